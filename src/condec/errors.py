@@ -1,0 +1,33 @@
+"""The errors condec raises: one root, six children.
+
+Every message names the object, what was expected, what came, and what to do next.
+Each child also inherits the built-in exception a user would catch.
+"""
+
+
+class CondecError(Exception):
+    """Root of every error that condec raises on purpose."""
+
+
+class OptionError(CondecError, ValueError):
+    """An option object, a pattern or a configuration file holds a value that cannot be used."""
+
+
+class SiteError(CondecError, LookupError):
+    """A site does not exist in the model, is ambiguous, or does not influence the target."""
+
+
+class ModelError(CondecError, RuntimeError):
+    """The model cannot be analysed as it is: train mode, wrong output, failing forward pass."""
+
+
+class DataError(CondecError, ValueError):
+    """Inputs or labels cannot be used: wrong shape, not finite, missing, unreadable."""
+
+
+class StoreError(CondecError, OSError):
+    """A store on disk is missing, damaged, of another recipe, or cannot be written."""
+
+
+class DependencyError(CondecError, ImportError):
+    """An optional dependency is needed and not installed."""

@@ -1,0 +1,1 @@
+"""Published toy models and contract tests, for condec's own tests and for other packages."""

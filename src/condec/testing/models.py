@@ -1,0 +1,58 @@
+"""Small networks with known answers: fast, deterministic, in evaluation mode."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """conv-relu-conv plus skip, then relu; in place or not, with the same weights."""
+
+    def __init__(self, channels: int, *, inplace: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.relu = nn.ReLU(inplace=inplace)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.out = nn.ReLU(inplace=inplace)
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activation of shape [sample, channel, y, x]."""
+        y = self.conv2(self.relu(self.conv1(x)))
+        if self.inplace:
+            y += x
+            return self.out(y)
+        return self.out(y + x)
+
+
+class SmallResNet(nn.Module):
+    """Stem, two residual blocks, pooling, linear read-out; input [sample, 1, y, x]."""
+
+    def __init__(self, channels: int = 4, labels: int = 3, *, inplace: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, 3, padding=1)
+        self.relu = nn.ReLU(inplace=inplace)
+        self.block1 = ResidualBlock(channels, inplace=inplace)
+        self.block2 = ResidualBlock(channels, inplace=inplace)
+        self.head = nn.Linear(channels, labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape [sample, label]."""
+        x = self.block2(self.block1(self.relu(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def small_resnet(*, seed: int = 0, inplace: bool = False, labels: int = 3) -> SmallResNet:
+    """A `SmallResNet` with fixed random weights, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SmallResNet(inplace=inplace, labels=labels).eval()
+
+
+def small_mlp(*, seed: int = 0, units: int = 6, inputs: int = 5, labels: int = 3) -> nn.Sequential:
+    """Linear-tanh-linear-tanh-linear with fixed random weights; input [sample, unit]."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(inputs, units), nn.Tanh(), nn.Linear(units, units), nn.Tanh(),
+            nn.Linear(units, labels),
+        ).eval()  # fmt: skip

@@ -1,0 +1,48 @@
+"""What every test shares: seeds, one thread, and the real data beside the checkout."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real models and images; skips where a checkout has none beside it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real models and images are not at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Two workers on two cores: more threads only fight each other.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = SHARED.is_dir()
+    cuda = torch.cuda.is_available()
+    for item in items:
+        if "needs_shared" in item.keywords and not here:
+            item.add_marker(pytest.mark.skip(reason=f"real models and images are not at {SHARED}"))
+        if "gpu" in item.keywords and not cuda:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Turn run-time type checks off, to reach the messages that users (who have none) get."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
