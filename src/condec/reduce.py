@@ -1,0 +1,50 @@
+"""From entries at every position to one positive and one negative number a unit."""
+
+import torch
+from torch import Tensor
+
+from condec.shapes import Activation, SignedUnits
+from condec.sites import Units
+
+
+def split_and_sum(values: Activation, units: Units) -> SignedUnits:
+    r"""Split by sign, then sum over positions.
+
+    .. math:: R_{s+u} = \sum_p \max(v_{sup}, 0), \qquad R_{s-u} = \sum_p \min(v_{sup}, 0)
+
+    The split comes first, so that effects of opposite sign at different positions do not
+    cancel (Melander et al. 2026, "spatial reduction").
+
+    Parameters
+    ----------
+    values : Tensor of shape [sample, ...]
+        Contributions or activations at one site.
+    units : Units
+        Which axes are units; all others but the first are positions.
+
+    Returns
+    -------
+    Tensor of shape [sample, sign=2, unit]
+        Signs in the order ("positive", "negative"); half precision is summed in float32.
+
+    Examples
+    --------
+    >>> values = torch.tensor([[[1.0, -2.0, 3.0]]])          # one sample, one channel, x = 3
+    >>> split_and_sum(values, Units("channels")).tolist()
+    [[[4.0], [-2.0]]]
+    """
+    expanded = units.expand(values)
+    axes = units.axes(expanded.ndim)
+    positions = [axis for axis in range(1, expanded.ndim) if axis not in axes]
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+
+    def total(part: Tensor) -> Tensor:
+        summed = part.sum(positions, dtype=dtype) if positions else part.to(dtype)
+        return summed.flatten(1)
+
+    return torch.stack((total(expanded.clamp(min=0)), total(expanded.clamp(max=0))), dim=1)
+
+
+def merge_signs(reduced: SignedUnits) -> Tensor:
+    """Inverse of the sign split: positive plus negative, shape [sample, unit]."""
+    return reduced.sum(1)

@@ -1,0 +1,382 @@
+"""Recording: what came out at every site, and the gradient of a scalar there.
+
+One forward hook a site stores what came out and hands on a clone, so that an operation in
+place further on cannot rewrite the record; gradients are taken by `torch.autograd.grad` on
+the stored tensors alone. While a tape runs, the parameters are frozen: no gradient of a
+parameter is ever computed, and the autograd graph begins at the first site.
+
+This is the only module of condec that registers hooks to read.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from condec.errors import ModelError, SiteError
+from condec.sites import Site
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One recorded call of a module: when it came in the forward pass, and its tensor."""
+
+    order: int
+    tensor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """What one forward pass left at the sites. Made by `record`."""
+
+    sites: tuple[Site, ...]
+    calls: dict[tuple[str, str], list[Call | None]] = field(default_factory=dict)
+
+    @property
+    def records(self) -> dict[str, Tensor]:
+        """Recorded tensors by site key, in execution order, attached to the graph.
+
+        Raises
+        ------
+        SiteError
+            A site's module did not run, or ran more than once and the site does not say
+            which call is meant.
+        """
+        found = [(self._call(site), site.key) for site in self.sites]
+        return {key: call.tensor for call, key in sorted(found, key=lambda pair: pair[0].order)}
+
+    def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
+        """Gradient of `scalar` at every record, by site key; frees the graph.
+
+        Raises
+        ------
+        SiteError
+            `scalar` does not depend on a site.
+        """
+        records = self.records
+        if not scalar.requires_grad:
+            raise SiteError(
+                f"the target depends on none of the sites {', '.join(records)}: the model "
+                "computes it without them, or detaches on the way"
+            )
+        grads = torch.autograd.grad(scalar, tuple(records.values()), allow_unused=True)
+        unused = [key for key, grad in zip(records, grads, strict=True) if grad is None]
+        if unused:
+            raise SiteError(f"the target does not depend on: {', '.join(unused)}; leave them out")
+        return {key: grad for key, grad in zip(records, grads, strict=True) if grad is not None}
+
+    def _call(self, site: Site) -> Call:
+        calls = self.calls.get((site.name, site.tap), [])
+        if not calls:
+            raise SiteError(f"{site.key}: the module did not run in this forward pass")
+        if site.call is None and len(calls) > 1:
+            names = ", ".join(f"{site.name}#{i}" for i in range(len(calls)))
+            raise SiteError(
+                f"{site.name} is called {len(calls)} times in one forward pass; say which call "
+                f"is meant: {names}"
+            )
+        number = site.call or 0
+        if number >= len(calls):
+            raise SiteError(
+                f"{site.key}: the module is called {len(calls)} times in one forward pass, "
+                f"#0 to #{len(calls) - 1}"
+            )
+        call = calls[number]
+        if call is None:
+            raise SiteError(f"{site.key}: the module's {site.tap} there holds no tensor")
+        return call
+
+
+@contextmanager
+def record(model: nn.Module, sites: Iterable[Site]) -> Iterator[Tape]:
+    """Record the sites of one forward pass run inside the context.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode. Its parameters are frozen inside the context, and as they were
+        after it.
+    sites : iterable of Site
+
+    Yields
+    ------
+    Tape
+        `Tape.records` after the forward pass, `Tape.gradients` of a scalar of its output.
+
+    Raises
+    ------
+    ModelError
+        The model, or a part of it, is in training mode.
+    SiteError
+        A site's module does not exist in the model.
+
+    Examples
+    --------
+    >>> from condec.testing.models import small_resnet
+    >>> model, images = small_resnet(), torch.ones(2, 1, 5, 5)
+    >>> with record(model, [Site("block1")]) as tape:
+    ...     logits = model(images)
+    ...     gradient = tape.gradients(logits[:, 0].sum())
+    >>> tape.records["block1"].shape == gradient["block1"].shape
+    True
+    """
+    _refuse_training(model)
+    sites = tuple(sites)
+    tape = Tape(sites)
+    modules = dict(model.named_modules())
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_frozen(model))
+        for name, tap in dict.fromkeys((site.name, site.tap) for site in sites):
+            if name not in modules:
+                raise SiteError(f"{type(model).__name__} has no module {name!r}")
+            wanted = {site.call for site in sites if (site.name, site.tap) == (name, tap)}
+            handle = _attach(modules[name], tap, _recorder(tape, name, tap, wanted))
+            stack.callback(handle.remove)
+        yield tape
+
+
+def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Forward pass; the output's one tensor.
+
+    Raises
+    ------
+    ModelError
+        The model fails on inputs of this shape, or gives no tensor.
+    """
+    try:
+        output = model(inputs)
+    except (torch.OutOfMemoryError, SiteError, ModelError):
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} failed on inputs of shape {tuple(inputs.shape)} and type "
+            f"{inputs.dtype}: {error}. Check the shape and preprocessing of the inputs."
+        ) from error
+    tensor = _first_tensor(output)
+    if tensor is None:
+        raise ModelError(
+            f"{type(model).__name__} returned {type(output).__name__} without a tensor; wrap the "
+            "model in one that returns the logits"
+        )
+    return tensor
+
+
+def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[str, bool]:
+    """Which sites cut the network: all flow from input to output passes through them.
+
+    At a cut the contributions of all units add up to the change of the target between the
+    baseline and the input; elsewhere (inside a residual branch, say) they do not.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    inputs : Tensor of shape [sample, ...]
+        A single sample suffices; the answer does not depend on its values.
+    sites : sequence of Site
+
+    Returns
+    -------
+    dict of site key to bool
+
+    Notes
+    -----
+    In the autograd graph from the output to the input, a node lies on every path if
+    (paths above it) x (paths below it) equals the number of all paths.
+    """
+    with record(model, sites) as tape:
+        inputs = inputs.detach().clone().requires_grad_()
+        output = run_model(model, inputs)
+        share = _path_shares(output, inputs)
+        return {key: share(tensor) for key, tensor in tape.records.items()}
+
+
+def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
+    """Every call of every module in one forward pass.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+
+    Returns
+    -------
+    pandas.DataFrame
+        In execution order of the calls' ends, with columns ``site`` (a site key), ``type``,
+        ``shape`` (of the output, without the sample axis; empty if it is no tensor),
+        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`).
+    """
+    import pandas
+
+    sites = [Site(name) for name, _ in model.named_modules() if name]
+    modules = dict(model.named_modules())
+    rows: list[dict[str, object]] = []
+    with record(model, sites) as tape:
+        inputs = inputs.detach().clone().requires_grad_()
+        share = _path_shares(run_model(model, inputs), inputs)
+        for (name, _), calls in tape.calls.items():
+            for number, call in enumerate(calls):
+                rows.append({
+                    "order": float("inf") if call is None else call.order,
+                    "site": name if len(calls) == 1 else f"{name}#{number}",
+                    "type": type(modules[name]).__name__,
+                    "shape": () if call is None else tuple(call.tensor.shape[1:]),
+                    "parameters": sum(p.numel() for p in modules[name].parameters()),
+                    "cut": call is not None and share(call.tensor),
+                })  # fmt: skip
+    table = pandas.DataFrame(rows, columns=["order", "site", "type", "shape", "parameters", "cut"])
+    return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+
+
+def _refuse_training(model: nn.Module) -> None:
+    training = [name or "the model" for name, m in model.named_modules() if m.training]
+    if training:
+        raise ModelError(
+            f"{type(model).__name__} is in training mode ({', '.join(training[:3])}"
+            f"{', ...' if len(training) > 3 else ''}): dropout would draw noise and batch norm "
+            "would mix the samples, so contributions would not belong to an input. Call "
+            "model.eval() first."
+        )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _attach(
+    module: nn.Module, tap: str, keep: Callable[[Tensor | None, bool], Tensor | None]
+) -> torch.utils.hooks.RemovableHandle:
+    def on_output(_: nn.Module, args: tuple[Any, ...], kwargs: Any, out: Any) -> Any:
+        tensor = _first_tensor(out)
+        alias = tensor is not None and any(
+            _same_memory(tensor, value)
+            for value in (*args, *kwargs.values())
+            if isinstance(value, Tensor)
+        )
+        return _with_first_tensor(out, keep(tensor, alias))
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
+        tensor = _first_tensor(args)
+        # The caller still holds the input and may change it in place: always copied.
+        if tensor is not None:
+            return _with_first_tensor(args, keep(tensor, True)), kwargs
+        tensor = _first_tensor(kwargs)
+        return args, _with_first_tensor(kwargs, keep(tensor, True))
+
+    if tap == "input":
+        return module.register_forward_pre_hook(on_input, with_kwargs=True)
+    return module.register_forward_hook(on_output, with_kwargs=True)
+
+
+def _recorder(
+    tape: Tape, name: str, tap: str, wanted: set[int | None]
+) -> Callable[[Tensor | None, bool], Tensor | None]:
+    calls = tape.calls.setdefault((name, tap), [])
+
+    def keep(tensor: Tensor | None, alias: bool) -> Tensor | None:
+        unwanted = None not in wanted and len(calls) not in wanted
+        if tensor is None or unwanted or not tensor.is_floating_point():
+            calls.append(None)
+            return tensor
+        if not tensor.requires_grad:
+            stored = (tensor.clone() if alias else tensor).detach().requires_grad_()
+        else:
+            # A node of its own, so that the gradient is that of this use of the tensor only;
+            # memory of its own where somebody else holds the same.
+            stored = tensor.clone() if alias else tensor.view_as(tensor)
+        order = sum(len(others) for others in tape.calls.values())
+        calls.append(Call(order, stored))
+        return stored.clone()
+
+    return keep
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _first_tensor(value: object) -> Tensor | None:
+    """The tensor of an output: itself, its ``logits``, or the first one it holds."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        if isinstance(value.get("logits"), Tensor):
+            return value["logits"]  # type: ignore[no-any-return]
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return next((item for item in value if isinstance(item, Tensor)), None)
+    return None
+
+
+def _with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
+    """Copy of an output with its tensor exchanged; the container's type is kept."""
+    if tensor is None or isinstance(value, Tensor):
+        return tensor if isinstance(value, Tensor) else value
+    if isinstance(value, Mapping):
+        old = _first_tensor(value)
+        pairs = {key: tensor if item is old else item for key, item in value.items()}
+        return type(value)(**pairs) if type(value) is not dict else pairs
+    old = _first_tensor(value)
+    items = [tensor if item is old else item for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+def _path_shares(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
+    """A function that says whether every path from `inputs` to `output` passes a tensor."""
+    order = _topological(output.grad_fn)
+    above: dict[Any, int] = dict.fromkeys(order, 0)
+    below: dict[Any, int] = dict.fromkeys(order, 0)
+    if order:
+        above[order[0]] = 1
+    for node in order:
+        for child, _ in node.next_functions:
+            if child is not None:
+                above[child] += above[node]
+    for node in reversed(order):
+        is_input = getattr(node, "variable", None) is inputs
+        children = (child for child, _ in node.next_functions if child is not None)
+        below[node] = 1 if is_input else sum(below[child] for child in children)
+    total = below[order[0]] if order else 0
+    if not total:
+        raise ModelError(
+            "the output does not depend on the input through operations that autograd can "
+            "follow, so no site can carry its contributions"
+        )
+
+    def on_every_path(tensor: Tensor) -> bool:
+        node = tensor.grad_fn
+        return node in above and above[node] * below[node] == total
+
+    return on_every_path
+
+
+def _topological(root: Any) -> list[Any]:
+    """Nodes of the autograd graph from `root` on, every node before the ones it leads to."""
+    order: list[Any] = []
+    seen: set[Any] = set()
+    stack: list[tuple[Any, bool]] = [(root, False)] if root is not None else []
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child, _ in node.next_functions if child is not None)
+    return order[::-1]
