@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from condec.errors import ModelError, SiteError
+from condec.errors import CondecError, ModelError, SiteError
 from condec.sites import Site
 
 if TYPE_CHECKING:
@@ -153,14 +153,14 @@ def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
     """
     try:
         output = model(inputs)
-    except (torch.OutOfMemoryError, SiteError, ModelError):
+    except (torch.OutOfMemoryError, CondecError):
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(
             f"{type(model).__name__} failed on inputs of shape {tuple(inputs.shape)} and type "
             f"{inputs.dtype}: {error}. Check the shape and preprocessing of the inputs."
         ) from error
-    tensor = _first_tensor(output)
+    tensor = first_tensor(output)
     if tensor is None:
         raise ModelError(
             f"{type(model).__name__} returned {type(output).__name__} without a tensor; wrap the "
@@ -263,21 +263,21 @@ def _attach(
     module: nn.Module, tap: str, keep: Callable[[Tensor | None, bool], Tensor | None]
 ) -> torch.utils.hooks.RemovableHandle:
     def on_output(_: nn.Module, args: tuple[Any, ...], kwargs: Any, out: Any) -> Any:
-        tensor = _first_tensor(out)
+        tensor = first_tensor(out)
         alias = tensor is not None and any(
             _same_memory(tensor, value)
             for value in (*args, *kwargs.values())
             if isinstance(value, Tensor)
         )
-        return _with_first_tensor(out, keep(tensor, alias))
+        return with_first_tensor(out, keep(tensor, alias))
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
-        tensor = _first_tensor(args)
+        tensor = first_tensor(args)
         # The caller still holds the input and may change it in place: always copied.
         if tensor is not None:
-            return _with_first_tensor(args, keep(tensor, True)), kwargs
-        tensor = _first_tensor(kwargs)
-        return args, _with_first_tensor(kwargs, keep(tensor, True))
+            return with_first_tensor(args, keep(tensor, True)), kwargs
+        tensor = first_tensor(kwargs)
+        return args, with_first_tensor(kwargs, keep(tensor, True))
 
     if tap == "input":
         return module.register_forward_pre_hook(on_input, with_kwargs=True)
@@ -311,7 +311,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _first_tensor(value: object) -> Tensor | None:
+def first_tensor(value: object) -> Tensor | None:
     """The tensor of an output: itself, its ``logits``, or the first one it holds."""
     if isinstance(value, Tensor):
         return value
@@ -324,15 +324,15 @@ def _first_tensor(value: object) -> Tensor | None:
     return None
 
 
-def _with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
+def with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
     """Copy of an output with its tensor exchanged; the container's type is kept."""
     if tensor is None or isinstance(value, Tensor):
         return tensor if isinstance(value, Tensor) else value
     if isinstance(value, Mapping):
-        old = _first_tensor(value)
+        old = first_tensor(value)
         pairs = {key: tensor if item is old else item for key, item in value.items()}
         return type(value)(**pairs) if type(value) is not dict else pairs
-    old = _first_tensor(value)
+    old = first_tensor(value)
     items = [tensor if item is old else item for item in value]
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
