@@ -126,7 +126,7 @@ def record(model: nn.Module, sites: Iterable[Site]) -> Iterator[Tape]:
     >>> tape.records["block1"].shape == gradient["block1"].shape
     True
     """
-    _refuse_training(model)
+    refuse_training(model)
     sites = tuple(sites)
     tape = Tape(sites)
     modules = dict(model.named_modules())
@@ -236,13 +236,14 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
     return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
 
 
-def _refuse_training(model: nn.Module) -> None:
+def refuse_training(model: nn.Module) -> None:
+    """Raise ModelError if the model, or a part of it, is in training mode."""
     training = [name or "the model" for name, m in model.named_modules() if m.training]
     if training:
         raise ModelError(
             f"{type(model).__name__} is in training mode ({', '.join(training[:3])}"
             f"{', ...' if len(training) > 3 else ''}): dropout would draw noise and batch norm "
-            "would mix the samples, so contributions would not belong to an input. Call "
+            "would mix the samples, so no result would belong to one input. Call "
             "model.eval() first."
         )
 
