@@ -22,7 +22,7 @@ from condec.targets import Target
 
 # Elementwise work is done in slices of about this many entries, which stay in the cache
 # between the three operations of a step (measured: benchmarks/contributions.py).
-_SLICE: Final = 1 << 18
+_SLICE: Final = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,216 @@
+"""Contributions of one batch: attributed at all sites, in memory, in full shape."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from condec.attribution import Attribution, IntegratedGradients, Method
+from condec.errors import DataError
+from condec.reduce import split_and_sum
+from condec.shapes import PerSample, SampleIndex
+from condec.sites import Site, Units, find_site, find_sites, units_of
+from condec.tape import find_cuts
+from condec.targets import Target, TopK, predictions
+
+if TYPE_CHECKING:
+    import numpy
+
+Sites = str | Site | Iterable[str | Site]
+"""What stands for sites in every call: a pattern, a site, or several of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class SiteContributions:
+    """What one site contributed, for every sample of a batch.
+
+    Attributes
+    ----------
+    site : Site
+    units : Units
+        Which axes are units.
+    cut : bool
+        Whether all flow from input to output passes this site.
+    contribution, activation : Tensor
+        Shape of the activation, or [sample, sign=2, unit] once reduced; contribution in the
+        unit of the target.
+    """
+
+    site: Site
+    units: Units
+    cut: bool
+    contribution: Tensor
+    activation: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """Contributions of one batch; ``batch["layer3.5"]`` is a `SiteContributions`.
+
+    Attributes
+    ----------
+    by_site : tuple of SiteContributions
+        In execution order.
+    output : Tensor of shape [sample, ...]
+        The model's output at the inputs.
+    prediction : Tensor of shape [sample]
+        Predicted class; -1 where the output is not a matrix of classes.
+    target, target_baseline : Tensor of shape [sample]
+        The target at the inputs and at the baseline (NaN for methods without one).
+    """
+
+    by_site: tuple[SiteContributions, ...]
+    output: Tensor
+    prediction: SampleIndex
+    target: PerSample
+    target_baseline: PerSample
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Sites in execution order."""
+        return tuple(part.site for part in self.by_site)
+
+    def __getitem__(self, site: Site | str) -> SiteContributions:
+        """Contributions at one site, by the site, its key or its module's name."""
+        return self.by_site[self.sites.index(find_site(self.sites, site))]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def completeness(self) -> dict[str, PerSample]:
+        r"""Sum of contributions over the change of the target, for every cut site.
+
+        .. math:: \sum_{u,p} C_{sup} / (T(x_s) - T(x_{0s}))
+
+        1 is complete; how far from 1 shows the error of the quadrature. Sites that do not
+        cut the network are left out: their contributions need not add up to the target.
+        NaN for methods without a baseline.
+        """
+        change = self.target - self.target_baseline
+        return {
+            part.site.key: part.contribution.flatten(1).sum(1, dtype=torch.float64).to(change)
+            / change
+            for part in self.by_site
+            if part.cut
+        }
+
+    def reduce(self) -> "Contributions":
+        """The same with both quantities split by sign and summed over positions.
+
+        Returns
+        -------
+        Contributions
+            Contribution and activation of shape [sample, sign=2, unit].
+        """
+        parts = tuple(
+            SiteContributions(
+                part.site,
+                part.units,
+                part.cut,
+                split_and_sum(part.contribution, part.units),
+                split_and_sum(part.activation, part.units),
+            )
+            for part in self.by_site
+        )
+        return Contributions(parts, self.output, self.prediction, self.target, self.target_baseline)
+
+
+def contribute(
+    model: nn.Module,
+    inputs: "Tensor | numpy.ndarray",
+    sites: Sites,
+    *,
+    method: Method | None = None,
+    target: Target | None = None,
+    labels: "Tensor | numpy.ndarray | None" = None,
+) -> Contributions:
+    """Contributions of hidden units to the target, for one batch.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; it is not changed.
+    inputs : Tensor or array of shape [sample, ...]
+        What the model takes, preprocessed.
+    sites : str, Site, or several of them
+        Patterns are allowed, see `find_sites`.
+    method : Method, optional
+        By default ``IntegratedGradients(steps=10)``.
+    target : Target, optional
+        By default ``TopK(k=1)``.
+    labels : Tensor or array of shape [sample], optional
+        For targets that need them.
+
+    Returns
+    -------
+    Contributions
+
+    Raises
+    ------
+    DataError
+        Inputs are empty, of an integer type, or not finite (samples are named), or labels
+        are missing where the target needs them.
+    ModelError
+        The model is in training mode, or fails on the inputs.
+    SiteError
+        A pattern matches nothing, a module runs more than once and the site does not say
+        which call is meant, or the target does not depend on a site.
+
+    Examples
+    --------
+    >>> from condec.testing.models import small_resnet
+    >>> batch = contribute(small_resnet(), torch.ones(2, 1, 6, 6), "block*")
+    >>> batch["block2"].contribution.shape
+    torch.Size([2, 4, 6, 6])
+    >>> batch.reduce()["block2"].contribution.shape
+    torch.Size([2, 2, 4])
+    """
+    x = prepare_inputs(model, torch.as_tensor(inputs))
+    found = find_sites(model, sites)
+    cuts = find_cuts(model, x[:1], found)
+    given = None if labels is None else torch.as_tensor(labels)
+    method = method or IntegratedGradients()
+    result = method.attribute(model, x, found, target or TopK(), given)
+    return assemble(result, found, cuts)
+
+
+def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs checked, and moved to the device and floating type of the model.
+
+    Raises
+    ------
+    DataError
+        No sample, an integer type, or entries that are not finite (samples are named).
+    """
+    if not inputs.is_floating_point():
+        raise DataError(
+            f"inputs: expected a floating-point tensor, ready for the model; got {inputs.dtype}. "
+            "Preprocess pixels first (scale, normalise)."
+        )
+    if inputs.ndim < 2 or len(inputs) == 0:
+        raise DataError(
+            f"inputs: expected at least one sample, shape [sample, ...]; got {tuple(inputs.shape)}"
+        )
+    wrong = (~inputs.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(
+            f"inputs: {len(wrong)} of {len(inputs)} samples hold NaN or infinity; the first are "
+            f"samples {wrong[:5]}"
+        )
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return inputs if like is None else inputs.to(like.device, like.dtype)
+
+
+def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool]) -> Contributions:
+    """Record of a batch from what a method returned, and which sites cut the network."""
+    by_key = {site.key: site for site in sites}
+    parts = tuple(
+        SiteContributions(
+            by_key[key], units_of(by_key[key], h), cuts[key], result.contribution[key], h
+        )
+        for key, h in result.activation.items()
+    )
+    output = result.output
+    return Contributions(parts, output, predictions(output), result.target, result.target_baseline)

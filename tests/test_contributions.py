@@ -1,0 +1,258 @@
+"""Theorems of contributions: completeness, permutation, sign split, memory, clear errors."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from condec import attribution
+from condec.attribution import (
+    ActGrad,
+    IntegratedGradients,
+    Method,
+    Zeros,
+    baseline_from_dict,
+    method_from_dict,
+)
+from condec.contributions import contribute
+from condec.errors import DataError, ModelError, OptionError, SiteError
+from condec.reduce import merge_signs, split_and_sum
+from condec.sites import Site, Units
+from condec.targets import Label, Logit, Predicted, TopK
+from condec.testing.models import small_mlp, small_resnet
+
+TARGETS = [TopK(), TopK(k=2, probability=True), Logit(1), Label(), Predicted()]
+METHODS = [IntegratedGradients(steps=4), ActGrad()]
+
+
+def test_shapes_names_and_reduction() -> None:
+    batch = contribute(small_resnet(), torch.randn(3, 1, 6, 5), "block*, head")
+    assert [site.key for site in batch.sites] == ["block1", "block2", "head"]
+    assert batch["block1"].contribution.shape == (3, 4, 6, 5)
+    assert batch["head"].contribution.shape == (3, 3)
+    reduced = batch.reduce()
+    assert reduced[Site("block1")].contribution.shape == (3, 2, 4)
+    assert (reduced["block1"].contribution[:, 0] >= 0).all()
+    assert (reduced["block1"].contribution[:, 1] <= 0).all()
+    assert len(batch) == 3
+    assert torch.equal(batch.prediction, batch.output.argmax(1))
+    with pytest.raises(SiteError, match="'block3' is not among the sites"):
+        batch["block3"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_completeness_at_cuts_grows_with_the_steps(target) -> None:  # type: ignore[no-untyped-def]
+    model, inputs = small_mlp().double(), torch.randn(6, 5, dtype=torch.float64)
+    labels = torch.randint(0, 3, (6,))
+    worst = []
+    for steps in (4, 16, 64):
+        batch = contribute(
+            model, inputs, "*", method=IntegratedGradients(steps=steps), target=target,
+            labels=labels,
+        )  # fmt: skip
+        change = batch.target - batch.target_baseline
+        sums = torch.stack([part.contribution.sum(1) for part in batch.by_site])
+        worst.append(float((sums - change).abs().max()))
+        assert list(batch.completeness()) == ["0", "1", "2", "3", "4"]
+        assert torch.allclose(batch.completeness()["1"], sums[1] / change)
+    assert worst[2] < worst[1] < worst[0]
+    assert worst[2] < 1e-2
+
+
+def test_completeness_leaves_out_sites_that_are_no_cut() -> None:
+    batch = contribute(small_resnet(), torch.randn(2, 1, 5, 5), "block1, block1.conv1")
+    assert list(batch.completeness()) == ["block1"]
+    assert torch.allclose(
+        batch.completeness()["block1"], batch.reduce().completeness()["block1"], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_permuting_samples_permutes_results(method: Method, target) -> None:  # type: ignore[no-untyped-def]
+    model, inputs = small_resnet().double(), torch.randn(5, 1, 5, 5, dtype=torch.float64)
+    labels, order = torch.tensor([0, 1, 2, 1, 0]), torch.tensor([3, 1, 4, 0, 2])
+    a = contribute(model, inputs, "block*", method=method, target=target, labels=labels)
+    b = contribute(
+        model, inputs[order], "block*", method=method, target=target, labels=labels[order]
+    )
+    for site in ("block1", "block2"):
+        assert torch.allclose(a[site].contribution[order], b[site].contribution, atol=1e-12)
+    assert torch.allclose(a.target[order], b.target)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_place_and_out_of_place_twins_agree(method: Method) -> None:
+    inputs = torch.randn(3, 1, 6, 6)
+    twins = [small_resnet(inplace=inplace) for inplace in (False, True)]
+    a, b = (contribute(model, inputs, "**", method=method) for model in twins)
+    for site in a.sites:
+        assert torch.equal(a[site].contribution, b[site].contribution), site.key
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["channels", "positions", "features", "tokens"]))
+def test_sign_split_sums_back(seed: int, layout) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    units = Units(layout)
+    reduced = split_and_sum(values, units)
+    axes = units.axes(3)
+    kept = values.sum([axis for axis in (1, 2) if axis not in axes])
+    assert torch.allclose(merge_signs(reduced), kept.flatten(1))
+    assert torch.allclose(split_and_sum(-values, units), -reduced.flip(1))
+
+
+def test_all_sites_in_one_forward_and_backward_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = small_resnet(), []
+    model.stem.register_forward_hook(lambda *_: calls.append("forward"))
+    grad = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *a, **k: calls.append("backward") or grad(*a, **k)
+    )
+    method = IntegratedGradients(steps=6)
+    method.attribute(model, torch.randn(2, 1, 5, 5), [Site("block1"), Site("block2")], TopK())
+    assert calls == ["forward", "backward"] * 7
+    assert method.n_passes == 7
+
+
+def test_memory_does_not_grow_with_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no step are more passes alive than the first, the last and the present one."""
+    alive: list[weakref.ref[object]] = []
+    most = 0
+    make = attribution._pass
+
+    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        nonlocal most
+        made = make(*args, **kwargs)
+        alive.append(weakref.ref(made.gradients["block1"]))
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        return made
+
+    monkeypatch.setattr(attribution, "_pass", counted)
+    for steps in (3, 12):
+        alive.clear()
+        most = 0
+        IntegratedGradients(steps=steps).attribute(
+            small_resnet(), torch.randn(2, 1, 5, 5), [Site("block1")], TopK()
+        )
+        assert most == 3
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_shared_baseline_pass_equals_one_for_each_sample(
+    target, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    model, inputs = small_resnet().double(), torch.randn(5, 1, 5, 5, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    a = contribute(model, inputs, "block*", target=target, labels=labels)
+    monkeypatch.setattr(Zeros, "make", lambda self, x: torch.zeros_like(x))
+    b = contribute(model, inputs, "block*", target=target, labels=labels)
+    for site in ("block1", "block2"):
+        assert torch.allclose(a[site].contribution, b[site].contribution, atol=1e-12)
+    assert torch.allclose(a.target_baseline, b.target_baseline)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_give_float32_contributions(dtype: torch.dtype) -> None:
+    inputs = torch.randn(3, 5)
+    half = contribute(small_mlp().to(dtype), inputs, "1", target=Logit(0))
+    full = contribute(small_mlp(), inputs, "1", target=Logit(0))
+    assert half["1"].contribution.dtype == torch.float32
+    scale = full["1"].contribution.abs().max()
+    assert (half["1"].contribution - full["1"].contribution).abs().max() < 0.05 * scale
+
+
+def test_inputs_and_model_are_not_changed() -> None:
+    model = small_resnet(inplace=True)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    inputs = torch.randn(2, 1, 5, 5)
+    kept = inputs.clone()
+    contribute(model, inputs, "stem, relu, block*")
+    assert torch.equal(inputs, kept)
+    assert inputs.grad is None
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_numpy_is_accepted_at_the_border() -> None:
+    images, labels = np.ones((2, 1, 5, 5), np.float32), np.array([0, 2])
+    a = contribute(small_resnet(), images, "block1", target=Label(), labels=labels)
+    b = contribute(
+        small_resnet(), torch.ones(2, 1, 5, 5), "block1", target=Label(),
+        labels=torch.tensor([0, 2]),
+    )  # fmt: skip
+    assert torch.equal(a["block1"].contribution, b["block1"].contribution)
+
+
+def test_act_grad_has_no_baseline() -> None:
+    batch = contribute(small_resnet(), torch.randn(2, 1, 5, 5), "block1", method=ActGrad())
+    assert batch.target_baseline.isnan().all()
+    assert batch.completeness()["block1"].isnan().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_round_trip(method: Method) -> None:
+    assert method_from_dict(method.to_dict()) == method
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, x: contribute(m, x.int(), "block1"), DataError, "expected a floating-point"),
+        (lambda m, x: contribute(m, x[:0], "block1"), DataError, "at least one sample"),
+        (
+            lambda m, x: contribute(m, torch.where(x > 9, x, torch.nan), "block1"),
+            DataError,
+            r"3 of 3 samples hold NaN or infinity; the first are samples \[0, 1, 2\]",
+        ),
+        (
+            lambda m, x: contribute(m, x.expand(3, 2, 5, 5), "block1"),
+            ModelError,
+            r"SmallResNet failed on inputs of shape \(1, 2, 5, 5\)",
+        ),
+        (lambda m, x: contribute(m, x, "block1", target=Logit(3)), OptionError, "3 labels, 0 to 2"),
+        (lambda m, x: contribute(m, x, "block1", target=Label()), DataError, "needs the label"),
+        (lambda m, x: contribute(m.train(), x, "block1"), ModelError, "in training mode"),
+        (lambda m, x: IntegratedGradients(steps=0), OptionError, "steps must be at least 1; got 0"),
+        (lambda m, x: method_from_dict({"name": "IG"}), OptionError, "expected one of Integrated"),
+        (lambda m, x: method_from_dict({"name": "ActGrad", "k": 1}), OptionError, "method ActGrad"),
+        (lambda m, x: baseline_from_dict({"name": "Blur"}), OptionError, "expected {'name': 'Ze"),
+    ],
+)
+def test_bad_requests_are_explained(call, error, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        call(small_resnet(), torch.randn(3, 1, 5, 5))
+
+
+def test_a_target_that_is_not_finite_names_its_samples() -> None:
+    class Overflow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2, bias=False)
+            self.linear.weight.data.fill_(1.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.linear(x) * 1e4).exp()
+
+    inputs = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    with pytest.raises(DataError, match=r"the target is not finite for 1 of 2 .*\[1\]"):
+        contribute(Overflow().eval(), inputs, "linear")
+
+
+def test_one_output_for_each_sample_is_expected() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x).mean(0, keepdim=True)
+
+    with pytest.raises(ModelError, match="expected one output for each of 3 samples"):
+        contribute(Pooled().eval(), torch.randn(3, 2), "linear")
