@@ -1,0 +1,133 @@
+"""Inputs with stable names: arrays, files of arrays, folders of images, torch data sets.
+
+>>> inputs = load_data("digits")
+>>> len(inputs), inputs.sample_shape, inputs.ids[:2]
+(897, (1, 8, 8), ('10', '11'))
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import parse_qsl
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from condec.data.arrays import as_images, as_labels, digits, from_arrays, from_dataset, from_file
+from condec.data.images import from_folder
+from condec.data.inputs import UNLABELLED, Inputs, Preprocess, scale_pixels, spread
+from condec.errors import DataError, OptionError
+
+__all__ = ["UNLABELLED", "Inputs", "Preprocess", "as_inputs", "load_data", "scale_pixels", "spread"]
+
+SOURCES: Final = ("digits", "npz:FILE", "folder:DIR", "folder:DIR?csv=FILE")
+
+
+def load_data(
+    source: str,
+    *,
+    csv: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    shape: tuple[int, ...] | None = None,
+    limit: int | None = None,
+    folder: str | Path = ".",
+) -> Inputs:
+    """Open a data set by its text form.
+
+    Parameters
+    ----------
+    source : str
+        ``digits``: the 897 handwritten digits of scikit-learn that the embedded model has not
+        seen. ``npz:FILE``: arrays ``images`` (uint8 [sample, y, x, channel], or float as the
+        model takes it), and, if there, ``labels``, ``class_names`` and ``ids``; or a ``.npy``
+        of images. ``folder:DIR``: images, one subfolder a class; or, with a csv, the files
+        that it lists.
+    csv : path, optional
+        Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
+        class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.
+    preprocess : callable, optional
+        From uint8 [sample, y, x, channel] to float [sample, channel, y, x]; by default
+        division by 255.
+    shape : tuple of int, optional
+        What the model takes, to be checked sample by sample.
+    limit : int, optional
+        At most so many samples, spread evenly over the set.
+    folder : path
+        What relative paths start from.
+
+    Raises
+    ------
+    OptionError
+        The source is not understood, or the limit below 1.
+    DataError
+        Files missing or damaged, no samples, labels out of range.
+    """
+    kind, _, rest = source.partition(":")
+    rest, _, query = rest.partition("?")
+    keys = dict(parse_qsl(query))
+    csv = keys.pop("csv", csv)
+    base = Path(folder)
+    if keys or kind not in {"digits", "npz", "folder"} or (kind == "digits") == bool(rest):
+        raise OptionError(f"data {source!r}: expected one of {', '.join(SOURCES)}")
+    if csv is not None and kind != "folder":
+        raise OptionError(
+            f"data {source!r}: a csv belongs to folder:DIR only; got csv={str(csv)!r}"
+        )
+    if limit is not None and limit < 1:
+        raise OptionError(f"data: limit must be at least 1; got {limit}")
+    match kind:
+        case "digits":
+            inputs = digits()
+        case "npz":
+            inputs = from_file(base / rest)
+        case _:
+            inputs = from_folder(base / rest, None if csv is None else base / csv)
+    inputs = replace(inputs, preprocess=preprocess or scale_pixels, shape=shape)
+    if limit is not None and limit < len(inputs):
+        inputs = inputs.select(spread(len(inputs), limit))
+    return inputs
+
+
+def as_inputs(data: Any, *, preprocess: Preprocess | None = None) -> Inputs:
+    """Take what users have as `Inputs`.
+
+    Parameters
+    ----------
+    data : Inputs, Tensor, array, (inputs, labels), or torch Dataset
+        Floats are taken as the model's inputs; uint8 as images [sample, y, x, channel], or
+        PIL images in a data set. Labels of a data set come from its ``targets`` or
+        ``labels``; where it has neither, its items are read once.
+    preprocess : callable, optional
+        For uint8 images; see `load_data`.
+
+    Raises
+    ------
+    DataError
+        Anything else; no samples; labels that do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> inputs = as_inputs((torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0])))
+    >>> inputs.ids, inputs.labels.tolist()
+    (('0', '1', '2', '3'), [0, 1, 1, 0])
+    """
+    if isinstance(data, Inputs):
+        return data if preprocess is None else replace(data, preprocess=preprocess)
+    use = preprocess or scale_pixels
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Tensor | np.ndarray):
+        data = (data,)
+    if isinstance(data, tuple) and 1 <= len(data) <= 2:
+        given = data[1] if len(data) == 2 else None
+        labels = None if given is None else as_labels("data", given)
+        return from_arrays("data", as_images("data", data[0]), labels, preprocess=use)
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+        return from_dataset(cast("Sequence[Any]", data), use)
+    raise DataError(
+        "data: expected a tensor, a pair (inputs, labels), Inputs, or a torch Dataset with a "
+        f"length; got {type(data).__name__}"
+    )

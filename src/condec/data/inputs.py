@@ -1,0 +1,253 @@
+"""Inputs: samples with stable names, labels and pictures, wherever they come from."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from condec.errors import DataError
+from condec.shapes import Labels
+
+UNLABELLED: Final = -1
+
+Preprocess = Callable[[Tensor], Tensor]
+
+
+def scale_pixels(images: Tensor) -> Tensor:
+    """Divide by 255: uint8 [sample, y, x, channel] to float [sample, channel, y, x].
+
+    Examples
+    --------
+    >>> scale_pixels(torch.full((1, 2, 4, 3), 255, dtype=torch.uint8)).shape
+    torch.Size([1, 3, 2, 4])
+    """
+    return images.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs(Dataset[tuple[Tensor, int]]):
+    """Samples to analyse; itself a torch data set of (input, label) pairs.
+
+    Attributes
+    ----------
+    name : str
+        Where the samples come from; used in messages.
+    ids : tuple of str
+        Stable name of every sample: the file relative to its folder, or the index.
+    read : callable
+        From an index to one sample as stored: uint8 [y, x, channel], or a float tensor that
+        the model takes as it is.
+    labels : Tensor of shape [sample], or None
+        int64; -1 marks a sample without label.
+    label_names : tuple of str, or None
+    preprocess : callable
+        From uint8 images [sample, y, x, channel] to float [sample, channel, y, x]; not
+        applied to samples that are floats already.
+    shape : tuple of int, or None
+        What every preprocessed sample must have; None: what the first readable one has.
+
+    Raises
+    ------
+    DataError
+        No samples, or labels that do not fit them or their names.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    read: Callable[[int], Tensor]
+    labels: Labels | None = None
+    label_names: tuple[str, ...] | None = None
+    preprocess: Preprocess = scale_pixels
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise DataError(f"{self.name}: empty; expected at least one sample")
+        if self.labels is not None:
+            self._check_labels(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = UNLABELLED if self.labels is None else int(self.labels[index])
+        return self.load(index), label
+
+    def load(self, index: int) -> Tensor:
+        """One sample as the model takes it, without a sample axis.
+
+        Raises
+        ------
+        DataError
+            It cannot be read, has another shape than the others, or is not finite.
+        """
+        return self._checked(index, self._prepared(index))
+
+    def batch(self, indices: Iterable[int]) -> Tensor:
+        """Several samples as the model takes them, shape [sample, ...]; errors as in `load`."""
+        return torch.stack([self.load(int(index)) for index in indices])
+
+    def picture(self, index: int) -> Tensor:
+        """One sample as the model sees it, for display: uint8, shape [y, x, 3].
+
+        Where the sample is a picture, the preprocessing's scaling is undone: what it makes
+        of black and of white becomes 0 and 255 again, channel by channel; its resizing and
+        cropping stay, so that a map in the model's input lies exactly over the picture.
+        Floats are stretched from their least to their largest value.
+
+        Raises
+        ------
+        DataError
+            As in `load`; or the sample is not an image [channel, y, x].
+        """
+        image = self.load(index)
+        if image.ndim != 3:
+            raise DataError(
+                f"{self.name}: sample {self.ids[index]!r} of shape {tuple(image.shape)} is no "
+                "picture; expected [channel, y, x]"
+            )
+        black, white = self._black_and_white(self.read(index))
+        if black is None or white is None or bool((black == white).any()):
+            black, white = image.amin(), image.amax()
+        span = (white - black).clamp(min=torch.finfo(image.dtype).tiny)
+        pixels = ((image - black) / span * 255).round().clamp(0, 255).to(torch.uint8)
+        if len(pixels) != 3:  # grey, or channels that are no colours
+            pixels = pixels.float().mean(0).round().to(torch.uint8).expand(3, -1, -1)
+        return pixels.permute(1, 2, 0).contiguous()
+
+    def select(self, indices: Sequence[int]) -> "Inputs":
+        """The samples at `indices`, in that order, under the same ids."""
+        rows = [int(index) for index in indices]
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            read=lambda index: self.read(rows[index]),
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
+    def needed_labels(self, purpose: str) -> Labels:
+        """Labels of all samples.
+
+        Raises
+        ------
+        DataError
+            There are none; `purpose` says what needs them.
+        """
+        if self.labels is None or bool((self.labels == UNLABELLED).all()):
+            raise DataError(
+                f"{self.name}: labels missing, and {purpose} needs them; give an array 'labels', "
+                "a folder with one subfolder a class, or a csv with the columns file,label"
+            )
+        return self.labels
+
+    @cached_property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one preprocessed sample, without the sample axis."""
+        if self.shape is not None:
+            return self.shape
+        for index in range(len(self)):
+            try:
+                return tuple(self._prepared(index).shape)
+            except DataError as error:
+                failure = error
+        raise DataError(
+            f"{self.name}: none of {len(self)} samples can be read; the last: {failure}"
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of ids, labels, 16 samples spread over the set, and how black and white come out.
+
+        Tells apart other data and other preprocessing without reading everything.
+        """
+        digest = hashlib.sha256(json.dumps(self.ids).encode())
+        digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
+        digest.update(repr(self.sample_shape).encode())
+        for index in spread(len(self), 16):
+            try:
+                raw = self.read(index)
+            except DataError:
+                digest.update(b"unreadable")
+                continue
+            digest.update(raw.contiguous().numpy().tobytes())
+            for colour in self._black_and_white(raw):
+                digest.update(b"" if colour is None else colour.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _prepared(self, index: int) -> Tensor:
+        raw = self.read(index)
+        if raw.dtype != torch.uint8:
+            return raw
+        try:
+            return self._apply(raw.unsqueeze(0))[0]
+        except Exception as error:
+            raise DataError(
+                f"{self.name}: preprocessing of sample {self.ids[index]!r}, uint8 of shape "
+                f"{tuple(raw.shape)}, failed: {type(error).__name__}: {error}"
+            ) from error
+
+    def _apply(self, images: Tensor) -> Tensor:
+        out = torch.as_tensor(self.preprocess(images))
+        if not out.is_floating_point() or len(out) != len(images):
+            raise DataError(
+                f"expected {len(images)} float samples from the preprocessing; got {out.dtype} of "
+                f"shape {tuple(out.shape)}"
+            )
+        return out
+
+    def _black_and_white(self, raw: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the preprocessing makes of one black and one white pixel, shape [channel, 1, 1]."""
+        if raw.dtype != torch.uint8:
+            return None, None
+        both = torch.stack((torch.zeros_like(raw), torch.full_like(raw, 255)))
+        out = self._apply(both)
+        centre = out[..., out.shape[-2] // 2, out.shape[-1] // 2, None, None]
+        return centre[0], centre[1]
+
+    def _checked(self, index: int, sample: Tensor) -> Tensor:
+        if tuple(sample.shape) != self.sample_shape:
+            raise DataError(
+                f"{self.name}: sample {self.ids[index]!r} has shape {tuple(sample.shape)}; "
+                f"{'the model' if self.shape else 'the first sample'} has {self.sample_shape}. "
+                "Resize it, or choose a preprocessing that does."
+            )
+        wrong = int((~sample.isfinite()).sum())
+        if wrong:
+            raise DataError(
+                f"{self.name}: sample {self.ids[index]!r}: {wrong} of {sample.numel()} values are "
+                "not finite (NaN or infinite)"
+            )
+        return sample
+
+    def _check_labels(self, labels: Labels) -> None:
+        if len(labels) != len(self):
+            raise DataError(f"{self.name}: {len(self)} samples, but {len(labels)} labels")
+        names = self.label_names
+        wrong = labels < UNLABELLED
+        if names is not None:
+            wrong |= labels >= len(names)
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            top = "" if names is None else f" to {len(names) - 1} ({len(names)} names)"
+            raise DataError(
+                f"{self.name}: label {int(labels[first])} of sample {self.ids[first]!r} is out of "
+                f"range; expected 0{top}, or {UNLABELLED} for none"
+            )
+
+
+def spread(total: int, number: int) -> list[int]:
+    """At most `number` indices, evenly over 0 .. total - 1.
+
+    Examples
+    --------
+    >>> spread(10, 3)
+    [0, 3, 6]
+    """
+    number = min(number, total)
+    return [index * total // number for index in range(number)]

@@ -1,0 +1,122 @@
+"""Ready models: the embedded default, torchvision's, timm's, and functions in your own files.
+
+Only `load_model` is needed; torchvision and timm are imported when one of theirs is asked for.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor, nn
+
+from condec.errors import OptionError
+
+FAMILIES: Final = ("digits", "torchvision:NAME", "timm:NAME", "python:FILE.py:FUNCTION")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in evaluation mode and what is known about its inputs and outputs.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    name : str
+        The text it was asked for by.
+    input_shape : tuple of int, or None
+        Shape of one preprocessed sample, without the sample axis; None if not known.
+    preprocess : callable, or None
+        From uint8 images [sample, y, x, channel] to what the model takes, float
+        [sample, channel, y, x]; None means division by 255.
+    label_names : tuple of str, or None
+        Name of every output.
+    """
+
+    model: nn.Module
+    name: str
+    input_shape: tuple[int, ...] | None = None
+    preprocess: Callable[[Tensor], Tensor] | None = None
+    label_names: tuple[str, ...] | None = None
+
+
+def load_model(
+    spec: str, weights: str | Path | None = None, *, folder: str | Path = "."
+) -> LoadedModel:
+    """Load a model by its text form.
+
+    Parameters
+    ----------
+    spec : str
+        ``digits``: the embedded convolutional network on 8 x 8 handwritten digits.
+        ``torchvision:NAME``, ``timm:NAME``: a classifier of that library.
+        ``python:FILE.py:FUNCTION``: what your function returns; it is called with the path
+        of the weights if there are any, else without arguments.
+    weights : str or Path, optional
+        Nothing: random weights (seed 0). ``"default"``: the library's own trained weights,
+        downloaded by it. Else a ``.safetensors`` file, or a ``.pt``/``.pth`` file that holds
+        tensors only. `digits` brings its own and takes none.
+    folder : path
+        What relative paths start from.
+
+    Returns
+    -------
+    LoadedModel
+        The model is in evaluation mode, on the CPU.
+
+    Raises
+    ------
+    OptionError
+        No such family, model, or file.
+    ModelError
+        Weights that do not fit, or a user's file or function that fails.
+    DependencyError
+        torchvision or timm is needed and not installed.
+
+    Examples
+    --------
+    >>> load_model("torchvison:resnet50")
+    Traceback (most recent call last):
+    condec.errors.OptionError: model 'torchvison:resnet50': 'torchvison' is not a family of ...
+    """
+    family, _, rest = spec.partition(":")
+    folder = Path(folder)
+    match family:
+        case "digits" if not rest:
+            from condec.models.digits import load_digits_model
+
+            if weights is not None:
+                raise OptionError(f"model 'digits' brings its own weights; got {str(weights)!r}")
+            return load_digits_model()
+        case "torchvision" if rest:
+            from condec.models.torchvision import load_torchvision_model
+
+            return load_torchvision_model(rest, _located(weights, folder))
+        case "timm" if rest:
+            from condec.models.timm import load_timm_model
+
+            return load_timm_model(rest, _located(weights, folder))
+        case "python" if rest:
+            from condec.models.python import load_python_model
+
+            return load_python_model(rest, _located(weights, folder), folder=folder)
+    near = difflib.get_close_matches(family, [text.split(":")[0] for text in FAMILIES], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near and near[0] != family else ""
+    raise OptionError(
+        f"model {spec!r}: {family!r} is not a family of models, or lacks what follows it; "
+        f"expected one of {', '.join(FAMILIES)}.{hint}"
+    )
+
+
+def _located(weights: str | Path | None, folder: Path) -> str | Path | None:
+    """Weights as a path that exists; None and "default" as they are."""
+    if weights is None or weights == "default":
+        return weights
+    path = folder / weights
+    if not path.is_file():
+        raise OptionError(
+            f"weights {str(weights)!r}: there is no file {path}; expected a .safetensors, .pt or "
+            "'.pth' file, or 'default'"
+        )
+    return path

@@ -1,0 +1,185 @@
+"""The embedded default: a small residual network on scikit-learn's handwritten digits.
+
+It is trained here, in seconds, on every other ten images of the 1,797 (indices 0-9, 20-29,
+...); the other half never enters training and is what ``load_data("digits")`` hands out.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from condec.models import LoadedModel
+
+WIDTHS: Final = (16, 32, 32, 64)
+LABEL_NAMES: Final = tuple("0123456789")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recipe:
+    """All that decides the weights; its hash names the cached file."""
+
+    architecture: str = "4 residual blocks 16-32-32-64, version 1"
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.05
+    torch: str = torch.__version__
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ResidualBlock(nn.Module):
+    """conv-relu-conv, plus the shortcut, then relu; nothing in place."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1)
+        same = c_in == c_out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(c_in, c_out, 1, stride)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape [sample, channel, y, x] to [sample, channel, y / stride, x / stride]."""
+        branch = self.conv2(self.relu1(self.conv1(x)))
+        out: Tensor = self.relu2(branch + self.shortcut(x))
+        return out
+
+
+class DigitsNet(nn.Module):
+    """Four residual blocks, each a cut of the network, and one linear layer.
+
+    Input [sample, 1, 8, 8] in 0..1 (0 is paper, so the zero baseline is a blank sheet);
+    output: 10 logits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(1, WIDTHS[0], 1)
+        self.block2 = ResidualBlock(WIDTHS[0], WIDTHS[1], 2)
+        self.block3 = ResidualBlock(WIDTHS[1], WIDTHS[2], 1)
+        self.block4 = ResidualBlock(WIDTHS[2], WIDTHS[3], 2)
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(WIDTHS[3] * 4, len(LABEL_NAMES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, shape [sample, label=10]."""
+        x = self.block4(self.block3(self.block2(self.block1(x))))
+        out: Tensor = self.linear(self.flatten(x))
+        return out
+
+
+def load_digits_model() -> LoadedModel:
+    """Load the network: from the cache if it was trained before, else trained now.
+
+    The cache is ``$XDG_CACHE_HOME/condec`` or ``~/.cache/condec``; where it cannot be
+    written, the network is trained anew each time, to the same weights.
+    """
+    recipe = _Recipe()
+    file = cache_folder() / f"digits-{recipe.key}.safetensors"
+    state = _read(file)
+    if state is None:
+        state = _train(recipe)
+        # An unwritable cache costs seconds, not a result.
+        with contextlib.suppress(OSError):
+            _write(file, state)
+    net = _blank()
+    net.load_state_dict(state)
+    return LoadedModel(net.eval(), "digits", (1, 8, 8), None, LABEL_NAMES)
+
+
+def cache_folder() -> Path:
+    """Where condec keeps what it can make again."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "condec"
+
+
+def _blank() -> DigitsNet:
+    """An untrained network that costs the caller's random numbers nothing."""
+    with torch.random.fork_rng(devices=[]):
+        return DigitsNet()
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    try:
+        state: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    shapes = {name: value.shape for name, value in _blank().state_dict().items()}
+    return state if {name: value.shape for name, value in state.items()} == shapes else None
+
+
+def _write(file: Path, state: dict[str, Tensor]) -> None:
+    """Write under a name of its own and rename: a reader, or a second writer, sees a whole file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        whole = Path(scratch) / file.name
+        save_file(state, whole)
+        whole.replace(file)
+
+
+def _train(recipe: _Recipe) -> dict[str, Tensor]:
+    images, labels = _training_half()
+    with _reproducible(recipe.seed):
+        net = DigitsNet()
+        optimizer = torch.optim.AdamW(
+            net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        steps = recipe.epochs * -(-len(images) // recipe.batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.learning_rate, total_steps=steps
+        )
+        for _ in range(recipe.epochs):
+            order = torch.randperm(len(images))
+            for rows in torch.split(order, recipe.batch_size):
+                loss = F.cross_entropy(
+                    net(images[rows]), labels[rows], label_smoothing=recipe.label_smoothing
+                )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+    return {name: value.detach().contiguous() for name, value in net.state_dict().items()}
+
+
+def _training_half() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = torch.arange(len(digits.target)) // 10 % 2 == 0
+    # Through 8-bit pixels, as `load_data("digits")` hands them out.
+    pixels = (torch.as_tensor(digits.images) * 255 / 16).round() / 255
+    return pixels[rows].float().unsqueeze(1), torch.as_tensor(digits.target)[rows]
+
+
+@contextlib.contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """One thread (sums in one order), grad on, a seed of its own; the caller's are put back."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)

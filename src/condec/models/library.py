@@ -1,0 +1,129 @@
+"""What torchvision and timm have in common: optional imports, weights, preprocessing."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from condec.errors import DependencyError, ModelError, OptionError
+
+Made = TypeVar("Made")
+
+
+def import_optional(name: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises
+    ------
+    DependencyError
+        It is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise DependencyError(
+            f'{name} is needed for this model and is not installed: pip install "condec[vision]"'
+        ) from error
+
+
+def unknown_model(library: str, name: str, known: list[str]) -> OptionError:
+    """Error that lists the nearest names a library has."""
+    near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))
+    return OptionError(f"{library} has no classifier {name!r}; nearest of {len(known)}: {near}")
+
+
+def downloaded(name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """Call `make`, which fetches weights; say what to do where it cannot.
+
+    Raises
+    ------
+    ModelError
+        The weights could not be fetched or read.
+    """
+    try:
+        return make()
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{name}: its default weights could not be fetched ({type(error).__name__}: {error}); "
+            "give a file instead: weights = 'FILE.safetensors'"
+        ) from error
+
+
+def seeded(make: Callable[[], Made]) -> Made:
+    """Call `make` under seed 0, so that the same text gives the same random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def load_weights(model: nn.Module, weights: str | Path | None) -> None:
+    """Load a ``.safetensors`` or a tensors-only ``.pt`` file into a model; None does nothing.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read without running code from it, or does not fit the model.
+    """
+    if weights is None:
+        return
+    path = Path(weights)
+    state = _read_state(path)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"weights {path.name} do not fit {type(model).__name__}: {reason}"
+        ) from error
+    # Files made for inference leave these counters out; evaluation does not read them.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ModelError(
+            f"weights {path.name} do not fit {type(model).__name__}: {len(missing)} entries "
+            f"missing ({', '.join(missing[:3])}), {len(unexpected)} unexpected "
+            f"({', '.join(unexpected[:3])})"
+        )
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"weights {path}: not readable as plain tensors ({type(error).__name__}: "
+            f"{str(error)[:300]}); expected .safetensors, or .pt/.pth that holds tensors only"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"weights {path}: expected tensors by name; got {type(state).__name__}")
+    return state
+
+
+def per_picture(transform: Callable[[Any], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Apply a library's transform for PIL images to uint8 images [sample, y, x, channel].
+
+    The libraries resize PIL images and tensors differently; their published accuracies were
+    measured on the former.
+    """
+
+    def preprocess(images: Tensor) -> Tensor:
+        from PIL import Image
+
+        pictures = (Image.fromarray(i.squeeze(-1).numpy()).convert("RGB") for i in images)
+        return torch.stack([transform(picture) for picture in pictures])
+
+    return preprocess

@@ -1,0 +1,72 @@
+"""Classifiers of torchvision, with the preprocessing that belongs to their weights."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+import torch
+
+from condec.errors import DependencyError
+from condec.models import LoadedModel
+from condec.models.library import (
+    downloaded,
+    import_optional,
+    load_weights,
+    per_picture,
+    seeded,
+    unknown_model,
+)
+
+# torch forgets what a Library object declared when the object is collected.
+_DECLARED: Final[list[torch.library.Library]] = []
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, also beside a torch build that it was not compiled for.
+
+    torchvision's import registers shapes for the operators of its compiled part. Where that
+    part does not load (a CUDA build of torchvision beside a CPU build of torch, for one), it
+    fails with "operator torchvision::nms does not exist", though no classifier uses them.
+    Only then, the two operators it asks for are declared, without an implementation, and the
+    import is tried once more.
+
+    Raises
+    ------
+    DependencyError
+        torchvision is not installed, or does not import for another reason.
+    """
+    try:
+        return import_optional("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise DependencyError(f"torchvision is installed but fails: {error}") from error
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for name in ("nms", "qnms"):
+        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
+    _DECLARED.append(library)
+    return import_optional("torchvision")
+
+
+def load_torchvision_model(name: str, weights: str | Path | None) -> LoadedModel:
+    """Load a torchvision classifier; see `condec.models.load_model`."""
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_model("torchvision", name, known)
+    enum = models.get_model_weights(name).DEFAULT
+    if weights == "default":
+        model = downloaded(f"torchvision:{name}", lambda: models.get_model(name, weights=enum))
+    else:
+        model = seeded(lambda: models.get_model(name, weights=None))
+        load_weights(model, weights)
+    transform = enum.transforms()
+    size = int(transform.crop_size[0])
+    names = enum.meta.get("categories") if weights == "default" else None
+    return LoadedModel(
+        model.eval(),
+        f"torchvision:{name}",
+        (3, size, size),
+        per_picture(transform),
+        tuple(names) if names else None,
+    )

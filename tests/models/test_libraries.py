@@ -1,0 +1,152 @@
+"""torchvision and timm: their import beside a foreign torch build, weights, preprocessing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from condec.errors import DependencyError, ModelError, OptionError
+from condec.models import load_model
+from condec.models.library import downloaded, import_optional, load_weights
+from condec.models.torchvision import import_torchvision
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    return torch.from_numpy(pixels)
+
+
+def test_torchvision_model_with_its_preprocessing() -> None:
+    from PIL import Image
+
+    loaded = load_model("torchvision:squeezenet1_1")
+    assert loaded.input_shape == (3, 224, 224)
+    assert loaded.preprocess is not None
+    raw = picture(300, 400)
+    got = loaded.preprocess(raw)
+    weights = import_torchvision().models.SqueezeNet1_1_Weights.DEFAULT
+    wanted = weights.transforms()(Image.fromarray(raw[0].numpy()))
+    assert torch.equal(got[0], wanted)
+    assert loaded.model(got).shape == (1, 1000)
+    assert loaded.preprocess(raw[..., :1]).shape == (1, 3, 224, 224)
+
+
+def test_random_weights_are_the_same_every_time() -> None:
+    torch.manual_seed(3)
+    first = load_model("torchvision:squeezenet1_1").model.state_dict()
+    second = load_model("torchvision:squeezenet1_1").model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_timm_model_with_its_preprocessing() -> None:
+    loaded = load_model("timm:resnet10t")
+    assert loaded.input_shape == (3, 176, 176)
+    assert loaded.preprocess is not None
+    got = loaded.preprocess(picture(200, 260))
+    assert got.shape == (1, 3, 176, 176)
+    assert loaded.model(got).shape == (1, 1000)
+    assert not loaded.model.training
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
+    state = load_model("torchvision:squeezenet1_1").model.state_dict()
+    state = {name: value + 1 for name, value in state.items()}
+    file = tmp_path / f"w{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": state}, file)  # noqa: TID251  # as training scripts leave it
+    else:
+        save_file(state, file)
+    loaded = load_model("torchvision:squeezenet1_1", file.name, folder=tmp_path)
+    assert all(torch.equal(state[name], value) for name, value in loaded.model.state_dict().items())
+
+
+def test_weights_that_run_code_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "whole_model.pt"
+    torch.save(torch.nn.Linear(2, 2), file)  # noqa: TID251
+    with pytest.raises(ModelError, match="not readable as plain tensors"):
+        load_weights(torch.nn.Linear(2, 2), file)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2, 2), "extra": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"1 entries missing \(bias\), 1 unexpected \(extra\)"):
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "a.safetensors")
+    save_file({"weight": torch.ones(3, 3), "bias": torch.ones(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(ModelError, match="do not fit Linear: .*size mismatch"):
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "b.safetensors")
+    torch.save([1, 2], tmp_path / "c.pt")  # noqa: TID251
+    with pytest.raises(ModelError, match="expected tensors by name; got list"):
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("torchvision:resnet5O", "torchvision has no classifier 'resnet5O'; nearest of .*resnet50"),
+        ("timm:resnet10x", "timm has no classifier 'resnet10x'; nearest of .*resnet10t"),
+        ("tim:resnet10t", "'tim' is not a family of models.*Did you mean 'timm'?"),
+        ("torchvision", "expected one of digits, torchvision:NAME"),
+        ("", "expected one of digits"),
+    ],
+)
+def test_unknown_names_list_the_nearest(spec: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        load_model(spec)
+
+
+def test_digits_takes_no_weights() -> None:
+    with pytest.raises(OptionError, match="'digits' brings its own weights"):
+        load_model("digits", "default")
+
+
+def test_failed_download_says_what_to_do() -> None:
+    def offline() -> torch.nn.Module:
+        raise OSError("no route to host")
+
+    with pytest.raises(ModelError, match="could not be fetched .*no route to host.*give a file"):
+        downloaded("timm:resnet10t", offline)
+
+
+def test_missing_package_names_the_extra() -> None:
+    with pytest.raises(DependencyError, match=r"a_package_nobody_has.*condec\[vision\]"):
+        import_optional("a_package_nobody_has")
+
+
+FOREIGN_BUILD = """
+import importlib, sys, torch
+from condec.models import torchvision as ours
+real, calls = importlib.import_module, []
+
+def first_fails(name):
+    calls.append(name)
+    if len(calls) == 1:
+        raise RuntimeError(MESSAGE)
+    return "imported"
+
+importlib.import_module = first_fails
+"""
+
+
+@pytest.mark.parametrize("declared_before", [False, True])
+def test_foreign_build_gets_the_two_schemas(declared_before: bool) -> None:
+    """In a process of its own: schemas of torch cannot be taken back."""
+    code = FOREIGN_BUILD.replace("MESSAGE", '"operator torchvision::nms does not exist"')
+    code += "assert ours.import_torchvision() == 'imported', calls\n"
+    code += "assert torch.ops.torchvision.nms.default and torch.ops.torchvision.qnms.default\n"
+    code += "assert calls == ['torchvision', 'torchvision']\n"
+    if declared_before:  # asked for again after the repair
+        code += "assert ours.import_torchvision() == 'imported'\nassert len(ours._DECLARED) == 1\n"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_failures_of_torchvision_are_reported_as_they_are() -> None:
+    code = FOREIGN_BUILD.replace("MESSAGE", '"undefined symbol"')
+    code += "try:\n    ours.import_torchvision()\n"
+    code += "except ImportError as error:\n    assert 'fails: undefined symbol' in str(error)\n"
+    code += "else:\n    raise SystemExit(1)\n"
+    subprocess.run([sys.executable, "-c", code], check=True)
