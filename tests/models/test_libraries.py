@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"1 entries missing \(bias\), 1 unexpected \(extra\)"):
         load_weights(torch.nn.Linear(2, 2), tmp_path / "a.safetensors")
     save_file({"weight": torch.ones(3, 3), "bias": torch.ones(2)}, tmp_path / "b.safetensors")
-    with pytest.raises(ModelError, match="do not fit Linear: .*size mismatch"):
+    with pytest.raises(ModelError, match=r"do not fit Linear: .*size mismatch"):
         load_weights(torch.nn.Linear(2, 2), tmp_path / "b.safetensors")
     torch.save([1, 2], tmp_path / "c.pt")  # noqa: TID251
     with pytest.raises(ModelError, match="expected tensors by name; got list"):
@@ -108,7 +108,7 @@ def test_failed_download_says_what_to_do() -> None:
     def offline() -> torch.nn.Module:
         raise OSError("no route to host")
 
-    with pytest.raises(ModelError, match="could not be fetched .*no route to host.*give a file"):
+    with pytest.raises(ModelError, match=r"could not be fetched .*no route to host.*give a file"):
         downloaded("timm:resnet10t", offline)
 
 

@@ -79,7 +79,7 @@ def test_messages(folder: Path, spec: str, error: type[Exception], message: str)
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
-    with pytest.raises(OptionError, match="weights 'w.pt': there is no file .*w.pt"):
+    with pytest.raises(OptionError, match=r"weights 'w.pt': there is no file .*w.pt"):
         load_model("python:net.py:make", "w.pt", folder=folder)
 
 

@@ -5,10 +5,9 @@
 (897, (1, 8, 8), ('10', '11'))
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -126,7 +125,7 @@ def as_inputs(data: Any, *, preprocess: Preprocess | None = None) -> Inputs:
         labels = None if given is None else as_labels("data", given)
         return from_arrays("data", as_images("data", data[0]), labels, preprocess=use)
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
-        return from_dataset(cast("Sequence[Any]", data), use)
+        return from_dataset(data, use)
     raise DataError(
         "data: expected a tensor, a pair (inputs, labels), Inputs, or a torch Dataset with a "
         f"length; got {type(data).__name__}"

@@ -1,7 +1,7 @@
 """Inputs from tensors, from files of arrays, and from torch data sets."""
 
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,9 @@ def from_file(path: Path) -> Inputs:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     try:
-        opened = np.load(path, allow_pickle=False)
-        arrays = {"images": opened} if isinstance(opened, np.ndarray) else dict(opened)
+        with path.open("rb") as file:
+            opened = np.load(file, allow_pickle=False)
+            arrays = {"images": opened} if isinstance(opened, np.ndarray) else dict(opened)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: not readable as arrays without pickle ({error}); expected numpy's .npz "
@@ -104,7 +105,7 @@ def from_file(path: Path) -> Inputs:
     )
 
 
-def from_dataset(data: Sequence[Any], preprocess: Preprocess) -> Inputs:
+def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:
     """Samples of a torch data set, read one by one when they are wanted."""
 
     def read(index: int) -> Tensor:
