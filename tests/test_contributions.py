@@ -24,10 +24,21 @@ from condec.errors import DataError, ModelError, OptionError, SiteError
 from condec.reduce import merge_signs, split_and_sum
 from condec.sites import Site, Units
 from condec.targets import Label, Logit, Predicted, TopK
+from condec.testing.contracts import AttributionContract
 from condec.testing.models import small_mlp, small_resnet
 
 TARGETS = [TopK(), TopK(k=2, probability=True), Logit(1), Label(), Predicted()]
 METHODS = [IntegratedGradients(steps=4), ActGrad()]
+
+
+class TestIntegratedGradients(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(steps=5)
+
+
+class TestActGrad(AttributionContract):
+    def make_method(self) -> Method:
+        return ActGrad()
 
 
 def test_shapes_names_and_reduction() -> None:

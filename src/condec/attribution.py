@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,6 @@ from condec.shapes import PerSample
 from condec.sites import Site
 from condec.tape import record, run_model
 from condec.targets import Target
-
-# Elementwise work is done in slices of about this many entries, which stay in the cache
-# between the three operations of a step (measured: benchmarks/contributions.py).
-_SLICE: Final = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,16 +304,12 @@ def _baseline_pass(
 
 
 def _add_trapezoid(total: dict[str, Tensor], later: _Pass, earlier: _Pass) -> None:
-    """Add one interval of the trapezoid rule, in place and in slices that fit the cache."""
+    """Add one interval of the trapezoid rule to the running totals, in place."""
     for key, sums in total.items():
         dtype = sums.dtype
-        parts = (later.records, earlier.records, later.gradients, earlier.gradients)
-        h1, h0, g1, g0 = (part[key] for part in parts)
-        rows = max(1, _SLICE * len(sums) // max(sums.numel(), 1)) if sums.is_cpu else len(sums)
-        for i in range(0, len(sums), rows):
-            s = slice(i, i + rows)
-            change = h1[s].to(dtype) - h0[s].to(dtype)
-            sums[s].addcmul_(change, g1[s].to(dtype).add(g0[s].to(dtype)), value=0.5)
+        change = later.records[key].to(dtype) - earlier.records[key].to(dtype)
+        slope = later.gradients[key].to(dtype) + earlier.gradients[key].to(dtype)
+        sums.addcmul_(change, slope, value=0.5)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

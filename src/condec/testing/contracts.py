@@ -15,8 +15,79 @@ from typing import Any
 import torch
 from torch import nn
 
+from condec.attribution import Method, method_from_dict
+from condec.contributions import Contributions, contribute
 from condec.control import Edit, edit_from_dict, edited
 from condec.testing.models import small_resnet
+
+
+class AttributionContract:
+    """Every method: right shapes, no trace left, the same for any order of the samples.
+
+    Subclasses define `make_method`; for a method of another package also `read_method`. The
+    tests use the two blocks of `small_resnet`.
+    """
+
+    @abstractmethod
+    def make_method(self) -> Method:
+        """The method under test."""
+        raise NotImplementedError
+
+    def read_method(self, record: Mapping[str, Any]) -> Method:
+        """The method again, from its plain form."""
+        return method_from_dict(record)
+
+    def contribute(self, model: nn.Module, images: torch.Tensor) -> Contributions:
+        """Contributions to the largest logit at both blocks."""
+        return contribute(model, images, "block*", method=self.make_method())
+
+    def test_shapes_and_types(self) -> None:
+        """Contributions have the shape of the activation, and are finite float32."""
+        batch = self.contribute(small_resnet(), _images())
+        for part in batch.by_site:
+            assert part.contribution.shape == part.activation.shape == (2, 4, 5, 5)
+            assert part.contribution.dtype == torch.float32
+            assert bool(part.contribution.isfinite().all())
+            assert not part.contribution.requires_grad
+        assert batch.target.shape == batch.target_baseline.shape == (2,)
+
+    def test_nothing_is_changed_or_left_behind(self) -> None:
+        """Inputs, weights, gradients, hooks and trainability are as before."""
+        model, images = small_resnet(inplace=True), _images()
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.contribute(model, images)
+        assert count_hooks(model) == 0
+        assert torch.equal(images, _images())
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())
+        assert all(torch.equal(weights[name], v) for name, v in model.state_dict().items())
+
+    def test_samples_do_not_see_each_other(self) -> None:
+        """Order and company of the samples do not matter."""
+        model, images = small_resnet().double(), _images().double()
+        both = self.contribute(model, images)
+        swapped = self.contribute(model, images.flip(0))
+        alone = self.contribute(model, images[:1])
+        for site in ("block1", "block2"):
+            torch.testing.assert_close(
+                both[site].contribution, swapped[site].contribution.flip(0), rtol=0, atol=1e-12
+            )
+            torch.testing.assert_close(
+                both[site].contribution[:1], alone[site].contribution, rtol=0, atol=1e-12
+            )
+
+    def test_float32_is_close_to_float64(self) -> None:
+        """Both precisions agree to a few parts in ten thousand of the largest entry."""
+        single = self.contribute(small_resnet(), _images())
+        double = self.contribute(small_resnet().double(), _images().double())
+        for site in ("block1", "block2"):
+            expected = double[site].contribution
+            error = (single[site].contribution.double() - expected).abs().max()
+            assert error <= 3e-4 * expected.abs().max()
+
+    def test_plain_form_gives_the_method_back(self) -> None:
+        """Through JSON and back: equal."""
+        method = self.make_method()
+        assert self.read_method(json.loads(json.dumps(method.to_dict()))) == method
 
 
 class EditContract:
