@@ -200,7 +200,7 @@ class _Plan:
         """Everything that decides the numbers in the store."""
         return {
             "model": fingerprint(self.model),
-            "data": _digest(self.inputs.ids, self.inputs.labels),
+            "data": self.inputs.fingerprint,
             "n_samples": len(self.inputs),
             "sites": [info.site.key for info in self.infos],
             "method": self.method.to_dict(),
@@ -236,7 +236,7 @@ class _Plan:
         samples: list[Tensor] = []
         for place, row in enumerate(rows):
             try:
-                samples.append(_checked(self.inputs, row))
+                samples.append(self.inputs.load(row))
             except DataError:
                 if self.on_bad == "raise":
                     raise
@@ -295,15 +295,8 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         if flat.numel():
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
     return f"{type(model).__name__} {digest.hexdigest()[:16]}"
-
-
-def _digest(ids: Sequence[str], labels: Tensor | None) -> str:
-    digest = hashlib.sha256("\0".join(ids).encode())
-    if labels is not None:
-        digest.update(memoryview(labels.contiguous().to(torch.int64).numpy()))
-    return digest.hexdigest()[:16]
 
 
 def _check_options(batch_size: int, shard_size: int, on_bad: str) -> None:
@@ -314,28 +307,14 @@ def _check_options(batch_size: int, shard_size: int, on_bad: str) -> None:
         raise OptionError(f"collect: on_bad must be 'raise' or 'skip'; got {on_bad!r}")
 
 
-def _checked(inputs: Inputs, row: int) -> Tensor:
-    sample = inputs.load(row)
-    if not sample.isfinite().all():
-        raise DataError(
-            f"input {inputs.ids[row]!r} holds NaN or infinity; mend it, or leave such inputs out "
-            "with on_bad='skip'"
-        )
-    return sample
-
-
 def _first_good(inputs: Inputs, on_bad: str) -> tuple[int, Tensor]:
     for row in range(len(inputs)):
         try:
-            return row, _checked(inputs, row)[None]
+            return row, inputs.load(row)[None]
         except DataError:
             if on_bad == "raise":
                 raise
-    raise DataError(
-        "collect: the data set is empty; give at least one input"
-        if len(inputs) == 0
-        else f"collect: none of the {len(inputs)} inputs can be used"
-    )
+    raise DataError(f"{inputs.name}: none of the {len(inputs)} samples can be used")
 
 
 def _join(parts: Sequence[Rows]) -> Rows:

@@ -1,0 +1,244 @@
+"""Collecting streams whole shards, resumes after any death, and says what is wrong."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from condec.attribution import ActGrad, IntegratedGradients
+from condec.collection import Estimate, collect, fingerprint
+from condec.contributions import contribute
+from condec.data import as_inputs
+from condec.errors import DataError, ModelError, OptionError, SiteError, StoreError
+from condec.store import Store
+from condec.targets import Label, Logit, TopK
+from condec.testing.models import small_resnet
+
+
+def images(n: int = 10) -> torch.Tensor:
+    return torch.randn(n, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def labels(n: int = 10) -> torch.Tensor:
+    return torch.arange(n) % 3
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def quick(out: Path, data=None, **options) -> Store:  # type: ignore[no-untyped-def]
+    options = {"method": IntegratedGradients(steps=3), "progress": False} | options
+    options = {"batch_size": 4, "shard_size": 6} | options
+    data = (images(), labels()) if data is None else data
+    return collect(small_resnet(), data, options.pop("sites", "block*"), out=out, **options)
+
+
+def test_store_holds_what_contribute_gives(tmp_path: Path) -> None:
+    store = quick(tmp_path / "s.zarr", target=Label())
+    batch = contribute(
+        small_resnet(), images(), "block*", method=IntegratedGradients(steps=3), target=Label(),
+        labels=labels(),
+    ).reduce()  # fmt: skip
+    assert len(store) == 10
+    assert store.labels.tolist() == labels().tolist()
+    assert store.predictions.tolist() == batch.prediction.tolist()
+    torch.testing.assert_close(store.target, batch.target)
+    torch.testing.assert_close(store.target_baseline, batch.target_baseline)
+    for site in ("block1", "block2"):
+        both = batch[site]
+        torch.testing.assert_close(store.matrix(site), both.contribution[:, 0])
+        torch.testing.assert_close(
+            store.matrix(site, quantity="activation", sign="negative"), both.activation[:, 1]
+        )
+        assert store.info(site).n_positions == 36
+        assert store.info(site).cut
+        torch.testing.assert_close(
+            store.completeness()[site], batch.completeness()[site], rtol=1e-4, atol=1e-4
+        )
+    store.verify()
+
+
+@pytest.mark.parametrize("kind", ["tensor", "pair", "dataset", "inputs", "numpy"])
+def test_data_come_in_many_forms(tmp_path: Path, kind: str) -> None:
+    data = {
+        "tensor": images(),
+        "pair": (images(), labels()),
+        "dataset": TensorDataset(images(), labels()),
+        "inputs": as_inputs((images(), labels())),
+        "numpy": (images().numpy(), labels().numpy()),
+    }[kind]
+    store = quick(tmp_path / "s.zarr", data)
+    torch.testing.assert_close(
+        store.matrix("block1"), quick(tmp_path / "t.zarr").matrix("block1"), rtol=0, atol=0
+    )
+    assert store.labels.tolist() == ([-1] * 10 if kind == "tensor" else labels().tolist())
+
+
+def test_a_complete_store_is_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(tmp_path / "s.zarr")
+    before = digest(tmp_path)
+    monkeypatch.setattr(IntegratedGradients, "attribute", None)
+    quick(tmp_path / "s.zarr")
+    assert digest(tmp_path) == before
+
+
+def test_an_error_in_the_middle_keeps_the_shards_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = IntegratedGradients.attribute, []
+
+    def dies(self, *args):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(IntegratedGradients, "attribute", dies)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path / "s.zarr")
+    half = Store.open(tmp_path / "s.zarr")
+    assert half.missing() == (1,)
+    with pytest.raises(StoreError, match="incomplete: 1 of 2 shards are missing"):
+        half.matrix("block1")
+    monkeypatch.setattr(IntegratedGradients, "attribute", real)
+    quick(tmp_path / "s.zarr")
+    quick(tmp_path / "t.zarr")
+    assert digest(tmp_path / "s.zarr") == digest(tmp_path / "t.zarr")
+
+
+SCRIPT = """
+import sys, torch
+from condec.collection import collect
+from condec.attribution import IntegratedGradients
+from condec.testing.models import small_resnet
+torch.set_num_threads(1)
+images = torch.randn(300, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+print("ready", flush=True)
+collect(small_resnet(), (images, torch.arange(300) % 3), "**", out=sys.argv[1],
+        method=IntegratedGradients(steps=20), batch_size=5, shard_size=10, progress=False)
+"""
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    code = textwrap.dedent(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_kill_9_at_random_moments_then_the_same_command(tmp_path: Path) -> None:
+    """Five kills, each at another moment of the work; then the bytes of an undisturbed run."""
+    undisturbed, killed = tmp_path / "undisturbed.zarr", tmp_path / "killed.zarr"
+    with start(undisturbed) as process:
+        started = time.monotonic()
+        assert process.wait() == 0
+    whole = time.monotonic() - started
+    kills = 0
+    generator = torch.Generator().manual_seed(int(os.environ.get("CONDEC_KILL_SEED", "0")))
+    for part in torch.rand(5, generator=generator).mul(0.28).tolist():
+        with start(killed) as process:
+            time.sleep(part * whole)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            process.wait()
+        if (killed / "zarr.json").exists():
+            Store.open(killed).verify()  # what counts is whole, whenever the kill came
+    assert kills >= 4
+    with start(killed) as process:
+        assert process.wait() == 0
+    assert digest(killed) == digest(undisturbed)
+    Store.open(killed).verify()
+
+
+def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
+    quick(tmp_path / "s.zarr")
+    with pytest.raises(StoreError, match=r"method\.steps: had 3, wants 5"):
+        quick(tmp_path / "s.zarr", method=IntegratedGradients(steps=5))
+    with pytest.raises(StoreError, match=r"target\.name: had .?TopK.?, wants .?Logit"):
+        quick(tmp_path / "s.zarr", target=Logit(1))
+    with pytest.raises(StoreError, match=r"data: had"):
+        quick(tmp_path / "s.zarr", (images() + 1, labels()))
+    with pytest.raises(StoreError, match="shard_size: had 6, wants 5"):
+        quick(tmp_path / "s.zarr", shard_size=5)
+
+
+def test_bad_inputs_raise_or_are_skipped(tmp_path: Path) -> None:
+    broken = images()
+    broken[4, 0, 2, 2] = torch.nan
+    with pytest.raises(DataError, match=r"sample '4': 1 of 36 values are not finite"):
+        quick(tmp_path / "s.zarr", (broken, labels()))
+    store = quick(tmp_path / "t.zarr", (broken, labels()), on_bad="skip", shard_size=3)
+    assert store.valid.tolist() == [i != 4 for i in range(10)]
+    assert "4" not in store.sample_ids
+    good = quick(tmp_path / "g.zarr")
+    keep = [i for i in range(10) if i != 4]
+    torch.testing.assert_close(store.matrix("block2"), good.matrix("block2")[keep])
+    assert store.labels.tolist() == labels()[keep].tolist()
+    broken[:] = torch.nan
+    with pytest.raises(DataError, match="none of the 10 samples can be used"):
+        quick(tmp_path / "u.zarr", (broken, labels()), on_bad="skip")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, OptionError, "batch_size must be at least 1; got 0"),
+        ({"shard_size": 0}, OptionError, "shard_size must be at least 1; got 0"),
+        ({"on_bad": "ignore"}, OptionError, "'raise' or 'skip'; got 'ignore'"),
+        ({"sites": "blok1"}, SiteError, "no module of SmallResNet matches 'blok1'.*block1"),
+        ({"target": Logit(7)}, OptionError, "index 7 is out of range"),
+        ({"data": images()[:0]}, DataError, "empty"),
+        ({"data": torch.randn(3, 2, 6, 6)}, ModelError, r"failed on inputs of shape \(1, 2, 6, 6"),
+        ({"data": images(), "target": Label()}, DataError, "needs the label of every sample"),
+    ],
+)
+def test_bad_requests_leave_nothing_behind(tmp_path: Path, options, error, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        quick(tmp_path / "s.zarr", options.pop("data", None), **options)
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_estimate_is_shown_before_the_work(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:  # type: ignore[type-arg]
+    quick(tmp_path / "s.zarr", progress=True)
+    shown = capfd.readouterr().err
+    assert "10 samples, 2 sites, 4 passes a batch" in " ".join(shown.split())
+    assert "10/10" in shown
+    text = str(Estimate(5, 2, 11, seconds=600.0, memory_bytes=3 << 20, disk_bytes=1 << 20))
+    assert text.endswith("about 10.0 min, 3 MiB of memory, at most 1 MiB of disk")
+
+
+def test_half_precision_models_are_stored_as_float32(tmp_path: Path) -> None:
+    store = collect(
+        small_resnet().to(torch.bfloat16), images(), "block1", out=tmp_path / "s.zarr",
+        method=ActGrad(), target=TopK(), progress=False,
+    )  # fmt: skip
+    assert store.matrix("block1").dtype == torch.float32
+    assert store.matrix("block1").isfinite().all()
+
+
+def test_fingerprint_sees_every_weight() -> None:
+    model = small_resnet()
+    before = fingerprint(model)
+    assert before == fingerprint(small_resnet())
+    with torch.no_grad():
+        model.head.bias[1] += 1e-3
+    assert fingerprint(model) != before
