@@ -1,0 +1,117 @@
+"""Every figure of `layer_statistics` from its formula, by loops in float64.
+
+Melander et al. 2026, section 2 "Hoyer sparsity", "Participation ratio", "Dimensionality",
+"Positive-negative correlation".
+"""
+
+import math
+
+import pytest
+import torch
+from condec.store import Rows, SiteInfo, Store
+
+from condec.sites import Site, Units
+from condec.statistics import layer_statistics
+
+
+def median(values):
+    values = sorted(values)
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+def hoyer(v):
+    root = math.sqrt(len(v))
+    one = sum(abs(x) for x in v)
+    two = math.sqrt(sum(x * x for x in v))
+    return (root - one / (two + 1e-6)) / (root - 1)
+
+
+def participation(v):
+    return sum(x**2 for x in v) ** 2 / sum(x**4 for x in v)
+
+
+def pearson(a, b):
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    top = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    size_a = math.sqrt(sum((x - mean_a) ** 2 for x in a))
+    size_b = math.sqrt(sum((y - mean_b) ** 2 for y in b))
+    return top / (size_a * size_b)
+
+
+def eigenvalues(matrix):
+    """Of a symmetric matrix, by Jacobi rotations."""
+    a, n = [list(row) for row in matrix], len(matrix)
+    for _ in range(60):
+        for p in range(n):
+            for q in range(p + 1, n):
+                if abs(a[p][q]) < 1e-300:
+                    continue
+                angle = 0.5 * math.atan2(2 * a[p][q], a[q][q] - a[p][p])
+                c, s = math.cos(angle), math.sin(angle)
+                for k in range(n):
+                    a[k][p], a[k][q] = c * a[k][p] - s * a[k][q], s * a[k][p] + c * a[k][q]
+                for k in range(n):
+                    a[p][k], a[q][k] = c * a[p][k] - s * a[q][k], s * a[p][k] + c * a[q][k]
+    return sorted((a[i][i] for i in range(n)), reverse=True)
+
+
+def dimensions(rows):
+    n_units = len(rows[0])
+    means = [sum(row[u] for row in rows) / len(rows) for u in range(n_units)]
+    covariance = [
+        [sum((r[u] - means[u]) * (r[v] - means[v]) for r in rows) for v in range(n_units)]
+        for u in range(n_units)
+    ]
+    values = eigenvalues(covariance)
+    held, total = 0.0, sum(values)
+    for number, value in enumerate(values, start=1):
+        held += value
+        if held >= 0.95 * total:
+            return number
+    return n_units
+
+
+@pytest.mark.parametrize("n_samples", [8, 9])
+def test_statistics_by_loops(tmp_path, n_samples):
+    generator = torch.Generator().manual_seed(n_samples)
+    scale = torch.tensor([4.0, 1.0, 0.5, 0.2, 0.1])
+    contribution = torch.randn(n_samples, 2, 5, generator=generator).abs() * scale
+    contribution[:, 1] *= -1
+    activation = torch.randn(n_samples, 2, 5, generator=generator).abs() * scale.flip(0)
+    activation[:, 1] *= -0.1
+    target, baseline = torch.rand(n_samples, generator=generator) + 2, torch.ones(n_samples)
+    site = Site("layer")
+    store = Store.create(
+        tmp_path / "s.zarr",
+        recipe={"made": "by hand"},
+        sites=[SiteInfo(site=site, units=Units("channels"), n_units=5, n_positions=9, cut=True)],
+        n_samples=n_samples,
+        shard_size=n_samples,
+    )
+    none = torch.full((n_samples,), -1)
+    store.write_shard(0, Rows(
+        ids=tuple(map(str, range(n_samples))), label=none, prediction=none, target=target,
+        target_baseline=baseline, valid=torch.ones(n_samples, dtype=torch.bool),
+        contribution={"layer": contribution}, activation={"layer": activation},
+    ))  # fmt: skip
+
+    positive, negative = contribution[:, 0].double().tolist(), contribution[:, 1].double().tolist()
+    signs = list(zip(positive, negative, strict=True))
+    sums = [[x + y for x, y in zip(p, n, strict=True)] for p, n in signs]
+    acts = activation.double().sum(1).tolist()
+    change = (target.double() - baseline.double()).tolist()
+    expected = {
+        "units": 5,
+        "hoyer_contribution": median(hoyer(v) for v in sums),
+        "hoyer_activation": median(hoyer(v) for v in acts),
+        "dims95_contribution": dimensions(sums),
+        "dims95_activation": dimensions(acts),
+        "participation_ratio_contribution": median(participation(v) for v in sums),
+        "participation_ratio_activation": median(participation(v) for v in acts),
+        "sign_correlation": median(-pearson(p, n) for p, n in signs),
+        "completeness": median(sum(v) / d for v, d in zip(sums, change, strict=True)),
+    }
+    (row,) = layer_statistics(store).to_dict("records")
+    assert row.pop("site") == "layer"
+    assert row == pytest.approx(expected, rel=1e-5)
