@@ -2,7 +2,6 @@
 
 from collections import namedtuple
 from dataclasses import FrozenInstanceError, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from condec.collection import collect
 from condec.control import Ablate, Edit, Preserve, edit_from_dict, edited, unit_means
-from condec.errors import OptionError, SiteError
+from condec.errors import DataError, OptionError, SiteError
 from condec.sites import Site, Units
 from condec.tape import record
 from condec.testing.contracts import EditContract, count_hooks
@@ -284,14 +284,17 @@ def test_frozen_and_sorted_and_equal_by_value():
     assert edit_from_dict(heads.to_dict()) == heads
 
 
-def test_means_are_per_position():
-    store = SimpleNamespace(
-        matrix=lambda site, quantity, sign: {
-            ("activation", "sum"): torch.tensor([[8.0, -4.0], [0.0, 12.0]])
-        }[quantity, sign],
-        info=lambda site: SimpleNamespace(n_positions=4),
-    )
-    assert unit_means.__wrapped__(store, "x").tolist() == [1.0, 1.0]
+def test_means_are_per_position_and_of_the_rows_asked_for(tmp_path):
+    model, x = small_resnet(), torch.randn(7, 1, 5, 5)
+    store = collect(model, x, ["relu", "block2"], out=tmp_path / "s", progress=False)
+    with record(model, [Site("relu")]) as tape:
+        model(x)
+    activation = tape.records["relu"].detach()
+    torch.testing.assert_close(unit_means(store, "relu"), activation.mean((0, 2, 3)))
+    rows = torch.arange(7) < 3
+    torch.testing.assert_close(unit_means(store, "relu", rows), activation[:3].mean((0, 2, 3)))
+    with pytest.raises(DataError, match="no sample to take the mean of"):
+        unit_means(store, "relu", rows & ~rows)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from condec.errors import OptionError, SiteError
-from condec.shapes import Atom
+from condec.errors import DataError, OptionError, SiteError
+from condec.shapes import Atom, Mask
 from condec.sites import Site, find_sites, units_of
 from condec.store import Store
 from condec.tape import first_tensor, with_first_tensor
@@ -232,7 +232,7 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     _check_all_ran(model, places)
 
 
-def unit_means(store: Store, site: Site | str) -> Atom:
+def unit_means(store: Store, site: Site | str, rows: Mask | None = None) -> Atom:
     """Mean activation of every unit, over samples and positions: a replacement for edits.
 
     The store holds activations summed over a unit's positions; this is their mean over
@@ -242,12 +242,22 @@ def unit_means(store: Store, site: Site | str) -> Atom:
     ----------
     store : Store
     site : Site, or its name
+    rows : Tensor of shape [sample], optional
+        Which samples to take; by default all.
 
     Returns
     -------
     Tensor of shape [unit], in the unit of the activation.
+
+    Raises
+    ------
+    DataError
+        There is no such sample.
     """
     summed = store.matrix(site, quantity="activation", sign="sum")
+    summed = summed if rows is None else summed[rows]
+    if not len(summed):
+        raise DataError(f"unit_means: no sample to take the mean of, in {store.path}")
     positions = store.info(site).n_positions
     return (summed.to(torch.float64).mean(0) / positions).to(torch.float32)
 
