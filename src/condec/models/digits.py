@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from condec.files import write_file
 from condec.models import LoadedModel
 
 WIDTHS: Final = (16, 32, 32, 64)
@@ -128,12 +128,9 @@ def _read(file: Path) -> dict[str, Tensor] | None:
 
 
 def _write(file: Path, state: dict[str, Tensor]) -> None:
-    """Write under a name of its own and rename: a reader, or a second writer, sees a whole file."""
+    """Whole or not at all: a reader, or a second writer, never meets half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        whole = Path(scratch) / file.name
-        save_file(state, whole)
-        whole.replace(file)
+    write_file(file, save(state))
 
 
 def _train(recipe: _Recipe) -> dict[str, Tensor]:
