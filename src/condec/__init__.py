@@ -1,1 +1,51 @@
-"""condec."""
+"""Contribution decomposition: why a network gives an output, by what its hidden units do.
+
+    model + inputs -> sites -> tape -> attribution -> contributions -> store
+    store -> dictionary -> modes -> control, maps -> effects -> figures, report
+
+>>> import condec, torch
+>>> from condec.testing.models import small_resnet
+>>> model, images = small_resnet(), torch.rand(40, 1, 8, 8)
+>>> batch = condec.contribute(model, images, "block*", target=condec.Predicted())
+>>> batch["block2"].contribution.shape                        # as the activation there
+torch.Size([40, 4, 8, 8])
+>>> batch.completeness()["block2"].sub(1).abs().max() < 0.01  # they add up to the target
+tensor(True)
+>>> positive = batch.reduce()["block2"].contribution[:, 0]    # [sample, unit]
+>>> report = condec.fit(condec.PCA(n_modes=2), positive)
+>>> report.dictionary.atoms.shape                             # [mode, unit]
+torch.Size([2, 4])
+"""
+
+# ruff: noqa: I001  (pipeline order)
+from condec.errors import CondecError, DataError, DependencyError
+from condec.errors import ModelError, OptionError, SiteError, StoreError
+from condec.sites import Site, Units, find_site, find_sites
+from condec.models import LoadedModel, load_model
+from condec.data import Inputs, as_inputs, load_data
+from condec.tape import find_cuts, inspect_model, record
+from condec.targets import Label, Logit, Predicted, Target, TopK
+from condec.attribution import ActGrad, IntegratedGradients, Method, Zeros
+from condec.reduce import split_and_sum
+from condec.contributions import Contributions, contribute
+from condec.store import Store
+from condec.collection import collect
+from condec.dictionary import PCA, NMF, Dictionary, FitReport, KMeans, ThresholdSAE, TrainConfig
+from condec.dictionary import fit, load_dictionary
+from condec.labels import Hierarchy, membership
+from condec.modes import ModeMatch, Modes
+from condec.statistics import layer_statistics
+from condec.control import Ablate, Preserve, edited, unit_means
+from condec.maps import ModeMap, mode_map
+from condec.effects import auc_difference, control_curve
+
+__all__ = [  # noqa: RUF022  (pipeline order)
+    "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
+    "StoreError", "Site", "Units", "find_site", "find_sites", "LoadedModel", "load_model",
+    "Inputs", "as_inputs", "load_data", "find_cuts", "inspect_model", "record", "Label", "Logit",
+    "Predicted", "Target", "TopK", "ActGrad", "IntegratedGradients", "Method", "Zeros",
+    "split_and_sum", "Contributions", "contribute", "Store", "collect", "Dictionary", "FitReport",
+    "KMeans", "NMF", "PCA", "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy",
+    "membership", "ModeMatch", "Modes", "layer_statistics", "Ablate", "Preserve", "edited",
+    "unit_means", "ModeMap", "mode_map", "auc_difference", "control_curve",
+]  # fmt: skip
