@@ -65,6 +65,8 @@ class Modes:
         Which matrix of the store was decomposed.
     n_modes : int
         Modes of the dictionary, dead ones counted.
+    name : str
+        Tells several decompositions of one site apart.
     """
 
     atoms: Atoms
@@ -76,6 +78,7 @@ class Modes:
     sign: Sign
     quantity: Quantity
     n_modes: int
+    name: str = "modes"
     _correlations: dict[Split, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -87,6 +90,7 @@ class Modes:
         *,
         quantity: Quantity = "contribution",
         held_out_rows: Tensor | Sequence[int] | None = None,
+        name: str = "modes",
     ) -> "Modes":
         """Encode all samples of a store, and keep the modes that are alive.
 
@@ -113,7 +117,9 @@ class Modes:
         """
         info = store.info(site)
         matrix = store.matrix(info.site, quantity=quantity, sign=sign)
-        loadings = torch.cat([dictionary.encode(part).cpu() for part in matrix.split(_CHUNK)])
+        loadings = torch.cat(
+            [dictionary.encode(part).cpu() for part in torch.split(matrix, _CHUNK)]
+        )
         alive = (loadings != 0).any(0)
         return Modes(
             atoms=dictionary.atoms.detach().cpu()[alive],
@@ -125,6 +131,7 @@ class Modes:
             sign=sign,
             quantity=quantity,
             n_modes=dictionary.n_modes,
+            name=name,
         )
 
     def __len__(self) -> int:
@@ -271,7 +278,7 @@ class Modes:
             raise StoreError(
                 f"{path}: these modes belong to another store than {store.path}; refit"
             )
-        arrays = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
+        arrays: dict[str, Any] = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
         return Modes(
             **arrays,
             store=store,
@@ -279,6 +286,7 @@ class Modes:
             sign=kept["sign"],
             quantity=kept["quantity"],
             n_modes=kept["n_modes"],
+            name=kept["name"],
         )
 
     def _correlate(self, labels: Tensor, split: Split) -> Tensor:
@@ -294,6 +302,7 @@ class Modes:
             "sign": self.sign,
             "quantity": self.quantity,
             "n_modes": self.n_modes,
+            "name": self.name,
         }
 
     def _arrays(self) -> dict[str, tuple[Tensor, tuple[str, ...]]]:

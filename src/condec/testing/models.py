@@ -17,11 +17,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activation of shape [sample, channel, y, x]."""
-        y = self.conv2(self.relu(self.conv1(x)))
+        y: Tensor = self.conv2(self.relu(self.conv1(x)))
         if self.inplace:
             y += x
-            return self.out(y)
-        return self.out(y + x)
+        else:
+            y = y + x
+        after: Tensor = self.out(y)
+        return after
 
 
 class SmallResNet(nn.Module):
@@ -38,7 +40,8 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape [sample, label]."""
         x = self.block2(self.block1(self.relu(self.stem(x))))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 def small_resnet(*, seed: int = 0, inplace: bool = False, labels: int = 3) -> SmallResNet:
