@@ -10,6 +10,8 @@ Subclass a contract in a test module, say how to make the object, and pytest run
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,14 @@ from torch import nn
 from condec.attribution import Method, method_from_dict
 from condec.contributions import Contributions, contribute
 from condec.control import Edit, edit_from_dict, edited
+from condec.dictionary import (
+    Dictionary,
+    FitReport,
+    Learner,
+    TrainConfig,
+    fit,
+    load_dictionary,
+)
 from condec.testing.models import small_resnet
 
 
@@ -189,6 +199,121 @@ class EditContract:
             assert model(_images().to(torch.bfloat16)).dtype == torch.bfloat16
 
 
+class DictionaryContract:
+    """Every learner: linear decoding, held-out rows that stay out, a file that gives it back.
+
+    Subclasses set `learner`, with at most 8 modes, for data that are not negative: 60 rows
+    of 8 units. `config` may be set to train faster.
+    """
+
+    learner: Learner
+    config = TrainConfig(epochs=8, batch_size=16, lr=3e-3)
+
+    def fit(self, matrix: torch.Tensor, **changes: Any) -> FitReport:
+        """Fit the learner under test."""
+        return fit(self.learner, matrix, config=replace(self.config, **changes))
+
+    def test_shapes_and_types(self) -> None:
+        """Atoms [mode, unit], loadings [sample, mode], rows [sample, unit], all float32."""
+        dictionary = self.fit(_rows()).dictionary
+        loadings = dictionary.encode(_rows())
+        assert dictionary.atoms.shape == (self.learner.n_modes, 8)
+        assert (dictionary.n_modes, dictionary.n_units) == dictionary.atoms.shape
+        assert dictionary.offset.shape == (8,)
+        assert loadings.shape == (60, self.learner.n_modes)
+        assert dictionary.decode(loadings).shape == (60, 8)
+        for tensor in (dictionary.atoms, loadings, dictionary.decode(loadings)):
+            assert tensor.dtype == torch.float32
+            assert bool(tensor.isfinite().all())
+            assert not tensor.requires_grad
+
+    def test_decoding_is_linear(self) -> None:
+        """Rows are loadings times atoms, plus the offset."""
+        dictionary = self.fit(_rows()).dictionary
+        loadings = dictionary.encode(_rows())
+        expected = loadings @ dictionary.atoms + dictionary.offset
+        torch.testing.assert_close(dictionary.decode(loadings), expected)
+
+    def test_empty_batch(self) -> None:
+        """No rows have no loadings."""
+        dictionary = self.fit(_rows()).dictionary
+        assert dictionary.encode(_rows()[:0]).shape == (0, self.learner.n_modes)
+
+    def test_input_is_left_alone(self) -> None:
+        """Neither the tensor nor a read-only array is written to."""
+        given = _rows()
+        report = self.fit(given)
+        report.dictionary.encode(given)
+        assert torch.equal(given, _rows())
+        array = _rows().numpy().copy()
+        array.flags.writeable = False
+        again = fit(self.learner, array, config=self.config)
+        assert torch.equal(again.dictionary.atoms, report.dictionary.atoms)
+        assert torch.equal(again.dictionary.encode(array), report.dictionary.encode(given))
+
+    def test_same_seed_same_answer(self) -> None:
+        """Bit for bit, and whatever the global random state is; that state is left as it was."""
+        first = self.fit(_rows())
+        torch.manual_seed(99)
+        before = torch.get_rng_state()
+        second = self.fit(_rows())
+        assert torch.equal(torch.get_rng_state(), before)
+        assert _same_tensors(first.dictionary, second.dictionary)
+        assert first.metrics == second.metrics
+
+    def test_held_out_rows_do_not_influence_the_fit(self) -> None:
+        """With other values in the held-out rows: the same tensors and the same scale."""
+        first, changed = self.fit(_rows()), _rows()
+        assert len(first.held_out_rows) == 12
+        changed[first.held_out_rows] = 100.0 * changed[first.held_out_rows].flip(1) + 7.0
+        second = self.fit(changed)
+        assert torch.equal(first.held_out_rows, second.held_out_rows)
+        assert _same_tensors(first.dictionary, second.dictionary)
+        assert first.metrics["train"] == second.metrics["train"]
+        assert first.metrics["held_out"] != second.metrics["held_out"]
+
+    def test_splits_are_apart_and_cover_all_rows(self) -> None:
+        """Each row is in one split, and the figures say how many rows they are of."""
+        report = self.fit(_rows())
+        both = torch.cat((report.train_rows, report.held_out_rows)).sort().values
+        assert torch.equal(both, torch.arange(60))
+        assert report.metrics["train"].n_rows == len(report.train_rows) == 48
+        assert report.metrics["held_out"].n_rows == len(report.held_out_rows) == 12
+
+    def test_units_of_the_data_do_not_matter(self) -> None:
+        """Data 1024 times as large: the same loadings, atoms 1024 times as large."""
+        small, large = self.fit(_rows()).dictionary, self.fit(1024 * _rows()).dictionary
+        torch.testing.assert_close(1024 * small.atoms, large.atoms)
+        torch.testing.assert_close(small.encode(_rows()), large.encode(1024 * _rows()))
+
+    def test_rows_are_encoded_one_by_one(self) -> None:
+        """The company of a row does not matter."""
+        dictionary = self.fit(_rows()).dictionary
+        together = dictionary.encode(_rows())
+        alone = torch.cat([dictionary.encode(row) for row in torch.split(_rows(), 1)])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+    def test_file_gives_the_dictionary_back(self, tmp_path: Path) -> None:
+        """Bit for bit: numbers, options, split and metrics; saving twice gives equal files."""
+        report = self.fit(_rows())
+        report.save(tmp_path / "a")
+        again = load_dictionary(tmp_path / "a")
+        assert again.learner == self.learner
+        assert again.scale == report.dictionary.scale
+        assert _same_tensors(again, report.dictionary)
+        assert torch.equal(again.encode(_rows()), report.dictionary.encode(_rows()))
+        assert again.training is not None
+        assert again.training.to_dict() == report.training.to_dict()
+        assert torch.equal(again.training.held_out_rows, report.held_out_rows)
+        again.save(tmp_path / "b")
+        for file in (tmp_path / "a").iterdir():
+            assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+    def test_plain_form_gives_the_learner_back(self) -> None:
+        """Through JSON and back: equal."""
+        assert Learner.from_dict(json.loads(json.dumps(self.learner.to_dict()))) == self.learner
+
+
 def count_hooks(model: nn.Module) -> int:
     """Number of hooks registered in all modules of a model."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -201,3 +326,19 @@ def _images() -> torch.Tensor:
 
 def _activation() -> torch.Tensor:
     return torch.linspace(-1.0, 2.0, 200).view(2, 4, 5, 5)
+
+
+def _rows() -> torch.Tensor:
+    """Three patterns of units in all mixtures, 60 rows that differ; nothing is negative."""
+    patterns = torch.tensor(
+        [[4, 2, 0, 0, 0, 0, 0, 0], [0, 0, 3, 3, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 2, 5]],
+        dtype=torch.float32,
+    )
+    index = torch.arange(60)
+    mixture = torch.stack((index % 3, index % 4, index % 5), dim=1).to(torch.float32)
+    return mixture @ patterns + 0.05 * (torch.arange(480).view(60, 8) * 7 % 11)
+
+
+def _same_tensors(a: Dictionary, b: Dictionary) -> bool:
+    names = sorted(a.tensors) == sorted(b.tensors)
+    return names and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+
+from condec.dictionary import NMF, PCA, KMeans, TrainConfig, fit
+from condec.errors import DataError, OptionError
+from condec.metrics import matched_cosine
+from condec.testing.contracts import DictionaryContract
+
+
+class TestNMF(DictionaryContract):
+    learner = NMF(3)
+
+
+class TestPCA(DictionaryContract):
+    learner = PCA(4)
+
+
+class TestKMeans(DictionaryContract):
+    learner = KMeans(5)
+
+
+def _rows(n=60, units=8):
+    return torch.rand(n, units, generator=torch.Generator().manual_seed(0))
+
+
+def test_pca_is_the_singular_value_decomposition():
+    rows = 5 * _rows() + 3
+    report = fit(PCA(3), rows)
+    train = rows[report.train_rows].double()
+    _, _, directions = torch.linalg.svd(train - train.mean(0), full_matrices=False)
+    cosines = torch.nn.functional.cosine_similarity(
+        report.dictionary.atoms.double(), directions[:3]
+    )
+    torch.testing.assert_close(cosines.abs(), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(report.dictionary.offset.double(), train.mean(0))
+
+
+def test_pca_of_full_rank_is_exact():
+    report = fit(PCA(8), _rows())
+    assert report.r2 == pytest.approx(1.0, abs=1e-5)
+    assert report.l0 == 8.0
+    assert report.history == ()
+
+
+def test_nmf_finds_the_parts_and_nothing_negative():
+    made = torch.Generator().manual_seed(1)
+    parts = torch.eye(9).view(3, 3, 9).sum(1)
+    rows = torch.rand(100, 3, generator=made) @ parts
+    report = fit(NMF(3), rows)
+    loadings = report.dictionary.encode(rows)
+    assert bool((report.dictionary.atoms >= 0).all())
+    assert bool((loadings >= 0).all())
+    assert bool((matched_cosine(parts, report.dictionary.atoms) > 0.98).all())
+    assert report.r2 > 0.99
+
+
+def test_nmf_loadings_are_those_of_least_error():
+    from scipy.optimize import nnls
+
+    report = fit(NMF(3), _rows())
+    loadings = report.dictionary.encode(_rows())
+    atoms = report.dictionary.atoms.double().numpy()
+    for row, found in zip(_rows().double().numpy(), loadings, strict=True):
+        np.testing.assert_allclose(found.numpy(), nnls(atoms.T, row)[0], atol=1e-4)
+
+
+def test_nmf_refuses_negative_entries():
+    rows = _rows()
+    rows[3, 2] = -0.5
+    with pytest.raises(DataError, match="NMF: fit: entries must not be negative; the lowest is -"):
+        fit(NMF(3), rows, held_out_rows=torch.tensor([0]))
+    report = fit(NMF(3), _rows())
+    with pytest.raises(DataError, match="NMF: encode: entries must not be negative"):
+        report.dictionary.encode(rows)
+
+
+def test_kmeans_replaces_rows_by_the_nearest_centre():
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    which = torch.arange(30) % 3
+    jitter = 0.1 * torch.rand(30, 2, generator=torch.Generator().manual_seed(2))
+    rows = centres[which] + jitter
+    report = fit(KMeans(3), rows)
+    loadings = report.dictionary.encode(rows)
+    assert bool((loadings.sum(1) == 1).all())
+    assert bool(((loadings == 0) | (loadings == 1)).all())
+    assert bool(((report.dictionary.decode(loadings) - rows).abs() < 0.2).all())
+    assert report.l0 == 1.0
+
+
+def test_kmeans_refuses_more_modes_than_rows_that_differ():
+    rows = torch.eye(3).repeat(10, 1)
+    with pytest.raises(DataError, match="KMeans: 5 modes are more than the training rows that"):
+        fit(KMeans(5), rows)
+
+
+@pytest.mark.parametrize("learner", [NMF(20), KMeans(20)])
+def test_more_modes_than_rows(learner):
+    with pytest.raises(DataError, match="20 modes need at least as many training rows; got 8"):
+        fit(learner, _rows(10))
+
+
+def test_more_components_than_there_can_be():
+    with pytest.raises(DataError, match=r"PCA: 9 modes are more than 48 .* take at most 8"):
+        fit(PCA(9), _rows())
+    with pytest.raises(DataError, match="take at most 4"):
+        fit(PCA(8), _rows(5), config=TrainConfig(held_out=0.2))
+
+
+@pytest.mark.parametrize("kind", [NMF, PCA, KMeans])
+def test_options_are_checked(kind):
+    with pytest.raises(OptionError, match=f"{kind.__name__}: n_modes must be at least 1; got 0"):
+        kind(0)
+    if kind is KMeans:
+        with pytest.raises(OptionError, match="n_starts must be at least 1; got 0"):
+            kind(2, n_starts=0)

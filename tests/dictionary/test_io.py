@@ -1,0 +1,115 @@
+import json
+
+import pytest
+import torch
+
+from condec.dictionary import PCA, fit, io, load_dictionary
+from condec.errors import StoreError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    fit(PCA(2), _rows()).save(tmp_path / "pca")
+    return tmp_path / "pca"
+
+
+def _rows(seed=0):
+    return torch.rand(40, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def test_files_and_nothing_else(folder):
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["dictionary.json", "dictionary.safetensors"]
+    record = json.loads((folder / io.RECORD).read_text())
+    assert record["learner"] == {"name": "PCA", "n_modes": 2}
+    assert record["training"]["metrics"]["held_out"]["n_rows"] == 8
+
+
+def test_a_bare_dictionary_can_be_saved(folder, tmp_path):
+    from condec.dictionary import Dictionary
+
+    fitted = load_dictionary(folder)
+    bare = Dictionary(fitted.learner, fitted.tensors, fitted.scale)
+    bare.save(tmp_path / "bare")
+    again = load_dictionary(tmp_path / "bare")
+    assert again.training is None
+    assert torch.equal(again.atoms, fitted.atoms)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(StoreError, match=r"holds no dictionary: expected dictionary\.json"):
+        load_dictionary(tmp_path / "nothing")
+
+
+def test_tensors_of_another_fit(folder, tmp_path):
+    fit(PCA(2), _rows(1)).save(tmp_path / "other")
+    other = (tmp_path / "other" / io.TENSORS).read_bytes()
+    (folder / io.TENSORS).write_bytes(other)
+    with pytest.raises(StoreError, match=r"does not belong to the dictionary\.json beside it"):
+        load_dictionary(folder)
+
+
+def test_not_json(folder):
+    (folder / io.RECORD).write_text("{")
+    with pytest.raises(StoreError, match="is not JSON"):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 99}'])
+def test_another_format(folder, content):
+    (folder / io.RECORD).write_text(content)
+    with pytest.raises(StoreError, match="expected a dictionary of format 1"):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learner": {"name": "Other"}}, "expected one of .* got 'Other'"),
+        ({"learner": {"name": "PCA", "n_modes": 3}}, r"atoms of shape \(2, 5\)"),
+        ({"learner": None}, "cannot be used"),
+        ({"training": {}}, "cannot be used"),
+    ],
+)
+def test_record_that_does_not_fit(folder, change, message):
+    record = json.loads((folder / io.RECORD).read_text()) | change
+    (folder / io.RECORD).write_text(json.dumps(record))
+    with pytest.raises(StoreError, match=message):
+        load_dictionary(folder)
+
+
+def test_file_that_is_not_safetensors(folder):
+    import hashlib
+
+    (folder / io.TENSORS).write_bytes(b"no tensors")
+    record = json.loads((folder / io.RECORD).read_text())
+    record["sha256"] = hashlib.sha256(b"no tensors").hexdigest()
+    (folder / io.RECORD).write_text(json.dumps(record))
+    with pytest.raises(StoreError, match="is not a safetensors file"):
+        load_dictionary(folder)
+
+
+def test_later_fit_replaces_an_earlier_one(folder):
+    later = fit(PCA(2), _rows(1))
+    (folder / f"{io.TENSORS}.0a0a0a0a.partial").write_bytes(b"killed")
+    later.save(folder)
+    assert torch.equal(load_dictionary(folder).atoms, later.dictionary.atoms)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_nothing_is_half_written(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(io, "write_file", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        fit(PCA(2), _rows(1)).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StoreError, match="dictionary: cannot write"):
+        fit(PCA(2), _rows()).save(tmp_path / "taken")
