@@ -212,9 +212,9 @@ def test_labels_missing():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (torch.ones(2, 1, 5, 5, dtype=torch.int64), "expected floating point numbers"),
+        (torch.ones(2, 1, 5, 5, dtype=torch.int64), "expected a floating-point tensor"),
         (torch.ones(0, 1, 5, 5), "at least one sample"),
-        (torch.full((2, 1, 5, 5), torch.nan), "sample 0 holds NaN"),
+        (torch.full((2, 1, 5, 5), torch.nan), "2 of 2 samples hold NaN"),
     ],
 )
 def test_images_that_cannot_be(bad, message):

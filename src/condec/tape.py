@@ -94,7 +94,12 @@ class Tape:
 
 
 @contextmanager
-def record(model: nn.Module, sites: Iterable[Site]) -> Iterator[Tape]:
+def record(
+    model: nn.Module,
+    sites: Iterable[Site],
+    *,
+    hand_on: Callable[[Tensor], Tensor] = torch.clone,
+) -> Iterator[Tape]:
     """Record the sites of one forward pass run inside the context.
 
     Parameters
@@ -103,6 +108,9 @@ def record(model: nn.Module, sites: Iterable[Site]) -> Iterator[Tape]:
         In evaluation mode. Its parameters are frozen inside the context, and as they were
         after it.
     sites : iterable of Site
+    hand_on : callable
+        What the network goes on with, from the record; it must share no memory with it. By
+        default a clone.
 
     Yields
     ------
@@ -138,7 +146,7 @@ def record(model: nn.Module, sites: Iterable[Site]) -> Iterator[Tape]:
             if name not in modules:
                 raise SiteError(f"{type(model).__name__} has no module {name!r}")
             wanted = {site.call for site in sites if (site.name, site.tap) == (name, tap)}
-            handle = _attach(modules[name], tap, _recorder(tape, name, tap, wanted))
+            handle = _attach(modules[name], tap, _recorder(tape, name, tap, wanted, hand_on))
             stack.callback(handle.remove)
         yield tape
 
@@ -286,7 +294,7 @@ def _attach(
 
 
 def _recorder(
-    tape: Tape, name: str, tap: str, wanted: set[int | None]
+    tape: Tape, name: str, tap: str, wanted: set[int | None], hand_on: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor | None, bool], Tensor | None]:
     calls = tape.calls.setdefault((name, tap), [])
 
@@ -303,7 +311,7 @@ def _recorder(
             stored = tensor.clone() if alias else tensor.view_as(tensor)
         order = sum(len(others) for others in tape.calls.values())
         calls.append(Call(order, stored))
-        return stored.clone()
+        return hand_on(stored)
 
     return keep
 
