@@ -1,0 +1,50 @@
+"""Figures: one function for every result, from its record or table to a matplotlib Figure.
+
+One visual language throughout. Colours are those of Okabe and Ito, told apart by colour-blind
+readers: blue for contributions, orange for activations; blue for units ranked by modes, green
+by mean contribution, grey at random; vermilion for what raises the target, violet for what
+lowers it. Solid lines are the label's own images, dashed lines all others. Lines are named
+where they end and the unit of an axis stands under the title.
+
+Figures are made without pyplot, so nothing global changes, and `save_figure` writes the same
+bytes every time. This is the only part of condec that imports matplotlib.
+"""
+
+from condec.figures.pixels import (
+    flatten_colours,
+    map_scale,
+    mode_map_figure,
+    overlay,
+    paper_display,
+)
+from condec.figures.plots import (
+    atom_figure,
+    auc_figure,
+    completeness_figure,
+    control_figure,
+    correlation_heatmap_figure,
+    correlation_histogram_figure,
+    layer_statistics_figure,
+    training_history_figure,
+)
+from condec.figures.style import NEGATIVE, POSITIVE, RANKINGS, save_figure
+
+__all__ = [
+    "NEGATIVE",
+    "POSITIVE",
+    "RANKINGS",
+    "atom_figure",
+    "auc_figure",
+    "completeness_figure",
+    "control_figure",
+    "correlation_heatmap_figure",
+    "correlation_histogram_figure",
+    "flatten_colours",
+    "layer_statistics_figure",
+    "map_scale",
+    "mode_map_figure",
+    "overlay",
+    "paper_display",
+    "save_figure",
+    "training_history_figure",
+]

@@ -1,0 +1,395 @@
+"""One function for every result that is a line, a bar, a histogram or a matrix."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
+
+from condec.errors import DataError, OptionError
+from condec.figures.style import (
+    ACTIVATION,
+    CONTRIBUTION,
+    INK,
+    MUTED,
+    NEGATIVE,
+    POSITIVE,
+    RANKINGS,
+    RULE,
+    SIGNED,
+    list_names,
+    name_lines,
+    not_empty,
+    panels,
+    short,
+    site_axis,
+    styled,
+    title,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+_QUANTITIES: Final = {
+    "hoyer": ("Sparsity", "Hoyer index over units, median of the inputs: 0 all alike, 1 one unit"),
+    "dims95": ("Dimensions", "principal components that hold 95 % of the variance"),
+    "participation_ratio": ("Participation ratio", "units that take part, median of the inputs"),
+    "sign_correlation": (
+        "Positive against negative part",
+        "correlation over units of what they add and take away, median",
+    ),
+}
+
+
+def layer_statistics_figure(
+    statistics: "pandas.DataFrame", quantities: Sequence[str] = tuple(_QUANTITIES)
+) -> Figure:
+    """Statistics of contributions and activations over the sites (Melander et al. 2026, fig. 3).
+
+    Parameters
+    ----------
+    statistics : pandas.DataFrame
+        From `layer_statistics`.
+    quantities : sequence of str
+        Of ``hoyer``, ``dims95``, ``participation_ratio``, ``sign_correlation``; a panel each.
+
+    Raises
+    ------
+    OptionError
+        Another quantity.
+    DataError
+        The table is empty.
+    """
+    unknown = [name for name in quantities if name not in _QUANTITIES]
+    if unknown or not quantities:
+        raise OptionError(
+            f"layer_statistics_figure: expected quantities of {', '.join(_QUANTITIES)}; got "
+            f"{', '.join(unknown) or 'none'}"
+        )
+    not_empty(statistics, "layer_statistics_figure")
+    sites = [str(site) for site in statistics["site"]]
+    with styled():
+        figure, axes = panels(len(quantities), height=2.9)
+        for axis, name in zip(axes, quantities, strict=True):
+            title(axis, *_QUANTITIES[name])
+            if name == "sign_correlation":
+                lines = [("", CONTRIBUTION, statistics[name])]
+                axis.axhline(0, color=RULE, linewidth=0.9, zorder=0)
+            else:
+                lines = [
+                    ("activations", ACTIVATION, statistics[f"{name}_activation"]),
+                    ("contributions", CONTRIBUTION, statistics[f"{name}_contribution"]),
+                ]
+            for _, colour, values in lines:
+                axis.plot(range(len(sites)), values, "o-", color=colour, markersize=4)
+            if name != "sign_correlation":
+                axis.set_ylim(bottom=0)
+            name_lines(axis, [(values.iloc[-1], text, colour) for text, colour, values in lines])
+            site_axis(axis, sites)
+    return figure
+
+
+def completeness_figure(completeness: Mapping[str, Tensor]) -> Figure:
+    """How completely the contributions of every cut site account for the target.
+
+    Parameters
+    ----------
+    completeness : mapping of site key to Tensor of shape [sample]
+        From `Store.completeness`: 1 is complete.
+
+    Raises
+    ------
+    DataError
+        There is no cut site.
+    """
+    if not completeness:
+        raise DataError("completeness_figure: no site cuts the network, so there is none to draw")
+    with styled():
+        figure, (axis,) = panels(1, height=0.95 + 0.24 * len(completeness))
+        title(axis, "Completeness", "sum of contributions / change of the target, every input")
+        axis.axvline(1, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+        for row, values in enumerate(completeness.values()):
+            known = values.double().numpy()
+            known = known[np.isfinite(known)]
+            if not len(known):
+                continue
+            low, first, middle, third, high = np.percentile(known, [5, 25, 50, 75, 95])
+            axis.plot([low, high], [row, row], color=CONTRIBUTION, linewidth=1.2)
+            axis.plot([first, third], [row, row], color=CONTRIBUTION, linewidth=5, alpha=0.45)
+            axis.plot(middle, row, "o", color=CONTRIBUTION, markersize=5)
+        axis.set_yticks(range(len(completeness)), [short(key) for key in completeness])
+        axis.set_ylim(len(completeness) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.margins(x=0.08)
+        axis.set_xlabel("dot: median; bar: middle half; line: 5th to 95th percentile")
+    return figure
+
+
+def training_history_figure(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss of a dictionary over the epochs of its training.
+
+    Parameters
+    ----------
+    history : sequence of mapping
+        One a epoch, from `FitReport.history`; every key but ``epoch`` and ``lr`` that holds a
+        loss is drawn, training in blue and held-out in grey.
+
+    Raises
+    ------
+    DataError
+        The history is empty.
+    """
+    names = [name for name in (history[0] if history else {}) if "loss" in name or "mse" in name]
+    if not names:
+        raise DataError("training_history_figure: the history is empty; nothing was trained")
+    colours = (CONTRIBUTION, "#8A8F96", "#009E73", ACTIVATION)
+    with styled():
+        figure, (axis,) = panels(1, height=2.5)
+        title(axis, "Training", "loss over epochs, logarithmic")
+        epochs = range(1, len(history) + 1)
+        ends = []
+        for name, colour in zip(names, colours, strict=False):
+            values = [float(epoch[name]) for epoch in history]
+            axis.plot(epochs, values, color=colour, linewidth=1.5)
+            ends.append((values[-1], name.replace("_", " "), colour))
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.set_xlabel("epoch")
+        name_lines(axis, ends)
+    return figure
+
+
+def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
+    """How well modes, and single units, single out one label (Melander et al. 2026, fig. 5).
+
+    Parameters
+    ----------
+    best : mapping of str to Tensor of shape [mode]
+        Highest correlation with any label; first the modes, then what they compare with.
+
+    Raises
+    ------
+    DataError
+        There are no values.
+    """
+    kept = {name: values.numpy()[np.isfinite(values.numpy())] for name, values in best.items()}
+    if not any(len(values) for values in kept.values()):
+        raise DataError("correlation_histogram_figure: no finite correlations to draw")
+    edges = np.linspace(min(0.0, *(float(v.min(initial=0)) for v in kept.values())), 1, 31)
+    with styled():
+        figure, (axis,) = panels(1, height=2.5)
+        title(axis, "Top label correlation", "share of modes, and of single units; | median")
+        for (name, values), colour in zip(
+            kept.items(), (CONTRIBUTION, "#8A8F96", ACTIVATION), strict=False
+        ):
+            if not len(values):
+                continue
+            heights = np.histogram(values, edges)[0] / len(values)
+            axis.stairs(heights, edges, color=colour, fill=True, alpha=0.28)
+            axis.stairs(heights, edges, color=colour, linewidth=1.4)
+            middle = float(np.median(values))
+            axis.axvline(middle, color=colour, linewidth=1.4, ymax=0.93)
+            axis.annotate(
+                f"{name} {middle:.2f}", (middle, 0.93 - 0.09 * (colour != CONTRIBUTION)),
+                (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                color=colour, fontweight="bold",
+            )  # fmt: skip
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+        axis.set_xlabel("highest Pearson correlation with any label")
+    return figure
+
+
+def correlation_heatmap_figure(
+    correlation: Float[Tensor, "mode label"],
+    label_names: Sequence[str],
+    mode_ids: Sequence[int],
+) -> Figure:
+    """Correlation of every mode with every label; modes ordered by their best label.
+
+    Parameters
+    ----------
+    correlation : Tensor of shape [mode, label]
+    label_names : sequence of str
+    mode_ids : sequence of int
+
+    Raises
+    ------
+    DataError
+        Names or ids do not fit the matrix, or it is empty.
+    """
+    values = correlation.nan_to_num().numpy()
+    if values.shape != (len(mode_ids), len(label_names)) or not values.size:
+        raise DataError(
+            f"correlation_heatmap_figure: expected a matrix of {len(mode_ids)} modes x "
+            f"{len(label_names)} labels, at least 1 x 1; got {tuple(values.shape)}"
+        )
+    best = values.argmax(1)
+    order = np.lexsort((-values.max(1), best))
+    with styled():
+        figure, (axis,) = panels(1, height=min(1.1 + 0.17 * len(label_names), 7.0))
+        title(axis, "Modes against labels", "Pearson correlation of loading and label")
+        image = axis.imshow(
+            values[order].T, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
+        )
+        shown = len(label_names) <= 40
+        axis.set_yticks(range(len(label_names)) if shown else [], label_names if shown else [])
+        axis.set_xticks([])
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_xlabel(f"{len(mode_ids)} modes, ordered by their best label")
+        bar = figure.colorbar(image, ax=axis, fraction=0.035, pad=0.02, ticks=[-1, 0, 1])
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0)
+    return figure
+
+
+def atom_figure(
+    atom: Float[Tensor, " unit"], *, top: int = 5, unit_names: Sequence[str] | None = None
+) -> Figure:
+    """Which units a mode holds: a stem for every unit, the strongest ones named.
+
+    Parameters
+    ----------
+    atom : Tensor of shape [unit]
+    top : int
+        How many of the largest entries to name.
+    unit_names : sequence of str, optional
+        Default: the units' numbers.
+    """
+    values = atom.numpy()
+    names = [str(unit) for unit in range(len(values))] if unit_names is None else unit_names
+    strongest = np.argsort(-values, kind="stable")[:top]
+    with styled():
+        figure, (axis,) = panels(1, height=1.9)
+        title(axis, "Atom", "weight of every unit in the mode")
+        colours = np.where(values > 0, POSITIVE, NEGATIVE)
+        faint = np.ones(len(values), dtype=bool)
+        faint[strongest] = False
+        axis.vlines(
+            np.flatnonzero(faint), 0, values[faint], colors=colours[faint].tolist(), alpha=0.4
+        )
+        axis.vlines(
+            strongest, 0, values[strongest], colors=colours[strongest].tolist(), linewidth=2.2
+        )
+        axis.axhline(0, color=MUTED, linewidth=0.7)
+        for unit in strongest:
+            axis.annotate(
+                names[unit], (float(unit), float(values[unit])),
+                (0, 3 if values[unit] >= 0 else -9), textcoords="offset points",
+                ha="center", fontsize=7.5, fontweight="bold",
+            )  # fmt: skip
+        axis.margins(y=0.2)
+        axis.spines["bottom"].set_visible(False)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.set_xlabel("unit")
+    return figure
+
+
+def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) -> Figure:
+    """Accuracy over the share of units edited (Melander et al. 2026, fig. 6 D).
+
+    Means over labels; solid: the label's own images, dashed: all others; the band shows the
+    standard deviation of random draws.
+
+    Parameters
+    ----------
+    curve : pandas.DataFrame
+        From `control_curve`, of one site; further edits and replacements are left out.
+    edit : {"ablate", "preserve"}
+    replacement : {"zero", "mean"}
+
+    Raises
+    ------
+    DataError
+        The curve holds no row of that edit and replacement.
+    """
+    part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
+    not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
+    verb = {"ablate": "ablated", "preserve": "preserved"}.get(edit, edit)
+    ends = []
+    with styled():
+        figure, (axis,) = panels(1, height=2.9)
+        what = "set to zero" if replacement == "zero" else "set to their mean"
+        title(
+            axis,
+            f"{'Ablate' if edit == 'ablate' else 'Preserve'}, "
+            f"{'units' if edit == 'ablate' else 'all others'} {what}",
+            "accuracy, 1 = unedited; solid: the label's images, dashed: all others",
+        )
+        for ranking, (name, colour) in RANKINGS.items():
+            rows = part[part["ranking"] == ranking]
+            if rows.empty:
+                continue
+            mean = rows.groupby("fraction")[
+                ["target_accuracy", "off_accuracy", "target_std", "off_std"]
+            ].mean()
+            front = 2 if ranking == "random" else 3
+            for which, dashes in (("target", "-"), ("off", (0, (3, 2)))):
+                height, spread = mean[f"{which}_accuracy"], mean[f"{which}_std"]
+                axis.plot(mean.index, height, color=colour, linestyle=dashes, zorder=front)
+                if spread.notna().any():
+                    axis.fill_between(
+                        mean.index, height - spread, height + spread,
+                        color=colour, alpha=0.15, linewidth=0,
+                    )  # fmt: skip
+            ends.append((float(mean["target_accuracy"].iloc[-1]), name, colour))
+        axis.axhline(1, color=RULE, linewidth=0.9, zorder=0)
+        axis.set_ylim(bottom=0)
+        # Small shares are what matters: the square root gives them room.
+        axis.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
+        axis.set_xlim(0, 1)
+        axis.set_xticks([0.01, 0.05, 0.1, 0.25, 0.5, 1], ["1 %", "5", "10", "25", "50", "100"])
+        axis.set_xlabel(f"share of units {verb}")
+        name_lines(axis, ends)
+    return figure
+
+
+def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") -> Figure:
+    """Selectivity of edits: (AUC target - AUC off-target) / AUC off-target, by site or label.
+
+    Parameters
+    ----------
+    differences : pandas.DataFrame
+        From `auc_difference`: columns ``site``, ``label_name``, ``ranking``, ``edit``,
+        ``auc_difference``.
+    edit : {"ablate", "preserve"}
+    by : {"site", "label_name"}
+        Bars are means over the labels of a site, with their standard error; or one label's
+        mean over sites.
+
+    Raises
+    ------
+    DataError
+        No row of that edit.
+    """
+    part = differences[differences["edit"] == edit]
+    not_empty(part, f"auc_figure: edit {edit!r}")
+    groups = [str(group) for group in part[by].drop_duplicates()]
+    present = [name for name in RANKINGS if name in set(part["ranking"])]
+    width = 0.8 / max(len(present), 1)
+    with styled():
+        figure, (axis,) = panels(1, height=2.9)
+        better = "below 0" if edit == "ablate" else "above 0"
+        title(
+            axis,
+            f"Selectivity of {'ablation' if edit == 'ablate' else 'preservation'}",
+            f"(AUC target - AUC others) / AUC others; {better}: the label is hit more",
+        )
+        axis.axhline(0, color=MUTED, linewidth=0.7)
+        for number, ranking in enumerate(present):
+            rows = part[part["ranking"] == ranking].groupby(by)["auc_difference"]
+            mean = rows.mean().reindex(groups)
+            x = np.arange(len(groups)) + (number - (len(present) - 1) / 2) * width
+            colour = RANKINGS[ranking][1]
+            axis.bar(x, mean, width * 0.92, color=colour)
+            error = rows.sem().reindex(groups).fillna(0)
+            axis.errorbar(x, mean, error, fmt="none", ecolor=INK, elinewidth=0.8)
+        list_names(axis, [RANKINGS[name] for name in present])
+        site_axis(axis, groups)
+        axis.set_xlim(-0.6, len(groups) - 0.4)
+    return figure
