@@ -19,7 +19,8 @@ def test_membership_is_one_hot_and_empty_for_the_unlabelled() -> None:
     [
         (lambda: membership(torch.tensor([-1, -1])), DataError, "labels missing: none of 2"),
         (lambda: membership(torch.tensor([0, 5]), 3), DataError, "label 5 is out of range"),
-        (lambda: check_labels(torch.tensor([1.0]), 1), DataError, "whole numbers of shape"),
+        (lambda: check_labels(torch.tensor([1.5]), 1), DataError, "whole numbers of shape"),
+        (lambda: check_labels(torch.tensor([torch.inf]), 1), DataError, "whole numbers of shape"),
         (lambda: check_labels(torch.tensor([1, 2]), 3), DataError, r"shape \(3,\)"),
         (lambda: Hierarchy(("", "")), OptionError, "at least one label that belongs"),
         (lambda: Hierarchy(("dog",)).labels("cat"), OptionError, "no group 'cat'; groups: dog"),
@@ -28,6 +29,12 @@ def test_membership_is_one_hot_and_empty_for_the_unlabelled() -> None:
 def test_bad_requests_are_explained(call, error, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_nan_is_unlabelled() -> None:
+    found = check_labels(torch.tensor([1.0, torch.nan, 0.0, -3.0]), 4)
+    assert found.tolist() == [1, -1, 0, -3]
+    assert membership(found).sum(1).tolist() == [1, 0, 1, 0]
 
 
 def test_hierarchy() -> None:

@@ -51,7 +51,7 @@ def modes(store: Store, dictionary: Dictionary) -> Modes:
 
 def test_only_alive_modes_with_their_numbers(modes: Modes, dictionary: Dictionary) -> None:
     loadings = dictionary.encode(modes.matrix())
-    alive = [k for k in range(4) if bool((loadings[:, k] != 0).any())]
+    alive = [k for k in range(4) if bool((loadings[:, k] > 0).any())]
     assert modes.ids.tolist() == alive
     assert torch.equal(modes.loadings, loadings[:, alive])
     assert torch.equal(modes.atoms, dictionary.atoms[alive])
@@ -165,8 +165,31 @@ def m_dictionary(modes: Modes) -> Dictionary:
     return fit(PCA(n_modes=2), modes.matrix()).dictionary
 
 
-def test_nothing_is_held_out_by_default(store: Store, dictionary: Dictionary) -> None:
+def test_rows_held_out_are_those_of_the_dictionary(store: Store, dictionary: Dictionary) -> None:
+    assert dictionary.training is not None
     modes = Modes.build(dictionary, store, "block2")
+    assert modes.held_out.nonzero().flatten().tolist() == dictionary.training.held_out_rows.tolist()
+
+
+def test_a_mode_that_only_subtracts_is_not_alive(
+    store: Store, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Dictionary.encode
+
+    def second_is_negative(self: Dictionary, matrix: torch.Tensor) -> torch.Tensor:
+        loadings = encode(self, matrix)
+        loadings[:, 1] = -1.0
+        return loadings
+
+    monkeypatch.setattr(Dictionary, "encode", second_is_negative)
+    assert 1 not in Modes.build(dictionary, store, "block2").ids.tolist()
+
+
+def test_a_dictionary_without_record_holds_nothing_out(
+    store: Store, dictionary: Dictionary
+) -> None:
+    bare = Dictionary(dictionary.learner, dictionary.tensors, dictionary.scale)
+    modes = Modes.build(bare, store, "block2")
     with pytest.raises(OptionError, match="no row is in the split 'held_out'"):
         modes.correlation(split="held_out")
 

@@ -113,13 +113,17 @@ def label_name(names: Sequence[str] | None, label: int) -> str:
 
 
 def check_labels(labels: Tensor, n_samples: int) -> Labels:
-    """Labels as int64, one for each sample.
+    """Labels as int64, one for each sample; NaN, as tables have it, means unlabelled.
 
     Raises
     ------
     DataError
         Another number of labels than samples, or labels that are no whole numbers.
     """
+    if labels.is_floating_point():
+        whole = labels.nan_to_num(UNLABELLED)
+        # Infinite and broken numbers stay as they are, and are refused below.
+        labels = whole.to(torch.int64) if bool((whole == whole.to(torch.int64)).all()) else labels
     if labels.shape != (n_samples,) or labels.is_floating_point():
         raise DataError(
             f"labels: expected whole numbers of shape ({n_samples},); got {labels.dtype} of shape "

@@ -94,7 +94,7 @@ class Modes:
     ) -> "Modes":
         """Encode all samples of a store, and keep the modes that are alive.
 
-        A mode is alive if its loading differs from 0 for at least one sample.
+        A mode is alive if its loading is above 0 for at least one sample (Melander et al. 2026).
 
         Parameters
         ----------
@@ -106,7 +106,8 @@ class Modes:
             As in `Store.matrix`; the matrix that the dictionary was fitted to.
         held_out_rows : Tensor of shape [row], optional
             Rows of the matrix that were not fitted, as in ``FitReport.held_out_rows``. By
-            default none are held out.
+            default those that the dictionary records, so that selecting on ``"train"`` never
+            sees them; none where it was fitted to a matrix of another number of rows.
 
         Raises
         ------
@@ -120,7 +121,9 @@ class Modes:
         loadings = torch.cat(
             [dictionary.encode(part).cpu() for part in torch.split(matrix, _CHUNK)]
         )
-        alive = (loadings != 0).any(0)
+        alive = (loadings > 0).any(0)
+        if held_out_rows is None:
+            held_out_rows = _recorded(dictionary, len(matrix))
         return Modes(
             atoms=dictionary.atoms.detach().cpu()[alive],
             loadings=loadings[:, alive],
@@ -315,6 +318,11 @@ _AXES: Final = {
     "ids": ("mode",),
     "held_out": ("sample",),
 }
+
+
+def _recorded(dictionary: Dictionary, n_rows: int) -> Tensor | None:
+    training = dictionary.training
+    return training.held_out_rows if training and training.n_rows == n_rows else None
 
 
 def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:
