@@ -52,7 +52,7 @@ class TrainConfig:
     schedule : {"cosine", "plateau", "constant"}
         Cosine decay to 0; halved after 10 epochs without a better training loss; constant.
     threshold_warmup : float
-        Share of the steps in which the threshold of the codes rises from where about 32
+        Share of the steps in which the threshold of the codes rises from where about 64
         codes of a row pass it to its value; 0 starts at its value, and then most or all
         modes are dead on small data.
     held_out : float

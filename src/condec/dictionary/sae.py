@@ -15,11 +15,11 @@ from condec.dictionary.base import Epoch, Learned, Learner, OnEpoch, TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
-_TRAVEL: Final = 2.5
+_TRAVEL: Final = 2.0
 """Sum of the learning rates of a default fit at `_TRAVEL_UNITS` hidden units."""
 _TRAVEL_UNITS: Final = 64
 _LR_LIMIT: Final = 3e-3
-_CODES_AT_START: Final = 32
+_CODES_AT_START: Final = 64
 """Codes of a row that pass the threshold when it starts to rise."""
 _ENCODER: Final = "encoder."
 
