@@ -132,13 +132,15 @@ def test_reference_run_on_cifar10(shared_data, tmp_path):
     """Figures that an independent implementation measured on 2,000 images."""
     from condec.data import load_data
     from condec.models import load_model
+    from condec.models.python import load_function
 
     folder = shared_data / "cifar10"
     loaded = load_model(
         f"python:{folder / 'cifar_resnet.py'}:load_resnet",
         weights=folder / "resnet20_cifar10.safetensors",
     )
-    data = load_data(f"npz:{folder / 'test_2000.npz'}", preprocess=loaded.preprocess)
+    preprocess = load_function(f"{folder / 'cifar_resnet.py'}:preprocess")
+    data = load_data(f"npz:{folder / 'test_2000.npz'}", preprocess=preprocess)
     reference = json.loads(
         (shared_data.parent / "reference/cifar_resnet20_expected.json").read_text()
     )
