@@ -1,0 +1,277 @@
+"""The command line: parses, calls one function, prints."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from condec import config
+from condec.errors import CondecError, OptionError
+from condec.models import load_model
+from condec.runner import FUNCTIONS, Link, Outcome, Run, chain
+from condec.sites import find_sites
+from condec.tape import inspect_model
+
+app = typer.Typer(
+    name="condec",
+    help="Contribution decomposition: why a network gives an output, by what its hidden units do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Place = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or a run.toml.", show_default=False)
+]
+Again = Annotated[bool, typer.Option("--again", help="Do it again although nothing has changed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; results only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder, instead of the one in run.toml.")]
+
+
+def main() -> None:
+    """Entry point of the ``condec`` command."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        print(f"condec {metadata.version('condec')}")
+        raise typer.Exit
+
+
+@app.command("run")
+def run_command(
+    place: Place, out: Out = None, again: Again = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Do the whole chain: collect, stats, fit, control, map, report."""
+    with _messages(debug=debug):
+        plan = config.read(place)
+        plan = plan if out is None else replace(plan, out=out)
+        _whole_chain(Run(plan, progress=not quiet, again=again))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Do the whole chain on the embedded model and its handwritten digits."""
+    with _messages(debug=debug):
+        plan = replace(config.from_dict(config.DEMO), out=out)
+        _whole_chain(Run(plan, progress=not quiet))
+
+
+@app.command()
+def collect(
+    place: Place,
+    sites: Annotated[
+        list[str] | None, typer.Option(help="Site pattern; may be given several times.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="ig:STEPS or actgrad.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="topK, logit:INDEX, label or predicted; also ...:softmax.")
+    ] = None,
+    on_bad: Annotated[
+        str | None, typer.Option(help="raise or skip: what to do about unusable inputs.")
+    ] = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Collect contributions into the run folder's store; goes on where it was interrupted."""
+    with _messages(debug=debug):
+        plan = config.read(place)
+        changes: dict[str, Any] = {}
+        if method is not None:
+            changes["method"] = config.parse_method(method)
+        if target is not None:
+            changes["target"] = config.parse_target(target)
+        if on_bad is not None:
+            changes["on_bad"] = on_bad
+        plan = replace(
+            plan,
+            out=out or plan.out,
+            sites=tuple(sites) if sites else plan.sites,
+            collect=replace(plan.collect, **changes),
+        )
+        _print_all([_do(Run(plan, progress=not quiet), "collect")])
+
+
+@app.command()
+def stats(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Statistics of contributions and activations, site by site."""
+    _one_link("stats", place, again=again, quiet=quiet, debug=debug)
+
+
+@app.command()
+def fit(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Learn a dictionary for every site, and its modes."""
+    _one_link("fit", place, again=again, quiet=quiet, debug=debug)
+
+
+@app.command()
+def control(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Control curves: ablate or preserve the units of modes, on held-out inputs."""
+    _one_link("control", place, again=again, quiet=quiet, debug=debug)
+
+
+@app.command("map")
+def map_command(
+    place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Input-space maps of modes."""
+    _one_link("map", place, again=again, quiet=quiet, debug=debug)
+
+
+@app.command()
+def report(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """The static site of a run folder."""
+    _one_link("report", place, again=again, quiet=quiet, debug=debug)
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="digits, torchvision:NAME, timm:NAME, python:FILE.py:FUNCTION, or a run.toml.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        str | None, typer.Option(help="A .safetensors or .pt file, or 'default'.")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="Shape of one input, for example 3,224,224.")
+    ] = None,
+    sites: Annotated[str | None, typer.Option(help="Only modules that match.")] = None,
+    debug: Debug = False,
+) -> None:
+    """List every module: its output's shape, its parameters, and whether it is a cut.
+
+    Through a cut passes all that flows from the input to the output: only there do the
+    contributions of all units add up to the target.
+    """
+    with _messages(debug=debug):
+        base, shape = Path(), _shape(input_shape)
+        if Path(model).is_dir() or model.endswith(".toml"):
+            plan = config.read(model)
+            base, weights = plan.base, weights or plan.model.weights
+            shape, model = shape or plan.model.input_shape, plan.model.spec
+        loaded = load_model(model, weights, folder=base)
+        shape = shape or loaded.input_shape
+        if shape is None:
+            raise OptionError(
+                f"{model} does not tell the shape of its inputs; give it, for example "
+                "--input-shape 3,224,224"
+            )
+        table = inspect_model(loaded.model, torch.zeros(1, *shape))
+        if sites is not None:
+            names = {site.name for site in find_sites(loaded.model, sites)}
+            table = table[table["site"].str.partition("#")[0].isin(names)]
+        _print_modules(table, f"{model}, one input of shape {' x '.join(map(str, shape))}")
+
+
+def _one_link(link: Link, place: Path, *, again: bool, quiet: bool, debug: bool) -> None:
+    with _messages(debug=debug):
+        run = Run(config.read(place), progress=not quiet, again=again)
+        _print_all([_do(run, link)])
+
+
+def _do(run: Run, link: Link) -> Outcome:
+    """One link; the plan is written into the run folder once the folder is found to be its own."""
+    if link == "collect":
+        outcome = FUNCTIONS[link](run)
+        config.write(run.plan)
+        return outcome
+    _ = run.store
+    config.write(run.plan)
+    return FUNCTIONS[link](run)
+
+
+def _whole_chain(run: Run) -> None:
+    outcomes = []
+    for outcome in chain(run):
+        outcomes.append(outcome)
+        _print_outcome(outcome)
+        if outcome.link == "collect":
+            config.write(run.plan)
+    if run.folder.report.exists():
+        print(f"Report: {run.folder.report.resolve()}")
+
+
+def _print_all(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        _print_outcome(outcome)
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    first = outcome.outputs[0] if outcome.outputs else None
+    more = f" and {len(outcome.outputs) - 1} more" if len(outcome.outputs) > 1 else ""
+    where = "" if first is None else f"  {first}{more}"
+    print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
+    for note in outcome.notes:
+        print(f"         note: {note}")
+    sys.stdout.flush()
+
+
+def _print_modules(table: Any, title: str) -> None:
+    shown = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    shown.add_column("site", overflow="fold")
+    shown.add_column("type")
+    shown.add_column("shape", justify="right")
+    shown.add_column("parameters", justify="right")
+    shown.add_column("cut")
+    for row in table.itertuples():
+        shown.add_row(
+            Text(row.site),
+            Text(row.type),
+            " x ".join(map(str, row.shape)),
+            f"{row.parameters:,}",
+            "cut" if row.cut else "",
+        )
+    Console().print(shown)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise OptionError(f"input shape {text!r}: expected numbers, for example 3,224,224")
+    return shape
+
+
+@contextmanager
+def _messages(*, debug: bool) -> Iterator[None]:
+    """One clean message for what condec raises on purpose, and for Ctrl-C."""
+    try:
+        yield
+    except CondecError as error:
+        if debug:
+            raise
+        print(f"condec: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\ncondec: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise typer.Exit(130) from None

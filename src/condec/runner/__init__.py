@@ -1,0 +1,11 @@
+"""The runner: carries out a plan in a run folder, link by link, here or elsewhere.
+
+`Plan` says what to do (`condec.config` reads it from a run.toml), `Run` holds what is loaded,
+and `FUNCTIONS` are the links; `chain` does them all.
+"""
+
+from condec.runner.folder import RunFolder
+from condec.runner.local import FUNCTIONS, Outcome, Run, chain
+from condec.runner.plan import LINKS, Link, Plan
+
+__all__ = ["FUNCTIONS", "LINKS", "Link", "Outcome", "Plan", "Run", "RunFolder", "chain"]

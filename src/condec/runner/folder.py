@@ -1,0 +1,117 @@
+"""A run folder: where everything is, what is done, and the log of events.
+
+run.toml                                 the plan, written out in full
+contributions.zarr                       the store
+modes/<site>/<learner>/                  dictionary and modes of a site
+analysis/labels.json                     names of the labels: a list, or null
+analysis/statistics.parquet              one row a site
+analysis/control.parquet                 control curves, and control_auc.parquet their areas
+analysis/control/<site>/<learner>.parquet   the same of one site
+analysis/maps/<site>/<learner>.npz       input-space maps
+report/index.html
+steps/*.json                             what each finished step was made from
+log.jsonl                                one line an event, with time and host
+"""
+
+import io
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from condec.files import to_json, write_file, writing
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths in a run folder, and records of its finished steps."""
+
+    path: Path
+
+    @property
+    def store(self) -> Path:
+        """The store of contributions."""
+        return self.path / "contributions.zarr"
+
+    @property
+    def report(self) -> Path:
+        """The report's first page."""
+        return self.path / "report" / "index.html"
+
+    def modes(self, site: str, name: str) -> Path:
+        """Folder of a site's dictionary and modes."""
+        return self.path / "modes" / quote(site, safe="") / name
+
+    def maps(self, site: str, name: str) -> Path:
+        """A site's input-space maps."""
+        return self.path / "analysis" / "maps" / quote(site, safe="") / f"{name}.npz"
+
+    def table(self, name: str) -> Path:
+        """One table of results; `name` may hold folders."""
+        return self.path / "analysis" / f"{name}.parquet"
+
+    def control(self, site: str, name: str) -> str:
+        """Name of the table of one site's control curves."""
+        return f"control/{quote(site, safe='')}/{name}"
+
+    def write_table(self, name: str, table: "pandas.DataFrame") -> Path:
+        """Write a table, whole or not at all."""
+        content = io.BytesIO()
+        table.to_parquet(content, index=False)
+        return self.write(self.table(name), content.getvalue())
+
+    def write(self, file: Path, content: bytes) -> Path:
+        """Write a file, whole or not at all; folders are made.
+
+        Raises
+        ------
+        StoreError
+            The place cannot be written.
+        """
+        with writing(f"{file} cannot be written", lambda: "Make room, then run the same again."):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, content)
+        return file
+
+    def is_done(self, step: str, digest: str) -> bool:
+        """Whether a step was finished with these inputs and its outputs are still there."""
+        try:
+            record = json.loads(self._record(step).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return record.get("digest") == digest and all(
+            (self.path / output).exists() for output in record.get("outputs", ())
+        )
+
+    def mark_done(self, step: str, digest: str, outputs: Sequence[Path]) -> None:
+        """Record that a step is finished, and what it was made from."""
+        record = {
+            "step": step,
+            "digest": digest,
+            "outputs": [output.relative_to(self.path).as_posix() for output in outputs],
+        }
+        self.write(self._record(step), to_json(record))
+
+    def log(self, event: str, **details: Any) -> None:
+        """Append one line to the log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "host": platform.node(),
+            "process": os.getpid(),
+            "event": event,
+            **details,
+        }
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _record(self, step: str) -> Path:
+        return self.path / "steps" / f"{quote(step, safe='')}.json"

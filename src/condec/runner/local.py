@@ -1,0 +1,388 @@
+"""The links of the chain, each carried out on this machine, in one process.
+
+Every function takes a `Run` and gives an `Outcome`. What a step was made from is recorded
+beside it; a step whose inputs have not changed is kept, one that was interrupted is done
+again, and contributions go on at the first missing shard.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from condec import collection
+from condec.data import Inputs, load_data
+from condec.dictionary import fit as fit_dictionary
+from condec.effects import auc_difference, control_curve
+from condec.errors import StoreError
+from condec.files import to_json
+from condec.maps import site_maps
+from condec.models import LoadedModel, load_model
+from condec.models.python import load_function
+from condec.modes import Modes
+from condec.runner.folder import RunFolder
+from condec.runner.plan import LINKS, Link, Plan, digest
+from condec.sites import Site, find_sites
+from condec.statistics import layer_statistics
+from condec.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one link did.
+
+    Attributes
+    ----------
+    link : str
+    state : str
+        ``made``, ``kept`` (nothing had changed) or ``left out``.
+    outputs : tuple of Path
+    seconds : float
+    notes : tuple of str
+        What the user should know: inputs left out, and the like.
+    """
+
+    link: Link
+    state: str
+    outputs: tuple[Path, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A plan, and what it needs, loaded when first asked for.
+
+    Attributes
+    ----------
+    plan : Plan
+    progress : bool
+        Show progress on standard error.
+    again : bool
+        Do steps again although nothing has changed. Shards of contributions are never
+        computed twice.
+    """
+
+    plan: Plan
+    progress: bool = True
+    again: bool = False
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(self.plan.out)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model, on a GPU where there is one."""
+        plan = self.plan.model
+        loaded = load_model(plan.spec, plan.weights, folder=self.plan.base)
+        loaded.model.to(plan.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return loaded
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The data, as the model takes them."""
+        plan, base = self.plan.data, self.plan.base
+        own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
+        inputs = load_data(
+            plan.source,
+            csv=plan.csv,
+            preprocess=own or self.loaded.preprocess,
+            shape=self.plan.model.input_shape or self.loaded.input_shape,
+            limit=plan.limit,
+            folder=base,
+        )
+        if inputs.label_names is None and self.loaded.label_names is not None:
+            inputs = replace(inputs, label_names=self.loaded.label_names)
+        return inputs
+
+    @cached_property
+    def store(self) -> Store:
+        """The collected contributions.
+
+        Raises
+        ------
+        StoreError
+            There are none, some shards are missing, or the plan has another method or target.
+        """
+        path = self.folder.store
+        if not path.exists():
+            raise StoreError(f"{path}: no contributions yet; run 'condec collect' first")
+        store = Store.open(path)
+        plan = self.plan.collect
+        for key, wanted in (("method", plan.method.to_dict()), ("target", plan.target.to_dict())):
+            if store.recipe.get(key) != wanted:
+                raise StoreError(
+                    f"{path}: {key} is {store.recipe.get(key)}, the plan has {wanted}; choose "
+                    "another run folder, or remove that store"
+                )
+        if not store.is_complete:
+            raise StoreError(
+                f"{path}: {len(store.missing())} of {store.n_shards} shards are missing; run "
+                "'condec collect' again, it goes on where it stopped"
+            )
+        return store
+
+    def sites(self, patterns: Sequence[str], among: Sequence[Site]) -> tuple[Site, ...]:
+        """Those of `among` that match the patterns; all of them without patterns."""
+        if not patterns:
+            return tuple(among)
+        wanted = find_sites(self.loaded.model, patterns)
+        missing = [site.key for site in wanted if site not in among]
+        if missing:
+            raise StoreError(
+                f"{self.folder.path}: no result for {', '.join(missing[:5])}; there is "
+                f"{', '.join(site.key for site in among)}"
+            )
+        return wanted
+
+    def modes(self, patterns: Sequence[str] = ()) -> tuple[Modes, ...]:
+        """Fitted modes of the sites that match.
+
+        Raises
+        ------
+        StoreError
+            A site has none.
+        """
+        fitted = self.sites(self.plan.fit.sites, self.store.sites)
+        chosen = self.sites(patterns, fitted)
+        folders = [self.folder.modes(site.key, self.plan.fit.name) for site in chosen]
+        for site, folder in zip(chosen, folders, strict=True):
+            if not folder.is_dir():
+                raise StoreError(f"{folder}: no modes of {site.key} yet; run 'condec fit' first")
+        return tuple(Modes.load(folder, self.store) for folder in folders)
+
+    def digest(self, *parts: Any) -> str:
+        """Hash of what a step is made from: these, the store, and the version of condec."""
+        return digest(*parts, self.store.config_hash, metadata.version("condec"))
+
+    def each(self, items: Sequence[Any], text: str) -> Iterator[Any]:
+        """Go through items behind a progress bar."""
+        console = Console(stderr=True, quiet=not self.progress)
+        yield from track(items, text, console=console, disable=not self.progress)
+
+
+def collect(run: Run) -> Outcome:
+    """Contributions of all inputs, into the store; goes on where it was interrupted."""
+    plan, folder, started = run.plan.collect, run.folder, time.perf_counter()
+    kept = folder.store.exists() and Store.open(folder.store).is_complete
+    with _logged(run, "collect"):
+        store = collection.collect(
+            run.loaded.model,
+            run.inputs,
+            run.plan.sites,
+            out=folder.store,
+            method=plan.method,
+            target=plan.target,
+            batch_size=plan.batch_size,
+            shard_size=plan.shard_size,
+            on_bad=plan.on_bad,
+            progress=run.progress,
+        )
+        names = run.inputs.label_names
+        content = to_json(None if names is None else list(names))
+        folder.write(folder.path / "analysis" / "labels.json", content)
+    seconds = time.perf_counter() - started
+    state = "kept" if kept else "made"
+    return Outcome("collect", state, (folder.store,), seconds, _left_out(run.inputs, store))
+
+
+def _left_out(inputs: Inputs, store: Store) -> tuple[str, ...]:
+    ids = [inputs.ids[row] for row in (~store.valid).nonzero().flatten().tolist()]
+    if not ids:
+        return ()
+    some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    return (f"{len(ids)} of {store.n_samples} inputs could not be used, left out: {some}",)
+
+
+def stats(run: Run) -> Outcome:
+    """Statistics of every site, into analysis/statistics.parquet."""
+
+    def make() -> list[Path]:
+        return [run.folder.write_table("statistics", layer_statistics(run.store))]
+
+    return _link(run, "stats", [_Step("stats", run.digest("stats"), make)])
+
+
+def fit(run: Run) -> Outcome:
+    """A dictionary for every site, and its modes, into modes/<site>/<learner>/."""
+    plan = run.plan.fit
+    sites = run.sites(plan.sites, run.store.sites)
+
+    def make(site: Site) -> list[Path]:
+        report = fit_dictionary(
+            plan.learner_for(run.store.info(site).n_units),
+            run.store.matrix(site, sign=plan.sign),
+            config=plan.train,
+            progress=run.progress,
+        )
+        folder = run.folder.modes(site.key, plan.name)
+        report.save(folder)
+        modes = Modes.build(
+            report.dictionary,
+            run.store,
+            site,
+            plan.sign,
+            held_out_rows=report.held_out_rows,
+            name=plan.name,
+        )
+        modes.save(folder)
+        return [folder]
+
+    steps = [_Step(f"fit {s.key}", _fit_digest(run, s), partial(make, s)) for s in sites]
+    return _link(run, "fit", steps)
+
+
+def control(run: Run) -> Outcome:
+    """Control curves of every chosen site, into analysis/control.parquet."""
+    import pandas
+
+    plan, folder, name = run.plan.control, run.folder, run.plan.fit.name
+    run.inputs.needed_labels("control")
+    chosen = run.modes(plan.sites)
+
+    def make(modes: Modes) -> list[Path]:
+        curves = [
+            control_curve(
+                run.loaded.model,
+                run.inputs,
+                modes,
+                labels=plan.labels or None,
+                fractions=plan.fractions,
+                edit=edit,
+                replacement=replacement,
+                n_random=plan.n_random,
+                seed=plan.seed,
+                batch_size=plan.batch_size,
+            )
+            for edit in plan.edits
+            for replacement in plan.replacements
+        ]
+        return [folder.write_table(folder.control(modes.site.key, name), pandas.concat(curves))]
+
+    def join() -> list[Path]:
+        parts = [folder.table(folder.control(modes.site.key, name)) for modes in chosen]
+        curves = pandas.concat([pandas.read_parquet(part) for part in parts], ignore_index=True)
+        areas = auc_difference(curves)
+        return [folder.write_table("control", curves), folder.write_table("control_auc", areas)]
+
+    digests = {m.site.key: run.digest(_fit_digest(run, m.site), plan) for m in chosen}
+    steps = [_Step(f"control {m.site.key}", digests[m.site.key], partial(make, m)) for m in chosen]
+    return _link(run, "control", [*steps, _Step("control", run.digest(digests), join)])
+
+
+def maps(run: Run) -> Outcome:
+    """Input-space maps of every chosen site, into analysis/maps/<site>/<learner>.npz."""
+    plan = run.plan.maps
+
+    def make(modes: Modes) -> list[Path]:
+        made = site_maps(
+            run.loaded.model,
+            run.inputs,
+            modes,
+            n_modes=plan.n_modes,
+            n_inputs=plan.n_inputs,
+            n_units=plan.n_units,
+            target=plan.target,
+        )
+        return [made.save(run.folder.maps(modes.site.key, run.plan.fit.name))]
+
+    steps = [
+        _Step(f"map {m.site.key}", run.digest(_fit_digest(run, m.site), plan), partial(make, m))
+        for m in run.modes(plan.sites)
+    ]
+    return _link(run, "map", steps)
+
+
+def report(run: Run) -> Outcome:
+    """The static site, into report/index.html."""
+    from condec.report import build_report
+
+    folder = run.folder
+    made_from = sorted(
+        (file.name, file.read_text(encoding="utf-8"))
+        for file in (folder.path / "steps").glob("*.json")
+        if file.name != "report.json"
+    )
+
+    def make() -> list[Path]:
+        build_report(folder.path)
+        return [folder.report]
+
+    described = (run.plan.report, run.plan.model, run.plan.data)
+    return _link(run, "report", [_Step("report", run.digest(made_from, described), make)])
+
+
+FUNCTIONS: Final[dict[Link, Callable[[Run], Outcome]]] = {
+    "collect": collect,
+    "stats": stats,
+    "fit": fit,
+    "control": control,
+    "map": maps,
+    "report": report,
+}
+
+
+def chain(run: Run) -> Iterator[Outcome]:
+    """The links of the plan, one after the other, in the order of the data flow.
+
+    Control is left out, with a note, where the data have no labels.
+    """
+    for link in LINKS:
+        if link not in run.plan.links:
+            continue
+        if link == "control" and not bool((run.store.labels >= 0).any()):
+            yield Outcome("control", "left out", (), 0.0, ("the data have no labels",))
+            continue
+        yield FUNCTIONS[link](run)
+
+
+def _fit_digest(run: Run, site: Site) -> str:
+    plan = run.plan.fit
+    return run.digest(site.key, plan.learner, plan.modes_per_unit, plan.train, plan.sign)
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A part of a link: its name, what it is made from, and how its outputs are made."""
+
+    name: str
+    made_from: str
+    make: Callable[[], list[Path]]
+
+
+def _link(run: Run, link: Link, steps: Sequence[_Step]) -> Outcome:
+    """Do those steps of a link whose inputs have changed, or whose outputs are gone."""
+    folder, started = run.folder, time.perf_counter()
+    open_steps = [s for s in steps if run.again or not folder.is_done(s.name, s.made_from)]
+    outputs: list[Path] = []
+    with _logged(run, link):
+        # Fitting shows a bar for every site by itself.
+        for step in open_steps if link == "fit" else run.each(open_steps, link):
+            made = step.make()
+            folder.mark_done(step.name, step.made_from, made)
+            outputs += made
+    state = "made" if open_steps else "kept"
+    return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
+
+
+@contextmanager
+def _logged(run: Run, link: Link) -> Iterator[None]:
+    """One line in the log when a link begins, and one when it ends, however it ends."""
+    started = time.perf_counter()
+    run.folder.log("start", link=link)
+    try:
+        yield
+    except BaseException as error:
+        run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
+        raise
+    run.folder.log("end", link=link, seconds=round(time.perf_counter() - started, 3))

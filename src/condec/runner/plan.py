@@ -1,0 +1,275 @@
+"""What a run is to do: one frozen record a link of the chain, and one for all of them.
+
+`condec.config` reads a plan from a run.toml and writes it back; the functions of
+`condec.runner.local` carry it out.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from condec.attribution import IntegratedGradients, Method
+from condec.dictionary import NMF, PCA, KMeans, Learner, ThresholdSAE, TrainConfig
+from condec.effects import PAPER_FRACTIONS, EditKind, Replacement
+from condec.errors import OptionError
+from condec.store import Sign
+from condec.targets import Predicted, Target, TopK
+
+Link = Literal["collect", "stats", "fit", "control", "map", "report"]
+LINKS: Final[tuple[Link, ...]] = get_args(Link)
+"""Links of the chain, in order."""
+
+LEARNERS: Final[dict[str, type[Learner]]] = {
+    "sae": ThresholdSAE,
+    "nmf": NMF,
+    "pca": PCA,
+    "kmeans": KMeans,
+}
+"""Learners by the names of their folders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """Which model; see `condec.models.load_model`.
+
+    Parameters
+    ----------
+    spec : str
+    weights : str, optional
+    input_shape : tuple of int, optional
+        Of one sample; only where the model itself does not tell, or to override it.
+    device : str, optional
+        For example ``"cpu"`` or ``"cuda:1"``; by default a GPU where there is one.
+    """
+
+    spec: str = "digits"
+    weights: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_shape is not None:
+            _all_positive("model: input_shape", self.input_shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """Which inputs; see `condec.data.load_data`.
+
+    Parameters
+    ----------
+    source : str
+    csv : str, optional
+    preprocess : str, optional
+        ``python:FILE.py:FUNCTION``; by default the model's own.
+    limit : int, optional
+    """
+
+    source: str = "digits"
+    csv: str | None = None
+    preprocess: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectPlan:
+    """How contributions are collected; see `condec.collection.collect`."""
+
+    method: Method = field(default_factory=IntegratedGradients)
+    target: Target = field(default_factory=TopK)
+    batch_size: int = 64
+    shard_size: int = 1024
+    on_bad: Literal["raise", "skip"] = "raise"
+
+    def __post_init__(self) -> None:
+        _all_positive("collect: batch_size, shard_size", (self.batch_size, self.shard_size))
+        _one_of("collect: on_bad", self.on_bad, ("raise", "skip"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPlan:
+    """How dictionaries are learnt, one for every site.
+
+    Parameters
+    ----------
+    learner : Learner
+    modes_per_unit : float, optional
+        Number of modes as a multiple of the site's units; overrides the learner's own.
+    train : TrainConfig
+    sign : {"positive", "negative", "sum", "concat"}
+        Which part of the contributions is learnt.
+    sites : tuple of str
+        Patterns among the collected sites; empty: all of them.
+    """
+
+    learner: Learner
+    modes_per_unit: float | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sign: Sign = "positive"
+    sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _one_of("fit: sign", self.sign, get_args(Sign))
+        if self.modes_per_unit is not None and self.modes_per_unit <= 0:
+            raise OptionError(f"fit: n_modes must be above 0; got {self.modes_per_unit}x")
+
+    @property
+    def name(self) -> str:
+        """Name of the learner, and of the folders that hold its modes."""
+        return next(name for name, kind in LEARNERS.items() if type(self.learner) is kind)
+
+    def learner_for(self, n_units: int) -> Learner:
+        """The learner with its number of modes worked out for a site."""
+        if self.modes_per_unit is None:
+            return self.learner
+        number = max(1, round(self.modes_per_unit * n_units))
+        return replace(self.learner, n_modes=number)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPlan:
+    """Which control curves are made; see `condec.effects.control_curve`.
+
+    Parameters
+    ----------
+    sites : tuple of str
+        Patterns among the sites with modes; empty: all of them.
+    labels : tuple of int
+        Empty: all.
+    fractions : tuple of float
+    edits, replacements : tuple of str
+        Every edit is made with every replacement.
+    n_random, seed, batch_size : int
+    """
+
+    sites: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    fractions: tuple[float, ...] = PAPER_FRACTIONS
+    edits: tuple[EditKind, ...] = get_args(EditKind)
+    replacements: tuple[Replacement, ...] = ("zero",)
+    n_random: int = 5
+    seed: int = 0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("edits", "replacements", "fractions"):
+            if not getattr(self, name):
+                raise OptionError(f"control: {name}: none given; leave the key out for the default")
+        for edit in self.edits:
+            _one_of("control: edits", edit, get_args(EditKind))
+        for replacement in self.replacements:
+            _one_of("control: replacements", replacement, get_args(Replacement))
+        if not all(0 <= fraction <= 1 for fraction in self.fractions):
+            raise OptionError(f"control: fractions lie between 0 and 1; got {self.fractions}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapsPlan:
+    """Which input-space maps are made; see `condec.maps.mode_map`.
+
+    Parameters
+    ----------
+    sites : tuple of str
+        Patterns among the sites with modes; empty: all of them.
+    n_modes : int
+        How many modes of a site.
+    n_units : int
+        How many units of a mode, those with the largest entries of its atom.
+    n_inputs : int
+        How many inputs of a mode, those with the largest loadings.
+    target : Target
+        What the units drive.
+    """
+
+    sites: tuple[str, ...] = ()
+    n_modes: int = 12
+    n_units: int = 3
+    n_inputs: int = 6
+    target: Target = field(default_factory=Predicted)
+
+    def __post_init__(self) -> None:
+        sizes = (self.n_modes, self.n_units, self.n_inputs)
+        _all_positive("maps: n_modes, n_units, n_inputs", sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportPlan:
+    """What the report is called."""
+
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that a run does.
+
+    Parameters
+    ----------
+    out : Path
+        The run folder.
+    base : Path
+        What relative paths in the plan start from.
+    sites : tuple of str
+        Patterns; see `condec.sites.find_sites`.
+    links : tuple of str
+        What ``condec run`` does, of `LINKS`.
+    model, data, collect, fit, control, maps, report
+        One plan a link.
+    """
+
+    out: Path
+    base: Path
+    sites: tuple[str, ...]
+    links: tuple[Link, ...] = LINKS
+    model: ModelPlan = field(default_factory=ModelPlan)
+    data: DataPlan = field(default_factory=DataPlan)
+    collect: CollectPlan = field(default_factory=CollectPlan)
+    fit: FitPlan = field(
+        default_factory=lambda: FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
+    )
+    control: ControlPlan = field(default_factory=ControlPlan)
+    maps: MapsPlan = field(default_factory=MapsPlan)
+    report: ReportPlan = field(default_factory=ReportPlan)
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise OptionError("sites: none given; name at least one, for example 'layer[1-4].*'")
+        if not self.links:
+            raise OptionError(f"links: none given; expected some of {', '.join(LINKS)}")
+        for link in self.links:
+            _one_of("links", link, LINKS)
+
+
+def digest(*parts: Any) -> str:
+    """Short hash of options and plain values: equal for equal content, in any process.
+
+    >>> digest({"a": 1}) == digest({"a": 1}), digest((1, 2)) == digest((2, 1))
+    (True, False)
+    """
+    text = json.dumps([_plain(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise OptionError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+
+
+def _all_positive(name: str, values: tuple[int, ...]) -> None:
+    if min(values, default=0) < 1:
+        raise OptionError(f"{name}: must be at least 1; got {', '.join(map(str, values))}")
