@@ -1,0 +1,262 @@
+"""run.toml to a plan and back; every wrong key and value has its message."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condec import config
+from condec.attribution import ActGrad, IntegratedGradients, Method
+from condec.dictionary import NMF, PCA, KMeans, ThresholdSAE, TrainConfig
+from condec.errors import OptionError
+from condec.runner.plan import LINKS, FitPlan, Plan
+from condec.targets import Label, Logit, Predicted, Target, TopK
+
+FULL = """
+sites = ["layer[1-3].*", "fc:input@features"]
+out = "results"
+links = ["collect", "fit"]
+
+[model]
+spec = "python:net.py:make"
+weights = "w.safetensors"
+input_shape = [3, 32, 32]
+device = "cpu"
+
+[data]
+source = "folder:photos"
+csv = "photos.csv"
+preprocess = "python:net.py:preprocess"
+limit = 20
+
+[collect]
+method = "actgrad"
+target = "logit:285:softmax"
+batch_size = 8
+shard_size = 16
+on_bad = "skip"
+
+[fit]
+learner = "nmf"
+n_modes = 12
+max_iter = 50
+sign = "negative"
+sites = ["layer3.*"]
+held_out = 0.25
+seed = 3
+
+[control]
+sites = "layer3.2"
+labels = [1, 2]
+fractions = [0.1, 1]
+edits = ["preserve"]
+replacements = ["zero", "mean"]
+n_random = 2
+seed = 1
+batch_size = 32
+
+[maps]
+sites = ["layer3.2"]
+n_modes = 2
+n_units = 1
+n_inputs = 3
+target = "label:softmax"
+
+[report]
+title = "A test"
+"""
+
+
+def parsed(text: str) -> Plan:
+    return config.from_dict(tomllib.loads(text), folder="/somewhere")
+
+
+def test_every_key_arrives_as_an_object() -> None:
+    plan = parsed(FULL)
+    assert plan.sites == ("layer[1-3].*", "fc:input@features")
+    assert plan.out == Path("/somewhere/results")
+    assert plan.base == Path("/somewhere")
+    assert plan.links == ("collect", "fit")
+    assert plan.model.input_shape == (3, 32, 32)
+    assert plan.model.device == "cpu"
+    assert plan.data.limit == 20
+    assert plan.collect.method == ActGrad()
+    assert plan.collect.target == Logit(285, probability=True)
+    assert plan.collect.on_bad == "skip"
+    assert plan.fit.learner == NMF(n_modes=12, max_iter=50)
+    assert plan.fit.name == "nmf"
+    assert plan.fit.modes_per_unit is None
+    assert plan.fit.train == TrainConfig(held_out=0.25, seed=3)
+    assert (plan.fit.sign, plan.fit.sites) == ("negative", ("layer3.*",))
+    assert plan.control.sites == ("layer3.2",)
+    assert plan.control.labels == (1, 2)
+    assert plan.control.fractions == (0.1, 1.0)
+    assert isinstance(plan.control.fractions[1], float)
+    assert plan.control.replacements == ("zero", "mean")
+    assert plan.maps.target == Label(probability=True)
+    assert plan.report.title == "A test"
+
+
+@pytest.mark.parametrize("text", [FULL, "sites = 'block*'", "sites = 'a'\n[fit]\nlearner = 'pca'"])
+def test_round_trip(text: str) -> None:
+    plan = parsed(text)
+    again = config.from_dict(config.to_dict(plan, folder="/somewhere"), folder="/somewhere")
+    assert (again.out.resolve(), again.base.resolve()) == (plan.out, plan.base)
+    for part in ("sites", "links", "model", "data", "collect", "fit", "control", "maps", "report"):
+        assert getattr(again, part) == getattr(plan, part), part
+
+
+def test_absent_keys_keep_their_defaults() -> None:
+    plan = config.from_dict({"sites": "block*"})
+    assert plan.links == LINKS
+    assert plan.collect.method == IntegratedGradients(steps=10)
+    assert plan.collect.target == TopK(k=1)
+    assert plan.fit == FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
+    assert plan.out == Path("run")
+    assert plan == Plan(out=Path("run"), base=Path(), sites=("block*",))
+
+
+def test_written_run_folder_moves_with_its_sources(tmp_path: Path) -> None:
+    source = tmp_path / "a" / "run.toml"
+    source.parent.mkdir()
+    source.write_text(FULL)
+    plan = config.read(source)
+    written = config.write(plan)
+    assert written == tmp_path / "a" / "results" / "run.toml"
+    assert str(tmp_path) not in written.read_text()
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = config.read(tmp_path / "b" / "results")
+    assert moved.base.resolve() == tmp_path / "b"
+    assert moved.out.resolve() == tmp_path / "b" / "results"
+    assert moved.fit == plan.fit
+    assert [file.name for file in moved.out.iterdir()] == ["run.toml"]
+
+
+def test_the_same_plan_is_written_with_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(FULL)
+    first = config.write(config.read(tmp_path / "run.toml")).read_bytes()
+    assert config.write(config.read(tmp_path / "results")).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("ig", IntegratedGradients(steps=10)),
+        ("ig:25", IntegratedGradients(steps=25)),
+        ("actgrad", ActGrad()),
+    ],
+)
+def test_methods(text: str, method: Method) -> None:
+    assert config.parse_method(text) == method
+    assert config.parse_method(config.method_text(method)) == method
+
+
+targets = st.one_of(
+    st.builds(TopK, k=st.integers(1, 1000), probability=st.booleans()),
+    st.builds(Logit, st.integers(0, 21_000), probability=st.booleans()),
+    st.builds(Label, probability=st.booleans()),
+    st.builds(Predicted, probability=st.booleans()),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(targets)
+def test_every_target_has_a_text(target: Target) -> None:
+    assert config.parse_target(config.target_text(target)) == target
+
+
+@pytest.mark.parametrize("text", ["ig:", "ig:ten", "IG:10", "grad", "", "ig:10:softmax"])
+def test_methods_that_do_not_exist(text: str) -> None:
+    with pytest.raises(OptionError, match=f"method '{text}': expected 'ig:STEPS' or 'actgrad'"):
+        config.parse_method(text)
+
+
+@pytest.mark.parametrize("text", ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob"])
+def test_targets_that_do_not_exist(text: str) -> None:
+    with pytest.raises(OptionError, match=f"target '{text}': expected 'topK', 'logit:INDEX'"):
+        config.parse_target(text)
+
+
+def test_number_of_modes_follows_the_units_of_a_site() -> None:
+    plan = config.from_dict({"sites": "a", "fit": {"n_modes": "2.5x", "threshold": 0.8}}).fit
+    assert plan.learner_for(64) == ThresholdSAE(n_modes=160, threshold=0.8)
+    assert plan.learner_for(1).n_modes == 2
+    fixed = config.from_dict({"sites": "a", "fit": {"learner": "kmeans", "n_modes": 7}}).fit
+    assert fixed.learner_for(64) == KMeans(n_modes=7)
+    assert config.from_dict({"sites": "a", "fit": {"learner": "pca"}}).fit.learner_for(9) == PCA(
+        n_modes=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("site = 'a'", "there is no key 'site'; nearest: 'sites'"),
+        ("sites = 'a'\n[colect]\n", "there is no key 'colect'; nearest: 'collect'"),
+        (
+            "sites = 'a'\n[collect]\nbatchsize = 3",
+            r"\[collect\] has no key 'batchsize'; nearest: 'batch_size'. Keys: method, target",
+        ),
+        ("sites = 'a'\n[fit]\ntreshold = 0.5", r"\[fit\] has no key 'treshold'; .*'threshold'"),
+        (
+            "sites = 'a'\n[fit]\nlearner = 'pca'\nthreshold = 0.5",
+            r"\[fit\] has no key 'threshold'",
+        ),
+        ("sites = 'a'\n[fit]\nlearner = 'ica'", "learner: expected one of sae, nmf, pca, kmeans"),
+        ("sites = 'a'\n[fit]\nn_modes = 'many'", "n_modes: expected a number, or a multiple"),
+        ("sites = 'a'\n[fit]\nn_modes = '0x'", "n_modes must be above 0; got 0.0x"),
+        ("sites = 'a'\n[fit]\nn_modes = true", "n_modes: expected a number"),
+        ("sites = 'a'\n[fit]\nn_modes = 0", "n_modes must be at least 1"),
+        ("sites = 'a'\n[fit]\nheld_out = 2.0", "held_out must be"),
+        ("sites = 'a'\n[fit]\nsign = 'up'", "fit: sign: expected one of positive, negative"),
+        ("sites = 'a'\nfit = 3", r"fit: expected a table \[fit\]; got 3"),
+        ("sites = 'a'\nmodel = 'digits'", r"model: expected a table \[model\]; got 'digits'"),
+        ("sites = 'a'\n[model]\nspec = 3", "model: spec: expected text; got 3"),
+        ("sites = 'a'\n[model]\ninput_shape = [3, 0]", "input_shape: must be at least 1; got 3, 0"),
+        (
+            "sites = 'a'\n[collect]\nbatch_size = '64'",
+            "batch_size: expected a whole number; got '64'",
+        ),
+        ("sites = 'a'\n[collect]\nbatch_size = 6.5", "batch_size: expected a whole number"),
+        ("sites = 'a'\n[collect]\nbatch_size = true", "batch_size: expected a whole number"),
+        ("sites = 'a'\n[collect]\nbatch_size = 0", "batch_size, shard_size: must be at least 1"),
+        ("sites = 'a'\n[collect]\non_bad = 'ignore'", "on_bad: expected one of raise, skip"),
+        ("sites = 'a'\n[collect]\ntarget = 'best'", "target 'best': expected 'topK'"),
+        ("sites = 'a'\n[collect]\nmethod = 10", "collect: method: expected text; got 10"),
+        ("sites = 'a'\n[control]\nedits = ['delete']", "edits: expected one of ablate, preserve"),
+        ("sites = 'a'\n[control]\nedits = []", "control: edits: none given"),
+        ("sites = 'a'\n[control]\nfractions = [2]", "fractions lie between 0 and 1"),
+        ("sites = 'a'\n[control]\nfractions = ['all']", "fractions: expected a number; got 'all'"),
+        ("sites = 'a'\n[maps]\nn_units = 0", "n_modes, n_units, n_inputs: must be at least 1"),
+        ("sites = 'a'\nlinks = ['fly']", "links: expected one of collect, stats, fit"),
+        ("sites = 'a'\nlinks = []", "links: none given"),
+        ("sites = []", "sites: none given"),
+        ("out = 'x'", "sites: none given"),
+        ("sites = 3", "sites: expected text, or a list of texts; got 3"),
+        ("sites = [3]", "sites: expected text; got 3"),
+        ("sites = 'a'\nout = 3", "out: expected text; got 3"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_messages(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(OptionError, match=f"run.toml: .*{message}"):
+        config.read(tmp_path / "run.toml")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"gone.toml: not readable \(No such file"):
+        config.read(tmp_path / "gone.toml")
+    with pytest.raises(OptionError, match=r"run.toml: not readable .*a run.toml or a run folder"):
+        config.read(tmp_path)
+    (tmp_path / "run.toml").write_text("sites = ")
+    with pytest.raises(OptionError, match=r"run.toml: not TOML"):
+        config.read(tmp_path / "run.toml")
+
+
+def test_the_demo_is_a_plan() -> None:
+    plan = config.from_dict(config.DEMO)
+    assert plan.model.spec == plan.data.source == "digits"
+    assert plan.links == LINKS
