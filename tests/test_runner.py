@@ -1,0 +1,387 @@
+"""The links on a run folder: what they make, what they keep, and what they refuse."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from PIL import Image
+
+import condec.report
+import condec.runner.local as local
+from condec import config
+from condec.errors import CondecError, DataError, StoreError
+from condec.maps import SiteMaps
+from condec.modes import Modes
+from condec.runner import LINKS, Outcome, Run, chain
+from condec.runner.plan import Plan
+from condec.store import Store
+from condec.targets import Predicted
+
+NET = """
+from condec.testing.models import small_resnet
+
+def make():
+    return small_resnet(labels=3)
+"""
+TOML = """
+sites = "block*"
+model = {spec = "python:net.py:make", device = "cpu"}
+data = {source = "npz:data.npz"}
+collect = {method = "ig:2", target = "predicted", batch_size = 16, shard_size = 16}
+fit = {learner = "kmeans", n_modes = 3, held_out = 0.4}
+control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1}
+maps = {n_modes = 2, n_inputs = 2, n_units = 1}
+report = {title = "Small"}
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A network, 40 images and a run.toml, the run folder to be in ``run``."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
+    labels = np.arange(40) % 3
+    (tmp_path / "net.py").write_text(NET)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels, class_names=["a", "b", "c"])
+    (tmp_path / "run.toml").write_text(TOML)
+    return tmp_path
+
+
+@pytest.fixture
+def real_report() -> None:
+    """Asks for the report itself, which takes seconds, instead of a stand-in."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_report" in request.fixturenames:
+        return
+
+    def stand_in(folder: Path) -> Path:
+        page = folder / "report" / "index.html"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text((folder / "run.toml").read_text())
+        return page
+
+    monkeypatch.setattr(condec.report, "build_report", stand_in)
+
+
+def run_of(source: Path, **changes: object) -> Run:
+    plan = config.read(source / "run.toml")
+    return Run(replace(plan, **changes), progress=False)  # type: ignore[arg-type]
+
+
+def carry_out(run: Run) -> dict[str, Outcome]:
+    config.write(run.plan)
+    return {outcome.link: outcome for outcome in chain(run)}
+
+
+def change(source: Path, old: str, new: str) -> None:
+    text = (source / "run.toml").read_text()
+    assert old in text
+    (source / "run.toml").write_text(text.replace(old, new))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "log.jsonl"
+    }
+
+
+@pytest.mark.usefixtures("real_report")
+def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
+    outcomes = carry_out(run_of(source))
+    assert list(outcomes) == list(LINKS)
+    assert {outcome.state for outcome in outcomes.values()} == {"made"}
+    out = source / "run"
+    store = Store.open(out / "contributions.zarr")
+    assert len(store) == 40
+    assert store.sample_ids[:2] == ("0", "1")
+    assert pandas.read_parquet(out / "analysis" / "statistics.parquet")["site"].tolist() == [
+        "block1",
+        "block2",
+    ]
+    assert json.loads((out / "analysis" / "labels.json").read_text()) == ["a", "b", "c"]
+    modes = Modes.load(out / "modes" / "block2" / "kmeans", store)
+    assert modes.name == "kmeans"
+    assert int(modes.held_out.sum()) == 16
+    maps = SiteMaps.load(out / "analysis" / "maps" / "block1" / "kmeans.npz")
+    assert maps.total.shape[2:] == (6, 6)
+    assert maps.target == Predicted().to_dict()
+    curves = pandas.read_parquet(out / "analysis" / "control.parquet")
+    assert set(curves["site"]) == {"block2"}
+    assert set(curves["ranking"]) == {"modes", "mean_contribution", "random"}
+    assert set(curves["label_name"]) <= {"a", "b", "c"}
+    assert len(pandas.read_parquet(out / "analysis" / "control_auc.parquet")) > 0
+    assert outcomes["report"].outputs == (out / "report" / "index.html",)
+    assert "Small" in (out / "report" / "index.html").read_text()
+
+
+def test_log_has_a_line_an_event_with_time_and_host(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "stats")))
+    lines = [json.loads(line) for line in (source / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["link"]) for line in lines] == [
+        ("start", "collect"),
+        ("end", "collect"),
+        ("start", "stats"),
+        ("end", "stats"),
+    ]
+    assert all(line["time"] and line["host"] for line in lines)
+    assert all("host" not in path and b'"host"' not in content
+               for path, content in files(source / "run").items())  # fmt: skip
+
+
+def test_a_second_run_keeps_everything(source: Path) -> None:
+    carry_out(run_of(source))
+    before = files(source / "run")
+    times = {path: path.stat().st_mtime_ns for path in (source / "run" / "modes").rglob("*.json")}
+    outcomes = carry_out(run_of(source))
+    assert {outcome.state for outcome in outcomes.values()} == {"kept"}
+    assert files(source / "run") == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_two_runs_give_the_same_bytes(source: Path) -> None:
+    carry_out(run_of(source))
+    carry_out(run_of(source, out=source / "other"))
+    one, other = files(source / "run"), files(source / "other")
+    assert one.keys() == other.keys()
+    different = {name for name in one if one[name] != other[name]}
+    assert different == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "made"),
+    [
+        ("n_modes = 3", "n_modes = 2", {"fit", "control", "map", "report"}),
+        ("n_random = 1", "n_random = 2", {"control", "report"}),
+        ("n_units = 1", "n_units = 2", {"map", "report"}),
+        ('title = "Small"', 'title = "Tiny"', {"report"}),
+    ],
+)
+def test_a_changed_option_makes_again_what_depends_on_it(
+    source: Path, old: str, new: str, made: set[str]
+) -> None:
+    carry_out(run_of(source))
+    change(source, old, new)
+    outcomes = carry_out(run_of(source))
+    assert {link for link, outcome in outcomes.items() if outcome.state == "made"} == made
+
+
+def test_what_is_gone_is_made_again(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "stats", "fit")))
+    (source / "run" / "analysis" / "statistics.parquet").unlink()
+    outcomes = carry_out(run_of(source, links=("collect", "stats", "fit")))
+    assert {link: outcome.state for link, outcome in outcomes.items()} == {
+        "collect": "kept",
+        "stats": "made",
+        "fit": "kept",
+    }
+
+
+def test_again_does_steps_again(source: Path) -> None:
+    run = run_of(source, links=("collect", "stats"))
+    carry_out(run)
+    again = Run(run.plan, progress=False, again=True)
+    assert [outcome.state for outcome in chain(again)] == ["kept", "made"]
+
+
+def test_an_interrupted_fit_goes_on_at_the_next_site(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(source, links=("collect", "fit"))
+    config.write(run.plan)
+    real, calls = local.fit_dictionary, []
+
+    def interrupted(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(local, "fit_dictionary", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(chain(run))
+    assert json.loads((source / "run" / "log.jsonl").read_text().splitlines()[-1])[
+        "error"
+    ].startswith("KeyboardInterrupt")
+    assert [outcome.state for outcome in chain(run)] == ["kept", "made"]
+    assert len(calls) == 3
+    assert (source / "run" / "modes" / "block2" / "kmeans" / "modes.zarr").is_dir()
+
+
+@pytest.mark.parametrize("link", ["stats", "fit", "control", "map", "report"])
+def test_links_before_collect_say_what_to_do(source: Path, link: str) -> None:
+    with pytest.raises(StoreError, match="no contributions yet; run 'condec collect' first"):
+        local.FUNCTIONS[link](run_of(source))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("link", ["control", "map"])
+def test_links_before_fit_say_what_to_do(source: Path, link: str) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    with pytest.raises(StoreError, match=r"no modes of block. yet; run 'condec fit' first"):
+        local.FUNCTIONS[link](run_of(source))  # type: ignore[index]
+
+
+def test_incomplete_store_is_refused(source: Path) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    next((source / "run" / "contributions.zarr" / "manifest").glob("shard-00001*")).unlink()
+    with pytest.raises(StoreError, match="1 of 3 shards are missing; run 'condec collect' again"):
+        local.stats(run_of(source))
+    assert carry_out(run_of(source, links=("collect",)))["collect"].state == "made"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [("ig:2", "ig:3", "method"), ('target = "predicted"', 'target = "top1"', "target")],
+)
+def test_a_folder_of_another_plan_is_refused(source: Path, old: str, new: str, key: str) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    change(source, old, new)
+    with pytest.raises(StoreError, match=f"{key} is .*, the plan has .*choose another run folder"):
+        local.stats(run_of(source))
+    with pytest.raises(StoreError, match=f"made by another recipe:\n.*{key}"):
+        local.collect(run_of(source))
+
+
+def test_sites_without_results_are_refused(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    change(source, 'control = {sites = "block2"', 'control = {sites = "stem"')
+    with pytest.raises(StoreError, match="no result for stem; there is block1, block2"):
+        local.control(run_of(source))
+
+
+def test_fitted_sites_may_be_fewer_than_collected(source: Path) -> None:
+    change(source, 'learner = "kmeans"', 'learner = "kmeans", sites = "block2"')
+    carry_out(run_of(source))
+    assert [path.name for path in (source / "run" / "modes").iterdir()] == ["block2"]
+    assert [path.name for path in (source / "run" / "analysis" / "maps").iterdir()] == ["block2"]
+
+
+def without_labels(source: Path) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images = arrays["images"]
+    np.savez(source / "data.npz", images=images)
+
+
+def test_without_labels_control_is_left_out_of_the_chain(source: Path) -> None:
+    without_labels(source)
+    outcomes = carry_out(run_of(source))
+    assert outcomes["control"].state == "left out"
+    assert outcomes["control"].notes == ("the data have no labels",)
+    assert outcomes["map"].state == outcomes["report"].state == "made"
+    assert json.loads((source / "run" / "analysis" / "labels.json").read_text()) is None
+
+
+def test_without_labels_control_itself_is_an_error(source: Path) -> None:
+    without_labels(source)
+    run = run_of(source, links=("collect", "fit"))
+    carry_out(run)
+    with pytest.raises(DataError, match=r"data.npz: labels missing, and control needs them"):
+        local.control(run)
+
+
+def test_label_target_without_labels(source: Path) -> None:
+    without_labels(source)
+    change(source, 'target = "predicted"', 'target = "label"')
+    with pytest.raises(DataError, match="Label: this target needs the label of every sample"):
+        local.collect(run_of(source))
+
+
+def test_logit_out_of_range(source: Path) -> None:
+    change(source, 'target = "predicted"', 'target = "logit:7"')
+    with pytest.raises(CondecError, match="index 7 is out of range; the output has 3 labels"):
+        local.collect(run_of(source))
+
+
+@pytest.fixture
+def photos(source: Path) -> Path:
+    """The same images as files, one of them damaged."""
+    with np.load(source / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = source / "photos" / "abc"[label] / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(file)
+    (source / "photos" / "b" / "19.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    grey = "def grey(images):\n    return images[..., :1].permute(0, 3, 1, 2) / 255\n"
+    (source / "net.py").write_text(NET + grey)
+    change(source, "npz:data.npz", "folder:photos")
+    change(source, 'photos"}', 'photos", preprocess = "python:net.py:grey"}')
+    return source
+
+
+def test_damaged_image_ends_the_run_and_is_named(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"b/19.png: not readable as an image"):
+        local.collect(run_of(photos))
+
+
+def test_damaged_image_is_skipped_and_reported(photos: Path) -> None:
+    change(photos, "shard_size = 16", 'shard_size = 16, on_bad = "skip"')
+    outcomes = carry_out(run_of(photos))
+    assert outcomes["collect"].notes == ("1 of 40 inputs could not be used, left out: b/19.png",)
+    store = Store.open(photos / "run" / "contributions.zarr")
+    assert len(store) == 39
+    assert "b/19.png" not in store.sample_ids
+    assert outcomes["map"].state == outcomes["report"].state == "made"
+
+
+def test_images_of_another_shape_than_the_model_takes(source: Path) -> None:
+    change(source, 'spec = "python:net.py:make"', 'spec = "digits"')
+    with pytest.raises(
+        DataError, match=r"sample '0' has shape \(1, 6, 6\); the model has \(1, 8, 8\)"
+    ):
+        local.collect(run_of(source))
+
+
+def test_input_shape_in_the_plan_overrides_the_models(source: Path) -> None:
+    change(source, 'device = "cpu"', 'device = "cpu", input_shape = [1, 7, 7]')
+    with pytest.raises(DataError, match=r"the model has \(1, 7, 7\)"):
+        local.collect(run_of(source))
+
+
+def test_label_names_of_the_model_serve_data_without(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    np.savez(source / "data.npz", images=images, labels=labels)
+    make = "    from condec.models import LoadedModel\n    return LoadedModel("
+    names = NET.replace("    return small_resnet(labels=3)", make + "small_resnet(labels=3), 'x', ")
+    (source / "net.py").write_text(names + "label_names=('x', 'y', 'z'))\n")
+    assert run_of(source).inputs.label_names == ("x", "y", "z")
+    np.savez(source / "data.npz", images=images, labels=labels + 1)
+    with pytest.raises(DataError, match=r"label 3 of sample '2' is out of range; expected 0 to 2"):
+        _ = run_of(source).inputs
+
+
+def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    refuse: Callable[..., object] = lambda *_, **__: pytest.fail("loaded")  # noqa: E731
+    monkeypatch.setattr(local, "load_model", refuse)
+    monkeypatch.setattr(local, "load_data", refuse)
+    assert local.stats(run_of(source)).state == "made"
+    assert local.fit(run_of(source)).state == "made"
+
+
+def test_failure_to_write_names_the_file(source: Path) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    (source / "run" / "analysis" / "statistics.parquet").mkdir()
+    with pytest.raises(StoreError, match=r"statistics.parquet cannot be written"):
+        local.stats(run_of(source))
+    assert [p.name for p in (source / "run" / "analysis").iterdir()] == [
+        "labels.json",
+        "statistics.parquet",
+    ]
+
+
+def test_plan_for_the_tests_is_what_it_says(source: Path) -> None:
+    plan = config.read(source / "run.toml")
+    assert isinstance(plan, Plan)
+    assert plan.out == source / "run"
