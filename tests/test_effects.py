@@ -10,6 +10,7 @@ from torch import nn
 
 from condec import effects
 from condec.collection import collect
+from condec.control import unit_means
 from condec.data import as_inputs, load_data
 from condec.dictionary import KMeans, TrainConfig, fit
 from condec.effects import COLUMNS, RANKINGS, auc_difference, control_curve
@@ -117,7 +118,7 @@ def test_ablating_a_mode_takes_its_label_and_no_other(chain):
 def test_preserving_a_mode_keeps_its_label_and_no_other(chain):
     model, data, modes = chain
     table = control_curve(
-        model, data, modes, edit="preserve", fractions=(0.0, 0.34, 1.0), labels=[1, 2]
+        model, data, modes, edit="preserve", fractions=(0.0, 0.34, 1.0), labels=[1, 2, 1]
     )
     assert table["label"].unique().tolist() == [1, 2]
     for label in (1, 2):
@@ -127,12 +128,17 @@ def test_preserving_a_mode_keeps_its_label_and_no_other(chain):
         assert points(table, "modes", label, "off_accuracy") == [0.5, 0.0, 1.0]
 
 
-def test_replacement_by_the_mean_of_training_rows(chain):
+def test_replacement_by_the_mean_of_training_rows(chain, monkeypatch):
     model, (x, labels), modes = chain
     mean = x[~modes.held_out].mean(0)
+    asked = []
+    monkeypatch.setattr(effects, "unit_means", lambda *of: asked.append(of) or unit_means(*of))
     table = control_curve(
         model, (x, labels), modes, replacement="mean", fractions=(0.17,), n_random=0
     )
+    ((store, site, rows),) = asked
+    assert (store, site) == (modes.store, modes.site)
+    assert torch.equal(rows, ~modes.held_out)
     held = x[modes.held_out].clone()
     held[:, 2] = mean[2]
     right = (held @ model.weight.T).argmax(1) == labels[modes.held_out]
@@ -143,21 +149,27 @@ def test_replacement_by_the_mean_of_training_rows(chain):
     assert table["ranking"].unique().tolist() == ["modes", "mean_contribution"]
 
 
-def test_units_are_chosen_without_the_held_out_rows(tmp_path):
+def test_modes_are_chosen_without_the_held_out_rows(chain):
+    model, data, modes = chain
+    scrambled = modes.loadings.clone()
+    scrambled[modes.held_out] = 3.0 * scrambled[modes.held_out].roll(1, 1)
+    table = control_curve(
+        model, data, make_modes(modes.store, loadings=scrambled), fractions=(0.34,)
+    )
+    assert points(table, "modes", 0, "mode") == [10]
+    assert points(table, "modes", 0, "correlation") == pytest.approx([1.0])
+    assert points(table, "modes", 0, "target_accuracy") == [0.0]
+
+
+def test_mean_contribution_is_of_training_rows(tmp_path):
     x, labels = make_data()
     held_out = torch.arange(len(x)) // N_LABELS % 2 == 1
-    # In held-out inputs of label 0 another pair of units is high: a choice by them would differ.
-    x[held_out & (labels == 0)] = torch.tensor([0.9, 0.1, 0.0, 0.0, 0.6, 0.0])
+    x[labels == 0, :2] = torch.tensor([1.0, 0.0])
+    x[held_out & (labels == 0), :2] = torch.tensor([0.0, 5.0])
     store = collect(Readout(), (x, labels), "hidden", out=tmp_path / "s", progress=False)
-    scrambled = make_modes(store).loadings
-    scrambled[held_out] = scrambled[held_out].flip(1)
-    table = control_curve(
-        Readout(), (x, labels), make_modes(store, loadings=scrambled), fractions=(0.34,)
-    )
-    for ranking in ("modes", "mean_contribution"):
-        assert points(table, ranking, 0, "target_accuracy") == [0.0]
-        assert points(table, ranking, 0, "off_accuracy") == [1.0]
-    assert points(table, "modes", 0, "correlation") == pytest.approx([1.0])
+    table = control_curve(Readout(), (x, labels), make_modes(store), fractions=(0.17,))
+    # Training rows say unit 0, with which held-out inputs do nothing.
+    assert points(table, "mean_contribution", 0, "target_accuracy") == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -179,17 +191,31 @@ def test_order_of_units_by_sign(chain, monkeypatch, sign, atom):
     assert seen[0].tolist()[:3] == [2, 3, 5]
 
 
-def test_mean_contribution_of_negative_parts_begins_with_the_most_negative(tmp_path, monkeypatch):
-    x = torch.tensor([[-1.0, 0.5, -3.0, 0.0, 0.0, -2.0], [-1.0, 0.5, -3.0, 0.0, 0.0, -2.0]])
+@pytest.mark.parametrize(
+    ("sign", "order"),
+    [
+        ("positive", [1, 0, 2]),
+        ("negative", [2, 5, 0]),  # what takes most from the target
+        ("sum", [1, 3, 4]),
+        ("concat", [1, 3, 4]),
+    ],
+)
+def test_order_of_mean_contributions_by_sign(tmp_path, monkeypatch, sign, order):
+    x = torch.tensor([-1.0, 0.5, -3.0, 0.0, 0.0, -2.0]).expand(2, -1)
     labels, model = torch.tensor([0, 0]), Readout()
     model.weight = torch.ones(N_LABELS, N_UNITS)
-    store = collect(model, (x, labels), "hidden", target=Label(), out=tmp_path / "s")
-    held_out = torch.tensor([False, True])
-    modes = make_modes(store, sign="negative", held_out=held_out)
+    store = collect(
+        model, (x, labels), "hidden", target=Label(), out=tmp_path / "s", progress=False
+    )
+    atoms = torch.ones(1, N_UNITS * (2 if sign == "concat" else 1))
+    modes = make_modes(
+        store, sign=sign, held_out=torch.tensor([False, True]), atoms=atoms,
+        loadings=torch.ones(2, 1), ids=torch.tensor([0]),
+    )  # fmt: skip
     seen = []
     monkeypatch.setattr(effects, "_edit", lambda kind, site, order, count, mean: seen.append(order))
     control_curve(model, (x, labels), modes, fractions=(0.5,), n_random=0)
-    assert seen[1].tolist()[:3] == [2, 5, 0]
+    assert seen[1].tolist()[:3] == order
 
 
 def test_random_draws_are_paired_nested_and_shared(chain, monkeypatch):

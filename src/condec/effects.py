@@ -185,6 +185,7 @@ def control_curve(
     """
     import pandas
 
+    fractions = tuple(float(fraction) for fraction in fractions)
     _check_options(fractions, edit, replacement, n_random, batch_size)
     refuse_training(model)
     held_out = _held_out(data, modes)
@@ -348,13 +349,14 @@ def _labels(modes: Modes, held_out: _HeldOut, wanted: Sequence[int] | None) -> l
         raise DataError("control_curve: no label has both training and held-out rows; split anew")
     if wanted is None:
         return both
+    wanted = list(dict.fromkeys(int(label) for label in wanted))
     without = [label for label in wanted if label not in both]
     if without:
         raise DataError(
             f"control_curve: labels {without[:5]} have no training row or no held-out row; those "
             f"with both: {both[:10]}{', ...' if len(both) > 10 else ''}"
         )
-    return list(wanted)
+    return wanted
 
 
 def _rankings(
