@@ -43,7 +43,7 @@ def on_config(config: Any) -> Any:
 
     class FormulaExtension(Extension):
         def extendMarkdown(self, md: Any) -> None:  # noqa: N802  # the name Markdown calls
-            md.preprocessors.register(Formulas(md), "condec-formulas", 40)
+            md.preprocessors.register(Formulas(md), "condec-formulas", 27)
 
     config["markdown_extensions"].append(FormulaExtension())
     return config
@@ -81,7 +81,8 @@ def formulas(text: str) -> Iterator[str]:
 def formula_svg(tex: str, *, display: bool = False) -> str:
     """One formula as inline SVG that takes the colour and size of the text around it."""
     plain = " ".join(tex.split())
-    known = plain
+    # Displayed fractions are set in full size, those of running text and \tfrac are not.
+    known = re.sub(r"\\frac(?![a-zA-Z])", r"\\dfrac", plain) if display else plain
     for theirs, ours in _UNKNOWN:
         known = re.sub(theirs, ours, known)
     try:

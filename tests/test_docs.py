@@ -1,0 +1,311 @@
+"""The documentation says what is there: names, code, commands, links and formulas.
+
+Sessions (``>>>``) on the pages are doctests and run by themselves; here is all the rest.
+"""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.main import get_command
+
+import condec
+from condec import config
+from condec.cli import app
+from condec.runner import plan
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples" / "README.md",
+    *DOCS.rglob("*.md"),
+])  # fmt: skip
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
+BLOCK = re.compile(r"^(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$", re.M | re.S)
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One fenced block of a page, and whether the page says that it is not run."""
+
+    language: str
+    code: str
+    line: int
+    is_run: bool
+
+
+def blocks(page: Path, language: str | None = None) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(
+            match["language"],
+            match["code"],
+            text[: match.start()].count("\n") + 1,
+            NOT_RUN.search(text[: match.start()]) is None,
+        )
+        for match in BLOCK.finditer(text)
+    ]
+    return [block for block in found if language in (None, block.language)]
+
+
+def prose(page: Path) -> str:
+    """Text of a page without code."""
+    return re.sub(r"(`+).+?\1", "", BLOCK.sub("", page.read_text(encoding="utf-8")))
+
+
+def documented_modules() -> dict[str, ModuleType]:
+    found = [
+        name
+        for page in (DOCS / "reference").glob("*.md")
+        for name in re.findall(r"^::: (condec[\w.]*)$", page.read_text(encoding="utf-8"), re.M)
+    ]
+    return {name: importlib.import_module(name) for name in found}
+
+
+# --- names --------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_on_a_reference_page():
+    modules = documented_modules()
+    index = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
+    for name in condec.__all__:
+        thing = getattr(condec, name)
+        home = [m for m, module in modules.items() if getattr(module, name, None) is thing]
+        assert home, f"{name}: no reference page has it"
+        assert thing.__doc__, f"{name}: no docstring, so the reference leaves it out"
+        linked = re.search(rf"\[`{name}`\]\[(condec\.[\w.]+)\.{name}\]", index)
+        assert linked, f"{name}: not in docs/reference/index.md"
+        assert linked[1] in home
+
+
+def test_every_public_module_has_a_page_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for module in pkgutil.iter_modules(condec.__path__):
+        if module.name != "cli":
+            assert f"condec.{module.name}" in documented_modules()
+            assert f"condec.{module.name}: reference/{module.name}.md" in navigation
+    for page in DOCS.rglob("*.md"):
+        assert f" {page.relative_to(DOCS).as_posix()}\n" in navigation
+
+
+@every_page
+def test_names_that_are_linked_exist(page):
+    for name in re.findall(r"\]\[(condec\.[\w.]+)\]", page.read_text(encoding="utf-8")):
+        thing: object = condec
+        parts = name.split(".")[1:]
+        for depth, part in enumerate(parts, 1):
+            if not hasattr(thing, part):
+                importlib.import_module(".".join(["condec", *parts[:depth]]))
+            thing = getattr(thing, part)
+
+
+# --- code ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda p: p.stem
+)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        if block.is_run:
+            # So that a traceback names the page and its line.
+            code = "\n" * block.line + block.code
+            exec(compile(code, str(page), "exec", dont_inherit=True), names)
+
+
+@every_page
+def test_sessions_are_doctests(page):
+    where = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    roots = where["tool"]["pytest"]["ini_options"]["testpaths"]
+    for block in blocks(page):
+        session = ">>>" in block.code
+        assert session == (block.language == "pycon"), f"{page}:{block.line}"
+        if session:
+            assert block.code.endswith("\n\n"), f"{page}:{block.line}: the fence is read as output"
+            assert page.relative_to(ROOT).parts[0] in roots
+
+
+@every_page
+def test_every_block_has_a_language(page):
+    known = {"pycon", "python", "bash", "toml", "text"}
+    assert {block.language for block in blocks(page)} <= known
+
+
+@every_page
+def test_plans_can_be_read(page):
+    for block in blocks(page, "toml"):
+        config.from_dict(tomllib.loads(block.code))
+
+
+# --- commands -----------------------------------------------------------------------------
+
+
+def options() -> dict[str, set[str]]:
+    commands = get_command(app).commands
+    return {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in commands.items()
+    }
+
+
+def command_lines(page: Path) -> Iterator[str]:
+    for block in blocks(page, "bash"):
+        for line in block.code.splitlines():
+            if line.partition("#")[0].strip():
+                yield line.partition("  #")[0].strip()
+
+
+@every_page
+def test_commands_exist(page):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for line in command_lines(page):
+        words = line.split()
+        if words[0] == "condec":
+            assert words[1] in options(), line
+            given = {word.partition("=")[0] for word in words[2:] if word.startswith("-")}
+            assert given <= options()[words[1]] | {"--help"}, line
+        elif words[0] == "make":
+            assert words[1] in targets, line
+        else:
+            assert words[0] == "python", f"{line}: a command that nobody checks"
+
+
+def test_command_line_page_has_every_command_and_option():
+    text = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
+    for command, given in options().items():
+        assert f"`condec {command}" in text
+        for option in given:
+            if option.startswith("--"):
+                assert f"`{option}`" in text, f"condec {command} {option}"
+
+
+def test_command_line_page_has_every_key_of_a_plan():
+    text = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
+    keys = {"learner", "n_modes", "sites", "out", "base", "links"}
+    sections = {"model", "data", "collect", "fit", "control", "maps", "report"}
+    for section in sections - {"fit"}:
+        kind = getattr(plan, f"{section.capitalize()}Plan")
+        keys |= {field.name for field in dataclasses.fields(kind)}
+    for key in keys:
+        assert re.search(rf"^\| `(\[\w+\] )?{key}` \|", text, re.M), key
+    for section in sections:
+        assert f"| `[{section}] " in text
+
+
+# --- links and references -----------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.M)
+    plain = (re.sub(r"[^\w\s-]", "", title.lower()).strip() for title in titles)
+    return {re.sub(r"[\s-]+", "-", title) for title in plain}
+
+
+@every_page
+def test_relative_links_resolve(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page}: {link}"
+
+
+def test_links_on_the_site_stay_on_the_site():
+    for page in DOCS.rglob("*.md"):
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+            if not link.startswith("https://"):
+                assert (page.parent / link.partition("#")[0]).resolve().is_relative_to(DOCS)
+
+
+def test_bibliography_and_its_page_have_the_same_entries():
+    entries = re.findall(r"^@\w+\{(\w+),", (DOCS / "bibliography.bib").read_text(), re.M)
+    listed = re.findall(r"^(\w+)\n: ", (DOCS / "bibliography.md").read_text(), re.M)
+    assert sorted(listed) == sorted(entries)
+    assert len(set(entries)) == len(entries)
+
+
+@every_page
+def test_pages_name_no_place_on_a_machine(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/(work|root|home|tmp|Users|mnt)/", text)
+
+
+# --- formulas -----------------------------------------------------------------------------
+
+
+def docstrings() -> Iterator[str]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for file in (ROOT / "src" / "condec").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, documented):
+                yield ast.get_docstring(node) or ""
+
+
+def site_hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_formulas_can_be_drawn():
+    hooks = site_hooks()
+    texts = [*docstrings(), *(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))]
+    found = [tex for text in texts for tex in hooks.formulas(text)]
+    assert len(found) > 40
+    svg = hooks.formula_svg(r"\frac{a}{b}", display=True)
+    assert 'aria-label="\\frac{a}{b}"' in svg
+    assert "M" in svg.split(' d="')[1]
+
+
+def test_a_formula_that_cannot_be_drawn_ends_the_build():
+    with pytest.raises(ValueError, match=r"formula '.*frob.*' cannot be drawn"):
+        site_hooks().formula_svg(r"\frob{x}")
+
+
+def test_dollars_in_code_are_no_formulas():
+    hooks = site_hooks()
+    assert list(hooks.formulas("`$HOME` costs $5\n\n```bash\necho $x$\n```\n\nthen $y$")) == ["y"]
+
+
+# --- sizes and files ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "most"), [("CONTRIBUTING.md", 79), ("README.md", 120), ("src/condec/__init__.py", 60)]
+)
+def test_files_stay_short(file, most):
+    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_citation_has_the_version_of_the_package():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {metadata.version('condec')}\n" in text
+
+
+def test_changes_are_named_as_towncrier_wants_them():
+    kinds = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["towncrier"]["type"]
+    known = "|".join(kind["directory"] for kind in kinds)
+    for file in (ROOT / "changes").iterdir():
+        assert re.fullmatch(rf"\d+\.({known})(\.\d+)?\.md|\.gitignore|\.gitkeep", file.name)
