@@ -165,7 +165,10 @@ def test_other_devices_types_and_gradients_are_taken_and_left_alone(tmp_path: Pa
     half = {key: value.bfloat16().requires_grad_() for key, value in rows.contribution.items()}
     rows = Rows(**(vars(rows) | {"contribution": half, "target": rows.target.double()}))
     before = {key: value.detach().clone() for key, value in half.items()}
+    activation = {key: value.clone() for key, value in rows.activation.items()}
     store.write_shard(0, rows)
+    for key, value in rows.activation.items():
+        assert torch.equal(value, activation[key])
     for key, value in half.items():
         assert torch.equal(value.detach(), before[key])
         signed = value.detach().float()[valid]
@@ -477,7 +480,7 @@ def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = _full(tmp_path / "s.zarr")
-    before = store.labels
+    before, ids = store.labels, store.sample_ids
     calls = iter(range(100))
 
     def fails_in_the_middle(path: Path, content: bytes) -> None:
@@ -493,7 +496,7 @@ def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
     store.write_shard(0, _rows(3, seed=7))
     store.verify()
     assert store.labels[:3].tolist() == _rows(3, seed=7).label.tolist() != before[:3].tolist()
-    assert store.sample_ids[:3] == _rows(3, seed=7).ids
+    assert store.sample_ids[:3] == _rows(3, seed=7).ids != ids[:3]
 
 
 def test_a_record_that_is_not_of_this_store_does_not_pass(tmp_path: Path) -> None:
