@@ -124,6 +124,20 @@ def test_steps_are_the_same_for_any_number_of_rows():
     assert few.lr == many.lr
 
 
+def test_default_rate_falls_with_steps_and_width():
+    def rate(units, **options):
+        learner = ThresholdSAE(4, threshold=0.3, **options)
+        return fit(learner, _data(60, units), config=TrainConfig(epochs=1)).config.lr
+
+    # One step would allow for a huge rate: the limit holds, and falls for wide layers.
+    assert rate(8) == rate(8, width=256) == pytest.approx(3e-3)
+    assert rate(8, width=1024) == pytest.approx(3e-3 / 4)
+    config = ThresholdSAE(4)._filled(TrainConfig(), 1600, 64)
+    assert config.lr * config.epochs * 13 == pytest.approx(2 * 2.0)
+    wide = ThresholdSAE(4)._filled(TrainConfig(), 1600, 256)
+    assert wide.lr == pytest.approx(config.lr / 2)
+
+
 def test_loss_is_reported_by_epoch_and_falls():
     seen = []
     config = TrainConfig(epochs=30, lr=3e-3, batch_size=16)

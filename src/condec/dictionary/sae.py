@@ -19,6 +19,8 @@ _TRAVEL: Final = 2.0
 """Sum of the learning rates of a default fit at `_TRAVEL_UNITS` hidden units."""
 _TRAVEL_UNITS: Final = 64
 _LR_LIMIT: Final = 3e-3
+"""Highest default rate, up to `_LR_UNITS` hidden units; beyond, wide layers need 1 / width."""
+_LR_UNITS: Final = 256
 _CODES_AT_START: Final = 64
 """Codes of a row that pass the threshold when it starts to rise."""
 _ENCODER: Final = "encoder."
@@ -132,8 +134,10 @@ class ThresholdSAE(Learner):
         batches = math.ceil(n_rows / config.batch_size)
         epochs = config.epochs or max(1, round(config.steps / batches))
         mean = 0.5 if config.schedule == "cosine" else 1.0
-        travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / (self.width or n_units)))
-        lr = config.lr or min(_LR_LIMIT, travel / (mean * epochs * batches))
+        width = self.width or n_units
+        travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / width))
+        limit = _LR_LIMIT * min(1.0, _LR_UNITS / width)
+        lr = config.lr or min(limit, travel / (mean * epochs * batches))
         return dataclasses.replace(config, epochs=epochs, lr=lr)
 
     def _train(
