@@ -21,6 +21,7 @@ from typer.main import get_command
 import condec
 from condec import config
 from condec.cli import app
+from condec.dictionary import TrainConfig
 from condec.runner import plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,17 +196,41 @@ def test_command_line_page_has_every_command_and_option():
                 assert f"`{option}`" in text, f"condec {command} {option}"
 
 
-def test_command_line_page_has_every_key_of_a_plan():
+def rows_of_keys() -> dict[tuple[str, str], str]:
+    """Default of every key in the tables of run.toml, by section and key."""
     text = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
-    keys = {"learner", "n_modes", "sites", "out", "base", "links"}
-    sections = {"model", "data", "collect", "fit", "control", "maps", "report"}
-    for section in sections - {"fit"}:
+    section, found = "", {}
+    for line in text.partition("## run.toml")[2].splitlines():
+        if title := re.fullmatch(r"### \[(\w+)\]", line):
+            section = title[1]
+        elif row := re.match(r"\| `(\w+)` \| (.*?) ?\|", line):
+            found[section, row[1]] = row[2]
+    return found
+
+
+def keys_of_plans() -> set[tuple[str, str]]:
+    found = {("", key) for key in ("sites", "out", "base", "links")}
+    for section in ("model", "data", "collect", "control", "maps", "report"):
         kind = getattr(plan, f"{section.capitalize()}Plan")
-        keys |= {field.name for field in dataclasses.fields(kind)}
-    for key in keys:
-        assert re.search(rf"^\| `(\[\w+\] )?{key}` \|", text, re.M), key
-    for section in sections:
-        assert f"| `[{section}] " in text
+        found |= {(section, field.name) for field in dataclasses.fields(kind)}
+    options = (plan.FitPlan, TrainConfig, *plan.LEARNERS.values())
+    of_fit = {field.name for kind in options for field in dataclasses.fields(kind)}
+    internal = {"modes_per_unit", "train"}
+    return found | {("fit", key) for key in of_fit - internal}
+
+
+def test_command_line_page_has_every_key_of_a_plan():
+    assert set(rows_of_keys()) == keys_of_plans()
+
+
+def test_command_line_page_has_the_defaults():
+    defaults = config.to_dict(config.from_dict({"sites": "x"}))
+    for (section, key), said in rows_of_keys().items():
+        value = (defaults[section] if section else defaults).get(key)
+        if isinstance(value, str):
+            assert said == f'`"{value}"`', f"[{section}] {key}"
+        elif isinstance(value, int | float):
+            assert said == str(value).lower(), f"[{section}] {key}"
 
 
 # --- links and references -----------------------------------------------------------------
