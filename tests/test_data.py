@@ -118,6 +118,20 @@ def test_table_without_labels(photos: Path) -> None:
     assert load_data("folder:.", csv="t.csv", folder=photos).labels is None
 
 
+def test_label_names_from_a_list(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('["zero", "one"]')
+    np.savez(tmp_path / "a.npz", images=pixels(2, 4, 4, 3), labels=[1, 0])
+    inputs = load_data("npz:a.npz", label_names="names.json", folder=tmp_path)
+    assert inputs.label_names == ("zero", "one")
+    (tmp_path / "names.json").write_text('["zero"]')
+    with pytest.raises(DataError, match=r"label 1 of sample '0' is out of range; expected 0 to 0"):
+        load_data("npz:a.npz", label_names="names.json", folder=tmp_path)
+    for content, message in (("[", "not readable as json"), ("[1]", "expected a json list with")):
+        (tmp_path / "names.json").write_text(content)
+        with pytest.raises(DataError, match=f"names.json: .*{message}"):
+            load_data("npz:a.npz", label_names="names.json", folder=tmp_path)
+
+
 def test_limit_is_spread_over_the_set() -> None:
     everything = load_data("digits")
     few = load_data("digits", limit=5)

@@ -275,3 +275,7 @@ def _messages(*, debug: bool) -> Iterator[None]:
             raise
         print("\ncondec: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    main()

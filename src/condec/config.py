@@ -74,20 +74,23 @@ def read(path: str | Path) -> Plan:
         No such file, not TOML, or keys or values that a plan does not have.
     """
     file = Path(path)
-    if file.is_dir():
-        file = file / "run.toml"
+    file = file / "run.toml" if file.is_dir() else file
     try:
-        record = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(
-            f"{file}: not readable ({error.strerror}); expected a run.toml or a run folder"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"{file}: not TOML: {error}") from error
-    try:
-        return from_dict(record, folder=file.parent)
+        return from_dict(read_record(file), folder=file.parent)
     except OptionError as error:
         raise OptionError(f"{file}: {error}") from error
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Content of a run.toml, not yet a plan; errors as in `read`."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(
+            f"not readable ({error.strerror}); expected a run.toml or a run folder"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"not TOML: {error}") from error
 
 
 def write(plan: Plan) -> Path:

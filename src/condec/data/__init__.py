@@ -14,7 +14,15 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from condec.data.arrays import as_images, as_labels, digits, from_arrays, from_dataset, from_file
+from condec.data.arrays import (
+    as_images,
+    as_labels,
+    digits,
+    from_arrays,
+    from_dataset,
+    from_file,
+    read_names,
+)
 from condec.data.images import from_folder
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, scale_pixels, spread
 from condec.errors import DataError, OptionError
@@ -28,6 +36,7 @@ def load_data(
     source: str,
     *,
     csv: str | Path | None = None,
+    label_names: str | Path | None = None,
     preprocess: Preprocess | None = None,
     shape: tuple[int, ...] | None = None,
     limit: int | None = None,
@@ -46,6 +55,8 @@ def load_data(
     csv : path, optional
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.
+    label_names : path, optional
+        Json list with the name of every label, for data that bring none or only some.
     preprocess : callable, optional
         From uint8 [sample, y, x, channel] to float [sample, channel, y, x]; by default
         division by 255.
@@ -83,6 +94,8 @@ def load_data(
             inputs = from_file(base / rest)
         case _:
             inputs = from_folder(base / rest, None if csv is None else base / csv)
+    if label_names is not None:
+        inputs = replace(inputs, label_names=read_names(base / label_names))
     inputs = replace(inputs, preprocess=preprocess or scale_pixels, shape=shape)
     if limit is not None and limit < len(inputs):
         inputs = inputs.select(spread(len(inputs), limit))

@@ -96,6 +96,7 @@ class Run:
         inputs = load_data(
             plan.source,
             csv=plan.csv,
+            label_names=plan.label_names,
             preprocess=own or self.loaded.preprocess,
             shape=self.plan.model.input_shape or self.loaded.input_shape,
             limit=plan.limit,

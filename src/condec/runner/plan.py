@@ -62,7 +62,7 @@ class DataPlan:
     Parameters
     ----------
     source : str
-    csv : str, optional
+    csv, label_names : str, optional
     preprocess : str, optional
         ``python:FILE.py:FUNCTION``; by default the model's own.
     limit : int, optional
@@ -70,6 +70,7 @@ class DataPlan:
 
     source: str = "digits"
     csv: str | None = None
+    label_names: str | None = None
     preprocess: str | None = None
     limit: int | None = None
 

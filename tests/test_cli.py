@@ -1,0 +1,236 @@
+"""The command line: what it prints, its exit codes, and clean messages for every error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import condec.report
+from condec import cli, config
+from condec.runner import LINKS
+from condec.store import Store
+
+NET = """
+from condec.testing.models import small_resnet
+
+def make():
+    return small_resnet(labels=3)
+"""
+TOML = """
+sites = "block*"
+model = {spec = "python:net.py:make", device = "cpu"}
+data = {source = "npz:data.npz"}
+collect = {method = "ig:2", target = "predicted", batch_size = 16, shard_size = 16}
+fit = {learner = "kmeans", n_modes = 3, held_out = 0.4}
+control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1}
+maps = {n_modes = 2, n_inputs = 2, n_units = 1}
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network, 40 images and a run.toml; the report is a stand-in, which takes no time."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
+    (tmp_path / "net.py").write_text(NET)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(40) % 3)
+    (tmp_path / "run.toml").write_text(TOML)
+
+    def stand_in(folder: Path) -> Path:
+        (folder / "report").mkdir(exist_ok=True)
+        (folder / "report" / "index.html").write_text("report")
+        return folder / "report" / "index.html"
+
+    monkeypatch.setattr(condec.report, "build_report", stand_in)
+    return tmp_path
+
+
+def condec_command(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_run_says_what_was_made_and_ends_with_the_report(source: Path) -> None:
+    result = condec_command("run", source / "run.toml", "--quiet")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        [link, "made"] for link in ("collect", "stats", "fit", "control", "map", "report")
+    ]
+    assert str(source / "run" / "contributions.zarr") in lines[0]
+    assert lines[-1] == f"Report: {source / 'run' / 'report' / 'index.html'}"
+    assert config.read(source / "run").fit == config.read(source / "run.toml").fit
+
+
+def test_links_one_by_one_on_the_run_folder(source: Path) -> None:
+    assert condec_command("collect", source / "run.toml", "-q").exit_code == 0
+    for link in ("stats", "fit", "control", "map", "report"):
+        result = condec_command(link, source / "run", "--quiet")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"{link:8} made")
+    result = condec_command("fit", source / "run", "--quiet")
+    assert result.stdout.startswith("fit      kept")
+    assert condec_command("fit", source / "run", "-q", "--again").stdout.startswith("fit      made")
+
+
+def test_out_is_another_run_folder(source: Path) -> None:
+    result = condec_command("run", source / "run.toml", "-q", "--out", source / "elsewhere")
+    assert result.exit_code == 0, result.output
+    assert (source / "elsewhere" / "run.toml").is_file()
+    assert not (source / "run").exists()
+    assert condec_command("stats", source / "elsewhere", "-q").stdout.startswith("stats    kept")
+
+
+def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
+    result = condec_command(
+        "collect", source / "run.toml", "-q", "--sites", "block1", "--sites", "stem",
+        "--method", "actgrad", "--target", "top2:softmax", "--on-bad", "skip",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    store = Store.open(source / "run" / "contributions.zarr")
+    assert [site.key for site in store.sites] == ["stem", "block1"]
+    assert store.recipe["method"] == {"name": "ActGrad"}
+    plan = config.read(source / "run")
+    assert plan.sites == ("block1", "stem")
+    assert (config.method_text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
+    assert condec_command("stats", source / "run", "-q").exit_code == 0
+
+
+def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
+    condec_command("collect", source / "run.toml", "-q")
+    before = (source / "run" / "run.toml").read_bytes()
+    result = condec_command("collect", source / "run.toml", "-q", "--method", "ig:3")
+    assert result.exit_code == 2
+    assert "made by another recipe" in result.stderr
+    (source / "run.toml").write_text(TOML.replace("ig:2", "ig:3"))
+    result = condec_command("fit", source / "run.toml", "-q")
+    assert result.exit_code == 2
+    assert "the plan has" in result.stderr
+    assert (source / "run" / "run.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "gone.toml"), "gone.toml: not readable"),
+        (("fit", "run.toml"), "no contributions yet; run 'condec collect' first"),
+        (("collect", "run.toml", "--target", "best"), "target 'best': expected 'topK'"),
+        (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1; got 0"),
+        (("collect", "run.toml", "--on-bad", "hide"), "on_bad: expected one of raise, skip"),
+        (("collect", "run.toml", "--sites", "blok1"), "no module of SmallResNet matches 'blok1'"),
+        (("inspect", "resnet"), "'resnet' is not a family of models"),
+        (("inspect", "python:net.py:make"), "give it, for example --input-shape 3,224,224"),
+        (("inspect", "digits", "--input-shape", "a"), "input shape 'a': expected numbers"),
+        (("inspect", "digits", "--input-shape", "3,0"), "input shape '3,0': expected numbers"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_errors_are_one_clean_message(
+    source: Path, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source)
+    result = condec_command(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("condec: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback(source: Path) -> None:
+    result = condec_command("fit", source / "run.toml", "--debug")
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "StoreError"
+
+
+def test_usage_errors_are_the_parsers(source: Path) -> None:
+    assert condec_command("fly").exit_code == 2
+    assert condec_command("fit").exit_code == 2
+    assert condec_command().exit_code in (0, 2)
+    version = condec_command("--version")
+    assert version.stdout.startswith("condec 0.")
+    help_text = condec_command("--help").stdout
+    for command in (*LINKS, "run", "inspect", "demo"):
+        assert command in help_text
+
+
+def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("condec.collection.collect", interrupted)
+    result = condec_command("run", source / "run.toml", "-q")
+    assert result.exit_code == 130
+    assert "interrupted; the same command goes on where it stopped" in result.stderr
+
+
+def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
+    """A process of its own, stopped by SIGINT after its first shard."""
+    slow = "\n    import time\n    net = small_resnet(labels=3)\n"
+    slow += "    net.register_forward_pre_hook(lambda *_: time.sleep(0.05))\n    return net\n"
+    (source / "net.py").write_text(NET.replace("\n    return small_resnet(labels=3)\n", slow))
+    command = [sys.executable, "-m", "condec.cli", "collect", str(source / "run.toml"), "-q"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    manifest = source / "run" / "contributions.zarr" / "manifest"
+    deadline = time.monotonic() + 120
+    while not list(manifest.glob("shard-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "the same command goes on where it stopped" in messages
+    assert "Traceback" not in messages
+    done = len(list(manifest.glob("shard-*.json")))
+    assert 1 <= done < 3
+    subprocess.run(command, check=True)
+    store = Store.open(source / "run" / "contributions.zarr")
+    store.verify()
+    lines = (source / "run" / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["error"].startswith("KeyboardInterrupt")
+
+
+def test_inspect_lists_modules_shapes_and_cuts(source: Path) -> None:
+    result = condec_command("inspect", f"python:{source / 'net.py'}:make", "--input-shape", "1,6,6")
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
+    assert "4 x 6 x 6" in rows["block1"]
+    assert rows["block1"].rstrip().endswith("cut")
+    assert not rows["block1.conv1"].rstrip().endswith("cut")
+    assert "148" in rows["block1.conv1"]
+    assert rows["head"].split()[-2:] == ["15", "cut"]
+
+
+def test_inspect_of_a_run_file_and_of_some_sites(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TOML.replace('device = "cpu"', "input_shape = [1, 6, 6]")
+    (source / "run.toml").write_text(text)
+    monkeypatch.chdir(source.parent)
+    result = condec_command("inspect", source / "run.toml", "--sites", "block*")
+    assert result.exit_code == 0, result.output
+    first = [line.split()[0] for line in result.stdout.splitlines()[2:] if line.strip()]
+    assert first == ["block1", "block2"]
+
+
+def test_notes_are_printed(source: Path) -> None:
+    images = np.zeros((20, 1, 6, 6), dtype=np.float32)
+    images[3] = np.nan
+    np.savez(source / "data.npz", images=images)
+    result = condec_command("collect", source / "run.toml", "-q", "--on-bad", "skip")
+    assert result.exit_code == 0, result.output
+    assert "note: 1 of 20 inputs could not be used, left out: 3" in result.stdout
+
+
+def test_demo_is_the_chain_on_the_embedded_model(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source)
+    monkeypatch.setattr(config, "DEMO", config.read_record(source / "run.toml"))
+    result = condec_command("demo", "--out", "d", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"Report: {source / 'd' / 'report' / 'index.html'}"
