@@ -120,6 +120,9 @@ def control_curve(
       dictionary takes part;
     - ``random``: `n_random` draws, the same for all labels.
 
+    For modes of negative parts the lowest entry and mean come first; for modes of both parts
+    side by side (``concat``) a unit's two entries are added.
+
     Of every ranking the first ``int(n_units * fraction)`` units are ablated, or preserved,
     so that the units of a smaller fraction are among those of a larger one. Modes and means
     are those of training rows, accuracies those of held-out rows. An accuracy is relative
