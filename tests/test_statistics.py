@@ -6,7 +6,6 @@ import math
 import pandas as pd
 import pytest
 import torch
-from condec.store import Rows, SiteInfo, Store
 
 from condec import statistics
 from condec.attribution import ActGrad
@@ -14,6 +13,7 @@ from condec.collection import collect
 from condec.errors import DataError
 from condec.sites import Site, Units
 from condec.statistics import layer_statistics
+from condec.store import Rows, SiteInfo, Store
 from condec.testing.models import small_mlp, small_resnet
 
 COLUMNS = [

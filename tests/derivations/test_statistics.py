@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from condec.store import Rows, SiteInfo, Store
 
 from condec.sites import Site, Units
 from condec.statistics import layer_statistics
+from condec.store import Rows, SiteInfo, Store
 
 
 def median(values):
