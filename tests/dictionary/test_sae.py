@@ -20,7 +20,13 @@ class TestNonnegative(DictionaryContract):
     learner = ThresholdSAE(6, threshold=0.6, nonnegative=True, width=12, atom_l1=1e-3)
 
     def test_atoms_are_not_negative(self):
-        assert bool((self.fit(_data()).dictionary.atoms >= 0).all())
+        # Rows below 0 pull atoms there: without the constraint they follow.
+        rows = _data() - 0.8
+        free = ThresholdSAE(6, threshold=0.6, width=12, atom_l1=1e-3)
+        assert bool((fit(free, rows, config=self.config).dictionary.atoms < 0).any())
+        atoms = self.fit(rows).dictionary.atoms
+        assert bool((atoms >= 0).all())
+        assert bool((atoms == 0).any())
 
 
 class TestPlateau(DictionaryContract):
