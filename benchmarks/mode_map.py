@@ -43,6 +43,7 @@ class Loop:
         self.positive, self.negative, self.sensitivity = (torch.zeros_like(images) for _ in "123")
 
     def go(self, places: list[tuple[int, int, int]]) -> None:
+        """Walk through some more pairs."""
         for c, p, q in places:
             # Samples do not mix, so the sum over them serves the whole batch at once.
             (j_h,) = torch.autograd.grad(self.hidden[:, c, p, q].sum(), self.x, retain_graph=True)
@@ -55,6 +56,7 @@ class Loop:
                 self.sensitivity += a
 
     def result(self) -> ModeMap:
+        """The maps of the pairs so far."""
         total = self.positive + self.negative
         return ModeMap(total, self.positive, self.negative, self.sensitivity)
 

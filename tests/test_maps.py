@@ -127,7 +127,7 @@ def test_one_call_of_a_shared_module():
     first = mode_map(model, x, "act#0", range(4), Logit(0))
     second = mode_map(model, x, "act#1", range(4), Logit(0))
     torch.testing.assert_close(first.total, second.total)
-    with pytest.raises(SiteError, match="act is called 2 times.*act#0, act#1"):
+    with pytest.raises(SiteError, match=r"act is called 2 times.*act#0, act#1"):
         mode_map(model, x, "act", [0])
 
 

@@ -15,6 +15,7 @@ dual numbers and three backward passes, whatever the number of units and positio
 
 import dataclasses
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -298,7 +299,7 @@ def site_maps(
     used = sorted({row for several in rows.values() for row in several})
     where = _where(inputs, modes, used)
     pictures = torch.stack([inputs.picture(where[row]) for row in used])
-    units = torch.stack([_strongest_units(modes, mode)[:n_units] for mode in chosen])
+    units = torch.stack([strongest_units(modes, mode)[:n_units] for mode in chosen])
     blank = torch.zeros(len(chosen), n_inputs, *pictures.shape[1:3])
     maps = {part: blank.clone() for part in ("total", "positive", "negative")}
     samples = torch.full((len(chosen), n_inputs), -1)
@@ -328,7 +329,11 @@ def site_maps(
 
 
 def leading_modes(modes: Modes) -> list[int]:
-    """Indices of the modes: the best of every label, then all others, by correlation."""
+    """Modes in the order in which they are shown, as rows of ``modes.atoms``.
+
+    The best mode of every label, the most correlated first, then all others by correlation
+    with their best label, on training rows; without labels, by mean loading.
+    """
     labels = modes.store.labels
     if not bool((labels >= 0).any()):
         return _order(modes.loadings.mean(0))
@@ -347,8 +352,8 @@ def _strongest_rows(loadings: Float[Tensor, " sample"], n_inputs: int) -> list[i
     return [row for row in order if loadings[row] > 0] or order[:1]
 
 
-def _strongest_units(modes: Modes, mode: int) -> Int[Tensor, " unit"]:
-    """Units of a mode's atom, those that move the target most first."""
+def strongest_units(modes: Modes, mode: int) -> Int[Tensor, " unit"]:
+    """Units of a mode's atom, those that move the target most first, shape [unit]."""
     n_units = modes.store.info(modes.site).n_units
     # The two halves of an atom of concatenated parts are one unit's adding and taking, and
     # what a negative part holds most of has the lowest value.
@@ -392,7 +397,10 @@ def _plain_attention() -> Iterator[None]:
 
 def _run_dual(model: nn.Module, x: Tensor) -> Tensor:
     """Output of the forward pass that carries the tangent x; the output's own is dropped."""
-    dual = forward_ad.make_dual(x, x.detach().clone())  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        # On first use torch compiles derivatives with a helper that it has deprecated itself.
+        warnings.filterwarnings("ignore", "`?torch.jit", DeprecationWarning)
+        dual = forward_ad.make_dual(x, x.detach().clone())  # type: ignore[no-untyped-call]
     try:
         output = run_model(model, dual)
     except ModelError as error:

@@ -12,10 +12,12 @@ bytes every time. This is the only part of condec that imports matplotlib.
 
 from condec.figures.pixels import (
     flatten_colours,
+    lit,
     map_scale,
     mode_map_figure,
     overlay,
     paper_display,
+    smooth_map,
 )
 from condec.figures.plots import (
     atom_figure,
@@ -41,10 +43,12 @@ __all__ = [
     "correlation_histogram_figure",
     "flatten_colours",
     "layer_statistics_figure",
+    "lit",
     "map_scale",
     "mode_map_figure",
     "overlay",
     "paper_display",
     "save_figure",
+    "smooth_map",
     "training_history_figure",
 ]

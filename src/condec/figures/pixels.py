@@ -10,6 +10,9 @@ from torch import Tensor
 
 from condec.figures.style import NEGATIVE, POSITIVE, styled
 
+FADED = 224
+"""Grey of what a map leaves out: neither dark nor bright parts of a picture drown in it."""
+
 
 def mode_map_figure(picture: UInt8[np.ndarray, "y x colour"], maps: Mapping[str, Tensor]) -> Figure:
     """One input and its maps, side by side on one common scale.
@@ -41,10 +44,17 @@ def flatten_colours(values: "Tensor | np.ndarray") -> Float[np.ndarray, "y x"]:
     return array.sum(0) if array.ndim == 3 else array
 
 
-def map_scale(maps: Sequence[Float[np.ndarray, "y x"]]) -> float:
-    """Common scale of several maps: 99.5th percentile of their sizes; 1 where all are zero."""
+def map_scale(maps: Sequence[Float[np.ndarray, "y x"]], percentile: float = 99.5) -> float:
+    """Common scale of several maps: a high percentile of their sizes; 1 where all are zero."""
     sizes = np.abs(np.concatenate([values.ravel() for values in maps]))
-    return float(np.percentile(sizes, 99.5)) or float(sizes.max()) or 1.0
+    return float(np.percentile(sizes, percentile)) or float(sizes.max()) or 1.0
+
+
+def smooth_map(values: Float[np.ndarray, "y x"], width: float) -> Float[np.ndarray, "y x"]:
+    """A map through a Gaussian of standard deviation `width`, in pixels; 0 leaves it as it is."""
+    from scipy import ndimage
+
+    return ndimage.gaussian_filter(values, width) if width else values
 
 
 def overlay(
@@ -52,7 +62,6 @@ def overlay(
     picture: UInt8[np.ndarray, "py px colour"],
     *,
     scale: float,
-    smooth: float = 0.0,
 ) -> UInt8[np.ndarray, "py px 3"]:
     """A signed map over the faded picture: vermilion raises the target, violet lowers it.
 
@@ -63,23 +72,37 @@ def overlay(
     picture : uint8 array of shape [y, x, colour]
     scale : float
         Size of a value that is drawn in full colour.
-    smooth : float
-        Standard deviation of a Gaussian over the map, in pixels of the map; 0 for none.
     """
     from scipy import ndimage
 
-    if smooth:
-        values = ndimage.gaussian_filter(values, smooth)
     height, width = picture.shape[:2]
     if values.shape != (height, width):
         values = ndimage.zoom(
             values, (height / values.shape[0], width / values.shape[1]), order=1, grid_mode=True,
             mode="nearest",
         )  # fmt: skip
-    grey = 255 * 0.62 + 0.38 * picture.mean(2, keepdims=True)
+    grey = 255 * 0.82 + 0.18 * picture.mean(2, keepdims=True)
     strength = np.clip(np.abs(values) / scale, 0, 1)[..., None] ** 0.7
     sign = np.where(values[..., None] > 0, to_rgb(POSITIVE), to_rgb(NEGATIVE)) * 255
     pixels: np.ndarray = np.rint(grey * (1 - strength) + sign * strength).astype(np.uint8)
+    return pixels
+
+
+def lit(
+    size: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "y x colour"], *, scale: float
+) -> UInt8[np.ndarray, "y x colour"]:
+    """The picture where a map is large, fading into grey where it is small.
+
+    Parameters
+    ----------
+    size : array of shape [y, x]
+        Size of the map, 0 or above, smoothed.
+    picture : uint8 array of shape [y, x, colour]
+    scale : float
+        Size at which the picture stands out in full.
+    """
+    light = 0.08 + 0.92 * np.clip(size / scale, 0, 1)[..., None]
+    pixels: np.ndarray = np.rint(FADED * (1 - light) + picture * light).astype(np.uint8)
     return pixels
 
 

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     import pandas
 
 _QUANTITIES: Final = {
-    "hoyer": ("Sparsity", "Hoyer index over units, median of the inputs: 0 all alike, 1 one unit"),
+    "hoyer": ("Sparsity", "Hoyer index, median of inputs: 0 all units alike, 1 one unit"),
     "dims95": ("Dimensions", "principal components that hold 95 % of the variance"),
-    "participation_ratio": ("Participation ratio", "units that take part, median of the inputs"),
+    "participation_ratio": ("Participation ratio", "units that take part, median of inputs"),
     "sign_correlation": (
         "Positive against negative part",
-        "correlation over units of what they add and take away, median",
+        "correlation over units, median of inputs",
     ),
 }
 
@@ -86,7 +86,7 @@ def layer_statistics_figure(
             for _, colour, values in lines:
                 axis.plot(range(len(sites)), values, "o-", color=colour, markersize=4)
             if name != "sign_correlation":
-                axis.set_ylim(bottom=0)
+                axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
             name_lines(axis, [(values.iloc[-1], text, colour) for text, colour, values in lines])
             site_axis(axis, sites)
     return figure
@@ -129,38 +129,29 @@ def completeness_figure(completeness: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def training_history_figure(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss of a dictionary over the epochs of its training.
+def training_history_figure(history: Sequence[float]) -> Figure:
+    """Training loss of a dictionary over its epochs.
 
     Parameters
     ----------
-    history : sequence of mapping
-        One a epoch, from `FitReport.history`; every key but ``epoch`` and ``lr`` that holds a
-        loss is drawn, training in blue and held-out in grey.
+    history : sequence of float
+        From `FitReport.history`.
 
     Raises
     ------
     DataError
         The history is empty.
     """
-    names = [name for name in (history[0] if history else {}) if "loss" in name or "mse" in name]
-    if not names:
+    if not history:
         raise DataError("training_history_figure: the history is empty; nothing was trained")
-    colours = (CONTRIBUTION, "#8A8F96", "#009E73", ACTIVATION)
     with styled():
         figure, (axis,) = panels(1, height=2.5)
         title(axis, "Training", "loss over epochs, logarithmic")
-        epochs = range(1, len(history) + 1)
-        ends = []
-        for name, colour in zip(names, colours, strict=False):
-            values = [float(epoch[name]) for epoch in history]
-            axis.plot(epochs, values, color=colour, linewidth=1.5)
-            ends.append((values[-1], name.replace("_", " "), colour))
+        axis.plot(range(1, len(history) + 1), history, color=CONTRIBUTION, linewidth=1.5)
         axis.set_yscale("log")
         axis.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.set_xlabel("epoch")
-        name_lines(axis, ends)
     return figure
 
 
@@ -183,7 +174,8 @@ def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
     edges = np.linspace(min(0.0, *(float(v.min(initial=0)) for v in kept.values())), 1, 31)
     with styled():
         figure, (axis,) = panels(1, height=2.5)
-        title(axis, "Top label correlation", "share of modes, and of single units; | median")
+        title(axis, "Top label correlation", "highest correlation of each with any label")
+        names = []
         for (name, values), colour in zip(
             kept.items(), (CONTRIBUTION, "#8A8F96", ACTIVATION), strict=False
         ):
@@ -193,14 +185,11 @@ def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
             axis.stairs(heights, edges, color=colour, fill=True, alpha=0.28)
             axis.stairs(heights, edges, color=colour, linewidth=1.4)
             middle = float(np.median(values))
-            axis.axvline(middle, color=colour, linewidth=1.4, ymax=0.93)
-            axis.annotate(
-                f"{name} {middle:.2f}", (middle, 0.93 - 0.09 * (colour != CONTRIBUTION)),
-                (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
-                color=colour, fontweight="bold",
-            )  # fmt: skip
+            axis.axvline(middle, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
+            names += [(name, colour), (f"median {middle:.2f}", colour)]
+        list_names(axis, names)
         axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
-        axis.set_xlabel("highest Pearson correlation with any label")
+        axis.set_xlabel("Pearson correlation")
     return figure
 
 
@@ -231,7 +220,7 @@ def correlation_heatmap_figure(
     best = values.argmax(1)
     order = np.lexsort((-values.max(1), best))
     with styled():
-        figure, (axis,) = panels(1, height=min(1.1 + 0.17 * len(label_names), 7.0))
+        figure, (axis,) = panels(1, height=1.1 + 0.17 * min(len(label_names), 30))
         title(axis, "Modes against labels", "Pearson correlation of loading and label")
         image = axis.imshow(
             values[order].T, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
@@ -319,7 +308,7 @@ def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) ->
             axis,
             f"{'Ablate' if edit == 'ablate' else 'Preserve'}, "
             f"{'units' if edit == 'ablate' else 'all others'} {what}",
-            "accuracy, 1 = unedited; solid: the label's images, dashed: all others",
+            "accuracy / unedited; solid: label's images, dashed: others",
         )
         for ranking, (name, colour) in RANKINGS.items():
             rows = part[part["ranking"] == ranking]
@@ -342,8 +331,11 @@ def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) ->
         axis.set_ylim(bottom=0)
         # Small shares are what matters: the square root gives them room.
         axis.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
-        axis.set_xlim(0, 1)
-        axis.set_xticks([0.01, 0.05, 0.1, 0.25, 0.5, 1], ["1 %", "5", "10", "25", "50", "100"])
+        first, last = part["fraction"].min(), part["fraction"].max()
+        axis.set_xlim(max(first - 0.01, 0), last)
+        ticks = [v for v in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1) if first <= v <= last]
+        axis.set_xticks(ticks, [f"{100 * v:g} %" for v in ticks])
+        axis.minorticks_off()
         axis.set_xlabel(f"share of units {verb}")
         name_lines(axis, ends)
     return figure
@@ -378,7 +370,7 @@ def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") 
         title(
             axis,
             f"Selectivity of {'ablation' if edit == 'ablate' else 'preservation'}",
-            f"(AUC target - AUC others) / AUC others; {better}: the label is hit more",
+            f"(AUC label - AUC others) / AUC others; {better}: selective",
         )
         axis.axhline(0, color=MUTED, linewidth=0.7)
         for number, ranking in enumerate(present):

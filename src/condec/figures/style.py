@@ -34,7 +34,7 @@ RANKINGS: Final = {
 STYLE: Final[dict[str, Any]] = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8.5,
+    "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": "#9AA1A9",
     "axes.labelcolor": MUTED,
@@ -46,8 +46,8 @@ STYLE: Final[dict[str, Any]] = {
     "axes.titlelocation": "left",
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "xtick.major.size": 3,
@@ -108,20 +108,29 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def panels(number: int, *, height: float, width: float = 4.6) -> tuple[Figure, list[Axes]]:
+def panels(number: int, *, height: float, width: float = 4.2) -> tuple[Figure, list[Axes]]:
     """A figure with `number` axes side by side; sizes in inches, the width of one."""
     figure = Figure(figsize=(width * number, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
     return figure, list(figure.subplots(1, number, squeeze=False)[0])
 
 
-def title(axis: Axes, title: str, unit: str) -> None:
+def title(axis: Axes, text: str, unit: str) -> None:
     """Title, and under it in grey what the axis counts: nothing to read sideways."""
-    axis.set_title(f"{title}\n", pad=4)
-    axis.annotate(
-        unit, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points",
-        color=MUTED, fontsize=8, annotation_clip=False,
-    ).set_in_layout(False)  # fmt: skip
+    # Alone, a panel begins where its figure begins, so that figures in a column line up.
+    alone = len(axis.figure.axes) == 1
+    start: Any = ("figure fraction", "axes fraction") if alone else "axes fraction"
+    # Reserves the height; the words themselves take no part in the layout.
+    axis.set_title(" \n ", pad=4)
+    lines: list[tuple[str, float, dict[str, Any]]] = [
+        (text, 18, {"fontsize": 10.5, "fontweight": "bold"}),
+        (unit, 5, {"fontsize": 8.5, "color": MUTED}),
+    ]
+    for line, above, options in lines:
+        axis.annotate(
+            line, (0, 1), (2 * alone, above), xycoords=start, textcoords="offset points",
+            annotation_clip=False, **options,
+        ).set_in_layout(False)  # fmt: skip
 
 
 def name_lines(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -157,7 +166,8 @@ def site_axis(axis: Axes, sites: Sequence[str]) -> None:
         for label in axis.get_xticklabels():
             label.set(rotation=40, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", length=0)
-    axis.margins(x=0.04)
+    side = max(0.35, 0.04 * len(names))
+    axis.set_xlim(-side, len(names) - 1 + side)
 
 
 def short(site: str) -> str:

@@ -1,0 +1,229 @@
+"""Writes the figures and pictures of a report, and says where they are."""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from condec import figures
+from condec.labels import membership
+from condec.maps import SiteMaps
+from condec.metrics import correlation_matrix
+from condec.report.cards import ModeLine
+from condec.report.reading import Fitted, RunPart, SitePart
+from condec.report.words import fixed
+
+PARTS = ("total", "positive", "negative")
+_HEATMAP_MODES = 400
+SIGNED_UP_TO = 16
+"""Pixels a side up to which the sign of a map can be read at every pixel."""
+SQUARES_UP_TO = 64
+"""Pixels a side up to which pictures are shown as squares."""
+SMOOTHED = 1 / 56
+"""Standard deviation of the Gaussian over maps of large pictures, as a share of their height."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on a page: its file from the report's folder, what it shows, and a caption."""
+
+    file: str
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One input with its maps.
+
+    Attributes
+    ----------
+    picture : str
+        File from the report's folder.
+    maps : tuple of str
+        Files, in the order of `PARTS`.
+    id, label, prediction : str
+    right : bool
+        Whether the prediction is the label; True where either is not known.
+    loading : str
+    held_out, squares : bool
+        Whether the modes were fitted without it; whether its pixels are to be seen as squares.
+    """
+
+    picture: str
+    maps: tuple[str, ...]
+    id: str
+    label: str
+    prediction: str
+    right: bool
+    loading: str
+    held_out: bool
+    squares: bool
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Draws into the folder of one report."""
+
+    folder: Path
+
+    def overview(self, run: RunPart) -> dict[str, list[Drawn]]:
+        """Figures of the first page by section."""
+        drawn: dict[str, list[Drawn]] = {"statistics": [], "completeness": [], "control": []}
+        if run.statistics is not None:
+            for quantity, alt in (
+                ("hoyer", "Sparsity of contributions and activations over the sites"),
+                ("dims95", "Dimensions of contributions and activations over the sites"),
+                ("participation_ratio", "Participation ratio over the sites"),
+                ("sign_correlation", "Correlation of positive and negative part over the sites"),
+            ):
+                figure = figures.layer_statistics_figure(run.statistics, (quantity,))
+                drawn["statistics"].append(self._figure(figure, quantity, alt))
+        complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
+        if complete:
+            figure = figures.completeness_figure(complete)
+            alt = "Completeness of contributions at every cut"
+            drawn["completeness"].append(self._figure(figure, "completeness", alt))
+        if run.areas is not None:
+            for (edit, replacement), rows in run.areas.groupby(["edit", "replacement"], sort=False):
+                figure = figures.auc_figure(rows, edit=str(edit))
+                alt = f"Selectivity over the sites: {edit}, units set to {replacement}"
+                drawn["control"].append(
+                    self._figure(figure, f"selectivity-{edit}-{replacement}", alt)
+                )
+        return drawn
+
+    def control(self, site: SitePart) -> list[Drawn]:
+        """Control curves of a site, and selectivity by label."""
+        drawn = []
+        if site.curve is not None:
+            for edit, replacement in site.curve[["edit", "replacement"]].drop_duplicates().values:
+                figure = figures.control_figure(site.curve, edit=edit, replacement=replacement)
+                alt = f"Accuracy over the share of units, {edit}, replaced by {replacement}"
+                drawn.append(self._figure(figure, f"{site.folder}-{edit}-{replacement}", alt))
+        if site.areas is not None and site.areas["label"].nunique() <= 40:
+            for edit in site.areas["edit"].drop_duplicates():
+                rows = site.areas[site.areas["edit"] == edit]
+                rows = rows[rows["replacement"] == rows["replacement"].iloc[0]]
+                figure = figures.auc_figure(rows, edit=edit, by="label_name")
+                alt = f"Selectivity for every label, {edit}"
+                drawn.append(self._figure(figure, f"{site.folder}-{edit}-labels", alt))
+        return drawn
+
+    def fitted(
+        self, run: RunPart, site: SitePart, fitted: Fitted, lines: Sequence[ModeLine]
+    ) -> list[Drawn]:
+        """Figures on one dictionary: modes against labels."""
+        stem, drawn = f"{site.folder}-{fitted.name}", []
+        if fitted.has_labels and len(fitted.modes):
+            best = {"modes": fitted.correlation.max(1).values, "single units": _best_units(fitted)}
+            figure = figures.correlation_histogram_figure(best)
+            alt = "Highest label correlation of modes and of single units"
+            drawn.append(self._figure(figure, f"{stem}-correlations", alt))
+            rows = [line.row for line in lines[:_HEATMAP_MODES]]
+            present = sorted({int(label) for label in run.store.labels if label >= 0})
+            figure = figures.correlation_heatmap_figure(
+                fitted.correlation[rows][:, present], [run.label(label) for label in present], rows
+            )
+            alt = "Correlation of every mode with every label"
+            drawn.append(self._figure(figure, f"{stem}-labels", alt))
+        return drawn
+
+    def training(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
+        """Loss over epochs, for learners that have them."""
+        training = fitted.dictionary.training
+        if training is None or not training.history:
+            return []
+        figure = figures.training_history_figure(training.history)
+        return [self._figure(figure, f"{site.folder}-{fitted.name}-training", "Loss over epochs")]
+
+    def tiles(self, run: RunPart, site: SitePart, fitted: Fitted, place: int) -> Iterator[Tile]:
+        """Pictures and maps of the inputs that use a mode most."""
+        maps = fitted.maps
+        if maps is None:
+            return
+        for number, sample in enumerate(maps.samples[place].tolist()):
+            if sample < 0:
+                continue
+            label, prediction = int(maps.labels[sample]), int(maps.predictions[sample])
+            stem = f"maps/{site.folder}/{fitted.name}/{int(maps.mode_ids[place])}-{number}"
+            picture = maps.pictures[sample].numpy()
+            yield Tile(
+                picture=self._image(picture, "pictures/" + _digest(picture)),
+                maps=tuple(self._maps(maps, place, number, picture, stem)),
+                id=maps.ids[sample],
+                label=run.label(label),
+                prediction=run.label(prediction),
+                right=label < 0 or prediction < 0 or label == prediction,
+                loading=fixed(float(maps.loadings[place, number])),
+                held_out=bool(maps.held_out[sample]),
+                squares=max(picture.shape[:2]) <= SQUARES_UP_TO,
+            )
+
+    def _maps(
+        self, maps: SiteMaps, place: int, number: int, picture: np.ndarray, stem: str
+    ) -> Iterator[str]:
+        values = [getattr(maps, part)[place, number].double().numpy() for part in PARTS]
+        drawn = (_signed if is_signed(picture) else _lit)(values, picture)
+        for part, pixels in zip(PARTS, drawn, strict=True):
+            yield self._image(pixels, f"{stem}-{part}")
+
+    def _figure(self, figure: Figure, name: str, alt: str) -> Drawn:
+        file = f"figures/{name}.svg"
+        (self.folder / "figures").mkdir(exist_ok=True)
+        figures.save_figure(figure, self.folder / file)
+        return Drawn(file, alt)
+
+    def _image(self, pixels: np.ndarray, stem: str) -> str:
+        """Small pictures without loss; large ones as JPEG, a fifth of the size."""
+        from PIL import Image
+
+        large = max(pixels.shape[:2]) > 96
+        file = f"{stem}.{'jpg' if large else 'png'}"
+        path = self.folder / file
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()
+            options = {"quality": 88, "subsampling": 0} if large else {}
+            Image.fromarray(pixels).save(content, "JPEG" if large else "PNG", **options)
+            path.write_bytes(content.getvalue())
+        return file
+
+
+def is_signed(picture: np.ndarray) -> bool:
+    """Whether maps over a picture are drawn with their sign."""
+    return bool(max(picture.shape[:2]) <= SIGNED_UP_TO)
+
+
+def smoothing(picture: np.ndarray) -> float:
+    """Pixels over which the size of a map is smoothed."""
+    return max(1.0, float(picture.shape[0]) * SMOOTHED)
+
+
+def _signed(values: Sequence[np.ndarray], picture: np.ndarray) -> Iterator[np.ndarray]:
+    scale = figures.map_scale(values)
+    yield from (figures.overlay(one, picture, scale=scale) for one in values)
+
+
+def _lit(values: Sequence[np.ndarray], picture: np.ndarray) -> Iterator[np.ndarray]:
+    """Signs of large pictures change from pixel to pixel: the size says where."""
+    sizes = [figures.smooth_map(np.abs(one), smoothing(picture)) for one in values]
+    scale = figures.map_scale(sizes, 97)
+    yield from (figures.lit(one, picture, scale=scale) for one in sizes)
+
+
+def _best_units(fitted: Fitted) -> Tensor:
+    """Highest label correlation of every single column of the matrix, on training rows."""
+    modes = fitted.modes
+    rows = ~modes.held_out & (modes.store.labels >= 0)
+    member = membership(modes.store.labels)[rows]
+    return correlation_matrix(modes.matrix()[rows], member).max(1).values
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]

@@ -1,0 +1,246 @@
+"""Reads a run folder: everything that the pages show, in the form of records."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import torch
+from torch import Tensor
+
+from condec.dictionary import Dictionary, load_dictionary
+from condec.effects import auc_difference
+from condec.errors import StoreError
+from condec.labels import label_name, membership
+from condec.maps import SiteMaps
+from condec.modes import Modes
+from condec.store import SiteInfo, Store
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """One dictionary at one site.
+
+    Attributes
+    ----------
+    name : str
+        Its folder's name.
+    dictionary : Dictionary
+    modes : Modes
+    maps : SiteMaps, or None
+    """
+
+    name: str
+    dictionary: Dictionary
+    modes: Modes
+    maps: SiteMaps | None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether modes can be compared with labels."""
+        return bool((self.modes.store.labels >= 0).any())
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there are rows that were not fitted."""
+        return bool(self.modes.held_out.any())
+
+    @cached_property
+    def correlation(self) -> Tensor:
+        """Correlation with labels on training rows, shape [mode, label]."""
+        return self.modes.correlation(split="train")
+
+    @cached_property
+    def held_out_correlation(self) -> Tensor:
+        """The same on held-out rows; NaN where a label is not among them, or no other is."""
+        nowhere = torch.full_like(self.correlation, torch.nan)
+        labels = self.modes.store.labels[self.modes.held_out]
+        if not bool((labels >= 0).any()):
+            return nowhere
+        shares = membership(labels, self.correlation.shape[1])[labels >= 0].float().mean(0)
+        varies = (shares > 0) & (shares < 1)
+        return torch.where(varies, self.modes.correlation(split="held_out"), nowhere)
+
+    @cached_property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Best label of every mode by training rows, and the held-out correlation with it."""
+        label = self.correlation.argmax(1)
+        return label, self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class SitePart:
+    """What a run has for one site.
+
+    Attributes
+    ----------
+    info : SiteInfo
+    completeness : Tensor of shape [sample], or None
+    fitted : tuple of Fitted
+    curve, areas : pandas.DataFrame, or None
+        Control curves of the site, and the areas under them.
+    """
+
+    info: SiteInfo
+    completeness: Tensor | None
+    fitted: tuple[Fitted, ...]
+    curve: "pandas.DataFrame | None"
+    areas: "pandas.DataFrame | None"
+
+    @property
+    def key(self) -> str:
+        """Key of the site."""
+        return self.info.site.key
+
+    @property
+    def folder(self) -> str:
+        """Name of its page and folders, fit for any file system."""
+        return quote(self.key, safe="")
+
+
+@dataclass(frozen=True, eq=False)
+class RunPart:
+    """What a run folder holds.
+
+    Attributes
+    ----------
+    folder : Path
+    store : Store
+    plan : dict
+        Content of run.toml; empty where there is none.
+    date : str
+        Day on which the run ended; empty where the log does not say.
+    label_names : tuple of str, or None
+    statistics, areas : pandas.DataFrame, or None
+    sites : tuple of SitePart
+    """
+
+    folder: Path
+    store: Store
+    plan: Mapping[str, Any]
+    date: str
+    label_names: tuple[str, ...] | None
+    statistics: "pandas.DataFrame | None"
+    areas: "pandas.DataFrame | None"
+    sites: tuple[SitePart, ...]
+
+    def label(self, number: int) -> str:
+        """Name of a label; a dash for none."""
+        return "\N{EN DASH}" if number < 0 else label_name(self.label_names, number)
+
+    @property
+    def n_labels(self) -> int:
+        """One more than the largest label."""
+        return int(self.store.labels.max()) + 1 if len(self.store) else 0
+
+
+def read_run(folder: Path) -> RunPart:
+    """Read a run folder.
+
+    Raises
+    ------
+    StoreError
+        There is no complete store in it, or a part of it is damaged.
+    """
+    if not (folder / "contributions.zarr").is_dir():
+        raise StoreError(
+            f"{folder}: expected a run folder with contributions.zarr; run 'condec collect' first"
+        )
+    store = Store.open(folder / "contributions.zarr")
+    completeness = {} if not len(store) else store.completeness()
+    curves = _table(folder / "analysis" / "control.parquet")
+    areas = None if curves is None else auc_difference(curves)
+    return RunPart(
+        folder=folder,
+        store=store,
+        plan=_plan(folder / "run.toml"),
+        date=_date(folder / "log.jsonl"),
+        label_names=_label_names(folder / "analysis" / "labels.json"),
+        statistics=_table(folder / "analysis" / "statistics.parquet"),
+        areas=areas,
+        sites=tuple(
+            SitePart(
+                info=store.info(site),
+                completeness=_finite(completeness.get(site.key)),
+                fitted=_fitted(folder, store, site.key),
+                curve=_of_site(curves, site.key),
+                areas=_of_site(areas, site.key),
+            )
+            for site in store.sites
+        ),
+    )
+
+
+def _finite(values: Tensor | None) -> Tensor | None:
+    known = None if values is None else values[values.isfinite()]
+    return None if known is None or not len(known) else known
+
+
+def _fitted(folder: Path, store: Store, key: str) -> tuple[Fitted, ...]:
+    place = folder / "modes" / quote(key, safe="")
+    found = []
+    for one in sorted(place.iterdir()) if place.is_dir() else ():
+        if not (one / "modes.zarr").is_dir():
+            continue
+        maps = folder / "analysis" / "maps" / quote(key, safe="") / f"{one.name}.npz"
+        found.append(
+            Fitted(
+                name=one.name,
+                dictionary=load_dictionary(one),
+                modes=Modes.load(one, store),
+                maps=SiteMaps.load(maps) if maps.is_file() else None,
+            )
+        )
+    return tuple(found)
+
+
+def _of_site(table: "pandas.DataFrame | None", key: str) -> "pandas.DataFrame | None":
+    part = None if table is None else table[table["site"] == key]
+    return None if part is None or part.empty else part
+
+
+def _table(file: Path) -> "pandas.DataFrame | None":
+    import pandas
+
+    if not file.is_file():
+        return None
+    try:
+        table = pandas.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file}: not readable as parquet ({error}); make it again") from error
+    return None if table.empty else table
+
+
+def _plan(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{file}: not TOML: {error}") from error
+
+
+def _label_names(file: Path) -> tuple[str, ...] | None:
+    try:
+        names = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError as error:
+        raise StoreError(f"{file}: not JSON ({error}); expected a list of names") from error
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def _date(file: Path) -> str:
+    """Day of the last line that is not about the report itself."""
+    day = ""
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:  # a run that was killed may leave half a line
+            continue
+        if isinstance(event, dict) and event.get("link") != "report":
+            day = str(event.get("time", ""))[:10] or day
+    return day

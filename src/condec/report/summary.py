@@ -1,0 +1,227 @@
+"""The run in a few numbers: facts, warnings, and one line for every site."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from condec.report.reading import Fitted, RunPart, SitePart
+from condec.report.words import count, fixed, method_words, percent, plain, target_words
+
+DEAD_SHARE = 0.2
+"""More dead modes than this are worth a warning."""
+COMPLETE_WITHIN = 0.05
+"""A median completeness further from 1 than this is worth a warning."""
+SPREAD_WITHIN = 0.5
+"""So is a range from the 5th to the 95th percentile that is wider than this."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One large number on the first page, and what it counts."""
+
+    value: str
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SiteLine:
+    """One line of the table of sites; numbers are NaN where they are not defined.
+
+    Attributes
+    ----------
+    key, folder : str
+    n_units, n_positions : int
+    cut : bool
+    completeness : float
+        Median over inputs.
+    n_alive, n_modes : int
+        Modes that are used, and all; of the first dictionary.
+    r2, l0 : float
+        On held-out rows, or, where there are none, on training rows.
+    label_correlation : float
+        Median over modes of the held-out correlation with their best training label.
+    ablate, preserve : float
+        Mean selectivity of the modes' ranking over labels.
+    """
+
+    key: str
+    folder: str
+    n_units: int
+    n_positions: int
+    cut: bool
+    completeness: float
+    n_alive: int
+    n_modes: int
+    r2: float
+    l0: float
+    label_correlation: float
+    ablate: float
+    preserve: float
+
+
+def facts(run: RunPart) -> list[Fact]:
+    """Large numbers of the first page."""
+    store = run.store
+    skipped = store.n_samples - len(store)
+    found = [Fact(count(len(store)), "inputs", f"{count(skipped)} skipped" if skipped else "")]
+    known = (store.labels >= 0) & (store.predictions >= 0)
+    if bool(known.any()):
+        right = (store.labels == store.predictions)[known].float().mean()
+        found.append(Fact(percent(right, 1), "accuracy of the model", "on these inputs"))
+    found.append(Fact(count(len(run.sites)), "sites" if len(run.sites) > 1 else "site"))
+    fitted = [one for site in run.sites for one in site.fitted]
+    if fitted:
+        alive, whole = sum(len(f.modes) for f in fitted), sum(f.modes.n_modes for f in fitted)
+        found.append(Fact(count(alive), "modes in use", f"of {count(whole)}"))
+        middle = _median([quality(one)["r2"] for one in fitted])
+        found.append(Fact(fixed(middle), "R\N{SUPERSCRIPT TWO}, held out", "median of the sites"))
+    complete = [site.completeness for site in run.sites if site.completeness is not None]
+    if complete:
+        middle = _median([float(values.quantile(0.5)) for values in complete])
+        found.append(Fact(fixed(middle), "completeness", f"median of {len(complete)} cuts"))
+    return found
+
+
+def quality(fitted: Fitted) -> dict[str, float]:
+    """Metrics on held-out rows, or on training rows where none are held out."""
+    training = fitted.dictionary.training
+    if training is None:
+        return {"r2": math.nan, "l0": math.nan}
+    metrics = training.metrics.get("held_out") or training.metrics["train"]
+    return {"r2": metrics.r2, "l0": metrics.l0}
+
+
+def site_line(site: SitePart) -> SiteLine:
+    """The line of one site."""
+    first = site.fitted[0] if site.fitted else None
+    numbers = {"r2": math.nan, "l0": math.nan} if first is None else quality(first)
+    return SiteLine(
+        key=site.key,
+        folder=site.folder,
+        n_units=site.info.n_units,
+        n_positions=site.info.n_positions,
+        cut=site.info.cut,
+        completeness=math.nan
+        if site.completeness is None
+        else float(site.completeness.quantile(0.5)),
+        n_alive=0 if first is None else len(first.modes),
+        n_modes=0 if first is None else first.modes.n_modes,
+        r2=numbers["r2"],
+        l0=numbers["l0"],
+        label_correlation=_label_correlation(first),
+        ablate=_selectivity(site, "ablate"),
+        preserve=_selectivity(site, "preserve"),
+    )
+
+
+def warnings(run: RunPart) -> Iterator[str]:
+    """What a reader should know before believing the rest."""
+    skipped = run.store.n_samples - len(run.store)
+    if skipped:
+        ids = run.store.to_xarray()["inputs"]["id"].to_numpy()[~run.store.valid.numpy()]
+        some = ", ".join(str(name) for name in ids[:8]) + (", ..." if len(ids) > 8 else "")
+        yield f"{count(skipped)} of {count(run.store.n_samples)} inputs were left out: {some}."
+    yield from _about_completeness(run.sites)
+    dead = [
+        f"{site.key} {percent(fitted.modes.share_dead)} of {count(fitted.modes.n_modes)}"
+        for site in run.sites
+        for fitted in site.fitted
+        if fitted.modes.share_dead > DEAD_SHARE
+    ]
+    if dead:
+        yield f"Many modes are dead, that is, used by no input: {'; '.join(dead)}."
+    if not bool((run.store.labels >= 0).any()):
+        yield "The inputs have no labels, so correlations with labels and control are left out."
+    elif run.sites and not any(f.has_held_out for s in run.sites for f in s.fitted):
+        yield "No inputs were held out: all figures are those of the inputs that were fitted."
+
+
+def recipe(run: RunPart) -> list[tuple[str, str]]:
+    """What the contributions were made with, line by line."""
+    made = dict(run.store.recipe)
+    lines = []
+    for name, section, key in (("Model", "model", "spec"), ("Data", "data", "source")):
+        value = run.plan.get(section, {}).get(key)
+        if value:
+            lines.append((name, str(value)))
+    lines.append(("Method", method_words(made.pop("method", {}))))
+    lines.append(("Target", target_words(made.pop("target", {}))))
+    names = {
+        "model": "Fingerprint of the model",
+        "data": "Fingerprint of the data",
+        "n_samples": "Inputs",
+        "sites": "Sites",
+        "reduction": "Reduction",
+        "batch_size": "Batch size",
+        "on_bad": "Unusable inputs",
+        "condec": "Version of condec",
+    }
+    for key, value in made.items():
+        lines.append((names.get(key, key), plain(value)))
+    return lines
+
+
+def lede(run: RunPart) -> str:
+    """One sentence on what was done."""
+    made = run.store.recipe
+    number = len(run.sites)
+    return (
+        f"Contributions of hidden units at {number} {'site' if number == 1 else 'sites'} to "
+        f"{target_words(made.get('target', {}))}, by {method_words(made.get('method', {}))}, "
+        f"for {count(len(run.store))} inputs, decomposed into modes."
+    )
+
+
+def title(run: RunPart) -> str:
+    """Title of the report."""
+    given = str(run.plan.get("report", {}).get("title", ""))
+    model = str(run.plan.get("model", {}).get("spec", "")) or str(run.store.recipe.get("model", ""))
+    data = str(run.plan.get("data", {}).get("source", ""))
+    return given or " on ".join(part for part in (model, data) if part) or run.folder.name
+
+
+def _about_completeness(sites: Sequence[SitePart]) -> Iterator[str]:
+    off, wide = [], []
+    for site in sites:
+        if site.completeness is None:
+            continue
+        low, middle, high = (
+            float(site.completeness.double().quantile(q)) for q in (0.05, 0.5, 0.95)
+        )
+        if abs(middle - 1) > COMPLETE_WITHIN:
+            off.append(f"{site.key} {fixed(middle)}")
+        elif high - low > SPREAD_WITHIN:
+            wide.append(f"{site.key} {fixed(low)} to {fixed(high)}")
+    if off:
+        yield (
+            "Contributions do not add up to the change of the target (median completeness): "
+            f"{'; '.join(off)}. More steps of integrated gradients bring this closer to 1."
+        )
+    if wide:
+        yield (
+            f"Completeness differs much between inputs (5th to 95th percentile): {'; '.join(wide)}."
+        )
+
+
+def _label_correlation(fitted: Fitted | None) -> float:
+    if fitted is None or not fitted.has_labels or not len(fitted.modes):
+        return math.nan
+    return float(fitted.best[1].double().nanquantile(0.5))
+
+
+def _selectivity(site: SitePart, edit: str) -> float:
+    if site.areas is None:
+        return math.nan
+    rows = site.areas[(site.areas["edit"] == edit) & (site.areas["ranking"] == "modes")]
+    for replacement in ("zero", "mean"):
+        some = rows[rows["replacement"] == replacement]
+        if not some.empty:
+            return float(some["auc_difference"].mean())
+    return math.nan
+
+
+def _median(values: list[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).nanquantile(0.5))

@@ -1,0 +1,110 @@
+"""Numbers and options in words, as they stand on the pages."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup, escape
+
+DASH = "\N{EN DASH}"
+
+
+def fixed(value: Any, digits: int = 2) -> str:
+    """A number with a fixed number of digits; a dash where there is none.
+
+    >>> fixed(-0.126), fixed(None), fixed(float("nan")), fixed(-0.001)
+    ('\N{MINUS SIGN}0.13', '\N{EN DASH}', '\N{EN DASH}', '0.00')
+    """
+    if value is None or not math.isfinite(float(value)):
+        return DASH
+    text = f"{float(value):.{digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """A share in percent.
+
+    >>> percent(0.984, 1)
+    '98.4 %'
+    """
+    text = fixed(None if value is None else 100 * float(value), digits)
+    return text if text == DASH else f"{text} %"
+
+
+def count(value: Any) -> str:
+    """A whole number with thin spaces between thousands.
+
+    >>> count(50000)
+    '50\N{NARROW NO-BREAK SPACE}000'
+    """
+    return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def method_words(method: Mapping[str, Any]) -> str:
+    """A method of attribution.
+
+    >>> method_words({"name": "IntegratedGradients", "steps": 10, "baseline": {"name": "Zeros"}})
+    'integrated gradients, 10 steps from zeros'
+    """
+    if method.get("name") == "IntegratedGradients":
+        start = str(dict(method.get("baseline") or {}).get("name", "a baseline")).lower()
+        return f"integrated gradients, {method.get('steps')} steps from {start}"
+    if method.get("name") == "ActGrad":
+        return "activation times gradient"
+    return plain(method)
+
+
+def target_words(target: Mapping[str, Any]) -> str:
+    """A target.
+
+    >>> target_words({"name": "TopK", "k": 1, "probability": False})
+    'the largest logit'
+    >>> target_words({"name": "Label", "probability": True})
+    "the probability of the input's own label"
+    """
+    what = "probability" if target.get("probability") else "logit"
+    match target.get("name"):
+        case "TopK" if target.get("k") == 1:
+            return f"the largest {what}"
+        case "TopK":
+            several = "probabilities" if target.get("probability") else "logits"
+            return f"the sum of the {target.get('k')} largest {several}"
+        case "Logit":
+            return f"{what} {target.get('index')}"
+        case "Label":
+            return f"the {what} of the input's own label"
+        case "Predicted":
+            return f"the {what} of the predicted class"
+    return plain(target)
+
+
+def plain(value: Any) -> str:
+    """Any value of a recipe in one line.
+
+    >>> plain({"name": "SAE", "n_modes": 8, "width": None, "nonnegative": False})
+    'SAE, n_modes 8, width none, nonnegative no'
+    """
+    if isinstance(value, Mapping):
+        rest = {key: item for key, item in value.items() if key != "name"}
+        words = [str(value["name"])] if "name" in value else []
+        return ", ".join(words + [f"{key} {plain(item)}" for key, item in rest.items()])
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def breakable(text: str) -> Markup:
+    """Escaped text that may wrap after dots and underscores, for long module names."""
+    safe = str(escape(text))
+    for mark in "._:":
+        safe = safe.replace(mark, f"{mark}<wbr>")
+    # Entities hold none of these marks, so none was torn apart.
+    return Markup(safe)  # escaped just above

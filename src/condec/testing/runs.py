@@ -1,0 +1,102 @@
+"""A small run folder with everything in it, made in seconds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import torch
+
+from condec.attribution import IntegratedGradients
+from condec.collection import collect
+from condec.data import Inputs, as_inputs
+from condec.dictionary import KMeans, ThresholdSAE, TrainConfig, fit
+from condec.effects import control_curve
+from condec.maps import site_maps
+from condec.modes import Modes
+from condec.statistics import layer_statistics
+from condec.testing.models import small_resnet
+
+SITES: Final = ("block1", "block2:input")
+LABEL_NAMES: Final = ("cat", "dog & <b>wolf</b>", "owl")
+
+
+def small_inputs(*, n_samples: int = 60, seed: int = 0, bad: Sequence[int] = ()) -> Inputs:
+    """Random images [1, 8, 8] of three labels, a bright bar in another place for each."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n_samples) % 3
+    images = torch.rand(n_samples, 1, 8, 8, generator=generator)
+    for row, label in enumerate(labels.tolist()):
+        images[row, 0, 2 * label + 1] += 2
+    images[list(bad)] = torch.nan
+    return as_inputs((images, labels))
+
+
+def small_run(
+    folder: str | Path,
+    *,
+    label_names: Sequence[str] | None = LABEL_NAMES,
+    labelled: bool = True,
+    links: Sequence[str] = ("stats", "fit", "control", "map"),
+    bad: Sequence[int] = (),
+) -> Path:
+    """Write a run folder of a `small_resnet` on `small_inputs`.
+
+    Parameters
+    ----------
+    folder : path
+    label_names : sequence of str, optional
+    labelled : bool
+        Whether the inputs have labels.
+    links : sequence of str
+        What is done after contributions are collected.
+    bad : sequence of int
+        Inputs that are NaN, and skipped.
+    """
+    folder, model, inputs = Path(folder), small_resnet(), small_inputs(bad=bad)
+    if not labelled:
+        inputs = as_inputs(torch.stack([inputs.read(i) for i in range(len(inputs))]))
+    store = collect(
+        model,
+        inputs,
+        SITES,
+        method=IntegratedGradients(steps=4),
+        out=folder / "contributions.zarr",
+        on_bad="skip",
+        progress=False,
+    )
+    analysis = folder / "analysis"
+    analysis.mkdir()
+    (analysis / "labels.json").write_text(json.dumps(label_names and list(label_names)))
+    (folder / "run.toml").write_text('[model]\nspec = "small"\n[report]\ntitle = "A small run"\n')
+    line = {"time": "2026-03-01T12:00:00+00:00", "event": "end", "link": "map"}
+    (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+    if "stats" in links:
+        layer_statistics(store).to_parquet(analysis / "statistics.parquet", index=False)
+    if "fit" not in links:
+        return folder
+    curves = []
+    for site in store.sites:
+        place = quote(site.key, safe="")
+        learner = KMeans(4) if site.tap == "input" else ThresholdSAE(8)
+        name = "kmeans" if site.tap == "input" else "sae"
+        config = TrainConfig(held_out=0.3, steps=200)
+        fitted = fit(learner, store.matrix(site), config=config)
+        fitted.save(folder / "modes" / place / name)
+        modes = Modes.build(fitted.dictionary, store, site, held_out_rows=fitted.held_out_rows)
+        modes.save(folder / "modes" / place / name)
+        if "map" in links:
+            maps = site_maps(model, inputs, modes, n_modes=3, n_inputs=3, n_units=2)
+            maps.save(analysis / "maps" / place / f"{name}.npz")
+        if "control" in links and labelled:
+            curves += [
+                control_curve(model, inputs, modes, fractions=(0.25, 0.5, 0.75), edit=edit)
+                for edit in ("ablate", "preserve")
+            ]
+    if curves:
+        import pandas
+
+        table = pandas.concat(curves, ignore_index=True)
+        table.to_parquet(analysis / "control.parquet", index=False)
+    return folder
