@@ -57,7 +57,7 @@ def _root(
 def run_command(
     place: Place, out: Out = None, again: Again = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
-    """Do the whole chain: collect, stats, fit, control, map, report."""
+    """All links: collect, stats, fit, control, map, report."""
     with _messages(debug=debug):
         plan = config.read(place)
         plan = plan if out is None else replace(plan, out=out)
@@ -70,7 +70,7 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Do the whole chain on the embedded model and its handwritten digits."""
+    """All links, on the embedded model of handwritten digits."""
     with _messages(debug=debug):
         plan = replace(config.from_dict(config.DEMO), out=out)
         _whole_chain(Run(plan, progress=not quiet))
@@ -93,7 +93,10 @@ def collect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Collect contributions into the run folder's store; goes on where it was interrupted."""
+    """Contributions of all inputs, into the store.
+
+    Goes on at the first missing shard where it was interrupted.
+    """
     with _messages(debug=debug):
         plan = config.read(place)
         changes: dict[str, Any] = {}
@@ -120,13 +123,13 @@ def stats(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug
 
 @app.command()
 def fit(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Learn a dictionary for every site, and its modes."""
+    """A dictionary for every site, and its modes."""
     _one_link("fit", place, again=again, quiet=quiet, debug=debug)
 
 
 @app.command()
 def control(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Control curves: ablate or preserve the units of modes, on held-out inputs."""
+    """Control curves: what ablating modes does to accuracy."""
     _one_link("control", place, again=again, quiet=quiet, debug=debug)
 
 
@@ -162,7 +165,7 @@ def inspect(
     sites: Annotated[str | None, typer.Option(help="Only modules that match.")] = None,
     debug: Debug = False,
 ) -> None:
-    """List every module: its output's shape, its parameters, and whether it is a cut.
+    """Every module: shape, parameters, and whether it is a cut.
 
     Through a cut passes all that flows from the input to the output: only there do the
     contributions of all units add up to the target.
@@ -231,7 +234,7 @@ def _print_outcome(outcome: Outcome) -> None:
 
 
 def _print_modules(table: Any, title: str) -> None:
-    shown = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    shown = Table(header_style="bold", box=None, pad_edge=False)
     shown.add_column("site", overflow="fold")
     shown.add_column("type")
     shown.add_column("shape", justify="right")
@@ -245,7 +248,9 @@ def _print_modules(table: Any, title: str) -> None:
             f"{row.parameters:,}",
             "cut" if row.cut else "",
         )
-    Console().print(shown)
+    print(title)
+    # A pipe has no width of its own: long names stay whole there.
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -143,7 +143,7 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
         "base": _relative(plan.base, start),
         "links": list(plan.links),
     }
-    for name in _SECTIONS:
+    for name in ("model", "data", "collect"):
         record[name] = _plain_fields(getattr(plan, name))
     fit = plan.fit
     number = getattr(fit.learner, "n_modes")  # noqa: B009  # every learner has it
@@ -155,6 +155,8 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
         **{k: v for k, v in _plain_fields(fit.learner).items() if k != "n_modes"},
         **_plain_fields(fit.train),
     }
+    for name in ("control", "maps", "report"):
+        record[name] = _plain_fields(getattr(plan, name))
     return record
 
 

@@ -167,9 +167,9 @@ class Run:
         return digest(*parts, self.store.config_hash, metadata.version("condec"))
 
     def each(self, items: Sequence[Any], text: str) -> Iterator[Any]:
-        """Go through items behind a progress bar."""
-        console = Console(stderr=True, quiet=not self.progress)
-        yield from track(items, text, console=console, disable=not self.progress)
+        """Go through items behind a progress bar; one alone has none."""
+        console = Console(stderr=True)
+        yield from track(items, text, console=console, disable=not self.progress or len(items) < 2)
 
 
 def collect(run: Run) -> Outcome:

@@ -153,7 +153,7 @@ class ControlPlan:
     replacements: tuple[Replacement, ...] = ("zero",)
     n_random: int = 5
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int = 64
 
     def __post_init__(self) -> None:
         for name in ("edits", "replacements", "fractions"):

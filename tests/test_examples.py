@@ -1,0 +1,83 @@
+"""The examples: small parts of them quickly, all of them among the slow tests."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import pytest
+
+from condec import config
+from condec.maps import SiteMaps
+from condec.runner import Run, chain
+from condec.store import Store
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/run.toml"))
+
+pytestmark = pytest.mark.needs_shared
+
+
+def run_example(name: str, out: Path, **changes: object) -> Run:
+    """Carry out an example's plan, or a part of it, into another folder."""
+    plan = replace(config.read(EXAMPLES / name), out=out, **changes)  # type: ignore[arg-type]
+    run = Run(plan, progress=False)
+    config.write(plan)
+    for _ in chain(run):
+        pass
+    return run
+
+
+def test_both_examples_are_here() -> None:
+    assert NAMES == ["cifar10_resnet20", "photos_mobilenet"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
+    plan = config.read(EXAMPLES / name)
+    data = replace(plan.data, limit=4)
+    run = run_example(name, tmp_path / "run", data=data, links=("collect", "stats"))
+    assert len(run.store) == 4
+    assert len(run.store.sites) == {"cifar10_resnet20": 9, "photos_mobilenet": 2}[name]
+    assert bool((run.store.predictions == run.store.labels).any())
+    assert run.inputs.label_names is not None
+    table = pandas.read_parquet(tmp_path / "run" / "analysis" / "statistics.parquet")
+    assert table["completeness"].between(0.8, 1.2).all()
+
+
+@pytest.mark.slow
+def test_cifar_from_pixels_to_report(tmp_path: Path) -> None:
+    run_example("cifar10_resnet20", tmp_path)
+    store = Store.open(tmp_path / "contributions.zarr")
+    store.verify()
+    assert len(store) == 1017
+    assert float((store.predictions == store.labels).double().mean()) > 0.9
+    table = pandas.read_parquet(tmp_path / "analysis" / "statistics.parquet").set_index("site")
+    assert table.loc["layer3.2", "completeness"] == pytest.approx(1.0, abs=5e-4)
+    assert table.loc["layer1.0", "sign_correlation"] > 0.9
+    assert table.loc["layer3.2", "sign_correlation"] < 0.1
+    assert {path.name for path in (tmp_path / "modes").iterdir()} == set(table.index)
+    areas = pandas.read_parquet(tmp_path / "analysis" / "control_auc.parquet")
+    late = areas[(areas["site"] == "layer3.2") & (areas["edit"] == "ablate")]
+    by_ranking = late.groupby("ranking")["auc_difference"].median()
+    assert set(late["label"]) == set(range(10))
+    assert by_ranking["modes"] < -0.1
+    assert abs(by_ranking["random"]) < 0.1
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_photos_from_files_to_maps(tmp_path: Path) -> None:
+    run = run_example("photos_mobilenet", tmp_path)
+    correct = (run.store.predictions == run.store.labels).sum()
+    assert int(correct) >= 16
+    for site in ("blocks.6", "blocks.12"):
+        maps = SiteMaps.load(tmp_path / "analysis" / "maps" / site / "nmf.npz")
+        assert maps.pictures.shape[1:] == (224, 224, 3)
+        assert maps.total.shape == (8, 4, 224, 224)
+        assert bool(maps.total.isfinite().all())
+        parts = maps.positive + maps.negative
+        assert float((maps.total - parts).abs().max()) <= 1e-4 * float(maps.total.abs().max())
+    names = json.loads((tmp_path / "analysis" / "labels.json").read_text())
+    assert len(names) == 1000
+    assert (tmp_path / "report" / "index.html").is_file()
