@@ -87,7 +87,8 @@ def layer_statistics_figure(
                 axis.plot(range(len(sites)), values, "o-", color=colour, markersize=4)
             if name != "sign_correlation":
                 axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-            name_lines(axis, [(values.iloc[-1], text, colour) for text, colour, values in lines])
+            ends = [(float(values.iloc[-1]), text, colour) for text, colour, values in lines]
+            name_lines(axis, ends)
             site_axis(axis, sites)
     return figure
 
