@@ -1,5 +1,8 @@
 """Maps: what they must be by theorem, what they must refuse, and what they must leave alone."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from condec.errors import DataError, ModelError, OptionError, SiteError
-from condec.maps import mode_map
+from condec.errors import DataError, ModelError, OptionError, SiteError, StoreError
+from condec.maps import SiteMaps, leading_modes, mode_map, site_maps, strongest_units
+from condec.modes import Modes
 from condec.sites import Site
+from condec.store import Store
 from condec.targets import Label, Logit, Predicted
 from condec.testing.models import small_mlp, small_resnet
+from condec.testing.runs import small_inputs, small_run
 
 
 def images(n: int = 2) -> Tensor:
@@ -242,3 +248,138 @@ def test_operation_without_forward_mode():
 
     with pytest.raises(ModelError, match="operation without a forward-mode derivative"):
         mode_map(Net().eval(), torch.randn(2, 5), "act", [0])
+
+
+# --- maps of a site -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def modes(tmp_path_factory) -> Modes:
+    folder = small_run(tmp_path_factory.mktemp("run") / "run", links=("fit",))
+    store = Store.open(folder / "contributions.zarr")
+    return Modes.load(folder / "modes" / "block2%3Ainput" / "kmeans", store)
+
+
+def test_site_maps_are_the_maps_of_the_strongest_units_on_the_strongest_inputs(modes):
+    model, inputs = small_resnet(), small_inputs()
+    made = site_maps(model, inputs, modes, n_modes=2, n_inputs=3, n_units=2)
+    assert made.site == "block2:input"
+    assert made.target == {"name": "Predicted", "probability": False}
+    assert made.pictures.shape[1:] == (8, 8, 3)
+    for place in range(2):
+        mode = int((modes.ids == made.mode_ids[place]).nonzero())
+        top = modes.loadings[:, mode].topk(3).values
+        torch.testing.assert_close(made.loadings[place], top)
+        units = modes.atoms[mode].argsort(descending=True)[:2]
+        assert torch.equal(made.units[place], units)
+        ids = [made.ids[sample] for sample in made.samples[place].tolist()]
+        images = torch.stack([inputs.load(int(i)) for i in ids])
+        expected = mode_map(model, images, "block2:input", units)
+        torch.testing.assert_close(made.total[place], expected.total.sum(1))
+        torch.testing.assert_close(made.positive[place], expected.positive.sum(1))
+        torch.testing.assert_close(made.negative[place], expected.negative.sum(1))
+    for sample, name in enumerate(made.ids):
+        assert torch.equal(made.pictures[sample], inputs.picture(int(name)))
+        assert made.labels[sample] == int(name) % 3
+        assert bool(made.held_out[sample]) == bool(modes.held_out[int(name)])
+
+
+def test_a_mode_that_few_inputs_use_leaves_places_empty(modes):
+    few = modes.loadings.clone()
+    few[:, 0] = 0.0
+    few[4, 0] = 1.0
+    made = site_maps(small_resnet(), small_inputs(), replace(modes, loadings=few, _correlations={}))
+    place = int((made.mode_ids == modes.ids[0]).nonzero())
+    assert [made.ids[s] for s in made.samples[place].tolist() if s >= 0] == ["4"]
+    assert not made.total[place, 1:].any()
+    assert made.total[place, 0].any()
+
+
+def test_leading_modes_are_the_best_of_every_label_first(modes):
+    top, label = modes.correlation(split="train").max(1)
+    order = leading_modes(modes)
+    assert sorted(order) == list(range(len(modes)))
+    labels = [int(label[mode]) for mode in order]
+    firsts = len(set(labels))
+    assert len(set(labels[:firsts])) == firsts
+    for mode, name in zip(order[:firsts], labels, strict=False):
+        assert top[mode] == top[label == name].max()
+    rest = [float(top[mode]) for mode in order[firsts:]]
+    assert rest == sorted(rest, reverse=True)
+
+
+def test_strongest_units_move_the_target_most(modes):
+    atoms = torch.tensor([[-3.0, 0.5, 2.0, -0.1]])
+    one = replace(modes, atoms=atoms, loadings=modes.loadings[:, :1], ids=modes.ids[:1])
+    assert strongest_units(one, 0).tolist() == [2, 1, 3, 0]
+    assert strongest_units(replace(one, sign="negative"), 0).tolist() == [0, 3, 1, 2]
+    both = replace(one, atoms=torch.cat([atoms, 10 * atoms.abs()], 1), sign="concat")
+    assert strongest_units(both, 0).tolist() == [0, 2, 1, 3]
+
+
+def test_site_maps_without_labels(tmp_path):
+    folder = small_run(tmp_path / "run", labelled=False, links=("fit",))
+    store = Store.open(folder / "contributions.zarr")
+    unnamed = Modes.load(folder / "modes" / "block2%3Ainput" / "kmeans", store)
+    means = unnamed.loadings.mean(0)
+    assert leading_modes(unnamed) == means.argsort(descending=True, stable=True).tolist()
+    made = site_maps(small_resnet(), small_inputs(), unnamed, n_modes=1, n_inputs=1)
+    assert made.labels.tolist() == [-1]
+
+
+def test_saved_maps_come_back_and_are_the_same_bytes(modes, tmp_path):
+    made = site_maps(small_resnet(), small_inputs(), modes, n_modes=2, n_inputs=2)
+    first = made.save(tmp_path / "deep" / "a.npz")
+    again = made.save(tmp_path / "b.npz")
+    assert first.read_bytes() == again.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.npz", "deep"]
+    back = SiteMaps.load(first)
+    assert (back.site, back.ids, back.target) == (made.site, made.ids, made.target)
+    for name in ("mode_ids", "units", "samples", "pictures", "held_out", "total", "negative"):
+        assert torch.equal(getattr(back, name), getattr(made, name))
+        assert getattr(back, name).dtype == getattr(made, name).dtype
+
+
+def test_files_without_maps_are_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"holds no maps.*make them again"):
+        SiteMaps.load(tmp_path / "none.npz")
+    for name, content in (
+        ("text.npz", b"no zip"),
+        ("other.npz", None),
+        ("pickle.npz", np.array([{"a": 1}], dtype=object)),
+    ):
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.savez(path, words=np.zeros(2) if content is None else content)
+        with pytest.raises(StoreError, match=f"{name} holds no maps"):
+            SiteMaps.load(path)
+
+
+def test_maps_that_cannot_be_written(modes, tmp_path):
+    made = site_maps(small_resnet(), small_inputs(), modes, n_modes=1, n_inputs=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"a\.npz: maps: cannot write"):
+        made.save(tmp_path / "file" / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["n_modes", "n_inputs", "n_units"])
+def test_site_maps_numbers(modes, name):
+    with pytest.raises(OptionError, match=f"site_maps: {name} must be at least 1; got 0"):
+        site_maps(small_resnet(), small_inputs(), modes, **{name: 0})
+
+
+def test_site_maps_of_other_data(modes):
+    other = small_inputs().select(range(3))
+    with pytest.raises(DataError, match=r"lacks .* samples of .*Give the data that were collected"):
+        site_maps(small_resnet(), other, modes)
+
+
+def test_site_maps_without_modes(modes):
+    empty = replace(
+        modes, atoms=modes.atoms[:0], loadings=modes.loadings[:, :0], ids=modes.ids[:0],
+        _correlations={},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="the dictionary has no mode that is used"):
+        site_maps(small_resnet(), small_inputs(), empty)

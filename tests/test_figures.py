@@ -1,0 +1,273 @@
+"""Figures: what they show, what they refuse, and that they are the same every time."""
+
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from condec import figures
+from condec.errors import DataError, OptionError
+from condec.figures.style import ACTIVATION, CONTRIBUTION, NEGATIVE, POSITIVE
+
+SITES = [f"layer{i // 3 + 1}.{i % 3}" for i in range(9)]
+EDITS = ("ablate", "preserve")
+
+
+def statistics():
+    grow, fall = np.linspace(0.3, 0.8, 9), np.linspace(0.4, 0.1, 9)
+    columns = {"site": SITES, "units": [16] * 9, "sign_correlation": fall - 0.2}
+    for name in ("hoyer", "dims95", "participation_ratio"):
+        columns |= {f"{name}_contribution": grow, f"{name}_activation": fall}
+    return pd.DataFrame(columns)
+
+
+def curve():
+    rows = [
+        {
+            "site": "layer1.0", "label": label, "label_name": name, "ranking": ranking,
+            "edit": edit, "replacement": "zero", "fraction": fraction,
+            "target_accuracy": 1 - fraction * steep, "off_accuracy": 1 - fraction / 10,
+            "target_std": 0.1 if ranking == "random" else np.nan,
+            "off_std": 0.1 if ranking == "random" else np.nan,
+        }
+        for label, name in enumerate(("cat", "dog"))
+        for ranking, steep in (("modes", 0.9), ("mean_contribution", 0.5), ("random", 0.1))
+        for edit in EDITS
+        for fraction in (0.05, 0.25, 0.75)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def areas():
+    rows = [
+        {"site": s, "label_name": n, "ranking": r, "edit": e, "auc_difference": d}
+        for s in SITES[:3]
+        for n in ("cat", "dog")
+        for r, d in (("modes", -0.5), ("mean_contribution", -0.3), ("random", 0.0))
+        for e in EDITS
+    ]
+    return pd.DataFrame(rows)
+
+
+def correlation():
+    return torch.tensor([[0.9, 0.0], [0.1, 0.7], [-0.2, 0.4], [0.5, 0.1]])
+
+
+MADE = {
+    "statistics": lambda: figures.layer_statistics_figure(statistics()),
+    "completeness": lambda: figures.completeness_figure(
+        {"layer1.0": torch.linspace(0.9, 1.1, 50), "layer2.0": torch.tensor([torch.nan])}
+    ),
+    "history": lambda: figures.training_history_figure([1.0, 0.5, 0.2]),
+    "histogram": lambda: figures.correlation_histogram_figure(
+        {"modes": torch.rand(30), "single units": torch.rand(10) * 0.5}
+    ),
+    "heatmap": lambda: figures.correlation_heatmap_figure(
+        correlation(), ["cat", "dog"], [3, 5, 8, 9]
+    ),
+    "atom": lambda: figures.atom_figure(torch.tensor([0.1, -0.4, 0.9, 0.0])),
+    "control": lambda: figures.control_figure(curve(), edit="ablate", replacement="zero"),
+    "auc": lambda: figures.auc_figure(areas(), edit="preserve"),
+    "auc by label": lambda: figures.auc_figure(areas(), edit="ablate", by="label_name"),
+    "map": lambda: figures.mode_map_figure(
+        np.full((8, 8, 3), 90, np.uint8), {"total": torch.randn(3, 8, 8)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_same_bytes_every_time_and_nothing_from_outside(name, tmp_path):
+    before = dict(mpl.rcParams)
+    texts = []
+    for turn in "ab":
+        torch.manual_seed(1)
+        path = figures.save_figure(MADE[name](), tmp_path / f"{turn}.svg")
+        texts.append(path.read_text())
+    assert texts[0] == texts[1]
+    assert not re.search(r"20\d\d-\d\d-\d\d|Matplotlib v", texts[0])
+    assert not re.search(r"(?:href|src)\s*=\s*['\"](?:https?:)?//", texts[0])
+    assert dict(mpl.rcParams) == before
+
+
+def test_png_is_the_same_every_time(tmp_path):
+    first = figures.save_figure(MADE["statistics"](), tmp_path / "a.png").read_bytes()
+    again = figures.save_figure(MADE["statistics"](), tmp_path / "b.png").read_bytes()
+    assert first == again
+    assert b"Software" not in first
+
+
+def test_no_global_state_of_pyplot_is_used():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, condec.figures as f; f.training_history_figure([1.0, 0.5]);"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_endings_are_refused(tmp_path):
+    with pytest.raises(OptionError, match=r"path ending in \.svg or \.png; got .*a\.pdf"):
+        figures.save_figure(MADE["history"](), tmp_path / "a.pdf")
+
+
+def lines(figure, colour):
+    axis = figure.axes[0]
+    return [line.get_ydata() for line in axis.lines if line.get_color() == colour]
+
+
+def words(figure):
+    return " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
+
+
+def test_statistics_draw_contributions_and_activations_in_their_colours():
+    figure = figures.layer_statistics_figure(statistics(), ("hoyer",))
+    np.testing.assert_allclose(lines(figure, CONTRIBUTION)[0], np.linspace(0.3, 0.8, 9))
+    np.testing.assert_allclose(lines(figure, ACTIVATION)[0], np.linspace(0.4, 0.1, 9))
+    assert "contributions" in words(figure)
+    assert "Hoyer" in words(figure)
+
+
+def test_names_at_line_ends_do_not_touch():
+    table = statistics()
+    table["hoyer_activation"] = table["hoyer_contribution"]
+    figure = figures.layer_statistics_figure(table, ("hoyer",))
+    named = {"contributions", "activations"}
+    places = [t.xy[1] for t in figure.axes[0].texts if t.get_text() in named]
+    assert len(places) == 2
+    assert abs(places[0] - places[1]) > 0.08
+
+
+def test_completeness_draws_the_median():
+    figure = figures.completeness_figure({"a": torch.tensor([0.8, 1.0, 1.5])})
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert dots[0].get_xdata()[0] == pytest.approx(1.0)
+
+
+def test_control_takes_means_over_labels_of_one_edit():
+    table = curve()
+    table.loc[table["label"] == 0, "target_accuracy"] -= 0.1
+    table.loc[table["edit"] == "preserve", "target_accuracy"] = 7.0
+    figure = figures.control_figure(table, edit="ablate", replacement="zero")
+    drawn = lines(figure, figures.RANKINGS["modes"][1])
+    np.testing.assert_allclose(drawn[0], 1 - 0.9 * np.array([0.05, 0.25, 0.75]) - 0.05)
+    np.testing.assert_allclose(drawn[1], 1 - np.array([0.05, 0.25, 0.75]) / 10)
+    assert len(figure.axes[0].collections) == 2, "random draws have a band on both lines"
+
+
+def test_auc_bars_are_means_over_labels():
+    table = areas()
+    table.loc[table["label_name"] == "cat", "auc_difference"] -= 0.2
+    figure = figures.auc_figure(table, edit="ablate")
+    blue = [b for b in figure.axes[0].patches if mpl.colors.to_hex(b.get_facecolor()) == "#0072b2"]
+    assert [bar.get_height() for bar in blue] == pytest.approx([-0.6] * 3)
+
+
+def test_heatmap_orders_modes_by_their_best_label():
+    figure = figures.correlation_heatmap_figure(correlation(), ["cat", "dog"], [3, 5, 8, 9])
+    image = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(image[0], [0.9, 0.5, 0.1, -0.2])
+
+
+def test_atom_names_the_strongest_units():
+    figure = figures.atom_figure(torch.tensor([0.1, -0.4, 0.9, 0.0]), top=2)
+    assert {"2", "0"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: figures.layer_statistics_figure(statistics(), ("hoier",)), OptionError, "hoier"),
+        (lambda: figures.layer_statistics_figure(statistics(), ()), OptionError, "got none"),
+        (
+            lambda: figures.layer_statistics_figure(statistics().iloc[:0]),
+            DataError, "no such row",
+        ),
+        (lambda: figures.completeness_figure({}), DataError, "no site cuts the network"),
+        (lambda: figures.training_history_figure([]), DataError, "history is empty"),
+        (
+            lambda: figures.correlation_histogram_figure({"modes": torch.tensor([torch.nan])}),
+            DataError, "no finite correlations",
+        ),
+        (
+            lambda: figures.correlation_heatmap_figure(correlation(), ["cat"], [1, 2, 3, 4]),
+            DataError, r"4 modes x 1 labels, at least 1 x 1; got \(4, 2\)",
+        ),
+        (
+            lambda: figures.control_figure(curve(), edit="ablate", replacement="mean"),
+            DataError, "edit 'ablate', replacement 'mean': the table holds no such row",
+        ),
+        (lambda: figures.auc_figure(areas().iloc[:0], edit="ablate"), DataError, "no such row"),
+    ],
+)  # fmt: skip
+def test_nothing_to_draw(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+# --- pixels -------------------------------------------------------------------------------
+
+
+def near(pixel, colour):
+    return np.abs(pixel.astype(float) - 255 * np.array(mpl.colors.to_rgb(colour))).max() < 2
+
+
+def test_overlay_shows_the_sign_in_full_colour_and_zero_as_the_faded_picture():
+    picture = np.full((2, 2, 3), 100, np.uint8)
+    values = np.array([[1.0, -1.0], [0.0, 5.0]])
+    drawn = figures.overlay(values, picture, scale=1.0)
+    assert near(drawn[0, 0], POSITIVE)
+    assert near(drawn[0, 1], NEGATIVE)
+    assert near(drawn[1, 1], POSITIVE)
+    assert drawn[1, 0].tolist() == [227] * 3
+    assert (picture == 100).all()
+
+
+def test_overlay_brings_a_map_to_the_pictures_size():
+    values = np.zeros((2, 2))
+    values[0, 0] = 1.0
+    drawn = figures.overlay(values, np.zeros((8, 8, 3), np.uint8), scale=1.0)
+    assert drawn.shape == (8, 8, 3)
+    assert near(drawn[0, 0], POSITIVE)
+
+
+def test_lit_shows_the_picture_only_where_the_map_is_large():
+    picture = np.zeros((1, 3, 3), np.uint8)
+    drawn = figures.lit(np.array([[0.0, 0.5, 3.0]]), picture, scale=1.0)
+    assert drawn[0, 2].tolist() == [0, 0, 0]
+    assert drawn[0, 0, 0] > drawn[0, 1, 0] > 0
+
+
+def test_map_scale_of_nothing_is_one():
+    assert figures.map_scale([np.zeros((4, 4))]) == 1.0
+    assert figures.map_scale([np.ones((9, 9)), -3 * np.ones((9, 9))]) == pytest.approx(3.0)
+
+
+def test_flatten_adds_colours():
+    assert figures.flatten_colours(torch.ones(3, 2, 2)).tolist() == [[3, 3], [3, 3]]
+    assert figures.flatten_colours(torch.ones(2, 2)).tolist() == [[1, 1], [1, 1]]
+
+
+def test_smoothing_keeps_the_sum():
+    values = np.zeros((21, 21))
+    values[10, 10] = 1.0
+    smooth = figures.smooth_map(values, 2.0)
+    assert smooth.sum() == pytest.approx(1.0)
+    assert smooth.max() < 0.1
+    assert figures.smooth_map(values, 0.0) is values
+
+
+def test_paper_display_follows_its_recipe():
+    """Median filter of 4, mean over colours, 0 ... 1, times 7, cut off, times the picture."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng(0)
+    total, picture = rng.normal(size=(3, 9, 9)), rng.integers(0, 255, (9, 9, 3), np.uint8)
+    light = sum(ndimage.median_filter(np.abs(total[c]), 4) for c in range(3)) / 3
+    light = (light - light.min()) / (light.max() - light.min())
+    expected = np.rint(picture * np.minimum(7 * light, 1)[..., None])
+    np.testing.assert_array_equal(figures.paper_display(total, picture), expected)
