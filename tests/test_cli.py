@@ -78,6 +78,17 @@ def test_links_one_by_one_on_the_run_folder(source: Path) -> None:
     assert condec_command("fit", source / "run", "-q", "--again").stdout.startswith("fit      made")
 
 
+def test_a_chain_without_collect_needs_a_store_of_its_plan(source: Path) -> None:
+    text = TOML.replace('sites = "block*"', 'sites = "block*"\nlinks = ["stats"]', 1)
+    (source / "some.toml").write_text(text)
+    result = condec_command("run", source / "some.toml", "-q")
+    assert result.exit_code == 2
+    assert not (source / "run").exists()
+    condec_command("collect", source / "run.toml", "-q")
+    assert condec_command("run", source / "some.toml", "-q").exit_code == 0
+    assert config.read(source / "run").links == ("stats",)
+
+
 def test_out_is_another_run_folder(source: Path) -> None:
     result = condec_command("run", source / "run.toml", "-q", "--out", source / "elsewhere")
     assert result.exit_code == 0, result.output
@@ -187,6 +198,7 @@ def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
     assert "Traceback" not in messages
     done = len(list(manifest.glob("shard-*.json")))
     assert 1 <= done < 3
+    command[4] = str(source / "run")  # the run folder knows its plan by now
     subprocess.run(command, check=True)
     store = Store.open(source / "run" / "contributions.zarr")
     store.verify()

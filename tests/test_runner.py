@@ -332,6 +332,19 @@ def test_damaged_image_is_skipped_and_reported(photos: Path) -> None:
     assert outcomes["map"].state == outcomes["report"].state == "made"
 
 
+def test_a_run_that_a_damaged_image_ended_goes_on_without_it(photos: Path) -> None:
+    change(photos, "shard_size = 16", "shard_size = 8")
+    with pytest.raises(DataError, match=r"b/19.png"):
+        local.collect(run_of(photos))
+    done = Store.open(photos / "run" / "contributions.zarr").n_shards - len(
+        Store.open(photos / "run" / "contributions.zarr").missing()
+    )
+    assert done >= 1
+    change(photos, "shard_size = 8", 'shard_size = 8, on_bad = "skip"')
+    assert "b/19.png" in local.collect(run_of(photos)).notes[0]
+    Store.open(photos / "run" / "contributions.zarr").verify()
+
+
 def test_images_of_another_shape_than_the_model_takes(source: Path) -> None:
     change(source, 'spec = "python:net.py:make"', 'spec = "digits"')
     with pytest.raises(

@@ -197,20 +197,24 @@ def _one_link(link: Link, place: Path, *, again: bool, quiet: bool, debug: bool)
 
 
 def _do(run: Run, link: Link) -> Outcome:
-    """One link; the plan is written into the run folder once the folder is found to be its own."""
-    if link == "collect":
-        outcome = FUNCTIONS[link](run)
+    """One link; only a plan that the run folder accepts is written into it."""
+    if link != "collect":
+        _ = run.store
         config.write(run.plan)
-        return outcome
-    _ = run.store
+        return FUNCTIONS[link](run)
+    if not run.folder.store.exists():
+        config.write(run.plan)
+    outcome = FUNCTIONS[link](run)
     config.write(run.plan)
-    return FUNCTIONS[link](run)
+    return outcome
 
 
 def _whole_chain(run: Run) -> None:
-    outcomes = []
+    if "collect" not in run.plan.links:
+        _ = run.store
+    if "collect" not in run.plan.links or not run.folder.store.exists():
+        config.write(run.plan)
     for outcome in chain(run):
-        outcomes.append(outcome)
         _print_outcome(outcome)
         if outcome.link == "collect":
             config.write(run.plan)

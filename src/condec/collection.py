@@ -207,7 +207,6 @@ class _Plan:
             "target": self.target.to_dict(),
             "reduction": "sum over positions after the sign split",
             "batch_size": batch_size,
-            "on_bad": self.on_bad,
             "condec": metadata.version("condec"),
         }
 
