@@ -10,8 +10,8 @@ from urllib.parse import quote
 import jinja2
 import tomli_w
 
-from condec.errors import StoreError
 from condec.figures import RANKINGS
+from condec.files import writing
 from condec.report import summary, words
 from condec.report.cards import LINES, mode_cards, mode_lines
 from condec.report.drawing import PARTS, Studio, is_signed, smoothing
@@ -45,16 +45,15 @@ def build_report(run_folder: str | Path) -> Path:
     run = read_run(folder)
     fresh, final, old = (folder / name for name in (".report.new", "report", ".report.old"))
     try:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir()
-        _write_pages(run, fresh)
-        if final.exists():
-            final.rename(old)
-        fresh.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise StoreError(f"{final}: the report could not be written: {error}") from error
+        with writing(f"{folder}: report"):
+            for leftover in (fresh, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            fresh.mkdir()
+            _write_pages(run, fresh)
+            if final.exists():
+                final.rename(old)
+            fresh.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return final / "index.html"

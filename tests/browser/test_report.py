@@ -1,0 +1,141 @@
+"""The report in a real headless Chromium, opened from the file system."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from condec.report import build_report
+from condec.testing.runs import small_run
+
+pytestmark = pytest.mark.browser
+EVIL = ("cat", "<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>')
+PHONE = {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = small_run(tmp_path_factory.mktemp("run") / "a run, 100 %", label_names=EVIL)
+    return build_report(folder)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator[Any]:
+    """A page that fails the test if anything fails in it, or comes from elsewhere."""
+    yield from watched(browser)
+
+
+def watched(browser, **options) -> Iterator[Any]:
+    context = browser.new_context(**options)
+    page, wrong = context.new_page(), []
+    page.on("console", lambda m: wrong.append(m.text) if m.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(f"asks {r.url}"),
+    )
+    yield page
+    context.close()
+    assert not wrong
+
+
+def load_images(page) -> int:
+    """Scroll to every picture; how many there are."""
+    images = page.locator("img")
+    for i in range(images.count()):
+        image = images.nth(i)
+        if image.is_visible():
+            image.scroll_into_view_if_needed()
+            page.wait_for_function("i => document.images[i].complete", arg=i)
+            assert image.evaluate("i => i.naturalWidth") > 0, image.get_attribute("src")
+    return images.count()
+
+
+def test_first_page_opens(page, report):
+    page.goto(report.as_uri())
+    assert page.title() == "A small run"
+    assert page.locator("h1").inner_text() == "A small run"
+    assert load_images(page) >= 7
+    assert page.locator(".facts b").first.inner_text() == "60"
+
+
+def test_pages_lead_to_each_other(page, report):
+    page.goto(report.as_uri())
+    page.locator("table a", has_text="block2:input").click()
+    assert page.locator("h1").inner_text() == "block2:input"
+    assert page.locator(".pages [aria-current]").inner_text() == "block2:input"
+    assert load_images(page) > 20
+    page.locator("a[rel=prev]").click()
+    assert page.locator("h1").inner_text() == "block1"
+    page.locator(".pages a", has_text="block2:input").click()
+    page.locator("nav .home").click()
+    assert page.url == report.as_uri()
+
+
+def test_names_stay_text(page, report):
+    page.goto((report.parent / "sites" / "block1.html").as_uri())
+    assert page.title() == "block1 - A small run"
+    assert (
+        EVIL[1] in page.locator("main").inner_text() or EVIL[2] in page.locator("main").inner_text()
+    )
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_tables_sort_by_number_and_back(page, report):
+    page.goto((report.parent / "sites" / "block2%3Ainput.html").as_uri())
+    page.locator("summary", has_text="All modes").click()
+    table = page.locator("details.all table")
+    head = table.locator("th", has_text="Use").first
+    for wanted, reverse in (("ascending", False), ("descending", True)):
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == wanted
+        use = table.locator("tbody tr td:nth-child(5)").all_inner_texts()
+        values = [float(text.rstrip(" %")) for text in use]
+        assert len(values) == 4
+        assert values == sorted(values, reverse=reverse)
+
+
+def test_modes_of_one_label_and_one_kind_of_map(page, report):
+    page.goto((report.parent / "sites" / "block2%3Ainput.html").as_uri())
+    cards = page.locator(".card")
+    labels = [cards.nth(i).get_attribute("data-label") for i in range(cards.count())]
+    page.locator("select").select_option(labels[0])
+    assert page.locator(".card:visible").count() == labels.count(labels[0]) < len(labels)
+    page.locator("select").select_option("")
+    page.locator(".choice button", has_text="negative").click()
+    assert page.locator(".row.map:visible").count() == len(labels)
+    assert page.locator(".row.map:visible").first.get_attribute("data-part") == "negative"
+
+
+@pytest.mark.parametrize("size", [PHONE, {"width": 1400, "height": 900}])
+def test_no_page_is_wider_than_its_window(browser, report, size):
+    for page in watched(browser, viewport=size):
+        for file in (report, *sorted((report.parent / "sites").glob("*.html"))):
+            page.goto(file.as_uri())
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, f"{file.name} is {wide} pixels too wide"
+
+
+def test_without_scripts_nothing_is_missing(browser, report):
+    for page in watched(browser, java_script_enabled=False):
+        page.goto((report.parent / "sites" / "block2%3Ainput.html").as_uri())
+        assert page.locator(".card").count() == 3
+        assert page.locator(".card:visible").count() == 3
+        assert page.locator(".row.map:visible").count() == 9
+        assert page.locator("button, select").count() == 0

@@ -1,0 +1,382 @@
+"""The report: what stands on the pages, that nothing comes from outside, and bad run folders."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+import pytest
+import torch
+
+from condec.errors import StoreError
+from condec.report import build_report
+from condec.report.cards import mode_lines, stems
+from condec.report.reading import read_run
+from condec.report.summary import facts, site_line, title, warnings
+from condec.store import Store
+from condec.testing.runs import small_run
+
+EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }} & 'x'")
+VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}
+SHAPES = {"svg", "g", "path", "line"}
+
+
+class Page(HTMLParser):
+    """Tags, links, resources and text of one page; refuses tags that do not close."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags, self.links, self.resources, self.attributes = [], [], [], []
+        self.open, self.text, self.ids = [], "", []
+        self.file = file
+        self.feed(file.read_text(encoding="utf-8"))
+        assert not self.open, f"{file}: {self.open} are not closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+        values = dict(attrs)
+        if "id" in values:
+            self.ids.append(values["id"])
+        if tag == "a":
+            self.links.append(values["href"])
+        else:
+            self.resources += [values[k] for k in ("src", "href", "srcset", "data") if k in values]
+        if tag not in VOID and not (tag in SHAPES and self.get_starttag_text().endswith("/>")):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"{self.file}: </{tag}> without a beginning"
+        assert self.open.pop() == tag, f"{self.file}: </{tag}> in the wrong place"
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def pages(folder: Path) -> list[Page]:
+    return [Page(file) for file in sorted(folder.rglob("*.html"))]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    return small_run(tmp_path_factory.mktemp("whole") / "run", bad=[7])
+
+
+@pytest.fixture(scope="module")
+def report(run_folder) -> Path:
+    return build_report(run_folder).parent
+
+
+@pytest.fixture(scope="module")
+def run(run_folder, report):
+    return read_run(run_folder)
+
+
+# --- files and links ----------------------------------------------------------------------
+
+
+def test_pages_link_only_to_what_is_there(report):
+    found = pages(report)
+    names = sorted(page.file.relative_to(report).as_posix() for page in found)
+    assert names == ["index.html", "sites/block1.html", "sites/block2%3Ainput.html"]
+    for page in found:
+        for link in page.links + page.resources:
+            if link.startswith(("https://arxiv.org/", "data:,")):
+                continue
+            place, _, anchor = link.partition("#")
+            target = page.file.parent / unquote(place) if place else page.file
+            assert target.is_file(), f"{page.file.name}: {link}"
+            if anchor:
+                assert anchor in Page(target).ids
+
+
+def test_every_file_is_used(report):
+    wanted = {report / "index.html"}
+    for page in pages(report):
+        for link in page.links + page.resources:
+            if not link.startswith(("https:", "data:", "#")):
+                wanted.add((page.file.parent / unquote(link)).resolve())
+    assert {file for file in report.rglob("*") if file.is_file()} == wanted
+
+
+def test_nothing_is_loaded_from_outside(report):
+    for page in pages(report):
+        for resource in page.resources:
+            assert not re.match(r"(?:[a-z]+:)?//|/", resource), resource
+    for file in report.rglob("*"):
+        if file.suffix in {".css", ".js"}:
+            assert not re.search(r"https?:|url\(|@import|//[a-z]", file.read_text()), file
+        if file.suffix == ".svg":
+            text = file.read_text()
+            assert not re.search(r"(?:href|src)\s*=\s*[\"'](?!#|data:)", text), file
+
+
+def test_ids_are_unique_and_images_have_words(report):
+    for page in pages(report):
+        assert len(page.ids) == len(set(page.ids))
+        text = page.file.read_text()
+        assert not re.search(r"<img(?![^>]*\balt=\"[^\"]+\")", text)
+
+
+def test_same_run_gives_the_same_bytes_and_old_files_go(run_folder, report):
+    before = {f.relative_to(report): f.read_bytes() for f in report.rglob("*") if f.is_file()}
+    (report / "stale.html").write_text("old")
+    build_report(run_folder)
+    after = {f.relative_to(report): f.read_bytes() for f in report.rglob("*") if f.is_file()}
+    assert before == after
+    assert not [p.name for p in run_folder.iterdir() if p.name.startswith(".report")]
+
+
+def test_a_report_that_fails_leaves_the_old_one(run_folder, report, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(StoreError, match=r"report: the disk is full"):
+        build_report(run_folder)
+    monkeypatch.undo()
+    assert "A small run" in (report / "index.html").read_text()
+    assert not [p.name for p in run_folder.iterdir() if p.name.startswith(".report")]
+
+
+# --- what stands on the pages -------------------------------------------------------------
+
+
+def test_summary_says_what_was_run(report, run_folder):
+    text = " ".join(Page(report / "index.html").text.split())
+    store = Store.open(run_folder / "contributions.zarr")
+    right = (store.labels == store.predictions).float().mean().item()
+    for words in (
+        "A small run",
+        "2026-03-01",
+        "59 inputs",
+        "1 skipped",
+        f"{100 * right:.1f} %",
+        "1 of 60 inputs were left out: 7.",
+        "integrated gradients, 4 steps from zeros",
+        "the largest logit",
+        "SmallResNet",
+        "block2:input",
+        store.recipe["condec"],
+    ):
+        assert words in text, words
+
+
+def test_facts_are_the_stores_figures(run):
+    found = {fact.name: fact.value for fact in facts(run)}
+    middle = [run.store.completeness()[site.key].quantile(0.5) for site in run.sites]
+    assert found["completeness"] == f"{torch.stack(middle).quantile(0.5):.2f}"
+    assert found["sites"] == "2"
+    alive = sum(len(one.modes) for site in run.sites for one in site.fitted)
+    assert found["modes in use"] == str(alive)
+
+
+def test_site_line_holds_held_out_figures(run):
+    site = run.sites[1]
+    line, fitted = site_line(site), site.fitted[0]
+    assert line.r2 == fitted.dictionary.training.metrics["held_out"].r2
+    train = fitted.modes.correlation(split="train")
+    held_out = fitted.modes.correlation(split="held_out")
+    wanted = [float(held_out[m, train[m].argmax()]) for m in range(len(fitted.modes))]
+    assert line.label_correlation == pytest.approx(float(torch.tensor(wanted).quantile(0.5)))
+    rows = site.areas[(site.areas["edit"] == "ablate") & (site.areas["ranking"] == "modes")]
+    assert line.ablate == pytest.approx(rows["auc_difference"].mean(), nan_ok=True)
+
+
+def test_modes_are_ordered_by_training_correlation(run, report):
+    site = run.sites[1]
+    lines = mode_lines(run, site.fitted[0])
+    assert [line.train for line in lines] == sorted((x.train for x in lines), reverse=True)
+    text = (report / "sites" / f"{site.folder}.html").read_text()
+    shown = [int(number) for number in re.findall(r"kmeans-mode-(\d+)", text)]
+    ordered = [line.id for line in lines if line.id in shown]
+    assert shown == ordered
+    assert len(shown) == 3
+    use = (site.fitted[0].modes.loadings[~site.fitted[0].modes.held_out] != 0).float().mean(0)
+    assert lines[0].use == pytest.approx(float(use[lines[0].row]))
+
+
+def test_site_page_has_every_part(report):
+    page = Page(report / "sites" / "block2%3Ainput.html")
+    text = " ".join(page.text.split())
+    for words in ("Control", "held out", "grand mean", "Cosine", "All modes in use", "KMeans"):
+        assert words in text, words
+    images = " ".join(page.resources)
+    for part in ("ablate-zero.svg", "preserve-zero.svg", "ablate-labels.svg", "-total.png"):
+        assert part in images, part
+    assert images.count("-positive.png") == images.count("-negative.png") == 9
+
+
+def test_pictures_are_kept_once(report):
+    pictures = list((report / "pictures").iterdir())
+    assert len(pictures) == len({file.read_bytes() for file in pictures})
+
+
+def test_names_are_escaped_everywhere(tmp_path):
+    folder = small_run(tmp_path / "run", label_names=EVIL)
+    (folder / "run.toml").write_text('[report]\ntitle = "<script>alert(3)</script>"\n')
+    report = build_report(folder).parent
+    for page in pages(report):
+        assert page.tags.count("script") == 1
+        assert not [name for name in page.attributes if name.startswith("on")]
+        assert "x" not in page.resources
+        assert "alert(3)" in page.text
+    site = (
+        Page(report / "sites" / "block1.html").text
+        + Page(report / "sites" / "block2%3Ainput.html").text
+    )
+    for name in EVIL:
+        assert name in site
+    for file in report.rglob("*.svg"):
+        assert "<script" not in file.read_text()
+
+
+# --- parts that are missing ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "links", [(), ("stats",), ("fit",), ("fit", "control"), ("fit", "map"), ("stats", "fit", "map")]
+)
+def test_missing_parts_are_left_out(tmp_path, links):
+    folder = small_run(tmp_path / "run", links=links, label_names=None)
+    report = build_report(folder).parent
+    text = " ".join(page.text for page in pages(report))
+    assert ("Along the network" in text) == ("stats" in links)
+    assert ("No dictionary was fitted here" in text) == ("fit" not in links)
+    assert ("Mode " in text) == ("fit" in links)
+    assert ("share one scale" in text) == ("map" in links)
+    assert (report / "figures" / "block1-ablate-zero.svg").exists() == ("control" in links)
+
+
+def test_without_labels(tmp_path):
+    report = build_report(small_run(tmp_path / "run", labelled=False)).parent
+    text = Page(report / "index.html").text
+    assert "The inputs have no labels" in text
+    assert "accuracy" not in text.split("Words")[0]
+    assert "Mode " in Page(report / "sites" / "block1.html").text
+
+
+def test_without_plan_and_log(tmp_path):
+    folder = small_run(tmp_path / "run", links=())
+    (folder / "run.toml").unlink()
+    (folder / "log.jsonl").write_text('{"time": "2026-0')
+    (folder / "analysis" / "labels.json").unlink()
+    text = Page(build_report(folder)).text
+    assert "SmallResNet" in text
+    assert "run.toml" not in text
+
+
+def test_title_falls_back_to_model_and_data(run):
+    plan = {"model": {"spec": "digits"}, "data": {"source": "npz:a.npz"}}
+    assert title(replace(run, plan=plan)) == "digits on npz:a.npz"
+
+
+# --- warnings -----------------------------------------------------------------------------
+
+
+def changed(run, values):
+    sites = (replace(run.sites[0], completeness=torch.tensor(values)), *run.sites[1:])
+    return list(warnings(replace(run, sites=sites)))
+
+
+def test_warnings_about_completeness(run):
+    fine = [text for text in changed(run, [0.99, 1.0, 1.01]) if "block1" in text]
+    assert not [text for text in fine if "ompleteness" in text]
+    assert any("add up" in text and "block1 0.80" in text for text in changed(run, [0.8] * 5))
+    wide = changed(run, [0.0, 1.0, 1.0, 1.0, 2.0])
+    assert any("differs much" in text and "block1" in text for text in wide)
+
+
+def test_warning_about_dead_modes(run):
+    one = run.sites[1].fitted[0]
+    dead = replace(one, modes=replace(one.modes, n_modes=2 * len(one.modes)))
+    sites = (run.sites[0], replace(run.sites[1], fitted=(dead,)))
+    found = [text for text in warnings(replace(run, sites=sites)) if "dead" in text]
+    assert "block2:input 50 % of 8" in found[0]
+    assert "block2:input" not in " ".join(t for t in warnings(run) if "dead" in t)
+
+
+def test_correlations_that_are_not_defined_are_not_shown(run):
+    one = run.sites[1].fitted[0]
+    rows = (one.modes.store.labels != 2) & one.modes.held_out
+    some = replace(one, modes=replace(one.modes, held_out=rows, _correlations={}))
+    assert some.held_out_correlation[:, 2].isnan().all()
+    assert some.held_out_correlation[:, :2].isfinite().all()
+
+
+# --- atoms --------------------------------------------------------------------------------
+
+
+def test_stems_reach_their_values():
+    drawn = stems(torch.tensor([1.0, -1.0, 0.5]), [0])
+    assert re.findall(r"M(\S+) ", drawn.chosen) == ["60.0"]
+    top, middle, bottom = 3.0, drawn.zero, drawn.height - 3.0
+    assert middle == pytest.approx((top + bottom) / 2)
+    assert drawn.chosen.endswith(f"V{top:.1f}")
+    assert drawn.below.endswith(f"V{bottom:.1f}")
+    assert drawn.above.endswith(f"V{middle - (middle - top) / 2:.1f}")
+
+
+def test_stems_of_many_units_keep_the_largest():
+    atom = torch.zeros(4000)
+    atom[1234] = 5.0
+    atom[1235] = -2.0
+    drawn = stems(atom, [])
+    assert drawn.above.count("M") == 1
+    assert float(re.findall(r"M(\S+) ", drawn.above)[0]) == pytest.approx(1234.5 * 360 / 4000, 0.1)
+
+
+def test_stems_of_nothing():
+    assert stems(torch.zeros(3), [1]).above == ""
+
+
+# --- run folders that cannot be -----------------------------------------------------------
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(StoreError, match=r"expected a run folder with contributions\.zarr"):
+        build_report(tmp_path)
+
+
+def test_incomplete_store(tmp_path):
+    folder = small_run(tmp_path / "run", links=())
+    next((folder / "contributions.zarr" / "manifest").glob("shard-*.json")).unlink()
+    with pytest.raises(StoreError, match="incomplete"):
+        build_report(folder)
+    assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("analysis/control.parquet", r"control\.parquet: not readable as parquet"),
+        ("analysis/labels.json", r"labels\.json: not JSON"),
+        ("run.toml", r"run\.toml: not TOML"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, message):
+    folder = small_run(tmp_path / "run", links=())
+    (folder / name).write_text("[[[ {")
+    with pytest.raises(StoreError, match=message):
+        build_report(folder)
+
+
+def test_empty_tables_count_as_missing(tmp_path):
+    folder = small_run(tmp_path / "run", links=())
+    pd.DataFrame({"site": []}).to_parquet(folder / "analysis" / "statistics.parquet")
+    assert "Along the network" not in Page(build_report(folder)).text
+
+
+def test_nan_is_a_dash(run):
+    blank = replace(run.sites[0], fitted=(), areas=None, curve=None, completeness=None)
+    line = site_line(blank)
+    assert math.isnan(line.r2)
+    assert math.isnan(line.ablate)
+    assert json.dumps(line.n_modes) == "0"
