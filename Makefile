@@ -46,13 +46,13 @@ check: $(DEV)  ## style, types, layers, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(DEV)  ## side-by-side measurements, one JSON a script in benchmarks/results/
 	set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 docs: $(DEV)  ## documentation, into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## what the targets made, but the virtual environment and runs
 	rm -rf site dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
