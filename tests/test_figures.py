@@ -242,6 +242,32 @@ def test_lit_shows_the_picture_only_where_the_map_is_large():
     assert drawn[0, 0, 0] > drawn[0, 1, 0] > 0
 
 
+@pytest.mark.parametrize("size", [16, 17])
+def test_small_pictures_show_signs_and_large_ones_are_lit(size):
+    picture = np.full((size, size, 3), 90, np.uint8)
+    values = [torch.randn(3, size, size), torch.randn(3, size, size)]
+    wanted = "signed" if size == 16 else "lit"
+    assert figures.display_for(picture) == wanted
+    drawn = figures.draw_maps(values, picture)
+    for one, same in zip(drawn, figures.draw_maps(values, picture, display=wanted), strict=True):
+        np.testing.assert_array_equal(one, same)
+    flat = [figures.flatten_colours(one) for one in values]
+    if wanted == "signed":
+        expected = figures.overlay(flat[1], picture, scale=figures.map_scale(flat))
+    else:
+        sizes = [figures.smooth_map(np.abs(one), 1.0) for one in flat]
+        expected = figures.lit(sizes[1], picture, scale=figures.map_scale(sizes, 97.0))
+    np.testing.assert_array_equal(drawn[1], expected)
+
+
+def test_display_of_the_paper_and_of_nobody(unchecked):
+    picture, values = np.full((8, 8, 3), 90, np.uint8), torch.randn(3, 8, 8)
+    drawn = figures.draw_maps([values], picture, display="paper")[0]
+    np.testing.assert_array_equal(drawn, figures.paper_display(values.double().numpy(), picture))
+    with pytest.raises(OptionError, match="must be signed, lit or paper; got 'dark'"):
+        figures.draw_maps([values], picture, display="dark")
+
+
 def test_map_scale_of_nothing_is_one():
     assert figures.map_scale([np.zeros((4, 4))]) == 1.0
     assert figures.map_scale([np.ones((9, 9)), -3 * np.ones((9, 9))]) == pytest.approx(3.0)

@@ -11,6 +11,8 @@ bytes every time. This is the only part of condec that imports matplotlib.
 """
 
 from condec.figures.pixels import (
+    display_for,
+    draw_maps,
     flatten_colours,
     lit,
     map_scale,
@@ -18,6 +20,7 @@ from condec.figures.pixels import (
     overlay,
     paper_display,
     smooth_map,
+    smoothing,
 )
 from condec.figures.plots import (
     atom_figure,
@@ -41,6 +44,8 @@ __all__ = [
     "control_figure",
     "correlation_heatmap_figure",
     "correlation_histogram_figure",
+    "display_for",
+    "draw_maps",
     "flatten_colours",
     "layer_statistics_figure",
     "lit",
@@ -50,5 +55,6 @@ __all__ = [
     "paper_display",
     "save_figure",
     "smooth_map",
+    "smoothing",
     "training_history_figure",
 ]

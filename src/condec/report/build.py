@@ -10,11 +10,11 @@ from urllib.parse import quote
 import jinja2
 import tomli_w
 
-from condec.figures import RANKINGS
+from condec.figures import RANKINGS, display_for, smoothing
 from condec.files import writing
 from condec.report import summary, words
 from condec.report.cards import LINES, mode_cards, mode_lines
-from condec.report.drawing import PARTS, Studio, is_signed, smoothing
+from condec.report.drawing import PARTS, Studio
 from condec.report.reading import Fitted, RunPart, SitePart, read_run
 
 _HERE: Final = Path(__file__).parent
@@ -122,7 +122,7 @@ def _dictionary(run: RunPart, site: SitePart, fitted: Fitted, studio: Studio) ->
         "n_lines": len(lines),
         "has_labels": fitted.has_labels,
         "map_target": "" if maps is None else words.target_words(maps.target),
-        "signed": maps is not None and is_signed(maps.pictures[0].numpy()),
+        "signed": maps is not None and display_for(maps.pictures[0].numpy()) == "signed",
         "smoothed": 0.0 if maps is None else smoothing(maps.pictures[0].numpy()),
         "n_map_units": 0 if maps is None else maps.units.shape[1],
     }

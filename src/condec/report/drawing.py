@@ -20,12 +20,8 @@ from condec.report.words import fixed
 
 PARTS = ("total", "positive", "negative")
 _HEATMAP_MODES = 400
-SIGNED_UP_TO = 16
-"""Pixels a side up to which the sign of a map can be read at every pixel."""
 SQUARES_UP_TO = 64
 """Pixels a side up to which pictures are shown as squares."""
-SMOOTHED = 1 / 56
-"""Standard deviation of the Gaussian over maps of large pictures, as a share of their height."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +164,7 @@ class Studio:
     def _maps(
         self, maps: SiteMaps, place: int, number: int, picture: np.ndarray, stem: str
     ) -> Iterator[str]:
-        values = [getattr(maps, part)[place, number].double().numpy() for part in PARTS]
-        drawn = (_signed if is_signed(picture) else _lit)(values, picture)
+        drawn = figures.draw_maps([getattr(maps, part)[place, number] for part in PARTS], picture)
         for part, pixels in zip(PARTS, drawn, strict=True):
             yield self._image(pixels, f"{stem}-{part}")
 
@@ -193,28 +188,6 @@ class Studio:
             Image.fromarray(pixels).save(content, "JPEG" if large else "PNG", **options)
             path.write_bytes(content.getvalue())
         return file
-
-
-def is_signed(picture: np.ndarray) -> bool:
-    """Whether maps over a picture are drawn with their sign."""
-    return bool(max(picture.shape[:2]) <= SIGNED_UP_TO)
-
-
-def smoothing(picture: np.ndarray) -> float:
-    """Pixels over which the size of a map is smoothed."""
-    return max(1.0, float(picture.shape[0]) * SMOOTHED)
-
-
-def _signed(values: Sequence[np.ndarray], picture: np.ndarray) -> Iterator[np.ndarray]:
-    scale = figures.map_scale(values)
-    yield from (figures.overlay(one, picture, scale=scale) for one in values)
-
-
-def _lit(values: Sequence[np.ndarray], picture: np.ndarray) -> Iterator[np.ndarray]:
-    """Signs of large pictures change from pixel to pixel: the size says where."""
-    sizes = [figures.smooth_map(np.abs(one), smoothing(picture)) for one in values]
-    scale = figures.map_scale(sizes, 97)
-    yield from (figures.lit(one, picture, scale=scale) for one in sizes)
 
 
 def _best_units(fitted: Fitted) -> Tensor:
