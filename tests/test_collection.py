@@ -243,3 +243,9 @@ def test_fingerprint_sees_every_weight() -> None:
     with torch.no_grad():
         model.head.bias[1] += 1e-3
     assert fingerprint(model) != before
+    prints = set()
+    for mean in (0.0, 5.0):  # a buffer that state_dict leaves out, as normalisation often is
+        model = small_resnet()
+        model.register_buffer("mean", torch.tensor(mean), persistent=False)
+        prints.add(fingerprint(model))
+    assert len(prints) == 2

@@ -267,3 +267,42 @@ def test_one_output_for_each_sample_is_expected() -> None:
 
     with pytest.raises(ModelError, match="expected one output for each of 3 samples"):
         contribute(Pooled().eval(), torch.randn(3, 2), "linear")
+
+
+class SequenceFirst(nn.Module):
+    """Takes [sample, token, feature] and works on [token, sample, feature] inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(x.transpose(0, 1)).transpose(0, 1).mean(1))
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+def test_activations_with_the_samples_elsewhere_are_refused(samples: int) -> None:
+    """Also where samples are as many as tokens, which the shape alone does not show."""
+    model = SequenceFirst().eval()
+    with pytest.raises(
+        SiteError, match=r"inner: expected .* \[sample, ...\] for 1 samples; got \(4"
+    ):
+        contribute(model, torch.randn(samples, 4, 3), "inner")
+    with pytest.raises(SiteError, match="inner: expected an activation"):
+        ActGrad().attribute(model, torch.randn(2, 4, 3), [Site("inner")], TopK())
+
+
+def test_contributions_that_are_not_finite_name_site_and_samples() -> None:
+    class Norm(nn.Module):
+        """The gradient of a norm does not exist at zero: NaN at the baseline."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.linear(x)
+            return torch.stack((h.square().sum(1).sqrt(), h[:, 0]), 1)
+
+    with pytest.raises(DataError, match="the contribution at linear is not finite for 2 of 2"):
+        contribute(Norm().eval(), torch.randn(2, 3), "linear", target=Logit(0))

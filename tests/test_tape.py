@@ -258,3 +258,37 @@ def test_output_without_input_is_an_error() -> None:
     model = Constant().eval()
     with pytest.raises(ModelError, match="the output does not depend on the input"):
         find_cuts(model, torch.ones(1, 2), find_sites(model, "linear"))
+
+
+class KeepsAside(nn.Module):
+    """Returns a tensor that it also keeps, for somebody to change."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = x * 2
+        return self.kept
+
+
+def test_a_record_changed_through_another_reference_is_refused() -> None:
+    class Meddler(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = KeepsAside(), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.inner(x)
+            self.inner.kept.mul_(3)
+            return self.head(out)
+
+    model = Meddler().eval()
+    with record(model, find_sites(model, "inner")) as tape:
+        run_model(model, torch.ones(1, 2))
+        with pytest.raises(SiteError, match="inner: the model kept this tensor aside"):
+            _ = tape.records
+
+
+def test_models_made_in_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(2, 2)).eval()
+    with pytest.raises(ModelError, match=r"was made under torch\.inference_mode"):
+        with record(model, [Site("0")]):
+            pass

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from condec.errors import DataError, ModelError, OptionError
 from condec.shapes import PerSample
 from condec.sites import Site
-from condec.tape import record, run_model
+from condec.tape import check_samples, record, run_model
 from condec.targets import Target
 
 
@@ -272,9 +272,10 @@ def _pass(
                 f"{type(model).__name__}: expected one output for each of {len(inputs)} samples; "
                 f"got shape {tuple(output.shape)}"
             )
+        check_samples(tape.records, len(inputs))
         frozen = target.freeze(output.detach(), labels) if frozen is None else frozen
         value = target.value(output, frozen)
-        _check_finite(value, "the target")
+        check_finite(value, "the target")
         gradients = tape.gradients(value.sum())
         records = {key: tensor.detach() for key, tensor in tape.records.items()}
     return _Pass(output.detach(), frozen, value.detach(), records, gradients)
@@ -317,7 +318,8 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _check_finite(values: Tensor, what: str) -> None:
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise DataError naming the samples whose value is NaN or infinite."""
     wrong = (~values.detach().isfinite()).nonzero().flatten().tolist()
     if wrong:
         raise DataError(

@@ -290,7 +290,7 @@ class _Plan:
 def fingerprint(model: nn.Module) -> str:
     """Name and SHA-256 of a model's class, parameters and buffers: changes if any of them does."""
     digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         if flat.numel():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from condec.attribution import Attribution, IntegratedGradients, Method
+from condec.attribution import Attribution, IntegratedGradients, Method, check_finite
 from condec.errors import DataError
 from condec.reduce import split_and_sum
 from condec.shapes import PerSample, SampleIndex
@@ -204,7 +204,15 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool]) -> Contributions:
-    """Record of a batch from what a method returned, and which sites cut the network."""
+    """Record of a batch from what a method returned, and which sites cut the network.
+
+    Raises
+    ------
+    DataError
+        Contributions are not finite, as where a gradient is infinite at the baseline.
+    """
+    for key, contribution in result.contribution.items():
+        check_finite(contribution.flatten(1).sum(1), f"the contribution at {key}")
     by_key = {site.key: site for site in sites}
     parts = tuple(
         SiteContributions(

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One recorded call of a module: when it came in the forward pass, and its tensor."""
+    """One recorded call of a module: when it came in the forward pass, its tensor and version."""
 
     order: int
     tensor: Tensor
+    version: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,11 @@ class Tape:
         call = calls[number]
         if call is None:
             raise SiteError(f"{site.key}: the module's {site.tap} there holds no tensor")
+        if call.tensor._version != call.version:
+            raise SiteError(
+                f"{site.key}: the model kept this tensor aside and changed it in place later, so "
+                "what came out is lost; tap the module before it, or make that change out of place"
+            )
         return call
 
 
@@ -135,6 +141,11 @@ def record(
     True
     """
     refuse_training(model)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__} was made under torch.inference_mode, so no gradient can pass "
+            "through it; make or load it outside"
+        )
     sites = tuple(sites)
     tape = Tape(sites)
     modules = dict(model.named_modules())
@@ -202,8 +213,21 @@ def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[s
     with record(model, sites) as tape:
         inputs = inputs.detach().clone().requires_grad_()
         output = run_model(model, inputs)
+        check_samples(tape.records, len(inputs))
         share = _path_shares(output, inputs)
         return {key: share(tensor) for key, tensor in tape.records.items()}
+
+
+def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
+    """Raise SiteError where the first axis of a record is not that of the samples."""
+    for key, tensor in records.items():
+        if tensor.shape[:1] != (n_samples,):
+            raise SiteError(
+                f"{key}: expected an activation of shape [sample, ...] for {n_samples} samples; "
+                f"got {tuple(tensor.shape)}. Activations with the samples elsewhere (sequence first, "
+                "windows folded into the batch) cannot be told apart by sample; choose a site "
+                "before or after"
+            )
 
 
 def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
@@ -310,7 +334,7 @@ def _recorder(
             # memory of its own where somebody else holds the same.
             stored = tensor.clone() if alias else tensor.view_as(tensor)
         order = sum(len(others) for others in tape.calls.values())
-        calls.append(Call(order, stored))
+        calls.append(Call(order, stored, stored._version))
         return hand_on(stored)
 
     return keep
