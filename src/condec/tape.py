@@ -224,8 +224,8 @@ def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
         if tensor.shape[:1] != (n_samples,):
             raise SiteError(
                 f"{key}: expected an activation of shape [sample, ...] for {n_samples} samples; "
-                f"got {tuple(tensor.shape)}. Activations with the samples elsewhere (sequence first, "
-                "windows folded into the batch) cannot be told apart by sample; choose a site "
+                f"got {tuple(tensor.shape)}. Activations with the samples elsewhere (sequence "
+                "first, windows folded into the batch) cannot be told apart; choose a site "
                 "before or after"
             )
 
