@@ -46,6 +46,7 @@ def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_cifar_from_pixels_to_report(tmp_path: Path) -> None:
     run_example("cifar10_resnet20", tmp_path)
     store = Store.open(tmp_path / "contributions.zarr")
@@ -66,7 +67,6 @@ def test_cifar_from_pixels_to_report(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "index.html").is_file()
 
 
-@pytest.mark.slow
 def test_photos_from_files_to_maps(tmp_path: Path) -> None:
     run = run_example("photos_mobilenet", tmp_path)
     correct = (run.store.predictions == run.store.labels).sum()
