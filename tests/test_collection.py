@@ -142,7 +142,8 @@ def start(folder: Path, out: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_kill_9_at_random_moments_then_the_same_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_kill_9_at_random_moments_then_the_same_command(tmp_path: Path, seed: int) -> None:
     """Five kills, each at another moment of the work; then the bytes of an undisturbed run."""
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "run.toml").write_text(PLAN)
@@ -154,7 +155,7 @@ def test_kill_9_at_random_moments_then_the_same_command(tmp_path: Path) -> None:
         assert process.wait() == 0, process.stdout and process.stdout.read()
     whole = time.monotonic() - started
     kills = 0
-    generator = torch.Generator().manual_seed(int(os.environ.get("CONDEC_KILL_SEED", "0")))
+    generator = torch.Generator().manual_seed(seed)
     for part in torch.rand(5, generator=generator).mul(0.3).tolist():
         with start(tmp_path, "b") as process:
             time.sleep(part * whole)

@@ -1,4 +1,4 @@
-"""The examples: small parts of them quickly, all of them among the slow tests."""
+"""The examples: small parts of them quickly, then all of them."""
 
 import json
 from dataclasses import replace
@@ -45,7 +45,6 @@ def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
     assert table["completeness"].between(0.8, 1.2).all()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_cifar_from_pixels_to_report(tmp_path: Path) -> None:
     run_example("cifar10_resnet20", tmp_path)

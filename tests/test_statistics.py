@@ -127,7 +127,6 @@ def test_no_completeness_without_a_baseline(tmp_path):
 
 
 @pytest.mark.needs_shared
-@pytest.mark.slow
 def test_reference_run_on_cifar10(shared_data, tmp_path):
     """Figures that an independent implementation measured on 2,000 images."""
     from condec.data import load_data
