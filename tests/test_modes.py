@@ -194,6 +194,47 @@ def test_a_dictionary_without_record_holds_nothing_out(
         modes.correlation(split="held_out")
 
 
+def test_earlier_modes_stay_when_new_ones_cannot_take_their_place(
+    modes: Modes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes.save(tmp_path)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StoreError, match=r"modes.zarr: writing failed \(no\)"):
+        modes.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["modes.zarr"]
+    assert torch.equal(Modes.load(tmp_path, modes.store).loadings, modes.loadings)
+
+
+def test_earlier_modes_are_removed_last(
+    modes: Modes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = modes.save(tmp_path)
+    rename = Path.rename
+    seen = []
+
+    def watch(self: Path, target: Path) -> Path:
+        seen.append(len(list(tmp_path.glob("*modes.zarr*/zarr.json"))))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watch)
+    modes.save(tmp_path)
+    assert seen == [2, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_changing_a_correlation_changes_no_other(modes: Modes) -> None:
+    before = modes.correlation().clone()
+    modes.correlation().fill_(9)
+    assert torch.equal(modes.correlation(), before)
+
+
 def test_modes_of_another_store_are_refused(modes: Modes, tmp_path: Path) -> None:
     other = collect(
         small_resnet(), images(), "block2", out=tmp_path / "o.zarr", method=ActGrad(),

@@ -194,7 +194,7 @@ class Modes:
         if labels is None:
             if split not in self._correlations:
                 self._correlations[split] = self._correlate(self.store.labels, split)
-            return self._correlations[split]
+            return self._correlations[split].clone()
         return self._correlate(check_labels(labels, len(self.loadings)), split)
 
     def best(self, label: int, rank: int = 0, split: Split = "train") -> ModeMatch:
@@ -243,7 +243,15 @@ class Modes:
         return (member.T @ self.matrix()[rows]) / member.sum(0)[:, None]
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``modes.zarr`` into a folder, whole or not at all; returns its path."""
+        """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
+
+        Earlier modes stay until the new ones are in their place.
+
+        Raises
+        ------
+        StoreError
+            The folder cannot be written.
+        """
         import zarr
 
         path = Path(folder) / "modes.zarr"
@@ -254,8 +262,7 @@ class Modes:
             group = zarr.create_group(fresh, attributes=self._attributes())
             for name, (values, axes) in self._arrays().items():
                 group.create_array(name, data=values.numpy(), dimension_names=axes)
-            shutil.rmtree(path, ignore_errors=True)
-            fresh.rename(path)
+            _replace(path, fresh)
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise StoreError(f"{path}: writing failed ({error}); nothing was kept") from error
@@ -318,6 +325,21 @@ _AXES: Final = {
     "ids": ("mode",),
     "held_out": ("sample",),
 }
+
+
+def _replace(path: Path, fresh: Path) -> None:
+    """Put a folder in the place of another, which is removed last."""
+    earlier = path.with_name(f".{path.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if path.exists():
+        path.rename(earlier)
+    try:
+        fresh.rename(path)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _recorded(dictionary: Dictionary, n_rows: int) -> Tensor | None:
