@@ -1,6 +1,7 @@
 """The links on a run folder: what they make, what they keep, and what they refuse."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,11 @@ from PIL import Image
 import condec.report
 import condec.runner.local as local
 from condec import config
-from condec.errors import CondecError, DataError, StoreError
+from condec.errors import CondecError, DataError, OptionError, StoreError
 from condec.maps import SiteMaps
 from condec.modes import Modes
 from condec.runner import LINKS, Outcome, Run, chain
-from condec.runner.plan import Plan
+from condec.runner.plan import ControlPlan, Plan
 from condec.store import Store
 from condec.targets import Predicted
 
@@ -381,6 +382,142 @@ def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(local, "load_data", refuse)
     assert local.stats(run_of(source)).state == "made"
     assert local.fit(run_of(source)).state == "made"
+
+
+def other_weights(source: Path) -> None:
+    made = "    model = small_resnet(labels=3)\n    next(model.parameters()).data *= 2\n"
+    other = NET.replace("    return small_resnet(labels=3)", made + "    return model")
+    (source / "other_net.py").write_text(other)
+    change(source, "python:net.py:make", "python:other_net.py:make")
+
+
+def other_images(source: Path) -> None:
+    with np.load(source / "data.npz") as arrays:
+        kept = dict(arrays)
+    np.savez(source / "data.npz", **(kept | {"images": 255 - kept["images"]}))
+
+
+@pytest.mark.parametrize(("alter", "key"), [(other_weights, "model"), (other_images, "data")])
+def test_another_model_or_data_than_the_stores_is_refused(
+    source: Path, alter: Callable[[Path], None], key: str
+) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    alter(source)
+    for link in (local.control, local.maps):
+        with pytest.raises(StoreError, match=f"made from the {key} .*now .*another run folder"):
+            link(run_of(source))
+
+
+def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    before = files(source / "run" / "modes")
+    change(source, "n_modes = 3", "n_modes = 2")
+
+    def killed(self: Modes, folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Modes, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            local.fit(run_of(source))
+    assert files(source / "run" / "modes") != before
+    change(source, "n_modes = 2", "n_modes = 3")
+    assert local.fit(run_of(source)).state == "made"
+    assert files(source / "run" / "modes") == before
+
+
+def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> None:
+    change(source, 'control = {sites = "block2", ', "control = {")
+    carry_out(run_of(source))
+    analysis = source / "run" / "analysis"
+    kept = {"control/block1/kmeans.parquet", "maps/block1/kmeans.npz", "labels.json"}
+    kept.add("statistics.parquet")
+    gone = {"control/block2/kmeans.parquet", "maps/block2/kmeans.npz"}
+    gone |= {"control.parquet", "control_auc.parquet"}
+    assert files(analysis).keys() == kept | gone
+    change(source, "n_modes = 3", 'n_modes = 2, sites = "block2"')
+    local.fit(run_of(source))
+    assert files(analysis).keys() == kept
+    assert {file.name for file in (source / "run" / "steps").iterdir()} == {
+        f"{name}.json"
+        for name in ("stats", "fit%20block1", "fit%20block2", "control%20block1", "map%20block1",
+                     "report")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["modes.zarr", "dictionary.json"])
+def test_lost_modes_are_made_again(source: Path, name: str) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    part = source / "run" / "modes" / "block2" / "kmeans" / name
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    outcome = local.fit(run_of(source))
+    assert outcome.outputs == (part.parent / "modes.zarr", part.parent / "dictionary.json")
+    assert part.exists()
+
+
+def kill_modes(source: Path, *sites: str) -> None:
+    store = Store.open(source / "run" / "contributions.zarr")
+    for site in sites:
+        folder = source / "run" / "modes" / site / "kmeans"
+        modes = Modes.load(folder, store)
+        loadings = modes.loadings[:, :0]
+        replace(modes, atoms=modes.atoms[:0], loadings=loadings, ids=modes.ids[:0]).save(folder)
+
+
+@pytest.mark.usefixtures("real_report")
+def test_a_site_without_alive_modes_is_left_out(source: Path) -> None:
+    change(source, 'control = {sites = "block2", ', "control = {")
+    carry_out(run_of(source, links=("collect", "stats", "fit")))
+    kill_modes(source, "block1")
+    outcomes = carry_out(run_of(source))
+    for link in ("control", "map"):
+        assert outcomes[link].state == "made"
+        assert outcomes[link].notes == ("block1: left out, no mode is alive",)
+    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    assert set(curves["site"]) == {"block2"}
+    assert outcomes["report"].state == "made"
+
+
+def test_without_any_alive_mode_control_and_maps_are_left_out(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    kill_modes(source, "block1", "block2")
+    outcomes = carry_out(run_of(source, links=("control", "map")))
+    assert {outcome.state for outcome in outcomes.values()} == {"left out"}
+    assert len(outcomes["map"].notes) == 2
+
+
+def test_without_held_out_rows_control_is_left_out_of_the_chain(source: Path) -> None:
+    change(source, "held_out = 0.4", "held_out = 0")
+    outcomes = carry_out(run_of(source))
+    assert outcomes["control"].state == "left out"
+    assert outcomes["control"].notes == ("no rows are held out (fit.held_out is 0)",)
+    assert outcomes["map"].state == outcomes["report"].state == "made"
+
+
+@pytest.mark.parametrize("fractions", [(0.5,), (0.5, 0.25), (0.5, 0.5), (0.5, 1.5)])
+def test_fractions_without_a_curve_are_refused(fractions: tuple[float, ...]) -> None:
+    with pytest.raises(OptionError, match=r"fractions lie between 0 and 1, at least two in asc"):
+        ControlPlan(fractions=fractions)
+
+
+def test_a_log_that_cannot_be_written_does_not_hide_the_first_error(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    log = source / "run" / "log.jsonl"
+
+    def full(*_: object) -> None:
+        log.unlink()
+        log.mkdir()
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(local, "layer_statistics", full)
+    with pytest.raises(StoreError, match=r"^the disk is full$"):
+        local.stats(run_of(source))
+    with pytest.raises(StoreError, match=r"log.jsonl cannot be written: .*run the same command"):
+        local.stats(run_of(source))
 
 
 def test_failure_to_write_names_the_file(source: Path) -> None:

@@ -100,9 +100,21 @@ class RunFolder:
         }
         self.write(self._record(step), to_json(record))
 
+    def forget(self, step: str, outputs: Sequence[Path] = ()) -> None:
+        """Remove the record of a step, then these outputs of it."""
+        files = (self._record(step), *outputs)
+        with writing(f"{self.path}: what {step!r} made before cannot be removed"):
+            for file in files:
+                file.unlink(missing_ok=True)
+
     def log(self, event: str, **details: Any) -> None:
-        """Append one line to the log."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Append one line to the log.
+
+        Raises
+        ------
+        StoreError
+            The log cannot be written.
+        """
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "host": platform.node(),
@@ -110,8 +122,11 @@ class RunFolder:
             "event": event,
             **details,
         }
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        file = self.path / "log.jsonl"
+        with writing(f"{file} cannot be written"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
 
     def _record(self, step: str) -> Path:
         return self.path / "steps" / f"{quote(step, safe='')}.json"

@@ -7,7 +7,7 @@ again, and contributions go on at the first missing shard.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import metadata
@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from condec import collection
 from condec.data import Inputs, load_data
@@ -133,6 +134,25 @@ class Run:
             )
         return store
 
+    @cached_property
+    def model_of_store(self) -> nn.Module:
+        """The model, if it and the data are those that the store was made from.
+
+        Raises
+        ------
+        StoreError
+            The model or the data have changed since.
+        """
+        now = {"model": collection.fingerprint(self.loaded.model), "data": self.inputs.fingerprint}
+        for key, found in now.items():
+            if self.store.recipe.get(key) != found:
+                raise StoreError(
+                    f"{self.folder.store}: made from the {key} {self.store.recipe.get(key)}; the "
+                    f"plan's {key} is now {found}. Give the {key} of that store again, or choose "
+                    "another run folder and run 'condec collect' first"
+                )
+        return self.loaded.model
+
     def sites(self, patterns: Sequence[str], among: Sequence[Site]) -> tuple[Site, ...]:
         """Those of `among` that match the patterns; all of them without patterns."""
         if not patterns:
@@ -158,7 +178,7 @@ class Run:
         chosen = self.sites(patterns, fitted)
         folders = [self.folder.modes(site.key, self.plan.fit.name) for site in chosen]
         for site, folder in zip(chosen, folders, strict=True):
-            if not folder.is_dir():
+            if not (folder / "modes.zarr").is_dir():
                 raise StoreError(f"{folder}: no modes of {site.key} yet; run 'condec fit' first")
         return tuple(Modes.load(folder, self.store) for folder in folders)
 
@@ -227,7 +247,6 @@ def fit(run: Run) -> Outcome:
             progress=run.progress,
         )
         folder = run.folder.modes(site.key, plan.name)
-        report.save(folder)
         modes = Modes.build(
             report.dictionary,
             run.store,
@@ -236,25 +255,36 @@ def fit(run: Run) -> Outcome:
             held_out_rows=report.held_out_rows,
             name=plan.name,
         )
-        modes.save(folder)
-        return [folder]
+        _forget_results(run.folder, site, plan.name)
+        report.save(folder)
+        return [modes.save(folder), folder / "dictionary.json"]
 
     steps = [_Step(f"fit {s.key}", _fit_digest(run, s), partial(make, s)) for s in sites]
     return _link(run, "fit", steps)
 
 
+def _forget_results(folder: RunFolder, site: Site, name: str) -> None:
+    """Remove what was made from a site's earlier modes: it says nothing about the new ones."""
+    folder.forget("control", [folder.table("control"), folder.table("control_auc")])
+    folder.forget(f"control {site.key}", [folder.table(folder.control(site.key, name))])
+    folder.forget(f"map {site.key}", [folder.maps(site.key, name)])
+
+
 def control(run: Run) -> Outcome:
-    """Control curves of every chosen site, into analysis/control.parquet."""
+    """Control curves of every chosen site, into analysis/control.parquet.
+
+    A site of which no mode is alive is left out, with a note.
+    """
     import pandas
 
     plan, folder, name = run.plan.control, run.folder, run.plan.fit.name
     run.inputs.needed_labels("control")
-    chosen = run.modes(plan.sites)
+    chosen, notes = _with_modes(run.modes(plan.sites))
 
     def make(modes: Modes) -> list[Path]:
         curves = [
             control_curve(
-                run.loaded.model,
+                run.model_of_store,
                 run.inputs,
                 modes,
                 labels=plan.labels or None,
@@ -278,16 +308,22 @@ def control(run: Run) -> Outcome:
 
     digests = {m.site.key: run.digest(_fit_digest(run, m.site), plan) for m in chosen}
     steps = [_Step(f"control {m.site.key}", digests[m.site.key], partial(make, m)) for m in chosen]
-    return _link(run, "control", [*steps, _Step("control", run.digest(digests), join)])
+    if chosen:
+        steps.append(_Step("control", run.digest(digests), join))
+    return replace(_link(run, "control", steps), notes=notes)
 
 
 def maps(run: Run) -> Outcome:
-    """Input-space maps of every chosen site, into analysis/maps/<site>/<learner>.npz."""
+    """Input-space maps of every chosen site, into analysis/maps/<site>/<learner>.npz.
+
+    A site of which no mode is alive is left out, with a note.
+    """
     plan = run.plan.maps
+    chosen, notes = _with_modes(run.modes(plan.sites))
 
     def make(modes: Modes) -> list[Path]:
         made = site_maps(
-            run.loaded.model,
+            run.model_of_store,
             run.inputs,
             modes,
             n_modes=plan.n_modes,
@@ -299,9 +335,15 @@ def maps(run: Run) -> Outcome:
 
     steps = [
         _Step(f"map {m.site.key}", run.digest(_fit_digest(run, m.site), plan), partial(make, m))
-        for m in run.modes(plan.sites)
+        for m in chosen
     ]
-    return _link(run, "map", steps)
+    return replace(_link(run, "map", steps), notes=notes)
+
+
+def _with_modes(chosen: Sequence[Modes]) -> tuple[list[Modes], tuple[str, ...]]:
+    """Those that have an alive mode, and a note for each of the others."""
+    dead = tuple(f"{m.site.key}: left out, no mode is alive" for m in chosen if not len(m))
+    return [modes for modes in chosen if len(modes)], dead
 
 
 def report(run: Run) -> Outcome:
@@ -336,15 +378,23 @@ FUNCTIONS: Final[dict[Link, Callable[[Run], Outcome]]] = {
 def chain(run: Run) -> Iterator[Outcome]:
     """The links of the plan, one after the other, in the order of the data flow.
 
-    Control is left out, with a note, where the data have no labels.
+    Control is left out, with a note, where the data have no labels or no rows are held out.
     """
     for link in LINKS:
         if link not in run.plan.links:
             continue
-        if link == "control" and not bool((run.store.labels >= 0).any()):
-            yield Outcome("control", "left out", (), 0.0, ("the data have no labels",))
+        reason = _no_control(run) if link == "control" else None
+        if reason is not None:
+            yield Outcome("control", "left out", (), 0.0, (reason,))
             continue
         yield FUNCTIONS[link](run)
+
+
+def _no_control(run: Run) -> str | None:
+    """Why there can be no control curves, if so."""
+    if not bool((run.store.labels >= 0).any()):
+        return "the data have no labels"
+    return None if run.plan.fit.train.held_out else "no rows are held out (fit.held_out is 0)"
 
 
 def _fit_digest(run: Run, site: Site) -> str:
@@ -369,10 +419,12 @@ def _link(run: Run, link: Link, steps: Sequence[_Step]) -> Outcome:
     with _logged(run, link):
         # Fitting shows a bar for every site by itself.
         for step in open_steps if link == "fit" else run.each(open_steps, link):
+            # Gone first: outputs that are half replaced must not count as those of before.
+            folder.forget(step.name)
             made = step.make()
             folder.mark_done(step.name, step.made_from, made)
             outputs += made
-    state = "made" if open_steps else "kept"
+    state = "made" if open_steps else "kept" if steps else "left out"
     return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
 
 
@@ -384,6 +436,7 @@ def _logged(run: Run, link: Link) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # On a full disk, the first error is the one to show.
+            run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
         raise
     run.folder.log("end", link=link, seconds=round(time.perf_counter() - started, 3))

@@ -141,6 +141,7 @@ class ControlPlan:
     labels : tuple of int
         Empty: all.
     fractions : tuple of float
+        At least two, in ascending order, 0 to 1.
     edits, replacements : tuple of str
         Every edit is made with every replacement.
     n_random, seed, batch_size : int
@@ -163,8 +164,13 @@ class ControlPlan:
             _one_of("control: edits", edit, get_args(EditKind))
         for replacement in self.replacements:
             _one_of("control: replacements", replacement, get_args(Replacement))
-        if not all(0 <= fraction <= 1 for fraction in self.fractions):
-            raise OptionError(f"control: fractions lie between 0 and 1; got {self.fractions}")
+        in_range = all(0 <= fraction <= 1 for fraction in self.fractions)
+        ascending = list(self.fractions) == sorted(set(self.fractions))
+        if not in_range or not ascending or len(self.fractions) < 2:
+            raise OptionError(
+                "control: fractions lie between 0 and 1, at least two in ascending order; got "
+                f"{self.fractions}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
