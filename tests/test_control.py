@@ -2,7 +2,10 @@
 
 from collections import namedtuple
 from dataclasses import FrozenInstanceError, replace
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -318,11 +321,30 @@ def test_bad_units(unchecked, units, message):
         ([], "replacement must be finite"),
         ("mean", "replacement must be a number, or one number for every unit.*'mean'"),
         (None, "replacement must be a number, or one number for every unit.*None"),
+        ("12", "replacement must be a number, or one number for every unit.*'12'"),
+        (["1"], "replacement must be a number, or one number for every unit"),
+        (True, "replacement must be a number, or one number for every unit.*True"),
+        (np.array([True]), "replacement must be a number, or one number for every unit"),
     ],
 )
 def test_bad_replacement(unchecked, replacement, message):
     with pytest.raises(OptionError, match=message):
         Preserve("fc", units=[0], replacement=replacement)
+
+
+@pytest.mark.parametrize(
+    "replacement",
+    [1, np.float32(1), np.int64(1), np.array(1.0), torch.tensor(1), Fraction(1), Decimal(1)],
+)
+def test_one_number_of_any_type_replaces(unchecked, replacement):
+    found = Preserve("fc", units=[0], replacement=replacement).replacement
+    assert type(found) is float
+    assert found == 1.0
+
+
+@pytest.mark.parametrize("replacement", [[np.float32(1), 2], np.array([1, 2]), (Decimal(1), 2.0)])
+def test_numbers_of_any_type_replace_unit_by_unit(unchecked, replacement):
+    assert Preserve("fc", units=[0], replacement=replacement).replacement == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("call", ["#0", ""])

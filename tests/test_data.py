@@ -1,15 +1,17 @@
 """Inputs: every source, stable ids, pictures that match the model's view, and every message."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from beartype import beartype
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from condec.data import Inputs, as_inputs, load_data, scale_pixels, spread
+from condec.data import Inputs, as_inputs, images, load_data, scale_pixels, spread
 from condec.errors import DataError, OptionError
 
 
@@ -272,6 +274,82 @@ def test_fingerprint_tells_data_and_preprocessing_apart() -> None:
     assert as_inputs(images.copy()).fingerprint == prints[0]
 
 
+def test_fingerprint_sees_every_value_in_memory() -> None:
+    first = torch.from_numpy(pixels(100, 4, 4, 3))
+    other = first.clone()
+    other[1, 2, 2, 0] ^= 1  # not among the 16 that are prepared
+    assert as_inputs(first).fingerprint != as_inputs(other).fingerprint
+    floats = torch.rand(100, 5).to(torch.bfloat16)
+    changed = floats.clone()
+    changed[99, 4] += 1
+    assert as_inputs(floats).fingerprint != as_inputs(changed).fingerprint
+
+
+def test_fingerprint_sees_preprocessing_that_keeps_black_and_white() -> None:
+    given = pixels(3, 4, 4, 3)
+    flipped = as_inputs(given, preprocess=lambda x: scale_pixels(x).flip(-1))
+    assert flipped.fingerprint != as_inputs(given).fingerprint
+
+
+def test_fingerprint_of_a_selection_is_of_its_samples_only() -> None:
+    first = pixels(40, 4, 4, 3)
+    other = first.copy()
+    other[1] = 0
+    rows = [0, 5, 39]
+    one, same = (as_inputs(x).select(rows).fingerprint for x in (first, other))
+    assert one == same
+    assert (
+        as_inputs(first).select([0, 1]).fingerprint != as_inputs(other).select([0, 1]).fingerprint
+    )
+
+
+def many_images(folder: Path, number: int = 40) -> Path:
+    for row in range(number):
+        save_image(folder / f"{row:02}.bmp", pixels(4, 4, 3, seed=row))
+    return folder
+
+
+def test_fingerprint_of_a_folder_sees_every_file_but_not_its_place(tmp_path: Path) -> None:
+    folder = many_images(tmp_path / "one")
+    before = load_data(f"folder:{folder}").fingerprint
+    copied = shutil.copytree(folder, tmp_path / "two", copy_function=shutil.copyfile)
+    assert load_data(f"folder:{copied}").fingerprint == before
+    save_image(copied / "01.bmp", pixels(4, 4, 3, seed=99))  # of the same size
+    assert load_data(f"folder:{copied}").fingerprint != before
+
+
+def test_fingerprint_of_a_large_folder_sees_sizes_and_some_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(images, "N_OPENED", 20)
+    folder = many_images(tmp_path / "one")
+    before = load_data(f"folder:{folder}").fingerprint
+    save_image(folder / "01.bmp", pixels(4, 4, 3, seed=99))
+    assert load_data(f"folder:{folder}").fingerprint == before  # neither opened nor prepared
+    with (folder / "01.bmp").open("ab") as file:
+        file.write(b"longer")
+    longer = load_data(f"folder:{folder}").fingerprint
+    assert longer != before
+    save_image(folder / "06.bmp", pixels(4, 4, 3, seed=99))  # opened, not prepared
+    assert load_data(f"folder:{folder}").fingerprint != longer
+
+
+def test_fingerprint_of_a_data_set_reads_samples_beyond_those_prepared() -> None:
+    items: list[object] = [torch.full((1, 2, 2), float(row)) for row in range(40)]
+    changed = items.copy()
+    changed[1] = torch.zeros(1, 2, 2)
+    assert as_inputs(Items(items)).fingerprint != as_inputs(Items(changed)).fingerprint
+    unreadable = [*items[:1], OSError("gone"), *items[2:]]
+    assert as_inputs(Items(unreadable)).fingerprint != as_inputs(Items(items)).fingerprint
+
+
+def test_batch_takes_a_tensor_of_indices() -> None:
+    inputs = as_inputs(torch.rand(4, 3))
+    found = beartype(Inputs.batch)(inputs, torch.tensor([2, 0]))
+    assert torch.equal(found, inputs.batch([2, 0]))
+
+
 # --- messages --------------------------------------------------------------------------------
 
 
@@ -294,6 +372,16 @@ def test_files_that_only_look_like_images(photos: Path, content: bytes) -> None:
         inputs.load(0)
     assert inputs.sample_shape == (3, 6, 8)  # that of the first readable one
     assert len(inputs.fingerprint) == 16
+
+
+def test_image_too_large_for_pil_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PIL refuses more than twice as many, and warns below that, which is an error here.
+    save_image(photos / "cat" / "a.png", pixels(50, 50, 3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    inputs = load_data(f"folder:{photos}")
+    with pytest.raises(DataError, match=r"cat/a.png: not readable as an image: .*exceeds limit"):
+        inputs.load(0)
+    assert inputs.load(2).shape == (3, 6, 8)
 
 
 def test_no_readable_sample(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, SupportsFloat, final
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class Ablate(Edit):
         site: Site | str,
         *,
         units: Sequence[int] | Tensor,
-        replacement: float | Sequence[float] | Tensor = 0.0,
+        replacement: SupportsFloat | Sequence[SupportsFloat] | Tensor = 0.0,
     ) -> None:
         _set_fields(self, site, units, replacement)
 
@@ -152,7 +152,7 @@ class Preserve(Edit):
         site: Site | str,
         *,
         units: Sequence[int] | Tensor,
-        replacement: float | Sequence[float] | Tensor = 0.0,
+        replacement: SupportsFloat | Sequence[SupportsFloat] | Tensor = 0.0,
     ) -> None:
         _set_fields(self, site, units, replacement)
 
@@ -348,7 +348,7 @@ def _set_fields(
     edit: "Ablate | Preserve",
     site: Site | str,
     units: Sequence[int] | Tensor,
-    replacement: float | Sequence[float] | Tensor,
+    replacement: SupportsFloat | Sequence[SupportsFloat] | Tensor,
 ) -> None:
     """Check and set the fields of a frozen edit."""
     site = Site.parse(site) if isinstance(site, str) else site
@@ -381,12 +381,18 @@ def _checked_units(who: str, units: Sequence[int] | Tensor) -> tuple[int, ...]:
 
 
 def _checked_replacement(
-    who: str, replacement: float | Sequence[float] | Tensor
+    who: str, replacement: SupportsFloat | Sequence[SupportsFloat] | Tensor
 ) -> float | tuple[float, ...]:
-    given: Any = replacement.tolist() if isinstance(replacement, Tensor) else replacement
-    one = isinstance(given, int | float)
+    # Numbers and arrays of numpy have tolist as tensors do.
+    given: Any = replacement.tolist() if hasattr(replacement, "tolist") else replacement
+    one = isinstance(given, SupportsFloat)
     try:
-        values = (float(given),) if one else tuple(float(value) for value in given)
+        if isinstance(given, str | bytes):
+            raise TypeError("text")
+        numbers = [given] if one else list(given)
+        if any(isinstance(number, str | bytes | bool) for number in numbers):
+            raise TypeError("text or truth values")
+        values = tuple(float(number) for number in numbers)
     except (TypeError, ValueError) as error:
         raise OptionError(
             f"{who}: replacement must be a number, or one number for every unit of the site; got "

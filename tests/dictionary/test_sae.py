@@ -205,6 +205,10 @@ def test_global_random_state_survives_an_error():
     ("options", "message"),
     [
         ({"n_modes": 0}, "n_modes must be at least 1; got 0"),
+        ({"n_modes": 2.5}, "n_modes must be a whole number; got 2.5"),
+        ({"n_modes": "3"}, "n_modes must be a whole number; got '3'"),
+        ({"n_modes": None}, "n_modes must be a whole number; got None"),
+        ({"width": 2.5}, "width must be a whole number; got 2.5"),
         ({"width": 0}, "width must be at least 1; got 0"),
         ({"threshold": 1.0}, "threshold must be from 0 to below 1; got 1.0"),
         ({"threshold": -0.1}, "threshold must be from 0 to below 1; got -0.1"),
@@ -213,7 +217,7 @@ def test_global_random_state_survives_an_error():
         ({"atom_l1": float("nan")}, "atom_l1 must be finite"),
     ],
 )
-def test_options_are_checked(options, message):
+def test_options_are_checked(unchecked, options, message):
     with pytest.raises(OptionError, match=re.escape(message)):
         ThresholdSAE(**{"n_modes": 3} | options)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from condec.data.inputs import UNLABELLED, Inputs, Preprocess, scale_pixels
+from condec.data.inputs import UNLABELLED, Inputs, Preprocess, bytes_of, scale_pixels
 from condec.errors import DataError
 
 
@@ -28,7 +28,15 @@ def from_arrays(
     ids = tuple(str(i) for i in (range(len(images)) if ids is None else ids))
     if len(ids) != len(images):
         raise DataError(f"{name}: {len(images)} samples, but {len(ids)} ids")
-    return Inputs(name, ids, images.__getitem__, labels, label_names, preprocess)
+    return Inputs(
+        name,
+        ids,
+        images.__getitem__,
+        labels,
+        label_names,
+        preprocess,
+        stored=lambda rows: (bytes_of(images[row]) for row in rows),
+    )
 
 
 def as_images(name: str, images: Any) -> Tensor:

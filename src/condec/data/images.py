@@ -1,7 +1,8 @@
 """Inputs from folders of image files."""
 
 import csv
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -9,12 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condec.data.inputs import UNLABELLED, Inputs
+from condec.data.inputs import UNLABELLED, Inputs, spread
 from condec.errors import DataError
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+WHOLE_BYTES: Final = 256 * 2**20
+"""Files of more bytes than this are not all read for the fingerprint,"""
+N_OPENED: Final = 1_000
+"""but so many of them."""
 
 
 def from_folder(path: Path, table: Path | None) -> Inputs:
@@ -67,7 +72,29 @@ def _from_table(path: Path, table: Path) -> Inputs:
 def _from_images(
     path: Path, files: Sequence[str], labels: Tensor | None, names: tuple[str, ...] | None
 ) -> Inputs:
-    return Inputs(str(path), tuple(files), lambda i: _read_image(path / files[i]), labels, names)
+    return Inputs(
+        str(path),
+        tuple(files),
+        lambda i: _read_image(path / files[i]),
+        labels,
+        names,
+        stored=lambda rows: _stored([path / files[row] for row in rows]),
+    )
+
+
+def _stored(files: Sequence[Path]) -> Iterator[bytes]:
+    """Size of every file, and a hash of the contents of all, or of some where they are large."""
+    sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
+    few = sum(sizes) <= WHOLE_BYTES
+    opened = range(len(files)) if few else frozenset(spread(len(files), N_OPENED))
+    for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        yield size.to_bytes(8, "little", signed=True)
+        if number in opened:
+            try:
+                with file.open("rb") as content:
+                    yield hashlib.file_digest(content, "sha256").digest()
+            except OSError:
+                yield b"unreadable"
 
 
 def _read_image(file: Path) -> Tensor:
@@ -77,5 +104,11 @@ def _read_image(file: Path) -> Tensor:
         with Image.open(file) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))
     # PIL raises SyntaxError and ValueError on damaged headers.
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
         raise DataError(f"{file}: not readable as an image: {error}") from error

@@ -1,5 +1,6 @@
 """Classical factorisations of scikit-learn behind the contract of dictionaries."""
 
+import operator
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,6 +190,12 @@ def _tensor(values: Any) -> Tensor:
 def _at_least_one(learner: Learner, *names: str) -> None:
     for name in names:
         value = getattr(learner, name)
+        try:
+            operator.index(value)
+        except TypeError as error:
+            raise OptionError(
+                f"{type(learner).__name__}: {name} must be a whole number; got {value!r}"
+            ) from error
         if value < 1:
             raise OptionError(f"{type(learner).__name__}: {name} must be at least 1; got {value}")
 

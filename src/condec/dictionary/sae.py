@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -76,7 +77,15 @@ class ThresholdSAE(Learner):
     def __post_init__(self) -> None:
         for name in ("n_modes", "width"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None and name == "width":
+                continue
+            try:
+                operator.index(value)
+            except TypeError as error:
+                raise OptionError(
+                    f"ThresholdSAE: {name} must be a whole number; got {value!r}"
+                ) from error
+            if value < 1:
                 raise OptionError(f"ThresholdSAE: {name} must be at least 1; got {value}")
         for name in ("threshold", "dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:

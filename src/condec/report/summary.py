@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import count, fixed, method_words, percent, plain, target_words
 
+SPLITS: Final = {"train": "training", "held_out": "held out"}
+"""Rows that a dictionary was fitted to or not, in words."""
 DEAD_SHARE = 0.2
 """More dead modes than this are worth a warning."""
 COMPLETE_WITHIN = 0.05
@@ -39,8 +42,10 @@ class SiteLine:
         Median over inputs.
     n_alive, n_modes : int
         Modes that are used, and all; of the first dictionary.
+    split : str
+        Rows of `r2` and `l0`: "held out", or "training" where none are held out; empty
+        without a dictionary.
     r2, l0 : float
-        On held-out rows, or, where there are none, on training rows.
     label_correlation : float
         Median over modes of the held-out correlation with their best training label.
     ablate, preserve : float
@@ -55,11 +60,28 @@ class SiteLine:
     completeness: float
     n_alive: int
     n_modes: int
+    split: str
     r2: float
     l0: float
     label_correlation: float
     ablate: float
     preserve: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a dictionary fits; NaN where that was not kept.
+
+    Attributes
+    ----------
+    split : str
+        The rows: "held out", or "training" where none are held out; empty where not kept.
+    r2, l0 : float
+    """
+
+    split: str
+    r2: float
+    l0: float
 
 
 def facts(run: RunPart) -> list[Fact]:
@@ -76,8 +98,7 @@ def facts(run: RunPart) -> list[Fact]:
     if fitted:
         alive, whole = sum(len(f.modes) for f in fitted), sum(f.modes.n_modes for f in fitted)
         found.append(Fact(count(alive), "modes in use", f"of {count(whole)}"))
-        middle = _median([quality(one)["r2"] for one in fitted])
-        found.append(Fact(fixed(middle), "R\N{SUPERSCRIPT TWO}, held out", "median of the sites"))
+        found.append(_r2([quality(one) for one in fitted]))
     complete = [site.completeness for site in run.sites if site.completeness is not None]
     if complete:
         middle = _median([float(values.quantile(0.5)) for values in complete])
@@ -85,19 +106,20 @@ def facts(run: RunPart) -> list[Fact]:
     return found
 
 
-def quality(fitted: Fitted) -> dict[str, float]:
+def quality(fitted: Fitted) -> Quality:
     """Metrics on held-out rows, or on training rows where none are held out."""
     training = fitted.dictionary.training
     if training is None:
-        return {"r2": math.nan, "l0": math.nan}
-    metrics = training.metrics.get("held_out") or training.metrics["train"]
-    return {"r2": metrics.r2, "l0": metrics.l0}
+        return Quality("", math.nan, math.nan)
+    split = "held_out" if training.metrics.get("held_out") else "train"
+    metrics = training.metrics[split]
+    return Quality(SPLITS[split], metrics.r2, metrics.l0)
 
 
 def site_line(site: SitePart) -> SiteLine:
     """The line of one site."""
     first = site.fitted[0] if site.fitted else None
-    numbers = {"r2": math.nan, "l0": math.nan} if first is None else quality(first)
+    numbers = Quality("", math.nan, math.nan) if first is None else quality(first)
     return SiteLine(
         key=site.key,
         folder=site.folder,
@@ -109,8 +131,9 @@ def site_line(site: SitePart) -> SiteLine:
         else float(site.completeness.quantile(0.5)),
         n_alive=0 if first is None else len(first.modes),
         n_modes=0 if first is None else first.modes.n_modes,
-        r2=numbers["r2"],
-        l0=numbers["l0"],
+        split=numbers.split,
+        r2=numbers.r2,
+        l0=numbers.l0,
         label_correlation=_label_correlation(first),
         ablate=_selectivity(site, "ablate"),
         preserve=_selectivity(site, "preserve"),
@@ -204,6 +227,12 @@ def _about_completeness(sites: Sequence[SitePart]) -> Iterator[str]:
         yield (
             f"Completeness differs much between inputs (5th to 95th percentile): {'; '.join(wide)}."
         )
+
+
+def _r2(found: list[Quality]) -> Fact:
+    splits = " or ".join(sorted({one.split for one in found if one.split}))
+    name = "R\N{SUPERSCRIPT TWO}" + (f", {splits}" if splits else "")
+    return Fact(fixed(_median([one.r2 for one in found])), name, "median of the sites")
 
 
 def _label_correlation(fitted: Fitted | None) -> float:
