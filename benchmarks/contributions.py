@@ -77,6 +77,7 @@ def main() -> None:
         IntegratedGradients(steps=args.memory).attribute(model, images, sites, TopK())
         print(json.dumps(peak_memory_mib()))
         return
+    peaks = {s: peak_of(s, args.batch) for s in (2, 5, 20)}
     method = IntegratedGradients(steps=STEPS)
     floor(model, images, sites[0].name, 1)
     seconds = side_by_side(
@@ -102,7 +103,7 @@ def main() -> None:
             "captum_seconds_per_site": captum_each,
             "captum_sites_timed": len(chosen),
             "S3_times_faster_than_captum_per_site_calls": captum_each * len(sites) / best,
-            "S4_peak_memory_mib_by_steps": {s: peak_of(s, args.batch) for s in (2, 5, 20)},
+            "S4_peak_memory_mib_by_steps": peaks,
         },
     )
 

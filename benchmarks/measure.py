@@ -41,7 +41,12 @@ def synchronize() -> None:
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far (of this program, not of its parent)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # ru_maxrss of a child begins at what its parent had when it was started.
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
