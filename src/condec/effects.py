@@ -115,7 +115,7 @@ def control_curve(
     For every label, units of the modes' site are put in order by three rankings:
 
     - ``modes``: the atom of the label's best mode, largest signed entry first (Melander et
-      al. 2026, section 2 "Ablation");
+      al. 2026, figure 6);
     - ``mean_contribution``: the plain mean of the label's contributions, largest first. No
       dictionary takes part;
     - ``random``: `n_random` draws, the same for all labels.
