@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from condec.errors import DataError, ModelError, OptionError, SiteError, StoreError
 from condec.maps import SiteMaps, leading_modes, mode_map, site_maps, strongest_units
+from condec.maps.tangent import AffineTangents
 from condec.modes import Modes
 from condec.sites import Site
 from condec.store import Store
@@ -135,6 +136,43 @@ def test_one_call_of_a_shared_module():
     torch.testing.assert_close(first.total, second.total)
     with pytest.raises(SiteError, match=r"act is called 2 times.*act#0, act#1"):
         mode_map(model, x, "act", [0])
+
+
+def dynamic(x):
+    """Weights that come from the input themselves: both arguments move."""
+    return F.conv2d(x, weight=x[:1, :, :3, :3].repeat(2, 1, 1, 1), bias=x[0, 0, 0, :2])
+
+
+AFFINE = {
+    "bias by keyword": lambda x: F.conv2d(x, torch.ones(4, 2, 3, 3).to(x), bias=x.new_ones(4)),
+    "stride and groups": lambda x: F.conv2d(x, torch.ones(4, 1, 3, 3).to(x), None, 2, 1, 1, 2),
+    "padding by name": lambda x: F.conv2d(x, torch.ones(4, 2, 3, 3).to(x), padding="same"),
+    "transposed": lambda x: F.conv_transpose2d(x, torch.ones(2, 3, 2, 2).to(x), stride=2),
+    "one axis": lambda x: F.conv1d(x.flatten(2), torch.ones(3, 2, 4).to(x), x.new_ones(3)),
+    "in place after it": lambda x: F.conv2d(x, torch.ones(3, 2, 3, 3).to(x)).relu_().mul_(2),
+    "dynamic": dynamic,
+    "norm": lambda x: F.batch_norm(x, x.new_ones(2), x.new_full((2,), 3.0)),
+    "norm with weights": lambda x: F.batch_norm(
+        x, x.new_ones(2), x.new_full((2,), 3.0), x.new_full((2,), -2.0), x.new_ones(2), eps=0.5
+    ),
+    "norm of the batch": lambda x: F.batch_norm(x, None, None, training=True),
+    "norm of a constant": lambda x: (
+        x * F.batch_norm(torch.ones_like(x), x.new_zeros(2), x.new_ones(2))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_tangents_are_those_of_torch(name):
+    x, t = torch.randn(3, 2, 6, 6).double(), torch.randn(3, 2, 6, 6).double()
+    _, expected = torch.func.jvp(AFFINE[name], (x,), (t,))
+    with torch.autograd.forward_ad.dual_level(), AffineTangents():
+        dual = torch.autograd.forward_ad.make_dual(x.clone().requires_grad_(), t)
+        out = AFFINE[name](dual)
+        primal, tangent = torch.autograd.forward_ad.unpack_dual(out)
+        torch.testing.assert_close(tangent, expected)
+        torch.testing.assert_close(primal.detach(), AFFINE[name](x))
+    assert primal.requires_grad
 
 
 # --- what must be left alone --------------------------------------------------------------

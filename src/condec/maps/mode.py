@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from condec.contributions import prepare_inputs
 from condec.errors import ModelError, OptionError, SiteError
+from condec.maps.tangent import AffineTangents
 from condec.sites import Site, find_sites, units_of
 from condec.tape import record, refuse_training, run_model
 from condec.targets import Predicted, Target
@@ -120,7 +121,7 @@ def mode_map(
     labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
     with record(model, [chosen], hand_on=_primal_copy) as tape, _plain_attention():
         x = inputs.requires_grad_()
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), AffineTangents():
             # The tangent x makes the forward pass carry J_h x beside every activation h.
             output = _run_dual(model, x)
             hidden = tape.records[chosen.key]
