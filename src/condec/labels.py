@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from condec.data import UNLABELLED
 from condec.errors import DataError, OptionError
 from condec.shapes import Labels, Membership
-
-UNLABELLED: Final = -1
 
 
 def membership(labels: Labels, n_labels: int | None = None) -> Membership:

@@ -18,7 +18,6 @@ from condec.report.drawing import PARTS, Studio
 from condec.report.reading import Fitted, RunPart, SitePart, read_run
 
 _HERE: Final = Path(__file__).parent
-_SPLITS: Final = {"train": "training", "held_out": "held out"}
 
 
 def build_report(run_folder: str | Path) -> Path:
@@ -114,7 +113,7 @@ def _dictionary(run: RunPart, site: SitePart, fitted: Fitted, studio: Studio) ->
         "name": fitted.name,
         "learner": words.plain(fitted.dictionary.learner.to_dict()),
         "modes": fitted.modes,
-        "quality": [(_SPLITS[split], asdict(values)) for split, values in metrics.items()],
+        "quality": [(summary.SPLITS[split], asdict(values)) for split, values in metrics.items()],
         "figures": studio.fitted(run, site, fitted, lines),
         "training": studio.training(site, fitted),
         "cards": [(card, [] if card.place is None else tiles[card.place]) for card in cards],

@@ -179,7 +179,6 @@ def recipe(run: RunPart) -> list[tuple[str, str]]:
         "sites": "Sites",
         "reduction": "Reduction",
         "batch_size": "Batch size",
-        "on_bad": "Unusable inputs",
         "condec": "Version of condec",
     }
     for key, value in made.items():
