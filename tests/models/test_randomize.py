@@ -263,4 +263,4 @@ def test_it_is_a_copy() -> None:
     other = randomize(model, from_module="head")
     with torch.no_grad():
         other.stem.weight.zero_()
-    assert float(model.stem.weight.abs().max()) > 0
+    assert bool(model.stem.weight.any())

@@ -210,16 +210,16 @@ def _estimate(model: nn.Module, drawn: dict[str, nn.Module], batches: Iterable[T
     if not norms:
         return
     modes = {module: module.training for module in model.modules()}
-    momenta = {module: module.momentum for module in norms.values()}
-    device = next(buffer.device for module in norms.values() for buffer in module.buffers())
+    momenta = {norm: norm.momentum for norm in norms.values()}
+    device = next(buffer.device for norm in norms.values() for buffer in norm.buffers())
     n_batches = 0
     model.eval()
     try:
-        for module in norms.values():
+        for norm in norms.values():
             # Not `train()`, which would wake dropout inside a subclass, too.
-            module.training = True
-            module.momentum = None
-            module.reset_running_stats()
+            norm.training = True
+            norm.momentum = None
+            norm.reset_running_stats()
         with torch.no_grad():
             for batch in batches:
                 # A copy: a first layer that works in place must not reach the caller's.
