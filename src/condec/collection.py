@@ -6,7 +6,7 @@ whole, so that a killed run goes on at the first missing shard.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -49,6 +49,7 @@ def collect(
     shard_size: int = 1024,
     on_bad: str = "raise",
     progress: bool = True,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Store:
     """Contributions of a whole data set, reduced to units, into a store on disk.
 
@@ -74,6 +75,9 @@ def collect(
         out keep their row, which is marked invalid and which the accessors pass over.
     progress : bool
         Show the estimate and a progress bar on standard error.
+    recorded : mapping, optional
+        Entries that join those of the recipe, or stand in their place; how `condec.twins`
+        says which control a store is.
 
     Returns
     -------
@@ -92,7 +96,7 @@ def collect(
     plan = _Plan.make(model, as_inputs(data), sites, method, target, on_bad)
     store = Store.create(
         out,
-        recipe=plan.recipe(batch_size),
+        recipe=plan.recipe(batch_size) | dict(recorded or {}),
         sites=plan.infos,
         n_samples=len(plan.inputs),
         shard_size=shard_size,
