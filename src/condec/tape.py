@@ -152,7 +152,7 @@ def record(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_frozen(model))
+        stack.enter_context(frozen_parameters(model))
         for name, tap in dict.fromkeys((site.name, site.tap) for site in sites):
             if name not in modules:
                 raise SiteError(f"{type(model).__name__} has no module {name!r}")
@@ -281,7 +281,7 @@ def refuse_training(model: nn.Module) -> None:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
     trainable = [p for p in model.parameters() if p.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)

@@ -1,0 +1,62 @@
+"""Attribution: how much every hidden unit moved the target, at all sites in one go.
+
+Every method is a frozen option with `Method.attribute`. One forward and one backward pass a
+point serve all sites together, and no tensor is kept across the points of a path but the records
+and the gradients of one and the running totals, so memory does not grow with the steps.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from condec.attribution.base import Attribution, Method, check_finite
+from condec.attribution.baselines import Baseline, Blur, Constant, Mean, Noise, Samples, Zeros
+from condec.attribution.gradients import ActGrad
+from condec.attribution.path import IntegratedGradients
+from condec.options import option_from_dict
+
+__all__ = [
+    "ActGrad",
+    "Attribution",
+    "Baseline",
+    "Blur",
+    "Constant",
+    "IntegratedGradients",
+    "Mean",
+    "Method",
+    "Noise",
+    "Samples",
+    "Zeros",
+    "baseline_from_dict",
+    "check_finite",
+    "method_from_dict",
+]
+
+_BASELINES: dict[str, type[Baseline]] = {
+    kind.__name__: kind for kind in (Zeros, Constant, Blur, Mean, Noise, Samples)
+}
+_METHODS: dict[str, type[Method]] = {kind.__name__: kind for kind in (IntegratedGradients, ActGrad)}
+_INSIDE: Mapping[str, Mapping[str, type]] = {"baseline": _BASELINES, "inner": _METHODS}
+
+
+def method_from_dict(record: Mapping[str, Any]) -> Method:
+    """Inverse of `Method.to_dict`.
+
+    Raises
+    ------
+    OptionError
+        No method has that name or those fields.
+    """
+    method: Method = option_from_dict("method", _METHODS, _INSIDE, record)
+    return method
+
+
+def baseline_from_dict(record: Mapping[str, Any]) -> Baseline:
+    """Inverse of `Baseline.to_dict`.
+
+    Raises
+    ------
+    OptionError
+        No baseline has that name or those fields.
+    """
+    baseline: Baseline = option_from_dict("baseline", _BASELINES, _INSIDE, record)
+    return baseline

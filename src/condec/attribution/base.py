@@ -1,0 +1,102 @@
+"""What every method of attribution is, and what it gives back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from condec.errors import DataError
+from condec.options import Option
+from condec.shapes import PerSample, SampleIndex
+from condec.sites import Site
+from condec.targets import Target
+
+if TYPE_CHECKING:
+    import condec.data
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Contributions of one batch at several sites, as the method left them.
+
+    Attributes
+    ----------
+    contribution, activation : dict of site key to Tensor
+        In execution order; shape of the activation at the site; contribution in the unit of
+        the target.
+    output : Tensor of shape [sample, ...]
+        The model's output at the inputs.
+    target, target_baseline : Tensor of shape [sample]
+        The target at the inputs and at the baseline; NaN where a method has no baseline.
+    steps : Tensor of shape [sample], or None
+        Intervals of the path that each sample took, for methods with a path.
+    """
+
+    contribution: dict[str, Tensor]
+    activation: dict[str, Tensor]
+    output: Tensor
+    target: PerSample
+    target_baseline: PerSample
+    steps: SampleIndex | None = None
+
+
+class Method(Option, ABC):
+    """A way to attribute a target to hidden units."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def n_passes(self) -> int:
+        """Forward and backward passes a batch costs; the most, where that depends on it."""
+
+    @abstractmethod
+    def attribute(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        sites: Sequence[Site],
+        target: Target,
+        labels: Tensor | None = None,
+    ) -> Attribution:
+        """Contributions of one batch.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            In evaluation mode.
+        inputs : Tensor of shape [sample, ...]
+        sites : sequence of Site
+        target : Target
+        labels : Tensor of shape [sample], optional
+
+        Raises
+        ------
+        ModelError
+            The model is in training mode, fails on the inputs, or gives a target that is
+            not finite.
+        SiteError
+            A site does not run, is ambiguous, or has no influence on the target.
+        """
+
+    def fit(self, data: "condec.data.Inputs") -> "Method":
+        """The method with what it takes from a data set (a mean image, say); itself if nothing."""
+        return self
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """Type of sums and products: at least float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise DataError naming the samples whose value is NaN or infinite."""
+    wrong = (~values.detach().isfinite()).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(
+            f"{what} is not finite for {len(wrong)} of {len(values)} samples of the batch (first: "
+            f"{wrong[:5]}); look at these inputs, or at a model that overflows in its precision"
+        )

@@ -1,0 +1,302 @@
+"""Baselines: where the path of integrated gradients begins.
+
+All live in the model's *input* space, after preprocessing: zero is the mean colour of an image
+that was normalised, and not black.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+
+from condec.errors import DataError, OptionError
+from condec.options import Option, digest_of
+
+if TYPE_CHECKING:
+    import condec.data
+
+
+class Baseline(Option, ABC):
+    """Where the path of integrated gradients begins, in the model's input space."""
+
+    __slots__ = ()
+
+    @property
+    def n_draws(self) -> int:
+        """How many baselines there are; results are averaged over them."""
+        return 1
+
+    @abstractmethod
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Baseline of a batch.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape [sample, ...]
+        draw : int
+            Which of the `n_draws` baselines.
+
+        Returns
+        -------
+        Tensor of shape [1, ...] (one for all samples) or [sample, ...] (one for each)
+        """
+
+    def fit(self, data: "condec.data.Inputs") -> "Baseline":
+        """The baseline with what it takes from a data set; itself if it takes nothing."""
+        return self
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Zeros(Baseline):
+    """Zero in the model's input space: after normalisation, the mean colour and not black."""
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Zeros of shape [1, ...]."""
+        return torch.zeros_like(inputs[:1])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Constant(Baseline):
+    """The same value everywhere, or one value a channel.
+
+    Parameters
+    ----------
+    value : float or tuple of float
+        In the model's input space; a tuple has one entry for each channel (axis 1). For black
+        in an image normalised by mean and std, give ``-mean / std``.
+
+    Raises
+    ------
+    OptionError
+        At the first batch: the inputs have another number of channels.
+    """
+
+    value: float | tuple[float, ...]
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Constant of shape [1, ...]."""
+        values = inputs.new_tensor(self.value)
+        if values.ndim == 1:
+            if len(values) != inputs.shape[1]:
+                raise OptionError(
+                    f"Constant: {len(values)} values, but the inputs have {inputs.shape[1]} "
+                    f"channels (shape {tuple(inputs.shape)})"
+                )
+            values = values.view(1, -1, *(1 for _ in inputs.shape[2:]))
+        return values.expand(1, *inputs.shape[1:]).clone()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Blur(Baseline):
+    """Each image, blurred by a Gaussian: what is left out is detail, not colour.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation in pixels; the kernel ends at 3 sigma, edges are repeated.
+
+    Raises
+    ------
+    OptionError
+        `sigma` is not positive; or, at the first batch, inputs without space axes.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise OptionError(f"Blur: sigma must be positive; got {self.sigma}")
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Blurred inputs, shape [sample, channel, *space]."""
+        if inputs.ndim < 3:
+            raise OptionError(
+                "Blur: expected inputs of shape [sample, channel, *space]; got "
+                f"{tuple(inputs.shape)}"
+            )
+        blurred = inputs
+        for axis in range(2, inputs.ndim):
+            blurred = self._along(blurred, axis)
+        return blurred
+
+    def _along(self, images: Tensor, axis: int) -> Tensor:
+        radius = max(int(3 * self.sigma + 0.5), 1)
+        offsets = torch.arange(-radius, radius + 1, device=images.device)
+        kernel = torch.exp(-0.5 * (offsets.double() / self.sigma) ** 2)
+        size = images.shape[axis]
+        places = torch.arange(size, device=images.device)[:, None] + offsets
+        # One row a place: weights of the places it sees, the edges repeated.
+        weights = images.new_zeros(size, size, dtype=torch.float64)
+        share = (kernel / kernel.sum()).expand(size, -1).contiguous()
+        weights.scatter_add_(1, places.clamp(0, size - 1), share)
+        return (images.movedim(axis, -1) @ weights.to(images.dtype).T).movedim(-1, axis)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise(Baseline):
+    """Gaussian noise around zero, the same for all samples; results are averaged over draws.
+
+    Parameters
+    ----------
+    std : float
+        Standard deviation, in the model's input space.
+    n_draws : int
+    seed : int
+
+    Raises
+    ------
+    OptionError
+        `std` is not positive, or `n_draws` below 1.
+    """
+
+    std: float = 1.0
+    n_draws: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.std > 0 or self.n_draws < 1:
+            raise OptionError(
+                f"Noise: expected std above 0 and n_draws of at least 1; got std={self.std}, "
+                f"n_draws={self.n_draws}"
+            )
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Noise of shape [1, ...]; the same at every call."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        noise = torch.randn((1, *inputs.shape[1:]), generator=generator, dtype=torch.float64)
+        return (self.std * noise).to(inputs)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mean(Baseline):
+    """The mean input of a data set.
+
+    Parameters
+    ----------
+    n_samples : int
+        How many samples, spread evenly over the data set, the mean is taken of; all, if there
+        are fewer.
+    values : Tensor of shape [...] of one input, optional
+        The mean. `collect` takes it from its data; for `contribute` give it, or
+        ``Mean().fit(data)``.
+
+    Raises
+    ------
+    OptionError
+        `n_samples` is below 1; or, when used, no values are there, or of another shape.
+    """
+
+    n_samples: int = 256
+    values: Tensor | None = field(default=None, repr=False, compare=False)
+    digest: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        _check_number("Mean", self.n_samples)
+        object.__setattr__(self, "digest", digest_of(self.values))
+
+    def fit(self, data: "condec.data.Inputs") -> "Mean":
+        """With the mean of a data set, summed in float64; unreadable samples are left out."""
+        if self.values is not None:
+            return self
+        samples = _spread(data, self.n_samples)
+        total = torch.zeros(samples[0].shape, dtype=torch.float64)
+        for sample in samples:
+            total += sample
+        return replace(self, values=total.div_(len(samples)))
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """The mean, shape [1, ...]."""
+        return _fitted("Mean", self.values, inputs.shape[1:])[None].to(inputs)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples(Baseline):
+    """Several samples of a data set, results averaged over them: expected gradients.
+
+    The number of passes grows by the number of baselines (Erion et al. 2021 draw one baseline
+    and one point of the path at a time; here every baseline gets its whole path).
+
+    Parameters
+    ----------
+    n_samples : int
+        How many, spread evenly over the data set.
+    values : Tensor of shape [n_samples, ...], optional
+        The baselines. `collect` takes them from its data; for `contribute` give them, or
+        ``Samples().fit(data)``.
+
+    Raises
+    ------
+    OptionError
+        `n_samples` is below 1 or not the number of values; or, when used, no values are
+        there, or of another shape.
+    """
+
+    n_samples: int = 8
+    values: Tensor | None = field(default=None, repr=False, compare=False)
+    digest: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        _check_number("Samples", self.n_samples)
+        object.__setattr__(self, "digest", digest_of(self.values))
+        if self.values is not None and len(self.values) != self.n_samples:
+            raise OptionError(
+                f"Samples: n_samples={self.n_samples}, but {len(self.values)} values are given"
+            )
+
+    @property
+    def n_draws(self) -> int:
+        """One for each of the samples."""
+        return self.n_samples
+
+    def fit(self, data: "condec.data.Inputs") -> "Samples":
+        """With samples of a data set; unreadable ones are left out."""
+        if self.values is not None:
+            return self
+        samples = torch.stack(_spread(data, self.n_samples))
+        return Samples(n_samples=len(samples), values=samples)
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """One of the samples, shape [1, ...]."""
+        values = None if self.values is None else self.values[draw]
+        return _fitted("Samples", values, inputs.shape[1:])[None].to(inputs)
+
+
+def _check_number(name: str, n_samples: int) -> None:
+    if n_samples < 1:
+        raise OptionError(f"{name}: n_samples must be at least 1; got {n_samples}")
+
+
+def _spread(data: "condec.data.Inputs", n_samples: int) -> list[Tensor]:
+    """Readable samples, evenly spread over a data set."""
+    rows = torch.linspace(0, len(data) - 1, min(n_samples, len(data))).round().long().tolist()
+    found = []
+    for row in rows:
+        try:
+            found.append(data.load(row))
+        except DataError:
+            continue
+    if not found:
+        raise DataError(f"{data.name}: none of {len(rows)} samples can be read for the baseline")
+    return found
+
+
+def _fitted(name: str, values: Tensor | None, shape: torch.Size) -> Tensor:
+    if values is None:
+        raise OptionError(
+            f"{name}: the baseline has no values yet. collect takes them from its data; "
+            f"otherwise use {name}().fit(condec.as_inputs(data)) or give values=..."
+        )
+    if values.shape != shape:
+        raise OptionError(
+            f"{name}: expected values of the shape of one input, {tuple(shape)}; got "
+            f"{tuple(values.shape)}"
+        )
+    return values

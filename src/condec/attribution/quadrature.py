@@ -1,0 +1,175 @@
+"""Sums over the points of a path: fixed rules, Gauss-Legendre, and doubling to a tolerance."""
+
+import itertools
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from condec.attribution.base import wide
+from condec.attribution.engine import Path, Point
+
+Rule = Literal["trapezoid", "left", "right", "gauss"]
+Totals = dict[str, Tensor]
+
+_FIRST_STEPS: Final = 4
+# A target that hardly moves would make every gap large: measured against this share of what
+# the contributions add up to without their signs.
+_SMALL_CHANGE: Final = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Integral:
+    """What a quadrature gives: contributions, the target at the baseline, intervals a sample."""
+
+    contribution: Totals
+    target_baseline: Tensor
+    steps: Tensor
+
+
+def integrate(path: Path, first: Point, steps: int, rule: Rule, stack: int) -> Integral:
+    """A fixed number of intervals, from the inputs back to the baseline.
+
+    No point is kept but the last one (with those it was stacked with).
+    """
+    if rule == "gauss":
+        return _gauss(path, first, steps, stack)
+    total, later = _zeros(first), first
+    for chunk in _chunks([k / steps for k in range(steps - 1, 0, -1)], stack):
+        for point in path.at(chunk):
+            _add_interval(total, later, point, rule)
+            later = point
+    end = path.end(first)
+    _add_interval(total, later, end, rule)
+    return Integral(total, end.target, torch.full_like(first.target, steps, dtype=torch.int64))
+
+
+def integrate_to(
+    path: Path,
+    first: Point,
+    rule: Rule,
+    *,
+    tolerance: float,
+    max_steps: int,
+    cuts: Collection[str],
+    stack: int,
+) -> Integral:
+    """Intervals doubled for each sample until it is within the tolerance; points are kept.
+
+    Parameters
+    ----------
+    cuts : collection of site keys
+        Sites where the completeness gap counts.
+    stack : int
+        Points of the whole batch in one pass; as samples drop out, more points take their place.
+    """
+    end = path.end(first)
+    change = first.target - end.target
+    contribution, taken = _zeros(first), torch.zeros_like(first.target, dtype=torch.int64)
+    rows = torch.arange(len(change), device=change.device)
+    n_steps, points = 1, [end, first]
+    coarse = _total(points, rule)
+    while len(rows):
+        points = _doubled(path, points, max(1, stack * len(change) // len(rows)))
+        n_steps *= 2
+        fine = _total(points, rule)
+        off = torch.maximum(_difference(coarse, fine), _gap(fine, change[rows], cuts))
+        done = (off <= tolerance) & (n_steps >= _FIRST_STEPS) | (2 * n_steps > max_steps)
+        for key, total in fine.items():
+            contribution[key][rows[done]] = total[done]
+        taken[rows[done]] = n_steps
+        _warn_unfinished(off, done, tolerance, n_steps)
+        if bool(done.any()):
+            going = (~done).nonzero().flatten()
+            rows, path = rows[going], path.take(going)
+            points = [point.take(going) for point in points]
+            fine = {key: total[going] for key, total in fine.items()}
+        coarse = fine
+    return Integral(contribution, end.target, taken)
+
+
+def _gauss(path: Path, first: Point, steps: int, stack: int) -> Integral:
+    import numpy
+
+    places, weights = numpy.polynomial.legendre.leggauss(steps)
+    total = _zeros(first)
+    share = iter((weights / 2).tolist())
+    for chunk in _chunks(((places + 1) / 2).tolist(), stack):
+        for point in path.at(chunk, speeds=True):
+            weight = next(share)
+            for key, sums in total.items():
+                dtype = sums.dtype
+                speed, slope = point.speeds[key].to(dtype), point.gradients[key].to(dtype)
+                sums.addcmul_(speed, slope, value=weight)
+    end = path.end(first)
+    return Integral(total, end.target, torch.full_like(first.target, steps, dtype=torch.int64))
+
+
+def _chunks(alphas: Sequence[float], size: int) -> list[Sequence[float]]:
+    return [alphas[start : start + size] for start in range(0, len(alphas), size)]
+
+
+def _zeros(like: Point) -> Totals:
+    return {key: torch.zeros_like(h, dtype=wide(h)) for key, h in like.records.items()}
+
+
+def _add_interval(total: Totals, later: Point, earlier: Point, rule: Rule) -> None:
+    """Add one interval to the running totals, in place."""
+    for key, sums in total.items():
+        dtype = sums.dtype
+        change = later.records[key].to(dtype) - earlier.records[key].to(dtype)
+        if rule == "trapezoid":
+            slope = later.gradients[key].to(dtype) + earlier.gradients[key].to(dtype)
+            sums.addcmul_(change, slope, value=0.5)
+        else:
+            end = earlier if rule == "left" else later
+            sums.addcmul_(change, end.gradients[key].to(dtype))
+
+
+def _total(points: Sequence[Point], rule: Rule) -> Totals:
+    total = _zeros(points[-1])
+    for earlier, later in itertools.pairwise(points):
+        _add_interval(total, later, earlier, rule)
+    return total
+
+
+def _doubled(path: Path, points: Sequence[Point], stack: int) -> list[Point]:
+    """The points and those half way between them."""
+    n_steps = len(points) - 1
+    middles = [(k + 0.5) / n_steps for k in range(n_steps)]
+    new = (point for chunk in _chunks(middles, stack) for point in path.at(chunk))
+    return [points[0], *(p for pair in zip(new, points[1:], strict=True) for p in pair)]
+
+
+def _difference(coarse: Totals, fine: Totals) -> Tensor:
+    """Sum of absolute changes over sum of absolute contributions, the largest over the sites."""
+    shares = [
+        (total - coarse[key]).abs().flatten(1).sum(1)
+        / total.abs().flatten(1).sum(1).clamp(min=torch.finfo(total.dtype).tiny)
+        for key, total in fine.items()
+    ]
+    return torch.stack([share.double() for share in shares]).amax(0)
+
+
+def _gap(total: Totals, change: Tensor, cuts: Collection[str]) -> Tensor:
+    """Completeness gap over the change of the target, the largest over the cut sites."""
+    gaps = [torch.zeros_like(change, dtype=torch.float64)]
+    for key in cuts:
+        flat = total[key].flatten(1).double()
+        scale = torch.maximum(change.double().abs(), _SMALL_CHANGE * flat.abs().sum(1))
+        gaps.append((flat.sum(1) - change).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny))
+    return torch.stack(gaps).amax(0)
+
+
+def _warn_unfinished(off: Tensor, done: Tensor, tolerance: float, n_steps: int) -> None:
+    n_off = int((done & ~(off <= tolerance)).sum())
+    if n_off:
+        warnings.warn(
+            f"{n_off} of {len(done)} samples are not within the tolerance of {tolerance:g} after "
+            f"{n_steps} steps (worst: {float(off[done].max()):.3g}); raise max_steps, or fix the "
+            "target along the path (Predicted and Label do, TopK does not)",
+            stacklevel=2,
+        )
