@@ -1,7 +1,7 @@
 """Contributions of one batch: attributed at all sites, in memory, in full shape."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +46,27 @@ class SiteContributions:
 
 
 @dataclass(frozen=True, eq=False)
+class Setup:
+    """What contributions of a batch were made from: references, nothing is copied.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    inputs : Tensor of shape [sample, ...]
+        Checked, on the model's device and in its type.
+    labels : Tensor of shape [sample], or None
+    method : Method
+    target : Target
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor | None
+    method: Method
+    target: Target
+
+
+@dataclass(frozen=True, eq=False)
 class Contributions:
     """Contributions of one batch; ``batch["layer3.5"]`` is a `SiteContributions`.
 
@@ -59,6 +80,8 @@ class Contributions:
         Predicted class; -1 where the output is not a matrix of classes.
     target, target_baseline : Tensor of shape [sample]
         The target at the inputs and at the baseline (NaN for methods without one).
+    setup : Setup, or None
+        What `contribute` made them from.
     """
 
     by_site: tuple[SiteContributions, ...]
@@ -66,6 +89,7 @@ class Contributions:
     prediction: SampleIndex
     target: PerSample
     target_baseline: PerSample
+    setup: Setup | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -114,7 +138,7 @@ class Contributions:
             )
             for part in self.by_site
         )
-        return Contributions(parts, self.output, self.prediction, self.target, self.target_baseline)
+        return replace(self, by_site=parts)
 
 
 def contribute(
@@ -171,9 +195,9 @@ def contribute(
     found = find_sites(model, sites)
     cuts = find_cuts(model, x[:1], found)
     given = None if labels is None else torch.as_tensor(labels)
-    method = method or IntegratedGradients()
-    result = method.attribute(model, x, found, target or TopK(), given)
-    return assemble(result, found, cuts)
+    setup = Setup(model, x, given, method or IntegratedGradients(), target or TopK())
+    result = setup.method.attribute(model, x, found, setup.target, given)
+    return replace(assemble(result, found, cuts), setup=setup)
 
 
 def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
