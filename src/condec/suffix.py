@@ -128,8 +128,8 @@ def split_at(model: nn.Module, inputs: Tensor, site: Site) -> Suffix:
         suffix = _sharing(suffix)
     with torch.no_grad():
         again = suffix.run(activation)
-    scale = float(output.detach().abs().max()) or 1.0
-    if float((again - output).abs().max()) > _TOLERANCE * scale:
+    scale = float(suffix.output.abs().max()) or 1.0
+    if float((again - suffix.output).abs().max()) > _TOLERANCE * scale:
         raise ModelError(
             f"{type(model).__name__} cannot be run from {site.key} on: with nothing changed its "
             "output is another. A module before the site keeps a state, or draws random numbers."
