@@ -30,7 +30,7 @@ from condec.contributions import Sites, assemble, contribute, prepare_inputs
 from condec.data import Inputs, as_inputs
 from condec.errors import DataError, OptionError
 from condec.store import Rows, SiteInfo, Store
-from condec.targets import Target, TopK
+from condec.targets import Target, TargetLike, TopK, as_target
 
 # Running totals, two records and two gradients a site, the autograd graph and what the
 # convolutions need: measured at 6 to 9 times the recorded activations on CPU.
@@ -44,7 +44,7 @@ def collect(
     *,
     out: str | Path,
     method: Method | None = None,
-    target: Target | None = None,
+    target: TargetLike | None = None,
     batch_size: int = 64,
     shard_size: int = 1024,
     on_bad: str = "raise",
@@ -180,10 +180,10 @@ class _Plan:
         inputs: Inputs,
         sites: Sites,
         method: Method | None,
-        target: Target | None,
+        target: TargetLike | None,
         on_bad: str,
     ) -> "_Plan":
-        method, target = method or IntegratedGradients(), target or TopK()
+        method, target = method or IntegratedGradients(), as_target(target or TopK())
         index, sample = _first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
         batch = contribute(model, sample, sites, method=ActGrad(), target=target, labels=labels)

@@ -13,7 +13,7 @@ from condec.reduce import split_and_sum
 from condec.shapes import PerSample, SampleIndex
 from condec.sites import Site, Units, find_site, find_sites, units_of
 from condec.tape import find_cuts
-from condec.targets import Target, TopK, predictions
+from condec.targets import Target, TargetLike, TopK, as_target, predictions
 
 if TYPE_CHECKING:
     import numpy
@@ -147,7 +147,7 @@ def contribute(
     sites: Sites,
     *,
     method: Method | None = None,
-    target: Target | None = None,
+    target: TargetLike | None = None,
     labels: "Tensor | numpy.ndarray | None" = None,
 ) -> Contributions:
     """Contributions of hidden units to the target, for one batch.
@@ -162,7 +162,7 @@ def contribute(
         Patterns are allowed, see `find_sites`.
     method : Method, optional
         By default ``IntegratedGradients(steps=10)``.
-    target : Target, optional
+    target : Target, or function from the output to Tensor[sample], optional
         By default ``TopK(k=1)``.
     labels : Tensor or array of shape [sample], optional
         For targets that need them.
@@ -195,7 +195,7 @@ def contribute(
     found = find_sites(model, sites)
     cuts = find_cuts(model, x[:1], found)
     given = None if labels is None else torch.as_tensor(labels)
-    setup = Setup(model, x, given, method or IntegratedGradients(), target or TopK())
+    setup = Setup(model, x, given, method or IntegratedGradients(), as_target(target or TopK()))
     result = setup.method.attribute(model, x, found, setup.target, given)
     return replace(assemble(result, found, cuts), setup=setup)
 

@@ -30,7 +30,7 @@ from condec.errors import ModelError, OptionError, SiteError
 from condec.maps.tangent import AffineTangents
 from condec.sites import Site, find_sites, units_of
 from condec.tape import record, refuse_training, run_model
-from condec.targets import Predicted, Target
+from condec.targets import Predicted, TargetLike, as_target
 
 if TYPE_CHECKING:
     import numpy
@@ -66,7 +66,7 @@ def mode_map(
     images: "Tensor | numpy.ndarray",
     site: Site | str,
     units: Sequence[int] | Tensor,
-    target: Target | None = None,
+    target: TargetLike | None = None,
     labels: "Tensor | numpy.ndarray | None" = None,
 ) -> ModeMap:
     """Which part of every input drives these units to drive the target.
@@ -81,7 +81,7 @@ def mode_map(
         One site; it must lie between input and target.
     units : sequence of int
         Units of the site, for example the strongest of a mode's atom.
-    target : Target, optional
+    target : Target, or function from the output to Tensor[sample], optional
         What the units drive; `Predicted()` by default. The paper uses the probability of the
         image's own class, ``Label(probability=True)``.
     labels : Tensor of shape [sample], optional
@@ -117,7 +117,7 @@ def mode_map(
     chosen = _one_site(model, site)
     refuse_training(model)
     inputs = prepare_inputs(model, torch.as_tensor(images).detach()).clone()
-    target = Predicted() if target is None else target
+    target = as_target(Predicted() if target is None else target)
     labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
     with record(model, [chosen], hand_on=_primal_copy) as tape, _plain_attention():
         x = inputs.requires_grad_()

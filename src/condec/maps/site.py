@@ -19,7 +19,7 @@ from condec.files import write_file, writing
 from condec.maps.mode import mode_map
 from condec.modes import Modes
 from condec.tape import refuse_training
-from condec.targets import Predicted, Target
+from condec.targets import Predicted, TargetLike, as_target
 
 _WORDS: Final = ("site", "target", "ids")
 """Fields of `SiteMaps` that are kept as JSON; the others are arrays."""
@@ -127,7 +127,7 @@ def site_maps(
     n_modes: int = 12,
     n_inputs: int = 6,
     n_units: int = 3,
-    target: Target | None = None,
+    target: TargetLike | None = None,
 ) -> SiteMaps:
     """Maps of the leading modes of one site, on the inputs for which each is used most.
 
@@ -145,7 +145,7 @@ def site_maps(
     modes : Modes
     n_modes, n_inputs, n_units : int
         At most so many modes, inputs of each, and units of each.
-    target : Target, optional
+    target : Target, or function from the output to Tensor[sample], optional
         As in `mode_map`.
 
     Returns
@@ -163,7 +163,7 @@ def site_maps(
         if number < 1:
             raise OptionError(f"site_maps: {what} must be at least 1; got {number}")
     refuse_training(model)
-    target = Predicted() if target is None else target
+    target = as_target(Predicted() if target is None else target)
     chosen = leading_modes(modes)[:n_modes]
     if not chosen:
         raise DataError(f"site_maps: {modes.site.key}: the dictionary has no mode that is used")
