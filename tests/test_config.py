@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,19 @@ from condec.attribution import ActGrad, IntegratedGradients, Method
 from condec.dictionary import NMF, PCA, KMeans, ThresholdSAE, TrainConfig
 from condec.errors import OptionError
 from condec.runner.plan import LINKS, FitPlan, Plan
-from condec.targets import Label, Logit, Predicted, Target, TopK
+from condec.targets import (
+    Contrast,
+    Custom,
+    Entropy,
+    Label,
+    Logit,
+    Margin,
+    Predicted,
+    Sum,
+    Surprisal,
+    Target,
+    TopK,
+)
 
 FULL = """
 sites = ["layer[1-3].*", "fc:input@features"]
@@ -158,6 +171,20 @@ targets = st.one_of(
     st.builds(Logit, st.integers(0, 21_000), probability=st.booleans()),
     st.builds(Label, probability=st.booleans()),
     st.builds(Predicted, probability=st.booleans()),
+    st.builds(Contrast, frozen=st.booleans(), probability=st.booleans()),
+    st.builds(Margin, against=st.sampled_from(["mean", "largest"]), probability=st.booleans()),
+    # Made here and not by hypothesis: checks of the items of a tuple draw random numbers.
+    st.sampled_from(
+        [
+            Entropy(),
+            Margin(against="logsumexp"),
+            Sum(),
+            Sum((3,)),
+            Sum((9, 0), probability=True),
+            Logit((-1, 5)),
+            Logit((2, -3, 0), probability=True),
+        ]
+    ),  # fmt: skip
 )
 
 
@@ -173,7 +200,36 @@ def test_methods_that_do_not_exist(text: str) -> None:
         config.parse_method(text)
 
 
-@pytest.mark.parametrize("text", ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob"])
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("margin", Margin(against="mean")),
+        ("margin:logsumexp", Margin(against="logsumexp")),
+        ("contrast:frozen:softmax", Contrast(frozen=True, probability=True)),
+        ("entropy", Entropy()),
+        ("sum:3,5", Sum((3, 5))),
+        ("logit:-1,262", Logit((-1, 262))),
+    ],
+)
+def test_texts_of_targets(text: str, target: Target) -> None:
+    assert config.parse_target(text) == target
+
+
+def test_targets_without_a_text() -> None:
+    for text in ("surprisal", "custom"):
+        with pytest.raises(OptionError, match=f"target '{text}': it cannot be written as text"):
+            config.parse_target(text)
+    fitted = Surprisal(torch.zeros(2), torch.eye(2))
+    for target in (fitted, Custom(lambda output: output[:, 0])):
+        with pytest.raises(OptionError, match=r"no text, so a run\.toml cannot hold it"):
+            config.target_text(target)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob", "entropy:softmax", "sum:",
+     "margin:logsumexp:softmax", "margin:best", "sum:softmax", "logit:1,-2", "contrast:softmax:x"],
+)  # fmt: skip
 def test_targets_that_do_not_exist(text: str) -> None:
     with pytest.raises(OptionError, match=f"target '{text}': expected 'topK', 'logit:INDEX'"):
         config.parse_target(text)

@@ -1,8 +1,8 @@
 """run.toml to a plan and back: the one place where strings stand for options.
 
 >>> plan = from_dict({"sites": "block*", "collect": {"method": "ig:20", "target": "top1:softmax"}})
->>> plan.collect.method, plan.collect.target
-(IntegratedGradients(steps=20, baseline=Zeros()), TopK(k=1, probability=True))
+>>> plan.collect.method.n_passes, plan.collect.target
+(21, TopK(k=1, probability=True))
 >>> to_dict(plan)["collect"]["method"]
 'ig:20'
 
@@ -39,7 +39,19 @@ from condec.runner.plan import (
     Plan,
     ReportPlan,
 )
-from condec.targets import Label, Logit, Predicted, Target, TopK
+from condec.targets import (
+    Contrast,
+    Custom,
+    Entropy,
+    Label,
+    Logit,
+    Margin,
+    Predicted,
+    Sum,
+    Surprisal,
+    Target,
+    TopK,
+)
 
 DEFAULT_MODES: Final = {"sae": "3x", "nmf": "1x", "pca": "1x", "kmeans": "1x"}
 _SECTIONS: Final = {
@@ -163,8 +175,8 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
 def parse_method(text: str) -> Method:
     """``ig`` (10 steps), ``ig:STEPS``, or ``actgrad``.
 
-    >>> parse_method("ig:25")
-    IntegratedGradients(steps=25, baseline=Zeros())
+    >>> parse_method("ig:25").n_passes
+    26
     """
     if text == "actgrad":
         return ActGrad()
@@ -175,23 +187,26 @@ def parse_method(text: str) -> Method:
 
 
 def parse_target(text: str) -> Target:
-    """``topK``, ``logit:INDEX``, ``label`` or ``predicted``, each with ``:softmax`` or without.
+    """A target from its text, as [Choose a target](../how-to/target.md) lists them.
 
     >>> parse_target("logit:285:softmax")
     Logit(index=285, probability=True)
+    >>> parse_target("margin:largest")
+    Margin(against='largest', probability=False)
     """
-    name, softmax = text.removesuffix(":softmax"), text.endswith(":softmax")
-    if name == "label":
-        return Label(probability=softmax)
-    if name == "predicted":
-        return Predicted(probability=softmax)
-    if found := re.fullmatch(r"top(\d+)", name):
-        return TopK(k=int(found[1]), probability=softmax)
-    if found := re.fullmatch(r"logit:(\d+)", name):
-        return Logit(int(found[1]), probability=softmax)
+    for pattern, make in _TARGETS.items():
+        if found := re.fullmatch(pattern, text):
+            return make(found)
+    if text.startswith(("surprisal", "custom")):
+        raise OptionError(
+            f"target {text!r}: it cannot be written as text: Surprisal is fitted to outputs and a "
+            "function is code; give the target in Python, as condec.collect(..., "
+            "target=Surprisal.fit(outputs))"
+        )
     raise OptionError(
-        f"target {text!r}: expected 'topK', 'logit:INDEX', 'label' or 'predicted', for example "
-        "'top1', each also with ':softmax'"
+        f"target {text!r}: expected 'topK', 'logit:INDEX', 'label', 'predicted', "
+        "'contrast[:frozen]', 'margin[:mean|:largest|:logsumexp]' or 'sum[:INDEX,...]', each also "
+        "with ':softmax', or 'entropy'; for example 'top1'"
     )
 
 
@@ -201,17 +216,61 @@ def method_text(method: Method) -> str:
 
 
 def target_text(target: Target) -> str:
-    """Inverse of `parse_target`."""
+    """Inverse of `parse_target`.
+
+    Raises
+    ------
+    OptionError
+        The target has no text: it holds numbers or a function.
+    """
+    name = type(target).__name__.lower()
     match target:
         case TopK():
             name = f"top{target.k}"
         case Logit():
-            name = f"logit:{target.index}"
-        case _:
-            name = type(target).__name__.lower()
+            name = f"logit:{_numbers(target.index)}"
+        case Sum(indices=tuple() as indices):
+            name = f"sum:{_numbers(indices)}"
+        case Contrast(frozen=True):
+            name = "contrast:frozen"
+        case Margin():
+            name = f"margin:{target.against}"
+        case Surprisal() | Custom():
+            raise OptionError(
+                f"target {type(target).__name__}: it has no text, so a run.toml cannot hold it; "
+                "collect in Python, with condec.collect(..., target=...)"
+            )
     return f"{name}:softmax" if getattr(target, "probability", False) else name
 
 
+def _numbers(indices: int | tuple[int, ...]) -> str:
+    return ",".join(map(str, indices if isinstance(indices, tuple) else (indices,)))
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _logit(found: re.Match[str]) -> Target:
+    indices = _indices(found[1])
+    return Logit(indices if len(indices) > 1 else indices[0], probability=bool(found[2]))
+
+
+_TARGETS: Final[dict[str, Callable[[re.Match[str]], Target]]] = {
+    r"top(\d+)(:softmax)?": lambda m: TopK(k=int(m[1]), probability=bool(m[2])),
+    r"logit:((?:-?\d+,)*\d+)(:softmax)?": _logit,
+    r"label(:softmax)?": lambda m: Label(probability=bool(m[1])),
+    r"predicted(:softmax)?": lambda m: Predicted(probability=bool(m[1])),
+    r"entropy": lambda m: Entropy(),
+    r"contrast(:frozen)?(:softmax)?": lambda m: Contrast(frozen=bool(m[1]), probability=bool(m[2])),
+    r"margin(?::(mean|largest))?(:softmax)?": lambda m: Margin(
+        against="largest" if m[1] == "largest" else "mean", probability=bool(m[2])
+    ),
+    r"margin:logsumexp": lambda m: Margin(against="logsumexp"),
+    r"sum(?::(\d+(?:,\d+)*)(:softmax)?)?": lambda m: Sum(
+        _indices(m[1]) if m[1] else None, probability=bool(m[2])
+    ),
+}
 _PARSERS: Final[dict[type, Callable[[str], object]]] = {Method: parse_method, Target: parse_target}
 
 
