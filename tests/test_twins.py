@@ -16,7 +16,7 @@ from condec.models import load_model
 from condec.models.randomize import randomize
 from condec.statistics import layer_statistics
 from condec.store import Store
-from condec.targets import Label, Predicted, TopK
+from condec.targets import Label, Margin, Predicted, TopK
 from condec.testing.models import small_resnet
 from condec.twins import Control, RandomWeights, ShuffledLabels, collect_twin, is_twin
 
@@ -259,7 +259,9 @@ def test_a_target_that_uses_labels_is_collected(tmp_path: Path) -> None:
 def test_which_controls_change_the_numbers() -> None:
     assert RandomWeights().changes_numbers(TopK())
     assert not ShuffledLabels().changes_numbers(TopK())
+    assert not ShuffledLabels().changes_numbers(lambda output: output[:, 0])
     assert ShuffledLabels().changes_numbers(Label())
+    assert ShuffledLabels().changes_numbers(Margin())
 
 
 @pytest.mark.parametrize(

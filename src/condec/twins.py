@@ -26,7 +26,7 @@ from condec.options import Option
 from condec.shards import QUANTITIES
 from condec.sites import find_sites
 from condec.store import Rows, Store
-from condec.targets import Label, Target, TopK
+from condec.targets import TargetLike, TopK, as_target
 
 N_ESTIMATE: Final = 256
 """Inputs, evenly spread over the data, on which batch normalization is estimated anew."""
@@ -63,7 +63,7 @@ class RandomWeights(Option):
         """Refuse a module that is not there: OptionError lists the nearest."""
         modules_from(model, self.from_module)
 
-    def changes_numbers(self, target: Target) -> bool:
+    def changes_numbers(self, target: TargetLike) -> bool:
         """Whether contributions differ from the real ones: they do."""
         return True
 
@@ -98,9 +98,9 @@ class ShuffledLabels(Option):
                 "labelled samples have the same one"
             )
 
-    def changes_numbers(self, target: Target) -> bool:
+    def changes_numbers(self, target: TargetLike) -> bool:
         """Whether contributions differ from the real ones: where the target uses labels."""
-        return bool(getattr(target, "uses_labels", isinstance(target, Label)))
+        return as_target(target).uses_labels
 
     def shuffle(self, labels: Tensor) -> Tensor:
         """The labels in another order; samples without one stay without.
@@ -241,7 +241,7 @@ def _check_real(
         "model": fingerprint(model),
         "data": inputs.fingerprint,
         "method": (options.get("method") or IntegratedGradients()).to_dict(),
-        "target": (options.get("target") or TopK()).to_dict(),
+        "target": as_target(options.get("target") or TopK()).to_dict(),
         "sites": sorted(site.key for site in find_sites(model, sites)),
     }
     found = of.recipe | {"sites": sorted(of.recipe.get("sites", ()))}

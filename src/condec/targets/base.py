@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,16 @@ from condec.shapes import PerSample
 
 
 class Target(Option, ABC):
-    """One number a sample, from the output of a model."""
+    """One number a sample, from the output of a model.
+
+    Attributes
+    ----------
+    uses_labels : bool
+        Whether the number depends on the sample's label.
+    """
 
     __slots__ = ()
+    uses_labels: ClassVar[bool] = False
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
         """What is fixed at the input itself and kept along the path; None if nothing is.

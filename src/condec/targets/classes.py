@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, final, get_args
+from typing import ClassVar, Final, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -127,6 +127,7 @@ class Label(Target):
         No labels are given, a sample has none (negative), or a label is out of range.
     """
 
+    uses_labels: ClassVar[bool] = True
     probability: bool = False
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -219,6 +220,7 @@ class Margin(Target):
         No labels are given, a sample has none (negative), or a label is out of range.
     """
 
+    uses_labels: ClassVar[bool] = True
     against: Rest = "mean"
     probability: bool = False
 
