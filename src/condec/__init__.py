@@ -24,7 +24,8 @@ from condec.sites import Site, Units, find_site, find_sites
 from condec.models import LoadedModel, load_model
 from condec.data import Inputs, as_inputs, load_data
 from condec.tape import find_cuts, inspect_model, record
-from condec.targets import Label, Logit, Predicted, Target, TopK
+from condec.targets import Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum
+from condec.targets import Surprisal, Target, TopK
 from condec.attribution import ActGrad, IntegratedGradients, Method, Zeros
 from condec.reduce import split_and_sum
 from condec.contributions import Contributions, contribute
@@ -42,8 +43,9 @@ from condec.effects import auc_difference, control_curve
 __all__ = [  # noqa: RUF022  (pipeline order)
     "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
     "StoreError", "Site", "Units", "find_site", "find_sites", "LoadedModel", "load_model",
-    "Inputs", "as_inputs", "load_data", "find_cuts", "inspect_model", "record", "Label", "Logit",
-    "Predicted", "Target", "TopK", "ActGrad", "IntegratedGradients", "Method", "Zeros",
+    "Inputs", "as_inputs", "load_data", "find_cuts", "inspect_model", "record",
+    "Contrast", "Custom", "Entropy", "Label", "Logit", "Margin", "Predicted", "Sum", "Surprisal",
+    "Target", "TopK", "ActGrad", "IntegratedGradients", "Method", "Zeros",
     "split_and_sum", "Contributions", "contribute", "Store", "collect", "Dictionary", "FitReport",
     "KMeans", "NMF", "PCA", "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy",
     "membership", "ModeMatch", "Modes", "layer_statistics", "Ablate", "Preserve", "edited",
