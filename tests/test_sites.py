@@ -1,13 +1,20 @@
 """Patterns find the right modules; layouts name the right axes; mistakes are explained."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from condec.contributions import contribute
+from condec.control import Ablate, Preserve, edited
 from condec.errors import OptionError, SiteError
+from condec.reduce import split_and_sum
+from condec.shards import SiteInfo
 from condec.sites import Site, Units, find_site, find_sites
+from condec.tape import record
 from condec.testing.models import small_resnet
 
 
@@ -127,3 +134,126 @@ def test_units_are_validated(unchecked: None) -> None:
         Units("tokens").count((1, 2))
     with pytest.raises(OptionError, match="expected one value for each of 3 units"):
         Units("channels").broadcast(torch.zeros(4), (1, 3, 2, 2))
+
+
+# --- tokens told apart -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("units", "count", "positions", "there"),
+    [
+        (Units("features", tokens=(1, None)), 6, 6, slice(1, None)),
+        (Units("features", tokens=(0, 1)), 6, 1, slice(0, 1)),
+        (Units("features", tokens=(-1, None)), 6, 1, slice(6, None)),
+        (Units("heads", 3, tokens=(2, 5)), 3, 6, slice(2, 5)),
+        (Units("tokens", tokens=(1, 5)), 4, 6, slice(1, 5)),
+    ],
+)
+def test_only_some_tokens_count(units: Units, count: int, positions: int, there: slice) -> None:
+    shape = (2, 7, 6)
+    assert units.count(shape) == count
+    assert units.positions(shape) == positions
+    whole = Units(units.layout, units.n_heads)
+    activation = torch.randn(shape)
+    part = activation[:, there]
+    assert torch.equal(units.expand(activation), whole.expand(part))
+    assert torch.equal(split_and_sum(activation, units), split_and_sum(part, whole))
+    values = torch.arange(1.0, count + 1)
+    laid = units.broadcast(values, shape).expand(shape)
+    assert torch.equal(laid[:, there], whole.broadcast(values, part.shape).expand(part.shape))
+    outside = torch.ones(7, dtype=torch.bool)
+    outside[there] = False
+    assert not laid[:, outside].any()
+
+
+def test_tokens_are_validated(unchecked: None) -> None:
+    with pytest.raises(OptionError, match="tokens belong to layouts features, heads, tokens"):
+        Units("channels", tokens=(1, None))
+    with pytest.raises(SiteError, match=r"needs an activation of shape \[sample, token, feature\]"):
+        Units("features", tokens=(1, None)).count((2, 3, 4, 5))
+    with pytest.raises(SiteError, match=r"'features\[7:\]': there is no such token among 7"):
+        Units("features", tokens=(7, None)).count((2, 7, 6))
+
+
+@pytest.mark.parametrize("text", ["[1:]", "[0:1]", "[:5]", "[-1:]", "[:]"])
+def test_slices_of_tokens_are_read_and_written(text: str) -> None:
+    for layout in ("features", "heads(4)", "tokens"):
+        key = f"blocks.3.attn.proj:input@{layout}{text}"
+        assert Site.parse(key).key == key
+        site = Site.parse(key)
+        info = SiteInfo(site=site, units=site.units, n_units=4, n_positions=1, cut=False)
+        assert SiteInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+
+
+class Tokens(nn.Module):
+    """Class token, two registers, patches: as in vision transformers with registers."""
+
+    def __init__(self, *, registers: int = 2) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.ones(1, 1, 4))
+        self.reg_token = nn.Parameter(torch.ones(1, registers, 4)) if registers else None
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
+        prefix = torch.cat(tokens, 1).expand(len(x), -1, -1)
+        h = self.mix(torch.cat([prefix, x], 1))
+        return self.head(h.tanh().mean(1))
+
+
+def test_kinds_of_tokens_come_from_the_model() -> None:
+    model = nn.Sequential(Tokens()).eval()
+    sites = find_sites(model, "0.mix@features[class],0.mix@tokens[register],0.mix@features[patch]")
+    assert [site.key for site in sites] == [
+        "0.mix@features[0:1]", "0.mix@tokens[1:3]", "0.mix@features[3:]",
+    ]  # fmt: skip
+    assert find_sites(model, "0.mix@features[:]")[0].units == Units("features", tokens=(None, None))
+    with pytest.raises(SiteError, match="Tokens has no register token; it has class, patch"):
+        find_sites(Tokens(registers=0), "mix@features[register]")
+    with pytest.raises(SiteError, match=r"which tokens are class or register or patch.*\[1:\]"):
+        find_sites(small_resnet(), "stem@features[patch]")
+    with pytest.raises(OptionError, match=r"a slice such as \[1:\], or one of \[class\]"):
+        find_sites(model, "0.mix@features[clas]")
+    with pytest.raises(OptionError, match=r"\[patch\] is for a model to say; use find_sites"):
+        Site.parse("0.mix@features[patch]")
+
+
+def test_contributions_of_some_tokens() -> None:
+    """Whole in full shape, counted where they belong once reduced, and never a cut."""
+    model = Tokens().eval()
+    x = torch.randn(3, 5, 4)
+    batch = contribute(model, x, "mix,mix@features[class],mix@features[patch]")
+    whole, first, patches = (batch[site] for site in batch.sites)
+    assert (whole.cut, first.cut, patches.cut) == (True, False, False)
+    assert list(batch.completeness()) == ["mix"]
+    assert first.contribution.shape == patches.contribution.shape == (3, 8, 4)
+    assert torch.equal(first.contribution, whole.contribution)
+    reduced = batch.reduce()
+    part = whole.contribution[:, 3:]
+    assert torch.allclose(
+        reduced["mix@features[3:]"].contribution[:, 0], part.clamp(min=0).sum(1), atol=1e-7
+    )
+    assert torch.equal(
+        reduced["mix@features[0:1]"].contribution[:, 1], whole.contribution[:, 0].clamp(max=0)
+    )
+
+
+@pytest.mark.parametrize("edit", [Ablate, Preserve])
+@pytest.mark.parametrize("replacement", [0.0, [5.0, 6.0, 7.0, 8.0]])
+def test_edits_of_some_tokens_leave_the_others(edit: type, replacement: object) -> None:
+    model = Tokens().eval()
+    x = torch.randn(2, 5, 4)
+    seen = []
+    (site,) = find_sites(model, "mix@features[patch]")
+    for edits in ([], [edit(site, units=[1, 2], replacement=replacement)]):
+        with edited(model, edits), record(model, [Site("mix")]) as tape:
+            model(x)
+            seen.append(tape.records["mix"].detach())
+    before, after = seen
+    changed = [1, 2] if edit is Ablate else [0, 3]
+    kept = [0, 3] if edit is Ablate else [1, 2]
+    wanted = torch.zeros(4) if replacement == 0.0 else torch.tensor(replacement)
+    assert torch.equal(after[:, :3], before[:, :3])
+    assert torch.equal(after[:, 3:, kept], before[:, 3:, kept])
+    assert (after[:, 3:, changed] == wanted[changed]).all()

@@ -89,8 +89,9 @@ class SiteInfo:
     def from_dict(values: Mapping[str, Any]) -> "SiteInfo":
         """Inverse of `to_dict`."""
         site = dict(values["site"])
-        site["units"] = site["units"] and Units(**site["units"])
-        return SiteInfo(**{**values, "site": Site(**site), "units": Units(**values["units"])})
+        site["units"] = site["units"] and Units.from_dict(site["units"])
+        units = Units.from_dict(values["units"])
+        return SiteInfo(**{**values, "site": Site(**site), "units": units})
 
     @property
     def folder(self) -> str:

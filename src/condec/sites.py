@@ -2,156 +2,41 @@
 
 A *site* is one place in a model where activations are read or edited. Its text form is
 
-    GLOB[:input][#CALL][@channels|@features|@heads|@tokens|@positions]
+    GLOB[:input][#CALL][@LAYOUT[TOKENS]]
 
-with several patterns joined by commas. ``*``, ``?`` and ``[1-4]`` match inside one
-dotted part of a module name, ``**`` also across dots:
+with LAYOUT one of channels, features, heads, tokens, positions, and TOKENS, where only some
+count, a slice such as ``[1:]`` or one of ``[class]``, ``[register]``, ``[patch]``. Several
+patterns are joined by commas, and ``preset:NAME`` stands for a whole set (`condec.presets`).
+``*``, ``?`` and ``[1-4]`` match inside one dotted part of a module name, ``**`` also across dots:
 
->>> Site.parse("blocks.3.attn.proj:input@heads(4)")
-Site(name='blocks.3.attn.proj', tap='input', units=Units(layout='heads', n_heads=4), call=None)
+>>> Site.parse("blocks.3.attn.proj:input@heads(4)[1:]").units
+Units(layout='heads', n_heads=4, tokens=(1, None))
 >>> Site.parse("layer1.0.relu#1").key
 'layer1.0.relu#1'
 """
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from condec.errors import OptionError, SiteError
+from condec.presets import KINDS, Kind, heads_above, preset_sites, tokens_above
+from condec.units import LAYOUTS, Layout, Span, Units, read_span
+
+__all__ = ["LAYOUTS", "Layout", "Site", "Tap", "Units", "find_site", "find_sites", "units_of"]
 
 Tap = Literal["output", "input"]
-Layout = Literal["channels", "features", "heads", "tokens", "positions"]
-LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
 
 _PATTERN: Final = re.compile(
     r"(?P<glob>[^:#@]+)(?::(?P<tap>input|output))?(?:#(?P<call>\d+))?"
-    r"(?:@(?P<layout>[a-z]+)(?:\((?P<heads>\d+)\))?)?"
+    r"(?:@(?P<layout>[a-z]+)(?:\((?P<heads>\d+)\))?(?:\[(?P<tokens>[^\[\]]*)\])?)?"
 )
-_HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
-
-
-@dataclass(frozen=True, slots=True)
-class Units:
-    """Which axes of an activation are units; all others but ``sample`` are positions.
-
-    Parameters
-    ----------
-    layout : {"channels", "features", "heads", "tokens", "positions"}
-        ``channels``: (sample, channel, *space), one unit a channel.
-        ``features``: (sample, ..., feature), one unit an entry of the last axis.
-        ``heads``: (sample, token, head * dim), one unit a head.
-        ``tokens``: (sample, token, feature), one unit a token.
-        ``positions``: (sample, channel, *space), one unit a place, row by row.
-    n_heads : int, optional
-        Number of heads; for ``heads`` only.
-
-    Raises
-    ------
-    OptionError
-        Unknown layout, or a number of heads missing, superfluous or below 1.
-    """
-
-    layout: Layout
-    n_heads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise OptionError(
-                f"Units: layout must be one of {', '.join(LAYOUTS)}; got {self.layout!r}"
-            )
-        if (self.layout == "heads") != (self.n_heads is not None):
-            raise OptionError(
-                "Units: n_heads belongs to layout 'heads' and to no other; got "
-                f"layout={self.layout!r}, n_heads={self.n_heads}"
-            )
-        if self.n_heads is not None and self.n_heads < 1:
-            raise OptionError(f"Units: n_heads must be at least 1; got {self.n_heads}")
-
-    @staticmethod
-    def default(ndim: int) -> "Units":
-        """Layout read off the rank of an activation: 4 and above are channels, 2 and 3 features."""
-        return Units("channels") if ndim >= 4 else Units("features")
-
-    def expand(self, activation: Tensor) -> Tensor:
-        """View in which every unit is one index of the unit axes (splits heads from their dims)."""
-        self._check(activation.shape)
-        if self.n_heads is None:
-            return activation
-        return activation.reshape(*activation.shape[:-1], self.n_heads, -1)
-
-    def axes(self, ndim: int) -> tuple[int, ...]:
-        """Unit axes of an expanded activation of `ndim` axes."""
-        match self.layout:
-            case "features":
-                return (ndim - 1,)
-            case "heads":
-                return (ndim - 2,)
-            case "positions":
-                return tuple(range(2, ndim))
-            case _:
-                return (1,)
-
-    def count(self, shape: Sequence[int]) -> int:
-        """Number of units in an activation of `shape` (with its sample axis)."""
-        self._check(shape)
-        if self.n_heads is not None:
-            return self.n_heads
-        number = 1
-        for axis in self.axes(len(shape)):
-            number *= int(shape[axis])
-        return number
-
-    def positions(self, shape: Sequence[int]) -> int:
-        """Number of entries of one sample's activation that belong to one unit."""
-        entries = 1
-        for size in shape[1:]:
-            entries *= int(size)
-        return entries // max(self.count(shape), 1)
-
-    def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
-        """Lay one value a unit over an activation of `shape`, ready to broadcast.
-
-        Parameters
-        ----------
-        values : Tensor of shape [unit]
-        shape : shape of the activation, with its sample axis
-
-        Returns
-        -------
-        Tensor with as many axes as the activation; axes that are not units have size 1.
-        """
-        n_units = self.count(shape)
-        if values.shape != (n_units,):
-            raise OptionError(
-                f"{self.layout}: expected one value for each of {n_units} units; "
-                f"got shape {tuple(values.shape)}"
-            )
-        if self.n_heads is not None:
-            values = values.repeat_interleave(int(shape[-1]) // self.n_heads)
-            return values.view(*(1 for _ in shape[:-1]), -1)
-        axes = self.axes(len(shape))
-        return values.view(*(int(size) if i in axes else 1 for i, size in enumerate(shape)))
-
-    def _check(self, shape: Sequence[int]) -> None:
-        lowest = {"features": 2, "channels": 2, "heads": 3, "tokens": 3, "positions": 3}
-        if len(shape) < lowest[self.layout]:
-            raise SiteError(
-                f"layout {self.layout!r} needs an activation of at least {lowest[self.layout]} "
-                f"axes; got shape {tuple(shape)}. Choose another layout after '@'."
-            )
-        if self.n_heads is not None and int(shape[-1]) % self.n_heads:
-            raise SiteError(
-                f"layout 'heads': the last axis ({shape[-1]}) is not a multiple of "
-                f"{self.n_heads} heads; got shape {tuple(shape)}"
-            )
-
-    def __str__(self) -> str:
-        return self.layout if self.n_heads is None else f"{self.layout}({self.n_heads})"
+_PRESET: Final = re.compile(r"preset:(?P<name>[^@]*)(?:@(?P<layout>.*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +71,7 @@ class Site:
 
     @staticmethod
     def parse(text: str) -> "Site":
-        """Read the text form of one site; heads must carry their number.
+        """Read the text form of one site; heads carry their number, tokens are a slice.
 
         Raises
         ------
@@ -194,8 +79,14 @@ class Site:
             The text does not follow the grammar.
         """
         parsed = _match(text)
-        heads = parsed["heads"]
-        units = parsed["layout"] and Units(_layout(parsed), int(heads) if heads else None)
+        heads, tokens = parsed["heads"], parsed["tokens"]
+        if tokens in KINDS:
+            raise OptionError(
+                f"site {text!r}: which tokens are [{tokens}] is for a model to say; use "
+                "find_sites, or write a slice such as [1:]"
+            )
+        span = None if tokens is None else read_span(tokens)
+        units = parsed["layout"] and Units(_layout(parsed), int(heads) if heads else None, span)
         return Site(parsed["glob"], _tap(parsed), units or None, _call(parsed))
 
     def __str__(self) -> str:
@@ -209,9 +100,10 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     ----------
     model : torch.nn.Module
     pattern : str, Site, or several of them
-        For example ``"layer[1-4].*"`` or ``"blocks.*.attn.proj:input@heads"``. The number
-        of heads is taken from the nearest enclosing module that knows it, or written out:
-        ``@heads(12)``.
+        For example ``"layer[1-4].*"``, ``"blocks.*.attn.proj:input@heads"``,
+        ``"blocks.*@features[patch]"`` or ``"preset:vit_heads"``. The number of heads, and
+        which tokens are class, register and patch tokens, is taken from the nearest
+        enclosing module that knows it, or written out: ``@heads(12)``, ``[1:]``.
 
     Returns
     -------
@@ -222,10 +114,10 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     Raises
     ------
     SiteError
-        A pattern matches no module (the nearest names are listed), or the number of heads
-        is not known.
+        A pattern matches no module (the nearest names are listed), a preset does not fit
+        (those that do are listed), or heads or tokens are not known.
     OptionError
-        A pattern does not follow the grammar.
+        A pattern does not follow the grammar, or there is no such preset.
 
     Examples
     --------
@@ -280,7 +172,13 @@ def _match(text: str) -> re.Match[str]:
     if parsed is None or (parsed["layout"] and parsed["layout"] not in LAYOUTS):
         raise OptionError(
             f"site pattern {text!r}: expected GLOB[:input][#CALL][@LAYOUT] with LAYOUT one of "
-            f"{', '.join(LAYOUTS)}, for example 'blocks.*.attn.proj:input@heads'"
+            f"{', '.join(LAYOUTS)}, for example 'blocks.*.attn.proj:input@heads', or preset:NAME"
+        )
+    tokens = parsed["tokens"]
+    if tokens is not None and tokens not in KINDS and read_span(tokens) is None:
+        raise OptionError(
+            f"site pattern {text!r}: expected tokens as a slice such as [1:], or one of "
+            f"{', '.join(f'[{kind}]' for kind in KINDS)}; got [{tokens}]"
         )
     return parsed
 
@@ -298,6 +196,10 @@ def _call(parsed: re.Match[str]) -> int | None:
 
 
 def _expand(model: nn.Module, text: str) -> list[Site]:
+    preset = _PRESET.fullmatch(text)
+    if preset is not None:
+        parts = preset_sites(model, preset["name"], preset["layout"])
+        return [site for part in parts for site in _expand(model, part)]
     parsed = _match(text)
     regex = re.compile(_glob_to_regex(parsed["glob"]))
     names = [name for name, _ in model.named_modules() if name and regex.fullmatch(name)]
@@ -309,23 +211,17 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
 def _units(model: nn.Module, name: str, parsed: re.Match[str]) -> Units | None:
     if not parsed["layout"]:
         return None
-    if parsed["layout"] != "heads":
-        return Units(_layout(parsed))
-    return Units("heads", int(parsed["heads"]) if parsed["heads"] else _heads_above(model, name))
+    heads = int(parsed["heads"]) if parsed["heads"] else None
+    if parsed["layout"] == "heads" and heads is None:
+        heads = heads_above(model, name)
+    return Units(_layout(parsed), heads, _tokens(model, name, parsed["tokens"]))
 
 
-def _heads_above(model: nn.Module, name: str) -> int:
-    parts = name.split(".")
-    for end in range(len(parts), -1, -1):
-        module = model.get_submodule(".".join(parts[:end]))
-        for attribute in _HEAD_COUNTS:
-            heads = getattr(module, attribute, None)
-            if isinstance(heads, int):
-                return heads
-    raise SiteError(
-        f"{name}: no enclosing module says how many heads it has (looked for "
-        f"{', '.join(_HEAD_COUNTS)}); write the number, for example '{name}@heads(12)'"
-    )
+def _tokens(model: nn.Module, name: str, text: str | None) -> Span | None:
+    if text is None:
+        return None
+    kind: Kind | None = next((kind for kind in get_args(Kind) if kind == text), None)
+    return read_span(text) if kind is None else tokens_above(model, name, kind)
 
 
 def _glob_to_regex(glob: str) -> str:

@@ -215,7 +215,9 @@ def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[s
         output = run_model(model, inputs)
         check_samples(tape.records, len(inputs))
         share = _path_shares(output, inputs)
-        return {key: share(tensor) for key, tensor in tape.records.items()}
+        some = {site.key for site in sites if site.units is not None and site.units.tokens}
+        # What flows through the other tokens is not counted at a site of some tokens.
+        return {key: share(h) and key not in some for key, h in tape.records.items()}
 
 
 def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
