@@ -12,7 +12,7 @@ from condec.attribution import ActGrad
 from condec.collection import collect
 from condec.errors import DataError
 from condec.sites import Site, Units
-from condec.statistics import layer_statistics
+from condec.statistics import compare_trends, layer_statistics
 from condec.store import Rows, SiteInfo, Store
 from condec.testing.models import small_mlp, small_resnet
 
@@ -153,3 +153,51 @@ def test_reference_run_on_cifar10(shared_data, tmp_path):
     assert (difference[near] <= 0.002).all(), difference
     assert (difference[["dims95_contribution", "dims95_activation"]] <= 1).all(), difference
     assert table.loc["layer3.2", "completeness"] == pytest.approx(1.0, abs=5e-4)
+
+
+# --- trends -------------------------------------------------------------------------------
+
+
+def table(sites="abcd", **columns):
+    return pd.DataFrame({"site": list(sites), "units": 3, "completeness": 1.0, **columns})
+
+
+def test_trends_of_both_and_whether_they_are_shared():
+    real = table(
+        hoyer_contribution=[0.1, 0.2, 0.3, 0.4], dims95_contribution=[4, 3, 2, 1],
+        sign_correlation=[0.1, 0.2, 0.3, 0.4], hoyer_activation=[0.5, 0.5, 0.5, 0.5],
+    )  # fmt: skip
+    twin = table(
+        hoyer_contribution=[0.2, 0.3, 0.25, 0.9], dims95_contribution=[1, 2, 3, 4],
+        sign_correlation=[0.0, 0.1, 0.9, 0.0], hoyer_activation=[0.1, 0.2, 0.3, 0.4],
+    )  # fmt: skip
+    found = compare_trends(real, twin).set_index("statistic")
+    assert list(found.index) == [
+        "hoyer_contribution", "dims95_contribution", "sign_correlation", "hoyer_activation",
+    ]  # fmt: skip
+    assert found["trend"].tolist() == pytest.approx([1, -1, 1, 0])
+    # Ranks 1, 3, 2, 4; 1, 2, 3, 4; and 1.5, 3, 4, 1.5, by hand.
+    tied = 0.5 / math.sqrt(5 * 4.5)
+    assert found["twin_trend"].tolist() == pytest.approx([0.8, 1, tied, 1])
+    assert found["shared"].tolist() == [True, False, False, False]
+    assert found.loc["hoyer_contribution", ["above", "below", "sites"]].tolist() == [1, 3, 4]
+    assert found.loc["dims95_contribution", ["above", "below"]].tolist() == [2, 2]
+
+
+def test_trends_leave_out_what_is_not_defined():
+    real = table(hoyer_contribution=[0.1, math.nan, 0.3, 0.2], sign_correlation=[math.nan] * 4)
+    twin = table("dcba", hoyer_contribution=[1.0, 2.0, 3.0, 4.0], sign_correlation=[0.0] * 4)
+    found = compare_trends(real, twin).set_index("statistic")
+    assert found.loc["hoyer_contribution", "trend"] == pytest.approx(0.5)
+    assert found.loc["hoyer_contribution", "twin_trend"] == pytest.approx(-1)
+    assert found.loc["hoyer_contribution", "sites"] == 3
+    assert math.isnan(found.loc["sign_correlation", "trend"])
+    assert not found.loc["sign_correlation", "shared"]
+    few = compare_trends(real[:2], twin)
+    assert few["trend"].isna().all()
+    assert not few["shared"].any()
+
+
+def test_trends_of_other_sites():
+    with pytest.raises(DataError, match="no site is in both tables"):
+        compare_trends(table("ab"), table("cd"))

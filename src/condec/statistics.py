@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE: Final = 4096
 """Samples worked on at a time: a whole matrix is held once, its by-products are not."""
 _UNDEFINED: Final = torch.tensor([math.nan])
+TREND: Final = 0.5
+"""Rank correlation with the order of the sites from which on a figure rises or falls."""
 
 
 def layer_statistics(store: Store) -> "pandas.DataFrame":
@@ -79,6 +81,73 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
     pairs = [f"{name}_{of}" for name in names for of in ("contribution", "activation")]
     columns = ["site", "units", *pairs, "sign_correlation", "completeness"]
     return pandas.DataFrame(rows, columns=columns)
+
+
+def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Which statistics rise or fall along the network, and whether those of a twin do, too.
+
+    A trend that an untrained network shows as well is no result of the training.
+
+    Parameters
+    ----------
+    statistics, twin : pandas.DataFrame
+        From `layer_statistics`, of the real store and of its twin; the sites that both have
+        are compared, in the order of the first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each statistic that both have, with the columns
+
+        - ``statistic``: its column;
+        - ``trend``, ``twin_trend``: Spearman's rank correlation of the statistic with the order
+          of the sites, 1 where it rises from each to the next, -1 where it falls; NaN with
+          fewer than three sites;
+        - ``shared``: whether both trends are of size 0.5 at least, and of one sign;
+        - ``above``, ``below``: at how many sites the real value is above, or below, the twin's;
+          ``sites``: of how many where both are defined.
+
+    Raises
+    ------
+    DataError
+        The tables have no site in common.
+    """
+    import pandas
+
+    both = statistics.merge(twin, on="site", suffixes=("", " of the twin"))
+    if both.empty:
+        raise DataError("compare_trends: no site is in both tables; give those of store and twin")
+    rows = []
+    for name in statistics.columns:
+        if f"{name} of the twin" not in both or name in ("units", "completeness"):
+            continue
+        real, other = (
+            torch.tensor(both[column].tolist(), dtype=torch.float64)
+            for column in (name, f"{name} of the twin")
+        )
+        trends = [_trend(values) for values in (real, other)]
+        rows.append({
+            "statistic": name,
+            "trend": trends[0],
+            "twin_trend": trends[1],
+            "shared": min(map(abs, trends)) >= TREND and trends[0] * trends[1] > 0,
+            "above": int((real > other).sum()),
+            "below": int((real < other).sum()),
+            "sites": int((real.isfinite() & other.isfinite()).sum()),
+        })  # fmt: skip
+    return pandas.DataFrame(rows)
+
+
+def _trend(values: Tensor) -> float:
+    """Spearman's rank correlation with 0, 1, 2, ..., of the values that are defined."""
+    import pandas
+
+    known = values[values.isfinite()]
+    if len(known) < 3:
+        return math.nan
+    ranks = torch.tensor(pandas.Series(known.tolist()).rank().tolist(), dtype=torch.float64)
+    order = torch.arange(len(known), dtype=torch.float64)
+    return float(pearson(ranks, order, 0))
 
 
 def _of_contributions(store: Store, site: Site) -> dict[str, float]:
