@@ -1,0 +1,395 @@
+"""What lies after a site gives what the whole model gives with the activation exchanged there."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from condec.errors import ModelError, SiteError
+from condec.models.torchvision import import_torchvision
+from condec.sites import Site
+from condec.suffix import split_at
+from condec.tape import first_tensor, run_model, with_first_tensor
+from condec.testing.contracts import count_hooks
+from condec.testing.models import small_mlp, small_resnet
+
+
+class Reuse(nn.Module):
+    """One ReLU and one block object, called again and again, also across blocks."""
+
+    class Block(nn.Module):
+        def __init__(self, relu: nn.Module) -> None:
+            super().__init__()
+            self.a, self.b, self.relu = nn.Linear(4, 4), nn.Linear(4, 4), relu
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.relu(self.b(self.relu(self.a(x))))
+
+    def __init__(self, *, inplace: bool = False) -> None:
+        super().__init__()
+        relu = nn.ReLU(inplace=inplace)
+        self.first, self.second = Reuse.Block(relu), Reuse.Block(relu)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(self.second(self.first(x)))))
+
+
+class Recurrent(nn.Module):
+    """An LSTM that returns a tuple whose state has the samples on its second axis."""
+
+    def __init__(self, *, state: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.lstm = nn.LSTM(4, 4, num_layers=2, batch_first=True)
+        self.relu, self.head, self.state = nn.ReLU(), nn.Linear(4, 3), state
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, (h, _) = self.lstm(self.stem(x))
+        return self.head(self.relu(out[:, -1]) + (h[0] + h[1] if self.state else 0))
+
+
+class Branches(nn.Module):
+    """Dicts, keyword arguments, one tensor twice in an output, and a table without samples."""
+
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = x.tanh()
+            return y, y
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 4))
+
+        def forward(self) -> Tensor:
+            return self.table
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pair, self.table = nn.Linear(3, 4), Branches.Pair(), Branches.Table()
+        self.last, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        a, b = self.pair(x=self.stem(x))
+        h = self.last(input=a * b + self.table())
+        return {"hidden": h, "logits": self.head(h.relu())}
+
+
+@functools.cache
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(1)
+    return make().double().eval()
+
+
+def in_library(name: str, size: int, **options: Any) -> tuple[Callable[[], nn.Module], Any]:
+    def make() -> nn.Module:
+        library, _, model = name.partition(":")
+        if library == "torchvision":
+            return import_torchvision().models.get_model(model, weights=None, **options)
+        return pytest.importorskip("timm").create_model(model, **options)
+
+    return make, (3, size, size)
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.Sequential(nn.Linear(3, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 2))
+
+
+IMAGES = (1, 6, 5)
+SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "resnet": (small_resnet, IMAGES, "stem block1 block1.conv1 block2.conv2:input block2 head"),
+    "in place": (
+        lambda: small_resnet(inplace=True),
+        IMAGES,
+        "stem relu block1 block1.relu block1.conv2 block2.out:input block2 head:input",
+    ),
+    "sequential": (small_mlp, (5,), "0 1 2:input 4"),
+    "reuse": (
+        Reuse,
+        (4,),
+        "first.a#0 first.relu#1 first.relu#3 first.relu#6 second#1 second.b#1:input first#1 head",
+    ),
+    "reuse in place": (
+        lambda: Reuse(inplace=True), (4,), "first.a#1 first.relu#3 first.relu:input#5 second#0"
+    ),
+    "lstm": (Recurrent, (5, 3), "stem lstm relu head:input"),
+    "lstm state": (lambda: Recurrent(state=True), (5, 3), "stem lstm lstm:input relu head"),
+    "dicts": (Branches, (3,), "stem pair pair:input last:input last head"),
+    "encoder": (
+        transformer, (4, 3), "0 1.layers.0 1.layers.0.linear1 1.layers.1.linear2:input 1 2:input"
+    ),
+}  # fmt: skip
+LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "resnet18": (
+        *in_library("torchvision:resnet18", 33),
+        "conv1 relu layer1.0 layer1.1.relu#0 layer2.0.downsample layer2.0.bn1 layer4.1 avgpool",
+    ),
+    "mobilenet_v3_small": (
+        *in_library("torchvision:mobilenet_v3_small", 33),
+        "features.0 features.1 features.4.block.2.fc1 features.4.block.2 features.8 classifier.1",
+    ),
+    "vit": (
+        *in_library(
+            "timm:vit_tiny_patch16_224", 32, img_size=32, embed_dim=24, depth=3, num_heads=3
+        ),
+        "patch_embed blocks.0 blocks.1.mlp.fc2:input blocks.1.attn.proj:input blocks.2.norm1 norm",
+    ),
+}
+CASES = [
+    pytest.param(make, shape, site, n_samples, id=f"{name}-{site}-{n_samples}")
+    for cases, batches in ((SMALL, (1, 3)), (LARGE, (2,)))
+    for name, (make, shape, sites) in cases.items()
+    for site in sites.split()
+    for n_samples in batches
+]
+
+
+def parse(site: str) -> Site:
+    """``NAME[:input]#CALL`` in either order."""
+    name, _, call = site.partition("#")
+    call, tap = call.removesuffix(":input"), "input" if ":input" in site else "output"
+    return Site(name.removesuffix(":input"), tap, None, int(call) if call else None)
+
+
+def whole(model: nn.Module, inputs: Tensor, site: Site, activation: Tensor) -> Tensor:
+    """The whole model with the activation put in at a site by a hook."""
+    calls: list[int] = []
+
+    def exchange(value: Any) -> Any:
+        calls.append(0)
+        here = len(calls) - 1 == (site.call or 0)
+        return with_first_tensor(value, activation.clone()) if here else value
+
+    def on_input(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        if first_tensor(args) is None:
+            return args, exchange(kwargs)
+        return exchange(args), kwargs
+
+    module = model.get_submodule(site.name)
+    if site.tap == "input":
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(lambda m, args, out: exchange(out))
+    try:
+        return run_model(model, inputs)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("make", "shape", "site", "n_samples"), CASES)
+def test_equals_the_whole_model(make, shape, site, n_samples) -> None:  # type: ignore[no-untyped-def]
+    """For three versions at once: outputs, and the gradient at the activation."""
+    model, site = seeded(make), parse(site)
+    inputs = torch.randn(n_samples, *shape, dtype=torch.float64)
+    suffix = split_at(model, inputs, site)
+    torch.testing.assert_close(suffix.output, run_model(model, inputs).detach())
+    versions = [suffix.activation + 0.3 * torch.randn_like(suffix.activation) for _ in range(3)]
+    given = torch.cat(versions).requires_grad_()
+    kept = given.detach().clone()
+    output = suffix.run(given)
+    weight = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad((output * weight).sum(), given)
+    with torch.no_grad():
+        assert torch.allclose(suffix.run(kept), output, rtol=0, atol=1e-9)
+    for i, version in enumerate(versions):
+        rows = slice(i * n_samples, (i + 1) * n_samples)
+        alone = version.clone().requires_grad_()
+        slow = whole(model, inputs, site, alone)
+        (slow_gradient,) = torch.autograd.grad((slow * weight[rows]).sum(), alone)
+        torch.testing.assert_close(output[rows], slow, rtol=0, atol=1e-9)
+        torch.testing.assert_close(gradient[rows], slow_gradient, rtol=0, atol=1e-9)
+    assert torch.equal(given.detach(), kept)
+    assert torch.equal(suffix.run(suffix.activation), suffix.run(suffix.activation))
+    assert count_hooks(model) == 0
+    assert all("forward" not in module.__dict__ for module in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def calls_of(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Leaf modules that really run."""
+    ran: list[str] = []
+    plain = {name: m for name, m in model.named_modules() if not list(m.children())}
+    for name, module in plain.items():
+        forward = module.forward
+
+        def counted(*args: Any, name: str = name, forward: Any = forward, **kwargs: Any) -> Any:
+            ran.append(name)
+            return forward(*args, **kwargs)
+
+        module.__dict__["forward"] = counted
+    try:
+        run()
+    finally:
+        for module in plain.values():
+            del module.__dict__["forward"]
+    return ran
+
+
+def test_only_what_lies_after_the_site_runs() -> None:
+    model, images = small_resnet(), torch.randn(2, 1, 5, 5)
+    for site, expected in {
+        "block1": ["block2.conv1", "block2.relu", "block2.conv2", "block2.out", "head"],
+        "block2.conv1": ["block2.relu", "block2.conv2", "block2.out", "head"],
+        "block2.out:input": ["block2.out", "head"],
+        "block2": ["head"],
+    }.items():
+        suffix = split_at(model, images, parse(site))
+        assert calls_of(model, lambda s=suffix: s.run(s.activation)) == expected
+
+
+def test_layouts_and_answers_that_are_never_copied() -> None:
+    """Memory is shared for one sample, unless the model goes on in place."""
+    one, two = torch.randn(1, 1, 5, 5), torch.randn(2, 1, 5, 5)
+    assert split_at(small_resnet(), one, Site("block1")).layout == "views"
+    assert split_at(small_resnet(), two, Site("block1")).layout == "copies"
+    suffix = split_at(small_resnet(), two, Site("block2.conv1"))
+    assert suffix.unused == {("stem", 0), ("relu", 0)}
+    assert set(suffix.answers) - suffix.unused == {("block1", 0), ("block2.conv1", 0)}
+    assert suffix.answers["stem", 0].out.stride()[0] == 0
+    state = split_at(Recurrent(state=True).eval(), torch.randn(3, 5, 3), Site("relu"))
+    assert state.layout == "apart"
+    assert split_at(Recurrent().eval(), torch.randn(3, 5, 3), Site("relu")).layout == "copies"
+
+
+class KeepsInPlace(nn.Module):
+    """Goes on in place on what a module gave, before and after it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.a(x)
+        y = self.b(kept)
+        kept += 1.0
+        return self.c(y * kept).mul_(kept)
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_changes_in_place_between_the_modules_are_done_again(n_samples: int) -> None:
+    model, inputs = seeded(KeepsInPlace), torch.randn(n_samples, 3, dtype=torch.float64)
+    suffix = split_at(model, inputs, Site("b"))
+    assert suffix.layout == "copies"
+    versions = torch.randn(2 * n_samples, 3, dtype=torch.float64)
+    for _ in range(2):
+        assert torch.allclose(
+            suffix.run(versions)[:n_samples],
+            whole(model, inputs, Site("b"), versions[:n_samples]),
+        )
+
+
+class Fickle(nn.Module):
+    """A module before the site that counts its calls, draws noise, or changes its input."""
+
+    class Odd(nn.Module):
+        def __init__(self, kind: str) -> None:
+            super().__init__()
+            self.kind, self.calls = kind, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.kind == "inside":
+                return x.add_(1.0)
+            return x
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.stem, self.odd, self.head = nn.Linear(3, 3), Fickle.Odd(kind), nn.Linear(3, 2)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        y = self.odd(h)
+        if self.kind == "noise":
+            y = y + torch.randn_like(y)
+        if self.kind == "state":
+            y = y * self.odd.calls
+            self.odd.calls += 1
+        if self.kind == "way" and self.odd.calls > 1:
+            return y[:, :2]
+        if self.kind == "way":
+            self.odd.calls += 1
+        return self.head(h + y if self.kind == "inside" else y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "message"),
+    [
+        ("noise", "odd", "Fickle cannot be run from odd on: with nothing changed"),
+        ("noise", "stem", "Fickle cannot be run from stem on: with nothing changed"),
+        ("state", "odd", "keeps a state or draws random numbers"),
+        ("inside", "odd", "a module before the site changed in place"),
+        ("way", "head", "does not come to head when it is run again"),
+    ],
+)
+def test_models_that_cannot_be_run_in_parts(kind: str, site: str, message: str) -> None:
+    model = Fickle(kind).eval()
+    with pytest.raises(ModelError, match=message):
+        split_at(model, torch.randn(2, 3), parse(site))
+    assert count_hooks(model) == 0
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 5, 4), r"block1: expected .* \[n \* 2, 4, 5, 5\]; got \(2, 4, 5, 4\)"),
+        ((3, 4, 5, 5), r"\[n \* 2, 4, 5, 5\]; got \(3, 4, 5, 5\)"),
+        ((0, 4, 5, 5), r"got \(0, 4, 5, 5\)"),
+        ((2, 4, 5), r"got \(2, 4, 5\)"),
+    ],
+)
+def test_wrong_shapes_are_refused(shape: tuple[int, ...], message: str) -> None:
+    suffix = split_at(small_resnet(), torch.randn(2, 1, 5, 5), Site("block1"))
+    with pytest.raises(SiteError, match=message):
+        suffix.run(torch.zeros(shape))
+
+
+def test_bad_requests_are_explained() -> None:
+    model, images = small_resnet(), torch.randn(2, 1, 5, 5)
+    with pytest.raises(ModelError, match="in training mode"):
+        split_at(small_resnet().train(), images, Site("block1"))
+    with pytest.raises(SiteError, match="has no module 'block9'"):
+        split_at(model, images, Site("block9"))
+    with pytest.raises(ModelError, match="SmallResNet failed on inputs of shape"):
+        split_at(model, images[:, :, 0], Site("block1"))
+    with pytest.raises(SiteError, match=r"first.relu is called 8 times .*first.relu#0"):
+        split_at(Reuse().eval(), torch.randn(2, 4), Site("first.relu"))
+    with pytest.raises(SiteError, match="#0 to #7"):
+        split_at(Reuse().eval(), torch.randn(2, 4), Site("first.relu", call=8))
+
+
+def test_nothing_is_left_behind_by_an_error() -> None:
+    """A failure after the site passes; the model and a forward of its own stay as they were."""
+    model, images = small_resnet(), torch.randn(2, 1, 5, 5)
+    own = model.head.forward
+    model.head.forward = lambda x: own(x) + 0  # type: ignore[method-assign]
+    kept = model.head.__dict__["forward"]
+    suffix = split_at(model, images, Site("block1"))
+    before = model(images)
+    handle = model.block2.register_forward_pre_hook(lambda m, args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        suffix.run(suffix.activation)
+    handle.remove()
+    assert model.head.__dict__["forward"] is kept
+    assert [n for n, m in model.named_modules() if "forward" in m.__dict__] == ["head"]
+    assert count_hooks(model) == 0
+    assert torch.equal(model(images), before)
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.equal(suffix.run(suffix.activation), suffix.output)
+
+
+def test_gradients_of_parameters_are_not_asked_for() -> None:
+    suffix = split_at(small_resnet(), torch.randn(1, 1, 5, 5), Site("block1"))
+    assert not suffix.run(suffix.activation).requires_grad
+
+
+def test_half_precision() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        suffix = split_at(small_mlp().to(dtype), torch.randn(3, 5, dtype=dtype), Site("1"))
+        assert torch.equal(suffix.run(suffix.activation), suffix.output)
