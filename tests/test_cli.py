@@ -112,6 +112,22 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     assert condec_command("stats", source / "run", "-q").exit_code == 0
 
 
+def test_controls_join_those_of_the_plan(source: Path) -> None:
+    arguments = ("collect", source / "run.toml", "-q", "--control")
+    result = condec_command(*arguments, "random-weights:block2", "--control", "shuffled-labels")
+    assert result.exit_code == 0, result.output
+    assert "and 2 more" in result.stdout
+    folder = source / "run" / "controls"
+    assert {path.name for path in folder.iterdir()} == {
+        "random-weights%3Ablock2", "shuffled-labels",
+    }  # fmt: skip
+    result = condec_command("collect", source / "run", "-q", "--control", "shuffled-labels#1")
+    assert result.exit_code == 0, result.output
+    names = [control.name for control in config.read(source / "run").collect.controls]
+    assert names == ["random-weights:block2", "shuffled-labels", "shuffled-labels#1"]
+    assert condec_command("stats", source / "run", "-q").exit_code == 0
+
+
 def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
     condec_command("collect", source / "run.toml", "-q")
     before = (source / "run" / "run.toml").read_bytes()
@@ -131,6 +147,8 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
         (("run", "gone.toml"), "gone.toml: not readable"),
         (("fit", "run.toml"), "no contributions yet; run 'condec collect' first"),
         (("collect", "run.toml", "--target", "best"), "target 'best': expected 'topK'"),
+        (("collect", "run.toml", "--control", "random"), "control 'random': expected 'random-w"),
+        (("collect", "run.toml", "--control", "random-weights:blok1"), "nearest: block1"),
         (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1; got 0"),
         (("collect", "run.toml", "--on-bad", "hide"), "on_bad: expected one of raise, skip"),
         (("collect", "run.toml", "--sites", "blok1"), "no module of SmallResNet matches 'blok1'"),

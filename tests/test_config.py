@@ -26,6 +26,7 @@ from condec.targets import (
     Target,
     TopK,
 )
+from condec.twins import RandomWeights, ShuffledLabels
 
 FULL = """
 sites = ["layer[1-3].*", "fc:input@features"]
@@ -50,6 +51,7 @@ target = "logit:285:softmax"
 batch_size = 8
 shard_size = 16
 on_bad = "skip"
+controls = ["random-weights:fc", "shuffled-labels#2"]
 
 [fit]
 learner = "nmf"
@@ -98,6 +100,7 @@ def test_every_key_arrives_as_an_object() -> None:
     assert plan.collect.method == ActGrad()
     assert plan.collect.target == Logit(285, probability=True)
     assert plan.collect.on_bad == "skip"
+    assert plan.collect.controls == (RandomWeights(from_module="fc"), ShuffledLabels(seed=2))
     assert plan.fit.learner == NMF(n_modes=12, max_iter=50)
     assert plan.fit.name == "nmf"
     assert plan.fit.modes_per_unit is None
@@ -317,3 +320,34 @@ def test_the_demo_is_a_plan() -> None:
     plan = config.from_dict(config.DEMO)
     assert plan.model.spec == plan.data.source == "digits"
     assert plan.links == LINKS
+
+
+@pytest.mark.parametrize(
+    ("text", "control"),
+    [
+        ("random-weights", RandomWeights()),
+        ("random-weights:blocks.3.mlp", RandomWeights(from_module="blocks.3.mlp")),
+        ("random-weights#4", RandomWeights(seed=4)),
+        ("random-weights:head#4", RandomWeights(from_module="head", seed=4)),
+        ("shuffled-labels", ShuffledLabels()),
+        ("shuffled-labels#1", ShuffledLabels(seed=1)),
+    ],
+)
+def test_controls_and_their_texts(text: str, control: object) -> None:
+    assert config.parse_control(text) == control
+    assert config.parse_control(text).name == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["random", "random-weights:", "shuffled-labels:fc", "random-weights#x", "shuffled-labels#", ""],
+)
+def test_texts_that_are_no_control(text: str) -> None:
+    message = f"control {text!r}: expected 'random-weights', .* or 'shuffled-labels', .*'#SEED'"
+    with pytest.raises(OptionError, match=message):
+        parsed(f"sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', '{text}']")
+
+
+def test_a_control_twice_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"controls: each once; got shuffled-labels, shuffled"):
+        parsed("sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', 'shuffled-labels#0']")

@@ -21,6 +21,7 @@ from condec.runner import LINKS, Outcome, Run, chain
 from condec.runner.plan import ControlPlan, Plan
 from condec.store import Store
 from condec.targets import Predicted
+from condec.twins import RandomWeights, ShuffledLabels, is_twin
 
 NET = """
 from condec.testing.models import small_resnet
@@ -535,3 +536,100 @@ def test_plan_for_the_tests_is_what_it_says(source: Path) -> None:
     plan = config.read(source / "run.toml")
     assert isinstance(plan, Plan)
     assert plan.out == source / "run"
+
+
+# --- controls -----------------------------------------------------------------------------
+
+CONTROLS = 'shard_size = 16, controls = ["random-weights", "shuffled-labels"]'
+
+
+def test_controls_are_stored_beside_the_run(source: Path) -> None:
+    change(source, "shard_size = 16", CONTROLS)
+    outcomes = carry_out(run_of(source, links=("collect", "stats")))
+    out = source / "run"
+    names = ("random-weights", "shuffled-labels")
+    twins = [Store.open(out / "controls" / name / "contributions.zarr") for name in names]
+    assert outcomes["collect"].outputs == (
+        out / "contributions.zarr", *(twin.path for twin in twins),
+    )  # fmt: skip
+    store = Store.open(out / "contributions.zarr")
+    assert all(is_twin(twin, store) for twin in twins)
+    assert twins[0].labels.tolist() == store.labels.tolist() != twins[1].labels.tolist()
+    assert twins[1].matrix("block1").equal(store.matrix("block1"))
+    real = pandas.read_parquet(out / "analysis" / "statistics.parquet")
+    controls = pandas.read_parquet(out / "analysis" / "statistics_controls.parquet")
+    assert "control" not in real
+    # Shuffled labels change no number where the target does not use labels.
+    assert controls["control"].tolist() == ["random-weights"] * 2
+    assert controls["site"].tolist() == ["block1", "block2"]
+    assert (controls["hoyer_contribution"] != real["hoyer_contribution"]).all()
+
+
+def test_statistics_of_shuffled_labels_where_the_target_uses_them(source: Path) -> None:
+    change(source, "shard_size = 16", 'shard_size = 16, controls = ["shuffled-labels"]')
+    change(source, 'target = "predicted"', 'target = "label"')
+    carry_out(run_of(source, links=("collect", "stats")))
+    table = pandas.read_parquet(source / "run" / "analysis" / "statistics_controls.parquet")
+    assert set(table["control"]) == {"shuffled-labels"}
+
+
+def test_controls_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "stats")))
+    before = files(source / "run" / "contributions.zarr")
+    change(source, "shard_size = 16", CONTROLS)
+    with pytest.raises(StoreError, match=r"random-weights.*: no such control yet; run 'condec c"):
+        local.stats(run_of(source))
+    assert local.collect(run_of(source)).state == "made"
+    assert files(source / "run" / "contributions.zarr") == before
+    assert local.collect(run_of(source)).state == "kept"
+    assert local.stats(run_of(source)).state == "made"
+    assert local.stats(run_of(source)).state == "kept"
+    change(source, CONTROLS, "shard_size = 16")
+    assert local.stats(run_of(source)).state == "made"
+    assert not (source / "run" / "analysis" / "statistics_controls.parquet").exists()
+
+
+def test_a_control_goes_on_at_its_first_missing_shard(source: Path) -> None:
+    change(source, "shard_size = 16", CONTROLS)
+    carry_out(run_of(source, links=("collect",)))
+    whole = files(source / "run" / "controls")
+    record = next((source / "run" / "controls").rglob("shard-00001.json"))
+    record.unlink()
+    run = run_of(source)
+    with pytest.raises(StoreError, match=r"1 of 3 shards are missing; run 'condec collect' again"):
+        [run.twin(control) for control in run.plan.collect.controls]
+    assert local.collect(run_of(source)).state == "made"
+    assert files(source / "run" / "controls") == whole
+
+
+def test_a_control_of_another_store_is_refused(source: Path) -> None:
+    change(source, "shard_size = 16", CONTROLS)
+    carry_out(run_of(source, links=("collect",)))
+    shutil.rmtree(source / "run" / "contributions.zarr")
+    change(source, "ig:2", "ig:3")
+    with pytest.raises(StoreError, match="another recipe"):
+        local.collect(run_of(source))
+    with pytest.raises(
+        StoreError, match=r"random-weights.*a control of another store than .*again"
+    ):
+        local.stats(run_of(source))
+
+
+@pytest.mark.parametrize(
+    ("controls", "message", "kind"),
+    [
+        ((RandomWeights(from_module="blok1"),), r"nearest: block1", OptionError),
+        ((ShuffledLabels(),), r"labels missing", DataError),
+    ],
+)
+def test_controls_that_cannot_be_are_told_before_the_run(
+    source: Path, controls: tuple[object, ...], message: str, kind: type[CondecError]
+) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images = arrays["images"]
+    np.savez(source / "data.npz", images=images)
+    plan = config.read(source / "run.toml")
+    plan = replace(plan, collect=replace(plan.collect, controls=controls))
+    with pytest.raises(kind, match=message):
+        local.collect(Run(plan, progress=False))
+    assert not (source / "run" / "contributions.zarr").exists()

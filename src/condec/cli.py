@@ -89,11 +89,18 @@ def collect(
     on_bad: Annotated[
         str | None, typer.Option(help="raise or skip: what to do about unusable inputs.")
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="random-weights[:FROM_MODULE] or shuffled-labels: stores that twin as well, "
+            "beside those of the plan; may be given several times."
+        ),
+    ] = None,
     out: Out = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Contributions of all inputs, into the store.
+    """Contributions of all inputs, into the store; then those of its controls.
 
     Goes on at the first missing shard where it was interrupted.
     """
@@ -106,6 +113,9 @@ def collect(
             changes["target"] = config.parse_target(target)
         if on_bad is not None:
             changes["on_bad"] = on_bad
+        if control:
+            added = map(config.parse_control, control)
+            changes["controls"] = tuple(dict.fromkeys((*plan.collect.controls, *added)))
         plan = replace(
             plan,
             out=out or plan.out,

@@ -52,6 +52,7 @@ from condec.targets import (
     Target,
     TopK,
 )
+from condec.twins import Control, RandomWeights, ShuffledLabels
 
 DEFAULT_MODES: Final = {"sae": "3x", "nmf": "1x", "pca": "1x", "kmeans": "1x"}
 _SECTIONS: Final = {
@@ -69,7 +70,12 @@ DEMO: Final[Mapping[str, Any]] = {
     "out": "runs/demo",
     "model": {"spec": "digits"},
     "data": {"source": "digits"},
-    "collect": {"method": "ig:10", "target": "predicted", "shard_size": 256},
+    "collect": {
+        "method": "ig:10",
+        "target": "predicted",
+        "shard_size": 256,
+        "controls": ["random-weights", "shuffled-labels"],
+    },
     "fit": {"learner": "sae", "n_modes": "3x", "steps": 1500},
     "control": {"fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8]},
     "report": {"title": "Handwritten digits"},
@@ -210,6 +216,24 @@ def parse_target(text: str) -> Target:
     )
 
 
+def parse_control(text: str) -> Control:
+    """``random-weights[:FROM_MODULE]`` or ``shuffled-labels``, then ``#SEED`` unless it is 0.
+
+    >>> parse_control("random-weights:block3")
+    RandomWeights(seed=0, from_module='block3')
+    """
+    found = re.fullmatch(r"(random-weights(?::([^#]+))?|shuffled-labels)(?:#(\d+))?", text)
+    if found is None:
+        raise OptionError(
+            f"control {text!r}: expected 'random-weights', 'random-weights:FROM_MODULE' or "
+            "'shuffled-labels', for another seed than 0 followed by '#SEED'"
+        )
+    seed = int(found[3] or 0)
+    if found[1] == "shuffled-labels":
+        return ShuffledLabels(seed=seed)
+    return RandomWeights(seed=seed, from_module=found[2])
+
+
 def method_text(method: Method) -> str:
     """Inverse of `parse_method`."""
     return f"ig:{method.steps}" if isinstance(method, IntegratedGradients) else "actgrad"
@@ -271,7 +295,11 @@ _TARGETS: Final[dict[str, Callable[[re.Match[str]], Target]]] = {
         _indices(m[1]) if m[1] else None, probability=bool(m[2])
     ),
 }
-_PARSERS: Final[dict[type, Callable[[str], object]]] = {Method: parse_method, Target: parse_target}
+_PARSERS: Final[dict[Any, Callable[[str], object]]] = {
+    Method: parse_method,
+    Target: parse_target,
+    Control: parse_control,
+}
 
 
 def _section(name: str, record: Mapping[str, Any], option: type) -> Any:
@@ -380,7 +408,7 @@ def _plain_fields(option: Any) -> dict[str, Any]:
         elif isinstance(value, Target):
             value = target_text(value)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [item.name if isinstance(item, Control) else item for item in value]
         if value is not None and value not in ([], ""):
             record[field.name] = value
     return record

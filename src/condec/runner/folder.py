@@ -2,9 +2,11 @@
 
 run.toml                                 the plan, written out in full
 contributions.zarr                       the store
+controls/<control>/contributions.zarr    its twins, under random weights or shuffled labels
 modes/<site>/<learner>/                  dictionary and modes of a site
 analysis/labels.json                     names of the labels: a list, or null
 analysis/statistics.parquet              one row a site
+analysis/statistics_controls.parquet     the same of the twins, with a column `control`
 analysis/control.parquet                 control curves, and control_auc.parquet their areas
 analysis/control/<site>/<learner>.parquet   the same of one site
 analysis/maps/<site>/<learner>.npz       input-space maps
@@ -45,6 +47,10 @@ class RunFolder:
     def report(self) -> Path:
         """The report's first page."""
         return self.path / "report" / "index.html"
+
+    def twin(self, control: str) -> Path:
+        """The store of a control, by its name."""
+        return self.path / "controls" / quote(control, safe="") / "contributions.zarr"
 
     def modes(self, site: str, name: str) -> Path:
         """Folder of a site's dictionary and modes."""

@@ -34,6 +34,7 @@ from condec.runner.plan import LINKS, Link, Plan, digest
 from condec.sites import Site, find_sites
 from condec.statistics import layer_statistics
 from condec.store import Store
+from condec.twins import Control, collect_twin, is_twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +135,30 @@ class Run:
             )
         return store
 
+    def twin(self, control: Control) -> Store:
+        """The store of a control.
+
+        Raises
+        ------
+        StoreError
+            There is none, some shards are missing, or it belongs to another store.
+        """
+        path = self.folder.twin(control.name)
+        if not path.exists():
+            raise StoreError(f"{path}: no such control yet; run 'condec collect' first")
+        twin = Store.open(path)
+        if not is_twin(twin, self.store):
+            raise StoreError(
+                f"{path}: a control of another store than {self.folder.store}; remove that folder "
+                "and run 'condec collect' again"
+            )
+        if not twin.is_complete:
+            raise StoreError(
+                f"{path}: {len(twin.missing())} of {twin.n_shards} shards are missing; run "
+                "'condec collect' again, it goes on where it stopped"
+            )
+        return twin
+
     @cached_property
     def model_of_store(self) -> nn.Module:
         """The model, if it and the data are those that the store was made from.
@@ -193,28 +218,38 @@ class Run:
 
 
 def collect(run: Run) -> Outcome:
-    """Contributions of all inputs, into the store; goes on where it was interrupted."""
+    """Contributions of all inputs, into the store, then those of its controls.
+
+    Goes on where it was interrupted.
+    """
     plan, folder, started = run.plan.collect, run.folder, time.perf_counter()
-    kept = folder.store.exists() and Store.open(folder.store).is_complete
+    twins = {control.name: folder.twin(control.name) for control in plan.controls}
+    stores = (folder.store, *twins.values())
+    kept = all(path.exists() and Store.open(path).is_complete for path in stores)
     with _logged(run, "collect"):
-        store = collection.collect(
-            run.loaded.model,
-            run.inputs,
-            run.plan.sites,
-            out=folder.store,
-            method=plan.method,
-            target=plan.target,
-            batch_size=plan.batch_size,
-            shard_size=plan.shard_size,
-            on_bad=plan.on_bad,
-            progress=run.progress,
-        )
+        model, inputs, sites = run.loaded.model, run.inputs, run.plan.sites
+        for control in plan.controls:
+            control.check(model, inputs)
+        options: dict[str, Any] = {
+            "method": plan.method,
+            "target": plan.target,
+            "batch_size": plan.batch_size,
+            "shard_size": plan.shard_size,
+            "on_bad": plan.on_bad,
+            "progress": run.progress,
+        }
+        store = collection.collect(model, inputs, sites, out=folder.store, **options)
+        for control in plan.controls:
+            if run.progress:
+                Console(stderr=True).print(f"control {control.name}", markup=False)
+            path = twins[control.name]
+            collect_twin(control, model, inputs, sites, out=path, of=store, **options)
         names = run.inputs.label_names
         content = to_json(None if names is None else list(names))
         folder.write(folder.path / "analysis" / "labels.json", content)
     seconds = time.perf_counter() - started
     state = "kept" if kept else "made"
-    return Outcome("collect", state, (folder.store,), seconds, _left_out(run.inputs, store))
+    return Outcome("collect", state, stores, seconds, _left_out(run.inputs, store))
 
 
 def _left_out(inputs: Inputs, store: Store) -> tuple[str, ...]:
@@ -226,12 +261,29 @@ def _left_out(inputs: Inputs, store: Store) -> tuple[str, ...]:
 
 
 def stats(run: Run) -> Outcome:
-    """Statistics of every site, into analysis/statistics.parquet."""
+    """Statistics of every site, into analysis/statistics.parquet.
+
+    Those of controls under which the numbers differ go into statistics_controls.parquet.
+    """
+    import pandas
+
+    target, folder = run.plan.collect.target, run.folder
+    twins = {
+        control.name: run.twin(control)
+        for control in run.plan.collect.controls
+        if control.changes_numbers(target)
+    }
 
     def make() -> list[Path]:
-        return [run.folder.write_table("statistics", layer_statistics(run.store))]
+        made = [folder.write_table("statistics", layer_statistics(run.store))]
+        if not twins:
+            folder.forget("stats", [folder.table("statistics_controls")])
+            return made
+        tables = [layer_statistics(twin).assign(control=name) for name, twin in twins.items()]
+        return [*made, folder.write_table("statistics_controls", pandas.concat(tables))]
 
-    return _link(run, "stats", [_Step("stats", run.digest("stats"), make)])
+    made_from = run.digest("stats", *(twin.config_hash for twin in twins.values()))
+    return _link(run, "stats", [_Step("stats", made_from, make)])
 
 
 def fit(run: Run) -> Outcome:
@@ -361,7 +413,8 @@ def report(run: Run) -> Outcome:
         build_report(folder.path)
         return [folder.report]
 
-    described = (run.plan.report, run.plan.model, run.plan.data)
+    controls = [control.name for control in run.plan.collect.controls]
+    described = (run.plan.report, run.plan.model, run.plan.data, controls)
     return _link(run, "report", [_Step("report", run.digest(made_from, described), make)])
 
 

@@ -17,6 +17,7 @@ from condec.effects import PAPER_FRACTIONS, EditKind, Replacement
 from condec.errors import OptionError
 from condec.store import Sign
 from condec.targets import Predicted, Target, TopK
+from condec.twins import Control
 
 Link = Literal["collect", "stats", "fit", "control", "map", "report"]
 LINKS: Final[tuple[Link, ...]] = get_args(Link)
@@ -77,16 +78,27 @@ class DataPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectPlan:
-    """How contributions are collected; see `condec.collection.collect`."""
+    """How contributions are collected; see `condec.collection.collect`.
+
+    Parameters
+    ----------
+    method, target, batch_size, shard_size, on_bad
+    controls : tuple of RandomWeights or ShuffledLabels
+        Which twins are stored beside the real run; see `condec.twins.collect_twin`.
+    """
 
     method: Method = field(default_factory=IntegratedGradients)
     target: Target = field(default_factory=TopK)
     batch_size: int = 64
     shard_size: int = 1024
     on_bad: Literal["raise", "skip"] = "raise"
+    controls: tuple[Control, ...] = ()
 
     def __post_init__(self) -> None:
         _all_positive("collect: batch_size, shard_size", (self.batch_size, self.shard_size))
+        names = [control.name for control in self.controls]
+        if len(set(names)) < len(names):
+            raise OptionError(f"collect: controls: each once; got {', '.join(names)}")
         _one_of("collect: on_bad", self.on_bad, ("raise", "skip"))
 
 
