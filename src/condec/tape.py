@@ -75,7 +75,11 @@ class Tape:
     def _call(self, site: Site) -> Call:
         calls = self.calls.get((site.name, site.tap), [])
         if not calls:
-            raise SiteError(f"{site.key}: the module did not run in this forward pass")
+            raise SiteError(
+                f"{site.key}: the module did not run in this forward pass. Where a model hands its "
+                "weights to a function, as nn.MultiheadAttention does, "
+                "condec.expose_attention(model) gives an equal model that runs it"
+            )
         if site.call is None and len(calls) > 1:
             names = ", ".join(f"{site.name}#{i}" for i in range(len(calls)))
             raise SiteError(
@@ -284,6 +288,7 @@ def refuse_training(model: nn.Module) -> None:
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter of the model asks for a gradient; afterwards they are as before."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)

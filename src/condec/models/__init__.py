@@ -1,6 +1,7 @@
-"""Ready models: the embedded default, torchvision's, timm's, and functions in your own files.
+"""Ready models: the embedded default, those of three libraries, and functions in your own files.
 
-Only `load_model` is needed; torchvision and timm are imported when one of theirs is asked for.
+Only `load_model` is needed; torchvision, timm and transformers are imported when one of theirs is
+asked for.
 """
 
 import difflib
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from condec.errors import OptionError
 
-FAMILIES: Final = ("digits", "torchvision:NAME", "timm:NAME", "python:FILE.py:FUNCTION")
+FAMILIES: Final = (
+    "digits", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "python:FILE.py:FUNCTION",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +54,15 @@ def load_model(
     spec : str
         ``digits``: the embedded convolutional network on 8 x 8 handwritten digits.
         ``torchvision:NAME``, ``timm:NAME``: a classifier of that library.
+        ``huggingface:NAME``: an image classifier, image encoder or causal language model, by
+        its folder or its name on the hub.
         ``python:FILE.py:FUNCTION``: what your function returns; it is called with the path
         of the weights if there are any, else without arguments.
     weights : str or Path, optional
         Nothing: random weights (seed 0). ``"default"``: the library's own trained weights,
         downloaded by it. Else a ``.safetensors`` file, or a ``.pt``/``.pth`` file that holds
-        tensors only. `digits` brings its own and takes none.
+        tensors only. `digits` brings its own and takes none. Models of Hugging Face come with
+        their weights; ``"random"`` leaves them out.
     folder : path
         What relative paths start from.
 
@@ -72,7 +78,7 @@ def load_model(
     ModelError
         Weights that do not fit, or a user's file or function that fails.
     DependencyError
-        torchvision or timm is needed and not installed.
+        torchvision, timm or transformers is needed and not installed.
 
     Examples
     --------
@@ -97,6 +103,11 @@ def load_model(
             from condec.models.timm import load_timm_model
 
             return load_timm_model(rest, _located(weights, folder))
+        case "huggingface" if rest:
+            from condec.models.huggingface import load_huggingface_model
+
+            given = weights if weights == "random" else _located(weights, folder)
+            return load_huggingface_model(rest, given, folder=folder)
         case "python" if rest:
             from condec.models.python import load_python_model
 

@@ -1,4 +1,4 @@
-"""What torchvision and timm have in common: optional imports, weights, preprocessing."""
+"""What the libraries of models have in common: optional imports, weights, preprocessing."""
 
 import difflib
 import importlib
@@ -15,8 +15,8 @@ from condec.errors import DependencyError, ModelError, OptionError
 Made = TypeVar("Made")
 
 
-def import_optional(name: str) -> ModuleType:
-    """Import an optional package.
+def import_optional(name: str, *, extra: str = "vision") -> ModuleType:
+    """Import an optional package, which `extra` of condec installs.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def import_optional(name: str) -> ModuleType:
         if error.name != name:
             raise
         raise DependencyError(
-            f'{name} is needed for this model and is not installed: pip install "condec[vision]"'
+            f'{name} is needed for this model and is not installed: pip install "condec[{extra}]"'
         ) from error
 
 

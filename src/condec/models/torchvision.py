@@ -8,6 +8,7 @@ import torch
 
 from condec.errors import DependencyError
 from condec.models import LoadedModel
+from condec.models.attention import expose_attention
 from condec.models.library import (
     downloaded,
     import_optional,
@@ -64,7 +65,7 @@ def load_torchvision_model(name: str, weights: str | Path | None) -> LoadedModel
     size = int(transform.crop_size[0])
     names = enum.meta.get("categories") if weights == "default" else None
     return LoadedModel(
-        model.eval(),
+        expose_attention(model).eval(),
         f"torchvision:{name}",
         (3, size, size),
         per_picture(transform),

@@ -1,0 +1,186 @@
+"""Models of Hugging Face: image classifiers, image encoders and causal language models."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from condec.errors import CondecError, DependencyError, ModelError, OptionError
+from condec.models import LoadedModel
+from condec.models.language import LanguageModel
+from condec.models.library import import_optional, load_weights, per_picture, seeded
+from condec.models.torchvision import import_torchvision
+
+_PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
+_LOCAL: Final = (".", "/", "~")
+
+Shape = tuple[int, ...]
+
+
+class PooledEncoder(nn.Module):
+    """An image encoder without a classifier: gives one vector a picture.
+
+    Parameters
+    ----------
+    encoder : torch.nn.Module
+        Returns ``pooler_output`` or ``last_hidden_state``. It is ``encoder`` in the names of
+        sites.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled output of shape [sample, feature]; of the first token where none is pooled."""
+        output = self.encoder(images)
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        if pooled is None:
+            pooled = output.last_hidden_state[:, 0]
+        return pooled.flatten(1)
+
+
+def load_huggingface_model(
+    name: str,
+    weights: str | Path | None,
+    *,
+    folder: str | Path = ".",
+    preprocess: Callable[[Tensor], Tensor] | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model of Hugging Face; see `condec.models.load_model`.
+
+    What it is (classifier, encoder, language model) is read from its configuration. Weights
+    are read from safetensors only, as float32.
+
+    Parameters
+    ----------
+    name : str
+        A folder with ``config.json``, or a name on the hub.
+    weights : str, Path, optional
+        Nothing or ``"default"``: its own. ``"random"``: none, seed 0. Else a file.
+    folder : path
+        What a relative folder starts from.
+    preprocess : callable, optional
+        Instead of the model's own image processor.
+    trust_remote_code : bool
+        Run Python code that comes with the model. Off, unless you know what it does.
+
+    Returns
+    -------
+    LoadedModel
+        A language model is a `LanguageModel`, an encoder a `PooledEncoder`.
+
+    Raises
+    ------
+    OptionError
+        There is no such folder.
+    ModelError
+        The model cannot be read or fetched, or holds no safetensors.
+    DependencyError
+        transformers is not installed.
+    """
+    with contextlib.suppress(DependencyError):
+        import_torchvision()  # transformers imports it, and fails as it does
+    library = import_optional("transformers", extra="hf")
+    place = _place(name, Path(folder))
+    trust = {"trust_remote_code": trust_remote_code}
+    config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place, **trust))
+    auto = getattr(library, _task(config))
+    if weights in (None, "default"):
+        model = _fetched(
+            name,
+            lambda: auto.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **trust),
+        )
+    else:
+        model = seeded(lambda: auto.from_config(config, **trust))
+        load_weights(model, None if weights == "random" else weights)
+    model = model.eval()
+    spec = f"huggingface:{name}"
+    if auto is library.AutoModelForCausalLM:
+        return LoadedModel(LanguageModel(model, _tokenizer(library, place)), spec)
+    preprocess = preprocess or _preprocess(library, name, place)
+    shape = _input_shape(config, preprocess)
+    if auto is library.AutoModelForImageClassification:
+        return LoadedModel(model, spec, shape, preprocess, _label_names(config))
+    return LoadedModel(PooledEncoder(model).eval(), spec, shape, preprocess)
+
+
+def _place(name: str, folder: Path) -> str:
+    """A folder as a path, the name of a repository as it is."""
+    path = folder / Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise OptionError(f"huggingface:{name}: the folder {path} holds no config.json")
+        return str(path)
+    if name.startswith(_LOCAL) or name.count("/") > 1:
+        raise OptionError(f"huggingface:{name}: there is no folder {path}")
+    return name
+
+
+def _task(config: Any) -> str:
+    """Name of the Auto class that makes what the configuration describes."""
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "AutoModelForCausalLM"
+    if architecture.endswith(("ForImageClassification", "ForImageClassificationWithTeacher")):
+        return "AutoModelForImageClassification"
+    if hasattr(config, "image_size") or hasattr(config, "num_channels"):
+        return "AutoModel"
+    raise ModelError(
+        f"{architecture or type(config).__name__}: expected an image classifier, an image encoder "
+        "or a causal language model; wrap another model in a function of your own, "
+        "python:FILE.py:FUNCTION"
+    )
+
+
+def _fetched(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except CondecError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ModelError(
+            f"huggingface:{name}: not read ({type(error).__name__}: {reason}). Expected a folder, "
+            "or a name that the hub has, with config.json and weights in safetensors; code that "
+            "comes with a model is not run"
+        ) from error
+
+
+def _tokenizer(library: Any, place: str) -> Any:
+    """The tokenizer, or None where the model brings none."""
+    try:
+        return library.AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        return None
+
+
+def _preprocess(library: Any, name: str, place: str) -> Callable[[Tensor], Tensor] | None:
+    """What the image processor does; None for a folder that holds no processor."""
+    if Path(place).is_dir() and not any((Path(place) / f).is_file() for f in _PROCESSOR_FILES):
+        return None
+    processor = _fetched(name, lambda: library.AutoImageProcessor.from_pretrained(place))
+
+    def transform(picture: Any) -> Tensor:
+        pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    return per_picture(transform)
+
+
+def _input_shape(config: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Shape | None:
+    """What the image processor makes of a picture; else what the configuration says."""
+    if preprocess is not None:
+        return tuple(preprocess(torch.zeros(1, 512, 512, 3, dtype=torch.uint8)).shape[1:])
+    size = getattr(config, "image_size", None)
+    sizes = (size, size) if isinstance(size, int) else size
+    return None if sizes is None else (int(getattr(config, "num_channels", 3)), *sizes)
+
+
+def _label_names(config: Any) -> tuple[str, ...] | None:
+    names = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
+    return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names

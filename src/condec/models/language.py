@@ -1,0 +1,189 @@
+"""Language models as condec sees them: from embeddings of tokens to logits of the next one."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from condec.errors import DataError, ModelError, OptionError
+
+
+class LanguageModel(nn.Module):
+    """A causal language model of Hugging Face, from embeddings to next-token logits.
+
+    Token numbers cannot be scaled from a baseline to themselves; their embeddings can. The
+    model therefore takes what `embed` makes of tokens, and gives the logits of the token after
+    the last, so that ``contribute(model, model.embed(ids), sites, target=Logit(token))`` works
+    as for images. Where prompts differ in length, `embed` adds a channel that says which
+    tokens are real; the baseline must then leave that channel alone
+    (`condec.attribution.ZeroTokens`).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Such as ``AutoModelForCausalLM`` makes: takes ``inputs_embeds`` and ``attention_mask``,
+        returns ``logits``. It is ``lm`` in the names of sites.
+    tokenizer : optional
+        Such as ``AutoTokenizer`` makes, for text.
+
+    Raises
+    ------
+    ModelError
+        The model takes no embeddings.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        super().__init__()
+        # What wraps a model (compiled, in parallel) hides its arguments behind **kwargs.
+        self._accepts = frozenset(inspect.signature(model.forward).parameters)
+        if not {"inputs_embeds", "attention_mask"} <= self._accepts:
+            raise ModelError(
+                f"{type(model).__name__}: expected a causal language model of Hugging Face, which "
+                f"takes inputs_embeds and attention_mask; it takes {sorted(self._accepts)}"
+            )
+        self.lm = model
+        self.tokenizer = tokenizer
+        self.train(model.training)
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The embeddings of all tokens."""
+        table: nn.Embedding = self.lm.get_input_embeddings()  # type: ignore[operator]
+        return table
+
+    def embed(
+        self,
+        ids: Int[Tensor, "sample token"],
+        mask: Int[Tensor, "sample token"] | None = None,
+    ) -> Float[Tensor, "sample token channel"]:
+        """Embeddings of tokens, the input of this model.
+
+        Parameters
+        ----------
+        ids : Tensor of shape [sample, token]
+        mask : Tensor of shape [sample, token], optional
+            1 for tokens, 0 for padding, on the left or on the right. Padding is not seen by
+            the model and has no contribution.
+
+        Returns
+        -------
+        Tensor of shape [sample, token, channel]
+            One channel more than embeddings have, where there is padding: 1 for real tokens.
+
+        Raises
+        ------
+        DataError
+            A token that the model does not have, or a mask that does not fit.
+        """
+        known = self.table.num_embeddings
+        if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= known:
+            raise DataError(
+                f"embed: expected tokens 0 to {known - 1}, at least one; got shape "
+                f"{tuple(ids.shape)}" + (f", up to {int(ids.max())}" if ids.numel() else "")
+            )
+        device = self.table.weight.device
+        with torch.no_grad():
+            embedded: Tensor = self.table(ids.to(device))
+        if mask is None or bool(mask.bool().all()):
+            return embedded
+        if mask.shape != ids.shape:
+            raise DataError(
+                f"embed: expected a mask of the tokens' shape {tuple(ids.shape)}; got "
+                f"{tuple(mask.shape)}"
+            )
+        real = mask.to(device).bool()[..., None]
+        _check_mask(real[..., 0])
+        return torch.cat([embedded * real, real.to(embedded.dtype)], dim=-1)
+
+    def embed_text(self, texts: str | Sequence[str]) -> Float[Tensor, "sample token channel"]:
+        """Embeddings of texts, padded on the left where they differ in length.
+
+        Raises
+        ------
+        ModelError
+            The model has no tokenizer.
+        DataError
+            A text without a token.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        rows = [self._tokenizer()(text)["input_ids"] for text in texts]
+        if not rows or not all(rows):
+            raise DataError(f"embed_text: expected texts of at least one token; got {texts[:3]}")
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        return self.embed(ids, mask)
+
+    def token(self, text: str) -> int:
+        """Number of the one token that a text is, for ``Logit(model.token(" Paris"))``.
+
+        Raises
+        ------
+        OptionError
+            The text is not one token.
+        """
+        ids = self._tokenizer()(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise OptionError(
+                f"token: {text!r} is {len(ids)} tokens ({ids}); a target is one. A leading space "
+                "often belongs to the token."
+            )
+        return int(ids[0])
+
+    def forward(
+        self, embeddings: Float[Tensor, "sample token channel"]
+    ) -> Float[Tensor, "sample label"]:
+        """Logits of the token after the last, shape [sample, label]."""
+        dim = self.table.embedding_dim
+        if embeddings.ndim != 3 or embeddings.shape[-1] not in (dim, dim + 1):
+            raise ModelError(
+                f"{type(self.lm).__name__}: expected embeddings [sample, token, {dim}], as embed "
+                f"makes them; got {tuple(embeddings.shape)}"
+            )
+        if embeddings.shape[-1] == dim:
+            mask = embeddings.new_ones(embeddings.shape[:2], dtype=torch.bool)
+        else:
+            mask = _read_mask(embeddings[..., -1].detach())
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+        wanted = {"attention_mask": mask.long(), "position_ids": positions, "use_cache": False}
+        # Logits at every token would take more memory than all the rest.
+        keep = torch.unique(last)
+        if "logits_to_keep" in self._accepts:
+            wanted["logits_to_keep"] = keep
+            last = torch.searchsorted(keep, last)
+        given = {name: value for name, value in wanted.items() if name in self._accepts}
+        logits: Tensor = self.lm(inputs_embeds=embeddings[..., :dim], **given).logits
+        return logits[torch.arange(len(logits), device=logits.device), last]
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ModelError(
+                f"{type(self.lm).__name__} came without a tokenizer; give token numbers to embed"
+            )
+        return self.tokenizer
+
+
+def _read_mask(channel: Tensor) -> Tensor:
+    """Which tokens are real, from the last channel of embeddings."""
+    mask = channel == 1
+    if not bool((mask | (channel == 0)).all()) or not bool(mask.any(1).all()):
+        raise ModelError(
+            "the last channel of the embeddings says which tokens are real, by 0 and 1, and was "
+            "changed on the way from the baseline; with padded prompts use a baseline that "
+            "leaves it alone: IntegratedGradients(baseline=ZeroTokens())"
+        )
+    return mask
+
+
+def _check_mask(mask: Tensor) -> None:
+    changes = (mask[:, 1:] != mask[:, :-1]).sum(1)
+    wrong = ((changes > 1) | ~mask.any(1)).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(
+            "embed: padding must lie all on the left or all on the right of at least one token; "
+            f"it does not in samples {wrong[:5]}"
+        )
