@@ -8,33 +8,50 @@ and the gradients of one and the running totals, so memory does not grow with th
 from collections.abc import Mapping
 from typing import Any
 
+from condec.attribution.ablation import UnitAblation, unit_effects
 from condec.attribution.base import Attribution, Method, check_finite
-from condec.attribution.baselines import Baseline, Blur, Constant, Mean, Noise, Samples, Zeros
-from condec.attribution.gradients import ActGrad
+from condec.attribution.baselines import (
+    Baseline,
+    Blur,
+    Constant,
+    Mean,
+    Noise,
+    Samples,
+    Zeros,
+    ZeroTokens,
+)
+from condec.attribution.deeplift import DeepLift
+from condec.attribution.gradients import (
+    ActGrad,
+    Activation,
+    ActNormGrad,
+    GradCAM,
+    Gradient,
+    InputGrad,
+    NormActNormGrad,
+    Pointwise,
+    SmoothGrad,
+)
 from condec.attribution.path import IntegratedGradients
 from condec.options import option_from_dict
 
 __all__ = [
-    "ActGrad",
-    "Attribution",
-    "Baseline",
-    "Blur",
-    "Constant",
-    "IntegratedGradients",
-    "Mean",
-    "Method",
-    "Noise",
-    "Samples",
-    "Zeros",
-    "baseline_from_dict",
-    "check_finite",
-    "method_from_dict",
-]
+    "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Constant",
+    "DeepLift", "GradCAM", "Gradient", "InputGrad", "IntegratedGradients", "Mean", "Method",
+    "Noise", "NormActNormGrad", "Pointwise", "Samples", "SmoothGrad", "UnitAblation", "Zeros",
+    "baseline_from_dict", "check_finite", "method_from_dict", "unit_effects",
+]  # fmt: skip
 
 _BASELINES: dict[str, type[Baseline]] = {
-    kind.__name__: kind for kind in (Zeros, Constant, Blur, Mean, Noise, Samples)
+    kind.__name__: kind for kind in (Zeros, ZeroTokens, Constant, Blur, Mean, Noise, Samples)
 }
-_METHODS: dict[str, type[Method]] = {kind.__name__: kind for kind in (IntegratedGradients, ActGrad)}
+_METHODS: dict[str, type[Method]] = {
+    kind.__name__: kind
+    for kind in (
+        IntegratedGradients, ActGrad, ActNormGrad, NormActNormGrad, Activation, Gradient, GradCAM,
+        InputGrad, SmoothGrad, DeepLift, UnitAblation,
+    )
+}  # fmt: skip
 _INSIDE: Mapping[str, Mapping[str, type]] = {"baseline": _BASELINES, "inner": _METHODS}
 
 

@@ -60,6 +60,21 @@ class Zeros(Baseline):
 
 @final
 @dataclass(frozen=True, slots=True)
+class ZeroTokens(Baseline):
+    """Zero embeddings; the last channel, which says where padding is, stays as it is.
+
+    For prompts of several lengths, see `condec.models.language.LanguageModel`.
+    """
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Zeros and the last channel of the inputs, shape [sample, token, channel]."""
+        start = torch.zeros_like(inputs)
+        start[..., -1] = inputs[..., -1]
+        return start
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Constant(Baseline):
     """The same value everywhere, or one value a channel.
 
