@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from condec.attribution import ActGrad, IntegratedGradients
-from condec.collection import Estimate, collect, fingerprint
+from condec.batches import Estimate, fingerprint
+from condec.collection import collect
 from condec.contributions import contribute
 from condec.data import as_inputs
 from condec.errors import DataError, ModelError, OptionError, SiteError, StoreError

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import Attribution, IntegratedGradients, Method, check_finite
+from condec.compute import Compute
 from condec.errors import DataError
 from condec.reduce import split_and_sum
 from condec.shapes import PerSample, SampleIndex
@@ -80,6 +81,8 @@ class Contributions:
         Predicted class; -1 where the output is not a matrix of classes.
     target, target_baseline : Tensor of shape [sample]
         The target at the inputs and at the baseline (NaN for methods without one).
+    steps : Tensor of shape [sample], or None
+        Intervals of the path that each sample took; None for methods without a path.
     setup : Setup, or None
         What `contribute` made them from.
     """
@@ -89,6 +92,7 @@ class Contributions:
     prediction: SampleIndex
     target: PerSample
     target_baseline: PerSample
+    steps: SampleIndex | None = None
     setup: Setup | None = None
 
     @property
@@ -149,6 +153,7 @@ def contribute(
     method: Method | None = None,
     target: TargetLike | None = None,
     labels: "Tensor | numpy.ndarray | None" = None,
+    compute: Compute | None = None,
 ) -> Contributions:
     """Contributions of hidden units to the target, for one batch.
 
@@ -166,6 +171,8 @@ def contribute(
         By default ``TopK(k=1)``.
     labels : Tensor or array of shape [sample], optional
         For targets that need them.
+    compute : Compute, optional
+        Precision and memory order of the passes.
 
     Returns
     -------
@@ -191,12 +198,14 @@ def contribute(
     >>> batch.reduce()["block2"].contribution.shape
     torch.Size([2, 2, 4])
     """
-    x = prepare_inputs(model, torch.as_tensor(inputs))
+    compute = compute or Compute()
+    x = compute.arrange(prepare_inputs(model, torch.as_tensor(inputs)))
     found = find_sites(model, sites)
     cuts = find_cuts(model, x[:1], found)
     given = None if labels is None else torch.as_tensor(labels)
     setup = Setup(model, x, given, method or IntegratedGradients(), as_target(target or TopK()))
-    result = setup.method.attribute(model, x, found, setup.target, given)
+    with compute.running(x.device):
+        result = setup.method.attribute(model, x, found, setup.target, given)
     return replace(assemble(result, found, cuts), setup=setup)
 
 
@@ -244,5 +253,11 @@ def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool
         )
         for key, h in result.activation.items()
     )
-    output = result.output
-    return Contributions(parts, output, predictions(output), result.target, result.target_baseline)
+    return Contributions(
+        parts,
+        result.output,
+        predictions(result.output),
+        result.target,
+        result.target_baseline,
+        result.steps,
+    )

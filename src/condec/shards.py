@@ -2,7 +2,7 @@
 
     contributions.zarr/
         zarr.json                   schema version, recipe, sites; metadata of all arrays
-        inputs/{id,label,prediction,target,target_baseline,valid}     [sample]
+        inputs/{id,label,prediction,target,target_baseline,steps,valid}     [sample]
         sites/<quoted key>/{contribution,activation}                  [sample, sign, unit]
         manifest/shard-00000.json   one record a shard that counts
 
@@ -34,7 +34,7 @@ from condec.sites import Site, Units
 Quantity = Literal["contribution", "activation"]
 QUANTITIES: Final[tuple[str, ...]] = get_args(Quantity)
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 # What rows that were never written read as: nothing that could pass for a number.
 INPUTS: Final[Mapping[str, tuple[str, object]]] = {
@@ -43,6 +43,7 @@ INPUTS: Final[Mapping[str, tuple[str, object]]] = {
     "prediction": ("int64", -1),
     "target": ("float32", float("nan")),
     "target_baseline": ("float32", float("nan")),
+    "steps": ("int64", -1),
     "valid": ("bool", False),
 }
 
@@ -115,6 +116,8 @@ class Rows:
         False where a sample could not be used; its numbers are stored as NaN.
     contribution, activation : mapping of Tensor of shape [sample, sign, unit]
         By key of the site; the sign axis in the order of `condec.shapes.SIGNS`.
+    steps : Tensor of shape [sample], optional
+        Intervals of the path that each sample took; -1, the default, for methods without one.
     """
 
     ids: tuple[str, ...]
@@ -125,6 +128,7 @@ class Rows:
     valid: Mask
     contribution: Mapping[str, Float[torch.Tensor, "sample 2 _"]]
     activation: Mapping[str, Float[torch.Tensor, "sample 2 _"]]
+    steps: Labels | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,6 +372,7 @@ def shard_values(rows: Rows, n_rows: int, infos: Sequence[SiteInfo], who: str) -
         if name != "id":
             blank = None if name in ("valid", "label") else fill
             given = getattr(rows, name)
+            given = torch.full((n_rows,), -1) if given is None else given
             values[f"inputs/{name}"] = _array(
                 given, (n_rows,), dtype, valid, blank, f"{who}: {name}"
             )

@@ -275,6 +275,11 @@ class Store:
         """Target at the baseline of the valid samples."""
         return self._input("target_baseline")[self.valid]
 
+    @property
+    def steps(self) -> Labels:
+        """Intervals of the path that each valid sample took; -1 for methods without a path."""
+        return self._input("steps")[self.valid]
+
     def matrix(
         self,
         site: Site | str,
@@ -351,7 +356,7 @@ class Store:
         """One site as an xarray data set of its valid samples, read lazily.
 
         Variables ``contribution`` and ``activation`` over (sample, sign, unit), with the
-        inputs' id, label, prediction, target and target_baseline as coordinates.
+        inputs' id, label, prediction, target, target_baseline and steps as coordinates.
         """
         tree = self.to_xarray()
         inputs = tree["inputs"].to_dataset()

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from condec.containers import describe, first_tensor, is_recordable, with_first_tensor
 from condec.errors import CondecError, ModelError, SiteError
 from condec.sites import Site
+from condec.wrappers import eager, original, refuse_scripted, refuse_unreadable
 
 if TYPE_CHECKING:
     import pandas
@@ -32,12 +35,19 @@ class Call:
     version: int
 
 
+@dataclass(frozen=True)
+class NoRecord:
+    """A call of a module of which nothing is recorded, and what it gave."""
+
+    gave: str
+
+
 @dataclass(frozen=True, eq=False)
 class Tape:
     """What one forward pass left at the sites. Made by `record`."""
 
     sites: tuple[Site, ...]
-    calls: dict[tuple[str, str], list[Call | None]] = field(default_factory=dict)
+    calls: dict[tuple[str, str], list[Call | NoRecord]] = field(default_factory=dict)
 
     @property
     def records(self) -> dict[str, Tensor]:
@@ -93,8 +103,11 @@ class Tape:
                 f"#0 to #{len(calls) - 1}"
             )
         call = calls[number]
-        if call is None:
-            raise SiteError(f"{site.key}: the module's {site.tap} there holds no tensor")
+        if isinstance(call, NoRecord):
+            raise SiteError(
+                f"{site.key}: expected a dense floating-point tensor as the module's {site.tap}; "
+                f"got {call.gave}. Choose a site before or after"
+            )
         if call.tensor._version != call.version:
             raise SiteError(
                 f"{site.key}: the model kept this tensor aside and changed it in place later, so "
@@ -130,7 +143,8 @@ def record(
     Raises
     ------
     ModelError
-        The model, or a part of it, is in training mode.
+        The model, or a part of it, is in training mode, or cannot be read
+        (`condec.wrappers.refuse_unreadable`).
     SiteError
         A site's module does not exist in the model.
 
@@ -144,6 +158,8 @@ def record(
     >>> tape.records["block1"].shape == gradient["block1"].shape
     True
     """
+    model = original(model)
+    refuse_unreadable(model)
     refuse_training(model)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ModelError(
@@ -156,10 +172,12 @@ def record(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(eager(model))
         stack.enter_context(frozen_parameters(model))
         for name, tap in dict.fromkeys((site.name, site.tap) for site in sites):
             if name not in modules:
                 raise SiteError(f"{type(model).__name__} has no module {name!r}")
+            refuse_scripted(modules, name)
             wanted = {site.call for site in sites if (site.name, site.tap) == (name, tap)}
             handle = _attach(modules[name], tap, _recorder(tape, name, tap, wanted, hand_on))
             stack.callback(handle.remove)
@@ -174,6 +192,7 @@ def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
     ModelError
         The model fails on inputs of this shape, or gives no tensor.
     """
+    model = original(model)
     try:
         output = model(inputs)
     except (torch.OutOfMemoryError, CondecError):
@@ -254,6 +273,7 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
     """
     import pandas
 
+    model = original(model)
     sites = [Site(name) for name, _ in model.named_modules() if name]
     modules = dict(model.named_modules())
     rows: list[dict[str, object]] = []
@@ -263,12 +283,12 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
         for (name, _), calls in tape.calls.items():
             for number, call in enumerate(calls):
                 rows.append({
-                    "order": float("inf") if call is None else call.order,
+                    "order": call.order if isinstance(call, Call) else float("inf"),
                     "site": name if len(calls) == 1 else f"{name}#{number}",
                     "type": type(modules[name]).__name__,
-                    "shape": () if call is None else tuple(call.tensor.shape[1:]),
+                    "shape": tuple(call.tensor.shape[1:]) if isinstance(call, Call) else (),
                     "parameters": sum(p.numel() for p in modules[name].parameters()),
-                    "cut": call is not None and share(call.tensor),
+                    "cut": isinstance(call, Call) and share(call.tensor),
                 })  # fmt: skip
     table = pandas.DataFrame(rows, columns=["order", "site", "type", "shape", "parameters", "cut"])
     return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
@@ -300,7 +320,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def _attach(
-    module: nn.Module, tap: str, keep: Callable[[Tensor | None, bool], Tensor | None]
+    module: nn.Module, tap: str, keep: Callable[[Any, Tensor | None, bool], Tensor | None]
 ) -> torch.utils.hooks.RemovableHandle:
     def on_output(_: nn.Module, args: tuple[Any, ...], kwargs: Any, out: Any) -> Any:
         tensor = first_tensor(out)
@@ -309,15 +329,15 @@ def _attach(
             for value in (*args, *kwargs.values())
             if isinstance(value, Tensor)
         )
-        return with_first_tensor(out, keep(tensor, alias))
+        return with_first_tensor(out, keep(out, tensor, alias))
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
         tensor = first_tensor(args)
         # The caller still holds the input and may change it in place: always copied.
         if tensor is not None:
-            return with_first_tensor(args, keep(tensor, True)), kwargs
+            return with_first_tensor(args, keep(args, tensor, True)), kwargs
         tensor = first_tensor(kwargs)
-        return args, with_first_tensor(kwargs, keep(tensor, True))
+        return args, with_first_tensor(kwargs, keep(kwargs or args, tensor, True))
 
     if tap == "input":
         return module.register_forward_pre_hook(on_input, with_kwargs=True)
@@ -326,20 +346,17 @@ def _attach(
 
 def _recorder(
     tape: Tape, name: str, tap: str, wanted: set[int | None], hand_on: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor | None, bool], Tensor | None]:
+) -> Callable[[Any, Tensor | None, bool], Tensor | None]:
     calls = tape.calls.setdefault((name, tap), [])
 
-    def keep(tensor: Tensor | None, alias: bool) -> Tensor | None:
-        unwanted = None not in wanted and len(calls) not in wanted
-        if tensor is None or unwanted or not tensor.is_floating_point():
-            calls.append(None)
+    def keep(whole: Any, tensor: Tensor | None, alias: bool) -> Tensor | None:
+        if None not in wanted and len(calls) not in wanted:
+            calls.append(NoRecord("a call that was not asked for"))
             return tensor
-        if not tensor.requires_grad:
-            stored = (tensor.clone() if alias else tensor).detach().requires_grad_()
-        else:
-            # A node of its own, so that the gradient is that of this use of the tensor only;
-            # memory of its own where somebody else holds the same.
-            stored = tensor.clone() if alias else tensor.view_as(tensor)
+        if tensor is None or not is_recordable(tensor):
+            calls.append(NoRecord(describe(whole, tensor)))
+            return tensor
+        stored = _node(tensor, alias=alias)
         order = sum(len(others) for others in tape.calls.values())
         calls.append(Call(order, stored, stored._version))
         return hand_on(stored)
@@ -347,34 +364,20 @@ def _recorder(
     return keep
 
 
+def _node(tensor: Tensor, *, alias: bool) -> Tensor:
+    """The tensor as a node of its own in the graph, with its tangent if it carries one."""
+    if tensor.requires_grad:
+        # A node of its own, so that the gradient is that of this use of the tensor only;
+        # memory of its own where somebody else holds the same.
+        return tensor.clone() if alias else tensor.view_as(tensor)
+    tangent = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    leaf = (tensor.clone() if alias else tensor).detach().requires_grad_()
+    # Detaching drops the tangent of forward-mode differentiation too.
+    return leaf if tangent is None else forward_ad.make_dual(leaf, tangent)  # type: ignore[no-untyped-call]
+
+
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
-def first_tensor(value: object) -> Tensor | None:
-    """The tensor of an output: itself, its ``logits``, or the first one it holds."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        if isinstance(value.get("logits"), Tensor):
-            return value["logits"]  # type: ignore[no-any-return]
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return next((item for item in value if isinstance(item, Tensor)), None)
-    return None
-
-
-def with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
-    """Copy of an output with its tensor exchanged; the container's type is kept."""
-    if tensor is None or isinstance(value, Tensor):
-        return tensor if isinstance(value, Tensor) else value
-    if isinstance(value, Mapping):
-        old = first_tensor(value)
-        pairs = {key: tensor if item is old else item for key, item in value.items()}
-        return type(value)(**pairs) if type(value) is not dict else pairs
-    old = first_tensor(value)
-    items = [tensor if item is old else item for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _path_shares(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:

@@ -1,0 +1,64 @@
+"""Overlap: the next batches are read while one is computed, and a shard is written meanwhile."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, n_workers: int = 1
+) -> Iterator[Result]:
+    """Results of `function`, in the order of the items, worked out ahead of their use.
+
+    Parameters
+    ----------
+    function : callable
+        Runs in other threads. An error it raises is raised here, in its item's turn.
+    items : iterable
+        Drawn only as far ahead as there are workers, and one more.
+    n_workers : int
+
+    Examples
+    --------
+    >>> list(ahead(lambda n: n * n, range(5)))
+    [0, 1, 4, 9, 16]
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(n_workers, thread_name_prefix="condec-ahead") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > n_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def behind(function: Callable[[Item], None]) -> Iterator[Callable[[Item], None]]:
+    """A way to hand items to `function`, which runs in one other thread, one item at a time.
+
+    A second item waits until the first is done. An error is raised at the next item, or at
+    the end of the context; leaving it waits for what is under way.
+    """
+    under_way: list[Future[None]] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="condec-behind") as pool:
+
+        def settle() -> None:
+            while under_way:
+                under_way.pop().result()
+
+        def hand_over(item: Item) -> None:
+            settle()
+            under_way.append(pool.submit(function, item))
+
+        yield hand_over
+        settle()

@@ -1,0 +1,251 @@
+"""Integrated gradients: options, stacking, doubling to a tolerance, baselines."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from condec.attribution import (
+    Blur,
+    Constant,
+    IntegratedGradients,
+    Mean,
+    Method,
+    Noise,
+    Samples,
+    Zeros,
+    engine,
+    method_from_dict,
+)
+from condec.contributions import contribute
+from condec.data import as_inputs
+from condec.errors import DataError, OptionError
+from condec.targets import Logit, Predicted
+from condec.testing.contracts import AttributionContract
+from condec.testing.models import small_mlp, small_resnet
+
+
+class TestLayerPath(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(path="layer", steps=5)
+
+
+class TestGauss(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(rule="gauss", steps=4)
+
+
+class TestAuto(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(steps="auto", tolerance=0.05)
+
+
+class TestStacked(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(steps=7, stack=3, baseline=Noise(n_draws=2))
+
+
+class TestBlurred(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(steps=3, baseline=Blur(1.0))
+
+
+def images(n: int = 4) -> torch.Tensor:
+    return torch.randn(n, 1, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    steps=st.integers(1, 9),
+    stack=st.integers(1, 12),
+    rule=st.sampled_from(["trapezoid", "left", "right", "gauss"]),
+    path=st.sampled_from(["input", "layer"]),
+)
+def test_stacking_changes_nothing(steps: int, stack: int, rule: str, path: str) -> None:
+    model, x = small_resnet().double(), images(3)
+    one = IntegratedGradients(steps=steps, rule=rule, path=path)
+    many = IntegratedGradients(steps=steps, rule=rule, path=path, stack=stack)
+    a = contribute(model, x, "block*", method=one, target=Predicted())
+    b = contribute(model, x, "block*", method=many, target=Predicted())
+    for site in ("block1", "block2"):
+        torch.testing.assert_close(a[site].contribution, b[site].contribution, rtol=0, atol=1e-12)
+
+
+def test_stacked_points_run_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = small_resnet(), []
+    model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
+    method = IntegratedGradients(steps=10, stack=4)
+    method.attribute(model, images(2).float(), (*contribute_sites(model),), Logit(0))
+    assert batches == [2, 8, 8, 2, 1]  # the inputs, nine points between, the shared baseline
+
+
+def contribute_sites(model: nn.Module):  # type: ignore[no-untyped-def]
+    from condec.sites import find_sites
+
+    return find_sites(model, "block*")
+
+
+@pytest.mark.parametrize("rule", ["left", "right", "gauss", "trapezoid"])
+def test_rules_agree_in_the_limit(rule: str) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.Softplus(), nn.Linear(6, 2)).double().eval(), None
+    x = torch.randn(4, 3, dtype=torch.float64)
+    exact = contribute(
+        model, x, "1", method=IntegratedGradients(steps=40, rule="gauss"), target=Logit(1)
+    )["1"].contribution
+    off = [
+        (
+            contribute(
+                model, x, "1", method=IntegratedGradients(steps=s, rule=rule), target=Logit(1)
+            )["1"].contribution
+            - exact
+        )
+        .abs()
+        .max()
+        for s in (8, 64)
+    ]
+    assert off[1] <= max(float(off[0]) / 7, 1e-10)
+
+
+def test_auto_is_within_its_tolerance_and_says_its_steps() -> None:
+    model, x = small_resnet().double(), images(6)
+    method = IntegratedGradients(steps="auto", tolerance=5e-3, max_steps=512)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = contribute(model, x, "block*", method=method, target=Predicted())
+    assert batch.steps is not None
+    assert set(batch.steps.tolist()) <= {4, 8, 16, 32, 64, 128, 256, 512}
+    assert (batch.completeness()["block1"] - 1).abs().max() <= 5e-3
+    for i, steps in enumerate(batch.steps.tolist()):
+        fixed = IntegratedGradients(steps=steps)
+        same = contribute(model, x[i : i + 1], "block*", method=fixed, target=Predicted())
+        for site in ("block1", "block2"):
+            torch.testing.assert_close(
+                batch[site].contribution[i], same[site].contribution[0], rtol=0, atol=1e-12
+            )
+
+
+def test_auto_computes_no_point_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    run = engine.InputPath.at
+
+    def counted(self, alphas, *, speeds=False):  # type: ignore[no-untyped-def]
+        seen.extend(alphas)
+        return run(self, alphas, speeds=speeds)
+
+    monkeypatch.setattr(engine.InputPath, "at", counted)
+    method = IntegratedGradients(steps="auto", tolerance=1e-2)
+    batch = contribute(small_resnet().double(), images(1), "block1", method=method)
+    assert batch.steps is not None
+    steps = int(batch.steps)
+    assert sorted(seen) == [k / steps for k in range(1, steps)]
+
+
+def test_auto_gives_up_at_max_steps_and_says_so() -> None:
+    method = IntegratedGradients(steps="auto", tolerance=1e-9, max_steps=16)
+    with pytest.warns(UserWarning, match=r"of 3 samples are not within .* after 16 steps"):
+        batch = contribute(small_resnet().double(), images(3), "block1", method=method)
+    assert batch.steps is not None
+    assert batch.steps.tolist() == [16, 16, 16]
+
+
+def test_auto_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from condec.attribution import path
+
+    model, x = small_resnet().double(), images(5)
+    method = IntegratedGradients(steps="auto", tolerance=2e-2)
+    whole = contribute(model, x, "block*", method=method, target=Predicted())
+    monkeypatch.setattr(path, "_KEPT_BYTES", 1)
+    parts = contribute(model, x, "block*", method=method, target=Predicted())
+    assert whole.steps is not None
+    assert parts.steps is not None
+    assert whole.steps.tolist() == parts.steps.tolist()
+    torch.testing.assert_close(whole["block1"].contribution, parts["block1"].contribution)
+
+
+def test_fixed_steps_are_reported_too() -> None:
+    batch = contribute(small_mlp(), torch.randn(2, 5), "1", method=IntegratedGradients(steps=3))
+    assert batch.steps is not None
+    assert batch.steps.tolist() == [3, 3]
+
+
+def test_gauss_runs_through_attention() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
+            return self.head(mixed.mean(1))
+
+    model, x = Attention().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    gauss = IntegratedGradients(steps=12, rule="gauss")
+    a = contribute(model, x, "qkv", method=gauss, target=Logit(0))
+    b = contribute(model, x, "qkv", method=IntegratedGradients(steps=800), target=Logit(0))
+    torch.testing.assert_close(a["qkv"].contribution, b["qkv"].contribution, rtol=0, atol=1e-5)
+    assert (a.completeness()["qkv"] - 1).abs().max() < 1e-8
+
+
+def test_mean_and_samples_are_taken_from_the_data() -> None:
+    x = images(7).float()
+    data = as_inputs(x)
+    mean = Mean().fit(data)
+    torch.testing.assert_close(mean.make(x), x.mean(0, keepdim=True))
+    assert mean.fit(as_inputs(2 * x)) == mean  # what is there stays
+    few = Samples(n_samples=3).fit(data)
+    assert few.n_draws == 3
+    assert all(torch.equal(few.make(x, k)[0], x[row]) for k, row in enumerate((0, 3, 6)))
+    assert Samples(n_samples=20).fit(data).n_draws == 7
+    method = IntegratedGradients(steps=2, baseline=Mean()).fit(data)
+    assert method.baseline == mean
+    assert mean != Mean()
+    assert hash(mean) == hash(Mean().fit(data))
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [Zeros(), Constant(0.5), Constant((0.1, 0.2)), Blur(2.0), Noise(), Mean(), Samples()],
+)
+def test_options_round_trip(baseline) -> None:  # type: ignore[no-untyped-def]
+    method = IntegratedGradients(steps="auto", baseline=baseline, rule="left", max_steps=8)
+    assert method_from_dict(method.to_dict()) == method
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IntegratedGradients(path="layers"), "path must be one of input, layer; got 'lay"),
+        (lambda: IntegratedGradients(rule="simpson"), "rule must be one of trapezoid, left"),
+        (lambda: IntegratedGradients(steps="auto", rule="gauss"), "do not nest"),
+        (lambda: IntegratedGradients(tolerance=0.0), "tolerance above 0"),
+        (lambda: IntegratedGradients(stack=0), "stack of at least 1"),
+        (lambda: IntegratedGradients(steps="all"), "at least 1, or 'auto'; got 'all'"),
+        (lambda: Blur(0.0), "sigma must be positive; got 0"),
+        (lambda: Blur(1.0).make(torch.ones(2, 3)), r"expected inputs of shape .*got \(2, 3\)"),
+        (lambda: Constant((1.0, 2.0)).make(images()), "2 values, but the inputs have 1 channels"),
+        (lambda: Noise(std=0.0), "expected std above 0"),
+        (lambda: Mean(n_samples=0), "Mean: n_samples must be at least 1"),
+        (lambda: Mean().make(images()), r"Mean: the baseline has no values yet.*fit"),
+        (lambda: Mean(values=torch.ones(3)).make(images()), r"shape of one input, \(1, 6, 5\); go"),
+        (lambda: Samples(n_samples=2, values=torch.ones(3, 1)), "n_samples=2, but 3 values"),
+        (
+            lambda: method_from_dict(
+                IntegratedGradients(baseline=Mean(values=images()[0])).to_dict()
+            ),
+            "baseline Mean: it holds a tensor",
+        ),
+    ],
+)
+def test_bad_options_are_explained(make, message, unchecked) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_a_baseline_from_unreadable_data_is_explained() -> None:
+    data = as_inputs(torch.full((3, 2), torch.nan))
+    with pytest.raises(DataError, match="none of 3 samples can be read for the baseline"):
+        Mean().fit(data)
