@@ -1,9 +1,11 @@
 """From entries at every position to one positive and one negative number a unit."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from condec.shapes import Activation, SignedUnits
+from condec.shapes import Activation, SignedUnits, UnitMatrix
 from condec.sites import Units
 
 
@@ -48,3 +50,38 @@ def split_and_sum(values: Activation, units: Units) -> SignedUnits:
 def merge_signs(reduced: SignedUnits) -> Tensor:
     """Inverse of the sign split: positive plus negative, shape [sample, unit]."""
     return reduced.sum(1)
+
+
+def spread_units(values: UnitMatrix, units: Units, shape: Sequence[int]) -> Activation:
+    """One value a unit, laid over all its positions.
+
+    Parameters
+    ----------
+    values : Tensor of shape [sample, unit]
+    units : Units
+    shape : shape of the activation, with its sample axis
+
+    Returns
+    -------
+    Tensor of shape [sample, ...]
+        As the activation; zero at tokens that do not count.
+
+    Examples
+    --------
+    >>> spread_units(torch.tensor([[1.0, 2.0]]), Units("channels"), (1, 2, 3)).tolist()
+    [[[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]]
+    """
+    which = unit_numbers(units, shape).to(values.device)
+    laid = values[:, which.clamp(min=0).flatten()].view(len(values), *which.shape)
+    return laid * (which >= 0)
+
+
+def unit_numbers(units: Units, shape: Sequence[int]) -> Tensor:
+    """Which unit every entry of one sample's activation belongs to; -1 where to none.
+
+    Returns
+    -------
+    Tensor of int64, of `shape` without the sample axis
+    """
+    numbers = torch.arange(1, units.count(shape) + 1)
+    return units.broadcast(numbers, shape).expand(1, *shape[1:])[0] - 1

@@ -1,31 +1,224 @@
 """Methods of one gradient at the input itself: no path, no baseline."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, final
 
 import torch
 from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method, wide
 from condec.attribution.engine import run_point
-from condec.sites import Site
+from condec.errors import OptionError, SiteError
+from condec.reduce import merge_signs, split_and_sum, spread_units
+from condec.shapes import PerSample
+from condec.sites import Site, units_of
 from condec.targets import Target
 
+if TYPE_CHECKING:
+    import condec.data
 
-@final
-@dataclass(frozen=True, slots=True)
-class ActGrad(Method):
-    r"""Activation times gradient at the input, :math:`C = h \odot \partial T / \partial h`.
+_SMALLEST_NORM: Final = 1e-8
 
-    One pass and no baseline (``target_baseline`` is NaN); the first-order part of
-    integrated gradients, exact where the network is linear above the site.
+
+class Pointwise(Method):
+    """A formula of activation and gradient at the input: one pass, and no baseline.
+
+    ``target_baseline`` is NaN, and there is no completeness.
     """
+
+    __slots__ = ()
 
     @property
     def n_passes(self) -> int:
         """One."""
         return 1
+
+    @abstractmethod
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Contribution from activation and gradient, both in at least single precision."""
+
+    def attribute(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        sites: Sequence[Site],
+        target: Target,
+        labels: Tensor | None = None,
+    ) -> Attribution:
+        """Contributions of one batch; see `Method.attribute`."""
+        by_key = {site.key: site for site in sites}
+        at = run_point(model, inputs, sites, target, labels)
+        contribution = {
+            key: self.combine(by_key[key], h.to(wide(h)), at.gradients[key].to(wide(h)))
+            for key, h in at.records.items()
+        }
+        unknown = torch.full_like(at.target, torch.nan)
+        return Attribution(contribution, at.records, at.output, at.target, unknown)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ActGrad(Pointwise):
+    r"""Activation times gradient at the input, :math:`C = h \odot \partial T / \partial h`.
+
+    The first-order part of integrated gradients from zero activations, and of what ablating
+    does; exact where the network is linear above the site.
+    """
+
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Product, entry by entry."""
+        return activation * gradient
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ActNormGrad(Pointwise):
+    r"""Activation times gradient of length 1, :math:`C = h \odot g / \max(\|g\|_2, 10^{-8})`.
+
+    The norm is taken over the whole gradient of a sample at the site, so that samples with a
+    steep target do not outweigh the others in a dictionary (Melander et al. 2026). In the unit
+    of the activation; sites and samples cannot be compared by size.
+    """
+
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Product with the normalised gradient."""
+        return activation * _of_length_one(gradient)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NormActNormGrad(Pointwise):
+    r"""Activation of length 1 times gradient of length 1.
+
+    .. math:: C = \frac{h}{\max(\|h\|_2, \epsilon)} \odot \frac{g}{\max(\|g\|_2, \epsilon)}
+
+    with :math:`\epsilon = 10^{-8}` and norms over the whole of a sample at the site. The sum
+    over all entries is the cosine of activation and gradient. Named in the code of Melander et
+    al. 2026, where it cannot run.
+    """
+
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Product of both, normalised."""
+        return _of_length_one(activation) * _of_length_one(gradient)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Activation(Pointwise):
+    """The activation alone, C = h: for comparison, it does not ask what the target is."""
+
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """The activation."""
+        return activation.clone()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Gradient(Pointwise):
+    r"""The gradient alone, :math:`C = \partial T / \partial h`: for comparison.
+
+    What a small change of the entry would do, whether it is active or not.
+    """
+
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient."""
+        return gradient.clone()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GradCAM(Pointwise):
+    r"""Activation times the mean gradient of its unit.
+
+    .. math:: C_{up} = h_{up} \, \frac1P \sum_q g_{uq}
+
+    The unit weights of Grad-CAM (Selvaraju et al. 2017, equation 1) without its sum over
+    units and its final ReLU, which would merge the units and drop what speaks against the
+    target. P is the number of positions; with one position it is `ActGrad`.
+    """
+
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Product with the mean gradient over the unit's positions."""
+        units = units_of(site, activation)
+        total = merge_signs(split_and_sum(gradient, units))
+        weights = total / units.positions(activation.shape)
+        return activation * spread_units(weights, units, activation.shape)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class InputGrad(Pointwise):
+    r"""Input times gradient, :math:`C = x \odot \partial T / \partial x`, at the model's own input.
+
+    `ActGrad` of the site ``:input`` and of no other, so that a plan that asks for input
+    attributions cannot fall on a hidden site by mistake.
+
+    Raises
+    ------
+    SiteError
+        A site is not the model's input.
+    """
+
+    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Product, entry by entry."""
+        if site.name or site.tap != "input":
+            raise SiteError(
+                f"InputGrad: {site.key} is a hidden site; this method attributes to the model's "
+                "input, the site ':input'. Use ActGrad for hidden sites"
+            )
+        return activation * gradient
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothGrad(Method):
+    r"""Another method, averaged over noisy copies of the inputs.
+
+    .. math:: C(x) = \frac1n \sum_i C_{inner}(x + \epsilon_i), \qquad
+        \epsilon_i \sim N(0, \sigma^2), \quad \sigma = a (\max x - \min x)
+
+    (Smilkov et al. 2017, who average the gradient alone: ``inner=Gradient()``.) Activation,
+    output and target are those of the clean input, and so is what the target freezes. The
+    same draws serve all samples, so that no result depends on a sample's company.
+
+    Parameters
+    ----------
+    inner : Method
+    n_samples : int
+        n, noisy copies.
+    noise : float
+        a, standard deviation as a share of the range of each input's own values; Smilkov et
+        al. found 0.1 to 0.2 best for images.
+    seed : int
+
+    Raises
+    ------
+    OptionError
+        `n_samples` is below 1, or `noise` is not positive.
+    """
+
+    inner: Method = field(default_factory=ActGrad)
+    n_samples: int = 16
+    noise: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 1 or not self.noise > 0:
+            raise OptionError(
+                "SmoothGrad: expected n_samples of at least 1 and noise above 0; got "
+                f"{self.n_samples}, {self.noise}"
+            )
+
+    @property
+    def n_passes(self) -> int:
+        """Those of the inner method for every copy, and one at the clean input."""
+        return 1 + self.n_samples * self.inner.n_passes
+
+    def fit(self, data: "condec.data.Inputs") -> Method:
+        """With the inner method fitted."""
+        return replace(self, inner=self.inner.fit(data))
 
     def attribute(
         self,
@@ -37,8 +230,41 @@ class ActGrad(Method):
     ) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         at = run_point(model, inputs, sites, target, labels)
-        contribution = {
-            key: h.to(wide(h)) * at.gradients[key].to(wide(h)) for key, h in at.records.items()
-        }
+        kept = _Kept(target, at.frozen)
+        total: dict[str, Tensor] = {}
+        for draw in range(self.n_samples):
+            noisy = self._noisy(inputs, draw)
+            part = self.inner.attribute(model, noisy, sites, kept, labels).contribution
+            total = {key: total[key] + c if total else c for key, c in part.items()}
+        mean = {key: c / self.n_samples for key, c in total.items()}
         unknown = torch.full_like(at.target, torch.nan)
-        return Attribution(contribution, at.records, at.output, at.target, unknown)
+        return Attribution(mean, at.records, at.output, at.target, unknown)
+
+    def _noisy(self, inputs: Tensor, draw: int) -> Tensor:
+        flat = inputs.flatten(1)
+        ranges = (flat.amax(1) - flat.amin(1)).view(-1, *(1 for _ in inputs.shape[1:]))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        noise = torch.randn((1, *inputs.shape[1:]), generator=generator, dtype=torch.float64)
+        return inputs + self.noise * ranges * noise.to(inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept(Target):
+    """A target that stays as it was frozen at the clean inputs."""
+
+    target: Target
+    frozen: Tensor | None
+
+    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
+        """What was frozen already."""
+        return self.frozen
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The target's value."""
+        return self.target.value(output, frozen)
+
+
+def _of_length_one(tensor: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(tensor.flatten(1), dim=1).clamp(min=_SMALLEST_NORM)
+    unit: Tensor = tensor / norms.view(-1, *(1 for _ in tensor.shape[1:]))
+    return unit

@@ -1,0 +1,256 @@
+"""Ground truth: what the target does when one unit is replaced."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from condec.attribution.base import Attribution, Method, check_finite
+from condec.errors import DataError, OptionError, SiteError
+from condec.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
+from condec.shapes import UnitMatrix
+from condec.sites import Site, units_of
+from condec.suffix import Suffix, split_at
+from condec.tape import record, run_model
+from condec.targets import Target
+
+Replacement = Literal["zero", "mean", "resample"]
+_TYPICAL_UNITS: Final = 256
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitAblation(Method):
+    r"""The exact change of the target when a unit is replaced at all its positions.
+
+    .. math:: E_{su} = T(x_s) - T(x_s \text{ with unit } u \text{ replaced}), \qquad
+        C_{sup} = E_{su} / P_u
+
+    A unit that holds the target up has a positive effect, as it has a positive contribution.
+    Each effect is spread evenly over the unit's :math:`P_u` positions, so that the record has
+    the shape of the activation and its sum over positions is the effect; nothing is known
+    about single positions. Effects are those of one unit at a time: of units that stand in
+    for each other each has little, and effects do not add up. What the target froze stays as
+    at the inputs; ``target_baseline`` is NaN.
+
+    What lies after the site runs for every unit and sample (`condec.suffix`), what lies
+    before it once.
+
+    Parameters
+    ----------
+    replacement : {"zero", "mean", "resample"}
+        What stands there instead: 0; the unit's mean over the batch and its positions, or
+        `means`; or what the same unit holds at another sample of the batch, at every position
+        (drawn anew for each unit, never the sample itself). The last two depend on the batch.
+    rows_per_pass : int
+        Samples times units in one pass: the whole batch runs for that many units at a time,
+        which is faster than sample by sample. At least one unit's.
+    seed : int
+        Of the draws of ``"resample"``.
+    means : mapping of site key to one number a unit, optional
+        For ``"mean"``: means over more than the batch (`condec.control.unit_means`).
+
+    Raises
+    ------
+    OptionError
+        Unknown replacement; `rows_per_pass` below 1; means with another replacement, or, when
+        used, missing for a site or of another length than it.
+    DataError
+        ``"resample"`` in a batch of one sample.
+    """
+
+    replacement: Replacement = "zero"
+    rows_per_pass: int = 256
+    seed: int = 0
+    means: Mapping[str, Sequence[float]] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.replacement not in get_args(Replacement):
+            raise OptionError(
+                f"UnitAblation: replacement must be one of {', '.join(get_args(Replacement))}; "
+                f"got {self.replacement!r}"
+            )
+        if self.rows_per_pass < 1:
+            raise OptionError(
+                f"UnitAblation: rows_per_pass must be at least 1; got {self.rows_per_pass}"
+            )
+        if self.means is None:
+            return
+        if self.replacement != "mean":
+            raise OptionError(
+                f"UnitAblation: means belong to replacement 'mean'; got {self.replacement!r}"
+            )
+        plain = {key: [float(value) for value in values] for key, values in self.means.items()}
+        object.__setattr__(self, "means", plain)
+
+    @property
+    def n_passes(self) -> int:
+        """Forward passes that one site of 256 units in mid-network costs: half a pass a unit.
+
+        The true number is that of the units of all sites, each counted by the share of the
+        network after its site, so that this is an order of size only.
+        """
+        return 4 + _TYPICAL_UNITS // 2
+
+    def attribute(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        sites: Sequence[Site],
+        target: Target,
+        labels: Tensor | None = None,
+    ) -> Attribution:
+        """Contributions of one batch; see `Method.attribute`."""
+        contribution, activation = {}, {}
+        value = output = None
+        for site in _in_order(model, inputs, sites):
+            suffix = split_at(model, inputs, site)
+            effects, value = _effects(self, suffix, target, labels, None)
+            h, output = suffix.activation, suffix.output
+            units = units_of(site, h)
+            contribution[site.key] = spread_units(
+                effects / units.positions(h.shape), units, h.shape
+            )
+            activation[site.key] = h
+        if output is None or value is None:
+            raise SiteError("UnitAblation: no site is given")
+        unknown = torch.full_like(value, torch.nan)
+        return Attribution(contribution, activation, output, value, unknown)
+
+
+def unit_effects(
+    model: nn.Module,
+    inputs: Tensor,
+    site: Site | str,
+    target: Target,
+    labels: Tensor | None = None,
+    *,
+    method: UnitAblation | None = None,
+    units: Sequence[int] | Tensor | None = None,
+) -> UnitMatrix:
+    """Change of the target when each unit of a site is replaced, one at a time.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+    site : Site, or its text
+    target : Target
+    labels : Tensor of shape [sample], optional
+    method : UnitAblation, optional
+        By default, units are set to zero.
+    units : sequence of int, optional
+        Which units; all by default.
+
+    Returns
+    -------
+    Tensor of shape [sample, unit]
+        In the order of `units`; in the unit of the target.
+
+    Raises
+    ------
+    SiteError
+        The site does not run, or has no such unit.
+
+    Examples
+    --------
+    >>> from condec.targets import Logit
+    >>> from condec.testing.models import small_resnet
+    >>> unit_effects(small_resnet(), torch.ones(2, 1, 5, 5), "block1", Logit(0)).shape
+    torch.Size([2, 4])
+    """
+    site = Site.parse(site) if isinstance(site, str) else site
+    suffix = split_at(model, inputs, site)
+    chosen = None if units is None else torch.as_tensor(units, dtype=torch.int64)
+    effects, _ = _effects(method or UnitAblation(), suffix, target, labels, chosen)
+    return effects
+
+
+def _in_order(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> list[Site]:
+    """Sites in execution order."""
+    by_key = {site.key: site for site in sites}
+    with record(model, sites) as tape, torch.no_grad():
+        run_model(model, inputs[:1])
+    return [by_key[key] for key in tape.records]
+
+
+@torch.no_grad()
+def _effects(
+    method: UnitAblation,
+    suffix: Suffix,
+    target: Target,
+    labels: Tensor | None,
+    units: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Effects [sample, unit], and the target at the inputs."""
+    frozen = target.freeze(suffix.output, labels)
+    value = target.value(suffix.output, frozen)
+    check_finite(value, "the target")
+    replaced = _Replaced.of(method, suffix)
+    chosen = torch.arange(replaced.n_units) if units is None else units
+    wrong = [int(u) for u in chosen if not 0 <= int(u) < replaced.n_units]
+    if wrong:
+        raise SiteError(
+            f"{suffix.site.key}: has units 0 to {replaced.n_units - 1}; got {wrong[:5]}"
+        )
+    effects = []
+    for some in torch.split(chosen, max(1, method.rows_per_pass // len(value))):
+        versions = torch.cat([replaced.version(int(unit)) for unit in some])
+        kept = None if frozen is None else torch.cat([frozen] * len(some))
+        changed = target.value(suffix.run(versions), kept)
+        check_finite(changed, f"the target with a unit of {suffix.site.key} replaced")
+        effects.append(value[:, None] - changed.view(len(some), -1).T)
+    return torch.cat(effects, 1), value
+
+
+@dataclass(frozen=True, eq=False)
+class _Replaced:
+    """Activations of a site with one unit replaced."""
+
+    method: UnitAblation
+    activation: Tensor
+    numbers: Tensor
+    means: Tensor
+    n_units: int
+
+    @staticmethod
+    def of(method: UnitAblation, suffix: Suffix) -> "_Replaced":
+        h, site = suffix.activation, suffix.site
+        units = units_of(site, h)
+        n_units = units.count(h.shape)
+        if method.replacement == "resample" and len(h) < 2:
+            raise DataError(
+                "UnitAblation: replacement 'resample' takes values of other samples of the batch, "
+                "and this batch has only one"
+            )
+        means = torch.zeros(n_units, dtype=h.dtype, device=h.device)
+        if method.replacement == "mean" and method.means is None:
+            total = merge_signs(split_and_sum(h, units)).mean(0)
+            means = (total / units.positions(h.shape)).to(h)
+        elif method.means is not None:
+            given = method.means.get(site.key, ())
+            if len(given) != n_units:
+                raise OptionError(
+                    f"UnitAblation: expected means of {n_units} units for {site.key}; got "
+                    f"{len(given)} (means are given for {', '.join(method.means) or 'no site'})"
+                )
+            means = h.new_tensor(given)
+        numbers = unit_numbers(units, h.shape).to(h.device)
+        return _Replaced(method, h, numbers, means, n_units)
+
+    def version(self, unit: int) -> Tensor:
+        """The activation with the unit replaced."""
+        h = self.activation
+        resampled = self.method.replacement == "resample"
+        other = h[self._others(unit)] if resampled else self.means[unit]
+        return torch.where(self.numbers == unit, other, h)
+
+    def _others(self, unit: int) -> Tensor:
+        """Another sample for each sample, any with equal chance."""
+        n_samples = len(self.activation)
+        generator = torch.Generator().manual_seed(self.method.seed * 1_000_003 + unit)
+        steps = torch.randint(1, n_samples, (n_samples,), generator=generator)
+        return ((torch.arange(n_samples) + steps) % n_samples).to(self.activation.device)
