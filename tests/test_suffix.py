@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from condec.containers import first_tensor, with_first_tensor
 from condec.errors import ModelError, SiteError
 from condec.models.torchvision import import_torchvision
 from condec.sites import Site
 from condec.suffix import split_at
-from condec.tape import first_tensor, run_model, with_first_tensor
+from condec.tape import run_model
 from condec.testing.contracts import count_hooks
 from condec.testing.models import small_mlp, small_resnet
 

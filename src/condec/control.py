@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from condec.containers import first_tensor, with_first_tensor
 from condec.errors import DataError, OptionError, SiteError
 from condec.shapes import Atom, Mask
 from condec.sites import Site, find_sites, units_of
 from condec.store import Store
-from condec.tape import first_tensor, with_first_tensor
+from condec.wrappers import eager, original
 
 
 class Edit(ABC):
@@ -206,7 +207,7 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     Yields
     ------
     torch.nn.Module
-        The same model.
+        The same model; of one that `torch.compile` made, the module underneath.
 
     Raises
     ------
@@ -223,8 +224,11 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
             raise OptionError(
                 f"edited: expected edits such as Ablate(site, units=[0]); got {edit!r}"
             )
+    model = original(model)
     places = [_Place(edit, find_sites(model, edit.site)[0]) for edit in edits]
     with ExitStack() as hooks:
+        # Compiled code would pass by the hooks.
+        hooks.enter_context(eager(model))
         for place in places:
             for handle in place.attach(model):
                 hooks.callback(handle.remove)

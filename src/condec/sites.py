@@ -7,7 +7,8 @@ A *site* is one place in a model where activations are read or edited. Its text 
 with LAYOUT one of channels, features, heads, tokens, positions, and TOKENS, where only some
 count, a slice such as ``[1:]`` or one of ``[class]``, ``[register]``, ``[patch]``. Several
 patterns are joined by commas, and ``preset:NAME`` stands for a whole set (`condec.presets`).
-``*``, ``?`` and ``[1-4]`` match inside one dotted part of a module name, ``**`` also across dots:
+``*``, ``?`` and ``[1-4]`` match inside one dotted part of a module name, ``**`` also across dots.
+``:input`` alone, without a GLOB, is the input of the model itself:
 
 >>> Site.parse("blocks.3.attn.proj:input@heads(4)[1:]").units
 Units(layout='heads', n_heads=4, tokens=(1, None))
@@ -27,13 +28,14 @@ from torch import nn
 from condec.errors import OptionError, SiteError
 from condec.presets import KINDS, Kind, heads_above, preset_sites, tokens_above
 from condec.units import LAYOUTS, Layout, Span, Units, read_span
+from condec.wrappers import original
 
 __all__ = ["LAYOUTS", "Layout", "Site", "Tap", "Units", "find_site", "find_sites", "units_of"]
 
 Tap = Literal["output", "input"]
 
 _PATTERN: Final = re.compile(
-    r"(?P<glob>[^:#@]+)(?::(?P<tap>input|output))?(?:#(?P<call>\d+))?"
+    r"(?P<glob>[^:#@]+|(?=:input))(?::(?P<tap>input|output))?(?:#(?P<call>\d+))?"
     r"(?:@(?P<layout>[a-z]+)(?:\((?P<heads>\d+)\))?(?:\[(?P<tokens>[^\[\]]*)\])?)?"
 )
 _PRESET: Final = re.compile(r"preset:(?P<name>[^@]*)(?:@(?P<layout>.*))?")
@@ -46,7 +48,7 @@ class Site:
     Parameters
     ----------
     name : str
-        Path of the module, as in ``model.named_modules()``.
+        Path of the module, as in ``model.named_modules()``; empty for the model itself.
     tap : {"output", "input"}
         What the module returns, or its first tensor argument.
     units : Units, optional
@@ -125,6 +127,7 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     >>> [site.name for site in find_sites(small_resnet(), "block*")]
     ['block1', 'block2']
     """
+    model = original(model)
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     found: dict[Site, None] = {}
     for part in _parts(pattern):
@@ -203,6 +206,7 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
     parsed = _match(text)
     regex = re.compile(_glob_to_regex(parsed["glob"]))
     names = [name for name, _ in model.named_modules() if name and regex.fullmatch(name)]
+    names = names if parsed["glob"] else [""]
     if not names:
         raise _no_match(model, parsed["glob"])
     return [Site(n, _tap(parsed), _units(model, n, parsed), _call(parsed)) for n in names]

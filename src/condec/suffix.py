@@ -19,16 +19,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from condec.containers import first_tensor, with_first_tensor
 from condec.errors import ModelError, SiteError
 from condec.sites import Site
 from condec.tape import (
     check_samples,
-    first_tensor,
     frozen_parameters,
     record,
     refuse_training,
     run_model,
-    with_first_tensor,
 )
 
 _TOLERANCE: Final = 1e-3

@@ -1,0 +1,72 @@
+"""The one tensor in what a module takes or gives: found, exchanged, or said to be missing."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def first_tensor(value: object) -> Tensor | None:
+    """The tensor of an output: itself, its ``logits``, or the first floating one it holds.
+
+    Containers are tuples, lists, mappings (so the outputs of Hugging Face models too) and
+    instances of dataclasses; where no tensor in it is floating, its first tensor.
+    """
+    if isinstance(value, Tensor):
+        return value
+    items = _items(value)
+    if isinstance(items.get("logits"), Tensor):
+        return items["logits"]  # type: ignore[no-any-return]
+    tensors = [item for item in items.values() if isinstance(item, Tensor)]
+    return next((t for t in tensors if t.is_floating_point()), tensors[0] if tensors else None)
+
+
+def with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
+    """Copy of an output with its tensor exchanged; the container's type is kept."""
+    if tensor is None or isinstance(value, Tensor):
+        return tensor if isinstance(value, Tensor) else value
+    old = first_tensor(value)
+    if isinstance(value, tuple | list):
+        items = [tensor if item is old else item for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    made = copy.copy(value)
+    for key, item in _items(value).items():
+        if item is not old:
+            continue
+        if isinstance(value, Mapping):
+            made[key] = tensor
+        else:
+            # Past a frozen dataclass, and without running its __init__ again.
+            object.__setattr__(made, key, tensor)
+    return made
+
+
+def _items(value: object) -> dict[Any, Any]:
+    """What a container holds, by key, place or field; empty for anything else."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple | list):
+        return dict(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return {}
+
+
+def is_recordable(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, floating and not quantised."""
+    dense = tensor.layout == torch.strided and not tensor.is_nested
+    return dense and tensor.is_floating_point() and not tensor.is_quantized
+
+
+def describe(whole: object, tensor: Tensor | None) -> str:
+    """What came instead of a tensor that can be recorded."""
+    if tensor is None:
+        empty = isinstance(whole, tuple | list | Mapping) and not whole
+        return "nothing" if empty or whole is None else f"{type(whole).__name__} without a tensor"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"a {'nested' if tensor.is_nested else 'sparse'} tensor ({tensor.layout})"
+    return f"a tensor of type {tensor.dtype}"
