@@ -297,3 +297,49 @@ def test_paper_display_follows_its_recipe():
     light = (light - light.min()) / (light.max() - light.min())
     expected = np.rint(picture * np.minimum(7 * light, 1)[..., None])
     np.testing.assert_array_equal(figures.paper_display(total, picture), expected)
+
+
+# --- twins --------------------------------------------------------------------------------
+
+
+def test_twins_are_dashed_lines_with_names():
+    twin = statistics().sample(frac=1, random_state=0).assign(hoyer_contribution=0.25)
+    plain = figures.layer_statistics_figure(statistics(), ("hoyer",))
+    figure = figures.layer_statistics_figure(
+        statistics(), ("hoyer",), twins={"random weights": twin}
+    )
+    assert len(lines(plain, CONTRIBUTION)) == 1
+    solid, dashed = (line for line in figure.axes[0].lines if line.get_color() == CONTRIBUTION)
+    assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+    assert list(solid.get_ydata()) == list(statistics()["hoyer_contribution"])
+    assert list(dashed.get_ydata()) == [0.25] * 9
+    # Sites of the twin's table in another order stand at their places.
+    orange = lines(figure, ACTIVATION)[1]
+    assert list(orange) == list(statistics()["hoyer_activation"])
+    names = [text.get_text() for text in figure.axes[0].texts]
+    assert names.count("random weights") == 2
+    assert "random weights" not in [text.get_text() for text in plain.axes[0].texts]
+
+
+def test_the_one_line_of_the_sign_correlation_has_a_name_beside_a_twin():
+    def names(**options):
+        figure = figures.layer_statistics_figure(statistics(), ("sign_correlation",), **options)
+        return {text.get_text() for text in figure.axes[0].texts}
+
+    assert {"this network", "random weights"} <= names(twins={"random weights": statistics()})
+    assert "this network" not in names()
+
+
+def test_sites_that_a_twin_lacks_are_gaps():
+    figure = figures.layer_statistics_figure(
+        statistics(), ("hoyer",), twins={"random weights": statistics()[:4]}
+    )
+    assert np.isfinite(lines(figure, CONTRIBUTION)[1]).tolist() == [True] * 4 + [False] * 5
+
+
+def test_a_third_histogram_has_a_colour_of_its_own():
+    best = {name: torch.rand(20) for name in ("modes", "single units", "shuffled labels")}
+    figure = figures.correlation_histogram_figure(best)
+    named = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert len({named[name] for name in best}) == 3
+    assert ACTIVATION not in named.values()

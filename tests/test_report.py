@@ -3,23 +3,29 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pandas as pd
 import pytest
 import torch
 
+from condec.attribution import IntegratedGradients
+from condec.collection import collect
 from condec.errors import StoreError
 from condec.report import build_report
 from condec.report.build import _write_pages
 from condec.report.cards import mode_lines, stems
 from condec.report.reading import read_run
-from condec.report.summary import facts, site_line, title, warnings
+from condec.report.summary import chance, facts, site_line, title, trends, warnings
+from condec.statistics import layer_statistics
 from condec.store import Store
-from condec.testing.runs import small_run
+from condec.testing.models import small_resnet
+from condec.testing.runs import SITES, small_inputs, small_run
+from condec.twins import RandomWeights, ShuffledLabels, collect_twin
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }} & 'x'")
 VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}
@@ -418,3 +424,121 @@ def test_nan_is_a_dash(run):
     assert line.split == ""
     assert math.isnan(line.ablate)
     assert json.dumps(line.n_modes) == "0"
+
+
+# --- controls -----------------------------------------------------------------------------
+
+
+def with_controls(folder: Path, **options) -> Path:
+    """A small run with both controls, and the statistics of the one that has any."""
+    folder = small_run(folder, **options)
+    store, model, inputs = Store.open(folder / "contributions.zarr"), small_resnet(), small_inputs()
+    for control in (RandomWeights(seed=3), ShuffledLabels()):
+        collect_twin(
+            control, model, inputs, SITES, of=store, progress=False,
+            method=IntegratedGradients(steps=4), on_bad="skip",
+            out=folder / "controls" / quote(control.name, safe="") / "contributions.zarr",
+        )  # fmt: skip
+    drawn = Store.open(folder / "controls" / "random-weights%233" / "contributions.zarr")
+    table = layer_statistics(drawn).assign(control="random-weights#3")
+    table.to_parquet(folder / "analysis" / "statistics_controls.parquet", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory) -> Path:
+    return with_controls(tmp_path_factory.mktemp("controlled") / "run", links=("stats", "fit"))
+
+
+def test_controls_stand_beside_the_run(controlled):
+    report = build_report(controlled).parent
+    index = " ".join(Page(report / "index.html").text.split())
+    assert "dashed lines are the same figures with random weights, seed 3." in index
+    assert "Controlsrandom weights, seed 3; shuffled labels" in index
+    assert "Random weights, seed 3" in index  # the title of their numbers
+    assert "--control random-weights" not in index
+    assert "random weights, seed 3" in (report / "figures" / "hoyer.svg").read_text()
+    drawn = read_run(controlled).twins[0].statistics["hoyer_contribution"].iloc[0]
+    assert f"{drawn:.3f}" in index
+    for site in ("block1", "block2%3Ainput"):
+        text = " ".join(Page(report / "sites" / f"{site}.html").text.split())
+        assert "when the labels are shuffled, by" in text
+        name = "sae" if site == "block1" else "kmeans"
+        svg = (report / "figures" / f"{site}-{name}-correlations.svg").read_text()
+        assert "shuffled labels" in svg
+
+
+def test_chance_is_the_median_over_modes_on_training_rows(controlled):
+    run = read_run(controlled)
+    fitted = run.sites[1].fitted[0]
+    rows = ~fitted.modes.held_out
+    labels = run.twins[1].store.labels
+    best = [
+        max(
+            float(torch.corrcoef(torch.stack([loading[rows], (labels[rows] == k).float()]))[0, 1])
+            for k in range(3)
+        )
+        for loading in fitted.modes.loadings.T
+    ]
+    torch.testing.assert_close(run.shuffled_best(fitted), torch.tensor(best), atol=1e-5, rtol=0)
+    middle = float(torch.tensor(best).double().quantile(0.5))
+    assert f"when the labels are shuffled, by {middle:.2f}:" in chance(run, fitted)
+    assert chance(replace(run, twins=()), fitted) == ""
+    assert chance(replace(run, twins=run.twins[:1]), fitted) == ""
+
+
+def test_without_controls_the_page_says_how_to_add_one(report):
+    text = " ".join(Page(report / "index.html").text.split())
+    assert "condec collect RUN --control random-weights" in text
+    assert "Is it the training?" not in text
+    assert "Controls" not in text
+
+
+def test_trends_in_words(controlled):
+    run, words = read_run(controlled), "random weights, seed 3"
+    names = ["a", "b", "c", "d"]
+    rising, falling = [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]
+    flat = [0.2, 0.1, 0.1, 0.2]
+    real = pd.DataFrame({
+        "site": names, "hoyer_contribution": rising, "dims95_contribution": rising,
+        "participation_ratio_contribution": flat, "sign_correlation": falling,
+        "hoyer_activation": rising,
+    })  # fmt: skip
+    other = pd.DataFrame({
+        "site": names, "hoyer_contribution": [0.0, 0.3, 0.4, 0.5], "dims95_contribution": falling,
+        "participation_ratio_contribution": flat, "sign_correlation": flat,
+        "hoyer_activation": rising,
+    })  # fmt: skip
+    twin = replace(run.twins[0], statistics=other)
+    found = trends(replace(run, statistics=real, twins=(twin,)))
+    begins = [text.partition(". It is above that of random weights, seed 3 at ") for text in found]
+    also = "rises along the network, and with X as well: by itself no sign of training"
+    none = "along the network; with X it has no trend"
+    wanted = (
+        f"Sparsity of contributions {also}",
+        "The dimension of contributions rises along the network; with X it falls",
+        "The participation ratio of contributions has no trend along the network, nor with X",
+        f"The correlation of positive and negative part falls {none}",
+    )
+    assert tuple(begin.replace(words, "X") for begin, _, _ in begins) == wanted
+    assert [end for _, _, end in begins] == [f"{n} of 4 sites." for n in (1, 2, 0, 3)]
+    assert trends(run) == []  # two sites at most are no trend
+    assert trends(replace(run, statistics=None)) == []
+
+
+def test_controls_of_another_store_or_half_made_are_passed_over(tmp_path):
+    folder = with_controls(tmp_path / "run", links=("stats",))
+    next((folder / "controls" / "shuffled-labels").rglob("shard-*.json")).unlink()
+    shutil.rmtree(folder / "contributions.zarr")
+    store = collect(
+        small_resnet(), small_inputs(), SITES, out=folder / "contributions.zarr", progress=False,
+        method=IntegratedGradients(steps=4),
+    )  # fmt: skip
+    found = read_run(folder).twins
+    assert [twin.control["name"] for twin in found] == ["RandomWeights"]
+    shutil.rmtree(store.path)
+    collect(
+        small_resnet(), small_inputs(), SITES, out=folder / "contributions.zarr", progress=False,
+        method=IntegratedGradients(steps=3),
+    )  # fmt: skip
+    assert read_run(folder).twins == ()

@@ -19,6 +19,7 @@ from condec.figures.style import (
     POSITIVE,
     RANKINGS,
     RULE,
+    SHUFFLED,
     SIGNED,
     list_names,
     name_lines,
@@ -44,8 +45,15 @@ _QUANTITIES: Final = {
 }
 
 
+_DASHES: Final = ((3.0, 2.0), (1.2, 1.6), (5.0, 1.5, 1.2, 1.5))
+"""Dashes of one twin after the other."""
+
+
 def layer_statistics_figure(
-    statistics: "pandas.DataFrame", quantities: Sequence[str] = tuple(_QUANTITIES)
+    statistics: "pandas.DataFrame",
+    quantities: Sequence[str] = tuple(_QUANTITIES),
+    *,
+    twins: "Mapping[str, pandas.DataFrame] | None" = None,
 ) -> Figure:
     """Statistics of contributions and activations over the sites (Melander et al. 2026, fig. 3).
 
@@ -55,6 +63,8 @@ def layer_statistics_figure(
         From `layer_statistics`.
     quantities : sequence of str
         Of ``hoyer``, ``dims95``, ``participation_ratio``, ``sign_correlation``; a panel each.
+    twins : mapping of str to pandas.DataFrame, optional
+        The same statistics of controls, by the name that stands at their dashed lines.
 
     Raises
     ------
@@ -71,23 +81,33 @@ def layer_statistics_figure(
         )
     not_empty(statistics, "layer_statistics_figure")
     sites = [str(site) for site in statistics["site"]]
+    tables = {name: table.set_index("site").reindex(sites) for name, table in (twins or {}).items()}
     with styled():
         figure, axes = panels(len(quantities), height=2.9)
         for axis, name in zip(axes, quantities, strict=True):
             title(axis, *_QUANTITIES[name])
             if name == "sign_correlation":
-                lines = [("", CONTRIBUTION, statistics[name])]
+                lines = [("this network" if tables else "", CONTRIBUTION, name)]
                 axis.axhline(0, color=RULE, linewidth=0.9, zorder=0)
             else:
                 lines = [
-                    ("activations", ACTIVATION, statistics[f"{name}_activation"]),
-                    ("contributions", CONTRIBUTION, statistics[f"{name}_contribution"]),
+                    ("activations", ACTIVATION, f"{name}_activation"),
+                    ("contributions", CONTRIBUTION, f"{name}_contribution"),
                 ]
-            for _, colour, values in lines:
+            ends = []
+            for text, colour, column in lines:
+                values = statistics[column]
                 axis.plot(range(len(sites)), values, "o-", color=colour, markersize=4)
+                ends.append((float(values.iloc[-1]), text, colour))
+                for number, (twin, table) in enumerate(tables.items()):
+                    dashes = (0, _DASHES[number % len(_DASHES)])
+                    axis.plot(
+                        range(len(sites)), table[column], color=colour, linewidth=1.3, zorder=1.9,
+                        linestyle=dashes, dash_capstyle="butt",
+                    )  # fmt: skip
+                    ends.append((float(table[column].iloc[-1]), twin, colour))
             if name != "sign_correlation":
                 axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-            ends = [(float(values.iloc[-1]), text, colour) for text, colour, values in lines]
             name_lines(axis, ends)
             site_axis(axis, sites)
     return figure
@@ -178,7 +198,7 @@ def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
         title(axis, "Top label correlation", "highest correlation of each with any label")
         names = []
         for (name, values), colour in zip(
-            kept.items(), (CONTRIBUTION, "#8A8F96", ACTIVATION), strict=False
+            kept.items(), (CONTRIBUTION, "#8A8F96", SHUFFLED), strict=False
         ):
             if not len(values):
                 continue

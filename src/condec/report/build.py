@@ -77,6 +77,12 @@ def _write_pages(run: RunPart, folder: Path) -> None:
         lines=[summary.site_line(site) for site in run.sites],
         figures=studio.overview(run),
         statistics=_records(run.statistics),
+        twins=[
+            (words.control_words(twin.control), _records(twin.statistics))
+            for twin in run.twins
+            if twin.statistics is not None
+        ],
+        trends=summary.trends(run),
         recipe=summary.recipe(run),
         plan=tomli_w.dumps(dict(run.plan)) if run.plan else "",
     )
@@ -115,6 +121,7 @@ def _dictionary(run: RunPart, site: SitePart, fitted: Fitted, studio: Studio) ->
         "modes": fitted.modes,
         "quality": [(summary.SPLITS[split], asdict(values)) for split, values in metrics.items()],
         "figures": studio.fitted(run, site, fitted, lines),
+        "chance": summary.chance(run, fitted),
         "training": studio.training(site, fitted),
         "cards": [(card, [] if card.place is None else tiles[card.place]) for card in cards],
         "lines": lines[:LINES],

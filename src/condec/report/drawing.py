@@ -16,7 +16,7 @@ from condec.maps import SiteMaps
 from condec.metrics import correlation_matrix
 from condec.report.cards import ModeLine
 from condec.report.reading import Fitted, RunPart, SitePart
-from condec.report.words import fixed
+from condec.report.words import control_words, fixed
 
 PARTS = ("total", "positive", "negative")
 _HEATMAP_MODES = 400
@@ -72,13 +72,18 @@ class Studio:
         """Figures of the first page by section."""
         drawn: dict[str, list[Drawn]] = {"statistics": [], "completeness": [], "control": []}
         if run.statistics is not None:
+            twins = {
+                control_words(twin.control): twin.statistics
+                for twin in run.twins
+                if twin.statistics is not None
+            }
             for quantity, alt in (
                 ("hoyer", "Sparsity of contributions and activations over the sites"),
                 ("dims95", "Dimensions of contributions and activations over the sites"),
                 ("participation_ratio", "Participation ratio over the sites"),
                 ("sign_correlation", "Correlation of positive and negative part over the sites"),
             ):
-                figure = figures.layer_statistics_figure(run.statistics, (quantity,))
+                figure = figures.layer_statistics_figure(run.statistics, (quantity,), twins=twins)
                 drawn["statistics"].append(self._figure(figure, quantity, alt))
         complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
         if complete:
@@ -118,6 +123,9 @@ class Studio:
         stem, drawn = f"{site.folder}-{fitted.name}", []
         if fitted.has_labels and len(fitted.modes):
             best = {"modes": fitted.correlation.max(1).values, "single units": _best_units(fitted)}
+            shuffled = run.shuffled_best(fitted)
+            if shuffled is not None:
+                best["shuffled labels"] = shuffled
             figure = figures.correlation_histogram_figure(best)
             alt = "Highest label correlation of modes and of single units"
             drawn.append(self._figure(figure, f"{stem}-correlations", alt))

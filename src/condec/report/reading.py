@@ -2,12 +2,12 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from condec.labels import label_name, membership
 from condec.maps import SiteMaps
 from condec.modes import Modes
 from condec.store import SiteInfo, Store
+from condec.twins import is_twin
 
 if TYPE_CHECKING:
     import pandas
@@ -106,6 +107,23 @@ class SitePart:
 
 
 @dataclass(frozen=True, eq=False)
+class TwinPart:
+    """One control.
+
+    Attributes
+    ----------
+    control : dict
+        From the recipe of its store.
+    store : Store
+    statistics : pandas.DataFrame, or None
+    """
+
+    control: Mapping[str, Any]
+    store: Store
+    statistics: "pandas.DataFrame | None"
+
+
+@dataclass(frozen=True, eq=False)
 class RunPart:
     """What a run folder holds.
 
@@ -120,6 +138,8 @@ class RunPart:
     label_names : tuple of str, or None
     statistics, areas : pandas.DataFrame, or None
     sites : tuple of SitePart
+    twins : tuple of TwinPart
+        Complete ones of this store; others are passed over.
     """
 
     folder: Path
@@ -130,10 +150,21 @@ class RunPart:
     statistics: "pandas.DataFrame | None"
     areas: "pandas.DataFrame | None"
     sites: tuple[SitePart, ...]
+    twins: tuple[TwinPart, ...] = ()
 
     def label(self, number: int) -> str:
         """Name of a label; a dash for none."""
         return "\N{EN DASH}" if number < 0 else label_name(self.label_names, number)
+
+    def shuffled_best(self, fitted: Fitted) -> Tensor | None:
+        """Highest correlation of every mode with any label, labels shuffled; training rows.
+
+        None where there is no such control, or nothing to compare.
+        """
+        for twin in self.twins:
+            if twin.control["name"] == "ShuffledLabels" and fitted.has_labels and len(fitted.modes):
+                return fitted.modes.correlation(twin.store.labels, split="train").max(1).values
+        return None
 
     @property
     def n_labels(self) -> int:
@@ -175,7 +206,22 @@ def read_run(folder: Path) -> RunPart:
             )
             for site in store.sites
         ),
+        twins=tuple(_twins(folder, store)),
     )
+
+
+def _twins(folder: Path, store: Store) -> Iterator[TwinPart]:
+    table = _table(folder / "analysis" / "statistics_controls.parquet")
+    for path in sorted((folder / "controls").glob("*/contributions.zarr")):
+        twin = Store.open(path)
+        if not is_twin(twin, store) or not twin.is_complete:
+            continue
+        rows = None if table is None else table[table["control"] == unquote(path.parent.name)]
+        yield TwinPart(
+            control=twin.recipe["control"],
+            store=twin,
+            statistics=None if rows is None or rows.empty else rows,
+        )
 
 
 def _finite(values: Tensor | None) -> Tensor | None:

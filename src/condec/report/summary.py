@@ -8,7 +8,18 @@ from typing import Final
 import torch
 
 from condec.report.reading import Fitted, RunPart, SitePart
-from condec.report.words import count, fixed, method_words, percent, plain, target_words
+from condec.report.words import (
+    STATISTICS,
+    control_words,
+    count,
+    fixed,
+    method_words,
+    percent,
+    plain,
+    target_words,
+    trend_words,
+)
+from condec.statistics import compare_trends
 
 SPLITS: Final = {"train": "training", "held_out": "held out"}
 """Rows that a dictionary was fitted to or not, in words."""
@@ -162,6 +173,34 @@ def warnings(run: RunPart) -> Iterator[str]:
         yield "No inputs were held out: all figures are those of the inputs that were fitted."
 
 
+def trends(run: RunPart) -> list[str]:
+    """What the statistics do along the network, here and in every twin, in sentences."""
+    if run.statistics is None:
+        return []
+    return [
+        trend_words({str(k): v for k, v in row.items()}, control_words(twin.control))
+        for twin in run.twins
+        if twin.statistics is not None
+        for row in compare_trends(run.statistics, twin.statistics).to_dict("records")
+        if row["statistic"] in STATISTICS and math.isfinite(row["trend"] + row["twin_trend"])
+    ]
+
+
+def chance(run: RunPart, fitted: Fitted) -> str:
+    """How well modes correlate with shuffled labels, in a sentence; empty without that control."""
+    shuffled = run.shuffled_best(fitted)
+    if shuffled is None:
+        return ""
+    middle, by_chance = (
+        fixed(float(values.double().nanquantile(0.5)))
+        for values in (fitted.correlation.max(1).values, shuffled)
+    )
+    return (
+        f"The median mode correlates by {middle} with the label that fits it best; when the labels "
+        f"are shuffled, by {by_chance}: so much comes by chance. Both on training rows."
+    )
+
+
 def recipe(run: RunPart) -> list[tuple[str, str]]:
     """What the contributions were made with, line by line."""
     made = dict(run.store.recipe)
@@ -183,6 +222,8 @@ def recipe(run: RunPart) -> list[tuple[str, str]]:
     }
     for key, value in made.items():
         lines.append((names.get(key, key), plain(value)))
+    if run.twins:
+        lines.append(("Controls", "; ".join(control_words(twin.control) for twin in run.twins)))
     return lines
 
 

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from markupsafe import Markup, escape
+
+from condec.statistics import TREND
 
 DASH = "\N{EN DASH}"
 
@@ -78,6 +80,56 @@ def target_words(target: Mapping[str, Any]) -> str:
         case "Predicted":
             return f"the {what} of the predicted class"
     return plain(target)
+
+
+def control_words(control: Mapping[str, Any]) -> str:
+    """A control.
+
+    >>> control_words({"name": "RandomWeights", "seed": 0, "from_module": "block3"})
+    'random weights from block3'
+    >>> control_words({"name": "ShuffledLabels", "seed": 2})
+    'shuffled labels, seed 2'
+    """
+    seed = f", seed {control['seed']}" if control.get("seed") else ""
+    match control.get("name"):
+        case "RandomWeights":
+            begin = control.get("from_module")
+            return "random weights" + (f" from {begin}" if begin else "") + seed
+        case "ShuffledLabels":
+            return f"shuffled labels{seed}"
+    return plain(control)
+
+
+STATISTICS: Final[Mapping[str, str]] = {
+    "hoyer_contribution": "sparsity of contributions",
+    "dims95_contribution": "the dimension of contributions",
+    "participation_ratio_contribution": "the participation ratio of contributions",
+    "sign_correlation": "the correlation of positive and negative part",
+}
+"""Statistics whose trends are put into words, and how they are called there."""
+
+
+def trend_words(row: Mapping[str, Any], twin: str) -> str:
+    """One row of `compare_trends` as a sentence; `twin` are the words of the control.
+
+    >>> row = {"statistic": "hoyer_contribution", "trend": 1.0, "twin_trend": 0.8, "shared": True,
+    ...        "above": 1, "sites": 4}
+    >>> trend_words(row, "random weights")
+    'Sparsity of contributions rises along the network, and with random weights as well: by ...'
+    """
+    subject = STATISTICS[row["statistic"]]
+
+    def goes(trend: float) -> str:
+        return "has no trend" if abs(trend) < TREND else "rises" if trend > 0 else "falls"
+
+    own, other = goes(row["trend"]), goes(row["twin_trend"])
+    begin = f"{subject[0].upper()}{subject[1:]} {own} along the network"
+    above = f"It is above that of {twin} at {row['above']} of {row['sites']} sites."
+    if row["shared"]:
+        return f"{begin}, and with {twin} as well: by itself no sign of training. {above}"
+    if own == other:
+        return f"{begin}, nor with {twin}. {above}"
+    return f"{begin}; with {twin} it {other}. {above}"
 
 
 def plain(value: Any) -> str:
