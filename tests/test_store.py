@@ -55,6 +55,7 @@ def _rows(n: int, *, seed: int = 0, infos: Sequence[SiteInfo] = INFOS, **other: 
         "prediction": torch.randint(0, 9, (n,), generator=gen),
         "target": torch.randn(n, generator=gen),
         "target_baseline": torch.randn(n, generator=gen),
+        "steps": torch.randint(-1, 99, (n,), generator=gen),
         "valid": torch.ones(n, dtype=torch.bool),
         "contribution": units(),
         "activation": units(),
@@ -112,6 +113,8 @@ def test_rows_come_back_valid_ones_only_whatever_the_sizes(
     assert torch.equal(store.predictions, rows.prediction[valid])
     assert torch.equal(store.target, rows.target[valid])
     assert torch.equal(store.target_baseline, rows.target_baseline[valid])
+    assert rows.steps is not None
+    assert torch.equal(store.steps, rows.steps[valid])
     for quantity in ("contribution", "activation"):
         positive, negative = getattr(rows, quantity)["a"][valid].unbind(1)
         for sign, wanted in (
@@ -211,7 +214,7 @@ def test_xarray_reads_all_of_it_without_a_warning(tmp_path: Path) -> None:
     assert any("a\0b" in name for name in store.sample_ids)
     assert inputs.sizes == {"sample": 7}
     assert {str(name) for name in inputs} == {
-        "id", "label", "prediction", "target", "target_baseline", "valid",
+        "id", "label", "prediction", "target", "target_baseline", "steps", "valid",
     }  # fmt: skip
     folder = "sites/blocks.3.attn.proj%3Ainput%230%40heads%282%29"
     for consolidated in (None, False):
@@ -383,13 +386,13 @@ def test_killed_at_random_moments_and_run_again(
     assert _bytes(tmp_path) == undisturbed
 
 
-# The flushes to disk are counted, two a file (its content, its folder): 16 files and one
-# rename make the store, then come ten arrays and the manifest record of every shard.
+# The flushes to disk are counted, two a file (its content, its folder): 17 files and one
+# rename make the store, then come eleven arrays and the manifest record of every shard.
 @pytest.mark.parametrize(
     ("die_at", "where"),
     [
-        (1, ".new"), (6, ".new"), (31, ".new"), (33, ""),
-        (34, ".partial"), (35, ""), (44, ".partial"), (54, ".partial"), (55, ""), (76, ".partial"),
+        (1, ".new"), (6, ".new"), (33, ".new"), (35, ""),
+        (36, ".partial"), (37, ""), (46, ".partial"), (58, ".partial"), (59, ""), (82, ".partial"),
     ],
 )  # fmt: skip
 def test_killed_with_half_a_file_written_and_run_again(
@@ -439,7 +442,7 @@ def test_a_flipped_bit_in_any_file_is_found(tmp_path: Path) -> None:
     store = _full(tmp_path / "s.zarr")
     store.verify()
     files = sorted(path for path in store.path.rglob("*") if path.is_file())
-    assert len(files) == 16 + 3 * (6 + 4) + 3  # metadata, shards of ten arrays, records
+    assert len(files) == 17 + 3 * (7 + 4) + 3  # metadata, shards of eleven arrays, records
     draw = random.Random(0)
     for path in files:
         content = path.read_bytes()
@@ -661,9 +664,9 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     root = json.loads((store.path / "zarr.json").read_text())
     root["attributes"]["condec"]["schema"] = 99
     (store.path / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(StoreError, match=r"is written in schema 99; this version .* schema 1"):
+    with pytest.raises(StoreError, match=r"is written in schema 99; this version .* schema 2"):
         Store.open(store.path)
-    root["attributes"]["condec"] |= {"schema": 1, "shard_size": 4}
+    root["attributes"]["condec"] |= {"schema": 2, "shard_size": 4}
     (store.path / "zarr.json").write_text(json.dumps(root))
     with pytest.raises(StoreError, match=r"metadata are damaged: zarr\.json: expected a configura"):
         Store.open(store.path)
