@@ -126,7 +126,7 @@ def test_all_sites_in_one_forward_and_backward_a_step(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         torch.autograd, "grad", lambda *a, **k: calls.append("backward") or grad(*a, **k)
     )
-    method = IntegratedGradients(steps=6)
+    method = IntegratedGradients(steps=6, stack=1)
     method.attribute(model, torch.randn(2, 1, 5, 5), [Site("block1"), Site("block2")], TopK())
     assert calls == ["forward", "backward"] * 7
     assert method.n_passes == 7
@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     for steps in (3, 12):
         alive.clear()
         most = 0
-        IntegratedGradients(steps=steps).attribute(
+        IntegratedGradients(steps=steps, stack=1).attribute(
             small_resnet(), torch.randn(2, 1, 5, 5), [Site("block1")], TopK()
         )
         assert most == 3

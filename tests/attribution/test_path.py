@@ -66,7 +66,7 @@ def images(n: int = 4) -> torch.Tensor:
 )
 def test_stacking_changes_nothing(steps: int, stack: int, rule: str, path: str) -> None:
     model, x = small_resnet().double(), images(3)
-    one = IntegratedGradients(steps=steps, rule=rule, path=path)
+    one = IntegratedGradients(steps=steps, rule=rule, path=path, stack=1)
     many = IntegratedGradients(steps=steps, rule=rule, path=path, stack=stack)
     a = contribute(model, x, "block*", method=one, target=Predicted())
     b = contribute(model, x, "block*", method=many, target=Predicted())
@@ -80,6 +80,20 @@ def test_stacked_points_run_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None
     method = IntegratedGradients(steps=10, stack=4)
     method.attribute(model, images(2).float(), (*contribute_sites(model),), Logit(0))
     assert batches == [2, 8, 8, 2, 1]  # the inputs, nine points between, the shared baseline
+
+
+def test_stack_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from condec.attribution import path
+
+    model, batches = small_resnet(), []
+    model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
+    method, sites = IntegratedGradients(steps=4), contribute_sites(model)
+    a_sample = 2 * 4 * 6 * 5 * 4  # sites, channels, space, bytes
+    for points, expected in ((1, [2, 2, 2, 2, 1]), (2, [2, 4, 2, 1]), (9, [2, 6, 1])):
+        batches.clear()
+        monkeypatch.setitem(path._PASS_BYTES, "cpu", points * 2 * a_sample)
+        method.attribute(model, images(2).float(), sites, Logit(0))
+        assert batches == expected
 
 
 def contribute_sites(model: nn.Module):  # type: ignore[no-untyped-def]
@@ -119,7 +133,7 @@ def test_auto_is_within_its_tolerance_and_says_its_steps() -> None:
     assert set(batch.steps.tolist()) <= {4, 8, 16, 32, 64, 128, 256, 512}
     assert (batch.completeness()["block1"] - 1).abs().max() <= 5e-3
     for i, steps in enumerate(batch.steps.tolist()):
-        fixed = IntegratedGradients(steps=steps)
+        fixed = IntegratedGradients(steps=steps, stack=1)
         same = contribute(model, x[i : i + 1], "block*", method=fixed, target=Predicted())
         for site in ("block1", "block2"):
             torch.testing.assert_close(
@@ -222,7 +236,7 @@ def test_options_round_trip(baseline) -> None:  # type: ignore[no-untyped-def]
         (lambda: IntegratedGradients(rule="simpson"), "rule must be one of trapezoid, left"),
         (lambda: IntegratedGradients(steps="auto", rule="gauss"), "do not nest"),
         (lambda: IntegratedGradients(tolerance=0.0), "tolerance above 0"),
-        (lambda: IntegratedGradients(stack=0), "stack of at least 1"),
+        (lambda: IntegratedGradients(stack=0), "stack 'auto' or at least 1; got .*, 0"),
         (lambda: IntegratedGradients(steps="all"), "at least 1, or 'auto'; got 'all'"),
         (lambda: Blur(0.0), "sigma must be positive; got 0"),
         (lambda: Blur(1.0).make(torch.ones(2, 3)), r"expected inputs of shape .*got \(2, 3\)"),

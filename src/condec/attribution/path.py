@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import condec.data
 
 _KEPT_BYTES: Final = 2**32
+# Measured on 2 cores with a ResNet-20, 0.3 MiB of records a sample: a path of 10 steps takes
+# 0.21 s at one point of 8 samples a pass, 0.12 s at ten; at 64 samples ten points are slower.
+_PASS_BYTES: Final = {"cpu": 2**26, "cuda": 2**30}
 
 
 @final
@@ -65,9 +68,11 @@ class IntegratedGradients(Method):
         For ``steps="auto"``: where doubling ends; a warning counts the samples that are not
         within the tolerance. Points are kept, so memory grows with the steps here, and only
         here.
-    stack : int
+    stack : int or "auto"
         Points of the path in one pass: faster where a batch alone does not fill the device,
-        at `stack` times the memory of a pass. Changes rounding only.
+        at `stack` times the memory of a pass. ``"auto"``: as many as keep the records of a
+        pass below 64 MiB (1 GiB on a GPU), so that large batches run one point at a time.
+        Changes rounding only.
 
     Raises
     ------
@@ -82,7 +87,7 @@ class IntegratedGradients(Method):
     rule: Rule = "trapezoid"
     tolerance: float = 1e-2
     max_steps: int = 128
-    stack: int = 1
+    stack: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.steps != "auto" and not (isinstance(self.steps, int) and self.steps >= 1):
@@ -97,10 +102,12 @@ class IntegratedGradients(Method):
                 raise OptionError(
                     f"IntegratedGradients: {name} must be one of {', '.join(known)}; got {value!r}"
                 )
-        if not self.tolerance > 0 or self.max_steps < 8 or self.stack < 1:
+        few = self.stack != "auto" and not (isinstance(self.stack, int) and self.stack >= 1)
+        if not self.tolerance > 0 or self.max_steps < 8 or few:
             raise OptionError(
                 "IntegratedGradients: expected tolerance above 0, max_steps of at least 8 and "
-                f"stack of at least 1; got {self.tolerance}, {self.max_steps}, {self.stack}"
+                f"stack 'auto' or at least 1; got {self.tolerance}, {self.max_steps}, "
+                f"{self.stack!r}"
             )
         if self.steps == "auto" and self.rule == "gauss":
             raise OptionError(
@@ -154,8 +161,9 @@ class IntegratedGradients(Method):
         return tuple(key for key, cut in find_cuts(model, inputs[:1], sites).items() if cut)
 
     def _integrate(self, path: Path, first: Point, cuts: Sequence[str]) -> Integral:
+        stack = _stack_size(first) if self.stack == "auto" else self.stack
         if self.steps != "auto":
-            return integrate(path, first, self.steps, self.rule, self.stack)
+            return integrate(path, first, self.steps, self.rule, stack)
         cuts = [key for key in cuts if key in first.records]
         n_samples = len(first.target)
         group = _group_size(first, self.max_steps)
@@ -170,7 +178,7 @@ class IntegratedGradients(Method):
                     tolerance=self.tolerance,
                     max_steps=self.max_steps,
                     cuts=cuts,
-                    stack=max(1, self.stack * n_samples // len(rows)),
+                    stack=max(1, stack * n_samples // len(rows)),
                 )
             )
         return _join(parts)
@@ -200,14 +208,22 @@ class IntegratedGradients(Method):
         return Integral(contribution, end.target, steps)
 
 
+def _stack_size(first: Point) -> int:
+    """Points of a batch that may share a pass."""
+    device = first.target.device.type
+    return max(1, _PASS_BYTES.get(device, _PASS_BYTES["cpu"]) // (_bytes(first) // 2))
+
+
 def _group_size(first: Point, max_steps: int) -> int:
     """Samples whose points may be kept together."""
-    a_sample = sum(
-        tensor[0].numel() * tensor.element_size()
-        for tensors in (first.records, first.gradients)
-        for tensor in tensors.values()
-    )
+    a_sample = max(1, _bytes(first) // len(first.target))
     return max(1, _KEPT_BYTES // (a_sample * (max_steps + 1)))
+
+
+def _bytes(point: Point) -> int:
+    """Size of all records and gradients."""
+    tensors = (*point.records.values(), *point.gradients.values())
+    return max(2, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
 def _join(parts: Sequence[Integral]) -> Integral:
