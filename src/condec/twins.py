@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import IntegratedGradients
-from condec.collection import collect, fingerprint
+from condec.batches import fingerprint
+from condec.collection import collect
 from condec.contributions import Sites, prepare_inputs
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
 from condec.data.inputs import bytes_of
 from condec.errors import DataError, StoreError
 from condec.models.randomize import has_statistics, modules_from, randomize
 from condec.options import Option
-from condec.shards import QUANTITIES
+from condec.shards import INPUTS, QUANTITIES
 from condec.sites import find_sites
 from condec.store import Rows, Store
 from condec.targets import TargetLike, TopK, as_target
@@ -31,7 +32,9 @@ from condec.targets import TargetLike, TopK, as_target
 N_ESTIMATE: Final = 256
 """Inputs, evenly spread over the data, on which batch normalization is estimated anew."""
 _BATCH: Final = 64
-_SAME: Final = ("model", "data", "n_samples", "sites", "method", "target", "reduction")
+_SAME: Final = (
+    "model", "data", "n_samples", "sites", "method", "target", "reduction", "compute"
+)  # fmt: skip
 """Entries of the recipe that a twin shares with the real store."""
 
 
@@ -277,7 +280,8 @@ def _copied(of: Store, labels: Tensor, out: Path, recorded: Mapping[str, Any]) -
         span = of.shard_rows(index)
         numbers: dict[str, Any] = {
             name: torch.from_numpy(read(f"inputs/{name}", span))
-            for name in ("prediction", "target", "target_baseline", "valid")
+            for name in INPUTS
+            if name not in ("id", "label")
         }
         parts: dict[str, Any] = {
             quantity: {
