@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from condec.errors import CondecError, DependencyError, ModelError, OptionError
 from condec.models import LoadedModel
 from condec.models.language import LanguageModel
-from condec.models.library import import_optional, load_weights, per_picture, seeded
+from condec.models.library import import_optional, per_picture, read_state, seeded
 from condec.models.torchvision import import_torchvision
 
 _PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
@@ -90,14 +90,15 @@ def load_huggingface_model(
     trust = {"trust_remote_code": trust_remote_code}
     config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place, **trust))
     auto = getattr(library, _task(config))
-    if weights in (None, "default"):
-        model = _fetched(
-            name,
-            lambda: auto.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **trust),
-        )
-    else:
+    if weights == "random":
         model = seeded(lambda: auto.from_config(config, **trust))
-        load_weights(model, None if weights == "random" else weights)
+    elif weights is None or weights == "default":
+        model = _pretrained(auto, name, place, use_safetensors=True, **trust)
+    else:
+        # Files on the hub name tensors as older versions did; only this translates them.
+        kind = type(auto.from_config(config, **trust))
+        state = dict(read_state(Path(weights)))
+        model = _pretrained(kind, name, None, config=config, state_dict=state)
     model = model.eval()
     spec = f"huggingface:{name}"
     if auto is library.AutoModelForCausalLM:
@@ -149,6 +150,20 @@ def _fetched(name: str, make: Callable[[], Any]) -> Any:
             "or a name that the hub has, with config.json and weights in safetensors; code that "
             "comes with a model is not run"
         ) from error
+
+
+def _pretrained(kind: Any, name: str, place: str | None, **options: Any) -> nn.Module:
+    """A model with all its weights: what a checkpoint lacks would be random, and said in a log."""
+    options |= {"dtype": torch.float32, "output_loading_info": True}
+    model, info = _fetched(name, lambda: kind.from_pretrained(place, **options))
+    lacking = sorted(info["missing_keys"])
+    if lacking:
+        raise ModelError(
+            f"huggingface:{name}: its weights lack {len(lacking)} entries of "
+            f"{type(model).__name__}: {', '.join(lacking[:3])}"
+        )
+    checked: nn.Module = model
+    return checked
 
 
 def _tokenizer(library: Any, place: str) -> Any:

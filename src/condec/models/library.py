@@ -74,7 +74,7 @@ def load_weights(model: nn.Module, weights: str | Path | None) -> None:
     if weights is None:
         return
     path = Path(weights)
-    state = _read_state(path)
+    state = read_state(path)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -92,7 +92,14 @@ def load_weights(model: nn.Module, weights: str | Path | None) -> None:
         )
 
 
-def _read_state(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """Tensors by name, from a ``.safetensors`` or a tensors-only ``.pt`` file.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read without running code from it, or holds something else.
+    """
     from safetensors.torch import load_file
 
     try:

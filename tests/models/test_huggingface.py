@@ -1,0 +1,316 @@
+"""Hugging Face: tiny random models, saved and read again; language models by embeddings."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from condec.attribution import IntegratedGradients
+from condec.attribution.baselines import ZeroTokens
+from condec.contributions import contribute
+from condec.errors import DataError, ModelError, OptionError
+from condec.models import load_model
+from condec.models.huggingface import PooledEncoder, load_huggingface_model
+from condec.models.language import LanguageModel
+from condec.models.torchvision import import_torchvision
+from condec.sites import find_sites
+from condec.targets import Logit
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def library() -> ModuleType:
+    import_torchvision()
+    return pytest.importorskip("transformers")
+
+
+def scatter(model: nn.Module) -> nn.Module:
+    """Weights with which something happens: those of a fresh model are nearly zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+VIT = {
+    "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+    "image_size": 8, "patch_size": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def classifier(library: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    config = library.ViTConfig(**VIT, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
+    scatter(library.ViTForImageClassification(config)).save_pretrained(folder)
+    library.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+def test_classifier_with_its_preprocessing(library: ModuleType, classifier: Path) -> None:
+    loaded = load_model(f"huggingface:{classifier.name}", folder=classifier.parent)
+    assert loaded.label_names == ("cat", "dog")
+    assert loaded.input_shape == (3, 8, 8)
+    assert not loaded.model.training
+    pixels = torch.randint(0, 256, (2, 20, 20, 3), dtype=torch.uint8)
+    assert loaded.preprocess is not None
+    images = loaded.preprocess(pixels)
+    assert images.shape == (2, 3, 8, 8)
+    assert images.min() >= -1
+    assert images.max() <= 1
+    assert images.min() < 0  # (x - 0.5) / 0.5, and not divided by 255 alone
+    theirs = library.ViTForImageClassification.from_pretrained(classifier).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images).logits, theirs(images).logits)
+    batch = contribute(loaded.model, images, "preset:vit_heads,preset:vit_blocks").reduce()
+    assert [tuple(part.contribution.shape) for part in batch.by_site] == [
+        (2, 2, 2), (2, 2, 8), (2, 2, 2), (2, 2, 8),
+    ]  # fmt: skip
+    assert set(batch.completeness()) == {"vit.layers.0", "vit.layers.1"}
+
+
+def test_preprocessing_may_be_given_or_missing(classifier: Path, tmp_path: Path) -> None:
+    given = load_huggingface_model(str(classifier), None, preprocess=lambda x: x.float()[:, :3])
+    assert given.preprocess is not None
+    assert given.preprocess(torch.ones(1, 8, 8, 3)).shape == (1, 3, 8, 3)
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((classifier / file).read_bytes())
+    bare = load_model(f"huggingface:{tmp_path}")
+    assert bare.preprocess is None
+    assert bare.input_shape == (3, 8, 8)
+
+
+def test_weights_random_or_from_a_file(classifier: Path, tmp_path: Path) -> None:
+    spec = f"huggingface:{classifier}"
+    own = load_model(spec, "default").model.state_dict()
+    random = load_model(spec, "random").model.state_dict()
+    again = load_model(spec, "random").model.state_dict()
+    filed = load_model(spec, classifier / "model.safetensors").model.state_dict()
+    save_file(own, tmp_path / "own.safetensors")  # as this version of transformers names them
+    renamed = load_model(spec, tmp_path / "own.safetensors").model.state_dict()
+    save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="lack 40 entries of ViTForImageClassification"):
+        load_model(spec, tmp_path / "other.safetensors")
+    name = "classifier.weight"
+    assert torch.equal(random[name], again[name])
+    assert not torch.equal(random[name], own[name])
+    assert all(torch.equal(filed[name], own[name]) for name in own)
+    assert all(torch.equal(renamed[name], own[name]) for name in own)
+
+
+def test_encoder_gives_one_vector_a_picture(library: ModuleType, tmp_path: Path) -> None:
+    config = library.Dinov2WithRegistersConfig(**VIT, mlp_ratio=2, num_register_tokens=3)
+    model = scatter(library.Dinov2WithRegistersModel(config))
+    model.save_pretrained(tmp_path)
+    loaded = load_model(f"huggingface:{tmp_path}")
+    assert isinstance(loaded.model, PooledEncoder)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(images), model(images).pooler_output, atol=1e-6)
+    sites = find_sites(loaded.model, "preset:vit_blocks@features[register]")
+    assert [site.key for site in sites] == [
+        f"encoder.encoder.layer.{i}@features[1:4]" for i in (0, 1)
+    ]
+    batch = contribute(loaded.model, images, sites, target=Logit(3)).reduce()
+    assert batch.by_site[0].contribution.shape == (2, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), OptionError, "holds no config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), ModelError, "not read .OSError.*safetensor"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            ModelError,
+            "not read .*weights in safetensors",
+        ),
+        (
+            lambda f: edit(f, num_hidden_layers=3),
+            ModelError,
+            "its weights lack 16 entries of ViTForImageClassification.*layers.2",
+        ),
+        (lambda f: edit(f, intermediate_size=13), ModelError, "not read .*mismatch"),
+        (
+            lambda f: edit(f, model_type="mine", auto_map={"AutoConfig": "code.MyConfig"}),
+            ModelError,
+            "code that comes with a model is not run",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read(
+    classifier: Path, tmp_path: Path, spoil: Callable[[Path], Any], error: type, message: str
+) -> None:
+    for file in classifier.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "code.py").write_text("raise SystemExit('code of the model ran')\n")
+    spoil(tmp_path)
+    with pytest.raises(error, match=message):
+        load_model(f"huggingface:{tmp_path}")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_other_kinds_of_models_are_refused(library: ModuleType, tmp_path: Path) -> None:
+    library.BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="BertForMaskedLM: expected an image classifier"):
+        load_model(f"huggingface:{tmp_path}")
+    with pytest.raises(OptionError, match=r"there is no folder .*nowhere"):
+        load_model("huggingface:./nowhere")
+
+
+# --- language models ----------------------------------------------------------------------
+
+
+def gpt2(library: ModuleType) -> nn.Module:
+    config = library.GPT2Config(
+        vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1
+    )
+    return scatter(library.GPT2LMHeadModel(config))
+
+
+def llama(library: ModuleType) -> nn.Module:
+    config = library.LlamaConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=1,
+        # With the usual 1e-6 the network hardly depends on the size of the embeddings: nearly
+        # all of the path lies in its first 0.1 %, and no rule with equal steps follows it.
+        rms_norm_eps=0.3,
+    )  # fmt: skip
+    return scatter(library.LlamaForCausalLM(config))
+
+
+MAKERS = {"gpt2": gpt2, "llama": llama}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def theirs(request: pytest.FixtureRequest, library: ModuleType) -> nn.Module:
+    model: nn.Module = MAKERS[request.param](library)
+    return model.double()
+
+
+def test_language_model_gives_next_token_logits(theirs: nn.Module) -> None:
+    model = LanguageModel(theirs)
+    assert not model.training
+    ids = torch.randint(0, 11, (3, 6))
+    embeddings = model.embed(ids)
+    assert embeddings.shape == (3, 6, 8)
+    with torch.no_grad():
+        assert torch.allclose(model(embeddings), theirs(ids).logits[:, -1], atol=1e-9)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(theirs: nn.Module, side: str) -> None:
+    model = LanguageModel(theirs)
+    prompts = [torch.randint(0, 11, (1, n)) for n in (3, 6, 1)]
+    width = [6 - p.shape[1] for p in prompts]
+    pads = [(w, 0) if side == "left" else (0, w) for w in width]
+    ids = torch.cat([nn.functional.pad(p, pad) for p, pad in zip(prompts, pads, strict=True)])
+    mask = torch.cat([
+        nn.functional.pad(torch.ones_like(p), pad) for p, pad in zip(prompts, pads, strict=True)
+    ])  # fmt: skip
+    embeddings = model.embed(ids, mask)
+    assert embeddings.shape == (3, 6, 9)
+    padded = contribute_to(model, embeddings, padded=True)
+    for i, prompt in enumerate(prompts):
+        alone = contribute_to(model, model.embed(prompt))
+        real = mask[i].bool()
+        assert torch.allclose(padded.output[i], alone.output[0], atol=1e-9)
+        assert padded.target_baseline[i].item() == pytest.approx(alone.target_baseline.item())
+        for mine, wanted in zip(padded.by_site, alone.by_site, strict=True):
+            assert torch.allclose(mine.contribution[i][real], wanted.contribution[0], atol=1e-9), (
+                mine.site.key
+            )
+            assert not mine.contribution[i][~real].any(), mine.site.key
+
+
+def contribute_to(model: LanguageModel, embeddings: Tensor, *, padded: bool = False):  # type: ignore[no-untyped-def]
+    sites = "preset:lm_blocks,preset:lm_mlp_neurons,preset:lm_heads"
+    method = IntegratedGradients(steps=3, baseline=ZeroTokens()) if padded else (
+        IntegratedGradients(steps=3)
+    )  # fmt: skip
+    return contribute(model, embeddings, sites, method=method, target=Logit(7))
+
+
+def test_contributions_to_a_token_are_complete(theirs: nn.Module) -> None:
+    model = LanguageModel(theirs)
+    embeddings = model.embed(torch.randint(0, 11, (2, 5)))
+    batch = contribute(
+        model, embeddings, "preset:lm_blocks,preset:lm_mlp_neurons,preset:lm_heads",
+        method=IntegratedGradients(steps=24), target=Logit(7),
+    )  # fmt: skip
+    complete = batch.completeness()
+    blocks = [site.key for site in find_sites(model, "preset:lm_blocks")]
+    assert list(complete) == blocks
+    for values in complete.values():
+        assert (values - 1).abs().max() < 2e-3
+    shapes = {part.site.key: tuple(part.contribution.shape[2:]) for part in batch.reduce().by_site}
+    heads, hidden = (2, 32) if "GPT2" in type(theirs).__name__ else (4, 12)
+    assert sorted({shape[0] for shape in shapes.values()}) == sorted({8, heads, hidden})
+
+
+def test_baseline_must_leave_the_mask_alone(theirs: nn.Module) -> None:
+    model = LanguageModel(theirs)
+    mask = torch.tensor([[0, 1, 1]])
+    with pytest.raises(ModelError, match=r"baseline=ZeroTokens\(\)"):
+        contribute(model, model.embed(torch.tensor([[1, 2, 3]]), mask), "preset:lm_blocks")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes_with_tokens(theirs: nn.Module) -> None:
+    model = LanguageModel(theirs)
+    with pytest.raises(DataError, match=r"expected tokens 0 to 10.*up to 11"):
+        model.embed(torch.tensor([[11]]))
+    with pytest.raises(DataError, match=r"mask of the tokens' shape \(1, 2\); got \(1, 3\)"):
+        model.embed(torch.tensor([[1, 2]]), torch.tensor([[1, 0, 1]]))
+    for mask in ([[1, 0, 1]], [[0, 0, 0]]):
+        with pytest.raises(DataError, match=r"all on the left.*samples \[0\]"):
+            model.embed(torch.tensor([[1, 2, 3]]), torch.tensor(mask))
+    with pytest.raises(ModelError, match=r"expected embeddings \[sample, token, 8\]"):
+        model(torch.zeros(1, 3, 7))
+    with pytest.raises(ModelError, match="came without a tokenizer"):
+        model.embed_text("hello")
+    with pytest.raises(ModelError, match="expected a causal language model of Hugging Face"):
+        LanguageModel(nn.Linear(2, 2))
+
+
+WORDS = ["[UNK]", "the", "cat", "sat", "on", "mat"]
+
+
+def test_language_model_from_a_folder_with_its_tokenizer(
+    library: ModuleType, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    gpt2(library).save_pretrained(tmp_path)
+    library.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(
+        tmp_path
+    )
+    loaded = load_model(f"huggingface:{tmp_path}")
+    model = loaded.model
+    assert isinstance(model, LanguageModel)
+    assert model.token("mat") == 5
+    with pytest.raises(OptionError, match="'the mat' is 2 tokens"):
+        model.token("the mat")
+    with pytest.raises(DataError, match="at least one token"):
+        model.embed_text([""])
+    assert torch.equal(model.embed_text("the cat"), model.embed(torch.tensor([[1, 2]])))
+    both = model.embed_text(["the cat sat", "the cat"])
+    assert both[..., -1].tolist() == [[1, 1, 1], [0, 1, 1]]
+    with torch.no_grad():
+        assert torch.allclose(model(both)[1], model(model.embed_text("the cat"))[0], atol=1e-6)
