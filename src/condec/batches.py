@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from condec.attribution import ActGrad, IntegratedGradients, Method
 from condec.compute import Compute
-from condec.contributions import Contributions, Sites, assemble, contribute, prepare_inputs
+from condec.contributions import Contributions, Sites, assemble, prepare_inputs, run_batch
 from condec.data import Inputs
 from condec.errors import DataError, StoreError
 from condec.store import Rows, SiteInfo, Store
 from condec.targets import Target, TargetLike, TopK, as_target
+from condec.wrappers import original
 
 # Running totals, two records and two gradients a site, the autograd graph and what the
 # convolutions need: measured at 6 to 9 times the recorded activations on CPU.
@@ -99,10 +100,11 @@ class BatchPlan:
         on_bad: str,
     ) -> "BatchPlan":
         """Runs one sample, to see the sites' shapes."""
+        model = original(model)
         method, target = method or IntegratedGradients(), as_target(target or TopK())
         index, sample = _first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
-        batch = contribute(model, sample, sites, method=ActGrad(), target=target, labels=labels)
+        batch = run_batch(model, sample, sites, ActGrad(), target, labels)
         infos = tuple(
             SiteInfo(
                 site=part.site,
@@ -198,9 +200,7 @@ class BatchPlan:
             try:
                 reduced = self._attribute(self.fitted, batch).reduce()
             except DataError as error:
-                raise DataError(
-                    f"samples {ids[good[0]]!r} to {ids[good[-1]]!r}: {error}"
-                ) from error
+                raise _named(error, [ids[place] for place in good]) from error
             values["prediction"][good] = reduced.prediction.cpu()
             values["target"][good] = reduced.target.float().cpu()
             values["target_baseline"][good] = reduced.target_baseline.float().cpu()
@@ -258,8 +258,18 @@ class LoadedBatch:
     good: tuple[int, ...]
 
 
+def _named(error: DataError, ids: Sequence[str]) -> DataError:
+    """The error with the ids of the samples that it is about."""
+    if not error.samples:
+        return DataError(f"samples {ids[0]!r} to {ids[-1]!r}: {error}")
+    named = [repr(ids[place]) for place in error.samples]
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    return DataError(f"samples {', '.join(named[:5])}{more}: {error}")
+
+
 def fingerprint(model: nn.Module) -> str:
     """Name and SHA-256 of a model's class, parameters and buffers: changes if any of them does."""
+    model = original(model)
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

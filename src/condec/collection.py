@@ -24,7 +24,7 @@ from torch import nn
 from condec.attribution import Method
 from condec.batches import BatchPlan, LoadedBatch, chosen_batch, join_rows
 from condec.compute import Compute
-from condec.contributions import Sites
+from condec.contributions import Sites, is_silent, warn_of_silence
 from condec.data import as_inputs
 from condec.errors import OptionError
 from condec.pipeline import ahead, behind
@@ -145,6 +145,8 @@ def _run_shards(
     def write_shard(shard: tuple[int, Rows]) -> None:
         store.write_shard(*shard)
 
+    keys = [info.site.key for info in plan.infos]
+    silent = set(keys)
     with behind(write_shard) as write:
         for index, span in spans.items():
             parts, n_rows = [], 0
@@ -152,7 +154,10 @@ def _run_shards(
                 parts.append(next(results))
                 n_rows += len(parts[-1].ids)
                 advance(len(parts[-1].ids))
-            write((index, join_rows(parts)))
+            rows = join_rows(parts)
+            silent &= {k for k in silent if is_silent(rows.contribution[k], rows.activation[k])}
+            write((index, rows))
+    warn_of_silence([key for key in keys if key in silent], sum(map(len, spans.values())))
 
 
 def _results(

@@ -1,5 +1,6 @@
 """Contributions of one batch: attributed at all sites, in memory, in full shape."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from condec.attribution import Attribution, IntegratedGradients, Method, check_finite
+from condec.attribution import Attribution, IntegratedGradients, Method
 from condec.compute import Compute
 from condec.errors import DataError
 from condec.reduce import split_and_sum
@@ -15,6 +16,7 @@ from condec.shapes import PerSample, SampleIndex
 from condec.sites import Site, Units, find_site, find_sites, units_of
 from condec.tape import find_cuts
 from condec.targets import Target, TargetLike, TopK, as_target, predictions
+from condec.wrappers import original
 
 if TYPE_CHECKING:
     import numpy
@@ -189,6 +191,11 @@ def contribute(
         A pattern matches nothing, a module runs more than once and the site does not say
         which call is meant, or the target does not depend on a site.
 
+    Warns
+    -----
+    UserWarning
+        All contributions of a site are exactly zero, although its units are active.
+
     Examples
     --------
     >>> from condec.testing.models import small_resnet
@@ -198,14 +205,32 @@ def contribute(
     >>> batch.reduce()["block2"].contribution.shape
     torch.Size([2, 2, 4])
     """
+    given = None if labels is None else torch.as_tensor(labels)
+    x, method = torch.as_tensor(inputs), method or IntegratedGradients()
+    batch = run_batch(model, x, sites, method, as_target(target or TopK()), given, compute)
+    silent = [p.site.key for p in batch.by_site if is_silent(p.contribution, p.activation)]
+    warn_of_silence(silent, len(batch))
+    return batch
+
+
+def run_batch(
+    model: nn.Module,
+    inputs: Tensor,
+    sites: Sites,
+    method: Method,
+    target: Target,
+    labels: Tensor | None = None,
+    compute: Compute | None = None,
+) -> Contributions:
+    """What `contribute` does, with everything chosen and without its warning."""
+    model = original(model)
     compute = compute or Compute()
-    x = compute.arrange(prepare_inputs(model, torch.as_tensor(inputs)))
+    x = compute.arrange(prepare_inputs(model, inputs))
     found = find_sites(model, sites)
     cuts = find_cuts(model, x[:1], found)
-    given = None if labels is None else torch.as_tensor(labels)
-    setup = Setup(model, x, given, method or IntegratedGradients(), as_target(target or TopK()))
+    setup = Setup(model, x, labels, method, target)
     with compute.running(x.device):
-        result = setup.method.attribute(model, x, found, setup.target, given)
+        result = method.attribute(model, x, found, target, labels)
     return replace(assemble(result, found, cuts), setup=setup)
 
 
@@ -245,7 +270,7 @@ def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool
         Contributions are not finite, as where a gradient is infinite at the baseline.
     """
     for key, contribution in result.contribution.items():
-        check_finite(contribution.flatten(1).sum(1), f"the contribution at {key}")
+        _refuse_non_finite(key, contribution)
     by_key = {site.key: site for site in sites}
     parts = tuple(
         SiteContributions(
@@ -261,3 +286,33 @@ def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool
         result.target_baseline,
         result.steps,
     )
+
+
+def is_silent(contribution: Tensor, activation: Tensor) -> bool:
+    """Whether nothing is contributed at all, by units that are active."""
+    return not bool((contribution.abs() > 0).any()) and bool((activation.abs() > 0).any())
+
+
+def warn_of_silence(sites: Sequence[str], n_samples: int) -> None:
+    """Warn of sites that contribute exactly nothing: rarely meant, and not always a mistake."""
+    if sites:
+        warnings.warn(
+            f"all contributions are exactly zero, for {n_samples} samples, at {', '.join(sites)}: "
+            "either the gradient there is zero (a layer after it has zero weights, or a softmax is "
+            "saturated), or the activation is the same at the inputs as at the baseline",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _refuse_non_finite(key: str, contribution: Tensor) -> None:
+    finite = contribution.flatten(1).sum(1).isfinite()
+    wrong = (~finite).nonzero().flatten().tolist()
+    if wrong:
+        error = DataError(
+            f"the contribution at {key} is not finite for {len(wrong)} of {len(finite)} samples of "
+            f"the batch (first: {wrong[:5]}): a gradient on the path is infinite or NaN, as that "
+            "of a square root or logarithm at 0, or overflows in the model's precision"
+        )
+        error.samples = tuple(wrong)
+        raise error

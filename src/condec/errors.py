@@ -22,7 +22,15 @@ class ModelError(CondecError, RuntimeError):
 
 
 class DataError(CondecError, ValueError):
-    """Inputs or labels cannot be used: wrong shape, not finite, missing, unreadable."""
+    """Inputs or labels cannot be used: wrong shape, not finite, missing, unreadable.
+
+    Attributes
+    ----------
+    samples : tuple of int
+        Places in the batch of the samples that it is about; empty where it is not about some.
+    """
+
+    samples: tuple[int, ...] = ()
 
 
 class StoreError(CondecError, OSError):
