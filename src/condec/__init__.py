@@ -31,6 +31,7 @@ from condec.reduce import split_and_sum
 from condec.contributions import Contributions, contribute
 from condec.store import Store
 from condec.collection import collect
+from condec.twins import RandomWeights, ShuffledLabels, collect_twin
 from condec.dictionary import PCA, NMF, Dictionary, FitReport, KMeans, ThresholdSAE, TrainConfig
 from condec.dictionary import fit, load_dictionary
 from condec.labels import Hierarchy, membership
@@ -46,8 +47,8 @@ __all__ = [  # noqa: RUF022  (pipeline order)
     "Inputs", "as_inputs", "load_data", "find_cuts", "inspect_model", "record",
     "Contrast", "Custom", "Entropy", "Label", "Logit", "Margin", "Predicted", "Sum", "Surprisal",
     "Target", "TopK", "ActGrad", "IntegratedGradients", "Method", "Zeros",
-    "split_and_sum", "Contributions", "contribute", "Store", "collect", "Dictionary", "FitReport",
-    "KMeans", "NMF", "PCA", "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy",
+    "split_and_sum", "Contributions", "contribute", "Store", "collect",
+    "RandomWeights", "ShuffledLabels", "collect_twin", "Dictionary", "FitReport", "KMeans", "NMF", "PCA", "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy",
     "membership", "ModeMatch", "Modes", "layer_statistics", "Ablate", "Preserve", "edited",
     "unit_means", "ModeMap", "mode_map", "auc_difference", "control_curve",
 ]  # fmt: skip
