@@ -1,10 +1,12 @@
 """Collecting streams whole shards, resumes after any death, and says what is wrong."""
 
+import gc
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from condec.attribution import ActGrad, IntegratedGradients
+from condec import batches
+from condec.attribution import ActGrad, IntegratedGradients, Mean
 from condec.batches import Estimate, fingerprint
 from condec.collection import collect
 from condec.contributions import contribute
@@ -44,7 +47,8 @@ def quick(out: Path, data=None, **options) -> Store:  # type: ignore[no-untyped-
     options = {"method": IntegratedGradients(steps=3), "progress": False} | options
     options = {"batch_size": 4, "shard_size": 6} | options
     data = (images(), labels()) if data is None else data
-    return collect(small_resnet(), data, options.pop("sites", "block*"), out=out, **options)
+    model = options.pop("model", None) or small_resnet()
+    return collect(model, data, options.pop("sites", "block*"), out=out, **options)
 
 
 def test_store_holds_what_contribute_gives(tmp_path: Path) -> None:
@@ -251,3 +255,103 @@ def test_fingerprint_sees_every_weight() -> None:
         model.register_buffer("mean", torch.tensor(mean), persistent=False)
         prints.add(fingerprint(model))
     assert len(prints) == 2
+
+
+# --- batch size, devices, overlap, memory -----------------------------------------------------
+
+
+def test_auto_batch_size_is_chosen_by_timing_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {1: 1.0, 2: 1.2, 4: 1.5, 8: 2.92, 16: 6.0, 32: 99.0}
+    monkeypatch.setattr(
+        batches.BatchPlan, "time_pass", lambda self, batch: seconds[len(batch.inputs)]
+    )
+    store = quick(tmp_path / "s.zarr", batch_size="auto")
+    # 0.365 s a sample at 8, 0.375 at 4 and at 16: four is within 5 % of the best.
+    assert store.recipe["batch_size"] == 4
+    monkeypatch.setattr(batches.BatchPlan, "time_pass", None)
+    assert quick(tmp_path / "s.zarr", batch_size="auto").recipe == store.recipe
+
+
+def test_auto_batch_size_stays_within_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_sample = batches._MEMORY_FACTOR * 4 * 2 * 4 * 36
+    monkeypatch.setattr(batches, "_free_memory", lambda model: 2 * 2 * a_sample)
+    monkeypatch.setattr(batches.BatchPlan, "time_pass", lambda self, batch: 1.0)
+    assert quick(tmp_path / "s.zarr", batch_size="auto").recipe["batch_size"] == 2
+
+
+def test_auto_batch_size_runs_for_real(tmp_path: Path) -> None:
+    store = quick(tmp_path / "s.zarr", batch_size="auto")
+    assert store.recipe["batch_size"] in {1, 2, 4, 8, 16}
+    store.verify()
+
+
+def test_several_devices_give_the_same_bytes(tmp_path: Path) -> None:
+    model, threads = small_resnet(), set()
+    real = IntegratedGradients.attribute
+
+    def seen(self, *args):  # type: ignore[no-untyped-def]
+        threads.add(threading.get_ident())
+        return real(self, *args)
+
+    one = collect(model, images(40), "block*", out=tmp_path / "a" / "s.zarr", batch_size=3,
+                  shard_size=7, progress=False)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IntegratedGradients, "attribute", seen)
+        collect(model, images(40), "block*", out=tmp_path / "b" / "s.zarr", batch_size=3,
+                shard_size=7, progress=False, devices=("cpu", "cpu"))  # fmt: skip
+    assert len(threads) == 2
+    assert threading.main_thread().ident not in threads
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    one.verify()
+
+
+def test_steps_of_every_sample_are_stored(tmp_path: Path) -> None:
+    method = IntegratedGradients(steps="auto", tolerance=0.02)
+    store = quick(tmp_path / "s.zarr", method=method, target=Logit(0))
+    batch = contribute(small_resnet(), images(), "block*", method=method, target=Logit(0))
+    assert batch.steps is not None
+    assert store.steps.tolist() == batch.steps.tolist()
+    assert quick(tmp_path / "t.zarr", method=ActGrad()).steps.tolist() == [-1] * 10
+
+
+def test_a_baseline_is_taken_from_the_data(tmp_path: Path) -> None:
+    store = quick(tmp_path / "s.zarr", method=IntegratedGradients(steps=3, baseline=Mean()))
+    fitted = IntegratedGradients(steps=3, baseline=Mean(values=images().double().mean(0)))
+    batch = contribute(small_resnet(), images(), "block*", method=fitted).reduce()
+    torch.testing.assert_close(store.matrix("block1"), batch["block1"].contribution[:, 0])
+    assert store.recipe["method"]["baseline"] == {
+        "name": "Mean",
+        "n_samples": 256,
+        "values": None,
+    }
+
+
+def test_contributions_that_are_not_finite_name_the_samples(tmp_path: Path) -> None:
+    class Root(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = torch.nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.same(x).sqrt().mean((2, 3)) * torch.ones(1, 2)
+
+    with pytest.raises(DataError, match=r"samples '0', '1', '2', '3': .*not finite"):
+        quick(tmp_path / "s.zarr", images().abs(), sites="same", model=Root().eval())
+
+
+def test_memory_does_not_grow_over_batches() -> None:
+    """Resident memory after 200 batches is that after 50, but for what the allocator keeps."""
+    psutil = pytest.importorskip("psutil")
+    process, model, x = psutil.Process(), small_resnet(), torch.randn(16, 1, 24, 24)
+    sizes = []
+    for k in range(200):
+        contribute(model, x, "block*", method=IntegratedGradients(steps=2)).reduce()
+        if k in (49, 199):
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    a_batch = 2 * 16 * 4 * 24 * 24 * 4  # records at both sites: 150 leaked ones are 88 MB
+    assert sizes[1] - sizes[0] < 20 * a_batch

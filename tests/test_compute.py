@@ -1,0 +1,61 @@
+"""Precision and memory order change rounding, and nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from condec.attribution import IntegratedGradients
+from condec.compute import Compute
+from condec.contributions import contribute
+from condec.errors import OptionError
+from condec.options import option_from_dict
+from condec.targets import Logit
+from condec.testing.models import small_mlp, small_resnet
+
+
+def test_images_reach_the_model_channels_last() -> None:
+    model, orders = small_resnet(), []
+    model.stem.register_forward_pre_hook(
+        lambda m, args: orders.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    images = torch.randn(3, 1, 6, 5).expand(3, 1, 6, 5)
+    wide = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.LazyLinear(2)).eval()
+    wide(torch.ones(1, 2, 6, 5))
+    wide[0].register_forward_pre_hook(lambda m, args: orders.append(args[0].stride()))
+    x = torch.randn(3, 2, 6, 5)
+    a = contribute(wide, x, "0", target=Logit(0))
+    assert all(stride[1] == 1 for stride in orders)
+    orders.clear()
+    b = contribute(wide, x, "0", target=Logit(0), compute=Compute(channels_last=False))
+    assert all(stride == (60, 30, 5, 1) for stride in orders)
+    torch.testing.assert_close(a["0"].contribution, b["0"].contribution)
+    assert images.stride() == (30, 30, 5, 1)
+
+
+def test_autocast_runs_in_half_precision_and_sums_in_single() -> None:
+    model, seen = small_resnet(), []
+    model.head.register_forward_hook(lambda m, x, out: seen.append(out.dtype))
+    x = torch.randn(4, 1, 6, 5)
+    half = contribute(model, x, "block*", target=Logit(0), compute=Compute(precision="bfloat16"))
+    assert set(seen[1:]) == {torch.bfloat16}  # the first finds out which sites cut the network
+    full = contribute(model, x, "block*", target=Logit(0))
+    assert seen[-1] == torch.float32
+    for site in ("block1", "block2"):
+        assert half[site].contribution.dtype == torch.float32
+        off = (half[site].contribution - full[site].contribution).abs().sum()
+        assert 0 < off < 0.1 * full[site].contribution.abs().sum()
+
+
+def test_double_precision_stays_double() -> None:
+    batch = contribute(small_mlp().double(), torch.randn(2, 5), "1", method=IntegratedGradients())
+    assert batch["1"].contribution.dtype == torch.float64
+
+
+def test_options() -> None:
+    compute = Compute(precision="float16", channels_last=False)
+    assert option_from_dict("compute", {"Compute": Compute}, {}, compute.to_dict()) == compute
+
+
+def test_an_unknown_precision_is_refused(unchecked) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(OptionError, match=r"precision must be 'model', .*got 'int8'"):
+        Compute(precision="int8")
