@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -80,6 +81,27 @@ class Branches(nn.Module):
         return {"hidden": h, "logits": self.head(h.relu())}
 
 
+class Records(nn.Module):
+    """A module before the site that returns a frozen dataclass."""
+
+    @dataclass(frozen=True)
+    class Pair:
+        value: Tensor
+        gate: Tensor
+
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> "Records.Pair":
+            return Records.Pair(x.tanh(), x.sigmoid())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.split, self.head = nn.Linear(3, 4), Records.Split(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair = self.split(self.stem(x))
+        return self.head(pair.value * pair.gate)
+
+
 @functools.cache
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(1)
@@ -121,6 +143,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "lstm": (Recurrent, (5, 3), "stem lstm relu head:input"),
     "lstm state": (lambda: Recurrent(state=True), (5, 3), "stem lstm lstm:input relu head"),
     "dicts": (Branches, (3,), "stem pair pair:input last:input last head"),
+    "records": (Records, (3,), "stem split head:input :input"),
     "encoder": (
         transformer, (4, 3), "0 1.layers.0 1.layers.0.linear1 1.layers.1.linear2:input 1 2:input"
     ),

@@ -8,6 +8,8 @@ reason why this works on any model without tracing it. That it works is tried on
 versions of the batch, before a `Suffix` is handed out.
 """
 
+import copy
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -375,7 +377,13 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
     def leaf_of(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
-            return leaf
+            if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+                return leaf
+            made = copy.copy(leaf)
+            for part in dataclasses.fields(leaf):
+                part_of = _pytree.tree_map(leaf_of, getattr(leaf, part.name))
+                object.__setattr__(made, part.name, part_of)
+            return made
         if id(leaf) not in changed:
             changed[id(leaf)] = change(leaf)
         return changed[id(leaf)]

@@ -64,7 +64,7 @@ class UnitAblation(Method):
     replacement: Replacement = "zero"
     rows_per_pass: int = 256
     seed: int = 0
-    means: Mapping[str, Sequence[float]] | None = field(default=None, hash=False)
+    means: Mapping[str, Sequence[float] | Tensor] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.replacement not in get_args(Replacement):

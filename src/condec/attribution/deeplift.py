@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from condec.attribution.base import Attribution, Method, check_finite, wide
 from condec.attribution.baselines import Baseline, Zeros
 from condec.containers import first_tensor
-from condec.errors import DependencyError, ModelError, OptionError, SiteError
+from condec.errors import DependencyError, ModelError, OptionError
 from condec.sites import Site
 from condec.tape import check_samples, frozen_parameters, record, run_model
 from condec.targets import Label, Logit, Predicted, Target, TopK
@@ -130,11 +131,8 @@ def _look(
             f"DeepLift: {', '.join(again[:3])} are called more than once in a forward pass, which "
             "Captum cannot tell apart; give every call a module of its own"
         )
-    missing = [site.key for site in sites if not calls[site.name]]
-    if missing:
-        raise SiteError(f"{', '.join(missing)}: the module did not run in this forward pass")
-    keys = {site.key for site in sites}
-    records = {key: h.detach() for key, h in tape.records.items() if key in keys}
+    own = replace(tape, sites=tuple(sites))
+    records = {key: h.detach() for key, h in own.records.items()}
     check_samples(records, len(inputs))
     return records, output
 
@@ -164,7 +162,7 @@ def _lift(
 ) -> Tensor:
     method = captum.attr.LayerDeepLift(_Plain(model), model.get_submodule(site.name))
     moving = inputs.detach().clone().requires_grad_()
-    with warnings.catch_warnings(), frozen_parameters(model):
+    with warnings.catch_warnings(), frozen_parameters(model), _without_traces(model):
         warnings.simplefilter("ignore")
         try:
             found = method.attribute(
@@ -176,6 +174,18 @@ def _lift(
             ) from error
     found = found if isinstance(found, Tensor) else found[0]
     return found.detach()
+
+
+@contextmanager
+def _without_traces(model: nn.Module) -> Iterator[None]:
+    """Captum leaves what went in and out on the modules; taken away again."""
+    before = [(module, set(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, names in before:
+            for name in set(vars(module)) - names:
+                delattr(module, name)
 
 
 class _Plain(nn.Module):
