@@ -224,11 +224,11 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
             raise OptionError(
                 f"edited: expected edits such as Ablate(site, units=[0]); got {edit!r}"
             )
-    model = original(model)
+    given, model = model, original(model)
     places = [_Place(edit, find_sites(model, edit.site)[0]) for edit in edits]
     with ExitStack() as hooks:
         # Compiled code would pass by the hooks.
-        hooks.enter_context(eager(model))
+        hooks.enter_context(eager(given))
         for place in places:
             for handle in place.attach(model):
                 hooks.callback(handle.remove)

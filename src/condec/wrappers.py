@@ -33,8 +33,8 @@ _QUANTISED: Final = (
 
 def original(model: nn.Module) -> nn.Module:
     """The model itself, or the one under `torch.compile`."""
-    inside = model._modules.get("_orig_mod")
-    return model if inside is None else original(inside)
+    inside = getattr(model, "_orig_mod", None)
+    return original(inside) if isinstance(inside, nn.Module) else model
 
 
 @contextmanager
