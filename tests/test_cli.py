@@ -149,7 +149,7 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
         (("collect", "run.toml", "--target", "best"), "target 'best': expected 'topK'"),
         (("collect", "run.toml", "--control", "random"), "control 'random': expected 'random-w"),
         (("collect", "run.toml", "--control", "random-weights:blok1"), "nearest: block1"),
-        (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1; got 0"),
+        (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1, or 'auto'; got 0"),
         (("collect", "run.toml", "--on-bad", "hide"), "on_bad: expected one of raise, skip"),
         (("collect", "run.toml", "--sites", "blok1"), "no module of SmallResNet matches 'blok1'"),
         (("inspect", "resnet"), "'resnet' is not a family of models"),
@@ -233,6 +233,13 @@ def test_inspect_lists_modules_shapes_and_cuts(source: Path) -> None:
     assert not rows["block1.conv1"].rstrip().endswith("cut")
     assert "148" in rows["block1.conv1"]
     assert rows["head"].split()[-2:] == ["15", "cut"]
+    assert rows["presets:"] == "presets: none fits"
+
+
+def test_inspect_shows_the_presets_that_fit() -> None:
+    result = condec_command("inspect", "timm:resnet10t", "--input-shape", "3,32,32")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "presets: preset:resnet_blocks"
 
 
 def test_inspect_of_a_run_file_and_of_some_sites(

@@ -379,8 +379,8 @@ def test_label_names_of_the_model_serve_data_without(
 def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carry_out(run_of(source, links=("collect",)))
     refuse: Callable[..., object] = lambda *_, **__: pytest.fail("loaded")  # noqa: E731
-    monkeypatch.setattr(local, "load_model", refuse)
-    monkeypatch.setattr(local, "load_data", refuse)
+    monkeypatch.setattr("condec.runner.run.load_model", refuse)
+    monkeypatch.setattr("condec.runner.run.load_data", refuse)
     assert local.stats(run_of(source)).state == "made"
     assert local.fit(run_of(source)).state == "made"
 

@@ -5,7 +5,8 @@ and `FUNCTIONS` are the links; `chain` does them all.
 """
 
 from condec.runner.folder import RunFolder
-from condec.runner.local import FUNCTIONS, Outcome, Run, chain
+from condec.runner.local import FUNCTIONS, chain
 from condec.runner.plan import LINKS, Link, Plan
+from condec.runner.run import Outcome, Run
 
 __all__ = ["FUNCTIONS", "LINKS", "Link", "Outcome", "Plan", "Run", "RunFolder", "chain"]
