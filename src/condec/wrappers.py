@@ -72,14 +72,14 @@ def refuse_unreadable(model: nn.Module) -> None:
 
 
 def refuse_scripted(modules: Mapping[str, nn.Module], name: str) -> None:
-    """Raise SiteError where a module lies inside TorchScript, which calls no hooks."""
+    """Raise SiteError where a module is, or lies inside, TorchScript, which takes no hooks."""
     parts = name.split(".")
-    for end in range(1, len(parts)):
+    for end in range(1, len(parts) + 1):
         above = ".".join(parts[:end])
         if isinstance(modules.get(above), torch.jit.ScriptModule):
             raise SiteError(
-                f"{name}: lies inside {above}, which runs as TorchScript, where nothing can be "
-                f"recorded; choose {above} itself, or build the model without torch.jit"
+                f"{name}: {above} runs as TorchScript, where nothing can be recorded; choose a "
+                "site before or after it, or build the model without torch.jit"
             )
 
 
