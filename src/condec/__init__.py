@@ -20,15 +20,19 @@ torch.Size([2, 4])
 # ruff: noqa: I001  (pipeline order)
 from condec.errors import CondecError, DataError, DependencyError
 from condec.errors import ModelError, OptionError, SiteError, StoreError
+from condec.presets import presets_of
 from condec.sites import Site, Units, find_site, find_sites
 from condec.models import LoadedModel, load_model
+from condec.models.attention import expose_attention
+from condec.models.language import LanguageModel
 from condec.data import Inputs, as_inputs, load_data
 from condec.tape import find_cuts, inspect_model, record
 from condec.targets import Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum
 from condec.targets import Surprisal, Target, TopK
-from condec.attribution import ActGrad, IntegratedGradients, Method, Zeros
+from condec.attribution import ActGrad, IntegratedGradients, Method, UnitAblation, Zeros
 from condec.reduce import split_and_sum
 from condec.contributions import Contributions, contribute
+from condec.faithfulness import faithfulness
 from condec.store import Store
 from condec.collection import collect
 from condec.twins import RandomWeights, ShuffledLabels, collect_twin
@@ -43,12 +47,14 @@ from condec.effects import auc_difference, control_curve
 
 __all__ = [  # noqa: RUF022  (pipeline order)
     "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
-    "StoreError", "Site", "Units", "find_site", "find_sites", "LoadedModel", "load_model",
-    "Inputs", "as_inputs", "load_data", "find_cuts", "inspect_model", "record",
-    "Contrast", "Custom", "Entropy", "Label", "Logit", "Margin", "Predicted", "Sum", "Surprisal",
-    "Target", "TopK", "ActGrad", "IntegratedGradients", "Method", "Zeros",
-    "split_and_sum", "Contributions", "contribute", "Store", "collect",
-    "RandomWeights", "ShuffledLabels", "collect_twin", "Dictionary", "FitReport", "KMeans", "NMF", "PCA", "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy",
-    "membership", "ModeMatch", "Modes", "layer_statistics", "Ablate", "Preserve", "edited",
-    "unit_means", "ModeMap", "mode_map", "auc_difference", "control_curve",
+    "StoreError", "Site", "Units", "find_site", "find_sites", "presets_of", "LoadedModel",
+    "load_model", "LanguageModel", "expose_attention", "Inputs", "as_inputs", "load_data",
+    "find_cuts", "inspect_model", "record", "Contrast", "Custom", "Entropy", "Label", "Logit",
+    "Margin", "Predicted", "Sum", "Surprisal", "Target", "TopK", "ActGrad", "IntegratedGradients",
+    "Method", "UnitAblation", "Zeros", "split_and_sum", "Contributions", "contribute",
+    "faithfulness", "Store", "collect", "RandomWeights", "ShuffledLabels", "collect_twin",
+    "Dictionary", "FitReport", "KMeans", "NMF", "PCA", "ThresholdSAE", "TrainConfig", "fit",
+    "load_dictionary", "Hierarchy", "membership", "ModeMatch", "Modes", "layer_statistics",
+    "Ablate", "Preserve", "edited", "unit_means", "ModeMap", "mode_map", "auc_difference",
+    "control_curve",
 ]  # fmt: skip

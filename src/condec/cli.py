@@ -17,6 +17,7 @@ from rich.text import Text
 from condec import config
 from condec.errors import CondecError, OptionError
 from condec.models import load_model
+from condec.presets import presets_of
 from condec.runner import FUNCTIONS, Link, Outcome, Run, chain
 from condec.sites import find_sites
 from condec.tape import inspect_model
@@ -162,7 +163,8 @@ def inspect(
     model: Annotated[
         str,
         typer.Argument(
-            help="digits, torchvision:NAME, timm:NAME, python:FILE.py:FUNCTION, or a run.toml.",
+            help="digits, torchvision:NAME, timm:NAME, huggingface:NAME, python:FILE.py:FUNCTION, "
+            "or a run.toml.",
             show_default=False,
         ),
     ],
@@ -175,7 +177,7 @@ def inspect(
     sites: Annotated[str | None, typer.Option(help="Only modules that match.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Every module: shape, parameters, and whether it is a cut.
+    """Every module: shape, parameters, and whether it is a cut; presets that fit the model.
 
     Through a cut passes all that flows from the input to the output: only there do the
     contributions of all units add up to the target.
@@ -198,6 +200,9 @@ def inspect(
             names = {site.name for site in find_sites(loaded.model, sites)}
             table = table[table["site"].str.partition("#")[0].isin(names)]
         _print_modules(table, f"{model}, one input of shape {' x '.join(map(str, shape))}")
+        if sites is None:
+            fit = (f"preset:{name}" for name in presets_of(loaded.model))
+            print(f"presets: {', '.join(fit) or 'none fits'}")
 
 
 def _one_link(link: Link, place: Path, *, again: bool, quiet: bool, debug: bool) -> None:
