@@ -324,11 +324,8 @@ def _attach(
 ) -> torch.utils.hooks.RemovableHandle:
     def on_output(_: nn.Module, args: tuple[Any, ...], kwargs: Any, out: Any) -> Any:
         tensor = first_tensor(out)
-        alias = tensor is not None and any(
-            _same_memory(tensor, value)
-            for value in (*args, *kwargs.values())
-            if isinstance(value, Tensor)
-        )
+        given = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        alias = tensor is not None and any(_same_memory(tensor, value) for value in given)
         return with_first_tensor(out, keep(out, tensor, alias))
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -377,6 +374,8 @@ def _node(tensor: Tensor, *, alias: bool) -> Tensor:
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
+    if not (is_recordable(a) and is_recordable(b)):
+        return False
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
