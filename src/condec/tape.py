@@ -308,15 +308,29 @@ def refuse_training(model: nn.Module) -> None:
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter of the model asks for a gradient; afterwards they are as before."""
+    """Inside, no parameter of the model asks for a gradient; afterwards they are as before.
+
+    On a GPU, recurrent layers are there in training mode without dropout, which gives the same
+    numbers: cuDNN differentiates them in no other mode.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase) and _is_on_gpu(m)]
+    as_before = [(m, m.training, m.dropout) for m in recurrent]
     for parameter in trainable:
         parameter.requires_grad_(False)
+    for module in recurrent:
+        module.training, module.dropout = True, 0.0
     try:
         yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+        for module, training, dropout in as_before:
+            module.training, module.dropout = training, dropout
+
+
+def _is_on_gpu(module: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())
 
 
 def _attach(
