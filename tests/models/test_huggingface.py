@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from condec.attribution import IntegratedGradients
-from condec.attribution.baselines import ZeroTokens
+from condec.attribution import IntegratedGradients, Samples, Zeros, ZeroTokens
 from condec.contributions import contribute
 from condec.errors import DataError, ModelError, OptionError
 from condec.models import load_model
@@ -180,23 +179,21 @@ def gpt2(library: ModuleType) -> nn.Module:
     return scatter(library.GPT2LMHeadModel(config))
 
 
-def llama(library: ModuleType) -> nn.Module:
+def llama(library: ModuleType, eps: float = 0.3) -> nn.Module:
     config = library.LlamaConfig(
         vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=1,
-        # With the usual 1e-6 the network hardly depends on the size of the embeddings: nearly
-        # all of the path lies in its first 0.1 %, and no rule with equal steps follows it.
-        rms_norm_eps=0.3,
+        rms_norm_eps=eps,
     )  # fmt: skip
     return scatter(library.LlamaForCausalLM(config))
 
 
-MAKERS = {"gpt2": gpt2, "llama": llama}
+MAKERS: dict[str, Callable[[ModuleType], nn.Module]] = {"gpt2": gpt2, "llama": llama}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
 def theirs(request: pytest.FixtureRequest, library: ModuleType) -> nn.Module:
-    model: nn.Module = MAKERS[request.param](library)
+    model = MAKERS[request.param](library)
     return model.double()
 
 
@@ -260,10 +257,24 @@ def test_contributions_to_a_token_are_complete(theirs: nn.Module) -> None:
     assert sorted({shape[0] for shape in shapes.values()}) == sorted({8, heads, hidden})
 
 
+def test_root_mean_square_norms_want_other_prompts_as_the_baseline(library: ModuleType) -> None:
+    """With the usual epsilon the path from zero is a jump that equal steps do not follow."""
+    model = LanguageModel(llama(library, eps=1e-6).double())
+    embeddings = model.embed(torch.randint(0, 11, (2, 5)))
+    others = Samples(n_samples=1, values=model.embed(torch.randint(0, 11, (1, 5))))
+    gaps = []
+    for baseline in (Zeros(), others):
+        method = IntegratedGradients(steps=32, baseline=baseline)
+        batch = contribute(model, embeddings, "preset:lm_blocks", method=method, target=Logit(7))
+        gaps.append(max(float((c - 1).abs().max()) for c in batch.completeness().values()))
+    assert gaps[0] > 1
+    assert gaps[1] < 0.02
+
+
 def test_baseline_must_leave_the_mask_alone(theirs: nn.Module) -> None:
     model = LanguageModel(theirs)
     mask = torch.tensor([[0, 1, 1]])
-    with pytest.raises(ModelError, match=r"baseline=ZeroTokens\(\)"):
+    with pytest.raises(ModelError, match=r"baseline=condec.attribution.ZeroTokens\(\)"):
         contribute(model, model.embed(torch.tensor([[1, 2, 3]]), mask), "preset:lm_blocks")
 
 

@@ -21,6 +21,9 @@ class LanguageModel(nn.Module):
     tokens are real; the baseline must then leave that channel alone
     (`condec.attribution.ZeroTokens`).
 
+    Models that normalise by the root mean square (Llama and its like) jump where the path
+    leaves zero; for them take other prompts as the baseline (`condec.attribution.Samples`).
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -174,7 +177,7 @@ def _read_mask(channel: Tensor) -> Tensor:
         raise ModelError(
             "the last channel of the embeddings says which tokens are real, by 0 and 1, and was "
             "changed on the way from the baseline; with padded prompts use a baseline that "
-            "leaves it alone: IntegratedGradients(baseline=ZeroTokens())"
+            "leaves it alone: IntegratedGradients(baseline=condec.attribution.ZeroTokens())"
         )
     return mask
 
