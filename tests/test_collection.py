@@ -355,3 +355,47 @@ def test_memory_does_not_grow_over_batches() -> None:
             sizes.append(process.memory_info().rss)
     a_batch = 2 * 16 * 4 * 24 * 24 * 4  # records at both sites: 150 leaked ones are 88 MB
     assert sizes[1] - sizes[0] < 20 * a_batch
+
+
+def test_samples_without_a_finite_gradient_are_named_by_id(tmp_path: Path) -> None:
+    class Root(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = torch.nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.same(x).flatten(1).sum(1, keepdim=True).sqrt() * torch.ones(1, 2)
+
+    data = torch.ones(20, 1, 2, 2)
+    data[[9, 13]] = 0.0
+    with pytest.raises(DataError, match=r"^samples '9', '13': .* not finite for 2 of 8 samples"):
+        collect(
+            Root().eval(), data, "same", method=ActGrad(), batch_size=8, progress=False,
+            out=tmp_path / "s.zarr",
+        )  # fmt: skip
+
+
+def test_sites_that_contribute_nothing_are_warned_of_once(tmp_path: Path) -> None:
+    class Half(torch.nn.Module):
+        """Sees the second unit only where the first is positive."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.same, self.other = torch.nn.Identity(), torch.nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate = (x[:, :1] > 0).to(x)
+            return self.same(x) + self.other(x) * gate * torch.tensor([0.0, 1.0])
+
+    def run(data: torch.Tensor, name: str) -> None:
+        collect(
+            Half().eval(), data, "other", target=Logit(1), method=ActGrad(), batch_size=2,
+            shard_size=4, progress=False, out=tmp_path / name,
+        )  # fmt: skip
+
+    data = -torch.ones(8, 2)
+    with pytest.warns(UserWarning, match="exactly zero, for 8 samples, at other") as caught:
+        run(data, "all.zarr")
+    assert len(caught) == 1
+    data[7] = 1.0  # one sample in the last shard is enough
+    run(data, "but-one.zarr")

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from condec.attribution import engine
 from condec.attribution import (
     ActGrad,
     IntegratedGradients,
     Method,
     Zeros,
     baseline_from_dict,
+    engine,
     method_from_dict,
 )
 from condec.contributions import contribute
@@ -306,3 +306,43 @@ def test_contributions_that_are_not_finite_name_site_and_samples() -> None:
 
     with pytest.raises(DataError, match="the contribution at linear is not finite for 2 of 2"):
         contribute(Norm().eval(), torch.randn(2, 3), "linear", target=Logit(0))
+
+
+def test_contributions_of_the_input_add_up() -> None:
+    model, images = small_resnet().double(), torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    method = IntegratedGradients(steps=200)
+    batch = contribute(model, images, ":input, block1", method=method, target=Logit(1))
+    assert [site.key for site in batch.sites] == [":input", "block1"]
+    assert batch[":input"].contribution.shape == images.shape
+    share = batch.completeness()[":input"]
+    assert torch.allclose(share, torch.ones(3).double(), atol=0.02)
+    slow = torch.zeros_like(images)  # the usual integrated gradients: x times the mean gradient
+    for k in range(201):
+        x = (images * (k / 200)).requires_grad_()
+        (g,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+        slow += images * g * (0.5 if k in (0, 200) else 1.0) / 200
+    assert torch.allclose(batch[":input"].contribution, slow, atol=1e-12)
+
+
+class Silent(nn.Module):
+    """A residual branch whose last layer is initialised at zero, and a bias that never moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.zero = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        nn.init.zeros_(self.zero.weight)
+        nn.init.zeros_(self.zero.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        return h + self.zero(self.branch(h).tanh())
+
+
+def test_sites_that_contribute_nothing_are_warned_of() -> None:
+    model = Silent().eval()
+    with pytest.warns(UserWarning, match="exactly zero, for 2 samples, at branch: either the grad"):
+        batch = contribute(model, torch.randn(2, 3), "*")
+    assert not batch["branch"].contribution.any()
+    contribute(model, torch.randn(2, 3), "stem, zero")  # units that are not active: nothing to say
+    with pytest.warns(UserWarning, match="at stem: .* the same at the inputs as at the baseline"):
+        contribute(model, torch.zeros(2, 3), "stem")

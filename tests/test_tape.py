@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from condec.errors import ModelError, SiteError
+from condec.errors import ModelError, OptionError, SiteError
 from condec.sites import Site, find_sites
 from condec.tape import find_cuts, inspect_model, record, run_model
 from condec.testing.models import small_mlp, small_resnet
@@ -292,3 +293,55 @@ def test_models_made_in_inference_mode_are_refused() -> None:
     with pytest.raises(ModelError, match=r"was made under torch\.inference_mode"):
         with record(model, [Site("0")]):
             pass
+
+
+@pytest.mark.parametrize("inputs_require_grad", [False, True])
+def test_tangents_stay_on_the_records(inputs_require_grad: bool) -> None:
+    """Forward-mode differentiation of every record, against differences."""
+    model = small_resnet(inplace=True).double()
+    images, direction = torch.randn(2, 2, 1, 6, 5, dtype=torch.float64)
+    sites = find_sites(model, ":input, block1, block1.conv1:input, block2")
+
+    def records(x: Tensor) -> dict[str, Tensor]:
+        with record(model, sites) as tape:
+            run_model(model, x)
+        return {key: tensor.detach() for key, tensor in tape.records.items()}
+
+    with forward_ad.dual_level():
+        start = images.clone().requires_grad_(inputs_require_grad)
+        with record(model, sites) as tape:
+            output = run_model(model, forward_ad.make_dual(start, direction))
+            duals = {key: forward_ad.unpack_dual(h) for key, h in tape.records.items()}
+            output = forward_ad.unpack_dual(output).primal
+            gradients = tape.gradients(output[:, 1].sum())
+    up, down = records(images + 1e-6 * direction), records(images - 1e-6 * direction)
+    assert list(duals) == [":input", "block1.conv1:input", "block1", "block2"]
+    for key, dual in duals.items():
+        slope = (up[key] - down[key]) / 2e-6
+        assert dual.tangent is not None, key
+        assert torch.allclose(dual.tangent, slope, atol=1e-6), key
+    # Carrying tangents changes no gradient.
+    with record(model, sites) as tape:
+        plain = tape.gradients(run_model(model, images)[:, 1].sum())
+    for key, gradient in plain.items():
+        assert torch.allclose(gradients[key], gradient, atol=1e-12), key
+
+
+def test_the_input_of_the_model_is_a_site() -> None:
+    model = small_resnet()
+    images = torch.randn(2, 1, 5, 5)
+    (site,) = find_sites(model, ":input")
+    assert site == Site("", "input")
+    assert site.key == ":input"
+    assert Site.parse(":input@positions").key == ":input@positions"
+    assert find_cuts(model, images, [site]) == {":input": True}
+    with record(model, [site]) as tape:
+        gradient = tape.gradients(run_model(model, images)[:, 0].sum())[":input"]
+    given = images.clone().requires_grad_()
+    model(given)[:, 0].sum().backward()
+    assert torch.equal(tape.records[":input"], images)
+    assert torch.equal(gradient, given.grad)
+    assert not images.requires_grad
+    for text in (":output", "", "#1"):
+        with pytest.raises(OptionError, match="expected GLOB"):
+            Site.parse(text)
