@@ -67,7 +67,8 @@ def main() -> None:
         print(
             f"{row['method']:36s} {row['replacement']:5s} {row['site']:7s} "
             f"{row['spearman_median']:6.3f} "
-            f"({row['spearman_q25']:.3f} to {row['spearman_q75']:.3f}), pooled {row['spearman_pooled']:6.3f}, top {row['top_k']}: {row['top_overlap']:.3f}"
+            f"({row['spearman_q25']:.3f} to {row['spearman_q75']:.3f}), "
+            f"pooled {row['spearman_pooled']:6.3f}, top {row['top_k']}: {row['top_overlap']:.3f}"
         )
     write(
         "faithfulness",

@@ -83,7 +83,10 @@ def collect(
     sites: Annotated[
         list[str] | None, typer.Option(help="Site pattern; may be given several times.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="ig:STEPS or actgrad.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="ig:STEPS, ig:auto, actgrad, gradcam and others; see Choose a method."),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="topK, logit:INDEX, label or predicted; also ...:softmax.")
     ] = None,

@@ -23,7 +23,8 @@ from typing import Any, Final
 
 import tomli_w
 
-from condec.attribution import ActGrad, IntegratedGradients, Method
+from condec.attribution import Method
+from condec.attribution.text import method_from_text, method_text
 from condec.dictionary import TrainConfig
 from condec.errors import OptionError
 from condec.runner.folder import RunFolder
@@ -179,17 +180,12 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
 
 
 def parse_method(text: str) -> Method:
-    """``ig`` (10 steps), ``ig:STEPS``, or ``actgrad``.
+    """A method from its text, as [Choose a method](../how-to/method.md) lists them.
 
     >>> parse_method("ig:25").n_passes
     26
     """
-    if text == "actgrad":
-        return ActGrad()
-    found = re.fullmatch(r"ig(?::(\d+))?", text)
-    if found is None:
-        raise OptionError(f"method {text!r}: expected 'ig:STEPS' or 'actgrad'")
-    return IntegratedGradients(steps=int(found[1] or 10))
+    return method_from_text(text)
 
 
 def parse_target(text: str) -> Target:
@@ -232,11 +228,6 @@ def parse_control(text: str) -> Control:
     if found[1] == "shuffled-labels":
         return ShuffledLabels(seed=seed)
     return RandomWeights(seed=seed, from_module=found[2])
-
-
-def method_text(method: Method) -> str:
-    """Inverse of `parse_method`."""
-    return f"ig:{method.steps}" if isinstance(method, IntegratedGradients) else "actgrad"
 
 
 def target_text(target: Target) -> str:

@@ -1,0 +1,154 @@
+"""Text of methods and baselines: there and back, and what has none."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condec.attribution import (
+    ActGrad,
+    Activation,
+    ActNormGrad,
+    Baseline,
+    Blur,
+    Constant,
+    DeepLift,
+    GradCAM,
+    Gradient,
+    InputGrad,
+    IntegratedGradients,
+    Mean,
+    Method,
+    Noise,
+    NormActNormGrad,
+    Samples,
+    SmoothGrad,
+    UnitAblation,
+    Zeros,
+)
+from condec.attribution.text import (
+    baseline_from_text,
+    baseline_text,
+    method_from_text,
+    method_text,
+)
+from condec.errors import OptionError
+
+BASELINES = {
+    "zeros": Zeros(),
+    "constant:0.5": Constant(0.5),
+    "constant:-2.1,0,1e-05": Constant((-2.1, 0.0, 1e-5)),
+    "blur:3": Blur(3.0),
+    "mean": Mean(),
+    "mean:12": Mean(n_samples=12),
+    "noise:1": Noise(),
+    "noise:0.25:7": Noise(std=0.25, n_draws=7),
+    "samples:3": Samples(n_samples=3),
+}
+METHODS = {
+    "ig": IntegratedGradients(steps=10),
+    "ig:25": IntegratedGradients(steps=25),
+    "ig:auto": IntegratedGradients(steps="auto"),
+    "ig:10:layer": IntegratedGradients(path="layer"),
+    "ig:12:gauss": IntegratedGradients(steps=12, rule="gauss"),
+    "ig:auto:layer:left": IntegratedGradients(steps="auto", path="layer", rule="left"),
+    "ig:10@blur:3": IntegratedGradients(baseline=Blur(3.0)),
+    "ig@samples:8": IntegratedGradients(baseline=Samples(n_samples=8)),
+    "actgrad": ActGrad(),
+    "actnormgrad": ActNormGrad(),
+    "normactnormgrad": NormActNormGrad(),
+    "activation": Activation(),
+    "gradient": Gradient(),
+    "gradcam": GradCAM(),
+    "inputgrad": InputGrad(),
+    "smoothgrad": SmoothGrad(),
+    "smoothgrad:4": SmoothGrad(n_samples=4),
+    "smoothgrad:4(ig:5@mean)": SmoothGrad(
+        n_samples=4, inner=IntegratedGradients(steps=5, baseline=Mean())
+    ),
+    "smoothgrad(smoothgrad:2(gradient))": SmoothGrad(
+        inner=SmoothGrad(n_samples=2, inner=Gradient())
+    ),
+    "deeplift": DeepLift(),
+    "deeplift@constant:1": DeepLift(Constant(1.0)),
+    "unit_ablation": UnitAblation(),
+    "unit_ablation:resample": UnitAblation(replacement="resample"),
+}
+
+
+@pytest.mark.parametrize("text", BASELINES)
+def test_baselines(text: str) -> None:
+    assert baseline_from_text(text) == BASELINES[text]
+    assert baseline_from_text(baseline_text(BASELINES[text])) == BASELINES[text]
+
+
+@pytest.mark.parametrize("text", METHODS)
+def test_methods(text: str) -> None:
+    assert method_from_text(text) == METHODS[text]
+    assert method_from_text(method_text(METHODS[text])) == METHODS[text]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 500), st.sampled_from(["left", "right", "gauss"]), st.floats(-1e6, 1e6),
+    st.floats(1e-6, 1e6), st.integers(1, 99),
+)  # fmt: skip
+def test_numbers_come_back_exactly(steps, rule, value, std, n_draws) -> None:  # type: ignore[no-untyped-def]
+    for baseline in (Constant(value), Constant((value, std)), Blur(std), Noise(std=std)):
+        method = IntegratedGradients(steps=steps, rule=rule, baseline=baseline)
+        assert method_from_text(method_text(method)) == method
+    noise = Noise(std=std, n_draws=n_draws)
+    assert baseline_from_text(baseline_text(noise)) == noise
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ig:", "ig:ten", "IG:10", "grad", "", "ig:10:softmax", "ig:gauss:10", "actgrad:3",
+     "smoothgrad:2(", "unit_ablation:median"],
+)  # fmt: skip
+def test_methods_that_do_not_exist(text: str) -> None:
+    with pytest.raises(OptionError, match="expected 'ig:STEPS' or 'ig:auto'"):
+        method_from_text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ig:10@", "baseline '': expected 'zeros'"),
+        ("ig:10@blurred", "baseline 'blurred': expected 'zeros', 'constant"),
+        ("deeplift@constant:", "baseline 'constant:'"),
+        ("ig:10@blur:0", "sigma must be positive"),
+        ("ig:0", "steps must be at least 1"),
+        ("ig:auto:gauss", "do not nest"),
+        ("smoothgrad:0", "n_samples of at least 1"),
+        ("smoothgrad(best)", "method 'best'"),
+    ],
+)
+def test_what_is_out_of_range(text: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        method_from_text(text)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        IntegratedGradients(steps="auto", tolerance=1e-3),
+        IntegratedGradients(stack=2),
+        IntegratedGradients(baseline=Mean(values=torch.ones(3))),
+        IntegratedGradients(baseline=Noise(seed=3)),
+        SmoothGrad(noise=0.2),
+        UnitAblation(seed=1),
+    ],
+)
+def test_options_that_no_text_says_are_refused(method: Method) -> None:
+    with pytest.raises(OptionError, match="no text says all of its options"):
+        method_text(method)
+
+
+def test_classes_of_the_user_s_own_have_no_text() -> None:
+    class Mine(Baseline):
+        def make(self, inputs: torch.Tensor, draw: int = 0) -> torch.Tensor:
+            return inputs[:1]
+
+    with pytest.raises(OptionError, match="baseline Mine: no text says"):
+        method_text(IntegratedGradients(baseline=Mine()))
