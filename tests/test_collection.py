@@ -399,3 +399,16 @@ def test_sites_that_contribute_nothing_are_warned_of_once(tmp_path: Path) -> Non
     assert len(caught) == 1
     data[7] = 1.0  # one sample in the last shard is enough
     run(data, "but-one.zarr")
+
+
+def test_the_input_of_the_model_in_a_store(tmp_path: Path) -> None:
+    collect(small_resnet(), images(), ":input, block1", out=tmp_path / "s.zarr", progress=False)
+    store = Store.open(tmp_path / "s.zarr")
+    store.verify()
+    assert [site.key for site in store.sites] == [":input", "block1"]
+    assert store.info(":input").cut
+    batch = contribute(small_resnet(), images(), ":input").reduce()
+    torch.testing.assert_close(
+        store.matrix(":input", sign="negative"), batch[":input"].contribution[:, 1]
+    )
+    assert (tmp_path / "s.zarr" / "sites" / "%3Ainput").is_dir()

@@ -166,7 +166,7 @@ def make_config(
         if size < 1:
             raise OptionError(f"Store: {name} must be at least 1; got {size}")
     keys = [info.site.key for info in sites]
-    if not keys or len(set(keys)) < len(keys) or not all(info.site.name for info in sites):
+    if not keys or len(set(keys)) < len(keys) or not all(keys):
         raise OptionError(
             f"Store: expected one site or more, each once and with a name; got {keys}"
         )
