@@ -174,6 +174,14 @@ def test_normalized_outputs_have_mean_0_and_variance_1() -> None:
     assert float(outputs_of_norms(stale, inputs)[0].mean((0, 2, 3)).abs().max()) > 0.1
 
 
+def test_a_first_layer_in_place_does_not_reach_the_inputs() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
+    inputs = torch.randn(8, 1, 5, 5)
+    untouched = inputs.clone()
+    randomize(model, inputs=inputs)
+    assert torch.equal(inputs, untouched)
+
+
 def test_statistics_are_the_mean_of_those_of_all_batches() -> None:
     model = conv_net()
     batches = [torch.rand(16, 1, 8, 8) + shift for shift in (0, 1, 5)]

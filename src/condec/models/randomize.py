@@ -219,7 +219,6 @@ def _estimate(model: nn.Module, drawn: dict[str, nn.Module], batches: Iterable[T
             # Not `train()`, which would wake dropout inside a subclass, too.
             norm.training = True
             norm.momentum = None
-            norm.reset_running_stats()
         with torch.no_grad():
             for batch in batches:
                 # A copy: a first layer that works in place must not reach the caller's.
