@@ -88,10 +88,10 @@ def test_stack_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
     method, sites = IntegratedGradients(steps=4), contribute_sites(model)
-    a_sample = 2 * 4 * 6 * 5 * 4  # sites, channels, space, bytes
+    a_batch = 2 * 4 * 6 * 5 * 4  # samples, channels, space, bytes
     for points, expected in ((1, [2, 2, 2, 2, 1]), (2, [2, 4, 2, 1]), (9, [2, 6, 1])):
         batches.clear()
-        monkeypatch.setitem(path._PASS_BYTES, "cpu", points * 2 * a_sample)
+        monkeypatch.setitem(path._RECORD_BYTES, "cpu", points * a_batch)
         method.attribute(model, images(2).float(), sites, Logit(0))
         assert batches == expected
 

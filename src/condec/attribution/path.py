@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     import condec.data
 
 _KEPT_BYTES: Final = 2**32
-# Measured on 2 cores with a ResNet-20, 0.3 MiB of records a sample: a path of 10 steps takes
-# 0.21 s at one point of 8 samples a pass, 0.12 s at ten; at 64 samples ten points are slower.
-_PASS_BYTES: Final = {"cpu": 2**26, "cuda": 2**30}
+# Measured on 2 cores with a ResNet-20, largest record 64 KiB a sample: a path of 10 steps takes
+# 0.21 s at one point of 8 samples a pass, 0.12 s at ten; with 64 samples, 1.1 s, 0.9 s at three
+# points, and at ten 4 s: larger tensors than 32 MiB come from the system anew each time.
+_RECORD_BYTES: Final = {"cpu": 2**23, "cuda": 2**27}
 
 
 @final
@@ -70,8 +71,8 @@ class IntegratedGradients(Method):
         here.
     stack : int or "auto"
         Points of the path in one pass: faster where a batch alone does not fill the device,
-        at `stack` times the memory of a pass. ``"auto"``: as many as keep the records of a
-        pass below 64 MiB (1 GiB on a GPU), so that large batches run one point at a time.
+        at `stack` times the memory of a pass. ``"auto"``: as many as keep the largest record
+        of a pass below 8 MiB (128 MiB on a GPU), so that large batches run one point at a time.
         Changes rounding only.
 
     Raises
@@ -210,8 +211,9 @@ class IntegratedGradients(Method):
 
 def _stack_size(first: Point) -> int:
     """Points of a batch that may share a pass."""
-    device = first.target.device.type
-    return max(1, _PASS_BYTES.get(device, _PASS_BYTES["cpu"]) // (_bytes(first) // 2))
+    limit = _RECORD_BYTES.get(first.target.device.type, _RECORD_BYTES["cpu"])
+    largest = max(h.numel() * h.element_size() for h in first.records.values())
+    return max(1, limit // max(1, largest))
 
 
 def _group_size(first: Point, max_steps: int) -> int:
@@ -223,7 +225,7 @@ def _group_size(first: Point, max_steps: int) -> int:
 def _bytes(point: Point) -> int:
     """Size of all records and gradients."""
     tensors = (*point.records.values(), *point.gradients.values())
-    return max(2, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _join(parts: Sequence[Integral]) -> Integral:
