@@ -1,7 +1,8 @@
 """How well each method orders the units: rank correlation with ablating them one by one.
 
 The embedded digits model, 100 digits that it was not trained on, two blocks, target
-`Predicted`; effects by setting each unit to zero and to its mean over the digits.
+`Predicted`; effects by setting each unit to zero, to its mean over the digits, and to what
+it holds at the zero input.
 
     python benchmarks/faithfulness.py
 """
@@ -59,13 +60,13 @@ def main() -> None:
         started = time.perf_counter()
         batch = contribute(model, images, SITES, method=method, target=Predicted())
         seconds = time.perf_counter() - started
-        for replacement in ("zero", "mean"):
+        for replacement in ("zero", "mean", "baseline"):
             table = faithfulness(batch, ablation=UnitAblation(replacement=replacement))
             known = {"method": name, "replacement": replacement, "seconds": seconds}
             rows += [known | row for row in table.to_dict("records")]
     for row in rows:
         print(
-            f"{row['method']:36s} {row['replacement']:5s} {row['site']:7s} "
+            f"{row['method']:36s} {row['replacement']:8s} {row['site']:7s} "
             f"{row['spearman_median']:6.3f} "
             f"({row['spearman_q25']:.3f} to {row['spearman_q75']:.3f}), "
             f"pooled {row['spearman_pooled']:6.3f}, top {row['top_k']}: {row['top_overlap']:.3f}"

@@ -11,6 +11,7 @@ from condec.attribution import (
     ActGrad,
     Activation,
     ActNormGrad,
+    Blur,
     DeepLift,
     GradCAM,
     Gradient,
@@ -79,6 +80,11 @@ class TestUnitAblationOfGivenMeans(AttributionContract):
     def make_method(self) -> Method:
         means = {"block1": [0.1, 0.2, 0.3, 0.4], "block2": torch.arange(4.0)}
         return UnitAblation(replacement="mean", means=means)
+
+
+class TestUnitAblationOfTheBaseline(AttributionContract):
+    def make_method(self) -> Method:
+        return UnitAblation(replacement="baseline", baseline=Blur(1.0))
 
 
 class TestDeepLift(AttributionContract):
@@ -164,6 +170,8 @@ def test_methods_inside_are_fitted() -> None:
     data = as_inputs(torch.arange(20.0).view(4, 5))
     method = SmoothGrad(inner=IntegratedGradients(baseline=Mean())).fit(data)
     assert method.inner.baseline.values.tolist() == [7.5, 8.5, 9.5, 10.5, 11.5]
+    ablation = UnitAblation(baseline=Mean()).fit(data)
+    assert ablation.baseline.values.tolist() == method.inner.baseline.values.tolist()
     lifted = DeepLift(baseline=Samples(n_samples=2)).fit(data)
     assert lifted.baseline.values.shape == (2, 5)
     assert lifted.n_passes == 6
@@ -250,6 +258,17 @@ def test_means_are_those_of_the_batch_or_those_given() -> None:
     assert not torch.allclose(a, zero)
 
 
+def test_integrated_gradients_are_the_change_from_the_baseline_where_the_network_is_linear() -> (
+    None
+):
+    model, x = linear_above().double(), torch.randn(4, 5, dtype=torch.float64)
+    ablation = UnitAblation(replacement="baseline")
+    for method in (IntegratedGradients(steps=2), DeepLift()):
+        a = part(method, model, x, "1", target=Predicted()).contribution
+        b = part(ablation, model, x, "1", target=Predicted()).contribution
+        assert torch.allclose(a, b, atol=1e-9)
+
+
 def test_sites_come_in_execution_order_and_positions_share_evenly() -> None:
     model, images = small_resnet(), torch.randn(2, 1, 5, 5)
     batch = contribute(
@@ -273,6 +292,7 @@ def test_units_laid_over_their_positions() -> None:
     ("make", "error", "message"),
     [
         (lambda: UnitAblation(replacement="median"), OptionError, "one of zero, mean, resample"),
+        (lambda: UnitAblation(baseline=Samples()), OptionError, "not several draws; got 8 of Sam"),
         (lambda: UnitAblation(rows_per_pass=0), OptionError, "must be at least 1; got 0"),
         (lambda: UnitAblation(means={"a": [1.0]}), OptionError, "means belong to replacement"),
         (lambda: SmoothGrad(n_samples=0), OptionError, "n_samples of at least 1 .* got 0"),

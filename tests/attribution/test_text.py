@@ -73,6 +73,7 @@ METHODS = {
     "deeplift@constant:1": DeepLift(Constant(1.0)),
     "unit_ablation": UnitAblation(),
     "unit_ablation:resample": UnitAblation(replacement="resample"),
+    "unit_ablation:baseline": UnitAblation(replacement="baseline"),
 }
 
 

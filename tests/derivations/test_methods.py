@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from condec.attribution import (
     Activation,
     ActNormGrad,
+    Constant,
     DeepLift,
     GradCAM,
     Gradient,
@@ -161,8 +162,11 @@ def test_smooth_grad_equals_the_loop() -> None:
 def test_unit_ablation_equals_the_loop() -> None:
     """One sample, one unit at a time: the target before, less the target after."""
     model, images = small_resnet().double(), torch.randn(4, 1, 4, 5, dtype=torch.float64)
-    for replacement in ("zero", "mean", "resample"):
-        method = UnitAblation(replacement=replacement, rows_per_pass=9, seed=3)
+    blank = before(model, torch.full((1, 1, 4, 5), 0.3, dtype=torch.float64)).detach()
+    for replacement in ("zero", "mean", "resample", "baseline"):
+        method = UnitAblation(
+            replacement=replacement, rows_per_pass=9, seed=3, baseline=Constant(0.3)
+        )
         batch = contribute(model, images, "block1", method=method, target=Predicted())
         everywhere = [before(model, images[i : i + 1]).detach() for i in range(4)]
         for u in range(4):
@@ -178,7 +182,8 @@ def test_unit_ablation_equals_the_loop() -> None:
                 for y in range(4):
                     for x in range(5):
                         h[0, u, y, x] = {
-                            "zero": 0.0, "mean": mean, "resample": float(other[0, u, y, x])
+                            "zero": 0.0, "mean": mean, "resample": float(other[0, u, y, x]),
+                            "baseline": float(blank[0, u, y, x]),
                         }[replacement]  # fmt: skip
                 effect = float((out - after(model, h)).detach()[0, label])
                 found = batch["block1"].contribution[i, u]

@@ -1,13 +1,14 @@
 """Ground truth: what the target does when one unit is replaced."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal, final, get_args
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method, check_finite
+from condec.attribution.baselines import Baseline, Zeros
 from condec.errors import DataError, OptionError, SiteError
 from condec.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
 from condec.shapes import UnitMatrix
@@ -16,7 +17,10 @@ from condec.suffix import Suffix, split_at
 from condec.tape import record, run_model
 from condec.targets import Target
 
-Replacement = Literal["zero", "mean", "resample"]
+if TYPE_CHECKING:
+    import condec.data
+
+Replacement = Literal["zero", "mean", "resample", "baseline"]
 _TYPICAL_UNITS: Final = 256
 
 
@@ -40,10 +44,12 @@ class UnitAblation(Method):
 
     Parameters
     ----------
-    replacement : {"zero", "mean", "resample"}
+    replacement : {"zero", "mean", "resample", "baseline"}
         What stands there instead: 0; the unit's mean over the batch and its positions, or
-        `means`; or what the same unit holds at another sample of the batch, at every position
-        (drawn anew for each unit, never the sample itself). The last two depend on the batch.
+        `means`; what the same unit holds at another sample of the batch, at every position
+        (drawn anew for each unit, never the sample itself); or what it holds at the `baseline`,
+        from which integrated gradients are counted. ``"mean"`` without means and
+        ``"resample"`` depend on the batch.
     rows_per_pass : int
         Samples times units in one pass: the whole batch runs for that many units at a time,
         which is faster than sample by sample. At least one unit's.
@@ -51,12 +57,14 @@ class UnitAblation(Method):
         Of the draws of ``"resample"``.
     means : mapping of site key to one number a unit, optional
         For ``"mean"``: means over more than the batch (`condec.control.unit_means`).
+    baseline : Baseline
+        For ``"baseline"``; one that is a single input, not several draws.
 
     Raises
     ------
     OptionError
         Unknown replacement; `rows_per_pass` below 1; means with another replacement, or, when
-        used, missing for a site or of another length than it.
+        used, missing for a site or of another length than it; a baseline of several draws.
     DataError
         ``"resample"`` in a batch of one sample.
     """
@@ -65,6 +73,7 @@ class UnitAblation(Method):
     rows_per_pass: int = 256
     seed: int = 0
     means: Mapping[str, Sequence[float] | Tensor] | None = field(default=None, hash=False)
+    baseline: Baseline = field(default_factory=Zeros)
 
     def __post_init__(self) -> None:
         if self.replacement not in get_args(Replacement):
@@ -75,6 +84,11 @@ class UnitAblation(Method):
         if self.rows_per_pass < 1:
             raise OptionError(
                 f"UnitAblation: rows_per_pass must be at least 1; got {self.rows_per_pass}"
+            )
+        if self.baseline.n_draws != 1:
+            raise OptionError(
+                "UnitAblation: baseline must be one input, not several draws; got "
+                f"{self.baseline.n_draws} of {type(self.baseline).__name__}"
             )
         if self.means is None:
             return
@@ -93,6 +107,10 @@ class UnitAblation(Method):
         network after its site, so that this is an order of size only.
         """
         return 4 + _TYPICAL_UNITS // 2
+
+    def fit(self, data: "condec.data.Inputs") -> Method:
+        """With the baseline's values taken from the data set, if it needs any."""
+        return replace(self, baseline=self.baseline.fit(data))
 
     def attribute(
         self,
@@ -214,6 +232,7 @@ class _Replaced:
     activation: Tensor
     numbers: Tensor
     means: Tensor
+    start: Tensor
     n_units: int
 
     @staticmethod
@@ -238,14 +257,25 @@ class _Replaced:
                     f"{len(given)} (means are given for {', '.join(method.means) or 'no site'})"
                 )
             means = h.new_tensor(given)
+        start = h[:1]
+        if method.replacement == "baseline":
+            inputs = method.baseline.make(suffix.inputs)
+            with record(suffix.model, [site]) as tape, torch.no_grad():
+                run_model(suffix.model, inputs)
+            (start,) = (tensor.detach() for tensor in tape.records.values())
         numbers = unit_numbers(units, h.shape).to(h.device)
-        return _Replaced(method, h, numbers, means, n_units)
+        return _Replaced(method, h, numbers, means, start, n_units)
 
     def version(self, unit: int) -> Tensor:
         """The activation with the unit replaced."""
         h = self.activation
-        resampled = self.method.replacement == "resample"
-        other = h[self._others(unit)] if resampled else self.means[unit]
+        match self.method.replacement:
+            case "resample":
+                other = h[self._others(unit)]
+            case "baseline":
+                other = self.start
+            case _:
+                other = self.means[unit]
         return torch.where(self.numbers == unit, other, h)
 
     def _others(self, unit: int) -> Tensor:

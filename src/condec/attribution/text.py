@@ -60,7 +60,7 @@ _METHODS: Final[dict[str, Callable[[re.Match[str]], Method]]] = {
         n_samples=int(m[1] or 16), inner=method_from_text(m[2] or "actgrad")
     ),
     r"deeplift(?:@(.*))?": lambda m: DeepLift(baseline_from_text(m[1] or "zeros")),
-    r"unit_ablation(?::(zero|mean|resample))?": lambda m: _ablation(m[1]),
+    r"unit_ablation(?::(zero|mean|resample|baseline))?": lambda m: _ablation(m[1]),
     "|".join(_PLAIN): lambda m: _PLAIN[m[0]](),
 }
 
@@ -70,7 +70,7 @@ def method_from_text(text: str) -> Method:
 
     ``ig[:STEPS|:auto][:layer][:left|:right|:gauss][@BASELINE]``,
     ``smoothgrad[:COPIES][(METHOD)]``, ``deeplift[@BASELINE]``,
-    ``unit_ablation[:zero|:mean|:resample]``, and ``actgrad``, ``actnormgrad``,
+    ``unit_ablation[:zero|:mean|:resample|:baseline]``, and ``actgrad``, ``actnormgrad``,
     ``normactnormgrad``, ``activation``, ``gradient``, ``gradcam``, ``inputgrad``.
 
     Raises
@@ -84,7 +84,7 @@ def method_from_text(text: str) -> Method:
     raise OptionError(
         f"method {text!r}: expected 'ig:STEPS' or 'ig:auto', then ':layer', ':left', ':right' or "
         "':gauss', then '@BASELINE' where they are wanted; 'smoothgrad[:COPIES][(METHOD)]', "
-        "'deeplift[@BASELINE]', 'unit_ablation[:zero|:mean|:resample]' or one of "
+        "'deeplift[@BASELINE]', 'unit_ablation[:zero|:mean|:resample|:baseline]' or one of "
         f"{', '.join(_PLAIN)}"
     )
 
