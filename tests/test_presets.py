@@ -118,6 +118,14 @@ def test_alexnet_itself_may_be_the_model() -> None:
     assert preset_sites(nn.Sequential(model), "alexnet") == ("0.1", "0.2.0")
 
 
+def test_transformers_whose_tokens_lie_in_a_plane() -> None:
+    """The rank alone would take [sample, y, x, feature] for channels."""
+    model = timm("samvit_base_patch16", **(VIT | {"use_rope": False})).eval()
+    batch = contribute(model, torch.randn(1, 3, 8, 8), "preset:vit_blocks")
+    assert batch.by_site[0].activation.shape == (1, 2, 2, 8)
+    assert batch.reduce().by_site[0].contribution.shape == (1, 2, 8)
+
+
 def test_every_preset_says_what_it_is() -> None:
     for name, preset in PRESETS.items():
         assert preset.about

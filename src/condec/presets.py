@@ -41,7 +41,7 @@ _SWIN: Final = (
 )  # fmt: skip
 _CONVNEXT: Final = ("CNBlock", "ConvNeXtBlock", "ConvNextLayer", "ConvNextV2Layer")
 _MOBILENET: Final = (
-    "InvertedResidual", "DepthwiseSeparableConv", "UniversalInvertedResidual", "MBConv",
+    "InvertedResidual", "DepthwiseSeparableConv", "UniversalInvertedResidual",
     "MobileNetV2InvertedResidual",
 )  # fmt: skip
 # Also every class whose name ends with "DecoderLayer" and which attends to itself only.
@@ -94,9 +94,12 @@ class Preset:
 
 PRESETS: Final[dict[str, Preset]] = {
     "resnet_blocks": Preset("outputs of residual blocks", _RESNET),
-    "vit_blocks": Preset("outputs of transformer blocks", _VIT),
-    "vit_mlp_neurons": Preset("hidden units of the MLPs", _VIT, _VIT_MLP),
-    "vit_attention_channels": Preset("channels of the attention, all heads", _VIT, _VIT_ATTENTION),
+    # Some (SAM) hold their tokens as [y, x, feature], which the rank alone would take for channels.
+    "vit_blocks": Preset("outputs of transformer blocks", _VIT, layout="features"),
+    "vit_mlp_neurons": Preset("hidden units of the MLPs", _VIT, _VIT_MLP, "features"),
+    "vit_attention_channels": Preset(
+        "channels of the attention, all heads", _VIT, _VIT_ATTENTION, "features"
+    ),
     "vit_heads": Preset("attention heads", _VIT, _VIT_ATTENTION, "heads"),
     "swin_blocks": Preset("outputs of Swin blocks", _SWIN, layout="features"),
     "convnext_blocks": Preset("outputs of ConvNeXt blocks", _CONVNEXT),

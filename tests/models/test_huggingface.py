@@ -73,7 +73,7 @@ def test_classifier_with_its_preprocessing(library: ModuleType, classifier: Path
     assert [tuple(part.contribution.shape) for part in batch.by_site] == [
         (2, 2, 2), (2, 2, 8), (2, 2, 2), (2, 2, 8),
     ]  # fmt: skip
-    assert set(batch.completeness()) == {"vit.layers.0", "vit.layers.1"}
+    assert set(batch.completeness()) == {"vit.layers.0@features", "vit.layers.1@features"}
 
 
 def test_preprocessing_may_be_given_or_missing(classifier: Path, tmp_path: Path) -> None:
