@@ -101,6 +101,7 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     result = condec_command(
         "collect", source / "run.toml", "-q", "--sites", "block1", "--sites", "stem",
         "--method", "actgrad", "--target", "top2:softmax", "--on-bad", "skip",
+        "--batch-size", "auto", "--precision", "bfloat16", "--device", "cpu", "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     store = Store.open(source / "run" / "contributions.zarr")
@@ -109,6 +110,8 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     plan = config.read(source / "run")
     assert plan.sites == ("block1", "stem")
     assert (config.method_text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
+    assert (plan.collect.batch_size, plan.collect.precision) == ("auto", "bfloat16")
+    assert plan.collect.devices == ("cpu", "cpu")
     assert condec_command("stats", source / "run", "-q").exit_code == 0
 
 
@@ -151,6 +154,8 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
         (("collect", "run.toml", "--control", "random-weights:blok1"), "nearest: block1"),
         (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1, or 'auto'; got 0"),
         (("collect", "run.toml", "--on-bad", "hide"), "on_bad: expected one of raise, skip"),
+        (("collect", "run.toml", "--batch-size", "many"), "batch size 'many': expected a whole"),
+        (("collect", "run.toml", "--precision", "int8"), "precision: expected one of model, bfl"),
         (("collect", "run.toml", "--sites", "blok1"), "no module of SmallResNet matches 'blok1'"),
         (("inspect", "resnet"), "'resnet' is not a family of models"),
         (("inspect", "python:net.py:make"), "give it, for example --input-shape 3,224,224"),

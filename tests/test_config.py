@@ -277,6 +277,8 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ("sites = 'a'\n[collect]\nbatch_size = 6.5", "batch_size: expected a whole number"),
         ("sites = 'a'\n[collect]\nbatch_size = true", "batch_size: expected a whole number"),
         ("sites = 'a'\n[collect]\nbatch_size = 0", "batch_size, shard_size: must be at least 1"),
+        ("sites = 'a'\n[collect]\nbatch_size = 'big'", "batch_size: expected a whole number"),
+        ("sites = 'a'\n[collect]\nprecision = 'half'", "precision: expected one of model, bfloat"),
         ("sites = 'a'\n[collect]\non_bad = 'ignore'", "on_bad: expected one of raise, skip"),
         ("sites = 'a'\n[collect]\ntarget = 'best'", "target 'best': expected 'topK'"),
         ("sites = 'a'\n[collect]\nmethod = 10", "collect: method: expected text; got 10"),

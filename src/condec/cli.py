@@ -90,6 +90,16 @@ def collect(
     target: Annotated[
         str | None, typer.Option(help="topK, logit:INDEX, label or predicted; also ...:softmax.")
     ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Samples in one pass, or auto: found by timing.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="model, bfloat16 or float16: what passes run in.")
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Device that shares the batches; may be given several times."),
+    ] = None,
     on_bad: Annotated[
         str | None, typer.Option(help="raise or skip: what to do about unusable inputs.")
     ] = None,
@@ -115,6 +125,12 @@ def collect(
             changes["method"] = config.parse_method(method)
         if target is not None:
             changes["target"] = config.parse_target(target)
+        if batch_size is not None:
+            changes["batch_size"] = config.parse_batch_size(batch_size)
+        if precision is not None:
+            changes["precision"] = precision
+        if device:
+            changes["devices"] = tuple(device)
         if on_bad is not None:
             changes["on_bad"] = on_bad
         if control:

@@ -19,7 +19,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import tomli_w
 
@@ -212,6 +212,19 @@ def parse_target(text: str) -> Target:
     )
 
 
+def parse_batch_size(text: str) -> int | Literal["auto"]:
+    """A number, or ``auto``.
+
+    >>> parse_batch_size("64"), parse_batch_size("auto")
+    (64, 'auto')
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise OptionError(f"batch size {text!r}: expected a whole number, or 'auto'")
+    return int(text)
+
+
 def parse_control(text: str) -> Control:
     """``random-weights[:FROM_MODULE]`` or ``shuffled-labels``, then ``#SEED`` unless it is 0.
 
@@ -359,6 +372,9 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
+        literals = [a for a in inner if typing.get_origin(a) is typing.Literal]
+        if any(value in typing.get_args(literal) for literal in literals):
+            return value
         return _value(name, value, inner[0])
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]

@@ -50,6 +50,8 @@ def collect(run: Run) -> Outcome:
             "batch_size": plan.batch_size,
             "shard_size": plan.shard_size,
             "on_bad": plan.on_bad,
+            "compute": plan.compute,
+            "devices": plan.devices,
             "progress": run.progress,
         }
         store = collection.collect(model, inputs, sites, out=folder.store, **options)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from condec.attribution import IntegratedGradients, Method
+from condec.compute import Compute, Precision
 from condec.dictionary import NMF, PCA, KMeans, Learner, ThresholdSAE, TrainConfig
 from condec.effects import PAPER_FRACTIONS, EditKind, Replacement
 from condec.errors import OptionError
@@ -83,19 +84,33 @@ class CollectPlan:
     Parameters
     ----------
     method, target, batch_size, shard_size, on_bad
+    precision, channels_last
+        See `condec.compute.Compute`.
+    devices : tuple of str
+        Devices that share the batches; empty: the model's.
     controls : tuple of RandomWeights or ShuffledLabels
         Which twins are stored beside the real run; see `condec.twins.collect_twin`.
     """
 
     method: Method = field(default_factory=IntegratedGradients)
     target: Target = field(default_factory=TopK)
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = 64
     shard_size: int = 1024
     on_bad: Literal["raise", "skip"] = "raise"
+    precision: Precision = "model"
+    channels_last: bool = True
+    devices: tuple[str, ...] = ()
     controls: tuple[Control, ...] = ()
 
+    @property
+    def compute(self) -> Compute:
+        """How the passes are computed."""
+        return Compute(precision=self.precision, channels_last=self.channels_last)
+
     def __post_init__(self) -> None:
-        _all_positive("collect: batch_size, shard_size", (self.batch_size, self.shard_size))
+        size = 1 if self.batch_size == "auto" else self.batch_size
+        _all_positive("collect: batch_size, shard_size", (size, self.shard_size))
+        _one_of("collect: precision", self.precision, get_args(Precision))
         names = [control.name for control in self.controls]
         if len(set(names)) < len(names):
             raise OptionError(f"collect: controls: each once; got {', '.join(names)}")
