@@ -6,6 +6,7 @@ from torch import nn
 
 from condec.errors import DataError, ModelError, OptionError
 from condec.models.randomize import has_statistics, modules_from, randomize
+from condec.models.torchvision import import_torchvision
 from condec.testing.models import small_resnet
 
 
@@ -70,6 +71,59 @@ def test_no_parameter_stays_and_the_model_does(make) -> None:  # type: ignore[no
     assert all(bool(value.isfinite().all()) for value in other.parameters())
     assert type(other) is type(model)
     assert not other.training
+
+
+def vision_transformer() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=8,
+        num_classes=3,
+    )  # fmt: skip
+
+
+def swin() -> nn.Module:
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([2, 2], 8, [1, 1], [2, 2], [2, 2], num_classes=3)
+
+
+def convnext() -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(8, 8, 1), CNBlockConfig(8, None, 1)], num_classes=3)
+
+
+def timm_vit() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(  # type: ignore[no-untyped-call]
+        img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, init_values=0.1, reg_tokens=1
+    )
+
+
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=6))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("make", "package"),
+    [
+        (vision_transformer, "torchvision"), (swin, "torchvision"), (convnext, "torchvision"),
+        (timm_vit, "timm"), (gpt2, "transformers"),
+    ],
+)  # fmt: skip
+def test_architectures_keep_no_parameter(make, package: str) -> None:  # type: ignore[no-untyped-def]
+    import_torchvision()  # as condec does: timm and transformers import it, too
+    pytest.importorskip(package)
+    model = trained(make())
+    before = state(model)
+    other = randomize(model)
+    names = {name for name, _ in model.named_parameters()}
+    assert not same(state(other), before) & names
+    assert all(bool(value.isfinite().all()) for value in other.parameters())
 
 
 def test_constants_that_initialization_gives_are_the_only_ones_that_may_stay() -> None:
