@@ -39,7 +39,7 @@ __all__ = [
     "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Constant",
     "DeepLift", "GradCAM", "Gradient", "InputGrad", "IntegratedGradients", "Mean", "Method",
     "Noise", "NormActNormGrad", "Pointwise", "Samples", "SmoothGrad", "UnitAblation", "Zeros",
-    "baseline_from_dict", "check_finite", "method_from_dict", "unit_effects",
+    "ZeroTokens", "baseline_from_dict", "check_finite", "method_from_dict", "unit_effects",
 ]  # fmt: skip
 
 _BASELINES: dict[str, type[Baseline]] = {
