@@ -38,8 +38,8 @@ from condec.options import option_from_dict
 __all__ = [
     "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Constant",
     "DeepLift", "GradCAM", "Gradient", "InputGrad", "IntegratedGradients", "Mean", "Method",
-    "Noise", "NormActNormGrad", "Pointwise", "Samples", "SmoothGrad", "UnitAblation", "Zeros",
-    "ZeroTokens", "baseline_from_dict", "check_finite", "method_from_dict", "unit_effects",
+    "Noise", "NormActNormGrad", "Pointwise", "Samples", "SmoothGrad", "UnitAblation",
+    "ZeroTokens", "Zeros", "baseline_from_dict", "check_finite", "method_from_dict", "unit_effects",
 ]  # fmt: skip
 
 _BASELINES: dict[str, type[Baseline]] = {
