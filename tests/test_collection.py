@@ -23,7 +23,7 @@ from condec.contributions import contribute
 from condec.data import as_inputs
 from condec.errors import DataError, ModelError, OptionError, SiteError, StoreError
 from condec.store import Store
-from condec.targets import Label, Logit, TopK
+from condec.targets import Label, Logit, Surprisal, TopK
 from condec.testing.models import small_resnet
 
 
@@ -412,3 +412,32 @@ def test_the_input_of_the_model_in_a_store(tmp_path: Path) -> None:
         store.matrix(":input", sign="negative"), batch[":input"].contribution[:, 1]
     )
     assert (tmp_path / "s.zarr" / "sites" / "%3Ainput").is_dir()
+
+
+def test_surprisal_is_fitted_to_the_outputs_of_the_data(tmp_path: Path) -> None:
+    model = small_resnet(labels=2)
+    with torch.no_grad():
+        fitted = Surprisal.fit(model(images(70)), shrinkage=0.0)
+
+    def run(target: Surprisal, name: str, model: torch.nn.Module = model) -> Store:
+        out = tmp_path / name
+        return collect(model, images(70), "block1", target=target, out=out, progress=False)
+
+    store = run(Surprisal(shrinkage=0.0), "a.zarr")
+    torch.testing.assert_close(store.target, run(fitted, "b.zarr").target)
+    assert store.recipe["target"] == Surprisal(shrinkage=0.0).to_dict()
+    run(Surprisal(shrinkage=0.0), "a.zarr")  # gone on with
+    with pytest.raises(StoreError, match="target"):
+        run(Surprisal(shrinkage=0.5), "a.zarr")
+    broken = images(70)
+    broken[3] = torch.nan
+    kept = torch.cat((broken[:3], broken[4:]))
+    with torch.no_grad():
+        expected = Surprisal.fit(model(kept)).value(model(kept), None)
+    skipped = collect(
+        model, broken, "block1", target=Surprisal(), on_bad="skip", progress=False,
+        out=tmp_path / "c.zarr",
+    )  # fmt: skip
+    torch.testing.assert_close(skipped.target, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ModelError, match="is in training mode"):
+        run(Surprisal(), "d.zarr", small_resnet(labels=2).train())

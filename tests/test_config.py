@@ -206,20 +206,22 @@ def test_methods_that_do_not_exist() -> None:
         ("margin:logsumexp", Margin(against="logsumexp")),
         ("contrast:frozen:softmax", Contrast(frozen=True, probability=True)),
         ("entropy", Entropy()),
+        ("surprisal", Surprisal()),
+        ("surprisal:0.25", Surprisal(shrinkage=0.25)),
+        ("surprisal:1e-05", Surprisal(shrinkage=1e-5)),
         ("sum:3,5", Sum((3, 5))),
         ("logit:-1,262", Logit((-1, 262))),
     ],
 )
 def test_texts_of_targets(text: str, target: Target) -> None:
     assert config.parse_target(text) == target
+    assert config.parse_target(config.target_text(target)) == target
 
 
 def test_targets_without_a_text() -> None:
-    for text in ("surprisal", "custom"):
-        with pytest.raises(OptionError, match=f"target '{text}': it cannot be written as text"):
-            config.parse_target(text)
     fitted = Surprisal(torch.zeros(2), torch.eye(2))
-    for target in (fitted, Custom(lambda output: output[:, 0])):
+    some = Surprisal(indices=(0, 2))
+    for target in (fitted, some, Custom(lambda output: output[:, 0])):
         with pytest.raises(OptionError, match=r"no text, so a run\.toml cannot hold it"):
             config.target_text(target)
 
@@ -227,7 +229,8 @@ def test_targets_without_a_text() -> None:
 @pytest.mark.parametrize(
     "text",
     ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob", "entropy:softmax", "sum:",
-     "margin:logsumexp:softmax", "margin:best", "sum:softmax", "logit:1,-2", "contrast:softmax:x"],
+     "margin:logsumexp:softmax", "margin:best", "sum:softmax",
+     "surprisal:", "surprisal:x", "custom", "logit:1,-2", "contrast:softmax:x"],
 )  # fmt: skip
 def test_targets_that_do_not_exist(text: str) -> None:
     with pytest.raises(OptionError, match=f"target '{text}': expected 'topK', 'logit:INDEX'"):

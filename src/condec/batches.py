@@ -19,6 +19,7 @@ from condec.contributions import Contributions, Sites, assemble, prepare_inputs,
 from condec.data import Inputs
 from condec.errors import DataError, StoreError
 from condec.store import Rows, SiteInfo, Store
+from condec.tape import refuse_training, run_model
 from condec.targets import Target, TargetLike, TopK, as_target
 from condec.wrappers import original
 
@@ -26,6 +27,7 @@ from condec.wrappers import original
 # convolutions need: measured at 6 to 9 times the recorded activations on CPU.
 _MEMORY_FACTOR: Final = 9
 _LARGEST_BATCH: Final = 1024
+_FIT_BATCH: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,8 @@ class BatchPlan:
         Sites in execution order.
     method, fitted : Method
         As it was given, and with what it takes from the data.
-    target : Target
+    target, fitted_target : Target
+        As it was given, and with what it takes from the model's outputs to the data.
     compute : Compute
     on_bad : {"raise", "skip"}
     entries : int
@@ -85,6 +88,7 @@ class BatchPlan:
     method: Method
     fitted: Method
     target: Target
+    fitted_target: Target
     compute: Compute
     on_bad: str
     entries: int
@@ -104,7 +108,10 @@ class BatchPlan:
         method, target = method or IntegratedGradients(), as_target(target or TopK())
         index, sample = _first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
-        batch = run_batch(model, sample, sites, ActGrad(), target, labels)
+        fitted_target = target
+        if not target.is_fitted:
+            fitted_target = target.fitted(_outputs(model, inputs, on_bad))
+        batch = run_batch(model, sample, sites, ActGrad(), fitted_target, labels)
         infos = tuple(
             SiteInfo(
                 site=part.site,
@@ -118,7 +125,9 @@ class BatchPlan:
         entries = sum(part.activation.numel() for part in batch.by_site)
         fitted = method.fit(inputs)
         compute = compute or Compute()
-        return BatchPlan(model, inputs, infos, method, fitted, target, compute, on_bad, entries)
+        return BatchPlan(
+            model, inputs, infos, method, fitted, target, fitted_target, compute, on_bad, entries
+        )
 
     def on(self, device: torch.device) -> "BatchPlan":
         """The same plan for a copy of the model on another device."""
@@ -216,7 +225,7 @@ class BatchPlan:
         inputs = self.compute.arrange(prepare_inputs(self.model, batch.inputs))
         sites = [info.site for info in self.infos]
         with self.compute.running(inputs.device):
-            result = method.attribute(self.model, inputs, sites, self.target, batch.labels)
+            result = method.attribute(self.model, inputs, sites, self.fitted_target, batch.labels)
         return assemble(result, sites, {info.site.key: info.cut for info in self.infos})
 
     def _empty(self, n_rows: int) -> dict[str, Any]:
@@ -313,6 +322,25 @@ def _free_memory(model: nn.Module) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 2**32
+
+
+def _outputs(model: nn.Module, inputs: Inputs, on_bad: str) -> Tensor:
+    """The model's outputs to all samples that can be used, on the CPU."""
+    refuse_training(model)
+    found: list[Tensor] = []
+    samples: list[Tensor] = []
+    for row in range(len(inputs)):
+        try:
+            samples.append(inputs.load(row))
+        except DataError:
+            if on_bad == "raise":
+                raise
+        if samples and (len(samples) == _FIT_BATCH or row == len(inputs) - 1):
+            with torch.no_grad():
+                batch = prepare_inputs(model, torch.stack(samples))
+                found.append(run_model(model, batch).cpu())
+            samples = []
+    return torch.cat(found)
 
 
 def _first_good(inputs: Inputs, on_bad: str) -> tuple[int, Tensor]:

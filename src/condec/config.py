@@ -199,16 +199,10 @@ def parse_target(text: str) -> Target:
     for pattern, make in _TARGETS.items():
         if found := re.fullmatch(pattern, text):
             return make(found)
-    if text.startswith(("surprisal", "custom")):
-        raise OptionError(
-            f"target {text!r}: it cannot be written as text: Surprisal is fitted to outputs and a "
-            "function is code; give the target in Python, as condec.collect(..., "
-            "target=Surprisal.fit(outputs))"
-        )
     raise OptionError(
         f"target {text!r}: expected 'topK', 'logit:INDEX', 'label', 'predicted', "
         "'contrast[:frozen]', 'margin[:mean|:largest|:logsumexp]' or 'sum[:INDEX,...]', each also "
-        "with ':softmax', or 'entropy'; for example 'top1'"
+        "with ':softmax', 'entropy' or 'surprisal[:SHRINKAGE]'; for example 'top1'"
     )
 
 
@@ -263,6 +257,8 @@ def target_text(target: Target) -> str:
             name = "contrast:frozen"
         case Margin():
             name = f"margin:{target.against}"
+        case Surprisal(mean=None, indices=None):
+            name = "surprisal" if target.shrinkage == "auto" else f"surprisal:{target.shrinkage}"
         case Surprisal() | Custom():
             raise OptionError(
                 f"target {type(target).__name__}: it has no text, so a run.toml cannot hold it; "
@@ -290,6 +286,9 @@ _TARGETS: Final[dict[str, Callable[[re.Match[str]], Target]]] = {
     r"label(:softmax)?": lambda m: Label(probability=bool(m[1])),
     r"predicted(:softmax)?": lambda m: Predicted(probability=bool(m[1])),
     r"entropy": lambda m: Entropy(),
+    r"surprisal(?::(\d+(?:\.\d+)?(?:e-\d+)?))?": lambda m: Surprisal(
+        shrinkage=float(m[1]) if m[1] else "auto"
+    ),
     r"contrast(:frozen)?(:softmax)?": lambda m: Contrast(frozen=bool(m[1]), probability=bool(m[2])),
     r"margin(?::(mean|largest))?(:softmax)?": lambda m: Margin(
         against="largest" if m[1] == "largest" else "mean", probability=bool(m[2])

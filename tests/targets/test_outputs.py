@@ -204,3 +204,19 @@ def with_column(values: Tensor) -> Tensor:
 def test_bad_requests_are_explained(call, error, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_surprisal_may_be_fitted_later() -> None:
+    asked = Surprisal(indices=(3, 0), shrinkage=0.25)
+    assert not asked.is_fitted
+    assert target_from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    assert hash(asked) == hash(Surprisal(indices=(3, 0), shrinkage=0.25))
+    fitted = asked.fitted(rates())
+    assert fitted == Surprisal.fit(rates(), indices=(3, 0), shrinkage=0.25)
+    assert fitted.is_fitted
+    assert fitted.fitted(rates() + 1) is fitted
+    assert Entropy().fitted(rates()) == Entropy()
+    with pytest.raises(OptionError, match=r"it is not fitted; take Surprisal\.fit\(outputs\)"):
+        asked.value(rates(), None)
+    with pytest.raises(OptionError, match="both mean and precision, or neither"):
+        Surprisal(torch.ones(2))

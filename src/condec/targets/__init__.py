@@ -47,6 +47,7 @@ def target_from_dict(record: Mapping[str, Any]) -> Target:
     fields = dict(record)
     if name == "Surprisal":
         for key in ("mean", "precision"):
-            fields[key] = torch.as_tensor(record.get(key, ()), dtype=torch.float64)
+            given = record.get(key)
+            fields[key] = None if given is None else torch.tensor(given, dtype=torch.float64)
     target: Target = option_from_dict("target", _KNOWN, {}, fields)
     return target

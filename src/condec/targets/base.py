@@ -40,6 +40,15 @@ class Target(Option, ABC):
         """
         return None
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the target has what it takes from the model's outputs to a data set."""
+        return True
+
+    def fitted(self, outputs: Tensor) -> "Target":
+        """The target with what it takes from the outputs to a data set; itself if nothing."""
+        return self
+
     @abstractmethod
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """The target of every sample, differentiable in `output`; unit: that of the output."""

@@ -81,23 +81,25 @@ class Surprisal(Target):
 
     For populations of neurons (the retina of Melander et al. 2026): up to a constant, minus
     the logarithm of a Gaussian's density in nats, with the mean and covariance of the outputs
-    to many inputs. Made by `Surprisal.fit`.
+    to many inputs: those given to `Surprisal.fit`, or else those to the data that
+    `condec.collect` is called with.
 
     Parameters
     ----------
-    mean : Tensor of shape [output]
+    mean : Tensor of shape [output], optional
         :math:`\mu`; kept in double precision, as is the next.
-    precision : Tensor of shape [output, output]
+    precision : Tensor of shape [output, output], optional
         :math:`\Sigma^{-1}`.
     indices : tuple of int, optional
         Which outputs these are; all by default.
-    shrinkage : float
-        For the record: how far the covariance was drawn towards a multiple of the identity.
+    shrinkage : float or "auto"
+        How far the covariance is (or was) drawn towards a multiple of the identity, see `fit`.
 
     Raises
     ------
     OptionError
-        Shapes do not fit, or entries are not finite.
+        Shapes do not fit, entries are not finite, or mean or precision is given alone; or the
+        target is evaluated before it is fitted.
 
     Examples
     --------
@@ -107,30 +109,44 @@ class Surprisal(Target):
     tensor([1., 1., 1., 0.])
     """
 
-    mean: Tensor
-    precision: Tensor
+    mean: Tensor | None = None
+    precision: Tensor | None = None
     indices: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
-    shrinkage: float = dataclasses.field(default=0.0, kw_only=True)
+    shrinkage: float | str = dataclasses.field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("mean", "precision"):
-            given = torch.as_tensor(getattr(self, name)).detach()
-            object.__setattr__(self, name, given.to("cpu", torch.float64, copy=True))
-            if not getattr(self, name).isfinite().all():
-                raise OptionError(f"Surprisal: {name} holds NaN or infinity")
+        _check_shrinkage(self.shrinkage)
+        if self.indices is not None:
+            object.__setattr__(self, "indices", tuple(self.indices))
+            _check_indices("Surprisal", self.indices)
+        if self.mean is None and self.precision is None:
+            return
+        if self.mean is None or self.precision is None:
+            raise OptionError("Surprisal: give both mean and precision, or neither")
         n = len(self.mean)
         if self.mean.ndim != 1 or self.precision.shape != (n, n):
             raise OptionError(
                 "Surprisal: expected a mean [output] and a precision [output, output]; got shapes "
                 f"{tuple(self.mean.shape)} and {tuple(self.precision.shape)}"
             )
-        if self.indices is not None:
-            object.__setattr__(self, "indices", tuple(self.indices))
-            _check_indices("Surprisal", self.indices)
-            if len(self.indices) != n:
-                raise OptionError(
-                    f"Surprisal: {len(self.indices)} indices for a mean of {n} outputs"
-                )
+        for name, given in (("mean", self.mean), ("precision", self.precision)):
+            if not given.isfinite().all():
+                raise OptionError(f"Surprisal: {name} holds NaN or infinity")
+            own = given.detach().to("cpu", torch.float64, copy=True)
+            object.__setattr__(self, name, own)
+        if self.indices is not None and len(self.indices) != n:
+            raise OptionError(f"Surprisal: {len(self.indices)} indices for a mean of {n} outputs")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether mean and precision are there."""
+        return self.mean is not None
+
+    def fitted(self, outputs: Tensor) -> "Surprisal":
+        """With mean and covariance of these outputs, unless it has them already."""
+        if self.is_fitted:
+            return self
+        return Surprisal.fit(outputs, shrinkage=self.shrinkage, indices=self.indices)
 
     @staticmethod
     def fit(
@@ -160,10 +176,7 @@ class Surprisal(Target):
         OptionError
             `shrinkage` is neither.
         """
-        if shrinkage != "auto" and not (isinstance(shrinkage, int | float) and 0 <= shrinkage <= 1):
-            raise OptionError(
-                f"Surprisal: shrinkage must be 'auto' or between 0 and 1; got {shrinkage!r}"
-            )
+        _check_shrinkage(shrinkage)
         chosen = None if indices is None else tuple(int(i) for i in indices)
         rows = _rows(torch.as_tensor(outputs).detach().to("cpu", torch.float64), chosen)
         amount = _ledoit_wolf(rows) if isinstance(shrinkage, str) else float(shrinkage)
@@ -174,6 +187,11 @@ class Surprisal(Target):
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """Surprisal of every sample, in nats, shape [sample]."""
+        if self.mean is None or self.precision is None:
+            raise OptionError(
+                "Surprisal: it is not fitted; take Surprisal.fit(outputs) with the model's outputs "
+                "to many inputs (condec.collect fits it to the outputs to its data)"
+            )
         if output.ndim != 2:
             raise ModelError(
                 "Surprisal: expected an output of shape [sample, output]; the model gave "
@@ -193,8 +211,8 @@ class Surprisal(Target):
         """Plain form, with all numbers: it gives the same target back."""
         return {
             "name": "Surprisal",
-            "mean": self.mean.tolist(),
-            "precision": self.precision.tolist(),
+            "mean": None if self.mean is None else self.mean.tolist(),
+            "precision": None if self.precision is None else self.precision.tolist(),
             "indices": None if self.indices is None else list(self.indices),
             "shrinkage": self.shrinkage,
         }
@@ -203,7 +221,14 @@ class Surprisal(Target):
         return isinstance(other, Surprisal) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash((tuple(self.mean.tolist()), self.indices, self.shrinkage))
+        mean = None if self.mean is None else tuple(self.mean.tolist())
+        return hash((mean, self.indices, self.shrinkage))
+
+
+def _check_shrinkage(shrinkage: object) -> None:
+    if shrinkage == "auto" or (isinstance(shrinkage, int | float) and 0 <= shrinkage <= 1):
+        return
+    raise OptionError(f"Surprisal: shrinkage must be 'auto' or between 0 and 1; got {shrinkage!r}")
 
 
 def _check_indices(name: str, indices: tuple[int, ...]) -> None:
