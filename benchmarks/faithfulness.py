@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import write
 
+from condec.agreement import faithfulness
 from condec.attribution import (
     ActGrad,
     Activation,
@@ -32,7 +33,6 @@ from condec.attribution import (
 )
 from condec.contributions import contribute
 from condec.data import load_data
-from condec.faithfulness import faithfulness
 from condec.models import load_model
 from condec.targets import Predicted
 

@@ -32,7 +32,7 @@ from condec.targets import Surprisal, Target, TopK
 from condec.attribution import ActGrad, IntegratedGradients, Method, UnitAblation, Zeros
 from condec.reduce import split_and_sum
 from condec.contributions import Contributions, contribute
-from condec.faithfulness import faithfulness
+from condec.agreement import faithfulness
 from condec.store import Store
 from condec.collection import collect
 from condec.twins import RandomWeights, ShuffledLabels, collect_twin

@@ -132,7 +132,7 @@ class Gradient(Pointwise):
 class GradCAM(Pointwise):
     r"""Activation times the mean gradient of its unit.
 
-    .. math:: C_{up} = h_{up} \, \frac1P \sum_q g_{uq}
+    .. math:: C_{up} = h_{up} \, \frac{1}{P} \sum_q g_{uq}
 
     The unit weights of Grad-CAM (Selvaraju et al. 2017, equation 1) without its sum over
     units and its final ReLU, which would merge the units and drop what speaks against the
@@ -176,7 +176,7 @@ class InputGrad(Pointwise):
 class SmoothGrad(Method):
     r"""Another method, averaged over noisy copies of the inputs.
 
-    .. math:: C(x) = \frac1n \sum_i C_{inner}(x + \epsilon_i), \qquad
+    .. math:: C(x) = \frac{1}{n} \sum_i C_{inner}(x + \epsilon_i), \qquad
         \epsilon_i \sim N(0, \sigma^2), \quad \sigma = a (\max x - \min x)
 
     (Smilkov et al. 2017, who average the gradient alone: ``inner=Gradient()``.) Activation,

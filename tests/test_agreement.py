@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from condec.agreement import COLUMNS, agreement, faithfulness
 from condec.attribution import ActGrad, Gradient, UnitAblation
 from condec.contributions import Contributions, contribute
 from condec.errors import DataError, OptionError
-from condec.faithfulness import COLUMNS, agreement, faithfulness
 from condec.sites import Site, Units
 from condec.targets import Label, Logit, Predicted
 from condec.testing.models import small_mlp, small_resnet
