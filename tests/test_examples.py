@@ -10,6 +10,7 @@ import pytest
 from condec import config
 from condec.maps import SiteMaps
 from condec.runner import Run, chain
+from condec.statistics import compare_trends
 from condec.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -47,7 +48,9 @@ def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(1800)
 def test_cifar_from_pixels_to_report(tmp_path: Path) -> None:
-    run_example("cifar10_resnet20", tmp_path)
+    plan = config.read(EXAMPLES / "cifar10_resnet20")
+    # The twins are as expensive as the run; `test_what_an_untrained_network_shows` has them.
+    run_example("cifar10_resnet20", tmp_path, collect=replace(plan.collect, controls=()))
     store = Store.open(tmp_path / "contributions.zarr")
     store.verify()
     assert len(store) == 1017
@@ -64,6 +67,23 @@ def test_cifar_from_pixels_to_report(tmp_path: Path) -> None:
     assert by_ranking["modes"] < -0.1
     assert abs(by_ranking["random"]) < 0.1
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_what_an_untrained_network_shows(tmp_path: Path) -> None:
+    plan = config.read(EXAMPLES / "cifar10_resnet20")
+    data = replace(plan.data, limit=200)
+    run_example("cifar10_resnet20", tmp_path, data=data, links=("collect", "stats"))
+    analysis = tmp_path / "analysis"
+    real = pandas.read_parquet(analysis / "statistics.parquet")
+    untrained = pandas.read_parquet(analysis / "statistics_controls.parquet")
+    trends = compare_trends(real, untrained).set_index("statistic")
+    # Sign correlation falls without training, too, and sparsity does not come from it;
+    # the number of dimensions does.
+    assert trends.loc["sign_correlation", "shared"]
+    assert trends.loc["hoyer_contribution", "below"] >= 5
+    assert not trends.loc["dims95_contribution", "shared"]
+    assert trends.loc["dims95_contribution", "above"] >= 7
 
 
 def test_photos_from_files_to_maps(tmp_path: Path) -> None:
