@@ -1,4 +1,6 @@
-"""Rules, paths and baselines of integrated gradients: plain loops, float64, one sample at a time."""
+"""Rules, paths, baselines of integrated gradients: plain loops, float64, one sample at a time."""
+
+import itertools
 
 import numpy
 import pytest
@@ -68,7 +70,7 @@ def slow_input_path(model: nn.Module, name: str, x: Tensor, x0: Tensor, steps: i
         h = below(at)
         points.append((h.detach(), gradient(above, h)))
     total = torch.zeros_like(points[0][0])
-    for (h0, g0), (h1, g1) in zip(points, points[1:], strict=False):
+    for (h0, g0), (h1, g1) in itertools.pairwise(points):
         slope = {"trapezoid": (g0 + g1) / 2, "left": g0, "right": g1}[rule]
         total = total + (h1 - h0) * slope
     return total
@@ -115,7 +117,7 @@ def test_layer_path_is_what_captum_calls_layer_integrated_gradients() -> None:
         model, x, "1", method=IntegratedGradients(steps=64, path="layer", rule="gauss"),
         target=Logit(1),
     )["1"].contribution  # fmt: skip
-    theirs = captum.LayerIntegratedGradients(lambda x: model(x), model[1]).attribute(
+    theirs = captum.LayerIntegratedGradients(model, model[1]).attribute(
         x, target=1, n_steps=64, method="gausslegendre"
     )
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-9, rtol=0)
