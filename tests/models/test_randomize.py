@@ -326,3 +326,20 @@ def test_it_is_a_copy() -> None:
     with torch.no_grad():
         other.stem.weight.zero_()
     assert bool(model.stem.weight.any())
+
+
+@pytest.mark.gpu
+def test_every_device_draws_the_same_and_keeps_its_generator() -> None:
+    model = trained(conv_net())
+    before = torch.cuda.get_rng_state()
+    there = randomize(conv_net_on(model, "cuda"), seed=5)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert all(value.is_cuda for value in there.state_dict().values())
+    here, moved = state(randomize(model, seed=5)), state(there.cpu())
+    assert same(here, moved) == here.keys()
+
+
+def conv_net_on(model: nn.Module, device: str) -> nn.Module:
+    net = conv_net().to(device)
+    net.load_state_dict(model.state_dict())
+    return net
