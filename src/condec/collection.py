@@ -155,7 +155,12 @@ def _run_shards(
                 n_rows += len(parts[-1].ids)
                 advance(len(parts[-1].ids))
             rows = join_rows(parts)
-            silent &= {k for k in silent if is_silent(rows.contribution[k], rows.activation[k])}
+            contributed, active = rows.contribution, rows.activation
+            silent = {
+                key
+                for key in silent
+                if is_silent(contributed[key][rows.valid], active[key][rows.valid])
+            }
             write((index, rows))
     warn_of_silence([key for key in keys if key in silent], sum(map(len, spans.values())))
 

@@ -290,7 +290,7 @@ def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool
 
 def is_silent(contribution: Tensor, activation: Tensor) -> bool:
     """Whether nothing is contributed at all, by units that are active."""
-    return not bool((contribution.abs() > 0).any()) and bool((activation.abs() > 0).any())
+    return not bool(contribution.any()) and bool(activation.any())
 
 
 def warn_of_silence(sites: Sequence[str], n_samples: int) -> None:
