@@ -23,7 +23,7 @@ from condec.contributions import contribute
 from condec.errors import DataError, ModelError, OptionError, SiteError
 from condec.reduce import merge_signs, split_and_sum
 from condec.sites import Site, Units
-from condec.targets import Label, Logit, Predicted, TopK
+from condec.targets import Label, Logit, Predicted, Sum, TopK
 from condec.testing.contracts import AttributionContract
 from condec.testing.models import small_mlp, small_resnet
 
@@ -346,3 +346,29 @@ def test_sites_that_contribute_nothing_are_warned_of() -> None:
     contribute(model, torch.randn(2, 3), "stem, zero")  # units that are not active: nothing to say
     with pytest.warns(UserWarning, match="at stem: .* the same at the inputs as at the baseline"):
         contribute(model, torch.zeros(2, 3), "stem")
+
+
+class Regression(nn.Module):
+    """One number a sample, as [sample] or as [sample, 1]."""
+
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.hidden, self.read, self.flat = nn.Linear(4, 6), nn.Linear(6, 1), flat
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rate = self.read(self.hidden(x).tanh())
+        return rate[:, 0] if self.flat else rate
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_outputs_that_are_one_number_a_sample(flat: bool) -> None:
+    model, x = Regression(flat=flat).eval(), torch.randn(5, 4)
+    method = IntegratedGradients(steps=50)
+    for target in (Sum(), Logit(0), lambda output: output.reshape(len(output))):
+        batch = contribute(model, x, "hidden", target=target, method=method)
+        share = batch.completeness()["hidden"]
+        assert torch.allclose(share, torch.ones(5), atol=1e-3)
+        assert batch.prediction.tolist() == [-1] * 5
+    if flat:
+        with pytest.raises(ModelError, match=r"the model gave \(5,\)\. Sum, Logit with one index"):
+            contribute(model, x, "hidden", target=Predicted())
