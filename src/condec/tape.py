@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from condec.containers import describe, first_tensor, is_recordable, with_first_tensor
+from condec.cuts import path_shares
 from condec.errors import CondecError, ModelError, SiteError
 from condec.sites import Site
 from condec.wrappers import eager, original, refuse_scripted, refuse_unreadable
@@ -237,7 +238,7 @@ def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[s
         inputs = inputs.detach().clone().requires_grad_()
         output = run_model(model, inputs)
         check_samples(tape.records, len(inputs))
-        share = _path_shares(output, inputs)
+        share = path_shares(output, inputs)
         some = {site.key for site in sites if site.units is not None and site.units.tokens}
         # What flows through the other tokens is not counted at a site of some tokens.
         return {key: share(h) and key not in some for key, h in tape.records.items()}
@@ -279,7 +280,7 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
     rows: list[dict[str, object]] = []
     with record(model, sites) as tape:
         inputs = inputs.detach().clone().requires_grad_()
-        share = _path_shares(run_model(model, inputs), inputs)
+        share = path_shares(run_model(model, inputs), inputs)
         for (name, _), calls in tape.calls.items():
             for number, call in enumerate(calls):
                 rows.append({
@@ -391,48 +392,3 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     if not (is_recordable(a) and is_recordable(b)):
         return False
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
-def _path_shares(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
-    """A function that says whether every path from `inputs` to `output` passes a tensor."""
-    order = _topological(output.grad_fn)
-    above: dict[Any, int] = dict.fromkeys(order, 0)
-    below: dict[Any, int] = dict.fromkeys(order, 0)
-    if order:
-        above[order[0]] = 1
-    for node in order:
-        for child, _ in node.next_functions:
-            if child is not None:
-                above[child] += above[node]
-    for node in reversed(order):
-        is_input = getattr(node, "variable", None) is inputs
-        children = (child for child, _ in node.next_functions if child is not None)
-        below[node] = 1 if is_input else sum(below[child] for child in children)
-    total = below[order[0]] if order else 0
-    if not total:
-        raise ModelError(
-            "the output does not depend on the input through operations that autograd can "
-            "follow, so no site can carry its contributions"
-        )
-
-    def on_every_path(tensor: Tensor) -> bool:
-        node = tensor.grad_fn
-        return node in above and above[node] * below[node] == total
-
-    return on_every_path
-
-
-def _topological(root: Any) -> list[Any]:
-    """Nodes of the autograd graph from `root` on, every node before the ones it leads to."""
-    order: list[Any] = []
-    seen: set[Any] = set()
-    stack: list[tuple[Any, bool]] = [(root, False)] if root is not None else []
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child is not None)
-    return order[::-1]
