@@ -25,6 +25,7 @@ from condec.attribution import (
     SmoothGrad,
     UnitAblation,
     Zeros,
+    ZeroTokens,
 )
 from condec.attribution.text import (
     baseline_from_text,
@@ -36,6 +37,7 @@ from condec.errors import OptionError
 
 BASELINES = {
     "zeros": Zeros(),
+    "zero_tokens": ZeroTokens(),
     "constant:0.5": Constant(0.5),
     "constant:-2.1,0,1e-05": Constant((-2.1, 0.0, 1e-5)),
     "blur:3": Blur(3.0),
@@ -116,7 +118,7 @@ def test_methods_that_do_not_exist(text: str) -> None:
     ("text", "message"),
     [
         ("ig:10@", "baseline '': expected 'zeros'"),
-        ("ig:10@blurred", "baseline 'blurred': expected 'zeros', 'constant"),
+        ("ig:10@blurred", "baseline 'blurred': expected 'zeros', 'zero_tokens', 'constant"),
         ("deeplift@constant:", "baseline 'constant:'"),
         ("ig:10@blur:0", "sigma must be positive"),
         ("ig:0", "steps must be at least 1"),

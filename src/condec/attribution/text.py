@@ -12,7 +12,16 @@ from typing import Final
 
 from condec.attribution.ablation import UnitAblation
 from condec.attribution.base import Method
-from condec.attribution.baselines import Baseline, Blur, Constant, Mean, Noise, Samples, Zeros
+from condec.attribution.baselines import (
+    Baseline,
+    Blur,
+    Constant,
+    Mean,
+    Noise,
+    Samples,
+    Zeros,
+    ZeroTokens,
+)
 from condec.attribution.deeplift import DeepLift
 from condec.attribution.gradients import (
     ActGrad,
@@ -36,6 +45,7 @@ _PLAIN: Final[dict[str, type[Method]]] = {
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _BASELINES: Final[dict[str, Callable[[re.Match[str]], Baseline]]] = {
     r"zeros": lambda m: Zeros(),
+    r"zero_tokens": lambda m: ZeroTokens(),
     rf"constant:({_NUMBER}(?:,{_NUMBER})*)": lambda m: Constant(_numbers(m[1])),
     rf"blur:({_NUMBER})": lambda m: Blur(float(m[1])),
     r"mean(?::(\d+))?": lambda m: Mean(n_samples=int(m[1])) if m[1] else Mean(),
@@ -92,7 +102,7 @@ def method_from_text(text: str) -> Method:
 def baseline_from_text(text: str) -> Baseline:
     """A baseline from its text.
 
-    ``zeros``, ``constant:VALUE[,VALUE...]`` (one a channel), ``blur:SIGMA``,
+    ``zeros``, ``zero_tokens``, ``constant:VALUE[,VALUE...]`` (one a channel), ``blur:SIGMA``,
     ``mean[:SAMPLES]``, ``noise:STD[:DRAWS]``, ``samples[:SAMPLES]``.
 
     Raises
@@ -109,7 +119,7 @@ def baseline_from_text(text: str) -> Baseline:
         if found := re.fullmatch(pattern, text):
             return make(found)
     raise OptionError(
-        f"baseline {text!r}: expected 'zeros', 'constant:VALUE[,VALUE...]', 'blur:SIGMA', "
+        f"baseline {text!r}: expected 'zeros', 'zero_tokens', 'constant:VALUE[,VALUE...]', 'blur:SIGMA', "
         "'mean[:SAMPLES]', 'noise:STD[:DRAWS]' or 'samples[:SAMPLES]'"
     )
 
@@ -155,6 +165,8 @@ def baseline_text(baseline: Baseline) -> str:
         case Constant(value):
             values = value if isinstance(value, tuple) else (value,)
             text = f"constant:{','.join(map(_short, values))}"
+        case ZeroTokens():
+            text = "zero_tokens"
         case Blur():
             text = f"blur:{_short(baseline.sigma)}"
         case Noise():
