@@ -413,6 +413,14 @@ def test_gradients_of_parameters_are_not_asked_for() -> None:
     assert not suffix.run(suffix.activation).requires_grad
 
 
+def test_autocast() -> None:
+    """Another batch size rounds otherwise; that is no reason to refuse the model."""
+    model, images = small_resnet(), torch.randn(3, 1, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        suffix = split_at(model, images, Site("block1"))
+        assert torch.allclose(suffix.run(suffix.activation), suffix.output, atol=0.05)
+
+
 def test_half_precision() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         suffix = split_at(small_mlp().to(dtype), torch.randn(3, 5, dtype=dtype), Site("1"))

@@ -33,7 +33,7 @@ from condec.tape import (
 )
 
 _TOLERANCE: Final = 1e-3
-_HALF_TOLERANCE: Final = 2e-2
+_HALF_TOLERANCE: Final = 5e-2
 
 CallKey = tuple[str, int]
 """A module's name and the number of its call in one forward pass."""
@@ -194,10 +194,14 @@ def _thin(leaf: Tensor) -> Tensor:
 
 
 def _same(again: Tensor, output: Tensor) -> bool:
-    half = output.dtype in (torch.float16, torch.bfloat16)
+    """Equal up to what another batch size may do to the rounding."""
+    device = output.device.type
+    half = output.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(device)
     finite = output[output.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
-    tolerance = (_HALF_TOLERANCE if half else _TOLERANCE) * (scale or 1.0)
+    # Matrix products of GPUs have ten bits where TF32 is allowed.
+    tolerance = _TOLERANCE if device == "cpu" else 10 * _TOLERANCE
+    tolerance = (_HALF_TOLERANCE if half else tolerance) * (scale or 1.0)
     return torch.allclose(again, output, rtol=0, atol=tolerance, equal_nan=True)
 
 

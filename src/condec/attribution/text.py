@@ -119,8 +119,8 @@ def baseline_from_text(text: str) -> Baseline:
         if found := re.fullmatch(pattern, text):
             return make(found)
     raise OptionError(
-        f"baseline {text!r}: expected 'zeros', 'zero_tokens', 'constant:VALUE[,VALUE...]', 'blur:SIGMA', "
-        "'mean[:SAMPLES]', 'noise:STD[:DRAWS]' or 'samples[:SAMPLES]'"
+        f"baseline {text!r}: expected 'zeros', 'zero_tokens', 'constant:VALUE[,VALUE...]', "
+        "'blur:SIGMA', 'mean[:SAMPLES]', 'noise:STD[:DRAWS]' or 'samples[:SAMPLES]'"
     )
 
 
