@@ -307,6 +307,14 @@ def test_a_model_that_cannot_be_copied() -> None:
         randomize(model)
 
 
+def test_a_compiled_model_is_seen_through() -> None:
+    model = trained(conv_net())
+    found = randomize(torch.compile(model), from_module="4", inputs=torch.ones(8, 1, 8, 8))
+    wanted = randomize(model, from_module="4", inputs=torch.ones(8, 1, 8, 8))
+    assert same(state(found), state(wanted)) == state(model).keys()
+    assert has_statistics(torch.compile(model), "4")
+
+
 def test_a_reset_that_wants_arguments_is_not_called() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

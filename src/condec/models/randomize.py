@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from condec.errors import DataError, ModelError, OptionError
+from condec.wrappers import eager, original
 
 
 def randomize(
@@ -49,7 +50,8 @@ def randomize(
     Returns
     -------
     torch.nn.Module
-        On the same device, every module in the mode it was in.
+        On the same device, every module in the mode it was in; of a compiled model, the one
+        underneath.
 
     Raises
     ------
@@ -80,6 +82,7 @@ def randomize(
     (True, False)
     """
     chosen = modules_from(model, from_module)
+    model = original(model)
     try:
         fresh = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -111,6 +114,7 @@ def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
     OptionError
         There is no such module; the nearest names are listed.
     """
+    model = original(model)
     names = [name for name, _ in model.named_modules()]
     if from_module is None:
         return frozenset(names)
@@ -126,7 +130,7 @@ def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
 def has_statistics(model: nn.Module, from_module: str | None = None) -> bool:
     """Whether `randomize` would estimate statistics of batch normalization."""
     chosen = modules_from(model, from_module)
-    modules = dict(model.named_modules())
+    modules = dict(original(model).named_modules())
     return any(True for _ in _normalizations({name: modules[name] for name in chosen}))
 
 
@@ -219,7 +223,7 @@ def _estimate(model: nn.Module, drawn: dict[str, nn.Module], batches: Iterable[T
             # Not `train()`, which would wake dropout inside a subclass, too.
             norm.training = True
             norm.momentum = None
-        with torch.no_grad():
+        with eager(model), torch.no_grad():
             for batch in batches:
                 # A copy: a first layer that works in place must not reach the caller's.
                 model(batch.detach().clone().to(device))
