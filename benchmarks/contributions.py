@@ -39,7 +39,7 @@ from condec.targets import Predicted
 STEPS = 10
 MODELS = {
     "resnet50": ("torchvision:resnet50", "preset:resnet_blocks", 8),
-    "vit_base": ("timm:vit_base_patch16_224", "preset:vit_blocks, preset:vit_mlp_neurons", 4),
+    "vit_base": ("timm:vit_base_patch16_224", "preset:vit_blocks, preset:vit_mlp_neurons", 2),
 }
 IMAGENET = 50_000
 
