@@ -258,7 +258,7 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
             f"samples {wrong[:5]}"
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return inputs if like is None else inputs.to(like.device, like.dtype)
+    return inputs if like is None else inputs.to(like.device, like.dtype, non_blocking=True)
 
 
 def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool]) -> Contributions:
