@@ -33,7 +33,8 @@ from measure import peak_memory_mib, ratio, side_by_side, synchronize, write
 from condec.attribution import ActGrad, Attribution, IntegratedGradients, Method
 from condec.compute import Compute
 from condec.models import load_model
-from condec.sites import Site, find_sites
+from condec.reduce import split_and_sum
+from condec.sites import Site, Units, find_sites
 from condec.targets import Predicted
 
 STEPS = 10
@@ -129,13 +130,23 @@ def seconds_a_site(run: Callable[[Site], object], sites: tuple[Site, ...]) -> fl
     return (time.perf_counter() - started) / len(sites)
 
 
-def error(of: Attribution, to: Attribution) -> dict[str, float]:
-    """Sum of absolute differences over sum of absolute contributions: median and largest site."""
-    off = [
-        float((of.contribution[key] - h).abs().sum() / h.abs().sum())
-        for key, h in to.contribution.items()
-    ]
-    return {"median_over_sites": sorted(off)[len(off) // 2], "largest": max(off)}
+def error(of: Attribution, to: Attribution) -> dict[str, dict[str, float]]:
+    """Sum of absolute differences over sum of absolute values: median and largest site.
+
+    Of every entry, and of what a store holds: positive and negative parts summed over positions.
+    """
+
+    def off(reduced: bool) -> dict[str, float]:
+        shares = []
+        for key, ours in of.contribution.items():
+            a, b = ours, to.contribution[key]
+            if reduced:
+                units = Units.default(a.ndim)
+                a, b = split_and_sum(a, units), split_and_sum(b, units)
+            shares.append(float((a - b).abs().sum() / b.abs().sum()))
+        return {"median_over_sites": sorted(shares)[len(shares) // 2], "largest": max(shares)}
+
+    return {"every_entry": off(False), "reduced_to_units": off(True)}
 
 
 def flops_of(case: Case) -> int:
@@ -176,7 +187,7 @@ def measure(case: Case, repeats: int, quick: bool) -> dict[str, Any]:
         {
             "floor": lambda: case.floor(STEPS + 1),
             "condec": lambda: case.condec(method),
-            "condec, channels not last": lambda: case.condec(method, Compute(channels_last=False)),
+            "condec, channels last": lambda: case.condec(method, Compute(channels_last=True)),
             "condec, bfloat16": lambda: case.condec(method, half),
             "condec, act x grad": lambda: case.condec(ActGrad()),
         },

@@ -289,6 +289,13 @@ def test_auto_batch_size_runs_for_real(tmp_path: Path) -> None:
     store.verify()
 
 
+def test_a_first_batch_that_cannot_be_used_is_no_reason_to_stop(tmp_path: Path) -> None:
+    data = images()
+    data[:5] = torch.nan
+    store = quick(tmp_path / "s.zarr", data, on_bad="skip", progress=True)
+    assert store.valid.tolist() == [False] * 5 + [True] * 5
+
+
 def test_several_devices_give_the_same_bytes(tmp_path: Path) -> None:
     model, threads = small_resnet(), set()
     real = IntegratedGradients.attribute

@@ -149,23 +149,34 @@ class BatchPlan:
         }
 
     def estimate(self, batch_size: int, n_samples: int) -> Estimate:
-        """Time one pass over the first batch, and count the rest."""
+        """Time one pass, and count the rest."""
         n_samples = min(n_samples, len(self.inputs))
-        rows = range(min(batch_size, n_samples))
-        seconds = self.time_pass(self.load(rows)) / len(rows)
+        size = min(batch_size, n_samples)
+        seconds = self.time_pass(self.example(size)) / size
         units = sum(info.n_units for info in self.infos)
         return Estimate(
             n_samples=n_samples,
             n_sites=len(self.infos),
             n_passes=self.fitted.n_passes,
             seconds=seconds * self.fitted.n_passes * n_samples,
-            memory_bytes=self.memory(len(rows)),
+            memory_bytes=self.memory(size),
             disk_bytes=len(self.inputs) * units * 2 * 2 * 4,
         )
 
     def memory(self, n_samples: int) -> int:
         """Bytes that a batch takes, without the model."""
         return _MEMORY_FACTOR * 4 * self.entries * n_samples
+
+    def example(self, n_samples: int) -> "LoadedBatch":
+        """A batch to time: the first sample that can be used, again and again."""
+        row, sample = _first_good(self.inputs, self.on_bad)
+        labels = self.inputs.labels
+        return LoadedBatch(
+            (row,) * n_samples,
+            sample.expand(n_samples, *sample.shape[1:]).clone(),
+            None if labels is None else labels[[row] * n_samples],
+            tuple(range(n_samples)),
+        )
 
     def time_pass(self, batch: "LoadedBatch") -> float:
         """Seconds of one forward and backward pass."""
@@ -301,7 +312,7 @@ def chosen_batch(plan: BatchPlan, out: str | Path) -> int:
     seconds: dict[int, float] = {}
     size, room = 1, _free_memory(plan.model) // 2
     while size <= min(_LARGEST_BATCH, 2 * len(plan.inputs)) and plan.memory(size) <= room:
-        batch = plan.load([row % len(plan.inputs) for row in range(size)])
+        batch = plan.example(size)
         try:
             seconds[size] = min(plan.time_pass(batch) for _ in range(3)) / size
         except torch.OutOfMemoryError:
