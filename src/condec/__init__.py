@@ -17,7 +17,6 @@ tensor(True)
 torch.Size([2, 4])
 """
 
-# ruff: noqa: I001  (pipeline order)
 from condec.errors import CondecError, DataError, DependencyError
 from condec.errors import ModelError, OptionError, SiteError, StoreError
 from condec.presets import presets_of
@@ -29,8 +28,9 @@ from condec.data import Inputs, as_inputs, load_data
 from condec.tape import find_cuts, inspect_model, record
 from condec.targets import Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum
 from condec.targets import Surprisal, Target, TopK
-from condec.attribution import ActGrad, IntegratedGradients, Method, UnitAblation, Zeros
+from condec.attribution import ActGrad, Constant, IntegratedGradients, Method, UnitAblation, Zeros
 from condec.reduce import split_and_sum
+from condec.compute import Compute
 from condec.contributions import Contributions, contribute
 from condec.agreement import faithfulness
 from condec.store import Store
@@ -45,16 +45,16 @@ from condec.control import Ablate, Preserve, edited, unit_means
 from condec.maps import ModeMap, mode_map
 from condec.effects import auc_difference, control_curve
 
-__all__ = [  # noqa: RUF022  (pipeline order)
+__all__ = [
     "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
     "StoreError", "Site", "Units", "find_site", "find_sites", "presets_of", "LoadedModel",
     "load_model", "LanguageModel", "expose_attention", "Inputs", "as_inputs", "load_data",
     "find_cuts", "inspect_model", "record", "Contrast", "Custom", "Entropy", "Label", "Logit",
-    "Margin", "Predicted", "Sum", "Surprisal", "Target", "TopK", "ActGrad", "IntegratedGradients",
-    "Method", "UnitAblation", "Zeros", "split_and_sum", "Contributions", "contribute",
-    "faithfulness", "Store", "collect", "RandomWeights", "ShuffledLabels", "collect_twin",
-    "Dictionary", "FitReport", "KMeans", "NMF", "PCA", "ThresholdSAE", "TrainConfig", "fit",
-    "load_dictionary", "Hierarchy", "membership", "ModeMatch", "Modes", "layer_statistics",
-    "Ablate", "Preserve", "edited", "unit_means", "ModeMap", "mode_map", "auc_difference",
-    "control_curve",
+    "Margin", "Predicted", "Sum", "Surprisal", "Target", "TopK", "ActGrad", "Constant",
+    "IntegratedGradients", "Method", "UnitAblation", "Zeros", "split_and_sum", "Compute",
+    "Contributions", "contribute", "faithfulness", "Store", "collect", "RandomWeights",
+    "ShuffledLabels", "collect_twin", "Dictionary", "FitReport", "KMeans", "NMF", "PCA",
+    "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy", "membership", "ModeMatch",
+    "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
+    "mode_map", "auc_difference", "control_curve",
 ]  # fmt: skip
