@@ -1,0 +1,161 @@
+"""Data from known modes: sparse, not negative, some of them rare, some in pairs that go together.
+
+>>> data = Planted.small()
+>>> data.matrix.shape, data.atoms.shape
+(torch.Size([600, 24]), torch.Size([8, 24]))
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from condec.errors import OptionError
+from condec.shapes import Atoms, Loadings, UnitMatrix
+
+_RARE: Final = 0.2
+"""How often a rare mode is drawn, relative to a common one."""
+_TOGETHER: Final = 0.5
+"""Probability that a mode of a pair takes the place of another one in a row with its partner."""
+_SUPPORT: Final = 0.06
+"""Share of the units that an atom has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """What was planted, and the rows that came of it.
+
+    Attributes
+    ----------
+    matrix : Tensor of shape [sample, unit]
+        ``clamp(loadings @ atoms + noise, min=0)``, float32.
+    atoms : Tensor of shape [mode, unit]
+        Not negative, of length 1.
+    loadings : Tensor of shape [sample, mode]
+        Not negative; `n_active` of a row are above 0.
+    rare : Bool tensor of shape [mode]
+        Modes drawn a fifth as often as others.
+    partner : Int tensor of shape [mode]
+        The mode that a mode goes together with; -1 for none.
+    """
+
+    matrix: UnitMatrix
+    atoms: Atoms
+    loadings: Loadings
+    rare: Tensor
+    partner: Tensor
+
+    @classmethod
+    def standard(cls, seed: int = 0) -> "Planted":
+        """The instance of the benchmarks: 200 modes, 256 units, 5 active, 20,000 rows.
+
+        Noise of a tenth of the signal, a tenth of the modes in pairs, a twentieth rare.
+        """
+        return planted(200, 256, 5, 20_000, 0.1, correlated=0.1, rare=0.05, seed=seed)
+
+    @classmethod
+    def small(cls, seed: int = 0) -> "Planted":
+        """An instance that is fitted in a second: 8 modes, 24 units, 2 active, 600 rows."""
+        return planted(8, 24, 2, 600, 0.1, correlated=0.25, rare=0.125, seed=seed)
+
+
+def planted(
+    n_modes: int,
+    n_units: int,
+    n_active: int,
+    n_rows: int,
+    noise: float,
+    *,
+    correlated: float = 0.0,
+    rare: float = 0.0,
+    seed: int = 0,
+) -> Planted:
+    """Rows made from known modes; the same for the same arguments.
+
+    An atom has six of every hundred units (3 at least), with entries drawn evenly from 0.5 to
+    1.5, scaled to length 1. A row has `n_active` different modes with loadings drawn evenly
+    from 0.5 to 1.5, plus Gaussian noise, and is cut off at 0 as positive contributions are.
+
+    Parameters
+    ----------
+    n_modes, n_units, n_active, n_rows : int
+        `n_active` modes of each row.
+    noise : float
+        Standard deviation of the noise, relative to that of all entries of the signal.
+    correlated : float
+        Share of the modes that are in pairs: where one is drawn, the other comes with
+        probability 0.5, in the place of another mode.
+    rare : float
+        Share of the modes that are drawn a fifth as often as the others; none of a pair.
+    seed : int
+
+    Raises
+    ------
+    OptionError
+        A number outside its range, or more pairs and rare modes than modes.
+    """
+    _check(n_modes, n_units, n_active, n_rows, noise, correlated, rare)
+    generator = torch.Generator().manual_seed(seed)
+    atoms = _atoms(n_modes, n_units, generator)
+    n_pairs, n_rare = int(correlated * n_modes) // 2, int(rare * n_modes)
+    partner = torch.full((n_modes,), -1)
+    first = torch.arange(n_pairs)
+    partner[2 * first], partner[2 * first + 1] = 2 * first + 1, 2 * first
+    is_rare = torch.zeros(n_modes, dtype=torch.bool)
+    is_rare[n_modes - n_rare :] = True
+    active = _active(is_rare, partner, n_active, n_rows, generator)
+    sizes = 0.5 + torch.rand(n_rows, n_modes, generator=generator)
+    loadings = torch.where(active, sizes, 0.0)
+    signal = loadings @ atoms
+    level = noise * float(signal.to(torch.float64).std(correction=0))
+    disturbance = level * torch.randn(signal.shape, generator=generator)
+    matrix = (signal + disturbance).clamp_(min=0.0)
+    return Planted(matrix, atoms, loadings, is_rare, partner)
+
+
+def _atoms(n_modes: int, n_units: int, generator: torch.Generator) -> Tensor:
+    support = min(n_units, max(3, round(_SUPPORT * n_units)))
+    places = torch.rand(n_modes, n_units, generator=generator).argsort(1)[:, :support]
+    sizes = 0.5 + torch.rand(n_modes, support, generator=generator)
+    atoms = torch.zeros(n_modes, n_units).scatter_(1, places, sizes)
+    return atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
+
+
+def _active(
+    rare: Tensor, partner: Tensor, n_active: int, n_rows: int, generator: torch.Generator
+) -> Tensor:
+    """Which modes are in which rows, shape [sample, mode]."""
+    shares = torch.where(rare, _RARE, 1.0)
+    chosen = torch.multinomial(shares.expand(n_rows, -1), n_active, generator=generator)
+    if n_active > 1:
+        # The partner of a row's first mode takes the place of its last one.
+        with_partner = partner[chosen[:, 0]]
+        comes = (torch.rand(n_rows, generator=generator) < _TOGETHER) & (with_partner >= 0)
+        comes &= ~(chosen == with_partner[:, None]).any(1)
+        chosen[comes, -1] = with_partner[comes]
+    return torch.zeros(n_rows, len(rare), dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def _check(
+    n_modes: int,
+    n_units: int,
+    n_active: int,
+    n_rows: int,
+    noise: float,
+    correlated: float,
+    rare: float,
+) -> None:
+    for name, value in (("n_modes", n_modes), ("n_units", n_units), ("n_rows", n_rows)):
+        if value < 1:
+            raise OptionError(f"planted: {name} must be at least 1; got {value}")
+    if not 1 <= n_active <= n_modes:
+        raise OptionError(f"planted: n_active must be from 1 to {n_modes} modes; got {n_active}")
+    if not 0.0 <= noise < math.inf:
+        raise OptionError(f"planted: noise must be finite and not negative; got {noise}")
+    if not (correlated >= 0.0 and rare >= 0.0 and correlated + rare <= 1.0):
+        raise OptionError(
+            "planted: correlated and rare must be shares of the modes, together at most 1; got "
+            f"{correlated} and {rare}"
+        )
