@@ -7,6 +7,7 @@ from torch import Tensor
 
 from condec.errors import DataError, OptionError
 from condec.metrics import matched_cosine
+from condec.metrics.vectors import unit_length
 from condec.shapes import Atoms
 
 
@@ -82,10 +83,7 @@ def recovery(atoms: Atoms, known: Atoms, *, threshold: float = 0.9) -> Recovery:
             f"shapes {tuple(atoms.shape)} and {tuple(known.shape)}"
         )
     known = known.to(atoms.device, atoms.dtype)
-    cosines = _unit(known) @ _unit(atoms).T
-    closest = cosines.amax(0) if len(atoms) else atoms.new_zeros(0)
+    cosines = unit_length(known, 1) @ unit_length(atoms, 1).T
+    closest = cosines.amax(0)
     return Recovery(matched_cosine(known, atoms).nan_to_num(0.0).cpu(), closest.cpu(), threshold)
 
-
-def _unit(atoms: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(atoms.to(torch.float64), dim=1)

@@ -120,7 +120,7 @@ def _atoms(n_modes: int, n_units: int, generator: torch.Generator) -> Tensor:
     places = torch.rand(n_modes, n_units, generator=generator).argsort(1)[:, :support]
     sizes = 0.5 + torch.rand(n_modes, support, generator=generator)
     atoms = torch.zeros(n_modes, n_units).scatter_(1, places, sizes)
-    return atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
+    return torch.nn.functional.normalize(atoms, dim=1)
 
 
 def _active(
