@@ -6,192 +6,31 @@ it found in one matrix. Every dictionary decodes linearly, ``loadings @ atoms + 
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, final, get_args
+from typing import Any, ClassVar, Final, final
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from condec.dictionary import io
+from condec.dictionary.preparation import Preparation
+from condec.dictionary.records import DictionaryMetrics as DictionaryMetrics
+from condec.dictionary.records import Epoch as Epoch
+from condec.dictionary.records import Learned as Learned
+from condec.dictionary.records import OnEpoch as OnEpoch
+from condec.dictionary.records import TrainConfig as TrainConfig
+from condec.dictionary.records import Training as Training
+from condec.dictionary.records import complement as complement
 from condec.errors import DataError, OptionError, StoreError
-from condec.shapes import Atom, Atoms, Loadings, SampleIndex, UnitMatrix
-
-Schedule = Literal["cosine", "plateau", "constant"]
+from condec.shapes import Atom, Atoms, Loadings, UnitMatrix
 
 _ROWS_AT_ONCE: Final = 4096
 """Rows encoded at a time: what lies between matrix and loadings stays small."""
 _HELD_OUT: Final = "held_out_rows"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    r"""How a dictionary is fitted: the split, the seeds, and for ThresholdSAE the optimisation.
-
-    What decides how far a fit goes is the sum of its learning rates (Adam moves every
-    weight by about that much): too little and atoms are not found, too much and codes erode,
-    because a code that falls below the threshold gets no gradient that could bring it back.
-    The default therefore fixes the number of steps and that sum, for any number of rows;
-    give `epochs` or `lr` to set them by hand.
-
-    Parameters
-    ----------
-    epochs : int, optional
-        Passes over the training rows. By default as many as make about `steps` steps.
-    steps : int
-        Steps of the optimiser where `epochs` is not given.
-    batch_size : int
-        Rows in a step.
-    lr : float, optional
-        Learning rate of Adam at its highest. By default chosen by the learner for the number
-        of steps and units; `FitReport.config` says which.
-    schedule : {"cosine", "plateau", "constant"}
-        Cosine decay to 0; halved after 10 epochs without a better training loss; constant.
-    threshold_warmup : float
-        Share of the steps in which the threshold of the codes rises from where about 64
-        codes of a row pass it to its value; 0 starts at its value, and then most or all
-        modes are dead on small data.
-    held_out : float
-        Share of the rows split off before anything is fitted; 0 for none.
-    seed : int
-        Of initial values, order of the batches and dropout.
-    split_seed : int
-        Of the split. Apart from `seed`, so that fits of several seeds share their rows.
-    device : str, optional
-        Where to fit; by default where the matrix is.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range, an unknown schedule or device.
-    """
-
-    epochs: int | None = None
-    steps: int = 3000
-    batch_size: int = 128
-    lr: float | None = None
-    schedule: Schedule = "cosine"
-    threshold_warmup: float = 0.6
-    held_out: float = 0.2
-    seed: int = 0
-    split_seed: int = 0
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"TrainConfig: {name} must be at least 1; got {value}")
-        if self.lr is not None and not 0.0 < self.lr < float("inf"):
-            raise OptionError(f"TrainConfig: lr must be above 0 and finite; got {self.lr}")
-        if self.schedule not in get_args(Schedule):
-            raise OptionError(
-                f"TrainConfig: schedule must be one of {', '.join(get_args(Schedule))}; "
-                f"got {self.schedule!r}"
-            )
-        for name in ("threshold_warmup", "held_out"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise OptionError(
-                    f"TrainConfig: {name} must be a share from 0 to below 1; "
-                    f"got {getattr(self, name)}"
-                )
-        for name in ("seed", "split_seed"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise OptionError(
-                    f"TrainConfig: {name} must be from 0 to 2**32 - 1; got {getattr(self, name)}"
-                )
-        if self.device is not None:
-            try:
-                torch.device(self.device)
-            except RuntimeError as error:
-                raise OptionError(
-                    f"TrainConfig: device {self.device!r} is not one of torch, such as 'cpu' or "
-                    f"'cuda:0' ({error})"
-                ) from error
-
-    @classmethod
-    def paper(cls, **changes: Any) -> "TrainConfig":
-        """Optimisation of Melander et al. 2026: Adam at 5e-5, plateau, 128 rows, 300 epochs.
-
-        Made for 50,000 rows; with few it is far from converged. `changes` override fields.
-
-        >>> TrainConfig.paper(seed=1).lr
-        5e-05
-        """
-        recipe: dict[str, Any] = {
-            "epochs": 300,
-            "batch_size": 128,
-            "lr": 5e-5,
-            "schedule": "plateau",
-            "threshold_warmup": 0.0,
-        }
-        return cls(**recipe | changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "TrainConfig":
-        """Inverse of `to_dict`.
-
-        Raises
-        ------
-        OptionError
-            A field that does not exist, or a value that cannot be used.
-        """
-        try:
-            return cls(**record)
-        except TypeError as error:
-            raise OptionError(f"TrainConfig: {error}") from error
-
-
-@dataclass(frozen=True, eq=False)
-class Epoch:
-    """One pass over the training rows, as handed to ``fit(..., on_epoch=...)``.
-
-    Attributes
-    ----------
-    index : int
-        From 0.
-    n_epochs : int
-    loss : float
-        Mean of the training loss over the batches, of the scaled data.
-    lr : float
-        Learning rate of the last step.
-    """
-
-    index: int
-    n_epochs: int
-    loss: float
-    lr: float
-
-
-OnEpoch = Callable[[Epoch], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """What a learner hands over.
-
-    Attributes
-    ----------
-    tensors : dict of str to Tensor
-        On any device; ``"atoms"`` [mode, unit], where the data have one ``"offset"`` [unit],
-        and what else encoding needs; for data divided by their scale.
-    config : TrainConfig
-        With what was left open filled in.
-    history : tuple of float
-        Training loss by epoch; empty where there are no epochs.
-    """
-
-    tensors: dict[str, Tensor]
-    config: TrainConfig
-    history: tuple[float, ...] = ()
 
 
 class Learner(ABC):
@@ -200,6 +39,8 @@ class Learner(ABC):
     __slots__ = ()
     n_modes: int
     known: ClassVar[dict[str, type["Learner"]]] = {}
+    freezes: ClassVar[bool] = False
+    """Whether `learn` heeds `TrainConfig.freeze`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -244,92 +85,12 @@ class Learner(ABC):
                 f"learner: expected one of {', '.join(Learner.known)}; got {name!r}. Import the "
                 "module that defines it first."
             )
+        # JSON knows lists only.
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         try:
-            return Learner.known[name](**fields)
+            return Learner.known[name](**values)
         except TypeError as error:
             raise OptionError(f"learner {name}: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class DictionaryMetrics:
-    """How well a dictionary describes the rows of one split.
-
-    Attributes
-    ----------
-    n_rows : int
-    r2 : float
-        Share of the variance within units explained: predicting every unit's mean scores 0.
-    r2_grand : float
-        The paper's R2, against one mean for all entries.
-    cosine : float
-        Mean over rows of the cosine between row and reconstruction.
-    l0 : float
-        Mean number of loadings that are not 0.
-    n_alive : int
-        Modes with a loading above 0 in at least one row.
-    """
-
-    n_rows: int
-    r2: float
-    r2_grand: float
-    cosine: float
-    l0: float
-    n_alive: int
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """How a dictionary came about; saved with it.
-
-    Attributes
-    ----------
-    config : TrainConfig
-        With what was left open filled in.
-    n_rows : int
-        Rows of the matrix, of both splits.
-    held_out_rows : Tensor of shape [sample]
-        Rows of the matrix that took no part, ascending.
-    metrics : dict
-        By split: ``"train"`` and, where rows were held out, ``"held_out"``.
-    n_alive : int
-        Modes with a loading above 0 in any row of either split.
-    history : tuple of float
-        Training loss by epoch.
-    """
-
-    config: TrainConfig
-    n_rows: int
-    held_out_rows: SampleIndex
-    metrics: dict[str, DictionaryMetrics]
-    n_alive: int
-    history: tuple[float, ...] = ()
-
-    @property
-    def train_rows(self) -> SampleIndex:
-        """Rows of the matrix that were fitted, ascending."""
-        return complement(self.held_out_rows, self.n_rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form, but for `held_out_rows`."""
-        return {
-            "config": self.config.to_dict(),
-            "n_rows": self.n_rows,
-            "metrics": {k: dataclasses.asdict(v) for k, v in self.metrics.items()},
-            "n_alive": self.n_alive,
-            "history": list(self.history),
-        }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any], held_out_rows: SampleIndex) -> "Training":
-        """Inverse of `to_dict`."""
-        return cls(
-            config=TrainConfig.from_dict(record["config"]),
-            n_rows=record["n_rows"],
-            held_out_rows=held_out_rows,
-            metrics={k: DictionaryMetrics(**v) for k, v in record["metrics"].items()},
-            n_alive=record["n_alive"],
-            history=tuple(record["history"]),
-        )
 
 
 @final
@@ -341,9 +102,10 @@ class Dictionary:
     ----------
     learner : Learner
     tensors : dict of str to Tensor
-        The learner's numbers, for data divided by `scale`.
+        The learner's numbers, for prepared data; and what `Preparation` took out.
     scale : float
-        Standard deviation of all entries of the training rows.
+        Standard deviation of all entries of the training rows (of their deviations from the
+        centre, where that is taken out); 1 where nothing is scaled.
     training : Training, optional
         How it came about.
     """
@@ -353,16 +115,22 @@ class Dictionary:
     scale: float
     training: Training | None = None
 
+    @property
+    def preparation(self) -> Preparation:
+        """What is taken out of rows before they are encoded, and put back in decoding."""
+        return Preparation.of(self.scale, self.tensors)
+
     @cached_property
     def atoms(self) -> Atoms:
         """Atoms in the data's units, shape [mode, unit]."""
-        return self.tensors["atoms"] * self.scale
+        return self.preparation.restore_size(self.tensors["atoms"])
 
     @cached_property
     def offset(self) -> Atom:
-        """What decoding adds to every row, in the data's units, shape [unit]; 0 but for PCA."""
+        """What decoding adds to every row, in the data's units, shape [unit]."""
         offset = self.tensors.get("offset")
-        return self.atoms.new_zeros(self.n_units) if offset is None else offset * self.scale
+        empty = self.tensors["atoms"].new_zeros(self.n_units)
+        return self.preparation.restore(empty if offset is None else offset)
 
     @property
     def n_modes(self) -> int:
@@ -390,10 +158,11 @@ class Dictionary:
             )
         tensors = {name: tensor.to(rows.device) for name, tensor in self.tensors.items()}
         loadings = rows.new_empty(len(rows), self.n_modes)
+        preparation = Preparation.of(self.scale, tensors)
         with torch.no_grad():
             for start in range(0, len(rows), _ROWS_AT_ONCE):
                 part = slice(start, start + _ROWS_AT_ONCE)
-                loadings[part] = self.learner.encode(tensors, rows[part] / self.scale)
+                loadings[part] = self.learner.encode(tensors, preparation.apply(rows[part]))
         return loadings
 
     def decode(self, loadings: Loadings) -> UnitMatrix:
@@ -482,10 +251,3 @@ def as_matrix(matrix: Tensor | np.ndarray, who: str) -> Tensor:
                 f"{some}); leave those samples out, as Store.matrix does"
             )
     return matrix
-
-
-def complement(rows: SampleIndex, n_rows: int) -> Int[torch.Tensor, " other"]:
-    """Rows out of `n_rows` that are not among `rows`, ascending."""
-    rest = torch.ones(n_rows, dtype=torch.bool)
-    rest[rows] = False
-    return rest.nonzero().flatten()

@@ -1,19 +1,31 @@
 """The sparse autoencoder of CODEC: sigmoid codes, a hard threshold, atoms by gradient descent."""
 
-import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Final, final
+from typing import ClassVar, Final, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condec.dictionary.base import Epoch, Learned, Learner, OnEpoch, TrainConfig
+from condec.dictionary.base import Learner
+from condec.dictionary.descent import (
+    ATOMS,
+    Cost,
+    Parameters,
+    Problem,
+    Revival,
+    Step,
+    descend,
+    device_of,
+    filled,
+    seeded,
+    steps_of,
+)
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
@@ -25,10 +37,8 @@ _LR_LIMIT: Final = 3e-3
 _LR_UNITS: Final = 256
 _CODES_AT_START: Final = 64
 """Codes of a row that pass the threshold when it starts to rise."""
-_SMALL_STEP: Final = 10_000_000
-"""Products in a forward step up to which one CPU thread is as fast as two (64 units: 0.45 s
-against 0.49 s for 400 steps on a quiet machine, and ten times faster on a busy one)."""
 _ENCODER: Final = "encoder."
+_LAST: Final = "encoder.8.weight"
 
 
 @final
@@ -60,15 +70,21 @@ class ThresholdSAE(Learner):
     nonnegative : bool
         Keep the entries of the atoms at 0 or above, by projection after every step.
     width : int, optional
-        h; by default the number of units d.
+        h; by default the number of units d. The scripts released with the paper take 2048 for
+        every site: ``width=2048`` is their encoder.
     dropout : float
         Probability, while fitting.
+    resample : bool
+        Set modes that a whole pass does not use to what is left of badly described rows,
+        four times in the first half of the steps.
 
     Raises
     ------
     OptionError
         A number outside its range.
     """
+
+    freezes: ClassVar[bool] = True
 
     n_modes: int
     _: KW_ONLY
@@ -77,6 +93,7 @@ class ThresholdSAE(Learner):
     nonnegative: bool = False
     width: int | None = None
     dropout: float = 0.05
+    resample: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_modes", "width"):
@@ -103,21 +120,30 @@ class ThresholdSAE(Learner):
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Gradient descent on batches that stay on the device."""
-        device = torch.device(config.device) if config.device else matrix.device
+        device = device_of(config, matrix)
         matrix = matrix.to(device)
         config = self._filled(config, *matrix.shape)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-            torch.manual_seed(config.seed)
+        with seeded(config, device):
             # Made on the CPU: one seed starts alike on every device.
             encoder = self._encoder(matrix.shape[1], torch.device("cpu")).to(device)
             atoms = torch.empty(self.n_modes, matrix.shape[1], dtype=torch.float32)
             nn.init.xavier_uniform_(atoms)
-            atoms = nn.Parameter((atoms.abs() if self.nonnegative else atoms).to(device))
-            weights = sum(p.numel() for p in encoder.parameters()) + atoms.numel()
-            with _threads_for(weights * config.batch_size):
-                history = self._train(encoder, atoms, matrix, config, on_epoch)
-        tensors = {f"{_ENCODER}{k}": v.detach() for k, v in encoder.state_dict().items()}
-        return Learned({"atoms": atoms.detach(), **tensors}, config, tuple(history))
+            atoms = (atoms.abs() if self.nonnegative else atoms).to(device)
+            state = {f"{_ENCODER}{k}": v.detach() for k, v in encoder.state_dict().items()}
+            parameters = {**state, ATOMS: atoms}
+            # Drawn here: with dropout it takes random numbers.
+            threshold = self._rising_threshold(encoder, matrix, config)
+            problem = Problem(
+                parameters,
+                partial(self._cost, encoder, threshold),
+                self._project,
+                watch_dead=self.resample,
+                reconstruct=self._reconstruct if self.resample else None,
+                revive=self._revive if self.resample else None,
+                by_mode=(_LAST, ATOMS),
+            )
+            history = descend(problem, matrix, config, on_epoch)
+        return Learned(parameters, config, history)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Codes at or above the threshold; the others are 0."""
@@ -146,61 +172,55 @@ class ThresholdSAE(Learner):
 
     def _filled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
         """Config with its epochs and learning rate worked out."""
-        batches = math.ceil(n_rows / config.batch_size)
-        epochs = config.epochs or max(1, round(config.steps / batches))
-        mean = 0.5 if config.schedule == "cosine" else 1.0
         width = self.width or n_units
         travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / width))
-        limit = _LR_LIMIT * min(1.0, _LR_UNITS / width)
-        lr = config.lr or min(limit, travel / (mean * epochs * batches))
-        return dataclasses.replace(config, epochs=epochs, lr=lr)
+        return filled(
+            config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width)
+        )
 
-    def _train(
+    def _cost(
         self,
         encoder: nn.Sequential,
-        atoms: nn.Parameter,
-        matrix: Tensor,
-        config: TrainConfig,
-        on_epoch: OnEpoch,
-    ) -> list[float]:
-        lr, epochs = config.lr or _LR_LIMIT, config.epochs or 1  # Both are filled in by now.
-        optimiser = torch.optim.Adam([*encoder.parameters(), atoms], lr=lr, fused=True)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=10)
-        shuffle = torch.Generator().manual_seed(config.seed)
-        n_steps = epochs * math.ceil(len(matrix) / config.batch_size)
-        threshold = self._rising_threshold(encoder, matrix, config, n_steps)
-        history: list[float] = []
-        step = 0
-        for index in range(epochs):
-            total = matrix.new_zeros(())
-            order = torch.randperm(len(matrix), generator=shuffle).to(matrix.device)
-            for rows in torch.split(order, config.batch_size):
-                if config.schedule == "cosine":
-                    rate = 0.5 * lr * (1.0 + math.cos(math.pi * step / n_steps))
-                    optimiser.param_groups[0]["lr"] = rate
-                loss = self._loss(encoder, atoms, matrix[rows], threshold(step))
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                if self.nonnegative:
-                    atoms.data.clamp_(min=0.0)
-                total += loss.detach() * len(rows)
-                step += 1
-            history.append(float(total) / len(matrix))
-            on_epoch(Epoch(index, epochs, history[-1], optimiser.param_groups[0]["lr"]))
-            if config.schedule == "plateau":
-                plateau.step(history[-1])
-        return history
+        threshold: Callable[[int], float],
+        parameters: Parameters,
+        rows: Tensor,
+        step: Step,
+    ) -> Cost:
+        state = {k.removeprefix(_ENCODER): v for k, v in parameters.items() if k != ATOMS}
+        codes = torch.func.functional_call(encoder, state, (rows,))
+        loadings = keep(codes, threshold(step.index))
+        atoms = parameters[ATOMS]
+        loss = F.mse_loss(loadings @ atoms, rows) + self.atom_l1 * atoms.abs().mean()
+        return Cost(loss, loadings)
 
-    def _loss(self, encoder: nn.Module, atoms: Tensor, rows: Tensor, threshold: float) -> Tensor:
-        loadings = keep(encoder(rows), threshold)
-        return F.mse_loss(loadings @ atoms, rows) + self.atom_l1 * atoms.abs().mean()
+    def _project(self, parameters: Parameters) -> None:
+        if self.nonnegative:
+            parameters[ATOMS].data.clamp_(min=0.0)
+
+    def _reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
+        return self.encode(parameters, rows) @ parameters[ATOMS]
+
+    def _revive(self, parameters: Parameters, revival: Revival) -> None:
+        """Dead modes take what is left of a row, and a code just above the threshold for it."""
+        hidden = self._hidden(parameters, revival.rows)
+        logit = math.log(self.threshold / (1.0 - self.threshold)) if self.threshold else 0.0
+        length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
+        parameters[_LAST][revival.modes] = (logit + 1.0) * hidden / length
+        parameters[ATOMS][revival.modes] = revival.residuals
+
+    def _hidden(self, parameters: Parameters, rows: Tensor) -> Tensor:
+        """What the last linear layer reads."""
+        state = {k.removeprefix(_ENCODER): v for k, v in parameters.items() if k != ATOMS}
+        encoder = self._encoder(rows.shape[1], torch.device("meta"))[:-2].eval()
+        held = {k: v for k, v in state.items() if not k.startswith("8.")}
+        hidden: Tensor = torch.func.functional_call(encoder, held, (rows,))
+        return hidden
 
     def _rising_threshold(
-        self, encoder: nn.Sequential, matrix: Tensor, config: TrainConfig, n_steps: int
+        self, encoder: nn.Sequential, matrix: Tensor, config: TrainConfig
     ) -> Callable[[int], float]:
         """Threshold by step: evenly in the logit, from where some codes of every row pass."""
-        duration = config.threshold_warmup * n_steps
+        duration = config.threshold_warmup * steps_of(config, len(matrix))
         with torch.no_grad():
             codes = encoder(matrix[: config.batch_size])
         share = min(1.0, _CODES_AT_START / self.n_modes)
@@ -215,17 +235,6 @@ class ThresholdSAE(Learner):
             return 1.0 / (1.0 + math.exp(-(low + (high - low) * step / duration)))
 
         return threshold
-
-
-@contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """One CPU thread while steps are small: more gain nothing, and wait for each other if busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if products < _SMALL_STEP else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def keep(codes: Tensor, threshold: float) -> Tensor:
