@@ -11,12 +11,18 @@ from condec.dictionary.base import (
     load_dictionary,
 )
 from condec.dictionary.classical import NMF, PCA, KMeans
+from condec.dictionary.controls import CONTROLS, control_words, fit_controls
+from condec.dictionary.measure import Quality, quality
 from condec.dictionary.sae import ThresholdSAE
-from condec.dictionary.train import FitReport, fit, split_rows
+from condec.dictionary.seeds import Stability, stability
+from condec.dictionary.train import DeadModesWarning, FitReport, fit, split_rows
+from condec.dictionary.truth import Recovery, recovery
 
 __all__ = [
+    "CONTROLS",
     "NMF",
     "PCA",
+    "DeadModesWarning",
     "Dictionary",
     "DictionaryMetrics",
     "Epoch",
@@ -24,10 +30,18 @@ __all__ = [
     "KMeans",
     "Learned",
     "Learner",
+    "Quality",
+    "Recovery",
+    "Stability",
     "ThresholdSAE",
     "TrainConfig",
     "Training",
+    "control_words",
     "fit",
+    "fit_controls",
     "load_dictionary",
+    "quality",
+    "recovery",
     "split_rows",
+    "stability",
 ]

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,9 +24,17 @@ from condec.dictionary.base import (
     as_matrix,
     complement,
 )
-from condec.errors import DataError
-from condec.metrics import cosine, l0, r2, r2_grand
+from condec.dictionary.measure import quality
+from condec.dictionary.preparation import Preparation
+from condec.errors import DataError, OptionError
 from condec.shapes import SampleIndex, UnitMatrix
+
+_MANY_DEAD: Final = 0.2
+"""Share of dead modes on held-out rows above which `fit` warns."""
+
+
+class DeadModesWarning(UserWarning):
+    """More than 20 % of the modes of a dictionary are dead on its held-out rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +150,16 @@ def fit(
 
     Raises
     ------
+    OptionError
+        `config.freeze` with a learner that has nothing to freeze.
     DataError
         The matrix holds NaN, is constant, or does not suit the learner; rows to hold out
         that do not exist.
 
     Warns
     -----
+    DeadModesWarning
+        More than 20 % of the modes are dead on the held-out rows.
     UserWarning
         Every mode is dead.
 
@@ -164,9 +177,14 @@ def fit(
     rows = as_matrix(matrix, "fit")
     held_out = _held_out(rows, config, held_out_rows)
     train = rows[complement(held_out, len(rows)).to(rows.device)]
-    scale = _scale(train)
-    train = train / scale
-    learner.check(train)
+    preparation = Preparation.fitted(train, config.scaling, config.centre)
+    prepared = preparation.apply(train)
+    if config.freeze is not None and not learner.freezes:
+        raise OptionError(
+            f"fit: {type(learner).__name__} has no {config.freeze} that could stay as it was "
+            "drawn; leave TrainConfig.freeze at None"
+        )
+    learner.check(prepared)
     start = time.perf_counter()
     with _bar(progress, type(learner).__name__) as advance:
 
@@ -175,11 +193,13 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch)
 
-        learned = learner.learn(train, config, after)
+        learned = learner.learn(prepared, config, after)
     seconds = time.perf_counter() - start
     tensors = {name: tensor.cpu() for name, tensor in learned.tensors.items()}
+    tensors |= preparation.tensors
+    scale = preparation.scale
     bare = Dictionary(learner, tensors, scale)
-    metrics = {"train": _measure(bare, train * scale)}
+    metrics = {"train": _measure(bare, train)}
     if len(held_out):
         metrics["held_out"] = _measure(bare, rows[held_out.to(rows.device)])
     alive = torch.stack([found.alive for found in metrics.values()]).any(0)
@@ -197,6 +217,8 @@ def fit(
             "longer, raise TrainConfig.threshold_warmup, or lower the threshold or lr.",
             stacklevel=2,
         )
+    elif said := _about_dead_modes(learner, training):
+        warnings.warn(said, DeadModesWarning, stacklevel=2)
     return FitReport(Dictionary(learner, tensors, scale, training), training, seconds)
 
 
@@ -238,19 +260,19 @@ def _held_out(rows: Tensor, config: TrainConfig, wanted: Tensor | None) -> Tenso
     return wanted
 
 
-def _scale(train: Tensor) -> float:
-    if bool((train == train[0]).all()):
-        raise DataError(
-            f"fit: the matrix is constant: all {len(train)} training rows are the same, so there "
-            "is nothing to learn. Take another site, quantity or sign."
-        )
-    scale = float(train.to(torch.float64).std(correction=0))
-    if not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
-        raise DataError(
-            f"fit: the standard deviation of the training rows, {scale:g}, is outside what "
-            "float32 can hold; multiply the matrix by a constant"
-        )
-    return scale
+def _about_dead_modes(learner: Learner, training: Training) -> str:
+    """What to say where many modes are dead; empty where few are."""
+    found = training.metrics.get("held_out")
+    if found is None or (found.dead_share or 0.0) <= _MANY_DEAD:
+        return ""
+    n_modes, n_dead = learner.n_modes, learner.n_modes - found.n_alive
+    rare = training.metrics["train"].n_alive - found.n_alive
+    return (
+        f"fit: {n_dead} of {n_modes} modes ({n_dead / n_modes:.0%}) are dead on the "
+        f"{found.n_rows} held-out rows: no loading above 0. About {max(rare, 0)} of them are rare "
+        "(training rows use them; hold out more rows to see them), the others are not used at "
+        "all: take fewer modes, or train longer."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,19 +282,9 @@ class _Measured:
 
 
 def _measure(dictionary: Dictionary, rows: Tensor) -> _Measured:
-    """Metrics of some rows, on the scaled data, where the paper's R2 is not bent by its epsilon."""
-    loadings = dictionary.encode(rows)
-    x, xhat = rows / dictionary.scale, dictionary.decode(loadings) / dictionary.scale
-    alive = (loadings > 0).any(0).cpu()
-    metrics = DictionaryMetrics(
-        n_rows=len(rows),
-        r2=r2(x, xhat),
-        r2_grand=r2_grand(x, xhat),
-        cosine=float(cosine(x, xhat).mean()),
-        l0=float(l0(loadings).double().mean()),
-        n_alive=int(alive.sum()),
-    )
-    return _Measured(metrics, alive)
+    """Metrics of some rows, and which modes they use."""
+    found = quality(dictionary, rows)
+    return _Measured(found.metrics(), found.alive)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from condec.errors import DataError, OptionError
@@ -71,6 +70,7 @@ def recovery(atoms: Atoms, known: Atoms, *, threshold: float = 0.9) -> Recovery:
 
     Examples
     --------
+    >>> import torch
     >>> found = recovery(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.eye(2))
     >>> found.share, found.n_false
     (0.5, 1)
@@ -86,4 +86,3 @@ def recovery(atoms: Atoms, known: Atoms, *, threshold: float = 0.9) -> Recovery:
     cosines = unit_length(known, 1) @ unit_length(atoms, 1).T
     closest = cosines.amax(0)
     return Recovery(matched_cosine(known, atoms).nan_to_num(0.0).cpu(), closest.cpu(), threshold)
-

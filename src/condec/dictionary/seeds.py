@@ -1,0 +1,194 @@
+"""Whether another seed, or the other half of the data, gives the same modes."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from condec.dictionary.base import Dictionary, Learner, as_matrix
+from condec.dictionary.records import TrainConfig
+from condec.dictionary.train import DeadModesWarning, FitReport, fit
+from condec.errors import DataError, OptionError
+from condec.metrics import matched_cosine
+from condec.shapes import Atoms, UnitMatrix
+
+if TYPE_CHECKING:
+    import pandas
+
+LEAST_SEEDS: Final = 5
+"""Fits that a statement about seeds takes."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stability:
+    """How alike fits of several seeds, and of either half of the data, are.
+
+    All numbers are of the modes of the first fit, `reports[0]`: the cosine of each with its
+    partner in another fit, by the one-to-one matching of alive modes that makes the sum
+    of cosines largest. A mode for which the other fit has no mode left scores 0; modes that
+    are dead in the first fit have NaN.
+
+    Attributes
+    ----------
+    reports : tuple of FitReport
+        One for each seed, of the same rows.
+    seeds : tuple of int
+    seed_cosine : Tensor of shape [mode]
+        Mean over the fits of other seeds.
+    half_cosine : Tensor of shape [mode]
+        Mean over a fit of either half of the rows, each with a seed of its own.
+    chance : Tensor of shape [mode]
+        As `seed_cosine`, with the entries of each of the other fits' atoms permuted: atoms
+        of the same lengths and sparsity that have nothing to do with the first fit's.
+    between_halves : float
+        Mean cosine of the modes of one half's fit with those of the other's, which have no
+        row in common.
+    """
+
+    reports: tuple[FitReport, ...]
+    seeds: tuple[int, ...]
+    seed_cosine: Float[torch.Tensor, " mode"]
+    half_cosine: Float[torch.Tensor, " mode"]
+    chance: Float[torch.Tensor, " mode"]
+    between_halves: float
+
+    @property
+    def mean_seed_cosine(self) -> float:
+        """Mean of `seed_cosine` over alive modes."""
+        return float(self.seed_cosine.nanmean())
+
+    @property
+    def mean_half_cosine(self) -> float:
+        """Mean of `half_cosine` over alive modes."""
+        return float(self.half_cosine.nanmean())
+
+    @property
+    def mean_chance(self) -> float:
+        """Mean of `chance` over alive modes."""
+        return float(self.chance.nanmean())
+
+    def stable(self, threshold: float = 0.9) -> Int[torch.Tensor, " stable"]:
+        """Modes of the first fit, ascending, that other seeds and both halves find as well.
+
+        Parameters
+        ----------
+        threshold : float
+            Least value of both `seed_cosine` and `half_cosine`.
+        """
+        found = (self.seed_cosine >= threshold) & (self.half_cosine >= threshold)
+        return found.nonzero().flatten()
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a mode: `mode`, `seed_cosine`, `half_cosine`, `chance`."""
+        import pandas as pd
+
+        return pd.DataFrame({
+            "mode": range(len(self.seed_cosine)),
+            "seed_cosine": self.seed_cosine.numpy(),
+            "half_cosine": self.half_cosine.numpy(),
+            "chance": self.chance.numpy(),
+        })  # fmt: skip
+
+
+def stability(
+    learner: Learner,
+    matrix: UnitMatrix | np.ndarray,
+    *,
+    seeds: int | Sequence[int] = LEAST_SEEDS,
+    config: TrainConfig | None = None,
+) -> Stability:
+    """Fit again with other seeds and on either half of the rows, and match the modes.
+
+    A learner that starts from the data alone (`PCA`, and `NMF` as scikit-learn starts it)
+    gives the same for every seed: then only the halves say something.
+
+    Parameters
+    ----------
+    learner : Learner
+    matrix : Tensor of shape [sample, unit]
+    seeds : int or sequence of int
+        How many, from ``config.seed`` on, or which; at least 5. The split is that of `config`.
+    config : TrainConfig, optional
+
+    Raises
+    ------
+    OptionError
+        Fewer than five different seeds.
+    DataError
+        Fewer than four rows; else as `fit`.
+
+    Examples
+    --------
+    >>> from condec.dictionary import PCA
+    >>> rows = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    >>> found = stability(PCA(2), rows * torch.tensor([4.0, 2.0, 1.0]))
+    >>> round(found.mean_seed_cosine, 4), found.stable().tolist()
+    (1.0, [0, 1])
+    """
+    config = config or TrainConfig()
+    chosen = _seeds(seeds, config)
+    rows = as_matrix(matrix, "stability")
+    if len(rows) < 4:
+        raise DataError(f"stability: at least 4 rows make two halves; got {len(rows)}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.split_seed))
+    with warnings.catch_warnings():
+        # Dead modes are NaN here: no need to say so once for every fit.
+        warnings.simplefilter("ignore", DeadModesWarning)
+        reports = tuple(
+            fit(learner, rows, config=dataclasses.replace(config, seed=seed)) for seed in chosen
+        )
+        halves = [
+            fit(learner, rows[part.sort().values], config=dataclasses.replace(config, seed=seed))
+            for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False)
+        ]
+    first = _alive(reports[0].dictionary, rows)
+    others = [_alive_atoms(report.dictionary, rows) for report in reports[1:]]
+    parts = [_alive_atoms(report.dictionary, rows) for report in halves]
+    generator = torch.Generator().manual_seed(config.seed)
+    atoms = reports[0].dictionary.atoms
+    return Stability(
+        reports=reports,
+        seeds=chosen,
+        seed_cosine=_mean_cosine(atoms, first, others),
+        half_cosine=_mean_cosine(atoms, first, parts),
+        chance=_mean_cosine(atoms, first, [_permuted(other, generator) for other in others]),
+        between_halves=float(matched_cosine(*parts).nan_to_num(0.0).mean()),
+    )
+
+
+def _seeds(seeds: int | Sequence[int], config: TrainConfig) -> tuple[int, ...]:
+    chosen = (
+        tuple(range(config.seed, config.seed + seeds)) if isinstance(seeds, int) else tuple(seeds)
+    )
+    if len(set(chosen)) < max(LEAST_SEEDS, len(chosen)):
+        raise OptionError(
+            f"stability: seeds must be at least {LEAST_SEEDS}, all different; got {seeds}"
+        )
+    return chosen
+
+
+def _alive(dictionary: Dictionary, rows: Tensor) -> Tensor:
+    return (dictionary.encode(rows) > 0).any(0).cpu()
+
+
+def _alive_atoms(dictionary: Dictionary, rows: Tensor) -> Atoms:
+    return dictionary.atoms[_alive(dictionary, rows)]
+
+
+def _mean_cosine(atoms: Atoms, alive: Tensor, others: Sequence[Atoms]) -> Tensor:
+    """Of every alive atom with its partner, mean over other dictionaries; NaN for dead ones."""
+    mean = torch.full((len(atoms),), float("nan"))
+    matched = [matched_cosine(atoms[alive], other).nan_to_num(0.0) for other in others]
+    mean[alive] = torch.stack(matched).mean(0)
+    return mean
+
+
+def _permuted(atoms: Atoms, generator: torch.Generator) -> Atoms:
+    places = torch.rand(atoms.shape, generator=generator).argsort(1)
+    return atoms.gather(1, places)
