@@ -1,0 +1,396 @@
+r"""Sparse autoencoders with one linear layer as encoder: ReLU, TopK and JumpReLU.
+
+All read pre-activations :math:`p = (x - o) E^T + b` off rows x and decode
+:math:`\hat x = z D + o` with atoms D of length 1. They differ in how loadings z come from p.
+"""
+
+import math
+import operator
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from condec.dictionary.base import Learner
+from condec.dictionary.descent import (
+    ATOMS,
+    Cost,
+    Parameters,
+    Problem,
+    Revival,
+    Step,
+    descend,
+    device_of,
+    filled,
+    seeded,
+)
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig
+from condec.errors import OptionError
+from condec.shapes import Loadings, UnitMatrix
+
+_TRAVEL: Final = 2.0
+_LR_LIMIT: Final = 2e-3
+_AUX_SHARE: Final = 0.5
+"""Dead modes that AuxK uses at most, as a share of the units (Gao et al. 2024, appendix A.2)."""
+_REVIVED: Final = 0.2
+"""Length of the encoder row of a mode set anew, relative to those in use (Bricken et al. 2023)."""
+
+
+class LinearSAE(Learner):
+    """What autoencoders with a linear encoder share: initial values, units' scale, projection.
+
+    The offset begins at the median of every unit; atoms are drawn evenly over directions, the
+    encoder begins at the atoms, and the loss is per entry of data with standard deviation 1,
+    so that one set of options suits any number of units.
+    """
+
+    __slots__ = ()
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Gradient descent on batches that stay on the device."""
+        device = device_of(config, matrix)
+        matrix = matrix.to(device)
+        config = filled(config, len(matrix), travel=_TRAVEL, limit=_LR_LIMIT)
+        with seeded(config, device):
+            parameters = self.start(matrix)
+            history = descend(self.problem(parameters), matrix, config, on_epoch)
+            with torch.no_grad():
+                tensors = self.finish(parameters, matrix, config)
+        return Learned(tensors, config, history)
+
+    def start(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Initial parameters: ``atoms``, ``encoder`` [mode, unit], ``bias``, ``offset``."""
+        # Made on the CPU: one seed starts alike on every device.
+        atoms = unit_rows(torch.randn(self.n_modes, matrix.shape[1], dtype=torch.float32))
+        atoms = atoms.to(matrix.device)
+        return {
+            "encoder": atoms.clone(),
+            "bias": atoms.new_zeros(self.n_modes),
+            ATOMS: atoms,
+            "offset": matrix.median(0).values,
+        }
+
+    def problem(self, parameters: Parameters) -> Problem:
+        """What is minimised; modes that are dead are fed by AuxK in the loss."""
+        return Problem(parameters, self.cost, atoms_of_length_one, watch_dead=True)
+
+    def finish(
+        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
+    ) -> dict[str, Tensor]:
+        """Tensors that are kept."""
+        del matrix, config
+        return dict(parameters)
+
+    @abstractmethod
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Loss of a batch."""
+
+    def reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
+        """Rows as the dictionary describes them."""
+        return self.encode(parameters, rows) @ parameters[ATOMS] + parameters["offset"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReLUSAE(LinearSAE):
+    r"""Sparse autoencoder with a penalty on its codes (Bricken et al. 2023).
+
+    .. math:: z = \max(p, 0), \qquad
+       \langle (x - \hat x)^2 \rangle + \frac{\lambda}{\sqrt d} \sum_j z_j
+
+    (angles: mean over entries; the sum is a mean over rows, d units). The atoms are kept at
+    length 1, so that codes cannot shrink while atoms grow. Modes that a whole pass does not
+    use are set to badly described rows, four times in the first half of the steps.
+
+    Parameters
+    ----------
+    n_modes : int
+    l1 : float
+        :math:`\lambda`.
+    resample : bool
+        Whether dead modes are set anew.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    l1: float = 0.02
+    resample: bool = True
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes")
+        not_negative(self, "l1")
+
+    def problem(self, parameters: Parameters) -> Problem:
+        """With dead modes set anew: AuxK cannot reach codes that are below 0 for every row."""
+        return Problem(
+            parameters,
+            self.cost,
+            atoms_of_length_one,
+            watch_dead=self.resample,
+            reconstruct=self.reconstruct if self.resample else None,
+            revive=revive_linear if self.resample else None,
+            by_mode=("encoder", "bias", ATOMS),
+        )
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error and the sum of the codes."""
+        del step
+        loadings = pre_activations(parameters, rows).relu()
+        error = rows - decode(parameters, loadings)
+        penalty = loadings.sum(1).mean() / math.sqrt(rows.shape[1])
+        return Cost(error.square().mean() + self.l1 * penalty, loadings)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Pre-activations above 0."""
+        return pre_activations(tensors, matrix).relu()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopKSAE(LinearSAE):
+    r"""Sparse autoencoder that keeps the k largest codes of a row (Gao et al. 2024).
+
+    .. math:: z = \max(\mathrm{TopK}_k(p), 0), \qquad
+       \langle (x - \hat x)^2 \rangle + \alpha\,
+       \frac{\langle (e - \hat e)^2 \rangle}{\langle e^2 \rangle}
+
+    with the error :math:`e = x - \hat x` held constant and :math:`\hat e` its description by
+    the largest codes of dead modes, at most half as many as units (AuxK). A mode is dead that
+    no row of the last pass used.
+
+    Parameters
+    ----------
+    n_modes : int
+    k : int
+        Codes of a row that are kept, at most `n_modes`; those below 0 are 0.
+    aux_weight : float
+        :math:`\alpha`.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range; when fitted, k larger than `n_modes`.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    k: int = 8
+    aux_weight: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "k")
+        not_negative(self, "aux_weight")
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more codes of a row than there are modes."""
+        del matrix
+        check_k(self, self.k)
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error and AuxK."""
+        pre = pre_activations(parameters, rows)
+        loadings = largest(pre, self.k)
+        error = rows - decode(parameters, loadings)
+        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
+        return Cost(error.square().mean() + aux, loadings)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """The k largest pre-activations of every row, where they are above 0."""
+        return largest(pre_activations(tensors, matrix), self.k)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JumpReLUSAE(LinearSAE):
+    r"""Sparse autoencoder with a threshold for every mode (Rajamanoharan et al. 2024).
+
+    .. math:: z = p \odot [p > \theta], \qquad
+       \langle (x - \hat x)^2 \rangle + \lambda \left(\frac{L_0}{L^*} - 1\right)^2
+
+    where :math:`L_0` is the mean number of codes above :math:`\theta > 0`, and AuxK as in
+    `TopKSAE`. Without a target :math:`L^*` the penalty is :math:`\lambda L_0`, as in the paper.
+    The thresholds get the gradients of the paper: with the rectangle kernel
+    :math:`K(u) = [|u| < 1/2]` of bandwidth :math:`\varepsilon`,
+    :math:`-\theta K((p - \theta) / \varepsilon) / \varepsilon` from z and
+    :math:`-K((p - \theta) / \varepsilon) / \varepsilon` from the count.
+
+    Parameters
+    ----------
+    n_modes : int
+    target_l0 : float, optional
+        :math:`L^*`, about as many loadings a row has; None for the plain penalty.
+    l0_weight : float
+        :math:`\lambda`.
+    bandwidth : float
+        :math:`\varepsilon`, and the initial thresholds, relative to :math:`\sqrt d` for d
+        units, the length of a row of the prepared data. The paper's 0.001 needs millions of rows.
+    aux_weight : float
+        As in `TopKSAE`.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    target_l0: float | None = 8.0
+    l0_weight: float = 0.1
+    bandwidth: float = 0.05
+    aux_weight: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes")
+        not_negative(self, "l0_weight", "aux_weight")
+        for name in ("target_l0", "bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise OptionError(f"JumpReLUSAE: {name} must be above 0 and finite; got {value}")
+
+    def start(self, matrix: Tensor) -> dict[str, Tensor]:
+        """With the logarithm of the thresholds, which keeps them above 0."""
+        width = self.bandwidth * math.sqrt(matrix.shape[1])
+        # Not super(): a dataclass with slots is another class than the one defined here.
+        parameters = LinearSAE.start(self, matrix)
+        thresholds = parameters["bias"].new_full((self.n_modes,), math.log(width))
+        return {**parameters, "log_threshold": thresholds}
+
+    def finish(
+        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
+    ) -> dict[str, Tensor]:
+        """With the thresholds themselves."""
+        del matrix, config
+        tensors = dict(parameters)
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+        return tensors
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error, count of codes and AuxK."""
+        pre = pre_activations(parameters, rows)
+        threshold = parameters["log_threshold"].exp()
+        width = self.bandwidth * math.sqrt(rows.shape[1])
+        passed = (pre > threshold).to(pre.dtype).detach()
+        near = (((pre - threshold) / width).abs() < 0.5).to(pre.dtype).detach() / width
+        # Of value 0, with the gradient of a step that is as wide as the kernel.
+        shift = near * (threshold.detach() - threshold)
+        loadings = pre * passed + threshold.detach() * shift
+        error = rows - decode(parameters, loadings)
+        l0 = (passed + shift).sum(1).mean()
+        sparse = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1.0).square()
+        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
+        return Cost(error.square().mean() + self.l0_weight * sparse + aux, loadings)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Pre-activations above their mode's threshold."""
+        return above(pre_activations(tensors, matrix), tensors["threshold"])
+
+
+def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:
+    """What a linear encoder reads off rows."""
+    return (rows - parameters["offset"]) @ parameters["encoder"].T + parameters["bias"]
+
+
+def decode(parameters: Parameters, loadings: Tensor) -> Tensor:
+    """Rows from loadings."""
+    return loadings @ parameters[ATOMS] + parameters["offset"]
+
+
+def unit_rows(matrix: Tensor) -> Tensor:
+    """Rows of length 1; rows of zeros stay."""
+    return matrix / matrix.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def atoms_of_length_one(parameters: Parameters) -> None:
+    """Projection after a step."""
+    atoms = parameters[ATOMS]
+    atoms.copy_(unit_rows(atoms))
+
+
+def above(pre: Tensor, threshold: Tensor) -> Tensor:
+    """Entries above a threshold, 0 elsewhere."""
+    return pre * (pre > threshold)
+
+
+def largest(pre: Tensor, k: int) -> Tensor:
+    """The k largest entries of every row, where they are above 0; 0 elsewhere.
+
+    >>> largest(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -2.0, 5.0]]), 2)
+    tensor([[3., 0., 2.],
+            [0., 0., 5.]])
+    """
+    top = pre.topk(k, dim=1)
+    return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+
+
+def aux_loss(
+    parameters: Parameters, pre: Tensor, error: Tensor, dead: Tensor | None, weight: float
+) -> Tensor:
+    """AuxK: how badly the largest codes of dead modes describe what the others leave."""
+    # On a GPU the question would wait for the device, and the answer costs one product.
+    if dead is None or not weight or not (pre.is_cuda or bool(dead.any())):
+        return error.new_zeros(())
+    k = min(pre.shape[1], max(1, int(_AUX_SHARE * error.shape[1])))
+    loadings = largest(torch.where(dead, pre, -math.inf), k)
+    error = error.detach()
+    left = (error - loadings @ parameters[ATOMS]).square().mean()
+    return weight * dead.any() * left / error.square().mean().clamp(min=1e-12)
+
+
+def revive_linear(parameters: Parameters, revival: Revival) -> None:
+    """Set dead modes to rows, with a short encoder row (Bricken et al. 2023, appendix)."""
+    direction = unit_rows(revival.rows - parameters["offset"])
+    alive = torch.ones(len(parameters["bias"]), dtype=torch.bool, device=direction.device)
+    alive[revival.modes] = False
+    lengths = parameters["encoder"][alive].norm(dim=1)
+    length = lengths.mean() if len(lengths) else direction.new_ones(())
+    parameters[ATOMS][revival.modes] = direction
+    parameters["encoder"][revival.modes] = _REVIVED * length * direction
+    parameters["bias"][revival.modes] = 0.0
+
+
+def whole(learner: Learner, *names: str) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    for name in names:
+        value = getattr(learner, name)
+        try:
+            operator.index(value)
+        except TypeError as error:
+            raise OptionError(
+                f"{type(learner).__name__}: {name} must be a whole number; got {value!r}"
+            ) from error
+        if value < 1:
+            raise OptionError(f"{type(learner).__name__}: {name} must be at least 1; got {value}")
+
+
+def not_negative(learner: Learner, *names: str) -> None:
+    """Refuse numbers below 0 or not finite."""
+    for name in names:
+        value = getattr(learner, name)
+        if not 0.0 <= value < math.inf:
+            raise OptionError(
+                f"{type(learner).__name__}: {name} must be finite and not negative; got {value}"
+            )
+
+
+def check_k(learner: Learner, k: int) -> None:
+    """Refuse more codes of a row than there are modes; only now is their number settled.
+
+    Raises
+    ------
+    OptionError
+        k is larger than `n_modes`.
+    """
+    if k > learner.n_modes:
+        raise OptionError(
+            f"{type(learner).__name__}: k = {k} codes of a row are more than {learner.n_modes} "
+            "modes; lower k or take more modes"
+        )
