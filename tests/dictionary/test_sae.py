@@ -11,6 +11,9 @@ from condec.errors import OptionError
 from condec.metrics import matched_cosine
 from condec.testing.contracts import DictionaryContract
 
+# Dictionaries of a few dozen rows may well have modes that no held-out row uses.
+pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+
 
 class TestThresholdSAE(DictionaryContract):
     learner = ThresholdSAE(6, threshold=0.6)

@@ -6,6 +6,9 @@ import torch
 from condec.dictionary import NMF, PCA, KMeans, ThresholdSAE, TrainConfig, fit, split_rows
 from condec.errors import DataError, OptionError
 
+# Dictionaries of a few dozen rows may well have modes that no held-out row uses.
+pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+
 QUICK = TrainConfig(epochs=2)
 LEARNERS = [ThresholdSAE(4, threshold=0.3), NMF(4), PCA(4), KMeans(4)]
 

@@ -192,7 +192,7 @@ def quality(dictionary: Dictionary, rows: UnitMatrix | np.ndarray) -> Quality:
     x, xhat = matrix / dictionary.scale, dictionary.decode(loadings) / dictionary.scale
     alive = (loadings > 0).any(0).cpu()
     atoms = dictionary.atoms.cpu()
-    coherence = torch.full((len(atoms),), _NAN)
+    coherence = atoms.new_full((len(atoms),), _NAN)
     coherence[alive] = atom_coherence(atoms[alive])
     wide = dictionary.n_units > 1
     return Quality(
@@ -207,7 +207,7 @@ def quality(dictionary: Dictionary, rows: UnitMatrix | np.ndarray) -> Quality:
         effective_rank=effective_rank(unit_length(atoms[alive], 1)) if bool(alive.any()) else _NAN,
         alive=alive,
         density=(loadings != 0).to(torch.float32).mean(0).cpu(),
-        atom_hoyer=hoyer(atoms, eps=0.0) if wide else torch.full((len(atoms),), _NAN),
+        atom_hoyer=hoyer(atoms, eps=0.0) if wide else atoms.new_full((len(atoms),), _NAN),
         coherence=coherence,
     )
 

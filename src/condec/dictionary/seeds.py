@@ -183,7 +183,7 @@ def _alive_atoms(dictionary: Dictionary, rows: Tensor) -> Atoms:
 
 def _mean_cosine(atoms: Atoms, alive: Tensor, others: Sequence[Atoms]) -> Tensor:
     """Of every alive atom with its partner, mean over other dictionaries; NaN for dead ones."""
-    mean = torch.full((len(atoms),), float("nan"))
+    mean = atoms.new_full((len(atoms),), float("nan"))
     matched = [matched_cosine(atoms[alive], other).nan_to_num(0.0) for other in others]
     mean[alive] = torch.stack(matched).mean(0)
     return mean

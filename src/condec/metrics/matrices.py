@@ -146,7 +146,7 @@ def shrinkage(x: UnitMatrix, xhat: UnitMatrix) -> float:
 def effective_rank(matrix: Float[torch.Tensor, "row column"]) -> float:
     r"""Number of directions that a matrix uses, weighed by its singular values.
 
-    .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \qquad p_k = \sigma_k \Big/ \sum_j \sigma_j
+    .. math:: \exp\left(-\sum_k p_k \log p_k\right), \qquad p_k = \frac{\sigma_k}{\sum_j \sigma_j}
 
     Roy and Vetterli (2007), "The effective rank". 1 for one direction, d for d orthogonal
     rows of one length; NaN for a matrix of zeros.
@@ -170,7 +170,15 @@ def effective_rank(matrix: Float[torch.Tensor, "row column"]) -> float:
             "effective_rank: expected a matrix of finite entries, at least one; got shape "
             f"{tuple(matrix.shape)}"
         )
-    values = torch.linalg.svdvals(matrix.to(torch.float64))
+    double = matrix.to(torch.float64)
+    # Singular values by the smaller of the two products: seconds less for wide dictionaries.
+    gram = double.T @ double if matrix.shape[0] > matrix.shape[1] else double @ double.T
+    squares = torch.linalg.eigvalsh(gram)
+    # Eigenvalues of a rank-deficient matrix come out as rounding noise, some below 0.
+    noise = squares[-1] * max(matrix.shape) * torch.finfo(torch.float64).eps
+    values = squares[squares > noise.clamp_min(0.0)].sqrt()
+    if not len(values):
+        return float("nan")
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
 

@@ -106,20 +106,22 @@ def planted(
     is_rare = torch.zeros(n_modes, dtype=torch.bool)
     is_rare[n_modes - n_rare :] = True
     active = _active(is_rare, partner, n_active, n_rows, generator)
-    sizes = 0.5 + torch.rand(n_rows, n_modes, generator=generator)
+    sizes = 0.5 + torch.rand(n_rows, n_modes, generator=generator, dtype=torch.float32)
     loadings = torch.where(active, sizes, 0.0)
     signal = loadings @ atoms
     level = noise * float(signal.to(torch.float64).std(correction=0))
-    disturbance = level * torch.randn(signal.shape, generator=generator)
+    disturbance = level * torch.randn(signal.shape, generator=generator, dtype=torch.float32)
     matrix = (signal + disturbance).clamp_(min=0.0)
     return Planted(matrix, atoms, loadings, is_rare, partner)
 
 
 def _atoms(n_modes: int, n_units: int, generator: torch.Generator) -> Tensor:
     support = min(n_units, max(3, round(_SUPPORT * n_units)))
-    places = torch.rand(n_modes, n_units, generator=generator).argsort(1)[:, :support]
-    sizes = 0.5 + torch.rand(n_modes, support, generator=generator)
-    atoms = torch.zeros(n_modes, n_units).scatter_(1, places, sizes)
+    places = torch.rand(n_modes, n_units, generator=generator, dtype=torch.float32).argsort(1)[
+        :, :support
+    ]
+    sizes = 0.5 + torch.rand(n_modes, support, generator=generator, dtype=torch.float32)
+    atoms = torch.zeros(n_modes, n_units, dtype=torch.float32).scatter_(1, places, sizes)
     return torch.nn.functional.normalize(atoms, dim=1)
 
 
@@ -127,7 +129,7 @@ def _active(
     rare: Tensor, partner: Tensor, n_active: int, n_rows: int, generator: torch.Generator
 ) -> Tensor:
     """Which modes are in which rows, shape [sample, mode]."""
-    shares = torch.where(rare, _RARE, 1.0)
+    shares = torch.where(rare, _RARE, 1.0).to(torch.float32)
     chosen = torch.multinomial(shares.expand(n_rows, -1), n_active, generator=generator)
     if n_active > 1:
         # The partner of a row's first mode takes the place of its last one.

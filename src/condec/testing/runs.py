@@ -1,6 +1,7 @@
 """A small run folder with everything in it, made in seconds."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ import torch
 from condec.attribution import IntegratedGradients
 from condec.collection import collect
 from condec.data import Inputs, as_inputs
-from condec.dictionary import KMeans, ThresholdSAE, TrainConfig, fit
+from condec.dictionary import DeadModesWarning, KMeans, ThresholdSAE, TrainConfig, fit
 from condec.effects import control_curve
 from condec.maps import site_maps
 from condec.modes import Modes
@@ -82,7 +83,10 @@ def small_run(
         learner = KMeans(4) if site.tap == "input" else ThresholdSAE(8)
         name = "kmeans" if site.tap == "input" else "sae"
         config = TrainConfig(held_out=0.3, steps=200)
-        fitted = fit(learner, store.matrix(site), config=config)
+        with warnings.catch_warnings():
+            # So few rows do not use all modes.
+            warnings.simplefilter("ignore", DeadModesWarning)
+            fitted = fit(learner, store.matrix(site), config=config)
         fitted.save(folder / "modes" / place / name)
         modes = Modes.build(fitted.dictionary, store, site, held_out_rows=fitted.held_out_rows)
         modes.save(folder / "modes" / place / name)
