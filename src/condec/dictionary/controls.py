@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from condec.dictionary.base import Dictionary, Learner, as_matrix
@@ -38,7 +38,7 @@ def fit_controls(
     learner: Learner,
     matrix: UnitMatrix | np.ndarray,
     *,
-    activations: UnitMatrix | np.ndarray | None = None,
+    activations: Float[torch.Tensor, "sample other"] | np.ndarray | None = None,
     indicators: Shaped[torch.Tensor, "sample label"] | None = None,
     controls: Sequence[Control] | None = None,
     config: TrainConfig | None = None,
@@ -154,7 +154,7 @@ def strongest_loadings(
         How many, of every row; where a row has fewer, all of them.
     """
     lengths = torch.linalg.vector_norm(dictionary.atoms, dim=1).to(loadings.device)
-    order = (loadings.abs() * lengths).argsort(1, descending=True, stable=True)
+    order = (loadings.abs() * lengths).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(loadings.shape[1], device=order.device).expand_as(order))
     return torch.where(rank < keep.to(order.device)[:, None], loadings, 0.0)

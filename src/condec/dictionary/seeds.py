@@ -181,7 +181,7 @@ def _alive_atoms(dictionary: Dictionary, rows: Tensor) -> Atoms:
     return dictionary.atoms[_alive(dictionary, rows)]
 
 
-def _mean_cosine(atoms: Atoms, alive: Tensor, others: Sequence[Atoms]) -> Tensor:
+def _mean_cosine(atoms: Tensor, alive: Tensor, others: Sequence[Tensor]) -> Tensor:
     """Of every alive atom with its partner, mean over other dictionaries; NaN for dead ones."""
     mean = atoms.new_full((len(atoms),), float("nan"))
     matched = [matched_cosine(atoms[alive], other).nan_to_num(0.0) for other in others]

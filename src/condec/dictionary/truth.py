@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from condec.errors import DataError, OptionError
@@ -49,7 +51,9 @@ class Recovery:
         return len(self.closest) - self.n_false - int(self.recovered.sum())
 
 
-def recovery(atoms: Atoms, known: Atoms, *, threshold: float = 0.9) -> Recovery:
+def recovery(
+    atoms: Atoms, known: Float[torch.Tensor, "known unit"], *, threshold: float = 0.9
+) -> Recovery:
     """Match learned atoms to known ones, one to one, so that the sum of cosines is largest.
 
     Parameters
@@ -70,7 +74,6 @@ def recovery(atoms: Atoms, known: Atoms, *, threshold: float = 0.9) -> Recovery:
 
     Examples
     --------
-    >>> import torch
     >>> found = recovery(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.eye(2))
     >>> found.share, found.n_false
     (0.5, 1)
