@@ -55,7 +55,7 @@ from condec.targets import (
 )
 from condec.twins import Control, RandomWeights, ShuffledLabels
 
-DEFAULT_MODES: Final = {"sae": "3x", "nmf": "1x", "pca": "1x", "kmeans": "1x"}
+DEFAULT_MODES: Final = dict.fromkeys(LEARNERS, "1x") | {"sae": "3x"}
 _SECTIONS: Final = {
     "model": ModelPlan,
     "data": DataPlan,

@@ -10,11 +10,17 @@ from condec.dictionary.base import (
     Training,
     load_dictionary,
 )
-from condec.dictionary.classical import NMF, PCA, KMeans
+from condec.dictionary.batch_topk import BatchTopKSAE, MatryoshkaSAE
+from condec.dictionary.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
 from condec.dictionary.controls import CONTROLS, control_words, fit_controls
+from condec.dictionary.export import LinearCode, linear_code, read_saelens, write_saelens
 from condec.dictionary.measure import Quality, quality
+from condec.dictionary.overcomplete import Overcomplete
+from condec.dictionary.preparation import Preparation
+from condec.dictionary.pursuit import MatchingPursuit
 from condec.dictionary.sae import ThresholdSAE
 from condec.dictionary.seeds import Stability, stability
+from condec.dictionary.sparse import JumpReLUSAE, ReLUSAE, TopKSAE
 from condec.dictionary.train import DeadModesWarning, FitReport, fit, split_rows
 from condec.dictionary.truth import Recovery, recovery
 
@@ -22,26 +28,40 @@ __all__ = [
     "CONTROLS",
     "NMF",
     "PCA",
+    "BatchTopKSAE",
     "DeadModesWarning",
     "Dictionary",
+    "DictionaryLearning",
     "DictionaryMetrics",
     "Epoch",
+    "FastICA",
     "FitReport",
+    "JumpReLUSAE",
     "KMeans",
     "Learned",
     "Learner",
+    "LinearCode",
+    "MatchingPursuit",
+    "MatryoshkaSAE",
+    "Overcomplete",
+    "Preparation",
     "Quality",
+    "ReLUSAE",
     "Recovery",
     "Stability",
     "ThresholdSAE",
+    "TopKSAE",
     "TrainConfig",
     "Training",
     "control_words",
     "fit",
     "fit_controls",
+    "linear_code",
     "load_dictionary",
     "quality",
+    "read_saelens",
     "recovery",
     "split_rows",
     "stability",
+    "write_saelens",
 ]

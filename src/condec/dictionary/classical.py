@@ -3,14 +3,15 @@
 import operator
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from condec.dictionary.base import Learned, Learner, OnEpoch, TrainConfig
+from condec.dictionary.base import Learner
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.errors import DataError, OptionError
 from condec.shapes import Loadings, UnitMatrix
 
@@ -102,11 +103,7 @@ class PCA(Learner):
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more modes than training rows or units."""
-        if self.n_modes > min(matrix.shape):
-            raise DataError(
-                f"PCA: {self.n_modes} modes are more than {matrix.shape[0]} training rows of "
-                f"{matrix.shape[1]} units can have; take at most {min(matrix.shape)}"
-            )
+        _enough_components(self, matrix)
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Directions of largest variance."""
@@ -179,6 +176,152 @@ class KMeans(Learner):
         return torch.nn.functional.one_hot(nearest, self.n_modes).to(torch.float32)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class FastICA(Learner):
+    r"""Independent components: :math:`X \approx Z D + \bar x` with loadings far from normal.
+
+    `sklearn.decomposition.FastICA` (parallel, log cosh) on whitened rows; loadings of the
+    training rows have variance 1. A component and its atom may both change sign: they are
+    turned so that the mean cube of the loadings is positive, which makes the long tail, the
+    samples that a mode is about, positive. Loadings are centred, so many are below 0.
+
+    Parameters
+    ----------
+    n_modes : int
+        At most the number of training rows and of units.
+    max_iter : int
+        Iterations at most; scikit-learn warns where they do not suffice.
+
+    Raises
+    ------
+    OptionError
+        A number below 1.
+    """
+
+    n_modes: int
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "n_modes", "max_iter")
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more modes than training rows or units."""
+        _enough_components(self, matrix)
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Directions of loadings that are far from normal."""
+        import sklearn.decomposition
+        from threadpoolctl import threadpool_limits
+
+        model = sklearn.decomposition.FastICA(
+            self.n_modes,
+            whiten="unit-variance",
+            max_iter=self.max_iter,
+            tol=1e-4,
+            random_state=config.seed,
+        )
+        with threadpool_limits(1):
+            loadings = model.fit_transform(_numpy(matrix))
+        sign = np.where((loadings**3).mean(0) < 0, -1.0, 1.0)
+        tensors = {
+            "atoms": _tensor(sign[:, None] * model.mixing_.T),
+            "unmixing": _tensor(sign[:, None] * model.components_),
+            "offset": _tensor(model.mean_),
+        }
+        return Learned(tensors, config)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Components of the rows, less the mean."""
+        return (matrix - tensors["offset"]) @ tensors["unmixing"].T
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DictionaryLearning(Learner):
+    r"""Online dictionary learning (Mairal et al. 2009): atoms of length 1, lasso loadings.
+
+    .. math:: \min_{Z, D}\; \tfrac12 \lVert X - ZD \rVert^2 + \alpha \lVert Z \rVert_1
+
+    `sklearn.decomposition.MiniBatchDictionaryLearning` with coordinate descent; loadings of
+    new rows solve the lasso for the atoms found.
+
+    Parameters
+    ----------
+    n_modes : int
+    alpha : float
+        Weight of the penalty, relative to :math:`\sqrt d` for d units (the length of a row).
+    positive_loadings, positive_atoms : bool
+        Keep them at 0 or above.
+    max_iter : int
+        Passes over the training rows at most.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    alpha: float = 0.1
+    positive_loadings: bool = True
+    positive_atoms: bool = False
+    max_iter: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "n_modes", "max_iter")
+        if not 0.0 < self.alpha < float("inf"):
+            raise OptionError(
+                f"DictionaryLearning: alpha must be above 0 and finite; got {self.alpha}"
+            )
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse fewer rows than modes, and rows that atoms and loadings above 0 cannot make."""
+        _enough_rows(self, matrix)
+        if self.positive_loadings and self.positive_atoms:
+            _not_negative(matrix, "fit", "DictionaryLearning")
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Atoms by block coordinate descent on batches."""
+        import sklearn.decomposition
+        from threadpoolctl import threadpool_limits
+
+        model = sklearn.decomposition.MiniBatchDictionaryLearning(
+            self.n_modes,
+            alpha=self._penalty(matrix),
+            max_iter=self.max_iter,
+            batch_size=config.batch_size,
+            fit_algorithm="cd",
+            transform_algorithm="lasso_cd",
+            positive_code=self.positive_loadings,
+            positive_dict=self.positive_atoms,
+            random_state=config.seed,
+        )
+        with threadpool_limits(1):
+            model.fit(_numpy(matrix))
+        return Learned({"atoms": _tensor(model.components_)}, config)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Solution of the lasso for every row."""
+        from sklearn.decomposition import sparse_encode
+
+        if not len(matrix):
+            return matrix.new_zeros(0, self.n_modes)
+        loadings = sparse_encode(
+            _numpy(matrix),
+            _numpy(tensors["atoms"]),
+            algorithm="lasso_cd",
+            alpha=self._penalty(matrix),
+            positive=self.positive_loadings,
+            max_iter=10_000,
+        )
+        return _tensor(loadings).to(matrix.device)
+
+    def _penalty(self, matrix: Tensor) -> float:
+        return self.alpha * float(np.sqrt(matrix.shape[1]))
+
+
 def _numpy(matrix: Tensor) -> np.ndarray:
     return matrix.cpu().to(torch.float64).numpy()
 
@@ -208,9 +351,18 @@ def _enough_rows(learner: Learner, matrix: Tensor) -> None:
         )
 
 
-def _not_negative(matrix: Tensor, who: str) -> None:
+def _enough_components(learner: Learner, matrix: Tensor) -> None:
+    if learner.n_modes > min(matrix.shape):
+        raise DataError(
+            f"{type(learner).__name__}: {learner.n_modes} modes are more than {matrix.shape[0]} "
+            f"training rows of {matrix.shape[1]} units can have; take at most {min(matrix.shape)}"
+        )
+
+
+def _not_negative(matrix: Tensor, who: str, learner: str = "NMF") -> None:
     if len(matrix) and bool((matrix < 0).any()):
         raise DataError(
-            f"NMF: {who}: entries must not be negative; the lowest is {float(matrix.min()):.6g} "
-            "(scaled). Take sign='positive', the negated negative part, or another learner."
+            f"{learner}: {who}: entries must not be negative; the lowest is "
+            f"{float(matrix.min()):.6g} (scaled). Take sign='positive', the negated negative part, "
+            "centre=False, or another learner."
         )

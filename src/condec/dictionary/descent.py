@@ -180,9 +180,9 @@ class _Run:
     def __init__(self, problem: Problem, matrix: Tensor, config: TrainConfig) -> None:
         self.problem, self.matrix, self.config = problem, matrix, config
         self.lr, self.epochs = config.lr or _LR_DEFAULT, config.epochs or 1
-        frozen = {"encoder": lambda n: n != ATOMS, "decoder": lambda n: n == ATOMS}
-        is_frozen = frozen.get(config.freeze or "", lambda n: False)
-        self.frozen = {n: p.detach().clone() for n, p in problem.parameters.items() if is_frozen(n)}
+        half = {"encoder": [n for n in problem.parameters if n != ATOMS], "decoder": [ATOMS]}
+        stay = half.get(config.freeze or "", [])
+        self.frozen = {name: problem.parameters[name].detach().clone() for name in stay}
         for name, parameter in problem.parameters.items():
             parameter.requires_grad_(name not in self.frozen)
         self.moving = [p for p in problem.parameters.values() if p.requires_grad]

@@ -18,7 +18,8 @@ from condec.files import remove_partial, to_json, write_file, writing
 
 TENSORS: Final = "dictionary.safetensors"
 RECORD: Final = "dictionary.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1: without a centre or a scale for every unit among the tensors; still read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ def read(folder: Path) -> Saved:
         ) from error
     except ValueError as error:
         raise StoreError(f"{folder / RECORD} is not JSON ({error}); fit again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") not in (1, FORMAT):
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise StoreError(
             f"{folder / RECORD}: expected a dictionary of format {FORMAT}, got {found!r}; read it "

@@ -1,5 +1,6 @@
 """A dictionary for matching pursuit: loadings are found greedily, one mode after another."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Final, final
@@ -24,8 +25,9 @@ from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.dictionary.sparse import atoms_of_length_one, decode, unit_rows, whole
 from condec.shapes import Loadings, UnitMatrix
 
-_TRAVEL: Final = 4.0
-_LR_LIMIT: Final = 4e-3
+_TRAVEL: Final = 2.0
+"""Sum of the learning rates of a default fit to 64 units."""
+_LR_LIMIT: Final = 2e-3
 
 
 @final
@@ -69,7 +71,9 @@ class MatchingPursuit(Learner):
         """Gradient descent of atoms and offset; loadings are found anew in every step."""
         device = device_of(config, matrix)
         matrix = matrix.to(device)
-        config = filled(config, len(matrix), travel=_TRAVEL, limit=_LR_LIMIT)
+        step = math.sqrt(64 / matrix.shape[1])
+        limit = min(_LR_LIMIT, step * _LR_LIMIT)
+        config = filled(config, len(matrix), travel=step * _TRAVEL, limit=limit)
         with seeded(config, device):
             start = torch.randn(self.n_modes, matrix.shape[1], dtype=torch.float32)
             parameters = {

@@ -91,25 +91,19 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"TrainConfig: {name} must be at least 1; got {value}")
-        if self.lr is not None and not 0.0 < self.lr < float("inf"):
-            raise OptionError(f"TrainConfig: lr must be above 0 and finite; got {self.lr}")
-        if self.schedule not in get_args(Schedule):
-            raise OptionError(
-                f"TrainConfig: schedule must be one of {', '.join(get_args(Schedule))}; "
-                f"got {self.schedule!r}"
-            )
-        if self.freeze is not None and self.freeze not in get_args(Freeze):
-            raise OptionError(
-                f"TrainConfig: freeze must be one of {', '.join(get_args(Freeze))}, or None; "
-                f"got {self.freeze!r}"
-            )
-        if self.scaling not in get_args(Scaling):
-            raise OptionError(
-                f"TrainConfig: scaling must be one of {', '.join(get_args(Scaling))}; "
-                f"got {self.scaling!r}"
-            )
-        if self.clip is not None and not 0.0 < self.clip < float("inf"):
-            raise OptionError(f"TrainConfig: clip must be above 0 and finite; got {self.clip}")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < float("inf"):
+                raise OptionError(f"TrainConfig: {name} must be above 0 and finite; got {value}")
+        words = {"schedule": Schedule, "scaling": Scaling, "freeze": Freeze}
+        for name, kind in words.items():
+            value = getattr(self, name)
+            if value not in get_args(kind) and not (name == "freeze" and value is None):
+                rest = ", or None" if name == "freeze" else ""
+                raise OptionError(
+                    f"TrainConfig: {name} must be one of {', '.join(get_args(kind))}{rest}; "
+                    f"got {value!r}"
+                )
         for name in ("threshold_warmup", "held_out"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise OptionError(
@@ -121,14 +115,7 @@ class TrainConfig:
                 raise OptionError(
                     f"TrainConfig: {name} must be from 0 to 2**32 - 1; got {getattr(self, name)}"
                 )
-        if self.device is not None:
-            try:
-                torch.device(self.device)
-            except RuntimeError as error:
-                raise OptionError(
-                    f"TrainConfig: device {self.device!r} is not one of torch, such as 'cpu' or "
-                    f"'cuda:0' ({error})"
-                ) from error
+        _check_device(self.device)
 
     @classmethod
     def paper(cls, **changes: Any) -> "TrainConfig":
@@ -165,6 +152,18 @@ class TrainConfig:
             return cls(**record)
         except TypeError as error:
             raise OptionError(f"TrainConfig: {error}") from error
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(
+            f"TrainConfig: device {device!r} is not one of torch, such as 'cpu' or "
+            f"'cuda:0' ({error})"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

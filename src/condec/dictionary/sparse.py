@@ -31,8 +31,10 @@ from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
-_TRAVEL: Final = 2.0
-_LR_LIMIT: Final = 2e-3
+_TRAVEL: Final = 8.0
+"""Sum of the learning rates of a default fit to 64 units."""
+_LR_LIMIT: Final = 6e-3
+"""Highest default rate for 64 units; atoms of length 1 have entries that fall as 1 / sqrt(d)."""
 _AUX_SHARE: Final = 0.5
 """Dead modes that AuxK uses at most, as a share of the units (Gao et al. 2024, appendix A.2)."""
 _REVIVED: Final = 0.2
@@ -53,7 +55,9 @@ class LinearSAE(Learner):
         """Gradient descent on batches that stay on the device."""
         device = device_of(config, matrix)
         matrix = matrix.to(device)
-        config = filled(config, len(matrix), travel=_TRAVEL, limit=_LR_LIMIT)
+        step = math.sqrt(64 / matrix.shape[1])
+        limit = min(_LR_LIMIT, step * _LR_LIMIT)
+        config = filled(config, len(matrix), travel=step * _TRAVEL, limit=limit)
         with seeded(config, device):
             parameters = self.start(matrix)
             history = descend(self.problem(parameters), matrix, config, on_epoch)
@@ -121,7 +125,7 @@ class ReLUSAE(LinearSAE):
 
     n_modes: int
     _: KW_ONLY
-    l1: float = 0.02
+    l1: float = 0.05
     resample: bool = True
 
     def __post_init__(self) -> None:
@@ -244,7 +248,7 @@ class JumpReLUSAE(LinearSAE):
     n_modes: int
     _: KW_ONLY
     target_l0: float | None = 8.0
-    l0_weight: float = 0.1
+    l0_weight: float = 1.0
     bandwidth: float = 0.05
     aux_weight: float = 1 / 32
 
@@ -257,27 +261,33 @@ class JumpReLUSAE(LinearSAE):
                 raise OptionError(f"JumpReLUSAE: {name} must be above 0 and finite; got {value}")
 
     def start(self, matrix: Tensor) -> dict[str, Tensor]:
-        """With the logarithm of the thresholds, which keeps them above 0."""
-        width = self.bandwidth * math.sqrt(matrix.shape[1])
+        """With the logarithm of the thresholds, which keeps them above 0, over sqrt(d).
+
+        Adam moves all weights alike; the rate is made for entries of atoms, about 1 / sqrt(d).
+        """
+        length = math.sqrt(matrix.shape[1])
         # Not super(): a dataclass with slots is another class than the one defined here.
         parameters = LinearSAE.start(self, matrix)
-        thresholds = parameters["bias"].new_full((self.n_modes,), math.log(width))
+        first = math.log(self.bandwidth * length) / length
+        thresholds = parameters["bias"].new_full((self.n_modes,), first)
         return {**parameters, "log_threshold": thresholds}
 
     def finish(
         self, parameters: Parameters, matrix: Tensor, config: TrainConfig
     ) -> dict[str, Tensor]:
         """With the thresholds themselves."""
-        del matrix, config
+        del config
         tensors = dict(parameters)
-        tensors["threshold"] = tensors.pop("log_threshold").exp()
+        size = math.sqrt(matrix.shape[1])
+        tensors["threshold"] = (size * tensors.pop("log_threshold")).exp()
         return tensors
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Squared error, count of codes and AuxK."""
         pre = pre_activations(parameters, rows)
-        threshold = parameters["log_threshold"].exp()
-        width = self.bandwidth * math.sqrt(rows.shape[1])
+        size = math.sqrt(rows.shape[1])
+        threshold = (size * parameters["log_threshold"]).exp()
+        width = self.bandwidth * size
         passed = (pre > threshold).to(pre.dtype).detach()
         near = (((pre - threshold) / width).abs() < 0.5).to(pre.dtype).detach() / width
         # Of value 0, with the gradient of a step that is as wide as the kernel.
@@ -342,7 +352,8 @@ def aux_loss(
     loadings = largest(torch.where(dead, pre, -math.inf), k)
     error = error.detach()
     left = (error - loadings @ parameters[ATOMS]).square().mean()
-    return weight * dead.any() * left / error.square().mean().clamp(min=1e-12)
+    share: Tensor = weight * dead.any() * left / error.square().mean().clamp(min=1e-12)
+    return share
 
 
 def revive_linear(parameters: Parameters, revival: Revival) -> None:

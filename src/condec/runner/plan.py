@@ -13,7 +13,22 @@ from typing import Any, Final, Literal, get_args
 
 from condec.attribution import IntegratedGradients, Method
 from condec.compute import Compute, Precision
-from condec.dictionary import NMF, PCA, KMeans, Learner, ThresholdSAE, TrainConfig
+from condec.dictionary import (
+    NMF,
+    PCA,
+    BatchTopKSAE,
+    DictionaryLearning,
+    FastICA,
+    JumpReLUSAE,
+    KMeans,
+    Learner,
+    MatchingPursuit,
+    MatryoshkaSAE,
+    ReLUSAE,
+    ThresholdSAE,
+    TopKSAE,
+    TrainConfig,
+)
 from condec.effects import PAPER_FRACTIONS, EditKind, Replacement
 from condec.errors import OptionError
 from condec.store import Sign
@@ -29,6 +44,14 @@ LEARNERS: Final[dict[str, type[Learner]]] = {
     "nmf": NMF,
     "pca": PCA,
     "kmeans": KMeans,
+    "relu": ReLUSAE,
+    "topk": TopKSAE,
+    "batch_topk": BatchTopKSAE,
+    "jumprelu": JumpReLUSAE,
+    "matryoshka": MatryoshkaSAE,
+    "mp": MatchingPursuit,
+    "ica": FastICA,
+    "dictionary_learning": DictionaryLearning,
 }
 """Learners by the names of their folders."""
 
