@@ -9,8 +9,11 @@ from condec.dictionary import (
     CONTROLS,
     NMF,
     PCA,
+    BatchTopKSAE,
     KMeans,
+    ReLUSAE,
     ThresholdSAE,
+    TopKSAE,
     TrainConfig,
     control_words,
     fit,
@@ -58,8 +61,16 @@ def test_dictionary_of_the_table_is_that_of_fit():
 
 
 @pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
-def test_halves_that_are_frozen_do_not_move():
-    learner = ThresholdSAE(8, threshold=0.5, nonnegative=True)
+@pytest.mark.parametrize(
+    "learner",
+    [
+        ThresholdSAE(8, threshold=0.5, nonnegative=True),
+        ReLUSAE(8),
+        TopKSAE(8, k=2),
+        BatchTopKSAE(8, k=2),
+    ],
+)
+def test_halves_that_are_frozen_do_not_move(learner):
     drawn, decoder, encoder = (
         fit(learner, DATA.matrix, config=config).dictionary.tensors
         for config in (
@@ -68,10 +79,13 @@ def test_halves_that_are_frozen_do_not_move():
             TrainConfig(epochs=2, lr=1e-2, freeze="encoder"),
         )
     )
-    for name in drawn:
-        is_atoms = name == "atoms"
-        torch.testing.assert_close(drawn[name], (decoder if is_atoms else encoder)[name])
-        assert not torch.allclose(drawn[name], (encoder if is_atoms else decoder)[name])
+    torch.testing.assert_close(drawn["atoms"], decoder["atoms"])
+    assert not torch.allclose(drawn["atoms"], encoder["atoms"])
+    of_encoder = [name for name in drawn if name.startswith("encoder")]
+    assert of_encoder
+    for name in of_encoder:
+        torch.testing.assert_close(drawn[name], encoder[name])
+        assert not torch.allclose(drawn[name], decoder[name])
 
 
 def test_freezing_is_refused_where_nothing_is_drawn():

@@ -9,7 +9,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Final, final
+from typing import ClassVar, Final, final
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class LinearSAE(Learner):
     """
 
     __slots__ = ()
+    freezes: ClassVar[bool] = True
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Gradient descent on batches that stay on the device."""
