@@ -262,7 +262,7 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
             "sites = 'a'\n[fit]\nlearner = 'pca'\nthreshold = 0.5",
             r"\[fit\] has no key 'threshold'",
         ),
-        ("sites = 'a'\n[fit]\nlearner = 'ica'", "learner: expected one of sae, nmf, pca, kmeans"),
+        ("sites = 'a'\n[fit]\nlearner = 'lda'", "learner: expected one of sae, nmf, pca, kmeans, relu"),
         ("sites = 'a'\n[fit]\nn_modes = 'many'", "n_modes: expected a number, or a multiple"),
         ("sites = 'a'\n[fit]\nn_modes = '0x'", "n_modes must be above 0; got 0.0x"),
         ("sites = 'a'\n[fit]\nn_modes = true", "n_modes: expected a number"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from condec.dictionary import NMF, PCA, KMeans, TrainConfig, fit
+from condec.dictionary import NMF, PCA, DictionaryLearning, FastICA, KMeans, TrainConfig, fit
 from condec.errors import DataError, OptionError
 from condec.metrics import matched_cosine
 from condec.testing.contracts import DictionaryContract
@@ -18,6 +18,18 @@ class TestPCA(DictionaryContract):
 
 class TestKMeans(DictionaryContract):
     learner = KMeans(5)
+
+
+class TestFastICA(DictionaryContract):
+    learner = FastICA(3)
+
+
+class TestDictionaryLearning(DictionaryContract):
+    learner = DictionaryLearning(4)
+
+
+class TestDictionaryLearningPositive(DictionaryContract):
+    learner = DictionaryLearning(4, positive_atoms=True)
 
 
 def _rows(n=60, units=8):
@@ -94,7 +106,7 @@ def test_kmeans_refuses_more_modes_than_rows_that_differ():
         fit(KMeans(5), rows)
 
 
-@pytest.mark.parametrize("learner", [NMF(20), KMeans(20)])
+@pytest.mark.parametrize("learner", [NMF(20), KMeans(20), DictionaryLearning(20)])
 def test_more_modes_than_rows(learner):
     with pytest.raises(DataError, match="20 modes need at least as many training rows; got 8"):
         fit(learner, _rows(10))
@@ -107,7 +119,7 @@ def test_more_components_than_there_can_be():
         fit(PCA(8), _rows(5), config=TrainConfig(held_out=0.2))
 
 
-@pytest.mark.parametrize("kind", [NMF, PCA, KMeans])
+@pytest.mark.parametrize("kind", [NMF, PCA, KMeans, FastICA, DictionaryLearning])
 def test_options_are_checked(unchecked, kind):
     with pytest.raises(OptionError, match=f"{kind.__name__}: n_modes must be at least 1; got 0"):
         kind(0)
@@ -117,3 +129,45 @@ def test_options_are_checked(unchecked, kind):
     if kind is KMeans:
         with pytest.raises(OptionError, match="n_starts must be at least 1; got 0"):
             kind(2, n_starts=0)
+
+
+def test_ica_finds_what_was_mixed_and_turns_it_up():
+    made = torch.Generator().manual_seed(3)
+    # Long tails on one side, mixed with either sign.
+    sources = torch.rand(2000, 3, generator=made).pow(8)
+    mixing = torch.randn(3, 6, generator=made)
+    rows = sources @ mixing
+    report = fit(FastICA(3), rows)
+    loadings = report.dictionary.encode(rows)
+    assert bool((loadings.pow(3).mean(0) > 0).all())
+    assert bool((matched_cosine(mixing, report.dictionary.atoms) > 0.99).all())
+    train = loadings[report.train_rows]
+    torch.testing.assert_close(train.var(0), torch.ones(3), rtol=0.02, atol=0)
+    assert report.r2 > 0.999
+
+
+def test_more_independent_components_than_there_can_be():
+    with pytest.raises(DataError, match=r"FastICA: 9 modes are more than 48 .* take at most 8"):
+        fit(FastICA(9), _rows())
+
+
+def test_dictionary_learning_finds_the_parts():
+    made = torch.Generator().manual_seed(1)
+    parts = torch.eye(9).view(3, 3, 9).sum(1)
+    used = torch.rand(200, 3, generator=made) < 0.5
+    rows = (used * torch.rand(200, 3, generator=made)) @ parts + 0.001
+    report = fit(DictionaryLearning(3, alpha=0.02, positive_atoms=True), rows)
+    loadings = report.dictionary.encode(rows)
+    assert bool((report.dictionary.atoms >= 0).all())
+    assert bool((loadings >= 0).all())
+    assert bool((matched_cosine(parts, report.dictionary.atoms) > 0.95).all())
+
+
+def test_dictionary_learning_takes_negative_rows_unless_both_are_positive():
+    rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    signed = fit(DictionaryLearning(3, positive_loadings=False), rows).dictionary
+    assert bool((signed.encode(rows) < 0).any())
+    with pytest.raises(DataError, match="DictionaryLearning: fit: entries must not be negative"):
+        fit(DictionaryLearning(3, positive_atoms=True), rows)
+    with pytest.raises(OptionError, match=r"alpha must be above 0 and finite; got 0\.0"):
+        DictionaryLearning(3, alpha=0.0)

@@ -58,7 +58,7 @@ def test_not_json(folder):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": 99}'])
 def test_another_format(folder, content):
     (folder / io.RECORD).write_text(content)
-    with pytest.raises(StoreError, match="expected a dictionary of format 1"):
+    with pytest.raises(StoreError, match="expected a dictionary of format 2"):
         load_dictionary(folder)
 
 

@@ -241,7 +241,7 @@ class FastICA(Learner):
 class DictionaryLearning(Learner):
     r"""Online dictionary learning (Mairal et al. 2009): atoms of length 1, lasso loadings.
 
-    .. math:: \min_{Z, D}\; \tfrac12 \lVert X - ZD \rVert^2 + \alpha \lVert Z \rVert_1
+    .. math:: \min_{Z, D}\; \tfrac12 \sum (X - ZD)^2 + \alpha \sqrt{d} \sum |Z|
 
     `sklearn.decomposition.MiniBatchDictionaryLearning` with coordinate descent; loadings of
     new rows solve the lasso for the atoms found.

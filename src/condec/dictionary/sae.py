@@ -37,6 +37,9 @@ _LR_LIMIT: Final = 3e-3
 _LR_UNITS: Final = 256
 _CODES_AT_START: Final = 64
 """Codes of a row that pass the threshold when it starts to rise."""
+_ABOVE: Final = 2.0
+"""How far above the threshold, in the logit, the code of a mode set anew is."""
+_SHORT: Final = 0.05
 _ENCODER: Final = "encoder."
 _LAST: Final = "encoder.8.weight"
 
@@ -75,8 +78,9 @@ class ThresholdSAE(Learner):
     dropout : float
         Probability, while fitting.
     resample : bool
-        Set modes that a whole pass does not use to what is left of badly described rows,
-        four times in the first half of the steps.
+        Set modes that a whole pass does not use anew, for badly described rows, four times in
+        the first half of the steps. More modes live, and a fit whose threshold does not rise
+        is no longer lost; off, because the published recipe does not have it.
 
     Raises
     ------
@@ -174,9 +178,7 @@ class ThresholdSAE(Learner):
         """Config with its epochs and learning rate worked out."""
         width = self.width or n_units
         travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / width))
-        return filled(
-            config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width)
-        )
+        return filled(config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width))
 
     def _cost(
         self,
@@ -201,12 +203,16 @@ class ThresholdSAE(Learner):
         return self.encode(parameters, rows) @ parameters[ATOMS]
 
     def _revive(self, parameters: Parameters, revival: Revival) -> None:
-        """Dead modes take what is left of a row, and a code just above the threshold for it."""
+        """Dead modes get a code above the threshold for a row, and a short atom towards its rest.
+
+        A code in use is never small, and several modes may be given the same row: atoms of full
+        length would describe it many times over, and all of them would be pushed out again.
+        """
         hidden = self._hidden(parameters, revival.rows)
         logit = math.log(self.threshold / (1.0 - self.threshold)) if self.threshold else 0.0
         length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
-        parameters[_LAST][revival.modes] = (logit + 1.0) * hidden / length
-        parameters[ATOMS][revival.modes] = revival.residuals
+        parameters[_LAST][revival.modes] = (logit + _ABOVE) * hidden / length
+        parameters[ATOMS][revival.modes] = _SHORT * revival.residuals
 
     def _hidden(self, parameters: Parameters, rows: Tensor) -> Tensor:
         """What the last linear layer reads."""

@@ -353,8 +353,9 @@ def aux_loss(
     loadings = largest(torch.where(dead, pre, -math.inf), k)
     error = error.detach()
     left = (error - loadings @ parameters[ATOMS]).square().mean()
-    share: Tensor = weight * dead.any() * left / error.square().mean().clamp(min=1e-12)
-    return share
+    share = left / error.square().mean().clamp(min=1e-12)
+    # 0 where no mode is dead: only asked here on a GPU.
+    return torch.where(dead.any(), weight * share, 0.0)
 
 
 def revive_linear(parameters: Parameters, revival: Revival) -> None:
