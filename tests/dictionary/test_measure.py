@@ -113,6 +113,10 @@ def test_density_histogram_counts_each_used_mode_once():
     assert counts[-1.5] == 1
     assert counts[-1.0] == 2
     assert counts[-0.5] == 1
+    edges = dataclasses.replace(
+        quality(_units(), _one_hot()), density=torch.tensor([1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    )
+    assert edges.density_histogram()["n_modes"].tolist() == [1, 0, 1, 0, 1, 0, 1, 0, 1, 1]
     always = quality(fit(PCA(2), _rows()).dictionary, _rows()).density_histogram()
     assert always["n_modes"].tolist() == [0] * 9 + [2]
 

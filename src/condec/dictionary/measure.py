@@ -118,7 +118,8 @@ class Quality:
         """
         import pandas as pd
 
-        used = self.density[self.density > 0].double().log10()
+        # Rounded: a hundredth in float32 is just below -2.
+        used = self.density[self.density > 0].double().log10().round(decimals=6)
         edges = torch.tensor(DENSITY_BINS, dtype=torch.float64)
         # A density that is an edge belongs to the bin above it; 1 to the last bin.
         place = torch.bucketize(used, edges[1:-1], right=True)
