@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from condec import config
 from condec.attribution import ActGrad, IntegratedGradients
 from condec.attribution.text import method_from_text
-from condec.dictionary import NMF, PCA, KMeans, ThresholdSAE, TrainConfig
+from condec.dictionary import NMF, PCA, KMeans, MatryoshkaSAE, ThresholdSAE, TrainConfig
 from condec.errors import OptionError
-from condec.runner.plan import LINKS, FitPlan, Plan
+from condec.runner.plan import LEARNERS, LINKS, FitPlan, Plan
 from condec.targets import (
     Contrast,
     Custom,
@@ -262,7 +262,10 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
             "sites = 'a'\n[fit]\nlearner = 'pca'\nthreshold = 0.5",
             r"\[fit\] has no key 'threshold'",
         ),
-        ("sites = 'a'\n[fit]\nlearner = 'lda'", "learner: expected one of sae, nmf, pca, kmeans, relu"),
+        (
+            "sites = 'a'\n[fit]\nlearner = 'lda'",
+            "learner: expected one of sae, nmf, pca, kmeans, relu",
+        ),
         ("sites = 'a'\n[fit]\nn_modes = 'many'", "n_modes: expected a number, or a multiple"),
         ("sites = 'a'\n[fit]\nn_modes = '0x'", "n_modes must be above 0; got 0.0x"),
         ("sites = 'a'\n[fit]\nn_modes = true", "n_modes: expected a number"),
@@ -351,3 +354,19 @@ def test_texts_that_are_no_control(text: str) -> None:
 def test_a_control_twice_is_refused() -> None:
     with pytest.raises(OptionError, match=r"controls: each once; got shuffled-labels, shuffled"):
         parsed("sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', 'shuffled-labels#0']")
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_can_be_planned(name):
+    plan = config.from_dict({"sites": "a", "fit": {"learner": name}})
+    assert type(plan.fit.learner) is LEARNERS[name]
+    assert plan.fit.learner_for(10).n_modes == (30 if name == "sae" else 10)
+    again = config.from_dict(config.to_dict(plan))
+    assert again.fit == plan.fit
+
+
+def test_options_of_sparse_learners():
+    options = {"learner": "matryoshka", "k": 4, "prefixes": [0.5, 1.0], "scaling": "unit"}
+    fit = config.from_dict({"sites": "a", "fit": {**options, "centre": True, "clip": 1.0}}).fit
+    assert fit.learner_for(16) == MatryoshkaSAE(16, k=4, prefixes=(0.5, 1.0))
+    assert fit.train == TrainConfig(scaling="unit", centre=True, clip=1.0)

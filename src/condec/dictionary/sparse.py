@@ -317,7 +317,8 @@ def decode(parameters: Parameters, loadings: Tensor) -> Tensor:
 
 def unit_rows(matrix: Tensor) -> Tensor:
     """Rows of length 1; rows of zeros stay."""
-    return matrix / matrix.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    lengths: Tensor = matrix.norm(dim=1, keepdim=True)
+    return matrix / lengths.clamp(min=1e-12)
 
 
 def atoms_of_length_one(parameters: Parameters) -> None:
