@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from condec import batches
-from condec.attribution import ActGrad, IntegratedGradients, Mean
+from condec.attribution import ActGrad, DeepLift, IntegratedGradients, Mean, SmoothGrad
 from condec.batches import Estimate, fingerprint
 from condec.collection import collect
 from condec.contributions import contribute
@@ -277,7 +277,7 @@ def test_auto_batch_size_is_chosen_by_timing_and_kept(
 def test_auto_batch_size_stays_within_the_free_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a_sample = batches._MEMORY_FACTOR * 4 * 2 * 4 * 36
+    a_sample = batches._MEMORY_FACTOR * 4 * (2 * 4 * 36 + 2 * 36)
     monkeypatch.setattr(batches, "_free_memory", lambda model: 2 * 2 * a_sample)
     monkeypatch.setattr(batches.BatchPlan, "time_pass", lambda self, batch: 1.0)
     assert quick(tmp_path / "s.zarr", batch_size="auto").recipe["batch_size"] == 2
@@ -314,6 +314,19 @@ def test_several_devices_give_the_same_bytes(tmp_path: Path) -> None:
     assert threading.main_thread().ident not in threads
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     one.verify()
+
+
+def test_methods_with_states_of_the_process_refuse_several_devices(tmp_path: Path) -> None:
+    for method in (
+        IntegratedGradients(rule="gauss"),
+        DeepLift(),
+        SmoothGrad(inner=IntegratedGradients(rule="gauss")),
+    ):
+        with pytest.raises(OptionError, match="cannot run on 2 devices at once; give one device"):
+            quick(tmp_path / "s.zarr", method=method, devices=("cpu", "cpu"), target=Logit(0))
+    assert not (tmp_path / "s.zarr").exists()
+    gauss = IntegratedGradients(rule="gauss", steps=2)
+    quick(tmp_path / "s.zarr", method=gauss, devices=("cpu",)).verify()
 
 
 def test_steps_of_every_sample_are_stored(tmp_path: Path) -> None:

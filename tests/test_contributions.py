@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     """At no step are more passes alive than the first, the last and the present one."""
     alive: list[weakref.ref[object]] = []
     most = 0
-    make = engine._run
+    make = engine.run_point
 
     def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
         nonlocal most
@@ -146,7 +146,8 @@ def test_memory_does_not_grow_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
         most = max(most, sum(ref() is not None for ref in alive))
         return made
 
-    monkeypatch.setattr(engine, "_run", counted)
+    for module in (engine, path):
+        monkeypatch.setattr(module, "run_point", counted)
     for steps in (3, 12):
         alive.clear()
         most = 0

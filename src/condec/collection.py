@@ -100,6 +100,11 @@ def collect(
     """
     _check_options(batch_size, shard_size, on_bad)
     plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad)
+    if len(devices) > 1 and plan.fitted.one_at_a_time:
+        raise OptionError(
+            f"collect: {type(plan.fitted).__name__} with these options uses states of the whole "
+            f"process, so it cannot run on {len(devices)} devices at once; give one device"
+        )
     size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
     store = Store.create(
         out,

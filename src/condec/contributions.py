@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from condec.attribution import Attribution, IntegratedGradients, Method
 from condec.compute import Compute
 from condec.errors import DataError
+from condec.options import require
 from condec.reduce import split_and_sum
 from condec.shapes import PerSample, SampleIndex
 from condec.sites import Site, Units, find_site, find_sites, units_of
@@ -223,13 +224,14 @@ def run_batch(
     compute: Compute | None = None,
 ) -> Contributions:
     """What `contribute` does, with everything chosen and without its warning."""
+    require("contribute", "method", method, Method)
     model = original(model)
     compute = compute or Compute()
     x = compute.arrange(prepare_inputs(model, inputs))
     found = find_sites(model, sites)
     cuts = find_cuts(model, x[:1], found)
     setup = Setup(model, x, labels, method, target)
-    with compute.running(x.device):
+    with torch.inference_mode(False), compute.running(x.device):
         result = method.attribute(model, x, found, target, labels)
     return replace(assemble(result, found, cuts), setup=setup)
 
@@ -258,7 +260,10 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
             f"samples {wrong[:5]}"
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return inputs if like is None else inputs.to(like.device, like.dtype, non_blocking=True)
+    if like is None:
+        return inputs
+    # From page-locked memory the host goes on meanwhile; in the other direction it must wait.
+    return inputs.to(like.device, like.dtype, non_blocking=like.is_cuda)
 
 
 def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool]) -> Contributions:

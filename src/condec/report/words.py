@@ -118,7 +118,7 @@ def baseline_words(baseline: Mapping[str, Any]) -> str:
 def compute_words(compute: Mapping[str, Any]) -> str:
     """How the passes were computed.
 
-    >>> compute_words({"name": "Compute", "precision": "model", "channels_last": None})
+    >>> compute_words({"name": "Compute", "precision": "model", "channels_last": False})
     "the model's precision"
     """
     precision = compute.get("precision")
