@@ -18,6 +18,7 @@ from condec.attribution import (
     baseline_from_dict,
     engine,
     method_from_dict,
+    path,
 )
 from condec.contributions import contribute
 from condec.errors import DataError, ModelError, OptionError, SiteError
