@@ -149,6 +149,13 @@ def error(of: Attribution, to: Attribution) -> dict[str, dict[str, float]]:
     return {"every_entry": off(False), "reduced_to_units": off(True)}
 
 
+def float16_error(case: Case) -> dict[str, dict[str, float]]:
+    """Of one image: processors without such arithmetic take long."""
+    one = Case(case.name, case.device.type, 1)
+    method = IntegratedGradients(steps=STEPS)
+    return error(one.condec(method, Compute(precision="float16")), one.condec(method))
+
+
 def flops_of(case: Case) -> int:
     """Multiplications and additions of one pass: forward, and backward to the first site."""
     with FlopCounterMode(display=False) as counter:
@@ -222,6 +229,7 @@ def measure(case: Case, repeats: int, quick: bool) -> dict[str, Any]:
         "gflop_per_second": {"condec": used / 1e9, "matrix_products": reachable / 1e9},
         "share_of_matrix_products": used / reachable,
         "bfloat16_error": error(case.condec(method, half), plain),
+        "float16_error_one_image": float16_error(case),
     }
 
 
