@@ -231,6 +231,17 @@ def test_methods_round_trip(method: Method) -> None:
         ),
         (lambda m, x: contribute(m, x, "block1", target=Logit(3)), OptionError, "3 labels, 0 to 2"),
         (lambda m, x: contribute(m, x, "block1", target=Label()), DataError, "needs the label"),
+        (lambda m, x: contribute(m, x, []), SiteError, "no site given; name at least one"),
+        (
+            lambda m, x: contribute(m, x, "block1", target=Label(), labels=np.full(3, 1.7)),
+            DataError,
+            "contribute: expected integer labels of shape .*; got torch.float64",
+        ),
+        (
+            lambda m, x: contribute(m, x, "block1", labels=torch.zeros(2, dtype=torch.int64)),
+            DataError,
+            "contribute: 3 samples, but 2 labels",
+        ),
         (lambda m, x: contribute(m.train(), x, "block1"), ModelError, "in training mode"),
         (lambda m, x: IntegratedGradients(steps=0), OptionError, "at least 1, or .*got 0"),
         (lambda m, x: method_from_dict({"name": "IG"}), OptionError, "expected one of Integrated"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from condec.attribution import Attribution, IntegratedGradients, Method
 from condec.compute import Compute
+from condec.data.arrays import as_labels
 from condec.errors import DataError
 from condec.options import require
 from condec.reduce import split_and_sum
@@ -185,12 +186,12 @@ def contribute(
     ------
     DataError
         Inputs are empty, of an integer type, or not finite (samples are named), or labels
-        are missing where the target needs them.
+        are missing where the target needs them, no integers, or not one for each sample.
     ModelError
         The model is in training mode, or fails on the inputs.
     SiteError
-        A pattern matches nothing, a module runs more than once and the site does not say
-        which call is meant, or the target does not depend on a site.
+        No site is given, a pattern matches nothing, a module runs more than once and the site
+        does not say which call is meant, or the target does not depend on a site.
 
     Warns
     -----
@@ -206,8 +207,10 @@ def contribute(
     >>> batch.reduce()["block2"].contribution.shape
     torch.Size([2, 2, 4])
     """
-    given = None if labels is None else torch.as_tensor(labels)
     x, method = torch.as_tensor(inputs), method or IntegratedGradients()
+    given = None if labels is None else as_labels("contribute", labels)
+    if given is not None and len(given) != len(x):
+        raise DataError(f"contribute: {len(x)} samples, but {len(given)} labels")
     batch = run_batch(model, x, sites, method, as_target(target or TopK()), given, compute)
     silent = [p.site.key for p in batch.by_site if is_silent(p.contribution, p.activation)]
     warn_of_silence(silent, len(batch))
