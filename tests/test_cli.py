@@ -170,6 +170,16 @@ def test_controls_in_the_run_folder_are_found_without_a_plan(source: Path) -> No
     assert (folder / "analysis" / "statistics_controls.parquet").is_file()
 
 
+@pytest.mark.parametrize("link", ["collect", "run"])
+def test_a_device_that_is_not_there_leaves_nothing_behind(source: Path, link: str) -> None:
+    text = TOML.replace("shard_size = 16", 'shard_size = 16, devices = ["cpu", "cuda:77"]')
+    (source / "run.toml").write_text(text)
+    result = condec_command(link, source / "run.toml", "-q")
+    assert result.exit_code == 2
+    assert "device 'cuda:77' cannot be used, there is cpu" in result.stderr
+    assert not (source / "run").exists()
+
+
 def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
     condec_command("collect", source / "run.toml", "-q")
     before = (source / "run" / "run.toml").read_bytes()

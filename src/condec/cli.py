@@ -266,6 +266,7 @@ def _do(run: Run, link: Link) -> Outcome:
         config.write(run.plan)
         return FUNCTIONS[link](run)
     if not run.folder.store.exists():
+        run.check_devices()
         config.write(run.plan)
     outcome = FUNCTIONS[link](run)
     config.write(run.plan)
@@ -275,6 +276,8 @@ def _do(run: Run, link: Link) -> Outcome:
 def _whole_chain(run: Run) -> None:
     if "collect" not in run.plan.links:
         _ = run.store
+    elif not run.folder.store.exists():
+        run.check_devices()
     if "collect" not in run.plan.links or not run.folder.store.exists():
         config.write(run.plan)
     for outcome in chain(run):

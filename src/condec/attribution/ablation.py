@@ -102,6 +102,11 @@ class UnitAblation(Method):
         object.__setattr__(self, "means", plain)
 
     @property
+    def least_samples(self) -> int:
+        """Two where values of another sample of the batch are taken."""
+        return 2 if self.replacement == "resample" else 1
+
+    @property
     def n_passes(self) -> int:
         """Forward passes that one site of 256 units in mid-network costs: half a pass a unit.
 

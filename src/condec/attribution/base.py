@@ -58,6 +58,11 @@ class Method(Option, ABC):
         """Whether two batches must not run in one process at once, as on several devices."""
         return False
 
+    @property
+    def least_samples(self) -> int:
+        """Samples that every batch must have at least."""
+        return 1
+
     @abstractmethod
     def attribute(
         self,

@@ -218,6 +218,11 @@ class SmoothGrad(Method):
         return self.inner.one_at_a_time
 
     @property
+    def least_samples(self) -> int:
+        """As the inner method."""
+        return self.inner.least_samples
+
+    @property
     def n_passes(self) -> int:
         """Those of the inner method for every copy, and one at the clean input."""
         return 1 + self.n_samples * self.inner.n_passes
