@@ -149,6 +149,13 @@ def error(of: Attribution, to: Attribution) -> dict[str, dict[str, float]]:
     return {"every_entry": off(False), "reduced_to_units": off(True)}
 
 
+def float16_error(case: Case) -> dict[str, dict[str, float]]:
+    """Of one image: processors without such arithmetic take long."""
+    one = Case(case.name, case.device.type, 1)
+    method = IntegratedGradients(steps=STEPS)
+    return error(one.condec(method, Compute(precision="float16")), one.condec(method))
+
+
 def flops_of(case: Case) -> int:
     """Multiplications and additions of one pass: forward, and backward to the first site."""
     with FlopCounterMode(display=False) as counter:
@@ -233,6 +240,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one repeat, fewer sites of others")
+    parser.add_argument("--float16", action="store_true", help="its error; minutes on a CPU")
     args = parser.parse_args()
     if args.memory is not None:
         Case(args.model, args.device, args.batch).condec(IntegratedGradients(steps=args.memory))
@@ -240,7 +248,10 @@ def main() -> None:
         return
     for name in [args.model] if args.model else MODELS:
         args.model = name
-        record = measure(Case(name, args.device, args.batch), args.repeats, args.quick)
+        case = Case(name, args.device, args.batch)
+        record = measure(case, args.repeats, args.quick)
+        if args.float16:
+            record["float16_error_one_image"] = float16_error(case)
         if args.device == "cpu":
             record["S4_peak_memory_mib_by_steps"] = {s: peak_of(s, args) for s in (2, 5, 20)}
         suffix = "" if args.device == "cpu" else f"_{args.device.partition(':')[0]}"

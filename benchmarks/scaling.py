@@ -55,9 +55,11 @@ def draw(samples: dict[int, dict[str, float]], steps: dict[int, dict[str, float]
         figure, axes = panels(3, height=2.6, width=3.0)
         for axis, runs, what in ((axes[0], samples, "samples"), (axes[1], steps, "steps")):
             axis.plot(list(runs), [r["seconds"] for r in runs.values()], "o-")
-            axis.set(xlabel=what, ylabel="seconds", xlim=(0, None), ylim=(0, None))
+            axis.set(xlabel=what, ylabel="seconds")
         axes[2].plot(list(steps), [r["peak_mib"] for r in steps.values()], "o-")
-        axes[2].set(xlabel="steps", ylabel="peak memory [MiB]", xlim=(0, None), ylim=(0, None))
+        axes[2].set(xlabel="steps", ylabel="peak memory [MiB]")
+        for axis in axes:
+            axis.set(xlim=(0, 1.05 * axis.get_xlim()[1]), ylim=(0, 1.05 * axis.get_ylim()[1]))
         save_figure(figure, PICTURE)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -129,6 +131,53 @@ def test_controls_join_those_of_the_plan(source: Path) -> None:
     names = [control.name for control in config.read(source / "run").collect.controls]
     assert names == ["random-weights:block2", "shuffled-labels", "shuffled-labels#1"]
     assert condec_command("stats", source / "run", "-q").exit_code == 0
+
+
+def control_names(source: Path) -> list[str]:
+    return [control.name for control in config.read(source / "run").collect.controls]
+
+
+def test_controls_are_not_forgotten_by_the_next_command(source: Path) -> None:
+    plan, folder = source / "run.toml", source / "run"
+    table = folder / "analysis" / "statistics_controls.parquet"
+    assert condec_command("collect", plan, "-q", "--control", "random-weights").exit_code == 0
+    assert condec_command("stats", plan, "-q").exit_code == 0
+    assert table.is_file()
+    for link in ("fit", "collect", "report"):
+        assert condec_command(link, plan, "-q").exit_code == 0
+        assert control_names(source) == ["random-weights"]
+    assert condec_command("stats", folder, "-q").stdout.startswith("stats    kept")
+    assert table.is_file()
+    result = condec_command("collect", plan, "-q", "--control", "random-weights#1")
+    assert result.exit_code == 0, result.output
+    assert control_names(source) == ["random-weights", "random-weights#1"]
+    assert condec_command("run", plan, "-q").exit_code == 0
+    assert control_names(source) == ["random-weights", "random-weights#1"]
+    assert set(pandas.read_parquet(table)["control"]) == {"random-weights", "random-weights#1"}
+
+
+def test_controls_in_the_run_folder_are_found_without_a_plan(source: Path) -> None:
+    plan, folder = source / "run.toml", source / "run"
+    assert (
+        condec_command("collect", plan, "-q", "--control", "random-weights:block2").exit_code == 0
+    )
+    for name in ("random-weights%231", "other"):
+        shutil.copytree(folder / "controls" / "random-weights%3Ablock2", folder / "controls" / name)
+    next((folder / "controls" / "random-weights%231").rglob("shard-00001.json")).unlink()
+    (folder / "run.toml").unlink()
+    assert condec_command("stats", plan, "-q").exit_code == 0
+    assert control_names(source) == ["random-weights:block2"]
+    assert (folder / "analysis" / "statistics_controls.parquet").is_file()
+
+
+@pytest.mark.parametrize("link", ["collect", "run"])
+def test_a_device_that_is_not_there_leaves_nothing_behind(source: Path, link: str) -> None:
+    text = TOML.replace("shard_size = 16", 'shard_size = 16, devices = ["cpu", "cuda:77"]')
+    (source / "run.toml").write_text(text)
+    result = condec_command(link, source / "run.toml", "-q")
+    assert result.exit_code == 2
+    assert "device 'cuda:77' cannot be used, there is cpu" in result.stderr
+    assert not (source / "run").exists()
 
 
 def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:

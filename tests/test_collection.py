@@ -16,7 +16,14 @@ import torch
 from torch.utils.data import TensorDataset
 
 from condec import batches
-from condec.attribution import ActGrad, IntegratedGradients, Mean
+from condec.attribution import (
+    ActGrad,
+    DeepLift,
+    IntegratedGradients,
+    Mean,
+    SmoothGrad,
+    UnitAblation,
+)
 from condec.batches import Estimate, fingerprint
 from condec.collection import collect
 from condec.contributions import contribute
@@ -211,6 +218,14 @@ def test_bad_inputs_raise_or_are_skipped(tmp_path: Path) -> None:
         ({"batch_size": 0}, OptionError, "batch_size must be at least 1; got 0"),
         ({"shard_size": 0}, OptionError, "shard_size must be at least 1; got 0"),
         ({"on_bad": "ignore"}, OptionError, "'raise' or 'skip'; got 'ignore'"),
+        ({"devices": ("cpu", "cuda:77")}, OptionError, "device 'cuda:77' cannot be used, there is"),
+        (
+            {"devices": ("meta",)},
+            OptionError,
+            "'meta' cannot be used, .* cpu.*: it holds no numbers",
+        ),
+        ({"devices": ("gpu",)}, OptionError, "'gpu' cannot be used, there is cpu"),
+        ({"sites": []}, SiteError, "no site given"),
         ({"sites": "blok1"}, SiteError, "no module of SmallResNet matches 'blok1'.*block1"),
         ({"target": Logit(7)}, OptionError, "index 7 is out of range"),
         ({"data": images()[:0]}, DataError, "empty"),
@@ -277,7 +292,7 @@ def test_auto_batch_size_is_chosen_by_timing_and_kept(
 def test_auto_batch_size_stays_within_the_free_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a_sample = batches._MEMORY_FACTOR * 4 * 2 * 4 * 36
+    a_sample = batches._MEMORY_FACTOR * 4 * (2 * 4 * 36 + 2 * 36)
     monkeypatch.setattr(batches, "_free_memory", lambda model: 2 * 2 * a_sample)
     monkeypatch.setattr(batches.BatchPlan, "time_pass", lambda self, batch: 1.0)
     assert quick(tmp_path / "s.zarr", batch_size="auto").recipe["batch_size"] == 2
@@ -314,6 +329,54 @@ def test_several_devices_give_the_same_bytes(tmp_path: Path) -> None:
     assert threading.main_thread().ident not in threads
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     one.verify()
+
+
+def test_a_complete_store_is_opened_where_its_devices_are_not(tmp_path: Path) -> None:
+    quick(tmp_path / "s.zarr")
+    assert quick(tmp_path / "s.zarr", devices=("cuda:77",)).is_complete
+
+
+def test_methods_with_states_of_the_process_refuse_several_devices(tmp_path: Path) -> None:
+    for method in (
+        IntegratedGradients(rule="gauss"),
+        DeepLift(),
+        SmoothGrad(inner=IntegratedGradients(rule="gauss")),
+    ):
+        with pytest.raises(OptionError, match="cannot run on 2 devices at once; give one device"):
+            quick(tmp_path / "s.zarr", method=method, devices=("cpu", "cpu"), target=Logit(0))
+    assert not (tmp_path / "s.zarr").exists()
+    gauss = IntegratedGradients(rule="gauss", steps=2)
+    quick(tmp_path / "s.zarr", method=gauss, devices=("cpu",)).verify()
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "options", "message"),
+    [
+        (10, {"batch_size": 3}, r"batch_size=3 leaves a batch of 1 \(of 10 .*choose batch_size=2$"),
+        (9, {"batch_size": 2}, r"batch_size=2 leaves a batch of 1 .*; choose batch_size=3$"),
+        (10, {"batch_size": 5, "shard_size": 6}, r"shards of 6\); choose batch_size=4$"),
+        (9, {"batch_size": 4, "shard_size": 8}, r"; 9 samples need another shard_size$"),
+        (1, {}, r"of 1 samples .*; give more samples$"),
+        (4, {"batch_size": 1}, r"batch_size=1 leaves a batch of 1 .*; choose batch_size=2$"),
+    ],
+)
+def test_batches_too_small_for_the_method_are_refused_first(
+    tmp_path: Path, n_samples: int, options: dict[str, int], message: str
+) -> None:
+    for method in (resample := UnitAblation(replacement="resample"), SmoothGrad(inner=resample)):
+        with pytest.raises(OptionError, match=rf"{type(method).__name__} with .*{message}"):
+            quick(tmp_path / "s.zarr", images(n_samples), method=method, **options)
+    assert not (tmp_path / "s.zarr").exists()
+    method = UnitAblation()
+    assert quick(tmp_path / "s.zarr", images(n_samples), method=method, **options).is_complete
+
+
+def test_batches_large_enough_for_the_method(tmp_path: Path) -> None:
+    method = UnitAblation(replacement="resample")
+    for n_samples, size, shard in ((10, 4, 10), (9, 3, 6), (2, 64, 1024)):
+        out = tmp_path / f"{n_samples}.zarr"
+        data = images(n_samples)
+        assert quick(out, data, method=method, batch_size=size, shard_size=shard).is_complete
 
 
 def test_steps_of_every_sample_are_stored(tmp_path: Path) -> None:

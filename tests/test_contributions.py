@@ -18,6 +18,7 @@ from condec.attribution import (
     baseline_from_dict,
     engine,
     method_from_dict,
+    path,
 )
 from condec.contributions import contribute
 from condec.errors import DataError, ModelError, OptionError, SiteError
@@ -136,7 +137,7 @@ def test_memory_does_not_grow_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     """At no step are more passes alive than the first, the last and the present one."""
     alive: list[weakref.ref[object]] = []
     most = 0
-    make = engine._run
+    make = engine.run_point
 
     def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
         nonlocal most
@@ -146,7 +147,8 @@ def test_memory_does_not_grow_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
         most = max(most, sum(ref() is not None for ref in alive))
         return made
 
-    monkeypatch.setattr(engine, "_run", counted)
+    for module in (engine, path):
+        monkeypatch.setattr(module, "run_point", counted)
     for steps in (3, 12):
         alive.clear()
         most = 0
@@ -229,6 +231,17 @@ def test_methods_round_trip(method: Method) -> None:
         ),
         (lambda m, x: contribute(m, x, "block1", target=Logit(3)), OptionError, "3 labels, 0 to 2"),
         (lambda m, x: contribute(m, x, "block1", target=Label()), DataError, "needs the label"),
+        (lambda m, x: contribute(m, x, []), SiteError, "no site given; name at least one"),
+        (
+            lambda m, x: contribute(m, x, "block1", target=Label(), labels=np.full(3, 1.7)),
+            DataError,
+            "contribute: expected integer labels of shape .*; got torch.float64",
+        ),
+        (
+            lambda m, x: contribute(m, x, "block1", labels=torch.zeros(2, dtype=torch.int64)),
+            DataError,
+            "contribute: 3 samples, but 2 labels",
+        ),
         (lambda m, x: contribute(m.train(), x, "block1"), ModelError, "in training mode"),
         (lambda m, x: IntegratedGradients(steps=0), OptionError, "at least 1, or .*got 0"),
         (lambda m, x: method_from_dict({"name": "IG"}), OptionError, "expected one of Integrated"),

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from condec import attribution, targets
 from condec.attribution import IntegratedGradients
 from condec.collection import collect
 from condec.errors import StoreError
@@ -21,6 +22,7 @@ from condec.report.build import _write_pages
 from condec.report.cards import mode_lines, stems
 from condec.report.reading import read_run
 from condec.report.summary import chance, facts, site_line, title, trends, warnings
+from condec.report.words import method_words, target_words
 from condec.statistics import layer_statistics
 from condec.store import Store
 from condec.testing.models import small_resnet
@@ -542,3 +544,38 @@ def test_controls_of_another_store_or_half_made_are_passed_over(tmp_path):
         method=IntegratedGradients(steps=3),
     )  # fmt: skip
     assert read_run(folder).twins == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: attribution.IntegratedGradients(steps="auto"), "steps to a tolerance of 0.01"),
+        (lambda: attribution.IntegratedGradients(rule="gauss", path="layer"), "Gauss-Legendre, al"),
+        (lambda: attribution.IntegratedGradients(baseline=attribution.Noise()), "4 draws of noise"),
+        (lambda: attribution.UnitAblation(replacement="mean"), "every unit, replaced by mean"),
+        (attribution.DeepLift, "DeepLIFT from zeros"),
+        (attribution.GradCAM, "activation times the mean gradient of its unit"),
+    ],
+)
+def test_methods_are_put_into_words(make, words: str) -> None:  # type: ignore[no-untyped-def]
+    assert words in method_words(make().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (targets.Contrast(frozen=True), "the largest logit of the classes at the input less"),
+        (targets.Margin(against="largest"), "own label less the largest of the others"),
+        (targets.Entropy(), "the entropy of the output"),
+        (targets.Sum(), "the sum of all outputs"),
+        (targets.Sum((1, 2)), "the sum of outputs 1, 2"),
+        (targets.Custom(torch.sum, "total"), "the function total"),
+    ],
+)
+def test_targets_are_put_into_words(target, words: str) -> None:  # type: ignore[no-untyped-def]
+    assert words in target_words(target.to_dict())
+
+
+def test_every_method_target_and_baseline_has_words() -> None:
+    for kind in attribution._METHODS.values():
+        assert kind.__name__ not in method_words(kind().to_dict())

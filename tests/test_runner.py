@@ -538,6 +538,14 @@ def test_plan_for_the_tests_is_what_it_says(source: Path) -> None:
     assert plan.out == source / "run"
 
 
+@pytest.mark.parametrize("device", ["cuda:77", "meta"])
+def test_a_device_that_is_not_there_is_told(source: Path, device: str) -> None:
+    change(source, 'device = "cpu"', f'device = "{device}"')
+    with pytest.raises(OptionError, match=f"device '{device}' cannot be used, there is cpu"):
+        local.collect(run_of(source))
+    assert not (source / "run" / "contributions.zarr").exists()
+
+
 # --- controls -----------------------------------------------------------------------------
 
 CONTROLS = 'shard_size = 16, controls = ["random-weights", "shuffled-labels"]'

@@ -10,7 +10,8 @@ from torch import nn
 
 from condec.attribution import IntegratedGradients
 from condec.collection import collect
-from condec.data import as_inputs, load_data
+from condec.compute import Compute
+from condec.data import Inputs, as_inputs, load_data
 from condec.errors import DataError, OptionError, StoreError
 from condec.models import load_model
 from condec.models.randomize import randomize
@@ -270,6 +271,7 @@ def test_which_controls_change_the_numbers() -> None:
         ({"model": small_resnet(seed=3)}, r"  model: had SmallResNet \w+, wants SmallResNet"),
         ({"data": (images() + 1, labels())}, r"  data: had \w+, wants"),
         ({"method": IntegratedGradients(steps=4)}, r"  method: had .*3.*, wants .*4"),
+        ({"compute": Compute(precision="bfloat16")}, r"  compute: had .*model.*, wants .*bfloat"),
         ({"target": Predicted()}, r"  target: had .*TopK.*, wants .*Predicted"),
         ({"sites": "block1"}, r"  sites: had .*block2.*, wants \['block1'\]"),
     ],
@@ -283,6 +285,16 @@ def test_a_store_of_something_else_is_not_copied(
     with pytest.raises(StoreError, match=rf"not the real store of this twin:\n{line}"):
         collect_twin(ShuffledLabels(), out=tmp_path / "t", of=trained, **given)
     assert not (tmp_path / "t").exists()
+
+
+def test_a_store_of_another_number_of_samples_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As of a source whose fingerprint sees some samples only.
+    monkeypatch.setattr(Inputs, "fingerprint", "the same")
+    trained = real(tmp_path / "r", data=(images(12), labels(12)))
+    with pytest.raises(StoreError, match="  n_samples: had 12, wants 10"):
+        twin(ShuffledLabels(), tmp_path / "t", of=trained)
 
 
 # --- what cannot be -----------------------------------------------------------------------

@@ -18,6 +18,7 @@ from condec.compute import Compute
 from condec.contributions import Contributions, Sites, assemble, prepare_inputs, run_batch
 from condec.data import Inputs
 from condec.errors import DataError, StoreError
+from condec.options import require
 from condec.store import Rows, SiteInfo, Store
 from condec.tape import refuse_training, run_model
 from condec.targets import Target, TargetLike, TopK, as_target
@@ -26,6 +27,8 @@ from condec.wrappers import original
 # Running totals, two records and two gradients a site, the autograd graph and what the
 # convolutions need: measured at 6 to 9 times the recorded activations on CPU.
 _MEMORY_FACTOR: Final = 9
+# Of an image: a first convolution makes about five times its entries, in and out.
+_WIDENED: Final = 2
 _LARGEST_BATCH: Final = 1024
 _FIT_BATCH: Final = 64
 
@@ -79,7 +82,8 @@ class BatchPlan:
     compute : Compute
     on_bad : {"raise", "skip"}
     entries : int
-        Entries of one sample at all sites together.
+        Entries of one sample that decide the memory of a pass: at all sites together, and
+        before them.
     """
 
     model: nn.Module
@@ -106,6 +110,7 @@ class BatchPlan:
         """Runs one sample, to see the sites' shapes."""
         model = original(model)
         method, target = method or IntegratedGradients(), as_target(target or TopK())
+        require("collect", "method", method, Method)
         index, sample = _first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
         fitted_target = target
@@ -122,7 +127,9 @@ class BatchPlan:
             )
             for part in batch.by_site
         )
-        entries = sum(part.activation.numel() for part in batch.by_site)
+        # What is recorded, and what runs before the first site: images are widened there.
+        recorded = sum(part.activation.numel() for part in batch.by_site)
+        entries = recorded + _WIDENED * sample.numel()
         fitted = method.fit(inputs)
         compute = compute or Compute()
         return BatchPlan(
@@ -235,7 +242,7 @@ class BatchPlan:
     def _attribute(self, method: Method, batch: "LoadedBatch") -> Contributions:
         inputs = self.compute.arrange(prepare_inputs(self.model, batch.inputs))
         sites = [info.site for info in self.infos]
-        with self.compute.running(inputs.device):
+        with torch.inference_mode(False), self.compute.running(inputs.device):
             result = method.attribute(self.model, inputs, sites, self.fitted_target, batch.labels)
         return assemble(result, sites, {info.site.key: info.cut for info in self.infos})
 

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import torch
 import typer
@@ -19,8 +20,12 @@ from condec.errors import CondecError, OptionError
 from condec.models import load_model
 from condec.presets import presets_of
 from condec.runner import FUNCTIONS, Link, Outcome, Run, chain
+from condec.runner.folder import RunFolder
+from condec.runner.plan import Plan
 from condec.sites import find_sites
+from condec.store import Store
 from condec.tape import inspect_model
+from condec.twins import Control, is_twin
 
 app = typer.Typer(
     name="condec",
@@ -61,7 +66,7 @@ def run_command(
     """All links: collect, stats, fit, control, map, report."""
     with _messages(debug=debug):
         plan = config.read(place)
-        plan = plan if out is None else replace(plan, out=out)
+        plan = _with_noted(plan if out is None else replace(plan, out=out))
         _whole_chain(Run(plan, progress=not quiet, again=again))
 
 
@@ -73,7 +78,7 @@ def demo(
 ) -> None:
     """All links, on the embedded model of handwritten digits."""
     with _messages(debug=debug):
-        plan = replace(config.from_dict(config.DEMO), out=out)
+        plan = _with_noted(replace(config.from_dict(config.DEMO), out=out))
         _whole_chain(Run(plan, progress=not quiet))
 
 
@@ -142,7 +147,7 @@ def collect(
             sites=tuple(sites) if sites else plan.sites,
             collect=replace(plan.collect, **changes),
         )
-        _print_all([_do(Run(plan, progress=not quiet), "collect")])
+        _print_all([_do(Run(_with_noted(plan), progress=not quiet), "collect")])
 
 
 @app.command()
@@ -226,8 +231,32 @@ def inspect(
 
 def _one_link(link: Link, place: Path, *, again: bool, quiet: bool, debug: bool) -> None:
     with _messages(debug=debug):
-        run = Run(config.read(place), progress=not quiet, again=again)
+        run = Run(_with_noted(config.read(place)), progress=not quiet, again=again)
         _print_all([_do(run, link)])
+
+
+def _with_noted(plan: Plan) -> Plan:
+    """The plan with the controls that its run folder notes, and those that are complete there.
+
+    Those of the folder come first, so that their order does not depend on the command.
+    """
+    noted: tuple[Control, ...] = ()
+    with suppress(CondecError):  # none yet, or a run.toml that is about to be replaced
+        noted = config.read(plan.out).collect.controls
+    every = dict.fromkeys((*noted, *plan.collect.controls, *_complete_twins(plan.out)))
+    return replace(plan, collect=replace(plan.collect, controls=tuple(every)))
+
+
+def _complete_twins(out: Path) -> Iterator[Control]:
+    """Controls of the store in a run folder that are stored there in whole."""
+    folder = RunFolder(out)
+    with suppress(CondecError):
+        store = Store.open(folder.store)
+        for path in sorted((out / "controls").glob("*/contributions.zarr")):
+            with suppress(CondecError):
+                twin, control = Store.open(path), config.parse_control(unquote(path.parent.name))
+                if twin.is_complete and is_twin(twin, store):
+                    yield control
 
 
 def _do(run: Run, link: Link) -> Outcome:
@@ -237,6 +266,7 @@ def _do(run: Run, link: Link) -> Outcome:
         config.write(run.plan)
         return FUNCTIONS[link](run)
     if not run.folder.store.exists():
+        run.check_devices()
         config.write(run.plan)
     outcome = FUNCTIONS[link](run)
     config.write(run.plan)
@@ -246,6 +276,8 @@ def _do(run: Run, link: Link) -> Outcome:
 def _whole_chain(run: Run) -> None:
     if "collect" not in run.plan.links:
         _ = run.store
+    elif not run.folder.store.exists():
+        run.check_devices()
     if "collect" not in run.plan.links or not run.folder.store.exists():
         config.write(run.plan)
     for outcome in chain(run):

@@ -26,7 +26,7 @@ from condec.batches import BatchPlan, LoadedBatch, chosen_batch, join_rows
 from condec.compute import Compute
 from condec.contributions import Sites, is_silent, warn_of_silence
 from condec.data import as_inputs
-from condec.errors import OptionError
+from condec.errors import OptionError, StoreError
 from condec.pipeline import ahead, behind
 from condec.store import Rows, Store
 from condec.targets import TargetLike
@@ -91,6 +91,9 @@ def collect(
 
     Raises
     ------
+    OptionError
+        Options out of range, a device that is not there, or a method that needs more than one
+        sample where a batch would hold one.
     DataError
         No data, an unreadable or non-finite input (named), labels missing, or contributions
         that are not finite.
@@ -99,8 +102,17 @@ def collect(
         be written; complete shards stay and count.
     """
     _check_options(batch_size, shard_size, on_bad)
+    if not _is_complete(out):  # one that is may be opened where its devices are not
+        for device in devices:
+            usable_device(device)
     plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad)
+    if len(devices) > 1 and plan.fitted.one_at_a_time:
+        raise OptionError(
+            f"collect: {type(plan.fitted).__name__} with these options uses states of the whole "
+            f"process, so it cannot run on {len(devices)} devices at once; give one device"
+        )
     size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
+    _check_batches(plan, size, shard_size)
     store = Store.create(
         out,
         recipe=plan.recipe(size) | dict(recorded or {}),
@@ -186,6 +198,63 @@ def _results(
             free.put(mine)
 
     yield from ahead(run, loaded, n_workers=len(devices))
+
+
+def _is_complete(out: str | Path) -> bool:
+    try:
+        return Store.open(out).is_complete
+    except StoreError:
+        return False
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """A device on which numbers can be computed.
+
+    Raises
+    ------
+    OptionError
+        There is no such device (those that are there are listed), or it holds no numbers.
+
+    Examples
+    --------
+    >>> usable_device("cpu")
+    device(type='cpu')
+    """
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        device = torch.device(name)
+        if device.type != "meta":
+            torch.zeros(1, device=device)
+            return device
+        problem = "it holds no numbers"
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).partition("\n")[0]
+    raise OptionError(
+        f"device {str(name)!r} cannot be used, there is {', '.join(there)}: {problem}"
+    )
+
+
+def _check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
+    """Refuse batches that are too small for the method, before anything is computed."""
+    needed, n_samples = plan.fitted.least_samples, len(plan.inputs)
+    spans = {min(shard_size, n_samples), n_samples % shard_size} - {0}
+
+    def smallest(size: int) -> int:
+        return min(min(span % size or size, span) for span in spans)
+
+    if smallest(batch_size) >= needed:
+        return
+    sizes = (*range(batch_size - 1, 0, -1), *range(batch_size + 1, batch_size + 64))
+    good = next((size for size in sizes if smallest(size) >= needed), None)
+    advice = f"choose batch_size={good}" if good else f"{n_samples} samples need another shard_size"
+    if n_samples < needed:
+        advice = "give more samples"
+    raise OptionError(
+        f"collect: {type(plan.method).__name__} with these options needs at least {needed} samples "
+        f"in every batch, and batch_size={batch_size} leaves a batch of {smallest(batch_size)} (of "
+        f"{n_samples} samples in shards of {shard_size}); {advice}"
+    )
 
 
 def _check_options(batch_size: int | str, shard_size: int, on_bad: str) -> None:

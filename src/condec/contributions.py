@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from condec.attribution import Attribution, IntegratedGradients, Method
 from condec.compute import Compute
+from condec.data.arrays import as_labels
 from condec.errors import DataError
+from condec.options import require
 from condec.reduce import split_and_sum
 from condec.shapes import PerSample, SampleIndex
 from condec.sites import Site, Units, find_site, find_sites, units_of
@@ -184,12 +186,12 @@ def contribute(
     ------
     DataError
         Inputs are empty, of an integer type, or not finite (samples are named), or labels
-        are missing where the target needs them.
+        are missing where the target needs them, no integers, or not one for each sample.
     ModelError
         The model is in training mode, or fails on the inputs.
     SiteError
-        A pattern matches nothing, a module runs more than once and the site does not say
-        which call is meant, or the target does not depend on a site.
+        No site is given, a pattern matches nothing, a module runs more than once and the site
+        does not say which call is meant, or the target does not depend on a site.
 
     Warns
     -----
@@ -205,8 +207,10 @@ def contribute(
     >>> batch.reduce()["block2"].contribution.shape
     torch.Size([2, 2, 4])
     """
-    given = None if labels is None else torch.as_tensor(labels)
     x, method = torch.as_tensor(inputs), method or IntegratedGradients()
+    given = None if labels is None else as_labels("contribute", labels)
+    if given is not None and len(given) != len(x):
+        raise DataError(f"contribute: {len(x)} samples, but {len(given)} labels")
     batch = run_batch(model, x, sites, method, as_target(target or TopK()), given, compute)
     silent = [p.site.key for p in batch.by_site if is_silent(p.contribution, p.activation)]
     warn_of_silence(silent, len(batch))
@@ -223,13 +227,14 @@ def run_batch(
     compute: Compute | None = None,
 ) -> Contributions:
     """What `contribute` does, with everything chosen and without its warning."""
+    require("contribute", "method", method, Method)
     model = original(model)
     compute = compute or Compute()
     x = compute.arrange(prepare_inputs(model, inputs))
     found = find_sites(model, sites)
     cuts = find_cuts(model, x[:1], found)
     setup = Setup(model, x, labels, method, target)
-    with compute.running(x.device):
+    with torch.inference_mode(False), compute.running(x.device):
         result = method.attribute(model, x, found, target, labels)
     return replace(assemble(result, found, cuts), setup=setup)
 
@@ -258,7 +263,10 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
             f"samples {wrong[:5]}"
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return inputs if like is None else inputs.to(like.device, like.dtype, non_blocking=True)
+    if like is None:
+        return inputs
+    # From page-locked memory the host goes on meanwhile; in the other direction it must wait.
+    return inputs.to(like.device, like.dtype, non_blocking=like.is_cuda)
 
 
 def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool]) -> Contributions:

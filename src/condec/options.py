@@ -34,6 +34,17 @@ class Option:
         }
 
 
+def require(owner: str, name: str, value: Any, kind: type) -> None:
+    """Raise OptionError where an option inside another is of the wrong kind."""
+    if not isinstance(value, kind):
+        shown = value.__name__ if isinstance(value, type) else type(value).__name__
+        hint = f"; call it: {shown}()" if isinstance(value, type) else ""
+        raise OptionError(
+            f"{owner}: {name} must be a {kind.__name__} such as those in condec.attribution; got "
+            f"{'the class ' if hint else ''}{shown}{hint}"
+        )
+
+
 def option_from_dict(
     kind: str,
     known: Mapping[str, type],

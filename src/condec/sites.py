@@ -116,8 +116,8 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     Raises
     ------
     SiteError
-        A pattern matches no module (the nearest names are listed), a preset does not fit
-        (those that do are listed), or heads or tokens are not known.
+        No site is given, a pattern matches no module (the nearest names are listed), a preset
+        does not fit (those that do are listed), or heads or tokens are not known.
     OptionError
         A pattern does not follow the grammar, or there is no such preset.
 
@@ -136,6 +136,8 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
             if site.name not in order:
                 raise _no_match(model, site.name)
             found[site] = None
+    if not found:
+        raise SiteError("no site given; name at least one, for example 'layer[1-4].*'")
     return tuple(sorted(found, key=lambda site: order[site.name]))
 
 

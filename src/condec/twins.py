@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from condec.attribution import IntegratedGradients
 from condec.batches import fingerprint
 from condec.collection import collect
+from condec.compute import Compute
 from condec.contributions import Sites, prepare_inputs
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
 from condec.data.inputs import bytes_of
@@ -243,8 +244,10 @@ def _check_real(
     wanted = {
         "model": fingerprint(model),
         "data": inputs.fingerprint,
+        "n_samples": len(inputs),
         "method": (options.get("method") or IntegratedGradients()).to_dict(),
         "target": as_target(options.get("target") or TopK()).to_dict(),
+        "compute": (options.get("compute") or Compute()).to_dict(),
         "sites": sorted(site.key for site in find_sites(model, sites)),
     }
     found = of.recipe | {"sites": sorted(of.recipe.get("sites", ()))}

@@ -413,3 +413,17 @@ def test_deep_lift_says_that_captum_is_missing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(DependencyError, match="DeepLift needs captum, which is not installed"):
         contribute(small_mlp(), torch.randn(2, 5), Site("1"), method=DeepLift())
+
+
+def test_smoothgrad_of_deeplift_sees_the_target_through() -> None:
+    pytest.importorskip("captum")
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+    ).eval()
+    x = torch.randn(4, 5)
+    method = SmoothGrad(inner=DeepLift(), n_samples=2, noise=1e-6)
+    smooth = contribute(model, x, "0", method=method, target=Predicted())
+    plain = contribute(model, x, "0", method=DeepLift(), target=Predicted())
+    torch.testing.assert_close(
+        smooth["0"].contribution, plain["0"].contribution, atol=1e-4, rtol=1e-3
+    )

@@ -16,13 +16,14 @@ from condec.attribution import (
     Method,
     Noise,
     Samples,
+    SmoothGrad,
     Zeros,
     engine,
     method_from_dict,
 )
 from condec.contributions import contribute
 from condec.data import as_inputs
-from condec.errors import DataError, OptionError
+from condec.errors import DataError, ModelError, OptionError
 from condec.targets import Logit, Predicted
 from condec.testing.contracts import AttributionContract
 from condec.testing.models import small_mlp, small_resnet
@@ -88,12 +89,89 @@ def test_stack_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
     method, sites = IntegratedGradients(steps=4), contribute_sites(model)
-    a_batch = 2 * 4 * 6 * 5 * 4  # samples, channels, space, bytes
+    # Samples, channels, space, bytes: of the records, and of 8 times the inputs, which is more.
+    a_batch = max(2 * 4 * 6 * 5 * 4, 8 * 2 * 6 * 5 * 4)
     for points, expected in ((1, [2, 2, 2, 2, 1]), (2, [2, 4, 2, 1]), (9, [2, 6, 1])):
         batches.clear()
         monkeypatch.setitem(path._RECORD_BYTES, "cpu", points * a_batch)
         method.attribute(model, images(2).float(), sites, Logit(0))
         assert batches == expected
+
+
+def test_a_small_late_site_does_not_stack_without_bound() -> None:
+    model, batches = small_resnet(), []
+    model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
+    wide = torch.randn(4, 1, 200, 200)  # 8 times 640 KB already fill a pass
+    from condec.sites import find_sites
+
+    IntegratedGradients(steps=20).attribute(model, wide, find_sites(model, "head"), Logit(0))
+    assert set(batches) == {4, 1}
+    batches.clear()
+    tiny = torch.randn(4, 1, 5, 5)
+    IntegratedGradients(steps=40).attribute(model, tiny, find_sites(model, "head"), Logit(0))
+    assert max(batches) == 8 * 4
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.SiLU(), nn.GroupNorm(2, 4), nn.Hardswish(), nn.LayerNorm((4, 6, 5)), nn.GELU()]
+)
+def test_gauss_goes_through_layers_without_a_second_derivative(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), layer, nn.Flatten(), nn.Linear(120, 2))
+    model = model.double().eval()
+    gauss = IntegratedGradients(steps=24, rule="gauss")
+    a = contribute(model, images(2), "0", method=gauss, target=Logit(0))
+    b = contribute(model, images(2), "0", method=IntegratedGradients(steps=600), target=Logit(0))
+    scale = b["0"].contribution.abs().max()
+    assert (a["0"].contribution - b["0"].contribution).abs().max() < 0.02 * scale
+
+
+def test_gauss_says_which_layer_it_cannot_pass() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    gauss = IntegratedGradients(rule="gauss")
+    with pytest.raises(ModelError, match=r"rule='gauss' needs the derivative .*use another rule"):
+        contribute(Recurrent().eval(), torch.randn(2, 5, 3), "lstm", method=gauss)
+
+
+def test_a_layer_path_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from condec.attribution import path
+
+    model, x = small_resnet().double(), images(5)
+    method = IntegratedGradients(steps="auto", tolerance=2e-2, path="layer")
+    smooth = SmoothGrad(inner=method, n_samples=2)
+    whole = [contribute(model, x, "block*", method=m, target=Predicted()) for m in (method, smooth)]
+    monkeypatch.setattr(path, "_KEPT_BYTES", 2 * 129 * 2 * 4 * 30 * 8)  # two samples
+    parts = [contribute(model, x, "block*", method=m, target=Predicted()) for m in (method, smooth)]
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a["block1"].contribution, b["block1"].contribution)
+        torch.testing.assert_close(a.target_baseline, b.target_baseline, equal_nan=True)
+    assert whole[0].steps is not None
+    assert parts[0].steps is not None
+    assert whole[0].steps.tolist() == parts[0].steps.tolist()
+
+
+def test_a_layer_path_does_not_stack_more_as_samples_drop_out() -> None:
+    model, batches = small_resnet().double(), []
+    model.head.register_forward_hook(lambda m, x, out: batches.append(len(out)))
+    method = IntegratedGradients(steps="auto", tolerance=5e-3, path="layer", stack=1)
+    batch = contribute(model, images(6), "block1", method=method, target=Predicted())
+    assert batch.steps is not None
+    assert len(set(batch.steps.tolist())) > 1
+    assert max(batches) <= 2 * 6  # the check of the suffix runs two versions
+
+
+def test_everything_works_under_inference_mode() -> None:
+    model = small_resnet()
+    with torch.inference_mode():
+        for method in (IntegratedGradients(path="layer", steps=2), IntegratedGradients(steps=2)):
+            batch = contribute(model, images(2).float(), "block1", method=method)
+            assert batch["block1"].contribution.abs().sum() > 0
 
 
 def contribute_sites(model: nn.Module):  # type: ignore[no-untyped-def]
@@ -159,7 +237,7 @@ def test_auto_computes_no_point_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_gives_up_at_max_steps_and_says_so() -> None:
     method = IntegratedGradients(steps="auto", tolerance=1e-9, max_steps=16)
-    with pytest.warns(UserWarning, match=r"of 3 samples are not within .* after 16 steps"):
+    with pytest.warns(UserWarning, match=r"3 of 3 samples are not within .* after 16 steps"):
         batch = contribute(small_resnet().double(), images(3), "block1", method=method)
     assert batch.steps is not None
     assert batch.steps.tolist() == [16, 16, 16]
@@ -237,6 +315,17 @@ def test_options_round_trip(baseline) -> None:  # type: ignore[no-untyped-def]
         (lambda: IntegratedGradients(steps="auto", rule="gauss"), "do not nest"),
         (lambda: IntegratedGradients(tolerance=0.0), "tolerance above 0"),
         (lambda: IntegratedGradients(stack=0), "stack 'auto' or at least 1; got .*, 0"),
+        (lambda: IntegratedGradients(steps=True), "at least 1, or 'auto'; got True"),
+        (
+            lambda: IntegratedGradients(baseline=torch.zeros(1, 1, 6, 5)),
+            "IntegratedGradients: baseline must be a Baseline such as .*; got Tensor",
+        ),
+        (lambda: IntegratedGradients(baseline=Zeros), r"got the class Zeros; call it: Zeros\(\)"),
+        (lambda: SmoothGrad(inner=IntegratedGradients), "SmoothGrad: inner must be a Method"),
+        (
+            lambda: contribute(small_resnet(), images(), "block1", method="ig:10"),
+            "contribute: method must be a Method such as .*; got str",
+        ),
         (lambda: IntegratedGradients(steps="all"), "at least 1, or 'auto'; got 'all'"),
         (lambda: Blur(0.0), "sigma must be positive; got 0"),
         (lambda: Blur(1.0).make(torch.ones(2, 3)), r"expected inputs of shape .*got \(2, 3\)"),

@@ -145,6 +145,11 @@ def test_half_precision_is_summed_in_float32() -> None:
             DataError,
             "the first is -1, at sample 1",
         ),
+        (
+            lambda: Label().freeze(OUTPUT, torch.tensor([1.7, 0.0])),
+            DataError,
+            r"Label: expected integer labels of shape \[sample\]; got torch.float32",
+        ),
         (lambda: Label().freeze(OUTPUT, torch.tensor([1])), DataError, "one label for each of 2"),
         (lambda: Label().value(OUTPUT, None), ModelError, "must be frozen"),
         (

@@ -1,6 +1,8 @@
 """Functions as targets: taken wherever a target is, checked, and told apart in stores."""
 
+import enum
 import functools
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +151,133 @@ def test_digest_sees_globals_and_helpers_of_the_module(monkeypatch: pytest.Monke
     assert code_digest(weighted) not in (before, changed)
     monkeypatch.undo()
     assert code_digest(weighted) == before
+
+
+class Base:
+    shift = 1.0
+    table = (1.0, 2.0)
+
+    def score(self, output: Tensor) -> Tensor:
+        return WEIGHT * output[:, 0]
+
+
+class Scorer(Base):
+    """A callable that calls a method of its own."""
+
+    power = 2
+
+    def __init__(self) -> None:
+        self.inner = Base()
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return self.score(output) ** self.power + self.table[0] + self.half
+
+    def method(self, output: Tensor) -> Tensor:
+        return self.inner.score(output)
+
+    def unused(self, output: Tensor) -> object:
+        return UNKNOWN
+
+    @property
+    def half(self) -> float:
+        return self.scaled(0.5)
+
+    @staticmethod
+    def scaled(value: float) -> float:
+        return value
+
+
+class Net(nn.Module):
+    """A network whose function is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 2.0
+
+    def forward(self, output: Tensor) -> Tensor:
+        return self.factor * output[:, 0]
+
+
+class Color(enum.Enum):
+    RED = 0
+
+
+UNKNOWN = object()
+CONFIG = types.ModuleType("config")
+CONFIG.I, CONFIG.sub = 1, types.ModuleType("config.sub")  # type: ignore[attr-defined]
+CONFIG.sub.J, CONFIG.sub.config, CONFIG.other = 2, CONFIG, object()  # type: ignore[attr-defined]
+
+
+def other_score(self: object, output: Tensor) -> Tensor:
+    return output[:, 2]
+
+
+def of_module(output: Tensor) -> Tensor:
+    return output[:, CONFIG.I] + output[:, CONFIG.sub.J]
+
+
+def of_class(output: Tensor) -> Tensor:
+    return output[:, 0] * Scorer.power * Scorer.table[1] * Scorer.scaled(2.0) * Color.RED.value
+
+
+SCORER, NET = Scorer(), Net()
+
+
+def of_object(output: Tensor) -> Tensor:
+    return SCORER.inner.score(output)
+
+
+@pytest.mark.parametrize(
+    ("function", "place", "name", "value"),
+    [
+        (SCORER, Base, "score", other_score),
+        (SCORER, Base, "table", (3.0, 2.0)),
+        (SCORER, Base, "shift", 2.0),
+        (SCORER, Scorer, "power", 3),
+        (SCORER, Scorer, "half", property(lambda self: 0.5)),
+        (SCORER, Scorer, "scaled", staticmethod(lambda value: 2 * value)),
+        (SCORER, Scorer, "unused", other_score),
+        (SCORER.method, Base, "score", other_score),
+        (SCORER.method, SCORER, "inner", Probe(torch.ones(3))),
+        (SCORER.inner.score, Base, "score", other_score),
+        (of_module, CONFIG, "I", 2),
+        (of_module, CONFIG.sub, "J", 3),
+        (of_class, Scorer, "power", 3),
+        (of_class, Base, "table", (1.0, 3.0)),
+        (of_class, Scorer, "scaled", staticmethod(lambda value: 2 * value)),
+        (of_object, Base, "score", other_score),
+        (NET, Net, "forward", other_score),
+        (NET, NET, "factor", 3.0),
+        (nn.Sequential(NET), Net, "forward", other_score),
+    ],
+)
+def test_digest_sees_what_is_read_in_classes_and_modules(
+    function, place, name, value, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    before = code_digest(function)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, value)
+        assert code_digest(function) != before
+    assert code_digest(function) == before
+
+
+@pytest.mark.parametrize("function", [SCORER, SCORER.method, of_object])
+def test_digest_sees_globals_of_methods(
+    function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = code_digest(function)
+    monkeypatch.setitem(globals(), "WEIGHT", 3.0)
+    assert code_digest(function) != before
+
+
+def test_what_is_not_read_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_digest(of_module)
+    monkeypatch.setattr(CONFIG, "other", 5)
+    assert code_digest(of_module) == before
+    before = code_digest(of_class)
+    monkeypatch.setattr(torch, "condec_number", 5, raising=False)
+    monkeypatch.setitem(globals(), "UNKNOWN", 5)  # used by a method that is not called
+    assert code_digest(of_class) == before
 
 
 def test_digest_of_a_function_that_holds_itself() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from condec.attribution.base import Attribution, Method, check_finite
 from condec.attribution.baselines import Baseline, Zeros
 from condec.errors import DataError, OptionError, SiteError
+from condec.options import require
 from condec.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
 from condec.shapes import UnitMatrix
 from condec.sites import Site, units_of
@@ -76,6 +77,7 @@ class UnitAblation(Method):
     baseline: Baseline = field(default_factory=Zeros)
 
     def __post_init__(self) -> None:
+        require("UnitAblation", "baseline", self.baseline, Baseline)
         if self.replacement not in get_args(Replacement):
             raise OptionError(
                 f"UnitAblation: replacement must be one of {', '.join(get_args(Replacement))}; "
@@ -98,6 +100,11 @@ class UnitAblation(Method):
             )
         plain = {key: [float(value) for value in values] for key, values in self.means.items()}
         object.__setattr__(self, "means", plain)
+
+    @property
+    def least_samples(self) -> int:
+        """Two where values of another sample of the batch are taken."""
+        return 2 if self.replacement == "resample" else 1
 
     @property
     def n_passes(self) -> int:

@@ -53,6 +53,16 @@ class Method(Option, ABC):
     def n_passes(self) -> int:
         """Forward and backward passes a batch costs; the most, where that depends on it."""
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether two batches must not run in one process at once, as on several devices."""
+        return False
+
+    @property
+    def least_samples(self) -> int:
+        """Samples that every batch must have at least."""
+        return 1
+
     @abstractmethod
     def attribute(
         self,

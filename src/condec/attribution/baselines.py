@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from condec.data import as_inputs
 from condec.errors import DataError, OptionError
 from condec.options import Option, digest_of
 
@@ -220,7 +221,7 @@ class Mean(Baseline):
         """With the mean of a data set, summed in float64; unreadable samples are left out."""
         if self.values is not None:
             return self
-        samples = _spread(data, self.n_samples)
+        samples = _spread(as_inputs(data), self.n_samples)
         total = torch.zeros(samples[0].shape, dtype=torch.float64)
         for sample in samples:
             total += sample
@@ -275,7 +276,7 @@ class Samples(Baseline):
         """With samples of a data set; unreadable ones are left out."""
         if self.values is not None:
             return self
-        samples = torch.stack(_spread(data, self.n_samples))
+        samples = torch.stack(_spread(as_inputs(data), self.n_samples))
         return Samples(n_samples=len(samples), values=samples)
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method, check_finite, wide
 from condec.attribution.baselines import Baseline, Zeros
+from condec.attribution.engine import Kept
 from condec.containers import first_tensor
 from condec.errors import DependencyError, ModelError, OptionError
+from condec.options import require
 from condec.sites import Site
 from condec.tape import check_samples, frozen_parameters, record, run_model
 from condec.targets import Label, Logit, Predicted, Target, TopK
@@ -56,6 +58,14 @@ class DeepLift(Method):
     """
 
     baseline: Baseline = field(default_factory=Zeros)
+
+    def __post_init__(self) -> None:
+        require("DeepLift", "baseline", self.baseline, Baseline)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Yes: Captum changes modules, and warnings are a state of the whole process."""
+        return True
 
     @property
     def n_passes(self) -> int:
@@ -140,6 +150,8 @@ def _look(
 def _index(target: Target, output: Tensor, frozen: Tensor | None) -> Tensor:
     """The one output of each sample that the target is, shape [sample]."""
     plain = not getattr(target, "probability", False) and output.ndim == 2
+    if isinstance(target, Kept):
+        return _index(target.target, output, frozen)
     match target:
         case Logit(index=int(index)) if plain:
             return torch.full((len(output),), index, device=output.device)

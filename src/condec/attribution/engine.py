@@ -4,7 +4,8 @@ No tensor is kept from a pass but the records and the gradients at the sites.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,6 +14,7 @@ from torch.autograd import forward_ad
 
 from condec.attribution.base import check_finite
 from condec.errors import ModelError
+from condec.shapes import PerSample
 from condec.sites import Site
 from condec.suffix import Suffix
 from condec.tape import check_samples, frozen_parameters, record, run_model
@@ -80,51 +82,79 @@ def run_point(
         Change of the inputs along the path; the pass then also carries tangents
         (forward-mode differentiation), which come back as `Point.speeds`.
     """
-    if direction is None:
-        return _run(model, inputs, sites, target, labels, frozen)
-    # The fused attention kernels have no forward-mode derivative.
-    with (
-        forward_ad.dual_level(),
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-    ):
-        # Attached to the graph: a record that is cut off would lose its tangent.
-        start = inputs.detach().requires_grad_()
-        dual = forward_ad.make_dual(start, direction)  # type: ignore[no-untyped-call]
-        return _run(model, dual, sites, target, labels, frozen)
-
-
-def _run(
-    model: nn.Module,
-    inputs: Tensor,
-    sites: Sequence[Site],
-    target: Target,
-    labels: Tensor | None,
-    frozen: Tensor | None,
-) -> Point:
     with record(model, sites) as tape:
-        output = run_model(model, inputs)
-        if output.shape[:1] != inputs.shape[:1]:
-            raise ModelError(
-                f"{type(model).__name__}: expected one output for each of {len(inputs)} samples; "
-                f"got shape {tuple(output.shape)}"
-            )
-        check_samples(tape.records, len(inputs))
-        frozen = target.freeze(output.detach(), labels) if frozen is None else frozen
-        value = target.value(output, frozen)
-        check_finite(value, "the target")
-        speeds = {}
-        if forward_ad._current_level >= 0:
-            speeds = {key: _parts(h)[1].detach() for key, h in tape.records.items()}
-            value, output = _parts(value)[0], _parts(output)[0]
+        with _moving(inputs, direction) as x:
+            output = run_model(model, x)
+            if output.shape[:1] != inputs.shape[:1]:
+                raise ModelError(
+                    f"{type(model).__name__}: expected one output for each of {len(inputs)} "
+                    f"samples; got shape {tuple(output.shape)}"
+                )
+            check_samples(tape.records, len(inputs))
+            frozen = target.freeze(output.detach(), labels) if frozen is None else frozen
+            value = target.value(output, frozen)
+            check_finite(value, "the target")
+            speeds = {}
+            if direction is not None:
+                speeds = {key: _parts(h)[1].detach() for key, h in tape.records.items()}
+                value, output = _parts(value)[0], _parts(output)[0]
+        # Tangents have gone by now: many operations could not carry them backwards.
         gradients = tape.gradients(value.sum())
         records = {key: tensor.detach() for key, tensor in tape.records.items()}
     return Point(output.detach(), frozen, value.detach(), records, gradients, speeds)
+
+
+@contextmanager
+def _moving(inputs: Tensor, direction: Tensor | None) -> Iterator[Tensor]:
+    """The inputs, with their change along the path as a tangent if one is given."""
+    if direction is None:
+        yield inputs
+        return
+    # The fused attention kernels have no forward-mode derivative.
+    math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    try:
+        with forward_ad.dual_level(), math:
+            # Attached to the graph: a record that is cut off would lose its tangent.
+            start = inputs.detach().requires_grad_()
+            yield forward_ad.make_dual(start, direction)  # type: ignore[no-untyped-call]
+    except (NotImplementedError, ModelError) as error:
+        if "forward AD" not in str(error):
+            raise
+        cause = error.__cause__ or error
+        raise ModelError(
+            "rule='gauss' needs the derivative of every layer along the path, by forward-mode "
+            f"differentiation, and torch has none for one of them ({str(cause).splitlines()[0]}); "
+            "use another rule"
+        ) from error
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Inside, graphs are built whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _parts(dual: Tensor) -> tuple[Tensor, Tensor]:
     """Value and tangent; zeros where nothing moves."""
     parts = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
     return parts.primal, torch.zeros_like(parts.primal) if parts.tangent is None else parts.tangent
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Target):
+    """A target that stays as it was frozen at the clean inputs."""
+
+    target: Target
+    frozen: Tensor | None
+
+    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
+        """What was frozen already."""
+        return self.frozen
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The target's value."""
+        return self.target.value(output, frozen)
 
 
 class Path(ABC):
@@ -141,6 +171,16 @@ class Path(ABC):
     @abstractmethod
     def take(self, rows: Tensor) -> "Path":
         """The path of some samples."""
+
+    @property
+    @abstractmethod
+    def moved(self) -> Tensor:
+        """What moves, at 1: shape [sample, ...]."""
+
+    @property
+    def runs_whole_batch(self) -> bool:
+        """Whether a pass costs as much after `take` as before."""
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +205,11 @@ class InputPath(Path):
     sites: Sequence[Site]
     target: Target
     frozen: Tensor | None
+
+    @property
+    def moved(self) -> Tensor:
+        """The inputs."""
+        return self.inputs
 
     def take(self, rows: Tensor) -> "InputPath":
         """The path of some samples."""
@@ -239,9 +284,19 @@ class LayerPath(Path):
     frozen: Tensor | None
     rows: Tensor | None = None
 
+    @property
+    def moved(self) -> Tensor:
+        """The activation."""
+        return self.suffix.activation
+
     def take(self, rows: Tensor) -> "LayerPath":
         """The path of some samples."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    @property
+    def runs_whole_batch(self) -> bool:
+        """Yes: the suffix remembers the batch as a whole."""
+        return True
 
     def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
         """Points of the path, in one pass over all of them stacked along the sample axis."""
@@ -249,7 +304,11 @@ class LayerPath(Path):
         stacked = torch.cat([torch.lerp(self.start, whole, alpha) for alpha in alphas])
         frozen = None if self.frozen is None else torch.cat([self.frozen] * len(alphas))
         stacked.requires_grad_()
-        with torch.enable_grad(), frozen_parameters(self.suffix.model):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            frozen_parameters(self.suffix.model),
+        ):
             output = self.suffix.run(stacked)
             value = self.target.value(output, frozen)
             check_finite(value, "the target")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method, wide
-from condec.attribution.engine import run_point
+from condec.attribution.engine import Kept, run_point
 from condec.errors import OptionError, SiteError
+from condec.options import require
 from condec.reduce import merge_signs, split_and_sum, spread_units
-from condec.shapes import PerSample
 from condec.sites import Site, units_of
 from condec.targets import Target
 
@@ -205,11 +205,22 @@ class SmoothGrad(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require("SmoothGrad", "inner", self.inner, Method)
         if self.n_samples < 1 or not self.noise > 0:
             raise OptionError(
                 "SmoothGrad: expected n_samples of at least 1 and noise above 0; got "
                 f"{self.n_samples}, {self.noise}"
             )
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """As the inner method."""
+        return self.inner.one_at_a_time
+
+    @property
+    def least_samples(self) -> int:
+        """As the inner method."""
+        return self.inner.least_samples
 
     @property
     def n_passes(self) -> int:
@@ -230,7 +241,7 @@ class SmoothGrad(Method):
     ) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         at = run_point(model, inputs, sites, target, labels)
-        kept = _Kept(target, at.frozen)
+        kept = Kept(target, at.frozen)
         total: dict[str, Tensor] = {}
         for draw in range(self.n_samples):
             noisy = self._noisy(inputs, draw)
@@ -246,22 +257,6 @@ class SmoothGrad(Method):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
         noise = torch.randn((1, *inputs.shape[1:]), generator=generator, dtype=torch.float64)
         return inputs + self.noise * ranges * noise.to(inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept(Target):
-    """A target that stays as it was frozen at the clean inputs."""
-
-    target: Target
-    frozen: Tensor | None
-
-    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
-        """What was frozen already."""
-        return self.frozen
-
-    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
-        """The target's value."""
-        return self.target.value(output, frozen)
 
 
 def _of_length_one(tensor: Tensor) -> Tensor:

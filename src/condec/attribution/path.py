@@ -1,6 +1,6 @@
 """Integrated gradients: the line integral of gradient times change of activation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, final
 
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method
 from condec.attribution.baselines import Baseline, Zeros
-from condec.attribution.engine import InputPath, LayerPath, Path, Point, run_point
+from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
 from condec.attribution.quadrature import Integral, Rule, integrate, integrate_to
 from condec.errors import OptionError
+from condec.options import require
 from condec.sites import Site
 from condec.suffix import split_at
 from condec.tape import find_cuts
@@ -24,6 +25,10 @@ _KEPT_BYTES: Final = 2**32
 # Measured on 2 cores with a ResNet-20, largest record 64 KiB a sample: a path of 10 steps takes
 # 0.21 s at one point of 8 samples a pass, 0.12 s at ten; with 64 samples, 1.1 s, 0.9 s at three
 # points, and at ten 4 s: larger tensors than 32 MiB come from the system anew each time.
+# What runs before the first site is not recorded: a first convolution widens an image to about
+# five times its size.
+_WIDENING: Final = 8
+_LARGEST_STACK: Final = 8
 _RECORD_BYTES: Final = {"cpu": 2**23, "cuda": 2**27}
 
 
@@ -71,8 +76,9 @@ class IntegratedGradients(Method):
         here.
     stack : int or "auto"
         Points of the path in one pass: faster where a batch alone does not fill the device,
-        at `stack` times the memory of a pass. ``"auto"``: as many as keep the largest record
-        of a pass below 8 MiB (128 MiB on a GPU), so that large batches run one point at a time.
+        at `stack` times the memory of a pass. ``"auto"``: up to 8, while the largest record of
+        a pass, and 8 times its input, stay below 8 MiB (128 MiB on a GPU): large batches run
+        one point at a time.
         Changes rounding only.
 
     Raises
@@ -91,7 +97,9 @@ class IntegratedGradients(Method):
     stack: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.steps != "auto" and not (isinstance(self.steps, int) and self.steps >= 1):
+        require("IntegratedGradients", "baseline", self.baseline, Baseline)
+        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        if self.steps != "auto" and not (whole and int(self.steps) >= 1):
             raise OptionError(
                 f"IntegratedGradients: steps must be at least 1, or 'auto'; got {self.steps!r}"
             )
@@ -117,6 +125,11 @@ class IntegratedGradients(Method):
             )
 
     @property
+    def one_at_a_time(self) -> bool:
+        """With ``"gauss"``: forward-mode differentiation is a state of the whole process."""
+        return self.rule == "gauss"
+
+    @property
     def n_passes(self) -> int:
         """One for each point, times the baselines; for ``"auto"`` the most it may take."""
         steps = self.max_steps if self.steps == "auto" else self.steps
@@ -137,6 +150,18 @@ class IntegratedGradients(Method):
     ) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         first = run_point(model, inputs, sites, target, labels)
+        group = self._group(first)
+        if group < len(inputs):
+            parts = [
+                self.attribute(
+                    model,
+                    inputs[start : start + group],
+                    sites,
+                    Kept(target, None if first.frozen is None else first.frozen[start:][:group]),
+                )
+                for start in range(0, len(inputs), group)
+            ]
+            return _join_attributions(parts)
         cuts = self._cuts(model, inputs, sites)
         draws: list[Integral] = []
         for draw in range(self.baseline.n_draws):
@@ -161,13 +186,22 @@ class IntegratedGradients(Method):
             return ()
         return tuple(key for key, cut in find_cuts(model, inputs[:1], sites).items() if cut)
 
+    def _group(self, first: Point) -> int:
+        """Samples that a layer's path may take at once, where all of its points are kept."""
+        n_samples = len(first.target)
+        if self.steps != "auto" or self.path == "input":
+            return n_samples
+        return min(_group_size((h,), n_samples, self.max_steps) for h in first.records.values())
+
     def _integrate(self, path: Path, first: Point, cuts: Sequence[str]) -> Integral:
-        stack = _stack_size(first) if self.stack == "auto" else self.stack
+        stack = _stack_size(path, first) if self.stack == "auto" else self.stack
         if self.steps != "auto":
             return integrate(path, first, self.steps, self.rule, stack)
         cuts = [key for key in cuts if key in first.records]
         n_samples = len(first.target)
-        group = _group_size(first, self.max_steps)
+        group = n_samples
+        if not path.runs_whole_batch:
+            group = _group_size(first.records.values(), n_samples, self.max_steps)
         parts = []
         for start in range(0, n_samples, group):
             rows = torch.arange(start, min(start + group, n_samples), device=first.target.device)
@@ -209,23 +243,41 @@ class IntegratedGradients(Method):
         return Integral(contribution, end.target, steps)
 
 
-def _stack_size(first: Point) -> int:
+def _stack_size(path: Path, first: Point) -> int:
     """Points of a batch that may share a pass."""
     limit = _RECORD_BYTES.get(first.target.device.type, _RECORD_BYTES["cpu"])
-    largest = max(h.numel() * h.element_size() for h in first.records.values())
-    return max(1, limit // max(1, largest))
+    largest = max(
+        _WIDENING * _bytes(path.moved),
+        *(_bytes(h) for h in first.records.values()),
+    )
+    return min(_LARGEST_STACK, max(1, limit // max(1, largest)))
 
 
-def _group_size(first: Point, max_steps: int) -> int:
-    """Samples whose points may be kept together."""
-    a_sample = max(1, _bytes(first) // len(first.target))
-    return max(1, _KEPT_BYTES // (a_sample * (max_steps + 1)))
+def _group_size(records: Iterable[Tensor], n_samples: int, max_steps: int) -> int:
+    """Samples whose points, records and gradients, may be kept together."""
+    a_point = 2 * sum(_bytes(h) for h in records)
+    return min(n_samples, max(1, _KEPT_BYTES * n_samples // max(1, a_point * (max_steps + 1))))
 
 
-def _bytes(point: Point) -> int:
-    """Size of all records and gradients."""
-    tensors = (*point.records.values(), *point.gradients.values())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _join_attributions(parts: Sequence[Attribution]) -> Attribution:
+    """Parts of a batch, one after the other."""
+
+    def each(name: str) -> dict[str, Tensor]:
+        keys = getattr(parts[0], name)
+        return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in keys}
+
+    return Attribution(
+        each("contribution"),
+        each("activation"),
+        torch.cat([part.output for part in parts]),
+        torch.cat([part.target for part in parts]),
+        torch.cat([part.target_baseline for part in parts]),
+        torch.cat([part.steps for part in parts if part.steps is not None]),
+    )
 
 
 def _join(parts: Sequence[Integral]) -> Integral:

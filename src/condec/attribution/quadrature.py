@@ -73,7 +73,8 @@ def integrate_to(
     n_steps, points = 1, [end, first]
     coarse = _total(points, rule)
     while len(rows):
-        points = _doubled(path, points, max(1, stack * len(change) // len(rows)))
+        freed = 1 if path.runs_whole_batch else len(change) // len(rows)
+        points = _doubled(path, points, stack * freed)
         n_steps *= 2
         fine = _total(points, rule)
         off = torch.maximum(_difference(coarse, fine), _gap(fine, change[rows], cuts))
@@ -81,7 +82,7 @@ def integrate_to(
         for key, total in fine.items():
             contribution[key][rows[done]] = total[done]
         taken[rows[done]] = n_steps
-        _warn_unfinished(off, done, tolerance, n_steps)
+        _warn_unfinished(off[done], len(change), tolerance, n_steps)
         if bool(done.any()):
             going = (~done).nonzero().flatten()
             rows, path = rows[going], path.take(going)
@@ -164,12 +165,13 @@ def _gap(total: Totals, change: Tensor, cuts: Collection[str]) -> Tensor:
     return torch.stack(gaps).amax(0)
 
 
-def _warn_unfinished(off: Tensor, done: Tensor, tolerance: float, n_steps: int) -> None:
-    n_off = int((done & ~(off <= tolerance)).sum())
+def _warn_unfinished(off: Tensor, n_samples: int, tolerance: float, n_steps: int) -> None:
+    """Say how many of the samples that are done are not within the tolerance."""
+    n_off = int((~(off <= tolerance)).sum())
     if n_off:
         warnings.warn(
-            f"{n_off} of {len(done)} samples are not within the tolerance of {tolerance:g} after "
-            f"{n_steps} steps (worst: {float(off[done].max()):.3g}); raise max_steps, or fix the "
-            "target along the path (Predicted and Label do, TopK does not)",
+            f"{n_off} of {n_samples} samples are not within the tolerance of {tolerance:g} after "
+            f"{n_steps} steps (worst: {float(off.max()):.3g}); raise max_steps or the tolerance, "
+            "and see that the target follows one thing along the path (TopK does not)",
             stacklevel=2,
         )

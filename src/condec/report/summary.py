@@ -10,6 +10,7 @@ import torch
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import (
     STATISTICS,
+    compute_words,
     control_words,
     count,
     fixed,
@@ -211,6 +212,8 @@ def recipe(run: RunPart) -> list[tuple[str, str]]:
             lines.append((name, str(value)))
     lines.append(("Method", method_words(made.pop("method", {}))))
     lines.append(("Target", target_words(made.pop("target", {}))))
+    if "compute" in made:
+        lines.append(("Computed in", compute_words(made.pop("compute"))))
     names = {
         "model": "Fingerprint of the model",
         "data": "Fingerprint of the data",

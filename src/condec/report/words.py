@@ -44,18 +44,86 @@ def count(value: Any) -> str:
     return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
+_METHODS: Final[Mapping[str, str]] = {
+    "ActGrad": "activation times gradient",
+    "ActNormGrad": "activation times normalised gradient",
+    "NormActNormGrad": "normalised activation times normalised gradient",
+    "Activation": "the activation alone",
+    "Gradient": "the gradient alone",
+    "GradCAM": "activation times the mean gradient of its unit",
+    "InputGrad": "input times gradient",
+}
+_BASELINES: Final[Mapping[str, str]] = {
+    "Zeros": "zeros",
+    "ZeroTokens": "zero embeddings",
+    "Mean": "the mean of the data",
+}
+
+
 def method_words(method: Mapping[str, Any]) -> str:
     """A method of attribution.
 
     >>> method_words({"name": "IntegratedGradients", "steps": 10, "baseline": {"name": "Zeros"}})
     'integrated gradients, 10 steps from zeros'
+    >>> method_words({"name": "SmoothGrad", "inner": {"name": "ActGrad"}, "n_samples": 16})
+    'activation times gradient, averaged over 16 noisy inputs'
     """
-    if method.get("name") == "IntegratedGradients":
-        start = str(dict(method.get("baseline") or {}).get("name", "a baseline")).lower()
-        return f"integrated gradients, {method.get('steps')} steps from {start}"
-    if method.get("name") == "ActGrad":
-        return "activation times gradient"
-    return plain(method)
+    name = str(method.get("name"))
+    start = baseline_words(method.get("baseline") or {})
+    match name:
+        case "IntegratedGradients":
+            return f"integrated gradients, {_path_words(method)} from {start}"
+        case "SmoothGrad":
+            inner = method_words(method.get("inner", {}))
+            return f"{inner}, averaged over {method.get('n_samples')} noisy inputs"
+        case "DeepLift":
+            return f"DeepLIFT from {start}"
+        case "UnitAblation":
+            return f"ablation of every unit, replaced by {method.get('replacement')}"
+    return _METHODS.get(name) or plain(method)
+
+
+def _path_words(method: Mapping[str, Any]) -> str:
+    steps = method.get("steps")
+    words = [f"{steps} steps"]
+    if steps == "auto":
+        words = [f"steps to a tolerance of {plain(method.get('tolerance'))}"]
+    if method.get("rule", "trapezoid") != "trapezoid":
+        words.append({"gauss": "Gauss-Legendre"}.get(method["rule"], f"{method['rule']} rule"))
+    if method.get("path") == "layer":
+        words.append("along the layer's own path")
+    return ", ".join(words)
+
+
+def baseline_words(baseline: Mapping[str, Any]) -> str:
+    """Where a path begins.
+
+    >>> baseline_words({"name": "Blur", "sigma": 3.0})
+    'the blurred image (sigma 3)'
+    """
+    match baseline.get("name"):
+        case "Constant":
+            return f"the constant {plain(baseline.get('value'))}"
+        case "Blur":
+            return f"the blurred image (sigma {plain(baseline.get('sigma'))})"
+        case "Noise":
+            return f"{baseline.get('n_draws')} draws of noise"
+        case "Samples":
+            return f"{baseline.get('n_samples')} samples of the data"
+        case None:
+            return "a baseline"
+    return _BASELINES.get(str(baseline["name"])) or plain(baseline)
+
+
+def compute_words(compute: Mapping[str, Any]) -> str:
+    """How the passes were computed.
+
+    >>> compute_words({"name": "Compute", "precision": "model", "channels_last": False})
+    "the model's precision"
+    """
+    precision = compute.get("precision")
+    words = "the model's precision" if precision == "model" else f"{precision}, by autocast"
+    return words + (", channels last" if compute.get("channels_last") else "")
 
 
 def target_words(target: Mapping[str, Any]) -> str:
@@ -67,18 +135,33 @@ def target_words(target: Mapping[str, Any]) -> str:
     "the probability of the input's own label"
     """
     what = "probability" if target.get("probability") else "logit"
+    several = "probabilities" if target.get("probability") else "logits"
     match target.get("name"):
         case "TopK" if target.get("k") == 1:
             return f"the largest {what}"
         case "TopK":
-            several = "probabilities" if target.get("probability") else "logits"
             return f"the sum of the {target.get('k')} largest {several}"
         case "Logit":
-            return f"{what} {target.get('index')}"
+            return f"{what} {plain(target.get('index'))}"
         case "Label":
             return f"the {what} of the input's own label"
         case "Predicted":
             return f"the {what} of the predicted class"
+        case "Contrast":
+            fixed = " of the classes at the input" if target.get("frozen") else ""
+            return f"the largest {what}{fixed} less the second largest"
+        case "Margin":
+            against = target.get("against")
+            return f"the {what} of the input's own label less the {against} of the others"
+        case "Entropy":
+            return "the entropy of the output"
+        case "Sum":
+            chosen = target.get("indices")
+            return f"the sum of {'all outputs' if not chosen else 'outputs ' + plain(chosen)}"
+        case "Surprisal":
+            return "the surprisal of the output"
+        case "Custom":
+            return f"the function {target.get('function')}"
     return plain(target)
 
 

@@ -121,7 +121,7 @@ class CollectPlan:
     shard_size: int = 1024
     on_bad: Literal["raise", "skip"] = "raise"
     precision: Precision = "model"
-    channels_last: bool | None = None
+    channels_last: bool = False
     devices: tuple[str, ...] = ()
     controls: tuple[Control, ...] = ()
 

@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import nn
 
 from condec.batches import fingerprint
+from condec.collection import usable_device
 from condec.data import Inputs, load_data
 from condec.errors import StoreError
 from condec.models import LoadedModel, load_model
@@ -70,12 +71,19 @@ class Run:
         """The run folder."""
         return RunFolder(self.plan.out)
 
+    def check_devices(self) -> None:
+        """Refuse devices of the plan that are not there, by an OptionError that lists those."""
+        named = (self.plan.model.device, *self.plan.collect.devices)
+        for device in filter(None, named):
+            usable_device(device)
+
     @cached_property
     def loaded(self) -> LoadedModel:
         """The model, on a GPU where there is one."""
         plan = self.plan.model
+        device = usable_device(plan.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         loaded = load_model(plan.spec, plan.weights, folder=self.plan.base)
-        loaded.model.to(plan.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded.model.to(device)
         return loaded
 
     @cached_property

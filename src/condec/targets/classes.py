@@ -263,6 +263,11 @@ def _labels_of(name: str, output: Tensor, labels: Tensor | None) -> Tensor:
             f"{name}: this target needs the label of every sample and got none; give "
             "labels=..., or data with labels, or use TopK or Predicted"
         )
+    if labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"{name}: expected integer labels of shape [sample]; got {labels.dtype}. Round them "
+            "yourself, if they are classes"
+        )
     n_labels = scores(output).shape[1]
     labels = labels.to(output.device)
     if labels.shape != (len(output),):
