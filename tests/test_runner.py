@@ -1,7 +1,9 @@
 """The links on a run folder: what they make, what they keep, and what they refuse."""
 
 import json
+import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -641,3 +643,23 @@ def test_controls_that_cannot_be_are_told_before_the_run(
     with pytest.raises(kind, match=message):
         local.collect(Run(plan, progress=False))
     assert not (source / "run" / "contributions.zarr").exists()
+
+
+def test_dead_modes_are_a_note_and_no_warning(tmp_path: Path) -> None:
+    plan = config.from_dict(
+        {
+            "sites": "block1",
+            "out": str(tmp_path / "run"),
+            "data": {"source": "digits", "limit": 60},
+            "collect": {"method": "actgrad"},
+            "fit": {"learner": "sae", "n_modes": "3x", "steps": 300},
+        }
+    )
+    run = Run(plan, progress=False)
+    local.collect(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome = local.fit(run)
+    (note,) = outcome.notes
+    assert re.fullmatch(r"block1: \d+% of 48 modes are dead; take fewer, or train longer", note)
+    assert local.fit(run).notes == ()  # nothing was fitted

@@ -29,7 +29,7 @@ from condec.dictionary.preparation import Preparation
 from condec.errors import DataError, OptionError
 from condec.shapes import SampleIndex, UnitMatrix
 
-_MANY_DEAD: Final = 0.2
+MANY_DEAD: Final = 0.2
 """Share of dead modes on held-out rows above which `fit` warns."""
 
 
@@ -263,7 +263,7 @@ def _held_out(rows: Tensor, config: TrainConfig, wanted: Tensor | None) -> Tenso
 def _about_dead_modes(learner: Learner, training: Training) -> str:
     """What to say where many modes are dead; empty where few are."""
     found = training.metrics.get("held_out")
-    if found is None or (found.dead_share or 0.0) <= _MANY_DEAD:
+    if found is None or (found.dead_share or 0.0) <= MANY_DEAD:
         return ""
     n_modes, n_dead = learner.n_modes, learner.n_modes - found.n_alive
     rare = training.metrics["train"].n_alive - found.n_alive

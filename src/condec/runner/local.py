@@ -6,6 +6,7 @@ again, and contributions go on at the first missing shard.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from rich.console import Console
 
 from condec import collection
 from condec.data import Inputs
+from condec.dictionary import DeadModesWarning, FitReport
 from condec.dictionary import fit as fit_dictionary
+from condec.dictionary.train import MANY_DEAD
 from condec.effects import auc_difference, control_curve
 from condec.files import to_json
 from condec.maps import site_maps
@@ -106,14 +109,19 @@ def fit(run: Run) -> Outcome:
     """A dictionary for every site, and its modes, into modes/<site>/<learner>/."""
     plan = run.plan.fit
     sites = run.sites(plan.sites, run.store.sites)
+    notes: list[str] = []
 
     def make(site: Site) -> list[Path]:
-        report = fit_dictionary(
-            plan.learner_for(run.store.info(site).n_units),
-            run.store.matrix(site, sign=plan.sign),
-            config=plan.train,
-            progress=run.progress,
-        )
+        with warnings.catch_warnings():
+            # Said below, for all sites together; the report says it again.
+            warnings.simplefilter("ignore", DeadModesWarning)
+            report = fit_dictionary(
+                plan.learner_for(run.store.info(site).n_units),
+                run.store.matrix(site, sign=plan.sign),
+                config=plan.train,
+                progress=run.progress,
+            )
+        notes.extend(_about_dead_modes(site, report))
         folder = run.folder.modes(site.key, plan.name)
         modes = Modes.build(
             report.dictionary,
@@ -128,7 +136,14 @@ def fit(run: Run) -> Outcome:
         return [modes.save(folder), folder / "dictionary.json"]
 
     steps = [_Step(f"fit {s.key}", _fit_digest(run, s), partial(make, s)) for s in sites]
-    return _link(run, "fit", steps)
+    return replace(_link(run, "fit", steps), notes=tuple(notes))
+
+
+def _about_dead_modes(site: Site, report: FitReport) -> Iterator[str]:
+    last = list(report.metrics.values())[-1]
+    if last.dead_share is not None and last.dead_share > MANY_DEAD:
+        number = f"{last.dead_share:.0%} of {report.dictionary.n_modes} modes"
+        yield f"{site.key}: {number} are dead; take fewer, or train longer"
 
 
 def _forget_results(folder: RunFolder, site: Site, name: str) -> None:
