@@ -236,7 +236,7 @@ def test_matching_pursuit_holds_loadings_constant_in_the_gradient():
     p, x = parameters(), rows()
     learner = MatchingPursuit(MODES, k=2)
     p["atoms"].requires_grad_()
-    cost = learner._cost(p, x, step())
+    cost = learner.cost(p, x, step())
     (found,) = torch.autograd.grad(cost.loss, p["atoms"])
     q, z = plain({n: v.detach() for n, v in p.items()}), cost.loadings.tolist()
     for m in RANGE:

@@ -4,7 +4,8 @@ A *learner* says how atoms are found and how loadings are worked out; a *diction
 it found in one matrix. Every dictionary decodes linearly, ``loadings @ atoms + offset``.
 """
 
-import dataclasses
+import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from condec.dictionary.records import TrainConfig as TrainConfig
 from condec.dictionary.records import Training as Training
 from condec.dictionary.records import complement as complement
 from condec.errors import DataError, OptionError, StoreError
+from condec.options import Option, option_from_dict
 from condec.shapes import Atom, Atoms, Loadings, UnitMatrix
 
 _ROWS_AT_ONCE: Final = 4096
@@ -33,7 +35,7 @@ _ROWS_AT_ONCE: Final = 4096
 _HELD_OUT: Final = "held_out_rows"
 
 
-class Learner(ABC):
+class Learner(Option, ABC):
     """Options of a way to learn a dictionary; a frozen dataclass with a field ``n_modes``."""
 
     __slots__ = ()
@@ -47,7 +49,7 @@ class Learner(ABC):
         # By name, so that a saved dictionary finds its learner, also one of another package.
         Learner.known[cls.__name__] = cls
 
-    def check(self, matrix: UnitMatrix) -> None:  # noqa: B027  # most learners take any data
+    def check(self, matrix: UnitMatrix) -> None:  # most learners take any data
         """Refuse training rows that this learner cannot fit; they are finite and vary.
 
         Raises
@@ -64,11 +66,6 @@ class Learner(ABC):
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Loadings of rows, each worked out by itself; `tensors` as `learn` gave them."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form: the class name and its fields."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
-        return {"name": type(self).__name__} | {f.name: getattr(self, f.name) for f in fields}
-
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> "Learner":
         """Inverse of `to_dict`.
@@ -78,19 +75,37 @@ class Learner(ABC):
         OptionError
             No learner has that name or those fields.
         """
-        fields = dict(record)
-        name = fields.pop("name", None)
-        if name not in Learner.known:
+        if record.get("name") not in Learner.known:
             raise OptionError(
-                f"learner: expected one of {', '.join(Learner.known)}; got {name!r}. Import the "
-                "module that defines it first."
+                f"learner: expected one of {', '.join(Learner.known)}; got {record.get('name')!r}. "
+                "Import the module that defines it first."
             )
-        # JSON knows lists only.
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        learner: Learner = option_from_dict("learner", Learner.known, {}, record)
+        return learner
+
+
+def whole(learner: Learner, *names: str) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    for name in names:
+        value = getattr(learner, name)
         try:
-            return Learner.known[name](**values)
+            operator.index(value)
         except TypeError as error:
-            raise OptionError(f"learner {name}: {error}") from error
+            raise OptionError(
+                f"{type(learner).__name__}: {name} must be a whole number; got {value!r}"
+            ) from error
+        if value < 1:
+            raise OptionError(f"{type(learner).__name__}: {name} must be at least 1; got {value}")
+
+
+def not_negative(learner: Learner, *names: str) -> None:
+    """Refuse numbers below 0 or not finite."""
+    for name in names:
+        value = getattr(learner, name)
+        if not 0.0 <= value < math.inf:
+            raise OptionError(
+                f"{type(learner).__name__}: {name} must be finite and not negative; got {value}"
+            )
 
 
 @final

@@ -8,25 +8,33 @@ from typing import final
 import torch
 from torch import Tensor
 
+from condec.dictionary.base import not_negative, whole
 from condec.dictionary.descent import ATOMS, Cost, Parameters, Step
 from condec.dictionary.records import TrainConfig
-from condec.dictionary.sparse import (
-    LinearSAE,
-    above,
-    aux_loss,
-    check_k,
-    decode,
-    not_negative,
-    pre_activations,
-    whole,
-)
+from condec.dictionary.sparse import CountingSAE, above, aux_loss, decode, pre_activations
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
 
+class SharingSAE(CountingSAE):
+    """What autoencoders share whose batches share out codes; rows are encoded by a threshold."""
+
+    __slots__ = ()
+
+    def finish(
+        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
+    ) -> dict[str, Tensor]:
+        """With the threshold that stands for the batch."""
+        return {**parameters, "threshold": mean_threshold(parameters, matrix, self.k, config)}
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Pre-activations above the threshold."""
+        return above(pre_activations(tensors, matrix), tensors["threshold"])
+
+
 @final
 @dataclass(frozen=True, slots=True)
-class BatchTopKSAE(LinearSAE):
+class BatchTopKSAE(SharingSAE):
     r"""Sparse autoencoder with k codes a row on average (Bussmann et al. 2024).
 
     While fitting, the k times n largest pre-activations of a batch of n rows are kept, where
@@ -57,11 +65,6 @@ class BatchTopKSAE(LinearSAE):
         whole(self, "n_modes", "k")
         not_negative(self, "aux_weight")
 
-    def check(self, matrix: UnitMatrix) -> None:
-        """Refuse more codes of a row than there are modes."""
-        del matrix
-        check_k(self, self.k)
-
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Squared error and AuxK."""
         pre = pre_activations(parameters, rows)
@@ -70,20 +73,10 @@ class BatchTopKSAE(LinearSAE):
         aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
         return Cost(error.square().mean() + aux, loadings)
 
-    def finish(
-        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
-    ) -> dict[str, Tensor]:
-        """With the threshold that stands for the batch."""
-        return {**parameters, "threshold": mean_threshold(parameters, matrix, self.k, config)}
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Pre-activations above the threshold."""
-        return above(pre_activations(tensors, matrix), tensors["threshold"])
-
 
 @final
 @dataclass(frozen=True, slots=True)
-class MatryoshkaSAE(LinearSAE):
+class MatryoshkaSAE(SharingSAE):
     r"""BatchTopK autoencoder whose first modes must do without the others (Bussmann et al. 2025).
 
     .. math:: \frac{1}{|M|} \sum_{m \in M} \langle (x - z_{1 \dots m} D_{1 \dots m} - o)^2 \rangle
@@ -123,11 +116,6 @@ class MatryoshkaSAE(LinearSAE):
                 f"got {self.prefixes}"
             )
 
-    def check(self, matrix: UnitMatrix) -> None:
-        """Refuse more codes of a row than there are modes."""
-        del matrix
-        check_k(self, self.k)
-
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of modes of every prefix, ascending, without repeats."""
@@ -142,16 +130,6 @@ class MatryoshkaSAE(LinearSAE):
         loss = torch.stack([error.square().mean() for error in errors]).mean()
         aux = aux_loss(parameters, pre, errors[-1], step.dead, self.aux_weight)
         return Cost(loss + aux, loadings)
-
-    def finish(
-        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
-    ) -> dict[str, Tensor]:
-        """With the threshold that stands for the batch."""
-        return {**parameters, "threshold": mean_threshold(parameters, matrix, self.k, config)}
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Pre-activations above the threshold."""
-        return above(pre_activations(tensors, matrix), tensors["threshold"])
 
 
 def largest_of_batch(pre: Tensor, k: int) -> Tensor:

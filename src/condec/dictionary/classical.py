@@ -1,6 +1,5 @@
 """Classical factorisations of scikit-learn behind the contract of dictionaries."""
 
-import operator
 import warnings
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condec.dictionary.base import Learner
+from condec.dictionary.base import Learner, whole
 from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.errors import DataError, OptionError
 from condec.shapes import Loadings, UnitMatrix
@@ -40,7 +39,7 @@ class NMF(Learner):
     max_iter: int = 1000
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_modes", "max_iter")
+        whole(self, "n_modes", "max_iter")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse negative entries, and fewer rows than modes."""
@@ -99,7 +98,7 @@ class PCA(Learner):
     n_modes: int
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_modes")
+        whole(self, "n_modes")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more modes than training rows or units."""
@@ -145,7 +144,7 @@ class KMeans(Learner):
     n_starts: int = 4
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_modes", "n_starts")
+        whole(self, "n_modes", "n_starts")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse fewer rows than modes."""
@@ -203,7 +202,7 @@ class FastICA(Learner):
     max_iter: int = 1000
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_modes", "max_iter")
+        whole(self, "n_modes", "max_iter")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more modes than training rows or units."""
@@ -270,7 +269,7 @@ class DictionaryLearning(Learner):
     max_iter: int = 50
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_modes", "max_iter")
+        whole(self, "n_modes", "max_iter")
         if not 0.0 < self.alpha < float("inf"):
             raise OptionError(
                 f"DictionaryLearning: alpha must be above 0 and finite; got {self.alpha}"
@@ -328,19 +327,6 @@ def _numpy(matrix: Tensor) -> np.ndarray:
 
 def _tensor(values: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
-
-def _at_least_one(learner: Learner, *names: str) -> None:
-    for name in names:
-        value = getattr(learner, name)
-        try:
-            operator.index(value)
-        except TypeError as error:
-            raise OptionError(
-                f"{type(learner).__name__}: {name} must be a whole number; got {value!r}"
-            ) from error
-        if value < 1:
-            raise OptionError(f"{type(learner).__name__}: {name} must be at least 1; got {value}")
 
 
 def _enough_rows(learner: Learner, matrix: Tensor) -> None:

@@ -10,10 +10,9 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from condec.dictionary.base import Learner
+from condec.dictionary.base import Learner, not_negative, whole
 from condec.dictionary.descent import ATOMS, device_of, filled, seeded
 from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig
-from condec.dictionary.sparse import not_negative, whole
 from condec.errors import DependencyError, OptionError
 from condec.models.torchvision import import_torchvision
 from condec.shapes import Loadings, UnitMatrix

@@ -1,38 +1,21 @@
 """A dictionary for matching pursuit: loadings are found greedily, one mode after another."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Final, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from condec.dictionary.base import Learner
-from condec.dictionary.descent import (
-    ATOMS,
-    Cost,
-    Parameters,
-    Problem,
-    Revival,
-    Step,
-    descend,
-    device_of,
-    filled,
-    seeded,
-)
-from condec.dictionary.records import Learned, OnEpoch, TrainConfig
-from condec.dictionary.sparse import atoms_of_length_one, decode, unit_rows, whole
+from condec.dictionary.base import whole
+from condec.dictionary.descent import ATOMS, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.sparse import UnitAtoms, atoms_of_length_one, decode, unit_rows
 from condec.shapes import Loadings, UnitMatrix
-
-_TRAVEL: Final = 2.0
-"""Sum of the learning rates of a default fit to 64 units."""
-_LR_LIMIT: Final = 2e-3
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class MatchingPursuit(Learner):
+class MatchingPursuit(UnitAtoms):
     r"""Dictionary of unit atoms, encoded by matching pursuit (Mallat & Zhang 1993).
 
     From the residual :math:`r = x - o`, k times: take the mode whose atom has the largest
@@ -58,6 +41,9 @@ class MatchingPursuit(Learner):
         A number outside its range.
     """
 
+    travel: ClassVar[float] = 2.0
+    lr_limit: ClassVar[float] = 2e-3
+
     n_modes: int
     _: KW_ONLY
     k: int = 8
@@ -67,30 +53,17 @@ class MatchingPursuit(Learner):
     def __post_init__(self) -> None:
         whole(self, "n_modes", "k")
 
-    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Gradient descent of atoms and offset; loadings are found anew in every step."""
-        device = device_of(config, matrix)
-        matrix = matrix.to(device)
-        step = math.sqrt(64 / matrix.shape[1])
-        limit = min(_LR_LIMIT, step * _LR_LIMIT)
-        config = filled(config, len(matrix), travel=step * _TRAVEL, limit=limit)
-        with seeded(config, device):
-            start = torch.randn(self.n_modes, matrix.shape[1], dtype=torch.float32)
-            parameters = {
-                ATOMS: unit_rows(start).to(device),
-                "offset": matrix.median(0).values,
-            }
-            problem = Problem(
-                parameters,
-                self._cost,
-                atoms_of_length_one,
-                watch_dead=self.resample,
-                reconstruct=self._reconstruct if self.resample else None,
-                revive=_revive if self.resample else None,
-                by_mode=(ATOMS,),
-            )
-            history = descend(problem, matrix, config, on_epoch)
-        return Learned(parameters, config, history)
+    def problem(self, parameters: Parameters) -> Problem:
+        """With dead modes set anew, if asked for."""
+        return Problem(
+            parameters,
+            self.cost,
+            atoms_of_length_one,
+            watch_dead=self.resample,
+            reconstruct=self.reconstruct if self.resample else None,
+            revive=_revive if self.resample else None,
+            by_mode=(ATOMS,),
+        )
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Loadings by matching pursuit."""
@@ -98,14 +71,12 @@ class MatchingPursuit(Learner):
             matrix - tensors["offset"], tensors[ATOMS], self.k, nonnegative=self.nonnegative
         )
 
-    def _cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error, the loadings held constant."""
         del step
         with torch.no_grad():
             loadings = self.encode(parameters, rows)
         return Cost((rows - decode(parameters, loadings)).square().mean(), loadings)
-
-    def _reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
-        return decode(parameters, self.encode(parameters, rows))
 
 
 def pursue(rows: Tensor, atoms: Tensor, k: int, *, nonnegative: bool) -> Tensor:

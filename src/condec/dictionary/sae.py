@@ -1,7 +1,6 @@
 """The sparse autoencoder of CODEC: sigmoid codes, a hard threshold, atoms by gradient descent."""
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condec.dictionary.base import Learner
+from condec.dictionary.base import Learner, not_negative, whole
 from condec.dictionary.descent import (
     ATOMS,
     Cost,
@@ -100,27 +99,13 @@ class ThresholdSAE(Learner):
     resample: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("n_modes", "width"):
-            value = getattr(self, name)
-            if value is None and name == "width":
-                continue
-            try:
-                operator.index(value)
-            except TypeError as error:
-                raise OptionError(
-                    f"ThresholdSAE: {name} must be a whole number; got {value!r}"
-                ) from error
-            if value < 1:
-                raise OptionError(f"ThresholdSAE: {name} must be at least 1; got {value}")
+        whole(self, "n_modes", *(() if self.width is None else ("width",)))
         for name in ("threshold", "dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise OptionError(
                     f"ThresholdSAE: {name} must be from 0 to below 1; got {getattr(self, name)}"
                 )
-        if not 0.0 <= self.atom_l1 < math.inf:
-            raise OptionError(
-                f"ThresholdSAE: atom_l1 must be finite and not negative; got {self.atom_l1}"
-            )
+        not_negative(self, "atom_l1")
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Gradient descent on batches that stay on the device."""

@@ -5,7 +5,6 @@ All read pre-activations :math:`p = (x - o) E^T + b` off rows x and decode
 """
 
 import math
-import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -14,7 +13,7 @@ from typing import ClassVar, Final, final
 import torch
 from torch import Tensor
 
-from condec.dictionary.base import Learner
+from condec.dictionary.base import Learner, not_negative, whole
 from condec.dictionary.descent import (
     ATOMS,
     Cost,
@@ -31,34 +30,33 @@ from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
-_TRAVEL: Final = 8.0
-"""Sum of the learning rates of a default fit to 64 units."""
-_LR_LIMIT: Final = 6e-3
-"""Highest default rate for 64 units; atoms of length 1 have entries that fall as 1 / sqrt(d)."""
 _AUX_SHARE: Final = 0.5
 """Dead modes that AuxK uses at most, as a share of the units (Gao et al. 2024, appendix A.2)."""
 _REVIVED: Final = 0.2
 """Length of the encoder row of a mode set anew, relative to those in use (Bricken et al. 2023)."""
 
 
-class LinearSAE(Learner):
-    """What autoencoders with a linear encoder share: initial values, units' scale, projection.
+class UnitAtoms(Learner):
+    """What learners share that descend on atoms of length 1 and an offset.
 
-    The offset begins at the median of every unit; atoms are drawn evenly over directions, the
-    encoder begins at the atoms, and the loss is per entry of data with standard deviation 1,
-    so that one set of options suits any number of units.
+    The offset begins at the median of every unit, atoms are drawn evenly over directions, and
+    the loss is per entry of data with standard deviation 1, so that one set of options suits
+    any number of units.
     """
 
     __slots__ = ()
-    freezes: ClassVar[bool] = True
+    travel: ClassVar[float]
+    """Sum of the learning rates of a default fit to 64 units."""
+    lr_limit: ClassVar[float]
+    """Highest default rate for 64 units; entries of atoms of length 1 fall as 1 / sqrt(d)."""
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Gradient descent on batches that stay on the device."""
         device = device_of(config, matrix)
         matrix = matrix.to(device)
         step = math.sqrt(64 / matrix.shape[1])
-        limit = min(_LR_LIMIT, step * _LR_LIMIT)
-        config = filled(config, len(matrix), travel=step * _TRAVEL, limit=limit)
+        limit = min(self.lr_limit, step * self.lr_limit)
+        config = filled(config, len(matrix), travel=step * self.travel, limit=limit)
         with seeded(config, device):
             parameters = self.start(matrix)
             history = descend(self.problem(parameters), matrix, config, on_epoch)
@@ -67,20 +65,18 @@ class LinearSAE(Learner):
         return Learned(tensors, config, history)
 
     def start(self, matrix: Tensor) -> dict[str, Tensor]:
-        """Initial parameters: ``atoms``, ``encoder`` [mode, unit], ``bias``, ``offset``."""
+        """Initial parameters: ``atoms`` [mode, unit] and ``offset``."""
         # Made on the CPU: one seed starts alike on every device.
         atoms = unit_rows(torch.randn(self.n_modes, matrix.shape[1], dtype=torch.float32))
-        atoms = atoms.to(matrix.device)
-        return {
-            "encoder": atoms.clone(),
-            "bias": atoms.new_zeros(self.n_modes),
-            ATOMS: atoms,
-            "offset": matrix.median(0).values,
-        }
+        return {ATOMS: atoms.to(matrix.device), "offset": matrix.median(0).values}
 
+    @abstractmethod
     def problem(self, parameters: Parameters) -> Problem:
-        """What is minimised; modes that are dead are fed by AuxK in the loss."""
-        return Problem(parameters, self.cost, atoms_of_length_one, watch_dead=True)
+        """What is minimised."""
+
+    @abstractmethod
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Loss of a batch."""
 
     def finish(
         self, parameters: Parameters, matrix: Tensor, config: TrainConfig
@@ -89,13 +85,50 @@ class LinearSAE(Learner):
         del matrix, config
         return dict(parameters)
 
-    @abstractmethod
-    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Loss of a batch."""
-
     def reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
         """Rows as the dictionary describes them."""
-        return self.encode(parameters, rows) @ parameters[ATOMS] + parameters["offset"]
+        return decode(parameters, self.encode(parameters, rows))
+
+
+class LinearSAE(UnitAtoms):
+    """What autoencoders with a linear encoder share; the encoder begins at the atoms."""
+
+    __slots__ = ()
+    freezes: ClassVar[bool] = True
+    travel: ClassVar[float] = 8.0
+    lr_limit: ClassVar[float] = 6e-3
+
+    def start(self, matrix: Tensor) -> dict[str, Tensor]:
+        """With ``encoder`` [mode, unit] and ``bias``."""
+        parameters = UnitAtoms.start(self, matrix)
+        atoms = parameters[ATOMS]
+        return {"encoder": atoms.clone(), "bias": atoms.new_zeros(self.n_modes), **parameters}
+
+    def problem(self, parameters: Parameters) -> Problem:
+        """What is minimised; modes that are dead are fed by AuxK in the loss."""
+        return Problem(parameters, self.cost, atoms_of_length_one, watch_dead=True)
+
+
+class CountingSAE(LinearSAE):
+    """What linear autoencoders share that keep a number of codes."""
+
+    __slots__ = ()
+    k: int
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more codes of a row than there are modes; only now is their number settled.
+
+        Raises
+        ------
+        OptionError
+            k is larger than `n_modes`.
+        """
+        del matrix
+        if self.k > self.n_modes:
+            raise OptionError(
+                f"{type(self).__name__}: k = {self.k} codes of a row are more than {self.n_modes} "
+                "modes; lower k or take more modes"
+            )
 
 
 @final
@@ -160,7 +193,7 @@ class ReLUSAE(LinearSAE):
 
 @final
 @dataclass(frozen=True, slots=True)
-class TopKSAE(LinearSAE):
+class TopKSAE(CountingSAE):
     r"""Sparse autoencoder that keeps the k largest codes of a row (Gao et al. 2024).
 
     .. math:: z = \max(\mathrm{TopK}_k(p), 0), \qquad
@@ -193,11 +226,6 @@ class TopKSAE(LinearSAE):
     def __post_init__(self) -> None:
         whole(self, "n_modes", "k")
         not_negative(self, "aux_weight")
-
-    def check(self, matrix: UnitMatrix) -> None:
-        """Refuse more codes of a row than there are modes."""
-        del matrix
-        check_k(self, self.k)
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Squared error and AuxK."""
@@ -369,42 +397,3 @@ def revive_linear(parameters: Parameters, revival: Revival) -> None:
     parameters[ATOMS][revival.modes] = direction
     parameters["encoder"][revival.modes] = _REVIVED * length * direction
     parameters["bias"][revival.modes] = 0.0
-
-
-def whole(learner: Learner, *names: str) -> None:
-    """Refuse what is not a whole number of at least 1."""
-    for name in names:
-        value = getattr(learner, name)
-        try:
-            operator.index(value)
-        except TypeError as error:
-            raise OptionError(
-                f"{type(learner).__name__}: {name} must be a whole number; got {value!r}"
-            ) from error
-        if value < 1:
-            raise OptionError(f"{type(learner).__name__}: {name} must be at least 1; got {value}")
-
-
-def not_negative(learner: Learner, *names: str) -> None:
-    """Refuse numbers below 0 or not finite."""
-    for name in names:
-        value = getattr(learner, name)
-        if not 0.0 <= value < math.inf:
-            raise OptionError(
-                f"{type(learner).__name__}: {name} must be finite and not negative; got {value}"
-            )
-
-
-def check_k(learner: Learner, k: int) -> None:
-    """Refuse more codes of a row than there are modes; only now is their number settled.
-
-    Raises
-    ------
-    OptionError
-        k is larger than `n_modes`.
-    """
-    if k > learner.n_modes:
-        raise OptionError(
-            f"{type(learner).__name__}: k = {k} codes of a row are more than {learner.n_modes} "
-            "modes; lower k or take more modes"
-        )

@@ -199,15 +199,15 @@ def fit(
     tensors |= preparation.tensors
     scale = preparation.scale
     bare = Dictionary(learner, tensors, scale)
-    metrics = {"train": _measure(bare, train)}
+    measured = {"train": quality(bare, train)}
     if len(held_out):
-        metrics["held_out"] = _measure(bare, rows[held_out.to(rows.device)])
-    alive = torch.stack([found.alive for found in metrics.values()]).any(0)
+        measured["held_out"] = quality(bare, rows[held_out.to(rows.device)])
+    alive = torch.stack([found.alive for found in measured.values()]).any(0)
     training = Training(
         config=learned.config,
         n_rows=len(rows),
         held_out_rows=held_out,
-        metrics={name: found.metrics for name, found in metrics.items()},
+        metrics={name: found.metrics() for name, found in measured.items()},
         n_alive=int(alive.sum()),
         history=learned.history,
     )
@@ -273,18 +273,6 @@ def _about_dead_modes(learner: Learner, training: Training) -> str:
         "(training rows use them; hold out more rows to see them), the others are not used at "
         "all: take fewer modes, or train longer."
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    metrics: DictionaryMetrics
-    alive: Tensor
-
-
-def _measure(dictionary: Dictionary, rows: Tensor) -> _Measured:
-    """Metrics of some rows, and which modes they use."""
-    found = quality(dictionary, rows)
-    return _Measured(found.metrics(), found.alive)
 
 
 @contextlib.contextmanager

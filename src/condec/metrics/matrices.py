@@ -58,10 +58,7 @@ def pca_dimensions(matrix: UnitMatrix, variance: float = 0.95) -> int:
     else:  # Same eigenvalues but for zeros, from the smaller side.
         centred = matrix.to(torch.float64) - mean
         gram = centred @ centred.T
-    shares = torch.linalg.eigvalsh(gram).flip(0)
-    # Eigenvalues of a rank-deficient matrix come out as rounding noise, some below 0.
-    noise = shares[0] * max(n_samples, n_units) * torch.finfo(torch.float64).eps
-    shares = shares[shares > noise.clamp_min(0.0)]
+    shares = _eigenvalues(gram, max(n_samples, n_units)).flip(0)
     if not shares.numel():
         return 0
     short = int((shares.cumsum(0) < variance * (1 - 1e-12) * shares.sum()).sum())
@@ -173,14 +170,19 @@ def effective_rank(matrix: Float[torch.Tensor, "row column"]) -> float:
     double = matrix.to(torch.float64)
     # Singular values by the smaller of the two products: seconds less for wide dictionaries.
     gram = double.T @ double if matrix.shape[0] > matrix.shape[1] else double @ double.T
-    squares = torch.linalg.eigvalsh(gram)
-    # Eigenvalues of a rank-deficient matrix come out as rounding noise, some below 0.
-    noise = squares[-1] * max(matrix.shape) * torch.finfo(torch.float64).eps
-    values = squares[squares > noise.clamp_min(0.0)].sqrt()
+    values = _eigenvalues(gram, max(matrix.shape)).sqrt()
     if not len(values):
         return float("nan")
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
+
+
+def _eigenvalues(gram: Tensor, size: int) -> Tensor:
+    """Eigenvalues above rounding noise, ascending; `size` is the longer side of the matrix."""
+    values: Tensor = torch.linalg.eigvalsh(gram)
+    # Those of a rank-deficient matrix come out as rounding noise, some below 0.
+    noise = values[-1] * size * torch.finfo(torch.float64).eps
+    return values[values > noise.clamp_min(0.0)]
 
 
 def _same_shape(x: Tensor, xhat: Tensor, who: str) -> None:
