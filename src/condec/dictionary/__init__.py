@@ -14,6 +14,7 @@ from condec.dictionary.batch_topk import BatchTopKSAE, MatryoshkaSAE
 from condec.dictionary.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
 from condec.dictionary.controls import CONTROLS, control_words, fit_controls
 from condec.dictionary.export import LinearCode, linear_code, read_saelens, write_saelens
+from condec.dictionary.many import Job, fit_many
 from condec.dictionary.measure import Quality, quality
 from condec.dictionary.overcomplete import Overcomplete
 from condec.dictionary.preparation import Preparation
@@ -36,6 +37,7 @@ __all__ = [
     "Epoch",
     "FastICA",
     "FitReport",
+    "Job",
     "JumpReLUSAE",
     "KMeans",
     "Learned",
@@ -56,6 +58,7 @@ __all__ = [
     "control_words",
     "fit",
     "fit_controls",
+    "fit_many",
     "linear_code",
     "load_dictionary",
     "quality",
