@@ -18,7 +18,6 @@ from condec.sites import Site
 from condec.store import Quantity, Sign, Store
 
 Split = Literal["all", "train", "held_out"]
-_CHUNK: Final = 8192
 _SCHEMA: Final = 1
 
 
@@ -117,18 +116,18 @@ class Modes:
             A held-out row is out of range.
         """
         info = store.info(site)
-        matrix = store.matrix(info.site, quantity=quantity, sign=sign)
+        rows = store.rows(info.site, quantity, sign)
         loadings = torch.cat(
-            [dictionary.encode(part).cpu() for part in torch.split(matrix, _CHUNK)]
+            [dictionary.encode(rows.read(block)) for block in range(len(rows.blocks))]
         )
         alive = (loadings > 0).any(0)
         if held_out_rows is None:
-            held_out_rows = _recorded(dictionary, len(matrix))
+            held_out_rows = _recorded(dictionary, len(loadings))
         return Modes(
             atoms=dictionary.atoms.detach().cpu()[alive],
             loadings=loadings[:, alive],
             ids=alive.nonzero().flatten(),
-            held_out=_mask(held_out_rows, len(matrix)),
+            held_out=_mask(held_out_rows, len(loadings)),
             store=store,
             site=info.site,
             sign=sign,

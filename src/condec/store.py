@@ -7,10 +7,9 @@ read as tensors. What the files look like is told in `condec.shards`.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -38,15 +37,12 @@ from condec.shards import (
     verify_metadata,
 )
 from condec.sites import Site, find_site
+from condec.stored import Sign, StoredMatrix
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Quantity", "Rows", "ShardRecord", "Sign", "SiteInfo", "Store"]
-
-Sign = Literal["positive", "negative", "sum", "concat"]
-
-_READERS: Final = 4
+__all__ = ["Quantity", "Rows", "ShardRecord", "Sign", "SiteInfo", "Store", "StoredMatrix"]
 
 
 class Store:
@@ -300,32 +296,31 @@ class Store:
         -------
         Tensor of shape [sample, unit], or [sample, 2 unit] for ``concat``; float32.
         """
+        return self.rows(site, quantity, sign).all()
+
+    def rows(
+        self,
+        site: Site | str,
+        quantity: Quantity = "contribution",
+        sign: Sign = "positive",
+    ) -> StoredMatrix:
+        """The same matrix, left on disk: it is read block by block.
+
+        `condec.fit` takes it as it takes a tensor, and reads it again and again where it is
+        larger than `TrainConfig.memory_gib` allows.
+
+        Parameters
+        ----------
+        site, quantity, sign
+            As in `matrix`.
+        """
         _one_of(quantity, QUANTITIES, "quantity")
         _one_of(sign, get_args(Sign), "sign")
         self._require_complete()
-        info, valid = self.info(site), self.valid
-        width = info.n_units * (2 if sign == "concat" else 1)
-        out = torch.empty(int(valid.sum()), width)
-        array = _open_array(self.path / info.folder / quantity)
-        which = SIGNS.index(sign) if sign in SIGNS else slice(None)
-
-        def read(index: int) -> None:
-            span = self.shard_rows(index)
-            keep = valid[span.start : span.stop]
-            block = torch.from_numpy(array[span.start : span.stop, which])
-            block = block if bool(keep.all()) else block[keep]
-            before = int(valid[: span.start].sum())
-            into = out[before : before + len(block)]
-            if sign == "sum":
-                torch.add(block[:, 0], block[:, 1], out=into)
-            else:
-                into.copy_(block.reshape(into.shape))
-
-        # One shard at a time leaves the processor waiting for Zarr's single event loop.
-        with ThreadPoolExecutor(_READERS) as pool:
-            for _ in pool.map(read, range(self.n_shards)):
-                pass
-        return out
+        info = self.info(site)
+        spans = [self.shard_rows(index) for index in range(self.n_shards)]
+        array = self.path / info.folder / quantity
+        return StoredMatrix(array, spans, self.valid, sign, info.n_units)
 
     def completeness(self) -> dict[str, PerSample]:
         """Sum of all contributions over the change of the target, for sites that cut the network.

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from condec.dictionary import ThresholdSAE, TopKSAE, TrainConfig, fit
-from condec.dictionary.descent import Cost, Problem, descend, filled, steps_of
+from condec.dictionary.descent import Fit, descend, filled, steps_of
+from condec.dictionary.problem import Cost, Problem
+from condec.dictionary.rows import RowsInMemory
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
 
@@ -58,6 +60,18 @@ def test_figures_are_those_of_the_loop_before(name):
     assert report.history[-1] == pytest.approx(last, rel=2e-2)
 
 
+def rising(first, learner, config, share):
+    if share >= config.threshold_warmup:
+        return learner.threshold
+    low, high = (math.log(c / (1 - c)) for c in (first, learner.threshold))
+    return 1 / (1 + math.exp(-(low + (high - low) * share / config.threshold_warmup)))
+
+
+def run(problem, matrix, config):
+    """One fit; its losses."""
+    return descend([Fit(problem, RowsInMemory(matrix), config)], lambda epoch: None)[0]
+
+
 def loop_before(learner, matrix, config):
     """ThresholdSAE's own loop, before there was an engine: atoms and losses."""
     torch.manual_seed(config.seed)
@@ -69,7 +83,7 @@ def loop_before(learner, matrix, config):
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=10)
     shuffle = torch.Generator().manual_seed(config.seed)
     n_steps = config.epochs * math.ceil(len(matrix) / config.batch_size)
-    threshold = learner._rising_threshold(encoder, matrix, config)
+    first = learner._first_threshold(encoder, matrix[: config.batch_size])
     history, step = [], 0
     for _ in range(config.epochs):
         total = matrix.new_zeros(())
@@ -79,7 +93,7 @@ def loop_before(learner, matrix, config):
                 rate = 0.5 * config.lr * (1.0 + math.cos(math.pi * step / n_steps))
                 optimiser.param_groups[0]["lr"] = rate
             codes = encoder(matrix[rows])
-            loadings = codes * (codes >= threshold(step)).detach()
+            loadings = codes * (codes >= rising(first, learner, config, step / n_steps)).detach()
             loss = F.mse_loss(loadings @ atoms, matrix[rows])
             loss = loss + learner.atom_l1 * atoms.abs().mean()
             optimiser.zero_grad()
@@ -137,7 +151,7 @@ def test_clip_bounds_the_gradient():
 
     for clip in (None, 0.5):
         problem = Problem({"atoms": torch.zeros(1, 2)}, loss, project)
-        descend(problem, rows, TrainConfig(epochs=1, lr=1e-3, clip=clip), lambda epoch: None)
+        run(problem, rows, TrainConfig(epochs=1, lr=1e-3, clip=clip))
     assert lengths[0] == pytest.approx(1e6 * math.sqrt(2))
     assert lengths[1] == pytest.approx(0.5)
 
@@ -145,7 +159,7 @@ def test_clip_bounds_the_gradient():
 def test_steps_and_history():
     problem, seen = _line(torch.ones(10, 2))
     config = TrainConfig(epochs=3, batch_size=4, lr=0.1, schedule="constant")
-    history = descend(problem, torch.ones(10, 2), config, lambda epoch: None)
+    history = run(problem, torch.ones(10, 2), config)
     assert [step.index for step in seen] == list(range(9))
     assert {step.n_steps for step in seen} == {9} == {steps_of(config, 10)}
     assert history[0] > history[1] > history[2]
@@ -157,15 +171,15 @@ def test_a_mode_is_dead_that_a_whole_pass_does_not_use():
     dead = []
 
     def loss(parameters, rows, step):
-        dead.append(step.dead.tolist())
+        dead.append(None if step.dead is None else step.dead.tolist())
         used = torch.tensor([[1.0, 0.0, float(step.index >= 20)]]).expand(len(rows), 3)
         return Cost(parameters["atoms"].sum(), used)
 
     problem = Problem({"atoms": torch.zeros(3, 2)}, loss, watch_dead=True)
     config = TrainConfig(epochs=25, batch_size=4, lr=1e-3)
-    descend(problem, torch.ones(8, 2), config, lambda epoch: None)
+    run(problem, torch.ones(8, 2), config)
     # 8 rows are 2 steps; a tenth of the 50 steps is more.
-    assert dead[1] == [False, False, False]
+    assert dead[1] is None
     assert dead[2] == [False, True, True]
     assert dead[21] == [False, True, False]
 
@@ -192,7 +206,7 @@ def test_dead_modes_are_set_to_badly_described_rows():
         revive=revive,
         by_mode=("atoms",),
     )
-    descend(problem, rows, TrainConfig(epochs=8, batch_size=5, lr=1e-9), lambda epoch: None)
+    run(problem, rows, TrainConfig(epochs=8, batch_size=5, lr=1e-9))
     assert len(revived) > 0
     assert all(revival.modes.tolist() == [1] for revival in revived)
     assert torch.equal(revived[0].residuals[0], bad)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from condec.dictionary import NMF, PCA, KMeans, Preparation, TrainConfig, fit, load_dictionary
+from condec.dictionary.preparation import Moments
 from condec.errors import DataError, OptionError
 
 
@@ -34,15 +35,15 @@ def test_decoding_undoes_what_encoding_does(scaling, centre, tmp_path):
 
 def test_prepared_rows_have_mean_0_and_standard_deviation_1():
     rows = _rows()
-    prepared = Preparation.fitted(rows, "unit", True).apply(rows)
+    prepared = Preparation.fitted(Moments.of(rows), "unit", True).apply(rows)
     torch.testing.assert_close(prepared.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
     spread = prepared.std(0, correction=0)
     torch.testing.assert_close(spread, torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]), rtol=1e-4, atol=0)
-    whole = Preparation.fitted(rows, "global", True).apply(rows)
+    whole = Preparation.fitted(Moments.of(rows), "global", True).apply(rows)
     assert float(whole.square().mean()) == pytest.approx(1.0, rel=1e-5)
-    plain = Preparation.fitted(rows, "none", False)
+    plain = Preparation.fitted(Moments.of(rows), "none", False)
     assert torch.equal(plain.apply(rows), rows)
-    back = Preparation.fitted(rows, "unit", True)
+    back = Preparation.fitted(Moments.of(rows), "unit", True)
     torch.testing.assert_close(back.restore(back.apply(rows)), rows)
 
 

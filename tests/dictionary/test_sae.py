@@ -140,9 +140,9 @@ def test_default_rate_falls_with_steps_and_width():
     # One step would allow for a huge rate: the limit holds, and falls for wide layers.
     assert rate(8) == rate(8, width=256) == pytest.approx(3e-3)
     assert rate(8, width=1024) == pytest.approx(3e-3 / 4)
-    config = ThresholdSAE(4)._filled(TrainConfig(), 1600, 64)
+    config = ThresholdSAE(4).settled(TrainConfig(), 1600, 64)
     assert config.lr * config.epochs * 13 == pytest.approx(2 * 2.0)
-    wide = ThresholdSAE(4)._filled(TrainConfig(), 1600, 256)
+    wide = ThresholdSAE(4).settled(TrainConfig(), 1600, 256)
     assert wide.lr == pytest.approx(config.lr / 2)
 
 

@@ -18,11 +18,12 @@ from condec.dictionary.many import Job, fit_many
 from condec.dictionary.measure import Quality, quality
 from condec.dictionary.overcomplete import Overcomplete
 from condec.dictionary.preparation import Preparation
+from condec.dictionary.prepared import split_rows
 from condec.dictionary.pursuit import MatchingPursuit
 from condec.dictionary.sae import ThresholdSAE
 from condec.dictionary.seeds import Stability, stability
 from condec.dictionary.sparse import JumpReLUSAE, ReLUSAE, TopKSAE
-from condec.dictionary.train import DeadModesWarning, FitReport, fit, split_rows
+from condec.dictionary.train import DeadModesWarning, FitReport, fit, forget_checkpoint
 from condec.dictionary.truth import Recovery, recovery
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "fit",
     "fit_controls",
     "fit_many",
+    "forget_checkpoint",
     "linear_code",
     "load_dictionary",
     "quality",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condec.dictionary.base import not_negative, whole
-from condec.dictionary.descent import ATOMS, Cost, Parameters, Step
+from condec.dictionary.problem import ATOMS, OFFSET, Cost, Parameters, Step
 from condec.dictionary.records import TrainConfig
 from condec.dictionary.sparse import CountingSAE, above, aux_loss, decode, pre_activations
 from condec.errors import OptionError
@@ -22,10 +22,10 @@ class SharingSAE(CountingSAE):
     __slots__ = ()
 
     def finish(
-        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
+        self, parameters: Parameters, sample: Tensor, config: TrainConfig
     ) -> dict[str, Tensor]:
         """With the threshold that stands for the batch."""
-        return {**parameters, "threshold": mean_threshold(parameters, matrix, self.k, config)}
+        return {**parameters, "threshold": mean_threshold(parameters, sample, self.k, config)}
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Pre-activations above the threshold."""
@@ -126,7 +126,7 @@ class MatryoshkaSAE(SharingSAE):
         pre = pre_activations(parameters, rows)
         loadings = largest_of_batch(pre, self.k)
         described = nested(loadings, parameters[ATOMS], self.sizes)
-        errors = [rows - parameters["offset"] - part for part in described]
+        errors = [rows - parameters[OFFSET] - part for part in described]
         loss = torch.stack([error.square().mean() for error in errors]).mean()
         aux = aux_loss(parameters, pre, errors[-1], step.dead, self.aux_weight)
         return Cost(loss + aux, loadings)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from condec.dictionary.base import Learner, not_negative, whole
-from condec.dictionary.descent import ATOMS, device_of, filled, seeded
+from condec.dictionary.descent import device_of, filled, seeded
+from condec.dictionary.problem import ATOMS
 from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig
 from condec.errors import DependencyError, OptionError
 from condec.models.torchvision import import_torchvision

@@ -1,5 +1,6 @@
 """What is taken out of rows before a dictionary is fitted to them, and put back in decoding."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,47 @@ from condec.shapes import Atom, UnitMatrix
 
 CENTRE: Final = "prepared_centre"
 UNIT_SCALE: Final = "prepared_unit_scale"
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and spread of every unit over rows, in float64.
+
+    Attributes
+    ----------
+    n_rows : int
+    mean : Tensor of shape [unit]
+    m2 : Tensor of shape [unit]
+        Sum over rows of the squared deviation from the mean.
+    low, high : Tensor of shape [unit]
+        Smallest and largest entry.
+    """
+
+    n_rows: int
+    mean: Tensor
+    m2: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, rows: UnitMatrix) -> "Moments":
+        """Of at least one row."""
+        wide = rows.to(torch.float64)
+        mean = wide.mean(0)
+        low, high = rows.aminmax(dim=0)
+        return cls(len(rows), mean, (wide - mean).square().sum(0), low, high)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Of the rows of both (Chan, Golub & LeVeque 1983)."""
+        n_rows = self.n_rows + other.n_rows
+        apart = other.mean - self.mean
+        return Moments(
+            n_rows,
+            self.mean + apart * (other.n_rows / n_rows),
+            self.m2 + other.m2 + apart.square() * (self.n_rows * other.n_rows / n_rows),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +76,7 @@ class Preparation:
     unit_scale: Atom | None = None
 
     @classmethod
-    def fitted(cls, train: UnitMatrix, scaling: Scaling, centre: bool) -> "Preparation":
+    def fitted(cls, moments: Moments, scaling: Scaling, centre: bool) -> "Preparation":
         """Worked out from training rows alone.
 
         Raises
@@ -42,14 +84,15 @@ class Preparation:
         DataError
             Constant rows, or a spread that float32 cannot hold.
         """
-        if bool((train == train[0]).all()):
+        if bool((moments.low == moments.high).all()):
             raise DataError(
-                f"fit: the matrix is constant: all {len(train)} training rows are the same, so "
+                f"fit: the matrix is constant: all {moments.n_rows} training rows are the same, so "
                 "there is nothing to learn. Take another site, quantity or sign."
             )
-        wide = train.to(torch.float64)
-        mean = wide.mean(0)
-        scale = float((wide - mean).square().mean().sqrt() if centre else wide.std(correction=0))
+        mean, variance = moments.mean, moments.m2 / moments.n_rows
+        within = float(variance.mean())
+        between = 0.0 if centre else float((mean - mean.mean()).square().mean())
+        scale = math.sqrt(within + between)
         if not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
             raise DataError(
                 f"fit: the standard deviation of the training rows, {scale:g}, is outside what "
@@ -58,8 +101,8 @@ class Preparation:
         scale = 1.0 if scaling == "none" else scale
         spread = None
         if scaling == "unit":
-            spread = wide.std(0, correction=0) / scale
-            spread = torch.where(spread > 0, spread, torch.ones_like(spread)).to(torch.float32)
+            varies = moments.low < moments.high
+            spread = torch.where(varies, variance.sqrt() / scale, 1.0).to(torch.float32)
         return cls(scale, (mean / scale).to(torch.float32) if centre else None, spread)
 
     @classmethod

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from condec.dictionary.base import whole
-from condec.dictionary.descent import ATOMS, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.problem import ATOMS, OFFSET, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.records import TrainConfig
 from condec.dictionary.sparse import UnitAtoms, atoms_of_length_one, decode, unit_rows
 from condec.shapes import Loadings, UnitMatrix
 
@@ -53,8 +54,9 @@ class MatchingPursuit(UnitAtoms):
     def __post_init__(self) -> None:
         whole(self, "n_modes", "k")
 
-    def problem(self, parameters: Parameters) -> Problem:
+    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
         """With dead modes set anew, if asked for."""
+        del config
         return Problem(
             parameters,
             self.cost,
@@ -68,7 +70,7 @@ class MatchingPursuit(UnitAtoms):
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Loadings by matching pursuit."""
         return pursue(
-            matrix - tensors["offset"], tensors[ATOMS], self.k, nonnegative=self.nonnegative
+            matrix - tensors[OFFSET], tensors[ATOMS], self.k, nonnegative=self.nonnegative
         )
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:

@@ -15,6 +15,7 @@ from condec.shapes import SampleIndex
 Schedule = Literal["cosine", "plateau", "constant"]
 Scaling = Literal["global", "unit", "none"]
 Freeze = Literal["encoder", "decoder"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,16 @@ class TrainConfig:
     centre : bool
         Take the mean of every unit out of the rows; decoding puts it back. Rows are then
         partly negative: not for `NMF`.
+    precision : {"float32", "bfloat16"}
+        What a learner by gradient descent multiplies in; weights, their gradients and the
+        optimiser stay in float32, and rows are encoded in float32 afterwards.
+    patience : int, optional
+        Stop after so many epochs in which the training loss of a learner by gradient descent
+        did not fall by a thousandth; epochs in which the threshold rises do not count. By
+        default all epochs are run.
+    memory_gib : float
+        Memory for rows, in GiB. A stored matrix (`Store.rows`) that needs more, with the
+        copies that fitting makes, is read in blocks, pass by pass.
     freeze : {"encoder", "decoder"}, optional
         Half of a learner by gradient descent that stays as it was drawn: a control, see
         `condec.dictionary.fit_controls`.
@@ -84,18 +95,26 @@ class TrainConfig:
     clip: float | None = None
     scaling: Scaling = "global"
     centre: bool = False
+    precision: Precision = "float32"
+    patience: int | None = None
+    memory_gib: float = 4.0
     freeze: Freeze | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size"):
+        for name in ("epochs", "steps", "batch_size", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"TrainConfig: {name} must be at least 1; got {value}")
-        for name in ("lr", "clip"):
+        for name in ("lr", "clip", "memory_gib"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):
                 raise OptionError(f"TrainConfig: {name} must be above 0 and finite; got {value}")
-        words = {"schedule": Schedule, "scaling": Scaling, "freeze": Freeze}
+        words = {
+            "schedule": Schedule,
+            "scaling": Scaling,
+            "precision": Precision,
+            "freeze": Freeze,
+        }
         for name, kind in words.items():
             value = getattr(self, name)
             if value not in get_args(kind) and not (name == "freeze" and value is None):

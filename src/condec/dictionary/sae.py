@@ -1,7 +1,7 @@
 """The sparse autoencoder of CODEC: sigmoid codes, a hard threshold, atoms by gradient descent."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import ClassVar, Final, final
@@ -10,21 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condec.dictionary.base import Learner, not_negative, whole
-from condec.dictionary.descent import (
-    ATOMS,
-    Cost,
-    Parameters,
-    Problem,
-    Revival,
-    Step,
-    descend,
-    device_of,
-    filled,
-    seeded,
-    steps_of,
-)
-from condec.dictionary.records import Learned, OnEpoch, TrainConfig
+from condec.dictionary.base import not_negative, whole
+from condec.dictionary.descent import filled
+from condec.dictionary.gradient import GradientLearner
+from condec.dictionary.problem import ATOMS, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.records import TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
@@ -41,11 +31,13 @@ _ABOVE: Final = 2.0
 _SHORT: Final = 0.05
 _ENCODER: Final = "encoder."
 _LAST: Final = "encoder.8.weight"
+_FIRST_LOGIT: Final = "first_logit"
+"""Logit of the threshold from which it rises."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class ThresholdSAE(Learner):
+class ThresholdSAE(GradientLearner):
     r"""Sparse autoencoder with a hard threshold on sigmoid codes (Melander et al. 2026).
 
     The encoder is Linear(d, h) - Dropout - ReLU - LayerNorm - Linear(h, h) - Dropout - ReLU -
@@ -107,39 +99,44 @@ class ThresholdSAE(Learner):
                 )
         not_negative(self, "atom_l1")
 
-    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Gradient descent on batches that stay on the device."""
-        device = device_of(config, matrix)
-        matrix = matrix.to(device)
-        config = self._filled(config, *matrix.shape)
-        with seeded(config, device):
-            # Made on the CPU: one seed starts alike on every device.
-            encoder = self._encoder(matrix.shape[1], torch.device("cpu")).to(device)
-            atoms = torch.empty(self.n_modes, matrix.shape[1], dtype=torch.float32)
-            nn.init.xavier_uniform_(atoms)
-            atoms = (atoms.abs() if self.nonnegative else atoms).to(device)
-            state = {f"{_ENCODER}{k}": v.detach() for k, v in encoder.state_dict().items()}
-            parameters = {**state, ATOMS: atoms}
-            # Drawn here: with dropout it takes random numbers.
-            threshold = self._rising_threshold(encoder, matrix, config)
-            problem = Problem(
-                parameters,
-                partial(self._cost, encoder, threshold),
-                self._project,
-                watch_dead=self.resample,
-                reconstruct=self._reconstruct if self.resample else None,
-                revive=self._revive if self.resample else None,
-                by_mode=(_LAST, ATOMS),
-            )
-            history = descend(problem, matrix, config, on_epoch)
-        return Learned(parameters, config, history)
+    def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
+        """Config with its epochs and learning rate worked out."""
+        width = self.width or n_units
+        travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / width))
+        return filled(config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width))
+
+    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+        """Parameters of the encoder, ``atoms``, and the logit from which the threshold rises."""
+        # Made on the CPU: one seed starts alike on every device.
+        encoder = self._encoder(sample.shape[1], torch.device("cpu")).to(sample.device)
+        atoms = torch.empty(self.n_modes, sample.shape[1], dtype=torch.float32)
+        nn.init.xavier_uniform_(atoms)
+        atoms = (atoms.abs() if self.nonnegative else atoms).to(sample.device)
+        state = {f"{_ENCODER}{k}": v.detach() for k, v in encoder.state_dict().items()}
+        # Drawn here: with dropout it takes random numbers.
+        first = self._first_threshold(encoder, sample[: config.batch_size])
+        return {**state, ATOMS: atoms, _FIRST_LOGIT: atoms.new_tensor(_logit(first))}
+
+    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
+        """Squared error while the threshold rises, and after."""
+        encoder = self._encoder(parameters[ATOMS].shape[1], torch.device("meta"))
+        return Problem(
+            parameters,
+            partial(self._cost, encoder, config.threshold_warmup),
+            self._project,
+            watch_dead=self.resample,
+            reconstruct=self._reconstruct if self.resample else None,
+            revive=self._revive if self.resample else None,
+            by_mode=(_LAST, ATOMS),
+            fixed=(_FIRST_LOGIT,),
+            settling=config.threshold_warmup,
+        )
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Codes at or above the threshold; the others are 0."""
-        state = {k.removeprefix(_ENCODER): v for k, v in tensors.items() if k.startswith(_ENCODER)}
         # A skeleton without memory of its own: the numbers are those of `tensors`.
         encoder = self._encoder(matrix.shape[1], torch.device("meta")).eval()
-        codes = torch.func.functional_call(encoder, state, (matrix,))
+        codes = torch.func.functional_call(encoder, _state(tensors), (matrix,))
         return keep(codes, self.threshold)
 
     def _encoder(self, n_units: int, device: torch.device) -> nn.Sequential:
@@ -159,26 +156,22 @@ class ThresholdSAE(Learner):
             nn.Sigmoid(),
         )
 
-    def _filled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
-        """Config with its epochs and learning rate worked out."""
-        width = self.width or n_units
-        travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / width))
-        return filled(config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width))
-
     def _cost(
-        self,
-        encoder: nn.Sequential,
-        threshold: Callable[[int], float],
-        parameters: Parameters,
-        rows: Tensor,
-        step: Step,
+        self, encoder: nn.Module, warmup: float, parameters: Parameters, rows: Tensor, step: Step
     ) -> Cost:
-        state = {k.removeprefix(_ENCODER): v for k, v in parameters.items() if k != ATOMS}
-        codes = torch.func.functional_call(encoder, state, (rows,))
-        loadings = keep(codes, threshold(step.index))
+        codes = torch.func.functional_call(encoder, _state(parameters), (rows,))
+        loadings = keep(codes, self._threshold(parameters, warmup, step))
         atoms = parameters[ATOMS]
         loss = F.mse_loss(loadings @ atoms, rows) + self.atom_l1 * atoms.abs().mean()
         return Cost(loss, loadings)
+
+    def _threshold(self, parameters: Parameters, warmup: float, step: Step) -> Tensor | float:
+        """Rises evenly in the logit."""
+        risen = step.index / (warmup * step.n_steps) if warmup else 1.0
+        if risen >= 1.0 or not self.threshold:
+            return self.threshold
+        first = parameters[_FIRST_LOGIT]
+        return (first + (_logit(self.threshold) - first) * risen).sigmoid()
 
     def _project(self, parameters: Parameters) -> None:
         if self.nonnegative:
@@ -194,41 +187,37 @@ class ThresholdSAE(Learner):
         length would describe it many times over, and all of them would be pushed out again.
         """
         hidden = self._hidden(parameters, revival.rows)
-        logit = math.log(self.threshold / (1.0 - self.threshold)) if self.threshold else 0.0
+        logit = _logit(self.threshold) if self.threshold else 0.0
         length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
         parameters[_LAST][revival.modes] = (logit + _ABOVE) * hidden / length
         parameters[ATOMS][revival.modes] = _SHORT * revival.residuals
 
     def _hidden(self, parameters: Parameters, rows: Tensor) -> Tensor:
         """What the last linear layer reads."""
-        state = {k.removeprefix(_ENCODER): v for k, v in parameters.items() if k != ATOMS}
         encoder = self._encoder(rows.shape[1], torch.device("meta"))[:-2].eval()
-        held = {k: v for k, v in state.items() if not k.startswith("8.")}
+        held = {k: v for k, v in _state(parameters).items() if not k.startswith("8.")}
         hidden: Tensor = torch.func.functional_call(encoder, held, (rows,))
         return hidden
 
-    def _rising_threshold(
-        self, encoder: nn.Sequential, matrix: Tensor, config: TrainConfig
-    ) -> Callable[[int], float]:
-        """Threshold by step: evenly in the logit, from where some codes of every row pass."""
-        duration = config.threshold_warmup * steps_of(config, len(matrix))
+    def _first_threshold(self, encoder: nn.Module, rows: Tensor) -> float:
+        """Where some codes of every row pass, if that is below the threshold."""
         with torch.no_grad():
-            codes = encoder(matrix[: config.batch_size])
+            codes = encoder(rows)
         share = min(1.0, _CODES_AT_START / self.n_modes)
-        start = float(codes.flatten().sort().values[-max(1, int(share * codes.numel()))])
-        if not 0.0 < start < self.threshold:
-            return lambda step: self.threshold
-        low, high = (math.log(c / (1.0 - c)) for c in (start, self.threshold))
-
-        def threshold(step: int) -> float:
-            if step >= duration:
-                return self.threshold
-            return 1.0 / (1.0 + math.exp(-(low + (high - low) * step / duration)))
-
-        return threshold
+        first = float(codes.flatten().sort().values[-max(1, int(share * codes.numel()))])
+        return first if 0.0 < first < self.threshold else self.threshold
 
 
-def keep(codes: Tensor, threshold: float) -> Tensor:
+def _state(tensors: Parameters) -> dict[str, Tensor]:
+    """Weights of the encoder by their names in it."""
+    return {k.removeprefix(_ENCODER): v for k, v in tensors.items() if k.startswith(_ENCODER)}
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1.0 - share)) if share else -math.inf
+
+
+def keep(codes: Tensor, threshold: Tensor | float) -> Tensor:
     """Codes at or above a threshold, 0 elsewhere; the mask passes no gradient.
 
     >>> keep(torch.tensor([0.2, 0.9, 0.95]), 0.9)

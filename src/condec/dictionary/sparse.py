@@ -13,20 +13,11 @@ from typing import ClassVar, Final, final
 import torch
 from torch import Tensor
 
-from condec.dictionary.base import Learner, not_negative, whole
-from condec.dictionary.descent import (
-    ATOMS,
-    Cost,
-    Parameters,
-    Problem,
-    Revival,
-    Step,
-    descend,
-    device_of,
-    filled,
-    seeded,
-)
-from condec.dictionary.records import Learned, OnEpoch, TrainConfig
+from condec.dictionary.base import not_negative, whole
+from condec.dictionary.descent import filled
+from condec.dictionary.gradient import GradientLearner
+from condec.dictionary.problem import ATOMS, OFFSET, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.records import TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
@@ -36,7 +27,7 @@ _REVIVED: Final = 0.2
 """Length of the encoder row of a mode set anew, relative to those in use (Bricken et al. 2023)."""
 
 
-class UnitAtoms(Learner):
+class UnitAtoms(GradientLearner):
     """What learners share that descend on atoms of length 1 and an offset.
 
     The offset begins at the median of every unit, atoms are drawn evenly over directions, and
@@ -50,40 +41,22 @@ class UnitAtoms(Learner):
     lr_limit: ClassVar[float]
     """Highest default rate for 64 units; entries of atoms of length 1 fall as 1 / sqrt(d)."""
 
-    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Gradient descent on batches that stay on the device."""
-        device = device_of(config, matrix)
-        matrix = matrix.to(device)
-        step = math.sqrt(64 / matrix.shape[1])
+    def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
+        """Config with its epochs and learning rate worked out."""
+        step = math.sqrt(64 / n_units)
         limit = min(self.lr_limit, step * self.lr_limit)
-        config = filled(config, len(matrix), travel=step * self.travel, limit=limit)
-        with seeded(config, device):
-            parameters = self.start(matrix)
-            history = descend(self.problem(parameters), matrix, config, on_epoch)
-            with torch.no_grad():
-                tensors = self.finish(parameters, matrix, config)
-        return Learned(tensors, config, history)
+        return filled(config, n_rows, travel=step * self.travel, limit=limit)
 
-    def start(self, matrix: Tensor) -> dict[str, Tensor]:
+    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
         """Initial parameters: ``atoms`` [mode, unit] and ``offset``."""
+        del config
         # Made on the CPU: one seed starts alike on every device.
-        atoms = unit_rows(torch.randn(self.n_modes, matrix.shape[1], dtype=torch.float32))
-        return {ATOMS: atoms.to(matrix.device), "offset": matrix.median(0).values}
-
-    @abstractmethod
-    def problem(self, parameters: Parameters) -> Problem:
-        """What is minimised."""
+        atoms = unit_rows(torch.randn(self.n_modes, sample.shape[1], dtype=torch.float32))
+        return {ATOMS: atoms.to(sample.device), OFFSET: sample.median(0).values}
 
     @abstractmethod
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Loss of a batch."""
-
-    def finish(
-        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
-    ) -> dict[str, Tensor]:
-        """Tensors that are kept."""
-        del matrix, config
-        return dict(parameters)
 
     def reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
         """Rows as the dictionary describes them."""
@@ -98,14 +71,15 @@ class LinearSAE(UnitAtoms):
     travel: ClassVar[float] = 8.0
     lr_limit: ClassVar[float] = 6e-3
 
-    def start(self, matrix: Tensor) -> dict[str, Tensor]:
+    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
         """With ``encoder`` [mode, unit] and ``bias``."""
-        parameters = UnitAtoms.start(self, matrix)
+        parameters = UnitAtoms.start(self, sample, config)
         atoms = parameters[ATOMS]
         return {"encoder": atoms.clone(), "bias": atoms.new_zeros(self.n_modes), **parameters}
 
-    def problem(self, parameters: Parameters) -> Problem:
+    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
         """What is minimised; modes that are dead are fed by AuxK in the loss."""
+        del config
         return Problem(parameters, self.cost, atoms_of_length_one, watch_dead=True)
 
 
@@ -166,8 +140,9 @@ class ReLUSAE(LinearSAE):
         whole(self, "n_modes")
         not_negative(self, "l1")
 
-    def problem(self, parameters: Parameters) -> Problem:
+    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
         """With dead modes set anew: AuxK cannot reach codes that are below 0 for every row."""
+        del config
         return Problem(
             parameters,
             self.cost,
@@ -289,25 +264,25 @@ class JumpReLUSAE(LinearSAE):
             if value is not None and not 0.0 < value < math.inf:
                 raise OptionError(f"JumpReLUSAE: {name} must be above 0 and finite; got {value}")
 
-    def start(self, matrix: Tensor) -> dict[str, Tensor]:
+    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
         """With the logarithm of the thresholds, which keeps them above 0, over sqrt(d).
 
         Adam moves all weights alike; the rate is made for entries of atoms, about 1 / sqrt(d).
         """
-        length = math.sqrt(matrix.shape[1])
+        length = math.sqrt(sample.shape[1])
         # Not super(): a dataclass with slots is another class than the one defined here.
-        parameters = LinearSAE.start(self, matrix)
+        parameters = LinearSAE.start(self, sample, config)
         first = math.log(self.bandwidth * length) / length
         thresholds = parameters["bias"].new_full((self.n_modes,), first)
         return {**parameters, "log_threshold": thresholds}
 
     def finish(
-        self, parameters: Parameters, matrix: Tensor, config: TrainConfig
+        self, parameters: Parameters, sample: Tensor, config: TrainConfig
     ) -> dict[str, Tensor]:
         """With the thresholds themselves."""
         del config
         tensors = dict(parameters)
-        size = math.sqrt(matrix.shape[1])
+        size = math.sqrt(sample.shape[1])
         tensors["threshold"] = (size * tensors.pop("log_threshold")).exp()
         return tensors
 
@@ -335,17 +310,17 @@ class JumpReLUSAE(LinearSAE):
 
 def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:
     """What a linear encoder reads off rows."""
-    return (rows - parameters["offset"]) @ parameters["encoder"].T + parameters["bias"]
+    return (rows - parameters[OFFSET]) @ parameters["encoder"].T + parameters["bias"]
 
 
 def decode(parameters: Parameters, loadings: Tensor) -> Tensor:
     """Rows from loadings."""
-    return loadings @ parameters[ATOMS] + parameters["offset"]
+    return loadings @ parameters[ATOMS] + parameters[OFFSET]
 
 
 def unit_rows(matrix: Tensor) -> Tensor:
     """Rows of length 1; rows of zeros stay."""
-    lengths: Tensor = matrix.norm(dim=1, keepdim=True)
+    lengths: Tensor = matrix.norm(dim=-1, keepdim=True)
     return matrix / lengths.clamp(min=1e-12)
 
 
@@ -375,21 +350,20 @@ def aux_loss(
     parameters: Parameters, pre: Tensor, error: Tensor, dead: Tensor | None, weight: float
 ) -> Tensor:
     """AuxK: how badly the largest codes of dead modes describe what the others leave."""
-    # On a GPU the question would wait for the device, and the answer costs one product.
-    if dead is None or not weight or not (pre.is_cuda or bool(dead.any())):
+    if dead is None or not weight:
         return error.new_zeros(())
     k = min(pre.shape[1], max(1, int(_AUX_SHARE * error.shape[1])))
     loadings = largest(torch.where(dead, pre, -math.inf), k)
     error = error.detach()
     left = (error - loadings @ parameters[ATOMS]).square().mean()
     share = left / error.square().mean().clamp(min=1e-12)
-    # 0 where no mode is dead: only asked here on a GPU.
+    # The engine asks on a CPU only whether any mode is dead.
     return torch.where(dead.any(), weight * share, 0.0)
 
 
 def revive_linear(parameters: Parameters, revival: Revival) -> None:
     """Set dead modes to rows, with a short encoder row (Bricken et al. 2023, appendix)."""
-    direction = unit_rows(revival.rows - parameters["offset"])
+    direction = unit_rows(revival.rows - parameters[OFFSET])
     alive = torch.ones(len(parameters["bias"]), dtype=torch.bool, device=direction.device)
     alive[revival.modes] = False
     lengths = parameters["encoder"][alive].norm(dim=1)

@@ -3,30 +3,30 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
-from condec.dictionary.base import (
-    Dictionary,
+from condec.dictionary.base import Dictionary, Learner
+from condec.dictionary.checkpoint import Keeper
+from condec.dictionary.gradient import GradientLearner, learn_together
+from condec.dictionary.measure import quality
+from condec.dictionary.prepared import Prepared, prepare
+from condec.dictionary.records import (
     DictionaryMetrics,
     Epoch,
-    Learner,
+    Learned,
     OnEpoch,
     TrainConfig,
     Training,
-    as_matrix,
-    complement,
 )
-from condec.dictionary.measure import quality
-from condec.dictionary.preparation import Preparation
-from condec.errors import DataError, OptionError
+from condec.dictionary.rows import StoredRows
+from condec.errors import DataError
 from condec.shapes import SampleIndex, UnitMatrix
 
 MANY_DEAD: Final = 0.2
@@ -123,10 +123,12 @@ class FitReport:
 
 def fit(
     learner: Learner,
-    matrix: UnitMatrix | np.ndarray,
+    matrix: UnitMatrix | np.ndarray | StoredRows,
     *,
     config: TrainConfig | None = None,
     held_out_rows: Int[torch.Tensor, " held_out"] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: bool = False,
     on_epoch: OnEpoch | None = None,
 ) -> FitReport:
@@ -138,11 +140,20 @@ def fit(
     ----------
     learner : Learner
         `ThresholdSAE`, `NMF`, `PCA`, `KMeans`, or one of another package.
-    matrix : Tensor of shape [sample, unit]
-        In any unit: the scale is taken out and put back.
+    matrix : Tensor of shape [sample, unit], or stored rows
+        In any unit: the scale is taken out and put back. What `Store.rows` gives is read in
+        blocks where it is larger than `TrainConfig.memory_gib` allows; metrics are then those
+        of a sample of the rows (`DictionaryMetrics.n_rows`), and the first pass works out the
+        scale.
     config : TrainConfig, optional
     held_out_rows : Tensor of int, optional
         Rows to hold out, instead of a share drawn by `config.split_seed`.
+    checkpoint : path, optional
+        Folder for the state of this one fit by gradient descent. If it was interrupted there,
+        it goes on, and ends with the same bits. The folder stays, so that nothing is lost
+        before the report is saved; `forget_checkpoint` removes it.
+    checkpoint_seconds : float
+        Between two checkpoints; none is written by fits that are done earlier.
     progress : bool
         Show a bar.
     on_epoch : callable, optional
@@ -154,7 +165,10 @@ def fit(
         `config.freeze` with a learner that has nothing to freeze.
     DataError
         The matrix holds NaN, is constant, or does not suit the learner; rows to hold out
-        that do not exist.
+        that do not exist; stored rows that do not fit in memory, for a learner that needs
+        them there.
+    StoreError
+        The checkpoint is that of another fit, is damaged, or cannot be written.
 
     Warns
     -----
@@ -174,17 +188,11 @@ def fit(
     1.0
     """
     config = config or TrainConfig()
-    rows = as_matrix(matrix, "fit")
-    held_out = _held_out(rows, config, held_out_rows)
-    train = rows[complement(held_out, len(rows)).to(rows.device)]
-    preparation = Preparation.fitted(train, config.scaling, config.centre)
-    prepared = preparation.apply(train)
-    if config.freeze is not None and not learner.freezes:
-        raise OptionError(
-            f"fit: {type(learner).__name__} has no {config.freeze} that could stay as it was "
-            "drawn; leave TrainConfig.freeze at None"
-        )
-    learner.check(prepared)
+    prepared = prepare(learner, matrix, config, held_out_rows)
+    keeper = None
+    if checkpoint is not None and isinstance(learner, GradientLearner):
+        identity = identity_of([(learner, prepared, config)])
+        keeper = Keeper(checkpoint, identity, checkpoint_seconds)
     start = time.perf_counter()
     with _bar(progress, type(learner).__name__) as advance:
 
@@ -193,74 +201,71 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch)
 
-        learned = learner.learn(prepared, config, after)
-    seconds = time.perf_counter() - start
+        if isinstance(learner, GradientLearner):
+            learned = learn_together(learner, [prepared.rows], [config], after, keeper)[0]
+        else:
+            learned = learner.learn(prepared.rows.sample, config, after)
+    seconds = time.perf_counter() - start if keeper is None else keeper.elapsed
+    report = report_of(learner, prepared, learned, seconds)
+    about_dead_modes(report, stacklevel=3)
+    return report
+
+
+def forget_checkpoint(folder: str | Path) -> None:
+    """Remove the checkpoint that `fit` left in a folder; nothing happens where there is none.
+
+    Raises
+    ------
+    StoreError
+        A file cannot be removed.
+    """
+    Keeper(folder, {}, 0.0).remove()
+
+
+def identity_of(fits: Sequence[tuple[Learner, Prepared, TrainConfig]]) -> dict[str, Any]:
+    """What tells the checkpoint of fits that run as one from others."""
+    return {
+        "learner": [learner.to_dict() for learner, _, _ in fits],
+        "config": [config.to_dict() for _, _, config in fits],
+        "rows": [prepared.rows.digest for _, prepared, _ in fits],
+    }
+
+
+def report_of(learner: Learner, prepared: Prepared, learned: Learned, seconds: float) -> FitReport:
+    """Measure what was learned on either split."""
+    preparation = prepared.preparation
     tensors = {name: tensor.cpu() for name, tensor in learned.tensors.items()}
     tensors |= preparation.tensors
-    scale = preparation.scale
-    bare = Dictionary(learner, tensors, scale)
-    measured = {"train": quality(bare, train)}
-    if len(held_out):
-        measured["held_out"] = quality(bare, rows[held_out.to(rows.device)])
+    bare = Dictionary(learner, tensors, preparation.scale)
+    measured = {"train": quality(bare, prepared.train)}
+    if len(prepared.held_out_rows):
+        measured["held_out"] = quality(bare, prepared.held_out)
     alive = torch.stack([found.alive for found in measured.values()]).any(0)
     training = Training(
         config=learned.config,
-        n_rows=len(rows),
-        held_out_rows=held_out,
+        n_rows=prepared.n_rows,
+        held_out_rows=prepared.held_out_rows,
         metrics={name: found.metrics() for name, found in measured.items()},
         n_alive=int(alive.sum()),
         history=learned.history,
     )
+    return FitReport(Dictionary(learner, tensors, preparation.scale, training), training, seconds)
+
+
+def about_dead_modes(report: FitReport, stacklevel: int = 2) -> None:
+    """Warn where many modes are dead."""
+    learner, training = report.dictionary.learner, report.training
     if not training.n_alive:
         warnings.warn(
             f"fit: all {learner.n_modes} modes are dead: no row has a loading above 0. Train "
             "longer, raise TrainConfig.threshold_warmup, or lower the threshold or lr.",
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
-    elif said := _about_dead_modes(learner, training):
-        warnings.warn(said, DeadModesWarning, stacklevel=2)
-    return FitReport(Dictionary(learner, tensors, scale, training), training, seconds)
+    elif said := _many_dead(learner, training):
+        warnings.warn(said, DeadModesWarning, stacklevel=stacklevel)
 
 
-def split_rows(n_rows: int, held_out: float, seed: int = 0) -> SampleIndex:
-    """Rows to hold out: a share of `n_rows` drawn at random, ascending.
-
-    At least one row, and never all, where `held_out` is above 0.
-
-    Raises
-    ------
-    DataError
-        Fewer than two rows to split.
-
-    Examples
-    --------
-    >>> split_rows(10, 0.2).shape
-    torch.Size([2])
-    """
-    if held_out and n_rows < 2:
-        raise DataError(f"split: at least 2 rows are needed to hold some out; got {n_rows}")
-    number = min(max(round(held_out * n_rows), 1), n_rows - 1) if held_out else 0
-    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
-    return order[:number].sort().values
-
-
-def _held_out(rows: Tensor, config: TrainConfig, wanted: Tensor | None) -> Tensor:
-    if not len(rows):
-        raise DataError(f"fit: expected at least one row; got shape {tuple(rows.shape)}")
-    if wanted is None:
-        return split_rows(len(rows), config.held_out, config.split_seed)
-    wanted = torch.unique(wanted.cpu().to(torch.int64))
-    if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < len(rows):
-        raise DataError(
-            f"fit: held_out_rows must be among 0 ... {len(rows) - 1}; got {int(wanted[0])} ... "
-            f"{int(wanted[-1])}"
-        )
-    if len(wanted) == len(rows):
-        raise DataError(f"fit: all {len(rows)} rows are held out; none is left to fit")
-    return wanted
-
-
-def _about_dead_modes(learner: Learner, training: Training) -> str:
+def _many_dead(learner: Learner, training: Training) -> str:
     """What to say where many modes are dead; empty where few are."""
     found = training.metrics.get("held_out")
     if found is None or (found.dead_share or 0.0) <= MANY_DEAD:
