@@ -53,7 +53,9 @@ def interrupted(learner, matrix, config, folder, after):
             raise Stop
 
     with pytest.raises(Stop):
-        fit(learner, matrix, config=config, checkpoint=folder, checkpoint_seconds=0.0, on_epoch=stop)
+        fit(
+            learner, matrix, config=config, checkpoint=folder, checkpoint_seconds=0.0, on_epoch=stop
+        )
 
 
 def same(first, second):

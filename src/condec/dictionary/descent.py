@@ -117,6 +117,12 @@ class _Descent:
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name not in self.frozen and name not in self.problem.fixed)
         self.moving = [p for p in self.parameters.values() if p.requires_grad]
+        # On a CPU new memory for gradients costs as much as the optimiser, and `products` adds
+        # rows to what is there; a GPU has its own pool.
+        self.keeps = fits[0].rows.device.type == "cpu"
+        if self.keeps:
+            for parameter in self.moving:
+                parameter.grad = torch.zeros_like(parameter)
         self.optimiser = torch.optim.Adam(self.moving, lr=self.lr, fused=True)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimiser, factor=0.5, patience=10
@@ -155,6 +161,7 @@ class _Descent:
         for index, fit in enumerate(self.fits):
             for name, parameter in fit.problem.parameters.items():
                 parameter.requires_grad_(False)
+                parameter.grad = None
                 if not self.alone:
                     parameter.copy_(self.parameters[name][index].detach())
         return [tuple(losses) for losses in zip(*self.history, strict=True)]
@@ -211,7 +218,7 @@ class _Descent:
             rate = 0.5 * self.lr * (1.0 + math.cos(math.pi * self.step / self.n_steps))
             self.optimiser.param_groups[0]["lr"] = rate
         loss, loadings = self._cost(rows)
-        self.optimiser.zero_grad()
+        self.optimiser.zero_grad(set_to_none=not self.keeps)
         loss.sum().backward()  # type: ignore[no-untyped-call]
         if self.config.clip is not None:
             self._clip(self.config.clip)

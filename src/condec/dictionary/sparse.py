@@ -17,6 +17,7 @@ from condec.dictionary.base import not_negative, whole
 from condec.dictionary.descent import filled
 from condec.dictionary.gradient import GradientLearner
 from condec.dictionary.problem import ATOMS, OFFSET, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.products import decoded, encoded
 from condec.dictionary.records import TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
@@ -297,7 +298,8 @@ class JumpReLUSAE(LinearSAE):
         # Of value 0, with the gradient of a step that is as wide as the kernel.
         shift = near * (threshold.detach() - threshold)
         loadings = pre * passed + threshold.detach() * shift
-        error = rows - decode(parameters, loadings)
+        # Not `decode`: thresholds get a gradient where loadings are 0.
+        error = rows - loadings @ parameters[ATOMS] - parameters[OFFSET]
         l0 = (passed + shift).sum(1).mean()
         sparse = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1.0).square()
         aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
@@ -310,12 +312,12 @@ class JumpReLUSAE(LinearSAE):
 
 def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:
     """What a linear encoder reads off rows."""
-    return (rows - parameters[OFFSET]) @ parameters["encoder"].T + parameters["bias"]
+    return encoded(rows - parameters[OFFSET], parameters["encoder"]) + parameters["bias"]
 
 
 def decode(parameters: Parameters, loadings: Tensor) -> Tensor:
-    """Rows from loadings."""
-    return loadings @ parameters[ATOMS] + parameters[OFFSET]
+    """Rows from loadings that get no gradient where they are 0."""
+    return decoded(loadings, parameters[ATOMS]) + parameters[OFFSET]
 
 
 def unit_rows(matrix: Tensor) -> Tensor:
@@ -327,7 +329,8 @@ def unit_rows(matrix: Tensor) -> Tensor:
 def atoms_of_length_one(parameters: Parameters) -> None:
     """Projection after a step."""
     atoms = parameters[ATOMS]
-    atoms.copy_(unit_rows(atoms))
+    # In place: a copy of a large dictionary takes longer than its lengths.
+    atoms.div_(atoms.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
 
 
 def above(pre: Tensor, threshold: Tensor) -> Tensor:
@@ -342,7 +345,7 @@ def largest(pre: Tensor, k: int) -> Tensor:
     tensor([[3., 0., 2.],
             [0., 0., 5.]])
     """
-    top = pre.topk(k, dim=1)
+    top = pre.topk(k, dim=1, sorted=False)
     return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
 
 
@@ -355,7 +358,7 @@ def aux_loss(
     k = min(pre.shape[1], max(1, int(_AUX_SHARE * error.shape[1])))
     loadings = largest(torch.where(dead, pre, -math.inf), k)
     error = error.detach()
-    left = (error - loadings @ parameters[ATOMS]).square().mean()
+    left = (error - decoded(loadings, parameters[ATOMS])).square().mean()
     share = left / error.square().mean().clamp(min=1e-12)
     # The engine asks on a CPU only whether any mode is dead.
     return torch.where(dead.any(), weight * share, 0.0)
