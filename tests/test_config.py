@@ -62,6 +62,9 @@ sign = "negative"
 sites = ["layer3.*"]
 held_out = 0.25
 seed = 3
+controls = true
+stability_seeds = 6
+check_sites = "layer3.2"
 
 [control]
 sites = "layer3.2"
@@ -107,6 +110,8 @@ def test_every_key_arrives_as_an_object() -> None:
     assert plan.fit.modes_per_unit is None
     assert plan.fit.train == TrainConfig(held_out=0.25, seed=3)
     assert (plan.fit.sign, plan.fit.sites) == ("negative", ("layer3.*",))
+    assert (plan.fit.controls, plan.fit.stability_seeds) == (True, 6)
+    assert plan.fit.check_sites == ("layer3.2",)
     assert plan.control.sites == ("layer3.2",)
     assert plan.control.labels == (1, 2)
     assert plan.control.fractions == (0.1, 1.0)
@@ -271,6 +276,11 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ("sites = 'a'\n[fit]\nn_modes = true", "n_modes: expected a number"),
         ("sites = 'a'\n[fit]\nn_modes = 0", "n_modes must be at least 1"),
         ("sites = 'a'\n[fit]\nheld_out = 2.0", "held_out must be"),
+        ("sites = 'a'\n[fit]\nstability_seeds = 4", "stability_seeds must be at least 5, or 0"),
+        (
+            "sites = 'a'\n[fit]\ncontrols = true\nheld_out = 0.0",
+            "controls are compared on held-out rows; held_out must be above 0",
+        ),
         ("sites = 'a'\n[fit]\nsign = 'up'", "fit: sign: expected one of positive, negative"),
         ("sites = 'a'\nfit = 3", r"fit: expected a table \[fit\]; got 3"),
         ("sites = 'a'\nmodel = 'digits'", r"model: expected a table \[model\]; got 'digits'"),

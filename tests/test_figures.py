@@ -65,6 +65,14 @@ MADE = {
     "histogram": lambda: figures.correlation_histogram_figure(
         {"modes": torch.rand(30), "single units": torch.rand(10) * 0.5}
     ),
+    "density": lambda: figures.density_figure(
+        {"training": torch.tensor([0.0, 0.01, 0.4, 1.0]), "held out": torch.tensor([0.0, 0.0, 0.3])}
+    ),
+    "stability": lambda: figures.stability_figure(
+        torch.tensor([0.9, torch.nan, 0.4]),
+        torch.tensor([0.8, torch.nan, 0.5]),
+        torch.tensor([0.2, torch.nan, -0.1]),
+    ),
     "heatmap": lambda: figures.correlation_heatmap_figure(
         correlation(), ["cat", "dog"], [3, 5, 8, 9]
     ),
@@ -343,3 +351,34 @@ def test_a_third_histogram_has_a_colour_of_its_own():
     named = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
     assert len({named[name] for name in best}) == 3
     assert ACTIVATION not in named.values()
+
+
+# --- one dictionary -------------------------------------------------------------------------
+
+
+def test_density_counts_modes_by_half_powers_of_ten():
+    # 0.01 and 0.1 are edges, and belong to the bins above them.
+    train = torch.tensor([0.0, 0.0, 0.01, 0.02, 0.1, 0.4, 1.0])
+    (axis,) = figures.density_figure({"training": train}).axes
+    heights = [round(bar.get_height()) for bar in axis.patches]
+    assert heights == [2, 0, 2, 0, 1, 2]  # dead, a gap, from 1 %, 3 %, 10 %, 32 %
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["dead", "1 %", "10 %", "100 %"]
+    both = figures.density_figure({"training": train, "held out": torch.zeros(7)}).axes[0]
+    assert [round(bar.get_height()) for bar in both.patches][6:] == [7, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "density", [{}, {"training": torch.zeros(0)}, dict.fromkeys("abc", torch.ones(2))]
+)
+def test_density_of_nothing(density):
+    with pytest.raises(DataError, match="expected the densities of one or two splits"):
+        figures.density_figure(density)
+
+
+def test_stability_leaves_dead_modes_out():
+    seeds = torch.tensor([0.9, 0.7, torch.nan])
+    (axis,) = figures.stability_figure(seeds, seeds - 0.1, seeds - 0.5).axes
+    words = [text.get_text() for text in axis.texts]
+    assert {"other seeds", "median 0.80", "median 0.70", "chance", "median 0.30"} <= set(words)
+    with pytest.raises(DataError, match="every mode is dead"):
+        figures.stability_figure(*[torch.full((3,), torch.nan)] * 3)

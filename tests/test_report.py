@@ -20,8 +20,9 @@ from condec.errors import StoreError
 from condec.report import build_report
 from condec.report.build import _write_pages
 from condec.report.cards import mode_lines, stems
+from condec.report.checks import chance, check_lines, control_rows, numbers, sentences
 from condec.report.reading import read_run
-from condec.report.summary import chance, facts, site_line, title, trends, warnings
+from condec.report.summary import facts, site_line, title, trends, warnings
 from condec.report.words import method_words, target_words
 from condec.statistics import layer_statistics
 from condec.store import Store
@@ -111,7 +112,7 @@ def test_every_file_is_used(report):
     for page in pages(report):
         for link in page.links + page.resources:
             if not link.startswith(("data:", "#")):
-                wanted.add((page.file.parent / unquote(link)).resolve())
+                wanted.add((page.file.parent / unquote(link.partition("#")[0])).resolve())
     assert {file for file in report.rglob("*") if file.is_file()} == wanted
 
 
@@ -348,6 +349,123 @@ def test_warning_about_dead_modes(run):
     assert "block2:input" not in " ".join(t for t in warnings(run) if "dead" in t)
 
 
+def test_dead_modes_are_those_of_held_out_rows(run):
+    one = run.sites[1].fitted[0]
+    loadings = one.modes.loadings.clone()
+    loadings[one.modes.held_out] = 0.0
+    loadings[one.modes.held_out.nonzero()[0], 0] = 1.0
+    dead = replace(one, modes=replace(one.modes, loadings=loadings))
+    sites = (run.sites[0], replace(run.sites[1], fitted=(dead,)))
+    assert dead.dead_share == 1 - 1 / one.modes.n_modes
+    changed = replace(run, sites=sites)
+    (said,) = [text for text in warnings(changed) if "no held-out input" in text]
+    assert f"block2:input 75 % of {one.modes.n_modes}" in said
+    assert check_lines(changed)[1].many_dead
+    assert any("75 % of the 4 modes are dead" in text for text in sentences(changed, dead))
+    nowhere = replace(one.modes, held_out=torch.zeros_like(one.modes.held_out), n_modes=16)
+    sites = (replace(run.sites[1], fitted=(replace(one, modes=nowhere),)),)
+    assert "used by no input: block2:input 75 % of 16." in " ".join(
+        warnings(replace(run, sites=sites))
+    )
+
+
+# --- is it more than chance? --------------------------------------------------------------
+
+
+def test_numbers_stand_side_by_side(run):
+    fitted = run.sites[1].fitted[0]
+    metrics, found = fitted.dictionary.training.metrics, {}
+    for line in numbers(fitted):
+        found[line.name] = (line.train, line.held_out)
+    assert found["Inputs"] == tuple(str(metrics[s].n_rows) for s in ("train", "held_out"))
+    for name, key, digits in (
+        ("Cosine", "cosine", 3),
+        ("Shrinkage", "shrinkage", 3),
+        ("Modes per input", "l0", 1),
+        ("Modes in use", "n_alive", 0),
+        ("Atom Hoyer", "atom_hoyer", 3),
+        ("Coherence", "coherence", 3),
+        ("Effective rank", "effective_rank", 1),
+    ):
+        values = tuple(f"{getattr(metrics[s], key):.{digits}f}" for s in ("train", "held_out"))
+        assert found[name] == values, name
+    assert len(found) == 13
+    dead = without_held_out(run, 2).sites[1].fitted[0]
+    assert {line.held_out for line in numbers(dead)} == {"\N{EN DASH}"}
+    assert numbers(replace(dead, dictionary=replace(dead.dictionary, training=None))) == []
+
+
+def controls_of(run, **r2):
+    one = run.sites[1].fitted[0]
+    table = one.controls[one.controls["control"].isin(r2)].copy()
+    table["r2"] = table["control"].map(r2)
+    table["label_correlation"] = [0.9] + [0.1] * (len(table) - 1)
+    return replace(run, sites=(replace(run.sites[1], fitted=(replace(one, controls=table),)),))
+
+
+def test_controls_that_do_as_well_are_named(run):
+    equal = controls_of(run, dictionary=0.8, shuffled_units=0.3, pca=0.79)
+    fitted = equal.sites[0].fitted[0]
+    assert check_lines(equal)[0].controls == "PCA (R\N{SUPERSCRIPT TWO})"
+    rows = control_rows(fitted)
+    assert [row["as_good"] for row in rows] == ["", "", "R\N{SUPERSCRIPT TWO}"]
+    assert [row["name"] for row in rows] == ["this dictionary", "shuffled units", "PCA"]
+    assert any(
+        text.startswith("PCA at equal L0 does as well on held-out rows: R2 0.79")
+        for text in sentences(equal, fitted)
+    )
+    wanted = "Controls do as well as the dictionary: block2:input: PCA (R\N{SUPERSCRIPT TWO})."
+    assert wanted in list(warnings(equal))
+    worse = controls_of(run, dictionary=0.8, shuffled_units=0.3, pca=0.5)
+    assert check_lines(worse)[0].controls == "none"
+    assert any("No control does as well" in t for t in sentences(worse, worse.sites[0].fitted[0]))
+    assert not [text for text in warnings(worse) if "Controls do" in text]
+
+
+def test_stability_is_said_for_all_and_for_each(run, report):
+    site = run.sites[1]
+    fitted, line = site.fitted[0], check_lines(run)[1]
+    table = fitted.stability
+    assert line.seeds == pytest.approx(table["seed_cosine"].mean())
+    assert line.halves == pytest.approx(table["half_cosine"].mean())
+    both = ((table["seed_cosine"] >= 0.9) & (table["half_cosine"] >= 0.9)).sum()
+    assert line.stable == f"{both} of {len(fitted.modes)}"
+    (said,) = [text for text in sentences(run, fitted) if "4 other seeds" in text]
+    assert f"a cosine of {table['seed_cosine'].mean():.2f} on average" in said
+    for one in mode_lines(run, fitted):
+        row = table.set_index("mode").loc[one.id]
+        assert (one.seeds, one.halves) == (row["seed_cosine"], row["half_cosine"])
+    text = " ".join(Page(report / "sites" / f"{site.folder}.html").text.split())
+    first = mode_lines(run, fitted)[0]
+    assert f"found again with a cosine of {first.seeds:.2f} by other seeds" in text
+    assert (report / "figures" / f"{site.folder}-kmeans-stability.svg").is_file()
+
+
+def test_what_was_not_checked_is_not_said(run, report):
+    line = check_lines(run)[0]
+    assert (line.stable, line.controls) == ("", "")
+    assert math.isnan(line.seeds)
+    text = " ".join(Page(report / "sites" / "block1.html").text.split())
+    assert "found again" not in text
+    assert "other seeds" not in text
+    index = " ".join(Page(report / "index.html").text.split())
+    assert "Is it more than chance?" in index
+    assert "add what is missing" not in index  # one site has both
+
+
+def test_the_page_says_how_to_check(tmp_path):
+    index = Page(build_report(small_run(tmp_path / "run", links=("fit",)))).text
+    assert "stability_seeds = 5 under [fit] in run.toml" in " ".join(index.split())
+
+
+def test_stability_of_dead_modes(run):
+    one = run.sites[1].fitted[0]
+    table = one.stability.assign(seed_cosine=math.nan, half_cosine=math.nan, chance=math.nan)
+    assert "Stability was measured, but every mode is dead." in list(
+        sentences(run, replace(one, stability=table))
+    )
+
+
 def test_correlations_that_are_not_defined_are_not_shown(run):
     one = run.sites[1].fitted[0]
     rows = (one.modes.store.labels != 2) & one.modes.held_out
@@ -493,7 +611,7 @@ def test_without_controls_the_page_says_how_to_add_one(report):
     text = " ".join(Page(report / "index.html").text.split())
     assert "condec collect RUN --control random-weights" in text
     assert "Is it the training?" not in text
-    assert "Controls" not in text
+    assert "<dt>Controls</dt>" not in (report / "index.html").read_text()
 
 
 def test_trends_in_words(controlled):

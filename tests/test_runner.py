@@ -15,7 +15,8 @@ from PIL import Image
 
 import condec.report
 import condec.runner.local as local
-from condec import config
+from condec import config, dictionary
+from condec.dictionary import TrainConfig, load_dictionary
 from condec.errors import CondecError, DataError, OptionError, StoreError
 from condec.maps import SiteMaps
 from condec.modes import Modes
@@ -663,3 +664,81 @@ def test_dead_modes_are_a_note_and_no_warning(tmp_path: Path) -> None:
     (note,) = outcome.notes
     assert re.fullmatch(r"block1: \d+% of 48 modes are dead; take fewer, or train longer", note)
     assert local.fit(run).notes == ()  # nothing was fitted
+
+
+# --- controls and stability ---------------------------------------------------------------
+
+CHECKS = "held_out = 0.4, controls = true, stability_seeds = 5, check_sites = 'block2'"
+
+
+def test_controls_and_stability_are_steps_of_the_fit(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit", "map")))
+    before = files(source / "run" / "modes")
+    change(source, "held_out = 0.4", CHECKS)
+    outcome = carry_out(run_of(source, links=("fit", "map")))["fit"]
+    analysis = source / "run" / "analysis"
+    tables = [
+        analysis / name / "block2" / "kmeans.parquet" for name in ("fit_controls", "stability")
+    ]
+    assert outcome.outputs == tuple(tables)
+    assert files(source / "run" / "modes") == before  # nothing was fitted anew
+    controls = pandas.read_parquet(tables[0])
+    assert controls["control"].tolist() == [
+        "dictionary", "shuffled_units", "activations", "pca", "nmf",
+    ]  # fmt: skip
+    modes = run_of(source).modes(["block2"])[0]
+    fitted = load_dictionary(source / "run" / "modes" / "block2" / "kmeans")
+    assert fitted.training is not None
+    assert controls["r2"][0] == pytest.approx(fitted.training.metrics["held_out"].r2)
+    assert controls["label_correlation"].notna().all()
+    stable = pandas.read_parquet(tables[1])
+    assert stable["mode"][stable["seed_cosine"].notna()].tolist() == modes.ids.tolist()
+    assert set(stable["n_seeds"]) == {5}
+    assert carry_out(run_of(source, links=("fit", "map")))["map"].state == "kept"
+    tables[1].unlink()
+    assert local.fit(run_of(source)).outputs == (tables[1],)
+
+
+def test_a_new_dictionary_undoes_its_checks(source: Path) -> None:
+    change(source, "held_out = 0.4", CHECKS)
+    carry_out(run_of(source, links=("collect", "fit")))
+    analysis = source / "run" / "analysis"
+    tables = [
+        analysis / name / "block2" / "kmeans.parquet" for name in ("fit_controls", "stability")
+    ]
+    # Lost modes are fitted again from the same plan: so are the checks.
+    shutil.rmtree(source / "run" / "modes" / "block2" / "kmeans" / "modes.zarr")
+    assert set(tables) < set(local.fit(run_of(source)).outputs)
+    change(source, CHECKS, "held_out = 0.3")
+    local.fit(run_of(source))
+    assert not [table for table in tables if table.exists()]
+
+
+def test_stability_of_other_modes_is_left_out(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(source, "held_out = 0.4", CHECKS)
+    carry_out(run_of(source, links=("collect",)))
+    real = dictionary.stability
+
+    def other(*args: object, config: TrainConfig, **options: object) -> object:
+        return real(*args, config=replace(config, seed=9), **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dictionary, "stability", other)
+    outcome = local.fit(run_of(source))
+    assert not (source / "run" / "analysis" / "stability").exists()
+    (note,) = [note for note in outcome.notes if "stability" in note]
+    assert note.startswith("block2: stability left out: the same seed gave other modes")
+
+
+def test_checks_without_labels_or_activations(source: Path) -> None:
+    images = np.load(source / "data.npz")["images"]
+    np.savez(source / "data.npz", images=images)
+    change(source, "held_out = 0.4", CHECKS.replace("stability_seeds = 5, ", "sign = 'negative', "))
+    carry_out(run_of(source, links=("collect", "fit")))
+    table = pandas.read_parquet(
+        source / "run" / "analysis" / "fit_controls" / "block2" / "kmeans.parquet"
+    )
+    # After a ReLU the negative part of the activations is 0 throughout.
+    assert table["control"].tolist() == ["dictionary", "shuffled_units", "pca"]
+    assert table["label_correlation"].isna().all()

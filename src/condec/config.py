@@ -64,6 +64,8 @@ _SECTIONS: Final = {
     "maps": MapsPlan,
     "report": ReportPlan,
 }
+_OF_FIT: Final = ("sign", "sites", "controls", "stability_seeds", "check_sites")
+"""Keys of [fit] that belong neither to the learner nor to its training."""
 _TOP: Final = ("sites", "out", "base", "links", "fit", *_SECTIONS)
 
 DEMO: Final[Mapping[str, Any]] = {
@@ -169,8 +171,7 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     record["fit"] = {
         "learner": fit.name,
         "n_modes": number if fit.modes_per_unit is None else f"{fit.modes_per_unit:g}x",
-        "sign": fit.sign,
-        **({"sites": list(fit.sites)} if fit.sites else {}),
+        **{k: v for k, v in _plain_fields(fit).items() if k in _OF_FIT},
         **{k: v for k, v in _plain_fields(fit.learner).items() if k != "n_modes"},
         **_plain_fields(fit.train),
     }
@@ -322,7 +323,7 @@ def _fit(record: Mapping[str, Any]) -> FitPlan:
     parts: dict[str, dict[str, Any]] = {}
     of_learner = typing.get_type_hints(LEARNERS[name])
     of_training = typing.get_type_hints(TrainConfig)
-    of_plan = {key: typing.get_type_hints(FitPlan)[key] for key in ("sign", "sites")}
+    of_plan = {key: typing.get_type_hints(FitPlan)[key] for key in _OF_FIT}
     kinds = {"learner": of_learner, "train": of_training, "plan": of_plan}
     for which, known in kinds.items():
         parts[which] = {

@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from condec.dictionary import (
     TopKSAE,
     TrainConfig,
     control_words,
+    controls_as_good,
     fit,
     fit_controls,
 )
@@ -178,3 +180,28 @@ def test_words_name_what_does_as_well():
     assert control_words(table_of(dictionary=0.8, frozen_encoder=0.2)) == ()
     with pytest.raises(OptionError, match="margin must be finite and not negative; got -1"):
         control_words(table, margin=-1.0)
+
+
+def test_columns_in_which_a_control_does_as_well():
+    table = table_of(dictionary=0.8, frozen_decoder=0.5, shuffled_units=0.1, pca=0.79)
+    assert controls_as_good(table) == {"pca": ("r2",)}
+    both = ("r2", "label_correlation")
+    assert controls_as_good(table, margin=0.3) == {"frozen_decoder": both, "pca": ("r2",)}
+
+
+def test_a_dictionary_at_hand_is_not_fitted_again(monkeypatch):
+    from condec.dictionary import controls
+
+    config = TrainConfig(held_out=0.3, split_seed=4)
+    own = fit(KMeans(4), DATA.matrix, config=config).dictionary
+    whole = fit_controls(KMeans(4), DATA.matrix, indicators=LABELS, config=config)
+    fits, real = [], controls.fit
+    monkeypatch.setattr(
+        controls, "fit", lambda learner, *a, **o: fits.append(learner) or real(learner, *a, **o)
+    )
+    found = fit_controls(KMeans(4), DATA.matrix, indicators=LABELS, config=config, fitted=own)
+    pd.testing.assert_frame_equal(found, whole)
+    assert [type(learner).__name__ for learner in fits] == ["KMeans", "PCA", "NMF"]
+    for other, said in ((own, "600 rows"), (replace(own, training=None), "no rows at all")):
+        with pytest.raises(DataError, match=f"fitted records {said}, the matrix has 500"):
+            fit_controls(KMeans(4), DATA.matrix[:500], fitted=other)

@@ -12,7 +12,7 @@ from condec.dictionary.base import (
 )
 from condec.dictionary.batch_topk import BatchTopKSAE, MatryoshkaSAE
 from condec.dictionary.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
-from condec.dictionary.controls import CONTROLS, control_words, fit_controls
+from condec.dictionary.controls import CONTROLS, control_words, controls_as_good, fit_controls
 from condec.dictionary.export import LinearCode, linear_code, read_saelens, write_saelens
 from condec.dictionary.many import Job, fit_many
 from condec.dictionary.measure import Quality, quality
@@ -57,6 +57,7 @@ __all__ = [
     "TrainConfig",
     "Training",
     "control_words",
+    "controls_as_good",
     "fit",
     "fit_controls",
     "fit_many",

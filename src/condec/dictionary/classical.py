@@ -57,22 +57,12 @@ class NMF(Learner):
         return Learned({"atoms": _tensor(model.components_)}, config)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Loadings of least squared error that are not negative, from a start at 0."""
-        from sklearn.decomposition import non_negative_factorization
-
+        """Loadings of least squared error that are not negative, exact for every row."""
         _not_negative(matrix, "encode")
-        if not len(matrix):
-            return matrix.new_zeros(0, self.n_modes)
-        loadings, _, _ = non_negative_factorization(
-            _numpy(matrix),
-            H=_numpy(tensors["atoms"]),
-            n_components=self.n_modes,
-            update_H=False,
-            # The stopping rule looks at all rows at once: far below what float32 shows, so
-            # that the company of a row does not matter.
-            tol=1e-8,
-            max_iter=10 * self.max_iter,
-        )
+        atoms = _numpy(tensors["atoms"])
+        loadings = np.zeros((len(matrix), self.n_modes))
+        for place, row in enumerate(_numpy(matrix)):
+            loadings[place] = _nonnegative(row, atoms, 10 * self.max_iter)
         return _tensor(loadings).to(matrix.device)
 
 
@@ -343,6 +333,26 @@ def _enough_components(learner: Learner, matrix: Tensor) -> None:
             f"{type(learner).__name__}: {learner.n_modes} modes are more than {matrix.shape[0]} "
             f"training rows of {matrix.shape[1]} units can have; take at most {min(matrix.shape)}"
         )
+
+
+def _nonnegative(row: np.ndarray, atoms: np.ndarray, max_iter: int) -> np.ndarray:
+    """Least squares by the active set method (Lawson and Hanson 1974)."""
+    from scipy.optimize import nnls
+    from sklearn.decomposition import non_negative_factorization
+
+    try:
+        loadings: np.ndarray = nnls(atoms.T, row)[0]
+    except RuntimeError:
+        # More atoms than units can send it round in circles: then by coordinate descent.
+        loadings = non_negative_factorization(
+            row[None],
+            H=atoms,
+            n_components=len(atoms),
+            update_H=False,
+            tol=1e-8,
+            max_iter=max_iter,
+        )[0][0]
+    return loadings
 
 
 def _not_negative(matrix: Tensor, who: str, learner: str = "NMF") -> None:

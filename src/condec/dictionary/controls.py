@@ -33,6 +33,10 @@ _NAMES: Final = {
     "nmf": "NMF at equal L0",
 }
 
+_MEASURES: Final = {"r2": "R2", "label_correlation": "label correlation"}
+_NMF_PASSES: Final = 300
+"""Passes of the NMF that is a control: the last ones take long and change little."""
+
 
 def fit_controls(
     learner: Learner,
@@ -43,6 +47,7 @@ def fit_controls(
     controls: Sequence[Control] | None = None,
     config: TrainConfig | None = None,
     held_out_rows: Int[torch.Tensor, " held_out"] | None = None,
+    fitted: Dictionary | None = None,
 ) -> "pandas.DataFrame":
     """Fit a dictionary and its controls to the same rows, and measure all on the same others.
 
@@ -71,6 +76,9 @@ def fit_controls(
     config : TrainConfig, optional
     held_out_rows : Tensor of int, optional
         As in `fit`.
+    fitted : Dictionary, optional
+        What `fit` made of this learner, matrix and config, where it is at hand: it is not
+        fitted again, and the controls hold out the rows that it records.
 
     Returns
     -------
@@ -84,7 +92,8 @@ def fit_controls(
     OptionError
         An unknown control, or one that the learner or the data do not allow.
     DataError
-        Activations or indicators of other samples; no rows held out; else as `fit`.
+        Activations or indicators of other samples; `fitted` to other rows; no rows held out;
+        else as `fit`.
     """
     config = config or TrainConfig()
     rows = as_matrix(matrix, "fit_controls")
@@ -97,9 +106,14 @@ def fit_controls(
             )
     chosen = _chosen(controls, learner, rows, others)
     with warnings.catch_warnings():
-        # The table has the number of alive modes.
+        # The table has the number of alive modes; a control need not be at its very best.
         warnings.simplefilter("ignore", DeadModesWarning)
-        return _table(learner, rows, others, indicators, chosen, config, held_out_rows)
+        warnings.filterwarnings("ignore", message="Maximum number of iterations")
+        if fitted is None:
+            base = fit(learner, rows, config=config, held_out_rows=held_out_rows)
+        else:
+            base = _report_of(fitted, len(rows))
+        return _table(base, learner, rows, others, indicators, chosen, config)
 
 
 def control_words(table: "pandas.DataFrame", *, margin: float = 0.05) -> tuple[str, ...]:
@@ -120,25 +134,44 @@ def control_words(table: "pandas.DataFrame", *, margin: float = 0.05) -> tuple[s
     OptionError
         A margin that is negative or not finite.
     """
+    figures = {str(line["control"]): line for line in table.to_dict("records")}
+    own, said = figures["dictionary"], []
+    for control, columns in controls_as_good(table, margin=margin).items():
+        equal = ", ".join(
+            f"{_MEASURES[c]} {figures[control][c]:.2f} against {own[c]:.2f}" for c in columns
+        )
+        name = _NAMES.get(control, control)
+        said.append(
+            f"{name[0].upper()}{name[1:]} does as well on held-out rows: {equal} "
+            f"(within {margin:g})."
+        )
+    return tuple(said)
+
+
+def controls_as_good(
+    table: "pandas.DataFrame", *, margin: float = 0.05
+) -> dict[str, tuple[str, ...]]:
+    """Controls that do as well as the dictionary, and in which columns of the table.
+
+    Parameters
+    ----------
+    table, margin
+        As for `control_words`.
+
+    Raises
+    ------
+    OptionError
+        A margin that is negative or not finite.
+    """
     if not 0.0 <= margin < math.inf:
         raise OptionError(f"control_words: margin must be finite and not negative; got {margin}")
-    titles = {"r2": "R2", "label_correlation": "label correlation"}
     figures = {str(line["control"]): line for line in table.to_dict("records")}
     own = figures.pop("dictionary")
-    said = []
-    for control, line in figures.items():
-        equal = [
-            f"{title} {line[column]:.2f} against {own[column]:.2f}"
-            for column, title in titles.items()
-            if line[column] >= own[column] - margin
-        ]
-        if equal:
-            name = _NAMES.get(control, control)
-            said.append(
-                f"{name[0].upper()}{name[1:]} does as well on held-out rows: "
-                f"{', '.join(equal)} (within {margin:g})."
-            )
-    return tuple(said)
+    found = {
+        control: tuple(c for c in _MEASURES if line[c] >= own[c] - margin)
+        for control, line in figures.items()
+    }
+    return {control: columns for control, columns in found.items() if columns}
 
 
 def strongest_loadings(
@@ -160,18 +193,28 @@ def strongest_loadings(
     return torch.where(rank < keep.to(order.device)[:, None], loadings, 0.0)
 
 
+def _report_of(fitted: Dictionary, n_rows: int) -> FitReport:
+    training = fitted.training
+    if training is None or training.n_rows != n_rows:
+        rows = "no rows at all" if training is None else f"{training.n_rows} rows"
+        raise DataError(
+            f"fit_controls: fitted records {rows}, the matrix has {n_rows}; give the dictionary "
+            "that fit made of this matrix"
+        )
+    return FitReport(fitted, training, 0.0)
+
+
 def _table(
+    base: FitReport,
     learner: Learner,
     rows: Tensor,
     activations: Tensor | None,
     indicators: Tensor | None,
     controls: Sequence[Control],
     config: TrainConfig,
-    held_out_rows: Tensor | None,
 ) -> "pandas.DataFrame":
     import pandas as pd
 
-    base = fit(learner, rows, config=config, held_out_rows=held_out_rows)
     held_out = base.held_out_rows
     if not len(held_out):
         raise DataError("fit_controls: no rows are held out; take TrainConfig(held_out=0.2)")
@@ -180,14 +223,15 @@ def _table(
         changed = dataclasses.replace(config, **changes)
         return fit(kind, data, config=changed, held_out_rows=held_out)
 
+    n_classical = min(learner.n_modes, len(base.train_rows), rows.shape[1])
     used = l0(base.dictionary.encode(rows))
     fits: dict[Control, Callable[[], tuple[FitReport, Tensor]]] = {
         "frozen_decoder": lambda: (fitted(learner, rows, freeze="decoder"), rows),
         "frozen_encoder": lambda: (fitted(learner, rows, freeze="encoder"), rows),
         "shuffled_units": lambda: _with(fitted, learner, _shuffled(rows, held_out, config.seed)),
         "activations": lambda: _with(fitted, learner, rows if activations is None else activations),
-        "pca": lambda: _with(fitted, PCA(_at_most(learner, rows, held_out, by_units=True)), rows),
-        "nmf": lambda: _with(fitted, NMF(_at_most(learner, rows, held_out)), rows),
+        "pca": lambda: (fitted(PCA(n_classical), rows), rows),
+        "nmf": lambda: (fitted(NMF(n_classical, max_iter=_NMF_PASSES), rows), rows),
     }
     lines = [{"control": "dictionary"} | _measured(base, rows, None, indicators)]
     for control in controls:
@@ -270,8 +314,3 @@ def _shuffled(rows: Tensor, held_out: Tensor, seed: int) -> Tensor:
         order = torch.rand(len(index), rows.shape[1], generator=generator).argsort(0)
         shuffled[index] = rows[index].gather(0, order.to(rows.device))
     return shuffled
-
-
-def _at_most(learner: Learner, rows: Tensor, held_out: Tensor, *, by_units: bool = False) -> int:
-    n_train = len(rows) - len(held_out)
-    return min(learner.n_modes, n_train, rows.shape[1] if by_units else n_train)

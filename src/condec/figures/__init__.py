@@ -11,6 +11,7 @@ Figures are made without pyplot, so nothing global changes, and `save_figure` wr
 bytes every time. This is the only part of condec that imports matplotlib.
 """
 
+from condec.figures.dictionaries import density_figure, stability_figure
 from condec.figures.pixels import (
     display_for,
     draw_maps,
@@ -45,6 +46,7 @@ __all__ = [
     "control_figure",
     "correlation_heatmap_figure",
     "correlation_histogram_figure",
+    "density_figure",
     "display_for",
     "draw_maps",
     "flatten_colours",
@@ -57,5 +59,6 @@ __all__ = [
     "save_figure",
     "smooth_map",
     "smoothing",
+    "stability_figure",
     "training_history_figure",
 ]

@@ -21,6 +21,7 @@ from condec.figures.style import (
     RULE,
     SHUFFLED,
     SIGNED,
+    draw_shares,
     list_names,
     name_lines,
     not_empty,
@@ -196,20 +197,7 @@ def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
     with styled():
         figure, (axis,) = panels(1, height=2.5)
         title(axis, "Top label correlation", "highest correlation of each with any label")
-        names = []
-        for (name, values), colour in zip(
-            kept.items(), (CONTRIBUTION, "#8A8F96", SHUFFLED), strict=False
-        ):
-            if not len(values):
-                continue
-            heights = np.histogram(values, edges)[0] / len(values)
-            axis.stairs(heights, edges, color=colour, fill=True, alpha=0.28)
-            axis.stairs(heights, edges, color=colour, linewidth=1.4)
-            middle = float(np.median(values))
-            axis.axvline(middle, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
-            names += [(name, colour), (f"median {middle:.2f}", colour)]
-        list_names(axis, names)
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+        draw_shares(axis, edges, kept, (CONTRIBUTION, "#8A8F96", SHUFFLED))
         axis.set_xlabel("Pearson correlation")
     return figure
 

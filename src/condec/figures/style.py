@@ -1,7 +1,7 @@
 """The visual language of all figures: colours, type, titles, names at line ends."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from condec.errors import DataError, OptionError
 
@@ -157,6 +158,24 @@ def list_names(axis: Axes, names: Sequence[tuple[str, str]]) -> None:
             text, (1, 1), (5, -12 * number), xycoords="axes fraction",
             textcoords="offset points", color=colour, va="top", fontweight="bold",
         )  # fmt: skip
+
+
+def draw_shares(
+    axis: Axes, edges: np.ndarray, series: Mapping[str, np.ndarray], colours: Sequence[str]
+) -> None:
+    """Histograms over each other, each as shares of its own values, with names and medians."""
+    names = []
+    for (name, values), colour in zip(series.items(), colours, strict=False):
+        if not len(values):
+            continue
+        heights = np.histogram(values, edges)[0] / len(values)
+        axis.stairs(heights, edges, color=colour, fill=True, alpha=0.28)
+        axis.stairs(heights, edges, color=colour, linewidth=1.4)
+        middle = float(np.median(values))
+        axis.axvline(middle, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
+        names += [(name, colour), (f"median {middle:.2f}", colour)]
+    list_names(axis, names)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
 
 
 def site_axis(axis: Axes, sites: Sequence[str]) -> None:

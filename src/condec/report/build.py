@@ -1,7 +1,6 @@
 """Builds the pages of a report from a run folder."""
 
 import shutil
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ import tomli_w
 
 from condec.figures import RANKINGS, display_for, smoothing
 from condec.files import writing
-from condec.report import summary, words
+from condec.report import checks, summary, words
 from condec.report.cards import LINES, mode_cards, mode_lines
 from condec.report.drawing import PARTS, Studio
 from condec.report.reading import Fitted, RunPart, SitePart, read_run
@@ -76,6 +75,7 @@ def _write_pages(run: RunPart, folder: Path) -> None:
         warnings=list(summary.warnings(run)),
         lines=[summary.site_line(site) for site in run.sites],
         figures=studio.overview(run),
+        checks=checks.check_lines(run),
         statistics=_records(run.statistics),
         twins=[
             (words.control_words(twin.control), _records(twin.statistics))
@@ -108,8 +108,7 @@ def _dictionary(run: RunPart, site: SitePart, fitted: Fitted, studio: Studio) ->
     """Everything that a page shows of one dictionary."""
     lines = mode_lines(run, fitted)
     cards = mode_cards(run, fitted, lines)
-    training, maps = fitted.dictionary.training, fitted.maps
-    metrics = {} if training is None else training.metrics
+    maps = fitted.maps
     tiles = {
         card.place: list(studio.tiles(run, site, fitted, card.place))
         for card in cards
@@ -119,9 +118,12 @@ def _dictionary(run: RunPart, site: SitePart, fitted: Fitted, studio: Studio) ->
         "name": fitted.name,
         "learner": words.plain(fitted.dictionary.learner.to_dict()),
         "modes": fitted.modes,
-        "quality": [(summary.SPLITS[split], asdict(values)) for split, values in metrics.items()],
+        "numbers": checks.numbers(fitted),
+        "use": studio.use(site, fitted),
         "figures": studio.fitted(run, site, fitted, lines),
-        "chance": summary.chance(run, fitted),
+        "sentences": list(checks.sentences(run, fitted)),
+        "controls": checks.control_rows(fitted),
+        "stability": studio.stability(site, fitted),
         "training": studio.training(site, fitted),
         "cards": [(card, [] if card.place is None else tiles[card.place]) for card in cards],
         "lines": lines[:LINES],

@@ -1,5 +1,6 @@
 """Cards: what is shown of one mode."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,6 +56,9 @@ class ModeLine:
         Share of the inputs for which the loading is not 0.
     units : str
         The strongest units of the atom.
+    seeds, halves : float
+        Cosine with its partners in fits of other seeds, and of either half of the inputs; NaN
+        where that was not measured.
     """
 
     row: int
@@ -65,6 +69,8 @@ class ModeLine:
     use: float
     held_out_use: float
     units: str
+    seeds: float
+    halves: float
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,9 @@ class ModeCard:
 def mode_lines(run: RunPart, fitted: Fitted) -> list[ModeLine]:
     """All modes, the most correlated with a label first."""
     modes = fitted.modes
-    train_rows, held_rows = ~modes.held_out, modes.held_out
-    use = (modes.loadings[train_rows] != 0).float().mean(0)
-    held_use = (modes.loadings[held_rows] != 0).float().mean(0)
+    use, held_use = fitted.density("train"), fitted.density("held_out")
+    unknown = (math.nan, math.nan)
+    known = [fitted.stable.get(number, unknown) for number in modes.ids.tolist()]
     best: list[tuple[str, float, float]] = [("", float("nan"), float("nan"))] * len(modes)
     if fitted.has_labels and len(modes):
         label, held_out = fitted.best
@@ -112,6 +118,8 @@ def mode_lines(run: RunPart, fitted: Fitted) -> list[ModeLine]:
             use=float(use[row]),
             held_out_use=float(held_use[row]),
             units=", ".join(str(int(unit)) for unit in strongest_units(modes, row)[:3]),
+            seeds=known[row][0],
+            halves=known[row][1],
         )
         for row in range(len(modes))
     ]

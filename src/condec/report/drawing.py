@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -137,6 +138,29 @@ class Studio:
             alt = "Correlation of every mode with every label"
             drawn.append(self._figure(figure, f"{stem}-labels", alt))
         return drawn
+
+    def use(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
+        """How many modes are used how often, on both splits."""
+        found = {"training": fitted.density("train")}
+        if fitted.has_held_out:
+            found["held out"] = fitted.density("held_out")
+        shares = {}
+        for name, density in found.items():
+            shares[name] = torch.zeros(fitted.modes.n_modes)
+            shares[name][fitted.modes.ids] = density
+        figure = figures.density_figure(shares)
+        alt = "Number of modes by the share of the inputs that use them"
+        return [self._figure(figure, f"{site.folder}-{fitted.name}-density", alt)]
+
+    def stability(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
+        """How well other fits find the modes, where that was measured."""
+        table = fitted.stability
+        if table is None or table["seed_cosine"].isna().all():
+            return []
+        columns = (table[key].to_numpy() for key in ("seed_cosine", "half_cosine", "chance"))
+        figure = figures.stability_figure(*(torch.tensor(column) for column in columns))
+        alt = "Cosine of modes with their partners in other fits, and by chance"
+        return [self._figure(figure, f"{site.folder}-{fitted.name}-stability", alt)]
 
     def training(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
         """Loss over epochs, for learners that have them."""

@@ -1,6 +1,7 @@
 """Reads a run folder: everything that the pages show, in the form of records."""
 
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from condec.effects import auc_difference
 from condec.errors import StoreError
 from condec.labels import label_name, membership
 from condec.maps import SiteMaps
-from condec.modes import Modes
+from condec.modes import Modes, Split
 from condec.store import SiteInfo, Store
 from condec.twins import is_twin
 
@@ -36,12 +37,18 @@ class Fitted:
     dictionary : Dictionary
     modes : Modes
     maps : SiteMaps, or None
+    controls : pandas.DataFrame, or None
+        Of `fit_controls`.
+    stability : pandas.DataFrame, or None
+        Of `Stability.table`, and columns `between_halves` and `n_seeds`; by number of the mode.
     """
 
     name: str
     dictionary: Dictionary
     modes: Modes
     maps: SiteMaps | None
+    controls: "pandas.DataFrame | None" = None
+    stability: "pandas.DataFrame | None" = None
 
     @property
     def has_labels(self) -> bool:
@@ -52,6 +59,27 @@ class Fitted:
     def has_held_out(self) -> bool:
         """Whether there are rows that were not fitted."""
         return bool(self.modes.held_out.any())
+
+    @cached_property
+    def dead_share(self) -> float:
+        """Share of the dictionary's modes that no held-out input uses; NaN without such inputs."""
+        if not self.has_held_out:
+            return math.nan
+        used = (self.modes.loadings[self.modes.held_out] > 0).any(0)
+        return 1.0 - int(used.sum()) / max(self.modes.n_modes, 1)
+
+    def density(self, split: Split) -> Tensor:
+        """Share of the inputs of a split that use each mode, shape [mode]; NaN without inputs."""
+        rows = self.modes.held_out if split == "held_out" else ~self.modes.held_out
+        return (self.modes.loadings[rows] != 0).float().mean(0)
+
+    @cached_property
+    def stable(self) -> Mapping[int, tuple[float, float]]:
+        """Cosine over seeds, and over halves, by number of the mode; empty if not measured."""
+        if self.stability is None:
+            return {}
+        columns = (self.stability[key] for key in ("mode", "seed_cosine", "half_cosine"))
+        return {mode: (seeds, halves) for mode, seeds, halves in zip(*columns, strict=True)}
 
     @cached_property
     def correlation(self) -> Tensor:
@@ -235,13 +263,16 @@ def _fitted(folder: Path, store: Store, key: str) -> tuple[Fitted, ...]:
     for one in sorted(place.iterdir()) if place.is_dir() else ():
         if not (one / "modes.zarr").is_dir():
             continue
-        maps = folder / "analysis" / "maps" / quote(key, safe="") / f"{one.name}.npz"
+        analysis, site = folder / "analysis", quote(key, safe="")
+        maps = analysis / "maps" / site / f"{one.name}.npz"
         found.append(
             Fitted(
                 name=one.name,
                 dictionary=load_dictionary(one),
                 modes=Modes.load(one, store),
                 maps=SiteMaps.load(maps) if maps.is_file() else None,
+                controls=_table(analysis / "fit_controls" / site / f"{one.name}.parquet"),
+                stability=_table(analysis / "stability" / site / f"{one.name}.parquet"),
             )
         )
     return tuple(found)

@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 
+from condec.report import checks
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import (
     STATISTICS,
@@ -24,8 +25,6 @@ from condec.statistics import compare_trends
 
 SPLITS: Final = {"train": "training", "held_out": "held out"}
 """Rows that a dictionary was fitted to or not, in words."""
-DEAD_SHARE = 0.2
-"""More dead modes than this are worth a warning."""
 COMPLETE_WITHIN = 0.05
 """A median completeness further from 1 than this is worth a warning."""
 SPREAD_WITHIN = 0.5
@@ -160,14 +159,7 @@ def warnings(run: RunPart) -> Iterator[str]:
         some = ", ".join(str(name) for name in ids[:8]) + (", ..." if len(ids) > 8 else "")
         yield f"{count(skipped)} of {count(run.store.n_samples)} inputs were left out: {some}."
     yield from _about_completeness(run.sites)
-    dead = [
-        f"{site.key} {percent(fitted.modes.share_dead)} of {count(fitted.modes.n_modes)}"
-        for site in run.sites
-        for fitted in site.fitted
-        if fitted.modes.share_dead > DEAD_SHARE
-    ]
-    if dead:
-        yield f"Many modes are dead, that is, used by no input: {'; '.join(dead)}."
+    yield from checks.warnings(run)
     if not bool((run.store.labels >= 0).any()):
         yield "The inputs have no labels, so correlations with labels and control are left out."
     elif run.sites and not any(f.has_held_out for s in run.sites for f in s.fitted):
@@ -185,21 +177,6 @@ def trends(run: RunPart) -> list[str]:
         for row in compare_trends(run.statistics, twin.statistics).to_dict("records")
         if row["statistic"] in STATISTICS and math.isfinite(row["trend"] + row["twin_trend"])
     ]
-
-
-def chance(run: RunPart, fitted: Fitted) -> str:
-    """How well modes correlate with shuffled labels, in a sentence; empty without that control."""
-    shuffled = run.shuffled_best(fitted)
-    if shuffled is None:
-        return ""
-    middle, by_chance = (
-        fixed(float(values.double().nanquantile(0.5)))
-        for values in (fitted.correlation.max(1).values, shuffled)
-    )
-    return (
-        f"The median mode correlates by {middle} with the label that fits it best; when the labels "
-        f"are shuffled, by {by_chance}: so much comes by chance. Both on training rows."
-    )
 
 
 def recipe(run: RunPart) -> list[tuple[str, str]]:

@@ -9,6 +9,8 @@ analysis/statistics.parquet              one row a site
 analysis/statistics_controls.parquet     the same of the twins, with a column `control`
 analysis/control.parquet                 control curves, and control_auc.parquet their areas
 analysis/control/<site>/<learner>.parquet   the same of one site
+analysis/fit_controls/<site>/<learner>.parquet   controls of a site's dictionary
+analysis/stability/<site>/<learner>.parquet      one row a mode: other seeds, halves of the rows
 analysis/maps/<site>/<learner>.npz       input-space maps
 report/index.html
 steps/*.json                             what each finished step was made from
@@ -67,6 +69,14 @@ class RunFolder:
     def control(self, site: str, name: str) -> str:
         """Name of the table of one site's control curves."""
         return f"control/{quote(site, safe='')}/{name}"
+
+    def fit_controls(self, site: str, name: str) -> str:
+        """Name of the table of the controls of one site's dictionary."""
+        return f"fit_controls/{quote(site, safe='')}/{name}"
+
+    def stability(self, site: str, name: str) -> str:
+        """Name of the table of how stable one site's modes are."""
+        return f"stability/{quote(site, safe='')}/{name}"
 
     def write_table(self, name: str, table: "pandas.DataFrame") -> Path:
         """Write a table, whole or not at all."""

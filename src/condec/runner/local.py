@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-
 from condec import collection
 from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, FitReport
@@ -25,6 +23,7 @@ from condec.effects import auc_difference, control_curve
 from condec.files import to_json
 from condec.maps import site_maps
 from condec.modes import Modes
+from condec.runner.checks import fit_controls, measure_stability
 from condec.runner.folder import RunFolder
 from condec.runner.plan import LINKS, Link
 from condec.runner.run import Outcome, Run
@@ -32,6 +31,15 @@ from condec.sites import Site
 from condec.statistics import layer_statistics
 from condec.store import Store
 from condec.twins import collect_twin
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A part of a link: its name, what it is made from, and how its outputs are made."""
+
+    name: str
+    made_from: str
+    make: Callable[[], list[Path]]
 
 
 def collect(run: Run) -> Outcome:
@@ -59,8 +67,7 @@ def collect(run: Run) -> Outcome:
         }
         store = collection.collect(model, inputs, sites, out=folder.store, **options)
         for control in plan.controls:
-            if run.progress:
-                Console(stderr=True).print(f"control {control.name}", markup=False)
+            run.say(f"control {control.name}")
             path = twins[control.name]
             collect_twin(control, model, inputs, sites, out=path, of=store, **options)
         names = run.inputs.label_names
@@ -106,7 +113,11 @@ def stats(run: Run) -> Outcome:
 
 
 def fit(run: Run) -> Outcome:
-    """A dictionary for every site, and its modes, into modes/<site>/<learner>/."""
+    """A dictionary for every site, and its modes, into modes/<site>/<learner>/.
+
+    Where the plan asks for them, controls into analysis/fit_controls/, and how stable modes are
+    into analysis/stability/.
+    """
     plan = run.plan.fit
     sites = run.sites(plan.sites, run.store.sites)
     notes: list[str] = []
@@ -135,8 +146,25 @@ def fit(run: Run) -> Outcome:
         report.save(folder)
         return [modes.save(folder), folder / "dictionary.json"]
 
-    steps = [_Step(f"fit {s.key}", _fit_digest(run, s), partial(make, s)) for s in sites]
+    checked = run.sites(plan.check_sites, sites) if plan.controls or plan.stability_seeds else ()
+    steps = []
+    for site in sites:
+        steps.append(_Step(f"fit {site.key}", _fit_digest(run, site), partial(make, site)))
+        steps += _checks(run, site, notes) if site in checked else ()
     return replace(_link(run, "fit", steps), notes=tuple(notes))
+
+
+def _checks(run: Run, site: Site, notes: list[str]) -> Iterator[_Step]:
+    """Steps of controls and stability, as far as the plan asks for them."""
+    plan, digest = run.plan.fit, _fit_digest(run, site)
+    if plan.controls:
+        made_from = run.digest(digest, "controls")
+        yield _Step(f"controls {site.key}", made_from, partial(fit_controls, run, site))
+    if plan.stability_seeds:
+        made_from = run.digest(digest, "stability", plan.stability_seeds)
+        yield _Step(
+            f"stability {site.key}", made_from, partial(measure_stability, run, site, notes)
+        )
 
 
 def _about_dead_modes(site: Site, report: FitReport) -> Iterator[str]:
@@ -151,6 +179,8 @@ def _forget_results(folder: RunFolder, site: Site, name: str) -> None:
     folder.forget("control", [folder.table("control"), folder.table("control_auc")])
     folder.forget(f"control {site.key}", [folder.table(folder.control(site.key, name))])
     folder.forget(f"map {site.key}", [folder.maps(site.key, name)])
+    folder.forget(f"controls {site.key}", [folder.table(folder.fit_controls(site.key, name))])
+    folder.forget(f"stability {site.key}", [folder.table(folder.stability(site.key, name))])
 
 
 def control(run: Run) -> Outcome:
@@ -286,29 +316,23 @@ def _fit_digest(run: Run, site: Site) -> str:
     return run.digest(site.key, plan.learner, plan.modes_per_unit, plan.train, plan.sign)
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """A part of a link: its name, what it is made from, and how its outputs are made."""
-
-    name: str
-    made_from: str
-    make: Callable[[], list[Path]]
-
-
 def _link(run: Run, link: Link, steps: Sequence[_Step]) -> Outcome:
     """Do those steps of a link whose inputs have changed, or whose outputs are gone."""
     folder, started = run.folder, time.perf_counter()
-    open_steps = [s for s in steps if run.again or not folder.is_done(s.name, s.made_from)]
+    # Asked at its turn: a new dictionary undoes the controls and the stability of its modes.
+    open_steps = (s for s in steps if run.again or not folder.is_done(s.name, s.made_from))
     outputs: list[Path] = []
+    n_done = 0
     with _logged(run, link):
         # Fitting shows a bar for every site by itself.
-        for step in open_steps if link == "fit" else run.each(open_steps, link):
+        for step in open_steps if link == "fit" else run.each(list(open_steps), link):
             # Gone first: outputs that are half replaced must not count as those of before.
             folder.forget(step.name)
             made = step.make()
             folder.mark_done(step.name, step.made_from, made)
             outputs += made
-    state = "made" if open_steps else "kept" if steps else "left out"
+            n_done += 1
+    state = "made" if n_done else "kept" if steps else "left out"
     return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
 
 

@@ -29,6 +29,7 @@ from condec.dictionary import (
     TopKSAE,
     TrainConfig,
 )
+from condec.dictionary.seeds import LEAST_SEEDS
 from condec.effects import PAPER_FRACTIONS, EditKind, Replacement
 from condec.errors import OptionError
 from condec.store import Sign
@@ -154,6 +155,13 @@ class FitPlan:
         Which part of the contributions is learnt.
     sites : tuple of str
         Patterns among the collected sites; empty: all of them.
+    controls : bool
+        Whether controls are fitted as well; see `condec.dictionary.fit_controls`.
+    stability_seeds : int
+        Seeds to fit again with, and either half of the rows; see
+        `condec.dictionary.stability`. 0: none.
+    check_sites : tuple of str
+        Patterns among the fitted sites: those of controls and stability. Empty: all of them.
     """
 
     learner: Learner
@@ -161,9 +169,21 @@ class FitPlan:
     train: TrainConfig = field(default_factory=TrainConfig)
     sign: Sign = "positive"
     sites: tuple[str, ...] = ()
+    controls: bool = False
+    stability_seeds: int = 0
+    check_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("fit: sign", self.sign, get_args(Sign))
+        if self.stability_seeds and self.stability_seeds < LEAST_SEEDS:
+            raise OptionError(
+                f"fit: stability_seeds must be at least {LEAST_SEEDS}, or 0 for none; got "
+                f"{self.stability_seeds}"
+            )
+        if self.controls and not self.train.held_out:
+            raise OptionError(
+                "fit: controls are compared on held-out rows; held_out must be above 0"
+            )
         if self.modes_per_unit is not None and self.modes_per_unit <= 0:
             raise OptionError(f"fit: n_modes must be above 0; got {self.modes_per_unit}x")
 

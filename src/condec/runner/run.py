@@ -211,3 +211,8 @@ class Run:
         """Go through items behind a progress bar; one alone has none."""
         console = Console(stderr=True)
         yield from track(items, text, console=console, disable=not self.progress or len(items) < 2)
+
+    def say(self, text: str) -> None:
+        """One line on standard error, where progress is shown."""
+        if self.progress:
+            Console(stderr=True).print(text, markup=False)

@@ -12,8 +12,17 @@ import torch
 from condec.attribution import IntegratedGradients
 from condec.collection import collect
 from condec.data import Inputs, as_inputs
-from condec.dictionary import DeadModesWarning, KMeans, ThresholdSAE, TrainConfig, fit
+from condec.dictionary import (
+    DeadModesWarning,
+    KMeans,
+    ThresholdSAE,
+    TrainConfig,
+    fit,
+    fit_controls,
+    stability,
+)
 from condec.effects import control_curve
+from condec.labels import membership
 from condec.maps import site_maps
 from condec.modes import Modes
 from condec.statistics import layer_statistics
@@ -39,7 +48,7 @@ def small_run(
     *,
     label_names: Sequence[str] | None = LABEL_NAMES,
     labelled: bool = True,
-    links: Sequence[str] = ("stats", "fit", "control", "map"),
+    links: Sequence[str] = ("stats", "fit", "control", "map", "check"),
     bad: Sequence[int] = (),
 ) -> Path:
     """Write a run folder of a `small_resnet` on `small_inputs`.
@@ -51,7 +60,8 @@ def small_run(
     labelled : bool
         Whether the inputs have labels.
     links : sequence of str
-        What is done after contributions are collected.
+        What is done after contributions are collected; ``"check"`` are controls and stability,
+        of the site without gradient descent.
     bad : sequence of int
         Inputs that are NaN, and skipped.
     """
@@ -90,6 +100,18 @@ def small_run(
         fitted.save(folder / "modes" / place / name)
         modes = Modes.build(fitted.dictionary, store, site, held_out_rows=fitted.held_out_rows)
         modes.save(folder / "modes" / place / name)
+        if "check" in links and isinstance(learner, KMeans):
+            matrix = store.matrix(site)
+            members = membership(store.labels) if labelled else None
+            controls = fit_controls(
+                learner, matrix, indicators=members, config=config, fitted=fitted.dictionary
+            )
+            again = stability(learner, matrix, config=config)
+            table = again.table().assign(between_halves=again.between_halves, n_seeds=5)
+            for folder_name, rows in (("fit_controls", controls), ("stability", table)):
+                file = analysis / folder_name / place / f"{name}.parquet"
+                file.parent.mkdir(parents=True)
+                rows.to_parquet(file, index=False)
         if "map" in links:
             maps = site_maps(model, inputs, modes, n_modes=3, n_inputs=3, n_units=2)
             maps.save(analysis / "maps" / place / f"{name}.npz")

@@ -1,0 +1,61 @@
+"""Whether a site's dictionary can be believed: its controls, and how stable its modes are."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from condec import dictionary
+from condec.labels import membership
+from condec.runner.run import Run
+from condec.sites import Site
+
+
+def fit_controls(run: Run, site: Site) -> list[Path]:
+    """Controls of a site's dictionary, compared with it on its held-out rows; the table's file."""
+    plan, folder, store = run.plan.fit, run.folder, run.store
+    run.say(f"{site.key}: controls")
+    activations = store.matrix(site, quantity="activation", sign=plan.sign)
+    # A part that is 0 throughout, such as the negative one after a ReLU, cannot be compared.
+    varies = bool((activations != activations[0]).any())
+    table = dictionary.fit_controls(
+        plan.learner_for(store.info(site).n_units),
+        store.matrix(site, sign=plan.sign),
+        activations=activations if varies else None,
+        indicators=_indicators(store.labels),
+        config=plan.train,
+        fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
+    )
+    return [folder.write_table(folder.fit_controls(site.key, plan.name), table)]
+
+
+def measure_stability(run: Run, site: Site, notes: list[str]) -> list[Path]:
+    """How stable a site's modes are over seeds and halves of the rows; the table's file.
+
+    None, and a note, where the first of the fits is not the dictionary that the site has.
+    """
+    plan, folder = run.plan.fit, run.folder
+    run.say(f"{site.key}: stability")
+    again = dictionary.stability(
+        plan.learner_for(run.store.info(site).n_units),
+        run.store.matrix(site, sign=plan.sign),
+        seeds=plan.stability_seeds,
+        config=plan.train,
+    )
+    own = dictionary.load_dictionary(folder.modes(site.key, plan.name)).atoms
+    if not torch.allclose(again.reports[0].dictionary.atoms, own, rtol=1e-3, atol=1e-5):
+        notes.append(
+            f"{site.key}: stability left out: the same seed gave other modes than before, as on "
+            'devices that add in any order; fit on another one, such as device = "cpu"'
+        )
+        return []
+    table = again.table().assign(between_halves=again.between_halves, n_seeds=len(again.seeds))
+    return [folder.write_table(folder.stability(site.key, plan.name), table)]
+
+
+def _indicators(labels: Tensor) -> Tensor | None:
+    """Membership in those labels that some sample has, if there are any."""
+    if not bool((labels >= 0).any()):
+        return None
+    member = membership(labels)
+    return member[:, member.any(0)]
