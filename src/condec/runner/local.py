@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from condec import collection
 from condec.data import Inputs
-from condec.dictionary import DeadModesWarning, FitReport
+from condec.dictionary import DeadModesWarning, FitReport, forget_checkpoint
 from condec.dictionary import fit as fit_dictionary
 from condec.dictionary.train import MANY_DEAD
 from condec.effects import auc_difference, control_curve
@@ -31,6 +31,9 @@ from condec.sites import Site
 from condec.statistics import layer_statistics
 from condec.store import Store
 from condec.twins import collect_twin
+
+_CHECKPOINT: Final = "checkpoint-"
+"""Folders of fits that are under way, named by what they are made from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,17 +126,18 @@ def fit(run: Run) -> Outcome:
     notes: list[str] = []
 
     def make(site: Site) -> list[Path]:
+        folder = run.folder.modes(site.key, plan.name)
         with warnings.catch_warnings():
             # Said below, for all sites together; the report says it again.
             warnings.simplefilter("ignore", DeadModesWarning)
             report = fit_dictionary(
                 plan.learner_for(run.store.info(site).n_units),
-                run.store.matrix(site, sign=plan.sign),
+                run.store.rows(site, sign=plan.sign),
                 config=plan.train,
+                checkpoint=folder / f"{_CHECKPOINT}{_fit_digest(run, site)[:12]}",
                 progress=run.progress,
             )
         notes.extend(_about_dead_modes(site, report))
-        folder = run.folder.modes(site.key, plan.name)
         modes = Modes.build(
             report.dictionary,
             run.store,
@@ -144,7 +148,10 @@ def fit(run: Run) -> Outcome:
         )
         _forget_results(run.folder, site, plan.name)
         report.save(folder)
-        return [modes.save(folder), folder / "dictionary.json"]
+        saved = modes.save(folder)
+        for left in folder.glob(f"{_CHECKPOINT}*"):
+            forget_checkpoint(left)
+        return [saved, folder / "dictionary.json"]
 
     checked = run.sites(plan.check_sites, sites) if plan.controls or plan.stability_seeds else ()
     steps = []
