@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from condec.dictionary import ThresholdSAE, TopKSAE, TrainConfig, fit
+from condec.dictionary import BatchTopKSAE, ThresholdSAE, TopKSAE, TrainConfig, fit
 from condec.dictionary.descent import Fit, descend, filled, steps_of
 from condec.dictionary.problem import Cost, Problem
 from condec.dictionary.rows import RowsInMemory
+from condec.errors import OptionError
+from condec.testing.planted import Planted
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
 
@@ -239,3 +241,44 @@ def test_clipped_fit_goes_through():
     report = fit(TopKSAE(6, k=2), _planted(80, 8, 4), config=TrainConfig(steps=40, clip=0.1))
     assert report.config.clip == 0.1
     assert report.history[-1] < report.history[0]
+
+
+@pytest.mark.parametrize("learner", [TopKSAE(8, k=2), ThresholdSAE(16), BatchTopKSAE(8, k=2)])
+def test_half_precision_is_of_products_alone(learner):
+    matrix = Planted.small().matrix
+    half = fit(learner, matrix, config=TrainConfig(steps=200, precision="bfloat16"))
+    whole = fit(learner, matrix, config=TrainConfig(steps=200))
+    assert all(value.dtype == torch.float32 for value in half.dictionary.tensors.values())
+    assert half.dictionary.encode(matrix).dtype == torch.float32
+    assert half.history != whole.history
+    assert half.history[0] == pytest.approx(whole.history[0], rel=0.05)
+    assert half.r2 == pytest.approx(whole.r2, abs=0.1)
+
+
+def test_patience_stops_when_the_loss_stays():
+    rows = torch.ones(8, 2)
+    problem, _ = _line(rows)
+    config = TrainConfig(epochs=300, batch_size=4, lr=0.05, schedule="constant", patience=4)
+    history = run(problem, rows, config)
+    assert 10 < len(history) < 300
+    best = min(history[:-4])
+    assert all(loss > best * 0.999 for loss in history[-4:])
+    assert history[-5] <= best * 1.001
+
+
+@pytest.mark.filterwarnings("ignore:fit. all 8 modes are dead")
+def test_patience_waits_while_the_threshold_rises():
+    config = TrainConfig(epochs=50, lr=1e-9, patience=2, schedule="constant")
+    report = fit(ThresholdSAE(8), Planted.small().matrix, config=config)
+    assert len(report.history) == 50 * 0.6 + 2
+    assert len(fit(TopKSAE(8), Planted.small().matrix, config=config).history) == 3
+
+
+def test_new_options_are_checked(unchecked):
+    for options, message in (
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16; got 'float16'"),
+        ({"patience": 0}, "patience must be at least 1; got 0"),
+        ({"memory_gib": 0.0}, "memory_gib must be above 0 and finite; got 0.0"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            TrainConfig(**options)
