@@ -12,11 +12,12 @@ bisection on the training rows of the first seed, with fewer steps; of Threshold
 FastICA, which have no such option, the `L0` loadings of a row that move its reconstruction most
 are kept and the others set to 0. k-means has one loading a row.
 
-    python benchmarks/dictionaries.py [--quick] [--seeds 3] [--store PATH] [--data FOLDER]
+    python benchmarks/dictionaries.py [--quick] [--seeds 3] [--store PATH] [--publish]
 """
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import statistics
 import sys
@@ -31,7 +32,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import paste, write
+from measure import RESULTS, paste, write
 
 from condec.attribution import IntegratedGradients
 from condec.collection import collect
@@ -254,13 +255,18 @@ def counts(rows: Sequence[dict[str, Any]]) -> list[str]:
             ours, theirs = (found[name, site, quantity] for quantity in QUANTITIES)
             gap, noise = ours["mean"] - theirs["mean"], max(ours["spread"], theirs["spread"])
             if abs(gap) > noise:
-                (above if gap > 0 else below).append(name)
-        best = max(found[CHANNELS, site, quantity]["mean"] for quantity in QUANTITIES)
-        beats = [name for name in names if found[name, site, "contribution"]["mean"] > best]
+                (above if gap > 0 else below).append(f"`{name}`")
+        best = max((found[CHANNELS, site, q] for q in QUANTITIES), key=lambda one: one["mean"])
+        ours = {name: found[name, site, "contribution"] for name in names}
+        beats = [
+            f"`{name}`"
+            for name, one in ours.items()
+            if one["mean"] - best["mean"] > max(one["spread"], best["spread"])
+        ]
         said.append(
-            f"{site}: contribution modes above activation modes for {len(above)} of {len(names)} "
-            f"learners, below for {len(below)} ({', '.join(below) or 'none'}); above the better "
-            f"single channels for {len(beats)} ({', '.join(beats) or 'none'})"
+            f"{site}: modes of contributions are above those of activations for {len(above)} of "
+            f"{len(names)} learners, and below for {', '.join(below) or 'none'}; they are above "
+            f"single channels ({best['mean']:.2f}) for {', '.join(beats) or 'none'}"
         )
     return said
 
@@ -315,7 +321,11 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=DATA, help="folder of the images and the model"
     )
+    parser.add_argument("--publish", action="store_true", help="tables and figure of the last run")
     args = parser.parse_args()
+    if args.publish:
+        publish(json.loads((RESULTS / "dictionaries.json").read_text())["rows"])
+        return
     seeds, started = 1 if args.quick else args.seeds, time.perf_counter()
     path = str(collected(args.store, args.data).path)
     store, rows = Store.open(path), []
@@ -350,8 +360,17 @@ def main() -> None:
     print(tables(rows))
     print("\n".join(counts(rows)))
     if not args.quick:
-        paste("dictionaries", tables(rows))
-        draw(rows, ROOT / "docs" / "assets" / "dictionaries.png")
+        publish(rows)
+
+
+def publish(rows: Sequence[dict[str, Any]]) -> None:
+    """Tables and figure into docs/."""
+    said = "\n".join(f"- {line}." for line in counts(rows))
+    paste(
+        "dictionaries",
+        f"{tables(rows)}\n\nMore than the standard deviation over seeds apart:\n\n{said}",
+    )
+    draw(rows, ROOT / "docs" / "assets" / "dictionaries.png")
 
 
 def _print(row: dict[str, Any]) -> None:
