@@ -180,7 +180,7 @@ def alive_modes(dictionary: Dictionary, rows: UnitMatrix) -> Bool[torch.Tensor, 
     return alive
 
 
-def seed_agreement(atoms: Sequence[Atoms]) -> Float[torch.Tensor, " fit"]:
+def seed_agreement(atoms: Sequence[Float[torch.Tensor, "_ unit"]]) -> Float[torch.Tensor, " fit"]:
     """How well the modes of every fit are found in the others, as `Stability` has it.
 
     Mean, over a fit's modes and over the other fits, of the cosine of a mode with its partner,

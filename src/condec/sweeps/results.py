@@ -138,7 +138,7 @@ def _row(fit: Fitted, named: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _number(value: float | None) -> float:
+def _number(value: float | int | None) -> float | int:
     return math.nan if value is None else value
 
 
