@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
 def side_by_side(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -73,6 +74,15 @@ def write(name: str, record: Mapping[str, Any]) -> Path:
     print(text)
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
+
+
+def paste(name: str, text: str) -> None:
+    """Put `text` between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in docs/benchmarks.md."""
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->\n")
+    if not end:
+        raise SystemExit(f"{PAGE}: no place for {name}: expected <!-- {name} --> <!-- /{name} -->")
+    PAGE.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def _cpu_name() -> str:

@@ -19,7 +19,7 @@ import pytest
 from typer.main import get_command
 
 import condec
-from condec import config
+from condec import config, sweeps
 from condec.cli import app
 from condec.dictionary import TrainConfig
 from condec.runner import plan
@@ -151,7 +151,8 @@ def test_every_block_has_a_language(page):
 @every_page
 def test_plans_can_be_read(page):
     for block in blocks(page, "toml"):
-        config.from_dict(tomllib.loads(block.code))
+        record = tomllib.loads(block.code)
+        (sweeps if "grid" in record else config).from_dict(record)
 
 
 # --- commands -----------------------------------------------------------------------------

@@ -52,7 +52,13 @@ def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
 def test_cifar_from_pixels_to_report(tmp_path: Path) -> None:
     plan = config.read(EXAMPLES / "cifar10_resnet20")
     # The twins are as expensive as the run; `test_what_an_untrained_network_shows` has them.
-    run_example("cifar10_resnet20", tmp_path, collect=replace(plan.collect, controls=()))
+    # Another seed of the same fit takes as long again; `tests/test_runner.py` has those steps.
+    run_example(
+        "cifar10_resnet20",
+        tmp_path,
+        collect=replace(plan.collect, controls=()),
+        fit=replace(plan.fit, controls=False, stability_seeds=0),
+    )
     store = Store.open(tmp_path / "contributions.zarr")
     store.verify()
     assert len(store) == 1017

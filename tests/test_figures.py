@@ -56,7 +56,24 @@ def correlation():
     return torch.tensor([[0.9, 0.0], [0.1, 0.7], [-0.2, 0.4], [0.5, 0.1]])
 
 
+def swept():
+    rows = [
+        {
+            "site": site, "configuration": f"{learner} {width}x k={k}", "learner": learner,
+            "modes_per_unit": width, "seed": seed, "l0": k * (1 + 0.1 * seed),
+            "r2": 1 - rest / k / width + 0.01 * seed,
+        }
+        for site in SITES[:3]
+        for learner, rest in (("topk", 0.5), ("sae", 1.5))
+        for width in (1.0, 3.0)
+        for k in (1, 2, 4, 8, 16)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 MADE = {
+    "pareto": lambda: figures.pareto_figure(swept()),
     "statistics": lambda: figures.layer_statistics_figure(statistics()),
     "completeness": lambda: figures.completeness_figure(
         {"layer1.0": torch.linspace(0.9, 1.1, 50), "layer2.0": torch.tensor([torch.nan])}
@@ -382,3 +399,32 @@ def test_stability_leaves_dead_modes_out():
     assert {"other seeds", "median 0.80", "median 0.70", "chance", "median 0.30"} <= set(words)
     with pytest.raises(DataError, match="every mode is dead"):
         figures.stability_figure(*[torch.full((3,), torch.nan)] * 3)
+
+
+def test_pareto_figure_draws_means_their_spread_and_the_front():
+    table = swept()
+    figure = figures.pareto_figure(table)
+    assert len(figure.axes) == 3
+    axis = figure.axes[0]
+    points = [line for line in axis.lines if len(line.get_xdata()) == 1]
+    # Of 20 configurations; those below 0 are outside the scale, and counted.
+    assert len(points) == 20
+    assert {line.get_color() for line in points} == {CONTRIBUTION, POSITIVE}
+    assert {line.get_marker() for line in points} == {"o", "s"}
+    front = axis.lines[0]
+    assert front.get_xdata().tolist() == pytest.approx([1.05, 2.1, 4.2, 8.4, 16.8])
+    left = [1 - 0.005 - (1 - 0.5 / 3 / k) for k in (1, 2, 4, 8, 16)]
+    assert front.get_ydata().tolist() == pytest.approx(left)
+    assert any("1 of 20 below 0" in text.get_text() for text in axis.texts)
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["topk", "sae", "1x the units", "3x the units", "front", "over seeds"]
+
+
+def test_pareto_figure_of_nothing():
+    with pytest.raises(DataError, match="pareto_figure: the table holds no such row"):
+        figures.pareto_figure(swept().iloc[:0])
+    with pytest.raises(DataError, match="pareto_figure: the table has no column learner"):
+        figures.pareto_figure(swept().drop(columns="learner"))
+    with pytest.raises(DataError, match="pareto_figure: no fit has loadings"):
+        figures.pareto_figure(swept().assign(l0=0.0))

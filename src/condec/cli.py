@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from condec import config
+from condec import config, sweeps
 from condec.errors import CondecError, OptionError
 from condec.models import load_model
 from condec.presets import presets_of
@@ -160,6 +160,29 @@ def stats(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug
 def fit(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """A dictionary for every site, and its modes."""
     _one_link("fit", place, again=again, quiet=quiet, debug=debug)
+
+
+@app.command("sweep")
+def sweep_command(
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN", help="A sweep.toml, or a folder of results.", show_default=False
+        ),
+    ],
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Many dictionaries of one store, over learners, widths, sparsities and seeds.
+
+    Fits that are done are kept; the same command goes on where it was interrupted.
+    """
+    with _messages(debug=debug):
+        result = sweeps.sweep(sweeps.read(plan), progress=not quiet)
+        print(result.words())
+        print(f"{result.n_made} fits made, {result.n_kept} kept, {result.seconds:.1f} s")
+        for file in result.files:
+            print(file)
 
 
 @app.command()

@@ -30,7 +30,17 @@ from condec.presets import KINDS, Kind, heads_above, preset_sites, tokens_above
 from condec.units import LAYOUTS, Layout, Span, Units, read_span
 from condec.wrappers import original
 
-__all__ = ["LAYOUTS", "Layout", "Site", "Tap", "Units", "find_site", "find_sites", "units_of"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Site",
+    "Tap",
+    "Units",
+    "find_site",
+    "find_sites",
+    "match_sites",
+    "units_of",
+]
 
 Tap = Literal["output", "input"]
 
@@ -160,6 +170,40 @@ def find_site(sites: Iterable[Site], wanted: "Site | str") -> Site:
     near = difflib.get_close_matches(str(wanted), keys, n=3, cutoff=0.0)
     problem = "names more than one site" if fits else "is not among the sites"
     raise SiteError(f"{str(wanted)!r} {problem}; nearest of {len(keys)}: {', '.join(near)}")
+
+
+def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[Site, ...]:
+    """Those of `sites` that patterns fit, in their order: for where there is no model.
+
+    Parameters
+    ----------
+    sites : iterable of Site
+    patterns : str or iterable of str
+        Keys of sites, or globs over keys or names of modules; a preset needs the model
+        (`find_sites`).
+
+    Raises
+    ------
+    SiteError
+        A pattern fits none of them.
+
+    Examples
+    --------
+    >>> sites = [Site.parse(key) for key in ("block1", "block2:input", "head")]
+    >>> [site.key for site in match_sites(sites, "block*")]
+    ['block1', 'block2:input']
+    """
+    sites = tuple(sites)
+    found: set[Site] = set()
+    for pattern in map(str, _parts(patterns)):
+        regex = re.compile(_glob_to_regex(pattern))
+        fits = {s for s in sites if s.key == pattern}
+        fits = fits or {s for s in sites if regex.fullmatch(s.key) or regex.fullmatch(s.name)}
+        if not fits:
+            keys = ", ".join(site.key for site in sites)
+            raise SiteError(f"{pattern!r} fits none of the sites; there are {keys}")
+        found |= fits
+    return tuple(site for site in sites if site in found)
 
 
 def _parts(pattern: str | Site | Iterable[str | Site]) -> list[str | Site]:

@@ -77,6 +77,19 @@ def test_nmf_loadings_are_those_of_least_error():
         np.testing.assert_allclose(found.numpy(), nnls(atoms.T, row)[0], atol=1e-4)
 
 
+def test_nmf_loadings_fall_back_on_coordinate_descent(monkeypatch):
+    import scipy.optimize
+
+    dictionary = fit(NMF(3), _rows()).dictionary
+    exact = dictionary.encode(_rows())
+
+    def in_circles(*args):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr(scipy.optimize, "nnls", in_circles)
+    torch.testing.assert_close(dictionary.encode(_rows()), exact, rtol=1e-3, atol=1e-4)
+
+
 def test_nmf_refuses_negative_entries():
     rows = _rows()
     rows[3, 2] = -0.5

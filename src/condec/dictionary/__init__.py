@@ -17,11 +17,12 @@ from condec.dictionary.export import LinearCode, linear_code, read_saelens, writ
 from condec.dictionary.many import Job, fit_many
 from condec.dictionary.measure import Quality, quality
 from condec.dictionary.overcomplete import Overcomplete
+from condec.dictionary.pareto import best_at_equal_l0, over_seeds, pareto_front
 from condec.dictionary.preparation import Preparation
 from condec.dictionary.prepared import split_rows
 from condec.dictionary.pursuit import MatchingPursuit
 from condec.dictionary.sae import ThresholdSAE
-from condec.dictionary.seeds import Stability, stability
+from condec.dictionary.seeds import Stability, alive_modes, seed_agreement, stability
 from condec.dictionary.sparse import JumpReLUSAE, ReLUSAE, TopKSAE
 from condec.dictionary.train import DeadModesWarning, FitReport, fit, forget_checkpoint
 from condec.dictionary.truth import Recovery, recovery
@@ -56,6 +57,8 @@ __all__ = [
     "TopKSAE",
     "TrainConfig",
     "Training",
+    "alive_modes",
+    "best_at_equal_l0",
     "control_words",
     "controls_as_good",
     "fit",
@@ -64,9 +67,12 @@ __all__ = [
     "forget_checkpoint",
     "linear_code",
     "load_dictionary",
+    "over_seeds",
+    "pareto_front",
     "quality",
     "read_saelens",
     "recovery",
+    "seed_agreement",
     "split_rows",
     "stability",
     "write_saelens",

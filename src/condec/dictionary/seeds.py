@@ -1,6 +1,7 @@
 """Whether another seed, or the other half of the data, gives the same modes."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from condec.dictionary.base import Dictionary, Learner, as_matrix
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LEAST_SEEDS: Final = 5
 """Fits that a statement about seeds takes."""
+_ROWS_AT_ONCE: Final = 4096
+"""Rows encoded at a time: many modes of many rows need not fit into memory."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -147,7 +150,7 @@ def stability(
             fit(learner, rows[part.sort().values], config=dataclasses.replace(config, seed=seed))
             for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False)
         ]
-    first = _alive(reports[0].dictionary, rows)
+    first = alive_modes(reports[0].dictionary, rows)
     others = [_alive_atoms(report.dictionary, rows) for report in reports[1:]]
     parts = [_alive_atoms(report.dictionary, rows) for report in halves]
     generator = torch.Generator().manual_seed(config.seed)
@@ -162,6 +165,53 @@ def stability(
     )
 
 
+def alive_modes(dictionary: Dictionary, rows: UnitMatrix) -> Bool[torch.Tensor, " mode"]:
+    """Which modes have a loading above 0 in at least one of these rows.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+    rows : Tensor of shape [sample, unit]
+    """
+    alive = torch.zeros(dictionary.n_modes, dtype=torch.bool)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        loadings = dictionary.encode(rows[start : start + _ROWS_AT_ONCE])
+        alive |= (loadings > 0).any(0).cpu()
+    return alive
+
+
+def seed_agreement(atoms: Sequence[Float[torch.Tensor, "_ unit"]]) -> Float[torch.Tensor, " fit"]:
+    """How well the modes of every fit are found in the others, as `Stability` has it.
+
+    Mean, over a fit's modes and over the other fits, of the cosine of a mode with its partner,
+    by the one-to-one matching that makes the sum of cosines largest; a mode for which the
+    other fit has none left counts 0. NaN for a fit without modes.
+
+    Parameters
+    ----------
+    atoms : sequence of Tensor of shape [mode, unit]
+        Those of the alive modes of fits that differ in their seed.
+
+    Raises
+    ------
+    OptionError
+        Fewer than two fits.
+
+    Examples
+    --------
+    >>> seed_agreement([torch.eye(3), 2 * torch.eye(3).flip(0), torch.eye(3)[:2]])
+    tensor([0.8333, 0.8333, 1.0000])
+    """
+    if len(atoms) < 2:
+        raise OptionError(f"seed_agreement: at least two fits are compared; got {len(atoms)}")
+    sums = torch.zeros(len(atoms))
+    # The matching is the same from either side, so that every pair is matched once.
+    for (i, one), (j, other) in itertools.combinations(enumerate(atoms), 2):
+        if len(one) and len(other):
+            sums[[i, j]] += matched_cosine(one, other).nansum().cpu()
+    return sums / torch.tensor([len(each) or torch.nan for each in atoms]) / (len(atoms) - 1)
+
+
 def _seeds(seeds: int | Sequence[int], config: TrainConfig) -> tuple[int, ...]:
     chosen = (
         tuple(range(config.seed, config.seed + seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -173,12 +223,8 @@ def _seeds(seeds: int | Sequence[int], config: TrainConfig) -> tuple[int, ...]:
     return chosen
 
 
-def _alive(dictionary: Dictionary, rows: Tensor) -> Tensor:
-    return (dictionary.encode(rows) > 0).any(0).cpu()
-
-
 def _alive_atoms(dictionary: Dictionary, rows: Tensor) -> Atoms:
-    return dictionary.atoms[_alive(dictionary, rows)]
+    return dictionary.atoms[alive_modes(dictionary, rows)]
 
 
 def _mean_cosine(atoms: Tensor, alive: Tensor, others: Sequence[Tensor]) -> Tensor:

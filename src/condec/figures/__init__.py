@@ -12,6 +12,7 @@ bytes every time. This is the only part of condec that imports matplotlib.
 """
 
 from condec.figures.dictionaries import density_figure, stability_figure
+from condec.figures.pareto import pareto_figure
 from condec.figures.pixels import (
     display_for,
     draw_maps,
@@ -56,6 +57,7 @@ __all__ = [
     "mode_map_figure",
     "overlay",
     "paper_display",
+    "pareto_figure",
     "save_figure",
     "smooth_map",
     "smoothing",
