@@ -18,14 +18,13 @@ from condec.dictionary import (
     FitReport,
     Job,
     Learner,
-    Preparation,
     TrainConfig,
     alive_modes,
     fit_many,
     seed_agreement,
-    split_rows,
 )
-from condec.dictionary.records import complement
+from condec.dictionary.gradient import GradientLearner
+from condec.dictionary.prepared import Prepared, prepare
 from condec.errors import DataError, StoreError
 from condec.figures import pareto_figure, save_figure
 from condec.runner.plan import digest
@@ -178,18 +177,15 @@ def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
     for fit in fits:
         by_site[fit.site].append(fit)
     for site, those in by_site.items():
-        matrix = store.matrix(site, plan.quantity, plan.sign)
-        checked = {}
+        rows, checked = store.rows(site, plan.quantity, plan.sign), dict[object, Prepared]()
         for fit in those:
-            config = fit.config
-            how = (config.scaling, config.centre, config.held_out, config.split_seed)
+            config, by_descent = fit.config, isinstance(fit.learner, GradientLearner)
+            how = (config.scaling, config.centre, config.held_out, config.split_seed, by_descent)
             try:
-                if how not in checked:
-                    held_out = split_rows(len(matrix), config.held_out, config.split_seed)
-                    rows = matrix[complement(held_out, len(matrix))]
-                    preparation = Preparation.fitted(rows, config.scaling, config.centre)
-                    checked[how] = preparation.apply(rows)
-                fit.learner.check(checked[how])
+                if how in checked:
+                    fit.learner.check(checked[how].rows.sample)
+                else:
+                    checked[how] = prepare(fit.learner, rows, config, None)
             except DataError as error:
                 raise DataError(f"{site.key}: {fit.configuration.name}: {error}") from error
 
