@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from condec.dictionary.gradient import GradientLearner
-from condec.dictionary.problem import Step
 from measure import synchronize, write
 
 from condec.dictionary import Job, ThresholdSAE, TopKSAE, TrainConfig, fit, fit_many
 from condec.dictionary.descent import seeded
+from condec.dictionary.gradient import GradientLearner
 from condec.dictionary.overcomplete import library
+from condec.dictionary.problem import Step
 from condec.errors import DependencyError
 
 BATCH = 128

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from condec.dictionary.base import Dictionary, Learner, as_matrix
 from condec.dictionary.records import TrainConfig
+from condec.dictionary.rows import StoredRows
 from condec.dictionary.train import DeadModesWarning, FitReport, fit
 from condec.errors import DataError, OptionError
 from condec.metrics import matched_cosine
@@ -165,18 +166,21 @@ def stability(
     )
 
 
-def alive_modes(dictionary: Dictionary, rows: UnitMatrix) -> Bool[torch.Tensor, " mode"]:
+def alive_modes(
+    dictionary: Dictionary, rows: UnitMatrix | StoredRows
+) -> Bool[torch.Tensor, " mode"]:
     """Which modes have a loading above 0 in at least one of these rows.
 
     Parameters
     ----------
     dictionary : Dictionary
-    rows : Tensor of shape [sample, unit]
+    rows : Tensor of shape [sample, unit], or stored rows
     """
     alive = torch.zeros(dictionary.n_modes, dtype=torch.bool)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        loadings = dictionary.encode(rows[start : start + _ROWS_AT_ONCE])
-        alive |= (loadings > 0).any(0).cpu()
+    blocks = [rows] if isinstance(rows, Tensor) else map(rows.read, range(len(rows.blocks)))
+    for block in blocks:
+        for part in torch.split(block, _ROWS_AT_ONCE):
+            alive |= (dictionary.encode(part) > 0).any(0).cpu()
     return alive
 
 

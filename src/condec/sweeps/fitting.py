@@ -25,6 +25,8 @@ from condec.dictionary import (
 )
 from condec.dictionary.gradient import GradientLearner
 from condec.dictionary.prepared import Prepared, prepare
+from condec.dictionary.rows import StoredRows
+from condec.dictionary.rows import fits as fits_in
 from condec.errors import DataError, StoreError
 from condec.figures import pareto_figure, save_figure
 from condec.runner.plan import digest
@@ -212,9 +214,12 @@ def _fit_part(
     checkpoints: Path,
     advance: Callable[[], None],
 ) -> None:
-    matrices: dict[Site, Tensor] = {}
+    matrices: dict[Site, Tensor | StoredRows] = {}
+    least = min(fit.config.memory_gib for fit in fits)
     for site in dict.fromkeys(fit.site for fit in fits):
-        matrices[site] = store.matrix(site, plan.quantity, plan.sign)
+        rows = store.rows(site, plan.quantity, plan.sign)
+        # Small fits run as one only where their rows are in memory.
+        matrices[site] = rows.all() if fits_in(rows, least) else rows
     by_name = {fit.folder.name: fit for fit in fits}
     jobs = {n: Job(f.learner, matrices[f.site], config=f.config) for n, f in by_name.items()}
 
