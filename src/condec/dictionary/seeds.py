@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from condec.dictionary.base import Dictionary, Learner, as_matrix
+from condec.dictionary.many import Job, fit_many
 from condec.dictionary.records import TrainConfig
 from condec.dictionary.rows import StoredRows
-from condec.dictionary.train import DeadModesWarning, FitReport, fit
+from condec.dictionary.train import DeadModesWarning, FitReport
 from condec.errors import DataError, OptionError
 from condec.metrics import matched_cosine
 from condec.shapes import Atoms, UnitMatrix
@@ -144,13 +145,11 @@ def stability(
     with warnings.catch_warnings():
         # Dead modes are NaN here: no need to say so once for every fit.
         warnings.simplefilter("ignore", DeadModesWarning)
-        reports = tuple(
-            fit(learner, rows, config=dataclasses.replace(config, seed=seed)) for seed in chosen
-        )
-        halves = [
-            fit(learner, rows[part.sort().values], config=dataclasses.replace(config, seed=seed))
-            for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False)
-        ]
+        jobs = {f"seed {seed}": _job(learner, rows, config, seed) for seed in chosen}
+        for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False):
+            jobs[f"half, seed {seed}"] = _job(learner, rows[part.sort().values], config, seed)
+        fitted = list(fit_many(jobs).values())
+    reports, halves = tuple(fitted[: len(chosen)]), fitted[len(chosen) :]
     first = alive_modes(reports[0].dictionary, rows)
     others = [_alive_atoms(report.dictionary, rows) for report in reports[1:]]
     parts = [_alive_atoms(report.dictionary, rows) for report in halves]
@@ -164,6 +163,10 @@ def stability(
         chance=_mean_cosine(atoms, first, [_permuted(other, generator) for other in others]),
         between_halves=float(matched_cosine(*parts).nan_to_num(0.0).mean()),
     )
+
+
+def _job(learner: Learner, rows: Tensor, config: TrainConfig, seed: int) -> Job:
+    return Job(learner, rows, config=dataclasses.replace(config, seed=seed))
 
 
 def alive_modes(
