@@ -28,9 +28,12 @@ from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
-_TRAVEL: Final = 2.0
-"""Sum of the learning rates of a default fit at `_TRAVEL_UNITS` hidden units."""
-_TRAVEL_UNITS: Final = 64
+_TRAVEL: Final = 1.5
+"""Sum of the encoder's learning rates in a default fit, up to `_LR_UNITS` hidden units; beyond,
+it falls as 1 / sqrt(width)."""
+_ATOM_RATE: Final = 4.0
+"""Default rate of the atoms relative to the encoder's, up to `_LR_UNITS` hidden units; beyond, it
+rises as the other falls: entries of atoms lie on the scale of the data, whatever the width."""
 _LR_LIMIT: Final = 3e-3
 """Highest default rate, up to `_LR_UNITS` hidden units; beyond, wide layers need 1 / width."""
 _LR_UNITS: Final = 256
@@ -61,6 +64,20 @@ class ThresholdSAE(Learner):
     (angles: mean over all entries) on data divided by their standard deviation. There is no
     penalty on the codes; sparsity comes from the threshold.
 
+    The model is the paper's, the way to it is not. Weights of the encoder are small and entries
+    of atoms are as large as the data's, so atoms move faster (`atom_rate`). While the threshold
+    rises, codes that fall below it are lost for a row, which makes loadings sparse; once it has
+    risen, that would only erode them, and codes p = logit(c) near the threshold are told what
+    crossing it does to the error of d units (`jump`):
+
+    .. math:: \frac{\partial}{\partial p_j} = \frac{1}{w}
+       \left[|p_j - \mathrm{logit}\,\tau| < \tfrac{w}{2}\right]
+       \frac{\tau^2 |D_j|^2 - 2 \tau\, (x - \hat x + z_j D_j) \cdot D_j}{d}
+
+    in addition to the gradient above: the kernel of Rajamanoharan et al. 2024, with the change
+    of the error instead of its slope. ``ThresholdSAE(k, atom_rate=1, jump=0, resample=False)``
+    with ``TrainConfig.paper()`` is the published procedure.
+
     Parameters
     ----------
     n_modes : int
@@ -78,8 +95,13 @@ class ThresholdSAE(Learner):
         Probability, while fitting.
     resample : bool
         Set modes that a whole pass does not use anew, for badly described rows, four times in
-        the first half of the steps. More modes live, and a fit whose threshold does not rise
-        is no longer lost; off, because the published recipe does not have it.
+        the first half of the steps: rare modes are found by it. Not in the paper.
+    atom_rate : float, optional
+        Learning rate of the atoms relative to the encoder's; by default 4 up to a width of 256,
+        and beyond 4 times the root of width / 256. 1 in the paper.
+    jump : float
+        w, the width in the logit within which a code is near the threshold; 0 for none, as in
+        the paper.
 
     Raises
     ------
@@ -96,7 +118,9 @@ class ThresholdSAE(Learner):
     nonnegative: bool = False
     width: int | None = None
     dropout: float = 0.05
-    resample: bool = False
+    resample: bool = True
+    atom_rate: float | None = None
+    jump: float = 2.0
 
     def __post_init__(self) -> None:
         whole(self, "n_modes", *(() if self.width is None else ("width",)))
@@ -105,7 +129,11 @@ class ThresholdSAE(Learner):
                 raise OptionError(
                     f"ThresholdSAE: {name} must be from 0 to below 1; got {getattr(self, name)}"
                 )
-        not_negative(self, "atom_l1")
+        not_negative(self, "atom_l1", "jump")
+        if self.atom_rate is not None and not 0.0 < self.atom_rate < math.inf:
+            raise OptionError(
+                f"ThresholdSAE: atom_rate must be above 0 and finite; got {self.atom_rate}"
+            )
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Gradient descent on batches that stay on the device."""
@@ -119,12 +147,13 @@ class ThresholdSAE(Learner):
             nn.init.xavier_uniform_(atoms)
             atoms = (atoms.abs() if self.nonnegative else atoms).to(device)
             state = {f"{_ENCODER}{k}": v.detach() for k, v in encoder.state_dict().items()}
-            parameters = {**state, ATOMS: atoms}
+            # Adam moves all parameters alike: divided by a number, atoms move that much faster.
+            parameters = {**state, ATOMS: atoms / self._rate(matrix.shape[1])}
             # Drawn here: with dropout it takes random numbers.
             threshold = self._rising_threshold(encoder, matrix, config)
             problem = Problem(
                 parameters,
-                partial(self._cost, encoder, threshold),
+                partial(self._cost, encoder, threshold, config.threshold_warmup),
                 self._project,
                 watch_dead=self.resample,
                 reconstruct=self._reconstruct if self.resample else None,
@@ -132,7 +161,8 @@ class ThresholdSAE(Learner):
                 by_mode=(_LAST, ATOMS),
             )
             history = descend(problem, matrix, config, on_epoch)
-        return Learned(parameters, config, history)
+            atoms = self._atoms(parameters).detach()
+        return Learned({**parameters, ATOMS: atoms}, config, history)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Codes at or above the threshold; the others are 0."""
@@ -162,30 +192,55 @@ class ThresholdSAE(Learner):
     def _filled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
         """Config with its epochs and learning rate worked out."""
         width = self.width or n_units
-        travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / width))
+        travel = _TRAVEL * min(1.0, math.sqrt(_LR_UNITS / width))
         return filled(config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width))
+
+    def _rate(self, n_units: int) -> float:
+        """How much faster atoms move than the encoder's weights."""
+        width = self.width or n_units
+        return self.atom_rate or _ATOM_RATE * max(1.0, math.sqrt(width / _LR_UNITS))
+
+    def _atoms(self, parameters: Parameters) -> Tensor:
+        """Atoms from what is optimised in their place."""
+        raw = parameters[ATOMS]
+        return raw * self._rate(raw.shape[1])
 
     def _cost(
         self,
         encoder: nn.Sequential,
         threshold: Callable[[int], float],
+        warmup: float,
         parameters: Parameters,
         rows: Tensor,
         step: Step,
     ) -> Cost:
         state = {k.removeprefix(_ENCODER): v for k, v in parameters.items() if k != ATOMS}
-        codes = torch.func.functional_call(encoder, state, (rows,))
-        loadings = keep(codes, threshold(step.index))
-        atoms = parameters[ATOMS]
-        loss = F.mse_loss(loadings @ atoms, rows) + self.atom_l1 * atoms.abs().mean()
+        logits = torch.func.functional_call(encoder[:-1], state, (rows,))
+        loadings = keep(logits.sigmoid(), threshold(step.index))
+        atoms = self._atoms(parameters)
+        described = loadings @ atoms
+        loss = F.mse_loss(described, rows) + self.atom_l1 * atoms.abs().mean()
+        # Before, codes that cross would all be kept on, and loadings stay dense.
+        if self.jump and self.threshold and step.index >= warmup * step.n_steps:
+            loss = loss + self._crossing(logits, loadings, rows - described, atoms)
         return Cost(loss, loadings)
+
+    def _crossing(self, logits: Tensor, loadings: Tensor, error: Tensor, atoms: Tensor) -> Tensor:
+        """Of value 0; its gradient is the change of the loss where a code crosses the threshold."""
+        with torch.no_grad():
+            near = (logits - _logit(self.threshold)).abs() < self.jump / 2.0
+            square = atoms.square().sum(1)
+            along = error @ atoms.T + loadings * square
+            change = self.threshold * (self.threshold * square - 2.0 * along)
+            slope = near * change / (self.jump * error.numel())
+        return ((logits - logits.detach()) * slope).sum()
 
     def _project(self, parameters: Parameters) -> None:
         if self.nonnegative:
             parameters[ATOMS].data.clamp_(min=0.0)
 
     def _reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
-        return self.encode(parameters, rows) @ parameters[ATOMS]
+        return self.encode(parameters, rows) @ self._atoms(parameters)
 
     def _revive(self, parameters: Parameters, revival: Revival) -> None:
         """Dead modes get a code above the threshold for a row, and a short atom towards its rest.
@@ -194,10 +249,11 @@ class ThresholdSAE(Learner):
         length would describe it many times over, and all of them would be pushed out again.
         """
         hidden = self._hidden(parameters, revival.rows)
-        logit = math.log(self.threshold / (1.0 - self.threshold)) if self.threshold else 0.0
+        logit = _logit(self.threshold) if self.threshold else 0.0
         length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
         parameters[_LAST][revival.modes] = (logit + _ABOVE) * hidden / length
-        parameters[ATOMS][revival.modes] = _SHORT * revival.residuals
+        short = _SHORT / self._rate(revival.rows.shape[1])
+        parameters[ATOMS][revival.modes] = short * revival.residuals
 
     def _hidden(self, parameters: Parameters, rows: Tensor) -> Tensor:
         """What the last linear layer reads."""
@@ -218,7 +274,7 @@ class ThresholdSAE(Learner):
         start = float(codes.flatten().sort().values[-max(1, int(share * codes.numel()))])
         if not 0.0 < start < self.threshold:
             return lambda step: self.threshold
-        low, high = (math.log(c / (1.0 - c)) for c in (start, self.threshold))
+        low, high = _logit(start), _logit(self.threshold)
 
         def threshold(step: int) -> float:
             if step >= duration:
@@ -226,6 +282,10 @@ class ThresholdSAE(Learner):
             return 1.0 / (1.0 + math.exp(-(low + (high - low) * step / duration)))
 
         return threshold
+
+
+def _logit(code: float) -> float:
+    return math.log(code / (1.0 - code))
 
 
 def keep(codes: Tensor, threshold: float) -> Tensor:
