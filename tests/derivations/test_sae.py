@@ -12,7 +12,9 @@ import torch
 from condec.dictionary import Dictionary, ThresholdSAE, TrainConfig, fit
 
 UNITS, WIDTH, MODES, ROWS = 4, 5, 6, 12
-LEARNER = ThresholdSAE(MODES, width=WIDTH, threshold=0.5, atom_l1=0.03, dropout=0.0)
+OPTIONS = {"width": WIDTH, "threshold": 0.5, "atom_l1": 0.03, "dropout": 0.0, "resample": False}
+LEARNER = ThresholdSAE(MODES, atom_rate=1.0, jump=0.0, **OPTIONS)
+JUMP = 1.0
 LR = 1e-3
 
 
@@ -67,15 +69,15 @@ def loss(t, data, threshold):
     return error / (len(data) * UNITS) + LEARNER.atom_l1 * size
 
 
-def start_of(data):
+def start_of(data, learner=LEARNER):
     """Tensors before the first step: made as `fit` makes them, with a step of no length."""
     config = TrainConfig(epochs=1, batch_size=len(data), lr=1e-30, held_out=0.0)
-    return fit(LEARNER, data, config=config).dictionary
+    return fit(learner, data, config=config).dictionary
 
 
-def one_step(data):
+def one_step(data, learner=LEARNER):
     config = TrainConfig(epochs=1, batch_size=len(data), lr=LR, held_out=0.0, threshold_warmup=0.0)
-    return fit(LEARNER, data, config=config)
+    return fit(learner, data, config=config)
 
 
 def test_loadings():
@@ -132,6 +134,47 @@ def test_first_step_of_the_encoder_sees_codes_in_use_only():
             assert float(after.tensors["encoder.8.weight"][m, i]) == pytest.approx(
                 expected, abs=2e-6
             )
+
+
+def test_atoms_move_faster_by_their_rate():
+    fast = ThresholdSAE(MODES, atom_rate=3.0, jump=0.0, **OPTIONS)
+    slow, quick = one_step(rows()).dictionary, one_step(rows(), fast).dictionary
+    before = start_of(rows())
+    moved, further = (d.tensors["atoms"] - before.tensors["atoms"] for d in (slow, quick))
+    torch.testing.assert_close(further, 3.0 * moved, rtol=1e-3, atol=1e-6)
+    for name, tensor in slow.tensors.items():
+        if name.startswith("encoder."):
+            torch.testing.assert_close(quick.tensors[name], tensor)
+
+
+def test_first_step_of_the_encoder_sees_what_crossing_does():
+    learner = ThresholdSAE(MODES, atom_rate=1.0, jump=JUMP, **OPTIONS)
+    after, before = one_step(rows(), learner).dictionary, start_of(rows(), learner)
+    t, data = plain(before), (rows().double() / before.scale).tolist()
+    crossings = 0
+    for m in range(MODES):
+        gradient = [0.0] * WIDTH
+        for x in data:
+            c = codes(t, x)
+            z = [v if v >= 0.5 else 0.0 for v in c]
+            errors = [a - b for a, b in zip(decoded(t["atoms"], z), x, strict=True)]
+            slope = 0.0
+            if z[m]:
+                slope += sum(2.0 * e * a for e, a in zip(errors, t["atoms"][m], strict=True))
+                slope *= c[m] * (1.0 - c[m])
+            if abs(math.log(c[m] / (1.0 - c[m]))) < JUMP / 2:
+                crossings += 1
+                off = [e - z[m] * a for e, a in zip(errors, t["atoms"][m], strict=True)]
+                on = [e + 0.5 * a for e, a in zip(off, t["atoms"][m], strict=True)]
+                slope += (sum(e * e for e in on) - sum(e * e for e in off)) / JUMP
+            h = hidden(t, x)
+            gradient = [g + slope * v / (ROWS * UNITS) for g, v in zip(gradient, h, strict=True)]
+        for i, g in enumerate(gradient):
+            expected = t["encoder.8.weight"][m][i] - LR * g / (abs(g) + 1e-8)
+            assert float(after.tensors["encoder.8.weight"][m, i]) == pytest.approx(
+                expected, abs=2e-6
+            )
+    assert 0 < crossings < ROWS * MODES
 
 
 def test_decoding_undoes_the_scale():

@@ -27,14 +27,16 @@ def _planted(n_rows, n_units, n_modes, active=3, support=6):
     return loadings @ atoms + 0.006 * torch.rand(n_rows, n_units, generator=made)
 
 
+PAPER = {"atom_rate": 1.0, "jump": 0.0, "resample": False}
+"""How the paper trains: what that loop did."""
 BEFORE = {
-    "default": (ThresholdSAE(24), TrainConfig(steps=300)),
+    "default": (ThresholdSAE(24, **PAPER), TrainConfig(steps=300)),
     "plateau": (
-        ThresholdSAE(24, threshold=0.5, nonnegative=True, width=9, atom_l1=1e-3),
+        ThresholdSAE(24, threshold=0.5, nonnegative=True, width=9, atom_l1=1e-3, **PAPER),
         TrainConfig(epochs=20, schedule="plateau", lr=1e-3, batch_size=50, seed=3),
     ),
     "constant": (
-        ThresholdSAE(8, threshold=0.6, dropout=0.0),
+        ThresholdSAE(8, threshold=0.6, dropout=0.0, **PAPER),
         TrainConfig(
             epochs=12,
             schedule="constant",
@@ -229,10 +231,11 @@ def test_resampling_brings_dead_modes_of_a_cold_start_back():
     # Codes begin near 0.5: with the threshold at 0.97 from the start none ever passes.
     matrix = _planted(400, 16, 8)
     config = TrainConfig(steps=400, lr=3e-3, threshold_warmup=0.0)
+    cold = ThresholdSAE(24, threshold=0.97, resample=False)
     with pytest.warns(UserWarning, match="all 24 modes are dead"):
-        assert fit(ThresholdSAE(24, threshold=0.97), matrix, config=config).n_alive == 0
-    again = fit(ThresholdSAE(24, threshold=0.97, resample=True), matrix, config=config)
-    assert not ThresholdSAE(4).resample
+        assert fit(cold, matrix, config=config).n_alive == 0
+    assert ThresholdSAE(4).resample
+    again = fit(ThresholdSAE(24, threshold=0.97), matrix, config=config)
     assert again.n_alive > 8
     assert again.r2 > 0.1
 

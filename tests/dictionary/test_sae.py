@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from condec.dictionary import Learner, ThresholdSAE, TrainConfig, fit
+from condec.dictionary import Learner, ThresholdSAE, TrainConfig, fit, quality, recovery
 from condec.dictionary.sae import keep
 from condec.errors import OptionError
 from condec.metrics import matched_cosine
 from condec.testing.contracts import DictionaryContract
+from condec.testing.planted import Planted
 
 # Dictionaries of a few dozen rows may well have modes that no held-out row uses.
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -116,7 +117,8 @@ def test_mask_passes_no_gradient():
 
 def test_rising_threshold_saves_the_modes():
     # Codes begin near 0.5: with the threshold at 0.97 from the start none ever passes.
-    learner, config = ThresholdSAE(24, threshold=0.97), TrainConfig(steps=1000, lr=3e-3)
+    learner = ThresholdSAE(24, threshold=0.97, resample=False)
+    config = TrainConfig(steps=1000, lr=3e-3)
     data = planted(400, n_units=16, n_modes=8)[1]
     risen = fit(learner, data, config=config)
     assert risen.n_alive > 0
@@ -140,10 +142,42 @@ def test_default_rate_falls_with_steps_and_width():
     # One step would allow for a huge rate: the limit holds, and falls for wide layers.
     assert rate(8) == rate(8, width=256) == pytest.approx(3e-3)
     assert rate(8, width=1024) == pytest.approx(3e-3 / 4)
-    config = ThresholdSAE(4).settled(TrainConfig(), 1600, 64)
-    assert config.lr * config.epochs * 13 == pytest.approx(2 * 2.0)
-    wide = ThresholdSAE(4).settled(TrainConfig(), 1600, 256)
+    config = ThresholdSAE(4).settled(TrainConfig(), 1600, 256)
+    assert config.lr * config.epochs * 13 == pytest.approx(2 * 1.5)
+    wide = ThresholdSAE(4).settled(TrainConfig(), 1600, 1024)
     assert wide.lr == pytest.approx(config.lr / 2)
+    # The atoms' rate is the same at every width.
+    assert ThresholdSAE(4)._rate(1024) * wide.lr == pytest.approx(
+        ThresholdSAE(4)._rate(64) * config.lr
+    )
+    assert ThresholdSAE(4, atom_rate=1.0)._rate(1024) == 1.0
+
+
+def test_default_recovers_every_mode_of_the_small_instance():
+    data = Planted.small()
+    report = fit(ThresholdSAE(24), data.matrix)
+    alive = quality(report.dictionary, data.matrix).alive
+    assert recovery(report.dictionary.atoms[alive], data.atoms).share == 1.0
+    assert report.r2 > 0.85
+
+
+@pytest.mark.slow
+def test_default_recovers_the_standard_instance():
+    data = Planted.standard()
+    report = fit(ThresholdSAE(768), data.matrix)
+    alive = quality(report.dictionary, data.matrix).alive
+    found = recovery(report.dictionary.atoms[alive], data.atoms)
+    assert found.share >= 0.95
+    assert found.recovered[data.rare].double().mean() >= 0.5
+    assert found.n_false < 200
+    assert report.r2 > 0.9
+
+
+@pytest.mark.slow
+def test_codes_do_not_erode_once_the_threshold_has_risen():
+    data = Planted.small()
+    told, blind = (fit(ThresholdSAE(24, jump=jump), data.matrix) for jump in (2.0, 0.0))
+    assert told.r2 > blind.r2 + 0.1
 
 
 def test_loss_is_reported_by_epoch_and_falls():
@@ -218,6 +252,9 @@ def test_global_random_state_survives_an_error():
         ({"dropout": 1.0}, "dropout must be from 0 to below 1; got 1.0"),
         ({"atom_l1": -1.0}, "atom_l1 must be finite and not negative; got -1.0"),
         ({"atom_l1": float("nan")}, "atom_l1 must be finite"),
+        ({"jump": -1.0}, "jump must be finite and not negative; got -1.0"),
+        ({"atom_rate": 0.0}, "atom_rate must be above 0 and finite; got 0.0"),
+        ({"atom_rate": float("inf")}, "atom_rate must be above 0 and finite; got inf"),
     ],
 )
 def test_options_are_checked(unchecked, options, message):

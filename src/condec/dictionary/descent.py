@@ -123,7 +123,16 @@ class _Descent:
         if self.keeps:
             for parameter in self.moving:
                 parameter.grad = torch.zeros_like(parameter)
-        self.optimiser = torch.optim.Adam(self.moving, lr=self.lr, fused=True)
+        named = [name for name, value in self.parameters.items() if value.requires_grad]
+        self.rates = [self.problem.rates.get(name, 1.0) for name in named]
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": [p], "lr": self.lr * r}
+                for p, r in zip(self.moving, self.rates, strict=True)
+            ],
+            lr=self.lr,
+            fused=True,
+        )
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimiser, factor=0.5, patience=10
         )
@@ -154,8 +163,7 @@ class _Descent:
         while len(self.history) < self.n_epochs and not self._enough():
             self._pass(keeper)
             loss = self._end_pass()
-            rate = self.optimiser.param_groups[0]["lr"]
-            on_epoch(Epoch(len(self.history) - 1, self.n_epochs, loss, rate))
+            on_epoch(Epoch(len(self.history) - 1, self.n_epochs, loss, self._rate()))
         if keeper is not None:
             keeper.last(self._state)
         for index, fit in enumerate(self.fits):
@@ -209,14 +217,21 @@ class _Descent:
             self.best = min(self.best, mean)
         return mean
 
+    def _rate(self) -> float:
+        rate: float = self.optimiser.param_groups[0]["lr"] / self.rates[0]
+        return rate
+
+    def _set_rate(self, rate: float) -> None:
+        for group, relative in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * relative
+
     def _enough(self) -> bool:
         return self.config.patience is not None and self.waited >= self.config.patience
 
     def _one_step(self, rows: Tensor) -> Tensor:
         """Loss of every fit before the step."""
         if self.config.schedule == "cosine":
-            rate = 0.5 * self.lr * (1.0 + math.cos(math.pi * self.step / self.n_steps))
-            self.optimiser.param_groups[0]["lr"] = rate
+            self._set_rate(0.5 * self.lr * (1.0 + math.cos(math.pi * self.step / self.n_steps)))
         loss, loadings = self._cost(rows)
         self.optimiser.zero_grad(set_to_none=not self.keeps)
         loss.sum().backward()  # type: ignore[no-untyped-call]
@@ -318,7 +333,7 @@ class _Descent:
             "waited": self.waited,
             "best": None if math.isinf(self.best) else self.best,
             "history": self.history,
-            "lr": self.optimiser.param_groups[0]["lr"],
+            "lr": self._rate(),
             "plateau": None if math.isinf(plateau.best) else [plateau.best, plateau.num_bad_epochs],
         }
         return State(tensors, record)
@@ -347,7 +362,7 @@ class _Descent:
         self.step, self.done, self.waited = record["step"], record["done"], record["waited"]
         self.best = math.inf if record["best"] is None else record["best"]
         self.history = record["history"]
-        self.optimiser.param_groups[0]["lr"] = record["lr"]
+        self._set_rate(record["lr"])
         if record["plateau"] is not None:
             self.plateau.best, self.plateau.num_bad_epochs = record["plateau"]
 

@@ -1,7 +1,7 @@
 """What a learner gives the engine of gradient descent: what is trained and what is minimised."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from torch import Tensor
@@ -95,6 +95,8 @@ class Problem:
         memory of those modes is cleared.
     fixed : tuple of str
         Parameters that the loss reads and no step changes.
+    rates : mapping of str to float
+        Learning rates of parameters relative to the fit's; 1 for those that are not named.
     n_revivals : int
         How often dead modes are set anew, evenly over the first half of the steps.
     settling : float
@@ -109,5 +111,6 @@ class Problem:
     revive: Callable[[Parameters, Revival], None] | None = None
     by_mode: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
     n_revivals: int = 4
     settling: float = 0.0

@@ -14,13 +14,17 @@ from condec.dictionary.base import not_negative, whole
 from condec.dictionary.descent import filled
 from condec.dictionary.gradient import GradientLearner
 from condec.dictionary.problem import ATOMS, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.products import decoded
 from condec.dictionary.records import TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
 
-_TRAVEL: Final = 2.0
-"""Sum of the learning rates of a default fit at `_TRAVEL_UNITS` hidden units."""
-_TRAVEL_UNITS: Final = 64
+_TRAVEL: Final = 1.5
+"""Sum of the encoder's learning rates in a default fit, up to `_LR_UNITS` hidden units; beyond,
+it falls as 1 / sqrt(width)."""
+_ATOM_RATE: Final = 4.0
+"""Default rate of the atoms relative to the encoder's, up to `_LR_UNITS` hidden units; beyond, it
+rises as the other falls: entries of atoms lie on the scale of the data, whatever the width."""
 _LR_LIMIT: Final = 3e-3
 """Highest default rate, up to `_LR_UNITS` hidden units; beyond, wide layers need 1 / width."""
 _LR_UNITS: Final = 256
@@ -53,6 +57,20 @@ class ThresholdSAE(GradientLearner):
     (angles: mean over all entries) on data divided by their standard deviation. There is no
     penalty on the codes; sparsity comes from the threshold.
 
+    The model is the paper's, the way to it is not. Weights of the encoder are small and entries
+    of atoms are as large as the data's, so atoms move faster (`atom_rate`). While the threshold
+    rises, codes that fall below it are lost for a row, which makes loadings sparse; once it has
+    risen, that would only erode them, and codes p = logit(c) near the threshold are told what
+    crossing it does to the error of d units (`jump`):
+
+    .. math:: \frac{\partial}{\partial p_j} = \frac{1}{w}
+       \left[|p_j - \mathrm{logit}\,\tau| < \tfrac{w}{2}\right]
+       \frac{\tau^2 |D_j|^2 - 2 \tau\, (x - \hat x + z_j D_j) \cdot D_j}{d}
+
+    in addition to the gradient above: the kernel of Rajamanoharan et al. 2024, with the change
+    of the error instead of its slope. ``ThresholdSAE(k, atom_rate=1, jump=0, resample=False)``
+    with ``TrainConfig.paper()`` is the published procedure.
+
     Parameters
     ----------
     n_modes : int
@@ -70,8 +88,13 @@ class ThresholdSAE(GradientLearner):
         Probability, while fitting.
     resample : bool
         Set modes that a whole pass does not use anew, for badly described rows, four times in
-        the first half of the steps. More modes live, and a fit whose threshold does not rise
-        is no longer lost; off, because the published recipe does not have it.
+        the first half of the steps: rare modes are found by it. Not in the paper.
+    atom_rate : float, optional
+        Learning rate of the atoms relative to the encoder's; by default 4 up to a width of 256,
+        and beyond 4 times the root of width / 256. 1 in the paper.
+    jump : float
+        w, the width in the logit within which a code is near the threshold; 0 for none, as in
+        the paper.
 
     Raises
     ------
@@ -88,7 +111,9 @@ class ThresholdSAE(GradientLearner):
     nonnegative: bool = False
     width: int | None = None
     dropout: float = 0.05
-    resample: bool = False
+    resample: bool = True
+    atom_rate: float | None = None
+    jump: float = 2.0
 
     def __post_init__(self) -> None:
         whole(self, "n_modes", *(() if self.width is None else ("width",)))
@@ -97,12 +122,16 @@ class ThresholdSAE(GradientLearner):
                 raise OptionError(
                     f"ThresholdSAE: {name} must be from 0 to below 1; got {getattr(self, name)}"
                 )
-        not_negative(self, "atom_l1")
+        not_negative(self, "atom_l1", "jump")
+        if self.atom_rate is not None and not 0.0 < self.atom_rate < math.inf:
+            raise OptionError(
+                f"ThresholdSAE: atom_rate must be above 0 and finite; got {self.atom_rate}"
+            )
 
     def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
         """Config with its epochs and learning rate worked out."""
         width = self.width or n_units
-        travel = _TRAVEL * min(1.0, math.sqrt(_TRAVEL_UNITS / width))
+        travel = _TRAVEL * min(1.0, math.sqrt(_LR_UNITS / width))
         return filled(config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width))
 
     def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
@@ -119,7 +148,7 @@ class ThresholdSAE(GradientLearner):
 
     def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
         """Squared error while the threshold rises, and after."""
-        encoder = self._encoder(parameters[ATOMS].shape[1], torch.device("meta"))
+        encoder = self._encoder(parameters[ATOMS].shape[1], torch.device("meta"))[:-1]
         return Problem(
             parameters,
             partial(self._cost, encoder, config.threshold_warmup),
@@ -129,6 +158,7 @@ class ThresholdSAE(GradientLearner):
             revive=self._revive if self.resample else None,
             by_mode=(_LAST, ATOMS),
             fixed=(_FIRST_LOGIT,),
+            rates={ATOMS: self._rate(parameters[ATOMS].shape[1])},
             settling=config.threshold_warmup,
         )
 
@@ -156,14 +186,33 @@ class ThresholdSAE(GradientLearner):
             nn.Sigmoid(),
         )
 
+    def _rate(self, n_units: int) -> float:
+        """How much faster atoms move than the encoder's weights."""
+        width = self.width or n_units
+        return self.atom_rate or _ATOM_RATE * max(1.0, math.sqrt(width / _LR_UNITS))
+
     def _cost(
         self, encoder: nn.Module, warmup: float, parameters: Parameters, rows: Tensor, step: Step
     ) -> Cost:
-        codes = torch.func.functional_call(encoder, _state(parameters), (rows,))
-        loadings = keep(codes, self._threshold(parameters, warmup, step))
+        logits = torch.func.functional_call(encoder, _state(parameters), (rows,))
+        loadings = keep(logits.sigmoid(), self._threshold(parameters, warmup, step))
         atoms = parameters[ATOMS]
-        loss = F.mse_loss(loadings @ atoms, rows) + self.atom_l1 * atoms.abs().mean()
+        described = decoded(loadings, atoms)
+        loss = F.mse_loss(described, rows) + self.atom_l1 * atoms.abs().mean()
+        # Before, codes that cross would all be kept on, and loadings stay dense.
+        if self.jump and self.threshold and step.index >= warmup * step.n_steps:
+            loss = loss + self._crossing(logits, loadings, rows - described, atoms)
         return Cost(loss, loadings)
+
+    def _crossing(self, logits: Tensor, loadings: Tensor, error: Tensor, atoms: Tensor) -> Tensor:
+        """Of value 0; its gradient is the change of the loss where a code crosses the threshold."""
+        with torch.no_grad():
+            near = (logits - _logit(self.threshold)).abs() < self.jump / 2.0
+            square = atoms.square().sum(1)
+            along = error @ atoms.T + loadings * square
+            change = self.threshold * (self.threshold * square - 2.0 * along)
+            slope = near * change / (self.jump * error.numel())
+        return ((logits - logits.detach()) * slope).sum()
 
     def _threshold(self, parameters: Parameters, warmup: float, step: Step) -> Tensor | float:
         """Rises evenly in the logit."""
