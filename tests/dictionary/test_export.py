@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from condec.dictionary import (
     write_saelens,
 )
 from condec.errors import DataError, StoreError
+from condec.models.torchvision import import_torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
 
@@ -55,6 +57,33 @@ def test_round_trip(learner, scaling, centre, tmp_path):
     )
 
 
+# Importing it brings in warnings of its own and of what it needs.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scaling", ["global", "unit"])
+@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
+def test_saelens_itself_reads_it(learner, scaling, tmp_path):
+    import_torchvision()
+    sae_lens = pytest.importorskip("sae_lens", reason="pip install sae-lens", exc_type=ImportError)
+    config = replace(FAST, scaling=scaling, centre=scaling == "unit")
+    dictionary = fit(learner, _rows(), config=config).dictionary
+    write_saelens(dictionary, tmp_path / "ours", hook_name="layer2.1")
+    sae = sae_lens.SAE.load_from_disk(tmp_path / "ours")
+    with torch.no_grad():
+        loadings, expected = sae.encode(_rows()), dictionary.encode(_rows())
+        torch.testing.assert_close(
+            sae.decode(expected), dictionary.decode(expected), rtol=1e-5, atol=1e-5
+        )
+    same = (loadings > 0) == (expected > 0)
+    assert float(same.float().mean()) > 0.99
+    torch.testing.assert_close(loadings[same], expected[same], rtol=1e-3, atol=1e-4)
+    assert sae.cfg.metadata.hook_name == "layer2.1"
+    assert sae.cfg.metadata.condec_learner["name"] == type(learner).__name__
+    sae.save_model(tmp_path / "theirs")
+    torch.testing.assert_close(
+        read_saelens(tmp_path / "theirs").encode(_rows()), loadings, rtol=1e-3, atol=1e-4
+    )
+
+
 def test_layout(tmp_path):
     from safetensors.torch import load_file
 
@@ -66,6 +95,8 @@ def test_layout(tmp_path):
     assert config["apply_b_dec_to_input"] is False
     assert config["normalize_activations"] == "none"
     assert config["metadata"]["hook_name"] == "layer2.1"
+    # Without it SAELens takes the file for one of an older layout and drops the metadata.
+    assert config["metadata"]["sae_lens_version"] == "6.0.0"
     weights = load_file(tmp_path / "sae_weights.safetensors")
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     assert shapes == {"W_enc": (5, 6), "b_enc": (6,), "W_dec": (6, 5), "b_dec": (5,)}

@@ -16,7 +16,7 @@ from condec.dictionary.controls import CONTROLS, control_words, controls_as_good
 from condec.dictionary.export import LinearCode, linear_code, read_saelens, write_saelens
 from condec.dictionary.many import Job, fit_many
 from condec.dictionary.measure import Quality, quality
-from condec.dictionary.overcomplete import Overcomplete
+from condec.dictionary.overcomplete import Overcomplete, OvercompleteFactorisation
 from condec.dictionary.pareto import best_at_equal_l0, over_seeds, pareto_front
 from condec.dictionary.preparation import Preparation
 from condec.dictionary.prepared import split_rows
@@ -48,6 +48,7 @@ __all__ = [
     "MatchingPursuit",
     "MatryoshkaSAE",
     "Overcomplete",
+    "OvercompleteFactorisation",
     "Preparation",
     "Quality",
     "ReLUSAE",

@@ -26,6 +26,8 @@ Architecture = Literal["standard", "topk", "jumprelu"]
 
 _CONFIG: Final = "cfg.json"
 _WEIGHTS: Final = "sae_weights.safetensors"
+_LAYOUT: Final = "6.0.0"
+"""Version of SAELens whose layout this is; without one, its loader drops what is in metadata."""
 _EXPORTED: Final[dict[type, Architecture]] = {
     ReLUSAE: "standard",
     TopKSAE: "topk",
@@ -149,6 +151,8 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
+            "sae_lens_version": _LAYOUT,
+            "sae_lens_training_version": None,
             "hook_name": hook_name or None,
             "condec_learner": dictionary.learner.to_dict(),
         },
