@@ -235,7 +235,7 @@ class OvercompleteFactorisation(Learner):
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Atoms by the library's solver, on the CPU."""
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         rows = matrix.cpu()
         with seeded(config, torch.device("cpu")), _numpy_seeded(config.seed), threadpool_limits(1):
