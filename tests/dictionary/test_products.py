@@ -98,3 +98,13 @@ def test_under_vmap_they_are_plain(always):
     x, w = torch.randn(3, 12, 9), torch.randn(3, 40, 9)
     torch.testing.assert_close(torch.func.vmap(products.encoded)(x, w), x @ w.mT)
     assert not always
+
+
+def test_products_at(always):
+    left, right = torch.randn(12, 9).double(), torch.randn(40, 9).double()
+    for share in (0.03, 0.5):
+        where = sparse(12, 40, share)
+        found = products.products_at(where.double(), left, right)
+        there = where != 0
+        torch.testing.assert_close(found[there], (left @ right.T)[there], rtol=1e-12, atol=1e-12)
+    assert always == [(12, 40)]

@@ -38,6 +38,16 @@ def encoded(rows: Tensor, weight: Tensor) -> Tensor:
     return found
 
 
+def products_at(where: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Entries of ``left @ right.T`` where another matrix is not 0; the others are not specified.
+
+    Large ones look at values: fits of that size never run as one on a CPU.
+    """
+    if _worth(left, len(right)) and _few(where):
+        return _Codes(where).dots(left, right)
+    return left @ right.T
+
+
 def _worth(left: Tensor, n_columns: int) -> bool:
     kind = left.device.type
     large = left.numel() * n_columns >= _LARGE

@@ -14,7 +14,7 @@ from condec.dictionary.base import not_negative, whole
 from condec.dictionary.descent import filled
 from condec.dictionary.gradient import GradientLearner
 from condec.dictionary.problem import ATOMS, Cost, Parameters, Problem, Revival, Step
-from condec.dictionary.products import decoded
+from condec.dictionary.products import decoded, encoded, products_at
 from condec.dictionary.records import TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
@@ -34,7 +34,8 @@ _ABOVE: Final = 2.0
 """How far above the threshold, in the logit, the code of a mode set anew is."""
 _SHORT: Final = 0.05
 _ENCODER: Final = "encoder."
-_LAST: Final = "encoder.8.weight"
+_LAST_NAME: Final = "8."
+_LAST: Final = f"{_ENCODER}{_LAST_NAME}weight"
 _FIRST_LOGIT: Final = "first_logit"
 """Logit of the threshold from which it rises."""
 
@@ -148,10 +149,10 @@ class ThresholdSAE(GradientLearner):
 
     def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
         """Squared error while the threshold rises, and after."""
-        encoder = self._encoder(parameters[ATOMS].shape[1], torch.device("meta"))[:-1]
+        below = self._encoder(parameters[ATOMS].shape[1], torch.device("meta"))[:-2]
         return Problem(
             parameters,
-            partial(self._cost, encoder, config.threshold_warmup),
+            partial(self._cost, below, config.threshold_warmup),
             self._project,
             watch_dead=self.resample,
             reconstruct=self._reconstruct if self.resample else None,
@@ -192,13 +193,15 @@ class ThresholdSAE(GradientLearner):
         return self.atom_rate or _ATOM_RATE * max(1.0, math.sqrt(width / _LR_UNITS))
 
     def _cost(
-        self, encoder: nn.Module, warmup: float, parameters: Parameters, rows: Tensor, step: Step
+        self, below: nn.Module, warmup: float, parameters: Parameters, rows: Tensor, step: Step
     ) -> Cost:
-        logits = torch.func.functional_call(encoder, _state(parameters), (rows,))
+        logits = encoded(_hidden(below, parameters, rows), parameters[_LAST])
         loadings = keep(logits.sigmoid(), self._threshold(parameters, warmup, step))
         atoms = parameters[ATOMS]
         described = decoded(loadings, atoms)
-        loss = F.mse_loss(described, rows) + self.atom_l1 * atoms.abs().mean()
+        # Of one pass over the atoms, where a mean of absolute values takes several.
+        size = torch.linalg.vector_norm(atoms, 1, dim=(0, 1)) / atoms.numel()
+        loss = F.mse_loss(described, rows) + self.atom_l1 * size
         # Before, codes that cross would all be kept on, and loadings stay dense.
         if self.jump and self.threshold and step.index >= warmup * step.n_steps:
             loss = loss + self._crossing(logits, loadings, rows - described, atoms)
@@ -207,9 +210,9 @@ class ThresholdSAE(GradientLearner):
     def _crossing(self, logits: Tensor, loadings: Tensor, error: Tensor, atoms: Tensor) -> Tensor:
         """Of value 0; its gradient is the change of the loss where a code crosses the threshold."""
         with torch.no_grad():
-            near = (logits - _logit(self.threshold)).abs() < self.jump / 2.0
+            near = ((logits - _logit(self.threshold)).abs() < self.jump / 2.0).to(logits.dtype)
             square = atoms.square().sum(1)
-            along = error @ atoms.T + loadings * square
+            along = products_at(near, error, atoms) + loadings * square
             change = self.threshold * (self.threshold * square - 2.0 * along)
             slope = near * change / (self.jump * error.numel())
         return ((logits - logits.detach()) * slope).sum()
@@ -235,18 +238,12 @@ class ThresholdSAE(GradientLearner):
         A code in use is never small, and several modes may be given the same row: atoms of full
         length would describe it many times over, and all of them would be pushed out again.
         """
-        hidden = self._hidden(parameters, revival.rows)
+        below = self._encoder(revival.rows.shape[1], torch.device("meta"))[:-2].eval()
+        hidden = _hidden(below, parameters, revival.rows)
         logit = _logit(self.threshold) if self.threshold else 0.0
         length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
         parameters[_LAST][revival.modes] = (logit + _ABOVE) * hidden / length
         parameters[ATOMS][revival.modes] = _SHORT * revival.residuals
-
-    def _hidden(self, parameters: Parameters, rows: Tensor) -> Tensor:
-        """What the last linear layer reads."""
-        encoder = self._encoder(rows.shape[1], torch.device("meta"))[:-2].eval()
-        held = {k: v for k, v in _state(parameters).items() if not k.startswith("8.")}
-        hidden: Tensor = torch.func.functional_call(encoder, held, (rows,))
-        return hidden
 
     def _first_threshold(self, encoder: nn.Module, rows: Tensor) -> float:
         """Where some codes of every row pass, if that is below the threshold."""
@@ -260,6 +257,13 @@ class ThresholdSAE(GradientLearner):
 def _state(tensors: Parameters) -> dict[str, Tensor]:
     """Weights of the encoder by their names in it."""
     return {k.removeprefix(_ENCODER): v for k, v in tensors.items() if k.startswith(_ENCODER)}
+
+
+def _hidden(below: nn.Module, parameters: Parameters, rows: Tensor) -> Tensor:
+    """What the last linear layer reads."""
+    state = {k: v for k, v in _state(parameters).items() if not k.startswith(_LAST_NAME)}
+    hidden: Tensor = torch.func.functional_call(below, state, (rows,))
+    return hidden
 
 
 def _logit(share: float) -> float:
