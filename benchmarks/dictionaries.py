@@ -366,10 +366,8 @@ def main() -> None:
 def publish(rows: Sequence[dict[str, Any]]) -> None:
     """Tables and figure into docs/."""
     said = "\n".join(f"- {line}." for line in counts(rows))
-    paste(
-        "dictionaries",
-        f"{tables(rows)}\n\nCounted where two means are apart by more than the larger of their standard deviations:\n\n{said}",
-    )
+    rule = "Counted where two means are apart by more than the larger of their standard deviations:"
+    paste("dictionaries", f"{tables(rows)}\n\n{rule}\n\n{said}")
     draw(rows, ROOT / "docs" / "assets" / "dictionaries.png")
 
 
