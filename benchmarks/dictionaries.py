@@ -88,7 +88,7 @@ def learners(n_units: int) -> list[Learner]:
         MatchingPursuit(wide, k=L0),
         DictionaryLearning(wide),
         KMeans(wide),
-        NMF(n_units),
+        NMF(n_units, max_iter=300),
         PCA(n_units),
         FastICA(n_units),
     ]
@@ -289,7 +289,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     with styled():
         figure, axes = panels(len(SITES), height=4.0, width=3.6)
         for place, (axis, site) in enumerate(zip(axes, SITES, strict=True)):
-            title(axis, site, "correlation of each class with its best mode, held out")
+            title(axis, site, "class against its best mode, held out")
             for quantity, colour in colours.items():
                 shift = -0.13 if quantity == "contribution" else 0.13
                 line = found[CHANNELS, site, quantity]["mean"]
@@ -366,10 +366,8 @@ def main() -> None:
 def publish(rows: Sequence[dict[str, Any]]) -> None:
     """Tables and figure into docs/."""
     said = "\n".join(f"- {line}." for line in counts(rows))
-    paste(
-        "dictionaries",
-        f"{tables(rows)}\n\nMore than the standard deviation over seeds apart:\n\n{said}",
-    )
+    rule = "Counted where two means are apart by more than the larger of their standard deviations:"
+    paste("dictionaries", f"{tables(rows)}\n\n{rule}\n\n{said}")
     draw(rows, ROOT / "docs" / "assets" / "dictionaries.png")
 
 

@@ -287,7 +287,8 @@ def main() -> None:
     learners: dict[str, GradientLearner] = {
         "topk": TopKSAE(n_modes, k=CODES, aux_weight=0.0),
         "topk_aux": TopKSAE(n_modes, k=CODES),
-        "threshold": ThresholdSAE(n_modes),
+        # The published procedure, which the plain loop follows.
+        "threshold": ThresholdSAE(n_modes, atom_rate=1.0, jump=0.0, resample=False),
     }
     record: dict[str, Any] = {
         "units": n_units,
