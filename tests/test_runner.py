@@ -15,8 +15,8 @@ from PIL import Image
 
 import condec.report
 import condec.runner.local as local
-from condec import config, dictionary
-from condec.dictionary import TrainConfig, load_dictionary
+from condec import config
+from condec.dictionary import KMeans, TrainConfig, load_dictionary, stability
 from condec.errors import CondecError, DataError, OptionError, StoreError
 from condec.maps import SiteMaps
 from condec.modes import Modes
@@ -694,6 +694,9 @@ def test_controls_and_stability_are_steps_of_the_fit(source: Path) -> None:
     stable = pandas.read_parquet(tables[1])
     assert stable["mode"][stable["seed_cosine"].notna()].tolist() == modes.ids.tolist()
     assert set(stable["n_seeds"]) == {5}
+    matrix = run_of(source).store.matrix("block2")
+    again = stability(KMeans(3), matrix, config=TrainConfig(held_out=0.4), fitted=fitted)
+    assert stable["seed_cosine"].tolist() == again.table()["seed_cosine"].tolist()
     assert carry_out(run_of(source, links=("fit", "map")))["map"].state == "kept"
     tables[1].unlink()
     assert local.fit(run_of(source)).outputs == (tables[1],)
@@ -712,23 +715,6 @@ def test_a_new_dictionary_undoes_its_checks(source: Path) -> None:
     change(source, CHECKS, "held_out = 0.3")
     local.fit(run_of(source))
     assert not [table for table in tables if table.exists()]
-
-
-def test_stability_of_other_modes_is_left_out(
-    source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    change(source, "held_out = 0.4", CHECKS)
-    carry_out(run_of(source, links=("collect",)))
-    real = dictionary.stability
-
-    def other(*args: object, config: TrainConfig, **options: object) -> object:
-        return real(*args, config=replace(config, seed=9), **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(dictionary, "stability", other)
-    outcome = local.fit(run_of(source))
-    assert not (source / "run" / "analysis" / "stability").exists()
-    (note,) = [note for note in outcome.notes if "stability" in note]
-    assert note.startswith("block2: stability left out: the same seed gave other modes")
 
 
 def test_checks_without_labels_or_activations(source: Path) -> None:

@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from condec.dictionary import PCA, KMeans, Stability, TrainConfig, stability
+from condec.dictionary import PCA, KMeans, Stability, TrainConfig, fit, stability
 from condec.errors import DataError, OptionError
 from condec.testing.planted import Planted
 
@@ -94,3 +95,18 @@ def test_too_few_seeds(seeds):
 def test_too_few_rows():
     with pytest.raises(DataError, match="at least 4 rows make two halves; got 3"):
         stability(PCA(1), _clusters()[:3], config=TrainConfig())
+
+
+def test_a_dictionary_at_hand_is_not_fitted_again():
+    config = TrainConfig(held_out=0.3, split_seed=2)
+    whole = stability(KMeans(8), DATA.matrix, config=config)
+    own = fit(KMeans(8), DATA.matrix, config=config).dictionary
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    # In another order: the numbers must be those of the dictionary that was given.
+    turned = replace(own, tensors={"atoms": own.tensors["atoms"][order]})
+    found = stability(KMeans(8), DATA.matrix, config=config, fitted=turned)
+    assert found.reports[0].dictionary is turned
+    for name in ("seed_cosine", "half_cosine"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name)[order])
+    with pytest.raises(DataError, match="stability: fitted records 600 rows, the matrix has 500"):
+        stability(KMeans(8), DATA.matrix[:500], fitted=own)

@@ -108,11 +108,11 @@ def fit_controls(
     with warnings.catch_warnings():
         # The table has the number of alive modes; a control need not be at its very best.
         warnings.simplefilter("ignore", DeadModesWarning)
-        warnings.filterwarnings("ignore", message="Maximum number of iterations")
+        warnings.filterwarnings("ignore", message="fit: all|Maximum number of iterations")
         if fitted is None:
             base = fit(learner, rows, config=config, held_out_rows=held_out_rows)
         else:
-            base = _report_of(fitted, len(rows))
+            base = known_report(fitted, len(rows), "fit_controls")
         return _table(base, learner, rows, others, indicators, chosen, config)
 
 
@@ -193,13 +193,20 @@ def strongest_loadings(
     return torch.where(rank < keep.to(order.device)[:, None], loadings, 0.0)
 
 
-def _report_of(fitted: Dictionary, n_rows: int) -> FitReport:
+def known_report(fitted: Dictionary, n_rows: int, who: str) -> FitReport:
+    """The report of a dictionary that is at hand, if it was fitted to so many rows.
+
+    Raises
+    ------
+    DataError
+        It was fitted to others, or does not record to which.
+    """
     training = fitted.training
     if training is None or training.n_rows != n_rows:
         rows = "no rows at all" if training is None else f"{training.n_rows} rows"
         raise DataError(
-            f"fit_controls: fitted records {rows}, the matrix has {n_rows}; give the dictionary "
-            "that fit made of this matrix"
+            f"{who}: fitted records {rows}, the matrix has {n_rows}; give the dictionary that fit "
+            "made of this matrix"
         )
     return FitReport(fitted, training, 0.0)
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from condec.dictionary.base import Dictionary, Learner, as_matrix
+from condec.dictionary.controls import known_report
 from condec.dictionary.many import Job, fit_many
 from condec.dictionary.records import TrainConfig
 from condec.dictionary.rows import StoredRows
@@ -107,6 +108,7 @@ def stability(
     *,
     seeds: int | Sequence[int] = LEAST_SEEDS,
     config: TrainConfig | None = None,
+    fitted: Dictionary | None = None,
 ) -> Stability:
     """Fit again with other seeds and on either half of the rows, and match the modes.
 
@@ -120,13 +122,16 @@ def stability(
     seeds : int or sequence of int
         How many, from ``config.seed`` on, or which; at least 5. The split is that of `config`.
     config : TrainConfig, optional
+    fitted : Dictionary, optional
+        What `fit` made of this learner, matrix and config with the first seed, where it is at
+        hand: it is not fitted again, and the numbers are of its modes.
 
     Raises
     ------
     OptionError
         Fewer than five different seeds.
     DataError
-        Fewer than four rows; else as `fit`.
+        Fewer than four rows, or `fitted` to other rows; else as `fit`.
 
     Examples
     --------
@@ -141,15 +146,16 @@ def stability(
     rows = as_matrix(matrix, "stability")
     if len(rows) < 4:
         raise DataError(f"stability: at least 4 rows make two halves; got {len(rows)}")
+    known = [] if fitted is None else [known_report(fitted, len(rows), "stability")]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.split_seed))
     with warnings.catch_warnings():
         # Dead modes are NaN here: no need to say so once for every fit.
         warnings.simplefilter("ignore", DeadModesWarning)
-        jobs = {f"seed {seed}": _job(learner, rows, config, seed) for seed in chosen}
+        jobs = {f"seed {seed}": _job(learner, rows, config, seed) for seed in chosen[len(known) :]}
         for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False):
             jobs[f"half, seed {seed}"] = _job(learner, rows[part.sort().values], config, seed)
-        fitted = list(fit_many(jobs).values())
-    reports, halves = tuple(fitted[: len(chosen)]), fitted[len(chosen) :]
+        found = known + list(fit_many(jobs).values())
+    reports, halves = tuple(found[: len(chosen)]), found[len(chosen) :]
     first = alive_modes(reports[0].dictionary, rows)
     others = [_alive_atoms(report.dictionary, rows) for report in reports[1:]]
     parts = [_alive_atoms(report.dictionary, rows) for report in halves]

@@ -157,11 +157,11 @@ def fit(run: Run) -> Outcome:
     steps = []
     for site in sites:
         steps.append(_Step(f"fit {site.key}", _fit_digest(run, site), partial(make, site)))
-        steps += _checks(run, site, notes) if site in checked else ()
+        steps += _checks(run, site) if site in checked else ()
     return replace(_link(run, "fit", steps), notes=tuple(notes))
 
 
-def _checks(run: Run, site: Site, notes: list[str]) -> Iterator[_Step]:
+def _checks(run: Run, site: Site) -> Iterator[_Step]:
     """Steps of controls and stability, as far as the plan asks for them."""
     plan, digest = run.plan.fit, _fit_digest(run, site)
     if plan.controls:
@@ -169,9 +169,7 @@ def _checks(run: Run, site: Site, notes: list[str]) -> Iterator[_Step]:
         yield _Step(f"controls {site.key}", made_from, partial(fit_controls, run, site))
     if plan.stability_seeds:
         made_from = run.digest(digest, "stability", plan.stability_seeds)
-        yield _Step(
-            f"stability {site.key}", made_from, partial(measure_stability, run, site, notes)
-        )
+        yield _Step(f"stability {site.key}", made_from, partial(measure_stability, run, site))
 
 
 def _about_dead_modes(site: Site, report: FitReport) -> Iterator[str]:
