@@ -108,3 +108,14 @@ def test_products_at(always):
         there = where != 0
         torch.testing.assert_close(found[there], (left @ right.T)[there], rtol=1e-12, atol=1e-12)
     assert always == [(12, 40)]
+
+
+def test_mean_absolute():
+    matrix = torch.randn(5, 7).double().requires_grad_()
+    (found,) = torch.autograd.grad(products.mean_absolute(matrix), matrix)
+    (expected,) = torch.autograd.grad(matrix.abs().mean(), matrix)
+    torch.testing.assert_close(products.mean_absolute(matrix), matrix.abs().mean())
+    torch.testing.assert_close(found, expected)
+    several = torch.randn(3, 5, 7).double()
+    gradients = torch.func.vmap(torch.func.grad(products.mean_absolute))(several)
+    torch.testing.assert_close(gradients, several.sgn() / 35)

@@ -14,7 +14,7 @@ from condec.dictionary.base import not_negative, whole
 from condec.dictionary.descent import filled
 from condec.dictionary.gradient import GradientLearner
 from condec.dictionary.problem import ATOMS, Cost, Parameters, Problem, Revival, Step
-from condec.dictionary.products import decoded, encoded, products_at
+from condec.dictionary.products import decoded, encoded, mean_absolute, products_at
 from condec.dictionary.records import TrainConfig
 from condec.errors import OptionError
 from condec.shapes import Loadings, UnitMatrix
@@ -199,9 +199,7 @@ class ThresholdSAE(GradientLearner):
         loadings = keep(logits.sigmoid(), self._threshold(parameters, warmup, step))
         atoms = parameters[ATOMS]
         described = decoded(loadings, atoms)
-        # Of one pass over the atoms, where a mean of absolute values takes several.
-        size = torch.linalg.vector_norm(atoms, 1, dim=(0, 1)) / atoms.numel()
-        loss = F.mse_loss(described, rows) + self.atom_l1 * size
+        loss = F.mse_loss(described, rows) + self.atom_l1 * mean_absolute(atoms)
         # Before, codes that cross would all be kept on, and loadings stay dense.
         if self.jump and self.threshold and step.index >= warmup * step.n_steps:
             loss = loss + self._crossing(logits, loadings, rows - described, atoms)
