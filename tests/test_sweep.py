@@ -133,6 +133,8 @@ def test_a_store_is_named_by_itself_by_its_folder_or_by_a_run_toml(tmp_path):
         ({"seeds": [-1]}, "seed must be from 0 to"),
         ({"sites": 3}, "sites: expected text; got 3"),
         ({"quantity": "weight"}, "quantity: expected one of contribution, activation; got 'weig"),
+        ({"run": []}, r"run: expected one text; got \[\]"),
+        ({"out": ["a", "b"]}, "out: expected one text; got"),
         ({"sign": "both"}, "sign: expected one of positive, .*; got 'both'"),
     ],
 )
@@ -235,6 +237,9 @@ def test_what_cannot_be_swept(folder):
     plan = plan_of(folder, GRID, {"learner": "kmeans", "n_modes": 400})
     with pytest.raises(DataError, match=r"block1: kmeans 400: .*400"):
         sweep(plan)
+    frozen = plan_of(folder, GRID, {"learner": "nmf", "n_modes": 4}, train={"freeze": "decoder"})
+    with pytest.raises(OptionError, match=r"block1: nmf 4: fit: NMF has no decoder"):
+        sweep(frozen)
     assert not (plan.out / "fits").exists()
     sweep(plan_of(folder))
     broken = next(plan.out.glob("fits/*/topk/*/dictionary.safetensors"))

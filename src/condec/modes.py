@@ -19,6 +19,7 @@ from condec.store import Quantity, Sign, Store
 
 Split = Literal["all", "train", "held_out"]
 _SCHEMA: Final = 1
+_ROWS_AT_ONCE: Final = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,11 @@ class Modes:
         info = store.info(site)
         rows = store.rows(info.site, quantity, sign)
         loadings = torch.cat(
-            [dictionary.encode(rows.read(block)) for block in range(len(rows.blocks))]
+            [
+                dictionary.encode(part).cpu()
+                for block in range(len(rows.blocks))
+                for part in torch.split(rows.read(block), _ROWS_AT_ONCE)
+            ]
         )
         alive = (loadings > 0).any(0)
         if held_out_rows is None:

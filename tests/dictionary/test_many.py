@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ from condec.dictionary import (
     TrainConfig,
     fit,
     fit_many,
+    processes,
 )
 from condec.dictionary import many as many_module
-from condec.errors import CondecError, DataError, OptionError
+from condec.errors import CondecError, DataError, OptionError, StoreError
 from condec.testing.planted import Planted
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -104,6 +106,9 @@ def test_what_runs_together():
     assert groups(job, dataclasses.replace(job, learner=TopKSAE(12, k=3))) == 2
     assert groups(job, dataclasses.replace(job, matrix=small[:500])) == 2
     assert groups(job, changed(lr=0.1)) == 2
+    # Dropout draws from what all fits of a group share.
+    drawn = Job(ThresholdSAE(12), small, config=CONFIG)
+    assert groups(drawn, drawn) == 2
     assert groups(changed(schedule="plateau"), changed(schedule="plateau", seed=1)) == 2
     assert groups(changed(patience=2), changed(patience=2, seed=1)) == 2
     assert groups(Job(NMF(3), small), Job(NMF(3), small)) == 2
@@ -162,9 +167,64 @@ def test_errors_of_workers_are_those_of_fit():
         fit_many(jobs, workers=0)
 
 
-def test_a_worker_that_dies_is_said(monkeypatch):
-    from condec.dictionary import processes
+def test_an_error_that_is_not_ours_names_its_class(monkeypatch, capfd):
+    jobs = seeds(PCA(3), Planted.small().matrix, 2)
+    monkeypatch.setattr(
+        processes,
+        "_SERVE",
+        "from condec.dictionary import PCA, processes\n"
+        "def learn(*args): raise MemoryError('no room')\n"
+        "PCA.learn = learn; processes.serve()",
+    )
+    with pytest.raises(CondecError, match="MemoryError in a worker process: no room"):
+        fit_many(jobs, workers=2)
+    assert "Traceback" in capfd.readouterr().err
 
+
+def test_checkpoints_need_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="checkpoints: cannot write"):
+        fit_many(seeds(PCA(3), Planted.small().matrix, 1), folder=tmp_path / "file")
+
+
+ORPHAN = """
+import sys, torch
+from condec.dictionary import DictionaryLearning, Job, fit_many
+matrix = torch.rand(3000, 60, generator=torch.Generator().manual_seed(0))
+jobs = {str(i): Job(DictionaryLearning(200 + i, max_iter=10_000), matrix) for i in range(2)}
+fit_many(jobs, workers=2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+def test_workers_end_with_the_process_that_made_them(tmp_path):
+    """Killed, so that it cannot end them; a classical learner never looks up from its work."""
+    command = [sys.executable, "-W", "ignore", "-c", ORPHAN]
+    child = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)})
+    while not (workers := children_of(child.pid)) or not list(tmp_path.glob("condec-fits-*/1")):
+        assert child.poll() is None
+        time.sleep(0.05)
+    time.sleep(4.0)  # Until they are at work.
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    end = time.monotonic() + 20.0
+    while any(map(alive, workers)) or list(tmp_path.iterdir()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def children_of(pid):
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_that_dies_is_said(monkeypatch):
     monkeypatch.setattr(processes, "_SERVE", "import os; os._exit(3)")
     jobs = seeds(PCA(3), Planted.small().matrix, 2)
     with pytest.raises(CondecError, match="worker process ended with status 3"):

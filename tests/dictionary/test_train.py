@@ -1,9 +1,10 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 
-from condec.dictionary import NMF, PCA, KMeans, ThresholdSAE, TrainConfig, fit, split_rows
+from condec.dictionary import NMF, PCA, KMeans, ThresholdSAE, TopKSAE, TrainConfig, fit, split_rows
 from condec.errors import DataError, OptionError
 
 # Dictionaries of a few dozen rows may well have modes that no held-out row uses.
@@ -11,6 +12,24 @@ pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarn
 
 QUICK = TrainConfig(epochs=2)
 LEARNERS = [ThresholdSAE(4, threshold=0.3), NMF(4), PCA(4), KMeans(4)]
+
+
+@pytest.mark.parametrize(
+    "rows", [torch.arange(60) > 40, torch.tensor([1.5, 2.0]), torch.tensor([[1, 2]])]
+)
+def test_held_out_rows_are_numbers_of_rows(unchecked, rows):
+    with pytest.raises(DataError, match="held_out_rows must be numbers of rows"):
+        fit(PCA(2), torch.rand(60, 4), held_out_rows=rows)
+
+
+def test_held_out_rows_of_numpy():
+    report = fit(PCA(2), torch.rand(60, 4), held_out_rows=np.array([7, 3]))
+    assert report.held_out_rows.tolist() == [3, 7]
+
+
+def test_a_fit_that_diverges_is_said():
+    with pytest.raises(DataError, match=r"diverged at a learning rate of 1e.30; lower"):
+        fit(TopKSAE(4, k=2), torch.rand(60, 4), config=TrainConfig(lr=1e30, epochs=4))
 
 
 def _rows(n=60, units=8):

@@ -19,6 +19,7 @@ from condec.dictionary.checkpoint import Keeper, State
 from condec.dictionary.problem import ATOMS, OFFSET, Parameters, Problem, Revival, Step
 from condec.dictionary.records import Epoch, OnEpoch, TrainConfig
 from condec.dictionary.rows import TrainingRows
+from condec.errors import DataError
 
 _LR_DEFAULT: Final = 1e-3
 _SMALL_STEP: Final = 10_000_000
@@ -74,8 +75,16 @@ def filled(
 def seeded(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Gradients on, and the global random numbers those of the seed; both put back after."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-        torch.manual_seed(config.seed)
+        seed(config.seed, device)
         yield
+
+
+def seed(number: int, device: torch.device) -> None:
+    """Seed the global random numbers of the CPU and of a device, and of no other."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
 
 
 def device_of(config: TrainConfig, matrix: Tensor) -> torch.device:
@@ -139,7 +148,7 @@ class _Descent:
         n_rows = fits[0].rows.n_rows
         self.n_steps = steps_of(self.config, n_rows)
         # A mode is dead when a whole pass does not use it; in a fit of few passes, a tenth of it.
-        self.until_dead = min(n_rows, self.n_steps * self.config.batch_size // 10)
+        self.until_dead = max(1, min(n_rows, self.n_steps * self.config.batch_size // 10))
         self.idle: Tensor | None = None
         if self.problem.watch_dead:
             self.idle = torch.zeros(self.parameters[ATOMS].shape[:-1], device=fits[0].rows.device)
@@ -206,6 +215,11 @@ class _Descent:
         n_rows = self.fits[0].rows.n_rows
         losses = [total / n_rows for total in self.total.reshape(-1).tolist()]
         mean: float = sum(losses) / len(losses)
+        if not math.isfinite(mean):
+            raise DataError(
+                f"fit: the training loss of epoch {len(self.history)} is {mean}: the fit has "
+                f"diverged at a learning rate of {self.lr:g}; lower TrainConfig.lr, or set clip"
+            )
         self.history.append(losses)
         self.total.zero_()
         self.done = 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from condec.dictionary.base import Learner
 from condec.dictionary.checkpoint import Keeper
-from condec.dictionary.descent import Fit, descend, device_of, seeded
+from condec.dictionary.descent import Fit, descend, device_of, seed, seeded
 from condec.dictionary.problem import Parameters, Problem
 from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 from condec.dictionary.rows import RowsInMemory, TrainingRows
@@ -23,6 +23,11 @@ class GradientLearner(Learner):
     """
 
     __slots__ = ()
+
+    @property
+    def draws(self) -> bool:
+        """Whether the loss draws random numbers: such a fit would depend on its company."""
+        return False
 
     @abstractmethod
     def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
@@ -79,7 +84,7 @@ def learn_together(
         fits: list[Fit] = []
         # The first one last: its random numbers are those that go on.
         for each, config in reversed(list(zip(rows, settled, strict=True))):
-            torch.manual_seed(config.seed)
+            seed(config.seed, each.device)
             parameters = learner.start(each.sample, config)
             fits.insert(0, Fit(learner.problem(parameters, config), each, config))
         histories = descend(fits, on_epoch, keeper)

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from condec.dictionary.base import Learner
+from condec.dictionary.base import Learner, as_matrix
 from condec.dictionary.checkpoint import Keeper
 from condec.dictionary.descent import device_of, steps_of
 from condec.dictionary.gradient import GradientLearner, learn_together
 from condec.dictionary.prepared import Prepared, prepare
 from condec.dictionary.processes import Found, Task, in_processes
-from condec.dictionary.records import TrainConfig
+from condec.dictionary.records import Epoch, TrainConfig
 from condec.dictionary.rows import StoredRows
 from condec.dictionary.train import (
     FitReport,
@@ -34,6 +34,7 @@ from condec.dictionary.train import (
     report_of,
 )
 from condec.errors import OptionError
+from condec.files import writing
 from condec.shapes import UnitMatrix
 
 _SMALL: Final = {"cpu": 10_000_000, "cuda": 1_000_000_000}
@@ -79,8 +80,8 @@ def fit_many(
 ) -> dict[str, FitReport]:
     """Fit dictionaries; the reports by the names of the jobs, in their order.
 
-    Fits that run as one give what each would give alone, up to rounding and, with dropout,
-    what it draws. They share a report's `seconds` evenly.
+    Fits that run as one give what each would give alone, up to rounding; those with dropout run
+    by themselves. They share `seconds` evenly.
 
     Parameters
     ----------
@@ -103,7 +104,9 @@ def fit_many(
     OptionError
         Less than one worker.
     CondecError
-        As from `fit`, of the first job that cannot be fitted.
+        As from `fit`, of the first job that cannot be fitted; a worker process that ended.
+    StoreError
+        The folder cannot be written.
 
     Warns
     -----
@@ -115,6 +118,9 @@ def fit_many(
     groups = _groups(jobs)
     number = min(len(groups), _workers(jobs) if workers is None else workers)
     place = None if folder is None else Path(folder)
+    if place is not None:
+        with writing(f"{place}: checkpoints"):
+            place.mkdir(parents=True, exist_ok=True)
     reports: dict[str, FitReport] = {}
     with _bar(progress, len(jobs)) as advance:
         for names, (found, kept) in _results(jobs, groups, number, place, checkpoint_seconds):
@@ -146,9 +152,9 @@ def _results(
     if len(away) > 1:
         used = {number for names in away for number in tasks[names].matrices}
         tensors = {
-            numbers[key]: torch.as_tensor(matrix)
+            numbers[key]: as_matrix(matrix, "fit_many")
             for key, matrix in every.items()
-            if numbers[key] in used
+            if numbers[key] in used and isinstance(matrix, Tensor | np.ndarray)
         }
         sent = [tasks[names] for names in away]
         for number, found in in_processes(sent, tensors, workers, folder, seconds):
@@ -156,7 +162,7 @@ def _results(
     here = {numbers[key]: matrix for key, matrix in every.items()}
     for names in groups:
         if len(away) <= 1 or names not in away:
-            yield names, carry_out(tasks[names], here, folder, seconds, lambda: None)
+            yield names, carry_out(tasks[names], here, folder, seconds)
 
 
 def _task(jobs: Sequence[Job], numbers: Mapping[int, int]) -> Task:
@@ -169,9 +175,9 @@ def _task(jobs: Sequence[Job], numbers: Mapping[int, int]) -> Task:
 
 
 def _can_leave(job: Job) -> bool:
-    """Whether another process knows the learner and can be given the rows."""
+    """Whether another process knows the learner, can be given the rows, and has the device."""
     known = type(job.learner).__module__.partition(".")[0] == "condec"
-    return known and isinstance(job.matrix, Tensor | np.ndarray)
+    return known and isinstance(job.matrix, Tensor | np.ndarray) and _device(job).type == "cpu"
 
 
 def carry_out(
@@ -179,9 +185,8 @@ def carry_out(
     matrices: Mapping[int, Tensor | np.ndarray | StoredRows],
     folder: Path | None,
     seconds: float,
-    after: Callable[[], None],
 ) -> Found:
-    """Fits that run as one; `after` is called after every pass."""
+    """Fits that run as one."""
     learner, shared = task.learner, dict[Any, Prepared]()
     fits: list[Prepared] = []
     for number, config, held_out in zip(
@@ -200,12 +205,16 @@ def carry_out(
         keeper = clock = Keeper(folder / name, identity, seconds)
     if isinstance(learner, GradientLearner):
         prepared = [fit.rows for fit in fits]
-        learned = learn_together(learner, prepared, task.configs, lambda epoch: after(), keeper)
+        learned = learn_together(learner, prepared, task.configs, _ignore, keeper)
     else:
-        learned = [learner.learn(fits[0].rows.sample, task.configs[0], lambda epoch: None)]
+        learned = [learner.learn(fits[0].rows.sample, task.configs[0], _ignore)]
     share = clock.elapsed / len(fits)
     reports = [report_of(learner, fit, of, share) for fit, of in zip(fits, learned, strict=True)]
     return reports, None if keeper is None else keeper.folder
+
+
+def _ignore(epoch: Epoch) -> None:
+    del epoch
 
 
 def _groups(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
@@ -229,14 +238,22 @@ def _alike(name: str, job: Job) -> Any:
         or not isinstance(matrix, Tensor | np.ndarray)
         or config.schedule == "plateau"
         or config.patience is not None
+        or job.learner.draws
     ):
         return name
-    device = config.device or (str(matrix.device) if isinstance(matrix, Tensor) else "cpu")
-    if _step_products(job) > _SMALL.get(torch.device(device).type, 0):
+    device = _device(job)
+    if _step_products(job) > _SMALL.get(device.type, 0):
         return name
     held_out = None if job.held_out_rows is None else len(job.held_out_rows)
     plain = dataclasses.replace(config, seed=0, split_seed=0)
     return (job.learner, plain, tuple(matrix.shape), held_out, device)
+
+
+def _device(job: Job) -> torch.device:
+    """Where a job is fitted."""
+    if isinstance(job.matrix, Tensor):
+        return device_of(job.config, job.matrix)
+    return torch.device(job.config.device or "cpu")
 
 
 def _step_products(job: Job) -> float:
@@ -253,9 +270,8 @@ def _products(job: Job) -> float:
 
 def _workers(jobs: Mapping[str, Job]) -> int:
     """Processes that are worth starting; the GPU is one."""
-    for job in jobs.values():
-        if isinstance(job.matrix, Tensor) and device_of(job.config, job.matrix).type != "cpu":
-            return 1
+    if any(_device(job).type != "cpu" for job in jobs.values()):
+        return 1
     seconds = sum(map(_products, jobs.values())) / _PRODUCTS_A_SECOND
     return torch.get_num_threads() if seconds > _PROCESS_SECONDS else 1
 

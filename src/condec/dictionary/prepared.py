@@ -16,6 +16,7 @@ from condec.dictionary.rows import (
     RowsInMemory,
     StoredRows,
     TrainingRows,
+    check_blocks,
     fits,
     in_memory,
     survey,
@@ -53,14 +54,10 @@ def prepare(
     learner: Learner,
     matrix: Tensor | np.ndarray | StoredRows,
     config: TrainConfig,
-    held_out_rows: Tensor | None,
+    held_out_rows: Tensor | np.ndarray | None,
 ) -> Prepared:
     """Split rows and scale them; the errors are those of `fit`."""
-    if config.freeze is not None and not learner.freezes:
-        raise OptionError(
-            f"fit: {type(learner).__name__} has no {config.freeze} that could stay as it was "
-            "drawn; leave TrainConfig.freeze at None"
-        )
+    check_freeze(learner, config)
     if isinstance(matrix, Tensor | np.ndarray):
         found = _of_tensor(learner, as_matrix(matrix, "fit"), config, held_out_rows)
     elif fits(matrix, config.memory_gib):
@@ -69,6 +66,15 @@ def prepare(
         found = _of_blocks(learner, matrix, config, held_out_rows)
     learner.check(found.rows.sample)
     return found
+
+
+def check_freeze(learner: Learner, config: TrainConfig) -> None:
+    """Refuse to freeze a half that a learner does not have."""
+    if config.freeze is not None and not learner.freezes:
+        raise OptionError(
+            f"fit: {type(learner).__name__} has no {config.freeze} that could stay as it was "
+            "drawn; leave TrainConfig.freeze at None"
+        )
 
 
 def split_rows(n_rows: int, held_out: float, seed: int = 0) -> SampleIndex:
@@ -94,7 +100,7 @@ def split_rows(n_rows: int, held_out: float, seed: int = 0) -> SampleIndex:
 
 
 def _of_tensor(
-    learner: Learner, rows: Tensor, config: TrainConfig, wanted: Tensor | None
+    learner: Learner, rows: Tensor, config: TrainConfig, wanted: Tensor | np.ndarray | None
 ) -> Prepared:
     held_out = _held_out(tuple(rows.shape), config, wanted)
     train = rows[complement(held_out, len(rows)).to(rows.device)]
@@ -107,7 +113,7 @@ def _of_tensor(
 
 
 def _of_blocks(
-    learner: Learner, matrix: StoredRows, config: TrainConfig, wanted: Tensor | None
+    learner: Learner, matrix: StoredRows, config: TrainConfig, wanted: Tensor | np.ndarray | None
 ) -> Prepared:
     if not isinstance(learner, GradientLearner):
         raise DataError(
@@ -117,6 +123,7 @@ def _of_blocks(
             "descent, which reads them in blocks"
         )
     held_out = _held_out(matrix.shape, config, wanted)
+    check_blocks(matrix, config.memory_gib)
     seen = survey(matrix, held_out, config.memory_gib)
     preparation = Preparation.fitted(seen.moments, config.scaling, config.centre)
     device = torch.device(config.device or "cpu")
@@ -124,18 +131,26 @@ def _of_blocks(
     return Prepared(rows, preparation, seen.train, seen.held_out, matrix.shape[0], held_out)
 
 
-def _held_out(shape: tuple[int, ...], config: TrainConfig, wanted: Tensor | None) -> Tensor:
+def _held_out(
+    shape: tuple[int, ...], config: TrainConfig, wanted: Tensor | np.ndarray | None
+) -> Tensor:
     n_rows = shape[0]
     if not n_rows:
         raise DataError(f"fit: expected at least one row; got shape {shape}")
     if wanted is None:
         return split_rows(n_rows, config.held_out, config.split_seed)
-    wanted = torch.unique(wanted.cpu().to(torch.int64))
-    if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < n_rows:
+    given: Tensor = torch.as_tensor(wanted).cpu()
+    if given.dtype is torch.bool or given.is_floating_point() or given.ndim != 1:
         raise DataError(
-            f"fit: held_out_rows must be among 0 ... {n_rows - 1}; got {int(wanted[0])} ... "
-            f"{int(wanted[-1])}"
+            f"fit: held_out_rows must be numbers of rows, one axis of whole numbers; got "
+            f"{given.dtype} of shape {tuple(given.shape)}. Of a mask take mask.nonzero().flatten()."
         )
-    if len(wanted) == n_rows:
+    rows: Tensor = torch.unique(given.to(torch.int64))
+    if len(rows) and not 0 <= int(rows[0]) <= int(rows[-1]) < n_rows:
+        raise DataError(
+            f"fit: held_out_rows must be among 0 ... {n_rows - 1}; got {int(rows[0])} ... "
+            f"{int(rows[-1])}"
+        )
+    if len(rows) == n_rows:
         raise DataError(f"fit: all {n_rows} rows are held out; none is left to fit")
-    return wanted
+    return rows

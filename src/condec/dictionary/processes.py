@@ -7,9 +7,13 @@ and ends when the input does. Matrices are mapped from one file by all workers.
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -54,9 +58,8 @@ class Task:
 
 Found = tuple[list[FitReport], Path | None]
 """Reports, and the folder of their checkpoint."""
-Carry = Callable[[Task, Mapping[int, Tensor], Path | None, float, Callable[[], None]], Found]
-"""Carries out a task, given the matrices, where checkpoints go, the seconds between them, and
-what to call after every pass."""
+Carry = Callable[[Task, Mapping[int, Tensor], Path | None, float], Found]
+"""Carries out a task, given the matrices, where checkpoints go, and the seconds between them."""
 
 
 def in_processes(
@@ -177,21 +180,36 @@ def serve() -> None:
     from condec.dictionary.many import carry_out
 
     torch.set_num_threads(1)
-    answers, parent = sys.stdout, os.getppid()
+    answers, watcher = sys.stdout, _Watcher()
+    watcher.start()
     # What a library prints must not be taken for an answer.
     sys.stdout = sys.stderr
     with contextlib.suppress(KeyboardInterrupt):
         for line in sys.stdin:
-            answers.write(json.dumps(_serve_one(Path(line.strip()), carry_out, parent)) + "\n")
+            folder = Path(line.strip())
+            watcher.folder = folder.parent
+            answers.write(json.dumps(_serve_one(folder, carry_out)) + "\n")
             answers.flush()
 
 
-def _serve_one(folder: Path, carry_out: Carry, parent: int) -> dict[str, Any]:
-    from safetensors.torch import load_file
+class _Watcher(threading.Thread):
+    """Ends this process, and removes the tasks, when the one that made them is gone."""
 
-    def orphaned() -> None:
-        if os.getppid() != parent:
-            os._exit(1)
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.folder: Path | None = None
+        self._parent = os.getppid()
+
+    def run(self) -> None:
+        while os.getppid() == self._parent:
+            time.sleep(1.0)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(1)
+
+
+def _serve_one(folder: Path, carry_out: Carry) -> dict[str, Any]:
+    from safetensors.torch import load_file
 
     record = json.loads((folder / _TASK).read_bytes())
     try:
@@ -205,11 +223,15 @@ def _serve_one(folder: Path, carry_out: Carry, parent: int) -> dict[str, Any]:
         files = {number: _rows_file(folder.parent, number) for number in set(task.matrices)}
         matrices = {number: load_file(path)[_MATRIX] for number, path in files.items()}
         checkpoints = None if record["checkpoints"] is None else Path(record["checkpoints"])
-        reports, kept = carry_out(task, matrices, checkpoints, record["seconds"], orphaned)
+        reports, kept = carry_out(task, matrices, checkpoints, record["seconds"])
         for index, report in enumerate(reports):
             report.save(folder / f"fit-{index}")
-    except Exception as error:  # noqa: BLE001  # it is raised again where the list was given
+    except CondecError as error:
         return {"error": type(error).__name__, "message": str(error)}
+    except Exception as error:  # noqa: BLE001  # it is said again where the list was given
+        traceback.print_exc()
+        what = f"fit_many: {type(error).__name__} in a worker process: {error}"
+        return {"error": "CondecError", "message": what}
     return {
         "seconds": [report.seconds for report in reports],
         "checkpoint": None if kept is None else str(kept),

@@ -23,8 +23,8 @@ class TrainConfig:
     r"""How a dictionary is fitted: the split, the seeds, the scale, the optimisation.
 
     What decides how far a fit goes is the sum of its learning rates (Adam moves every
-    weight by about that much): too little and atoms are not found, too much and codes erode,
-    because a code that falls below the threshold gets no gradient that could bring it back.
+    weight by about that much): too little and atoms are not found, too much and codes that fall
+    below a threshold, which gives them no gradient back, erode (`ThresholdSAE` as published).
     The default therefore fixes the number of steps and that sum, for any number of rows;
     give `epochs` or `lr` to set them by hand.
 

@@ -21,6 +21,7 @@ _BUFFER: Final = 1 / 8
 """Share of the memory for rows that are shuffled at once: some are being read, some copied."""
 _SAMPLE: Final = 1 / 16
 """Share of the memory for rows that stay there, of each split."""
+_READERS: Final = 4
 _COPIES: Final = 6
 """How many times a matrix in memory is there while it is fitted: split, float64, prepared."""
 
@@ -54,12 +55,30 @@ def fits(matrix: StoredRows, memory_gib: float) -> bool:
     return _COPIES * _FLOAT * n_rows * n_units <= memory_gib * 2**30
 
 
+def check_blocks(matrix: StoredRows, memory_gib: float) -> None:
+    """Refuse blocks that are too large to be read into the memory.
+
+    Raises
+    ------
+    DataError
+        With what would be enough.
+    """
+    n_units, largest = matrix.shape[1], max(matrix.blocks)
+    if largest > _room(matrix, memory_gib):
+        needed = largest * _FLOAT * n_units / _BUFFER / 2**30
+        raise DataError(
+            f"fit: a block of the stored matrix has {largest} rows of {n_units} units; to fit in "
+            f"blocks, memory_gib must be at least {needed:.3g}, got {memory_gib:g}. Raise it, or "
+            "collect with a smaller shard_size."
+        )
+
+
 def in_memory(matrix: StoredRows) -> UnitMatrix:
     """All rows."""
     rows = torch.empty(matrix.shape, dtype=torch.float32)
-    parts = torch.split(rows, list(matrix.blocks))
-    for part, block in zip(parts, range(len(parts)), strict=True):
-        part.copy_(matrix.read(block))
+    blocks = ahead(matrix.read, range(len(matrix.blocks)), n_workers=_READERS)
+    for part, block in zip(torch.split(rows, list(matrix.blocks)), blocks, strict=True):
+        part.copy_(block)
     return rows
 
 
@@ -184,14 +203,7 @@ class RowsInBlocks(TrainingRows):
         train = complement(held_out_rows, matrix.shape[0])
         self._rows = [_within(train, start, stop) for start, stop in _bounds(matrix.blocks)]
         self._seen = seen
-        self._room = int(_BUFFER * memory_gib * 2**30) // (_FLOAT * matrix.shape[1])
-        if max(matrix.blocks) > self._room:
-            needed = max(matrix.blocks) * _FLOAT * matrix.shape[1] / _BUFFER / 2**30
-            raise DataError(
-                f"fit: a block of the stored matrix has {max(matrix.blocks)} rows of "
-                f"{matrix.shape[1]} units; to fit in blocks, memory_gib must be at least "
-                f"{needed:.3g}, got {memory_gib:g}. Raise it, or collect with a smaller shard_size."
-            )
+        self._room = _room(matrix, memory_gib)
         self.sample = preparation.apply(seen.train).to(device)
         self.n_rows = len(train)
 
@@ -233,8 +245,14 @@ class RowsInBlocks(TrainingRows):
 
     @cached_property
     def digest(self) -> str:
-        """Of the moments and the sample."""
-        return _digest(self._seen.moments.mean, self._seen.moments.m2, self._seen.train)
+        """Of the moments, the sample and the blocks, which decide on the order."""
+        blocks = torch.tensor([*map(len, self._rows), self._room])
+        return _digest(self._seen.moments.mean, self._seen.moments.m2, self._seen.train, blocks)
+
+
+def _room(matrix: StoredRows, memory_gib: float) -> int:
+    """Rows that are shuffled at once."""
+    return int(_BUFFER * memory_gib * 2**30) // (_FLOAT * matrix.shape[1])
 
 
 def _bounds(blocks: Sequence[int]) -> list[tuple[int, int]]:

@@ -129,6 +129,11 @@ class ThresholdSAE(GradientLearner):
                 f"ThresholdSAE: atom_rate must be above 0 and finite; got {self.atom_rate}"
             )
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is dropout."""
+        return self.dropout > 0.0
+
     def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
         """Config with its epochs and learning rate worked out."""
         width = self.width or n_units

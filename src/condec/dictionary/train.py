@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,7 +127,7 @@ def fit(
     matrix: UnitMatrix | np.ndarray | StoredRows,
     *,
     config: TrainConfig | None = None,
-    held_out_rows: Int[torch.Tensor, " held_out"] | None = None,
+    held_out_rows: Int[torch.Tensor, " held_out"] | np.ndarray | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     progress: bool = False,
@@ -225,6 +226,7 @@ def forget_checkpoint(folder: str | Path) -> None:
 def identity_of(fits: Sequence[tuple[Learner, Prepared, TrainConfig]]) -> dict[str, Any]:
     """What tells the checkpoint of fits that run as one from others."""
     return {
+        "versions": {"condec": metadata.version("condec"), "torch": torch.__version__},
         "learner": [learner.to_dict() for learner, _, _ in fits],
         "config": [config.to_dict() for _, _, config in fits],
         "rows": [prepared.rows.digest for _, prepared, _ in fits],

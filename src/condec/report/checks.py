@@ -8,11 +8,10 @@ from typing import Any, Final
 import torch
 
 from condec.dictionary import control_words, controls_as_good
+from condec.dictionary.train import MANY_DEAD
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import count, fixed, percent
 
-DEAD_SHARE: Final = 0.2
-"""More dead modes than this are worth a warning."""
 STABLE: Final = 0.9
 """Least cosine, over seeds and over halves, of a mode that is called stable."""
 _NUMBERS: Final = (
@@ -121,7 +120,7 @@ def check_line(site: SitePart, fitted: Fitted) -> CheckLine:
         folder=site.folder,
         name=fitted.name,
         dead=dead,
-        many_dead=dead > DEAD_SHARE,
+        many_dead=dead > MANY_DEAD,
         seeds=found["seed_cosine"],
         halves=found["half_cosine"],
         chance=found["chance"],
@@ -166,7 +165,7 @@ def sentences(run: RunPart, fitted: Fitted) -> Iterator[str]:
     """What was found about a dictionary, in words."""
     if by_chance := chance(run, fitted):
         yield by_chance
-    if fitted.dead_share > DEAD_SHARE:
+    if fitted.dead_share > MANY_DEAD:
         yield (
             f"{percent(fitted.dead_share)} of the {count(fitted.modes.n_modes)} modes are dead on "
             "held-out inputs: more modes than these inputs can keep apart, or too short a training."
@@ -207,7 +206,7 @@ def warnings(run: RunPart) -> Iterator[str]:
             for site, one in every
             if one.has_held_out is held_out
         ]
-        dead = [f"{key} {percent(s)} of {count(n)}" for key, s, n in shares if s > DEAD_SHARE]
+        dead = [f"{key} {percent(s)} of {count(n)}" for key, s, n in shares if s > MANY_DEAD]
         if dead:
             yield f"Many modes are dead, that is, used by {whom}: {'; '.join(dead)}."
     equal = [f"{site.key}: {_names(found)}" for site, one in every if (found := as_good(one))]

@@ -24,10 +24,10 @@ from condec.dictionary import (
     seed_agreement,
 )
 from condec.dictionary.gradient import GradientLearner
-from condec.dictionary.prepared import Prepared, prepare
+from condec.dictionary.prepared import Prepared, check_freeze, prepare
 from condec.dictionary.rows import StoredRows
 from condec.dictionary.rows import fits as fits_in
-from condec.errors import DataError, StoreError
+from condec.errors import CondecError, StoreError
 from condec.figures import pareto_figure, save_figure
 from condec.runner.plan import digest
 from condec.sites import Site, match_sites
@@ -179,17 +179,26 @@ def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
     for fit in fits:
         by_site[fit.site].append(fit)
     for site, those in by_site.items():
-        rows, checked = store.rows(site, plan.quantity, plan.sign), dict[object, Prepared]()
-        for fit in those:
-            config, by_descent = fit.config, isinstance(fit.learner, GradientLearner)
-            how = (config.scaling, config.centre, config.held_out, config.split_seed, by_descent)
+        rows = store.rows(site, plan.quantity, plan.sign)
+        ready: tuple[object, Prepared] | None = None
+        for fit in sorted(those, key=_preparation):
             try:
-                if how in checked:
-                    fit.learner.check(checked[how].rows.sample)
+                check_freeze(fit.learner, fit.config)
+                # One at a time: prepared rows are copies.
+                if ready is not None and ready[0] == _preparation(fit):
+                    fit.learner.check(ready[1].rows.sample)
                 else:
-                    checked[how] = prepare(fit.learner, rows, config, None)
-            except DataError as error:
-                raise DataError(f"{site.key}: {fit.configuration.name}: {error}") from error
+                    ready = None
+                    ready = (_preparation(fit), prepare(fit.learner, rows, fit.config, None))
+            except CondecError as error:
+                raise type(error)(f"{site.key}: {fit.configuration.name}: {error}") from error
+
+
+def _preparation(fit: _Fit) -> tuple[str, ...]:
+    """Equal for fits that see the same prepared rows."""
+    config, by_descent = fit.config, isinstance(fit.learner, GradientLearner)
+    how = (config.scaling, config.centre, config.held_out, config.split_seed, by_descent)
+    return tuple(map(str, how))
 
 
 def _parts(fits: Sequence[_Fit]) -> Iterator[list[_Fit]]:

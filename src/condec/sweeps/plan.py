@@ -232,7 +232,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
             found[key] = _list(key, record[key], kind, word)
     return SweepPlan(
         store=_store(record, Path(folder)),
-        out=Path(folder) / _list("out", record.get("out", "sweep"), str, "text")[0],
+        out=Path(folder) / _one("out", record.get("out", "sweep")),
         grids=tuple(_grid(number, train, table) for number, table in enumerate(tables, 1)),
         **found,
     )
@@ -273,10 +273,16 @@ def _store(record: Mapping[str, Any], folder: Path) -> Path:
             "expected either run (a run folder or a run.toml) or store (a store of "
             f"contributions); got {' and '.join(given) or 'neither'}"
         )
-    path = folder / str(_list(given[0], record[given[0]], str, "text")[0])
+    path = folder / _one(given[0], record[given[0]])
     if given[0] == "store":
         return path
     return RunFolder(config.read(path).out if path.suffix == ".toml" else path).store
+
+
+def _one(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise OptionError(f"{key}: expected one text; got {value!r}")
+    return value
 
 
 def _grid(number: int, train: Mapping[str, Any], table: Mapping[str, Any]) -> Grid:
