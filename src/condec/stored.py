@@ -66,6 +66,6 @@ class StoredMatrix:
             rows = rows if bool(keep.all()) else rows[keep]
             if self._sign == "sum":
                 return torch.add(rows[:, 0], rows[:, 1])
-            return rows.reshape(len(rows), -1)
+            return rows.reshape(len(rows), self.shape[1])
 
         return read
