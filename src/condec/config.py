@@ -102,14 +102,12 @@ def read(path: str | Path) -> Plan:
         raise OptionError(f"{file}: {error}") from error
 
 
-def read_record(file: Path) -> dict[str, Any]:
-    """Content of a run.toml, not yet a plan; errors as in `read`."""
+def read_record(file: Path, expected: str = "a run.toml or a run folder") -> dict[str, Any]:
+    """Content of a TOML file, not yet a plan; errors as in `read`."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OptionError(
-            f"not readable ({error.strerror}); expected a run.toml or a run folder"
-        ) from error
+        raise OptionError(f"not readable ({error.strerror}); expected {expected}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"not TOML: {error}") from error
 
@@ -138,7 +136,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     OptionError
         A key does not exist (the nearest is named), or a value is of the wrong kind.
     """
-    _known("", record, _TOP)
+    check_keys("", record, _TOP)
     for name in ("fit", *_SECTIONS):
         if not isinstance(record.get(name, {}), Mapping):
             raise OptionError(f"{name}: expected a table [{name}]; got {record[name]!r}")
@@ -160,8 +158,8 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     start = Path(folder).resolve()
     record: dict[str, Any] = {
         "sites": list(plan.sites),
-        "out": _relative(plan.out, start),
-        "base": _relative(plan.base, start),
+        "out": relative(plan.out, start),
+        "base": relative(plan.base, start),
         "links": list(plan.links),
     }
     for name in ("model", "data", "collect"):
@@ -309,7 +307,7 @@ _PARSERS: Final[dict[Any, Callable[[str], object]]] = {
 def _section(name: str, record: Mapping[str, Any], option: type) -> Any:
     """A plan of one link from its table."""
     kinds = typing.get_type_hints(option)
-    _known(name, record, tuple(kinds))
+    check_keys(name, record, tuple(kinds))
     return option(**{key: _value(f"{name}: {key}", v, kinds[key]) for key, v in record.items()})
 
 
@@ -332,7 +330,7 @@ def _fit(record: Mapping[str, Any]) -> FitPlan:
             if key in known
         }
     every = ("learner", *of_learner, *of_training, *of_plan)
-    _known("fit", values, every)
+    check_keys("fit", values, every)
     return FitPlan(
         learner=LEARNERS[name](n_modes=number, **parts["learner"]),  # type: ignore[call-arg]
         modes_per_unit=per_unit,
@@ -354,8 +352,14 @@ def _number_of_modes(value: Any) -> tuple[int, float | None]:
     return 1, float(found[1])
 
 
-def _known(section: str, record: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    """Refuse keys that do not exist, naming the nearest."""
+def check_keys(section: str, record: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    """Refuse keys that do not exist, naming the nearest.
+
+    Raises
+    ------
+    OptionError
+        With all that there are.
+    """
     for key in record:
         if key not in keys:
             near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
@@ -421,5 +425,6 @@ def _plain_fields(option: Any) -> dict[str, Any]:
     return record
 
 
-def _relative(path: Path, start: Path) -> str:
+def relative(path: Path, start: Path) -> str:
+    """A path from a resolved folder on, as it stands in a plan."""
     return Path(os.path.relpath(path.resolve(), start)).as_posix()

@@ -125,15 +125,15 @@ class _Descent:
         self.frozen = {name: self.parameters[name].detach().clone() for name in stay}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name not in self.frozen and name not in self.problem.fixed)
-        self.moving = [p for p in self.parameters.values() if p.requires_grad]
+        moving = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self.moving = list(moving.values())
         # On a CPU new memory for gradients costs as much as the optimiser, and `products` adds
         # rows to what is there; a GPU has its own pool.
         self.keeps = fits[0].rows.device.type == "cpu"
         if self.keeps:
             for parameter in self.moving:
                 parameter.grad = torch.zeros_like(parameter)
-        named = [name for name, value in self.parameters.items() if value.requires_grad]
-        self.rates = [self.problem.rates.get(name, 1.0) for name in named]
+        self.rates = [self.problem.rates.get(name, 1.0) for name in moving]
         self.optimiser = torch.optim.Adam(
             [
                 {"params": [p], "lr": self.lr * r}

@@ -7,6 +7,7 @@ to processes of one thread each, which is faster than threads within a step.
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
@@ -122,7 +123,7 @@ def fit_many(
         with writing(f"{place}: checkpoints"):
             place.mkdir(parents=True, exist_ok=True)
     reports: dict[str, FitReport] = {}
-    with _bar(progress, len(jobs)) as advance:
+    with bar(progress, "fits", len(jobs)) as advance:
         for names, (found, kept) in _results(jobs, groups, number, place, checkpoint_seconds):
             for name, report in zip(names, found, strict=True):
                 about_dead_modes(report, stacklevel=3)
@@ -197,18 +198,19 @@ def carry_out(
         if key not in shared:
             shared[key] = prepare(learner, matrices[number], config, held_out)
         fits.append(shared[key])
-    keeper, clock = None, Keeper("", {}, 0.0)
-    if folder is not None and isinstance(learner, GradientLearner):
-        each = [(learner, fit, config) for fit, config in zip(fits, task.configs, strict=True)]
-        identity = identity_of(each)
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        keeper = clock = Keeper(folder / name, identity, seconds)
+    keeper, started = None, time.perf_counter()
     if isinstance(learner, GradientLearner):
+        if folder is not None:
+            each = zip(fits, task.configs, strict=True)
+            identity = identity_of([(learner, fit, config) for fit, config in each])
+            name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            keeper = Keeper(folder / name, identity, seconds)
         prepared = [fit.rows for fit in fits]
         learned = learn_together(learner, prepared, task.configs, _ignore, keeper)
     else:
         learned = [learner.learn(fits[0].rows.sample, task.configs[0], _ignore)]
-    share = clock.elapsed / len(fits)
+    took = time.perf_counter() - started if keeper is None else keeper.elapsed
+    share = took / len(fits)
     reports = [report_of(learner, fit, of, share) for fit, of in zip(fits, learned, strict=True)]
     return reports, None if keeper is None else keeper.folder
 
@@ -288,14 +290,15 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _bar(shown: bool, n_jobs: int) -> Iterator[Callable[[], None]]:
-    if not shown:
+def bar(shown: bool, text: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """A bar on standard error, where it is asked for and something is left; what moves it on."""
+    if not shown or done == total:
         yield lambda: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("fits"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("fits", total=n_jobs)
-        yield lambda: bar.advance(task)
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as found:
+        task = found.add_task(text, total=total, completed=done)
+        yield lambda: found.advance(task)

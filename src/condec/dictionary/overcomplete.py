@@ -163,16 +163,8 @@ class Overcomplete(Learner):
         return codes.to(torch.float32)
 
     def _made(self, n_units: int, points: Tensor | None) -> Any:
-        given = _given(self.options)
-        kind = getattr(library(), self.model)
-        if self.model.startswith("RA"):
-            given["points"] = points
-        try:
-            return kind(n_units, self.n_modes, **given)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise OptionError(
-                f"Overcomplete: {self.model} does not take the options {self.options}: {error}"
-            ) from error
+        more = {"points": points} if self.model.startswith("RA") else {}
+        return _made(self, library(), n_units, self.n_modes, **more)
 
 
 @final
@@ -285,16 +277,8 @@ class OvercompleteFactorisation(Learner):
         return torch.from_numpy(loadings).to(matrix)
 
     def _made(self, seed: int) -> Any:
-        given = _given(self.options)
-        if self.model.startswith("Sk"):
-            given["random_state"] = seed
-        try:
-            return getattr(optimisation(), self.model)(self.n_modes, **given)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise OptionError(
-                f"OvercompleteFactorisation: {self.model} does not take the options "
-                f"{self.options}: {error}"
-            ) from error
+        more = {"random_state": seed} if self.model.startswith("Sk") else {}
+        return _made(self, optimisation(), self.n_modes, **more)
 
 
 @contextmanager
@@ -351,6 +335,19 @@ def _named(options: tuple[str, ...], who: str, example: str) -> None:
             raise OptionError(
                 f"{who}: options: expected 'name=value' such as {example!r}; got {option!r}"
             )
+
+
+def _made(
+    learner: "Overcomplete | OvercompleteFactorisation", module: Any, *sizes: int, **more: Any
+) -> Any:
+    """A model of the library with a learner's options."""
+    try:
+        return getattr(module, learner.model)(*sizes, **_given(learner.options) | more)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise OptionError(
+            f"{type(learner).__name__}: {learner.model} does not take the options "
+            f"{learner.options}: {error}"
+        ) from error
 
 
 def _given(options: tuple[str, ...]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +23,7 @@ from condec.dictionary import (
     seed_agreement,
 )
 from condec.dictionary.gradient import GradientLearner
+from condec.dictionary.many import bar
 from condec.dictionary.prepared import Prepared, check_freeze, prepare
 from condec.dictionary.rows import StoredRows
 from condec.dictionary.rows import fits as fits_in
@@ -119,7 +119,7 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     undone = {f.folder.name for f in fits if folder.fit_record(f.folder) is None}
     _check(plan, store, [f for f in fits if f.folder.name in undone])
     folder.write_plan(plan)
-    with _bar(progress, "fits", len(fits), len(fits) - len(undone)) as advance:
+    with bar(progress, "fits", len(fits), len(fits) - len(undone)) as advance:
         for part in _parts(fits):
             left = [f for f in part if f.folder.name in undone]
             if left:
@@ -257,7 +257,7 @@ def _stability(folder: SweepFolder, fits: Sequence[_Fit], *, progress: bool) -> 
         if known is None:
             left[identity] = group
         found |= known or {}
-    with _bar(progress, "stability", len(left)) as advance:
+    with bar(progress, "stability", len(left)) as advance:
         for identity, group in left.items():
             atoms = []
             for fit in group:
@@ -269,17 +269,3 @@ def _stability(folder: SweepFolder, fits: Sequence[_Fit], *, progress: bool) -> 
             found |= measured
             advance()
     return found
-
-
-@contextmanager
-def _bar(shown: bool, text: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    if not shown or done == total:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(text, total=total, completed=done)
-        yield lambda: bar.advance(task)

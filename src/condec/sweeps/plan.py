@@ -14,8 +14,6 @@ TopKSAE(n_modes=96, k=4, aux_weight=0.03125)
 import dataclasses
 import difflib
 import itertools
-import os
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from condec.shards import QUANTITIES, Quantity
 from condec.store import Sign
 
 _TOP: Final = ("run", "store", "out", "sites", "quantity", "sign", "seeds", "train", "grid")
+_EXPECTED: Final = "a sweep.toml or a folder with one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +189,7 @@ def read(path: str | Path) -> SweepPlan:
     file = Path(path)
     file = file / "sweep.toml" if file.is_dir() else file
     try:
-        return from_dict(_record(file), folder=file.parent)
+        return from_dict(config.read_record(file, _EXPECTED), folder=file.parent)
     except OptionError as error:
         raise OptionError(f"{file}: {error}") from error
 
@@ -209,23 +208,13 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
     OptionError
         A key does not exist (the nearest is named), or a value is of the wrong kind.
     """
-    for key in record:
-        if key not in _TOP:
-            raise OptionError(
-                f"there is no key {key!r}; nearest: {_nearest(key, _TOP)!r}. Keys: "
-                f"{', '.join(_TOP)}"
-            )
+    config.check_keys("", record, _TOP)
     train, tables = record.get("train", {}), record.get("grid", ())
     if not isinstance(train, Mapping):
         raise OptionError(f"train: expected a table [train]; got {train!r}")
     if not isinstance(tables, list | tuple) or not all(isinstance(t, Mapping) for t in tables):
         raise OptionError(f"grid: expected tables [[grid]]; got {tables!r}")
-    for key in train:
-        if key not in _training():
-            raise OptionError(
-                f"[train] has no key {key!r}; nearest: {_nearest(key, _training())!r}. Keys: "
-                f"{', '.join(_training())}"
-            )
+    config.check_keys("train", train, _training())
     found = {key: record[key] for key in ("quantity", "sign") if key in record}
     for key, kind, word in (("sites", str, "text"), ("seeds", int, "a whole number")):
         if key in record:
@@ -242,8 +231,7 @@ def to_dict(plan: SweepPlan, *, folder: str | Path = ".") -> dict[str, Any]:
     """Inverse of `from_dict`; what holds for all grids stands in each of them."""
     start = Path(folder).resolve()
     record: dict[str, Any] = {
-        name: Path(os.path.relpath(getattr(plan, name).resolve(), start)).as_posix()
-        for name in ("store", "out")
+        name: config.relative(getattr(plan, name), start) for name in ("store", "out")
     }
     record |= {"sites": list(plan.sites)} if plan.sites else {}
     record |= {"quantity": plan.quantity, "sign": plan.sign, "seeds": list(plan.seeds)}
@@ -252,17 +240,6 @@ def to_dict(plan: SweepPlan, *, folder: str | Path = ".") -> dict[str, Any]:
         for grid in plan.grids
     ]
     return record
-
-
-def _record(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(
-            f"not readable ({error.strerror}); expected a sweep.toml or a folder with one"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"not TOML: {error}") from error
 
 
 def _store(record: Mapping[str, Any], folder: Path) -> Path:
