@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from condec import effects
 from condec.collection import collect
 from condec.control import unit_means
 from condec.data import as_inputs, load_data
 from condec.dictionary import KMeans, TrainConfig, fit
 from condec.effects import COLUMNS, RANKINGS, auc_difference, control_curve
+from condec.effects import curve as curves
 from condec.errors import DataError, ModelError, OptionError
 from condec.models import load_model
 from condec.modes import Modes
@@ -132,7 +132,7 @@ def test_replacement_by_the_mean_of_training_rows(chain, monkeypatch):
     model, (x, labels), modes = chain
     mean = x[~modes.held_out].mean(0)
     asked = []
-    monkeypatch.setattr(effects, "unit_means", lambda *of: asked.append(of) or unit_means(*of))
+    monkeypatch.setattr(curves, "unit_means", lambda *of: asked.append(of) or unit_means(*of))
     table = control_curve(
         model, (x, labels), modes, replacement="mean", fractions=(0.17,), n_random=0
     )
@@ -183,7 +183,9 @@ def test_mean_contribution_is_of_training_rows(tmp_path):
 def test_order_of_units_by_sign(chain, monkeypatch, sign, atom):
     model, data, modes = chain
     seen = []
-    monkeypatch.setattr(effects, "_edit", lambda kind, site, order, count, mean: seen.append(order))
+    monkeypatch.setattr(
+        curves, "_edits", lambda kind, site, order, count, mean: seen.append(order) or ()
+    )
     atoms = torch.tensor([atom])
     changes = {"atoms": atoms, "loadings": modes.loadings[:, 1:2], "ids": torch.tensor([0])}
     other = make_modes(modes.store, sign=sign, **changes)
@@ -213,7 +215,9 @@ def test_order_of_mean_contributions_by_sign(tmp_path, monkeypatch, sign, order)
         loadings=torch.ones(2, 1), ids=torch.tensor([0]),
     )  # fmt: skip
     seen = []
-    monkeypatch.setattr(effects, "_edit", lambda kind, site, order, count, mean: seen.append(order))
+    monkeypatch.setattr(
+        curves, "_edits", lambda kind, site, order, count, mean: seen.append(order) or ()
+    )
     control_curve(model, (x, labels), modes, fractions=(0.5,), n_random=0)
     assert seen[1].tolist()[:3] == order
 
@@ -221,13 +225,13 @@ def test_order_of_mean_contributions_by_sign(tmp_path, monkeypatch, sign, order)
 def test_random_draws_are_paired_nested_and_shared(chain, monkeypatch):
     model, data, modes = chain
     made = []
-    real = effects._edit
+    real = curves._edits
 
     def spy(kind, site, order, count, mean):
         made.append((tuple(order.tolist()), count))
         return real(kind, site, order, count, mean)
 
-    monkeypatch.setattr(effects, "_edit", spy)
+    monkeypatch.setattr(curves, "_edits", spy)
     arguments = {"fractions": (0.34, 0.5), "n_random": 4}
     table = control_curve(model, data, modes, seed=3, **arguments)
     draws = [order for order, _ in made]

@@ -1,0 +1,147 @@
+"""What the output is under each of many edits: one table of numbers for every sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from condec.contributions import prepare_inputs
+from condec.control import Edit, edited
+from condec.effects.samples import Samples
+from condec.errors import ModelError, OptionError
+from condec.tape import refuse_training, run_model
+
+Edits = tuple[Edit, ...]
+"""Edits that act together; an empty tuple is the network as it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Outputs of a network under each of several sets of edits.
+
+    Attributes
+    ----------
+    labels : Tensor of shape [sample]
+    n_labels : int
+    predicted : Tensor of shape [edit, sample], int64
+        The label with the largest output.
+    rank : Tensor of shape [edit, sample], int64
+        How many outputs are above that of the sample's label; 0 to 4 is top-5.
+    logit, probability : Tensor of shape [edit, sample]
+        Output of the sample's own label, and its softmax.
+    entropy : Tensor of shape [edit, sample]
+        Of the softmax over all outputs, in nats.
+    target_logit, target_probability : Tensor of shape [edit, sample]
+        Of the label that is followed under that edit, on all samples; NaN where none is.
+    """
+
+    labels: Int[torch.Tensor, " sample"]
+    n_labels: int
+    predicted: Int[torch.Tensor, "edit sample"]
+    rank: Int[torch.Tensor, "edit sample"]
+    logit: Float[torch.Tensor, "edit sample"]
+    probability: Float[torch.Tensor, "edit sample"]
+    entropy: Float[torch.Tensor, "edit sample"]
+    target_logit: Float[torch.Tensor, "edit sample"]
+    target_probability: Float[torch.Tensor, "edit sample"]
+
+    @property
+    def right(self) -> Bool[torch.Tensor, "edit sample"]:
+        """Whether the sample's own label is predicted."""
+        return self.predicted == self.labels
+
+
+def measure(
+    model: nn.Module,
+    samples: Samples,
+    edits: Sequence[Edits],
+    *,
+    targets: Sequence[int | None] | None = None,
+    batch_size: int = 64,
+) -> Measured:
+    """Run held-out samples under many edits.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; its output is [sample, label].
+    samples : Samples
+    edits : sequence of tuples of Edit
+        What acts together; ``()`` is the network as it is.
+    targets : sequence of int or None, optional
+        For every set of edits the label to follow on all samples.
+    batch_size : int
+        Samples that pass the model together. Memory holds one batch of them.
+
+    Returns
+    -------
+    Measured
+
+    Raises
+    ------
+    OptionError
+        No edits, not one target for each, or a target that the model does not have.
+    ModelError
+        The model is in training mode, or its output is not [sample, label].
+    """
+    refuse_training(model)
+    targets = [None] * len(edits) if targets is None else list(targets)
+    if not edits or len(targets) != len(edits):
+        raise OptionError(
+            f"measure: expected edits, and one target for each; got {len(edits)} edits and "
+            f"{len(targets)} targets"
+        )
+    parts = []
+    for inputs, labels in samples.batches(batch_size):
+        outputs = _outputs(model, prepare_inputs(model, inputs), edits)
+        parts.append([_numbers(out, labels, of) for out, of in zip(outputs, targets, strict=True)])
+    whole = {
+        name: torch.stack([torch.cat([part[e][name] for part in parts]) for e in range(len(edits))])
+        for name in parts[0][0]
+    }
+    return Measured(labels=samples.labels, n_labels=samples.n_labels, **whole)
+
+
+def _outputs(model: nn.Module, inputs: Tensor, edits: Sequence[Edits]) -> list[Tensor]:
+    """Outputs of one batch under each set of edits, one forward pass each."""
+    found = []
+    with torch.no_grad():
+        for some in edits:
+            with edited(model, some):
+                output = run_model(model, inputs)
+            if output.ndim != 2 or len(output) != len(inputs):
+                raise ModelError(
+                    f"effects of edits need an output of shape [sample, label]; "
+                    f"{type(model).__name__} gave {tuple(output.shape)} for {len(inputs)} samples"
+                )
+            found.append(output)
+    return found
+
+
+def _numbers(output: Tensor, labels: Tensor, target: int | None) -> dict[str, Tensor]:
+    """The fields of `Measured` for one batch under one set of edits."""
+    n_labels = output.shape[1]
+    if target is not None and not 0 <= target < n_labels:
+        raise OptionError(
+            f"measure: target {target} is out of range; labels are 0 to {n_labels - 1}"
+        )
+    output = output.float()
+    # Labels that the model does not have keep a place of their own: none of its outputs.
+    known = (labels < n_labels).to(output.device)
+    own = labels.to(output.device).clamp(max=n_labels - 1)[:, None]
+    log_probability = output.log_softmax(1)
+    probability = log_probability.exp()
+    logit = output.gather(1, own)
+    nothing = torch.full_like(logit[:, 0], torch.nan)
+    found = {
+        "predicted": output.argmax(1),
+        "rank": torch.where(known, (output > logit).sum(1), n_labels),
+        "logit": torch.where(known, logit[:, 0], nothing),
+        "probability": torch.where(known, probability.gather(1, own)[:, 0], 0.0),
+        "entropy": -(probability * log_probability.nan_to_num(neginf=0.0)).sum(1),
+        "target_logit": nothing if target is None else output[:, target],
+        "target_probability": nothing if target is None else probability[:, target],
+    }
+    return {name: value.cpu() for name, value in found.items()}

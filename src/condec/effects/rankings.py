@@ -1,0 +1,370 @@
+"""In which order edits take the units of a site, for each label.
+
+A ranking gives every unit a score for every label; edits take the highest first. What it
+scores by comes from training rows alone: from the modes of a dictionary, from plain means of a
+store without any dictionary, from weights, or by chance.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from condec.errors import DataError, OptionError
+from condec.metrics import correlation_matrix
+from condec.modes import Modes
+from condec.shapes import Mask
+from condec.shards import Quantity
+from condec.sites import Site
+from condec.store import Sign, Store
+
+Scores = Float[torch.Tensor, "unit"]
+Order = Int[torch.Tensor, " unit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Units in the order in which edits take them; several orders are random draws.
+
+    Attributes
+    ----------
+    label : int
+    name : str
+        The ranking's.
+    orders : tuple of Tensor of shape [unit]
+    mode : int, or None
+        Original id of the mode whose atom gives the order.
+    correlation : float
+        Of that mode with the label, on training rows; NaN without a mode.
+    """
+
+    label: int
+    name: str
+    orders: tuple[Order, ...]
+    mode: int | None = None
+    correlation: float = math.nan
+
+
+class Ranking(ABC):
+    """Contract: an order of a site's units for every label. `name` tells rankings apart."""
+
+    name: str
+
+    @abstractmethod
+    def ranked(self, label: int) -> Ranked:
+        """The order for one label.
+
+        Raises
+        ------
+        DataError
+            The label has no training row.
+        """
+
+    def source(self) -> tuple[Store, Mask] | None:
+        """The store it scores by, and its training rows; None where it needs no data."""
+        return None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByMode(Ranking):
+    """The atom of the label's best mode, largest signed entry first.
+
+    Melander et al. 2026, figure 6. For modes of negative parts the lowest entry comes first;
+    for modes of both parts side by side (``concat``) a unit's two entries are added.
+
+    Parameters
+    ----------
+    modes : Modes
+    rank : int
+        Which mode of a label: 0 the most correlated on training rows.
+    name : str
+    """
+
+    modes: Modes
+    rank: int = 0
+    name: str = "modes"
+
+    def ranked(self, label: int) -> Ranked:
+        """The order for one label."""
+        match = self.modes.best(label, rank=self.rank, split="train")
+        scores = by_unit(self.modes, match.atom)
+        return Ranked(label, self.name, (descending(scores),), match.id, match.correlation)
+
+    def source(self) -> tuple[Store, Mask]:
+        """The modes' store and training rows."""
+        return self.modes.store, ~self.modes.held_out
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByModeSum(Ranking):
+    r"""All modes together, each atom by how it goes with the label.
+
+    .. math:: s_u = \sum_m w_m\, \bar z_m\, d_{mu}
+
+    with atoms d, mean loadings on the label's training rows :math:`\bar z` and, for
+    ``correlation``, :math:`w_m` the mode's correlation with the label; for ``above``, 1 where
+    that correlation is above `least` and 0 elsewhere (Melander et al. 2026 sum the modes whose
+    correlation with a superclass is above 0.2). For ``difference`` :math:`w_m \bar z_m` is the
+    mean loading on the label's rows minus that on all others: what the modes describe of the
+    difference between the classes.
+
+    Parameters
+    ----------
+    modes : Modes
+    weight : {"correlation", "above", "difference"}
+    least : float
+        Modes whose correlation is not above it are left out; not used for ``difference``.
+    name : str
+    """
+
+    modes: Modes
+    weight: Literal["correlation", "above", "difference"] = "correlation"
+    least: float = 0.0
+    name: str = "mode_sum"
+
+    def ranked(self, label: int) -> Ranked:
+        """The order for one label."""
+        return Ranked(label, self.name, (descending(self.scores((label,))),))
+
+    def scores(self, labels: Sequence[int]) -> Scores:
+        """Score of every unit for one label, or for several taken together (a superclass)."""
+        modes = self.modes
+        mine = _mine(modes.store, ~modes.held_out, labels)
+        weights = modes.loadings[mine].mean(0)
+        if self.weight == "difference":
+            others = _others(modes.store, ~modes.held_out, labels)
+            weights = weights - modes.loadings[others].mean(0)
+        else:
+            member = mine.to(torch.float32)[:, None]
+            rows = ~modes.held_out & (modes.store.labels >= 0)
+            correlation = correlation_matrix(modes.loadings[rows], member[rows])[:, 0]
+            chosen = correlation > self.least
+            weights = weights * torch.where(
+                chosen, correlation if self.weight == "correlation" else 1.0, 0.0
+            )
+        return by_unit(modes, weights @ modes.atoms)
+
+    def source(self) -> tuple[Store, Mask]:
+        """The modes' store and training rows."""
+        return self.modes.store, ~self.modes.held_out
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByMean(Ranking):
+    """The label's mean of contributions or activations, largest first. No dictionary.
+
+    Parameters
+    ----------
+    store : Store
+        Of any method and target.
+    site : Site or str
+    rows : Tensor of shape [sample], bool
+        The training rows.
+    quantity : {"contribution", "activation"}
+    sign : {"positive", "negative", "sum"}
+        Of negative parts the lowest mean comes first.
+    against_others : bool
+        Minus the mean of all other labels.
+    name : str
+    """
+
+    store: Store
+    site: Site | str
+    rows: Mask
+    quantity: Quantity = "contribution"
+    sign: Sign = "sum"
+    against_others: bool = False
+    name: str = "mean_contribution"
+
+    def __post_init__(self) -> None:
+        if self.sign == "concat":
+            raise OptionError(
+                "ByMean: sign concat has two entries for every unit; take positive, negative or sum"
+            )
+
+    def ranked(self, label: int) -> Ranked:
+        """The order for one label."""
+        matrix = self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
+        scores = matrix[_mine(self.store, self.rows, (label,))].mean(0)
+        if self.against_others:
+            scores = scores - matrix[_others(self.store, self.rows, (label,))].mean(0)
+        # Negative parts are 0 or below: what moves the target most has the lowest value.
+        direction = -1.0 if self.sign == "negative" else 1.0
+        return Ranked(label, self.name, (descending(direction * scores),))
+
+    def source(self) -> tuple[Store, Mask]:
+        """The store and the training rows."""
+        return self.store, self.rows
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByCorrelation(Ranking):
+    """Correlation of each single unit with the label, highest first: the best channel leads.
+
+    Parameters
+    ----------
+    store : Store
+    site : Site or str
+    rows : Tensor of shape [sample], bool
+        The training rows.
+    quantity : {"contribution", "activation"}
+    sign : {"positive", "negative", "sum"}
+    name : str
+    """
+
+    store: Store
+    site: Site | str
+    rows: Mask
+    quantity: Quantity = "contribution"
+    sign: Sign = "sum"
+    name: str = "unit_correlation"
+
+    def ranked(self, label: int) -> Ranked:
+        """The order for one label."""
+        matrix = self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
+        mine, rows = _mine(self.store, self.rows, (label,)), self.rows & (self.store.labels >= 0)
+        found = correlation_matrix(matrix[rows], mine[rows].to(torch.float32)[:, None])[:, 0]
+        direction = -1.0 if self.sign == "negative" else 1.0
+        return Ranked(label, self.name, (descending(direction * found),))
+
+    def source(self) -> tuple[Store, Mask]:
+        """The store and the training rows."""
+        return self.store, self.rows
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByScores(Ranking):
+    """Scores given from outside: the weights of a last linear layer, for one.
+
+    Parameters
+    ----------
+    scores : Tensor of shape [label, unit]
+        The highest come first.
+    name : str
+    """
+
+    scores: Float[torch.Tensor, "label unit"]
+    name: str = "scores"
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or not bool(self.scores.isfinite().all()):
+            raise OptionError(
+                f"ByScores({self.name}): scores must be finite and of shape [label, unit]; got "
+                f"shape {tuple(self.scores.shape)}"
+            )
+
+    def ranked(self, label: int) -> Ranked:
+        """The order for one label."""
+        if not 0 <= label < len(self.scores):
+            raise DataError(
+                f"ByScores({self.name}): label {label} has no scores; there are {len(self.scores)}"
+            )
+        return Ranked(label, self.name, (descending(self.scores[label]),))
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RandomUnits(Ranking):
+    """Units in random order, the same draws for all labels.
+
+    Parameters
+    ----------
+    n_units : int
+    n_draws : int
+    seed : int
+    name : str
+    """
+
+    n_units: int
+    n_draws: int = 5
+    seed: int = 0
+    name: str = "random"
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_units", 1), ("n_draws", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(
+                    f"RandomUnits: {name} must be at least {least}; got {getattr(self, name)}"
+                )
+
+    def ranked(self, label: int) -> Ranked:
+        """The draws."""
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = (torch.randperm(self.n_units, generator=generator) for _ in range(self.n_draws))
+        return Ranked(label, self.name, tuple(draws))
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RandomModes(Ranking):
+    """Atoms of modes drawn at random: what any mode does, whatever the label.
+
+    Parameters
+    ----------
+    modes : Modes
+    n_draws : int
+        At most as many as there are modes.
+    seed : int
+    name : str
+    """
+
+    modes: Modes
+    n_draws: int = 5
+    seed: int = 0
+    name: str = "random_modes"
+
+    def ranked(self, label: int) -> Ranked:
+        """The draws."""
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(self.modes), generator=generator)[: self.n_draws]
+        atoms = (by_unit(self.modes, self.modes.atoms[mode]) for mode in chosen)
+        return Ranked(label, self.name, tuple(descending(atom) for atom in atoms))
+
+    def source(self) -> tuple[Store, Mask]:
+        """The modes' store and training rows."""
+        return self.modes.store, ~self.modes.held_out
+
+
+def by_unit(modes: Modes, atom: Tensor) -> Scores:
+    """One score a unit from an atom: high where the mode moves the target up.
+
+    Parts side by side are added; of negative parts the lowest entry scores highest.
+    """
+    n_units = modes.store.info(modes.site).n_units
+    # Negative parts are 0 or below: what moves the target most has the lowest value.
+    direction = -1.0 if modes.sign == "negative" else 1.0
+    return direction * atom.view(-1, n_units).sum(0)
+
+
+def descending(scores: Tensor) -> Order:
+    """Units by score, the highest first; equal ones by number."""
+    return scores.argsort(descending=True, stable=True)
+
+
+def _mine(store: Store, training: Mask, labels: Sequence[int]) -> Mask:
+    """Training rows that have one of the labels."""
+    found = torch.isin(store.labels, torch.tensor(list(labels))) & training
+    if not bool(found.any()):
+        raise DataError(f"{store.path}: no training row has label {', '.join(map(str, labels))}")
+    return found
+
+
+def _others(store: Store, training: Mask, labels: Sequence[int]) -> Mask:
+    """Training rows that have another label."""
+    found = ~torch.isin(store.labels, torch.tensor(list(labels))) & training & (store.labels >= 0)
+    if not bool(found.any()):
+        raise DataError(
+            f"{store.path}: all training rows have label {', '.join(map(str, labels))}; there "
+            "is no other to compare it with"
+        )
+    return found

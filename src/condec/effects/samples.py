@@ -1,0 +1,124 @@
+"""The held-out samples on which effects are measured."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from condec.data import Inputs, as_inputs
+from condec.errors import DataError
+from condec.modes import Modes
+from condec.shapes import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Rows of the data with their labels.
+
+    Attributes
+    ----------
+    inputs : Inputs
+    indices : list of int
+        Where the rows are in `inputs`.
+    labels : Tensor of shape [sample]
+        Of these rows, all 0 or more.
+    n_labels : int
+    """
+
+    inputs: Inputs
+    indices: list[int]
+    labels: Int[torch.Tensor, " sample"]
+    n_labels: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels, `size` samples at a time; every input is loaded once."""
+        for start in range(0, len(self.indices), size):
+            part = slice(start, start + size)
+            yield self.inputs.batch(self.indices[part]), self.labels[part]
+
+
+def held_out(data: Any, modes: Modes, who: str = "control_curve") -> Samples:
+    """Find the labelled held-out rows of modes in the data, by id.
+
+    Parameters
+    ----------
+    data : Inputs, (tensor, labels), or a data set
+        What was collected.
+    modes : Modes
+    who : str
+        What the rows are for; named in errors.
+
+    Raises
+    ------
+    DataError
+        Labels are missing, no rows are held out, or `data` lacks samples of the store, or has
+        other labels.
+    """
+    inputs, store = as_inputs(data), modes.store
+    if not bool((store.labels >= 0).any()):
+        raise DataError(
+            f"{who}: labels missing: no sample of {store.path} has one; collect "
+            "contributions from data with labels"
+        )
+    rows = (modes.held_out & (store.labels >= 0)).nonzero().flatten()
+    if not len(rows):
+        raise DataError(
+            f"{who}: {modes.site.key}: no labelled rows are held out; split rows off when "
+            "fitting (TrainConfig(held_out=0.2)) and hand them to Modes.build"
+        )
+    where = {sample_id: index for index, sample_id in enumerate(inputs.ids)}
+    wanted = [store.sample_ids[row] for row in rows.tolist()]
+    missing = [sample_id for sample_id in wanted if sample_id not in where]
+    if missing:
+        raise DataError(
+            f"{who}: the data lacks {len(missing)} of {len(wanted)} held-out samples of "
+            f"{store.path}; the first are {missing[:3]}. Give the data that were collected."
+        )
+    indices, labels = [where[sample_id] for sample_id in wanted], store.labels[rows]
+    _check_same_labels(who, inputs, indices, wanted, labels)
+    return Samples(inputs, indices, labels, int(store.labels.max()) + 1)
+
+
+def labels_of(samples: Samples, modes: Modes, wanted: Sequence[int] | None, who: str) -> list[int]:
+    """Labels to measure: those wanted, or all with training and held-out rows.
+
+    Raises
+    ------
+    DataError
+        A label has no training row or no held-out row.
+    """
+    training = set(modes.store.labels[~modes.held_out].tolist())
+    both = sorted(training & set(samples.labels.tolist()))
+    if not both:
+        raise DataError(f"{who}: no label has both training and held-out rows; split anew")
+    if wanted is None:
+        return both
+    wanted = list(dict.fromkeys(int(label) for label in wanted))
+    without = [label for label in wanted if label not in both]
+    if without:
+        raise DataError(
+            f"{who}: labels {without[:5]} have no training row or no held-out row; those "
+            f"with both: {both[:10]}{', ...' if len(both) > 10 else ''}"
+        )
+    return wanted
+
+
+def _check_same_labels(
+    who: str, inputs: Inputs, indices: Sequence[int], ids: Sequence[str], labels: Labels
+) -> None:
+    if inputs.labels is None:
+        return
+    given = inputs.labels[torch.tensor(indices)]
+    other = (given != labels).nonzero().flatten().tolist()
+    if other:
+        raise DataError(
+            f"{who}: {len(other)} samples have another label in the data than in the "
+            f"store; the first is {ids[other[0]]}: {int(given[other[0]])} in the data, "
+            f"{int(labels[other[0]])} in the store. Give the data that were collected."
+        )
