@@ -1,0 +1,175 @@
+"""Pairs of modes edited together, against the sum of what each does alone."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor, nn
+
+from condec.effects.choose import Choice, bootstrap, choice_of, of_labels
+from condec.effects.curve import Replacement
+from condec.effects.measured import Edits, measure
+from condec.effects.rankings import by_unit, descending
+from condec.effects.samples import held_out, labels_of
+from condec.errors import OptionError
+from condec.labels import label_name
+from condec.modes import Modes
+from condec.tape import refuse_training
+
+if TYPE_CHECKING:
+    import pandas
+
+INTERACTION_COLUMNS: Final = (
+    "site", "mode_a", "mode_b", "label", "label_name", "quantity", "single_a", "single_b", "sum",
+    "pair", "interaction", "low", "high", "n_samples", "n_units", "n_shared", "replacement",
+)  # fmt: skip
+"""Columns of `mode_interactions`."""
+
+
+def mode_interactions(
+    model: nn.Module,
+    data: Any,
+    modes: Modes,
+    *,
+    labels: Sequence[int] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    fraction: float | None = None,
+    count: int | None = None,
+    replacement: Replacement = "zero",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> "pandas.DataFrame":
+    r"""Effects of ablating two modes together, against the sum of their single effects.
+
+    .. math:: I_{ab} = E_{ab} - (E_a + E_b)
+
+    with E the change, by ablating the first units of a mode's atom (or of both), of the output
+    or the probability of a label, a mean over its held-out samples. A linear network, seen at
+    its output, has no interaction of modes that share no unit. Where the two stand in for each
+    other, either alone does little, and together they do much: I is below 0. Where each is
+    needed by the other, either alone does all there is to do, and I is above 0. Units that
+    both have are ablated once, and so counted twice in the sum; ``n_shared`` says how many.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; its output is [sample, label].
+    data : Inputs, (tensor, labels), or a data set
+        What was collected.
+    modes : Modes
+        With held-out rows.
+    labels : sequence of int, optional
+        Labels to look at; by default all with training and held-out rows.
+    pairs : sequence of (int, int), optional
+        Modes, by their number in the dictionary (`Modes.ids`); by default all pairs of the
+        labels' best modes.
+    fraction : float
+        Share of the site's units to take of each mode; or
+    count : int
+        how many.
+    replacement : {"zero", "mean"}
+        As in `control_curve`.
+    n_bootstrap, seed : int
+        Draws of samples behind the interval.
+    batch_size : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for every pair, label and quantity (``logit``, the label's output, and
+        ``probability``): ``single_a``, ``single_b``, ``sum``, ``pair``, ``interaction`` with
+        its 95 % interval over samples ``low`` to ``high``, ``n_samples``, ``n_units`` (of each
+        mode) and ``n_shared``.
+
+    Raises
+    ------
+    OptionError
+        An option outside its range, no pair, a pair of one mode, or a mode that is not alive.
+    DataError
+        As in `control_curve`.
+    ModelError
+        The model is in training mode, or its output is not [sample, label].
+    """
+    import pandas
+
+    who = "mode_interactions"
+    if n_bootstrap < 1:
+        raise OptionError(f"{who}: n_bootstrap must be at least 1; got {n_bootstrap}")
+    choice = choice_of(
+        who, modes, edit="ablate", fraction=fraction, count=count, replacement=replacement
+    )
+    refuse_training(model)
+    samples = held_out(data, modes, who)
+    chosen = labels_of(samples, modes, labels, who)
+    samples = of_labels(samples, chosen)
+    asked = _best_pairs(modes, chosen) if pairs is None else _checked(modes, pairs)
+    units = {mode: _units(modes, choice, mode) for mode in sorted({m for ab in asked for m in ab})}
+    edits: dict[Edits, int] = {(): 0}
+    wanted = [*units.values(), *(units[a] | units[b] for a, b in asked)]
+    number = {some: edits.setdefault(choice.edits(some), len(edits)) for some in wanted}
+    measured = measure(model, samples, list(edits), batch_size=batch_size)
+    rows = []
+    for a, b in asked:
+        which = [number[units[a]], number[units[b]], number[units[a] | units[b]]]
+        for label in chosen:
+            mine = measured.labels == label
+            shared = {
+                "site": modes.site.key, "mode_a": a, "mode_b": b, "label": label,
+                "label_name": label_name(samples.inputs.label_names, label),
+                "n_samples": int(mine.sum()), "n_units": choice.count,
+                "n_shared": len(units[a] & units[b]), "replacement": replacement,
+            }  # fmt: skip
+            for quantity, values in (
+                ("logit", measured.logit), ("probability", measured.probability),
+            ):  # fmt: skip
+                mine_only = values[:, mine].double()
+                change = mine_only[which] - mine_only[0]
+                rows.append(
+                    shared | {"quantity": quantity} | _interaction(change, n_bootstrap, seed)
+                )
+    return pandas.DataFrame(rows, columns=list(INTERACTION_COLUMNS))
+
+
+def _interaction(change: Tensor, n_bootstrap: int, seed: int) -> dict[str, float]:
+    """Of the changes by a, by b and by both, [3, sample]."""
+    a, b, both = change.mean(1).tolist()
+    low, high = bootstrap(
+        (change[2] - change[0] - change[1])[None], n_draws=n_bootstrap, seed=seed
+    )[:, 0].tolist()
+    return {
+        "single_a": a, "single_b": b, "sum": a + b, "pair": both,
+        "interaction": both - (a + b), "low": low, "high": high,
+    }  # fmt: skip
+
+
+def _units(modes: Modes, choice: Choice, mode: int) -> frozenset[int]:
+    """The first units of a mode's atom."""
+    row = int((modes.ids == mode).nonzero()[0, 0])
+    return frozenset(choice.first(descending(by_unit(modes, modes.atoms[row]))))
+
+
+def _best_pairs(modes: Modes, labels: Sequence[int]) -> list[tuple[int, int]]:
+    best = dict.fromkeys(modes.best(label, split="train").id for label in labels)
+    if len(best) < 2:
+        raise OptionError(
+            f"mode_interactions: {len(labels)} labels have one best mode between them, "
+            f"{next(iter(best))}; a pair needs two: name more labels, or give pairs"
+        )
+    return list(combinations(best, 2))
+
+
+def _checked(modes: Modes, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    asked = [(int(a), int(b)) for a, b in pairs]
+    alive = modes.ids.tolist()
+    unknown = sorted({mode for pair in asked for mode in pair} - set(alive))
+    if unknown:
+        raise OptionError(
+            f"mode_interactions: {modes.site.key}: modes {unknown[:5]} are not alive; pairs name "
+            f"modes by their number in the dictionary, such as {alive[:5]}"
+        )
+    if not asked or any(a == b for a, b in asked):
+        raise OptionError(
+            f"mode_interactions: expected pairs of two modes each, such as {[(3, 7)]}; got {asked}"
+        )
+    return asked

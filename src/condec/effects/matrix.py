@@ -1,0 +1,395 @@
+"""The control matrix: every label's units edited, the effect on every label."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from condec.effects.choose import choice_of, label_means, of_labels
+from condec.effects.curve import EditKind, Replacement
+from condec.effects.measured import Edits, measure
+from condec.effects.rankings import ByMode, Ranked, Ranking
+from condec.effects.samples import held_out, labels_of
+from condec.errors import DataError, OptionError
+from condec.labels import Hierarchy, label_name
+from condec.metrics import pearson
+from condec.modes import Modes
+from condec.tape import refuse_training
+
+if TYPE_CHECKING:
+    import pandas
+
+MatrixQuantity = Literal["accuracy", "probability", "logit"]
+LabelPair = Float[torch.Tensor, "edited label"]
+_FEWEST_TO_ORDER: Final = 3
+
+
+@dataclass(frozen=True, eq=False)
+class GroupAgreement:
+    """How well the overlap of labels goes with a hierarchy (`ControlMatrix.agreement`).
+
+    Attributes
+    ----------
+    correlation : float
+        Pearson correlation, over pairs of labels, of the overlap with the indicator of a
+        common group; NaN where all pairs, or none, have one.
+    p_value : float
+        Share of permutations of the labels whose correlation is as high.
+    within, between : float
+        Mean overlap of pairs of one group, and of two; in the unit of the overlap.
+    n_within, n_between : int
+        Number of these pairs.
+    """
+
+    correlation: float
+    p_value: float
+    within: float
+    between: float
+    n_within: int
+    n_between: int
+
+
+@dataclass(frozen=True, eq=False)
+class ControlMatrix:
+    """Effect of editing every label's units on every label. Made by `control_matrix`.
+
+    Rows are the labels whose units are edited, columns those whose held-out samples are
+    looked at. Changes are edited minus unedited, means over the column's samples.
+
+    Attributes
+    ----------
+    site, ranking, edit, replacement : str
+    labels : tuple of int
+        Of rows and columns alike.
+    label_names : tuple of str
+    count, n_units : int
+        Units ablated or preserved in every row, and units of the site.
+    n_samples : Tensor of shape [label], int64
+        Held-out samples of every column.
+    unedited : Tensor of shape [label]
+        Accuracy of the network as it is, 0 to 1.
+    accuracy : Tensor of shape [edited, label]
+        Relative to the unedited network's; NaN where that gets no sample right.
+    probability, logit : Tensor of shape [edited, label]
+        Change of the label's own probability and output.
+    modes : tuple of int or None
+        Original id of every row's mode; None for rankings without modes.
+    """
+
+    site: str
+    ranking: str
+    edit: EditKind
+    replacement: Replacement
+    labels: tuple[int, ...]
+    label_names: tuple[str, ...]
+    count: int
+    n_units: int
+    n_samples: Int[torch.Tensor, " label"]
+    unedited: Float[torch.Tensor, " label"]
+    accuracy: LabelPair
+    probability: LabelPair
+    logit: LabelPair
+    modes: tuple[int | None, ...]
+
+    @property
+    def defined(self) -> Bool[torch.Tensor, "edited label"]:
+        """Where the relative accuracy is: the unedited network gets a sample right."""
+        return ~self.accuracy.isnan()
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row for every pair of an edited label and a label looked at.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``site``, ``ranking``, ``edit``, ``replacement``, ``count``; ``edited``,
+            ``edited_name``, ``mode``; ``label``, ``label_name``, ``n_samples``,
+            ``unedited``; ``accuracy``, ``probability``, ``logit``, ``defined``.
+        """
+        import pandas
+
+        shared = {
+            name: getattr(self, name) for name in ("site", "ranking", "edit", "replacement")
+        } | {"count": self.count}
+        rows = [
+            shared
+            | {
+                "edited": edited, "edited_name": self.label_names[i], "mode": self.modes[i],
+                "label": label, "label_name": self.label_names[j],
+                "n_samples": int(self.n_samples[j]), "unedited": float(self.unedited[j]),
+                "accuracy": float(self.accuracy[i, j]),
+                "probability": float(self.probability[i, j]),
+                "logit": float(self.logit[i, j]), "defined": bool(self.defined[i, j]),
+            }
+            for i, edited in enumerate(self.labels)
+            for j, label in enumerate(self.labels)
+        ]  # fmt: skip
+        return pandas.DataFrame(rows).astype({"mode": "Int64"})
+
+    def summary(self) -> "pandas.DataFrame":
+        """The diagonal (a label's own units) against all else, a row for every quantity.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``quantity``, ``own``, ``others``: means over the labels where it is defined;
+            ``difference``, own minus others: below 0 where edits take the label and not the
+            others (ablate), above 0 where they keep it and not the others (preserve).
+        """
+        import pandas
+
+        own = torch.eye(len(self.labels), dtype=torch.bool)
+        rows = []
+        for name in get_args(MatrixQuantity):
+            values = getattr(self, name)
+            means = [float(values[which].nanmean()) for which in (own, ~own)]
+            rows.append([name, *means, means[0] - means[1]])
+        return pandas.DataFrame(rows, columns=["quantity", "own", "others", "difference"])
+
+    def overlap(self, quantity: MatrixQuantity = "logit") -> LabelPair:
+        r"""How much two labels share: what the edit of either does to the other.
+
+        .. math:: S_{ij} = \pm \tfrac12 (E_{ij} + E_{ji})
+
+        with the effect E of editing label i on label j, and minus where units are ablated,
+        so that a high overlap is much lost together, or much kept together. The default is
+        the change of the output, which labels do not compete for: where one of two labels
+        that the network confuses is lost, the other's *probability* rises.
+
+        Parameters
+        ----------
+        quantity : {"logit", "probability", "accuracy"}
+
+        Returns
+        -------
+        Tensor of shape [label, label]
+            Symmetric; NaN where the effect is not defined.
+
+        Raises
+        ------
+        OptionError
+            Another quantity.
+        """
+        if quantity not in get_args(MatrixQuantity):
+            raise OptionError(
+                f"overlap: quantity must be one of {', '.join(get_args(MatrixQuantity))}; got "
+                f"{quantity!r}"
+            )
+        effect: Tensor = getattr(self, quantity)
+        both = (effect + effect.T) / 2
+        return -both if self.edit == "ablate" else both
+
+    def ordered(
+        self, hierarchy: Hierarchy | None = None, *, quantity: MatrixQuantity = "logit"
+    ) -> "ControlMatrix":
+        """The same with labels in another order, rows and columns alike.
+
+        Parameters
+        ----------
+        hierarchy : Hierarchy, optional
+            Labels of a group stand together, in the hierarchy's order; those of no group come
+            last. Without one, labels that share much stand together: the leaves of average
+            linkage over `overlap`, turned so that neighbours are alike (scipy).
+        quantity : {"logit", "probability", "accuracy"}
+            Of the overlap.
+        """
+        if hierarchy is None:
+            return self._take(_by_likeness(self.overlap(quantity)))
+        group = hierarchy.group_of(torch.tensor(self.labels))
+        group = torch.where(group < 0, len(hierarchy.names), group)
+        return self._take(group.argsort(stable=True).tolist())
+
+    def agreement(
+        self,
+        hierarchy: Hierarchy,
+        *,
+        quantity: MatrixQuantity = "logit",
+        n_permutations: int = 999,
+        seed: int = 0,
+    ) -> GroupAgreement:
+        """Whether labels of one superclass share more than labels of two (a Mantel test).
+
+        Parameters
+        ----------
+        hierarchy : Hierarchy
+            Labels of no group are left out.
+        quantity : {"logit", "probability", "accuracy"}
+            Of the overlap.
+        n_permutations, seed : int
+            Draws of the labels' order behind the p value, which is at least
+            1 / (`n_permutations` + 1).
+
+        Raises
+        ------
+        DataError
+            Fewer than three labels belong to a group and have an overlap.
+        OptionError
+            No permutations.
+        """
+        if n_permutations < 1:
+            raise OptionError(f"agreement: n_permutations must be at least 1; got {n_permutations}")
+        group = hierarchy.group_of(torch.tensor(self.labels))
+        shared = self.overlap(quantity)
+        kept = ((group >= 0) & ~shared.diagonal().isnan()).nonzero().flatten()
+        if len(kept) < _FEWEST_TO_ORDER:
+            raise DataError(
+                f"agreement: at least {_FEWEST_TO_ORDER} labels of the matrix must belong to a "
+                f"group of the hierarchy, with an overlap that is defined; got {len(kept)}"
+            )
+        shared, group = shared[kept][:, kept], group[kept]
+        same = group[:, None] == group
+        upper = torch.ones_like(same).triu(1)
+        values, alike = shared[upper], same[upper]
+        found = _correlation(values, alike)
+        generator = torch.Generator().manual_seed(seed)
+        as_high = 1
+        for _ in range(n_permutations):
+            order = torch.randperm(len(kept), generator=generator)
+            as_high += _correlation(values, same[order][:, order][upper]) >= found - 1e-12
+        return GroupAgreement(
+            correlation=found,
+            p_value=as_high / (n_permutations + 1) if found == found else torch.nan,
+            within=float(values[alike].mean()),
+            between=float(values[~alike].mean()),
+            n_within=int(alike.sum()),
+            n_between=int((~alike).sum()),
+        )
+
+    def _take(self, order: list[int]) -> "ControlMatrix":
+        def of(values: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(values[i] for i in order)
+
+        return replace(
+            self,
+            labels=of(self.labels), label_names=of(self.label_names), modes=of(self.modes),
+            n_samples=self.n_samples[order], unedited=self.unedited[order],
+            accuracy=self.accuracy[order][:, order],
+            probability=self.probability[order][:, order],
+            logit=self.logit[order][:, order],
+        )  # fmt: skip
+
+
+def control_matrix(
+    model: nn.Module,
+    data: Any,
+    modes: Modes,
+    *,
+    edit: EditKind = "ablate",
+    fraction: float | None = None,
+    count: int | None = None,
+    ranking: Ranking | None = None,
+    labels: Sequence[int] | None = None,
+    replacement: Replacement = "zero",
+    batch_size: int = 64,
+) -> ControlMatrix:
+    r"""Edit every label's units, and look at every label.
+
+    Row i edits the units that a ranking puts first for label i; column j is what becomes of
+    the held-out samples of label j,
+
+    .. math::
+        A_{ij} = \frac{\text{right}_j(\text{edit } i)}{\text{right}_j(\text{no edit})}, \qquad
+        P_{ij} = \overline{p_j}(\text{edit } i) - \overline{p_j}(\text{no edit})
+
+    and the same difference of the output. The diagonal is what the edit is for, a row its side
+    effects, and what two labels do to each other says whether they share units
+    (`ControlMatrix.overlap`). Melander et al. 2026, figure 6 C, is one row of it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; its output is [sample, label].
+    data : Inputs, (tensor, labels), or a data set
+        What was collected.
+    modes : Modes
+        With held-out rows.
+    edit : {"ablate", "preserve"}
+    fraction : float
+        Share of the site's units to take; or
+    count : int
+        how many.
+    ranking : Ranking, optional
+        Which units of a label come first; by default the atom of its best mode (`ByMode`).
+        Over several orders (random draws) effects are means.
+    labels : sequence of int, optional
+        By default all with training and held-out rows.
+    replacement : {"zero", "mean"}
+        As in `control_curve`.
+    batch_size : int
+
+    Returns
+    -------
+    ControlMatrix
+
+    Raises
+    ------
+    OptionError
+        An option outside its range; neither or both of `fraction` and `count`.
+    DataError
+        As in `control_curve`.
+    ModelError
+        The model is in training mode, or its output is not [sample, label].
+    """
+    choice = choice_of(
+        "control_matrix", modes, edit=edit, fraction=fraction, count=count, replacement=replacement
+    )
+    refuse_training(model)
+    samples = held_out(data, modes, "control_matrix")
+    chosen = labels_of(samples, modes, labels, "control_matrix")
+    samples = of_labels(samples, chosen)
+    ranking = ByMode(modes=modes) if ranking is None else ranking
+    edits: dict[Edits, int] = {(): 0}
+    ranked: list[Ranked] = [ranking.ranked(label) for label in chosen]
+    numbers = [
+        [
+            edits.setdefault(choice.edits(choice.first(order)), len(edits))
+            for order in one.orders
+        ]
+        for one in ranked
+    ]  # fmt: skip
+    measured = measure(model, samples, list(edits), batch_size=batch_size)
+    names = samples.inputs.label_names
+
+    def by_row(values: Tensor) -> Float[Tensor, "row label"]:
+        """Means over the samples of a label; the first row is the network as it is."""
+        means = label_means(values, measured.labels, chosen)
+        return torch.stack([means[0], *(means[of].mean(0) for of in numbers)])
+
+    right, probability, logit = (
+        by_row(values) for values in (measured.right, measured.probability, measured.logit)
+    )
+    return ControlMatrix(
+        site=modes.site.key, ranking=ranking.name, edit=edit, replacement=replacement,
+        labels=tuple(chosen), label_names=tuple(label_name(names, label) for label in chosen),
+        count=choice.count, n_units=choice.n_units,
+        n_samples=(measured.labels == torch.tensor(chosen)[:, None]).sum(1),
+        unedited=right[0],
+        # Nothing right without an edit: no ratio, rather than one that is infinite.
+        accuracy=right[1:] / torch.where(right[0] > 0, right[0], torch.nan),
+        probability=probability[1:] - probability[0], logit=logit[1:] - logit[0],
+        modes=tuple(one.mode for one in ranked),
+    )  # fmt: skip
+
+
+def _correlation(values: Tensor, alike: Tensor) -> float:
+    """Pearson correlation over pairs of labels; NaN where one of the two does not vary."""
+    if not bool(alike.any()) or bool(alike.all()) or not float(values.std()):
+        return torch.nan
+    return float(pearson(values, alike.double()))
+
+
+def _by_likeness(overlap: Tensor) -> list[int]:
+    """Leaves of average linkage over what labels share; few labels stay as they are."""
+    if len(overlap) < _FEWEST_TO_ORDER or bool(overlap.isnan().all()):
+        return list(range(len(overlap)))
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    # What is not defined shares as little as the least.
+    shared = overlap.double().nan_to_num(nan=float(overlap.nan_to_num(nan=torch.inf).min()))
+    apart = (shared.max() - shared).fill_diagonal_(0)
+    tree = linkage(squareform(apart.numpy(), checks=False), "average", optimal_ordering=True)
+    return [int(leaf) for leaf in leaves_list(tree)]
