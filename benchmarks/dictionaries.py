@@ -321,6 +321,9 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=DATA, help="folder of the images and the model"
     )
+    parser.add_argument(
+        "--learner", action="append", help="only these; the last result keeps the others"
+    )
     parser.add_argument("--publish", action="store_true", help="tables and figure of the last run")
     args = parser.parse_args()
     if args.publish:
@@ -329,12 +332,13 @@ def main() -> None:
     seeds, started = 1 if args.quick else args.seeds, time.perf_counter()
     path = str(collected(args.store, args.data).path)
     store, rows = Store.open(path), []
-    kinds = len(learners(1))
+    names = [type(learner).__name__ for learner in learners(1)]
+    chosen = [i for i, name in enumerate(names) if not args.learner or name in args.learner]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         # By learner, so that the table has them in this order.
         jobs = [
             pool.submit(measured, path, site, quantity, learners(n_units)[kind], seeds)
-            for kind in range(kinds)
+            for kind in chosen
             for site in SITES
             for n_units in (store.info(site).n_units,)
             for quantity in QUANTITIES
@@ -346,8 +350,10 @@ def main() -> None:
         for quantity in QUANTITIES:
             rows += channels(path, site, quantity, seeds)
             _print(rows[-1])
+    name = "dictionaries_quick" if args.quick else "dictionaries"
+    rows = together(name, rows)
     write(
-        "dictionaries_quick" if args.quick else "dictionaries",
+        name,
         {
             "what": f"ResNet-20, {len(store)} images of CIFAR-10, positive parts, {seeds} seeds of "
             f"fit and split, {L0} loadings a row; correlation of every class with its best mode, "
@@ -361,6 +367,15 @@ def main() -> None:
     print("\n".join(counts(rows)))
     if not args.quick:
         publish(rows)
+
+
+def together(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows, each in the place of the same in the last result, which keeps its others."""
+    file = RESULTS / f"{name}.json"
+    earlier = json.loads(file.read_text())["rows"] if file.exists() else []
+    keys = ("site", "quantity", "learner", "seed")
+    found = {tuple(row[key] for key in keys): row for row in earlier}
+    return list((found | {tuple(row[key] for key in keys): row for row in rows}).values())
 
 
 def publish(rows: Sequence[dict[str, Any]]) -> None:

@@ -5,11 +5,14 @@ Every learner that condec has, with its defaults, on the standard instance of
 were planted, and those that train by gradient descent also with three times as many as units.
 A seed is one of the data and of the fit.
 
-    python benchmarks/planted.py [--quick] [--learner ThresholdSAE ...] [--seeds 2]
+    python benchmarks/planted.py [--quick] [--learner ThresholdSAE ...] [--seeds 2] [--first 0]
+
+What is measured takes the place of the same fits in the last result; the others stay there.
 """
 
 import argparse
 import inspect
+import json
 import multiprocessing
 import statistics
 import sys
@@ -24,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import paste, write
+from measure import RESULTS, paste, write
 
 from condec.dictionary import Learner, MatchingPursuit, TrainConfig, fit, quality, recovery
 from condec.errors import CondecError
@@ -66,7 +69,7 @@ def measured(kind: type[Learner], n_modes: int, data: Planted, seed: int) -> dic
     }
 
 
-def jobs(seeds: int, chosen: list[str] | None) -> Iterator[tuple[type[Learner], bool, int]]:
+def jobs(seeds: range, chosen: list[str] | None) -> Iterator[tuple[type[Learner], bool, int]]:
     """Learner, whether it has more modes than were planted, and seed; the slowest first."""
     kinds = [
         kind
@@ -75,7 +78,7 @@ def jobs(seeds: int, chosen: list[str] | None) -> Iterator[tuple[type[Learner], 
     ]
     for kind in sorted(kinds, key=lambda kind: kind.__name__ not in SLOW):
         for wide in (False, True) if kind.freezes or kind is MatchingPursuit else (False,):
-            for seed in range(seeds):
+            for seed in seeds:
                 yield kind, wide, seed
 
 
@@ -105,10 +108,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         groups.setdefault((row["learner"], row["n_modes"]), []).append(row)
     fitted = {k: g for k, g in groups.items() if not any("not_fitted" in row for row in g)}
     head = (
-        "| | modes | recovered | lowest seed | common | in pairs | rare | false | copies "
+        "| | modes | seeds | recovered | lowest seed | common | in pairs | rare | false | copies "
         "| dead, held out | L0 | R2 | seconds |"
     )
-    lines = [head, "|---" * 13 + "|"]
+    lines = [head, "|---" * 14 + "|"]
     for (name, number), some in sorted(
         fitted.items(), key=lambda item: -_mean(item[1], "recovered")
     ):
@@ -116,6 +119,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = [
             f"`{name}`",
             str(number),
+            str(len(some)),
             f"{_mean(some, 'recovered'):.1%}",
             f"{min(row['recovered'] for row in some):.1%}",
             *(f"{share:.0%}" for share in of),
@@ -143,30 +147,39 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the small instance, in seconds")
     parser.add_argument("--learner", action="append", help="only these; may be given several times")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first", type=int, default=0, help="number of the first seed")
     args = parser.parse_args()
-    started, rows = time.perf_counter(), []
+    started, rows, seeds = time.perf_counter(), [], range(args.first, args.first + args.seeds)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(one, *job, args.quick) for job in jobs(args.seeds, args.learner)]
+        waiting = [pool.submit(one, *job, args.quick) for job in jobs(seeds, args.learner)]
         for done in as_completed(waiting):
             rows.append(done.result())
             print(said(rows[-1]), flush=True)
-    rows.sort(key=lambda row: (row["learner"], row["n_modes"], row["seed"]))
     what = (
         "8 planted modes, 24 units, 2 active, 600 rows"
         if args.quick
         else "200 planted modes, 256 units, 5 active, 20,000 rows"
     )
-    whole = not args.quick and not args.learner
+    name = "planted_quick" if args.quick else "planted"
+    rows = together(name, rows)
     record = {
-        "what": f"{what}, default settings, {args.seeds} seeds of data and fit, two fits at a time "
+        "what": f"{what}, default settings; a seed is one of data and fit; two fits at a time "
         "on one CPU thread each; recovered: cosine above 0.9",
         "minutes": (time.perf_counter() - started) / 60,
         "rows": rows,
     }
-    write("planted" if whole else "planted_part", record)
+    write(name, record)
     print(table(rows))
-    if whole:
+    if not args.quick:
         paste("planted", table(rows))
+
+
+def together(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows, and those of the last result that were not measured again."""
+    file = RESULTS / f"{name}.json"
+    earlier = json.loads(file.read_text())["rows"] if file.exists() else []
+    known = {(row["learner"], row["n_modes"], row["seed"]): row for row in [*earlier, *rows]}
+    return [known[key] for key in sorted(known)]
 
 
 if __name__ == "__main__":
