@@ -14,6 +14,7 @@ from condec.data import as_inputs, load_data
 from condec.dictionary import KMeans, TrainConfig, fit
 from condec.effects import COLUMNS, RANKINGS, auc_difference, control_curve
 from condec.effects import curve as curves
+from condec.effects import points as edit_points
 from condec.errors import DataError, ModelError, OptionError
 from condec.models import load_model
 from condec.modes import Modes
@@ -84,6 +85,20 @@ def chain(store):
     return Readout(), make_data(), make_modes(store)
 
 
+@pytest.fixture
+def taken(monkeypatch):
+    """Order, count and label of every edit that a curve asks for."""
+    found = []
+    real = curves.change_of
+
+    def spy(options, order, count, label):
+        found.append((tuple(order.tolist()), count, label))
+        return real(options, order, count, label)
+
+    monkeypatch.setattr(curves, "change_of", spy)
+    return found
+
+
 def points(table, ranking, label, column):
     chosen = table[(table["ranking"] == ranking) & (table["label"] == label)]
     return chosen[column].tolist()
@@ -132,7 +147,7 @@ def test_replacement_by_the_mean_of_training_rows(chain, monkeypatch):
     model, (x, labels), modes = chain
     mean = x[~modes.held_out].mean(0)
     asked = []
-    monkeypatch.setattr(curves, "unit_means", lambda *of: asked.append(of) or unit_means(*of))
+    monkeypatch.setattr(edit_points, "unit_means", lambda *of: asked.append(of) or unit_means(*of))
     table = control_curve(
         model, (x, labels), modes, replacement="mean", fractions=(0.17,), n_random=0
     )
@@ -180,29 +195,25 @@ def test_mean_contribution_is_of_training_rows(tmp_path):
         ("concat", [-9.0, 0.0, 3.0, 2.0, 0.0, 0.0, 8.0, 0.0, 0.0, 0.0, -9.0, 1.5]),
     ],
 )
-def test_order_of_units_by_sign(chain, monkeypatch, sign, atom):
+def test_order_of_units_by_sign(chain, taken, sign, atom):
     model, data, modes = chain
-    seen = []
-    monkeypatch.setattr(
-        curves, "_edits", lambda kind, site, order, count, mean: seen.append(order) or ()
-    )
     atoms = torch.tensor([atom])
     changes = {"atoms": atoms, "loadings": modes.loadings[:, 1:2], "ids": torch.tensor([0])}
     other = make_modes(modes.store, sign=sign, **changes)
     control_curve(model, data, other, labels=[1], fractions=(0.5,), n_random=0)
-    assert seen[0].tolist()[:3] == [2, 3, 5]
+    assert taken[1][0][:3] == (2, 3, 5)
 
 
 @pytest.mark.parametrize(
     ("sign", "order"),
     [
-        ("positive", [1, 0, 2]),
-        ("negative", [2, 5, 0]),  # what takes most from the target
-        ("sum", [1, 3, 4]),
-        ("concat", [1, 3, 4]),
+        ("positive", (1, 0, 2)),
+        ("negative", (2, 5, 0)),  # what takes most from the target
+        ("sum", (1, 3, 4)),
+        ("concat", (1, 3, 4)),
     ],
 )
-def test_order_of_mean_contributions_by_sign(tmp_path, monkeypatch, sign, order):
+def test_order_of_mean_contributions_by_sign(tmp_path, taken, sign, order):
     x = torch.tensor([-1.0, 0.5, -3.0, 0.0, 0.0, -2.0]).expand(2, -1)
     labels, model = torch.tensor([0, 0]), Readout()
     model.weight = torch.ones(N_LABELS, N_UNITS)
@@ -214,27 +225,15 @@ def test_order_of_mean_contributions_by_sign(tmp_path, monkeypatch, sign, order)
         store, sign=sign, held_out=torch.tensor([False, True]), atoms=atoms,
         loadings=torch.ones(2, 1), ids=torch.tensor([0]),
     )  # fmt: skip
-    seen = []
-    monkeypatch.setattr(
-        curves, "_edits", lambda kind, site, order, count, mean: seen.append(order) or ()
-    )
     control_curve(model, (x, labels), modes, fractions=(0.5,), n_random=0)
-    assert seen[1].tolist()[:3] == order
+    assert taken[2][0][:3] == order
 
 
-def test_random_draws_are_paired_nested_and_shared(chain, monkeypatch):
+def test_random_draws_are_paired_nested_and_shared(chain, taken):
     model, data, modes = chain
-    made = []
-    real = curves._edits
-
-    def spy(kind, site, order, count, mean):
-        made.append((tuple(order.tolist()), count))
-        return real(kind, site, order, count, mean)
-
-    monkeypatch.setattr(curves, "_edits", spy)
     arguments = {"fractions": (0.34, 0.5), "n_random": 4}
     table = control_curve(model, data, modes, seed=3, **arguments)
-    draws = [order for order, _ in made]
+    draws = [order for order, _, _ in taken[1:]]
     per_label = len(draws) // N_LABELS
     by_label = [draws[i * per_label : (i + 1) * per_label][-8:] for i in range(N_LABELS)]
     assert by_label[0] == by_label[1] == by_label[2]
@@ -388,7 +387,7 @@ def test_whole_chain_on_the_embedded_digits(tmp_path):
     ("changes", "message"),
     [
         ({"edit": "destory"}, "edit must be one of ablate, preserve; got 'destory'"),
-        ({"replacement": "noise"}, "replacement must be one of zero, mean; got 'noise'"),
+        ({"replacement": "noise"}, "must be one of zero, mean, class_mean, resample; got 'noise'"),
         ({"fractions": ()}, r"fractions must be in ascending order, each from 0 to 1.*got \(\)"),
         ({"fractions": (0.5, 0.1)}, "fractions must be in ascending order"),
         ({"fractions": (0.1, 0.1)}, "fractions must be in ascending order"),

@@ -1,11 +1,17 @@
-"""One number for a control curve: areas under target and off-target."""
+"""One number for a control curve, and which of two rankings is the better one."""
 
 import math
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from condec.errors import DataError
+from condec.effects.intervals import draw_weights, interval, lead, selectivity
+from condec.effects.table import Curves
+from condec.errors import DataError, OptionError
 from condec.metrics import auc
 
 if TYPE_CHECKING:
@@ -13,6 +19,9 @@ if TYPE_CHECKING:
 
 _CURVE: Final = ("site", "label", "label_name", "ranking", "edit", "replacement")
 _POINT: Final = ("fraction", "target_accuracy", "off_accuracy")
+_HALF: Final = 0.5
+
+By = Literal["auc_difference", "area_between"]
 
 
 def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
@@ -34,8 +43,47 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
     -------
     pandas.DataFrame
         One row for every site, label, ranking, edit and replacement, with the columns
-        ``auc_target``, ``auc_off``, ``auc_difference`` and ``defined`` (False, and the
+        ``auc_target``, ``auc_off``, ``auc_difference``, its interval ``auc_low`` and
+        ``auc_high`` (NaN where the table has none), and ``defined`` (False, and the
         difference NaN, where an accuracy is not defined or the off-target area is 0).
+
+    Raises
+    ------
+    DataError
+        The table is not one of `control_curve`, or a curve has fewer than two fractions.
+    """
+    columns = [
+        *_CURVE, "auc_target", "auc_off", "auc_difference", "auc_low", "auc_high", "defined",
+    ]  # fmt: skip
+    return summarise(curve)[columns]
+
+
+def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
+    r"""Every curve in a few numbers.
+
+    Between the points a curve is a straight line. Units that are ablated leave everything as
+    it is at fraction 0, units that are preserved at fraction 1: there both accuracies are 1,
+    whether or not the curve has the point.
+
+    Parameters
+    ----------
+    curve : pandas.DataFrame
+        From `control_curve`; several may be concatenated.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for every site, label, ranking, edit and replacement, with the columns of
+        `auc_difference` and
+
+        - ``area_between``: the mean of off-target minus target accuracy over the fractions
+          when units are ablated, and of target minus off-target when they are preserved; above
+          0 is selective. Unlike the selectivity it is defined without an off-target area;
+        - ``half_dose``: the smallest fraction at which half the target is lost (ablate) or
+          kept (preserve). NaN where that is never reached. When the first fraction preserved
+          keeps half already, it is given: the dose is at most that;
+        - ``off_damage``: share of the off-target accuracy that is lost at that dose. Low is
+          selective when units are ablated, high when they are preserved.
 
     Raises
     ------
@@ -58,15 +106,178 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
                 f"auc_difference: an area needs at least two fractions; the curve {key} has "
                 f"{points['fraction'].tolist()}"
             )
-        points = points.sort_values("fraction")
-        x = torch.tensor(points["fraction"].to_numpy())
-        target, off = (
-            auc(torch.tensor(points[f"{of}_accuracy"].to_numpy()), x) for of in ("target", "off")
-        )
-        difference = (target - off) / off if off else math.nan
+        rows.append(key | _numbers(points.sort_values("fraction"), str(key["edit"])))
+    names = [
+        "auc_target", "auc_off", "auc_difference", "auc_low", "auc_high", "defined",
+        "area_between", "half_dose", "off_damage",
+    ]  # fmt: skip
+    return pandas.DataFrame(rows, columns=[*_CURVE, *names])
+
+
+def compare(
+    curves: Curves, *, by: By = "auc_difference", against: str | None = None
+) -> "pandas.DataFrame":
+    r"""Which ranking is more selective, two at a time, and whether that is more than chance.
+
+    The difference of two rankings is taken label by label and averaged over the labels for
+    which both are defined. Its 95 % interval is by bootstrap over images, drawn again within
+    each label, and over labels, drawn again as well: the same for both rankings.
+
+    Parameters
+    ----------
+    curves : Curves
+        From `measure_curves`, with ``n_bootstrap`` above 0.
+    by : {"auc_difference", "area_between"}
+        What is compared; see `summarise`.
+    against : str, optional
+        Only pairs with this ranking. By default all, each once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for every pair: ``site``, ``edit``, ``replacement``, ``by``, ``ranking``,
+        ``against``, ``value`` and ``against_value`` (means over the labels),
+        ``difference``, ``low``, ``high``, ``n_labels``, and ``verdict``: ``better``, ``equal``
+        (0 lies within the interval) or ``worse``, said of ``ranking``; ``undefined`` where no
+        label has both.
+
+    Raises
+    ------
+    OptionError
+        Another `by`, no such ranking, or curves without resamples.
+    """
+    import pandas
+
+    _check_comparison(curves, by, against)
+    values = _by_ranking(curves, by)
+    lower_is_better = by == "auc_difference" and curves.options.edit == "ablate"
+    rows = []
+    for one, other in _pairs(curves.rankings, against):
+        both = ~(values[one][:, 0].isnan() | values[other][:, 0].isnan())
+        mine, others = values[one][both], values[other][both]
+        difference, low, high = _difference(mine - others, curves.options.seed)
+        better = high < 0.0 if lower_is_better else low > 0.0
+        worse = low > 0.0 if lower_is_better else high < 0.0
+        verdict = "better" if better else "worse" if worse else "equal"
         rows.append({
-            **key, "auc_target": target, "auc_off": off, "auc_difference": difference,
-            "defined": not math.isnan(difference),
+            "site": curves.site, "edit": curves.options.edit,
+            "replacement": curves.options.replacement, "by": by, "ranking": one, "against": other,
+            "value": float(mine[:, 0].mean()), "against_value": float(others[:, 0].mean()),
+            "difference": difference, "low": low, "high": high, "n_labels": int(both.sum()),
+            "verdict": verdict if bool(both.any()) else "undefined",
         })  # fmt: skip
-    areas = ["auc_target", "auc_off", "auc_difference", "defined"]
-    return pandas.DataFrame(rows, columns=[*_CURVE, *areas])
+    return pandas.DataFrame(rows)
+
+
+def mean_over_labels(
+    values: Float[torch.Tensor, "label ..."], *, n_bootstrap: int = 1000, seed: int = 0
+) -> Float[torch.Tensor, "bound ..."]:
+    """Mean over labels with its 95 % interval, labels drawn again.
+
+    Parameters
+    ----------
+    values : Tensor of shape [label, ...]
+        NaN where a label has none; it is passed over.
+    n_bootstrap, seed : int
+
+    Returns
+    -------
+    Tensor of shape [3, ...]
+        The mean, the lower and the upper bound; bounds are NaN with a single label.
+    """
+    values = values.double()
+    weights = draw_weights(len(values), n_bootstrap if len(values) > 1 else 0, seed)
+    means = _weighted_mean(weights, values.flatten(1)).view(-1, *values.shape[1:])
+    return torch.cat([means[:1], interval(means)])
+
+
+def _numbers(points: "pandas.DataFrame", edit: str) -> dict[str, object]:
+    """Summary of one curve, points by fraction."""
+    x, target, off = (torch.tensor(points[name].to_numpy()).double() for name in _POINT)
+    area_target, area_off = auc(target, x), auc(off, x)
+    difference = (area_target - area_off) / area_off if area_off else math.nan
+    between = (area_off - area_target) / float(x[-1] - x[0])
+    half_dose, off_damage = _half(x, target, off, edit)
+    bounds = {
+        name: float(points[name].iloc[0]) if name in points.columns else math.nan
+        for name in ("auc_low", "auc_high")
+    }
+    return {
+        "auc_target": area_target, "auc_off": area_off, "auc_difference": difference, **bounds,
+        "defined": not math.isnan(difference),
+        "area_between": between if edit == "ablate" else -between,
+        "half_dose": half_dose, "off_damage": off_damage,
+    }  # fmt: skip
+
+
+def _half(x: Tensor, target: Tensor, off: Tensor, edit: str) -> tuple[float, float]:
+    """The dose at which half the target is lost or kept, and what is lost off-target there."""
+    known = torch.tensor([0.0 if edit == "ablate" else 1.0]).double()
+    if bool(torch.cat([target, off]).isnan().any()):
+        return math.nan, math.nan
+    if not bool((x == known).any()):
+        ends = (known, x), (torch.ones(1).double(), target), (torch.ones(1).double(), off)
+        x, target, off = (torch.cat(end if edit == "ablate" else end[::-1]) for end in ends)
+    reached = target <= _HALF if edit == "ablate" else target >= _HALF
+    if not bool(reached.any()):
+        return math.nan, math.nan
+    after = int(reached.nonzero()[0])
+    if after == 0:
+        return float(x[0]), float(1.0 - off[0])
+    share = (_HALF - target[after - 1]) / (target[after] - target[after - 1])
+    dose, kept = (v[after - 1] + share * (v[after] - v[after - 1]) for v in (x, off))
+    return float(dose), float(1.0 - kept)
+
+
+def _check_comparison(curves: Curves, by: str, against: str | None) -> None:
+    if by not in get_args(By):
+        raise OptionError(f"compare: by must be one of {', '.join(get_args(By))}; got {by!r}")
+    if against is not None and against not in curves.rankings:
+        raise OptionError(
+            f"compare: no ranking {against!r}; there are {', '.join(curves.rankings)}"
+        )
+    if not curves.options.n_bootstrap or len(curves.options.fractions) < 2:
+        raise OptionError(
+            "compare: expected curves with n_bootstrap above 0 and at least two fractions; got "
+            f"n_bootstrap={curves.options.n_bootstrap}, fractions={curves.options.fractions}"
+        )
+
+
+def _pairs(rankings: Sequence[str], against: str | None) -> Iterator[tuple[str, str]]:
+    if against is None:
+        yield from combinations(rankings, 2)
+    else:
+        yield from ((name, against) for name in rankings if name != against)
+
+
+def _by_ranking(curves: Curves, by: By) -> dict[str, Float[Tensor, "label resample"]]:
+    """What is compared, for every label and resample."""
+    found: dict[str, list[Tensor]] = {name: [] for name in curves.rankings}
+    for curve, relative in zip(curves.curves, curves.relative, strict=True):
+        if by == "auc_difference":
+            value = selectivity(relative, curves.options.fractions)
+        else:
+            value = lead(relative, curves.options.fractions)
+            value = value if curves.options.edit == "ablate" else -value
+        found[curve.ranked.name].append(value)
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+def _difference(
+    values: Float[torch.Tensor, "label resample"], seed: int
+) -> tuple[float, float, float]:
+    """Mean over labels, and its interval: images and labels drawn again together."""
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    weights = draw_weights(len(values), values.shape[1] - 1, seed + 1)
+    known = ~values.isnan()
+    weights = weights.T * known
+    means = (weights * values.nan_to_num()).sum(0) / weights.sum(0)
+    low, high = interval(means).tolist()
+    return float(means[0]), low, high
+
+
+def _weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
+    """Means over rows of values, those that are NaN passed over; NaN where all are."""
+    known = (~values.isnan()).double()
+    return (weights @ values.nan_to_num()) / (weights @ known)

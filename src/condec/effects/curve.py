@@ -5,43 +5,90 @@ first, and follows the accuracy on a label (the target) and on all others (off-t
 Units are chosen on the training rows of the modes, accuracies are those of held-out rows.
 """
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from jaxtyping import Int
 from torch import nn
 
-from condec.control import Ablate, Preserve, unit_means
-from condec.effects.measured import Edits, Measured, measure
-from condec.effects.rankings import ByMean, ByMode, Order, RandomUnits, Ranked, Ranking
+from condec.effects.points import (
+    PAPER_FRACTIONS,
+    CurveOptions,
+    CurveReplacement,
+    EditKind,
+    OffTarget,
+    Replacement,
+    change_of,
+    count_units,
+    measure_changes,
+)
+from condec.effects.rankings import Ranking
 from condec.effects.samples import Samples, held_out, labels_of
-from condec.errors import OptionError
-from condec.labels import label_name
+from condec.effects.standard import check_rankings, default_rankings, ranked_units
+from condec.effects.table import COLUMNS, Curve, Curves
 from condec.modes import Modes
-from condec.shapes import Atom
-from condec.sites import Site
-from condec.store import Sign
 from condec.tape import refuse_training
 
 if TYPE_CHECKING:
     import pandas
 
-EditKind = Literal["ablate", "preserve"]
-Replacement = Literal["zero", "mean"]
+__all__ = [
+    "COLUMNS", "PAPER_FRACTIONS", "RANKINGS", "CurveOptions", "CurveReplacement", "Curves",
+    "EditKind", "OffTarget", "Replacement", "control_curve", "count_units", "measure_curves",
+]  # fmt: skip
+
 RANKINGS: Final = ("modes", "mean_contribution", "random")
-"""How units are put in order, in every control curve."""
+"""How units are put in order, where a control curve is given no other rankings."""
 
-COLUMNS: Final = (
-    "site", "label", "label_name", "ranking", "edit", "replacement", "fraction", "n_units",
-    "target_accuracy", "off_accuracy", "target_std", "off_std", "defined", "target_unedited",
-    "off_unedited", "n_target", "n_off", "n_draws", "mode", "correlation",
-)  # fmt: skip
-"""Columns of `control_curve`."""
 
-PAPER_FRACTIONS: Final = (0.01, 0.02, 0.05, 0.1, 0.18, 0.25, 0.5, 0.8, 0.99)
-"""Fractions of units in figure 6 of Melander et al. 2026."""
+def measure_curves(
+    model: nn.Module, data: Any, modes: Modes, options: CurveOptions | None = None
+) -> Curves:
+    """Control curves with the numbers of every image, for `compare` and tables by label.
+
+    Parameters and errors are those of `control_curve`, which gives the table of these curves.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    data : Inputs, (tensor, labels), or a data set
+    modes : Modes
+    options : CurveOptions, optional
+    """
+    options = CurveOptions() if options is None else options
+    refuse_training(model)
+    samples = held_out(data, modes)
+    chosen = labels_of(samples, modes, options.labels, "control_curve")
+    rankings = list(options.rankings) or default_rankings(
+        modes, rank=options.rank, n_random=options.n_random, seed=options.seed
+    )
+    check_rankings(rankings, modes)
+    n_units = modes.store.info(modes.site).n_units
+    counts = [count_units(n_units, fraction) for fraction in options.fractions]
+    others = _other_labels(samples, chosen, options)
+    # Rankings agree on many sets of units (random draws serve all labels): each runs once.
+    changes = {change_of(options, torch.arange(n_units), _none(options, n_units), -1): 0}
+    curves = []
+    for label in chosen:
+        for ranking in rankings:
+            ranked = ranked_units(ranking, label, n_units)
+            numbers = [
+                [
+                    changes.setdefault(change_of(options, order, count, label), len(changes))
+                    for order in ranked.orders
+                ]
+                for count in counts
+            ]
+            curves.append(Curve(ranked, others[label], torch.tensor(numbers)))
+    return Curves(
+        site=modes.site.key,
+        n_units=n_units,
+        options=options,
+        label_names=samples.inputs.label_names,
+        rankings=tuple(ranking.name for ranking in rankings),
+        curves=tuple(curves),
+        measured=measure_changes(model, samples, modes, list(changes), options),
+    )
 
 
 def control_curve(
@@ -52,10 +99,12 @@ def control_curve(
     labels: Sequence[int] | None = None,
     fractions: Sequence[float] = PAPER_FRACTIONS,
     edit: EditKind = "ablate",
-    replacement: Replacement = "zero",
+    replacement: CurveReplacement = "zero",
+    off: OffTarget = "others",
     rankings: Sequence[Ranking] = (),
     rank: int = 0,
     n_random: int = 5,
+    n_bootstrap: int = 1000,
     seed: int = 0,
     batch_size: int = 64,
 ) -> "pandas.DataFrame":
@@ -70,7 +119,8 @@ def control_curve(
     - ``random``: `n_random` draws, the same for all labels.
 
     For modes of negative parts the lowest entry and mean come first; for modes of both parts
-    side by side (``concat``) a unit's two entries are added.
+    side by side (``concat``) a unit's two entries are added. `standard_rankings` gives more of
+    them to compare.
 
     Of every ranking the first ``int(n_units * fraction)`` units are ablated, or preserved,
     so that the units of a smaller fraction are among those of a larger one. Modes and means
@@ -80,9 +130,11 @@ def control_curve(
     .. math:: \frac{\text{right, edited}}{\text{right, unedited}},
 
     over the label's images (target), or over all images of all other labels together
-    (off-target; the paper draws one other class at random for every point). No unit to
-    ablate is no edit, and gives 1; no unit to preserve is a site that is replaced as a
-    whole.
+    (off-target). No unit to ablate is no edit, and gives 1; no unit to preserve is a site
+    that is replaced as a whole.
+
+    Intervals are 95 % bootstrap intervals over images: images are drawn again within each
+    label, the same for all points, rankings and labels; so are the draws of random units.
 
     Parameters
     ----------
@@ -97,18 +149,25 @@ def control_curve(
     fractions : sequence of float
         In ascending order, 0 to 1.
     edit : {"ablate", "preserve"}
-    replacement : {"zero", "mean"}
-        What takes the place of units: 0, or the unit's mean over training rows and
-        positions (`unit_means`).
+    replacement : {"zero", "mean", "class_mean", "resample"}
+        What takes the place of units: 0; the unit's mean over training rows and positions
+        (`unit_means`), or over the label's own training rows; or what another held-out
+        sample, drawn once, has there, position by position.
+    off : {"others", "drawn"}
+        Off-target: all other labels together, or one of them for each label, drawn once and
+        shared by all rankings along the curve. The paper draws another pair of labels at
+        every point, so that its curves are not paired along the fractions.
     rankings : sequence of Ranking
-        Other orders to compare instead of these three (`condec.effects.rankings`); `rank`,
-        `n_random` and `seed` are then not used.
+        Other orders to compare instead of these three (`condec.effects.rankings`); `rank`
+        and `n_random` are then not used.
     rank : int
         Which mode of a label: 0 the most correlated.
     n_random : int
         Number of random draws; 0 leaves the ranking out.
+    n_bootstrap : int
+        Resamples behind the intervals; 0 leaves them out (NaN).
     seed : int
-        Of the random draws.
+        Of all that is drawn: random units, off-target labels, samples, resamples.
     batch_size : int
         Held-out inputs that pass the model together. Memory holds one batch of them.
 
@@ -117,147 +176,60 @@ def control_curve(
     pandas.DataFrame
         One row for every label, ranking and fraction, with the columns
 
-        - ``site``, ``label``, ``label_name``, ``ranking``, ``edit``, ``replacement``,
+        - ``site``, ``label``, ``label_name``, ``ranking``, ``edit``, ``replacement``, ``off``,
           ``fraction``, ``n_units`` (number of units ablated or preserved);
         - ``target_accuracy``, ``off_accuracy``: relative to the unedited model; for random
           units the mean over draws. NaN where the unedited model gets no image right;
+        - ``target_low``, ``target_high``, ``off_low``, ``off_high``: their intervals;
         - ``target_std``, ``off_std``: standard deviation over draws; NaN without draws;
         - ``defined``: whether both accuracies are;
-        - ``target_unedited``, ``off_unedited``: accuracy of the unedited model, 0 to 1;
+        - ``target_unedited``, ``off_unedited``, ``target_edited``, ``off_edited``: accuracy
+          of the unedited and the edited model, 0 to 1;
+        - ``target_probability``, ``off_probability``, ``target_logit``, ``off_logit``,
+          ``target_entropy``, ``off_entropy``: mean change by the edit of the probability and
+          the logit of an image's own label, and of the output's entropy in nats;
+        - ``auc_low``, ``auc_high``: interval of the selectivity (`auc_difference`) of the
+          whole curve;
         - ``n_target``, ``n_off``: number of held-out images behind them;
-        - ``n_draws``; ``mode``: original id of the mode, missing for other rankings;
-          ``correlation`` of the mode with the label on training rows.
+        - ``n_draws``; ``n_bootstrap``; ``off_label``: the other label, where one is drawn;
+          ``mode``: original id of the mode, missing for other rankings; ``correlation`` of the
+          mode with the label on training rows.
 
     Raises
     ------
     OptionError
-        An option outside its range.
+        An option outside its range; two rankings of one name, or one over another number of
+        units than the site has.
     DataError
         Labels are missing, no rows are held out, a label has no training or no held-out
-        row, or `data` lacks samples of the store.
+        row, `data` lacks samples of the store, or a ranking is made from other rows.
     ModelError
         The model is in training mode, or its output is not [sample, label].
     """
-    import pandas
-
-    fractions = tuple(float(fraction) for fraction in fractions)
-    _check_options(fractions, edit, replacement, n_random, batch_size)
-    refuse_training(model)
-    samples = held_out(data, modes)
-    chosen = labels_of(samples, modes, labels, "control_curve")
-    rankings = list(rankings) if rankings else _default_rankings(modes, rank, n_random, seed)
-    mean = unit_means(modes.store, modes.site, ~modes.held_out) if replacement == "mean" else None
-    n_units = modes.store.info(modes.site).n_units
-    counts = [count_units(n_units, fraction) for fraction in fractions]
-    # Rankings agree on many sets of units (random draws serve all labels): each runs once.
-    edits: dict[Edits, int] = {(): 0}
-    rows = []
-    for ranked in (ranking.ranked(label) for label in chosen for ranking in rankings):
-        for fraction, count in zip(fractions, counts, strict=True):
-            made = [_edits(edit, modes.site, order, count, mean) for order in ranked.orders]
-            numbers = [edits.setdefault(one, len(edits)) for one in made]
-            rows.append((ranked, fraction, count, numbers))
-    measured = measure(model, samples, list(edits), batch_size=batch_size)
-    right = _count_right(measured)
-    table = [
-        _describe(modes, samples, ranked)
-        | {"edit": edit, "replacement": replacement, "fraction": fraction, "n_units": count}
-        | _accuracies(right, samples, ranked, numbers)
-        for ranked, fraction, count, numbers in rows
-    ]
-    return pandas.DataFrame(table, columns=list(COLUMNS)).astype({"mode": "Int64"})
+    options = CurveOptions(
+        labels=labels, fractions=fractions, edit=edit, replacement=replacement, off=off,
+        rankings=rankings, rank=rank, n_random=n_random, n_bootstrap=n_bootstrap, seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
+    return measure_curves(model, data, modes, options).to_frame()
 
 
-def count_units(n_units: int, fraction: float) -> int:
-    """How many units a fraction is: ``int(n_units * fraction)``, without rounding errors.
-
-    >>> count_units(100, 0.29), int(100 * 0.29)
-    (29, 28)
-    """
-    return math.floor(n_units * fraction + 1e-9)
+def _none(options: CurveOptions, n_units: int) -> int:
+    """How many units leave the network as it is."""
+    return 0 if options.edit == "ablate" else n_units
 
 
-def _check_options(
-    fractions: Sequence[float], edit: str, replacement: str, n_random: int, batch_size: int
-) -> None:
-    for name, value, known in (
-        ("edit", edit, get_args(EditKind)),
-        ("replacement", replacement, get_args(Replacement)),
-    ):
-        if value not in known:
-            raise OptionError(
-                f"control_curve: {name} must be one of {', '.join(known)}; got {value!r}"
-            )
-    in_range = all(0.0 <= fraction <= 1.0 for fraction in fractions)
-    if not fractions or not in_range or list(fractions) != sorted(set(fractions)):
-        raise OptionError(
-            "control_curve: fractions must be in ascending order, each from 0 to 1, for example "
-            f"(0.05, 0.1, 0.25); got {tuple(fractions)}"
-        )
-    for name, number, least in (("n_random", n_random, 0), ("batch_size", batch_size, 1)):
-        if number < least:
-            raise OptionError(f"control_curve: {name} must be at least {least}; got {number}")
-
-
-def _default_rankings(modes: Modes, rank: int, n_random: int, seed: int) -> list[Ranking]:
-    """What every control curve compares, where nothing else is asked for."""
-    sign: Sign = "sum" if modes.sign == "concat" else modes.sign
-    by_modes = ByMode(modes=modes, rank=rank)
-    n_units = modes.store.info(modes.site).n_units
-    by_mean = ByMean(store=modes.store, site=modes.site, rows=~modes.held_out, sign=sign)
-    if not n_random:
-        return [by_modes, by_mean]
-    return [by_modes, by_mean, RandomUnits(n_units=n_units, n_draws=n_random, seed=seed)]
-
-
-def _edits(kind: EditKind, site: Site, order: Order, count: int, mean: Atom | None) -> Edits:
-    """Edit of the first `count` units of an order; none where nothing would change."""
-    replacement = 0.0 if mean is None else mean
-    if count == (0 if kind == "ablate" else len(order)):
-        return ()
-    if count == 0:  # none to preserve
-        return (Ablate(site, units=order, replacement=replacement),)
-    option = Ablate if kind == "ablate" else Preserve
-    return (option(site, units=order[:count], replacement=replacement),)
-
-
-def _count_right(measured: Measured) -> Int[torch.Tensor, "edit label"]:
-    """How many images of every label are right under every edit."""
-    right = torch.zeros(len(measured.predicted), measured.n_labels, dtype=torch.int64)
-    return right.index_add_(1, measured.labels, measured.right.long())
-
-
-def _describe(modes: Modes, samples: Samples, ranked: Ranked) -> dict[str, object]:
-    return {
-        "site": modes.site.key,
-        "label": ranked.label,
-        "label_name": label_name(samples.inputs.label_names, ranked.label),
-        "ranking": ranked.name,
-        "mode": ranked.mode,
-        "correlation": ranked.correlation,
-        "n_draws": len(ranked.orders) if ranked.name == "random" else 0,
-    }
-
-
-def _accuracies(
-    right: Int[torch.Tensor, "edit label"],
-    samples: Samples,
-    ranked: Ranked,
-    numbers: Sequence[int],
-) -> dict[str, object]:
-    """Accuracies of one point of a curve; `numbers` are the rows of its edits in `right`."""
-    images = torch.bincount(samples.labels, minlength=samples.n_labels)
-    is_target = torch.arange(samples.n_labels) == ranked.label
-    row: dict[str, object] = {}
-    defined = True
-    for of, chosen in (("target", is_target), ("off", ~is_target)):
-        n_images, unedited = int(images[chosen].sum()), int(right[0, chosen].sum())
-        edited_right = right[list(numbers)][:, chosen].sum(1).to(torch.float64)
-        # Nothing right without an edit: no ratio, rather than one that is infinite.
-        relative = edited_right / (unedited or math.nan)
-        row[f"{of}_accuracy"] = float(relative.mean())
-        row[f"{of}_std"] = float(relative.std()) if len(numbers) > 1 else math.nan
-        row[f"{of}_unedited"] = unedited / n_images if n_images else math.nan
-        row[f"n_{of}"] = n_images
-        defined = defined and unedited > 0
-    return row | {"defined": defined}
+def _other_labels(
+    samples: Samples, chosen: Sequence[int], options: CurveOptions
+) -> dict[int, int | None]:
+    """The off-target label of each label, where one is drawn."""
+    if options.off == "others":
+        return dict.fromkeys(chosen)
+    present = sorted(set(samples.labels.tolist()))
+    generator = torch.Generator().manual_seed(options.seed)
+    found: dict[int, int | None] = {}
+    for label in chosen:
+        rest = [other for other in present if other != label]
+        place = torch.randint(max(len(rest), 1), (1,), generator=generator)
+        found[label] = rest[int(place)] if rest else None
+    return found

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, final
 
 import torch
@@ -41,6 +42,8 @@ class Ranked:
         Original id of the mode whose atom gives the order.
     correlation : float
         Of that mode with the label, on training rows; NaN without a mode.
+    drawn : bool
+        Whether the orders are random draws.
     """
 
     label: int
@@ -48,6 +51,7 @@ class Ranked:
     orders: tuple[Order, ...]
     mode: int | None = None
     correlation: float = math.nan
+    drawn: bool = False
 
 
 class Ranking(ABC):
@@ -192,7 +196,7 @@ class ByMean(Ranking):
 
     def ranked(self, label: int) -> Ranked:
         """The order for one label."""
-        matrix = self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
+        matrix = self._matrix
         scores = matrix[_mine(self.store, self.rows, (label,))].mean(0)
         if self.against_others:
             scores = scores - matrix[_others(self.store, self.rows, (label,))].mean(0)
@@ -203,6 +207,11 @@ class ByMean(Ranking):
     def source(self) -> tuple[Store, Mask]:
         """The store and the training rows."""
         return self.store, self.rows
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        # Read once for all labels.
+        return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
 
 
 @final
@@ -230,7 +239,7 @@ class ByCorrelation(Ranking):
 
     def ranked(self, label: int) -> Ranked:
         """The order for one label."""
-        matrix = self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
+        matrix = self._matrix
         mine, rows = _mine(self.store, self.rows, (label,)), self.rows & (self.store.labels >= 0)
         found = correlation_matrix(matrix[rows], mine[rows].to(torch.float32)[:, None])[:, 0]
         direction = -1.0 if self.sign == "negative" else 1.0
@@ -239,6 +248,11 @@ class ByCorrelation(Ranking):
     def source(self) -> tuple[Store, Mask]:
         """The store and the training rows."""
         return self.store, self.rows
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        # Read once for all labels.
+        return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
 
 
 @final
@@ -301,7 +315,7 @@ class RandomUnits(Ranking):
         """The draws."""
         generator = torch.Generator().manual_seed(self.seed)
         draws = (torch.randperm(self.n_units, generator=generator) for _ in range(self.n_draws))
-        return Ranked(label, self.name, tuple(draws))
+        return Ranked(label, self.name, tuple(draws), drawn=True)
 
 
 @final
@@ -328,7 +342,7 @@ class RandomModes(Ranking):
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(self.modes), generator=generator)[: self.n_draws]
         atoms = (by_unit(self.modes, self.modes.atoms[mode]) for mode in chosen)
-        return Ranked(label, self.name, tuple(descending(atom) for atom in atoms))
+        return Ranked(label, self.name, tuple(descending(atom) for atom in atoms), drawn=True)
 
     def source(self) -> tuple[Store, Mask]:
         """The modes' store and training rows."""
