@@ -13,7 +13,8 @@ from condec.containers import first_tensor, with_first_tensor
 from condec.errors import ModelError, SiteError
 from condec.models.torchvision import import_torchvision
 from condec.sites import Site
-from condec.suffix import split_at
+from condec.suffix import Cut, split_at
+from condec.suffix.replay import Replay
 from condec.tape import run_model
 from condec.testing.contracts import count_hooks
 from condec.testing.models import small_mlp, small_resnet
@@ -151,11 +152,11 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "resnet18": (
         *in_library("torchvision:resnet18", 33),
-        "conv1 relu layer1.0 layer1.1.relu#0 layer2.0.downsample layer2.0.bn1 layer4.1 avgpool",
+        "conv1 layer1.1.relu#0 layer2.0.downsample layer2.0.bn1 avgpool",
     ),
     "mobilenet_v3_small": (
         *in_library("torchvision:mobilenet_v3_small", 33),
-        "features.0 features.1 features.4.block.2.fc1 features.4.block.2 features.8 classifier.1",
+        "features.0 features.4.block.2.fc1 features.4.block.2 classifier.1",
     ),
     "vit": (
         *in_library(
@@ -164,8 +165,19 @@ LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         "patch_embed blocks.0 blocks.1.mlp.fc2:input blocks.1.attn.proj:input blocks.2.norm1 norm",
     ),
 }
+UNTRACED = {
+    (name, site)
+    for name, sites in {
+        "records": [":input"],  # the model itself
+        "encoder": ["1.layers.0", "1.layers.0.linear1", "1.layers.1.linear2:input"],
+    }.items()
+    for site in sites
+}
+"""Sites whose surroundings do not trace."""
 CASES = [
-    pytest.param(make, shape, site, n_samples, id=f"{name}-{site}-{n_samples}")
+    pytest.param(
+        make, shape, site, (name, site) not in UNTRACED, n_samples, id=f"{name}-{site}-{n_samples}"
+    )
     for cases, batches in ((SMALL, (1, 3)), (LARGE, (2,)))
     for name, (make, shape, sites) in cases.items()
     for site in sites.split()
@@ -205,30 +217,41 @@ def whole(model: nn.Module, inputs: Tensor, site: Site, activation: Tensor) -> T
         handle.remove()
 
 
-@pytest.mark.parametrize(("make", "shape", "site", "n_samples"), CASES)
-def test_equals_the_whole_model(make, shape, site, n_samples) -> None:  # type: ignore[no-untyped-def]
-    """For three versions at once: outputs, and the gradient at the activation."""
+def whole_with_gradient(
+    model: nn.Module, inputs: Tensor, site: Site, activation: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Output of the whole model, and the gradient of its weighted sum at the activation."""
+    alone = activation.clone().requires_grad_()
+    output = whole(model, inputs, site, alone)
+    (gradient,) = torch.autograd.grad((output * weight).sum(), alone)
+    return output, gradient
+
+
+# Annotations that are checked do not trace.
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("make", "shape", "site", "traces", "n_samples"), CASES)
+def test_equals_the_whole_model(make, shape, site, traces, n_samples) -> None:  # type: ignore[no-untyped-def]
+    """By either route, for three versions at once: outputs, and the gradient at the activation."""
     model, site = seeded(make), parse(site)
     inputs = torch.randn(n_samples, *shape, dtype=torch.float64)
-    suffix = split_at(model, inputs, site)
+    suffix = split_at(model, inputs, site, route="replay")
     torch.testing.assert_close(suffix.output, run_model(model, inputs).detach())
     versions = [suffix.activation + 0.3 * torch.randn_like(suffix.activation) for _ in range(3)]
-    given = torch.cat(versions).requires_grad_()
-    kept = given.detach().clone()
-    output = suffix.run(given)
-    weight = torch.randn_like(output)
-    (gradient,) = torch.autograd.grad((output * weight).sum(), given)
-    with torch.no_grad():
-        assert torch.allclose(suffix.run(kept), output, rtol=0, atol=1e-9)
-    for i, version in enumerate(versions):
-        rows = slice(i * n_samples, (i + 1) * n_samples)
-        alone = version.clone().requires_grad_()
-        slow = whole(model, inputs, site, alone)
-        (slow_gradient,) = torch.autograd.grad((slow * weight[rows]).sum(), alone)
-        torch.testing.assert_close(output[rows], slow, rtol=0, atol=1e-9)
-        torch.testing.assert_close(gradient[rows], slow_gradient, rtol=0, atol=1e-9)
-    assert torch.equal(given.detach(), kept)
-    assert torch.equal(suffix.run(suffix.activation), suffix.run(suffix.activation))
+    weight = torch.randn(3 * n_samples, *suffix.output.shape[1:], dtype=torch.float64)
+    slow = [whole_with_gradient(model, inputs, site, *of) for of in zip(versions, weight.chunk(3))]
+    auto = split_at(model, inputs, site)
+    assert auto.route == ("graph" if traces else "replay")
+    for one in {auto.route: auto, "replay": suffix}.values():
+        given = torch.cat(versions).requires_grad_()
+        output = one.run(given)
+        (gradient,) = torch.autograd.grad((output * weight).sum(), given)
+        with torch.no_grad():
+            assert torch.allclose(one.run(given), output, rtol=0, atol=1e-9)
+        for i, expected in enumerate(zip(output.chunk(3), gradient.chunk(3), strict=True)):
+            torch.testing.assert_close(expected, slow[i], rtol=0, atol=1e-9)
+        assert torch.equal(given.detach(), torch.cat(versions))
+        assert torch.equal(one.run(one.activation), one.run(one.activation))
+        assert torch.equal(one.activation, suffix.activation)
     assert count_hooks(model) == 0
     assert all("forward" not in module.__dict__ for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -271,12 +294,16 @@ def test_layouts_and_answers_that_are_never_copied() -> None:
     one, two = torch.randn(1, 1, 5, 5), torch.randn(2, 1, 5, 5)
     assert split_at(small_resnet(), one, Site("block1")).layout == "views"
     assert split_at(small_resnet(), two, Site("block1")).layout == "copies"
-    suffix = split_at(small_resnet(), two, Site("block2.conv1"))
-    assert suffix.unused == {("stem", 0), ("relu", 0)}
-    assert set(suffix.answers) - suffix.unused == {("block1", 0), ("block2.conv1", 0)}
-    assert suffix.answers["stem", 0].out.stride()[0] == 0
-    state = split_at(Recurrent(state=True).eval(), torch.randn(3, 5, 3), Site("relu"))
-    assert state.layout == "apart"
+    replay = split_at(small_resnet(), two, Site("block2.conv1"), route="replay").way
+    assert isinstance(replay, Replay)
+    assert replay.unused == {("stem", 0), ("relu", 0)}
+    assert set(replay.answers) - replay.unused == {("block1", 0), ("block2.conv1", 0)}
+    assert replay.answers["stem", 0].out.stride()[0] == 0
+    state, series = Recurrent(state=True).eval(), torch.randn(3, 5, 3)
+    assert split_at(state, series, Site("relu"), route="replay").layout == "apart"
+    assert split_at(state, series, Site("lstm"), route="graph").layout == "apart"
+    # The graph keeps what was taken from the state, whose first axis is the samples'.
+    assert split_at(state, series, Site("relu"), route="graph").layout == "copies"
     assert split_at(Recurrent().eval(), torch.randn(3, 5, 3), Site("relu")).layout == "copies"
 
 
@@ -294,11 +321,12 @@ class KeepsInPlace(nn.Module):
         return self.c(y * kept).mul_(kept)
 
 
+@pytest.mark.parametrize("route", ["graph", "replay"])
 @pytest.mark.parametrize("n_samples", [1, 2])
-def test_changes_in_place_between_the_modules_are_done_again(n_samples: int) -> None:
+def test_changes_in_place_between_the_modules_are_done_again(route: Any, n_samples: int) -> None:
     model, inputs = seeded(KeepsInPlace), torch.randn(n_samples, 3, dtype=torch.float64)
-    suffix = split_at(model, inputs, Site("b"))
-    assert suffix.layout == "copies"
+    suffix = split_at(model, inputs, Site("b"), route=route)
+    assert suffix.layout == ("views" if (route, n_samples) == ("graph", 1) else "copies")
     versions = torch.randn(2 * n_samples, 3, dtype=torch.float64)
     for _ in range(2):
         assert torch.allclose(
@@ -341,6 +369,15 @@ class Fickle(nn.Module):
         return self.head(h + y if self.kind == "inside" else y)
 
 
+def split_fails(model: nn.Module, site: Site) -> bool:
+    """Whether neither the graph nor replay is taken."""
+    with pytest.raises(ModelError, match="cannot be run from"):
+        split_at(model, torch.randn(2, 3), site, route="graph")
+    with pytest.raises(ModelError, match="cannot be run from"):
+        split_at(model, torch.randn(2, 3), site)
+    return True
+
+
 @pytest.mark.parametrize(
     ("kind", "site", "message"),
     [
@@ -354,7 +391,8 @@ class Fickle(nn.Module):
 def test_models_that_cannot_be_run_in_parts(kind: str, site: str, message: str) -> None:
     model = Fickle(kind).eval()
     with pytest.raises(ModelError, match=message):
-        split_at(model, torch.randn(2, 3), parse(site))
+        split_at(model, torch.randn(2, 3), parse(site), route="replay")
+    assert kind == "way" or split_fails(model, parse(site))
     assert count_hooks(model) == 0
     assert all("forward" not in module.__dict__ for module in model.modules())
 
