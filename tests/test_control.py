@@ -420,7 +420,7 @@ def test_what_is_no_edit(unchecked):
 @pytest.mark.parametrize(
     ("record_", "message"),
     [
-        ({"name": "Ablte"}, "expected one of Ablate, Preserve; got 'Ablte'"),
+        ({"name": "Ablte"}, "expected one of Ablate, Preserve, Scale, .*; got 'Ablte'"),
         ({"name": "Ablate", "site": "x", "unit": [1]}, "edit Ablate: .*unit"),
     ],
 )

@@ -1,0 +1,176 @@
+"""A model with edits, for the time of a context."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from condec.containers import first_tensor, with_first_tensor
+from condec.control.base import Edit
+from condec.errors import OptionError, SiteError
+from condec.sites import Site, find_sites
+from condec.wrappers import eager, original
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module]:
+    """Run a model with edits; afterwards it is as it was.
+
+    Contexts nest: the inner edits get what the outer ones left. Edits act in the order
+    given, with and without gradients, in any floating type; tensors that others hold are
+    never written to. What is recorded inside (`contribute`, say) is the edited network.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    edits : Edit, or several
+        An empty list leaves the model as it is.
+
+    Yields
+    ------
+    torch.nn.Module
+        The same model; of one that `torch.compile` made, the module underneath.
+
+    Raises
+    ------
+    SiteError
+        A site is not in the model, holds no floating tensor, or is ambiguous because its
+        module is called more than once; on leaving, a site that never ran inside the
+        context (unless another error is on its way already).
+    OptionError
+        Something in `edits` is not an edit.
+    """
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise OptionError(
+                f"edited: expected edits such as Ablate(site, units=[0]); got {edit!r}"
+            )
+    given, model = model, original(model)
+    places = [_Place(edit, _found(model, edit.site)) for edit in edits]
+    with ExitStack() as changes:
+        # Compiled code would pass by the hooks.
+        changes.enter_context(eager(given))
+        for place in places:
+            for undo in place.attach(model):
+                changes.callback(undo)
+        yield model
+    _check_all_ran(model, places)
+
+
+class _Place:
+    """An edit at its site: counts the calls of the module and edits the one that is meant."""
+
+    def __init__(self, edit: Edit, site: Site) -> None:
+        self.edit = edit
+        self.site = site
+        self.n_calls = 0
+        self.most_calls = 0
+        self.has_run = False
+        self._in_pass = False
+
+    def attach(self, model: nn.Module) -> Iterator[Callable[[], object]]:
+        """Attach to a model, step by step; yields how to undo each step."""
+        yield model.register_forward_pre_hook(self._begin).remove
+        yield model.register_forward_hook(self._end, always_call=True).remove
+        module = model.get_submodule(self.site.name)
+        if self.edit.within:
+            # Where a module has a hook, no fused kernel of torch passes by it.
+            yield module.register_forward_hook(lambda *_: None).remove
+            yield self._surround(module)
+        elif self.site.tap == "input":
+            yield module.register_forward_pre_hook(self._on_input, with_kwargs=True).remove
+        else:
+            yield module.register_forward_hook(self._on_output).remove
+
+    def _begin(self, *_: object) -> None:
+        self.n_calls = 0
+        self._in_pass = True
+
+    def _end(self, *_: object) -> None:
+        self._in_pass = False
+
+    def _surround(self, module: nn.Module) -> Callable[[], object]:
+        """Put what the edit has in force around the module's forward function."""
+        before, forward = module.__dict__.get("forward"), module.forward
+
+        def surrounded(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_meant():
+                return forward(*args, **kwargs)
+            with self.edit.during():
+                out = forward(*args, **kwargs)
+            self.has_run = True
+            return out
+
+        # An entry of the instance hides the method of the class until it is removed.
+        module.__dict__["forward"] = surrounded
+        if before is None:
+            return lambda: module.__dict__.pop("forward")
+        return lambda: module.__dict__.__setitem__("forward", before)
+
+    def _on_output(self, _: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        return self._exchange(out) if self._is_meant() else out
+
+    def _on_input(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        if not self._is_meant():
+            return args, kwargs
+        if first_tensor(args) is None:
+            return args, self._exchange(kwargs)
+        return self._exchange(args), kwargs
+
+    def _is_meant(self) -> bool:
+        # A part of the model that is called by itself is a forward pass of its own.
+        self.n_calls = self.n_calls + 1 if self._in_pass else 1
+        self.most_calls = max(self.most_calls, self.n_calls)
+        if self.site.call is not None:
+            return self.n_calls == self.site.call + 1
+        if self.n_calls > 1:
+            raise SiteError(
+                f"{self.site.key}: the module is called more than once in one forward pass; say "
+                f"which call the edit means: {self.site.name}#0, {self.site.name}#1, ..."
+            )
+        return True
+
+    def _exchange(self, value: Any) -> Any:
+        tensor = first_tensor(value)
+        if tensor is None or not tensor.is_floating_point():
+            what = type(value).__name__ if tensor is None else f"a tensor of {tensor.dtype}"
+            raise SiteError(
+                f"{self.site.key}: an edit needs a floating tensor at the module's "
+                f"{self.site.tap}; got {what}"
+            )
+        result = self.edit.apply(tensor)
+        self.has_run = True
+        return with_first_tensor(value, result)
+
+
+def _found(model: nn.Module, site: Site) -> Site:
+    """The site, if the model has it; a module that stands in two places has one name."""
+    places: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    first = next((n for n, m in model.named_modules() if m is places.get(site.name)), site.name)
+    if first != site.name:
+        raise SiteError(
+            f"{site.key}: this module stands in several places of {type(model).__name__} and is "
+            f"known as {first}; say which of its calls is meant: {first}#0, {first}#1, ..."
+        )
+    return find_sites(model, site)[0]
+
+
+def _check_all_ran(model: nn.Module, places: Sequence[_Place]) -> None:
+    missed = [place for place in places if not place.has_run]
+    if not missed:
+        return
+    most = missed[0].most_calls
+    why = (
+        f"its module is called {most} times in one forward pass, #0 to #{most - 1}"
+        if most
+        else "its module did not run"
+    )
+    raise SiteError(
+        f"edited: {missed[0].site.key} never ran inside the context, so the edit did nothing: "
+        f"{why} ({type(model).__name__}). Run the model inside the context, and choose sites "
+        "that its forward pass calls."
+    )
