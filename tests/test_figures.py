@@ -181,7 +181,32 @@ def test_control_takes_means_over_labels_of_one_edit():
     drawn = lines(figure, figures.RANKINGS["modes"][1])
     np.testing.assert_allclose(drawn[0], 1 - 0.9 * np.array([0.05, 0.25, 0.75]) - 0.05)
     np.testing.assert_allclose(drawn[1], 1 - np.array([0.05, 0.25, 0.75]) / 10)
-    assert len(figure.axes[0].collections) == 2, "random draws have a band on both lines"
+    bands = figure.axes[0].collections
+    assert len(bands) == 6, "a band for both lines of three rankings"
+    heights = bands[0].get_paths()[0].vertices[:, 1]
+    # Two labels 0.1 apart: their mean may be that of either.
+    assert heights.max() == pytest.approx(drawn[0][0] + 0.05)
+    assert heights.min() == pytest.approx(drawn[0][-1] - 0.05)
+
+
+def test_the_band_of_a_single_label_is_that_of_its_images():
+    table = curve()
+    table = table[table["label"] == 0].assign(
+        target_low=0.25, target_high=0.75, off_low=np.nan, off_high=np.nan
+    )
+    figure = figures.control_figure(table, edit="ablate", replacement="zero")
+    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert set(heights) == {0.25, 0.75}
+
+
+def test_rankings_without_a_known_name_are_drawn_as_well():
+    table = curve()
+    table.loc[table["ranking"] == "random", "ranking"] = "my_order"
+    names = figures.rankings_in(table)
+    assert list(names) == ["modes", "mean_contribution", "my_order"]
+    assert names["my_order"][0] == "my order"
+    figure = figures.control_figure(table, edit="ablate", replacement="zero")
+    assert "my order" in {text.get_text() for text in figure.axes[0].texts}
 
 
 def test_auc_bars_are_means_over_labels():

@@ -28,13 +28,18 @@ from condec.effects.rankings import (
     Ranking,
 )
 from condec.effects.samples import Samples, held_out, labels_of
-from condec.effects.standard import head_weights, standard_rankings
+from condec.effects.standard import (
+    RANKING_NAMES,
+    head_weights,
+    named_rankings,
+    standard_rankings,
+)
 
 __all__ = [
-    "COLUMNS", "PAPER_FRACTIONS", "RANKINGS", "ByCorrelation", "ByMean", "ByMode", "ByModeSum",
-    "ByScores", "CurveOptions", "CurveReplacement", "Curves", "EditKind", "Edits", "Measured",
-    "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking", "Replacement", "Samples",
-    "auc_difference", "compare", "control_curve", "count_units", "head_weights", "held_out",
-    "labels_of", "mean_over_labels", "measure", "measure_curves", "standard_rankings",
-    "summarise",
+    "COLUMNS", "PAPER_FRACTIONS", "RANKINGS", "RANKING_NAMES", "ByCorrelation", "ByMean",
+    "ByMode", "ByModeSum", "ByScores", "CurveOptions", "CurveReplacement", "Curves", "EditKind",
+    "Edits", "Measured", "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking",
+    "Replacement", "Samples", "auc_difference", "compare", "control_curve", "count_units",
+    "head_weights", "held_out", "labels_of", "mean_over_labels", "measure", "measure_curves",
+    "named_rankings", "standard_rankings", "summarise",
 ]  # fmt: skip

@@ -187,7 +187,10 @@ def mean_over_labels(
     """
     values = values.double()
     weights = draw_weights(len(values), n_bootstrap if len(values) > 1 else 0, seed)
-    means = _weighted_mean(weights, values.flatten(1)).view(-1, *values.shape[1:])
+    flat = values.reshape(len(values), -1)
+    # Means of those that are not NaN; NaN where all are.
+    means = (weights @ flat.nan_to_num()) / (weights @ (~flat.isnan()).double())
+    means = means.view(-1, *values.shape[1:])
     return torch.cat([means[:1], interval(means)])
 
 
@@ -275,9 +278,3 @@ def _difference(
     means = (weights * values.nan_to_num()).sum(0) / weights.sum(0)
     low, high = interval(means).tolist()
     return float(means[0]), low, high
-
-
-def _weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
-    """Means over rows of values, those that are NaN passed over; NaN where all are."""
-    known = (~values.isnan()).double()
-    return (weights @ values.nan_to_num()) / (weights @ known)

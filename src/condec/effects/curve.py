@@ -176,7 +176,7 @@ def control_curve(
     pandas.DataFrame
         One row for every label, ranking and fraction, with the columns
 
-        - ``site``, ``label``, ``label_name``, ``ranking``, ``edit``, ``replacement``, ``off``,
+        - ``site``, ``label``, ``label_name``, ``ranking``, ``edit``, ``replacement``,
           ``fraction``, ``n_units`` (number of units ablated or preserved);
         - ``target_accuracy``, ``off_accuracy``: relative to the unedited model; for random
           units the mean over draws. NaN where the unedited model gets no image right;
@@ -191,9 +191,9 @@ def control_curve(
         - ``auc_low``, ``auc_high``: interval of the selectivity (`auc_difference`) of the
           whole curve;
         - ``n_target``, ``n_off``: number of held-out images behind them;
-        - ``n_draws``; ``n_bootstrap``; ``off_label``: the other label, where one is drawn;
-          ``mode``: original id of the mode, missing for other rankings; ``correlation`` of the
-          mode with the label on training rows.
+        - ``off``; ``off_label``: the other label, where one is drawn; ``n_draws``;
+          ``n_bootstrap``; ``mode``: original id of the mode, missing for other rankings;
+          ``correlation`` of the mode with the label on training rows.
 
     Raises
     ------

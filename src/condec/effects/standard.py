@@ -1,6 +1,7 @@
 """The rankings that a control curve is given, and whether they may stand side by side."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,12 @@ from condec.store import Sign, Store
 from condec.tape import record, refuse_training, run_model
 from condec.units import Units
 from condec.wrappers import original
+
+RANKING_NAMES: Final = (
+    "modes", "mode_sum", "mean_contribution", "contribution_difference", "activation_difference",
+    "unit_correlation", "random", "random_modes",
+)  # fmt: skip
+"""Rankings that need nothing but modes, by the names of `standard_rankings`."""
 
 
 def default_rankings(
@@ -108,6 +115,33 @@ def standard_rankings(
         found.append(RandomUnits(n_units=n_units, n_draws=n_random, seed=seed))
         found.append(RandomModes(modes=modes, n_draws=n_random, seed=seed))
     return found
+
+
+def named_rankings(
+    modes: Modes, names: Sequence[str], *, n_random: int = 5, seed: int = 0
+) -> list[Ranking]:
+    """Some of `standard_rankings`, by name.
+
+    Parameters
+    ----------
+    modes : Modes
+    names : sequence of str
+        Of `RANKING_NAMES`; both random ones are left out where `n_random` is 0.
+    n_random, seed : int
+
+    Raises
+    ------
+    OptionError
+        No names, or one that is not known.
+    """
+    unknown = [name for name in names if name not in RANKING_NAMES]
+    if unknown or not names:
+        raise OptionError(
+            f"rankings: expected some of {', '.join(RANKING_NAMES)}; got "
+            f"{', '.join(unknown) or 'none'}"
+        )
+    every = standard_rankings(modes, n_random=n_random, seed=seed)
+    return [ranking for ranking in every if ranking.name in names]
 
 
 def check_rankings(rankings: Sequence[Ranking], modes: Modes) -> None:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import pandas
 
 COLUMNS: Final = (
-    "site", "label", "label_name", "ranking", "edit", "replacement", "off", "fraction", "n_units",
-    "target_accuracy", "target_low", "target_high", "off_accuracy", "off_low", "off_high",
+    "site", "label", "label_name", "ranking", "edit", "replacement", "fraction", "n_units",
+    "target_accuracy", "off_accuracy", "target_low", "target_high", "off_low", "off_high",
     "target_std", "off_std", "defined",
     "target_unedited", "off_unedited", "target_edited", "off_edited",
     "target_probability", "off_probability", "target_logit", "off_logit",
     "target_entropy", "off_entropy", "auc_low", "auc_high",
-    "n_target", "n_off", "n_draws", "n_bootstrap", "off_label", "mode", "correlation",
+    "n_target", "n_off", "off", "off_label", "n_draws", "n_bootstrap", "mode", "correlation",
 )  # fmt: skip
 """Columns of `control_curve`."""
 

@@ -11,6 +11,7 @@ Figures are made without pyplot, so nothing global changes, and `save_figure` wr
 bytes every time. This is the only part of condec that imports matplotlib.
 """
 
+from condec.figures.curves import auc_figure, control_figure
 from condec.figures.dictionaries import density_figure, stability_figure
 from condec.figures.pareto import pareto_figure
 from condec.figures.pixels import (
@@ -27,15 +28,13 @@ from condec.figures.pixels import (
 )
 from condec.figures.plots import (
     atom_figure,
-    auc_figure,
     completeness_figure,
-    control_figure,
     correlation_heatmap_figure,
     correlation_histogram_figure,
     layer_statistics_figure,
     training_history_figure,
 )
-from condec.figures.style import NEGATIVE, POSITIVE, RANKINGS, save_figure
+from condec.figures.style import NEGATIVE, POSITIVE, RANKINGS, rankings_in, save_figure
 
 __all__ = [
     "NEGATIVE",
@@ -58,6 +57,7 @@ __all__ = [
     "overlay",
     "paper_display",
     "pareto_figure",
+    "rankings_in",
     "save_figure",
     "smooth_map",
     "smoothing",

@@ -13,16 +13,13 @@ from condec.errors import DataError, OptionError
 from condec.figures.style import (
     ACTIVATION,
     CONTRIBUTION,
-    INK,
     MUTED,
     NEGATIVE,
     POSITIVE,
-    RANKINGS,
     RULE,
     SHUFFLED,
     SIGNED,
     draw_shares,
-    list_names,
     name_lines,
     not_empty,
     panels,
@@ -285,112 +282,4 @@ def atom_figure(
         axis.spines["bottom"].set_visible(False)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.set_xlabel("unit")
-    return figure
-
-
-def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) -> Figure:
-    """Accuracy over the share of units edited (Melander et al. 2026, fig. 6 D).
-
-    Means over labels; solid: the label's own images, dashed: all others; the band shows the
-    standard deviation of random draws.
-
-    Parameters
-    ----------
-    curve : pandas.DataFrame
-        From `control_curve`, of one site; further edits and replacements are left out.
-    edit : {"ablate", "preserve"}
-    replacement : {"zero", "mean"}
-
-    Raises
-    ------
-    DataError
-        The curve holds no row of that edit and replacement.
-    """
-    part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
-    not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
-    verb = {"ablate": "ablated", "preserve": "preserved"}.get(edit, edit)
-    ends = []
-    with styled():
-        figure, (axis,) = panels(1, height=2.9)
-        what = "set to zero" if replacement == "zero" else "set to their mean"
-        title(
-            axis,
-            f"{'Ablate' if edit == 'ablate' else 'Preserve'}, "
-            f"{'units' if edit == 'ablate' else 'all others'} {what}",
-            "accuracy / unedited; solid: label's images, dashed: others",
-        )
-        for ranking, (name, colour) in RANKINGS.items():
-            rows = part[part["ranking"] == ranking]
-            if rows.empty:
-                continue
-            mean = rows.groupby("fraction")[
-                ["target_accuracy", "off_accuracy", "target_std", "off_std"]
-            ].mean()
-            front = 2 if ranking == "random" else 3
-            for which, dashes in (("target", "-"), ("off", (0, (3, 2)))):
-                height, spread = mean[f"{which}_accuracy"], mean[f"{which}_std"]
-                axis.plot(mean.index, height, color=colour, linestyle=dashes, zorder=front)
-                if spread.notna().any():
-                    axis.fill_between(
-                        mean.index, height - spread, height + spread,
-                        color=colour, alpha=0.15, linewidth=0,
-                    )  # fmt: skip
-            ends.append((float(mean["target_accuracy"].iloc[-1]), name, colour))
-        axis.axhline(1, color=RULE, linewidth=0.9, zorder=0)
-        axis.set_ylim(bottom=0)
-        # Small shares are what matters: the square root gives them room.
-        axis.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
-        first, last = part["fraction"].min(), part["fraction"].max()
-        axis.set_xlim(max(first - 0.01, 0), last)
-        ticks = [v for v in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1) if first <= v <= last]
-        axis.set_xticks(ticks, [f"{100 * v:g} %" for v in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel(f"share of units {verb}")
-        name_lines(axis, ends)
-    return figure
-
-
-def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") -> Figure:
-    """Selectivity of edits: (AUC target - AUC off-target) / AUC off-target, by site or label.
-
-    Parameters
-    ----------
-    differences : pandas.DataFrame
-        From `auc_difference`: columns ``site``, ``label_name``, ``ranking``, ``edit``,
-        ``auc_difference``.
-    edit : {"ablate", "preserve"}
-    by : {"site", "label_name"}
-        Bars are means over the labels of a site, with their standard error; or one label's
-        mean over sites.
-
-    Raises
-    ------
-    DataError
-        No row of that edit.
-    """
-    part = differences[differences["edit"] == edit]
-    not_empty(part, f"auc_figure: edit {edit!r}")
-    groups = [str(group) for group in part[by].drop_duplicates()]
-    present = [name for name in RANKINGS if name in set(part["ranking"])]
-    width = 0.8 / max(len(present), 1)
-    with styled():
-        figure, (axis,) = panels(1, height=2.9)
-        better = "below 0" if edit == "ablate" else "above 0"
-        title(
-            axis,
-            f"Selectivity of {'ablation' if edit == 'ablate' else 'preservation'}",
-            f"(AUC label - AUC others) / AUC others; {better}: selective",
-        )
-        axis.axhline(0, color=MUTED, linewidth=0.7)
-        for number, ranking in enumerate(present):
-            rows = part[part["ranking"] == ranking].groupby(by)["auc_difference"]
-            mean = rows.mean().reindex(groups)
-            x = np.arange(len(groups)) + (number - (len(present) - 1) / 2) * width
-            colour = RANKINGS[ranking][1]
-            axis.bar(x, mean, width * 0.92, color=colour)
-            error = rows.sem().reindex(groups).fillna(0)
-            axis.errorbar(x, mean, error, fmt="none", ecolor=INK, elinewidth=0.8)
-        list_names(axis, [RANKINGS[name] for name in present])
-        site_axis(axis, groups)
-        axis.set_xlim(-0.6, len(groups) - 0.4)
     return figure

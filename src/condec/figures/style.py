@@ -28,10 +28,19 @@ MUTED: Final = "#66707C"
 RULE: Final = "#D9DDE2"
 RANKINGS: Final = {
     "modes": ("modes", CONTRIBUTION),
+    "mode_sum": ("sum of modes", "#56B4E9"),
+    "activation_modes": ("modes of activations", ACTIVATION),
     "mean_contribution": ("mean contribution", "#009E73"),
+    "contribution_difference": ("contribution less others'", "#7A9A01"),
+    "activation_difference": ("activation less others'", "#A0522D"),
+    "act_grad": ("act x grad less others'", "#882255"),
+    "unit_correlation": ("best single units", SHUFFLED),
+    "head_weights": ("final-layer weights", POSITIVE),
     "random": ("random units", "#8A8F96"),
+    "random_modes": ("random modes", "#5B6470"),
 }
-"""Name and colour of every ranking of a control curve."""
+"""Name and colour of every ranking of a control curve that has a known name."""
+_OTHER_COLOURS: Final = ("#332288", "#117733", "#AA4499", "#999933")
 
 STYLE: Final[dict[str, Any]] = {
     "font.family": ["sans-serif"],
@@ -70,6 +79,16 @@ SIGNED: Final = LinearSegmentedColormap.from_list(
     "condec_signed", [NEGATIVE, "#B9AFD0", "#FFFFFF", "#F0B98F", POSITIVE]
 )
 """Colours from negative (violet) over zero (white) to positive (vermilion)."""
+
+
+def rankings_in(table: "pandas.DataFrame") -> dict[str, tuple[str, str]]:
+    """Name for readers and colour of every ranking of a table: known ones, then the others."""
+    present = list(dict.fromkeys(table["ranking"]))
+    others = [name for name in present if name not in RANKINGS]
+    return {name: RANKINGS[name] for name in RANKINGS if name in present} | {
+        name: (name.replace("_", " "), _OTHER_COLOURS[number % len(_OTHER_COLOURS)])
+        for number, name in enumerate(others)
+    }
 
 
 def styled() -> AbstractContextManager[None]:

@@ -9,10 +9,11 @@ from urllib.parse import quote
 import jinja2
 import tomli_w
 
-from condec.figures import RANKINGS, display_for, smoothing
+from condec.figures import display_for, smoothing
 from condec.files import writing
 from condec.report import checks, summary, words
 from condec.report.cards import LINES, mode_cards, mode_lines
+from condec.report.control import control_lines, control_sentences
 from condec.report.drawing import PARTS, Studio
 from condec.report.reading import Fitted, RunPart, SitePart, read_run
 
@@ -65,7 +66,6 @@ def _write_pages(run: RunPart, folder: Path) -> None:
         "run": run,
         "title": summary.title(run),
         "version": str(run.store.recipe.get("condec") or metadata.version("condec")),
-        "rankings": RANKINGS,
     }
     index = pages.get_template("index.html.jinja").render(
         **shared,
@@ -98,6 +98,8 @@ def _write_pages(run: RunPart, folder: Path) -> None:
             before=run.sites[number - 1] if number else None,
             after=run.sites[number + 1] if number + 1 < len(run.sites) else None,
             control=studio.control(site),
+            control_lines=control_lines(site),
+            control_words=list(control_sentences(site)),
             fitted=[_dictionary(run, site, fitted, studio) for fitted in site.fitted],
             parts=PARTS,
         )

@@ -94,7 +94,7 @@ class Studio:
         if run.areas is not None:
             for (edit, replacement), rows in run.areas.groupby(["edit", "replacement"], sort=False):
                 figure = figures.auc_figure(rows, edit=str(edit))
-                alt = f"Selectivity over the sites: {edit}, units set to {replacement}"
+                alt = f"Selectivity over the sites: {edit}, units replaced by {replacement}"
                 drawn["control"].append(
                     self._figure(figure, f"selectivity-{edit}-{replacement}", alt)
                 )

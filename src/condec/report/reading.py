@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condec.dictionary import Dictionary, load_dictionary
-from condec.effects import auc_difference
+from condec.effects import summarise
 from condec.errors import StoreError
 from condec.labels import label_name, membership
 from condec.maps import SiteMaps
@@ -113,8 +113,8 @@ class SitePart:
     info : SiteInfo
     completeness : Tensor of shape [sample], or None
     fitted : tuple of Fitted
-    curve, areas : pandas.DataFrame, or None
-        Control curves of the site, and the areas under them.
+    curve, areas, comparison : pandas.DataFrame, or None
+        Control curves of the site, a summary of each, and which ranking is more selective.
     """
 
     info: SiteInfo
@@ -122,6 +122,7 @@ class SitePart:
     fitted: tuple[Fitted, ...]
     curve: "pandas.DataFrame | None"
     areas: "pandas.DataFrame | None"
+    comparison: "pandas.DataFrame | None" = None
 
     @property
     def key(self) -> str:
@@ -215,7 +216,9 @@ def read_run(folder: Path) -> RunPart:
     store = Store.open(folder / "contributions.zarr")
     completeness = {} if not len(store) else store.completeness()
     curves = _table(folder / "analysis" / "control.parquet")
-    areas = None if curves is None else auc_difference(curves)
+    # From the curves, so that tables without all of today's columns can be read as well.
+    areas = None if curves is None else summarise(curves)
+    comparison = _table(folder / "analysis" / "control_comparison.parquet")
     return RunPart(
         folder=folder,
         store=store,
@@ -231,6 +234,7 @@ def read_run(folder: Path) -> RunPart:
                 fitted=_fitted(folder, store, site.key),
                 curve=_of_site(curves, site.key),
                 areas=_of_site(areas, site.key),
+                comparison=_of_site(comparison, site.key),
             )
             for site in store.sites
         ),

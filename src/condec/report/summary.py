@@ -265,7 +265,7 @@ def _selectivity(site: SitePart, edit: str) -> float:
     if site.areas is None:
         return math.nan
     rows = site.areas[(site.areas["edit"] == edit) & (site.areas["ranking"] == "modes")]
-    for replacement in ("zero", "mean"):
+    for replacement in ("zero", "mean", "class_mean", "resample"):
         some = rows[rows["replacement"] == replacement]
         if not some.empty:
             return float(some["auc_difference"].mean())

@@ -8,7 +8,9 @@ analysis/labels.json                     names of the labels: a list, or null
 analysis/statistics.parquet              one row a site
 analysis/statistics_controls.parquet     the same of the twins, with a column `control`
 analysis/control.parquet                 control curves, and control_auc.parquet their areas
-analysis/control/<site>/<learner>.parquet   the same of one site
+analysis/control_comparison.parquet      which of two rankings is the more selective one
+analysis/control/<site>/<learner>.parquet   curves of one site, and beside it in
+analysis/control_comparison/             what is compared
 analysis/fit_controls/<site>/<learner>.parquet   controls of a site's dictionary
 analysis/stability/<site>/<learner>.parquet      one row a mode: other seeds, halves of the rows
 analysis/maps/<site>/<learner>.npz       input-space maps
@@ -69,6 +71,10 @@ class RunFolder:
     def control(self, site: str, name: str) -> str:
         """Name of the table of one site's control curves."""
         return f"control/{quote(site, safe='')}/{name}"
+
+    def comparison(self, site: str, name: str) -> str:
+        """Name of the table that compares the rankings of one site."""
+        return f"control_comparison/{quote(site, safe='')}/{name}"
 
     def fit_controls(self, site: str, name: str) -> str:
         """Name of the table of the controls of one site's dictionary."""

@@ -12,14 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from condec import collection
 from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, FitReport, forget_checkpoint
 from condec.dictionary import fit as fit_dictionary
 from condec.dictionary.train import MANY_DEAD
-from condec.effects import auc_difference, control_curve
+from condec.effects import CurveOptions, compare, measure_curves, named_rankings, summarise
 from condec.files import to_json
 from condec.maps import site_maps
 from condec.modes import Modes
@@ -31,6 +31,9 @@ from condec.sites import Site
 from condec.statistics import layer_statistics
 from condec.store import Store
 from condec.twins import collect_twin
+
+if TYPE_CHECKING:
+    import pandas
 
 _CHECKPOINT: Final = "checkpoint-"
 """Folders of fits that are under way, named by what they are made from."""
@@ -181,8 +184,10 @@ def _about_dead_modes(site: Site, report: FitReport) -> Iterator[str]:
 
 def _forget_results(folder: RunFolder, site: Site, name: str) -> None:
     """Remove what was made from a site's earlier modes: it says nothing about the new ones."""
-    folder.forget("control", [folder.table("control"), folder.table("control_auc")])
-    folder.forget(f"control {site.key}", [folder.table(folder.control(site.key, name))])
+    joined = ("control", "control_auc", "control_comparison")
+    folder.forget("control", [folder.table(table) for table in joined])
+    tables = folder.control(site.key, name), folder.comparison(site.key, name)
+    folder.forget(f"control {site.key}", [folder.table(table) for table in tables])
     folder.forget(f"map {site.key}", [folder.maps(site.key, name)])
     folder.forget(f"controls {site.key}", [folder.table(folder.fit_controls(site.key, name))])
     folder.forget(f"stability {site.key}", [folder.table(folder.stability(site.key, name))])
@@ -191,44 +196,74 @@ def _forget_results(folder: RunFolder, site: Site, name: str) -> None:
 def control(run: Run) -> Outcome:
     """Control curves of every chosen site, into analysis/control.parquet.
 
-    A site of which no mode is alive is left out, with a note.
+    Their summaries go into control_auc.parquet, and what is said of their rankings into
+    control_comparison.parquet. A site of which no mode is alive is left out, with a note.
     """
-    import pandas
-
-    plan, folder, name = run.plan.control, run.folder, run.plan.fit.name
+    plan = run.plan.control
     run.inputs.needed_labels("control")
     chosen, notes = _with_modes(run.modes(plan.sites))
+    digests = {m.site.key: run.digest(_fit_digest(run, m.site), plan) for m in chosen}
+    steps = [
+        _Step(f"control {m.site.key}", digests[m.site.key], partial(_site_curves, run, m))
+        for m in chosen
+    ]
+    if chosen:
+        join = partial(_join_curves, run, [modes.site.key for modes in chosen])
+        steps.append(_Step("control", run.digest(digests), join))
+    return replace(_link(run, "control", steps), notes=notes)
 
-    def make(modes: Modes) -> list[Path]:
-        curves = [
-            control_curve(
-                run.model_of_store,
-                run.inputs,
-                modes,
+
+def _site_curves(run: Run, modes: Modes) -> list[Path]:
+    """Curves of one site, and the comparison of its rankings."""
+    import pandas
+
+    plan, folder, key, name = run.plan.control, run.folder, modes.site.key, run.plan.fit.name
+    rankings = named_rankings(modes, plan.rankings, n_random=plan.n_random, seed=plan.seed)
+    curves = [
+        measure_curves(
+            run.model_of_store,
+            run.inputs,
+            modes,
+            CurveOptions(
                 labels=plan.labels or None,
                 fractions=plan.fractions,
                 edit=edit,
                 replacement=replacement,
-                n_random=plan.n_random,
+                off=plan.off,
+                rankings=rankings,
+                n_bootstrap=plan.n_bootstrap,
                 seed=plan.seed,
                 batch_size=plan.batch_size,
-            )
-            for edit in plan.edits
-            for replacement in plan.replacements
-        ]
-        return [folder.write_table(folder.control(modes.site.key, name), pandas.concat(curves))]
+            ),
+        )
+        for edit in plan.edits
+        for replacement in plan.replacements
+    ]
+    made = {folder.control(key, name): pandas.concat([one.to_frame() for one in curves])}
+    if plan.n_bootstrap:
+        made[folder.comparison(key, name)] = pandas.concat([compare(one) for one in curves])
+    folder.forget(f"control {key}", [folder.table(folder.comparison(key, name))])
+    return [folder.write_table(place, table) for place, table in made.items()]
 
-    def join() -> list[Path]:
-        parts = [folder.table(folder.control(modes.site.key, name)) for modes in chosen]
-        curves = pandas.concat([pandas.read_parquet(part) for part in parts], ignore_index=True)
-        areas = auc_difference(curves)
-        return [folder.write_table("control", curves), folder.write_table("control_auc", areas)]
 
-    digests = {m.site.key: run.digest(_fit_digest(run, m.site), plan) for m in chosen}
-    steps = [_Step(f"control {m.site.key}", digests[m.site.key], partial(make, m)) for m in chosen]
-    if chosen:
-        steps.append(_Step("control", run.digest(digests), join))
-    return replace(_link(run, "control", steps), notes=notes)
+def _join_curves(run: Run, sites: Sequence[str]) -> list[Path]:
+    """The tables of all sites together, and a summary of every curve."""
+    folder, name = run.folder, run.plan.fit.name
+    curves = _joined(folder, [folder.control(site, name) for site in sites])
+    made = {"control": curves, "control_auc": summarise(curves)}
+    if run.plan.control.n_bootstrap:
+        parts = [folder.comparison(site, name) for site in sites]
+        made["control_comparison"] = _joined(folder, parts)
+    folder.forget("control", [folder.table("control_comparison")])
+    return [folder.write_table(place, table) for place, table in made.items()]
+
+
+def _joined(folder: RunFolder, parts: Sequence[str]) -> "pandas.DataFrame":
+    """Tables of several sites, one below the other."""
+    import pandas
+
+    tables = [pandas.read_parquet(folder.table(part)) for part in parts]
+    return pandas.concat(tables, ignore_index=True)
 
 
 def maps(run: Run) -> Outcome:

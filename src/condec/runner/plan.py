@@ -30,7 +30,14 @@ from condec.dictionary import (
     TrainConfig,
 )
 from condec.dictionary.seeds import LEAST_SEEDS
-from condec.effects import PAPER_FRACTIONS, EditKind, Replacement
+from condec.effects import (
+    PAPER_FRACTIONS,
+    RANKING_NAMES,
+    RANKINGS,
+    CurveReplacement,
+    EditKind,
+    OffTarget,
+)
 from condec.errors import OptionError
 from condec.store import Sign
 from condec.targets import Predicted, Target, TopK
@@ -214,26 +221,42 @@ class ControlPlan:
         At least two, in ascending order, 0 to 1.
     edits, replacements : tuple of str
         Every edit is made with every replacement.
-    n_random, seed, batch_size : int
+    rankings : tuple of str
+        Of `condec.effects.RANKING_NAMES`.
+    off : {"others", "drawn"}
+    n_random, n_bootstrap, seed, batch_size : int
     """
 
     sites: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
     fractions: tuple[float, ...] = PAPER_FRACTIONS
     edits: tuple[EditKind, ...] = get_args(EditKind)
-    replacements: tuple[Replacement, ...] = ("zero",)
+    replacements: tuple[CurveReplacement, ...] = ("zero",)
+    rankings: tuple[str, ...] = RANKINGS
+    off: OffTarget = "others"
     n_random: int = 5
+    n_bootstrap: int = 1000
     seed: int = 0
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("edits", "replacements", "fractions"):
+        for name in ("edits", "replacements", "fractions", "rankings"):
             if not getattr(self, name):
                 raise OptionError(f"control: {name}: none given; leave the key out for the default")
         for edit in self.edits:
             _one_of("control: edits", edit, get_args(EditKind))
         for replacement in self.replacements:
-            _one_of("control: replacements", replacement, get_args(Replacement))
+            _one_of("control: replacements", replacement, get_args(CurveReplacement))
+        for ranking in self.rankings:
+            _one_of("control: rankings", ranking, RANKING_NAMES)
+        _one_of("control: off", self.off, get_args(OffTarget))
+        for name, least in (("n_random", 0), ("n_bootstrap", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(
+                    f"control: {name} must be at least {least}; got {getattr(self, name)}"
+                )
+        if not self.n_random and not set(self.rankings) - {"random", "random_modes"}:
+            raise OptionError("control: n_random is 0, and rankings has nothing else to compare")
         in_range = all(0 <= fraction <= 1 for fraction in self.fractions)
         ascending = list(self.fractions) == sorted(set(self.fractions))
         if not in_range or not ascending or len(self.fractions) < 2:

@@ -21,7 +21,7 @@ from condec.dictionary import (
     fit_controls,
     stability,
 )
-from condec.effects import control_curve
+from condec.effects import CurveOptions, compare, measure_curves
 from condec.labels import membership
 from condec.maps import site_maps
 from condec.modes import Modes
@@ -29,6 +29,7 @@ from condec.statistics import layer_statistics
 from condec.testing.models import small_resnet
 
 SITES: Final = ("block1", "block2:input")
+FRACTIONS: Final = (0.25, 0.5, 0.75)
 LABEL_NAMES: Final = ("cat", "dog & <b>wolf</b>", "owl")
 
 
@@ -117,12 +118,14 @@ def small_run(
             maps.save(analysis / "maps" / place / f"{name}.npz")
         if "control" in links and labelled:
             curves += [
-                control_curve(model, inputs, modes, fractions=(0.25, 0.5, 0.75), edit=edit)
+                measure_curves(model, inputs, modes, CurveOptions(fractions=FRACTIONS, edit=edit))
                 for edit in ("ablate", "preserve")
             ]
     if curves:
         import pandas
 
-        table = pandas.concat(curves, ignore_index=True)
+        table = pandas.concat([one.to_frame() for one in curves], ignore_index=True)
         table.to_parquet(analysis / "control.parquet", index=False)
+        table = pandas.concat([compare(one) for one in curves], ignore_index=True)
+        table.to_parquet(analysis / "control_comparison.parquet", index=False)
     return folder
