@@ -13,7 +13,7 @@ from condec.containers import first_tensor, with_first_tensor
 from condec.errors import ModelError, SiteError
 from condec.models.torchvision import import_torchvision
 from condec.sites import Site
-from condec.suffix import Cut, split_at
+from condec.suffix import split_at
 from condec.suffix.replay import Replay
 from condec.tape import run_model
 from condec.testing.contracts import count_hooks
@@ -238,7 +238,8 @@ def test_equals_the_whole_model(make, shape, site, traces, n_samples) -> None:  
     torch.testing.assert_close(suffix.output, run_model(model, inputs).detach())
     versions = [suffix.activation + 0.3 * torch.randn_like(suffix.activation) for _ in range(3)]
     weight = torch.randn(3 * n_samples, *suffix.output.shape[1:], dtype=torch.float64)
-    slow = [whole_with_gradient(model, inputs, site, *of) for of in zip(versions, weight.chunk(3))]
+    pairs = zip(versions, weight.chunk(3), strict=True)
+    slow = [whole_with_gradient(model, inputs, site, *pair) for pair in pairs]
     auto = split_at(model, inputs, site)
     assert auto.route == ("graph" if traces else "replay")
     for one in {auto.route: auto, "replay": suffix}.values():

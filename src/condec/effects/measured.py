@@ -8,13 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from condec.contributions import prepare_inputs
-from condec.control import Edit, edited
+from condec.effects.passes import Edits, Passes, Route
 from condec.effects.samples import Samples
-from condec.errors import ModelError, OptionError
-from condec.tape import refuse_training, run_model
+from condec.errors import OptionError
+from condec.tape import refuse_training
 
-Edits = tuple[Edit, ...]
-"""Edits that act together; an empty tuple is the network as it is."""
+__all__ = ["Edits", "Measured", "Route", "measure"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +59,15 @@ def measure(
     *,
     targets: Sequence[int | None] | None = None,
     batch_size: int = 64,
+    memory_gib: float = 1.0,
+    route: Route = "auto",
 ) -> Measured:
     """Run held-out samples under many edits.
+
+    Sets of edits that begin at the same place share what lies before it, which runs once for
+    every batch; what lies after it runs on several versions of the batch at a time
+    (`condec.suffix`). Numbers are those of a whole pass for every set of edits, up to the
+    rounding of another batch size.
 
     Parameters
     ----------
@@ -74,6 +80,13 @@ def measure(
         For every set of edits the label to follow on all samples.
     batch_size : int
         Samples that pass the model together. Memory holds one batch of them.
+    memory_gib : float
+        How much memory, about, the versions that pass together may take; one always may.
+    route : {"auto", "graph", "replay", "full"}
+        ``"full"`` is a whole pass for every set of edits; ``"graph"`` and ``"replay"`` are the
+        ways of `split_at` to run what lies after a place, and an error where they do not work.
+        ``"auto"`` takes the graph, else replay, else (for few sets of edits that begin at a
+        place, edits within modules, and models that cannot be run in parts) whole passes.
 
     Returns
     -------
@@ -82,9 +95,11 @@ def measure(
     Raises
     ------
     OptionError
-        No edits, not one target for each, or a target that the model does not have.
+        No edits, not one target for each, a target that the model does not have, an unknown
+        route, or no memory.
     ModelError
-        The model is in training mode, or its output is not [sample, label].
+        The model is in training mode, or its output is not [sample, label]; or it cannot be
+        run by the route that is asked for.
     """
     refuse_training(model)
     targets = [None] * len(edits) if targets is None else list(targets)
@@ -93,31 +108,16 @@ def measure(
             f"measure: expected edits, and one target for each; got {len(edits)} edits and "
             f"{len(targets)} targets"
         )
-    parts = []
+    passes = Passes(model, edits, route=route, memory_gib=memory_gib)
+    parts: list[dict[str, Tensor]] = []
     for inputs, labels in samples.batches(batch_size):
-        outputs = _outputs(model, prepare_inputs(model, inputs), edits)
-        parts.append([_numbers(out, labels, of) for out, of in zip(outputs, targets, strict=True)])
-    whole = {
-        name: torch.stack([torch.cat([part[e][name] for part in parts]) for e in range(len(edits))])
-        for name in parts[0][0]
-    }
+        found: dict[int, dict[str, Tensor]] = {}
+        for number, output in passes.outputs(prepare_inputs(model, inputs)):
+            found[number] = _numbers(output, labels, targets[number])
+        in_order = [found[number] for number in range(len(edits))]
+        parts.append({name: torch.stack([f[name] for f in in_order]).cpu() for name in in_order[0]})
+    whole = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
     return Measured(labels=samples.labels, n_labels=samples.n_labels, **whole)
-
-
-def _outputs(model: nn.Module, inputs: Tensor, edits: Sequence[Edits]) -> list[Tensor]:
-    """Outputs of one batch under each set of edits, one forward pass each."""
-    found = []
-    with torch.no_grad():
-        for some in edits:
-            with edited(model, some):
-                output = run_model(model, inputs)
-            if output.ndim != 2 or len(output) != len(inputs):
-                raise ModelError(
-                    f"effects of edits need an output of shape [sample, label]; "
-                    f"{type(model).__name__} gave {tuple(output.shape)} for {len(inputs)} samples"
-                )
-            found.append(output)
-    return found
 
 
 def _numbers(output: Tensor, labels: Tensor, target: int | None) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ def _numbers(output: Tensor, labels: Tensor, target: int | None) -> dict[str, Te
     probability = log_probability.exp()
     logit = output.gather(1, own)
     nothing = torch.full_like(logit[:, 0], torch.nan)
-    found = {
+    return {
         "predicted": output.argmax(1),
         "rank": torch.where(known, (output > logit).sum(1), n_labels),
         "logit": torch.where(known, logit[:, 0], nothing),
@@ -144,4 +144,3 @@ def _numbers(output: Tensor, labels: Tensor, target: int | None) -> dict[str, Te
         "target_logit": nothing if target is None else output[:, target],
         "target_probability": nothing if target is None else probability[:, target],
     }
-    return {name: value.cpu() for name, value in found.items()}

@@ -24,6 +24,6 @@ True
 """
 
 from condec.suffix.split import Cut, Route, Suffix, split_at
-from condec.suffix.versions import Change, Layout
+from condec.suffix.versions import Change, Layout, Place
 
-__all__ = ["Change", "Cut", "Layout", "Route", "Suffix", "split_at"]
+__all__ = ["Change", "Cut", "Layout", "Place", "Route", "Suffix", "split_at"]

@@ -67,16 +67,17 @@ def trace_around(model: nn.Module, places: Iterable[Place]) -> Trace:
     """
     who, wanted = type(model).__name__, set(places)
     modules = dict(model.named_modules())
-    if "forward" in model.__dict__ or any(not place.name for place in wanted):
-        raise ModelError(
-            f"{who} cannot be traced: its forward is exchanged, or a place is the model itself"
-        )
+    if any(not place.name for place in wanted):
+        raise ModelError(f"{who} cannot be traced: a graph has no node for the model itself")
     at = {id(modules[place.name]) for place in wanted}
     through = {
         name: module
         for name, module in modules.items()
         if any(id(inside) in at and inside is not module for inside in module.modules())
     }
+    exchanged = [name or "the model" for name, m in through.items() if "forward" in m.__dict__]
+    if exchanged:
+        raise ModelError(f"{who} cannot be traced: the forward of {exchanged[0]} is exchanged")
     tracer = _Tracer({id(module) for module in through.values()}, wanted)
     with _as_before(modules.values()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

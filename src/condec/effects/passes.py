@@ -1,0 +1,205 @@
+"""Outputs of a batch under many edits, in as few and as short passes as may be.
+
+Sets of edits are grouped by their earliest place in the network. For each group, what lies
+before that place runs once a batch (`condec.suffix`), and what lies after it runs on several
+versions of the batch, one for every set, stacked along the sample axis.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from condec.control import Edit, edited
+from condec.errors import ModelError, OptionError, SiteError
+from condec.sites import Site
+from condec.suffix import Change, Cut, Place, Suffix
+from condec.suffix import Route as SuffixRoute
+from condec.tape import record, run_model
+
+Edits = tuple[Edit, ...]
+"""Edits that act together; an empty tuple is the network as it is."""
+Route = Literal["auto", "graph", "replay", "full"]
+
+_FEWEST: Final = 3
+"""Sets of edits for which splitting the network pays: it costs a whole pass, and is tried."""
+_MOST_VERSIONS: Final = 256
+"""Of tiny networks; more are no faster."""
+
+
+@dataclass
+class _Group:
+    """Sets of edits that begin at one place: their numbers, and the places of later edits."""
+
+    site: Site
+    numbers: list[int] = field(default_factory=list)
+    later: dict[Place, Site] = field(default_factory=dict)
+    cut: Cut | None = None
+
+
+class Passes:
+    """Runs batches under each of several sets of edits.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    edits : sequence of tuples of Edit
+    route : {"auto", "graph", "replay", "full"}
+        See `condec.effects.measure`.
+    memory_gib : float
+        For the stacked versions.
+
+    Raises
+    ------
+    OptionError
+        There is no such route, or memory is not above 0.
+    """
+
+    def __init__(
+        self, model: nn.Module, edits: Sequence[Edits], *, route: Route, memory_gib: float
+    ) -> None:
+        if route not in get_args(Route):
+            raise OptionError(
+                f"measure: route must be one of {', '.join(get_args(Route))}; got {route!r}"
+            )
+        if not memory_gib > 0:
+            raise OptionError(f"measure: memory_gib must be above 0; got {memory_gib}")
+        self.model, self.edits, self.route = model, list(edits), route
+        self.memory_bytes = memory_gib * 2**30
+        self._groups: list[_Group] | None = None
+        self._whole: list[int] = []
+
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The number of every set of edits and the batch's output under it, in any order.
+
+        Raises
+        ------
+        ModelError
+            An output is not [sample, label]; or, where the route is asked for by name, the
+            network cannot be run in parts by it.
+        SiteError
+            An edit's.
+        """
+        if self._groups is None:
+            self._groups = self._grouped(inputs[:1])
+        plain = None
+        for group in list(self._groups):
+            suffix = self._split(group, inputs)
+            if suffix is None:
+                self._groups.remove(group)
+                self._whole += group.numbers
+                continue
+            plain = self._checked(suffix.output, inputs)
+            yield from self._stacked(group, suffix)
+        for number in self._whole:
+            if not self.edits[number] and plain is not None:
+                yield number, plain
+                continue
+            with edited(self.model, self.edits[number]):
+                output = run_model(self.model, inputs)
+            yield number, self._checked(output, inputs)
+
+    def _grouped(self, one: Tensor) -> list[_Group]:
+        """Sets of edits by where they begin; those that want whole passes are put aside."""
+        groups: dict[Place, _Group] = {}
+        orders: dict[frozenset[Site], list[Site]] = {}
+        for number, some in enumerate(self.edits):
+            if not some or self.route == "full" or not self._passes_by_sites(some):
+                self._whole.append(number)
+                continue
+            sites = frozenset(Site(e.site.name, e.site.tap, None, e.site.call) for e in some)
+            try:
+                if sites not in orders:
+                    orders[sites] = self._in_order(sites, one)
+            except (SiteError, ModelError):
+                if self.route != "auto":
+                    raise
+                self._whole.append(number)  # which says what is wrong, or knows better
+                continue
+            first, *later = orders[sites]
+            group = groups.setdefault(Place.of(first), _Group(first))
+            group.numbers.append(number)
+            group.later |= {Place.of(site): site for site in later}
+        for group in groups.values():
+            group.later.pop(Place.of(group.site), None)
+            if self.route == "auto" and len(group.numbers) < _FEWEST:
+                self._whole += group.numbers
+        return [g for g in groups.values() if self.route != "auto" or len(g.numbers) >= _FEWEST]
+
+    def _passes_by_sites(self, some: Edits) -> bool:
+        """Whether edits change what passes their sites, rather than how a module computes."""
+        within = [edit for edit in some if edit.within]
+        if within and self.route != "auto":
+            raise ModelError(
+                f"measure: {type(within[0]).__name__}({within[0].site.key}) acts within its module "
+                f"and needs whole passes; route must be auto or full, got {self.route!r}"
+            )
+        return not within
+
+    def _in_order(self, sites: frozenset[Site], one: Tensor) -> list[Site]:
+        """Sites in order of execution."""
+        by_key = {site.key: site for site in sites}
+        if len(by_key) == 1:
+            return list(sites)
+        with record(self.model, sites) as tape, torch.no_grad():
+            run_model(self.model, one)
+        return [by_key[key] for key in tape.records]
+
+    def _split(self, group: _Group, inputs: Tensor) -> Suffix | None:
+        """The network from a group's place on; None where only whole passes will do."""
+        auto = self.route == "auto"
+        try:
+            if group.cut is None:
+                # No group is made for full passes.
+                way: SuffixRoute = "auto" if self.route == "full" else self.route
+                group.cut = Cut(self.model, group.site, also=group.later.values(), route=way)
+            suffix = group.cut.at(inputs)
+        except (ModelError, SiteError):
+            if not auto:
+                raise
+            return None
+        hooks = suffix.model.get_submodule(group.site.name)._forward_hooks
+        # Replay would run hooks of others at the site on what they have made already.
+        return None if auto and suffix.route == "replay" and hooks else suffix
+
+    def _stacked(self, group: _Group, suffix: Suffix) -> Iterator[tuple[int, Tensor]]:
+        """Outputs of a group, several sets of edits in one pass."""
+        h = suffix.activation
+        fit = int(self.memory_bytes // max(1, suffix.version_bytes))
+        most = 1 if suffix.layout == "apart" else max(1, min(fit, _MOST_VERSIONS))
+        for start in range(0, len(group.numbers), most):
+            numbers = group.numbers[start : start + most]
+            versions = torch.cat([self._changed(n, Place.of(group.site), h) for n in numbers])
+            changes = {
+                site: self._change(numbers, place, len(h)) for place, site in group.later.items()
+            }
+            output = self._checked(suffix.run(versions, changes), versions)
+            yield from zip(numbers, torch.split(output, len(h)), strict=True)
+
+    def _change(self, numbers: Sequence[int], place: Place, n_samples: int) -> Change:
+        """What the sets of edits do at a later place, each to its version of the batch."""
+
+        def change(stacked: Tensor) -> Tensor:
+            parts = zip(numbers, torch.split(stacked, n_samples), strict=True)
+            return torch.cat([self._changed(number, place, part) for number, part in parts])
+
+        return change
+
+    def _changed(self, number: int, place: Place, activation: Tensor) -> Tensor:
+        """The activation at a place under a set of edits."""
+        for edit in self.edits[number]:
+            if Place.of(edit.site) == place:
+                activation = edit.apply(activation)
+        return activation
+
+    def _checked(self, output: Tensor, inputs: Tensor) -> Tensor:
+        if output.ndim != 2 or len(output) != len(inputs):
+            raise ModelError(
+                f"effects of edits need an output of shape [sample, label]; "
+                f"{type(self.model).__name__} gave {tuple(output.shape)} for {len(inputs)} samples"
+            )
+        return output
