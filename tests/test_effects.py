@@ -147,7 +147,9 @@ def test_replacement_by_the_mean_of_training_rows(chain, monkeypatch):
     model, (x, labels), modes = chain
     mean = x[~modes.held_out].mean(0)
     asked = []
-    monkeypatch.setattr(edit_points, "unit_means", lambda *of: asked.append(of) or unit_means(*of))
+    monkeypatch.setattr(
+        edit_points, "unit_means", lambda *of, **_: asked.append(of) or unit_means(*of)
+    )
     table = control_curve(
         model, (x, labels), modes, replacement="mean", fractions=(0.17,), n_random=0
     )

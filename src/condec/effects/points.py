@@ -8,14 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from condec.contributions import prepare_inputs
-from condec.control import Ablate, Preserve, unit_means
+from condec.control import Ablate, Preserve, Recorded, record_activation, unit_means
 from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import Order, Ranking
 from condec.effects.samples import Samples
 from condec.errors import DataError, OptionError
 from condec.modes import Modes
-from condec.tape import record, run_model
 
 EditKind = Literal["ablate", "preserve"]
 Replacement = Literal["zero", "mean"]
@@ -157,10 +155,8 @@ class _Values:
         if self._is_zero:
             return 0.0
         if label not in self._known:
-            store, rows = self._modes.store, ~self._modes.held_out
-            if label is not None:
-                rows = rows & (store.labels == label)
-            self._known[label] = unit_means(store, self._modes.site, rows)
+            modes = self._modes
+            self._known[label] = unit_means(modes.store, modes.site, ~modes.held_out, label=label)
         return self._known[label]
 
 
@@ -181,7 +177,7 @@ def _edits(options: CurveOptions, modes: Modes, change: Change, replacement: Any
 
 def _with_donors(
     model: nn.Module, samples: Samples, modes: Modes, options: CurveOptions
-) -> Iterator[tuple[Samples, Tensor]]:
+) -> Iterator[tuple[Samples, Recorded]]:
     """Batches of samples, each sample with the activation of another one."""
     number = len(samples)
     if number < 2:
@@ -198,7 +194,7 @@ def _with_donors(
             labels=samples.labels[places.start : places.stop],
         )
         given = samples.inputs.batch([samples.indices[donors[place]] for place in places])
-        yield part, _activation(model, given, modes)
+        yield part, Recorded(record_activation(model, given, modes.site))
 
 
 def draw_donors(n_samples: int, seed: int) -> list[int]:
@@ -211,12 +207,6 @@ def draw_donors(n_samples: int, seed: int) -> list[int]:
     donors = torch.empty_like(ring)
     donors[ring] = ring.roll(1)
     return [int(donor) for donor in donors]
-
-
-def _activation(model: nn.Module, inputs: Tensor, modes: Modes) -> Tensor:
-    with record(model, [modes.site]) as tape, torch.no_grad():
-        run_model(model, prepare_inputs(model, inputs))
-        return tape.records[modes.site.key].detach()
 
 
 def _joined(parts: Sequence[Measured]) -> Measured:

@@ -25,6 +25,9 @@ from condec.figures.style import (
 if TYPE_CHECKING:
     import pandas
 
+_FEW: Final = 4
+"""With more rankings, bars become dots, and most bands are left out."""
+_WITH_BANDS: Final = ("modes", "random")
 _REPLACED: Final = {
     "zero": "set to zero",
     "mean": "set to their mean",
@@ -38,6 +41,7 @@ def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) ->
 
     Means over labels; solid: the label's own images, dashed: all others. Bands are 95 %
     intervals of the means, labels drawn again; those of a single label are over its images.
+    Of more than four rankings only modes and random units have bands.
 
     Parameters
     ----------
@@ -70,7 +74,8 @@ def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) ->
                 x, mean, low, high = _mean_curve(rows, which)
                 width = 1.8 if which == "target" else 1.1
                 axis.plot(x, mean, color=colour, linestyle=dashes, zorder=front, linewidth=width)
-                axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+                if len(names) <= _FEW or ranking in _WITH_BANDS:
+                    axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
                 if which == "target":
                     ends.append((float(mean[-1]), name, colour))
         axis.axhline(1, color=RULE, linewidth=0.9, zorder=0)
@@ -114,8 +119,9 @@ def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") 
         ``auc_difference``.
     edit : {"ablate", "preserve"}
     by : {"site", "label_name"}
-        Bars are means over the labels of a site, with their 95 % interval, labels drawn again;
-        or one label's mean over sites, with that over its images where there is one site.
+        Bars (dots, of more than four rankings) are means over the labels of a site, with their
+        95 % interval, labels drawn again; or one label's mean over sites, with that over its
+        images where there is one site.
 
     Raises
     ------
@@ -140,8 +146,12 @@ def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") 
             rows = part[part["ranking"] == ranking]
             bounds = np.stack([_mean_bar(rows[rows[by] == group], by) for group in groups], 1)
             x = np.arange(len(groups)) + (number - (len(present) - 1) / 2) * width
-            axis.bar(x, bounds[0], width * 0.92, color=colour)
-            axis.vlines(x, bounds[1], bounds[2], color=INK, linewidth=0.8)
+            if len(present) <= _FEW:
+                axis.bar(x, bounds[0], width * 0.92, color=colour)
+                axis.vlines(x, bounds[1], bounds[2], color=INK, linewidth=0.8)
+            else:
+                axis.plot(x, bounds[0], "o", color=colour, markersize=3.5)
+                axis.vlines(x, bounds[1], bounds[2], color=colour, linewidth=1.2)
         list_names(axis, list(present.values()))
         site_axis(axis, groups)
         axis.set_xlim(-0.6, len(groups) - 0.4)

@@ -32,6 +32,8 @@ class ControlLine:
         With its interval over labels.
     area_between, half_dose, off_damage : str
         Of the labels where they are defined (`condec.effects.summarise`).
+    n_half : str
+        For how many labels half is reached.
     n_labels : int
         Labels behind the selectivity.
     verdict : str
@@ -45,6 +47,7 @@ class ControlLine:
     selectivity: str
     area_between: str
     half_dose: str
+    n_half: str
     off_damage: str
     n_labels: int
     verdict: str
@@ -124,6 +127,7 @@ def _line(
         selectivity=f"{fixed(value)}{interval}",
         area_between=fixed(rows["area_between"].mean()),
         half_dose=percent(rows["half_dose"].mean(), 1),
+        n_half=f"{rows['half_dose'].notna().sum()} of {len(rows)}",
         off_damage=percent(rows["off_damage"].mean()),
         n_labels=int(rows["defined"].sum()),
         verdict=_verdict(site, edit, replacement, name),
