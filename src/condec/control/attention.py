@@ -240,8 +240,7 @@ class _Cut(TorchFunctionMode):
 
     def _check_open(self, shut: Tensor, cut: Tensor) -> None:
         """Raise SiteError where a query that could read something now can read nothing."""
-        shut, cut = torch.broadcast_tensors(shut, cut)
-        lost = (shut | cut).all(-1) & ~shut.all(-1)
+        lost = (shut | cut).all(-1) & ~(shut | torch.zeros_like(cut)).all(-1)
         queries = lost.flatten(0, -2).any(0) if lost.ndim > 1 else lost
         if bool(queries.any()):
             raise SiteError(

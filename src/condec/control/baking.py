@@ -171,9 +171,10 @@ def _map_of(model: nn.Module, edit: Edit) -> _UnitMap:
 def _check_module(edit: Edit, module: nn.Module) -> None:
     """Raise SiteError where the units of the site are not rows or columns of weights."""
     who, site = f"baked: {name_of(edit)}", edit.site
+    kind = next((k for k in type(module).__mro__ if k in _LAYOUTS), None)
     # A class that goes on otherwise (a norm with an activation in it) is not its parent.
-    kind = next((k for k in _LAYOUTS if type(module).forward is k.forward), None)
-    kind = kind or next((k for k in _LAYOUTS if type(module) is k), None)
+    if kind is not None and type(module).forward is not kind.forward:
+        kind = None
     if kind is None or (site.tap == "input" and kind not in (nn.Linear, *_CONVS)):
         raise SiteError(
             f"{who}: the {site.tap} of a {type(module).__name__} cannot be held by weights "
@@ -229,7 +230,7 @@ def _bake_output(one: _UnitMap) -> None:
     _scale(weight, one.factor.view(-1, *(1 for _ in weight.shape[1:])))
     if bias is not None:
         _scale(bias, one.factor)
-        bias.copy_(torch.where(one.shift.to(bias) != 0, bias + one.shift.to(bias), bias))
+        bias.add_(one.shift.to(bias))
 
 
 def _bake_input(one: _UnitMap) -> None:

@@ -97,7 +97,7 @@ def _how_many(
     if fraction is not None:
         return math.floor(len(descending) * fraction + _ROUNDING)
     if above is not None:
-        return int((descending > above).sum())
+        return int((descending.double() > above).sum())
     sums = descending.double().clamp(min=0.0).cumsum(0)
     needed = (mass or 0.0) * float(sums[-1]) * (1.0 - _ROUNDING)
     return 0 if not mass else int((sums < needed).sum()) + (1 if needed else 0)

@@ -107,8 +107,8 @@ class Corrupt(Edit):
     .. math:: h_p \leftarrow h_p + \epsilon_p \, \frac{d}{\|d\|}, \quad
               \epsilon_p \sim N(0, \sigma^2)
 
-    The numbers are those of the seed, for the samples of a batch in their order: the same batch
-    gets the same noise on every machine, and every batch of that shape gets the same numbers.
+    The numbers are drawn from the seed for sample 0, 1, ... of a batch: sample i gets the same
+    ones in every batch, on every machine. For others give another seed.
 
     Parameters
     ----------
@@ -151,11 +151,11 @@ class Corrupt(Edit):
         def corrupted(h: Tensor, laid: Tensor, axes: tuple[int, ...]) -> Tensor:
             if not self.std:
                 return h
-            shape = [1 if axis in axes else size for axis, size in enumerate(h.shape)]
+            shape = [1 if axis in axes else size for axis, size in enumerate(h.shape)][1:]
             generator = torch.Generator().manual_seed(self.seed)
-            # In one precision on one kind of machine: the numbers are the same everywhere.
-            noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-            return h + self.std * noise.to(h) * laid
+            # Row by row, so that a sample's numbers do not depend on how many come after it.
+            noise = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in h]
+            return h + self.std * torch.stack(noise).to(h) * laid
 
         return along(self, self.direction, activation, corrupted)
 

@@ -31,6 +31,7 @@ from condec.dictionary import (
     fit,
     load_dictionary,
 )
+from condec.errors import OptionError
 from condec.testing.models import small_resnet
 
 
@@ -103,21 +104,128 @@ class AttributionContract:
         assert self.read_method(json.loads(json.dumps(method.to_dict()))) == method
 
 
-class EditContract:
-    """Every edit: leaves others' tensors alone, is gone afterwards, and can be written down.
+class EditInModelContract:
+    """Every edit: acts in a model, is gone afterwards, and can be written down.
 
-    Subclasses define `make_edit`; for an edit of another package also `read_edit`. The tests
-    use the sites ``block1`` and ``block2:input`` of `small_resnet`: 4 channels of 5 x 5.
+    Subclasses define `make_edit`, and where the edit needs another model than `small_resnet`
+    the model, its inputs and the sites; for an edit of another package also `read_edit`.
     """
+
+    sites: tuple[str, ...] = ("block1", "block2:input")
+    written_in_full = True
+    """Whether the plain form holds all of the edit: of a tensor it has the digest only."""
 
     @abstractmethod
     def make_edit(self, site: str) -> Edit:
-        """An edit of this kind at a site of 4 units, that changes something there."""
+        """An edit of this kind at one of `sites`, that changes something there."""
         raise NotImplementedError
+
+    def make_model(self) -> nn.Module:
+        """The model, the same every time, in evaluation mode."""
+        return small_resnet()
+
+    def make_inputs(self) -> torch.Tensor:
+        """Two inputs of the model."""
+        return _images()
 
     def read_edit(self, record: Mapping[str, Any]) -> Edit:
         """The edit again, from its plain form."""
         return edit_from_dict(record)
+
+    def test_plain_form_gives_the_edit_back(self) -> None:
+        """Through JSON and back: equal, and of one hash; refused where it holds a tensor."""
+        edit = self.make_edit(self.sites[0])
+        assert hash(edit) == hash(edit)
+        assert edit == replace(edit)  # type: ignore[type-var]
+        record = json.loads(json.dumps(edit.to_dict()))
+        if self.written_in_full:
+            again = self.read_edit(record)
+            assert again == edit
+            assert hash(again) == hash(edit)
+            return
+        message = ""
+        try:
+            self.read_edit(record)
+        except OptionError as error:
+            message = str(error)
+        assert "holds a tensor" in message
+
+    def test_model_is_as_before_after_the_context(self) -> None:
+        """No hook, no weight, no output differs afterwards; inside, the output does."""
+        for site in self.sites:
+            model, inputs = self.make_model(), self.make_inputs()
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
+            before, given = model(inputs), inputs.clone()
+            with edited(model, [self.make_edit(site)]):
+                assert not torch.equal(model(inputs), before)
+            assert count_hooks(model) == 0
+            assert torch.equal(model(inputs), before)
+            assert torch.equal(inputs, given)
+            assert all(torch.equal(weights[name], v) for name, v in model.state_dict().items())
+
+    def test_hooks_are_gone_after_an_error(self) -> None:
+        """An error in the model, or in the body of the context, passes and leaves no hook."""
+        model, inputs = self.make_model(), self.make_inputs()
+        before = model(inputs)
+        for body in (lambda: model(torch.ones(1, 7)), lambda: 1 / 0):
+            raised = False
+            try:
+                with edited(model, [self.make_edit(self.sites[0])]):
+                    body()
+            except (RuntimeError, ZeroDivisionError, AssertionError):
+                raised = True
+            assert raised
+            assert count_hooks(model) == 0
+            assert torch.equal(model(inputs), before)
+
+    def test_contexts_nest(self) -> None:
+        """Two contexts are as one with both edits; after the inner one, the outer one holds."""
+        model, inputs = self.make_model(), self.make_inputs()
+        edits = [self.make_edit(self.sites[0]), self.make_edit(self.sites[-1])]
+        with edited(model, edits):
+            both = model(inputs)
+        with edited(model, edits[0]):
+            outer = model(inputs)
+            with edited(model, edits[1]):
+                assert torch.equal(model(inputs), both)
+            assert torch.equal(model(inputs), outer)
+        assert count_hooks(model) == 0
+
+    def test_works_with_and_without_gradients(self) -> None:
+        """The logits are the same, and the gradient at the input is finite."""
+        model, inputs = self.make_model(), self.make_inputs().requires_grad_()
+        with edited(model, [self.make_edit(self.sites[0])]):
+            logits = model(inputs)
+            with torch.no_grad():
+                torch.testing.assert_close(model(inputs), logits)
+        (gradient,) = torch.autograd.grad(logits.sum(), inputs)
+        assert bool(gradient.isfinite().all())
+
+    def test_works_in_half_precision(self) -> None:
+        """A bfloat16 model stays one."""
+        model = self.make_model().to(torch.bfloat16)
+        with edited(model, [self.make_edit(self.sites[0])]):
+            assert model(self.make_inputs().to(torch.bfloat16)).dtype == torch.bfloat16
+
+    def test_works_in_a_compiled_model(self) -> None:
+        """The compiled model gives inside what the plain one gives."""
+        model, inputs = self.make_model(), self.make_inputs()
+        compiled: Any = torch.compile(model, backend="eager")
+        with edited(model, self.make_edit(self.sites[0])):
+            expected = model(inputs)
+        with edited(compiled, self.make_edit(self.sites[0])):
+            assert torch.equal(compiled(inputs), expected)
+        assert count_hooks(model) == 0
+
+
+class EditContract(EditInModelContract):
+    """Every edit of an activation: leaves others' tensors alone as well.
+
+    The tests use activations of ``block1`` of `small_resnet`: 4 channels of 5 x 5.
+    """
+
+    repeats = True
+    """Whether a second version of the batch behind the first gets what the first gets."""
 
     def test_result_is_like_the_argument_and_apart_from_it(self) -> None:
         """Shape, dtype and device are kept; the memory is another, the argument unchanged."""
@@ -132,49 +240,25 @@ class EditContract:
             assert torch.equal(given, before)
 
     def test_same_answer_every_time(self) -> None:
-        """An edit has no memory."""
+        """An edit has no memory, and does not touch the global random state."""
         edit, given = self.make_edit("block1"), _activation()
+        state = torch.get_rng_state()
         assert torch.equal(edit.apply(given), edit.apply(given))
+        assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(edit.apply(given), self.make_edit("block1").apply(given))
+
+    def test_versions_of_a_batch_are_edited_alike(self) -> None:
+        """Versions one after another get what each gets alone, but for random draws."""
+        edit, given = self.make_edit("block1"), _activation()
+        twice = edit.apply(torch.cat([given, given]))
+        assert torch.equal(twice[:2], edit.apply(given))
+        assert torch.equal(twice[2:], twice[:2]) == self.repeats
 
     def test_single_precision_is_close_to_double(self) -> None:
         """Both types agree to rounding."""
         edit, given = self.make_edit("block1"), _activation()
         double = edit.apply(given.double())
         torch.testing.assert_close(edit.apply(given).double(), double, rtol=1e-5, atol=1e-6)
-
-    def test_plain_form_gives_the_edit_back(self) -> None:
-        """Through JSON and back: equal, and of one hash."""
-        edit = self.make_edit("block1")
-        again = self.read_edit(json.loads(json.dumps(edit.to_dict())))
-        assert again == edit
-        assert hash(again) == hash(edit)
-
-    def test_model_is_as_before_after_the_context(self) -> None:
-        """No hook, no weight, no output differs afterwards; inside, the output does."""
-        for site in ("block1", "block2:input"):
-            model, images = small_resnet(), _images()
-            weights = {name: value.clone() for name, value in model.state_dict().items()}
-            before, given = model(images), images.clone()
-            with edited(model, [self.make_edit(site)]):
-                assert not torch.equal(model(images), before)
-            assert count_hooks(model) == 0
-            assert torch.equal(model(images), before)
-            assert torch.equal(images, given)
-            assert all(torch.equal(weights[name], v) for name, v in model.state_dict().items())
-
-    def test_hooks_are_gone_after_an_error(self) -> None:
-        """An error in the model, or in the body of the context, passes and leaves no hook."""
-        model = small_resnet()
-        for body in (lambda: model(torch.ones(1, 7)), lambda: 1 / 0):
-            raised = False
-            try:
-                with edited(model, [self.make_edit("block1")]):
-                    body()
-            except (RuntimeError, ZeroDivisionError):
-                raised = True
-            assert raised
-            assert count_hooks(model) == 0
 
     def test_works_before_an_operation_in_place(self) -> None:
         """A network that goes on in place gives what its out-of-place twin gives."""
@@ -184,22 +268,6 @@ class EditContract:
             with edited(model, [self.make_edit("block1"), self.make_edit("block2.relu:input")]):
                 outputs.append(model(_images()))
         assert torch.equal(*outputs)
-
-    def test_works_with_and_without_gradients(self) -> None:
-        """The logits are the same, and the gradient at the input is finite."""
-        model, images = small_resnet(), _images().requires_grad_()
-        with edited(model, [self.make_edit("block1")]):
-            logits = model(images)
-            with torch.no_grad():
-                assert torch.equal(model(images), logits)
-        (gradient,) = torch.autograd.grad(logits.sum(), images)
-        assert bool(gradient.isfinite().all())
-
-    def test_works_in_half_precision(self) -> None:
-        """A bfloat16 model stays one."""
-        model = small_resnet().to(torch.bfloat16)
-        with edited(model, [self.make_edit("block1")]):
-            assert model(_images().to(torch.bfloat16)).dtype == torch.bfloat16
 
 
 class DictionaryContract:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from condec.collection import collect
-from condec.control import Ablate, Edit, Preserve, edit_from_dict, edited, unit_means
+from condec.control import Ablate, Edit, Preserve, Scale, edit_from_dict, edited, unit_means
 from condec.errors import DataError, OptionError, SiteError
 from condec.sites import Site, Units
 from condec.tape import record
@@ -44,6 +44,11 @@ class TestPreserveContract(EditContract):
 class TestPreserveByValuesContract(EditContract):
     def make_edit(self, site):
         return Preserve(site, units=[2], replacement=[0.5, 1.0, -2.0, 3.0])
+
+
+class TestScaleContract(EditContract):
+    def make_edit(self, site):
+        return Scale(site, units=[3, 0], factor=-1.5)
 
 
 class Shared(nn.Module):
@@ -127,6 +132,19 @@ def test_ablate_is_preserve_of_the_others(shape, seed, units, values):
     assert torch.equal(ablated, preserved)
     mask = site.units.broadcast(torch.tensor([u in units for u in range(6)]), size).expand(size)
     assert torch.equal(ablated[~mask], activation[~mask])
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 99), units=st.sets(st.integers(0, 5), min_size=1))
+def test_scaling_by_0_is_ablating_and_by_1_changes_no_bit(shape, seed, units):
+    layout, n_heads, size = shape
+    activation, site = random_activation(size, seed), make_site(layout, n_heads)
+    activation.view(-1)[0], activation.view(-1)[1] = float("nan"), -0.0
+    nothing = Scale(site, units=sorted(units), factor=0.0).apply(activation)
+    ablated = Ablate(site, units=sorted(units)).apply(activation)
+    assert torch.equal(nothing.view(torch.int32), ablated.view(torch.int32))
+    same = Scale(site, units=sorted(units), factor=1.0).apply(activation)
+    assert torch.equal(same.view(torch.int32), activation.view(torch.int32))
 
 
 def test_cut_off_units_pass_neither_nan_nor_gradient():
@@ -313,6 +331,15 @@ def test_bad_units(unchecked, units, message):
         Ablate("fc", units=units)
 
 
+def test_bad_factor():
+    with pytest.raises(OptionError, match=r"Scale\(fc\): factor must be finite; got inf"):
+        Scale("fc", units=[0], factor=float("inf"))
+    with pytest.raises(OptionError, match=r"Scale\(fc\): units is empty"):
+        Scale("fc", units=[], factor=2.0)
+    with pytest.raises(SiteError, match=r"Scale\(x\): the site has 6 units.*no unit 8"):
+        Scale("x", units=[8], factor=2.0).apply(torch.ones(2, 6))
+
+
 @pytest.mark.parametrize(
     ("replacement", "message"),
     [
@@ -377,6 +404,16 @@ def test_shared_module_without_a_call_number():
     with pytest.raises(SiteError, match=r"layer: .* more than once .*layer#0, layer#1"):
         run(model, Ablate("layer", units=[0]), torch.ones(1, 3))
     assert count_hooks(model) == 0
+
+
+def test_a_module_under_two_names_is_named_by_the_first():
+    layer = nn.Linear(3, 3)
+    model, x = nn.Sequential(layer, nn.ReLU(), layer).eval(), torch.ones(1, 3)
+    with pytest.raises(SiteError, match=r"2: this module stands in several places.*0#0, 0#1"):
+        run(model, Ablate("2", units=[0]), x)
+    with pytest.raises(SiteError, match=r"0: .* more than once .*0#0, 0#1"):
+        run(model, Ablate("0", units=[0]), x)
+    assert run(model, Ablate("0#1", units=[0]), x)[0, 0] == 0.0
 
 
 def test_site_that_never_ran():
