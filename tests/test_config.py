@@ -71,8 +71,11 @@ sites = "layer3.2"
 labels = [1, 2]
 fractions = [0.1, 1]
 edits = ["preserve"]
-replacements = ["zero", "mean"]
+replacements = ["zero", "resample"]
+rankings = ["modes", "mode_sum"]
+off = "drawn"
 n_random = 2
+n_bootstrap = 50
 seed = 1
 batch_size = 32
 
@@ -116,7 +119,9 @@ def test_every_key_arrives_as_an_object() -> None:
     assert plan.control.labels == (1, 2)
     assert plan.control.fractions == (0.1, 1.0)
     assert isinstance(plan.control.fractions[1], float)
-    assert plan.control.replacements == ("zero", "mean")
+    assert plan.control.replacements == ("zero", "resample")
+    assert plan.control.rankings == ("modes", "mode_sum")
+    assert (plan.control.off, plan.control.n_bootstrap) == ("drawn", 50)
     assert plan.maps.target == Label(probability=True)
     assert plan.report.title == "A test"
 
@@ -300,6 +305,21 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ("sites = 'a'\n[collect]\nmethod = 10", "collect: method: expected text; got 10"),
         ("sites = 'a'\n[control]\nedits = ['delete']", "edits: expected one of ablate, preserve"),
         ("sites = 'a'\n[control]\nedits = []", "control: edits: none given"),
+        ("sites = 'a'\n[control]\nrankings = []", "control: rankings: none given"),
+        (
+            "sites = 'a'\n[control]\nrankings = ['best']",
+            "control: rankings: expected one of modes, mode_sum, mean_contribution",
+        ),
+        ("sites = 'a'\n[control]\noff = 'all'", "control: off: expected one of others, drawn"),
+        (
+            "sites = 'a'\n[control]\nreplacements = ['noise']",
+            "replacements: expected one of zero, mean, class_mean, resample",
+        ),
+        ("sites = 'a'\n[control]\nn_bootstrap = -1", "control: n_bootstrap must be at least 0"),
+        (
+            "sites = 'a'\n[control]\nrankings = ['random']\nn_random = 0",
+            "control: n_random is 0, and rankings has nothing else to compare",
+        ),
         ("sites = 'a'\n[control]\nfractions = [2]", "fractions lie between 0 and 1"),
         ("sites = 'a'\n[control]\nfractions = ['all']", "fractions: expected a number; got 'all'"),
         ("sites = 'a'\n[maps]\nn_units = 0", "n_modes, n_units, n_inputs: must be at least 1"),

@@ -12,7 +12,19 @@ from condec.collection import collect
 from condec.control import unit_means
 from condec.data import as_inputs, load_data
 from condec.dictionary import KMeans, TrainConfig, fit
-from condec.effects import COLUMNS, RANKINGS, auc_difference, control_curve
+from condec.effects import (
+    COLUMNS,
+    RANKINGS,
+    ByMode,
+    CurveOptions,
+    RandomUnits,
+    auc_difference,
+    compare,
+    control_curve,
+    mean_over_labels,
+    measure_curves,
+    summarise,
+)
 from condec.effects import curve as curves
 from condec.effects import points as edit_points
 from condec.errors import DataError, ModelError, OptionError
@@ -336,6 +348,182 @@ def test_samples_without_label_are_left_out(chain, tmp_path):
     assert (table["n_off"] == 10).all()
 
 
+# --- intervals, other replacements, off-target --------------------------------------------
+
+
+def test_all_units_preserved_change_nothing_bit_for_bit(chain):
+    for replacement in ("zero", "mean", "class_mean", "resample"):
+        options = {"fractions": (0.5, 1.0), "replacement": replacement, "n_bootstrap": 5}
+        for edit, place in (("preserve", 1.0), ("ablate", 0.0)):
+            options["fractions"] = (place, 0.5) if place == 0.0 else (0.5, place)
+            table = control_curve(*chain, edit=edit, **options)
+            rows = table[table["fraction"] == place]
+            for column in ("target_probability", "off_logit", "off_entropy"):
+                assert (rows[column] == 0.0).all()
+            assert (rows[["target_low", "target_accuracy", "off_high"]] == 1.0).all(axis=None)
+
+
+def test_all_units_ablated_are_a_zero_activation(chain):
+    model, (x, labels), modes = chain
+    table = control_curve(*chain, fractions=(1.0,), n_random=0, n_bootstrap=0)
+    with torch.no_grad():
+        zero, whole = model(torch.zeros_like(x)), model(x)
+    change = (zero - whole).gather(1, labels[:, None])[:, 0][modes.held_out]
+    for label in range(N_LABELS):
+        mine = labels[modes.held_out] == label
+        found = points(table, "modes", label, "target_logit")
+        assert found == pytest.approx([float(change[mine].mean())])
+
+
+def test_the_mean_of_a_class_replaces_what_stands_for_that_class(chain):
+    table = control_curve(*chain, fractions=(0.34,), replacement="class_mean", n_random=0)
+    # The label's own images keep what they had, about; others get the label's units.
+    assert all(points(table, "modes", k, "target_accuracy") == [1.0] for k in range(N_LABELS))
+    assert all(points(table, "modes", k, "off_accuracy")[0] < 1.0 for k in range(N_LABELS))
+    assert (table["replacement"] == "class_mean").all()
+
+
+def test_resampled_activations_come_from_other_samples_and_do_not_depend_on_batches(chain):
+    options = {"fractions": (0.34, 1.0), "replacement": "resample", "n_bootstrap": 3}
+    table = control_curve(*chain, batch_size=4, **options)
+    pd.testing.assert_frame_equal(table, control_curve(*chain, batch_size=100, **options))
+    # All units taken from another sample: its label is predicted, not the sample's own.
+    modes, labels = chain[2], chain[1][1]
+    held = labels[modes.held_out]
+    donors = held[torch.tensor(edit_points.draw_donors(len(held), 0))]
+    for label in range(N_LABELS):
+        same = (donors == label)[held == label].double().mean()
+        assert points(table, "modes", label, "target_accuracy")[1] == pytest.approx(float(same))
+    other = control_curve(*chain, seed=1, **options)
+    assert not table.equals(other)
+
+
+@pytest.mark.parametrize("number", [2, 3, 10])
+def test_nobody_is_its_own_donor(number):
+    for seed in range(5):
+        donors = edit_points.draw_donors(number, seed)
+        assert sorted(donors) == list(range(number))
+        assert all(donor != sample for sample, donor in enumerate(donors))
+
+
+def test_a_single_sample_has_no_donor(tmp_path):
+    x, labels = make_data()
+    store = collect(Readout(), (x, labels), "hidden", out=tmp_path / "s", progress=False)
+    held_out = torch.zeros(len(x), dtype=torch.bool)
+    held_out[1] = True
+    with pytest.raises(DataError, match="resample needs another held-out sample"):
+        control_curve(
+            Readout(), (x, labels), make_modes(store, held_out=held_out), replacement="resample"
+        )
+
+
+def test_another_label_is_drawn_once_for_all_points_and_rankings(chain):
+    options = {"fractions": (0.34, 1.0), "off": "drawn", "n_bootstrap": 0}
+    table = control_curve(*chain, **options)
+    assert (table["off"] == "drawn").all()
+    drawn = table.groupby("label")["off_label"].unique()
+    assert all(len(one) == 1 and one[0] != label for label, one in drawn.items())
+    assert (table["n_off"] == 5).all()
+    zero = [points(table, "modes", label, "off_accuracy")[1] for label in range(N_LABELS)]
+    # With every unit at 0 the first label is predicted.
+    assert zero == [float(drawn[label][0] == 0) for label in range(N_LABELS)]
+    others = {tuple(control_curve(*chain, seed=seed, **options)["off_label"]) for seed in range(6)}
+    assert len(others) > 1
+
+
+def test_without_resamples_there_are_no_intervals(chain):
+    table = control_curve(*chain, n_bootstrap=0)
+    assert table[["target_low", "off_high", "auc_low", "auc_high"]].isna().all(axis=None)
+    with pytest.raises(OptionError, match=r"compare: expected curves with n_bootstrap above 0"):
+        compare(measure_curves(*chain, CurveOptions(n_bootstrap=0)))
+
+
+def test_intervals_hold_their_values_and_shrink_with_more_images(tmp_path):
+    widths = []
+    for n_samples in (60, 600):
+        x, labels = make_data(n_samples)
+        x[:, :] += 0.5 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+        place = tmp_path / str(n_samples)
+        store = collect(Readout(), (x, labels), "hidden", out=place, progress=False)
+        table = control_curve(
+            Readout(), (x, labels), make_modes(store), fractions=(0.17, 0.34), n_random=0
+        )
+        assert (table["target_low"] <= table["target_accuracy"] + 1e-9).all()
+        assert (table["target_high"] >= table["target_accuracy"] - 1e-9).all()
+        rows = table[(table["fraction"] == 0.17) & (table["ranking"] == "modes")]
+        widths.append(float((rows["target_high"] - rows["target_low"]).mean()))
+    # Ten times the images: sqrt(10) times narrower, about.
+    assert widths[0] / widths[1] == pytest.approx(math.sqrt(10), rel=0.5)
+
+
+def test_accuracy_of_every_label_under_every_edit(chain):
+    options = CurveOptions(fractions=(0.34, 1.0), n_random=2, n_bootstrap=0)
+    curves = measure_curves(*chain, options)
+    table, by_label = curves.to_frame(), curves.by_label()
+    assert len(by_label) == len(table) * N_LABELS
+    modes = by_label[(by_label["ranking"] == "modes") & (by_label["fraction"] == 0.34)]
+    lost = modes["target"] == modes["label"]
+    assert (modes.loc[lost, "relative"] == 0.0).all()
+    assert (modes.loc[~lost, "relative"] == 1.0).all()
+    mine = by_label[by_label["target"] == by_label["label"]]
+    assert mine["edited"].tolist() == pytest.approx(table["target_edited"].tolist())
+    assert (by_label["n_samples"] == 5).all()
+
+
+def test_a_ranking_is_equal_to_itself_and_better_than_chance(chain):
+    modes = chain[2]
+    rankings = [
+        ByMode(modes=modes), ByMode(modes=modes, name="again"),
+        RandomUnits(n_units=N_UNITS, n_draws=20),
+    ]  # fmt: skip
+    for edit in ("ablate", "preserve"):
+        options = CurveOptions(fractions=(0.17, 0.34, 0.5), rankings=rankings, edit=edit)
+        curves = measure_curves(*chain, options)
+        for by in ("auc_difference", "area_between"):
+            table = compare(curves, by=by)
+            same = table[table["against"] == "again"].iloc[0]
+            assert same[["difference", "low", "high"]].tolist() == [0.0, 0.0, 0.0]
+            assert table["verdict"].tolist() == ["equal", "better", "better"]
+            turned = compare(curves, by=by, against="modes").set_index("ranking")
+            assert turned["verdict"].to_dict() == {"again": "equal", "random": "worse"}
+
+
+def test_labels_without_a_value_are_left_out_of_a_comparison(chain):
+    model, data, modes = chain
+    model.weight[0, 4] = 5.0  # unedited, no image of label 2 is right
+    rankings = [ByMode(modes=modes), RandomUnits(n_units=N_UNITS)]
+    options = {"fractions": (0.17, 0.34), "rankings": rankings, "n_bootstrap": 50}
+    table = compare(measure_curves(model, data, modes, CurveOptions(**options)))
+    assert table["n_labels"].tolist() == [2]
+    only = compare(measure_curves(model, data, modes, CurveOptions(labels=[2], **options)))
+    assert only["verdict"].tolist() == ["undefined"]
+    assert only[["difference", "low", "high"]].isna().all(axis=None)
+
+
+def test_comparisons_that_cannot_be(unchecked, chain):
+    curves = measure_curves(*chain, CurveOptions(fractions=(0.17, 0.34), n_bootstrap=5))
+    with pytest.raises(OptionError, match="by must be one of auc_difference, area_between; got"):
+        compare(curves, by="dose")
+    with pytest.raises(OptionError, match="no ranking 'best'; there are modes, mean_contribution"):
+        compare(curves, against="best")
+    with pytest.raises(OptionError, match=r"at least two fractions; .* fractions=\(0.5,\)"):
+        compare(measure_curves(*chain, CurveOptions(fractions=(0.5,), n_bootstrap=5)))
+
+
+@pytest.mark.parametrize("edit", ["ablate", "preserve"])
+def test_random_units_do_the_same_to_target_and_off_target(chain, edit):
+    # Where every label has as many images that are right, target and off-target accuracy of
+    # edits that are the same for all labels have one mean over the labels: that of the network.
+    model, data, modes = chain
+    table = control_curve(
+        model, data, modes, edit=edit, fractions=(0.17, 0.34, 0.5, 0.67),
+        rankings=[RandomUnits(n_units=N_UNITS, n_draws=30)],
+    )  # fmt: skip
+    means = table.groupby("fraction")[["target_accuracy", "off_accuracy"]].mean()
+    assert means["target_accuracy"].tolist() == pytest.approx(means["off_accuracy"].tolist())
+    assert means["target_accuracy"].between(0.01, 0.99).any()
+
+
 def test_area_between_the_curves_by_hand():
     curve = pd.DataFrame({
         "site": "x", "label": 0, "label_name": "cat", "ranking": "modes", "edit": "ablate",
@@ -376,13 +564,21 @@ def test_whole_chain_on_the_embedded_digits(tmp_path):
     store = collect(model, data, "block4", out=tmp_path / "s", progress=False)
     report = fit(KMeans(n_modes=10), store.matrix("block4"), config=TrainConfig(held_out=0.4))
     modes = Modes.build(report.dictionary, store, "block4", held_out_rows=report.held_out_rows)
-    table = control_curve(model, data, modes, fractions=(0.05, 0.15, 0.3), batch_size=100)
+    options = CurveOptions(fractions=(0.05, 0.15, 0.3), batch_size=100, n_bootstrap=300)
+    curves = measure_curves(model, data, modes, options)
+    table = curves.to_frame()
     assert (table["n_target"] + table["n_off"] == len(report.held_out_rows)).all()
-    areas = auc_difference(table).groupby("ranking")["auc_difference"].mean()
+    areas = {
+        ranking: mean_over_labels(torch.tensor(rows["auc_difference"].to_numpy()))
+        for ranking, rows in summarise(table).groupby("ranking")
+    }
     # Random units spare nobody: both curves are one; modes and means hit their label.
-    assert abs(areas["random"]) < 0.03
-    assert areas["modes"] < -0.05
-    assert areas["mean_contribution"] < -0.05
+    assert areas["random"][1] < 0.0 < areas["random"][2]
+    assert abs(areas["random"][0]) < 0.03
+    assert areas["modes"][0] < -0.05
+    assert areas["mean_contribution"][0] < -0.05
+    against = compare(curves, against="random").set_index("ranking")["verdict"]
+    assert against.to_dict() == {"modes": "better", "mean_contribution": "better"}
 
 
 @pytest.mark.parametrize(
@@ -395,7 +591,9 @@ def test_whole_chain_on_the_embedded_digits(tmp_path):
         ({"fractions": (0.1, 0.1)}, "fractions must be in ascending order"),
         ({"fractions": (0.1, 1.5)}, "each from 0 to 1"),
         ({"fractions": (math.nan,)}, "each from 0 to 1"),
+        ({"off": "all"}, "off must be one of others, drawn; got 'all'"),
         ({"n_random": -1}, "n_random must be at least 0; got -1"),
+        ({"n_bootstrap": -1}, "n_bootstrap must be at least 0; got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"rank": 3}, "rank 3 is out of range"),
     ],

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from condec import attribution, targets
+from condec import attribution, figures, targets
 from condec.attribution import IntegratedGradients
 from condec.collection import collect
 from condec.errors import StoreError
@@ -21,6 +21,7 @@ from condec.report import build_report
 from condec.report.build import _write_pages
 from condec.report.cards import mode_lines, stems
 from condec.report.checks import chance, check_lines, control_rows, numbers, sentences
+from condec.report.control import control_lines, control_sentences
 from condec.report.reading import read_run
 from condec.report.summary import facts, site_line, title, trends, warnings
 from condec.report.words import method_words, target_words
@@ -544,6 +545,111 @@ def test_nan_is_a_dash(run):
     assert line.split == ""
     assert math.isnan(line.ablate)
     assert json.dumps(line.n_modes) == "0"
+
+
+# --- control curves -----------------------------------------------------------------------
+
+
+def compared(edit, **verdicts):
+    """A comparison of modes with other rankings, with made-up numbers."""
+    rows = [
+        {"site": "block1", "edit": edit, "replacement": "zero", "ranking": "modes",
+         "against": name, "difference": -0.25, "low": -0.5, "high": 0.125, "verdict": verdict}
+        for name, verdict in verdicts.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def summarised():
+    """Summaries of three rankings over two labels; the second label has none for modes."""
+    rows = [
+        {"site": "block1", "label": label, "label_name": str(label), "ranking": ranking,
+         "edit": edit, "replacement": "zero", "auc_difference": value - 0.25 * label,
+         "auc_low": value - 0.5, "auc_high": value, "defined": True, "area_between": 0.5,
+         "half_dose": 0.25 if label else math.nan, "off_damage": 0.125 if label else math.nan}
+        for edit in ("ablate", "preserve")
+        for ranking, value in (("random", 0.0), ("modes", -0.5), ("mean_contribution", -0.25))
+        for label in (0, 1)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    missing = (table["ranking"] == "modes") & (table["label"] == 1)
+    table.loc[missing, ["auc_difference", "half_dose", "off_damage"]] = math.nan
+    table.loc[missing, "defined"] = False
+    return table
+
+
+def test_every_ranking_is_in_the_table_of_control(run):
+    comparison = compared("ablate", mean_contribution="better", random="equal")
+    site = replace(run.sites[0], areas=summarised(), comparison=comparison)
+    lines = control_lines(site)
+    assert [line.ranking for line in lines] == ["modes", "mean contribution", "random units"] * 2
+    assert [line.edit for line in lines] == ["ablate"] * 3 + ["preserve"] * 3
+    assert [line.verdict for line in lines] == ["", "better", "equal", "", "", ""]
+    modes, mean = lines[:2]
+    assert modes.selectivity.startswith("\N{MINUS SIGN}0.50")
+    assert (modes.n_labels, modes.n_half, modes.half_dose) == (1, "0 of 2", "\N{EN DASH}")
+    # Two labels, at -0.25 and -0.5: their mean may be that of either.
+    low, middle, high = (f"\N{MINUS SIGN}{value}" for value in ("0.50", "0.38", "0.25"))
+    assert mean.selectivity == f"{middle} ({low} to {high})"
+    assert (mean.n_labels, mean.n_half, mean.half_dose) == (2, "1 of 2", "25.0 %")
+    assert (mean.off_damage, mean.area_between) == ("12 %", "0.50")
+
+
+def test_the_table_and_the_words_stand_on_the_page(run, tmp_path):
+    comparison = compared("ablate", mean_contribution="better", random="equal")
+    site = replace(run.sites[0], areas=summarised(), comparison=comparison)
+    _write_pages(replace(run, sites=(site,), areas=summarised()), tmp_path)
+    text = Page(tmp_path / "sites" / "block1.html").text
+    for words in (next(control_sentences(site)), "Modes are", "1 of 2", "mean contribution"):
+        assert " ".join(words.split()) in " ".join(text.split()), words
+
+
+def test_words_on_where_modes_win(run):
+    site = run.sites[0]
+    won = compared("ablate", mean_contribution="better", random="better", mode_sum="worse")
+    (said,) = control_sentences(replace(site, comparison=won))
+    numbers = "(\N{MINUS SIGN}0.25, \N{MINUS SIGN}0.50 to 0.12)"
+    assert said == (
+        "Units ablated by modes (replaced by zero) are more selective than mean contribution "
+        f"{numbers}, random units {numbers}."
+    )
+    equal = compared("preserve", mean_contribution="equal", random="better")
+    (said,) = control_sentences(replace(site, comparison=equal))
+    assert said.startswith("Units preserved by modes (replaced by zero) are more selective than ra")
+    assert "; not told apart from mean contribution" in said
+    assert said.endswith("So a ranking without a dictionary does as well here.")
+    lost = compared("ablate", mean_contribution="worse", my_order="better", random="undefined")
+    (said,) = control_sentences(replace(site, comparison=lost))
+    assert "more selective than my order" in said
+    assert "random" not in said
+    assert said.endswith("; less selective than mean contribution " + numbers + ". So a ranking "
+                         "without a dictionary does better here.")  # fmt: skip
+    chance = compared("ablate", random="equal")
+    (said,) = control_sentences(replace(site, comparison=chance))
+    assert said.endswith("not told apart from random units " + numbers + ".")
+
+
+def test_control_of_an_earlier_version_is_read(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    (folder / "analysis" / "control_comparison.parquet").unlink()
+    file = folder / "analysis" / "control.parquet"
+    kept = [
+        "site", "label", "label_name", "ranking", "edit", "replacement", "fraction", "n_units",
+        "target_accuracy", "off_accuracy", "target_std", "off_std", "defined", "target_unedited",
+        "off_unedited", "n_target", "n_off", "n_draws", "mode", "correlation",
+    ]  # fmt: skip
+    pd.read_parquet(file)[kept].to_parquet(file, index=False)
+    site = read_run(folder).sites[0]
+    assert site.areas["auc_low"].isna().all()
+    assert list(control_sentences(site)) == []
+    assert {line.verdict for line in control_lines(site)} == {""}
+    assert figures.control_figure(site.curve, edit="ablate", replacement="zero").axes
+
+
+def test_a_site_without_curves_has_no_table_of_control(run):
+    blank = replace(run.sites[0], areas=None, curve=None, comparison=None)
+    assert control_lines(blank) == []
+    assert list(control_sentences(blank)) == []
 
 
 # --- controls -----------------------------------------------------------------------------
