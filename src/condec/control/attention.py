@@ -32,10 +32,8 @@ class CutAttention(Edit):
 
     With queries q, keys k and values v, and C the keys that are cut for query i,
 
-    .. math:: A_{ij} = \begin{cases} 0 & j \in C_i \\
-              \exp(q_i^T k_j / \sqrt{d}) \,/ \sum_{l \notin C_i} \exp(q_i^T k_l / \sqrt{d})
-              & \text{otherwise} \end{cases}
-              \qquad o_i = \sum_j A_{ij} v_j
+    .. math:: o_i = \frac{\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d}) \, v_j}
+                         {\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d})}
 
     so what the other keys get is normalised anew. Masks of the model stay in force.
 

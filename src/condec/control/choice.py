@@ -37,8 +37,8 @@ def choose_units(
     above : float
         All units whose score is above it.
     mass : float
-        From 0 to 1; the fewest units that hold this share of the sum of all positive scores,
-        :math:`\sum_{chosen} s_u \ge mass \sum_u \max(s_u, 0)`.
+        m from 0 to 1; the fewest units C that hold this share of the sum of all positive
+        scores, :math:`\sum_{u \in C} s_u \geq m \sum_u \max(s_u, 0)`.
 
     Returns
     -------
