@@ -15,6 +15,8 @@ from condec.effects.curve import (
     count_units,
     measure_curves,
 )
+from condec.effects.interactions import INTERACTION_COLUMNS, mode_interactions
+from condec.effects.matrix import ControlMatrix, GroupAgreement, MatrixQuantity, control_matrix
 from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import (
     ByCorrelation,
@@ -34,12 +36,23 @@ from condec.effects.standard import (
     named_rankings,
     standard_rankings,
 )
+from condec.effects.steering import (
+    STEERING_COLUMNS,
+    Direction,
+    LabelDirection,
+    steering_curve,
+    steering_direction,
+)
+from condec.effects.superclass import SuperclassControl, SuperclassQuantity, superclass_control
 
 __all__ = [
-    "COLUMNS", "PAPER_FRACTIONS", "RANKINGS", "RANKING_NAMES", "ByCorrelation", "ByMean",
-    "ByMode", "ByModeSum", "ByScores", "CurveOptions", "CurveReplacement", "Curves", "EditKind",
-    "Edits", "Measured", "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking",
-    "Replacement", "Samples", "auc_difference", "compare", "control_curve", "count_units",
-    "head_weights", "held_out", "labels_of", "mean_over_labels", "measure", "measure_curves",
-    "named_rankings", "standard_rankings", "summarise",
+    "COLUMNS", "INTERACTION_COLUMNS", "PAPER_FRACTIONS", "RANKINGS", "RANKING_NAMES",
+    "STEERING_COLUMNS", "ByCorrelation", "ByMean", "ByMode", "ByModeSum", "ByScores",
+    "ControlMatrix", "CurveOptions", "CurveReplacement", "Curves", "Direction", "EditKind",
+    "Edits", "GroupAgreement", "LabelDirection", "MatrixQuantity", "Measured", "OffTarget",
+    "RandomModes", "RandomUnits", "Ranked", "Ranking", "Replacement", "Samples",
+    "SuperclassControl", "SuperclassQuantity", "auc_difference", "compare", "control_curve",
+    "control_matrix", "count_units", "head_weights", "held_out", "labels_of", "mean_over_labels",
+    "measure", "measure_curves", "mode_interactions", "named_rankings", "standard_rankings",
+    "steering_curve", "steering_direction", "summarise", "superclass_control",
 ]  # fmt: skip

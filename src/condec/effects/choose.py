@@ -2,22 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from condec.control import Ablate, Preserve, unit_means
-from condec.effects.curve import EditKind, Replacement, count_units
+from condec.effects.intervals import image_counts, interval
 from condec.effects.measured import Edits
+from condec.effects.points import EditKind, Replacement, count_units
 from condec.effects.samples import Samples
 from condec.errors import OptionError
 from condec.modes import Modes
 from condec.shapes import Atom
 from condec.sites import Site
-
-_LEVEL: Final = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +138,6 @@ def bootstrap(
     n_samples = values.shape[1]
     if not n_samples:
         return torch.full((2, len(values)), torch.nan, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n_samples, (n_draws, n_samples), generator=generator)
-    times = torch.zeros(n_draws, n_samples, dtype=torch.float64)
-    times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-    means = values.double() @ times.T / n_samples
-    tail = (1 - _LEVEL) / 2
-    return means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), 1)
+    # One stratum: where labels have a sample each, drawing within labels draws nothing.
+    counts = image_counts(torch.zeros(n_samples, dtype=torch.int64), n_draws, seed).double()
+    return interval(counts @ values.double().T / n_samples)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor, nn
 
 from condec.effects.choose import Choice, bootstrap, choice_of, of_labels
-from condec.effects.curve import Replacement
 from condec.effects.measured import Edits, measure
+from condec.effects.points import Replacement
 from condec.effects.rankings import by_unit, descending
 from condec.effects.samples import held_out, labels_of
 from condec.errors import OptionError
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import pandas
 
 INTERACTION_COLUMNS: Final = (
-    "site", "mode_a", "mode_b", "label", "label_name", "quantity", "single_a", "single_b", "sum",
-    "pair", "interaction", "low", "high", "n_samples", "n_units", "n_shared", "replacement",
+    "site", "mode_a", "mode_b", "name_a", "name_b", "label", "label_name", "quantity",
+    "single_a", "single_b", "sum", "pair", "interaction", "low", "high", "n_samples", "n_units",
+    "n_shared", "replacement",
 )  # fmt: skip
 """Columns of `mode_interactions`."""
 
@@ -78,7 +79,8 @@ def mode_interactions(
     -------
     pandas.DataFrame
         One row for every pair, label and quantity (``logit``, the label's output, and
-        ``probability``): ``single_a``, ``single_b``, ``sum``, ``pair``, ``interaction`` with
+        ``probability``): ``name_a``, ``name_b``, the label that each mode correlates with most
+        on training rows; ``single_a``, ``single_b``, ``sum``, ``pair``, ``interaction`` with
         its 95 % interval over samples ``low`` to ``high``, ``n_samples``, ``n_units`` (of each
         mode) and ``n_shared``.
 
@@ -109,14 +111,17 @@ def mode_interactions(
     wanted = [*units.values(), *(units[a] | units[b] for a, b in asked)]
     number = {some: edits.setdefault(choice.edits(some), len(edits)) for some in wanted}
     measured = measure(model, samples, list(edits), batch_size=batch_size)
+    names = samples.inputs.label_names
+    best = modes.correlation(split="train").argmax(1).tolist()
+    called = {i: label_name(names, of) for i, of in zip(modes.ids.tolist(), best, strict=True)}
     rows = []
     for a, b in asked:
         which = [number[units[a]], number[units[b]], number[units[a] | units[b]]]
         for label in chosen:
             mine = measured.labels == label
             shared = {
-                "site": modes.site.key, "mode_a": a, "mode_b": b, "label": label,
-                "label_name": label_name(samples.inputs.label_names, label),
+                "site": modes.site.key, "mode_a": a, "mode_b": b, "name_a": called[a],
+                "name_b": called[b], "label": label, "label_name": label_name(names, label),
                 "n_samples": int(mine.sum()), "n_units": choice.count,
                 "n_shared": len(units[a] & units[b]), "replacement": replacement,
             }  # fmt: skip

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from condec.effects.choose import choice_of, label_means, of_labels
-from condec.effects.curve import EditKind, Replacement
 from condec.effects.measured import Edits, measure
+from condec.effects.points import EditKind, Replacement
 from condec.effects.rankings import ByMode, Ranked, Ranking
 from condec.effects.samples import held_out, labels_of
 from condec.errors import DataError, OptionError

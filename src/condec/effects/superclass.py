@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from condec.effects.choose import Choice, bootstrap, choice_of
-from condec.effects.curve import EditKind, Replacement
 from condec.effects.measured import Edits, measure
+from condec.effects.points import EditKind, Replacement
 from condec.effects.rankings import ByModeSum, RandomUnits, Scores, descending
 from condec.effects.samples import Samples, held_out
 from condec.errors import DataError, OptionError
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pandas
 
 _TOP: Final = 5
-_QUANTITIES: Final = ("top1", "top5", "probability")
+SuperclassQuantity = Literal["top1", "top5", "probability"]
+_QUANTITIES: Final = get_args(SuperclassQuantity)
 
 
 @dataclass(frozen=True, eq=False)

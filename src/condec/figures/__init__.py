@@ -11,6 +11,12 @@ Figures are made without pyplot, so nothing global changes, and `save_figure` wr
 bytes every time. This is the only part of condec that imports matplotlib.
 """
 
+from condec.figures.control import (
+    control_matrix_figure,
+    interactions_figure,
+    steering_figure,
+    superclass_figure,
+)
 from condec.figures.curves import auc_figure, control_figure
 from condec.figures.dictionaries import density_figure, stability_figure
 from condec.figures.pareto import pareto_figure
@@ -44,12 +50,14 @@ __all__ = [
     "auc_figure",
     "completeness_figure",
     "control_figure",
+    "control_matrix_figure",
     "correlation_heatmap_figure",
     "correlation_histogram_figure",
     "density_figure",
     "display_for",
     "draw_maps",
     "flatten_colours",
+    "interactions_figure",
     "layer_statistics_figure",
     "lit",
     "map_scale",
@@ -62,5 +70,7 @@ __all__ = [
     "smooth_map",
     "smoothing",
     "stability_figure",
+    "steering_figure",
+    "superclass_figure",
     "training_history_figure",
 ]
