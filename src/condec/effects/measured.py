@@ -59,7 +59,7 @@ def measure(
     *,
     targets: Sequence[int | None] | None = None,
     batch_size: int = 64,
-    memory_gib: float = 1.0,
+    memory_gib: float | None = None,
     route: Route = "auto",
 ) -> Measured:
     """Run held-out samples under many edits.
@@ -80,8 +80,9 @@ def measure(
         For every set of edits the label to follow on all samples.
     batch_size : int
         Samples that pass the model together. Memory holds one batch of them.
-    memory_gib : float
-        How much memory, about, the versions that pass together may take; one always may.
+    memory_gib : float, optional
+        How much memory, about, the versions that pass together may take; one always may. By
+        default 1/16 on a processor, whose caches more would overflow, and 2 on a GPU.
     route : {"auto", "graph", "replay", "full"}
         ``"full"`` is a whole pass for every set of edits; ``"graph"`` and ``"replay"`` are the
         ways of `split_at` to run what lies after a place, and an error where they do not work.

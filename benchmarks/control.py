@@ -1,0 +1,138 @@
+"""S6: sets of edits per second, against a whole pass for each.
+
+A site of each network, early, middle and late; single channels ablated in turn, one set of edits
+each, measured by `condec.effects.measure`: whole passes, the graph and replay in turns in one
+run. Times hold all that a route costs: the full pass of every batch, the trace, the trial with
+two versions, the numbers taken of the outputs. Whole passes cost the same for every set, so
+fewer of them are timed.
+
+    python benchmarks/control.py [--model resnet50|mobilenet_v2|vit_base] [--device cuda] [--quick]
+
+With ``--model`` or ``--quick`` it prints, and writes no file.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from measure import side_by_side, write
+
+from condec.control import Ablate
+from condec.data import as_inputs
+from condec.effects import Measured, Samples, measure
+from condec.effects.measured import Route
+from condec.models import load_model
+
+MODELS = {
+    "resnet50": (
+        "torchvision:resnet50", 4, {"early": "layer1.1", "middle": "layer3.1", "late": "layer4.1"}
+    ),
+    "mobilenet_v2": (
+        "torchvision:mobilenet_v2",
+        8,
+        {"early": "features.3", "middle": "features.10", "late": "features.17"},
+    ),
+    "vit_base": (
+        "timm:vit_base_patch16_224",
+        2,
+        {"early": "blocks.1", "middle": "blocks.6", "late": "blocks.10"},
+    ),
+}  # fmt: skip
+"""Name, images, and blocks: all but the last has blocks after it."""
+LABELS = 1000
+EDITS = {"early": 8, "middle": 16, "late": 48}
+"""Sets of edits by the graph and by replay."""
+WHOLE = 2
+
+
+def edits_of(site: str, n: int) -> list[tuple[Ablate, ...]]:
+    """Single channels, one a set."""
+    return [(Ablate(site, units=[unit]),) for unit in range(n)]
+
+
+def apart(a: Measured, b: Measured) -> dict[str, float]:
+    """How far two routes are from each other."""
+    return {
+        "largest_difference_of_logits": float((a.logit - b.logit).abs().max()),
+        "same_predictions": float((a.predicted == b.predicted).double().mean()),
+    }
+
+
+def at_site(
+    model: nn.Module, images: torch.Tensor, site: str, n_edits: int, repeats: int
+) -> dict[str, Any]:
+    """Edits a second by each route at one site."""
+    counts: dict[Route, int] = {"full": WHOLE, "graph": n_edits, "replay": n_edits}
+    labels = torch.arange(len(images))
+    samples = Samples(as_inputs((images.cpu(), labels)), labels.tolist(), labels, LABELS)
+    found: dict[Route, Measured] = {}
+
+    def run(route: Route) -> None:
+        edits = edits_of(site, counts[route])
+        found[route] = measure(model, samples, edits, batch_size=len(images), route=route)
+
+    seconds = side_by_side({route: lambda r=route: run(r) for route in counts}, repeats)
+    each = {route: [s / counts[route] for s in seconds[route]] for route in counts}
+    times = {
+        route: statistics.median(a / b for a, b in zip(each["full"], each[route], strict=True))
+        for route in counts
+        if route != "full"
+    }
+    n = counts["full"]
+    whole = found["full"]
+    return {
+        "site": site,
+        "sets_of_edits": counts,
+        "seconds": seconds,
+        "edits_per_second": {route: 1 / statistics.median(each[route]) for route in counts},
+        "times_faster_than_whole_passes": times,
+        "against_whole_passes": {route: apart(first(found[route], n), whole) for route in times},
+    }
+
+
+def first(measured: Measured, n: int) -> Measured:
+    """Outputs under the first sets of edits."""
+    fields = {k: v[:n] if k not in ("labels", "n_labels") else v for k, v in vars(measured).items()}
+    return Measured(**fields)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=MODELS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one turn, a quarter of the edits")
+    args = parser.parse_args()
+    repeats = 1 if args.quick else args.repeats
+    record: dict[str, Any] = {}
+    for name in [args.model] if args.model else MODELS:
+        spec, n_images, sites = MODELS[name]
+        torch.manual_seed(0)
+        model = load_model(spec).model.to(args.device)
+        images = torch.randn(n_images, 3, 224, 224)
+        with torch.no_grad():
+            model(images.to(args.device))
+        record[name] = {
+            "what": f"{name} (random weights), one batch of {n_images} images, {args.device}",
+            **{
+                where: at_site(
+                    model, images, site, EDITS[where] // (4 if args.quick else 1), repeats
+                )
+                for where, site in sites.items()
+            },
+        }
+        for where in sites:
+            print(name, where, record[name][where]["times_faster_than_whole_passes"], flush=True)
+    if not (args.quick or args.model):
+        write("control" if args.device == "cpu" else "control_cuda", record)
+
+
+if __name__ == "__main__":
+    main()
