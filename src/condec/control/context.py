@@ -149,13 +149,15 @@ class _Place:
 
 def _found(model: nn.Module, site: Site) -> Site:
     """The site, if the model has it; a module that stands in two places has one name."""
-    places: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    first = next((n for n, m in model.named_modules() if m is places.get(site.name)), site.name)
-    if first != site.name:
-        raise SiteError(
-            f"{site.key}: this module stands in several places of {type(model).__name__} and is "
-            f"known as {first}; say which of its calls is meant: {first}#0, {first}#1, ..."
-        )
+    names = {module: name for name, module in model.named_modules()}
+    if site.name not in names.values():
+        every: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        if site.name in every:
+            first = names[every[site.name]]
+            raise SiteError(
+                f"{site.key}: this module stands in several places of {type(model).__name__} and "
+                f"is known as {first}; say which of its calls is meant: {first}#0, {first}#1, ..."
+            )
     return find_sites(model, site)[0]
 
 

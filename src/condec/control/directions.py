@@ -86,7 +86,7 @@ class Steer(Edit):
     def apply(self, activation: Tensor) -> Tensor:
         """The activation with the direction added."""
 
-        def steered(h: Tensor, laid: Tensor, axes: tuple[int, ...]) -> Tensor:
+        def steered(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
             if not self.strength:
                 return h
             step = self.strength * laid
@@ -96,7 +96,7 @@ class Steer(Edit):
                 step = step * math.hypot(*self.direction)
             return h + step
 
-        return along(self, self.direction, activation, steered)
+        return along(self, [self.direction], activation, steered)
 
 
 @final
@@ -148,7 +148,7 @@ class Corrupt(Edit):
     def apply(self, activation: Tensor) -> Tensor:
         """The activation with the noise added."""
 
-        def corrupted(h: Tensor, laid: Tensor, axes: tuple[int, ...]) -> Tensor:
+        def corrupted(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
             if not self.std:
                 return h
             shape = [1 if axis in axes else size for axis, size in enumerate(h.shape)][1:]
@@ -157,7 +157,7 @@ class Corrupt(Edit):
             noise = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in h]
             return h + self.std * torch.stack(noise).to(h) * laid
 
-        return along(self, self.direction, activation, corrupted)
+        return along(self, [self.direction], activation, corrupted)
 
 
 @final
@@ -197,32 +197,31 @@ class Project(Edit):
 
     def apply(self, activation: Tensor) -> Tensor:
         """The activation without the directions."""
-        for direction in _basis(self.directions):
-            activation = along(self, direction, activation, without)
-        return activation
 
+        def projected(h: Tensor, axes: tuple[int, ...], *basis: Tensor) -> Tensor:
+            for laid in basis:
+                h = h - (h * laid).sum(axes, keepdim=True) * laid
+            return h
 
-def without(h: Tensor, laid: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Vectors without their component along a direction of length 1."""
-    return h - (h * laid).sum(axes, keepdim=True) * laid
+        return along(self, _basis(self.directions), activation, projected)
 
 
 def along(
     edit: Edit,
-    direction: Direction,
+    directions: Sequence[Direction],
     activation: Tensor,
-    change: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor],
+    change: Callable[..., Tensor],
 ) -> Tensor:
     """Copy of an activation, changed where its units are; half precision is changed in single.
 
     Parameters
     ----------
     edit : Edit
-    direction : tuple of float, one for every unit
+    directions : sequence of tuples of float, one for every unit
     activation : Tensor of shape [sample, ...]
     change : function
-        Of the activation (without tokens that do not count), the direction of length 1 laid
-        over its unit axes, and these axes.
+        Of the activation (without tokens that do not count), its unit axes, and the directions,
+        each of length 1 and laid over these axes.
 
     Raises
     ------
@@ -237,18 +236,19 @@ def along(
             f"{name_of(edit)}: heads have no direction, for the entries of each are in a basis of "
             "its own; take the same site @features, and a direction as wide as its last axis"
         )
-    if len(direction) != n_units:
+    if len(directions[0]) != n_units:
         raise OptionError(
             f"{name_of(edit)}: the direction must have one entry for each of the site's {n_units} "
-            f"units; got {len(direction)}"
+            f"units; got {len(directions[0])}"
         )
     h = units.expand(activation)
     h = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
-    one = torch.tensor(direction, dtype=torch.float64)
-    one = (one / torch.linalg.vector_norm(one)).to(h)
-    laid = replace(units, tokens=None).broadcast(one, h.shape)
+    ones = torch.tensor(directions, dtype=torch.float64)
+    ones /= torch.linalg.vector_norm(ones, dim=1, keepdim=True)
+    plain = replace(units, tokens=None)
+    laid = (plain.broadcast(one, h.shape) for one in ones.to(h))
     out = activation.clone()
-    units.expand(out).copy_(change(h, laid, units.axes(h.ndim)))
+    units.expand(out).copy_(change(h, units.axes(h.ndim), *laid))
     return out
 
 

@@ -91,11 +91,11 @@ class Patch(Edit):
         """The activation with the source's part."""
         layout, n_units = layout_of(self, activation)
         source = self.source.rows(name_of(self), activation)
-        if self.units is not None:
-            where = mask_of(self, self.units, n_units).to(activation.device)
+        if self.direction is None:
+            where = mask_of(self, self.units or (), n_units).to(activation.device)
             return torch.where(layout.broadcast(where, activation.shape), source, activation)
 
-        def patched(h: Tensor, laid: Tensor, axes: tuple[int, ...]) -> Tensor:
+        def patched(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
             return h + ((layout.expand(source) - h) * laid).sum(axes, keepdim=True) * laid
 
-        return along(self, self.direction or (), activation, patched)
+        return along(self, [self.direction], activation, patched)
