@@ -97,21 +97,17 @@ class Curves:
         """
         import pandas
 
-        labels = self.measured.labels
-        present = sorted(set(labels.tolist()))
-        right = torch.stack(
-            [self.measured.right[:, labels == one].double().mean(1) for one in present], 1
-        )
+        counts, right = self._counts, self._sums["right"] / self._counts
         rows = []
         for curve in self.curves:
             for fraction, numbers in zip(self.options.fractions, curve.numbers, strict=True):
-                for place, label in enumerate(present):
+                for place, label in enumerate(self._labels):
                     before, after = float(right[0, place]), float(right[numbers, place].mean())
                     rows.append({
                         "target": curve.ranked.label, "ranking": curve.ranked.name,
                         "fraction": fraction, "n_units": count_units(self.n_units, fraction),
                         "label": label, "label_name": label_name(self.label_names, label),
-                        "n_samples": int((labels == label).sum()),
+                        "n_samples": int(counts[place]),
                         "unedited": before, "edited": after,
                         "relative": after / before if before else math.nan,
                     })  # fmt: skip
@@ -138,7 +134,8 @@ class Curves:
         auc_low, auc_high = interval(selectivity(relative, self.options.fractions)).tolist()
         masks = self._masks(curve)
         shared = self._describe(curve) | {
-            "n_target": int(masks["target"].sum()), "n_off": int(masks["off"].sum()),
+            "n_target": int(self._counts[masks["target"]].sum()),
+            "n_off": int(self._counts[masks["off"]].sum()),
             "defined": not bool(relative[:, 0].isnan().any()),
             "auc_low": auc_low, "auc_high": auc_high,
         }  # fmt: skip
@@ -148,14 +145,55 @@ class Curves:
             for of, (name, mask) in enumerate(masks.items()):
                 row[f"{name}_accuracy"] = float(relative[of, 0, place])
                 row[f"{name}_low"], row[f"{name}_high"] = bounds[:, of, place].tolist()
-                row |= _measures(self.measured, mask, curve.numbers[place], name)
+                row |= self._measures(name, mask, curve.numbers[place])
             rows.append(row)
         return rows
 
-    def _masks(self, curve: Curve) -> dict[str, Bool[Tensor, " sample"]]:
-        target = self.measured.labels == curve.ranked.label
-        off = ~target if curve.off is None else self.measured.labels == curve.off
-        return {"target": target, "off": off}
+    @cached_property
+    def _labels(self) -> list[int]:
+        """Labels of the held-out samples."""
+        return sorted(set(self.measured.labels.tolist()))
+
+    @cached_property
+    def _counts(self) -> Float[torch.Tensor, " label"]:
+        """Samples of each of them."""
+        return torch.bincount(self.measured.labels)[self._labels].double()
+
+    @cached_property
+    def _sums(self) -> dict[str, Float[torch.Tensor, "edit label"]]:
+        """Over the samples of each label: how many are right, and changes by the edit."""
+        measured, parts = self.measured, [self.measured.labels == one for one in self._labels]
+        sums = {
+            "right": torch.stack([measured.right[:, mine].double().sum(1) for mine in parts], 1)
+        }
+        for what in _CHANGES:
+            values = getattr(measured, what)
+            changes = [values[:, mine].double() - values[0, mine].double() for mine in parts]
+            sums[what] = torch.stack([change.sum(1) for change in changes], 1)
+        return sums
+
+    def _masks(self, curve: Curve) -> dict[str, Bool[Tensor, " label"]]:
+        labels = torch.tensor(self._labels)
+        target = labels == curve.ranked.label
+        return {"target": target, "off": ~target if curve.off is None else labels == curve.off}
+
+    def _measures(
+        self, name: str, mask: Bool[torch.Tensor, " label"], numbers: Int[torch.Tensor, " draw"]
+    ) -> dict[str, object]:
+        """Numbers of one point over the samples of some labels, means over draws."""
+        n_samples = float(self._counts[mask].sum()) or math.nan
+
+        def mean(what: str, edits: Tensor) -> Tensor:
+            return self._sums[what][edits][:, mask].sum(1) / n_samples
+
+        unedited, edited = float(mean("right", torch.tensor([0]))), mean("right", numbers)
+        relative = edited / (unedited or math.nan)
+        return {
+            f"{name}_unedited": unedited,
+            f"{name}_edited": float(edited.mean()),
+            f"{name}_std": float(relative.std()) if len(numbers) > 1 else math.nan,
+            **{f"{name}_{what}": float(mean(what, numbers).mean()) for what in _CHANGES},
+        }
 
     def _describe(self, curve: Curve) -> dict[str, object]:
         ranked, options = curve.ranked, self.options
@@ -168,26 +206,3 @@ class Curves:
             "n_draws": len(ranked.orders) if ranked.drawn else 0,
             "n_bootstrap": options.n_bootstrap,
         }  # fmt: skip
-
-
-def _measures(
-    measured: Measured,
-    mask: Bool[torch.Tensor, " sample"],
-    numbers: Int[torch.Tensor, " draw"],
-    name: str,
-) -> dict[str, object]:
-    """Numbers of one point over some images, means over draws."""
-    right = measured.right[numbers][:, mask].double().mean(1)
-    unedited = float(measured.right[0, mask].double().mean())
-    row: dict[str, object] = {
-        f"{name}_unedited": unedited,
-        f"{name}_edited": float(right.mean()),
-        f"{name}_std": float((right / (unedited or math.nan)).std())
-        if len(numbers) > 1
-        else math.nan,
-    }
-    for what in _CHANGES:
-        values = getattr(measured, what)
-        change = values[numbers][:, mask].double() - values[0, mask].double()
-        row[f"{name}_{what}"] = float(change.mean())
-    return row
