@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from condec.containers import first_tensor, with_first_tensor
-from condec.errors import ModelError, SiteError
+from condec.errors import ModelError, OptionError, SiteError
 from condec.models.torchvision import import_torchvision
 from condec.sites import Site
-from condec.suffix import split_at
+from condec.suffix import Cut, split_at
 from condec.suffix.replay import Replay
 from condec.tape import run_model
 from condec.testing.contracts import count_hooks
@@ -464,3 +464,273 @@ def test_half_precision() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         suffix = split_at(small_mlp().to(dtype), torch.randn(3, 5, dtype=dtype), Site("1"))
         assert torch.equal(suffix.run(suffix.activation), suffix.output)
+
+
+class Downsample(nn.Module):
+    """A residual block whose shortcut runs after the site, and a head that reads a batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True)
+        self.block = Downsample.Block(self.relu)
+        self.head = nn.Linear(4, 3)
+
+    class Block(nn.Module):
+        def __init__(self, relu: nn.Module) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(4, 4, 3, padding=1), relu
+            self.shortcut = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.relu(self.conv(x))
+            y += self.shortcut(x)
+            return self.relu(y)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        h = self.block(self.relu(self.stem(x)))
+        h = h if scale is None else scale * h
+        self.last = h
+        return self.head(h.view(x.shape[0], 4, -1).mean(2))
+
+
+def exchanged(model: nn.Module, changes: dict[Site, Any], run: Callable[[], Tensor]) -> Tensor:
+    """What `run` gives while hooks change outputs of modules, each in one of its calls."""
+    handles, calls = [], dict.fromkeys(changes, 0)
+
+    def at(site: Site) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: Any, out: Any = None) -> Any:
+            calls[site] += 1
+            if calls[site] != (site.call or 0) + 1:
+                return None
+            value = args if site.tap == "input" else out
+            return with_first_tensor(value, changes[site](first_tensor(value)))
+
+        return hook
+
+    for site in changes:
+        module = model.get_submodule(site.name)
+        register = (
+            module.register_forward_pre_hook
+            if site.tap == "input"
+            else module.register_forward_hook
+        )
+        handles.append(register(at(site)))
+    try:
+        return run()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+LATER = [
+    "block",  # around the site
+    "block.shortcut",  # does not depend on it
+    "block.shortcut.0:input",
+    "relu#2",  # one call of a shared module
+    "head:input",
+    "relu#2 block head",
+]
+
+
+@pytest.mark.parametrize("route", ["graph", "replay"])
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("site", ["block.conv", "relu#1"])
+def test_changes_at_later_sites(site: str, later: str, route: Any) -> None:
+    """Each version gets its own, at whatever place and call."""
+    model = seeded(Downsample)
+    inputs = torch.randn(2, 1, 5, 4, dtype=torch.float64)
+    sites = [parse(one) for one in later.split()]
+    suffix = split_at(model, inputs, parse(site), also=sites, route=route)
+    h = suffix.activation
+    versions = [h, h.flip(1), 2.0 * h]
+
+    def change(scale: float) -> Callable[[Tensor], Tensor]:
+        return lambda h: scale * h + 1.0
+
+    def stacked(h: Tensor) -> Tensor:
+        return torch.cat([change(float(i))(part) for i, part in enumerate(h.split(2))])
+
+    output = suffix.run(torch.cat(versions), dict.fromkeys(sites, stacked))
+    for i, version in enumerate(versions):
+        changes: dict[Site, Any] = dict.fromkeys(sites, change(float(i)))
+        slow = exchanged(model, changes, lambda v=version: whole(model, inputs, parse(site), v))
+        torch.testing.assert_close(output[2 * i : 2 * i + 2], slow, rtol=0, atol=1e-12)
+    assert count_hooks(model) == 0
+    unchanged = suffix.run(torch.cat(versions))[:2]
+    torch.testing.assert_close(unchanged, suffix.output, rtol=0, atol=1e-12)
+
+
+def test_the_graph_keeps_what_does_not_depend_on_the_site() -> None:
+    model, inputs = seeded(Downsample), torch.randn(2, 1, 5, 4, dtype=torch.float64)
+    expected = {
+        "graph": ["relu", "relu", "head"],
+        "replay": ["relu", "block.shortcut.0", "block.shortcut.1", "relu", "head"],
+    }
+    for route, names in expected.items():
+        suffix = split_at(model, inputs, Site("block.conv"), route=route)
+        assert calls_of(model, lambda s=suffix: s.run(s.activation)) == names
+
+
+def test_tracing_leaves_nothing_behind() -> None:
+    """Nor what the model's code stores while it is traced."""
+    model = Downsample().eval()
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    inputs = torch.randn(2, 1, 5, 4)
+    suffix = split_at(model, inputs, Site("block.conv"), route="graph")
+    suffix.run(suffix.activation)
+    assert isinstance(model.last, Tensor)  # of the full pass
+    del model.last
+    assert {name: module.__dict__ for name, module in model.named_modules()} == before
+    mlp = Untraceable().eval()
+    with pytest.raises(ModelError, match=r"Untraceable cannot be traced: .*route='replay'"):
+        split_at(mlp, torch.randn(2, 3), Site("stem"), route="graph")
+    assert not hasattr(mlp, "seen")
+    assert split_at(mlp, torch.randn(2, 3), Site("stem")).route == "replay"
+
+
+class Untraceable(nn.Module):
+    """Goes a way that hangs on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        if isinstance(h, Tensor):
+            return self.head(h)
+        self.seen = h
+        return self.head(h) if h.sum() > 0 else h
+
+
+class WritesBack(nn.Module):
+    """What lies after the site writes to what lies before it, and that is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.site, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        h.view(-1).add_(self.site(x).view(-1))
+        return self.head(h) + self.head(self.site.weight.sum() + x * 0)
+
+
+def test_the_graph_is_not_taken_where_the_past_is_written_to() -> None:
+    model, inputs = seeded(WritesBack), torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(ModelError, match="output of WritesBack does not depend on site"):
+        split_at(model, inputs, Site("site"), route="graph")
+    suffix = split_at(model, inputs, Site("site"))
+    assert suffix.route == "replay"
+    given = suffix.activation + 1.0
+    assert torch.allclose(suffix.run(given), whole(model, inputs, Site("site"), given))
+
+
+class AddsToShortcut(nn.Module):
+    """An output that depends on the site, and a kept tensor that is changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.site, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        y = self.site(h)
+        h.add_(y)
+        return self.head(h) + self.head(y)
+
+
+def test_in_place_on_what_is_kept() -> None:
+    model, inputs = seeded(AddsToShortcut), torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(ModelError, match="after site changes in place what lies before it"):
+        split_at(model, inputs, Site("site"), route="graph")
+    suffix = split_at(model, inputs, Site("site"))
+    given = torch.cat([suffix.activation + 1.0, suffix.activation * 2.0])
+    for _ in range(2):
+        output = suffix.run(given)
+        for i, version in enumerate(given.split(2)):
+            slow = whole(model, inputs, Site("site"), version)
+            assert torch.allclose(output[2 * i : 2 * i + 2], slow)
+
+
+@pytest.mark.parametrize("route", ["graph", "replay"])
+def test_hooks_of_others(route: Any) -> None:
+    """On modules after the site, on those made of others, and on the model itself."""
+    model, inputs = seeded(Reuse), torch.randn(2, 4, dtype=torch.float64)
+    suffix = split_at(model, inputs, Site("first.a", call=0), route=route)
+    for name in ("second", "second.b", "head", ""):
+        module = model.get_submodule(name)
+        handle = module.register_forward_hook(lambda m, args, out: 2.0 * out)
+        try:
+            changed = suffix.run(suffix.activation)
+            torch.testing.assert_close(changed, model(inputs), rtol=0, atol=1e-12)
+            assert not torch.allclose(changed, suffix.output)
+        finally:
+            handle.remove()
+    handle = model.first.register_forward_hook(lambda m, args, out: 2.0 * out)
+    try:
+        if route == "graph":
+            with pytest.raises(ModelError, match="first has a forward hook, and the graph passes"):
+                suffix.run(suffix.activation)
+        else:
+            torch.testing.assert_close(suffix.run(suffix.activation), model(inputs))
+        again = split_at(model, inputs, Site("first.a", call=0))
+        assert again.route == "replay"
+    finally:
+        handle.remove()
+
+
+def test_a_cut_serves_many_batches() -> None:
+    """Traced once, tried once a shape; modules before the site run once a batch."""
+    model = seeded(Downsample)
+    cut = Cut(model, Site("block.conv"))
+    sizes = (3, 3, 2, 3)
+    runs: list[list[str]] = []
+    for size in sizes:
+        inputs = torch.randn(size, 1, 5, 4, dtype=torch.float64)
+        runs.append(calls_of(model, lambda x=inputs: cut.at(x)))
+        suffix = cut.at(inputs)
+        given = torch.cat([suffix.activation] * 2) + 1.0
+        slow = whole(model, inputs, Site("block.conv"), given[:size])
+        torch.testing.assert_close(suffix.run(given)[size:], slow, rtol=0, atol=1e-12)
+    assert [one.count("block.conv") for one in runs] == [1, 1, 1, 1]
+    assert [one.count("head") for one in runs] == [2, 1, 2, 1]
+
+
+def test_memory_of_a_version() -> None:
+    """Grows with the batch, and covers the activation."""
+    model = seeded(Downsample)
+    sizes = [
+        split_at(model, torch.randn(n, 1, 5, 4, dtype=torch.float64), Site("block.conv"), route=r)
+        .version_bytes
+        for n in (2, 8)
+        for r in ("graph", "replay")
+    ]  # fmt: skip
+    activation = 2 * 4 * 5 * 4 * 8
+    assert all(2 * activation < size < 20 * activation for size in sizes[:2])
+    assert sizes[2] / sizes[0] == pytest.approx(4.0, rel=0.1)
+
+
+def test_bad_requests_for_later_sites() -> None:
+    model, inputs = seeded(Downsample), torch.randn(2, 1, 5, 4, dtype=torch.float64)
+    suffix = split_at(model, inputs, Site("block.conv"))
+    with pytest.raises(SiteError, match=r"head cannot be changed in a run from block.conv on"):
+        suffix.run(suffix.activation, {Site("head"): torch.neg})
+    with pytest.raises(SiteError, match="has no module 'tail'"):
+        split_at(model, inputs, Site("block.conv"), also=[Site("tail")])
+    with pytest.raises(ModelError, match="its trace does not come to relu"):
+        split_at(model, inputs, Site("block.conv"), also=[Site("relu", call=5)], route="graph")
+    with pytest.raises(ModelError, match="no node for the model itself"):
+        split_at(model, inputs, Site("block.conv"), also=[Site("")], route="graph")
+    state, series = Recurrent(state=True).eval(), torch.randn(3, 5, 3)
+    apart = split_at(state, series, Site("relu"), also=[Site("head")], route="replay")
+    negated = apart.run(apart.activation, {Site("head"): torch.neg})
+    torch.testing.assert_close(negated, -apart.output)
+    with pytest.raises(SiteError, match="relu: Recurrent runs one version at a time, so changes"):
+        apart.run(torch.cat([apart.activation] * 2), {Site("head"): torch.neg})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_route() -> None:
+    with pytest.raises(OptionError, match="route must be one of auto, graph, replay; got 'fast'"):
+        split_at(small_mlp(), torch.randn(2, 5), Site("1"), route="fast")
