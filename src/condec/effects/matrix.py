@@ -359,7 +359,7 @@ def control_matrix(
         return torch.stack([means[0], *(means[of].mean(0) for of in numbers)])
 
     right, probability, logit = (
-        by_row(values) for values in (measured.right, measured.probability, measured.logit)
+        by_row(values) for values in (measured.right.double(), measured.probability, measured.logit)
     )
     return ControlMatrix(
         site=modes.site.key, ranking=ranking.name, edit=edit, replacement=replacement,
