@@ -237,18 +237,32 @@ def test_noise_does_not_depend_on_what_is_stacked() -> None:
     assert not torch.equal(together.logit[3], together.logit[4])
 
 
-def test_within_other_edits() -> None:
+class Untraced(nn.Module):
+    """Asks for a value, so that it does not trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_resnet()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) if x.sum() < torch.inf else x
+
+
+@pytest.mark.parametrize("outer", ["block1", "block2", "stem", "block2.conv1"])
+@pytest.mark.parametrize("traces", [True, False])
+def test_within_other_edits(outer: str, traces: bool) -> None:
     """Inner edits get what outer ones left, at the same site, later, and around it."""
-    model, samples = small_resnet(), samples_of(torch.randn(4, 1, 6, 5))
-    edits = [*units("block1", 3), (Preserve("block1", units=[1], replacement=1.0),)]
-    for outer in ("block1", "block2", "stem", "block2.conv1"):
-        for route in ("auto", "graph"):
-            with edited(model, Ablate(outer, units=[0, 2], replacement=2.0)):
-                measured = measure(model, samples, edits, route=route)
-                logits = plain(model, samples, edits, 4)
-            assert torch.equal(measured.predicted, logits.argmax(2)), (outer, route)
-            own = samples.labels.expand(len(edits), -1)[..., None]
-            torch.testing.assert_close(measured.logit, logits.gather(2, own)[..., 0])
+    model, samples = Untraced(), samples_of(torch.randn(4, 1, 6, 5))
+    net = model.net if traces else model
+    at = "" if traces else "net."
+    later = Preserve(at + "block2", units=[1, 3], replacement=-1.0)
+    edits = [*units(at + "block1", 3), (Preserve(at + "block1", units=[1], replacement=1.0), later)]
+    with edited(net, Ablate(at + outer, units=[0, 2], replacement=2.0)):
+        measured = measure(net.eval(), samples, edits)
+        logits = plain(net, samples, edits, 4)
+    assert torch.equal(measured.predicted, logits.argmax(2))
+    own = samples.labels.expand(len(edits), -1)[..., None]
+    torch.testing.assert_close(measured.logit, logits.gather(2, own)[..., 0])
 
 
 @dataclass(frozen=True)

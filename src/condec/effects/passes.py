@@ -164,9 +164,10 @@ class Passes:
             if not auto:
                 raise
             return None
-        hooks = suffix.model.get_submodule(group.site.name)._forward_hooks
-        # Replay would run hooks of others at the site on what they have made already.
-        return None if auto and suffix.route == "replay" and hooks else suffix
+        modules = [suffix.model.get_submodule(s.name) for s in (group.site, *suffix.also)]
+        hooked = any(module._forward_hooks for module in modules)
+        # By replay, hooks of others act after the edits there, and at the site once more.
+        return None if auto and suffix.route == "replay" and hooked else suffix
 
     def _stacked(self, group: _Group, suffix: Suffix) -> Iterator[tuple[int, Tensor]]:
         """Outputs of a group, several sets of edits in one pass."""

@@ -65,12 +65,15 @@ class Graph(Way):
         """Output of the model for all versions."""
         self.trace.check_hooks()
         model = self.trace.model
+        before = model.__dict__.get("forward")
         # Called as a module, so that hooks of the model itself fire.
         model.__dict__["forward"] = lambda *_, **__: self._execute(this)
         try:
             output = run_model(model, self.inputs)
         finally:
             del model.__dict__["forward"]
+            if before is not None:
+                model.__dict__["forward"] = before
         if this.watch is not None and this.watch.is_written:
             raise ModelError(
                 f"{type(model).__name__}: what lies after {self.site.key} changes in place what "

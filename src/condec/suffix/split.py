@@ -264,8 +264,8 @@ def split_at(
 
     Examples
     --------
-    >>> from condec.testing.models import small_resnet
-    >>> suffix = split_at(small_resnet(), torch.ones(2, 1, 5, 5), Site("block1"))
+    >>> from condec.testing.models import small_mlp
+    >>> suffix = split_at(small_mlp(), torch.ones(2, 5), Site("1"))
     >>> bool(torch.equal(suffix.run(suffix.activation), suffix.output)), suffix.route
     (True, 'graph')
     """
