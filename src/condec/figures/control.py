@@ -21,6 +21,7 @@ from condec.figures.style import (
     RULE,
     SHUFFLED,
     SIGNED,
+    list_names,
     name_lines,
     not_empty,
     panels,
@@ -44,7 +45,7 @@ _QUANTITIES: Final = {
 _GROUPS: Final = {
     "member": ("members", POSITIVE),
     "neighbour": ("neighbours", ACTIVATION),
-    "other": ("others", CONTRIBUTION),
+    "other": ("the rest", CONTRIBUTION),
 }
 _DIRECTIONS: Final = {
     "activation": ("mode, activation", CONTRIBUTION),
@@ -116,7 +117,7 @@ def superclass_figure(
     """Every label before and after a superclass is edited, a panel for each ranking.
 
     A line leads from the unedited network (its end) to the edited one (the dot), for every
-    label; bars are means over samples, their numbers before and after.
+    label; black lines are means over samples, before (dashed) and after.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def superclass_figure(
     with styled():
         figure, axes = panels(len(rankings), height=3.0, width=3.6)
         for axis, ranking in zip(axes, rankings, strict=True):
-            title(axis, f"{control.name} {verb}: {RANKINGS[ranking][0]}", what)
+            title(axis, f"By {RANKINGS[ranking][0]}", f"{what}; {control.name} {verb}")
             rows = table[table["ranking"] == ranking]
             _draw_labels(axis, rows, quantity)
     return figure
@@ -289,7 +290,7 @@ def _draw_labels(axis: Axes, rows: "pandas.DataFrame", quantity: str) -> None:
     n_labels = len(rows)
     gap = max(1.0, 0.03 * n_labels)
     size: dict[str, Any] = {"markersize": float(np.clip(90 / n_labels, 1.2, 4))}
-    place, ticks = 0.0, []
+    place, names = 0.0, list[tuple[str, str]]()
     for group, (name, colour) in _GROUPS.items():
         part = rows[rows["group"] == group]
         if part.empty:
@@ -308,8 +309,8 @@ def _draw_labels(axis: Axes, rows: "pandas.DataFrame", quantity: str) -> None:
                 linewidth=1.3,
                 linestyle=dashes,
             )
-        ticks.append(((x[0] + x[-1]) / 2, f"{name}\n{ends[0]:.2f} to {ends[1]:.2f}"))
+        names += [(name, colour), (f"{ends[0]:.2f} to {ends[1]:.2f}", colour)]
         place = float(x[-1]) + 1 + gap
-    axis.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
-    axis.tick_params(axis="x", length=0)
+    list_names(axis, names)
+    axis.set_xticks([])
     axis.set_ylim(-0.03, 1.05)
