@@ -42,7 +42,7 @@ class Attention(nn.Module):
                 "function": lambda: F.softmax(scores, -1, dtype=torch.float64),
                 "torch": lambda: torch.softmax(input=scores, dim=3),
                 "module": lambda: self.soft(scores),
-                "flat": lambda: scores.flatten(0, 1).softmax(-1).view_as(scores),
+                "flat": lambda: scores.flatten(0, 1).softmax(2).view_as(scores),
             }[self.way]()
             out = weights @ v
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -141,6 +141,46 @@ def test_masks_of_the_model_stay_in_force(kind):
             cut(model, x, [(0, 0)])
 
 
+def test_other_tokens_are_read_than_read():
+    class Cross(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.options = options
+
+        def forward(self, x, y):
+            return F.scaled_dot_product_attention(x, y, y, **self.options)
+
+    generator = torch.Generator().manual_seed(3)
+    x, y = (
+        torch.randn(2, n_heads, n, 4, generator=generator, dtype=torch.float64)
+        for n_heads, n in ((4, 3), (2, 6))
+    )
+    open_ = torch.ones(4, 3, 6, dtype=torch.bool)
+    open_[1, 2, 1] = open_[3, 2, 1] = False
+    repeated = y.repeat_interleave(2, 1)
+    # Heads are those of the queries, where several share keys.
+    edit = CutAttention(Site(""), edges=[(1, 2)], heads=[1, 3])
+    with edited(model := Cross(enable_gqa=True), edit):
+        found = model(x, y)
+    expected = F.scaled_dot_product_attention(x, repeated, repeated, open_)
+    torch.testing.assert_close(found, expected)
+    # The mask of is_causal begins with the first key, whatever the number of keys.
+    with edited(model := Cross(is_causal=True), edit):
+        found = model(x, repeated)
+    expected = F.scaled_dot_product_attention(x, repeated, repeated, open_.tril())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("way", ["fused", "method"])
+def test_query_that_reads_nothing_anyway(way):
+    mask = torch.zeros(5, 5, dtype=torch.float64)
+    mask[1] = torch.finfo(torch.float64).min  # token 1 is padding
+    model, x = Attention(way, mask), tokens()
+    found, plain = cut(model, x, [(0, 1), (0, 2)]), by_hand(model, x, [(0, 2)])
+    rest = [0, 2, 3, 4]
+    torch.testing.assert_close(found[:, rest], plain[:, rest])
+
+
 @pytest.mark.parametrize("way", ["fused", "method"])
 def test_query_without_keys(way):
     with pytest.raises(SiteError, match=r"all keys that token 2 may read are cut.*leave it one"):
@@ -196,13 +236,14 @@ def test_unbatched_attention_of_torch():
 
 
 def test_layer_of_torch_takes_no_fused_path_around_the_edges():
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    # Within another model, so that no hook but that at the site is on the layer.
+    layer = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).double().eval()
     x = tokens()
     with torch.no_grad():
         plain = layer(x)
-        found = cut(layer, x, site="self_attn")
+        found = cut(layer, x, site="0.self_attn")
         assert torch.equal(layer(x), plain)
-    expected = cut(expose_attention(layer), x, site="self_attn")
+    expected = cut(expose_attention(layer), x, site="0.self_attn")
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found[:, 1:3], plain[:, 1:3])
     torch.testing.assert_close(found[:, [0, 3, 4]], plain[:, [0, 3, 4]])

@@ -141,12 +141,14 @@ def test_what_is_recorded_is_what_the_tape_sees():
     assert record_activation(model.double(), torch.ones(1, 5), "1").dtype == torch.float64
 
 
-def test_means_over_one_label(tmp_path):
+def test_means_are_per_position_and_of_the_rows_and_label_asked_for(tmp_path):
     model, x = small_resnet(), torch.randn(7, 1, 5, 5)
     labels = torch.tensor([0, 1, 1, 0, 1, 0, 0])
     store = collect(model, (x, labels), "relu", out=tmp_path / "s", progress=False)
     activation = record_activation(model, x, "relu")
     rows = torch.arange(7) < 4
+    torch.testing.assert_close(unit_means(store, "relu"), activation.mean((0, 2, 3)))
+    torch.testing.assert_close(unit_means(store, "relu", rows), activation[:4].mean((0, 2, 3)))
     torch.testing.assert_close(
         unit_means(store, "relu", label=1), activation[labels == 1].mean((0, 2, 3))
     )
@@ -155,6 +157,8 @@ def test_means_over_one_label(tmp_path):
     )
     with pytest.raises(DataError, match="no sample of label 5 to take the mean of"):
         unit_means(store, "relu", label=5)
+    with pytest.raises(DataError, match="no sample to take the mean of"):
+        unit_means(store, "relu", rows & ~rows)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +168,7 @@ def test_means_over_one_label(tmp_path):
         (lambda: Patch("x", source=SOURCE, units=[0], direction=[1.0]), "one of the two; got both"),
         (lambda: Patch("x", source=SOURCE, units=[]), r"Patch\(x\): units is empty"),
         (lambda: Patch("x", source=SOURCE, direction=[0.0]), "direction has no length"),
+        (lambda: Patch("x", source=None, units=[0]), "expected a tensor of activations.*NoneType"),
         (lambda: Recorded(torch.ones(3)), r"Recorded: expected activations.*got shape \(3,\)"),
         (lambda: Recorded(torch.ones(0, 3)), r"expected activations.*got shape \(0, 3\)"),
         (lambda: Resample(torch.ones(2, 3, dtype=torch.int64)), "Resample: .*torch.int64"),

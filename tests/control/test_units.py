@@ -1,5 +1,6 @@
 """Edits: what they put in place of units, where, and that they leave nothing behind."""
 
+import warnings
 from collections import namedtuple
 from dataclasses import FrozenInstanceError, replace
 from decimal import Decimal
@@ -12,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from condec.collection import collect
-from condec.control import Ablate, Edit, Preserve, Scale, edit_from_dict, edited, unit_means
-from condec.errors import DataError, OptionError, SiteError
+from condec.control import Ablate, Edit, Preserve, Scale, baked, edit_from_dict, edited
+from condec.errors import OptionError, SiteError
 from condec.sites import Site, Units
 from condec.tape import record
 from condec.testing.contracts import EditContract, count_hooks
@@ -243,6 +243,14 @@ def test_activation_inside_a_container(kind):
             assert model(torch.ones(1, 3)).tolist() == [[2.0, 0.0, 2.0]]
 
 
+def test_tensor_given_by_keyword_behind_another_argument():
+    model = nn.Sequential(nn.Identity()).eval()
+    model[0].forward = lambda scale, *, x: x if scale is None else scale * x
+    model.forward = lambda x: model[0](None, x=x)
+    with edited(model, Ablate("0:input", units=[1])):
+        assert model(torch.ones(1, 3)).tolist() == [[1.0, 0.0, 1.0]]
+
+
 def test_one_call_of_a_shared_module():
     model, x = Shared(), torch.randn(2, 3)
     a = model.layer(x)
@@ -303,19 +311,6 @@ def test_frozen_and_sorted_and_equal_by_value():
     assert edit_from_dict(heads.to_dict()) == heads
 
 
-def test_means_are_per_position_and_of_the_rows_asked_for(tmp_path):
-    model, x = small_resnet(), torch.randn(7, 1, 5, 5)
-    store = collect(model, x, ["relu", "block2"], out=tmp_path / "s", progress=False)
-    with record(model, [Site("relu")]) as tape:
-        model(x)
-    activation = tape.records["relu"].detach()
-    torch.testing.assert_close(unit_means(store, "relu"), activation.mean((0, 2, 3)))
-    rows = torch.arange(7) < 3
-    torch.testing.assert_close(unit_means(store, "relu", rows), activation[:3].mean((0, 2, 3)))
-    with pytest.raises(DataError, match="no sample to take the mean of"):
-        unit_means(store, "relu", rows & ~rows)
-
-
 @pytest.mark.parametrize(
     ("units", "message"),
     [
@@ -324,6 +319,8 @@ def test_means_are_per_position_and_of_the_rows_asked_for(tmp_path):
         ([2, -1], r"Ablate\(fc\): units count from 0; got \[-1\]"),
         ([0.5], r"Ablate\(fc\): units must be integers.*got \[0.5\]"),
         (torch.tensor([True, False]), r"units must be integers.*mask.nonzero"),
+        (3, r"units must be integers, for example \[3, 7\]; got 3\."),
+        (torch.tensor(3), r"units must be integers.*got 3\."),
     ],
 )
 def test_bad_units(unchecked, units, message):
@@ -449,9 +446,51 @@ def test_activation_that_is_no_floating_tensor():
         run(Words(), Ablate("shape", units=[0]), words)
 
 
-def test_what_is_no_edit(unchecked):
-    with pytest.raises(OptionError, match=r"expected edits such as Ablate.*got 'block1'"):
-        run(small_resnet(), ["block1"], torch.ones(1, 1, 5, 5))
+@pytest.mark.parametrize(
+    ("edits", "got"), [(["block1"], "'block1'"), ("block1", "'block1'"), (None, "None")]
+)
+def test_what_is_no_edit(unchecked, edits, got):
+    for put_in in (lambda: run(small_resnet(), edits, None), lambda: baked(small_resnet(), edits)):
+        with pytest.raises(OptionError, match=f"expected edits such as Ablate.*got {got}"):
+            put_in()
+
+
+def test_heads_need_their_number():
+    with pytest.raises(
+        OptionError, match=r"Scale: 'a:input@heads\[1:\]' does not say how many.*find_"
+    ):
+        Scale("a:input@heads[1:]", units=[0], factor=2.0)
+
+
+def test_nested_tensors_are_refused():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    x, padded = torch.randn(2, 3, 8), torch.tensor([[False] * 3, [False, False, True]])
+    for nested in (True, False):
+        model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested).eval()
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            edited(model, Ablate("layers.0", units=[1])),
+        ):
+            warnings.simplefilter("ignore")
+            if nested:
+                with pytest.raises(
+                    SiteError, match=r"layers.0: .* a nested tensor.*nested_tensor=F"
+                ):
+                    model(x, src_key_padding_mask=padded)
+                model.layers[0](x)
+            else:
+                assert bool((model(x, src_key_padding_mask=padded)[..., 1] == 0).all())
+
+
+def test_the_model_alone_may_be_given_where_it_was_compiled():
+    model, images = small_resnet(), torch.ones(2, 1, 5, 5)
+    whole, function = torch.compile(model), torch.compile(lambda x: model(x) + 0)
+    with edited(model, Ablate("block1", units=[0, 3])):
+        expected = model(images)
+        assert torch.equal(whole(images), expected)
+        assert torch.equal(function(images), expected)
+    assert not torch.equal(model(images), expected)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from condec.control.base import Edit, mask_of, name_of
+from condec.control.base import Edit, checked_edits, mask_of, name_of
+from condec.control.context import is_edited
 from condec.control.units import Ablate, Preserve, Scale
-from condec.errors import OptionError, SiteError
+from condec.errors import ModelError, OptionError, SiteError
 from condec.files import write_file, writing
 from condec.sites import find_sites
 from condec.units import Layout
@@ -40,7 +41,8 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit]) -> nn.Module:
     :math:`h = W x + b` that is row u of W and entry u of b times :math:`a_u`, plus :math:`c_u` in
     b; so for normalisation with weight and bias. At its input it is column u of W times
     :math:`a_u`, and :math:`W_{\cdot u} c_u` more in b. Zeros and constants are exact to the
-    bit at an output; all else is equal but for the order of rounding.
+    bit at an output; all else is equal but for the order of rounding. Of a module that is
+    called more than once, all calls are edited.
 
     Parameters
     ----------
@@ -65,6 +67,8 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit]) -> nn.Module:
         There is no such site or unit; the edit would not be exact there: another kind of
         module, other axes, no bias where one is needed, weights that other places share, or
         one call among several.
+    ModelError
+        The model is under `edited`.
 
     Examples
     --------
@@ -77,8 +81,13 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit]) -> nn.Module:
     >>> torch.equal(baked(model, edit)(images), logits)
     True
     """
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    model = copy.deepcopy(original(model))
+    edits, model = checked_edits("baked", edits), original(model)
+    if is_edited(model):
+        raise ModelError(
+            f"baked: this {type(model).__name__} has edits in force, which a copy would keep for "
+            "good; leave the context of edited first, and give baked all edits"
+        )
+    model = copy.deepcopy(model)
     maps = [_map_of(model, edit) for edit in edits]
     with torch.no_grad():
         for one in maps:
@@ -108,6 +117,8 @@ def save_baked(model: nn.Module, edits: Edit | Iterable[Edit], file: str | Path)
         The file is named otherwise; or as in `baked`.
     SiteError
         As in `baked`.
+    ModelError
+        As in `baked`.
     StoreError
         It cannot be written.
     """
@@ -116,7 +127,7 @@ def save_baked(model: nn.Module, edits: Edit | Iterable[Edit], file: str | Path)
     file = Path(file)
     if file.suffix != ".safetensors":
         raise OptionError(f"save_baked: expected a file name.safetensors; got {file}")
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    edits = checked_edits("save_baked", edits)
     state = baked(model, edits).state_dict()
     # A copy each: the format has no tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -172,12 +183,13 @@ def _check_module(edit: Edit, module: nn.Module) -> None:
     """Raise SiteError where the units of the site are not rows or columns of weights."""
     who, site = f"baked: {name_of(edit)}", edit.site
     kind = next((k for k in type(module).__mro__ if k in _LAYOUTS), None)
+    what = type(module).__name__
     # A class that goes on otherwise (a norm with an activation in it) is not its parent.
     if kind is not None and type(module).forward is not kind.forward:
-        kind = None
+        kind, what = None, f"{what} of {type(module).__module__}, which computes in its own way,"
     if kind is None or (site.tap == "input" and kind not in (nn.Linear, *_CONVS)):
         raise SiteError(
-            f"{who}: the {site.tap} of a {type(module).__name__} cannot be held by weights "
+            f"{who}: the {site.tap} of a {what} cannot be held by weights "
             "exactly; expected the output of Linear, Conv, BatchNorm, GroupNorm or LayerNorm, or "
             "the input of Linear or Conv, for example the last normalisation before it"
         )

@@ -2,9 +2,10 @@
 
 import dataclasses
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -73,9 +74,38 @@ def set_fields(edit: Edit, **values: Any) -> None:
 
 
 def set_site(edit: Edit, site: Site | str) -> str:
-    """Set the site of a frozen edit; returns how messages call it."""
+    """Set the site of a frozen edit; returns how messages call it.
+
+    Raises
+    ------
+    OptionError
+        The text does not follow the grammar, or names heads without their number.
+    """
+    if isinstance(site, str) and re.search(r"@heads(?!\()", site):
+        raise OptionError(
+            f"{type(edit).__name__}: {site!r} does not say how many heads there are; write "
+            "@heads(12), say, or take the site from find_sites, which asks the model"
+        )
     set_fields(edit, site=Site.parse(site) if isinstance(site, str) else site)
     return name_of(edit)
+
+
+def checked_edits(who: str, edits: Any) -> tuple[Edit, ...]:
+    """One edit or several, as a tuple.
+
+    Raises
+    ------
+    OptionError
+        Something among them is not an edit.
+    """
+    several = isinstance(edits, Iterable) and not isinstance(edits, str)
+    given = tuple(edits) if several else (edits,)
+    for edit in given:
+        if not isinstance(edit, Edit):
+            raise OptionError(
+                f"{who}: expected edits such as Ablate(site, units=[0]); got {edit!r}"
+            )
+    return given
 
 
 def checked_units(who: str, units: Sequence[int] | Tensor) -> tuple[int, ...]:
@@ -86,17 +116,18 @@ def checked_units(who: str, units: Sequence[int] | Tensor) -> tuple[int, ...]:
     OptionError
         None, one twice, negative, or no integer.
     """
-    wanted = units.tolist() if isinstance(units, Tensor) else list(units)
-    if not wanted:
+    given: Any = units.tolist() if isinstance(units, Tensor) else units
+    wanted: list[Any] | None = list(given) if isinstance(given, Iterable) else None
+    if wanted == []:
         raise OptionError(f"{who}: units is empty; name at least one unit, or leave the edit out")
     try:
-        numbers = [operator.index(unit) for unit in wanted]
+        numbers = [operator.index(unit) for unit in wanted or ()]
     except TypeError:
         numbers = []
-    if not numbers or any(isinstance(unit, bool) for unit in wanted):
+    if wanted is None or not numbers or any(isinstance(unit, bool) for unit in wanted):
         raise OptionError(
-            f"{who}: units must be integers, for example [3, 7]; got {wanted[:5]}. Of a mask "
-            "take mask.nonzero().flatten()."
+            f"{who}: units must be integers, for example [3, 7]; got "
+            f"{given if wanted is None else wanted[:5]}. Of a mask take mask.nonzero().flatten()."
         )
     negative = [unit for unit in numbers if unit < 0]
     if negative:

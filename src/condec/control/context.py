@@ -1,16 +1,18 @@
 """A model with edits, for the time of a context."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
-from condec.containers import first_tensor, with_first_tensor
-from condec.control.base import Edit
-from condec.errors import OptionError, SiteError
+from condec.containers import describe, first_tensor, is_recordable, with_first_tensor
+from condec.control.base import Edit, checked_edits
+from condec.errors import SiteError
 from condec.sites import Site, find_sites
-from condec.wrappers import eager, original
+from condec.wrappers import original
 
 
 @contextmanager
@@ -19,7 +21,8 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
 
     Contexts nest: the inner edits get what the outer ones left. Edits act in the order
     given, with and without gradients, in any floating type; tensors that others hold are
-    never written to. What is recorded inside (`contribute`, say) is the edited network.
+    never written to. What is recorded inside (`contribute`, say) is the edited network. What
+    `torch.compile` made runs uncompiled inside.
 
     Parameters
     ----------
@@ -41,22 +44,25 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     OptionError
         Something in `edits` is not an edit.
     """
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    for edit in edits:
-        if not isinstance(edit, Edit):
-            raise OptionError(
-                f"edited: expected edits such as Ablate(site, units=[0]); got {edit!r}"
-            )
-    given, model = model, original(model)
+    edits = checked_edits("edited", edits)
+    model = original(model)
     places = [_Place(edit, _found(model, edit.site)) for edit in edits]
     with ExitStack() as changes:
-        # Compiled code would pass by the hooks.
-        changes.enter_context(eager(given))
+        # Compiled code would pass by the hooks, also where the caller compiled the model for
+        # himself. Nothing is compiled before torch has loaded its compiler.
+        if "torch._dynamo" in sys.modules:
+            changes.enter_context(torch.compiler.set_stance("force_eager"))
         for place in places:
             for undo in place.attach(model):
                 changes.callback(undo)
         yield model
     _check_all_ran(model, places)
+
+
+def is_edited(model: nn.Module) -> bool:
+    """Whether a context of `edited` is in force for the model, or a copy was made in one."""
+    hooks = [h for module in model.modules() for h in module._forward_pre_hooks.values()]
+    return any(isinstance(getattr(hook, "__self__", None), _Place) for hook in hooks)
 
 
 class _Place:
@@ -136,11 +142,12 @@ class _Place:
 
     def _exchange(self, value: Any) -> Any:
         tensor = first_tensor(value)
-        if tensor is None or not tensor.is_floating_point():
-            what = type(value).__name__ if tensor is None else f"a tensor of {tensor.dtype}"
+        if tensor is None or not is_recordable(tensor):
+            nested = tensor is not None and tensor.is_nested
+            hint = ". Build nn.TransformerEncoder with enable_nested_tensor=False" if nested else ""
             raise SiteError(
-                f"{self.site.key}: an edit needs a floating tensor at the module's "
-                f"{self.site.tap}; got {what}"
+                f"{self.site.key}: an edit needs a dense, floating tensor at the module's "
+                f"{self.site.tap}; got {describe(value, tensor)}{hint}"
             )
         result = self.edit.apply(tensor)
         self.has_run = True

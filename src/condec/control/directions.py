@@ -149,7 +149,7 @@ class Corrupt(Edit):
         """The activation with the noise added."""
 
         def corrupted(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
-            if not self.std:
+            if not self.std or not len(h):
                 return h
             shape = [1 if axis in axes else size for axis, size in enumerate(h.shape)][1:]
             generator = torch.Generator().manual_seed(self.seed)

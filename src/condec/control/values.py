@@ -239,6 +239,11 @@ def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Act
 
 def _own(who: str, tensor: Tensor) -> Tensor:
     """A copy, so that what the caller does to the tensor later changes no edit."""
+    if not isinstance(tensor, Tensor):
+        raise OptionError(
+            f"{who}: expected a tensor of activations, as record_activation gives it; got "
+            f"{type(tensor).__name__}"
+        )
     if tensor.ndim < 2 or not len(tensor) or not tensor.is_floating_point():
         raise OptionError(
             f"{who}: expected activations, floating and of shape [sample, ...]; got shape "
