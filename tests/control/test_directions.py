@@ -95,7 +95,7 @@ def test_what_is_projected_has_nothing_left_along_the_directions(shape, seed):
     layout, tokens, size, axes = shape
     site, activation, one = make(layout, tokens, size, seed)
     other = torch.randn(6, dtype=torch.float64)
-    edit = Project(site, directions=torch.stack([one, 1e-7 * other, one - other]))
+    edit = Project(site, directions=torch.stack([one, 1e-12 * other, 2 * one]))
     out = edit.apply(activation)
     after, same = vectors(out, axes, tokens)
     before, rest = vectors(activation, axes, tokens)
@@ -138,6 +138,8 @@ def test_half_precision_is_computed_in_single():
     activation = torch.full((1, 4), 200.0, dtype=torch.float16)  # its square is infinite there
     out = Steer("x", direction=[1.0, 0.0, 0.0, 0.0], strength=1.0).apply(activation)
     assert out.tolist() == [[600.0, 200.0, 200.0, 200.0]]
+    large = torch.full((1, 16), 30_000.0, dtype=torch.float16)  # so is its component, 120 000
+    assert Project("x", directions=[1.0] * 16).apply(large).abs().max() < 0.1
 
 
 def test_gradient_passes_without_the_direction():
