@@ -1,5 +1,7 @@
 """Edges of attention: the right token loses the right one, in every way attention is computed."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -316,6 +318,34 @@ def test_with_other_edits_and_nested():
     one, two = CutAttention("attention", edges=[(0, 2)]), CutAttention("attention", edges=[(3, 2)])
     with edited(model, [one, two]):
         torch.testing.assert_close(model(x), cut(model, x, [(0, 2), (3, 2)], "attention"))
+
+
+def test_contexts_may_end_in_any_order():
+    model, x = Transformer().double(), tokens(4)
+    plain = model(x)
+    alone = cut(model, x, [(3, 2)], "attention")
+    given = model.attention.forward
+    model.attention.forward = given  # of the instance, as some libraries put it
+    first, second = (
+        edited(model, CutAttention("attention", edges=[edge])) for edge in ((0, 2), (3, 2))
+    )
+    first.__enter__()
+    second.__enter__()
+    model(x)
+    first.__exit__(None, None, None)
+    assert torch.equal(model(x), alone)
+    second.__exit__(None, None, None)
+    assert torch.equal(model(x), plain)
+    assert model.attention.forward is given
+
+
+def test_a_copy_made_inside_computes_with_its_own_weights():
+    model, x = Transformer().double(), tokens(4)
+    with edited(model, CutAttention("attention", edges=[(0, 2)])):
+        made = copy.deepcopy(model)
+        assert torch.equal(made(x), model(x))
+        nn.init.zeros_(made.attention.proj.weight)
+        assert not torch.equal(made(x), model(x))
 
 
 def test_one_call_of_a_shared_attention():

@@ -84,7 +84,7 @@ class _Place:
         if self.edit.within:
             # Where a module has a hook, no fused kernel of torch passes by it.
             yield module.register_forward_hook(lambda *_: None).remove
-            yield self._surround(module)
+            yield _Surrounded.of(module).enter(self)
         elif self.site.tap == "input":
             yield module.register_forward_pre_hook(self._on_input, with_kwargs=True).remove
         else:
@@ -97,37 +97,20 @@ class _Place:
     def _end(self, *_: object) -> None:
         self._in_pass = False
 
-    def _surround(self, module: nn.Module) -> Callable[[], object]:
-        """Put what the edit has in force around the module's forward function."""
-        before, forward = module.__dict__.get("forward"), module.forward
-
-        def surrounded(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_meant():
-                return forward(*args, **kwargs)
-            with self.edit.during():
-                out = forward(*args, **kwargs)
-            self.has_run = True
-            return out
-
-        # An entry of the instance hides the method of the class until it is removed.
-        module.__dict__["forward"] = surrounded
-        if before is None:
-            return lambda: module.__dict__.pop("forward")
-        return lambda: module.__dict__.__setitem__("forward", before)
-
     def _on_output(self, _: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        return self._exchange(out) if self._is_meant() else out
+        return self._exchange(out) if self.is_meant() else out
 
     def _on_input(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        if not self._is_meant():
+        if not self.is_meant():
             return args, kwargs
         if first_tensor(args) is None:
             return args, self._exchange(kwargs)
         return self._exchange(args), kwargs
 
-    def _is_meant(self) -> bool:
+    def is_meant(self) -> bool:
+        """Count a call of the module; whether it is the one to edit."""
         # A part of the model that is called by itself is a forward pass of its own.
         self.n_calls = self.n_calls + 1 if self._in_pass else 1
         self.most_calls = max(self.most_calls, self.n_calls)
@@ -152,6 +135,51 @@ class _Place:
         result = self.edit.apply(tensor)
         self.has_run = True
         return with_first_tensor(value, result)
+
+
+class _Surrounded:
+    """A module's forward function, with what edits have in force around it.
+
+    It stands among the attributes of the instance, which hide the method of the class, until
+    the last edit leaves; edits may leave in any order.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.hidden = module.__dict__.get("forward")
+        self.forward = module.forward
+        self.places: list[_Place] = []
+
+    @staticmethod
+    def of(module: nn.Module) -> "_Surrounded":
+        """That of a module, made where there is none."""
+        found = module.__dict__.get("forward")
+        return found if isinstance(found, _Surrounded) else _Surrounded(module)
+
+    def enter(self, place: _Place) -> Callable[[], object]:
+        """Put one more edit inside the others; returns how to take it away."""
+        self.module.__dict__["forward"] = self
+        self.places.append(place)
+        return lambda: self._leave(place)
+
+    def _leave(self, place: _Place) -> None:
+        self.places.remove(place)
+        attributes = self.module.__dict__
+        if self.places or attributes.get("forward") is not self:
+            return
+        del attributes["forward"]
+        if self.hidden is not None:
+            attributes["forward"] = self.hidden
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        meant = [place for place in self.places if place.is_meant()]
+        with ExitStack() as in_force:
+            for place in meant:
+                in_force.enter_context(place.edit.during())
+            out = self.forward(*args, **kwargs)
+        for place in meant:
+            place.has_run = True
+        return out
 
 
 def _found(model: nn.Module, site: Site) -> Site:
