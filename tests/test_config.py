@@ -308,7 +308,7 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ("sites = 'a'\n[control]\nrankings = []", "control: rankings: none given"),
         (
             "sites = 'a'\n[control]\nrankings = ['best']",
-            "control: rankings: expected one of modes, mode_sum, mean_contribution",
+            "control: rankings: expected one of log_odds_modes, log_odds_difference, modes",
         ),
         ("sites = 'a'\n[control]\noff = 'all'", "control: off: expected one of others, drawn"),
         (

@@ -15,6 +15,7 @@ from condec.dictionary import KMeans, TrainConfig, fit
 from condec.effects import (
     COLUMNS,
     RANKINGS,
+    ByMean,
     ByMode,
     CurveOptions,
     RandomUnits,
@@ -122,7 +123,7 @@ def test_ablating_a_mode_takes_its_label_and_no_other(chain):
     assert list(table.columns) == list(COLUMNS)
     assert len(table) == N_LABELS * len(RANKINGS) * 4
     for label in range(N_LABELS):
-        for ranking in ("modes", "mean_contribution"):
+        for ranking in ("modes", "best_mode", "contribution_difference"):
             assert points(table, ranking, label, "n_units") == [0, 1, 2, 6]
             target = points(table, ranking, label, "target_accuracy")
             off = points(table, ranking, label, "off_accuracy")
@@ -131,9 +132,10 @@ def test_ablating_a_mode_takes_its_label_and_no_other(chain):
             assert off[2] == 1.0
             # With every unit at 0 all logits are 0, and the first label is predicted.
             assert (target[3], off[3]) == ((1.0, 0.0) if label == 0 else (0.0, 0.5))
-    assert points(table, "modes", 1, "mode") == [11] * 4
-    assert points(table, "modes", 1, "correlation") == pytest.approx([1.0] * 4)
-    assert table.loc[table["ranking"] != "modes", ["mode", "correlation"]].isna().all(axis=None)
+    assert points(table, "best_mode", 1, "mode") == [11] * 4
+    assert points(table, "best_mode", 1, "correlation") == pytest.approx([1.0] * 4)
+    others = table["ranking"] != "best_mode"
+    assert table.loc[others, ["mode", "correlation"]].isna().all(axis=None)
     assert (table["target_unedited"] == 1.0).all()
     assert (table["n_target"] == 5).all()
     assert (table["n_off"] == 10).all()
@@ -175,7 +177,7 @@ def test_replacement_by_the_mean_of_training_rows(chain, monkeypatch):
     assert points(table, "modes", 1, "target_accuracy") == [right[is_target].double().mean()]
     assert points(table, "modes", 1, "off_accuracy") == [right[~is_target].double().mean()]
     assert table["replacement"].unique().tolist() == ["mean"]
-    assert table["ranking"].unique().tolist() == ["modes", "mean_contribution"]
+    assert table["ranking"].unique().tolist() == list(RANKINGS[:-1])
 
 
 def test_modes_are_chosen_without_the_held_out_rows(chain):
@@ -185,9 +187,10 @@ def test_modes_are_chosen_without_the_held_out_rows(chain):
     table = control_curve(
         model, data, make_modes(modes.store, loadings=scrambled), fractions=(0.34,)
     )
-    assert points(table, "modes", 0, "mode") == [10]
-    assert points(table, "modes", 0, "correlation") == pytest.approx([1.0])
-    assert points(table, "modes", 0, "target_accuracy") == [0.0]
+    assert points(table, "best_mode", 0, "mode") == [10]
+    assert points(table, "best_mode", 0, "correlation") == pytest.approx([1.0])
+    for ranking in ("modes", "best_mode"):
+        assert points(table, ranking, 0, "target_accuracy") == [0.0]
 
 
 def test_mean_contribution_is_of_training_rows(tmp_path):
@@ -196,7 +199,9 @@ def test_mean_contribution_is_of_training_rows(tmp_path):
     x[labels == 0, :2] = torch.tensor([1.0, 0.0])
     x[held_out & (labels == 0), :2] = torch.tensor([0.0, 5.0])
     store = collect(Readout(), (x, labels), "hidden", out=tmp_path / "s", progress=False)
-    table = control_curve(Readout(), (x, labels), make_modes(store), fractions=(0.17,))
+    modes = make_modes(store)
+    by_mean = ByMean(store=store, site="hidden", rows=~modes.held_out)
+    table = control_curve(Readout(), (x, labels), modes, fractions=(0.17,), rankings=[by_mean])
     # Training rows say unit 0, with which held-out inputs do nothing.
     assert points(table, "mean_contribution", 0, "target_accuracy") == [1.0]
 
@@ -239,8 +244,9 @@ def test_order_of_mean_contributions_by_sign(tmp_path, taken, sign, order):
         store, sign=sign, held_out=torch.tensor([False, True]), atoms=atoms,
         loadings=torch.ones(2, 1), ids=torch.tensor([0]),
     )  # fmt: skip
+    # With a single label there is nothing to subtract: the difference is the mean.
     control_curve(model, (x, labels), modes, fractions=(0.5,), n_random=0)
-    assert taken[2][0][:3] == order
+    assert taken[3][0][:3] == order
 
 
 def test_random_draws_are_paired_nested_and_shared(chain, taken):
@@ -484,7 +490,7 @@ def test_a_ranking_is_equal_to_itself_and_better_than_chance(chain):
             same = table[table["against"] == "again"].iloc[0]
             assert same[["difference", "low", "high"]].tolist() == [0.0, 0.0, 0.0]
             assert table["verdict"].tolist() == ["equal", "better", "better"]
-            turned = compare(curves, by=by, against="modes").set_index("ranking")
+            turned = compare(curves, by=by, against="best_mode").set_index("ranking")
             assert turned["verdict"].to_dict() == {"again": "equal", "random": "worse"}
 
 
@@ -504,7 +510,7 @@ def test_comparisons_that_cannot_be(unchecked, chain):
     curves = measure_curves(*chain, CurveOptions(fractions=(0.17, 0.34), n_bootstrap=5))
     with pytest.raises(OptionError, match="by must be one of auc_difference, area_between; got"):
         compare(curves, by="dose")
-    with pytest.raises(OptionError, match="no ranking 'best'; there are modes, mean_contribution"):
+    with pytest.raises(OptionError, match="no ranking 'best'; there are modes, best_mode, contr"):
         compare(curves, against="best")
     with pytest.raises(OptionError, match=r"at least two fractions; .* fractions=\(0.5,\)"):
         compare(measure_curves(*chain, CurveOptions(fractions=(0.5,), n_bootstrap=5)))
@@ -543,7 +549,7 @@ def test_a_target_lost_at_once_is_minus_one(chain):
     table = control_curve(model, data, modes, fractions=(0.34, 0.4, 0.49), labels=[1])
     areas = auc_difference(table).set_index("ranking")
     assert areas.loc["modes", "auc_difference"] == -1.0
-    assert areas.loc["mean_contribution", "auc_difference"] == -1.0
+    assert areas.loc["contribution_difference", "auc_difference"] == -1.0
     assert areas.loc["random", "auc_difference"] > -1.0
 
 
@@ -576,9 +582,9 @@ def test_whole_chain_on_the_embedded_digits(tmp_path):
     assert areas["random"][1] < 0.0 < areas["random"][2]
     assert abs(areas["random"][0]) < 0.03
     assert areas["modes"][0] < -0.05
-    assert areas["mean_contribution"][0] < -0.05
+    assert areas["contribution_difference"][0] < -0.05
     against = compare(curves, against="random").set_index("ranking")["verdict"]
-    assert against.to_dict() == {"modes": "better", "mean_contribution": "better"}
+    assert against.to_dict() == dict.fromkeys(RANKINGS[:-1], "better")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from torch import nn
 
 from condec.attribution import ActGrad
 from condec.collection import collect
+from condec.dictionary import PCA
 from condec.effects import (
+    LOG_ODDS_NAMES,
     RANKING_NAMES,
     ByCorrelation,
     ByMean,
@@ -18,7 +20,9 @@ from condec.effects import (
     ByScores,
     RandomModes,
     RandomUnits,
+    collect_log_odds,
     control_curve,
+    fit_log_odds,
     head_weights,
     named_rankings,
     standard_rankings,
@@ -89,7 +93,7 @@ def order(ranking, label=0):
 
 def test_by_mode_takes_the_best_mode_of_training_rows(store):
     ranked = ByMode(modes=modes_of(store)).ranked(0)
-    assert (ranked.mode, ranked.name, ranked.drawn) == (7, "modes", False)
+    assert (ranked.mode, ranked.name, ranked.drawn) == (7, "best_mode", False)
     assert ranked.orders[0].tolist() == [0, 3, 1, 2, 4]
     second = ByMode(modes=modes_of(store), rank=1, name="second").ranked(0)
     assert (second.mode, second.name) == (4, "second")
@@ -253,15 +257,19 @@ def test_standard_rankings(store, tmp_path):
         Head(), (X, LABELS), "hidden", method=ActGrad(), target=Label(), out=tmp_path / "s",
         progress=False,
     )  # fmt: skip
+    log_odds = collect_log_odds(
+        Head(), (X, LABELS), "hidden", out=tmp_path / "log_odds", progress=False
+    )
     rankings = standard_rankings(
-        modes, activation_modes=modes_of(store, quantity="activation"), stores={"act_grad": second},
+        modes, log_odds=modes_of(log_odds, name="log_odds"),
+        activation_modes=modes_of(store, quantity="activation"), stores={"act_grad": second},
         head=Head().last.weight.detach(), n_random=2,
     )  # fmt: skip
     names = [ranking.name for ranking in rankings]
     assert names == [
-        "modes", "mode_sum", "activation_modes", "mean_contribution", "contribution_difference",
-        "act_grad", "activation_difference", "unit_correlation", "head_weights", "random",
-        "random_modes",
+        "log_odds_modes", "modes", "best_mode", "mode_sum", "activation_modes",
+        "log_odds_difference", "mean_contribution", "contribution_difference", "act_grad",
+        "activation_difference", "unit_correlation", "head_weights", "random", "random_modes",
     ]  # fmt: skip
     check_rankings(rankings, modes)
     table = control_curve(
@@ -271,8 +279,9 @@ def test_standard_rankings(store, tmp_path):
     drawn = table.groupby("ranking")["n_draws"].first()
     assert drawn[["random", "random_modes", "modes"]].tolist() == [2, 2, 0]
     without = [ranking.name for ranking in standard_rankings(modes, n_random=0)]
-    assert set(without) == set(RANKING_NAMES) - {"random", "random_modes"}
-    assert {r.name for r in standard_rankings(modes)} == set(RANKING_NAMES)
+    assert set(without) == set(RANKING_NAMES) - {"random", "random_modes", *LOG_ODDS_NAMES}
+    every = standard_rankings(modes, log_odds=modes_of(log_odds))
+    assert {r.name for r in every} == set(RANKING_NAMES)
 
 
 def test_rankings_by_name(store):
@@ -280,16 +289,18 @@ def test_rankings_by_name(store):
     found = named_rankings(modes, ("random", "mode_sum"), n_random=4, seed=3)
     assert [ranking.name for ranking in found] == ["mode_sum", "random"]
     assert (found[1].n_draws, found[1].seed) == (4, 3)
-    with pytest.raises(OptionError, match=r"expected some of modes, mode_sum, .*; got best"):
+    with pytest.raises(OptionError, match=r"expected some of .*, mode_sum, .*; got best"):
         named_rankings(modes, ("modes", "best"))
     with pytest.raises(OptionError, match="got none"):
         named_rankings(modes, ())
+    with pytest.raises(OptionError, match="log_odds_modes needs contributions to the label's log-"):
+        named_rankings(modes, ("log_odds_modes", "modes"))
 
 
 def test_rankings_of_one_name_are_refused(store):
     modes = modes_of(store)
     twice = [ByMode(modes=modes), ByMode(modes=modes, rank=1)]
-    with pytest.raises(OptionError, match="names of their own; modes is given more than once"):
+    with pytest.raises(OptionError, match="names of their own; best_mode is given more than once"):
         control_curve(Head(), (X, LABELS), modes, rankings=twice)
 
 
@@ -337,6 +348,32 @@ def test_options_of_rankings_out_of_range(store):
 def test_labels_without_rows(store):
     with pytest.raises(DataError, match="no training row has label 5"):
         ByMean(store=store, site="hidden", rows=TRAINING).ranked(5)
-    only = ByMean(store=store, site="hidden", rows=LABELS == 0, against_others=True)
-    with pytest.raises(DataError, match="all training rows have label 0; there is no other"):
-        only.ranked(0)
+
+
+def test_an_only_label_is_compared_with_nothing(store):
+    rows = TRAINING & (LABELS == 0)
+    one, alone = (
+        ByMean(store=store, site="hidden", rows=rows, against_others=against)
+        for against in (True, False)
+    )
+    assert order(one) == order(alone)
+
+
+@pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+def test_modes_of_log_odds_keep_the_held_out_rows(store, tmp_path):
+    model, modes = Head(), modes_of(store)
+    log_odds = collect_log_odds(model, (X, LABELS), "hidden", out=tmp_path / "s", progress=False)
+    h = X.double().requires_grad_()
+    outputs = h @ model.last.weight.double().T
+    if model.last.bias is not None:
+        outputs = outputs + model.last.bias.double()
+    own = torch.nn.functional.one_hot(LABELS, outputs.shape[1]).bool()
+    rest = outputs.masked_fill(own, -torch.inf).logsumexp(1)
+    (gradient,) = torch.autograd.grad((outputs[own] - rest).sum(), h)
+    found = log_odds.matrix("hidden", sign="sum")
+    assert torch.allclose(found.double(), (h * gradient).detach(), atol=1e-5)
+
+    fitted = fit_log_odds(log_odds, modes, learner=PCA(n_modes=2))
+    assert torch.equal(fitted.held_out, modes.held_out)
+    assert (fitted.sign, fitted.store, len(fitted)) == ("sum", log_odds, 2)
+    check_rankings([ByModeSum(modes=fitted)], modes)

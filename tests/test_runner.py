@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 
 import condec.report
 import condec.runner.local as local
 from condec import config
 from condec.dictionary import KMeans, TrainConfig, load_dictionary, stability
+from condec.effects import LOG_ODDS_NAMES, RANKINGS
 from condec.errors import CondecError, DataError, OptionError, StoreError
 from condec.maps import SiteMaps
 from condec.modes import Modes
@@ -121,7 +123,10 @@ def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     assert maps.target == Predicted().to_dict()
     curves = pandas.read_parquet(out / "analysis" / "control.parquet")
     assert set(curves["site"]) == {"block2"}
-    assert set(curves["ranking"]) == {"modes", "mean_contribution", "random"}
+    assert set(curves["ranking"]) == {*LOG_ODDS_NAMES, *RANKINGS}
+    log_odds = Store.open(out / "log_odds" / "contributions.zarr")
+    of_log_odds = Modes.load(out / "log_odds" / "block2", log_odds)
+    assert torch.equal(of_log_odds.held_out, modes.held_out)
     assert set(curves["label_name"]) <= {"a", "b", "c"}
     assert len(pandas.read_parquet(out / "analysis" / "control_auc.parquet")) > 0
     assert outcomes["report"].outputs == (out / "report" / "index.html",)
@@ -290,6 +295,21 @@ def test_without_labels_control_itself_is_an_error(source: Path) -> None:
     carry_out(run)
     with pytest.raises(DataError, match=r"data.npz: labels missing, and control needs them"):
         local.control(run)
+
+
+def test_log_odds_need_a_label_for_every_sample(source: Path) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+    labels[0] = -1
+    np.savez(source / "data.npz", images=images, labels=labels)
+    outcomes = carry_out(run_of(source))
+    (note,) = outcomes["control"].notes
+    assert note == (
+        "log_odds_modes, log_odds_difference: left out, samples without label have no log-odds"
+    )
+    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    assert set(curves["ranking"]) == set(RANKINGS)
+    assert not (source / "run" / "log_odds").exists()
 
 
 def test_label_target_without_labels(source: Path) -> None:

@@ -47,7 +47,7 @@ def test_each_label_has_two_units_of_its_own(chain):
     assert torch.equal(matrix.accuracy, 1 - torch.eye(N_LABELS, dtype=torch.float64))
     assert bool(matrix.defined.all())
     assert matrix.modes == (10, 11, 12)
-    assert (matrix.count, matrix.n_units, matrix.ranking) == (2, 6, "modes")
+    assert (matrix.count, matrix.n_units, matrix.ranking) == (2, 6, "best_mode")
     assert matrix.n_samples.tolist() == [5, 5, 5]
     summary = matrix.summary().set_index("quantity")
     assert summary.loc["accuracy", ["own", "others", "difference"]].tolist() == [0.0, 1.0, -1.0]

@@ -6,7 +6,7 @@ Units are chosen on the training rows of the modes, accuracies are those of held
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from condec.effects.points import (
 )
 from condec.effects.rankings import Ranking
 from condec.effects.samples import Samples, held_out, labels_of
-from condec.effects.standard import check_rankings, default_rankings, ranked_units
+from condec.effects.standard import RANKINGS, check_rankings, default_rankings, ranked_units
 from condec.effects.table import COLUMNS, Curve, Curves
 from condec.modes import Modes
 from condec.tape import refuse_training
@@ -36,9 +36,6 @@ __all__ = [
     "COLUMNS", "PAPER_FRACTIONS", "RANKINGS", "CurveOptions", "CurveReplacement", "Curves",
     "EditKind", "OffTarget", "Replacement", "control_curve", "count_units", "measure_curves",
 ]  # fmt: skip
-
-RANKINGS: Final = ("modes", "mean_contribution", "random")
-"""How units are put in order, where a control curve is given no other rankings."""
 
 
 def measure_curves(
@@ -110,13 +107,18 @@ def control_curve(
 ) -> "pandas.DataFrame":
     r"""Accuracy on a label and on all others, over the share of units edited.
 
-    For every label, units of the modes' site are put in order by three rankings:
+    For every label, units of the modes' site are put in order by four rankings:
 
-    - ``modes``: the atom of the label's best mode, largest signed entry first (Melander et
+    - ``modes``: the atoms of all modes, each weighted by how much more the label uses it than
+      the others do, largest entry of the sum first (`ByModeSum`);
+    - ``best_mode``: the atom of the label's best mode, largest signed entry first (Melander et
       al. 2026, figure 6);
-    - ``mean_contribution``: the plain mean of the label's contributions, largest first. No
-      dictionary takes part;
+    - ``contribution_difference``: the mean of the label's contributions minus that of all
+      others', largest first. No dictionary takes part;
     - ``random``: `n_random` draws, the same for all labels.
+
+    Modes of contributions to the label's log-odds choose better than those of the paper's
+    contributions (`condec.effects.fit_log_odds`).
 
     For modes of negative parts the lowest entry and mean come first; for modes of both parts
     side by side (``concat``) a unit's two entries are added. `standard_rankings` gives more of
@@ -158,10 +160,10 @@ def control_curve(
         shared by all rankings along the curve. The paper draws another pair of labels at
         every point, so that its curves are not paired along the fractions.
     rankings : sequence of Ranking
-        Other orders to compare instead of these three (`condec.effects.rankings`); `rank`
+        Other orders to compare instead of these four (`condec.effects.rankings`); `rank`
         and `n_random` are then not used.
     rank : int
-        Which mode of a label: 0 the most correlated.
+        Which mode of a label ``best_mode`` is: 0 the most correlated.
     n_random : int
         Number of random draws; 0 leaves the ranking out.
     n_bootstrap : int

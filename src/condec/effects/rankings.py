@@ -92,7 +92,7 @@ class ByMode(Ranking):
 
     modes: Modes
     rank: int = 0
-    name: str = "modes"
+    name: str = "best_mode"
 
     def ranked(self, label: int) -> Ranked:
         """The order for one label."""
@@ -115,23 +115,23 @@ class ByModeSum(Ranking):
     with atoms d, mean loadings on the label's training rows :math:`\bar z` and, for
     ``correlation``, :math:`w_m` the mode's correlation with the label; for ``above``, 1 where
     that correlation is above `least` and 0 elsewhere (Melander et al. 2026 sum the modes whose
-    correlation with a superclass is above 0.2). For ``difference`` :math:`w_m \bar z_m` is the
-    mean loading on the label's rows minus that on all others: what the modes describe of the
-    difference between the classes.
+    correlation with a superclass is above 0.2). For ``difference``, the default,
+    :math:`w_m \bar z_m` is the mean loading on the label's rows minus that on all others: what
+    the modes describe of the difference between the labels.
 
     Parameters
     ----------
     modes : Modes
-    weight : {"correlation", "above", "difference"}
+    weight : {"difference", "correlation", "above"}
     least : float
         Modes whose correlation is not above it are left out; not used for ``difference``.
     name : str
     """
 
     modes: Modes
-    weight: Literal["correlation", "above", "difference"] = "correlation"
+    weight: Literal["difference", "correlation", "above"] = "difference"
     least: float = 0.0
-    name: str = "mode_sum"
+    name: str = "modes"
 
     def ranked(self, label: int) -> Ranked:
         """The order for one label."""
@@ -144,7 +144,7 @@ class ByModeSum(Ranking):
         weights = modes.loadings[mine].mean(0)
         if self.weight == "difference":
             others = _others(modes.store, ~modes.held_out, labels)
-            weights = weights - modes.loadings[others].mean(0)
+            weights = weights - _mean(modes.loadings[others])
         else:
             member = mine.to(torch.float32)[:, None]
             rows = ~modes.held_out & (modes.store.labels >= 0)
@@ -199,7 +199,7 @@ class ByMean(Ranking):
         matrix = self._matrix
         scores = matrix[_mine(self.store, self.rows, (label,))].mean(0)
         if self.against_others:
-            scores = scores - matrix[_others(self.store, self.rows, (label,))].mean(0)
+            scores = scores - _mean(matrix[_others(self.store, self.rows, (label,))])
         # Negative parts are 0 or below: what moves the target most has the lowest value.
         direction = -1.0 if self.sign == "negative" else 1.0
         return Ranked(label, self.name, (descending(direction * scores),))
@@ -374,11 +374,10 @@ def _mine(store: Store, training: Mask, labels: Sequence[int]) -> Mask:
 
 
 def _others(store: Store, training: Mask, labels: Sequence[int]) -> Mask:
-    """Training rows that have another label."""
-    found = ~torch.isin(store.labels, torch.tensor(list(labels))) & training & (store.labels >= 0)
-    if not bool(found.any()):
-        raise DataError(
-            f"{store.path}: all training rows have label {', '.join(map(str, labels))}; there "
-            "is no other to compare it with"
-        )
-    return found
+    """Training rows that have another label; there may be none."""
+    return ~torch.isin(store.labels, torch.tensor(list(labels))) & training & (store.labels >= 0)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Mean over rows; 0 without rows, so that an only label is compared with nothing."""
+    return rows.mean(0) if len(rows) else rows.new_zeros(rows.shape[1])

@@ -23,25 +23,34 @@ from condec.effects.rankings import (
 from condec.errors import DataError, OptionError, SiteError
 from condec.modes import Modes
 from condec.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
+from condec.shards import Quantity
 from condec.sites import Site, find_sites, units_of
 from condec.store import Sign, Store
 from condec.tape import record, refuse_training, run_model
 from condec.units import Units
 from condec.wrappers import original
 
+LOG_ODDS_NAMES: Final = ("log_odds_modes", "log_odds_difference")
+"""Rankings that need contributions to the label's log-odds (`condec.effects.log_odds`)."""
+RANKINGS: Final = ("modes", "best_mode", "contribution_difference", "random")
+"""How units are put in order, where a control curve is given no other rankings."""
 RANKING_NAMES: Final = (
-    "modes", "mode_sum", "mean_contribution", "contribution_difference", "activation_difference",
-    "unit_correlation", "random", "random_modes",
+    *LOG_ODDS_NAMES, "modes", "best_mode", "mode_sum", "mean_contribution",
+    "contribution_difference", "activation_difference", "unit_correlation", "random",
+    "random_modes",
 )  # fmt: skip
-"""Rankings that need nothing but modes, by the names of `standard_rankings`."""
+"""Rankings that can be asked for by name, in run.toml and `named_rankings`."""
 
 
 def default_rankings(
     modes: Modes, *, rank: int = 0, n_random: int = 5, seed: int = 0
 ) -> list[Ranking]:
     """What a control curve compares where nothing else is asked for: `RANKINGS`."""
-    by_mean = ByMean(store=modes.store, site=modes.site, rows=~modes.held_out, sign=_sign(modes))
-    found: list[Ranking] = [ByMode(modes=modes, rank=rank), by_mean]
+    found: list[Ranking] = [
+        ByModeSum(modes=modes),
+        ByMode(modes=modes, rank=rank),
+        _by_difference("contribution_difference", modes.store, modes),
+    ]
     if n_random:
         n_units = modes.store.info(modes.site).n_units
         found.append(RandomUnits(n_units=n_units, n_draws=n_random, seed=seed))
@@ -51,6 +60,7 @@ def default_rankings(
 def standard_rankings(
     modes: Modes,
     *,
+    log_odds: Modes | None = None,
     activation_modes: Modes | None = None,
     stores: Mapping[str, Store] | None = None,
     head: Float[torch.Tensor, "label unit"] | None = None,
@@ -59,8 +69,12 @@ def standard_rankings(
 ) -> list[Ranking]:
     """All that modes should be compared with, under names of their own.
 
-    - ``modes``: the label's best mode; ``mode_sum``: all modes, weighted by correlation;
-    - ``activation_modes``: the label's best mode of a dictionary of activations, if given;
+    - ``modes``: all modes, each by how much more the label uses it than the others do;
+      ``best_mode``: the label's best mode alone (Melander et al. 2026); ``mode_sum``: all modes,
+      weighted by correlation;
+    - ``log_odds_modes``, if given: as ``modes``, of contributions to the label's log-odds;
+      ``log_odds_difference``: the label's mean of these minus the others', without a dictionary;
+    - ``activation_modes``, if given: as ``modes``, of a dictionary of activations;
     - ``mean_contribution``, ``contribution_difference``: the label's mean contribution, and
       the same minus that of all other labels;
     - ``activation_difference``: its mean activation minus that of all other labels;
@@ -73,6 +87,8 @@ def standard_rankings(
     Parameters
     ----------
     modes : Modes
+    log_odds : Modes, optional
+        From `fit_log_odds`.
     activation_modes : Modes, optional
         Of the same store and training rows.
     stores : mapping of str to Store, optional
@@ -89,23 +105,23 @@ def standard_rankings(
         For the ``rankings`` of `control_curve`.
     """
     own, rows, site, sign = modes.store, ~modes.held_out, modes.site, _sign(modes)
-    found = default_rankings(modes, n_random=0)
-    found.insert(1, ByModeSum(modes=modes))
-    if activation_modes is not None:
-        found.insert(2, ByMode(modes=activation_modes, name="activation_modes"))
+    found: list[Ranking] = []
+    if log_odds is not None:
+        found.append(ByModeSum(modes=log_odds, name="log_odds_modes"))
     found += [
-        *(
-            ByMean(store=store, site=site, rows=rows, sign=sign, against_others=True, name=name)
-            for name, store in {"contribution_difference": own, **(stores or {})}.items()
-        ),
-        ByMean(
-            store=own,
-            site=site,
-            rows=rows,
-            quantity="activation",
-            against_others=True,
-            name="activation_difference",
-        ),
+        ByModeSum(modes=modes),
+        ByMode(modes=modes),
+        ByModeSum(modes=modes, weight="correlation", name="mode_sum"),
+    ]
+    if activation_modes is not None:
+        found.append(ByModeSum(modes=activation_modes, name="activation_modes"))
+    if log_odds is not None:
+        found.append(_by_difference("log_odds_difference", log_odds.store, log_odds))
+    found.append(ByMean(store=own, site=site, rows=rows, sign=sign))
+    for name, store in {"contribution_difference": own, **(stores or {})}.items():
+        found.append(_by_difference(name, store, modes))
+    found += [
+        _by_difference("activation_difference", own, modes, quantity="activation"),
         ByCorrelation(store=own, site=site, rows=rows, sign=sign),
     ]
     if head is not None:
@@ -117,8 +133,28 @@ def standard_rankings(
     return found
 
 
+def _by_difference(
+    name: str, store: Store, modes: Modes, *, quantity: Quantity = "contribution"
+) -> ByMean:
+    """The label's mean minus that of the others, on the training rows of modes."""
+    return ByMean(
+        store=store,
+        site=modes.site,
+        rows=~modes.held_out,
+        quantity=quantity,
+        sign="sum" if quantity == "activation" else _sign(modes),
+        against_others=True,
+        name=name,
+    )
+
+
 def named_rankings(
-    modes: Modes, names: Sequence[str], *, n_random: int = 5, seed: int = 0
+    modes: Modes,
+    names: Sequence[str],
+    *,
+    log_odds: Modes | None = None,
+    n_random: int = 5,
+    seed: int = 0,
 ) -> list[Ranking]:
     """Some of `standard_rankings`, by name.
 
@@ -127,12 +163,14 @@ def named_rankings(
     modes : Modes
     names : sequence of str
         Of `RANKING_NAMES`; both random ones are left out where `n_random` is 0.
+    log_odds : Modes, optional
+        From `fit_log_odds`, for the rankings that need them.
     n_random, seed : int
 
     Raises
     ------
     OptionError
-        No names, or one that is not known.
+        No names, one that is not known, or one that needs `log_odds`.
     """
     unknown = [name for name in names if name not in RANKING_NAMES]
     if unknown or not names:
@@ -140,7 +178,13 @@ def named_rankings(
             f"rankings: expected some of {', '.join(RANKING_NAMES)}; got "
             f"{', '.join(unknown) or 'none'}"
         )
-    every = standard_rankings(modes, n_random=n_random, seed=seed)
+    asked = [name for name in names if name in LOG_ODDS_NAMES]
+    if asked and log_odds is None:
+        raise OptionError(
+            f"rankings: {', '.join(asked)} needs contributions to the label's log-odds; give "
+            "log_odds=fit_log_odds(collect_log_odds(...), modes), or leave it out"
+        )
+    every = standard_rankings(modes, log_odds=log_odds, n_random=n_random, seed=seed)
     return [ranking for ranking in every if ranking.name in names]
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _FEW: Final = 4
 """With more rankings, bars become dots, and most bands are left out."""
-_WITH_BANDS: Final = ("modes", "random")
+_WITH_BANDS: Final = ("log_odds_modes", "modes", "random")
 _REPLACED: Final = {
     "zero": "set to zero",
     "mean": "set to their mean",

@@ -27,9 +27,12 @@ INK: Final = "#1B1F24"
 MUTED: Final = "#66707C"
 RULE: Final = "#D9DDE2"
 RANKINGS: Final = {
+    "log_odds_modes": ("modes of log-odds", "#332288"),
     "modes": ("modes", CONTRIBUTION),
-    "mode_sum": ("sum of modes", "#56B4E9"),
+    "best_mode": ("best mode (paper)", "#56B4E9"),
+    "mode_sum": ("modes by correlation", "#44AA99"),
     "activation_modes": ("modes of activations", ACTIVATION),
+    "log_odds_difference": ("log-odds less others'", "#117733"),
     "mean_contribution": ("mean contribution", "#009E73"),
     "contribution_difference": ("contribution less others'", "#7A9A01"),
     "activation_difference": ("activation less others'", "#A0522D"),
@@ -40,7 +43,7 @@ RANKINGS: Final = {
     "random_modes": ("random modes", "#5B6470"),
 }
 """Name and colour of every ranking of a control curve that has a known name."""
-_OTHER_COLOURS: Final = ("#332288", "#117733", "#AA4499", "#999933")
+_OTHER_COLOURS: Final = ("#AA4499", "#999933")
 
 STYLE: Final[dict[str, Any]] = {
     "font.family": ["sans-serif"],

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     import pandas
 
 _WITHOUT_LABEL: Final = ("random", "random_modes")
-_OF_MODES: Final = ("modes", "mode_sum", "activation_modes", "random_modes")
+_OF_MODES: Final = (
+    "log_odds_modes", "modes", "best_mode", "mode_sum", "activation_modes", "random_modes",
+)  # fmt: skip
 """Rankings that come from a dictionary; what all others do, it must beat."""
+_LEADING: Final = ("log_odds_modes", "modes", "best_mode")
+"""Of which choice by modes is spoken: the first of these that was made."""
 _VERBS: Final = {"ablate": "ablated", "preserve": "preserved"}
 
 
@@ -37,8 +41,8 @@ class ControlLine:
     n_labels : int
         Labels behind the selectivity.
     verdict : str
-        What modes are beside this ranking: "better", "equal" or "worse"; empty for the modes
-        themselves, and where nothing was compared.
+        What the leading choice by modes is beside this ranking: "better", "equal" or "worse";
+        empty for that choice itself, and where nothing was compared.
     """
 
     edit: str
@@ -77,14 +81,22 @@ def control_sentences(site: SitePart) -> Iterator[str]:
     names = {name: words for name, (words, _) in rankings_in(site.comparison).items()}
     others = site.comparison["against"]
     names |= {name: words for name, (words, _) in _named(others).items()}
-    of_modes = site.comparison[site.comparison["ranking"] == "modes"]
+    leading = leading_ranking(site.comparison)
+    of_modes = site.comparison[site.comparison["ranking"] == leading]
     for (edit, replacement), rows in of_modes.groupby(["edit", "replacement"], sort=False):
         rows = rows[~rows["against"].isin(_OF_MODES) & (rows["verdict"] != "undefined")]
         if not rows.empty:
-            yield _sentence(str(edit), str(replacement), rows, names)
+            begin = f"Units {_VERBS[str(edit)]} by {names.get(leading, leading)}"
+            yield _sentence(begin, str(replacement), rows, names)
 
 
-def _sentence(edit: str, replacement: str, rows: "pandas.DataFrame", names: dict[str, str]) -> str:
+def leading_ranking(table: "pandas.DataFrame") -> str:
+    """The choice by modes that a table of rankings is read for."""
+    present = set(table["ranking"])
+    return next((name for name in _LEADING if name in present), "modes")
+
+
+def _sentence(begin: str, replacement: str, rows: "pandas.DataFrame", names: dict[str, str]) -> str:
     free = rows[~rows["against"].isin(_WITHOUT_LABEL)]
     won = {
         verdict: [
@@ -102,7 +114,7 @@ def _sentence(edit: str, replacement: str, rows: "pandas.DataFrame", names: dict
         )
         if found
     ]
-    begin = f"Units {_VERBS[edit]} by modes (replaced by {replacement.replace('_', ' ')}) are"
+    begin = f"{begin} (replaced by {replacement.replace('_', ' ')}) are"
     end = ""
     if len(free) and not (free["verdict"] == "better").all():
         end = " So a ranking without a dictionary does as well here."
@@ -135,14 +147,15 @@ def _line(
 
 
 def _verdict(site: SitePart, edit: str, replacement: str, name: str) -> str:
-    """What modes are, compared with this ranking."""
-    if site.comparison is None or name == "modes":
+    """What the leading choice by modes is, compared with this ranking."""
+    if site.comparison is None:
         return ""
     table = site.comparison
+    leading = leading_ranking(table)
     found = table[
         (table["edit"] == edit)
         & (table["replacement"] == replacement)
-        & (table["ranking"] == "modes")
+        & (table["ranking"] == leading)
         & (table["against"] == name)
     ]
     return "" if found.empty else str(found["verdict"].iloc[0])

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from condec import figures
-from condec.effects import RANKINGS
 from condec.labels import membership
 from condec.maps import SiteMaps
 from condec.metrics import correlation_matrix
@@ -23,6 +22,8 @@ from condec.report.words import control_words, fixed
 PARTS = ("total", "positive", "negative")
 _HEATMAP_MODES = 400
 _RANKINGS_BY_LABEL = 4
+_BY_LABEL = ("log_odds_modes", "modes", "contribution_difference", "random")
+"""The rankings that are drawn for every label where there are more."""
 SQUARES_UP_TO = 64
 """Pixels a side up to which pictures are shown as squares."""
 
@@ -115,7 +116,7 @@ class Studio:
                 rows = site.areas[site.areas["edit"] == edit]
                 rows = rows[rows["replacement"] == rows["replacement"].iloc[0]]
                 if rows["ranking"].nunique() > _RANKINGS_BY_LABEL:
-                    rows = rows[rows["ranking"].isin(RANKINGS)]
+                    rows = rows[rows["ranking"].isin(_BY_LABEL)]
                 figure = figures.auc_figure(rows, edit=edit, by="label_name")
                 alt = f"Selectivity for every label, {edit}"
                 drawn.append(self._figure(figure, f"{site.folder}-{edit}-labels", alt))

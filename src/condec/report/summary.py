@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from condec.report import checks
+from condec.report.control import leading_ranking
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import (
     STATISTICS,
@@ -264,7 +265,8 @@ def _label_correlation(fitted: Fitted | None) -> float:
 def _selectivity(site: SitePart, edit: str) -> float:
     if site.areas is None:
         return math.nan
-    rows = site.areas[(site.areas["edit"] == edit) & (site.areas["ranking"] == "modes")]
+    leading = leading_ranking(site.areas)
+    rows = site.areas[(site.areas["edit"] == edit) & (site.areas["ranking"] == leading)]
     for replacement in ("zero", "mean", "class_mean", "resample"):
         some = rows[rows["replacement"] == replacement]
         if not some.empty:

@@ -2,6 +2,8 @@
 
 run.toml                                 the plan, written out in full
 contributions.zarr                       the store
+log_odds/contributions.zarr              contributions to the label's log-odds, by which units are
+log_odds/<site>/                         chosen, and their modes
 controls/<control>/contributions.zarr    its twins, under random weights or shuffled labels
 modes/<site>/<learner>/                  dictionary and modes of a site
 analysis/labels.json                     names of the labels: a list, or null
@@ -51,6 +53,15 @@ class RunFolder:
     def report(self) -> Path:
         """The report's first page."""
         return self.path / "report" / "index.html"
+
+    @property
+    def log_odds(self) -> Path:
+        """The store of contributions to the label's log-odds, by which control ranks units."""
+        return self.path / "log_odds" / "contributions.zarr"
+
+    def log_odds_modes(self, site: str) -> Path:
+        """Folder of a site's modes of these contributions."""
+        return self.path / "log_odds" / quote(site, safe="")
 
     def twin(self, control: str) -> Path:
         """The store of a control, by its name."""

@@ -7,9 +7,8 @@ again, and contributions go on at the first missing shard.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,33 +18,25 @@ from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, FitReport, forget_checkpoint
 from condec.dictionary import fit as fit_dictionary
 from condec.dictionary.train import MANY_DEAD
-from condec.effects import CurveOptions, compare, measure_curves, named_rankings, summarise
 from condec.files import to_json
 from condec.maps import site_maps
 from condec.modes import Modes
 from condec.runner.checks import fit_controls, measure_stability
+from condec.runner.control import control
 from condec.runner.folder import RunFolder
 from condec.runner.plan import LINKS, Link
 from condec.runner.run import Outcome, Run
+from condec.runner.steps import Step, carry_out, fit_digest, logged, with_modes
 from condec.sites import Site
 from condec.statistics import layer_statistics
 from condec.store import Store
 from condec.twins import collect_twin
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 _CHECKPOINT: Final = "checkpoint-"
 """Folders of fits that are under way, named by what they are made from."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """A part of a link: its name, what it is made from, and how its outputs are made."""
-
-    name: str
-    made_from: str
-    make: Callable[[], list[Path]]
 
 
 def collect(run: Run) -> Outcome:
@@ -57,7 +48,7 @@ def collect(run: Run) -> Outcome:
     twins = {control.name: folder.twin(control.name) for control in plan.controls}
     stores = (folder.store, *twins.values())
     kept = all(path.exists() and Store.open(path).is_complete for path in stores)
-    with _logged(run, "collect"):
+    with logged(run, "collect"):
         model, inputs, sites = run.loaded.model, run.inputs, run.plan.sites
         for control in plan.controls:
             control.check(model, inputs)
@@ -115,7 +106,7 @@ def stats(run: Run) -> Outcome:
         return [*made, folder.write_table("statistics_controls", pandas.concat(tables))]
 
     made_from = run.digest("stats", *(twin.config_hash for twin in twins.values()))
-    return _link(run, "stats", [_Step("stats", made_from, make)])
+    return carry_out(run, "stats", [Step("stats", made_from, make)])
 
 
 def fit(run: Run) -> Outcome:
@@ -137,7 +128,7 @@ def fit(run: Run) -> Outcome:
                 plan.learner_for(run.store.info(site).n_units),
                 run.store.rows(site, sign=plan.sign),
                 config=plan.train,
-                checkpoint=folder / f"{_CHECKPOINT}{_fit_digest(run, site)[:12]}",
+                checkpoint=folder / f"{_CHECKPOINT}{fit_digest(run, site)[:12]}",
                 progress=run.progress,
             )
         notes.extend(_about_dead_modes(site, report))
@@ -159,20 +150,20 @@ def fit(run: Run) -> Outcome:
     checked = run.sites(plan.check_sites, sites) if plan.controls or plan.stability_seeds else ()
     steps = []
     for site in sites:
-        steps.append(_Step(f"fit {site.key}", _fit_digest(run, site), partial(make, site)))
+        steps.append(Step(f"fit {site.key}", fit_digest(run, site), partial(make, site)))
         steps += _checks(run, site) if site in checked else ()
-    return replace(_link(run, "fit", steps), notes=tuple(notes))
+    return replace(carry_out(run, "fit", steps), notes=tuple(notes))
 
 
-def _checks(run: Run, site: Site) -> Iterator[_Step]:
+def _checks(run: Run, site: Site) -> Iterator[Step]:
     """Steps of controls and stability, as far as the plan asks for them."""
-    plan, digest = run.plan.fit, _fit_digest(run, site)
+    plan, digest = run.plan.fit, fit_digest(run, site)
     if plan.controls:
         made_from = run.digest(digest, "controls")
-        yield _Step(f"controls {site.key}", made_from, partial(fit_controls, run, site))
+        yield Step(f"controls {site.key}", made_from, partial(fit_controls, run, site))
     if plan.stability_seeds:
         made_from = run.digest(digest, "stability", plan.stability_seeds)
-        yield _Step(f"stability {site.key}", made_from, partial(measure_stability, run, site))
+        yield Step(f"stability {site.key}", made_from, partial(measure_stability, run, site))
 
 
 def _about_dead_modes(site: Site, report: FitReport) -> Iterator[str]:
@@ -193,86 +184,13 @@ def _forget_results(folder: RunFolder, site: Site, name: str) -> None:
     folder.forget(f"stability {site.key}", [folder.table(folder.stability(site.key, name))])
 
 
-def control(run: Run) -> Outcome:
-    """Control curves of every chosen site, into analysis/control.parquet.
-
-    Their summaries go into control_auc.parquet, and what is said of their rankings into
-    control_comparison.parquet. A site of which no mode is alive is left out, with a note.
-    """
-    plan = run.plan.control
-    run.inputs.needed_labels("control")
-    chosen, notes = _with_modes(run.modes(plan.sites))
-    digests = {m.site.key: run.digest(_fit_digest(run, m.site), plan) for m in chosen}
-    steps = [
-        _Step(f"control {m.site.key}", digests[m.site.key], partial(_site_curves, run, m))
-        for m in chosen
-    ]
-    if chosen:
-        join = partial(_join_curves, run, [modes.site.key for modes in chosen])
-        steps.append(_Step("control", run.digest(digests), join))
-    return replace(_link(run, "control", steps), notes=notes)
-
-
-def _site_curves(run: Run, modes: Modes) -> list[Path]:
-    """Curves of one site, and the comparison of its rankings."""
-    import pandas
-
-    plan, folder, key, name = run.plan.control, run.folder, modes.site.key, run.plan.fit.name
-    rankings = named_rankings(modes, plan.rankings, n_random=plan.n_random, seed=plan.seed)
-    curves = [
-        measure_curves(
-            run.model_of_store,
-            run.inputs,
-            modes,
-            CurveOptions(
-                labels=plan.labels or None,
-                fractions=plan.fractions,
-                edit=edit,
-                replacement=replacement,
-                off=plan.off,
-                rankings=rankings,
-                n_bootstrap=plan.n_bootstrap,
-                seed=plan.seed,
-                batch_size=plan.batch_size,
-            ),
-        )
-        for edit in plan.edits
-        for replacement in plan.replacements
-    ]
-    made = {folder.control(key, name): pandas.concat([one.to_frame() for one in curves])}
-    if plan.n_bootstrap:
-        made[folder.comparison(key, name)] = pandas.concat([compare(one) for one in curves])
-    folder.forget(f"control {key}", [folder.table(folder.comparison(key, name))])
-    return [folder.write_table(place, table) for place, table in made.items()]
-
-
-def _join_curves(run: Run, sites: Sequence[str]) -> list[Path]:
-    """The tables of all sites together, and a summary of every curve."""
-    folder, name = run.folder, run.plan.fit.name
-    curves = _joined(folder, [folder.control(site, name) for site in sites])
-    made = {"control": curves, "control_auc": summarise(curves)}
-    if run.plan.control.n_bootstrap:
-        parts = [folder.comparison(site, name) for site in sites]
-        made["control_comparison"] = _joined(folder, parts)
-    folder.forget("control", [folder.table("control_comparison")])
-    return [folder.write_table(place, table) for place, table in made.items()]
-
-
-def _joined(folder: RunFolder, parts: Sequence[str]) -> "pandas.DataFrame":
-    """Tables of several sites, one below the other."""
-    import pandas
-
-    tables = [pandas.read_parquet(folder.table(part)) for part in parts]
-    return pandas.concat(tables, ignore_index=True)
-
-
 def maps(run: Run) -> Outcome:
     """Input-space maps of every chosen site, into analysis/maps/<site>/<learner>.npz.
 
     A site of which no mode is alive is left out, with a note.
     """
     plan = run.plan.maps
-    chosen, notes = _with_modes(run.modes(plan.sites))
+    chosen, notes = with_modes(run.modes(plan.sites))
 
     def make(modes: Modes) -> list[Path]:
         made = site_maps(
@@ -287,16 +205,10 @@ def maps(run: Run) -> Outcome:
         return [made.save(run.folder.maps(modes.site.key, run.plan.fit.name))]
 
     steps = [
-        _Step(f"map {m.site.key}", run.digest(_fit_digest(run, m.site), plan), partial(make, m))
+        Step(f"map {m.site.key}", run.digest(fit_digest(run, m.site), plan), partial(make, m))
         for m in chosen
     ]
-    return replace(_link(run, "map", steps), notes=notes)
-
-
-def _with_modes(chosen: Sequence[Modes]) -> tuple[list[Modes], tuple[str, ...]]:
-    """Those that have an alive mode, and a note for each of the others."""
-    dead = tuple(f"{m.site.key}: left out, no mode is alive" for m in chosen if not len(m))
-    return [modes for modes in chosen if len(modes)], dead
+    return replace(carry_out(run, "map", steps), notes=notes)
 
 
 def report(run: Run) -> Outcome:
@@ -316,7 +228,7 @@ def report(run: Run) -> Outcome:
 
     controls = [control.name for control in run.plan.collect.controls]
     described = (run.plan.report, run.plan.model, run.plan.data, controls)
-    return _link(run, "report", [_Step("report", run.digest(made_from, described), make)])
+    return carry_out(run, "report", [Step("report", run.digest(made_from, described), make)])
 
 
 FUNCTIONS: Final[dict[Link, Callable[[Run], Outcome]]] = {
@@ -349,42 +261,3 @@ def _no_control(run: Run) -> str | None:
     if not bool((run.store.labels >= 0).any()):
         return "the data have no labels"
     return None if run.plan.fit.train.held_out else "no rows are held out (fit.held_out is 0)"
-
-
-def _fit_digest(run: Run, site: Site) -> str:
-    plan = run.plan.fit
-    return run.digest(site.key, plan.learner, plan.modes_per_unit, plan.train, plan.sign)
-
-
-def _link(run: Run, link: Link, steps: Sequence[_Step]) -> Outcome:
-    """Do those steps of a link whose inputs have changed, or whose outputs are gone."""
-    folder, started = run.folder, time.perf_counter()
-    # Asked at its turn: a new dictionary undoes the controls and the stability of its modes.
-    open_steps = (s for s in steps if run.again or not folder.is_done(s.name, s.made_from))
-    outputs: list[Path] = []
-    n_done = 0
-    with _logged(run, link):
-        # Fitting shows a bar for every site by itself.
-        for step in open_steps if link == "fit" else run.each(list(open_steps), link):
-            # Gone first: outputs that are half replaced must not count as those of before.
-            folder.forget(step.name)
-            made = step.make()
-            folder.mark_done(step.name, step.made_from, made)
-            outputs += made
-            n_done += 1
-    state = "made" if n_done else "kept" if steps else "left out"
-    return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
-
-
-@contextmanager
-def _logged(run: Run, link: Link) -> Iterator[None]:
-    """One line in the log when a link begins, and one when it ends, however it ends."""
-    started = time.perf_counter()
-    run.folder.log("start", link=link)
-    try:
-        yield
-    except BaseException as error:
-        with suppress(OSError):  # On a full disk, the first error is the one to show.
-            run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
-        raise
-    run.folder.log("end", link=link, seconds=round(time.perf_counter() - started, 3))

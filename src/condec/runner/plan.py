@@ -31,6 +31,7 @@ from condec.dictionary import (
 )
 from condec.dictionary.seeds import LEAST_SEEDS
 from condec.effects import (
+    LOG_ODDS_NAMES,
     PAPER_FRACTIONS,
     RANKING_NAMES,
     RANKINGS,
@@ -232,7 +233,7 @@ class ControlPlan:
     fractions: tuple[float, ...] = PAPER_FRACTIONS
     edits: tuple[EditKind, ...] = get_args(EditKind)
     replacements: tuple[CurveReplacement, ...] = ("zero",)
-    rankings: tuple[str, ...] = RANKINGS
+    rankings: tuple[str, ...] = (*LOG_ODDS_NAMES, *RANKINGS)
     off: OffTarget = "others"
     n_random: int = 5
     n_bootstrap: int = 1000
