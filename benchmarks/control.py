@@ -22,7 +22,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import side_by_side, write
+from measure import paste, side_by_side, write
 
 from condec.control import Ablate
 from condec.data import as_inputs
@@ -32,11 +32,11 @@ from condec.models import load_model
 
 MODELS = {
     "resnet50": (
-        "torchvision:resnet50", 4, {"early": "layer1.1", "middle": "layer3.1", "late": "layer4.1"}
+        "torchvision:resnet50", 2, {"early": "layer1.1", "middle": "layer3.1", "late": "layer4.1"}
     ),
     "mobilenet_v2": (
         "torchvision:mobilenet_v2",
-        8,
+        4,
         {"early": "features.3", "middle": "features.10", "late": "features.17"},
     ),
     "vit_base": (
@@ -47,9 +47,20 @@ MODELS = {
 }  # fmt: skip
 """Name, images, and blocks: all but the last has blocks after it."""
 LABELS = 1000
-EDITS = {"early": 8, "middle": 16, "late": 48}
+EDITS = {"early": 6, "middle": 12, "late": 32}
 """Sets of edits by the graph and by replay."""
 WHOLE = 2
+
+
+def settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Give batch norms the statistics of these images: with none, random weights say nothing."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        model(images)
+    model.eval()
 
 
 def edits_of(site: str, n: int) -> list[tuple[Ablate, ...]]:
@@ -93,6 +104,7 @@ def at_site(
         "seconds": seconds,
         "edits_per_second": {route: 1 / statistics.median(each[route]) for route in counts},
         "times_faster_than_whole_passes": times,
+        "largest_difference_between_two_edits": float(whole.logit.diff(dim=0).abs().max()),
         "against_whole_passes": {route: apart(first(found[route], n), whole) for route in times},
     }
 
@@ -103,12 +115,27 @@ def first(measured: Measured, n: int) -> Measured:
     return Measured(**fields)
 
 
+def table(record: dict[str, Any]) -> str:
+    """Edits a second, and how many times that is what whole passes do."""
+    head = "| | | whole passes | graph | replay | graph, times faster | replay |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for name, of in record.items():
+        for where, row in of["sites"].items():
+            a_second, times = row["edits_per_second"], row["times_faster_than_whole_passes"]
+            speeds = " | ".join(f"{a_second[route]:.2f}" for route in ("full", "graph", "replay"))
+            lines.append(
+                f"| {name} | {where}, `{row['site']}` | {speeds} | {times['graph']:.1f} | "
+                f"{times['replay']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one turn, a quarter of the edits")
+    parser.add_argument("--quick", action="store_true", help="one turn, half the edits")
     args = parser.parse_args()
     repeats = 1 if args.quick else args.repeats
     record: dict[str, Any] = {}
@@ -117,21 +144,18 @@ def main() -> None:
         torch.manual_seed(0)
         model = load_model(spec).model.to(args.device)
         images = torch.randn(n_images, 3, 224, 224)
-        with torch.no_grad():
-            model(images.to(args.device))
-        record[name] = {
-            "what": f"{name} (random weights), one batch of {n_images} images, {args.device}",
-            **{
-                where: at_site(
-                    model, images, site, EDITS[where] // (4 if args.quick else 1), repeats
-                )
-                for where, site in sites.items()
-            },
-        }
-        for where in sites:
-            print(name, where, record[name][where]["times_faster_than_whole_passes"], flush=True)
+        settle(model, images.to(args.device))
+        what = f"{name} (random weights), one batch of {n_images} images, {args.device}"
+        record[name] = {"what": what, "sites": {}}
+        for where, site in sites.items():
+            n_edits = EDITS[where] // (2 if args.quick else 1)
+            row = at_site(model, images, site, n_edits, repeats)
+            record[name]["sites"][where] = row
+            print(name, where, row["times_faster_than_whole_passes"], flush=True)
     if not (args.quick or args.model):
         write("control" if args.device == "cpu" else "control_cuda", record)
+        if args.device == "cpu":
+            paste("control", table(record))
 
 
 if __name__ == "__main__":

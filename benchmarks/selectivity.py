@@ -19,6 +19,7 @@ one of the halves and of the fits.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -228,27 +229,24 @@ def rankings(kept: dict[str, Store], site: str, seed: int) -> tuple[Modes, list[
     ]
 
 
-def measured(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for every site, seed, edit, replacement and ranking."""
+def measured(case: Case, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """For every site, seed, edit and replacement, one row for each ranking."""
     kept = stores(case)
-    for site in case.sites:
-        for seed in range(args.first, args.first + args.seeds):
-            modes, every = rankings(kept, site, seed)
-            for edit in args.edits:
-                for replacement in args.replacements:
-                    started = time.perf_counter()
-                    options = CurveOptions(
-                        rankings=tuple(every), fractions=case.fractions, edit=edit,
-                        replacement=replacement, seed=seed, batch_size=250,
-                    )  # fmt: skip
-                    curves = measure_curves(case.model, (case.images, case.labels), modes, options)
-                    for row in described(curves):
-                        yield {
-                            "model": case.name, "site": site, "seed": seed, "edit": edit,
-                            "replacement": replacement, **row,
-                        }  # fmt: skip
-                    seconds = time.perf_counter() - started
-                    print(f"{case.name} {site} seed {seed} {edit} {replacement}: {seconds:.0f} s")
+    seeds = range(args.first, args.first + args.seeds)
+    for site, seed in itertools.product(args.site or case.sites, seeds):
+        modes, every = rankings(kept, site, seed)
+        for edit, replacement in itertools.product(args.edits, args.replacements):
+            started = time.perf_counter()
+            options = CurveOptions(
+                rankings=tuple(every), fractions=case.fractions, edit=edit,
+                replacement=replacement, seed=seed, batch_size=250,
+            )  # fmt: skip
+            curves = measure_curves(case.model, (case.images, case.labels), modes, options)
+            of = {
+                "model": case.name, "site": site, "seed": seed, "edit": edit,
+                "replacement": replacement, "seconds": time.perf_counter() - started,
+            }  # fmt: skip
+            yield [of | row for row in described(curves)]
 
 
 def described(curves: Any) -> list[dict[str, Any]]:
@@ -280,6 +278,16 @@ def together(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(known.values())
 
 
+def keep(rows: Sequence[dict[str, Any]]) -> None:
+    """Put rows into the result."""
+    what = (
+        "selectivity (area under target minus that under off-target, over that under off-target) "
+        "of units chosen on one half of the images, on the other; means over labels; lower is "
+        "better when units are ablated, higher when they are preserved"
+    )
+    write("selectivity", {"what": what, "rows": together(rows)})
+
+
 def table(rows: Sequence[dict[str, Any]], edit: str, replacement: str) -> str:
     """In Markdown: rankings by site, means over seeds; what is beyond chance is marked."""
     some = [row for row in rows if (row["edit"], row["replacement"]) == (edit, replacement)]
@@ -303,6 +311,7 @@ def table(rows: Sequence[dict[str, Any]], edit: str, replacement: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--site", nargs="+", help="only these sites of the model")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first seed")
     parser.add_argument("--edits", nargs="+", default=["ablate", "preserve"])
@@ -314,18 +323,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     if not args.publish:
-        rows = [row for name in args.model for row in measured(CASES[name](), args)]
-        write(
-            "selectivity",
-            {
-                "what": "selectivity (area under target minus that under off-target, over that "
-                "under off-target) of units chosen on one half of the images, on the other; "
-                "means over labels; lower is better when units are ablated, higher when they "
-                "are preserved",
-                "fractions": {name: CASES[name]().fractions for name in args.model},
-                "rows": together(rows),
-            },
-        )
+        # After each part: hours of work must not depend on the last.
+        for rows in (rows for name in args.model for rows in measured(CASES[name](), args)):
+            keep(rows)
     rows = json.loads((RESULTS / "selectivity.json").read_text())["rows"]
     kinds = list(dict.fromkeys((row["edit"], row["replacement"]) for row in rows))
     said = "\n\n".join(f"{edit}, {by}:\n\n{table(rows, edit, by)}" for edit, by in kinds)

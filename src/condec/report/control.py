@@ -124,7 +124,8 @@ def _sentence(begin: str, replacement: str, rows: "pandas.DataFrame", names: dic
 
 
 def _difference(row: Mapping[Any, Any]) -> str:
-    return f"{fixed(row['difference'])}, {fixed(row['low'])} to {fixed(row['high'])}"
+    difference, low, high = (fixed(row[name], 3) for name in ("difference", "low", "high"))
+    return f"{difference}, {low} to {high}"
 
 
 def _line(
