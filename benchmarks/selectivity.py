@@ -288,19 +288,36 @@ def keep(rows: Sequence[dict[str, Any]]) -> None:
     write("selectivity", {"what": what, "rows": together(rows)})
 
 
-def table(rows: Sequence[dict[str, Any]], edit: str, replacement: str) -> str:
-    """In Markdown: rankings by site, means over seeds; what is beyond chance is marked."""
-    some = [row for row in rows if (row["edit"], row["replacement"]) == (edit, replacement)]
-    places = list(dict.fromkeys((row["model"], row["site"]) for row in some))
-    names = list(dict.fromkeys(row["ranking"] for row in some))
-    shown = [site.removeprefix("model.") for _, site in places]
-    lines = ["| | " + " | ".join(shown) + " |", "|---" * (len(places) + 1) + "|"]
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """In Markdown, one for each model, edit and replacement."""
+    kinds = sorted({(row["model"], row["edit"], row["replacement"]) for row in rows})
+    kinds.sort(key=lambda kind: list(CASES).index(kind[0]))
+    parts = []
+    for model, edit, replacement in kinds:
+        kind = {"model": model, "edit": edit, "replacement": replacement}
+        some = [row for row in rows if kind.items() <= row.items()]
+        what = "selectivity" if edit == "ablate" else "area between the curves"
+        parts.append(f"`{model}`, {edit}, by {replacement}, {what}:\n\n{table(some, edit)}")
+    return "\n\n".join(parts)
+
+
+def table(rows: Sequence[dict[str, Any]], edit: str) -> str:
+    """Rankings by site, means over seeds; where units are ablated, what is beyond chance is marked.
+
+    Where units are preserved the off-target area comes near 0, and a ratio to it says little.
+    """
+    sites = sorted({row["site"] for row in rows})
+    names = list(dict.fromkeys(row["ranking"] for row in rows))
+    shown = [site.removeprefix("model.") for site in sites]
+    lines = ["| | " + " | ".join(shown) + " |", "|---" * (len(sites) + 1) + "|"]
     for name in names:
         cells = []
-        for place in places:
-            here = [r for r in some if (r["model"], r["site"]) == place and r["ranking"] == name]
-            value = statistics.mean(row["selectivity"] for row in here)
-            verdicts = {row.get("verdict", "") for row in here}
+        for site in sites:
+            here = [row for row in rows if row["site"] == site and row["ranking"] == name]
+            value = statistics.mean(
+                row["selectivity" if edit == "ablate" else "area_between"] for row in here
+            )
+            verdicts = {row.get("verdict", "") for row in here} if edit == "ablate" else {""}
             mark = {"better": " ▲", "worse": " ▽"}.get(verdicts.pop() if len(verdicts) == 1 else "")
             cells.append(f"{value:.2f}{mark or ''}")
         title = f"**`{name}`**" if name == MODES else f"`{name}`"
@@ -327,10 +344,8 @@ def main() -> None:
         for rows in (rows for name in args.model for rows in measured(CASES[name](), args)):
             keep(rows)
     rows = json.loads((RESULTS / "selectivity.json").read_text())["rows"]
-    kinds = list(dict.fromkeys((row["edit"], row["replacement"]) for row in rows))
-    said = "\n\n".join(f"{edit}, {by}:\n\n{table(rows, edit, by)}" for edit, by in kinds)
-    print(said)
-    paste("selectivity", said)
+    print(tables(rows))
+    paste("selectivity", tables(rows))
 
 
 if __name__ == "__main__":

@@ -608,7 +608,7 @@ def test_words_on_where_modes_win(run):
     site = run.sites[0]
     won = compared("ablate", mean_contribution="better", random="better", mode_sum="worse")
     (said,) = control_sentences(replace(site, comparison=won))
-    numbers = "(\N{MINUS SIGN}0.250, \N{MINUS SIGN}0.500 to 0.120)"
+    numbers = "(\N{MINUS SIGN}0.250, \N{MINUS SIGN}0.500 to 0.125)"
     assert said == (
         "Units ablated by modes (replaced by zero) are more selective than mean contribution "
         f"{numbers}, random units {numbers}."
