@@ -39,12 +39,17 @@ def page(browser) -> Iterator[Any]:
     yield from watched(browser)
 
 
+def _left(request) -> bool:
+    """Whether the page was left before a picture that is loaded late had come."""
+    return "ERR_ABORTED" in (request.failure or "")
+
+
 def watched(browser, **options) -> Iterator[Any]:
     context = browser.new_context(**options)
     page, wrong = context.new_page(), []
     page.on("console", lambda m: wrong.append(m.text) if m.type in {"error", "warning"} else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+    page.on("requestfailed", lambda r: None if _left(r) else wrong.append(f"failed: {r.url}"))
     page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
     page.on(
         "request",

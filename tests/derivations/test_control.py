@@ -138,13 +138,23 @@ def test_control_curve_by_loops(tmp_path, kind, replacement):
         ]
         best = max(range(4), key=lambda m: fit[m])
         own = [s for s in train if label_of[s] == label]
-        mean = [sum(contribution[s][u] for s in own) / len(own) for u in range(7)]
+        rest = [s for s in train if label_of[s] != label]
+
+        def more(value, own=own, rest=rest):
+            """How much more of a value the label's samples have than the others."""
+            return sum(map(value, own)) / len(own) - sum(map(value, rest)) / len(rest)
+
+        used = [more(lambda s, m=m: float(modes.loadings[s, m])) for m in range(4)]
+        all_modes = [sum(used[m] * float(modes.atoms[m, u]) for m in range(4)) for u in range(7)]
+        mean = [more(lambda s, u=u: contribution[s][u]) for u in range(7)]
         atom = modes.atoms[best].tolist()
         orders = {
-            "modes": [sorted(range(7), key=lambda u: -atom[u])],
-            "mean_contribution": [sorted(range(7), key=lambda u: -mean[u])],
+            "modes": [sorted(range(7), key=lambda u: -all_modes[u])],
+            "best_mode": [sorted(range(7), key=lambda u: -atom[u])],
+            "contribution_difference": [sorted(range(7), key=lambda u: -mean[u])],
             "random": draws,
         }
+        assert set(orders) == set(table["ranking"])
         for ranking, several in orders.items():
             rows = table[(table["label"] == label) & (table["ranking"] == ranking)]
             curve = {"target": [], "off": []}
@@ -169,6 +179,6 @@ def test_control_curve_by_loops(tmp_path, kind, replacement):
             difference = areas.loc[(label, ranking), "auc_difference"]
             expected = (area["target"] - area["off"]) / area["off"]
             assert difference == pytest.approx(expected, abs=1e-12)
-        chosen = table[(table["label"] == label) & (table["ranking"] == "modes")]
+        chosen = table[(table["label"] == label) & (table["ranking"] == "best_mode")]
         assert chosen["mode"].unique().tolist() == [int(modes.ids[best])]
         assert chosen["correlation"].tolist() == pytest.approx([fit[best]] * 4, abs=1e-5)
