@@ -1,0 +1,5 @@
+"""The retina: modes of model interneurons, how they combine, and where receptive fields change.
+
+A model of the retina maps a clip of the movie [sample, history, y, x], oldest frame first, to
+the rates of ganglion cells [sample, cell] (Melander et al. 2026, Figure 8).
+"""
