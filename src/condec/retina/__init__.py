@@ -3,3 +3,17 @@
 A model of the retina maps a clip of the movie [sample, history, y, x], oldest frame first, to
 the rates of ganglion cells [sample, cell] (Melander et al. 2026, Figure 8).
 """
+
+from condec.retina.cells import Clustering, cluster, mode_cell_correlation, near_duplicates
+from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
+
+__all__ = [
+    "Clustering",
+    "RankOne",
+    "ReceptiveFields",
+    "cluster",
+    "mode_cell_correlation",
+    "near_duplicates",
+    "receptive_fields",
+    "separate",
+]
