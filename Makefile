@@ -29,7 +29,7 @@ $(CORE): $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[dev,vision,bench,docs]'
+	$(PIP) --editable '.[dev,vision,retina,bench,docs]'
 	touch $@ $(CORE)
 
 demo: $(CORE)  ## the whole chain on the embedded digits model; ends with a report

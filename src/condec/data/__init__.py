@@ -1,4 +1,4 @@
-"""Inputs with stable names: arrays, files of arrays, folders of images, torch data sets.
+"""Inputs with stable names: arrays, files of arrays, folders of images, movies, torch data sets.
 
 >>> inputs = load_data("digits")
 >>> len(inputs), inputs.sample_shape, inputs.ids[:2]
@@ -25,11 +25,22 @@ from condec.data.arrays import (
 )
 from condec.data.images import from_folder
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, scale_pixels, spread
+from condec.data.movies import (
+    Recording,
+    Scaling,
+    Windows,
+    from_movie,
+    read_recording,
+    write_recording,
+)
 from condec.errors import DataError, OptionError
 
-__all__ = ["UNLABELLED", "Inputs", "Preprocess", "as_inputs", "load_data", "scale_pixels", "spread"]
+__all__ = [
+    "UNLABELLED", "Inputs", "Preprocess", "Recording", "Scaling", "Windows", "as_inputs",
+    "load_data", "read_recording", "scale_pixels", "spread", "write_recording",
+]  # fmt: skip
 
-SOURCES: Final = ("digits", "npz:FILE", "folder:DIR", "folder:DIR?csv=FILE")
+SOURCES: Final = ("digits", "npz:FILE", "folder:DIR", "folder:DIR?csv=FILE", "movie:FILE")
 
 
 def load_data(
@@ -40,6 +51,7 @@ def load_data(
     preprocess: Preprocess | None = None,
     shape: tuple[int, ...] | None = None,
     limit: int | None = None,
+    scaling: Scaling | None = None,
     folder: str | Path = ".",
 ) -> Inputs:
     """Open a data set by its text form.
@@ -51,7 +63,10 @@ def load_data(
         seen. ``npz:FILE``: arrays ``images`` (uint8 [sample, y, x, channel], or float as the
         model takes it), and, if there, ``labels``, ``class_names`` and ``ids``; or a ``.npy``
         of images. ``folder:DIR``: images, one subfolder a class; or, with a csv, the files
-        that it lists.
+        that it lists. ``movie:FILE?KEY=VALUE&...``: clips of a movie (`Windows`), with the keys
+        ``split``, ``cells`` (``0,2``), ``response``, ``frames`` (``START:STOP``) and ``scaling``
+        (``MEAN,STD``) of `read_recording`, and ``history``, the frames of a clip (by default
+        those that the model takes, or 40).
     csv : path, optional
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.
@@ -64,6 +79,9 @@ def load_data(
         What the model takes, to be checked sample by sample.
     limit : int, optional
         At most so many samples, spread evenly over the set.
+    scaling : (float, float), optional
+        Of movies: the mean and standard deviation that the model was trained with, to be taken
+        out unless the source says otherwise.
     folder : path
         What relative paths start from.
 
@@ -76,10 +94,11 @@ def load_data(
     """
     kind, _, rest = source.partition(":")
     rest, _, query = rest.partition("?")
-    keys = dict(parse_qsl(query))
+    keys = dict(parse_qsl(query, keep_blank_values=True))
     csv = keys.pop("csv", csv)
     base = Path(folder)
-    if keys or kind not in {"digits", "npz", "folder"} or (kind == "digits") == bool(rest):
+    known = kind in {"digits", "npz", "folder", "movie"} and (kind == "movie" or not keys)
+    if not known or (kind == "digits") == bool(rest):
         raise OptionError(f"data {source!r}: expected one of {', '.join(SOURCES)}")
     if csv is not None and kind != "folder":
         raise OptionError(
@@ -92,6 +111,8 @@ def load_data(
             inputs = digits()
         case "npz":
             inputs = from_file(base / rest)
+        case "movie":
+            inputs = from_movie(base / rest, keys, shape=shape, scaling=scaling)
         case _:
             inputs = from_folder(base / rest, None if csv is None else base / csv)
     if label_names is not None:
