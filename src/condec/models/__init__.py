@@ -35,6 +35,8 @@ class LoadedModel:
         [sample, channel, y, x]; None means division by 255.
     label_names : tuple of str, or None
         Name of every output.
+    scaling : (float, float), or None
+        Mean and standard deviation of the movies that it was trained on.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class LoadedModel:
     input_shape: tuple[int, ...] | None = None
     preprocess: Callable[[Tensor], Tensor] | None = None
     label_names: tuple[str, ...] | None = None
+    scaling: tuple[float, float] | None = None
 
 
 def load_model(

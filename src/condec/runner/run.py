@@ -98,6 +98,7 @@ class Run:
             preprocess=own or self.loaded.preprocess,
             shape=self.plan.model.input_shape or self.loaded.input_shape,
             limit=plan.limit,
+            scaling=self.loaded.scaling,
             folder=base,
         )
         if inputs.label_names is None and self.loaded.label_names is not None:
