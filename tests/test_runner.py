@@ -399,6 +399,18 @@ def test_label_names_of_the_model_serve_data_without(
         _ = run_of(source).inputs
 
 
+def test_movies_are_scaled_as_the_model_wants_and_as_long_as_its_clips(source: Path) -> None:
+    movie = np.random.default_rng(0).normal(size=(12, 4, 4)).astype(np.float32)
+    np.savez(source / "movie.npz", movie=movie)
+    make = "    from condec.models import LoadedModel\n    return LoadedModel("
+    net = NET.replace("    return small_resnet(labels=3)", make + "small_resnet(labels=3), 'x', ")
+    (source / "net.py").write_text(net + "input_shape=(5, 4, 4), scaling=(1.0, 2.0))\n")
+    change(source, "npz:data.npz", "movie:movie.npz")
+    inputs = run_of(source).inputs
+    assert inputs.ids[0] == "5"
+    np.testing.assert_allclose(inputs.load(1), (movie[1:6] - 1) / 2, rtol=1e-5)
+
+
 def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carry_out(run_of(source, links=("collect",)))
     refuse: Callable[..., object] = lambda *_, **__: pytest.fail("loaded")  # noqa: E731
