@@ -29,7 +29,8 @@ $(CORE): $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[dev,vision,retina,bench,docs]'
+	$(PIP) --editable '.[dev,vision,retina,openretina,bench,docs]'
+	$(PIP) --no-deps openretina moviepy
 	touch $@ $(CORE)
 
 demo: $(CORE)  ## the whole chain on the embedded digits model; ends with a report
