@@ -5,13 +5,23 @@ the rates of ganglion cells [sample, cell] (Melander et al. 2026, Figure 8).
 """
 
 from condec.retina.cells import Clustering, cluster, mode_cell_correlation, near_duplicates
+from condec.retina.combinations import (
+    CombinationFields,
+    active_modes,
+    combinations,
+    fields_of_combinations,
+)
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
 
 __all__ = [
     "Clustering",
+    "CombinationFields",
     "RankOne",
     "ReceptiveFields",
+    "active_modes",
     "cluster",
+    "combinations",
+    "fields_of_combinations",
     "mode_cell_correlation",
     "near_duplicates",
     "receptive_fields",

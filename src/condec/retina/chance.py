@@ -1,0 +1,141 @@
+"""What chance would do: how often independent modes meet, and how far from that counts stray.
+
+A *kind* is one combination as a row of bools [mode]; its *key* is the row packed into bytes.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import numpy
+
+_LEVEL: Final = 0.95
+"""Share of shifted counts between ``low`` and ``high``."""
+
+
+def keys_of(on: "numpy.ndarray") -> "numpy.ndarray":
+    """Each frame's kind, packed: bytes that can be compared and sorted [frame]."""
+    import numpy as np
+
+    packed = np.ascontiguousarray(np.packbits(on, axis=1))
+    keys: numpy.ndarray = packed.view(f"S{packed.shape[1]}")[:, 0]
+    return keys
+
+
+def kinds_of(keys: "numpy.ndarray", n_modes: int) -> "numpy.ndarray":
+    """Kinds [key, mode] of keys."""
+    import numpy as np
+
+    packed = np.ascontiguousarray(keys)[:, None].view(np.uint8)
+    return np.unpackbits(packed, axis=1, count=n_modes).astype(bool)
+
+
+def likely(rates: "numpy.ndarray", n_frames: int) -> "numpy.ndarray":
+    """Combinations that independent modes would show once or more [combination, mode]."""
+    import numpy as np
+
+    kinds, chance = np.zeros((1, 0), dtype=bool), np.ones(1)
+    for rate in rates:
+        added = np.repeat([False, True], len(kinds))[:, None]
+        kinds = np.hstack((np.vstack((kinds, kinds)), added))
+        chance = np.concatenate((chance * (1 - rate), chance * rate))
+        # One more mode only makes it rarer; rounding must not lose one that is expected once.
+        kept = chance * n_frames >= 1 - 1e-9
+        kinds, chance = kinds[kept], chance[kept]
+    return kinds
+
+
+def chance_of(kinds: "numpy.ndarray", rates: "numpy.ndarray") -> "numpy.ndarray":
+    """Product of the rates of active modes and of 1 minus those of the others [kind]."""
+    import numpy as np
+
+    product: numpy.ndarray = np.where(kinds, rates, 1 - rates).prod(1)
+    return product
+
+
+def binomial_p(
+    counts: "numpy.ndarray", expected: "numpy.ndarray", n_frames: int
+) -> "numpy.ndarray":
+    """Twice the smaller tail of the exact binomial distribution, at most 1."""
+    import numpy as np
+    from scipy.stats import binom
+
+    chance = np.minimum(expected / n_frames, 1.0)
+    tails = binom.cdf(counts, n_frames, chance), binom.sf(counts - 1, n_frames, chance)
+    p: numpy.ndarray = np.minimum(2 * np.minimum(*tails), 1.0)
+    return p
+
+
+def holm(p: "numpy.ndarray", family: float) -> "numpy.ndarray":
+    """Holm's step-down correction, in a family that may be larger than what is listed."""
+    import numpy as np
+
+    order = np.argsort(p, kind="stable")
+    factors = np.maximum(family - np.arange(len(p)), 1.0)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
+    return corrected
+
+
+def shifted(
+    on: "numpy.ndarray",
+    kinds: "numpy.ndarray",
+    counts: "numpy.ndarray",
+    n_shifts: int,
+    seed: int,
+) -> dict[str, "numpy.ndarray"]:
+    """Columns that come from shifting each mode's time course by itself.
+
+    Parameters
+    ----------
+    on : array of shape [frame, mode], bool
+    kinds : array of shape [kind, mode], bool
+        Every kind that occurs in `on`, and others.
+    counts : array of shape [kind]
+        Frames of each.
+    n_shifts, seed : int
+    """
+    import numpy as np
+
+    names = ("low", "high", "p_shift", "p_shift_corrected")
+    if not n_shifts:
+        return {name: np.full(len(kinds), np.nan) for name in names}
+    rng = np.random.default_rng(seed)
+    rates, n_modes = on.mean(0), on.shape[1]
+    expected = len(on) * chance_of(kinds, rates)
+    keys = keys_of(kinds)
+    order = np.argsort(keys)
+    null = np.zeros((n_shifts, len(kinds)))
+    rare = np.zeros(n_shifts)  # the farthest of kinds that are not listed
+    for shift in range(n_shifts):
+        moved = rolled(on, np.asarray(rng.integers(len(on), size=n_modes)))
+        found, times = np.unique(keys_of(moved), return_counts=True)
+        places = order[np.searchsorted(keys, found, sorter=order).clip(max=len(keys) - 1)]
+        listed = keys[places] == found
+        null[shift, places[listed]] = times[listed]
+        others = len(on) * chance_of(kinds_of(found[~listed], n_modes), rates)
+        rare[shift] = np.abs(_distance(times[~listed], others)).max(initial=0.0)
+    away = np.abs(_distance(null, expected))
+    farthest = np.maximum(away.max(1), rare)
+    # Equal counts are equally far, whatever rounding says.
+    here = np.abs(_distance(counts, expected)) - 1e-9
+    low, high = np.quantile(null, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+    p = (1 + (away >= here).sum(0)) / (1 + n_shifts)
+    of_any = (1 + (farthest[:, None] >= here).sum(0)) / (1 + n_shifts)
+    return dict(zip(names, (low, high, p, of_any), strict=True))
+
+
+def rolled(on: "numpy.ndarray", offsets: "numpy.ndarray") -> "numpy.ndarray":
+    """Every column later by its own number of frames, around the end."""
+    import numpy as np
+
+    frames = (np.arange(len(on))[:, None] - offsets) % len(on)
+    rolled: numpy.ndarray = np.take_along_axis(on, frames, 0)
+    return rolled
+
+
+def _distance(counts: "numpy.ndarray", expected: "numpy.ndarray") -> "numpy.ndarray":
+    """Anscombe's root of both, subtracted."""
+    import numpy as np
+
+    away: numpy.ndarray = 2 * (np.sqrt(counts + 3 / 8) - np.sqrt(expected + 3 / 8))
+    return away
