@@ -13,7 +13,7 @@ from condec.attribution import ActGrad, IntegratedGradients
 from condec.attribution.text import method_from_text
 from condec.dictionary import NMF, PCA, KMeans, MatryoshkaSAE, ThresholdSAE, TrainConfig
 from condec.errors import OptionError
-from condec.runner.plan import LEARNERS, LINKS, FitPlan, Plan
+from condec.runner.plan import LEARNERS, LINKS_OF_IMAGES, FitPlan, Plan
 from condec.targets import (
     Contrast,
     Custom,
@@ -137,7 +137,7 @@ def test_round_trip(text: str) -> None:
 
 def test_absent_keys_keep_their_defaults() -> None:
     plan = config.from_dict({"sites": "block*"})
-    assert plan.links == LINKS
+    assert plan.links == LINKS_OF_IMAGES
     assert plan.collect.method == IntegratedGradients(steps=10)
     assert plan.collect.target == TopK(k=1)
     assert plan.fit == FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
@@ -352,7 +352,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_demo_is_a_plan() -> None:
     plan = config.from_dict(config.DEMO)
     assert plan.model.spec == plan.data.source == "digits"
-    assert plan.links == LINKS
+    assert plan.links == LINKS_OF_IMAGES
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,12 @@ def map_command(
 
 
 @app.command()
+def retina(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Modes beside the cells of a retina: correlations, combinations, receptive fields."""
+    _one_link("retina", place, again=again, quiet=quiet, debug=debug)
+
+
+@app.command()
 def report(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """The static site of a run folder."""
     _one_link("report", place, again=again, quiet=quiet, debug=debug)

@@ -27,14 +27,17 @@ from condec.attribution import Method
 from condec.attribution.text import method_from_text, method_text
 from condec.dictionary import TrainConfig
 from condec.errors import OptionError
+from condec.retina import RetinaOptions
 from condec.runner.folder import RunFolder
 from condec.runner.plan import (
     LEARNERS,
-    LINKS,
+    LINKS_OF_IMAGES,
+    LINKS_OF_MOVIES,
     CollectPlan,
     ControlPlan,
     DataPlan,
     FitPlan,
+    Link,
     MapsPlan,
     ModelPlan,
     Plan,
@@ -62,6 +65,7 @@ _SECTIONS: Final = {
     "collect": CollectPlan,
     "control": ControlPlan,
     "maps": MapsPlan,
+    "retina": RetinaOptions,
     "report": ReportPlan,
 }
 _OF_FIT: Final = ("sign", "sites", "controls", "stability_seeds", "check_sites")
@@ -148,7 +152,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
         base=Path(folder) / _text("base", record.get("base", ".")),
         sites=_patterns("sites", record.get("sites", ())),
         fit=_fit(record.get("fit", {})),
-        links=_patterns("links", record.get("links", LINKS)),
+        links=_patterns("links", record.get("links", _links(sections["data"]))),
         **sections,
     )
 
@@ -173,7 +177,7 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
         **{k: v for k, v in _plain_fields(fit.learner).items() if k != "n_modes"},
         **_plain_fields(fit.train),
     }
-    for name in ("control", "maps", "report"):
+    for name in ("control", "maps", "retina", "report"):
         record[name] = _plain_fields(getattr(plan, name))
     return record
 
@@ -302,6 +306,11 @@ _PARSERS: Final[dict[Any, Callable[[str], object]]] = {
     Target: parse_target,
     Control: parse_control,
 }
+
+
+def _links(data: DataPlan) -> tuple[Link, ...]:
+    """What ``condec run`` does unless it is told."""
+    return LINKS_OF_MOVIES if data.source.startswith("movie:") else LINKS_OF_IMAGES
 
 
 def _section(name: str, record: Mapping[str, Any], option: type) -> Any:

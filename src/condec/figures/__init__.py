@@ -40,6 +40,14 @@ from condec.figures.plots import (
     layer_statistics_figure,
     training_history_figure,
 )
+from condec.figures.retina import (
+    combinations_figure,
+    explained_figure,
+    field_film,
+    fields_figure,
+    mode_cell_figure,
+    traces_figure,
+)
 from condec.figures.style import NEGATIVE, POSITIVE, RANKINGS, rankings_in, save_figure
 
 __all__ = [
@@ -48,6 +56,7 @@ __all__ = [
     "RANKINGS",
     "atom_figure",
     "auc_figure",
+    "combinations_figure",
     "completeness_figure",
     "control_figure",
     "control_matrix_figure",
@@ -56,11 +65,15 @@ __all__ = [
     "density_figure",
     "display_for",
     "draw_maps",
+    "explained_figure",
+    "field_film",
+    "fields_figure",
     "flatten_colours",
     "interactions_figure",
     "layer_statistics_figure",
     "lit",
     "map_scale",
+    "mode_cell_figure",
     "mode_map_figure",
     "overlay",
     "paper_display",
@@ -72,5 +85,6 @@ __all__ = [
     "stability_figure",
     "steering_figure",
     "superclass_figure",
+    "traces_figure",
     "training_history_figure",
 ]

@@ -1,6 +1,8 @@
 """Builds the pages of a report from a run folder."""
 
 import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +22,27 @@ from condec.report.reading import Fitted, RunPart, SitePart, read_run
 _HERE: Final = Path(__file__).parent
 
 
-def build_report(run_folder: str | Path) -> Path:
+@dataclass(frozen=True)
+class MorePage:
+    """A page beside the first one, of what only some runs have.
+
+    Attributes
+    ----------
+    file, name : str
+        Of the page: ``retina.html``, and what links to it are called.
+    template : str
+        Its name among the templates.
+    values : callable
+        From the run and where figures are drawn to what the template takes.
+    """
+
+    file: str
+    name: str
+    template: str
+    values: Callable[[RunPart, Studio], dict[str, Any]]
+
+
+def build_report(run_folder: str | Path, more: Sequence[MorePage] = ()) -> Path:
     """Make the report of a run folder.
 
     An earlier report is replaced once the new one is whole.
@@ -29,6 +51,8 @@ def build_report(run_folder: str | Path) -> Path:
     ----------
     run_folder : path
         See the module's description for what is read.
+    more : sequence of MorePage, optional
+        Pages that stand beside those of the sites.
 
     Returns
     -------
@@ -48,7 +72,7 @@ def build_report(run_folder: str | Path) -> Path:
             for leftover in (fresh, old):
                 shutil.rmtree(leftover, ignore_errors=True)
             fresh.mkdir()
-            _write_pages(run, fresh)
+            _write_pages(run, fresh, more)
             if final.exists():
                 final.rename(old)
             fresh.rename(final)
@@ -58,7 +82,7 @@ def build_report(run_folder: str | Path) -> Path:
     return final / "index.html"
 
 
-def _write_pages(run: RunPart, folder: Path) -> None:
+def _write_pages(run: RunPart, folder: Path, more: Sequence[MorePage] = ()) -> None:
     shutil.copytree(_HERE / "static", folder / "assets")
     (folder / "sites").mkdir()
     studio, pages = Studio(folder), _environment()
@@ -66,6 +90,7 @@ def _write_pages(run: RunPart, folder: Path) -> None:
         "run": run,
         "title": summary.title(run),
         "version": str(run.store.recipe.get("condec") or metadata.version("condec")),
+        "more": more,
     }
     index = pages.get_template("index.html.jinja").render(
         **shared,
@@ -87,6 +112,11 @@ def _write_pages(run: RunPart, folder: Path) -> None:
         plan=tomli_w.dumps(dict(run.plan)) if run.plan else "",
     )
     (folder / "index.html").write_text(index, encoding="utf-8")
+    for one in more:
+        content = pages.get_template(one.template).render(
+            **shared, root="", page=one, **one.values(run, studio)
+        )
+        (folder / one.file).write_text(content, encoding="utf-8")
     template = pages.get_template("site.html.jinja")
     for number, site in enumerate(run.sites):
         page = template.render(

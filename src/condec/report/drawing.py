@@ -88,18 +88,18 @@ class Studio:
                 ("sign_correlation", "Correlation of positive and negative part over the sites"),
             ):
                 figure = figures.layer_statistics_figure(run.statistics, (quantity,), twins=twins)
-                drawn["statistics"].append(self._figure(figure, quantity, alt))
+                drawn["statistics"].append(self.figure(figure, quantity, alt))
         complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
         if complete:
             figure = figures.completeness_figure(complete)
             alt = "Completeness of contributions at every cut"
-            drawn["completeness"].append(self._figure(figure, "completeness", alt))
+            drawn["completeness"].append(self.figure(figure, "completeness", alt))
         if run.areas is not None:
             for (edit, replacement), rows in run.areas.groupby(["edit", "replacement"], sort=False):
                 figure = figures.auc_figure(rows, edit=str(edit))
                 alt = f"Selectivity over the sites: {edit}, units replaced by {replacement}"
                 drawn["control"].append(
-                    self._figure(figure, f"selectivity-{edit}-{replacement}", alt)
+                    self.figure(figure, f"selectivity-{edit}-{replacement}", alt)
                 )
         return drawn
 
@@ -110,7 +110,7 @@ class Studio:
             for edit, replacement in site.curve[["edit", "replacement"]].drop_duplicates().values:
                 figure = figures.control_figure(site.curve, edit=edit, replacement=replacement)
                 alt = f"Accuracy over the share of units, {edit}, replaced by {replacement}"
-                drawn.append(self._figure(figure, f"{site.folder}-{edit}-{replacement}", alt))
+                drawn.append(self.figure(figure, f"{site.folder}-{edit}-{replacement}", alt))
         if site.areas is not None and site.areas["label"].nunique() <= 40:
             for edit in site.areas["edit"].drop_duplicates():
                 rows = site.areas[site.areas["edit"] == edit]
@@ -119,7 +119,7 @@ class Studio:
                     rows = rows[rows["ranking"].isin(_BY_LABEL)]
                 figure = figures.auc_figure(rows, edit=edit, by="label_name")
                 alt = f"Selectivity for every label, {edit}"
-                drawn.append(self._figure(figure, f"{site.folder}-{edit}-labels", alt))
+                drawn.append(self.figure(figure, f"{site.folder}-{edit}-labels", alt))
         return drawn
 
     def fitted(
@@ -134,14 +134,14 @@ class Studio:
                 best["shuffled labels"] = shuffled
             figure = figures.correlation_histogram_figure(best)
             alt = "Highest label correlation of modes and of single units"
-            drawn.append(self._figure(figure, f"{stem}-correlations", alt))
+            drawn.append(self.figure(figure, f"{stem}-correlations", alt))
             rows = [line.row for line in lines[:_HEATMAP_MODES]]
             present = sorted({int(label) for label in run.store.labels if label >= 0})
             figure = figures.correlation_heatmap_figure(
                 fitted.correlation[rows][:, present], [run.label(label) for label in present], rows
             )
             alt = "Correlation of every mode with every label"
-            drawn.append(self._figure(figure, f"{stem}-labels", alt))
+            drawn.append(self.figure(figure, f"{stem}-labels", alt))
         return drawn
 
     def use(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
@@ -155,7 +155,7 @@ class Studio:
             shares[name][fitted.modes.ids] = density
         figure = figures.density_figure(shares)
         alt = "Number of modes by the share of the inputs that use them"
-        return [self._figure(figure, f"{site.folder}-{fitted.name}-density", alt)]
+        return [self.figure(figure, f"{site.folder}-{fitted.name}-density", alt)]
 
     def stability(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
         """How well other fits find the modes, where that was measured."""
@@ -165,7 +165,7 @@ class Studio:
         columns = (table[key].to_numpy() for key in ("seed_cosine", "half_cosine", "chance"))
         figure = figures.stability_figure(*(torch.tensor(column) for column in columns))
         alt = "Cosine of modes with their partners in other fits, and by chance"
-        return [self._figure(figure, f"{site.folder}-{fitted.name}-stability", alt)]
+        return [self.figure(figure, f"{site.folder}-{fitted.name}-stability", alt)]
 
     def training(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
         """Loss over epochs, for learners that have them."""
@@ -173,7 +173,7 @@ class Studio:
         if training is None or not training.history:
             return []
         figure = figures.training_history_figure(training.history)
-        return [self._figure(figure, f"{site.folder}-{fitted.name}-training", "Loss over epochs")]
+        return [self.figure(figure, f"{site.folder}-{fitted.name}-training", "Loss over epochs")]
 
     def tiles(self, run: RunPart, site: SitePart, fitted: Fitted, place: int) -> Iterator[Tile]:
         """Pictures and maps of the inputs that use a mode most."""
@@ -205,11 +205,25 @@ class Studio:
         for part, pixels in zip(PARTS, drawn, strict=True):
             yield self._image(pixels, f"{stem}-{part}")
 
-    def _figure(self, figure: Figure, name: str, alt: str) -> Drawn:
+    def figure(self, figure: Figure, name: str, alt: str) -> Drawn:
+        """Write one figure."""
         file = f"figures/{name}.svg"
         (self.folder / "figures").mkdir(exist_ok=True)
         figures.save_figure(figure, self.folder / file)
         return Drawn(file, alt)
+
+    def moving(self, pictures: Sequence[np.ndarray], stem: str, *, seconds: float) -> str:
+        """Write pictures, uint8 [y, x, 3], as one that moves; returns the file."""
+        from PIL import Image
+
+        file = f"{stem}.png"
+        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        first, *others = (Image.fromarray(pixels) for pixels in pictures)
+        first.save(
+            self.folder / file, "PNG", save_all=True, append_images=others,
+            duration=1000 * seconds, loop=0,
+        )  # fmt: skip
+        return file
 
     def _image(self, pixels: np.ndarray, stem: str) -> str:
         """Small pictures without loss; large ones as JPEG, a fifth of the size."""

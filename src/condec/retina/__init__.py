@@ -12,12 +12,14 @@ from condec.retina.combinations import (
     fields_of_combinations,
 )
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
+from condec.retina.options import RetinaOptions
 
 __all__ = [
     "Clustering",
     "CombinationFields",
     "RankOne",
     "ReceptiveFields",
+    "RetinaOptions",
     "active_modes",
     "cluster",
     "combinations",

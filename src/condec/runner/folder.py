@@ -16,6 +16,8 @@ analysis/control_comparison/             what is compared
 analysis/fit_controls/<site>/<learner>.parquet   controls of a site's dictionary
 analysis/stability/<site>/<learner>.parquet      one row a mode: other seeds, halves of the rows
 analysis/maps/<site>/<learner>.npz       input-space maps
+analysis/retina/responses.npz            of a movie: rates of every cell, and fields.npz, receptive
+analysis/retina/<site>/<learner>/        fields; tables of a site's modes beside them
 report/index.html
 steps/*.json                             what each finished step was made from
 log.jsonl                                one line an event, with time and host
@@ -74,6 +76,18 @@ class RunFolder:
     def maps(self, site: str, name: str) -> Path:
         """A site's input-space maps."""
         return self.path / "analysis" / "maps" / quote(site, safe="") / f"{name}.npz"
+
+    def retina(self, name: str) -> Path:
+        """A record of all cells of a retina."""
+        return self.path / "analysis" / "retina" / name
+
+    def retina_table(self, site: str, name: str, part: str) -> str:
+        """Name of a table of one site's modes beside cells."""
+        return f"retina/{quote(site, safe='')}/{name}/{part}"
+
+    def retina_fields(self, site: str, name: str) -> Path:
+        """Mean receptive fields of combinations of one site's modes."""
+        return self.retina(quote(site, safe="")) / name / "fields.npz"
 
     def table(self, name: str) -> Path:
         """One table of results; `name` may hold folders."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from condec import collection
 from condec.data import Inputs
@@ -25,15 +25,13 @@ from condec.runner.checks import fit_controls, measure_stability
 from condec.runner.control import control
 from condec.runner.folder import RunFolder
 from condec.runner.plan import LINKS, Link
+from condec.runner.retina import forget_retina, retina
 from condec.runner.run import Outcome, Run
 from condec.runner.steps import Step, carry_out, fit_digest, logged, with_modes
 from condec.sites import Site
 from condec.statistics import layer_statistics
 from condec.store import Store
 from condec.twins import collect_twin
-
-if TYPE_CHECKING:
-    pass
 
 _CHECKPOINT: Final = "checkpoint-"
 """Folders of fits that are under way, named by what they are made from."""
@@ -141,6 +139,7 @@ def fit(run: Run) -> Outcome:
             name=plan.name,
         )
         _forget_results(run.folder, site, plan.name)
+        forget_retina(run, site)
         report.save(folder)
         saved = modes.save(folder)
         for left in folder.glob(f"{_CHECKPOINT}*"):
@@ -214,6 +213,7 @@ def maps(run: Run) -> Outcome:
 def report(run: Run) -> Outcome:
     """The static site, into report/index.html."""
     from condec.report import build_report
+    from condec.retina.page import retina_page
 
     folder = run.folder
     made_from = sorted(
@@ -223,7 +223,8 @@ def report(run: Run) -> Outcome:
     )
 
     def make() -> list[Path]:
-        build_report(folder.path)
+        more = [retina_page(folder.path)] if folder.retina("fields.npz").is_file() else []
+        build_report(folder.path, more)
         return [folder.report]
 
     controls = [control.name for control in run.plan.collect.controls]
@@ -237,6 +238,7 @@ FUNCTIONS: Final[dict[Link, Callable[[Run], Outcome]]] = {
     "fit": fit,
     "control": control,
     "map": maps,
+    "retina": retina,
     "report": report,
 }
 

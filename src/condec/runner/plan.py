@@ -40,13 +40,18 @@ from condec.effects import (
     OffTarget,
 )
 from condec.errors import OptionError
+from condec.retina import RetinaOptions
 from condec.store import Sign
 from condec.targets import Predicted, Target, TopK
 from condec.twins import Control
 
-Link = Literal["collect", "stats", "fit", "control", "map", "report"]
+Link = Literal["collect", "stats", "fit", "control", "map", "retina", "report"]
 LINKS: Final[tuple[Link, ...]] = get_args(Link)
 """Links of the chain, in order."""
+LINKS_OF_MOVIES: Final[tuple[Link, ...]] = ("collect", "stats", "fit", "retina", "report")
+"""Links where the data are a movie: its clips have neither labels nor colours."""
+LINKS_OF_IMAGES: Final[tuple[Link, ...]] = tuple(link for link in LINKS if link != "retina")
+"""Links where they are not."""
 
 LEARNERS: Final[dict[str, type[Learner]]] = {
     "sae": ThresholdSAE,
@@ -317,14 +322,14 @@ class Plan:
         Patterns; see `condec.sites.find_sites`.
     links : tuple of str
         What ``condec run`` does, of `LINKS`.
-    model, data, collect, fit, control, maps, report
+    model, data, collect, fit, control, maps, retina, report
         One plan a link.
     """
 
     out: Path
     base: Path
     sites: tuple[str, ...]
-    links: tuple[Link, ...] = LINKS
+    links: tuple[Link, ...] = LINKS_OF_IMAGES
     model: ModelPlan = field(default_factory=ModelPlan)
     data: DataPlan = field(default_factory=DataPlan)
     collect: CollectPlan = field(default_factory=CollectPlan)
@@ -333,6 +338,7 @@ class Plan:
     )
     control: ControlPlan = field(default_factory=ControlPlan)
     maps: MapsPlan = field(default_factory=MapsPlan)
+    retina: RetinaOptions = field(default_factory=RetinaOptions)
     report: ReportPlan = field(default_factory=ReportPlan)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,61 @@
+"""What is worked out of the modes of a retina."""
+
+from dataclasses import dataclass
+
+from condec.errors import OptionError
+from condec.retina.cells import ClusterMethod
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetinaOptions:
+    """What is worked out of the modes of a retina; ``[retina]`` of a run.toml.
+
+    Parameters
+    ----------
+    sites : tuple of str
+        Patterns among the sites with modes; empty: all of them.
+    cells : tuple of int
+        Outputs of the model whose receptive fields are taken; empty: all of them.
+    n_fields : int
+        Frames at most, evenly over the movie, at which receptive fields are taken.
+    crop : int
+        Height and width in pixels of the window around a cell (the paper: 20).
+    threshold : float
+        A mode is active where its loading is above this share of its largest one.
+    method : {"kmeans", "hierarchical"}
+        How cells are grouped by their modes.
+    n_shifts : int
+        Shifts in time by which combinations are judged.
+    folds : int
+        Blocks of time, each explained by what was learnt from the others.
+    seed, batch_size : int
+
+    Raises
+    ------
+    OptionError
+        A number is out of range.
+    """
+
+    sites: tuple[str, ...] = ()
+    cells: tuple[int, ...] = ()
+    n_fields: int = 1000
+    crop: int = 20
+    threshold: float = 0.1
+    method: ClusterMethod = "kmeans"
+    n_shifts: int = 500
+    folds: int = 5
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("n_fields", 10), ("crop", 1), ("n_shifts", 0), ("folds", 2), ("batch_size", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise OptionError(
+                    f"retina: {name} must be at least {least}; got {getattr(self, name)}"
+                )
+        if not 0 <= self.threshold < 1:
+            raise OptionError(
+                f"retina: threshold is a share from 0 to below 1; got {self.threshold}"
+            )

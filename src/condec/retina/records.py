@@ -1,0 +1,75 @@
+"""Frozen records of tensors and words in one ``.npz`` each: what a run folder keeps of a retina."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor
+
+from condec.errors import StoreError
+from condec.files import write_file, writing
+
+Record = TypeVar("Record")
+_WORDS: Final = "words"
+
+
+def save_record(path: str | Path, record: Any) -> Path:
+    """Write a frozen record as one ``.npz``, whole or not at all; the same bytes every time.
+
+    Parameters
+    ----------
+    path : path
+    record : dataclass instance
+        Its fields are tensors, or what JSON holds.
+
+    Raises
+    ------
+    StoreError
+        The place cannot be written.
+    """
+    import numpy
+
+    path = Path(path)
+    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    words = {name: value for name, value in fields.items() if name not in tensors}
+    arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    content = io.BytesIO()
+    numpy.savez_compressed(content, **(arrays | {_WORDS: json.dumps(words)}))
+    with writing(f"{path}: {type(record).__name__}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content.getvalue())
+    return path
+
+
+def load_record(path: str | Path, kind: type[Record]) -> Record:
+    """Read what `save_record` wrote; lists come back as tuples.
+
+    Raises
+    ------
+    StoreError
+        There is no such file, or it holds something else.
+    """
+    import numpy
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as opened:
+            words: dict[str, Any] = json.loads(str(opened[_WORDS]))
+            tensors = {
+                name: torch.from_numpy(opened[name]) for name in opened.files if name != _WORDS
+            }
+        return kind(**tensors, **{name: _tuples(value) for name, value in words.items()})
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise StoreError(
+            f"{path} holds no {kind.__name__} ({type(error).__name__}: {error}); make it again "
+            "with 'condec retina'"
+        ) from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
