@@ -46,6 +46,7 @@ from condec.figures.retina import (
     field_film,
     fields_figure,
     mode_cell_figure,
+    short_combination,
     traces_figure,
 )
 from condec.figures.style import NEGATIVE, POSITIVE, RANKINGS, rankings_in, save_figure
@@ -80,6 +81,7 @@ __all__ = [
     "pareto_figure",
     "rankings_in",
     "save_figure",
+    "short_combination",
     "smooth_map",
     "smoothing",
     "stability_figure",

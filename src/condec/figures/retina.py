@@ -282,7 +282,7 @@ def combinations_figure(table: "pandas.DataFrame", *, most: int = 12) -> Figure:
     """
     not_empty(table, "combinations_figure")
     rows = table.sort_values("count", ascending=False).head(most).iloc[::-1]
-    names = ["none" if not str(name) else str(name) for name in rows["combination"]]
+    names = [short_combination(str(name)) for name in rows["combination"]]
     with styled():
         size = (4.6, max(1.9, 0.2 * len(rows) + 1.1))
         figure = Figure(figsize=size, layout="constrained")
@@ -293,6 +293,17 @@ def combinations_figure(table: "pandas.DataFrame", *, most: int = 12) -> Figure:
         axis.set_yticks(range(len(rows)), names, fontsize=7.5)
         axis.tick_params(axis="y", length=0)
     return figure
+
+
+def short_combination(name: str, most: int = 4) -> str:
+    """A combination of many modes by its first ones and the number of the others.
+
+    >>> short_combination("3, 5, 8, 13, 21, 34"), short_combination("")
+    ('3, 5, 8, 13 + 2', 'none')
+    """
+    modes = name.split(", ") if name else ["none"]
+    more = len(modes) - most
+    return ", ".join(modes) if more <= 0 else f"{', '.join(modes[:most])} + {more}"
 
 
 def explained_figure(table: "pandas.DataFrame", *, cell: int) -> Figure:

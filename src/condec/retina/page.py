@@ -280,7 +280,7 @@ def _combination_figures(
     figure = figures.fields_figure(
         found.spatial[:, place] * found.strength[:, place, None, None],
         found.temporal[:, place],
-        [_short(name) for name in names],
+        [figures.short_combination(name, most=3) for name in names],
         notes=[f"{int(n)} frames" for n in found.counts],
         heading=f"Mean field of cell {cell} by the modes that are active",
         unit="pictures on one scale; vermilion: light raises the rate",
@@ -288,11 +288,6 @@ def _combination_figures(
     )
     alt = f"Mean receptive field of cell {cell} for each combination of modes"
     return [*drawn, studio.figure(figure, f"{stem}-combination-fields", alt)]
-
-
-def _short(name: str, most: int = 16) -> str:
-    name = name or "none"
-    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def _explained(table: "pandas.DataFrame", cell: int, studio: Studio, stem: str) -> Sequence[Drawn]:
@@ -314,6 +309,6 @@ def _explained_words(table: "pandas.DataFrame") -> str:
     rows = table[table["predictor"] == best]
     won, lost = (int(n) for n in ((rows["lead_low"] > 0).sum(), (rows["lead_high"] < 0).sum()))
     return (
-        f"{words}; the best of the others, {best}, {fixed(float(others.max()))}. Modes explain more "
-        f"than it in {won} of {len(rows)} cells and less in {lost}, beyond the 95 % interval."
+        f"{words}; the best of the others, {best}, {fixed(float(others.max()))}. Modes explain "
+        f"more in {won} of {len(rows)} cells and less in {lost}, beyond the 95 % interval."
     )
