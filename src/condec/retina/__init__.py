@@ -11,6 +11,7 @@ from condec.retina.combinations import (
     combinations,
     fields_of_combinations,
 )
+from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
 from condec.retina.options import RetinaOptions
 
@@ -23,9 +24,11 @@ __all__ = [
     "active_modes",
     "cluster",
     "combinations",
+    "explained_variance",
     "fields_of_combinations",
     "mode_cell_correlation",
     "near_duplicates",
+    "pooled_stimulus",
     "receptive_fields",
     "separate",
 ]
