@@ -195,7 +195,7 @@ def fit(
         identity = identity_of([(learner, prepared, config)])
         keeper = Keeper(checkpoint, identity, checkpoint_seconds)
     start = time.perf_counter()
-    with _bar(progress, type(learner).__name__) as advance:
+    with epoch_bar(progress, type(learner).__name__) as advance:
 
         def after(epoch: Epoch) -> None:
             advance(epoch)
@@ -283,7 +283,8 @@ def _many_dead(learner: Learner, training: Training) -> str:
 
 
 @contextlib.contextmanager
-def _bar(shown: bool, title: str) -> Iterator[OnEpoch]:
+def epoch_bar(shown: bool, title: str) -> Iterator[OnEpoch]:
+    """What to call after every epoch to move a progress bar on standard error, if it is shown."""
     if not shown:
         yield lambda epoch: None
         return

@@ -4,6 +4,7 @@ A model of the retina maps a clip of the movie [sample, history, y, x], oldest f
 the rates of ganglion cells [sample, cell] (Melander et al. 2026, Figure 8).
 """
 
+from condec.retina.accuracy import correlation, predicted_rates
 from condec.retina.cells import Clustering, cluster, mode_cell_correlation, near_duplicates
 from condec.retina.combinations import (
     CombinationFields,
@@ -13,22 +14,31 @@ from condec.retina.combinations import (
 )
 from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
+from condec.retina.fitting import fit_model, poisson_loss
 from condec.retina.options import RetinaOptions
+from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining
 
 __all__ = [
     "Clustering",
     "CombinationFields",
+    "FittedRetina",
     "RankOne",
     "ReceptiveFields",
+    "RetinaEpoch",
     "RetinaOptions",
+    "RetinaTraining",
     "active_modes",
     "cluster",
     "combinations",
+    "correlation",
     "explained_variance",
     "fields_of_combinations",
+    "fit_model",
     "mode_cell_correlation",
     "near_duplicates",
+    "poisson_loss",
     "pooled_stimulus",
+    "predicted_rates",
     "receptive_fields",
     "separate",
 ]

@@ -20,9 +20,8 @@ def natural_images(number: int, side: int, exponent: float, generator: torch.Gen
     gain = torch.hypot(along[:, None], along).clamp(min=1 / side) ** (-exponent / 2)
     gain *= (along.abs()[:, None] <= 0.5) & (along.abs() <= 0.5)
     gain[0, 0] = 0.0
-    images = torch.fft.ifft2(torch.fft.fft2(noise) * gain).real
-    spread: Tensor = images.std((1, 2), keepdim=True, correction=0)
-    return images / spread
+    images: Tensor = torch.fft.ifft2(torch.fft.fft2(noise) * gain).real
+    return images / images.std((1, 2), keepdim=True, correction=0)
 
 
 def seen(image: Tensor, gaze: Tensor, size: int) -> Tensor:
