@@ -140,6 +140,14 @@ def with_column(values: Tensor) -> Tensor:
     return torch.cat((y, values.to(y).expand(len(y))[:, None]), 1)
 
 
+def test_an_output_that_differs_in_its_last_digit_is_constant() -> None:
+    y = with_column(torch.tensor(0.7)).float()
+    y[::3, 4] = torch.nextafter(y[0, 4], torch.tensor(1.0))
+    with pytest.raises(DataError, match=r"1 of 5 outputs are the same .*: \[4\]"):
+        Surprisal.fit(y)
+    assert Surprisal.fit(y.double()).is_fitted  # there, it is no rounding
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

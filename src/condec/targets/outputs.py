@@ -178,7 +178,9 @@ class Surprisal(Target):
         """
         _check_shrinkage(shrinkage)
         chosen = None if indices is None else tuple(int(i) for i in indices)
-        rows = _rows(torch.as_tensor(outputs).detach().to("cpu", torch.float64), chosen)
+        given = torch.as_tensor(outputs).detach()
+        rows = _rows(given.to("cpu", torch.float64), chosen)
+        _refuse_constant(rows, chosen, given.dtype)
         amount = _ledoit_wolf(rows) if isinstance(shrinkage, str) else float(shrinkage)
         covariance = _covariance(rows, amount, chosen)
         return Surprisal(
@@ -275,19 +277,25 @@ def _ledoit_wolf(rows: Tensor) -> float:
     return float(ledoit_wolf_shrinkage(rows.numpy()))
 
 
+def _refuse_constant(rows: Tensor, indices: tuple[int, ...] | None, given: torch.dtype) -> None:
+    n_rows, n_outputs = rows.shape
+    names = torch.tensor(range(n_outputs) if indices is None else indices)
+    # A constant output may differ in the last digit it was computed with, from batch to batch.
+    digit = torch.finfo(given).eps if given.is_floating_point else 0.0
+    spread, size = rows.amax(0) - rows.amin(0), rows.abs().amax(0)
+    constant = names[spread <= max(2 * digit, 1e-12) * size].tolist()
+    if constant:
+        raise DataError(
+            f"Surprisal: {len(constant)} of {n_outputs} outputs are the same for all {n_rows} "
+            f"samples: {constant[:8]}; nothing is surprising there: leave them out with "
+            "Surprisal.fit(outputs, indices=[...])"
+        )
+
+
 def _covariance(rows: Tensor, shrinkage: float, indices: tuple[int, ...] | None) -> Tensor:
     """Shrunk covariance, refused where it cannot be inverted."""
     n_rows, n_outputs = rows.shape
     names = torch.tensor(range(n_outputs) if indices is None else indices)
-    advice = "leave them out with Surprisal.fit(outputs, indices=[...])"
-    # Rounding of a mean can leave a constant output with a tiny variance.
-    spread, size = rows.amax(0) - rows.amin(0), rows.abs().amax(0)
-    constant = names[spread <= 1e-12 * size].tolist()
-    if constant:
-        raise DataError(
-            f"Surprisal: {len(constant)} of {n_outputs} outputs are the same for all {n_rows} "
-            f"samples: {constant[:8]}; nothing is surprising there: {advice}"
-        )
     if n_rows <= n_outputs and shrinkage == 0:
         raise DataError(
             f"Surprisal: {n_rows} samples of {n_outputs} outputs: the covariance is singular. "
