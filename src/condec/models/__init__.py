@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from condec.errors import OptionError
 
 FAMILIES: Final = (
-    "digits", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "python:FILE.py:FUNCTION",
+    "digits", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "retina:FILE",
+    "python:FILE.py:FUNCTION",
 )  # fmt: skip
 
 
@@ -59,13 +60,16 @@ def load_model(
         ``torchvision:NAME``, ``timm:NAME``: a classifier of that library.
         ``huggingface:NAME``: an image classifier, image encoder or causal language model, by
         its folder or its name on the hub.
+        ``retina:FILE``: a trained network of the retina, ``.pt`` of torch-deep-retina or
+        ``.safetensors`` of `condec.models.retina_checkpoint.save_checkpoint`;
+        ``?positions=centres`` after it reads grabbed units at the cells' own centres.
         ``python:FILE.py:FUNCTION``: what your function returns; it is called with the path
         of the weights if there are any, else without arguments.
     weights : str or Path, optional
         Nothing: random weights (seed 0). ``"default"``: the library's own trained weights,
         downloaded by it. Else a ``.safetensors`` file, or a ``.pt``/``.pth`` file that holds
-        tensors only. `digits` brings its own and takes none. Models of Hugging Face come with
-        their weights; ``"random"`` leaves them out.
+        tensors only. `digits` and `retina` bring their own and take none. Models of Hugging
+        Face come with their weights; ``"random"`` leaves them out.
     folder : path
         What relative paths start from.
 
@@ -111,6 +115,14 @@ def load_model(
 
             given = weights if weights == "random" else _located(weights, folder)
             return load_huggingface_model(rest, given, folder=folder)
+        case "retina" if rest:
+            from condec.models.retina_checkpoint import load_retina_model
+
+            if weights is not None:
+                raise OptionError(
+                    f"model 'retina:{rest}' brings its own weights; got {str(weights)!r}"
+                )
+            return load_retina_model(rest, folder=folder)
         case "python" if rest:
             from condec.models.python import load_python_model
 

@@ -16,7 +16,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "GaussianNoise",
     "GrabbedUnits",
     "OneHotReadout",
+    "RetinaCheckpoint",
     "RetinaLayout",
     "RetinaNetwork",
     "StackedConv2d",
@@ -260,6 +261,36 @@ class Exponential(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, as it came."""
         return x.exp()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RetinaCheckpoint:
+    """A trained network and what is known about it.
+
+    Attributes
+    ----------
+    network : RetinaNetwork
+        In evaluation mode, on the CPU.
+    cells : tuple of str
+        Name of every ganglion cell, as in the recording.
+    scaling : (float, float), or None
+        Mean and standard deviation of the training movie, which movies must have taken out.
+    dataset : str, or None
+        Recording that it was trained on.
+    stim_type : str, or None
+        Kind of movie that it was trained on.
+    """
+
+    network: RetinaNetwork
+    cells: tuple[str, ...]
+    scaling: tuple[float, float] | None = None
+    dataset: str | None = None
+    stim_type: str | None = None
+
+    @property
+    def layout(self) -> RetinaLayout:
+        """Layout of the network."""
+        return self.network.layout
 
 
 def collapsed(network: RetinaNetwork) -> RetinaNetwork:
