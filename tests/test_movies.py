@@ -207,6 +207,19 @@ def test_source_as_text(h5: Path, tmp_path: Path) -> None:
         load_data(f"movie:{h5}", shape=(12, 50, 50)).load(0)
 
 
+def test_cells_of_the_model(h5: Path) -> None:
+    def cells(query: str, own: tuple[str, ...]) -> tuple[str, ...]:
+        return load_data(f"movie:{h5}{query}", cells=own).recording.cells  # type: ignore[attr-defined]
+
+    assert cells("", ("2", "1")) == ("2", "1")
+    assert cells("", ("ON", "OFF")) == ("0", "1", "2")  # names of its own
+    assert cells("?cells=1", ("2", "1")) == ("1",)
+    with pytest.raises(DataError, match="cells=0,1: the model has no cell 0; it has 2, 1"):
+        cells("?cells=0,1", ("2", "1"))
+    np.savez(h5.with_suffix(".npz"), movie=noise(50, 2, 2))  # no responses
+    assert load_data(f"movie:{h5.with_suffix('.npz')}", cells=("2", "1")).ids[0] == "40"
+
+
 # --- messages --------------------------------------------------------------------------------
 
 

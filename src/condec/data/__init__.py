@@ -5,6 +5,7 @@
 (897, (1, 8, 8), ('10', '11'))
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +53,7 @@ def load_data(
     shape: tuple[int, ...] | None = None,
     limit: int | None = None,
     scaling: Scaling | None = None,
+    cells: Sequence[str] | None = None,
     folder: str | Path = ".",
 ) -> Inputs:
     """Open a data set by its text form.
@@ -82,6 +84,9 @@ def load_data(
     scaling : (float, float), optional
         Of movies: the mean and standard deviation that the model was trained with, to be taken
         out unless the source says otherwise.
+    cells : sequence of str, optional
+        Of movies: names of the model's outputs. Responses of these cells are taken, in this
+        order, where the file has all of them; a source may name these only.
     folder : path
         What relative paths start from.
 
@@ -90,7 +95,7 @@ def load_data(
     OptionError
         The source is not understood, or the limit below 1.
     DataError
-        Files missing or damaged, no samples, labels out of range.
+        Files missing or damaged, no samples, labels out of range, cells that are not there.
     """
     kind, _, rest = source.partition(":")
     rest, _, query = rest.partition("?")
@@ -112,7 +117,9 @@ def load_data(
         case "npz":
             inputs = from_file(base / rest)
         case "movie":
-            inputs = from_movie(base / rest, keys, shape=shape, scaling=scaling)
+            inputs = from_movie(
+                base / rest, keys, shape=shape, scaling=scaling, cells_of_model=cells
+            )
         case _:
             inputs = from_folder(base / rest, None if csv is None else base / csv)
     if label_names is not None:

@@ -303,17 +303,18 @@ def from_movie(
     *,
     shape: tuple[int, ...] | None = None,
     scaling: Scaling | None = None,
+    cells_of_model: Sequence[str] | None = None,
 ) -> Windows:
     """Clips of a file, by the keys of ``movie:FILE?KEY=VALUE&...``; see `condec.data.load_data`."""
     options = dict(keys)
-    cells = options.pop("cells", None)
+    cells = _cells_named(options.pop("cells", None), cells_of_model)
     frames = options.pop("frames", None)
     written = options.pop("scaling", None)
     history = options.pop("history", None)
     recording = read_recording(
         path,
         split=options.pop("split", None),
-        cells=None if cells is None else [cell for cell in cells.split(",") if cell],
+        cells=cells,
         response=options.pop("response", None),
         scaling=scaling if written is None else _pair("scaling", written, ",", float),
         frames=None if frames is None else _pair("frames", frames, ":", int),
@@ -323,6 +324,9 @@ def from_movie(
             f"movie:{path}: {', '.join(options)}: no such key; expected split, cells, response, "
             "history, frames or scaling"
         )
+    own = cells_of_model or ()
+    if cells is None and own and set(own) <= set(recording.cells):
+        recording = recording.of_cells(own)
     if history is not None:
         return recording.windows(_number("history", history, int))
     return recording.windows(shape[0] if shape is not None and len(shape) == 3 else HISTORY)
@@ -596,6 +600,20 @@ def _check_frames(name: str, start: int, stop: int, n_frames: int) -> None:
         raise OptionError(
             f"{name}: frames {start}:{stop} are not there; expected START:STOP within 0:{n_frames}"
         )
+
+
+def _cells_named(text: str | None, cells_of_model: Sequence[str] | None) -> list[str] | None:
+    """Cells that a source names, which must be the model's where that has names for its own."""
+    if text is None:
+        return None
+    cells = [cell for cell in text.split(",") if cell]
+    lacking = [cell for cell in cells if cells_of_model and cell not in cells_of_model]
+    if lacking:
+        raise DataError(
+            f"movie: cells={text}: the model has no cell {', '.join(lacking)}; it has "
+            f"{', '.join(cells_of_model or ())}"
+        )
+    return cells
 
 
 def _pair(key: str, text: str, between: str, kind: Any) -> Any:
