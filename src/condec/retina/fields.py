@@ -150,7 +150,8 @@ def separate(field: Float[torch.Tensor, "... history y x"]) -> RankOne:
     (tensor([[ 0., -1.]]), 1.0)
     """
     matrix = field.flatten(-2).double()
-    temporal = torch.linalg.eigh(matrix @ matrix.mT).eigenvectors[..., -1]
+    gram = matrix @ matrix.mT
+    temporal = torch.linalg.eigh(gram).eigenvectors[..., -1]
     temporal = temporal * _sign_of_largest(temporal)[..., None]
     picture = (temporal[..., None, :] @ matrix)[..., 0, :]
     strength = torch.linalg.vector_norm(picture, dim=-1)
@@ -161,7 +162,7 @@ def separate(field: Float[torch.Tensor, "... history y x"]) -> RankOne:
         spatial=picture.unflatten(-1, field.shape[-2:]).to(kind),
         temporal=(temporal * there).to(kind),
         strength=strength.to(kind),
-        separability=(strength.square() / matrix.square().sum((-1, -2))).clamp(max=1.0).to(kind),
+        separability=(strength.square() / _trace(gram)).clamp(max=1.0).to(kind),
     )
 
 
@@ -306,7 +307,9 @@ def _rates(rates: Tensor, inputs: Inputs, rows: Sequence[int]) -> Tensor:
 
 
 def _check_finite(what: str, values: Tensor, inputs: Inputs, rows: Sequence[int]) -> None:
-    wrong = (~values.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    # A sum is finite where all of its terms are, and needs no copy of them.
+    kind = torch.promote_types(values.dtype, torch.float32)
+    wrong = (~values.flatten(1).sum(1, dtype=kind).isfinite()).nonzero().flatten().tolist()
     if wrong:
         named = ", ".join(repr(inputs.ids[rows[place]]) for place in wrong[:5])
         raise DataError(
@@ -341,6 +344,11 @@ def _windows(energy: Tensor, crop: int | None) -> tuple[Tensor, tuple[int, int]]
     silent = energy.sum((1, 2)) == 0
     middle = torch.tensor([(height - size[0]) // 2, (width - size[1]) // 2])
     return torch.where(silent[:, None], middle, corners), size
+
+
+def _trace(gram: Tensor) -> Tensor:
+    """Sum of the squared entries of what the products are of."""
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _sign_of_largest(vectors: Tensor) -> Tensor:
