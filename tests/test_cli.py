@@ -44,7 +44,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(40) % 3)
     (tmp_path / "run.toml").write_text(TOML)
 
-    def stand_in(folder: Path) -> Path:
+    def stand_in(folder: Path, more: object = ()) -> Path:
         (folder / "report").mkdir(exist_ok=True)
         (folder / "report" / "index.html").write_text("report")
         return folder / "report" / "index.html"

@@ -499,6 +499,14 @@ def test_surprisal_is_fitted_to_the_outputs_of_the_data(tmp_path: Path) -> None:
     run(Surprisal(shrinkage=0.0), "a.zarr")  # gone on with
     with pytest.raises(StoreError, match="target"):
         run(Surprisal(shrinkage=0.5), "a.zarr")
+    other = images(90)[20:]  # training inputs, of which none need be collected
+    with torch.no_grad():
+        elsewhere = Surprisal.fit(model(other), shrinkage=0.0).value(model(images(70)), None)
+    options = {"target": Surprisal(shrinkage=0.0), "out": tmp_path / "e.zarr", "progress": False}
+    of_others = collect(model, images(70), "block1", fit_on=other, **options)
+    torch.testing.assert_close(of_others.target, elsewhere, rtol=1e-4, atol=1e-4)
+    with pytest.raises(StoreError, match="fit_on"):
+        collect(model, images(70), "block1", **options)
     broken = images(70)
     broken[3] = torch.nan
     kept = torch.cat((broken[:3], broken[4:]))

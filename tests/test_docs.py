@@ -214,6 +214,7 @@ def keys_of_plans() -> set[tuple[str, str]]:
     for section in ("model", "data", "collect", "control", "maps", "report"):
         kind = getattr(plan, f"{section.capitalize()}Plan")
         found |= {(section, field.name) for field in dataclasses.fields(kind)}
+    found |= {("retina", field.name) for field in dataclasses.fields(plan.RetinaOptions)}
     options = (plan.FitPlan, TrainConfig, *plan.LEARNERS.values())
     of_fit = {field.name for kind in options for field in dataclasses.fields(kind)}
     internal = {"modes_per_unit", "train"}

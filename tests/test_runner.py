@@ -22,7 +22,7 @@ from condec.effects import LOG_ODDS_NAMES, RANKINGS
 from condec.errors import CondecError, DataError, OptionError, StoreError
 from condec.maps import SiteMaps
 from condec.modes import Modes
-from condec.runner import LINKS, Outcome, Run, chain
+from condec.runner import LINKS_OF_IMAGES, Outcome, Run, chain
 from condec.runner.plan import ControlPlan, Plan
 from condec.store import Store
 from condec.targets import Predicted
@@ -68,7 +68,7 @@ def _quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if "real_report" in request.fixturenames:
         return
 
-    def stand_in(folder: Path) -> Path:
+    def stand_in(folder: Path, more: object = ()) -> Path:
         page = folder / "report" / "index.html"
         page.parent.mkdir(exist_ok=True)
         page.write_text((folder / "run.toml").read_text())
@@ -104,7 +104,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.usefixtures("real_report")
 def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     outcomes = carry_out(run_of(source))
-    assert list(outcomes) == list(LINKS)
+    assert list(outcomes) == list(LINKS_OF_IMAGES)
     assert {outcome.state for outcome in outcomes.values()} == {"made"}
     out = source / "run"
     store = Store.open(out / "contributions.zarr")

@@ -84,6 +84,8 @@ class BatchPlan:
     entries : int
         Entries of one sample that decide the memory of a pass: at all sites together, and
         before them.
+    fit_on : Inputs, or None
+        What method and target take from data, they take from these; None: from `inputs`.
     """
 
     model: nn.Module
@@ -96,6 +98,7 @@ class BatchPlan:
     compute: Compute
     on_bad: str
     entries: int
+    fit_on: Inputs | None = None
 
     @staticmethod
     def make(
@@ -106,6 +109,7 @@ class BatchPlan:
         target: TargetLike | None,
         compute: Compute | None,
         on_bad: str,
+        fit_on: Inputs | None = None,
     ) -> "BatchPlan":
         """Runs one sample, to see the sites' shapes."""
         model = original(model)
@@ -115,7 +119,7 @@ class BatchPlan:
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
         fitted_target = target
         if not target.is_fitted:
-            fitted_target = target.fitted(_outputs(model, inputs, on_bad))
+            fitted_target = target.fitted(_outputs(model, fit_on or inputs, on_bad))
         batch = run_batch(model, sample, sites, ActGrad(), fitted_target, labels)
         infos = tuple(
             SiteInfo(
@@ -130,10 +134,19 @@ class BatchPlan:
         # What is recorded, and what runs before the first site: images are widened there.
         recorded = sum(part.activation.numel() for part in batch.by_site)
         entries = recorded + _WIDENED * sample.numel()
-        fitted = method.fit(inputs)
-        compute = compute or Compute()
+        fitted = method.fit(fit_on or inputs)
         return BatchPlan(
-            model, inputs, infos, method, fitted, target, fitted_target, compute, on_bad, entries
+            model=model,
+            inputs=inputs,
+            infos=infos,
+            method=method,
+            fitted=fitted,
+            target=target,
+            fitted_target=fitted_target,
+            compute=compute or Compute(),
+            on_bad=on_bad,
+            entries=entries,
+            fit_on=fit_on,
         )
 
     def on(self, device: torch.device) -> "BatchPlan":
@@ -142,7 +155,8 @@ class BatchPlan:
 
     def recipe(self, batch_size: int) -> dict[str, Any]:
         """Everything that decides the numbers in the store."""
-        return {
+        elsewhere = {} if self.fit_on is None else {"fit_on": self.fit_on.fingerprint}
+        return elsewhere | {
             "model": fingerprint(self.model),
             "data": self.inputs.fingerprint,
             "n_samples": len(self.inputs),

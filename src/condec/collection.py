@@ -46,6 +46,7 @@ def collect(
     compute: Compute | None = None,
     devices: Sequence[str | torch.device] = (),
     progress: bool = True,
+    fit_on: Any | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> Store:
     """Contributions of a whole data set, reduced to units, into a store on disk.
@@ -80,6 +81,10 @@ def collect(
         they would be from one device of the same kind.
     progress : bool
         Show the estimate and a progress bar on standard error.
+    fit_on : as `data`, optional
+        What the method and the target take from data, such as the mean and covariance of
+        `Surprisal` or the baseline `Mean`, they take from these: training inputs, where `data`
+        are others. By default from `data`.
     recorded : mapping, optional
         Entries that join those of the recipe, or stand in their place; how `condec.twins`
         says which control a store is.
@@ -105,7 +110,8 @@ def collect(
     if not _is_complete(out):  # one that is may be opened where its devices are not
         for device in devices:
             usable_device(device)
-    plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad)
+    others = None if fit_on is None else as_inputs(fit_on)
+    plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad, others)
     if len(devices) > 1 and plan.fitted.one_at_a_time:
         raise OptionError(
             f"collect: {type(plan.fitted).__name__} with these options uses states of the whole "

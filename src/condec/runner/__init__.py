@@ -6,7 +6,10 @@ and `FUNCTIONS` are the links; `chain` does them all.
 
 from condec.runner.folder import RunFolder
 from condec.runner.local import FUNCTIONS, chain
-from condec.runner.plan import LINKS, Link, Plan
+from condec.runner.plan import LINKS, LINKS_OF_IMAGES, LINKS_OF_MOVIES, Link, Plan
 from condec.runner.run import Outcome, Run
 
-__all__ = ["FUNCTIONS", "LINKS", "Link", "Outcome", "Plan", "Run", "RunFolder", "chain"]
+__all__ = [
+    "FUNCTIONS", "LINKS", "LINKS_OF_IMAGES", "LINKS_OF_MOVIES", "Link", "Outcome", "Plan", "Run",
+    "RunFolder", "chain",
+]  # fmt: skip

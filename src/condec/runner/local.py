@@ -58,6 +58,7 @@ def collect(run: Run) -> Outcome:
             "on_bad": plan.on_bad,
             "compute": plan.compute,
             "devices": plan.devices,
+            "fit_on": run.fit_on,
             "progress": run.progress,
         }
         store = collection.collect(model, inputs, sites, out=folder.store, **options)

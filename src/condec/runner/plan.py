@@ -125,6 +125,9 @@ class CollectPlan:
         See `condec.compute.Compute`.
     devices : tuple of str
         Devices that share the batches; empty: the model's.
+    fit_on : str, optional
+        Source of other data, as in ``[data]``, from which a fitted target (surprisal) or baseline
+        takes its numbers: training frames, where those of ``[data]`` are test frames.
     controls : tuple of RandomWeights or ShuffledLabels
         Which twins are stored beside the real run; see `condec.twins.collect_twin`.
     """
@@ -137,6 +140,7 @@ class CollectPlan:
     precision: Precision = "model"
     channels_last: bool = False
     devices: tuple[str, ...] = ()
+    fit_on: str | None = None
     controls: tuple[Control, ...] = ()
 
     @property

@@ -89,11 +89,23 @@ class Run:
     @cached_property
     def inputs(self) -> Inputs:
         """The data, as the model takes them."""
+        inputs = self._load(self.plan.data.source)
+        if inputs.label_names is None and self.loaded.label_names is not None:
+            inputs = replace(inputs, label_names=self.loaded.label_names)
+        return inputs
+
+    @cached_property
+    def fit_on(self) -> Inputs | None:
+        """Other data from which a target or baseline takes its numbers, where the plan has some."""
+        source = self.plan.collect.fit_on
+        return None if source is None else self._load(source)
+
+    def _load(self, source: str) -> Inputs:
         plan, base = self.plan.data, self.plan.base
         own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
-        inputs = load_data(
-            plan.source,
-            csv=plan.csv,
+        return load_data(
+            source,
+            csv=plan.csv if source == plan.source else None,
             label_names=plan.label_names,
             preprocess=own or self.loaded.preprocess,
             shape=self.plan.model.input_shape or self.loaded.input_shape,
@@ -101,9 +113,6 @@ class Run:
             scaling=self.loaded.scaling,
             folder=base,
         )
-        if inputs.label_names is None and self.loaded.label_names is not None:
-            inputs = replace(inputs, label_names=self.loaded.label_names)
-        return inputs
 
     @cached_property
     def store(self) -> Store:
