@@ -179,12 +179,12 @@ def test_pooled_stimulus_is_the_mean_over_boxes() -> None:
     pooled = pooled_stimulus(as_inputs(clips), [3, 0, 1], shape=(2, 3, 3), batch_size=2)
     boxes = clips.reshape(5, 2, 2, 3, 2, 3, 2).mean((2, 4, 6)).flatten(1)
     torch.testing.assert_close(pooled, boxes[[3, 0, 1]])
-    assert pooled_stimulus(as_inputs(clips), shape=(4, 6, 6)).equal(clips.flatten(1))
+    assert pooled_stimulus(as_inputs(clips)).equal(clips.flatten(1))  # smaller than the boxes
 
 
 def test_pooled_stimulus_refuses() -> None:
-    with pytest.raises(OptionError, match=r"1 to \(4, 6, 6\) boxes; got \(8, 10, 10\)"):
-        pooled_stimulus(as_inputs(torch.randn(2, 4, 6, 6)))
+    with pytest.raises(OptionError, match=r"must be 1 or more; got \(0, 10, 10\), 64"):
+        pooled_stimulus(as_inputs(torch.randn(2, 4, 6, 6)), shape=(0, 10, 10))
     with pytest.raises(DataError, match=r"clips of shape \[history, y, x\]; .* \(6, 6\)"):
         pooled_stimulus(as_inputs(torch.randn(2, 6, 6)))
 

@@ -168,14 +168,14 @@ def pooled_stimulus(
     rows : sequence of int, optional
         Samples, such as ``fields.rows``; all by default.
     shape : (int, int, int)
-        Boxes along history, y and x; no more than the clip has entries.
+        Boxes along history, y and x; as many as the clip has entries where it has fewer.
     batch_size : int
         Clips in memory at one time.
 
     Raises
     ------
     OptionError
-        More boxes than entries, or none.
+        No box along an axis, or no clip at one time.
     DataError
         Samples are no clips.
     """
@@ -184,13 +184,14 @@ def pooled_stimulus(
             f"{inputs.name}: pooled_stimulus needs clips of shape [history, y, x]; its samples "
             f"have shape {inputs.sample_shape}"
         )
-    if any(not 1 <= n <= size for n, size in zip(shape, inputs.sample_shape, strict=True)):
+    if min(*shape, batch_size) < 1:
         raise OptionError(
-            f"pooled_stimulus: shape must be 1 to {inputs.sample_shape} boxes; got {shape}"
+            f"pooled_stimulus: shape and batch_size must be 1 or more; got {shape}, {batch_size}"
         )
+    boxes = tuple(min(n, size) for n, size in zip(shape, inputs.sample_shape, strict=True))
     chosen = range(len(inputs)) if rows is None else [int(row) for row in rows]
     found = [
-        F.adaptive_avg_pool3d(inputs.batch(chosen[start : start + batch_size]), shape).flatten(1)
+        F.adaptive_avg_pool3d(inputs.batch(chosen[start : start + batch_size]), boxes).flatten(1)
         for start in range(0, len(chosen), batch_size)
     ]
     return torch.cat(found)
