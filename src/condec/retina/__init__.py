@@ -5,7 +5,13 @@ the rates of ganglion cells [sample, cell] (Melander et al. 2026, Figure 8).
 """
 
 from condec.retina.accuracy import correlation, predicted_rates
-from condec.retina.cells import Clustering, cluster, mode_cell_correlation, near_duplicates
+from condec.retina.cells import (
+    Clustering,
+    cluster,
+    mode_cell_correlation,
+    mode_cell_p,
+    near_duplicates,
+)
 from condec.retina.combinations import (
     CombinationFields,
     active_modes,
@@ -35,6 +41,7 @@ __all__ = [
     "fields_of_combinations",
     "fit_model",
     "mode_cell_correlation",
+    "mode_cell_p",
     "near_duplicates",
     "poisson_loss",
     "pooled_stimulus",

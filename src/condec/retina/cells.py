@@ -71,15 +71,48 @@ def mode_cell_correlation(
     >>> mode_cell_correlation(loadings, torch.tensor([[5.0], [3.0], [1.0]])).round(decimals=3)
     tensor([[-1., 0.]])
     """
-    if len(loadings) != len(rates) or len(rates) < 2:
-        raise DataError(
-            f"mode_cell_correlation: loadings of {len(loadings)} frames, rates of {len(rates)}; "
-            "expected the same frames, two or more (a recording's responses begin after the "
-            "history: Recording.responses)"
-        )
-    _check_finite("mode_cell_correlation: loadings", loadings)
-    _check_finite("mode_cell_correlation: rates", rates)
+    _check_frames(loadings, rates)
     return correlation_matrix(rates, loadings)
+
+
+def mode_cell_p(
+    loadings: Float[torch.Tensor, "sample mode"],
+    rates: Float[torch.Tensor, "sample cell"],
+    *,
+    n_shifts: int = 500,
+    seed: int = 0,
+) -> Float[torch.Tensor, "cell mode"]:
+    """How often chance gives any pair of cell and mode as large a correlation, in size.
+
+    Loadings and rates last, so that any two of them correlate. Here the rates of all cells are
+    shifted together around the recording's end by a random number of frames: what cells have to
+    do with each other, and modes with each other, is kept. The largest correlation of any pair
+    is compared, so that p holds for the whole matrix; the recording itself counts as one shift.
+
+    Parameters
+    ----------
+    loadings : Tensor of shape [sample, mode]
+        Frames in the order of time.
+    rates : Tensor of shape [sample, cell]
+    n_shifts, seed : int
+
+    Raises
+    ------
+    OptionError
+        No shifts.
+    DataError
+        As in `mode_cell_correlation`.
+    """
+    if n_shifts < 1:
+        raise OptionError(f"mode_cell_p: n_shifts must be 1 or more; got {n_shifts}")
+    here = mode_cell_correlation(loadings, rates).abs()
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.randint(len(rates), (n_shifts,), generator=generator).tolist()
+    shifted = (correlation_matrix(rates.roll(offset, 0), loadings) for offset in offsets)
+    largest = torch.stack([each.abs().max() for each in shifted])
+    # Equal correlations are equally large, whatever rounding says.
+    as_large = (largest[:, None, None] >= here - 1e-6).sum(0)
+    return (1 + as_large) / (1 + n_shifts)
 
 
 def cluster(
@@ -265,6 +298,17 @@ def _order(labels: Tensor, tree: "numpy.ndarray") -> Tensor:
 
     leaves = torch.as_tensor(leaves_list(tree).copy(), dtype=torch.int64)
     return leaves[labels[leaves].argsort(stable=True)]
+
+
+def _check_frames(loadings: Tensor, rates: Tensor) -> None:
+    if len(loadings) != len(rates) or len(rates) < 2:
+        raise DataError(
+            f"mode_cell_correlation: loadings of {len(loadings)} frames, rates of {len(rates)}; "
+            "expected the same frames, two or more (a recording's responses begin after the "
+            "history: Recording.responses)"
+        )
+    _check_finite("mode_cell_correlation: loadings", loadings)
+    _check_finite("mode_cell_correlation: rates", rates)
 
 
 def _check_finite(what: str, values: Tensor) -> None:

@@ -188,7 +188,8 @@ def pooled_stimulus(
         raise OptionError(
             f"pooled_stimulus: shape and batch_size must be 1 or more; got {shape}, {batch_size}"
         )
-    boxes = tuple(min(n, size) for n, size in zip(shape, inputs.sample_shape, strict=True))
+    history, height, width = inputs.sample_shape
+    boxes = min(shape[0], history), min(shape[1], height), min(shape[2], width)
     chosen = range(len(inputs)) if rows is None else [int(row) for row in rows]
     found = [
         F.adaptive_avg_pool3d(inputs.batch(chosen[start : start + batch_size]), boxes).flatten(1)
