@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from condec.errors import OptionError
 
 FAMILIES: Final = (
-    "digits", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "retina:FILE",
+    "digits", "circuit", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "retina:FILE",
     "python:FILE.py:FUNCTION",
 )  # fmt: skip
 
@@ -57,6 +57,7 @@ def load_model(
     ----------
     spec : str
         ``digits``: the embedded convolutional network on 8 x 8 handwritten digits.
+        ``circuit``, ``circuit:SEED``: the known circuit of the retina, `condec.models.circuit`.
         ``torchvision:NAME``, ``timm:NAME``: a classifier of that library.
         ``huggingface:NAME``: an image classifier, image encoder or causal language model, by
         its folder or its name on the hub.
@@ -68,8 +69,8 @@ def load_model(
     weights : str or Path, optional
         Nothing: random weights (seed 0). ``"default"``: the library's own trained weights,
         downloaded by it. Else a ``.safetensors`` file, or a ``.pt``/``.pth`` file that holds
-        tensors only. `digits` and `retina` bring their own and take none. Models of Hugging
-        Face come with their weights; ``"random"`` leaves them out.
+        tensors only. `digits`, `circuit` and `retina` bring their own and take none. Models of
+        Hugging Face come with their weights; ``"random"`` leaves them out.
     folder : path
         What relative paths start from.
 
@@ -102,6 +103,12 @@ def load_model(
             if weights is not None:
                 raise OptionError(f"model 'digits' brings its own weights; got {str(weights)!r}")
             return load_digits_model()
+        case "circuit" if not rest or rest.isdecimal():
+            from condec.models.circuit import load_circuit
+
+            if weights is not None:
+                raise OptionError(f"model 'circuit' brings its own weights; got {str(weights)!r}")
+            return load_circuit(int(rest or 0))
         case "torchvision" if rest:
             from condec.models.torchvision import load_torchvision_model
 
