@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condec.data import as_inputs
 from condec.errors import DataError, OptionError
+from condec.retina.combinations import fields_of_combinations
 from condec.retina.explained import COMPARED, MODES, explained_variance, pooled_stimulus
-from condec.retina.fields import ReceptiveFields
+from condec.retina.fields import ReceptiveFields, receptive_fields
 
 COURSE = torch.tensor([-0.2, 0.4, 1.0])
 
@@ -50,6 +51,28 @@ def scores(table, column: str = "r2") -> dict[str, list[float]]:
 
 
 # --- what it says -------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """A cell that draws on one picture always, and on another with a sign that a gate sets."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        gate = clips[:, 0, 0, 0].detach().sign()
+        always, gated = clips[:, 2, 1:3, 1:3].mean((1, 2)), clips[:, 2, 3:5, 3:5].mean((1, 2))
+        return (always + 3 * gate * gated)[:, None]
+
+
+def test_a_gate_is_found_from_model_to_score() -> None:
+    clips = torch.randn(90, 3, 6, 6)
+    open_ = (clips[:, 0, 0, 0] > 0).float()[:, None]
+    fields = receptive_fields(Gated().eval(), as_inputs(clips))
+    table = explained_variance(fields, open_, pooled_stimulus(as_inputs(clips)), n_bootstrap=50)
+    assert scores(table)[MODES] == pytest.approx([1], abs=1e-6)
+    assert float(table["lead_low"].min()) > 0.3
+    means = fields_of_combinations(fields, open_, chosen=[(), (0,)])
+    here = means.spatial[:, 0, 3, 3] / means.spatial[:, 0, 1, 1]
+    assert here.tolist() == pytest.approx([-3, 3], abs=1e-4)
+    assert means.consistency.flatten().tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
 def test_loadings_that_determine_the_field_explain_all_of_it() -> None:
