@@ -56,7 +56,8 @@ def fit_model(
     """Train a model of the retina on a movie and the responses to it.
 
     Poisson loss, Adam; stops when held-out blocks of time are predicted no better, and keeps the
-    weights of the best epoch.
+    weights of the best epoch. Rates of about 1 on average are learnt fastest: divide those in
+    spikes a second by 10 or so (the model then gives rates in that unit).
 
     Parameters
     ----------
