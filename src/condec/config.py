@@ -84,7 +84,7 @@ DEMO: Final[Mapping[str, Any]] = {
         "controls": ["random-weights", "shuffled-labels"],
     },
     "fit": {"learner": "sae", "n_modes": "3x", "steps": 1500},
-    "control": {"fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8]},
+    "control": {"fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8], "matrix": True},
     "report": {"title": "Handwritten digits"},
 }
 """What ``condec demo`` runs: the embedded model on the digits that it has not seen."""

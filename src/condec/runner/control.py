@@ -1,29 +1,25 @@
 """The link that edits the network: control curves of every chosen site."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condec.dictionary import DeadModesWarning, ThresholdSAE
 from condec.effects import (
     LOG_ODDS_NAMES,
-    RANKINGS,
     CurveOptions,
-    Ranking,
     collect_log_odds,
     compare,
-    fit_log_odds,
     measure_curves,
-    named_rankings,
     summarise,
 )
 from condec.errors import DataError
 from condec.modes import Modes
 from condec.runner.folder import RunFolder
+from condec.runner.rankings import SiteRankings
 from condec.runner.run import Outcome, Run
+from condec.runner.side_effects import forget_side_effects, side_effects, superclasses
 from condec.runner.steps import Step, carry_out, fit_digest, with_modes
 from condec.store import Store
 
@@ -37,7 +33,8 @@ def control(run: Run) -> Outcome:
     Their summaries go into control_auc.parquet, and what is said of their rankings into
     control_comparison.parquet. Rankings by log-odds need contributions of their own, in
     log_odds/contributions.zarr; where they cannot be had, they are left out, with a note. So is
-    a site of which no mode is alive.
+    a site of which no mode is alive. What else edits do stands in tables of its own
+    (`condec.runner.side_effects`), as far as the plan asks for it.
     """
     plan = run.plan.control
     run.inputs.needed_labels("control")
@@ -46,15 +43,21 @@ def control(run: Run) -> Outcome:
     store, reason = _log_odds(run, chosen) if wanted and chosen else (None, "")
     if reason:
         notes = (*notes, f"{', '.join(wanted)}: left out, {reason}")
-    digests = {m.site.key: run.digest(fit_digest(run, m.site), plan, reason) for m in chosen}
-    steps = [
-        Step(f"control {m.site.key}", digests[m.site.key], partial(_site_curves, run, m, store))
-        for m in chosen
-    ]
+    sites = [SiteRankings(run, modes, store) for modes in chosen]
+    of_curves, more = run.plan.control.of_curves, list[str]()
+    digests = {m.site.key: run.digest(fit_digest(run, m.site), of_curves, reason) for m in chosen}
+    forget_side_effects(run, [m.site.key for m in chosen])
+    steps = []
+    for site in sites:
+        key = site.modes.site.key
+        steps.append(Step(f"control {key}", digests[key], partial(_site_curves, run, site)))
+        steps += side_effects(run, site, digests[key], more)
     if chosen:
         join = partial(_join_curves, run, [modes.site.key for modes in chosen])
         steps.append(Step("control", run.digest(digests), join))
-    return replace(carry_out(run, "control", steps), notes=notes)
+        steps += superclasses(run)
+    outcome = carry_out(run, "control", steps)
+    return replace(outcome, notes=(*notes, *more))
 
 
 def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
@@ -82,42 +85,12 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
     return store, ""
 
 
-def _site_rankings(run: Run, modes: Modes, store: Store | None) -> list[Ranking]:
-    """The rankings of the plan, as far as there is what they are made from."""
-    plan = run.plan.control
-    log_odds = None if store is None else _log_odds_modes(run, modes, store)
-    names = [name for name in plan.rankings if log_odds is not None or name not in LOG_ODDS_NAMES]
-    return named_rankings(
-        modes, names or RANKINGS, log_odds=log_odds, n_random=plan.n_random, seed=plan.seed
-    )
-
-
-def _log_odds_modes(run: Run, modes: Modes, store: Store) -> Modes | None:
-    """Modes of contributions to the log-odds, by the run's learner where that takes signs."""
-    plan, site = run.plan.fit, modes.site
-    learner = plan.learner_for(store.info(site).n_units)
-    try:
-        learner.check(store.matrix(site, sign="sum"))
-    except DataError:
-        learner = ThresholdSAE(learner.n_modes)
-    try:
-        with warnings.catch_warnings():
-            # Modes that order units are not shown one by one.
-            warnings.simplefilter("ignore", DeadModesWarning)
-            found = fit_log_odds(store, modes, learner=learner, config=plan.train)
-    except DataError as error:
-        run.say(f"{site.key}: {', '.join(LOG_ODDS_NAMES)} left out: {error}")
-        return None
-    found.save(run.folder.log_odds_modes(site.key))
-    return found
-
-
-def _site_curves(run: Run, modes: Modes, store: Store | None) -> list[Path]:
+def _site_curves(run: Run, site: SiteRankings) -> list[Path]:
     """Curves of one site, and the comparison of its rankings."""
     import pandas
 
-    plan, folder, key, name = run.plan.control, run.folder, modes.site.key, run.plan.fit.name
-    rankings = _site_rankings(run, modes, store)
+    modes, plan, folder, name = site.modes, run.plan.control, run.folder, run.plan.fit.name
+    key = modes.site.key
     curves = [
         measure_curves(
             run.model_of_store,
@@ -129,7 +102,7 @@ def _site_curves(run: Run, modes: Modes, store: Store | None) -> list[Path]:
                 edit=edit,
                 replacement=replacement,
                 off=plan.off,
-                rankings=rankings,
+                rankings=site.found,
                 n_bootstrap=plan.n_bootstrap,
                 seed=plan.seed,
                 batch_size=plan.batch_size,

@@ -4,6 +4,7 @@ run.toml                                 the plan, written out in full
 contributions.zarr                       the store
 log_odds/contributions.zarr              contributions to the label's log-odds, by which units are
 log_odds/<site>/                         chosen, and their modes
+activations/<site>/                      modes of activations, for the ranking by them
 controls/<control>/contributions.zarr    its twins, under random weights or shuffled labels
 modes/<site>/<learner>/                  dictionary and modes of a site
 analysis/labels.json                     names of the labels: a list, or null
@@ -13,6 +14,9 @@ analysis/control.parquet                 control curves, and control_auc.parquet
 analysis/control_comparison.parquet      which of two rankings is the more selective one
 analysis/control/<site>/<learner>.parquet   curves of one site, and beside it in
 analysis/control_comparison/             what is compared
+analysis/control_matrix/<site>/<learner>.parquet  effect of every label's edit on every label, and
+analysis/steering/, analysis/interactions/        beside it of steering and of pairs of modes
+analysis/superclasses.json               superclass of every label: a list
 analysis/fit_controls/<site>/<learner>.parquet   controls of a site's dictionary
 analysis/stability/<site>/<learner>.parquet      one row a mode: other seeds, halves of the rows
 analysis/maps/<site>/<learner>.npz       input-space maps
@@ -31,13 +35,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from condec.files import to_json, write_file, writing
 
 if TYPE_CHECKING:
     import pandas
+
+SIDE_EFFECTS: Final = {
+    "matrix": "control_matrix",
+    "steering": "steering",
+    "interactions": "interactions",
+}
+"""What else edits do, and the folders of the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,10 @@ class RunFolder:
     def log_odds_modes(self, site: str) -> Path:
         """Folder of a site's modes of these contributions."""
         return self.path / "log_odds" / quote(site, safe="")
+
+    def activation_modes(self, site: str) -> Path:
+        """Folder of a site's modes of activations."""
+        return self.path / "activations" / quote(site, safe="")
 
     def twin(self, control: str) -> Path:
         """The store of a control, by its name."""
@@ -100,6 +115,15 @@ class RunFolder:
     def comparison(self, site: str, name: str) -> str:
         """Name of the table that compares the rankings of one site."""
         return f"control_comparison/{quote(site, safe='')}/{name}"
+
+    def side_effect(self, kind: str, site: str, name: str) -> str:
+        """Name of the table of a kind of `SIDE_EFFECTS` at one site."""
+        return f"{SIDE_EFFECTS[kind]}/{quote(site, safe='')}/{name}"
+
+    @property
+    def superclasses(self) -> Path:
+        """Superclass of every label, where the plan has them."""
+        return self.path / "analysis" / "superclasses.json"
 
     def fit_controls(self, site: str, name: str) -> str:
         """Name of the table of the controls of one site's dictionary."""

@@ -27,6 +27,7 @@ from condec.runner.folder import RunFolder
 from condec.runner.plan import LINKS, Link
 from condec.runner.retina import forget_retina, retina
 from condec.runner.run import Outcome, Run
+from condec.runner.side_effects import forget_site
 from condec.runner.steps import Step, carry_out, fit_digest, logged, with_modes
 from condec.sites import Site
 from condec.statistics import layer_statistics
@@ -140,6 +141,7 @@ def fit(run: Run) -> Outcome:
             name=plan.name,
         )
         _forget_results(run.folder, site, plan.name)
+        forget_site(run, site.key)
         forget_retina(run, site)
         report.save(folder)
         saved = modes.save(folder)

@@ -52,6 +52,8 @@ LINKS_OF_MOVIES: Final[tuple[Link, ...]] = ("collect", "stats", "fit", "retina",
 """Links where the data are a movie: its clips have neither labels nor colours."""
 LINKS_OF_IMAGES: Final[tuple[Link, ...]] = tuple(link for link in LINKS if link != "retina")
 """Links where they are not."""
+KNOWN_RANKINGS: Final = (*RANKING_NAMES, "activation_modes", "head_weights")
+"""Rankings that a plan can ask for."""
 
 LEARNERS: Final[dict[str, type[Learner]]] = {
     "sae": ThresholdSAE,
@@ -102,6 +104,8 @@ class DataPlan:
     ----------
     source : str
     csv, label_names : str, optional
+    superclasses : str, optional
+        JSON file: a list with the superclass of every label, an empty text for none.
     preprocess : str, optional
         ``python:FILE.py:FUNCTION``; by default the model's own.
     limit : int, optional
@@ -110,6 +114,7 @@ class DataPlan:
     source: str = "digits"
     csv: str | None = None
     label_names: str | None = None
+    superclasses: str | None = None
     preprocess: str | None = None
     limit: int | None = None
 
@@ -232,9 +237,17 @@ class ControlPlan:
     edits, replacements : tuple of str
         Every edit is made with every replacement.
     rankings : tuple of str
-        Of `condec.effects.RANKING_NAMES`.
+        Of `KNOWN_RANKINGS`.
     off : {"others", "drawn"}
     n_random, n_bootstrap, seed, batch_size : int
+    matrix, steering : bool
+        Whether `condec.effects.control_matrix` (for every edit) and `steering_curve` are made.
+    interactions : int
+        Pairs of modes for `condec.effects.mode_interactions`; 0: none.
+    share : float
+        Share of the units that matrix and interactions edit, above 0 and below 1.
+    strengths : tuple of float
+        Of steering, in ascending order.
     """
 
     sites: tuple[str, ...] = ()
@@ -248,6 +261,17 @@ class ControlPlan:
     n_bootstrap: int = 1000
     seed: int = 0
     batch_size: int = 64
+    matrix: bool = False
+    steering: bool = False
+    interactions: int = 0
+    share: float = 0.2
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    @property
+    def of_curves(self) -> "ControlPlan":
+        """The same without what only side effects depend on."""
+        plain = {"matrix": False, "steering": False, "interactions": 0}
+        return replace(self, **plain, share=0.2, strengths=(0.5, 1.0, 2.0))
 
     def __post_init__(self) -> None:
         for name in ("edits", "replacements", "fractions", "rankings"):
@@ -258,9 +282,13 @@ class ControlPlan:
         for replacement in self.replacements:
             _one_of("control: replacements", replacement, get_args(CurveReplacement))
         for ranking in self.rankings:
-            _one_of("control: rankings", ranking, RANKING_NAMES)
+            _one_of("control: rankings", ranking, KNOWN_RANKINGS)
         _one_of("control: off", self.off, get_args(OffTarget))
-        for name, least in (("n_random", 0), ("n_bootstrap", 0), ("batch_size", 1)):
+        limits = {
+            "n_random": int(self.steering), "n_bootstrap": int(self.interactions > 0),
+            "batch_size": 1, "interactions": 0,
+        }  # fmt: skip
+        for name, least in limits.items():
             if getattr(self, name) < least:
                 raise OptionError(
                     f"control: {name} must be at least {least}; got {getattr(self, name)}"
@@ -273,6 +301,12 @@ class ControlPlan:
             raise OptionError(
                 "control: fractions lie between 0 and 1, at least two in ascending order; got "
                 f"{self.fractions}"
+            )
+        if not 0 < self.share < 1:
+            raise OptionError(f"control: share must lie between 0 and 1; got {self.share}")
+        if not self.strengths or list(self.strengths) != sorted(set(self.strengths)):
+            raise OptionError(
+                f"control: strengths: expected some in ascending order; got {self.strengths}"
             )
 
 

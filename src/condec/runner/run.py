@@ -15,7 +15,9 @@ from torch import nn
 from condec.batches import fingerprint
 from condec.collection import usable_device
 from condec.data import Inputs, load_data
+from condec.data.arrays import read_names
 from condec.errors import StoreError
+from condec.labels import Hierarchy
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
 from condec.modes import Modes
@@ -93,6 +95,12 @@ class Run:
         if inputs.label_names is None and self.loaded.label_names is not None:
             inputs = replace(inputs, label_names=self.loaded.label_names)
         return inputs
+
+    @cached_property
+    def superclasses(self) -> Hierarchy | None:
+        """Superclass of every label, where the plan has them."""
+        file = self.plan.data.superclasses
+        return None if file is None else Hierarchy(read_names(self.plan.base / file))
 
     @cached_property
     def fit_on(self) -> Inputs | None:
