@@ -88,7 +88,12 @@ def _rates(axis: Axes, seconds: Tensor, rates: Mapping[str, Tensor], cell: str) 
     colours = {"recorded": "#9AA1A9", "model": INK}
     names = []
     for name in sorted(rates, key=lambda name: name == "model"):
-        axis.plot(seconds, rates[name], color=colours.get(name, CONTRIBUTION), linewidth=1.3)
+        axis.plot(
+            seconds.numpy(),
+            rates[name].numpy(),
+            color=colours.get(name, CONTRIBUTION),
+            linewidth=1.3,
+        )
         names.append((name, colours.get(name, CONTRIBUTION)))
     axis.set_ylim(bottom=min(0.0, *(float(values.min()) for values in rates.values())))
     list_names(axis, names)
@@ -97,7 +102,7 @@ def _rates(axis: Axes, seconds: Tensor, rates: Mapping[str, Tensor], cell: str) 
 def _events(axis: Axes, seconds: Tensor, events: Mapping[str, Tensor]) -> None:
     for row, values in enumerate(events.values()):
         axis.fill_between(
-            seconds, row - 0.35, row + 0.35, where=(values > 0).numpy(), color="#C9CED4",
+            seconds.numpy(), row - 0.35, row + 0.35, where=(values > 0).numpy(), color="#C9CED4",
             step="mid", linewidth=0,
         )  # fmt: skip
     axis.set_yticks(range(len(events)), list(events), fontsize=7.5)
@@ -113,7 +118,7 @@ def _heat(axis: Axes, seconds: Tensor, values: Tensor) -> None:
     scale = scale or float(values.abs().max()) or 1.0
     edges = (float(seconds[0]), float(seconds[-1]), values.shape[1] - 0.5, -0.5)
     axis.imshow(
-        values.T, cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto", extent=edges,
+        values.T.numpy(), cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto", extent=edges,
         interpolation="nearest",
     )  # fmt: skip
     axis.set_yticks([0, values.shape[1] - 1])
@@ -126,7 +131,9 @@ def _loadings(axis: Axes, seconds: Tensor, loadings: Mapping[str, Tensor]) -> No
         top = float(values.max()) or 1.0
         colour = _MODE_COLOURS[row % len(_MODE_COLOURS)]
         heights = (values / top).clamp(min=0) * 0.9
-        axis.fill_between(seconds, -row, -row + heights, color=colour, alpha=0.75, linewidth=0)
+        axis.fill_between(
+            seconds.numpy(), -row, (heights - row).numpy(), color=colour, alpha=0.75, linewidth=0
+        )
         axis.axhline(-row, color=RULE, linewidth=0.6, zorder=0)
     axis.set_yticks([-row + 0.3 for row in range(len(loadings))], list(loadings), fontsize=8)
     axis.tick_params(axis="y", length=0)
@@ -185,7 +192,7 @@ def fields_figure(
         for place in range(number):
             row, column = divmod(place, columns)
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
-            above.imshow(spatial[place], cmap=SIGNED, vmin=-scale, vmax=scale)
+            above.imshow(spatial[place].numpy(), cmap=SIGNED, vmin=-scale, vmax=scale)
             above.set_title(names[place], fontsize=8, loc="center", fontweight="normal")
             _kernel(below, temporal[place], seconds_per_frame)
             if notes:
@@ -197,7 +204,7 @@ def fields_figure(
 def _kernel(axis: Axes, values: Tensor, seconds_per_frame: float) -> None:
     past = -np.arange(len(values))[::-1] * seconds_per_frame
     axis.axhline(0, color=RULE, linewidth=0.7)
-    axis.plot(past, values, color=INK, linewidth=1.1)
+    axis.plot(past, values.numpy(), color=INK, linewidth=1.1)
 
 
 def field_film(spatial: Float[Tensor, "frame y x"], *, zoom: int = 8) -> list[np.ndarray]:
@@ -252,7 +259,9 @@ def mode_cell_figure(
         figure = Figure(figsize=size, layout="constrained")
         axis = figure.subplots()
         title(axis, "Modes and cells", "correlation of loading and rate")
-        image = axis.imshow(correlation, cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto")
+        image = axis.imshow(
+            correlation.numpy(), cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto"
+        )
         axis.set_yticks(range(n_cells), cells, fontsize=7.5)
         axis.set_xticks(range(n_modes), modes, fontsize=7, rotation=90 if n_modes > 12 else 0)
         axis.tick_params(length=0)
