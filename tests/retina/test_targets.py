@@ -74,6 +74,11 @@ def test_fewer_frames_than_cells(tmp_path) -> None:
     plain = Surprisal(shrinkage=0.0)
     with pytest.raises(DataError, match=r"4 samples of 5 outputs: the covariance is singular\. G"):
         collect(network(), clips(4), "1", target=plain, out=tmp_path / "a.zarr", **options)
+    with pytest.raises(DataError, match=r"4 samples of 5 outputs: the covariance is singular\. G"):
+        collect(
+            network(), clips(9), "1", fit_on=clips(4), target=plain, out=tmp_path / "a.zarr",
+            **options,
+        )  # fmt: skip
     shrunk = collect(
         network(), clips(4), "1", target=Surprisal(), out=tmp_path / "b.zarr", **options
     )
