@@ -17,6 +17,7 @@ from PIL import Image
 import condec.report
 import condec.runner.local as local
 from condec import config
+from condec.data import Windows
 from condec.dictionary import KMeans, TrainConfig, load_dictionary, stability
 from condec.effects import LOG_ODDS_NAMES, RANKINGS
 from condec.errors import CondecError, DataError, OptionError, StoreError
@@ -399,16 +400,23 @@ def test_label_names_of_the_model_serve_data_without(
         _ = run_of(source).inputs
 
 
-def test_movies_are_scaled_as_the_model_wants_and_as_long_as_its_clips(source: Path) -> None:
-    movie = np.random.default_rng(0).normal(size=(12, 4, 4)).astype(np.float32)
-    np.savez(source / "movie.npz", movie=movie)
+def test_movies_are_taken_as_the_model_wants_them(source: Path) -> None:
+    numbers = np.random.default_rng(0)
+    movie = numbers.normal(size=(12, 4, 4)).astype(np.float32)
+    rates = numbers.random((12, 5)).astype(np.float32)
+    np.savez(source / "movie.npz", movie=movie, rates=rates)
     make = "    from condec.models import LoadedModel\n    return LoadedModel("
     net = NET.replace("    return small_resnet(labels=3)", make + "small_resnet(labels=3), 'x', ")
-    (source / "net.py").write_text(net + "input_shape=(5, 4, 4), scaling=(1.0, 2.0))\n")
+    known = "input_shape=(5, 4, 4), scaling=(1.0, 2.0), label_names=('4', '1', '2'))\n"
+    (source / "net.py").write_text(net + known)
     change(source, "npz:data.npz", "movie:movie.npz")
     inputs = run_of(source).inputs
+    assert isinstance(inputs, Windows)
     assert inputs.ids[0] == "5"
     np.testing.assert_allclose(inputs.load(1), (movie[1:6] - 1) / 2, rtol=1e-5)
+    assert inputs.recording.cells == ("4", "1", "2")
+    assert inputs.recording.rates is not None
+    np.testing.assert_array_equal(inputs.recording.rates, rates[:, [4, 1, 2]])
 
 
 def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

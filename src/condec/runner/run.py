@@ -119,6 +119,7 @@ class Run:
             shape=self.plan.model.input_shape or self.loaded.input_shape,
             limit=plan.limit,
             scaling=self.loaded.scaling,
+            cells=self.loaded.label_names,
             folder=base,
         )
 
