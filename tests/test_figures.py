@@ -478,6 +478,10 @@ def test_traces_show_rates_events_contributions_and_loadings():
     assert [label.get_text() for label in events.get_yticklabels()] == ["gate"]
     assert heat.images[0].get_array().shape == (4, 30)
     assert [label.get_text() for label in loadings.get_yticklabels()] == ["mode 3", "mode 8"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_traces_of_other_lengths_are_refused():
     with pytest.raises(DataError, match="got lengths 12, 30"):
         traces(contributions=torch.randn(12, 4))
 
