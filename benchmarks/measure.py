@@ -76,13 +76,13 @@ def write(name: str, record: Mapping[str, Any]) -> Path:
     return path
 
 
-def paste(name: str, text: str) -> None:
-    """Put `text` between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in docs/benchmarks.md."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+def paste(name: str, text: str, page: Path = PAGE) -> None:
+    """Put `text` between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in a page of the docs."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->\n")
     if not end:
-        raise SystemExit(f"{PAGE}: no place for {name}: expected <!-- {name} --> <!-- /{name} -->")
-    PAGE.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
+        raise SystemExit(f"{page}: no place for {name}: expected <!-- {name} --> <!-- /{name} -->")
+    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def _cpu_name() -> str:

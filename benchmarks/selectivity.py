@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import RESULTS, paste, write
+from measure import PAGE, RESULTS, paste, write
 
 from condec.attribution import ActGrad, IntegratedGradients, UnitAblation
 from condec.collection import collect
@@ -49,6 +49,7 @@ from condec.effects import (
     RandomUnits,
     Ranking,
     compare,
+    mean_over_labels,
     measure_curves,
     summarise,
 )
@@ -325,6 +326,40 @@ def table(rows: Sequence[dict[str, Any]], edit: str) -> str:
     return "\n".join(lines)
 
 
+def with_intervals(rows: Sequence[dict[str, Any]], model: str = "resnet20") -> str:
+    """Rankings by site with 95 % intervals over labels, for the page on control."""
+    kinds = {
+        "ablate": "Ablate: (own - others) / others, -1 at best",
+        "preserve": "Preserve: (own - others) / (own + others), 1 at best",
+    }
+    parts = []
+    for edit, what in kinds.items():
+        kind = {"model": model, "edit": edit, "replacement": "zero", "seed": 0}
+        some = [row for row in rows if kind.items() <= row.items()]
+        sites = sorted({row["site"] for row in some})
+        lines = [f"| {what} | " + " | ".join(sites) + " |", "|---" * (len(sites) + 1) + "|"]
+        for name in dict.fromkeys(row["ranking"] for row in some):
+            cells = [
+                _with_interval(row["by_label"], edit)
+                for site in sites
+                for row in some
+                if (row["site"], row["ranking"]) == (site, name)
+            ]
+            title = f"**`{name}`**" if name == MODES else f"`{name}`"
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _with_interval(by_label: Sequence[float], edit: str) -> str:
+    """Mean over labels, labels drawn again; of s = (T - O) / O, or (T - O) / (T + O)."""
+    selectivity = torch.tensor(by_label, dtype=torch.float64)
+    # O comes near 0 where all else is preserved badly, and a mean of ratios to it says nothing.
+    bounded = selectivity / (selectivity + 2)
+    mean, low, high = mean_over_labels(selectivity if edit == "ablate" else bounded).tolist()
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="+", choices=list(CASES), default=list(CASES))
@@ -346,6 +381,7 @@ def main() -> None:
     rows = json.loads((RESULTS / "selectivity.json").read_text())["rows"]
     print(tables(rows))
     paste("selectivity", tables(rows))
+    paste("rankings", with_intervals(rows), PAGE.parent / "how-to" / "control.md")
 
 
 if __name__ == "__main__":
