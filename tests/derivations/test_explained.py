@@ -122,7 +122,7 @@ def test_r2(noise: float) -> None:
         corners=torch.zeros(1, 2, dtype=torch.int64),
     )
     table = explained_variance(
-        fields, torch.tensor(x, dtype=torch.float64), folds=FOLDS, variance=1.0, n_shifts=0,
-        n_bootstrap=0,
+        fields, torch.tensor(x, dtype=torch.float64), of="field", folds=FOLDS, variance=1.0,
+        n_shifts=0, n_bootstrap=0,
     )  # fmt: skip
     assert float(table["r2"].iloc[0]) == pytest.approx(1 - wrong / of_mean, abs=1e-9)

@@ -77,7 +77,7 @@ def test_a_gate_is_found_from_model_to_score() -> None:
 
 def test_loadings_that_determine_the_field_explain_all_of_it() -> None:
     fields, loadings = planted()
-    table = explained_variance(fields, loadings, smooth(200, 9, 5), smooth(200, 2, 6))
+    table = explained_variance(fields, loadings, smooth(200, 9, 5), smooth(200, 2, 6), of="field")
     assert table["predictor"].tolist() == list(COMPARED) * 2
     assert table["compared"].tolist() == list(COMPARED.values()) * 2
     assert table["cell"].tolist() == [4] * 6 + [5] * 6
@@ -97,7 +97,9 @@ def test_shifted_loadings_explain_nothing() -> None:
     shifted = []
     for seed in range(4):
         fields, loadings = planted(300)
-        table = explained_variance(fields, loadings, n_shifts=3, n_bootstrap=0, seed=seed)
+        table = explained_variance(
+            fields, loadings, of="field", n_shifts=3, n_bootstrap=0, seed=seed
+        )
         shifted += scores(table)["shifted modes"]
     # 24 predictions of noise: none is good, and on average they are no better than the mean.
     assert max(shifted) < 0.1
@@ -113,7 +115,9 @@ def test_what_determines_the_field_is_told_from_the_rest() -> None:
     weights = torch.randn(2, 1, 3, 3, generator=gen)
     pictures = torch.einsum("sk,kcyx->scyx", leading, weights) + 0.1
     loadings = smooth(200, 2, 8)
-    found = scores(explained_variance(fields_of(pictures), loadings, stimulus, n_bootstrap=0))
+    found = scores(
+        explained_variance(fields_of(pictures), loadings, stimulus, of="field", n_bootstrap=0)
+    )
     assert found["stimulus components"] == pytest.approx([1], abs=1e-5)
     assert found[MODES][0] < 0.2
     assert "activation clusters" not in found
@@ -128,12 +132,29 @@ def test_what_determines_the_field_is_told_from_the_rest() -> None:
     assert "stimulus clusters" not in found
 
 
+def test_a_gain_is_no_part_of_the_picture() -> None:
+    """The first mode multiplies the field, the second turns it over."""
+    loadings = smooth(200, 2)
+    gain, sign = 1 + loadings[:, 0], torch.where(loadings[:, 1] > 0, 1.0, -1.0)
+    here = torch.randn(1, 4, 4)
+    fields = fields_of((gain * sign)[:, None, None, None] * here)
+    turned = (sign > 0).float()[:, None]
+    options = {"n_shifts": 0, "n_bootstrap": 0}
+    picture = explained_variance(fields, turned, **options)
+    assert picture["r2"].tolist() == pytest.approx([1], abs=1e-6)
+    assert (
+        0.5 < float(explained_variance(fields, turned, of="field", **options)["r2"].iloc[0]) < 0.99
+    )
+    alone = explained_variance(fields, loadings[:, :1], **options)
+    assert float(alone["r2"].iloc[0]) < 0.2
+
+
 def test_units_of_loadings_and_modes_that_never_vary_do_not_matter() -> None:
     fields, loadings = planted(100)
     noisy = loadings + 0.3 * smooth(100, 3, 7)
-    one = explained_variance(fields, noisy, n_bootstrap=0)
+    one = explained_variance(fields, noisy, of="field", n_bootstrap=0)
     other = torch.cat((noisy * torch.tensor([1e-3, 5.0, 40.0]), torch.ones(100, 1)), 1)
-    two = explained_variance(fields, other, n_bootstrap=0)
+    two = explained_variance(fields, other, of="field", n_bootstrap=0)
     assert 0.2 < one["r2"].max() < 0.99
     assert two["r2"].tolist() == pytest.approx(one["r2"].tolist(), abs=1e-4)
 
@@ -165,7 +186,7 @@ def test_frames_that_share_a_clip_are_not_fitted() -> None:
     age = torch.arange(n)[:, None] - torch.arange(n)
     inside = ((age >= 0) & (age < 3)).float()
     fields = fields_of(torch.randn(n, 1, 3, 3).cumsum(0))
-    options = {"folds": n // 4, "n_shifts": 0, "n_bootstrap": 0}
+    options = {"of": "field", "folds": n // 4, "n_shifts": 0, "n_bootstrap": 0}
     apart = explained_variance(fields, inside, **options)
     shorter = replace(fields, temporal=torch.ones(n, 1, 1))  # as if clips were of one frame
     near = explained_variance(shorter, inside, **options)
@@ -176,12 +197,12 @@ def test_frames_that_share_a_clip_are_not_fitted() -> None:
 def test_intervals_hold_the_score_and_depend_on_the_seed_alone() -> None:
     fields, loadings = planted(100)
     noisy = loadings + 0.3 * smooth(100, 3, 7)
-    table = explained_variance(fields, noisy, n_bootstrap=100, seed=1)
+    table = explained_variance(fields, noisy, of="field", n_bootstrap=100, seed=1)
     mine = table[table["predictor"] == MODES]
     assert (mine["r2_low"] < mine["r2"]).all()
     assert (mine["r2"] < mine["r2_high"]).all()
-    assert table.equals(explained_variance(fields, noisy, n_bootstrap=100, seed=1))
-    none = explained_variance(fields, noisy, n_bootstrap=0)
+    assert table.equals(explained_variance(fields, noisy, of="field", n_bootstrap=100, seed=1))
+    none = explained_variance(fields, noisy, of="field", n_bootstrap=0)
     assert none[["r2_low", "r2_high", "lead_low", "lead_high"]].isna().all(axis=None)
 
 
@@ -220,6 +241,8 @@ def test_explained_variance_refuses(unchecked: None) -> None:
     for wrong in ({"folds": 1}, {"variance": 0.0}, {"n_shifts": -1}, {"n_bootstrap": -1}):
         with pytest.raises(OptionError, match="expected folds of 2 or more"):
             explained_variance(fields, loadings, **wrong)
+    with pytest.raises(OptionError, match="of must be 'picture' or 'field'; got 'shape'"):
+        explained_variance(fields, loadings, of="shape")
     with pytest.raises(DataError, match=r"loadings of 39 frames, fields of 40; give loadings\["):
         explained_variance(fields, loadings[1:])
     with pytest.raises(DataError, match="stimulus of 39 frames"):

@@ -5,7 +5,7 @@ beside predictions from clusters and principal components of the stimulus and of
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from condec.retina.fields import ReceptiveFields
 
 if TYPE_CHECKING:
     import pandas
+
+FieldPart = Literal["picture", "field"]
 
 _PENALTIES: Final = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, float("inf"))
 _N_SEGMENTS: Final = 20
@@ -46,6 +48,7 @@ def explained_variance(
     stimulus: Float[torch.Tensor, "sample ..."] | None = None,
     activations: Float[torch.Tensor, "sample ..."] | None = None,
     *,
+    of: FieldPart = "picture",
     folds: int = 5,
     variance: float = 0.95,
     n_shifts: int = 5,
@@ -54,10 +57,10 @@ def explained_variance(
 ) -> "pandas.DataFrame":
     r"""R2 of each cell's receptive field over time, from modes and from what they must beat.
 
-    The field of a frame is picture times strength, with aligned signs
-    (`ReceptiveFields.aligned`), along the principal components that hold 95 % of its variance.
-    Time is cut into `folds` blocks; each is predicted from the others by ridge regression, whose
-    penalty (per cell) was chosen within the others in the same manner. Frames that share a part
+    The field of a frame is its picture, with aligned signs (`ReceptiveFields.aligned`), along the
+    principal components that hold 95 % of its variance. Time is cut into `folds` blocks; each is
+    predicted from the others by ridge regression, whose penalty (per cell) was chosen within the
+    others in the same manner. Frames that share a part
     of their clips with the block are left out of what is fitted. With the prediction
     :math:`\hat y` and the mean :math:`\bar y` of the fitted frames,
 
@@ -76,6 +79,9 @@ def explained_variance(
     activations : Tensor of shape [sample, ...], optional
         Of the same frames; those at the site of the modes, such as
         ``store.matrix(site, quantity="activation", sign="concat")``.
+    of : {"picture", "field"}
+        The picture of length 1: shape and sign, weak fields as much as strong ones. Or picture
+        times strength, which follows the gain of the cell as well.
     folds : int
     variance : float
         Share of the field's variance that is to be predicted, 0 to 1.
@@ -110,6 +116,8 @@ def explained_variance(
     """
     import pandas
 
+    if of not in get_args(FieldPart):
+        raise OptionError(f"explained_variance: of must be 'picture' or 'field'; got {of!r}")
     _check_options(folds, variance, n_shifts, n_bootstrap)
     given = {"loadings": loadings, "stimulus": stimulus, "activations": activations}
     known = {
@@ -122,7 +130,7 @@ def explained_variance(
             f"explained_variance: none of {loadings.shape[1]} modes varies over {len(fields)} "
             "frames; nothing can be predicted from them"
         )
-    targets = [_components(field, variance) for field in _pictures(fields)]
+    targets = [_components(field, variance) for field in _pictures(fields, of)]
     y = torch.cat(targets, 1)
     owner = torch.cat([torch.full((t.shape[1],), cell) for cell, t in enumerate(targets)])
     blocks = _Blocks(fields.rows, folds, gap=fields.temporal.shape[-1], owner=owner)
@@ -309,10 +317,11 @@ def _clusters(scores: Tensor, n_clusters: int, seed: int) -> Tensor:
     return F.one_hot(labels, n_clusters).to(scores.dtype)
 
 
-def _pictures(fields: ReceptiveFields) -> list[Tensor]:
-    """Strength times picture of each cell, [sample, pixel]."""
+def _pictures(fields: ReceptiveFields, of: FieldPart) -> list[Tensor]:
+    """Picture of each cell, times its strength or not, [sample, pixel]."""
     whole = fields.aligned()
-    return list((whole.strength[..., None] * whole.spatial.flatten(2)).double().unbind(1))
+    pictures = whole.spatial.flatten(2).double()
+    return list((whole.strength[..., None] * pictures if of == "field" else pictures).unbind(1))
 
 
 def _components(field: Tensor, variance: float) -> Tensor:
