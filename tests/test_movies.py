@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from condec.data import Recording, load_data, movies, read_recording, write_recording
+from condec.data import Recording, load_data, movie_h5, read_recording, write_recording
 from condec.errors import DataError, DependencyError, OptionError
 
 T, CELLS = 60, 3
@@ -147,7 +147,7 @@ def test_h5_is_scaled_by_the_training_movie(h5: Path) -> None:
 
 def test_h5_in_blocks_is_the_same(h5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_recording(h5)
-    monkeypatch.setattr(movies, "_BLOCK_BYTES", 7 * 4 * 5 * 4)  # 7 frames
+    monkeypatch.setattr(movie_h5, "BLOCK_BYTES", 7 * 4 * 5 * 4)  # 7 frames
     blocks = read_recording(h5)
     assert blocks.scaling == pytest.approx(whole.scaling, rel=1e-12)
     torch.testing.assert_close(blocks.movie, whole.movie)

@@ -26,14 +26,8 @@ from condec.data.arrays import (
 )
 from condec.data.images import from_folder
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, scale_pixels, spread
-from condec.data.movies import (
-    Recording,
-    Scaling,
-    Windows,
-    from_movie,
-    read_recording,
-    write_recording,
-)
+from condec.data.movie_files import from_movie, read_recording, write_recording
+from condec.data.movies import Recording, Scaling, Windows
 from condec.errors import DataError, OptionError
 
 __all__ = [
