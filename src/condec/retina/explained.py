@@ -60,9 +60,9 @@ def explained_variance(
     The field of a frame is its picture, with aligned signs (`ReceptiveFields.aligned`), along the
     principal components that hold 95 % of its variance. Time is cut into `folds` blocks; each is
     predicted from the others by ridge regression, whose penalty (per cell) was chosen within the
-    others in the same manner. Frames that share a part
-    of their clips with the block are left out of what is fitted. With the prediction
-    :math:`\hat y` and the mean :math:`\bar y` of the fitted frames,
+    others in the same manner. Frames that share a part of their clips with the block are left out
+    of what is fitted. With the prediction :math:`\hat y` and the mean :math:`\bar y` of the
+    fitted frames,
 
     .. math:: R^2 = 1 - \frac{\sum_s \|y_s - \hat y_s\|^2}{\sum_s \|y_s - \bar y\|^2}
 
