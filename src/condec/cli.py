@@ -19,6 +19,7 @@ from condec import config, sweeps
 from condec.errors import CondecError, OptionError
 from condec.models import load_model
 from condec.presets import presets_of
+from condec.retina.circuit import write_circuit_recording
 from condec.runner import FUNCTIONS, Link, Outcome, Run, chain
 from condec.runner.folder import RunFolder
 from condec.runner.plan import Plan
@@ -72,14 +73,23 @@ def run_command(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/demo or runs/retina by default.")
+    ] = None,
+    retina: Annotated[
+        bool, typer.Option("--retina", help="A circuit of the retina whose parts are known.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """All links, on the embedded model of handwritten digits."""
+    """All links, on the embedded model of handwritten digits, or on a circuit of the retina."""
     with _messages(debug=debug):
-        plan = _with_noted(replace(config.from_dict(config.DEMO), out=out))
-        _whole_chain(Run(plan, progress=not quiet))
+        plan = config.from_dict(config.DEMO_RETINA if retina else config.DEMO)
+        plan = plan if out is None else replace(plan, out=out)
+        if retina:  # the movie stands in the run folder, so that it can be exchanged
+            plan = replace(plan, base=plan.out)
+            write_circuit_recording(plan.out / "recording.npz")
+        _whole_chain(Run(_with_noted(plan), progress=not quiet))
 
 
 @app.command()
@@ -216,8 +226,8 @@ def inspect(
     model: Annotated[
         str,
         typer.Argument(
-            help="digits, torchvision:NAME, timm:NAME, huggingface:NAME, python:FILE.py:FUNCTION, "
-            "or a run.toml.",
+            help="digits, circuit, torchvision:NAME, timm:NAME, huggingface:NAME, retina:FILE, "
+            "python:FILE.py:FUNCTION, or a run.toml.",
             show_default=False,
         ),
     ],
