@@ -18,6 +18,7 @@ from condec.report.cards import LINES, mode_cards, mode_lines
 from condec.report.control import control_lines, control_sentences
 from condec.report.drawing import PARTS, Studio
 from condec.report.reading import Fitted, RunPart, SitePart, read_run
+from condec.report.side_effects import side_effect_sentences
 
 _HERE: Final = Path(__file__).parent
 
@@ -152,6 +153,9 @@ def _dictionary(run: RunPart, site: SitePart, fitted: Fitted, studio: Studio) ->
         "modes": fitted.modes,
         "numbers": checks.numbers(fitted),
         "use": studio.use(site, fitted),
+        "side_effects": studio.side_effects(run, site, fitted),
+        "steering": studio.steering(site, fitted),
+        "side_effect_words": list(side_effect_sentences(fitted, site.info.n_units, run.hierarchy)),
         "figures": studio.fitted(run, site, fitted, lines),
         "sentences": list(checks.sentences(run, fitted)),
         "controls": checks.control_rows(fitted),

@@ -17,6 +17,7 @@ from condec.maps import SiteMaps
 from condec.metrics import correlation_matrix
 from condec.report.cards import ModeLine
 from condec.report.reading import Fitted, RunPart, SitePart
+from condec.report.side_effects import matrices
 from condec.report.words import control_words, fixed
 
 PARTS = ("total", "positive", "negative")
@@ -121,6 +122,32 @@ class Studio:
                 alt = f"Selectivity for every label, {edit}"
                 drawn.append(self.figure(figure, f"{site.folder}-{edit}-labels", alt))
         return drawn
+
+    def side_effects(self, run: RunPart, site: SitePart, fitted: Fitted) -> list[Drawn]:
+        """Control matrices and interactions of modes, as far as they were measured."""
+        stem, drawn = f"{site.folder}-{fitted.name}", []
+        for matrix in matrices(fitted.matrix, site.info.n_units):
+            for quantity, what in (("accuracy", "Accuracy"), ("logit", "Change of the output")):
+                figure = figures.control_matrix_figure(matrix, run.hierarchy, quantity=quantity)
+                name = f"{stem}-matrix-{matrix.edit}-{matrix.replacement}-{quantity}"
+                alt = (
+                    f"{what} of every label with every label's units edited: {matrix.edit}, "
+                    f"replaced by {matrix.replacement}"
+                )
+                drawn.append(self.figure(figure, name, alt))
+        if fitted.interactions is not None:
+            alt = "Effect of ablating pairs of modes, less the sum of what each does alone"
+            figure = figures.interactions_figure(fitted.interactions)
+            drawn.append(self.figure(figure, f"{stem}-interactions", alt))
+        return drawn
+
+    def steering(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
+        """What becomes of other labels' inputs, where that was measured."""
+        if fitted.steering is None:
+            return []
+        alt = "Inputs of other labels that become the label, over the strength of steering"
+        figure = figures.steering_figure(fitted.steering)
+        return [self.figure(figure, f"{site.folder}-{fitted.name}-steering", alt)]
 
     def fitted(
         self, run: RunPart, site: SitePart, fitted: Fitted, lines: Sequence[ModeLine]

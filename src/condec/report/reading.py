@@ -16,7 +16,7 @@ from torch import Tensor
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
 from condec.errors import StoreError
-from condec.labels import label_name, membership
+from condec.labels import Hierarchy, label_name, membership
 from condec.maps import SiteMaps
 from condec.modes import Modes, Split
 from condec.store import SiteInfo, Store
@@ -41,6 +41,8 @@ class Fitted:
         Of `fit_controls`.
     stability : pandas.DataFrame, or None
         Of `Stability.table`, and columns `between_halves` and `n_seeds`; by number of the mode.
+    matrix, steering, interactions : pandas.DataFrame, or None
+        What else edits do (`condec.effects`), by its modes.
     """
 
     name: str
@@ -49,6 +51,9 @@ class Fitted:
     maps: SiteMaps | None
     controls: "pandas.DataFrame | None" = None
     stability: "pandas.DataFrame | None" = None
+    matrix: "pandas.DataFrame | None" = None
+    steering: "pandas.DataFrame | None" = None
+    interactions: "pandas.DataFrame | None" = None
 
     @property
     def has_labels(self) -> bool:
@@ -169,6 +174,7 @@ class RunPart:
     sites : tuple of SitePart
     twins : tuple of TwinPart
         Complete ones of this store; others are passed over.
+    hierarchy : Hierarchy, or None
     """
 
     folder: Path
@@ -180,6 +186,7 @@ class RunPart:
     areas: "pandas.DataFrame | None"
     sites: tuple[SitePart, ...]
     twins: tuple[TwinPart, ...] = ()
+    hierarchy: Hierarchy | None = None
 
     def label(self, number: int) -> str:
         """Name of a label; a dash for none."""
@@ -239,6 +246,7 @@ def read_run(folder: Path) -> RunPart:
             for site in store.sites
         ),
         twins=tuple(_twins(folder, store)),
+        hierarchy=_hierarchy(folder / "analysis" / "superclasses.json"),
     )
 
 
@@ -277,6 +285,9 @@ def _fitted(folder: Path, store: Store, key: str) -> tuple[Fitted, ...]:
                 maps=SiteMaps.load(maps) if maps.is_file() else None,
                 controls=_table(analysis / "fit_controls" / site / f"{one.name}.parquet"),
                 stability=_table(analysis / "stability" / site / f"{one.name}.parquet"),
+                matrix=_table(analysis / "control_matrix" / site / f"{one.name}.parquet"),
+                steering=_table(analysis / "steering" / site / f"{one.name}.parquet"),
+                interactions=_table(analysis / "interactions" / site / f"{one.name}.parquet"),
             )
         )
     return tuple(found)
@@ -312,6 +323,11 @@ def _label_names(file: Path) -> tuple[str, ...] | None:
     except ValueError as error:
         raise StoreError(f"{file}: not JSON ({error}); expected a list of names") from error
     return None if names is None else tuple(str(name) for name in names)
+
+
+def _hierarchy(file: Path) -> Hierarchy | None:
+    names = _label_names(file)
+    return None if names is None else Hierarchy(names)
 
 
 def _date(file: Path) -> str:
