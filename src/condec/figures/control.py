@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -156,6 +157,8 @@ def interactions_figure(
 ) -> Figure:
     """Interactions of pairs of modes, below the diagonal; on it, each mode by itself.
 
+    Grey pairs were not measured.
+
     Parameters
     ----------
     table : pandas.DataFrame
@@ -196,6 +199,9 @@ def interactions_figure(
             axis, f"Interactions of modes: {who}",
             f"{_QUANTITIES[quantity]}, pair - sum; diagonal: mode alone",
         )  # fmt: skip
+        # White is no interaction: pairs that were not measured must not look like it.
+        unknown = np.tril(np.isnan(values))
+        axis.imshow(np.where(unknown, 1.0, np.nan), cmap=ListedColormap([RULE]))
         image = axis.imshow(values, cmap=SIGNED, vmin=-reach, vmax=reach)
         _name_cells(axis, [f"{names[mode]} ({mode})" for mode in place], size)
         if label is not None:
@@ -248,13 +254,19 @@ def steering_figure(curve: "pandas.DataFrame") -> Figure:
 
 
 def _matrix_title(matrix: ControlMatrix) -> str:
-    verb = "Ablate" if matrix.edit == "ablate" else "Preserve"
-    return f"{verb} {matrix.count} of {matrix.n_units} units of each label"
+    to = "0" if matrix.replacement == "zero" else "their mean"
+    begin = f"{matrix.count} of {matrix.n_units} units of each label"
+    return (
+        f"Ablate {begin}, to {to}"
+        if matrix.edit == "ablate"
+        else f"Preserve {begin}, others to {to}"
+    )
 
 
 def _name_cells(axis: Axes, names: Sequence[str], size: float) -> None:
     axis.set_yticks(range(len(names)), names, fontsize=size)
-    axis.set_xticks(range(len(names)), names, fontsize=size, rotation=90)
+    flat = max(map(len, names), default=0) <= 2
+    axis.set_xticks(range(len(names)), names, fontsize=size, rotation=0 if flat else 90)
 
 
 def _scale(axis: Axes, image: Any, ticks: Sequence[float]) -> None:
