@@ -118,6 +118,9 @@ def test_parts_cells_and_scaling() -> None:
     twice = given.scaled((0.5, 2.0)).scaled((1.0, 4.0))
     torch.testing.assert_close(twice.movie, (given.movie - 1) / 4)
     assert given.scaled((0.0, 1.0)) is given
+    per_ten = given.in_units_of(10.0).rates
+    assert per_ten is not None
+    torch.testing.assert_close(per_ten, given.rates / 10)
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -197,12 +200,12 @@ def test_source_as_text(h5: Path, tmp_path: Path) -> None:
     from_model = load_data(f"movie:{h5}", shape=(12, 5, 4), scaling=(1.0, 2.0), limit=4)
     assert from_model.ids == ("12", "24", "36", "48")
     assert torch.equal(from_model.load(1), read_recording(h5, scaling=(1.0, 2.0)).movie[12:24])
-    text = f"movie:{h5}?response=binned&frames=5:50&scaling=0,4"
+    text = f"movie:{h5}?response=binned&frames=5:50&scaling=0,4&unit=2"
     written = load_data(text, scaling=(1.0, 2.0))
     wanted = read_recording(h5, response="binned", frames=(5, 50), scaling=(0.0, 4.0))
     assert torch.equal(written.load(0), wanted.movie[:40])
     assert wanted.rates is not None
-    assert torch.equal(written.recording.rates, wanted.rates)  # type: ignore[attr-defined]
+    assert torch.equal(written.recording.rates, wanted.rates / 2)  # type: ignore[attr-defined]
     with pytest.raises(DataError, match=r"has shape \(12, 5, 4\); the model has \(12, 50, 50\)"):
         load_data(f"movie:{h5}", shape=(12, 50, 50)).load(0)
 
@@ -237,6 +240,7 @@ def test_cells_of_the_model(h5: Path) -> None:
         ("frames=5", OptionError, "frames='5': expected two numbers with ':' between"),
         ("frames=50:70", OptionError, "frames 50:70 are not there; expected START:STOP within"),
         ("scaling=1,0", OptionError, r"a standard deviation above 0; got \(1.0, 0.0\)"),
+        ("unit=0", OptionError, "unit must be above 0 and finite; got 0.0"),
         ("speed=2", OptionError, "speed: no such key; expected split, cells"),
     ],
 )

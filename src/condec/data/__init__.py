@@ -61,8 +61,8 @@ def load_data(
         of images. ``folder:DIR``: images, one subfolder a class; or, with a csv, the files
         that it lists. ``movie:FILE?KEY=VALUE&...``: clips of a movie (`Windows`), with the keys
         ``split``, ``cells`` (``0,2``), ``response``, ``frames`` (``START:STOP``) and ``scaling``
-        (``MEAN,STD``) of `read_recording`, and ``history``, the frames of a clip (by default
-        those that the model takes, or 40).
+        (``MEAN,STD``) of `read_recording`; ``history``, the frames of a clip (by default those
+        that the model takes, or 40); and ``unit``, which rates are divided by.
     csv : path, optional
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.

@@ -128,6 +128,7 @@ def from_movie(
     frames = options.pop("frames", None)
     written = options.pop("scaling", None)
     history = options.pop("history", None)
+    unit = options.pop("unit", None)
     recording = read_recording(
         path,
         split=options.pop("split", None),
@@ -139,11 +140,13 @@ def from_movie(
     if options:
         raise OptionError(
             f"movie:{path}: {', '.join(options)}: no such key; expected split, cells, response, "
-            "history, frames or scaling"
+            "history, frames, scaling or unit"
         )
     own = cells_of_model or ()
     if cells is None and own and set(own) <= set(recording.cells):
         recording = recording.of_cells(own)
+    if unit is not None:
+        recording = recording.in_units_of(_number("unit", unit, float))
     if history is not None:
         return recording.windows(_number("history", history, int))
     return recording.windows(shape[0] if shape is not None and len(shape) == 3 else HISTORY)

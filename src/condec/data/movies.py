@@ -163,6 +163,20 @@ class Recording:
         chosen = columns(self.name, self.cells, cells)
         return replace(self, rates=rates[:, chosen], cells=tuple(cells))
 
+    def in_units_of(self, unit: float) -> "Recording":
+        """The same recording with rates divided by `unit`: those of about 1 are learnt fastest.
+
+        Raises
+        ------
+        DataError
+            There are no rates.
+        OptionError
+            A unit that is not above 0 and finite.
+        """
+        if not 0.0 < unit < math.inf:
+            raise OptionError(f"{self.name}: unit must be above 0 and finite; got {unit}")
+        return replace(self, rates=self.needed_rates("a unit") / unit)
+
     def _check_history(self, history: int) -> None:
         if history < 1:
             raise OptionError(f"{self.name}: history must be at least 1 frame; got {history}")

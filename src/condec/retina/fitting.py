@@ -57,7 +57,7 @@ def fit_model(
 
     Poisson loss, Adam; stops when held-out blocks of time are predicted no better, and keeps the
     weights of the best epoch. Rates of about 1 on average are learnt fastest: divide those in
-    spikes a second by 10 or so (the model then gives rates in that unit).
+    spikes a second by 10 or so (`Recording.in_units_of`; the model then gives rates in that unit).
 
     Parameters
     ----------
