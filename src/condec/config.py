@@ -84,10 +84,26 @@ DEMO: Final[Mapping[str, Any]] = {
         "controls": ["random-weights", "shuffled-labels"],
     },
     "fit": {"learner": "sae", "n_modes": "3x", "steps": 1500},
-    "control": {"fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8], "matrix": True},
+    "control": {
+        "fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8],
+        "matrix": True,
+        "interactions": 10,
+    },
     "report": {"title": "Handwritten digits"},
 }
 """What ``condec demo`` runs: the embedded model on the digits that it has not seen."""
+
+DEMO_RETINA: Final[Mapping[str, Any]] = {
+    "sites": ["conv1", "relu1", "conv2", "relu2"],
+    "out": "runs/retina",
+    "model": {"spec": "circuit"},
+    "data": {"source": "movie:recording.npz"},
+    "collect": {"method": "ig:20", "target": "surprisal"},
+    "fit": {"learner": "sae", "n_modes": "10x", "sign": "concat", "steps": 3000},
+    "retina": {"n_fields": 800},
+    "report": {"title": "A retina whose circuit is known"},
+}
+"""What ``condec demo --retina`` runs: the embedded circuit on a movie that opens its gates."""
 
 
 def read(path: str | Path) -> Plan:

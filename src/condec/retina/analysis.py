@@ -254,7 +254,7 @@ def _combination_fields(
 def _explained(
     modes: Modes, fields: ReceptiveFields, windows: Windows, options: RetinaOptions
 ) -> "pandas.DataFrame":
-    activations = modes.store.matrix(modes.site, quantity="activation", sign="sum")
+    activations = modes.store.matrix(modes.site, quantity="activation", sign=modes.sign)
     return explained_variance(
         fields,
         modes.loadings[fields.rows],

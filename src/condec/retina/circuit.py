@@ -1,14 +1,22 @@
 """A recording of the standard circuit, with the gates that were open as events."""
 
 import math
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from condec.data import Recording
+from condec.data import Recording, write_recording
 from condec.errors import OptionError
-from condec.models.circuit import BORDER, HISTORY, PATHWAYS, SIZE, RetinaCircuit
+from condec.models.circuit import (
+    BORDER,
+    HISTORY,
+    PATHWAYS,
+    SIZE,
+    RetinaCircuit,
+    standard_circuit,
+)
 from condec.retina.accuracy import batches
 
 _BATCH = 256
@@ -99,3 +107,9 @@ def circuit_recording(circuit: RetinaCircuit, n_frames: int = 4000, *, seed: int
         name="circuit",
         events={f"gate {name}": opened[:, p] for p, name in enumerate(PATHWAYS)},
     )
+
+
+def write_circuit_recording(path: Path, n_frames: int = 2000) -> None:
+    """`circuit_recording` of the standard circuit as a file, unless it is there."""
+    if not path.exists():
+        write_recording(path, circuit_recording(standard_circuit(), n_frames))

@@ -157,12 +157,11 @@ def _film(retina: Retina, studio: Studio, place: int) -> Drawn | None:
 
 
 def _strip(retina: Retina, studio: Studio, place: int, cell: str) -> list[Drawn]:
-    """Some of the fields, evenly over the stretch."""
+    """The strongest fields of the stretch that are apart in time."""
     inside = _inside(retina)
     if not len(inside):
         return []
-    chosen = inside[torch.linspace(0, len(inside) - 1, min(_STRIP, len(inside))).round().long()]
-    fields = retina.fields.select(chosen)
+    fields = retina.fields.select(_strongest(retina.fields.select(inside), place) + inside[0])
     seconds = retina.responses.seconds[fields.rows]
     figure = figures.fields_figure(
         fields.spatial[:, place] * fields.strength[:, place, None, None],
@@ -173,6 +172,16 @@ def _strip(retina: Retina, studio: Studio, place: int, cell: str) -> list[Drawn]
         seconds_per_frame=retina.responses.seconds_per_frame,
     )
     return [studio.figure(figure, "retina-fields", f"Receptive field of cell {cell} over time")]
+
+
+def _strongest(fields: ReceptiveFields, place: int) -> Tensor:
+    """Places of the strongest fields of a cell that are apart in time, in its order."""
+    apart = max(1, len(fields) // (3 * _STRIP))
+    chosen: list[int] = []
+    for sample in fields.strength[:, place].argsort(descending=True).tolist():
+        if len(chosen) < _STRIP and all(abs(sample - other) > apart for other in chosen):
+            chosen.append(sample)
+    return torch.tensor(sorted(chosen))
 
 
 def _inside(retina: Retina) -> Tensor:
@@ -196,7 +205,8 @@ def _site(
         "traces": [_traces(retina, site, fitted, studio, place, stem)],
         "cells": [_mode_cells(cells, studio, stem)],
         "clusters": _cluster_words(cells),
-        "combinations": _combination_figures(retina, site, fitted, table, studio, place, stem),
+        "combinations": [_counts(table, studio, stem)],
+        "combination_fields": _combination_fields(retina, site, fitted, studio, place, stem),
         "rows": table.head(_COMBINATIONS).to_dict("records"),
         "n_rows": len(table),
         "explained": _explained(explained, int(retina.fields.cells[place]), studio, stem),
@@ -263,18 +273,18 @@ def _cluster_words(table: "pandas.DataFrame") -> str:
     )
 
 
-def _combination_figures(
-    retina: Retina, site: SitePart, fitted: Fitted, table: "pandas.DataFrame", studio: Studio,
-    place: int, stem: str,
-) -> list[Drawn]:  # fmt: skip
-    drawn = [
-        studio.figure(
-            figures.combinations_figure(table), f"{stem}-combinations", "Counts of combinations"
-        )
-    ]
+def _counts(table: "pandas.DataFrame", studio: Studio, stem: str) -> Drawn:
+    figure = figures.combinations_figure(table)
+    return studio.figure(figure, f"{stem}-combinations", "Counts of combinations")
+
+
+def _combination_fields(
+    retina: Retina, site: SitePart, fitted: Fitted, studio: Studio, place: int, stem: str
+) -> list[Drawn]:
+    """Mean field of each frequent combination."""
     found = retina.combination_fields(site, fitted)
     if found is None:
-        return drawn
+        return []
     names = [named(columns, fitted.modes.ids) for columns in found.combinations]
     cell = retina.responses.cells[int(found.cells[place])]
     figure = figures.fields_figure(
@@ -287,7 +297,7 @@ def _combination_figures(
         seconds_per_frame=retina.responses.seconds_per_frame,
     )
     alt = f"Mean receptive field of cell {cell} for each combination of modes"
-    return [*drawn, studio.figure(figure, f"{stem}-combination-fields", alt)]
+    return [studio.figure(figure, f"{stem}-combination-fields", alt)]
 
 
 def _explained(table: "pandas.DataFrame", cell: int, studio: Studio, stem: str) -> Sequence[Drawn]:
