@@ -43,6 +43,7 @@ device = "cpu"
 [data]
 source = "folder:photos"
 csv = "photos.csv"
+superclasses = "groups.json"
 preprocess = "python:net.py:preprocess"
 limit = 20
 
@@ -78,6 +79,11 @@ n_random = 2
 n_bootstrap = 50
 seed = 1
 batch_size = 32
+matrix = true
+steering = true
+interactions = 4
+share = 0.1
+strengths = [1, 2]
 
 [maps]
 sites = ["layer3.2"]
@@ -122,6 +128,13 @@ def test_every_key_arrives_as_an_object() -> None:
     assert plan.control.replacements == ("zero", "resample")
     assert plan.control.rankings == ("modes", "mode_sum")
     assert (plan.control.off, plan.control.n_bootstrap) == ("drawn", 50)
+    assert (plan.control.matrix, plan.control.steering, plan.control.interactions) == (
+        True,
+        True,
+        4,
+    )
+    assert (plan.control.share, plan.control.strengths) == (0.1, (1.0, 2.0))
+    assert plan.data.superclasses == "groups.json"
     assert plan.maps.target == Label(probability=True)
     assert plan.report.title == "A test"
 
@@ -319,6 +332,18 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         (
             "sites = 'a'\n[control]\nrankings = ['random']\nn_random = 0",
             "control: n_random is 0, and rankings has nothing else to compare",
+        ),
+        ("sites = 'a'\n[control]\nshare = 1", "control: share must lie between 0 and 1; got 1.0"),
+        ("sites = 'a'\n[control]\nstrengths = [2, 1]", "control: strengths: expected some in asc"),
+        ("sites = 'a'\n[control]\nstrengths = []", "control: strengths: expected some in ascend"),
+        ("sites = 'a'\n[control]\ninteractions = -1", "interactions must be at least 0; got -1"),
+        (
+            "sites = 'a'\n[control]\ninteractions = 1\nn_bootstrap = 0",
+            "control: n_bootstrap must be at least 1; got 0",
+        ),
+        (
+            "sites = 'a'\n[control]\nsteering = true\nn_random = 0",
+            "control: n_random must be at least 1; got 0",
         ),
         ("sites = 'a'\n[control]\nfractions = [2]", "fractions lie between 0 and 1"),
         ("sites = 'a'\n[control]\nfractions = ['all']", "fractions: expected a number; got 'all'"),

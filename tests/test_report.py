@@ -13,16 +13,19 @@ import pandas as pd
 import pytest
 import torch
 
-from condec import attribution, figures, targets
+from condec import attribution, effects, figures, targets
 from condec.attribution import IntegratedGradients
 from condec.collection import collect
 from condec.errors import StoreError
+from condec.labels import Hierarchy
+from condec.modes import Modes
 from condec.report import build_report
 from condec.report.build import _write_pages
 from condec.report.cards import mode_lines, stems
 from condec.report.checks import chance, check_lines, control_rows, numbers, sentences
 from condec.report.control import control_lines, control_sentences
 from condec.report.reading import read_run
+from condec.report.side_effects import matrices, side_effect_sentences
 from condec.report.summary import facts, site_line, title, trends, warnings
 from condec.report.words import method_words, target_words
 from condec.statistics import layer_statistics
@@ -803,3 +806,136 @@ def test_targets_are_put_into_words(target, words: str) -> None:  # type: ignore
 def test_every_method_target_and_baseline_has_words() -> None:
     for kind in attribution._METHODS.values():
         assert kind.__name__ not in method_words(kind().to_dict())
+
+
+# --- what else edits do -------------------------------------------------------------------
+
+
+def with_side_effects(folder: Path) -> Path:
+    """Tables of what else edits do, at the first site."""
+    store = Store.open(folder / "contributions.zarr")
+    modes = Modes.load(folder / "modes" / "block1" / "sae", store)
+    names = json.loads((folder / "analysis" / "labels.json").read_text())
+    data = replace(small_inputs(), label_names=tuple(names))
+    model = small_resnet().requires_grad_(requires_grad=False)
+    of = {"model": model, "data": data, "modes": modes}
+    made = {
+        "control_matrix": pd.concat(
+            [effects.control_matrix(**of, count=2, edit=edit).to_frame()
+             for edit in ("ablate", "preserve")]
+        ),
+        "steering": effects.steering_curve(**of, strengths=(0.5, 1.0), n_random=2),
+        "interactions": effects.mode_interactions(
+            **of, count=2, pairs=[tuple(modes.ids[:2].tolist())], n_bootstrap=20
+        ),
+    }  # fmt: skip
+    for name, table in made.items():
+        file = folder / "analysis" / name / "block1" / "sae.parquet"
+        file.parent.mkdir(parents=True)
+        table.to_parquet(file, index=False)
+    (folder / "analysis" / "superclasses.json").write_text(json.dumps([EVIL[0], EVIL[0], "y"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def changed_more(tmp_path_factory) -> Path:
+    links = ("fit",)
+    folder = tmp_path_factory.mktemp("effects") / "run"
+    return with_side_effects(small_run(folder, links=links, label_names=EVIL))
+
+
+def test_matrices_are_read_as_they_were_measured(changed_more):
+    site = read_run(changed_more).sites[0]
+    (fitted,) = site.fitted
+    again = matrices(fitted.matrix, site.info.n_units)
+    assert [one.edit for one in again] == ["ablate", "preserve"]
+    tables = pd.concat([one.to_frame() for one in again])
+    pd.testing.assert_frame_equal(
+        tables.reset_index(drop=True), fitted.matrix.reset_index(drop=True), check_dtype=False
+    )
+    assert matrices(None, 4) == []
+
+
+def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
+    report = build_report(changed_more).parent
+    page, other = Page(report / "sites" / "block1.html"), Page(
+        report / "sites" / "block2%3Ainput.html"
+    )  # fmt: skip
+    assert "sae-effects" in page.ids
+    assert "What else changed" not in other.text
+    site = read_run(changed_more).sites[0]
+    said = list(side_effect_sentences(site.fitted[0], 4, read_run(changed_more).hierarchy))
+    for sentence in said:
+        assert " ".join(sentence.split()) in " ".join(page.text.split()), sentence
+    drawn = [name for name in page.resources if "/figures/block1-sae-" in name]
+    wanted = {
+        "matrix-ablate-zero-accuracy", "matrix-ablate-zero-logit", "interactions", "steering",
+        "matrix-preserve-zero-accuracy", "matrix-preserve-zero-logit",
+    }  # fmt: skip
+    assert {Path(name).stem.removeprefix("block1-sae-") for name in drawn} >= wanted
+    for one in pages(report):
+        assert one.tags.count("script") == 1
+        assert "x" not in one.resources
+        assert not re.search(r"<img(?![^>]*\balt=\"[^\"]+\")", one.file.read_text())
+    for file in report.rglob("*.svg"):
+        assert "<script" not in file.read_text()
+
+
+def test_words_on_matrix_steering_and_interactions(changed_more):
+    site = read_run(changed_more).sites[0]
+    (fitted,) = site.fitted
+    nothing = replace(fitted, matrix=None, steering=None, interactions=None)
+    assert list(side_effect_sentences(nothing, 4)) == []
+    matrix = fitted.matrix[fitted.matrix["edit"] == "ablate"].copy()
+    own = matrix["edited"] == matrix["label"]
+    matrix["accuracy"] = own.map({True: 0.25, False: 0.75})
+    pair = [{0, 1}, {0, 2}]
+    loss = [-2.0 if {a, b} == pair[0] else 1.0 if {a, b} == pair[1] else -0.5
+            for a, b in zip(matrix["edited"], matrix["label"], strict=True)]  # fmt: skip
+    matrix["logit"] = loss
+    first, shared = side_effect_sentences(replace(nothing, matrix=matrix), 4)
+    assert first == (
+        "With 2 of 4 units of a label ablated (they are set to 0), it keeps 25 % of its accuracy "
+        "and another label 75 %, on average."
+    )
+    names = [f"{EVIL[1]} and {EVIL[0]} (2.00)", f"{EVIL[2]} and {EVIL[1]} (0.50)"]
+    assert shared == (
+        "Labels that share most, by the loss of output that ablating either does to the other: "
+        f"{', '.join(names)}."
+    )
+    groups = Hierarchy(("x", "x", "y"))
+    (*_, agreement) = side_effect_sentences(replace(nothing, matrix=matrix), 4, groups)
+    # Of three labels a third of the orders puts the same two together.
+    assert agreement.startswith("No sign that labels of one superclass share more than labels of")
+    assert "correlation of sharing with a common superclass 0.87 (p = 0.3" in agreement
+    too_few = Hierarchy(("x", "x", ""))
+    assert len(list(side_effect_sentences(replace(nothing, matrix=matrix), 4, too_few))) == 2
+
+
+def test_words_on_steering_name_a_dictionary_that_adds_nothing(changed_more):
+    (fitted,) = read_run(changed_more).sites[0].fitted
+    nothing = replace(fitted, matrix=None, steering=None, interactions=None)
+    for mode, end in (
+        (0.5, "does as well."),
+        (0.505, "does as well."),
+        (0.75, "random directions."),
+    ):
+        curve = fitted.steering.copy()
+        curve["converted"] = curve["direction"].map({"activation": mode}).fillna(0.5)
+        (words,) = side_effect_sentences(replace(nothing, steering=curve), 4)
+        assert words.startswith("Steered at strength 1, inputs of other labels become the label: ")
+        assert words.endswith(end)
+
+
+def test_words_on_interactions_are_of_the_output(changed_more):
+    (fitted,) = read_run(changed_more).sites[0].fitted
+    table = fitted.interactions.copy()
+    table[["single_a", "single_b", "interaction", "low", "high"]] = [2.0, -4.0, -1.0, -2.0, -0.5]
+    table.loc[table["quantity"] == "probability", "interaction"] = 9.0
+    nothing = replace(fitted, matrix=None, steering=None, interactions=None)
+    (words,) = side_effect_sentences(replace(nothing, interactions=table), 4)
+    assert words == (
+        "Ablating one pair of modes together differs from the sum of what each does alone by 1.00 "
+        "of a label's output, at the median; a mode alone changes it by 3.00. 100 % of the 95 % "
+        "intervals exclude 0."
+    )

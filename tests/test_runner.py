@@ -19,12 +19,13 @@ import condec.runner.local as local
 from condec import config
 from condec.data import Windows
 from condec.dictionary import KMeans, TrainConfig, load_dictionary, stability
-from condec.effects import LOG_ODDS_NAMES, RANKINGS
+from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
 from condec.errors import CondecError, DataError, OptionError, StoreError
 from condec.maps import SiteMaps
 from condec.modes import Modes
 from condec.runner import LINKS_OF_IMAGES, Outcome, Run, chain
 from condec.runner.plan import ControlPlan, Plan
+from condec.runner.side_effects import likely_pairs
 from condec.store import Store
 from condec.targets import Predicted
 from condec.twins import RandomWeights, ShuffledLabels, is_twin
@@ -769,3 +770,109 @@ def test_checks_without_labels_or_activations(source: Path) -> None:
     # After a ReLU the negative part of the activations is 0 throughout.
     assert table["control"].tolist() == ["dictionary", "shuffled_units", "pca"]
     assert table["label_correlation"].isna().all()
+
+
+# --- what else edits do -------------------------------------------------------------------
+
+EFFECTS = (
+    'control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1, '
+    "matrix = true, steering = true, interactions = 1, share = 0.5, strengths = [1.0], "
+    'rankings = ["modes", "activation_modes", "head_weights"]}'
+)
+WITH_GROUPS = 'data = {source = "npz:data.npz", superclasses = "groups.json"}'
+
+
+def with_effects(source: Path) -> None:
+    text = (source / "run.toml").read_text()
+    control = next(line for line in text.splitlines() if line.startswith("control"))
+    change(source, control, EFFECTS)
+    change(source, 'data = {source = "npz:data.npz"}', WITH_GROUPS)
+    (source / "groups.json").write_text('["x", "x", "y"]')
+
+
+def test_side_effects_are_steps_of_control_with_tables_of_their_own(source: Path) -> None:
+    with_effects(source)
+    run = run_of(source, links=("collect", "fit", "control"))
+    assert carry_out(run)["control"].notes == ()
+    analysis = source / "run" / "analysis"
+    matrix, steering, interactions = (
+        pandas.read_parquet(analysis / name / "block2" / "kmeans.parquet")
+        for name in ("control_matrix", "steering", "interactions")
+    )
+    (modes,) = run.modes(("block2",))
+    with torch.no_grad():
+        expected = control_matrix(
+            run.model_of_store, run.inputs, modes, fraction=0.5, ranking=ByModeSum(modes=modes)
+        )
+    pandas.testing.assert_frame_equal(matrix, expected.to_frame())
+    assert set(steering["strength"]) == {1.0}
+    assert set(steering["direction"]) >= {"activation", "mean_activation", "random"}
+    assert len(interactions[["mode_a", "mode_b"]].drop_duplicates()) == 1
+    curves = pandas.read_parquet(analysis / "control.parquet")
+    assert set(curves["ranking"]) == {"modes", "activation_modes", "head_weights"}
+    fitted = Modes.load(source / "run" / "activations" / "block2", run.store)
+    assert (fitted.quantity, torch.equal(fitted.held_out, modes.held_out)) == ("activation", True)
+    assert json.loads((analysis / "superclasses.json").read_text()) == ["x", "x", "y"]
+
+
+def test_side_effects_are_kept_and_only_what_changed_is_made_again(source: Path) -> None:
+    with_effects(source)
+    links = ("collect", "fit", "control")
+    carry_out(run_of(source, links=links))
+    assert carry_out(run_of(source, links=links))["control"].state == "kept"
+
+    def made() -> set[str]:
+        outputs = carry_out(run_of(source, links=links))["control"].outputs
+        analysis = source / "run" / "analysis"
+        return {output.relative_to(analysis).parts[0] for output in outputs}
+
+    change(source, "share = 0.5", "share = 0.25")
+    assert made() == {"control_matrix", "interactions"}
+    change(source, "strengths = [1.0]", "strengths = [2.0]")
+    assert made() == {"steering"}
+    (source / "groups.json").write_text('["x", "y", "y"]')
+    assert made() == {"superclasses.json"}
+    change(source, "steering = true, interactions = 1", "interactions = 0")
+    change(source, ', superclasses = "groups.json"', "")
+    assert made() == set()
+    analysis = source / "run" / "analysis"
+    assert (analysis / "control_matrix" / "block2" / "kmeans.parquet").is_file()
+    for gone in ("steering/block2/kmeans.parquet", "interactions/block2/kmeans.parquet"):
+        assert not (analysis / gone).exists()
+    assert not (analysis / "superclasses.json").exists()
+    change(source, "n_modes = 3", "n_modes = 2")
+    local.fit(run_of(source))
+    assert not (analysis / "control_matrix" / "block2" / "kmeans.parquet").exists()
+
+
+def test_what_cannot_be_measured_is_left_out_with_a_note(source: Path) -> None:
+    with_effects(source)
+    change(source, 'edits = ["ablate"]', 'edits = ["ablate"], replacements = ["resample"]')
+    change(source, "n_modes = 3", "n_modes = 1")
+    change(source, '"modes", ', "")
+    notes = carry_out(run_of(source, links=("collect", "fit", "control")))["control"].notes
+    assert notes == (
+        "block2: matrix: left out, replacements: the control matrix knows zero and mean",
+        (
+            "block2: steering: left out, steering_direction: a direction has no length: the loading "
+            "of mode 0 does not vary on training rows, or no activation goes with it"
+        ),
+        (
+            "block2: interactions: left out, 3 labels have one best mode between them; a pair needs "
+            "two"
+        ),
+    )
+    for kind in ("control_matrix", "steering", "interactions"):
+        assert not list((source / "run" / "analysis").glob(f"{kind}/*/*"))
+
+
+def test_pairs_are_those_with_the_most_alike_atoms(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    (modes,) = run_of(source).modes(("block2",))
+    best = {modes.best(label, split="train").id for label in range(3)}
+    pairs = likely_pairs(modes, range(3), 9)
+    assert {mode for pair in pairs for mode in pair} == best
+    atom = dict(zip(modes.ids.tolist(), modes.atoms, strict=True))
+    likeness = [float(torch.cosine_similarity(atom[a], atom[b], 0)) for a, b in pairs]
+    assert likeness == sorted(likeness, reverse=True)
+    assert likely_pairs(modes, range(3), 1) == pairs[:1]

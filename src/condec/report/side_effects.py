@@ -119,11 +119,12 @@ def _agreement(matrix: ControlMatrix, hierarchy: Hierarchy | None) -> Iterator[s
 
 def _agreement_words(found: GroupAgreement) -> str:
     sure = found.p_value <= 0.05
-    begin = "Labels of one superclass share more" if sure else "No sign that superclasses share"
+    begin = "Labels" if sure else "No sign that labels"
     return (
-        f"{begin} than labels of two: correlation of sharing with a common superclass "
-        f"{fixed(found.correlation)} (p = {fixed(found.p_value, 3)} by permuted labels, "
-        f"{found.n_within} pairs within and {found.n_between} between)."
+        f"{begin} of one superclass share more than labels of two: correlation of sharing "
+        f"with a common superclass {fixed(found.correlation)} (p = "
+        f"{fixed(found.p_value, 3)} by permuted labels, {found.n_within} pairs within and "
+        f"{found.n_between} between)."
     )
 
 

@@ -10,7 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from condec.effects import (
+    Ranking,
     control_matrix,
     held_out,
     labels_of,
@@ -30,7 +33,7 @@ from condec.runner.steps import Step
 if TYPE_CHECKING:
     import pandas
 
-    _Measure = Callable[[Run, SiteRankings], pandas.DataFrame]
+    _Measure = Callable[[Run, Modes, Ranking], pandas.DataFrame]
 
 
 def side_effects(run: Run, site: SiteRankings, made_from: str, notes: list[str]) -> Iterator[Step]:
@@ -94,21 +97,23 @@ def _asked(plan: ControlPlan) -> dict[str, tuple[object, ...]]:
 
 def _make(run: Run, site: SiteRankings, kind: str, notes: list[str]) -> list[Path]:
     key, folder = site.modes.site.key, run.folder
-    measures: dict[str, _Measure] = {
+    measures: dict[str, "_Measure"] = {
         "matrix": _matrix,
         "steering": _steering,
         "interactions": _interactions,
     }
     forget_site(run, key, kind)
+    ranking = site.leading  # final-layer weights are gradients: found before these are off
     try:
-        table = measures[kind](run, site)
+        with torch.no_grad():
+            table = measures[kind](run, site.modes, ranking)
     except DataError as error:
         notes.append(f"{key}: {kind}: left out, {error}")
         return []
     return [folder.write_table(folder.side_effect(kind, key, run.plan.fit.name), table)]
 
 
-def _matrix(run: Run, site: SiteRankings) -> "pandas.DataFrame":
+def _matrix(run: Run, modes: Modes, ranking: Ranking) -> "pandas.DataFrame":
     """Every edit and replacement; units by the leading choice by modes."""
     import pandas
 
@@ -117,10 +122,10 @@ def _matrix(run: Run, site: SiteRankings) -> "pandas.DataFrame":
         control_matrix(
             run.model_of_store,
             run.inputs,
-            site.modes,
+            modes,
             edit=edit,
             fraction=plan.share,
-            ranking=site.leading,
+            ranking=ranking,
             labels=plan.labels or None,
             replacement=replacement,
             batch_size=plan.batch_size,
@@ -134,12 +139,12 @@ def _matrix(run: Run, site: SiteRankings) -> "pandas.DataFrame":
     return pandas.concat(made, ignore_index=True)
 
 
-def _steering(run: Run, site: SiteRankings) -> "pandas.DataFrame":
+def _steering(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     plan = run.plan.control
     return steering_curve(
         run.model_of_store,
         run.inputs,
-        site.modes,
+        modes,
         strengths=plan.strengths,
         labels=plan.labels or None,
         n_random=plan.n_random,
@@ -148,16 +153,16 @@ def _steering(run: Run, site: SiteRankings) -> "pandas.DataFrame":
     )
 
 
-def _interactions(run: Run, site: SiteRankings) -> "pandas.DataFrame":
+def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     plan = run.plan.control
-    samples = held_out(run.inputs, site.modes, "control")
-    labels = labels_of(samples, site.modes, plan.labels or None, "control")
+    samples = held_out(run.inputs, modes, "control")
+    labels = labels_of(samples, modes, plan.labels or None, "control")
     return mode_interactions(
         run.model_of_store,
         run.inputs,
-        site.modes,
+        modes,
         labels=labels,
-        pairs=likely_pairs(site.modes, labels, plan.interactions),
+        pairs=likely_pairs(modes, labels, plan.interactions),
         fraction=plan.share,
         n_bootstrap=plan.n_bootstrap,
         seed=plan.seed,
