@@ -854,12 +854,12 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(source: Path) -> None:
     assert notes == (
         "block2: matrix: left out, replacements: the control matrix knows zero and mean",
         (
-            "block2: steering: left out, steering_direction: a direction has no length: the loading "
-            "of mode 0 does not vary on training rows, or no activation goes with it"
+            "block2: steering: left out, steering_direction: a direction has no length: the "
+            "loading of mode 0 does not vary on training rows, or no activation goes with it"
         ),
         (
-            "block2: interactions: left out, 3 labels have one best mode between them; a pair needs "
-            "two"
+            "block2: interactions: left out, 3 labels have one best mode between them; a pair "
+            "needs two"
         ),
     )
     for kind in ("control_matrix", "steering", "interactions"):

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from condec import figures
+from condec.effects import MatrixQuantity
 from condec.labels import membership
 from condec.maps import SiteMaps
 from condec.metrics import correlation_matrix
@@ -25,6 +27,10 @@ _HEATMAP_MODES = 400
 _RANKINGS_BY_LABEL = 4
 _BY_LABEL = ("log_odds_modes", "modes", "contribution_difference", "random")
 """The rankings that are drawn for every label where there are more."""
+_MATRIX_QUANTITIES: Final[tuple[tuple[MatrixQuantity, str], ...]] = (
+    ("accuracy", "Accuracy"),
+    ("logit", "Change of the output"),
+)
 SQUARES_UP_TO = 64
 """Pixels a side up to which pictures are shown as squares."""
 
@@ -127,7 +133,7 @@ class Studio:
         """Control matrices and interactions of modes, as far as they were measured."""
         stem, drawn = f"{site.folder}-{fitted.name}", []
         for matrix in matrices(fitted.matrix, site.info.n_units):
-            for quantity, what in (("accuracy", "Accuracy"), ("logit", "Change of the output")):
+            for quantity, what in _MATRIX_QUANTITIES:
                 figure = figures.control_matrix_figure(matrix, run.hierarchy, quantity=quantity)
                 name = f"{stem}-matrix-{matrix.edit}-{matrix.replacement}-{quantity}"
                 alt = (

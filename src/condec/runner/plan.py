@@ -270,8 +270,9 @@ class ControlPlan:
     @property
     def of_curves(self) -> "ControlPlan":
         """The same without what only side effects depend on."""
-        plain = {"matrix": False, "steering": False, "interactions": 0}
-        return replace(self, **plain, share=0.2, strengths=(0.5, 1.0, 2.0))
+        return replace(
+            self, matrix=False, steering=False, interactions=0, share=0.2, strengths=(0.5, 1.0, 2.0)
+        )
 
     def __post_init__(self) -> None:
         for name in ("edits", "replacements", "fractions", "rankings"):
