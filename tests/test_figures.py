@@ -480,6 +480,11 @@ def test_traces_show_rates_events_contributions_and_loadings():
     assert [label.get_text() for label in loadings.get_yticklabels()] == ["mode 3", "mode 8"]
 
 
+def test_traces_without_events_or_recording():
+    figure = traces(events=None, rates={"model": torch.rand(30)})
+    assert not figure.axes[1].get_yticks().size
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_traces_of_other_lengths_are_refused():
     with pytest.raises(DataError, match="got lengths 12, 30"):
@@ -495,7 +500,7 @@ def test_fields_share_one_scale_and_films_too():
     film = figures.field_film(spatial, zoom=3)
     assert [one.shape for one in film] == [(15, 15, 3)] * 9
     assert film[8][3, 3].tolist() == [int(NEGATIVE[i : i + 2], 16) for i in (1, 3, 5)]
-    assert (film[4] == 255).all()
+    assert (film[4] >= 254).all()  # white, within rounding of the colour map
     with pytest.raises(DataError, match="at least one; got 0, 0 and 0"):
         figures.fields_figure(spatial[:0], torch.rand(0, 6), [])
 

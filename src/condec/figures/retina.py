@@ -106,7 +106,7 @@ def _events(axis: Axes, seconds: Tensor, events: Mapping[str, Tensor]) -> None:
             step="mid", linewidth=0,
         )  # fmt: skip
     axis.set_yticks(range(len(events)), list(events), fontsize=7.5)
-    axis.set_ylim(len(events) - 0.5, -0.5)
+    axis.set_ylim(max(len(events), 1) - 0.5, -0.5)
     axis.tick_params(axis="both", length=0)
     for side in axis.spines.values():
         side.set_visible(False)
@@ -177,8 +177,8 @@ def fields_figure(
             f"one; got {number}, {len(temporal)} and {len(names)}"
         )
     scale = float(spatial.abs().max()) or 1.0
-    columns = min(number, 8)
-    rows = -(-number // columns)
+    rows = -(-number // 8)
+    columns = -(-number // rows)
     with styled():
         size = (max(3.4, 1.06 * columns), 1.75 * rows + 0.5)
         figure = Figure(figsize=size, layout="constrained")
