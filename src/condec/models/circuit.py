@@ -26,15 +26,17 @@ PATHWAYS: Final = ("ON small", "OFF small", "ON wide", "OFF wide")
 POLARITY: Final = (1, -1, 1, -1)
 """Of each pathway: 1 where light excites it."""
 
-_SIGMA: Final = (0.8, 0.8, 1.6, 1.6)
+_SIGMA: Final = (0.7, 0.7, 1.2, 1.2)
 _SIDE1, _SIDE2 = 7, 3
 _MAP: Final = SIZE - 2 * BORDER - (_SIDE1 - 1) - (_SIDE2 - 1)
 _LATENCY: Final = (2.0, 4.0)
 """Frames to the peak: of the fast and of the slow subunit."""
 _MIXING: Final = ((0.75, 0.25), (0.25, 0.75))
 """What the two interneurons of a pathway take from its fast and its slow subunit."""
-_THRESHOLD1, _THRESHOLD2 = 0.5, 0.1
-_GAIN, _BIAS = 12.0, -2.0
+_THRESHOLD1, _THRESHOLD2 = 0.2, 0.1
+_GAIN, _BIAS = 8.0, -1.0
+_POOL: Final = 2.0
+"""Width of what a ganglion cell pools, in places of the second layer."""
 _SLOPE: Final = 16.0
 _N_RECENT: Final = 4
 """Frames over which an amacrine cell averages light."""
@@ -93,7 +95,7 @@ class Amacrine(nn.Module):
 class ShuntedConv2d(nn.Conv2d):
     """A convolution whose channels are let through by shares, before its bias."""
 
-    def forward(self, maps: Tensor, shares: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, maps: Tensor, shares: Tensor | None = None) -> Tensor:
         """Maps [sample, channel, y, x], with shares [sample, channel out] of what comes out."""
         drive = nn.functional.conv2d(maps, self.weight)
         drive = drive if shares is None else drive * shares[:, :, None, None]
@@ -132,7 +134,8 @@ class RetinaCircuit(nn.Module):
 
     def gates(self, clip: Tensor) -> Float[Tensor, "sample pathway"]:
         """Share of each pathway that its amacrine cell lets through, 0 to 1."""
-        return 1 - self.amacrine(clip)
+        let_through: Tensor = 1 - self.amacrine(clip)
+        return let_through
 
     def forward(self, clip: Tensor) -> Float[Tensor, "sample cell"]:
         """Rates, above 0."""
@@ -201,14 +204,16 @@ def _quadrants() -> Tensor:
     for quadrant in range(4):
         y, x = half * (quadrant // 2), half * (quadrant % 2)
         masks[quadrant, y : y + half, x : x + half] = outside[y : y + half, x : x + half]
-    return masks / masks.sum((1, 2), keepdim=True)
+    shares: Tensor = masks / masks.sum((1, 2), keepdim=True)
+    return shares
 
 
 def _gaussian(side: int, sigma: float, y: float, x: float) -> Tensor:
     """Gaussian of sum 1 about a place, [y, x]."""
     along = torch.arange(side, dtype=torch.float64)
     bump = torch.exp(-((along - y)[:, None].square() + (along - x).square()) / (2 * sigma**2))
-    return bump / bump.sum()
+    shares: Tensor = bump / bump.sum()
+    return shares
 
 
 def _spatial(sigma: float, surround: float) -> Tensor:
@@ -255,7 +260,7 @@ def _set_cells(circuit: RetinaCircuit, generator: torch.Generator) -> None:
     for cell, pathways in enumerate(circuit.wiring.cells):
         y, x = (margin + 2 * margin * torch.rand(2, generator=generator)).tolist()
         for pathway in pathways:
-            pool = _gaussian(_MAP, _vary(1.5, generator), y, x)
+            pool = _gaussian(_MAP, _vary(_POOL, generator), y, x)
             gain = _vary(_GAIN, generator, 0.25)
             for channel in circuit.wiring.interneurons[pathway]:
                 weight[cell, channel] = gain * pool

@@ -1,0 +1,316 @@
+"""Ground truth for modes of the retina: pathways and gates that are known, and scores.
+
+What a decomposition should find in `condec.models.circuit` is known by construction: the two
+channels of a pathway act together, and they act while its gate is open.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from condec.data import Recording
+from condec.data.movies import Windows
+from condec.errors import DataError, OptionError
+from condec.metrics import correlation_matrix, matched_cosine
+from condec.metrics.vectors import unit_length
+from condec.models.circuit import HISTORY, PATHWAYS, POLARITY, RetinaCircuit, standard_circuit
+from condec.retina.circuit import circuit_recording
+from condec.retina.fields import ReceptiveFields
+
+N_CHANNELS: Final = 2 * len(PATHWAYS)
+_HELD_OUT: Final = 0.25
+_RARE: Final = 0.01
+_FAINT: Final = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class PlantedRetina:
+    """A circuit, a recording of it, and what is to be found.
+
+    Attributes
+    ----------
+    circuit : RetinaCircuit
+    recording : Recording
+        With the gates as events.
+    """
+
+    circuit: RetinaCircuit
+    recording: Recording
+
+    @classmethod
+    def standard(cls, seed: int = 0) -> "PlantedRetina":
+        """The instance of the benchmarks: 4,000 frames of `standard_circuit`."""
+        return cls.of(4000, seed)
+
+    @classmethod
+    def small(cls, seed: int = 0) -> "PlantedRetina":
+        """An instance that is analysed in seconds: 900 frames."""
+        return cls.of(900, seed)
+
+    @classmethod
+    def of(cls, n_frames: int, seed: int = 0) -> "PlantedRetina":
+        """The standard circuit and so many frames, both of one seed."""
+        circuit = standard_circuit(seed)
+        return cls(circuit, circuit_recording(circuit, n_frames, seed=seed))
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Clips of the recording."""
+        return self.recording.windows(HISTORY)
+
+    @property
+    def n_train(self) -> int:
+        """Samples before the last quarter, less those that share a frame with it."""
+        return round((1 - _HELD_OUT) * len(self.windows)) - HISTORY
+
+    @property
+    def train(self) -> Int[Tensor, " row"]:
+        """Samples to fit and choose on: the first three quarters."""
+        return torch.arange(self.n_train)
+
+    @property
+    def held_out(self) -> Int[Tensor, " row"]:
+        """Samples to judge on: the last quarter."""
+        return torch.arange(self.n_train + HISTORY, len(self.windows))
+
+    @cached_property
+    def gates(self) -> Bool[Tensor, "sample pathway"]:
+        """Which gates are open."""
+        return torch.stack(list(self.recording.events.values()), 1)[HISTORY:] > 0
+
+    def atoms(self, site: str) -> Float[Tensor, "pathway unit"]:
+        """Planted atoms: 1 for the two channels of a pathway, else 0.
+
+        Parameters
+        ----------
+        site : {"conv1", "relu1", "conv2", "relu2"}
+
+        Raises
+        ------
+        OptionError
+            Another site.
+        """
+        wiring = self.circuit.wiring
+        known = {"1": wiring.subunits, "2": wiring.interneurons}
+        if site[:-1] not in ("conv", "relu") or site[-1:] not in known:
+            raise OptionError(
+                f"PlantedRetina: expected site conv1, relu1, conv2 or relu2; got {site!r}"
+            )
+        atoms = torch.zeros(len(PATHWAYS), N_CHANNELS)
+        for pathway, channels in enumerate(known[site[-1]]):
+            atoms[pathway, list(channels)] = 1.0
+        return atoms
+
+
+def folded(atoms: Float[Tensor, "mode entry"], n_units: int) -> Float[Tensor, "mode unit"]:
+    """Which units take part in an atom, whatever their sign: sum of the halves' absolute entries.
+
+    Atoms of the sign ``concat`` have an entry for the positive and one for the negative part of
+    every unit; others have one, whose absolute value is taken.
+
+    Raises
+    ------
+    DataError
+        Atoms have neither `n_units` entries nor twice as many.
+
+    Examples
+    --------
+    >>> folded(torch.tensor([[1.0, 0.0, 0.0, -2.0]]), 2)
+    tensor([[1., 2.]])
+    """
+    if atoms.shape[1] not in (n_units, 2 * n_units):
+        raise DataError(
+            f"folded: expected atoms of {n_units} entries, or {2 * n_units} for the sign concat; "
+            f"got {atoms.shape[1]}"
+        )
+    halves: Tensor = atoms.abs().view(len(atoms), -1, n_units)
+    return halves.sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class FoundModes:
+    """Modes of one site, and the pathway that each belongs to.
+
+    Attributes
+    ----------
+    loadings : Tensor of shape [sample, mode]
+        Of modes that are above 0 in at least one of a hundred training samples.
+    size : Tensor of shape [mode]
+        Length of every atom, without its signs (`folded`).
+    pathway : Tensor of shape [mode], int64
+    cosine : Tensor of shape [pathway]
+        Of each planted atom with its mode, matched one to one; NaN where none is planted.
+    """
+
+    loadings: Float[Tensor, "sample mode"]
+    size: Float[Tensor, " mode"]
+    pathway: Int[Tensor, " mode"]
+    cosine: Float[Tensor, " pathway"]
+
+    @classmethod
+    def by_atoms(
+        cls, atoms: Tensor, loadings: Tensor, planted: Float[Tensor, "pathway unit"], train: Tensor
+    ) -> "FoundModes":
+        """Each mode belongs to the planted atom that its own is closest to; no gate is used."""
+        alive = _alive(loadings, train)
+        found = folded(atoms[alive], planted.shape[1])
+        closest = unit_length(found, 1) @ unit_length(planted, 1).T
+        cosine = matched_cosine(planted, found).nan_to_num(0.0)
+        size = torch.linalg.vector_norm(found, dim=1)
+        return cls(loadings[:, alive], size, closest.argmax(1), cosine)
+
+    @classmethod
+    def by_gates(
+        cls, atoms: Tensor, loadings: Tensor, gates: Tensor, train: Tensor
+    ) -> "FoundModes":
+        """Each mode belongs to the gate that its loading correlates with most in training.
+
+        For networks whose channels are not known.
+        """
+        alive = _alive(loadings, train)
+        correlation = correlation_matrix(loadings[train][:, alive], gates[train].float())
+        size = torch.linalg.vector_norm(atoms[alive], dim=1)
+        nothing = torch.full((gates.shape[1],), torch.nan)
+        return cls(loadings[:, alive], size, correlation.argmax(1), nothing)
+
+    @property
+    def strength(self) -> Float[Tensor, "sample mode"]:
+        """Loading times size: how much of each mode is in a sample, in the unit of the data."""
+        return self.loadings * self.size
+
+    @property
+    def pathway_loadings(self) -> Float[Tensor, "sample pathway"]:
+        """Sum of `strength` over the modes of each pathway."""
+        member = torch.nn.functional.one_hot(self.pathway, len(PATHWAYS)).to(self.loadings.dtype)
+        return self.strength @ member
+
+
+def _alive(loadings: Tensor, train: Tensor) -> Tensor:
+    alive = (loadings[train] > 0).float().mean(0) >= _RARE
+    if not bool(alive.any()):
+        raise DataError("FoundModes: no mode is above 0 in one of a hundred training samples")
+    return alive
+
+
+def gate_auroc(
+    found: FoundModes, gates: Bool[Tensor, "sample pathway"], held_out: Tensor
+) -> Float[Tensor, " pathway"]:
+    """How well the loadings of a pathway's modes together tell that its gate is open.
+
+    Area under the receiver operating characteristic on held-out samples: 0.5 is chance, and what
+    a pathway without any mode gets.
+    """
+    scores = found.pathway_loadings[held_out]
+    return torch.tensor([_auroc(scores[:, p], gates[held_out, p]) for p in range(gates.shape[1])])
+
+
+def best_mode_auroc(
+    found: FoundModes, gates: Bool[Tensor, "sample pathway"], train: Tensor, held_out: Tensor
+) -> Float[Tensor, " pathway"]:
+    """The same of a single mode for each gate: the one that is best on training samples."""
+    areas = []
+    for gate in gates.T:
+        on_train = [_auroc(column, gate[train]) for column in found.loadings[train].T]
+        best = max(range(len(on_train)), key=on_train.__getitem__)
+        areas.append(_auroc(found.loadings[held_out, best], gate[held_out]))
+    return torch.tensor(areas)
+
+
+def _auroc(scores: Tensor, truth: Tensor) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    if bool(truth.all()) or not bool(truth.any()):
+        raise DataError("gate_auroc: a gate never changes in these samples; take a longer movie")
+    return float(roc_auc_score(truth.numpy(), scores.numpy()))
+
+
+@dataclass(frozen=True, eq=False)
+class SignAttribution:
+    """Whether modes tell why a receptive field is ON at one moment and OFF at another.
+
+    Attributes
+    ----------
+    right : float
+        Share of fields whose sign is that of the pathway of the strongest mode; mean of the
+        share among ON fields and that among OFF fields, over cells. Where no mode of the cell's
+        pathways is active, the answer is wrong.
+    right_one_gate : float
+        The same where one of the cell's two gates is open and the other closed.
+    chance : float
+        `right` with loadings of other moments (shifted in time), mean over shifts.
+    n_fields : int
+    """
+
+    right: float
+    right_one_gate: float
+    chance: float
+    n_fields: int
+
+
+def sign_attribution(
+    found: FoundModes,
+    fields: ReceptiveFields,
+    planted: PlantedRetina,
+    *,
+    n_shifts: int = 20,
+) -> SignAttribution:
+    """Attribute the sign of each receptive field to the pathway of the strongest mode.
+
+    Of the cell's two pathways, one is ON and one OFF. The strongest of their modes at that
+    moment (loading times size) says which sign the field should have. Fields below a tenth of
+    the cell's median strength are left out: both gates are closed.
+
+    Parameters
+    ----------
+    found : FoundModes
+    fields : ReceptiveFields
+        Of the circuit's cells, at held-out samples.
+    planted : PlantedRetina
+    n_shifts : int
+        For chance.
+    """
+    strongest = _strongest(found)[fields.rows]
+    gates = planted.gates[fields.rows]
+    rights, ones, chances, count = [], [], [], 0
+    for column, cell in enumerate(fields.cells.tolist()):
+        pathways = list(planted.circuit.wiring.cells[cell])
+        if len(pathways) < 2:
+            continue
+        strength = fields.strength[:, column]
+        clear = strength > _FAINT * strength.median()
+        one_gate = clear & (gates[:, pathways].sum(1) == 1)
+        sign = fields.polarity[:, column]
+        answer = _answers(strongest[:, pathways], pathways)
+        rights.append(_balanced(answer, sign, clear))
+        ones.append(_balanced(answer, sign, one_gate))
+        steps = [round(len(answer) * (k + 1) / (n_shifts + 1)) for k in range(n_shifts)]
+        chances += [_balanced(answer.roll(step), sign, clear) for step in steps]
+        count += int(clear.sum())
+    if not rights:
+        raise DataError("sign_attribution: no cell of these fields draws on two pathways")
+    right, one, chance = (float(torch.tensor(x).nanmean()) for x in (rights, ones, chances))
+    return SignAttribution(right, one, chance, count)
+
+
+def _strongest(found: FoundModes) -> Tensor:
+    """Strength of each pathway's strongest mode, [sample, pathway]; 0 without any."""
+    strength = torch.zeros(len(found.loadings), len(PATHWAYS), dtype=found.loadings.dtype)
+    where = found.pathway.expand(len(strength), -1)
+    return strength.scatter_reduce(1, where, found.strength, "amax")
+
+
+def _answers(strongest: Tensor, pathways: list[int]) -> Tensor:
+    """Sign that the stronger of two pathways gives, [sample]; 0 where neither is active."""
+    signs = torch.tensor([float(POLARITY[pathway]) for pathway in pathways])
+    top = strongest.max(1)
+    return torch.where(top.values > 0, signs[top.indices], 0.0)
+
+
+def _balanced(answer: Tensor, sign: Tensor, among: Tensor) -> float:
+    """Mean of the share right of ON fields and of OFF fields; NaN where one is missing."""
+    shares = [(answer == s)[among & (sign == s)].float().mean() for s in (1.0, -1.0)]
+    return float(torch.stack(shares).mean())
