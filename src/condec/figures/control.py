@@ -199,10 +199,10 @@ def interactions_figure(
             axis, f"Interactions of modes: {who}",
             f"{_QUANTITIES[quantity]}, pair - sum; diagonal: mode alone",
         )  # fmt: skip
+        image = axis.imshow(values, cmap=SIGNED, vmin=-reach, vmax=reach)
         # White is no interaction: pairs that were not measured must not look like it.
         unknown = np.tril(np.isnan(values))
         axis.imshow(np.where(unknown, 1.0, np.nan), cmap=ListedColormap([RULE]))
-        image = axis.imshow(values, cmap=SIGNED, vmin=-reach, vmax=reach)
         _name_cells(axis, [f"{names[mode]} ({mode})" for mode in place], size)
         if label is not None:
             sure = part[(part["low"] > 0) | (part["high"] < 0)]
