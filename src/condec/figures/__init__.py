@@ -46,6 +46,7 @@ from condec.figures.retina import (
     field_film,
     fields_figure,
     mode_cell_figure,
+    probes_figure,
     short_combination,
     traces_figure,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "overlay",
     "paper_display",
     "pareto_figure",
+    "probes_figure",
     "rankings_in",
     "save_figure",
     "short_combination",

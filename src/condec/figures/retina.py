@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -225,6 +226,72 @@ def field_film(spatial: Float[Tensor, "frame y x"], *, zoom: int = 8) -> list[np
     colours = SIGNED(((spatial / scale).clamp(-1, 1) / 2 + 0.5).numpy())[..., :3]
     pixels = (colours * 255).round().astype(np.uint8)
     return [np.kron(one, np.ones((zoom, zoom, 1), np.uint8)) for one in pixels]
+
+
+def probes_figure(
+    rates: Mapping[str, Float[Tensor, "frame cell"]],
+    events: Mapping[str, Mapping[str, Tensor]],
+    *,
+    seconds_per_frame: float = 0.01,
+) -> Figure:
+    """Rates of every cell to each probe, over the cell's largest rate to any of them.
+
+    Parameters
+    ----------
+    rates : mapping of str to Tensor of shape [frame, cell]
+        By the name of the probe.
+    events : mapping of str to mapping of str to Tensor of shape [frame]
+        Of each probe; drawn as a line above, over its largest value.
+    seconds_per_frame : float
+
+    Raises
+    ------
+    DataError
+        There are no probes.
+    """
+    if not rates:
+        raise DataError("probes_figure: no probes; nothing to draw")
+    most = torch.stack([one.amax(0) for one in rates.values()]).amax(0).clamp(min=1e-12)
+    rows = -(-len(rates) // 2)
+    with styled():
+        figure = Figure(figsize=(_WIDTH, 1.75 * rows + 0.2), layout="constrained")
+        ratios = (1.0, 4.0) * rows
+        grid = figure.subplots(
+            2 * rows, 2, squeeze=False, gridspec_kw={"height_ratios": ratios, "hspace": 0.02}
+        )
+        for axis in grid.flat[2 * len(rates) :]:
+            axis.set_axis_off()
+        for place, (name, values) in enumerate(rates.items()):
+            row, column = divmod(place, 2)
+            above, below = grid[2 * row, column], grid[2 * row + 1, column]
+            seconds = len(values) * seconds_per_frame
+            _courses(above, name, events.get(name, {}), seconds)
+            below.imshow(
+                (values / most).T.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto",
+                extent=(0, seconds, values.shape[1] - 0.5, -0.5), interpolation="nearest",
+            )  # fmt: skip
+            below.set_yticks([0, values.shape[1] - 1])
+            below.set_ylabel("cell", fontsize=8)
+        for column in range(min(2, len(rates))):
+            grid[-1 if column < len(rates) - 2 * (rows - 1) else -3, column].set_xlabel("seconds")
+    return figure
+
+
+def _courses(axis: Axes, name: str, events: Mapping[str, Tensor], seconds: float) -> None:
+    """Events of a probe as thin lines, named on the left."""
+    axis.set_title(name, fontsize=9)
+    for number, (event, values) in enumerate(events.items()):
+        top = float(values.abs().max()) or 1.0
+        time = np.linspace(0, seconds, len(values), endpoint=False)
+        colour = _MODE_COLOURS[number % len(_MODE_COLOURS)]
+        axis.step(time, (values / top).numpy(), where="post", color=colour, linewidth=1.0)
+        axis.annotate(
+            event, (0, 1 - 0.5 * number), (-4, -2), xycoords="axes fraction", va="top",
+            textcoords="offset points", ha="right", fontsize=7, color=colour,
+        )  # fmt: skip
+    axis.set_xlim(0, seconds)
+    axis.set_axis_off()
+    axis.title.set_visible(True)
 
 
 def mode_cell_figure(

@@ -22,9 +22,11 @@ from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
 from condec.retina.fitting import fit_model, poisson_loss
 from condec.retina.options import RetinaOptions
+from condec.retina.probes import PROBES, probe, standard_probes
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining
 
 __all__ = [
+    "PROBES",
     "Clustering",
     "CombinationFields",
     "FittedRetina",
@@ -46,6 +48,8 @@ __all__ = [
     "poisson_loss",
     "pooled_stimulus",
     "predicted_rates",
+    "probe",
     "receptive_fields",
     "separate",
+    "standard_probes",
 ]

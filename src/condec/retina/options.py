@@ -20,6 +20,10 @@ class RetinaOptions:
         Frames at most, evenly over the movie, at which receptive fields are taken.
     crop : int
         Height and width in pixels of the window around a cell (the paper: 20).
+    probes : bool
+        Whether the standard probes are shown to the model (`condec.retina.probes`).
+    probe_contrast : float
+        What contrast 1 of a probe is in the unit that the model takes.
     threshold : float
         A mode is active where its loading is above this share of its largest one.
     method : {"kmeans", "hierarchical"}
@@ -40,6 +44,8 @@ class RetinaOptions:
     cells: tuple[int, ...] = ()
     n_fields: int = 1000
     crop: int = 20
+    probes: bool = True
+    probe_contrast: float = 1.0
     threshold: float = 0.1
     method: ClusterMethod = "kmeans"
     n_shifts: int = 500
@@ -55,6 +61,8 @@ class RetinaOptions:
                 raise OptionError(
                     f"retina: {name} must be at least {least}; got {getattr(self, name)}"
                 )
+        if not self.probe_contrast > 0:
+            raise OptionError(f"retina: probe_contrast must be above 0; got {self.probe_contrast}")
         if not 0 <= self.threshold < 1:
             raise OptionError(
                 f"retina: threshold is a share from 0 to below 1; got {self.threshold}"

@@ -18,6 +18,7 @@ from condec.report.words import count, fixed, percent
 from condec.retina.analysis import Responses, named
 from condec.retina.combinations import CombinationFields
 from condec.retina.fields import ReceptiveFields
+from condec.retina.probes import PROBES
 from condec.retina.records import load_record
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class Retina:
         file = self.folder / quote(site.key, safe="") / fitted.name / "fields.npz"
         return load_record(file, CombinationFields) if file.is_file() else None
 
+    def probes(self) -> dict[str, Responses]:
+        """Rates to each of the standard probes that were shown, in their order."""
+        files = {name: self.folder / "probes" / f"{quote(name)}.npz" for name in PROBES}
+        return {n: load_record(file, Responses) for n, file in files.items() if file.is_file()}
+
     @property
     def leading(self) -> int:
         """Place among the cells with fields of the one whose field changes most.
@@ -120,6 +126,7 @@ def _values(retina: Retina, run: RunPart, studio: Studio) -> dict[str, Any]:
         "cell": cell,
         "film": _film(retina, studio, place),
         "strip": _strip(retina, studio, place, cell),
+        "probes": _probes(retina, studio),
         "site_parts": [
             _site(retina, site, fitted, studio, place)
             for site in run.sites
@@ -172,6 +179,19 @@ def _strip(retina: Retina, studio: Studio, place: int, cell: str) -> list[Drawn]
         seconds_per_frame=retina.responses.seconds_per_frame,
     )
     return [studio.figure(figure, "retina-fields", f"Receptive field of cell {cell} over time")]
+
+
+def _probes(retina: Retina, studio: Studio) -> list[Drawn]:
+    """Rates of all cells to the standard probes, where they were shown."""
+    found = retina.probes()
+    if not found:
+        return []
+    figure = figures.probes_figure(
+        {name: one.rates for name, one in found.items()},
+        {name: dict(zip(one.event_names, one.events, strict=True)) for name, one in found.items()},
+        seconds_per_frame=retina.responses.seconds_per_frame,
+    )
+    return [studio.figure(figure, "retina-probes", "Rates of all cells to standard probes")]
 
 
 def _strongest(fields: ReceptiveFields, place: int) -> Tensor:

@@ -21,7 +21,8 @@ analysis/fit_controls/<site>/<learner>.parquet   controls of a site's dictionary
 analysis/stability/<site>/<learner>.parquet      one row a mode: other seeds, halves of the rows
 analysis/maps/<site>/<learner>.npz       input-space maps
 analysis/retina/responses.npz            of a movie: rates of every cell, and fields.npz, receptive
-analysis/retina/<site>/<learner>/        fields; tables of a site's modes beside them
+analysis/retina/probes/<probe>.npz       fields; rates to the standard probes;
+analysis/retina/<site>/<learner>/        tables of a site's modes beside them
 report/index.html
 steps/*.json                             what each finished step was made from
 log.jsonl                                one line an event, with time and host

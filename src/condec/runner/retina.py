@@ -1,16 +1,18 @@
 """The link ``retina``: responses and receptive fields of cells, and modes beside them."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from condec.data.movies import Windows
 from condec.errors import OptionError
 from condec.modes import Modes
 from condec.retina import ReceptiveFields
 from condec.retina.analysis import Responses, analyse, fields_of, respond
+from condec.retina.probes import probe, standard_probes
 from condec.retina.records import load_record, save_record
 from condec.runner.run import Outcome, Run
 from condec.runner.steps import Step, carry_out, fit_digest, with_modes
@@ -18,6 +20,7 @@ from condec.sites import Site
 
 _RESPONSES: Final = "retina responses"
 _FIELDS: Final = "retina fields"
+_PROBES: Final = "retina probes"
 
 
 def retina(run: Run) -> Outcome:
@@ -30,38 +33,56 @@ def retina(run: Run) -> Outcome:
     OptionError
         The data are no movie.
     """
-    plan, folder = run.plan.retina, run.folder
     windows = _windows(run)
-    chosen, notes = with_modes(run.modes(plan.sites))
-
-    def make(kind: Callable[[], object], file: Path) -> list[Path]:
-        return [save_record(file, kind())]
-
-    responses, fields = folder.retina("responses.npz"), folder.retina("fields.npz")
-    shared = (plan.n_fields, plan.cells, plan.crop)
+    chosen, notes = with_modes(run.modes(run.plan.retina.sites))
     steps = [
-        Step(
-            _RESPONSES,
-            run.digest(_RESPONSES),
-            lambda: make(
-                lambda: respond(run.model_of_store, windows, batch_size=plan.batch_size), responses
-            ),
-        ),
-        Step(
-            _FIELDS,
-            run.digest(_FIELDS, shared),
-            lambda: make(lambda: fields_of(run.model_of_store, windows, plan), fields),
-        ),
+        *_of_cells(run, windows),
         *(
             Step(
                 f"retina {modes.site.key}",
-                run.digest(fit_digest(run, modes.site), plan),
+                run.digest(fit_digest(run, modes.site), run.plan.retina),
                 partial(_of_site, run, windows, modes),
             )
             for modes in chosen
         ),
     ]
     return replace(carry_out(run, "retina", steps), notes=notes)
+
+
+def _of_cells(run: Run, windows: Windows) -> Iterator[Step]:
+    """What needs no modes: rates, receptive fields, and rates to the probes."""
+    plan, folder = run.plan.retina, run.folder
+
+    def responses() -> list[Path]:
+        found = respond(run.model_of_store, windows, batch_size=plan.batch_size)
+        return [save_record(folder.retina("responses.npz"), found)]
+
+    def fields() -> list[Path]:
+        return [
+            save_record(folder.retina("fields.npz"), fields_of(run.model_of_store, windows, plan))
+        ]
+
+    def probes() -> list[Path]:
+        history, height, width = windows.sample_shape
+        seconds = windows.recording.seconds_per_frame
+        made = []
+        for name, stimulus in standard_probes((height, width), seconds_per_frame=seconds).items():
+            found = probe(
+                run.model_of_store,
+                stimulus,
+                history,
+                contrast=plan.probe_contrast,
+                batch_size=plan.batch_size,
+            )
+            made.append(save_record(folder.retina("probes") / f"{quote(name)}.npz", found))
+        return made
+
+    yield Step(_RESPONSES, run.digest(_RESPONSES), responses)
+    yield Step(_FIELDS, run.digest(_FIELDS, plan.n_fields, plan.cells, plan.crop), fields)
+    if plan.probes:
+        yield Step(_PROBES, run.digest(_PROBES, plan.probe_contrast), probes)
+    else:
+        folder.forget(_PROBES, sorted(folder.retina("probes").glob("*.npz")))
 
 
 def _windows(run: Run) -> Windows:

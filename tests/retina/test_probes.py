@@ -1,0 +1,60 @@
+"""Standard probes: all of them, at the size of the model, with the response to every frame."""
+
+import pytest
+import torch
+from torch import nn
+
+from condec import figures
+from condec.errors import DataError, OptionError
+from condec.figures.style import POSITIVE
+from condec.retina import PROBES, probe, standard_probes
+from condec.retina.stimuli import Stimulus
+
+
+class Last(nn.Module):
+    """Two cells: light of the last frame of the clip, and of the first."""
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return clip[:, [-1, 0]].mean((2, 3))
+
+
+def ramp() -> Stimulus:
+    course = torch.arange(1.0, 7.0)
+    return Stimulus("ramp", course[:, None, None].expand(6, 3, 3).clone(), {"at": course}, 0.02)
+
+
+def test_every_probe_fits_the_model_and_its_clock() -> None:
+    made = standard_probes((8, 12), seconds_per_frame=0.02)
+    assert list(made) == list(PROBES) == [one.name for one in made.values()]
+    for one in made.values():
+        assert one.movie.shape[1:] == (8, 12)
+        assert one.movie.abs().max() > 0
+        assert one.seconds_per_frame == 0.02
+        assert {len(course) for course in one.events.values()} == {len(one.movie)}
+
+
+def test_rates_follow_the_stimulus_from_its_first_frame_on() -> None:
+    found = probe(Last().eval(), ramp(), 3, contrast=2.0, batch_size=4)
+    # The response to a clip belongs to the frame after it: that of the last frame comes one later.
+    assert found.rates[:, 0].tolist() == [0, 2, 4, 6, 8, 10]
+    assert found.rates[:, 1].tolist() == [0, 0, 0, 2, 4, 6]
+    assert found.frames.tolist() == list(range(6))
+    assert found.events[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert found.seconds[1] == pytest.approx(0.02)
+    with pytest.raises(OptionError, match="contrast must not be 0"):
+        probe(Last().eval(), ramp(), 3, contrast=0.0)
+
+
+def test_figure_has_a_panel_for_every_probe() -> None:
+    rates = {name: torch.rand(20, 3) * size for name, size in (("a", 1), ("b", 5), ("c", 2))}
+    events = {"a": {"on": torch.ones(20), "off": torch.zeros(20)}}
+    figure = figures.probes_figure(rates, events)
+    images = [image.get_array() for axis in figure.axes for image in axis.images]
+    assert [image.shape for image in images] == [(3, 20)] * 3
+    assert max(float(image.max()) for image in images) == pytest.approx(1.0)
+    assert float(images[0].max()) < 0.5  # over the largest rate to any probe
+    texts = [text for axis in figure.axes for text in axis.texts]
+    assert {text.get_text() for text in texts} == {"on", "off"}
+    assert POSITIVE in {text.get_color() for text in texts}
+    with pytest.raises(DataError, match="no probes"):
+        figures.probes_figure({}, {})
