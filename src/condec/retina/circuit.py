@@ -73,8 +73,16 @@ def gated_movie(
     return torch.where(outside, light, movie), bright
 
 
-def circuit_recording(circuit: RetinaCircuit, n_frames: int = 4000, *, seed: int = 0) -> Recording:
+def circuit_recording(
+    circuit: RetinaCircuit, n_frames: int = 4000, *, seed: int = 0, dwell: float = 40.0
+) -> Recording:
     """Responses of a circuit to a `gated_movie`, and its gates.
+
+    Parameters
+    ----------
+    circuit : RetinaCircuit
+    n_frames, seed, dwell
+        Of the movie.
 
     Returns
     -------
@@ -86,13 +94,13 @@ def circuit_recording(circuit: RetinaCircuit, n_frames: int = 4000, *, seed: int
     Raises
     ------
     OptionError
-        Not more frames than a clip has.
+        Not more frames than a clip has, or what `gated_movie` refuses.
     """
     if n_frames <= HISTORY:
         raise OptionError(
             f"circuit_recording: n_frames must be more than the {HISTORY} of a clip; got {n_frames}"
         )
-    movie, _ = gated_movie(n_frames, seed=seed)
+    movie, _ = gated_movie(n_frames, seed=seed, dwell=dwell)
     rows = torch.arange(n_frames - HISTORY)
     found: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
