@@ -100,7 +100,7 @@ DEMO_RETINA: Final[Mapping[str, Any]] = {
     "data": {"source": "movie:recording.npz"},
     "collect": {"method": "ig:20", "target": "surprisal"},
     "fit": {"learner": "sae", "n_modes": "10x", "sign": "concat", "steps": 3000},
-    "retina": {"n_fields": 800},
+    "retina": {"n_fields": 600, "probe_contrast": 2.0},
     "report": {"title": "A retina whose circuit is known"},
 }
 """What ``condec demo --retina`` runs: the embedded circuit on a movie that opens its gates."""

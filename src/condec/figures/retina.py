@@ -234,12 +234,12 @@ def probes_figure(
     *,
     seconds_per_frame: float = 0.01,
 ) -> Figure:
-    """Rates of every cell to each probe, over the cell's largest rate to any of them.
+    """Change of every cell's rate from that before the probe, over its largest change to any.
 
     Parameters
     ----------
     rates : mapping of str to Tensor of shape [frame, cell]
-        By the name of the probe.
+        By the name of the probe; the first frame is the rate before it.
     events : mapping of str to mapping of str to Tensor of shape [frame]
         Of each probe; drawn as a line above, over its largest value.
     seconds_per_frame : float
@@ -251,7 +251,8 @@ def probes_figure(
     """
     if not rates:
         raise DataError("probes_figure: no probes; nothing to draw")
-    most = torch.stack([one.amax(0) for one in rates.values()]).amax(0).clamp(min=1e-12)
+    changes = {name: one - one[0] for name, one in rates.items()}
+    most = torch.stack([one.abs().amax(0) for one in changes.values()]).amax(0).clamp(min=1e-12)
     rows = -(-len(rates) // 2)
     with styled():
         figure = Figure(figsize=(_WIDTH, 1.75 * rows + 0.2), layout="constrained")
@@ -259,21 +260,21 @@ def probes_figure(
         grid = figure.subplots(
             2 * rows, 2, squeeze=False, gridspec_kw={"height_ratios": ratios, "hspace": 0.02}
         )
-        for axis in grid.flat[2 * len(rates) :]:
+        for axis in grid[2 * rows - 2 :, 1] if len(rates) % 2 else ():
             axis.set_axis_off()
-        for place, (name, values) in enumerate(rates.items()):
+        for place, (name, values) in enumerate(changes.items()):
             row, column = divmod(place, 2)
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
             seconds = len(values) * seconds_per_frame
             _courses(above, name, events.get(name, {}), seconds)
             below.imshow(
-                (values / most).T.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto",
+                (values / most).T.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto",
                 extent=(0, seconds, values.shape[1] - 0.5, -0.5), interpolation="nearest",
             )  # fmt: skip
             below.set_yticks([0, values.shape[1] - 1])
             below.set_ylabel("cell", fontsize=8)
-        for column in range(min(2, len(rates))):
-            grid[-1 if column < len(rates) - 2 * (rows - 1) else -3, column].set_xlabel("seconds")
+            if place >= len(rates) - 2:
+                below.set_xlabel("seconds")
     return figure
 
 
