@@ -13,7 +13,6 @@ Every seed is written when it is done; seeds that the result has are left out, u
 import argparse
 import json
 import math
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,8 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from condec import (
     IntegratedGradients,
     KMeans,
     Logit,
-    Store,
     Sum,
     Surprisal,
     ThresholdSAE,
@@ -44,6 +44,7 @@ from condec import (
     collect,
     fit,
 )
+from condec.data import Inputs
 from condec.dictionary import Learner, TopKSAE
 from condec.metrics import correlation_matrix
 from condec.models.circuit import HISTORY, SIZE
@@ -53,10 +54,12 @@ from condec.retina import ReceptiveFields, receptive_fields
 from condec.retina.circuit import circuit_recording
 from condec.retina.fitting import fit_model
 from condec.retina.training import RetinaTraining
+from condec.targets import Target
 from condec.testing.retina import (
     FoundModes,
     PlantedRetina,
     best_mode_auroc,
+    even_rows,
     gate_auroc,
     sign_attribution,
 )
@@ -69,11 +72,11 @@ LEARNERS: dict[str, Learner] = {
     "NMF, 8 modes": NMF(8),
     "k-means, 16 modes": KMeans(16),
 }
+RECTIFIED = ("relu1", "relu2")
+NETWORK = ("TopKSAE, 16 modes", "ThresholdSAE, 160 modes, rows to length 1", "NMF, 8 modes")
 QUICK = ("TopKSAE, 16 modes", "NMF, 8 modes")
-FLOOR = 0.1
-"""Of the root mean square length of rows, added where rows are brought to length 1."""
 FIELD_STEP = 2
-N_TRAIN_FRAMES = 12000
+N_TRAIN_FRAMES = 8000
 T_975 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for 95 % intervals, by number of seeds."""
 
@@ -85,17 +88,17 @@ def prepared(matrix: Tensor, learner: str, train: Tensor) -> Tensor:
     """What the learner is given: without signs, or with rows of length 1 but for faint ones."""
     if learner.startswith("NMF"):
         return matrix.abs()
-    if "length 1" not in learner:
-        return matrix
-    length = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
-    return matrix / (length + FLOOR * length[train].square().mean().sqrt())
+    return even_rows(matrix, train) if "length 1" in learner else matrix
 
 
 def scored(
     matrix: Tensor, learner: str, planted: PlantedRetina, fields: ReceptiveFields, seed: int,
-    atoms: Tensor | None, pathways: Sequence[int] = range(4),
+    atoms: Tensor | None, cell: int | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Figures of one decomposition; `atoms` are the planted ones, None where none are known."""
+    """Figures of one decomposition: of all pathways and fields, or of those of one cell.
+
+    `atoms` are the planted ones, None where none are known.
+    """
     started, train, held_out = time.perf_counter(), planted.train, planted.held_out
     rows = prepared(matrix, learner, train)
     dictionary = fit(LEARNERS[learner], rows[train], config=TrainConfig(seed=seed)).dictionary
@@ -105,8 +108,10 @@ def scored(
         if atoms is None
         else FoundModes.by_atoms(dictionary.atoms, loadings, atoms, train)
     )
+    chosen = list(range(4))
+    if cell is not None:
+        fields, chosen = of_cell(fields, cell), list(planted.circuit.wiring.cells[cell])
     signs = sign_attribution(found, fields, planted)
-    chosen = list(pathways)
     return {
         "cosine": float(found.cosine[chosen].mean()),
         "auroc": float(gate_auroc(found, gates, held_out)[chosen].mean()),
@@ -121,35 +126,43 @@ def scored(
 
 
 def decompositions(
-    planted: PlantedRetina, model: nn.Module, folder: str, network: bool
-) -> Iterator[tuple[dict[str, Any], Tensor, Sequence[int]]]:
-    """What is decomposed, by whom, and which pathways it can know."""
+    planted: PlantedRetina, model: nn.Module, folder: str, part: str
+) -> Iterator[tuple[dict[str, Any], Tensor, int | None]]:
+    """What is decomposed and by whom; and the one cell that it is about, if it is."""
     rates = planted.recording.responses(HISTORY)
-    target = Surprisal.fit(rates[planted.train])
-    cell, pair = next((i, p) for i, p in enumerate(planted.circuit.wiring.cells) if len(p) > 1)
-    every, rectified = tuple(LEARNERS), ("relu1", "relu2")
-    stores: dict[str, Store] = {}
-    for name, to in {"surprisal": target, "sum of rates": Sum(), "one cell": Logit(cell)}.items():
-        if network and name != "surprisal":
-            continue
-        stores[name] = collect(
+    cell = next(i for i, pathways in enumerate(planted.circuit.wiring.cells) if len(pathways) > 1)
+    targets: dict[str, Target] = {"surprisal": Surprisal.fit(rates[planted.train])}
+    if part == "circuit":
+        targets |= {"sum of rates": Sum(), "one cell": Logit(cell)}
+    for name, target in targets.items():
+        store = collect(
             model, planted.windows, list(SITES), out=Path(folder) / name.replace(" ", "_"),
-            method=IntegratedGradients(steps=20), target=to, batch_size=128, progress=False,
+            method=IntegratedGradients(steps=20), target=target, batch_size=128, progress=False,
         )  # fmt: skip
-        for site in SITES:
-            learners = every if site in rectified and name != "one cell" else QUICK
-            matrix = stores[name].matrix(site, sign="concat")
-            known = pair if name == "one cell" else range(4)
-            for learner in learners:
-                yield (
-                    {"data": f"contributions to {name}", "site": site, "learner": learner},
-                    (matrix),
-                    known,
-                )
-    for site in SITES:
-        matrix = stores["surprisal"].matrix(site, quantity="activation", sign="concat")
-        for learner in every if site in rectified else QUICK:
-            yield {"data": "activations", "site": site, "learner": learner}, matrix, range(4)
+        for site in SITES if part == "circuit" else RECTIFIED:
+            for quantity in (
+                ("contribution", "activation") if name == "surprisal" else ("contribution",)
+            ):
+                data = f"contributions to {name}" if quantity == "contribution" else "activations"
+                matrix = store.matrix(site, quantity=quantity, sign="concat")
+                for learner in learners(part, site, name):
+                    what = {"site": site, "data": data, "learner": learner}
+                    yield what, matrix, cell if name == "one cell" else None
+
+
+def learners(part: str, site: str, target: str) -> Sequence[str]:
+    """All of them at the rectified sites, fewer elsewhere: what is slow tells nothing new there."""
+    if part == "network":
+        return NETWORK
+    return tuple(LEARNERS) if site in RECTIFIED and target != "one cell" else QUICK
+
+
+def of_cell(fields: ReceptiveFields, cell: int) -> ReceptiveFields:
+    """Fields of one of the cells."""
+    place = fields.cells.tolist().index(cell)
+    names = ("spatial", "temporal", "strength", "separability")
+    kept = {name: getattr(fields, name)[:, [place]] for name in names}
+    return replace(fields, **kept, cells=fields.cells[[place]], corners=fields.corners[[place]])
 
 
 def field_rows(planted: PlantedRetina) -> Tensor:
@@ -167,9 +180,11 @@ def of_circuit(seed: int) -> list[dict[str, Any]]:
     ).aligned()
     with tempfile.TemporaryDirectory() as folder:
         return [
-            {"part": "circuit", "seed": seed, **what}
-            | scored(matrix, what["learner"], planted, fields, seed, planted.atoms(what["site"]), p)
-            for what, matrix, p in decompositions(planted, planted.circuit, folder, False)
+            {"seed": seed, **what}
+            | scored(
+                matrix, what["learner"], planted, fields, seed, planted.atoms(what["site"]), cell
+            )
+            for what, matrix, cell in decompositions(planted, planted.circuit, folder, "circuit")
         ]
 
 
@@ -186,7 +201,7 @@ def trained(planted: PlantedRetina, seed: int) -> tuple[nn.Module, dict[str, Any
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = RetinaNetwork(layout)
-    config = RetinaTraining(history=HISTORY, epochs=25, batch_size=128, lr=3e-3, seed=seed)
+    config = RetinaTraining(history=HISTORY, epochs=15, batch_size=128, lr=3e-3, seed=seed)
     fitted = fit_model(network, recording, config)
     return fitted.model, {
         "correlation": float(fitted.correlation.mean()),
@@ -195,38 +210,33 @@ def trained(planted: PlantedRetina, seed: int) -> tuple[nn.Module, dict[str, Any
     }
 
 
-def channels_alike(planted: PlantedRetina, model: nn.Module) -> dict[str, float]:
-    """For each layer: of every interneuron, the highest correlation over time with a unit.
+def units_alike(planted: PlantedRetina, model: nn.Module) -> dict[str, float]:
+    """How well some unit of the model follows each interneuron of the circuit, layer by layer.
 
-    Summed over positions, on held-out samples; absolute, mean over the circuit's 8 channels.
+    For the circuit's unit in the middle of each channel's map: the unit of the model, at any
+    place, that correlates with it most on training samples; its correlation on held-out ones.
+    Absolute, mean over the 8 channels.
     """
-    rows = planted.held_out.tolist()
-    sums = {
-        name: _sums(one, planted.windows.batch(rows))
-        for name, one in (("circuit", planted.circuit), ("model", model))
-    }
-    return {
-        site: float(
-            correlation_matrix(sums["circuit"][site], sums["model"][site]).abs().amax(1).mean()
-        )
-        for site in ("relu1", "relu2")
-    }
+    alike = {}
+    for site in RECTIFIED:
+        known = maps_of(planted.circuit, planted.windows, site)
+        side = known.shape[-1] // 2
+        middle, every = known[:, :, side, side], maps_of(model, planted.windows, site).flatten(1)
+        best = correlation_matrix(middle[planted.train], every[planted.train]).abs().argmax(1)
+        judged = correlation_matrix(middle[planted.held_out], every[planted.held_out][:, best])
+        alike[site] = float(judged.diagonal().abs().mean())
+    return alike
 
 
-def _sums(model: nn.Module, clips: Tensor) -> dict[str, Tensor]:
-    kept: dict[str, Tensor] = {}
-
-    def keep(site: str) -> Any:
-        return lambda module, args, out: kept.__setitem__(site, out.flatten(2).sum(2))
-
-    hooks = [
-        model.get_submodule(site).register_forward_hook(keep(site)) for site in ("relu1", "relu2")
-    ]
+def maps_of(model: nn.Module, clips: Inputs, site: str) -> Tensor:
+    """Activations at one site, [sample, channel, y, x]."""
+    kept: list[Tensor] = []
+    hook = model.get_submodule(site).register_forward_hook(lambda _, __, out: kept.append(out))
     with torch.no_grad():
-        model(clips)
-    for hook in hooks:
-        hook.remove()
-    return kept
+        for rows in torch.arange(len(clips)).split(256):
+            model(clips.batch(rows))
+    hook.remove()
+    return torch.cat(kept)
 
 
 def of_network(seed: int) -> list[dict[str, Any]]:
@@ -240,38 +250,48 @@ def of_network(seed: int) -> list[dict[str, Any]]:
     same = (fields.polarity == true.aligned().polarity)[
         true.strength > 0.1 * true.strength.median()
     ]
-    how |= {"alike": channels_alike(planted, model), "same_polarity": float(same.float().mean())}
+    how |= {"alike": units_alike(planted, model), "same_polarity": float(same.float().mean())}
     with tempfile.TemporaryDirectory() as folder:
         return [
-            {"part": "network", "seed": seed, "network": how, **what}
-            | scored(matrix, what["learner"], planted, fields, seed, None, p)
-            for what, matrix, p in decompositions(planted, model, folder, True)
+            {"seed": seed, "network": how, **what}
+            | scored(matrix, what["learner"], planted, fields, seed, None, cell)
+            for what, matrix, cell in decompositions(planted, model, folder, "network")
         ]
 
 
 # --- tables -------------------------------------------------------------------------------------
 
-FIGURES = ("cosine", "auroc", "best_mode_auroc", "sign", "sign_one_gate", "sign_chance")
+FIGURES = ("cosine", "auroc", "best_mode_auroc", "sign_one_gate", "sign", "sign_chance")
 HEAD = (
-    "| | | seeds | matched cosine | gate AUROC, pathway's modes | best mode alone "
-    "| sign, share right | one gate open | chance | modes |"
+    "| | | matched cosine | gate AUROC | of the best mode | sign, one gate open | sign, all "
+    "| chance | modes |"
 )
 
 
-def table(rows: Sequence[dict[str, Any]], part: str) -> str:
+def table(rows: Sequence[dict[str, Any]], site: str) -> str:
     """In Markdown: mean over seeds, with half the width of its 95 % interval."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["part"] == part:
-            groups.setdefault((row["site"], row["data"], row["learner"]), []).append(row)
-    lines = [HEAD, "|---" * 10 + "|"]
-    order = {site: place for place, site in enumerate(("relu1", "relu2", "conv1", "conv2"))}
-    for (site, data, learner), some in sorted(groups.items(), key=lambda g: order[g[0][0]]):
-        cells = [f"`{site}`, {data}", learner, str(len(some))]
-        cells += [spread([row[figure] for row in some]) for figure in FIGURES]
+        if row["site"] == site:
+            groups.setdefault((row["data"], row["learner"]), []).append(row)
+    lines = [HEAD, "|---" * 9 + "|"]
+    for (data, learner), some in sorted(groups.items(), key=lambda each: each[0][0], reverse=True):
+        cells = [data, learner, *(spread([row[figure] for row in some]) for figure in FIGURES)]
         cells.append(f"{statistics.mean(row['n_modes'] for row in some):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def raw(rows: Sequence[dict[str, Any]]) -> str:
+    """How much sites before the rectifier differ from those after it, in words."""
+    known = {(r["seed"], r["data"], r["learner"], r["site"]): r for r in rows}
+    apart: dict[str, list[float]] = {"contributions": [], "activations": []}
+    for (seed, data, learner, site), row in known.items():
+        before = known.get((seed, data, learner, site.replace("relu", "conv")))
+        if site in RECTIFIED and before is not None:
+            apart[data.split()[0]].append(abs(row["auroc"] - before["auroc"]))
+    means = ", ".join(f"{statistics.mean(v):.3f} of {name}" for name, v in apart.items() if v)
+    return f"Gate AUROC before and after the rectifier, mean difference: {means}."
 
 
 def spread(values: Sequence[float]) -> str:
@@ -286,14 +306,14 @@ def spread(values: Sequence[float]) -> str:
 
 def networks(rows: Sequence[dict[str, Any]]) -> str:
     """How well the networks learnt, in words."""
-    known = {row["seed"]: row["network"] for row in rows if row["part"] == "network"}
+    known = {row["seed"]: row["network"] for row in rows}
     if not known:
         return ""
     every = list(known.values())
     of = {
         "held-out correlation with the circuit's rates": [one["correlation"] for one in every],
         "fields with the circuit's sign": [one["same_polarity"] for one in every],
-        "best correlation of the circuit's channels with a unit, layer 1": [
+        "correlation of the circuit's interneurons with their best unit, layer 1": [
             one["alike"]["relu1"] for one in every
         ],
         "layer 2": [one["alike"]["relu2"] for one in every],
@@ -303,39 +323,42 @@ def networks(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--part", choices=("circuit", "network"), default=None)
+    parser.add_argument("--part", choices=tuple(PARTS), action="append")
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 6))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="measure seeds again")
     args = parser.parse_args()
-    file = RESULTS / "retina.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    parts = (args.part,) if args.part else ("circuit", "network")
-    jobs = [(part, seed) for part in parts for seed in range(args.seeds)]
-    if args.fresh:
-        rows = [row for row in rows if (row["part"], row["seed"]) not in jobs]
-    done = {(row["part"], row["seed"]) for row in rows}
-    with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {
-            pool.submit(of_circuit if part == "circuit" else of_network, seed): (part, seed)
-            for part, seed in jobs
-            if (part, seed) not in done
-        }
-        for ready in as_completed(waiting):
-            rows += ready.result()
-            keep(rows)
-    keep(rows)
+    for part in args.part or PARTS:
+        rows = earlier(part)
+        done = set() if args.fresh else {row["seed"] for row in rows}
+        seeds = [seed for seed in range(args.seeds) if seed not in done]
+        with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+            for ready in as_completed([pool.submit(PARTS[part], seed) for seed in seeds]):
+                fresh = ready.result()
+                rows = [row for row in rows if row["seed"] != fresh[0]["seed"]] + fresh
+                keep(part, rows)
+        keep(part, rows)
 
 
-def keep(rows: list[dict[str, Any]]) -> None:
+PARTS = {"circuit": of_circuit, "network": of_network}
+FILES = {"circuit": "retina", "network": "retina_network"}
+
+
+def earlier(part: str) -> list[dict[str, Any]]:
+    """Rows of the last result."""
+    file = RESULTS / f"{FILES[part]}.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    return rows
+
+
+def keep(part: str, rows: list[dict[str, Any]]) -> None:
     """Into the JSON file and the page."""
-    rows.sort(key=lambda row: [row[k] for k in ("part", "seed", "site", "data", "learner")])
+    rows.sort(key=lambda row: [row[k] for k in ("seed", "site", "data", "learner")])
     what = "standard circuit, 4,000 frames; a seed is one of circuit, movie and fit"
-    write("retina", {"what": what, "rows": rows})
-    for part in ("circuit", "network"):
-        said = [networks(rows), ""] if part == "network" else []
-        if any(row["part"] == part for row in rows):
-            paste(f"retina-{part}", "\n".join([*said, table(rows, part)]))
+    write(FILES[part], {"what": what, "rows": rows})
+    tables = [f"Layer {site[-1]}, `{site}`:\n\n{table(rows, site)}" for site in RECTIFIED]
+    said = networks(rows) if part == "network" else raw(rows)
+    paste(f"retina-{part}", "\n\n".join([*tables, said]))
 
 
 if __name__ == "__main__":

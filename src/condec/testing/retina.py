@@ -131,6 +131,18 @@ def folded(atoms: Float[Tensor, "mode entry"], n_units: int) -> Float[Tensor, "m
     return halves.sum(1)
 
 
+def even_rows(matrix: Float[Tensor, "sample unit"], train: Tensor) -> Float[Tensor, "sample unit"]:
+    r"""Rows brought to nearly the same length: :math:`x / (|x| + 0.1\,\mathrm{rms}|x|)`.
+
+    Loadings that are nearly binary (`condec.dictionary.ThresholdSAE`) leave out what is weak, and
+    contributions to a surprisal are weak wherever the rates are near their mean. Rows far below the
+    root mean square length of the training samples stay short.
+    """
+    length = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    even: Tensor = matrix / (length + _FAINT * length[train].square().mean().sqrt())
+    return even
+
+
 @dataclass(frozen=True, eq=False)
 class FoundModes:
     """Modes of one site, and the pathway that each belongs to.
