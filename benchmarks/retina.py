@@ -261,11 +261,10 @@ def of_network(seed: int) -> list[dict[str, Any]]:
 
 # --- tables -------------------------------------------------------------------------------------
 
-FIGURES = ("cosine", "auroc", "best_mode_auroc", "sign_one_gate", "sign", "sign_chance")
-HEAD = (
-    "| | | matched cosine | gate AUROC | of the best mode | sign, one gate open | sign, all "
-    "| chance | modes |"
-)
+FIGURES = {
+    "cosine": "matched cosine", "auroc": "gate AUROC", "best_mode_auroc": "of the best mode",
+    "sign_one_gate": "sign, one gate open", "sign": "sign, all", "sign_chance": "chance",
+}  # fmt: skip
 
 
 def table(rows: Sequence[dict[str, Any]], site: str) -> str:
@@ -274,9 +273,11 @@ def table(rows: Sequence[dict[str, Any]], site: str) -> str:
     for row in rows:
         if row["site"] == site:
             groups.setdefault((row["data"], row["learner"]), []).append(row)
-    lines = [HEAD, "|---" * 9 + "|"]
+    known = [key for key in FIGURES if not any(math.isnan(row[key]) for row in rows)]
+    head = ["", "", *(FIGURES[key] for key in known), "modes"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for (data, learner), some in sorted(groups.items(), key=lambda each: each[0][0], reverse=True):
-        cells = [data, learner, *(spread([row[figure] for row in some]) for figure in FIGURES)]
+        cells = [data, learner, *(spread([row[key] for row in some]) for key in known)]
         cells.append(f"{statistics.mean(row['n_modes'] for row in some):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -296,8 +297,6 @@ def raw(rows: Sequence[dict[str, Any]]) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """Mean and half the width of its 95 % interval over seeds."""
-    if any(math.isnan(value) for value in values):
-        return ""
     if len(values) < 2:
         return f"{values[0]:.2f}"
     half = T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
