@@ -5,13 +5,14 @@ No tensor is kept from a pass but the records and the gradients at the sites.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from condec.attribution.affine import AffineParts, watched
 from condec.attribution.base import check_finite
 from condec.errors import ModelError
 from condec.shapes import PerSample
@@ -197,6 +198,8 @@ class InputPath(Path):
     target : Target
     frozen : Tensor of shape [sample, ...], or None
         What the target fixed at the inputs.
+    affine : AffineParts, or None
+        What need not be computed at every point.
     """
 
     model: nn.Module
@@ -205,6 +208,7 @@ class InputPath(Path):
     sites: Sequence[Site]
     target: Target
     frozen: Tensor | None
+    affine: AffineParts | None = None
 
     @property
     def moved(self) -> Tensor:
@@ -218,6 +222,7 @@ class InputPath(Path):
             inputs=self.inputs[rows],
             start=self.start if len(self.start) == 1 else self.start[rows],
             frozen=None if self.frozen is None else self.frozen[rows],
+            affine=None if self.affine is None else self.affine.take(rows),
         )
 
     def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
@@ -228,9 +233,12 @@ class InputPath(Path):
         direction = None
         if speeds:
             direction = torch.cat([self.inputs - self.start] * len(where))
-        point = run_point(
-            self.model, stacked, self.sites, self.target, frozen=frozen, direction=direction
-        )
+        # Answers carry no tangents.
+        known = None if self.affine is None or speeds else self.affine.at(alphas)
+        with nullcontext() if known is None else watched(self.model, stacked, known):
+            point = run_point(
+                self.model, stacked, self.sites, self.target, frozen=frozen, direction=direction
+            )
         return [point] if len(where) == 1 else point.split(len(self.inputs))
 
     def end(self, first: Point) -> Point:

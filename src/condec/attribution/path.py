@@ -1,12 +1,14 @@
 """Integrated gradients: the line integral of gradient times change of activation."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from condec.attribution.affine import AffineParts, Calls, watched
 from condec.attribution.base import Attribution, Method
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
@@ -149,7 +151,12 @@ class IntegratedGradients(Method):
         labels: Tensor | None = None,
     ) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
-        first = run_point(model, inputs, sites, target, labels)
+        # Gauss-Legendre takes the derivative along the path of every layer.
+        calls: Calls = {}
+        with ExitStack() as stack:
+            if self.path == "input" and self.rule != "gauss":
+                calls = stack.enter_context(watched(model, inputs))
+            first = run_point(model, inputs, sites, target, labels)
         group = self._group(first)
         if group < len(inputs):
             parts = [
@@ -167,7 +174,8 @@ class IntegratedGradients(Method):
         for draw in range(self.baseline.n_draws):
             start = self.baseline.make(inputs, draw)
             if self.path == "input":
-                way = InputPath(model, inputs, start, sites, target, first.frozen)
+                affine = AffineParts.between(model, start, calls)
+                way = InputPath(model, inputs, start, sites, target, first.frozen, affine)
                 draws.append(self._integrate(way, first, cuts))
             else:
                 draws.append(self._layers(model, inputs, start, sites, target, first, cuts))
