@@ -196,6 +196,8 @@ def test_pathways_are_found_from_contributions_of_the_first_layer(planted, field
     check(analysed(planted, fields, target, learner, store, steps=600))
 
 
+# Four pathways have no use for the paper's ten modes an entry.
+@pytest.mark.filterwarnings("ignore::condec.dictionary.train.DeadModesWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_pathways_of_the_standard_circuit(seed, tmp_path):
