@@ -275,12 +275,6 @@ def fields_of_combinations(
     )
 
 
-def _row(modes: Sequence[int], n_modes: int) -> Tensor:
-    row = torch.zeros(n_modes, dtype=torch.bool)
-    row[list(modes)] = True
-    return row
-
-
 def _mean_field(fields: ReceptiveFields) -> Tensor:
     """Mean of picture times time course, [cell, history, y, x]."""
     course = (fields.strength[..., None] * fields.temporal).double()
