@@ -179,6 +179,19 @@ def test_the_leading_cell_is_the_one_whose_field_changes(run: Run) -> None:
     assert part.stop - part.start == 120
 
 
+def test_only_rates_of_the_same_cells_stand_beside_the_model(run: Run) -> None:
+    from dataclasses import replace
+
+    windows = movie().windows(5)
+    own = respond(run.loaded.model, replace(windows, label_names=("4", "5", "6", "9")))
+    assert own.cells == ("4", "5", "6", "9")
+    assert own.recorded is None
+    assert bool(own.correlation.isnan().all())
+    silent = replace(windows, recording=Recording(movie=movie().movie), label_names=tuple("abcd"))
+    assert respond(run.loaded.model, silent).cells == ("a", "b", "c", "d")
+    assert respond(run.loaded.model, windows).recorded is not None
+
+
 def test_named() -> None:
     assert named((0, 2), torch.tensor([5, 7, 9])) == "5, 9"
     assert named((), torch.tensor([5])) == ""

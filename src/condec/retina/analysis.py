@@ -94,6 +94,9 @@ class SiteAnalysis:
 def respond(model: nn.Module, windows: Windows, *, batch_size: int = 64) -> Responses:
     """Rates that the model gives to every clip of a recording, beside the recorded ones.
 
+    Recorded rates stand beside them only where the recording's cells have the names of the
+    model's (``windows.label_names``, where the model brings some).
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -111,8 +114,8 @@ def respond(model: nn.Module, windows: Windows, *, batch_size: int = 64) -> Resp
     recording = windows.recording
     rates = _rates(model, windows, batch_size)
     frames = torch.tensor([int(one) for one in windows.ids])
-    fits = recording.rates is not None and recording.rates.shape[1] == rates.shape[1]
-    names = recording.cells if fits else tuple(str(cell) for cell in range(rates.shape[1]))
+    names = _names(windows, rates.shape[1])
+    fits = recording.rates is not None and recording.cells == names
     events = list(recording.events.values())
     return Responses(
         rates=rates,
@@ -124,6 +127,14 @@ def respond(model: nn.Module, windows: Windows, *, batch_size: int = 64) -> Resp
         event_names=tuple(recording.events),
         name=recording.name,
     )
+
+
+def _names(windows: Windows, n_cells: int) -> tuple[str, ...]:
+    """The model's own names of its cells, else the recording's where it has as many."""
+    for names in (windows.label_names, windows.recording.cells):
+        if names is not None and len(names) == n_cells:
+            return tuple(names)
+    return tuple(str(cell) for cell in range(n_cells))
 
 
 def _rates(model: nn.Module, inputs: Inputs, batch_size: int) -> Tensor:
