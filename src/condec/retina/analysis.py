@@ -120,7 +120,9 @@ def respond(model: nn.Module, windows: Windows, *, batch_size: int = 64) -> Resp
     return Responses(
         rates=rates,
         recorded=recording.rates[frames] if fits and recording.rates is not None else None,
-        events=torch.stack([e.float()[frames] for e in events]) if events else torch.zeros(0, 0),
+        events=torch.stack([e.float()[frames] for e in events])
+        if events
+        else rates.new_zeros(0, len(rates)),
         frames=frames,
         seconds_per_frame=recording.seconds_per_frame,
         cells=names,
