@@ -500,6 +500,9 @@ def test_labels_without_a_value_are_left_out_of_a_comparison(chain):
     rankings = [ByMode(modes=modes), RandomUnits(n_units=N_UNITS)]
     options = {"fractions": (0.17, 0.34), "rankings": rankings, "n_bootstrap": 50}
     table = compare(measure_curves(model, data, modes, CurveOptions(**options)))
+    assert set(table["by"]) == {"auc_difference"}
+    kept = compare(measure_curves(model, data, modes, CurveOptions(edit="preserve", **options)))
+    assert set(kept["by"]) == {"area_between"}  # the off-target area may be nearly 0
     assert table["n_labels"].tolist() == [2]
     only = compare(measure_curves(model, data, modes, CurveOptions(labels=[2], **options)))
     assert only["verdict"].tolist() == ["undefined"]

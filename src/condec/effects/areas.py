@@ -115,7 +115,7 @@ def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
 
 
 def compare(
-    curves: Curves, *, by: By = "auc_difference", against: str | None = None
+    curves: Curves, *, by: By | None = None, against: str | None = None
 ) -> "pandas.DataFrame":
     r"""Which ranking is more selective, two at a time, and whether that is more than chance.
 
@@ -127,8 +127,10 @@ def compare(
     ----------
     curves : Curves
         From `measure_curves`, with ``n_bootstrap`` above 0.
-    by : {"auc_difference", "area_between"}
-        What is compared; see `summarise`.
+    by : {"auc_difference", "area_between"}, optional
+        What is compared; see `summarise`. By default the first where units are ablated, the
+        second where they are preserved: the off-target area comes near 0 there, and a ratio
+        to it says little.
     against : str, optional
         Only pairs with this ranking. By default all, each once.
 
@@ -148,6 +150,8 @@ def compare(
     """
     import pandas
 
+    if by is None:
+        by = "auc_difference" if curves.options.edit == "ablate" else "area_between"
     _check_comparison(curves, by, against)
     values = _by_ranking(curves, by)
     lower_is_better = by == "auc_difference" and curves.options.edit == "ablate"
