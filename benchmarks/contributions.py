@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import peak_memory_mib, ratio, side_by_side, synchronize, write
 
 from condec.attribution import ActGrad, Attribution, IntegratedGradients, Method
-from condec.compute import Compute
+from condec.attribution.precision import Compute
+from condec.attribution.reduce import split_and_sum
+from condec.attribution.targets import Predicted
 from condec.models import load_model
-from condec.reduce import split_and_sum
-from condec.sites import Site, Units, find_sites
-from condec.targets import Predicted
+from condec.network.sites import Site, Units, find_sites
 
 STEPS = 10
 MODELS = {

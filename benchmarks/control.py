@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import paste, side_by_side, write
 
-from condec.control import Ablate
 from condec.data import as_inputs
+from condec.edits import Ablate
 from condec.effects import Measured, Samples, measure
 from condec.effects.measured import Route
 from condec.models import load_model

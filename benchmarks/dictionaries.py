@@ -35,7 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import RESULTS, paste, write
 
 from condec.attribution import IntegratedGradients
-from condec.collection import collect
+from condec.attribution.targets import TopK
+from condec.basis.metrics import correlation_matrix, r2
+from condec.basis.metrics import l0 as count_loadings
 from condec.data import load_data
 from condec.dictionary import (
     NMF,
@@ -54,14 +56,12 @@ from condec.dictionary import (
     TrainConfig,
     fit,
 )
-from condec.dictionary.controls import strongest_loadings
-from condec.labels import membership
-from condec.metrics import correlation_matrix, r2
-from condec.metrics import l0 as count_loadings
+from condec.dictionary.measure.rivals import strongest_loadings
 from condec.models import load_model
 from condec.models.python import load_function
-from condec.store import Quantity, Store
-from condec.targets import TopK
+from condec.modes.labels import membership
+from condec.store.collection import collect
+from condec.store.store import Quantity, Store
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "cifar10"
@@ -273,7 +273,7 @@ def counts(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Class correlation of all learners at the three sites."""
-    from condec.figures.style import (
+    from condec.report.figures.style import (
         ACTIVATION,
         CONTRIBUTION,
         list_names,

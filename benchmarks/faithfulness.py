@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import write
 
-from condec.agreement import faithfulness
 from condec.attribution import (
     ActGrad,
     Activation,
@@ -31,10 +30,11 @@ from condec.attribution import (
     SmoothGrad,
     UnitAblation,
 )
-from condec.contributions import contribute
+from condec.attribution.contributions import contribute
+from condec.attribution.faithful import faithfulness
+from condec.attribution.targets import Predicted
 from condec.data import load_data
 from condec.models import load_model
-from condec.targets import Predicted
 
 N_SAMPLES = 100
 SITES = "block2, block3"

@@ -33,12 +33,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import synchronize, write
 
+from condec.basis.errors import DependencyError
 from condec.dictionary import Job, ThresholdSAE, TopKSAE, TrainConfig, fit, fit_many
-from condec.dictionary.descent import seeded
-from condec.dictionary.gradient import GradientLearner
-from condec.dictionary.overcomplete import library
-from condec.dictionary.problem import Step
-from condec.errors import DependencyError
+from condec.dictionary.fitting.descent import seeded
+from condec.dictionary.fitting.gradient import GradientLearner
+from condec.dictionary.fitting.problem import Step
+from condec.dictionary.learners.overcomplete import library
 
 BATCH = 128
 PASSES = 2

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import ratio, write
 
-from condec.maps import ModeMap, mode_map
+from condec.attribution.targets import Logit
+from condec.explain import ModeMap, mode_map
 from condec.models import load_model
-from condec.targets import Logit
 
 UNITS = (3, 50, 200)
 TARGET = Logit(1)

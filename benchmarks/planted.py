@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import RESULTS, paste, write
 
+from condec.basis.errors import CondecError
 from condec.dictionary import Learner, MatchingPursuit, TrainConfig, fit, quality, recovery
-from condec.errors import CondecError
 from condec.testing.planted import Planted
 
 SLOW = ("DictionaryLearning", "NMF", "MatchingPursuit")

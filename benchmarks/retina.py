@@ -44,17 +44,17 @@ from condec import (
     collect,
     fit,
 )
+from condec.attribution.targets import Target
+from condec.basis.metrics import correlation_matrix
 from condec.data import Inputs
 from condec.dictionary import Learner, TopKSAE
-from condec.metrics import correlation_matrix
-from condec.models.circuit import HISTORY, SIZE
-from condec.models.retina import RetinaNetwork
-from condec.models.retina_layout import RetinaLayout
 from condec.retina import ReceptiveFields, receptive_fields
 from condec.retina.circuit import circuit_recording
 from condec.retina.fitting import fit_model
+from condec.retina.models.circuit import HISTORY, SIZE
+from condec.retina.models.layout import RetinaLayout
+from condec.retina.models.network import RetinaNetwork
 from condec.retina.training import RetinaTraining
-from condec.targets import Target
 from condec.testing.retina import (
     FoundModes,
     PlantedRetina,

@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import ratio, side_by_side, write
 
 from condec.attribution import IntegratedGradients
-from condec.collection import collect
-from condec.data import Recording
-from condec.models.retina import RetinaLayout, RetinaNetwork
-from condec.targets import Surprisal
+from condec.attribution.targets import Surprisal
+from condec.retina import Recording
+from condec.retina.models.network import RetinaLayout, RetinaNetwork
+from condec.store.collection import collect
 
 STEPS = 20
 N_CELLS = 5

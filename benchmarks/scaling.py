@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import peak_memory_mib, write
 
 from condec.attribution import IntegratedGradients
-from condec.collection import collect
 from condec.models import load_model
+from condec.store.collection import collect
 
 SAMPLES = (100, 200, 500, 1000)
 STEPS = (5, 10, 20, 40, 80)
@@ -49,7 +49,7 @@ def fresh(n_samples: int, steps: int) -> dict[str, float]:
 
 
 def draw(samples: dict[int, dict[str, float]], steps: dict[int, dict[str, float]]) -> None:
-    from condec.figures.style import panels, save_figure, styled
+    from condec.report.figures.style import panels, save_figure, styled
 
     with styled():
         figure, axes = panels(3, height=2.6, width=3.0)

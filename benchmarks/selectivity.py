@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import PAGE, RESULTS, paste, write
 
 from condec.attribution import ActGrad, IntegratedGradients, UnitAblation
-from condec.collection import collect
+from condec.attribution.targets import Margin, TopK
 from condec.dictionary import ThresholdSAE, TrainConfig, fit
 from condec.effects import (
     ByCorrelation,
@@ -54,9 +54,9 @@ from condec.effects import (
     summarise,
 )
 from condec.models.torchvision import import_torchvision
-from condec.modes import Modes
-from condec.store import Store
-from condec.targets import Margin, TopK
+from condec.modes.modes import Modes
+from condec.store.collection import collect
+from condec.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

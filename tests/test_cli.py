@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import condec.report
-from condec import cli, config
-from condec.runner import LINKS
-from condec.store import Store
+from condec import cli
+from condec.run import LINKS, config
+from condec.store.store import Store
 
 NET = """
 from condec.testing.models import small_resnet
@@ -246,7 +246,7 @@ def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("condec.collection.collect", interrupted)
+    monkeypatch.setattr("condec.store.collection.collect", interrupted)
     result = condec_command("run", source / "run.toml", "-q")
     assert result.exit_code == 130
     assert "interrupted; the same command goes on where it stopped" in result.stderr

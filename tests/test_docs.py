@@ -19,10 +19,9 @@ import pytest
 from typer.main import get_command
 
 import condec
-from condec import config, sweeps
 from condec.cli import app
 from condec.dictionary import TrainConfig
-from condec.runner import plan
+from condec.run import config, plan, sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

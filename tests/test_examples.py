@@ -7,11 +7,10 @@ from pathlib import Path
 import pandas
 import pytest
 
-from condec import config
-from condec.maps import SiteMaps
-from condec.runner import Run, chain
-from condec.statistics import compare_trends
-from condec.store import Store
+from condec.explain import SiteMaps
+from condec.run import Run, chain, config
+from condec.store.statistics import compare_trends
+from condec.store.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/run.toml"))

@@ -4,7 +4,7 @@
     store -> dictionary -> modes -> control, maps -> effects -> figures, report
 
 >>> import condec, torch
->>> from condec.testing.models import small_resnet
+>>> from condec.testing import small_resnet
 >>> model, images = small_resnet(), torch.rand(40, 1, 8, 8)
 >>> batch = condec.contribute(model, images, "block*", target=condec.Predicted())
 >>> batch["block2"].contribution.shape                        # as the activation there
@@ -17,32 +17,75 @@ tensor(True)
 torch.Size([2, 4])
 """
 
-from condec.errors import CondecError, DataError, DependencyError
-from condec.errors import ModelError, OptionError, SiteError, StoreError
-from condec.presets import presets_of
-from condec.sites import Site, Units, find_site, find_sites
-from condec.models import LoadedModel, load_model
-from condec.models.attention import expose_attention
-from condec.models.language import LanguageModel
+from condec.basis.errors import (
+    CondecError,
+    DataError,
+    DependencyError,
+    ModelError,
+    OptionError,
+    SiteError,
+    StoreError,
+)
+from condec.network import (
+    Site,
+    Units,
+    find_cuts,
+    find_site,
+    find_sites,
+    inspect_model,
+    presets_of,
+    record,
+)
+from condec.models import LanguageModel, LoadedModel, expose_attention, load_model
 from condec.data import Inputs, as_inputs, load_data
-from condec.tape import find_cuts, inspect_model, record
-from condec.targets import Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum
-from condec.targets import Surprisal, Target, TopK
-from condec.attribution import ActGrad, Constant, IntegratedGradients, Method, UnitAblation, Zeros
-from condec.reduce import split_and_sum
-from condec.compute import Compute
-from condec.contributions import Contributions, contribute
-from condec.agreement import faithfulness
-from condec.store import Store
-from condec.collection import collect
-from condec.twins import RandomWeights, ShuffledLabels, collect_twin
-from condec.dictionary import PCA, NMF, Dictionary, FitReport, KMeans, ThresholdSAE, TrainConfig
-from condec.dictionary import fit, load_dictionary
-from condec.labels import Hierarchy, membership
-from condec.modes import ModeMatch, Modes
-from condec.statistics import layer_statistics
-from condec.control import Ablate, Preserve, edited, unit_means
-from condec.maps import ModeMap, mode_map
+from condec.attribution.targets import (
+    Contrast,
+    Custom,
+    Entropy,
+    Label,
+    Logit,
+    Margin,
+    Predicted,
+    Sum,
+    Surprisal,
+    Target,
+    TopK,
+)
+from condec.attribution import (
+    ActGrad,
+    Compute,
+    Constant,
+    Contributions,
+    IntegratedGradients,
+    Method,
+    UnitAblation,
+    Zeros,
+    contribute,
+    faithfulness,
+    split_and_sum,
+)
+from condec.store import (
+    RandomWeights,
+    ShuffledLabels,
+    Store,
+    collect,
+    collect_twin,
+    layer_statistics,
+)
+from condec.dictionary import (
+    Dictionary,
+    FitReport,
+    KMeans,
+    NMF,
+    PCA,
+    ThresholdSAE,
+    TrainConfig,
+    fit,
+    load_dictionary,
+)
+from condec.modes import Hierarchy, ModeMatch, Modes, membership
+from condec.edits import Ablate, Preserve, edited, unit_means
+from condec.explain import ModeMap, mode_map
 from condec.effects import auc_difference, control_curve
 
 __all__ = [

@@ -15,18 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from condec import config, sweeps
-from condec.errors import CondecError, OptionError
+from condec.basis.errors import CondecError, OptionError
 from condec.models import load_model
-from condec.presets import presets_of
+from condec.network import find_sites, inspect_model, presets_of
 from condec.retina.circuit import write_circuit_recording
-from condec.runner import FUNCTIONS, Link, Outcome, Run, chain
-from condec.runner.folder import RunFolder
-from condec.runner.plan import Plan
-from condec.sites import find_sites
-from condec.store import Store
-from condec.tape import inspect_model
-from condec.twins import Control, is_twin
+from condec.run import FUNCTIONS, Link, Outcome, Run, chain, config, sweeps
+from condec.run.plan import Plan
+from condec.store import Control, RunFolder, Store, is_twin
 
 app = typer.Typer(
     name="condec",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from condec import IntegratedGradients, contribute, find_sites
 from condec.attribution import affine, engine
 from condec.attribution.baselines import Blur
-from condec.targets import Logit
+from condec.attribution.targets import Logit
 
 STEPS = 7
 

@@ -26,12 +26,12 @@ from condec.attribution import (
     method_from_dict,
     unit_effects,
 )
-from condec.contributions import Contributions, contribute
+from condec.attribution.contributions import Contributions, contribute
+from condec.attribution.reduce import spread_units, unit_numbers
+from condec.attribution.targets import Entropy, Label, Logit, Predicted, TopK
+from condec.basis.errors import DataError, DependencyError, ModelError, OptionError, SiteError
 from condec.data import as_inputs
-from condec.errors import DataError, DependencyError, ModelError, OptionError, SiteError
-from condec.reduce import spread_units, unit_numbers
-from condec.sites import Site, Units
-from condec.targets import Entropy, Label, Logit, Predicted, TopK
+from condec.network.sites import Site, Units
 from condec.testing.contracts import AttributionContract, _images, count_hooks
 from condec.testing.models import small_mlp, small_resnet
 

@@ -21,10 +21,10 @@ from condec.attribution import (
     engine,
     method_from_dict,
 )
-from condec.contributions import contribute
+from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit, Predicted
+from condec.basis.errors import DataError, ModelError, OptionError
 from condec.data import as_inputs
-from condec.errors import DataError, ModelError, OptionError
-from condec.targets import Logit, Predicted
 from condec.testing.contracts import AttributionContract
 from condec.testing.models import small_mlp, small_resnet
 
@@ -102,7 +102,7 @@ def test_a_small_late_site_does_not_stack_without_bound() -> None:
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
     wide = torch.randn(4, 1, 200, 200)  # 8 times 640 KB already fill a pass
-    from condec.sites import find_sites
+    from condec.network.sites import find_sites
 
     IntegratedGradients(steps=20).attribute(model, wide, find_sites(model, "head"), Logit(0))
     assert set(batches) == {4, 1}
@@ -175,7 +175,7 @@ def test_everything_works_under_inference_mode() -> None:
 
 
 def contribute_sites(model: nn.Module):  # type: ignore[no-untyped-def]
-    from condec.sites import find_sites
+    from condec.network.sites import find_sites
 
     return find_sites(model, "block*")
 

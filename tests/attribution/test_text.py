@@ -27,13 +27,8 @@ from condec.attribution import (
     Zeros,
     ZeroTokens,
 )
-from condec.attribution.text import (
-    baseline_from_text,
-    baseline_text,
-    method_from_text,
-    method_text,
-)
-from condec.errors import OptionError
+from condec.attribution.text import baseline_from_text, baseline_text, method_from_text, method_text
+from condec.basis.errors import OptionError
 
 BASELINES = {
     "zeros": Zeros(),

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import ActGrad, IntegratedGradients
-from condec.contributions import contribute
-from condec.sites import Units
-from condec.targets import Label, Logit, Predicted, Target, TopK
+from condec.attribution.contributions import contribute
+from condec.attribution.targets import Label, Logit, Predicted, Target, TopK
+from condec.network.sites import Units
 from condec.testing.models import small_mlp, small_resnet
 
 
@@ -114,7 +114,7 @@ def test_act_grad_equals_the_loop(make, shape, site) -> None:  # type: ignore[no
     ],
 )
 def test_reduction_equals_the_loop(units: Units, shape: tuple[int, ...]) -> None:
-    from condec.reduce import split_and_sum
+    from condec.attribution.reduce import split_and_sum
 
     values = torch.randn(*shape, dtype=torch.float64)
     reduced = split_and_sum(values, units)

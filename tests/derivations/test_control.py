@@ -10,11 +10,11 @@ import math
 import pytest
 import torch
 
-from condec.collection import collect
-from condec.control import Ablate, Preserve
+from condec.edits import Ablate, Preserve
 from condec.effects import auc_difference, control_curve, count_units
-from condec.modes import Modes
-from condec.sites import Site, Units
+from condec.modes.modes import Modes
+from condec.network.sites import Site, Units
+from condec.store.collection import collect
 from condec.testing.models import small_mlp
 
 

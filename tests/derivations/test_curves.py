@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from condec.collection import collect
+from condec.attribution.targets import Label
 from condec.effects import (
     ByMean,
     ByScores,
@@ -26,9 +26,9 @@ from condec.effects import (
 )
 from condec.effects.intervals import draw_weights, image_counts
 from condec.effects.points import draw_donors
-from condec.modes import Modes
-from condec.sites import Site
-from condec.targets import Label
+from condec.modes.modes import Modes
+from condec.network.sites import Site
+from condec.store.collection import collect
 
 N_LABELS, N_UNITS, FRACTIONS = 3, 4, (0.25, 0.5, 0.75)
 

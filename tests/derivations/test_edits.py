@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from condec.control import Ablate, Patch, Project, Scale, Steer, baked, edited
-from condec.sites import Site, Units
+from condec.edits import Ablate, Patch, Project, Scale, Steer, baked, edited
+from condec.network.sites import Site, Units
 
 CASES = [
     ("channels", (2, 4, 3, 2)), ("channels", (2, 4)), ("features", (2, 3, 4)),

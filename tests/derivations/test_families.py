@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import IntegratedGradients
-from condec.contributions import contribute
+from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit
 from condec.models.attention import expose_attention
 from condec.models.language import LanguageModel
 from condec.models.torchvision import import_torchvision
-from condec.presets import PRESETS, presets_of
-from condec.sites import Site, find_sites
-from condec.targets import Logit
+from condec.network.presets import PRESETS, presets_of
+from condec.network.sites import Site, find_sites
 
 STEPS = 2
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condec.maps import mode_map
-from condec.targets import Label, Logit, TopK
+from condec.attribution.targets import Label, Logit, TopK
+from condec.explain import mode_map
 
 
 class Convolutional(nn.Module):

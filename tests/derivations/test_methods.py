@@ -19,9 +19,9 @@ from condec.attribution import (
     UnitAblation,
     unit_effects,
 )
-from condec.contributions import contribute
-from condec.sites import Site, Units
-from condec.targets import Logit, Predicted
+from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit, Predicted
+from condec.network.sites import Site, Units
 from condec.testing.models import small_mlp, small_resnet
 
 

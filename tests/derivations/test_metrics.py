@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condec import metrics
+from condec.basis import metrics
 
 
 def _vector(n: int, seed: int) -> list[float]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import Blur, Constant, IntegratedGradients, Noise, Samples
-from condec.contributions import contribute
-from condec.targets import Logit
+from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit
 from condec.testing.models import small_mlp, small_resnet
 
 

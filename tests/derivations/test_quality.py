@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from condec import metrics
+from condec.basis import metrics
 from condec.dictionary import PCA, DictionaryMetrics, KMeans, Quality, fit, quality
 
 # Few held-out rows do not use every cluster.

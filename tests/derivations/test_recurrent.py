@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import IntegratedGradients
-from condec.contributions import Contributions, contribute
-from condec.errors import SiteError
-from condec.sites import Units
-from condec.targets import Logit
+from condec.attribution.contributions import Contributions, contribute
+from condec.attribution.targets import Logit
+from condec.basis.errors import SiteError
+from condec.network.sites import Units
 
 STEPS = 6
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from condec.models.circuit import HISTORY, SIZE, RetinaCircuit, standard_circuit
+from condec.retina.models.circuit import HISTORY, SIZE, RetinaCircuit, standard_circuit
 
 
 def slow_rates(circuit: RetinaCircuit, clip: np.ndarray) -> list[float]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condec.models.retina import (
+from condec.retina.models.network import (
     AbsBatchNorm,
     GaussianNoise,
     RetinaLayout,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from condec.collection import collect
 from condec.effects import control_matrix, mode_interactions, steering_curve
-from condec.labels import Hierarchy
-from condec.modes import Modes
-from condec.sites import Site
+from condec.modes.labels import Hierarchy
+from condec.modes.modes import Modes
+from condec.network.sites import Site
+from condec.store.collection import collect
 
 N_LABELS, N_UNITS, N_POSITIONS = 4, 5, 3
 

@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 
-from condec.sites import Site, Units
-from condec.statistics import layer_statistics
-from condec.store import Rows, SiteInfo, Store
+from condec.network.sites import Site, Units
+from condec.store.statistics import layer_statistics
+from condec.store.store import Rows, SiteInfo, Store
 
 
 def median(values):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from condec.attribution import IntegratedGradients
-from condec.contributions import contribute
-from condec.targets import (
+from condec.attribution.contributions import contribute
+from condec.attribution.targets import (
     Contrast,
     Custom,
     Entropy,

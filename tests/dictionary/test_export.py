@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from condec.basis.errors import DataError, StoreError
 from condec.dictionary import (
     PCA,
     BatchTopKSAE,
@@ -18,7 +19,6 @@ from condec.dictionary import (
     read_saelens,
     write_saelens,
 )
-from condec.errors import DataError, StoreError
 from condec.models.torchvision import import_torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
+from condec.basis.errors import StoreError
 from condec.dictionary import PCA, fit, io, load_dictionary
-from condec.errors import StoreError
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from condec.collection import collect
-from condec.modes import Modes
-from condec.sites import Site
-from condec.targets import Label
+from condec.attribution.targets import Label
+from condec.modes.modes import Modes
+from condec.network.sites import Site
+from condec.store.collection import collect
 
 N_LABELS, N_UNITS = 3, 6
 

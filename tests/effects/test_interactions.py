@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from condec import figures
+from condec.basis.errors import DataError, OptionError
 from condec.effects import INTERACTION_COLUMNS, mode_interactions
-from condec.errors import DataError, OptionError
+from condec.report import figures
 
 N_LABELS = 3
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.spatial.distance import squareform
 
-from condec import figures
+from condec.basis.errors import DataError, ModelError, OptionError
 from condec.effects import ByScores, ControlMatrix, RandomUnits, control_curve, control_matrix
-from condec.errors import DataError, ModelError, OptionError
-from condec.labels import Hierarchy
+from condec.modes.labels import Hierarchy
+from condec.report import figures
 from condec.testing.contracts import count_hooks
 
 N_LABELS = 3

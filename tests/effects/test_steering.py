@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from condec import figures
+from condec.basis.errors import DataError, OptionError
 from condec.effects import STEERING_COLUMNS, steering_curve, steering_direction
-from condec.errors import DataError, OptionError
+from condec.report import figures
 
 
 def unit(vector):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from condec import figures
+from condec.basis.errors import DataError, OptionError
 from condec.effects import RandomUnits, superclass_control
-from condec.errors import DataError, OptionError
+from condec.report import figures
 
 
 def both_sites(chain, **changes):

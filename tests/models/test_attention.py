@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from condec.contributions import contribute
-from condec.errors import SiteError
+from condec.attribution.contributions import contribute
+from condec.basis.errors import SiteError
 from condec.models import load_model
 from condec.models.attention import ExposedAttention, can_be_exposed, expose_attention
 from condec.models.torchvision import import_torchvision
-from condec.sites import find_sites
+from condec.network.sites import find_sites
 
 
 def pair(*, batch_first: bool = True, bias: bool = True) -> tuple[nn.Module, nn.Module]:

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from condec.attribution import IntegratedGradients, Samples, Zeros, ZeroTokens
-from condec.contributions import contribute
-from condec.errors import DataError, ModelError, OptionError
+from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit
+from condec.basis.errors import DataError, ModelError, OptionError
 from condec.models import load_model
 from condec.models.huggingface import PooledEncoder, load_huggingface_model
 from condec.models.language import LanguageModel
 from condec.models.torchvision import import_torchvision
-from condec.sites import find_sites
-from condec.targets import Logit
+from condec.network.sites import find_sites
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from condec.errors import DependencyError, ModelError, OptionError
+from condec.basis.errors import DependencyError, ModelError, OptionError
 from condec.models import load_model
 from condec.models.library import downloaded, import_optional, load_weights
 from condec.models.torchvision import import_torchvision

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from condec.errors import ModelError, OptionError
+from condec.basis.errors import ModelError, OptionError
 from condec.models import load_model
 from condec.models.python import load_function
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condec.errors import DataError, OptionError
+from condec.basis.errors import DataError, OptionError
 from condec.retina.cells import cluster, mode_cell_correlation, mode_cell_p, near_duplicates
 
 METHODS = ("kmeans", "hierarchical")

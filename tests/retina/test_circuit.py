@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from condec.errors import OptionError
+from condec.basis.errors import OptionError
 from condec.models import load_model
-from condec.models.circuit import HISTORY, POLARITY, SIZE, RetinaCircuit, standard_circuit
 from condec.retina import separate
 from condec.retina.circuit import circuit_recording, gated_movie
+from condec.retina.models.circuit import HISTORY, POLARITY, SIZE, RetinaCircuit, standard_circuit
 
 
 def clip_with(circuit: RetinaCircuit, *pathways: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condec.errors import DataError, OptionError
+from condec.basis.errors import DataError, OptionError
 from condec.retina.chance import keys_of, kinds_of, rolled
 from condec.retina.combinations import active_modes, combinations, fields_of_combinations
 from condec.retina.fields import ReceptiveFields, separate

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from condec.basis.errors import DataError, OptionError
 from condec.data import as_inputs
-from condec.errors import DataError, OptionError
 from condec.retina.combinations import fields_of_combinations
 from condec.retina.explained import COMPARED, MODES, explained_variance, pooled_stimulus
 from condec.retina.fields import ReceptiveFields, receptive_fields

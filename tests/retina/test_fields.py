@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from condec.basis.errors import DataError, ModelError, OptionError
 from condec.data import as_inputs
-from condec.errors import DataError, ModelError, OptionError
 from condec.retina.fields import ReceptiveFields, receptive_fields, separate
 
 HISTORY, SIZE = 4, 6

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from condec.data import Recording
-from condec.errors import DataError, ModelError, OptionError, StoreError
+from condec.basis.errors import DataError, ModelError, OptionError, StoreError
 from condec.retina import (
+    Recording,
     RetinaEpoch,
     RetinaTraining,
     correlation,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from condec import figures
-from condec.errors import DataError, OptionError
-from condec.figures.style import POSITIVE
+from condec.basis.errors import DataError, OptionError
+from condec.report.figures.style import POSITIVE
 from condec.retina import PROBES, probe, standard_probes
+from condec.retina import figures as retina_figures
 from condec.retina.stimuli import Stimulus
 
 
@@ -48,7 +48,7 @@ def test_rates_follow_the_stimulus_from_its_first_frame_on() -> None:
 def test_figure_has_a_panel_for_every_probe() -> None:
     rates = {name: torch.rand(20, 3) * size for name, size in (("a", 1), ("b", 5), ("c", 2))}
     events = {"a": {"on": torch.ones(20), "off": torch.zeros(20)}}
-    figure = figures.probes_figure(rates, events)
+    figure = retina_figures.probes_figure(rates, events)
     images = [image.get_array() for axis in figure.axes for image in axis.images]
     assert [image.shape for image in images] == [(3, 20)] * 3
     assert max(float(abs(image).max()) for image in images) == pytest.approx(1.0)
@@ -58,4 +58,4 @@ def test_figure_has_a_panel_for_every_probe() -> None:
     assert {text.get_text() for text in texts} == {"on", "off"}
     assert POSITIVE in {text.get_color() for text in texts}
     with pytest.raises(DataError, match="no probes"):
-        figures.probes_figure({}, {})
+        retina_figures.probes_figure({}, {})

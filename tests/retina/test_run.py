@@ -9,15 +9,20 @@ import pandas as pd
 import pytest
 import torch
 
-from condec import config
-from condec.data import Recording, write_recording
-from condec.errors import DataError, OptionError, StoreError
-from condec.modes import Modes
-from condec.retina import ReceptiveFields, RetinaOptions, mode_cell_correlation, receptive_fields
+from condec.basis.errors import DataError, OptionError, StoreError
+from condec.modes.modes import Modes
+from condec.retina import (
+    ReceptiveFields,
+    Recording,
+    RetinaOptions,
+    mode_cell_correlation,
+    receptive_fields,
+    write_recording,
+)
 from condec.retina.analysis import Responses, analyse, fields_of, named, respond
 from condec.retina.page import Retina
 from condec.retina.records import load_record, save_record
-from condec.runner import LINKS_OF_MOVIES, Run, chain
+from condec.run import LINKS_OF_MOVIES, Run, chain, config
 
 NET = """
 import torch
@@ -120,7 +125,7 @@ def test_tables_of_a_site(run: Run) -> None:
 
 
 def test_surprisal_is_fitted_on_other_frames(run: Run) -> None:
-    from condec.targets import Surprisal
+    from condec.attribution.targets import Surprisal
 
     recording = movie()
     with torch.no_grad():
@@ -214,7 +219,7 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
 
 
 def test_data_that_are_no_movie() -> None:
-    from condec.runner.retina import retina
+    from condec.run.retina import retina
 
     plan = config.from_dict({"sites": "block1", "links": ["retina"]})
     with pytest.raises(OptionError, match="'digits' are no movie; give"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from condec.errors import OptionError
+from condec.basis.errors import OptionError
 from condec.retina.light import seen
 from condec.retina.stimuli import (
     Stimulus,

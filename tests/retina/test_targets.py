@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from condec import contribute
 from condec.attribution import IntegratedGradients
-from condec.collection import collect
-from condec.errors import DataError, OptionError
-from condec.targets import Logit, Sum, Surprisal
+from condec.attribution.targets import Logit, Sum, Surprisal
+from condec.basis.errors import DataError, OptionError
+from condec.store.collection import collect
 
 CELLS, METHOD = 5, IntegratedGradients(steps=4)
 

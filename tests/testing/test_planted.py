@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from condec.errors import OptionError
+from condec.basis.errors import OptionError
 from condec.testing.planted import Planted, planted
 
 

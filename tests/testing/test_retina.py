@@ -16,10 +16,10 @@ from condec import (
     collect,
     fit,
 )
+from condec.basis.errors import DataError, OptionError
 from condec.dictionary import Learner, TopKSAE
-from condec.errors import DataError, OptionError
-from condec.models.circuit import HISTORY
 from condec.retina import ReceptiveFields, receptive_fields
+from condec.retina.models.circuit import HISTORY
 from condec.testing.retina import (
     FoundModes,
     PlantedRetina,
@@ -197,7 +197,7 @@ def test_pathways_are_found_from_contributions_of_the_first_layer(planted, field
 
 
 # Four pathways have no use for the paper's ten modes an entry.
-@pytest.mark.filterwarnings("ignore::condec.dictionary.train.DeadModesWarning")
+@pytest.mark.filterwarnings("ignore::condec.dictionary.fitting.train.DeadModesWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_pathways_of_the_standard_circuit(seed, tmp_path):

@@ -20,7 +20,18 @@ from condec.attribution.baselines import (
     Zeros,
     ZeroTokens,
 )
+from condec.attribution.contributions import (
+    Contributions,
+    Sites,
+    assemble,
+    contribute,
+    is_silent,
+    prepare_inputs,
+    run_batch,
+    warn_of_silence,
+)
 from condec.attribution.deeplift import DeepLift
+from condec.attribution.faithful import faithfulness
 from condec.attribution.gradients import (
     ActGrad,
     Activation,
@@ -33,14 +44,53 @@ from condec.attribution.gradients import (
     SmoothGrad,
 )
 from condec.attribution.path import IntegratedGradients
-from condec.options import option_from_dict
+from condec.attribution.precision import Compute, Precision
+from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
+from condec.basis.options import option_from_dict
 
 __all__ = [
-    "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Constant",
-    "DeepLift", "GradCAM", "Gradient", "InputGrad", "IntegratedGradients", "Mean", "Method",
-    "Noise", "NormActNormGrad", "Pointwise", "Samples", "SmoothGrad", "UnitAblation",
-    "ZeroTokens", "Zeros", "baseline_from_dict", "check_finite", "method_from_dict", "unit_effects",
-]  # fmt: skip
+    "ActGrad",
+    "ActNormGrad",
+    "Activation",
+    "Attribution",
+    "Baseline",
+    "Blur",
+    "Compute",
+    "Constant",
+    "Contributions",
+    "DeepLift",
+    "GradCAM",
+    "Gradient",
+    "InputGrad",
+    "IntegratedGradients",
+    "Mean",
+    "Method",
+    "Noise",
+    "NormActNormGrad",
+    "Pointwise",
+    "Precision",
+    "Samples",
+    "Sites",
+    "SmoothGrad",
+    "UnitAblation",
+    "ZeroTokens",
+    "Zeros",
+    "assemble",
+    "baseline_from_dict",
+    "check_finite",
+    "contribute",
+    "faithfulness",
+    "is_silent",
+    "merge_signs",
+    "method_from_dict",
+    "prepare_inputs",
+    "run_batch",
+    "split_and_sum",
+    "spread_units",
+    "unit_effects",
+    "unit_numbers",
+    "warn_of_silence",
+]
 
 _BASELINES: dict[str, type[Baseline]] = {
     kind.__name__: kind for kind in (Zeros, ZeroTokens, Constant, Blur, Mean, Noise, Samples)

@@ -9,14 +9,12 @@ from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method, check_finite
 from condec.attribution.baselines import Baseline, Zeros
-from condec.errors import DataError, OptionError, SiteError
-from condec.options import require
-from condec.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
-from condec.shapes import UnitMatrix
-from condec.sites import Site, units_of
-from condec.suffix import Suffix, split_at
-from condec.tape import record, run_model
-from condec.targets import Target
+from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
+from condec.attribution.targets import Target
+from condec.basis.errors import DataError, OptionError, SiteError
+from condec.basis.options import require
+from condec.basis.shapes import UnitMatrix
+from condec.network import Site, Suffix, record, run_model, split_at, units_of
 
 if TYPE_CHECKING:
     import condec.data
@@ -40,7 +38,7 @@ class UnitAblation(Method):
     for each other each has little, and effects do not add up. What the target froze stays as
     at the inputs; ``target_baseline`` is NaN.
 
-    What lies after the site runs for every unit and sample (`condec.suffix`), what lies
+    What lies after the site runs for every unit and sample (`condec.network.suffix`), what lies
     before it once.
 
     Parameters
@@ -57,7 +55,7 @@ class UnitAblation(Method):
     seed : int
         Of the draws of ``"resample"``.
     means : mapping of site key to one number a unit, optional
-        For ``"mean"``: means over more than the batch (`condec.control.unit_means`).
+        For ``"mean"``: means over more than the batch (`condec.edits.unit_means`).
     baseline : Baseline
         For ``"baseline"``; one that is a single input, not several draws.
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from condec.errors import DataError
-from condec.options import Option
-from condec.shapes import PerSample, SampleIndex
-from condec.sites import Site
-from condec.targets import Target
+from condec.attribution.targets import Target
+from condec.basis.errors import DataError
+from condec.basis.options import Option
+from condec.basis.shapes import PerSample, SampleIndex
+from condec.network import Site
 
 if TYPE_CHECKING:
     import condec.data

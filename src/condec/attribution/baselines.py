@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from condec.basis.errors import DataError, OptionError
+from condec.basis.options import Option, digest_of
 from condec.data import as_inputs
-from condec.errors import DataError, OptionError
-from condec.options import Option, digest_of
 
 if TYPE_CHECKING:
     import condec.data

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from condec.attribution.base import Attribution, Method, check_finite, wide
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.engine import Kept
-from condec.containers import first_tensor
-from condec.errors import DependencyError, ModelError, OptionError
-from condec.options import require
-from condec.sites import Site
-from condec.tape import check_samples, frozen_parameters, record, run_model
-from condec.targets import Label, Logit, Predicted, Target, TopK
+from condec.attribution.targets import Label, Logit, Predicted, Target, TopK
+from condec.basis.errors import DependencyError, ModelError, OptionError
+from condec.basis.options import require
+from condec.network import Site, check_samples, first_tensor, frozen_parameters, record, run_model
 
 if TYPE_CHECKING:
     import condec.data

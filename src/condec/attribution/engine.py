@@ -14,12 +14,10 @@ from torch.autograd import forward_ad
 
 from condec.attribution.affine import AffineParts, watched
 from condec.attribution.base import check_finite
-from condec.errors import ModelError
-from condec.shapes import PerSample
-from condec.sites import Site
-from condec.suffix import Suffix
-from condec.tape import check_samples, frozen_parameters, record, run_model
-from condec.targets import Target
+from condec.attribution.targets import Target
+from condec.basis.errors import ModelError
+from condec.basis.shapes import PerSample
+from condec.network import Site, Suffix, check_samples, frozen_parameters, record, run_model
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method, wide
 from condec.attribution.engine import Kept, run_point
-from condec.errors import OptionError, SiteError
-from condec.options import require
-from condec.reduce import merge_signs, split_and_sum, spread_units
-from condec.sites import Site, units_of
-from condec.targets import Target
+from condec.attribution.reduce import merge_signs, split_and_sum, spread_units
+from condec.attribution.targets import Target
+from condec.basis.errors import OptionError, SiteError
+from condec.basis.options import require
+from condec.network import Site, units_of
 
 if TYPE_CHECKING:
     import condec.data

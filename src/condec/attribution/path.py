@@ -13,12 +13,10 @@ from condec.attribution.base import Attribution, Method
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
 from condec.attribution.quadrature import Integral, Rule, integrate, integrate_to
-from condec.errors import OptionError
-from condec.options import require
-from condec.sites import Site
-from condec.suffix import split_at
-from condec.tape import find_cuts
-from condec.targets import Target
+from condec.attribution.targets import Target
+from condec.basis.errors import OptionError
+from condec.basis.options import require
+from condec.network import Site, find_cuts, split_at
 
 if TYPE_CHECKING:
     import condec.data

@@ -34,7 +34,7 @@ from condec.attribution.gradients import (
     SmoothGrad,
 )
 from condec.attribution.path import IntegratedGradients
-from condec.errors import OptionError
+from condec.basis.errors import OptionError
 
 _PLAIN: Final[dict[str, type[Method]]] = {
     kind.__name__.lower(): kind

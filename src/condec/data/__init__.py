@@ -1,4 +1,4 @@
-"""Inputs with stable names: arrays, files of arrays, folders of images, movies, torch data sets.
+"""Inputs with stable names: arrays, files of arrays, folders of images, torch data sets.
 
 >>> inputs = load_data("digits")
 >>> len(inputs), inputs.sample_shape, inputs.ids[:2]
@@ -15,6 +15,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from condec.basis import registry
+from condec.basis.errors import DataError, OptionError
 from condec.data.arrays import (
     as_images,
     as_labels,
@@ -26,16 +28,13 @@ from condec.data.arrays import (
 )
 from condec.data.images import from_folder
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, scale_pixels, spread
-from condec.data.movie_files import from_movie, read_recording, write_recording
-from condec.data.movies import Recording, Scaling, Windows
-from condec.errors import DataError, OptionError
 
 __all__ = [
-    "UNLABELLED", "Inputs", "Preprocess", "Recording", "Scaling", "Windows", "as_inputs",
-    "load_data", "read_recording", "scale_pixels", "spread", "write_recording",
+    "UNLABELLED", "Inputs", "Preprocess", "as_inputs", "load_data", "scale_pixels", "spread",
 ]  # fmt: skip
 
-SOURCES: Final = ("digits", "npz:FILE", "folder:DIR", "folder:DIR?csv=FILE", "movie:FILE")
+SOURCES: Final = ("digits", "npz:FILE", "folder:DIR", "folder:DIR?csv=FILE")
+"""Sources here; others come from `condec.basis.registry`: ``condec.data``."""
 
 
 def load_data(
@@ -46,7 +45,7 @@ def load_data(
     preprocess: Preprocess | None = None,
     shape: tuple[int, ...] | None = None,
     limit: int | None = None,
-    scaling: Scaling | None = None,
+    scaling: tuple[float, float] | None = None,
     cells: Sequence[str] | None = None,
     folder: str | Path = ".",
 ) -> Inputs:
@@ -59,10 +58,8 @@ def load_data(
         seen. ``npz:FILE``: arrays ``images`` (uint8 [sample, y, x, channel], or float as the
         model takes it), and, if there, ``labels``, ``class_names`` and ``ids``; or a ``.npy``
         of images. ``folder:DIR``: images, one subfolder a class; or, with a csv, the files
-        that it lists. ``movie:FILE?KEY=VALUE&...``: clips of a movie (`Windows`), with the keys
-        ``split``, ``cells`` (``0,2``), ``response``, ``frames`` (``START:STOP``) and ``scaling``
-        (``MEAN,STD``) of `read_recording`; ``history``, the frames of a clip (by default those
-        that the model takes, or 40); and ``unit``, which rates are divided by.
+        that it lists. ``movie:FILE?KEY=VALUE&...``: clips of a movie
+        (`condec.retina.movies.files.from_movie`).
     csv : path, optional
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.
@@ -96,9 +93,12 @@ def load_data(
     keys = dict(parse_qsl(query, keep_blank_values=True))
     csv = keys.pop("csv", csv)
     base = Path(folder)
-    known = kind in {"digits", "npz", "folder", "movie"} and (kind == "movie" or not keys)
-    if not known or (kind == "digits") == bool(rest):
-        raise OptionError(f"data {source!r}: expected one of {', '.join(SOURCES)}")
+    read = None if kind in {"digits", "npz", "folder"} else registry.find("condec.data", kind)
+    if read is None and (
+        kind not in {"digits", "npz", "folder"} or keys or (kind == "digits") == bool(rest)
+    ):
+        brought = (f"{name}:..." for name in registry.names("condec.data"))
+        raise OptionError(f"data {source!r}: expected one of {', '.join((*SOURCES, *brought))}")
     if csv is not None and kind != "folder":
         raise OptionError(
             f"data {source!r}: a csv belongs to folder:DIR only; got csv={str(csv)!r}"
@@ -110,10 +110,8 @@ def load_data(
             inputs = digits()
         case "npz":
             inputs = from_file(base / rest)
-        case "movie":
-            inputs = from_movie(
-                base / rest, keys, shape=shape, scaling=scaling, cells_of_model=cells
-            )
+        case _ if read is not None:
+            inputs = read(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
         case _:
             inputs = from_folder(base / rest, None if csv is None else base / csv)
     if label_names is not None:

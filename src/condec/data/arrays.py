@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from condec.basis.errors import DataError
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, bytes_of, scale_pixels
-from condec.errors import DataError
 
 
 def from_arrays(

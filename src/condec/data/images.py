@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from condec.basis.errors import DataError
 from condec.data.inputs import UNLABELLED, Inputs, spread
-from condec.errors import DataError
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from condec.errors import DataError
-from condec.shapes import Labels
+from condec.basis.errors import DataError
+from condec.basis.shapes import Labels
 
 UNLABELLED: Final = -1
 

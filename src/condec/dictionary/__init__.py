@@ -1,31 +1,23 @@
 """Dictionaries: atoms of units that act together, and their loadings on samples."""
 
-from condec.dictionary.base import (
-    Dictionary,
-    DictionaryMetrics,
-    Epoch,
-    Learned,
-    Learner,
-    TrainConfig,
-    Training,
-    load_dictionary,
-)
-from condec.dictionary.batch_topk import BatchTopKSAE, MatryoshkaSAE
-from condec.dictionary.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
-from condec.dictionary.controls import CONTROLS, control_words, controls_as_good, fit_controls
+from condec.dictionary.base import Dictionary, Learner, load_dictionary
 from condec.dictionary.export import LinearCode, linear_code, read_saelens, write_saelens
-from condec.dictionary.many import Job, fit_many
-from condec.dictionary.measure import Quality, quality
-from condec.dictionary.overcomplete import Overcomplete, OvercompleteFactorisation
-from condec.dictionary.pareto import best_at_equal_l0, over_seeds, pareto_front
-from condec.dictionary.preparation import Preparation
-from condec.dictionary.prepared import split_rows
-from condec.dictionary.pursuit import MatchingPursuit
-from condec.dictionary.sae import ThresholdSAE
-from condec.dictionary.seeds import Stability, alive_modes, seed_agreement, stability
-from condec.dictionary.sparse import JumpReLUSAE, ReLUSAE, TopKSAE
-from condec.dictionary.train import DeadModesWarning, FitReport, fit, forget_checkpoint
-from condec.dictionary.truth import Recovery, recovery
+from condec.dictionary.fitting.many import Job, fit_many
+from condec.dictionary.fitting.preparation import Preparation
+from condec.dictionary.fitting.prepared import split_rows
+from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit, forget_checkpoint
+from condec.dictionary.learners.batch_topk import BatchTopKSAE, MatryoshkaSAE
+from condec.dictionary.learners.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
+from condec.dictionary.learners.overcomplete import Overcomplete, OvercompleteFactorisation
+from condec.dictionary.learners.pursuit import MatchingPursuit
+from condec.dictionary.learners.sae import ThresholdSAE
+from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE, TopKSAE
+from condec.dictionary.measure.pareto import best_at_equal_l0, over_seeds, pareto_front
+from condec.dictionary.measure.quality import Quality, quality
+from condec.dictionary.measure.recovery import Recovery, recovery
+from condec.dictionary.measure.rivals import CONTROLS, control_words, controls_as_good, fit_controls
+from condec.dictionary.measure.stability import Stability, alive_modes, seed_agreement, stability
+from condec.dictionary.records import DictionaryMetrics, Epoch, Learned, TrainConfig, Training
 
 __all__ = [
     "CONTROLS",

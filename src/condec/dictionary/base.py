@@ -17,18 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.options import Option, option_from_dict
+from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
 from condec.dictionary import io
-from condec.dictionary.preparation import Preparation
-from condec.dictionary.records import DictionaryMetrics as DictionaryMetrics
-from condec.dictionary.records import Epoch as Epoch
-from condec.dictionary.records import Learned as Learned
-from condec.dictionary.records import OnEpoch as OnEpoch
-from condec.dictionary.records import TrainConfig as TrainConfig
-from condec.dictionary.records import Training as Training
-from condec.dictionary.records import complement as complement
-from condec.errors import DataError, OptionError, StoreError
-from condec.options import Option, option_from_dict
-from condec.shapes import Atom, Atoms, Loadings, UnitMatrix
+from condec.dictionary.fitting.preparation import Preparation
+from condec.dictionary.records import (
+    Learned,
+    OnEpoch,
+    TrainConfig,
+    Training,
+)
 
 _ROWS_AT_ONCE: Final = 4096
 """Rows encoded at a time: what lies between matrix and loadings stays small."""

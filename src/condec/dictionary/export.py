@@ -15,12 +15,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from condec.basis.errors import DataError, StoreError
+from condec.basis.files import remove_partial, to_json, write_file, writing
+from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
 from condec.dictionary.base import Dictionary
-from condec.dictionary.batch_topk import BatchTopKSAE, MatryoshkaSAE
-from condec.dictionary.sparse import JumpReLUSAE, ReLUSAE, TopKSAE, above, largest
-from condec.errors import DataError, StoreError
-from condec.files import remove_partial, to_json, write_file, writing
-from condec.shapes import Atom, Atoms, Loadings, UnitMatrix
+from condec.dictionary.learners.batch_topk import BatchTopKSAE, MatryoshkaSAE
+from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE, TopKSAE, above, largest
 
 Architecture = Literal["standard", "topk", "jumprelu"]
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from condec.errors import StoreError
-from condec.files import remove_partial, to_json, write_file, writing
+from condec.basis.errors import StoreError
+from condec.basis.files import remove_partial, to_json, write_file, writing
 
 TENSORS: Final = "dictionary.safetensors"
 RECORD: Final = "dictionary.json"

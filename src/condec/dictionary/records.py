@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from condec.errors import OptionError
-from condec.shapes import SampleIndex
+from condec.basis.errors import OptionError
+from condec.basis.shapes import SampleIndex
 
 Schedule = Literal["cosine", "plateau", "constant"]
 Scaling = Literal["global", "unit", "none"]

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import auc
 from condec.effects.intervals import draw_weights, interval, lead, selectivity
 from condec.effects.table import Curves
-from condec.errors import DataError, OptionError
-from condec.metrics import auc
 
 if TYPE_CHECKING:
     import pandas

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from condec.control import Ablate, Preserve, unit_means
+from condec.basis.errors import OptionError
+from condec.basis.shapes import Atom
+from condec.edits import Ablate, Preserve, unit_means
 from condec.effects.intervals import image_counts, interval
 from condec.effects.measured import Edits
 from condec.effects.points import EditKind, Replacement, count_units
 from condec.effects.samples import Samples
-from condec.errors import OptionError
 from condec.modes import Modes
-from condec.shapes import Atom
-from condec.sites import Site
+from condec.network import Site
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from condec.effects.samples import Samples, held_out, labels_of
 from condec.effects.standard import RANKINGS, check_rankings, default_rankings, ranked_units
 from condec.effects.table import COLUMNS, Curve, Curves
 from condec.modes import Modes
-from condec.tape import refuse_training
+from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas

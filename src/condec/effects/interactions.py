@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, nn
 
+from condec.basis.errors import OptionError
 from condec.effects.choose import Choice, bootstrap, choice_of, of_labels
 from condec.effects.measured import Edits, measure
 from condec.effects.points import Replacement
 from condec.effects.rankings import by_unit, descending
 from condec.effects.samples import held_out, labels_of
-from condec.errors import OptionError
-from condec.labels import label_name
-from condec.modes import Modes
-from condec.tape import refuse_training
+from condec.modes import Modes, label_name
+from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas

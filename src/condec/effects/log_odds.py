@@ -13,12 +13,11 @@ from typing import Any, Final
 from torch import nn
 
 from condec.attribution import ActGrad
-from condec.collection import collect
+from condec.attribution.targets import Margin
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig, fit
 from condec.modes import Modes
-from condec.sites import Site
-from condec.store import Store
-from condec.targets import Margin
+from condec.network import Site
+from condec.store import Store, collect
 
 LOG_ODDS: Final = Margin(against="logsumexp")
 """The label's output minus the log-sum-exp of the others: log(p / (1 - p)) of its softmax."""

@@ -8,16 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import pearson
 from condec.effects.choose import choice_of, label_means, of_labels
 from condec.effects.measured import Edits, measure
 from condec.effects.points import EditKind, Replacement
 from condec.effects.rankings import ByMode, Ranked, Ranking
 from condec.effects.samples import held_out, labels_of
-from condec.errors import DataError, OptionError
-from condec.labels import Hierarchy, label_name
-from condec.metrics import pearson
-from condec.modes import Modes
-from condec.tape import refuse_training
+from condec.modes import Hierarchy, Modes, label_name
+from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas

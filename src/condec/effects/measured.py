@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from condec.contributions import prepare_inputs
+from condec.attribution import prepare_inputs
+from condec.basis.errors import OptionError
 from condec.effects.passes import Edits, Passes, Route
 from condec.effects.samples import Samples
-from condec.errors import OptionError
-from condec.tape import refuse_training
+from condec.network import refuse_training
 
 __all__ = ["Edits", "Measured", "Route", "measure"]
 
@@ -66,7 +66,7 @@ def measure(
 
     Sets of edits that begin at the same place share what lies before it, which runs once for
     every batch; what lies after it runs on several versions of the batch at a time
-    (`condec.suffix`). Numbers are those of a whole pass for every set of edits, up to the
+    (`condec.network.suffix`). Numbers are those of a whole pass for every set of edits, up to the
     rounding of another batch size.
 
     Parameters

@@ -1,7 +1,7 @@
 """Outputs of a batch under many edits, in as few and as short passes as may be.
 
 Sets of edits are grouped by their earliest place in the network. For each group, what lies
-before that place runs once a batch (`condec.suffix`), and what lies after it runs on several
+before that place runs once a batch (`condec.network.suffix`); what lies after it runs on several
 versions of the batch, one for every set, stacked along the sample axis.
 """
 
@@ -12,12 +12,10 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from condec.control import Edit, edited
-from condec.errors import ModelError, OptionError, SiteError
-from condec.sites import Site
-from condec.suffix import Change, Cut, Place, Suffix
-from condec.suffix import Route as SuffixRoute
-from condec.tape import record, run_model
+from condec.basis.errors import ModelError, OptionError, SiteError
+from condec.edits import Edit, edited
+from condec.network import Change, Cut, Place, Site, Suffix, record, run_model
+from condec.network import Route as SuffixRoute
 
 Edits = tuple[Edit, ...]
 """Edits that act together; an empty tuple is the network as it is."""

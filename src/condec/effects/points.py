@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from condec.control import Ablate, Preserve, Recorded, record_activation, unit_means
+from condec.basis.errors import DataError, OptionError
+from condec.edits import Ablate, Preserve, Recorded, record_activation, unit_means
 from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import Order, Ranking
 from condec.effects.samples import Samples
-from condec.errors import DataError, OptionError
 from condec.modes import Modes
 
 EditKind = Literal["ablate", "preserve"]

@@ -16,13 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from condec.errors import DataError, OptionError
-from condec.metrics import correlation_matrix
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import correlation_matrix
+from condec.basis.shapes import Mask
 from condec.modes import Modes
-from condec.shapes import Mask
-from condec.shards import Quantity
-from condec.sites import Site
-from condec.store import Sign, Store
+from condec.network import Site
+from condec.store import Quantity, Sign, Store
 
 Scores = Float[torch.Tensor, "unit"]
 Order = Int[torch.Tensor, " unit"]

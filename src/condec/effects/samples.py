@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from condec.basis.errors import DataError
+from condec.basis.shapes import Labels
 from condec.data import Inputs, as_inputs
-from condec.errors import DataError
 from condec.modes import Modes
-from condec.shapes import Labels
 
 
 @dataclass(frozen=True, eq=False)

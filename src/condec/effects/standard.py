@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condec.contributions import prepare_inputs
+from condec.attribution import (
+    merge_signs,
+    prepare_inputs,
+    split_and_sum,
+    spread_units,
+    unit_numbers,
+)
+from condec.basis.errors import DataError, OptionError, SiteError
 from condec.effects.rankings import (
     ByCorrelation,
     ByMean,
@@ -20,15 +27,18 @@ from condec.effects.rankings import (
     Ranking,
     Scores,
 )
-from condec.errors import DataError, OptionError, SiteError
 from condec.modes import Modes
-from condec.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
-from condec.shards import Quantity
-from condec.sites import Site, find_sites, units_of
-from condec.store import Sign, Store
-from condec.tape import record, refuse_training, run_model
-from condec.units import Units
-from condec.wrappers import original
+from condec.network import (
+    Site,
+    Units,
+    find_sites,
+    original,
+    record,
+    refuse_training,
+    run_model,
+    units_of,
+)
+from condec.store import Quantity, Sign, Store
 
 LOG_ODDS_NAMES: Final = ("log_odds_modes", "log_odds_difference")
 """Rankings that need contributions to the label's log-odds (`condec.effects.log_odds`)."""

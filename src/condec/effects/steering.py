@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from condec.control import Steer
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import unit_length
+from condec.basis.shapes import Atom, Mask
+from condec.edits import Steer
 from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import by_unit
 from condec.effects.samples import held_out, labels_of
-from condec.errors import DataError, OptionError
-from condec.labels import label_name
-from condec.metrics.vectors import unit_length
-from condec.modes import Modes
-from condec.shapes import Atom, Mask
-from condec.tape import refuse_training
+from condec.modes import Modes, label_name
+from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas

@@ -8,16 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import correlation_matrix
 from condec.effects.choose import Choice, bootstrap, choice_of
 from condec.effects.measured import Edits, measure
 from condec.effects.points import EditKind, Replacement
 from condec.effects.rankings import ByModeSum, RandomUnits, Scores, descending
 from condec.effects.samples import Samples, held_out
-from condec.errors import DataError, OptionError
-from condec.labels import label_name
-from condec.metrics import correlation_matrix
-from condec.modes import Modes
-from condec.tape import refuse_training
+from condec.modes import Modes, label_name
+from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,7 @@ from condec.effects.intervals import Resampled, interval, selectivity
 from condec.effects.measured import Measured
 from condec.effects.points import CurveOptions, count_units
 from condec.effects.rankings import Ranked
-from condec.labels import label_name
+from condec.modes import label_name
 
 if TYPE_CHECKING:
     import pandas

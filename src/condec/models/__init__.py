@@ -12,12 +12,24 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from condec.errors import OptionError
+from condec.basis import registry
+from condec.basis.errors import OptionError
+from condec.models.attention import expose_attention
+from condec.models.language import LanguageModel
+
+__all__ = [
+    "FAMILIES",
+    "LanguageModel",
+    "LoadedModel",
+    "expose_attention",
+    "load_model",
+    "refuse_weights",
+]
 
 FAMILIES: Final = (
-    "digits", "circuit", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "retina:FILE",
-    "python:FILE.py:FUNCTION",
+    "digits", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "python:FILE.py:FUNCTION",
 )  # fmt: skip
+"""Families of models here; others come from `condec.basis.registry`: ``condec.models``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +69,11 @@ def load_model(
     ----------
     spec : str
         ``digits``: the embedded convolutional network on 8 x 8 handwritten digits.
-        ``circuit``, ``circuit:SEED``: the known circuit of the retina, `condec.models.circuit`.
         ``torchvision:NAME``, ``timm:NAME``: a classifier of that library.
         ``huggingface:NAME``: an image classifier, image encoder or causal language model, by
         its folder or its name on the hub.
-        ``retina:FILE``: a trained network of the retina, ``.pt`` of torch-deep-retina or
-        ``.safetensors`` of `condec.models.retina_checkpoint.save_checkpoint`;
-        ``?positions=centres`` after it reads grabbed units at the cells' own centres.
+        ``circuit``, ``circuit:SEED``, ``retina:FILE``: models of `condec.retina`. Other packages
+        bring families of their own (`condec.basis.registry`).
         ``python:FILE.py:FUNCTION``: what your function returns; it is called with the path
         of the weights if there are any, else without arguments.
     weights : str or Path, optional
@@ -92,7 +102,7 @@ def load_model(
     --------
     >>> load_model("torchvison:resnet50")
     Traceback (most recent call last):
-    condec.errors.OptionError: model 'torchvison:resnet50': 'torchvison' is not a family of ...
+    condec.basis.errors.OptionError: model 'torchvison:resnet50': 'torchvison' is not a family ...
     """
     family, _, rest = spec.partition(":")
     folder = Path(folder)
@@ -100,15 +110,8 @@ def load_model(
         case "digits" if not rest:
             from condec.models.digits import load_digits_model
 
-            if weights is not None:
-                raise OptionError(f"model 'digits' brings its own weights; got {str(weights)!r}")
+            refuse_weights(spec, weights)
             return load_digits_model()
-        case "circuit" if not rest or rest.isdecimal():
-            from condec.models.circuit import load_circuit
-
-            if weights is not None:
-                raise OptionError(f"model 'circuit' brings its own weights; got {str(weights)!r}")
-            return load_circuit(int(rest or 0))
         case "torchvision" if rest:
             from condec.models.torchvision import load_torchvision_model
 
@@ -122,24 +125,26 @@ def load_model(
 
             given = weights if weights == "random" else _located(weights, folder)
             return load_huggingface_model(rest, given, folder=folder)
-        case "retina" if rest:
-            from condec.models.retina_checkpoint import load_retina_model
-
-            if weights is not None:
-                raise OptionError(
-                    f"model 'retina:{rest}' brings its own weights; got {str(weights)!r}"
-                )
-            return load_retina_model(rest, folder=folder)
         case "python" if rest:
             from condec.models.python import load_python_model
 
             return load_python_model(rest, _located(weights, folder), folder=folder)
-    near = difflib.get_close_matches(family, [text.split(":")[0] for text in FAMILIES], n=1)
+    if (load := registry.find("condec.models", family)) is not None:
+        brought: LoadedModel = load(rest, weights, folder=folder)
+        return brought
+    known = (*FAMILIES, *registry.names("condec.models"))
+    near = difflib.get_close_matches(family, [text.split(":")[0] for text in known], n=1)
     hint = f" Did you mean {near[0]!r}?" if near and near[0] != family else ""
     raise OptionError(
         f"model {spec!r}: {family!r} is not a family of models, or lacks what follows it; "
-        f"expected one of {', '.join(FAMILIES)}.{hint}"
+        f"expected one of {', '.join(known)}.{hint}"
     )
+
+
+def refuse_weights(spec: str, weights: str | Path | None) -> None:
+    """Raise OptionError where weights are given for a model that brings its own."""
+    if weights is not None:
+        raise OptionError(f"model {spec!r} brings its own weights; got {str(weights)!r}")
 
 
 def _located(weights: str | Path | None, folder: Path) -> str | Path | None:

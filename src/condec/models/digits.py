@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condec.files import write_file
+from condec.basis.files import write_file
 from condec.models import LoadedModel
 
 WIDTHS: Final = (16, 32, 32, 64)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from condec.errors import CondecError, DependencyError, ModelError, OptionError
+from condec.basis.errors import CondecError, DependencyError, ModelError, OptionError
 from condec.models import LoadedModel
 from condec.models.language import LanguageModel
 from condec.models.library import import_optional, per_picture, read_state, seeded

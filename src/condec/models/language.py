@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from condec.errors import DataError, ModelError, OptionError
+from condec.basis.errors import DataError, ModelError, OptionError
 
 
 class LanguageModel(nn.Module):

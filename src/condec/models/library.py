@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condec.errors import DependencyError, ModelError, OptionError
+from condec.basis.errors import DependencyError, ModelError, OptionError
 
 Made = TypeVar("Made")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from condec.errors import ModelError, OptionError
+from condec.basis.errors import ModelError, OptionError
 from condec.models import LoadedModel
 from condec.models.library import seeded
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from condec.errors import DependencyError
+from condec.basis.errors import DependencyError
 from condec.models import LoadedModel
 from condec.models.attention import expose_attention
 from condec.models.library import (

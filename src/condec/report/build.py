@@ -11,12 +11,12 @@ from urllib.parse import quote
 import jinja2
 import tomli_w
 
-from condec.figures import display_for, smoothing
-from condec.files import writing
+from condec.basis.files import writing
 from condec.report import checks, summary, words
 from condec.report.cards import LINES, mode_cards, mode_lines
 from condec.report.control import control_lines, control_sentences
 from condec.report.drawing import PARTS, Studio
+from condec.report.figures import display_for, smoothing
 from condec.report.reading import Fitted, RunPart, SitePart, read_run
 from condec.report.side_effects import side_effect_sentences
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from condec.maps import leading_modes, strongest_units
+from condec.explain import leading_modes, strongest_units
 from condec.report.reading import Fitted, RunPart
 
 CARDS_WITHOUT_MAPS = 12

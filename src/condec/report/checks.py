@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from condec.dictionary import control_words, controls_as_good
-from condec.dictionary.train import MANY_DEAD
+from condec.dictionary.fitting.train import MANY_DEAD
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import count, fixed, percent
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from condec.effects import mean_over_labels
-from condec.figures import rankings_in
+from condec.report.figures import rankings_in
 from condec.report.reading import SitePart
 from condec.report.words import fixed, percent
 

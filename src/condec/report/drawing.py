@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from condec import figures
+from condec.basis.metrics import correlation_matrix
 from condec.effects import MatrixQuantity
-from condec.labels import membership
-from condec.maps import SiteMaps
-from condec.metrics import correlation_matrix
+from condec.explain import SiteMaps
+from condec.modes import membership
+from condec.report import figures
 from condec.report.cards import ModeLine
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.side_effects import matrices

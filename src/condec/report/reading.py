@@ -13,14 +13,12 @@ from urllib.parse import quote, unquote
 import torch
 from torch import Tensor
 
+from condec.basis.errors import StoreError
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
-from condec.errors import StoreError
-from condec.labels import Hierarchy, label_name, membership
-from condec.maps import SiteMaps
-from condec.modes import Modes, Split
-from condec.store import SiteInfo, Store
-from condec.twins import is_twin
+from condec.explain import SiteMaps
+from condec.modes import Hierarchy, Modes, Split, label_name, membership
+from condec.store import SiteInfo, Store, is_twin
 
 if TYPE_CHECKING:
     import pandas

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from condec.basis.errors import DataError
 from condec.effects import ControlMatrix, GroupAgreement
-from condec.errors import DataError
-from condec.labels import Hierarchy
+from condec.modes import Hierarchy
 from condec.report.reading import Fitted
 from condec.report.words import fixed, percent
 

@@ -22,7 +22,7 @@ from condec.report.words import (
     target_words,
     trend_words,
 )
-from condec.statistics import compare_trends
+from condec.store import compare_trends
 
 SPLITS: Final = {"train": "training", "held_out": "held out"}
 """Rows that a dictionary was fitted to or not, in words."""

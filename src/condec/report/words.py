@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from condec.statistics import TREND
+from condec.store import TREND
 
 DASH = "\N{EN DASH}"
 

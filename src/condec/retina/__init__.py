@@ -21,6 +21,8 @@ from condec.retina.combinations import (
 from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
 from condec.retina.fitting import fit_model, poisson_loss
+from condec.retina.movies.files import read_recording, write_recording
+from condec.retina.movies.movies import Recording, Scaling, Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import PROBES, probe, standard_probes
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining
@@ -32,9 +34,12 @@ __all__ = [
     "FittedRetina",
     "RankOne",
     "ReceptiveFields",
+    "Recording",
     "RetinaEpoch",
     "RetinaOptions",
     "RetinaTraining",
+    "Scaling",
+    "Windows",
     "active_modes",
     "cluster",
     "combinations",
@@ -49,7 +54,9 @@ __all__ = [
     "pooled_stimulus",
     "predicted_rates",
     "probe",
+    "read_recording",
     "receptive_fields",
     "separate",
     "standard_probes",
+    "write_recording",
 ]

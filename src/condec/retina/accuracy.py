@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condec.data import Recording
-from condec.errors import ModelError
-from condec.metrics import pearson
-from condec.tape import refuse_training, run_model
+from condec.basis.errors import ModelError
+from condec.basis.metrics import pearson
+from condec.network import refuse_training, run_model
+from condec.retina.movies.movies import Recording
 
 
 def correlation(

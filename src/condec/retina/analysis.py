@@ -8,19 +8,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from condec.contributions import prepare_inputs
+from condec.attribution import prepare_inputs
+from condec.basis.errors import DataError
+from condec.basis.metrics import correlation_matrix
 from condec.data import Inputs
 from condec.data.inputs import spread
-from condec.data.movies import Windows
-from condec.errors import DataError
-from condec.metrics import correlation_matrix
 from condec.modes import Modes
+from condec.network import refuse_training, run_model
 from condec.retina.cells import cluster, mode_cell_correlation
 from condec.retina.combinations import CombinationFields, combinations, fields_of_combinations
 from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import ReceptiveFields, receptive_fields
+from condec.retina.movies.movies import Windows
 from condec.retina.options import RetinaOptions
-from condec.tape import refuse_training, run_model
 
 if TYPE_CHECKING:
     import pandas

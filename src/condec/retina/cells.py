@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from condec.errors import DataError, OptionError
-from condec.metrics import correlation_matrix, cosine
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import correlation_matrix, cosine
 
 if TYPE_CHECKING:
     import numpy

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from condec.data import Recording, write_recording
-from condec.errors import OptionError
-from condec.models.circuit import (
+from condec.basis.errors import OptionError
+from condec.retina.accuracy import batches
+from condec.retina.models.circuit import (
     BORDER,
     HISTORY,
     PATHWAYS,
@@ -17,7 +17,8 @@ from condec.models.circuit import (
     RetinaCircuit,
     standard_circuit,
 )
-from condec.retina.accuracy import batches
+from condec.retina.movies.files import write_recording
+from condec.retina.movies.movies import Recording
 
 _BATCH = 256
 

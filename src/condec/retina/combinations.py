@@ -9,16 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from condec.errors import DataError, OptionError
-from condec.retina.chance import (
-    binomial_p,
-    chance_of,
-    holm,
-    keys_of,
-    kinds_of,
-    likely,
-    shifted,
-)
+from condec.basis.errors import DataError, OptionError
+from condec.retina.chance import binomial_p, chance_of, holm, keys_of, kinds_of, likely, shifted
 from condec.retina.fields import ReceptiveFields, separate
 
 if TYPE_CHECKING:

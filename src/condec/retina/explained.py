@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import pca_dimensions
 from condec.data.inputs import Inputs
 from condec.effects.intervals import image_counts, interval
-from condec.errors import DataError, OptionError
-from condec.metrics import pca_dimensions
 from condec.retina.fields import ReceptiveFields
 
 if TYPE_CHECKING:

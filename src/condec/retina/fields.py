@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condec.contributions import prepare_inputs
+from condec.attribution import prepare_inputs
+from condec.basis.errors import DataError, ModelError, OptionError
 from condec.data.inputs import Inputs, spread
-from condec.errors import DataError, ModelError, OptionError
-from condec.tape import frozen_parameters, refuse_training, run_model
+from condec.network import frozen_parameters, refuse_training, run_model
 
 _Reduced = TypeVar("_Reduced")
 

@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condec.batches import fingerprint
-from condec.data import Recording
-from condec.dictionary.checkpoint import Keeper, State
-from condec.dictionary.descent import seed
+from condec.basis.errors import DataError, ModelError
+from condec.basis.metrics import pearson
+from condec.basis.options import digest_of
+from condec.dictionary.fitting.checkpoint import Keeper, State
+from condec.dictionary.fitting.descent import seed
+from condec.dictionary.fitting.train import epoch_bar
 from condec.dictionary.records import Epoch
-from condec.dictionary.train import epoch_bar
-from condec.errors import DataError, ModelError
-from condec.metrics import pearson
-from condec.options import digest_of
+from condec.network import run_model
 from condec.retina.accuracy import batches, check_cells
+from condec.retina.movies.movies import Recording
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining, copied
-from condec.tape import run_model
+from condec.store import fingerprint
 
 _TINY: Final = 1e-8
 

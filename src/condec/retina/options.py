@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from condec.errors import OptionError
+from condec.basis.errors import OptionError
 from condec.retina.cells import ClusterMethod
 
 

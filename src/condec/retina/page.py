@@ -9,12 +9,12 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from condec import figures
-from condec.errors import StoreError
+from condec.basis.errors import StoreError
 from condec.report.build import MorePage
 from condec.report.drawing import Drawn, Studio
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import count, fixed, percent
+from condec.retina import figures
 from condec.retina.analysis import Responses, named
 from condec.retina.combinations import CombinationFields
 from condec.retina.fields import ReceptiveFields

@@ -8,10 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from condec.data.movies import SECONDS_PER_FRAME
-from condec.errors import OptionError
+from condec.basis.errors import OptionError
 from condec.retina import stimuli
 from condec.retina.analysis import Responses, respond
+from condec.retina.movies.movies import SECONDS_PER_FRAME
 from condec.retina.stimuli import Stimulus
 
 PROBES: Final[Mapping[str, Callable[..., Stimulus]]] = {

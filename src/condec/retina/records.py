@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from condec.errors import StoreError
-from condec.files import write_file, writing
+from condec.basis.errors import StoreError
+from condec.basis.files import write_file, writing
 
 Record = TypeVar("Record")
 _WORDS: Final = "words"

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from condec.data import Recording
-from condec.errors import OptionError
+from condec.basis.errors import OptionError
 from condec.retina.light import bars, disc, natural_images, reach, seen
+from condec.retina.movies.movies import Recording
 
 SECONDS_PER_FRAME: Final = 0.01
 _DARK: Final = -1.0

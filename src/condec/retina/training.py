@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from condec.errors import OptionError
-from condec.files import to_json, write_file, writing
-from condec.options import Option
+from condec.basis.errors import OptionError
+from condec.basis.files import to_json, write_file, writing
+from condec.basis.options import Option
 
 WEIGHTS: Final = "weights.safetensors"
 RECORD: Final = "fit.json"

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from condec.attribution import Method, method_from_dict
-from condec.contributions import Contributions, contribute
-from condec.control import Edit, edit_from_dict, edited
+from condec.attribution import Contributions, Method, contribute, method_from_dict
+from condec.basis.errors import OptionError
 from condec.dictionary import (
     DeadModesWarning,
     Dictionary,
@@ -31,7 +30,7 @@ from condec.dictionary import (
     fit,
     load_dictionary,
 )
-from condec.errors import OptionError
+from condec.edits import Edit, edit_from_dict, edited
 from condec.testing.models import small_resnet
 
 

@@ -12,8 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from condec.errors import OptionError
-from condec.shapes import Atoms, Loadings, UnitMatrix
+from condec.basis.errors import OptionError
+from condec.basis.shapes import Atoms, Loadings, UnitMatrix
 
 _RARE: Final = 0.2
 """How often a rare mode is drawn, relative to a common one."""

@@ -1,6 +1,6 @@
 """Ground truth for modes of the retina: pathways and gates that are known, and scores.
 
-What a decomposition should find in `condec.models.circuit` is known by construction: the two
+What a decomposition should find in `condec.retina.models.circuit` is known by construction: the two
 channels of a pathway act together, and they act while its gate is open.
 """
 
@@ -12,14 +12,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from condec.data import Recording
-from condec.data.movies import Windows
-from condec.errors import DataError, OptionError
-from condec.metrics import correlation_matrix, matched_cosine
-from condec.metrics.vectors import unit_length
-from condec.models.circuit import HISTORY, PATHWAYS, POLARITY, RetinaCircuit, standard_circuit
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import correlation_matrix, matched_cosine, unit_length
+from condec.retina import Recording
 from condec.retina.circuit import circuit_recording
 from condec.retina.fields import ReceptiveFields
+from condec.retina.models.circuit import (
+    HISTORY,
+    PATHWAYS,
+    POLARITY,
+    RetinaCircuit,
+    standard_circuit,
+)
+from condec.retina.movies.movies import Windows
 
 N_CHANNELS: Final = 2 * len(PATHWAYS)
 _HELD_OUT: Final = 0.25

@@ -10,7 +10,6 @@ from urllib.parse import quote
 import torch
 
 from condec.attribution import IntegratedGradients
-from condec.collection import collect
 from condec.data import Inputs, as_inputs
 from condec.dictionary import (
     DeadModesWarning,
@@ -22,10 +21,9 @@ from condec.dictionary import (
     stability,
 )
 from condec.effects import CurveOptions, compare, measure_curves
-from condec.labels import membership
-from condec.maps import site_maps
-from condec.modes import Modes
-from condec.statistics import layer_statistics
+from condec.explain import site_maps
+from condec.modes import Modes, membership
+from condec.store import collect, layer_statistics
 from condec.testing.models import small_resnet
 
 SITES: Final = ("block1", "block2:input")

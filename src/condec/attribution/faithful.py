@@ -1,0 +1,215 @@
+"""How well contributions tell what ablating each unit really does."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from condec.attribution.ablation import UnitAblation, unit_effects
+from condec.attribution.contributions import Contributions, Setup, SiteContributions
+from condec.attribution.reduce import merge_signs, split_and_sum
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import pearson
+from condec.basis.shapes import PerSample, UnitMatrix
+from condec.network import record, run_model
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = (
+    "site", "units", "units_tested", "n_samples", "n_defined", "spearman_median", "spearman_q25",
+    "spearman_q75", "spearman_pooled", "pearson_median", "top_k", "top_overlap",
+)  # fmt: skip
+"""Columns of what `faithfulness` returns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How two quantities of the same units agree.
+
+    Attributes
+    ----------
+    spearman, pearson : Tensor of shape [sample]
+        Rank and linear correlation over units; NaN where one of both is the same for all units.
+    spearman_pooled : float
+        Rank correlation over all pairs of sample and unit.
+    top_k : int
+    top_overlap : Tensor of shape [sample]
+        Share of the `top_k` units of largest size in one that are among those of the other;
+        by chance it is `top_k` over the number of units.
+    """
+
+    spearman: PerSample
+    pearson: PerSample
+    spearman_pooled: float
+    top_k: int
+    top_overlap: PerSample
+
+
+def faithfulness(
+    batch: Contributions,
+    *,
+    ablation: UnitAblation | None = None,
+    max_units: int | None = 512,
+    top: float = 0.1,
+    seed: int = 0,
+) -> "pandas.DataFrame":
+    """Agreement of contributions with the effect of ablating every unit, site by site.
+
+    The contribution of a unit is summed over its positions, both signs together; the effect is
+    the exact change of the target when the unit is replaced (`UnitAblation`), target and
+    inputs being those of the contributions. Correlations are taken over the units of each
+    sample, then summed up over samples: 1 means that contributions order the units as
+    ablating them one by one does, 0 that they tell nothing about it. Effects of single units
+    are themselves a choice: they miss what units do together.
+
+    Parameters
+    ----------
+    batch : Contributions
+        From `contribute`, reduced or not.
+    ablation : UnitAblation, optional
+        By default units are set to zero. ``"mean"`` and ``"resample"`` stay nearer to the data.
+    max_units : int, optional
+        Of larger sites so many units are drawn at random and tested; None tests all.
+    top : float
+        Share of the units that `top_overlap` compares.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a site: ``site``, ``units``, ``units_tested``, ``n_samples``, ``n_defined``
+        (samples where both quantities differ between units), ``spearman_median``,
+        ``spearman_q25``, ``spearman_q75``, ``spearman_pooled``, ``pearson_median``, ``top_k``,
+        ``top_overlap`` (mean).
+
+    Raises
+    ------
+    DataError
+        The batch does not say what it was made from.
+    OptionError
+        `max_units` below 2, or `top` outside 0 to 1.
+
+    Examples
+    --------
+    >>> from condec.attribution import ActGrad
+    >>> from condec.contributions import contribute
+    >>> from condec.testing.models import small_mlp
+    >>> batch = contribute(small_mlp(), torch.eye(5), "3", method=ActGrad())
+    >>> print(faithfulness(batch)["spearman_median"].round(3)[0])      # linear from there on
+    1.0
+    """
+    import pandas
+
+    if batch.setup is None:
+        raise DataError(
+            "faithfulness: these contributions do not say which model and inputs they were made "
+            "from; use what condec.contribute returns"
+        )
+    if max_units is not None and max_units < 2:
+        raise OptionError(f"faithfulness: max_units must be at least 2, or None; got {max_units}")
+    rows = []
+    for part in batch.by_site:
+        contribution = _a_unit(batch.setup, part)
+        chosen = _chosen(contribution.shape[1], max_units, seed)
+        effects = unit_effects(
+            batch.setup.model,
+            batch.setup.inputs,
+            part.site,
+            batch.setup.target,
+            batch.setup.labels,
+            method=ablation or UnitAblation(),
+            units=chosen,
+        )
+        found = agreement(contribution[:, chosen.to(contribution.device)], effects, top=top)
+        rows.append([part.site.key, contribution.shape[1], len(chosen), *_summary(found)])
+    return pandas.DataFrame(rows, columns=list(COLUMNS))
+
+
+def agreement(first: UnitMatrix, second: UnitMatrix, *, top: float = 0.1) -> Agreement:
+    """Compare two quantities of the same samples and units.
+
+    Parameters
+    ----------
+    first, second : Tensor of shape [sample, unit]
+    top : float
+        Share of the units that count as the largest; at least one.
+
+    Raises
+    ------
+    OptionError
+        `top` is not above 0 and at most 1.
+
+    Examples
+    --------
+    >>> values = torch.tensor([[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
+    >>> agreement(values, -values).spearman.round(decimals=6).tolist()
+    [-1.0, -1.0]
+    """
+    if not 0 < top <= 1:
+        raise OptionError(f"top: expected a share above 0 and at most 1; got {top}")
+    a, b = first.detach().double().cpu(), second.detach().double().cpu()
+    top_k = max(1, round(top * a.shape[1]))
+    largest = [x.abs().topk(top_k, dim=1).indices for x in (a, b)]
+    shared = (largest[0][:, :, None] == largest[1][:, None, :]).any(2)
+    return Agreement(
+        spearman=_correlation(_ranks(a), _ranks(b)),
+        pearson=_correlation(a, b),
+        spearman_pooled=float(_correlation(_ranks(a.view(1, -1)), _ranks(b.view(1, -1)))),
+        top_k=top_k,
+        top_overlap=shared.double().mean(1),
+    )
+
+
+def _a_unit(setup: Setup, part: SiteContributions) -> Tensor:
+    """Contribution of each unit, [sample, unit]."""
+    with record(setup.model, [part.site]) as tape, torch.no_grad():
+        run_model(setup.model, setup.inputs[:1])
+    (activation,) = (tensor.detach() for tensor in tape.records.values())
+    given = part.activation[:1]
+    # A reduced record may have the shape of a full one of two tokens.
+    full = given.shape == activation.shape and torch.allclose(
+        given.to(activation), activation, rtol=1e-2, atol=1e-2 * float(activation.abs().max())
+    )
+    values = part.contribution
+    return merge_signs(split_and_sum(values, part.units) if full else values)
+
+
+def _chosen(n_units: int, max_units: int | None, seed: int) -> Tensor:
+    if max_units is None or n_units <= max_units:
+        return torch.arange(n_units)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n_units, generator=generator)[:max_units].sort().values
+
+
+def _summary(found: Agreement) -> list[int | float]:
+    """Numbers of one row, from ``n_samples`` on."""
+    defined = found.spearman[~found.spearman.isnan()]
+    quartiles = [float("nan")] * 3
+    if len(defined):
+        at = torch.tensor([0.5, 0.25, 0.75], dtype=defined.dtype)
+        quartiles = torch.quantile(defined, at).tolist()
+    linear = found.pearson[~found.pearson.isnan()]
+    return [
+        len(found.spearman),
+        len(defined),
+        *quartiles,
+        found.spearman_pooled,
+        float(linear.quantile(0.5)) if len(linear) else float("nan"),
+        found.top_k,
+        float(found.top_overlap.mean()),
+    ]
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks along each row, equal values sharing their mean rank."""
+    from scipy.stats import rankdata
+
+    return torch.from_numpy(rankdata(values.numpy(), axis=1)).double()
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    constant = (a == a[:, :1]).all(1) | (b == b[:, :1]).all(1)
+    return pearson(a, b, 1).masked_fill(constant, torch.nan)

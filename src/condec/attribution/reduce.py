@@ -1,0 +1,87 @@
+"""From entries at every position to one positive and one negative number a unit."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from condec.basis.shapes import Activation, SignedUnits, UnitMatrix
+from condec.network import Units
+
+
+def split_and_sum(values: Activation, units: Units) -> SignedUnits:
+    r"""Split by sign, then sum over positions.
+
+    .. math:: R_{s+u} = \sum_p \max(v_{sup}, 0), \qquad R_{s-u} = \sum_p \min(v_{sup}, 0)
+
+    The split comes first, so that effects of opposite sign at different positions do not
+    cancel (Melander et al. 2026, "spatial reduction").
+
+    Parameters
+    ----------
+    values : Tensor of shape [sample, ...]
+        Contributions or activations at one site.
+    units : Units
+        Which axes are units; all others but the first are positions.
+
+    Returns
+    -------
+    Tensor of shape [sample, sign=2, unit]
+        Signs in the order ("positive", "negative"); half precision is summed in float32.
+
+    Examples
+    --------
+    >>> values = torch.tensor([[[1.0, -2.0, 3.0]]])          # one sample, one channel, x = 3
+    >>> split_and_sum(values, Units("channels")).tolist()
+    [[[4.0], [-2.0]]]
+    """
+    expanded = units.expand(values)
+    axes = units.axes(expanded.ndim)
+    positions = [axis for axis in range(1, expanded.ndim) if axis not in axes]
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+
+    def total(part: Tensor) -> Tensor:
+        summed = part.sum(positions, dtype=dtype) if positions else part.to(dtype)
+        return summed.flatten(1)
+
+    return torch.stack((total(expanded.clamp(min=0)), total(expanded.clamp(max=0))), dim=1)
+
+
+def merge_signs(reduced: SignedUnits) -> Tensor:
+    """Inverse of the sign split: positive plus negative, shape [sample, unit]."""
+    return reduced.sum(1)
+
+
+def spread_units(values: UnitMatrix, units: Units, shape: Sequence[int]) -> Activation:
+    """One value a unit, laid over all its positions.
+
+    Parameters
+    ----------
+    values : Tensor of shape [sample, unit]
+    units : Units
+    shape : shape of the activation, with its sample axis
+
+    Returns
+    -------
+    Tensor of shape [sample, ...]
+        As the activation; zero at tokens that do not count.
+
+    Examples
+    --------
+    >>> spread_units(torch.tensor([[1.0, 2.0]]), Units("channels"), (1, 2, 3)).tolist()
+    [[[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]]
+    """
+    which = unit_numbers(units, shape).to(values.device)
+    laid = values[:, which.clamp(min=0).flatten()].view(len(values), *which.shape)
+    return laid * (which >= 0)
+
+
+def unit_numbers(units: Units, shape: Sequence[int]) -> Tensor:
+    """Which unit every entry of one sample's activation belongs to; -1 where to none.
+
+    Returns
+    -------
+    Tensor of int64, of `shape` without the sample axis
+    """
+    numbers = torch.arange(1, units.count(shape) + 1)
+    return units.broadcast(numbers, shape).expand(1, *shape[1:])[0] - 1

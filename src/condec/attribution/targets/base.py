@@ -1,0 +1,114 @@
+"""What every target is, and how outputs become scores and predictions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import ModelError
+from condec.basis.options import Option
+from condec.basis.shapes import PerSample
+
+
+class Target(Option, ABC):
+    """One number a sample, from the output of a model.
+
+    Attributes
+    ----------
+    uses_labels : bool
+        Whether the number depends on the sample's label.
+    """
+
+    __slots__ = ()
+    uses_labels: ClassVar[bool] = False
+
+    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
+        """What is fixed at the input itself and kept along the path; None if nothing is.
+
+        Parameters
+        ----------
+        output : Tensor of shape [sample, ...]
+            The model's output at the inputs.
+        labels : Tensor of shape [sample], or None
+
+        Returns
+        -------
+        Tensor of shape [sample, ...], or None
+            None only where the target depends on nothing but the output of the sample itself.
+        """
+        return None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the target has what it takes from the model's outputs to a data set."""
+        return True
+
+    def fitted(self, outputs: Tensor) -> "Target":
+        """The target with what it takes from the outputs to a data set; itself if nothing."""
+        return self
+
+    @abstractmethod
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The target of every sample, differentiable in `output`; unit: that of the output."""
+
+
+TargetLike = Target | Callable[[Tensor], Tensor]
+"""What stands for a target in every call: a target, or a function of the output."""
+
+
+def wide(output: Tensor) -> Tensor:
+    """The output in at least single precision: sums in half precision lose digits."""
+    return output if output.dtype == torch.float64 else output.float()
+
+
+def scores(output: Tensor, *, probability: bool = False, at_least: int = 1) -> Tensor:
+    """Logits or softmax probabilities of the labels, in at least single precision.
+
+    Parameters
+    ----------
+    output : Tensor of shape [sample, label]
+    probability : bool
+    at_least : int
+        Number of labels that the target needs.
+
+    Raises
+    ------
+    ModelError
+        The output is no matrix of labels, or has too few of them.
+    """
+    if output.ndim != 2:
+        raise ModelError(
+            "the target needs an output of shape [sample, label]; the model gave "
+            f"{tuple(output.shape)}. Sum, Logit with one index an axis, and a function of your own "
+            "take other shapes"
+        )
+    at_least = max(at_least, 2) if probability else at_least
+    if output.shape[1] < at_least:
+        raise ModelError(
+            f"the target needs at least {at_least} labels; the model gave {output.shape[1]}"
+            + (" (the softmax of a single output is always 1)" if probability else "")
+        )
+    return wide(output).softmax(1) if probability else wide(output)
+
+
+def gather(output: Tensor, frozen: Tensor | None, *, probability: bool = False) -> Tensor:
+    """The scores at the frozen labels: [sample] or [sample, several] as `frozen` is."""
+    where = kept(frozen)
+    picked = scores(output, probability=probability).gather(1, where.view(len(where), -1))
+    return picked.view(where.shape)
+
+
+def kept(frozen: Tensor | None) -> Tensor:
+    """What was frozen; ModelError if nothing was."""
+    if frozen is None:
+        raise ModelError("this target must be frozen at the inputs before it is evaluated")
+    return frozen
+
+
+def predictions(output: Tensor) -> Tensor:
+    """Predicted class of every sample; -1 where the output is not a matrix of classes."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return torch.full((len(output),), -1, dtype=torch.int64, device=output.device)
+    return output.argmax(1)

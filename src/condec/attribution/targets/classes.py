@@ -1,0 +1,285 @@
+"""Targets of classifiers: outputs of shape [sample, label]."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from condec.attribution.targets.base import Target, gather, kept, scores
+from condec.basis.errors import DataError, OptionError
+from condec.basis.shapes import PerSample
+
+Rest = Literal["mean", "largest", "logsumexp"]
+_RESTS: Final[tuple[str, ...]] = get_args(Rest)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopK(Target):
+    """Sum of the `k` largest outputs, chosen anew at every step of the path.
+
+    The target of the paper's ResNet figures (k = 1, logits). The largest class may change
+    along the path: the sum of contributions is then the change of the *largest* logit, not
+    of one class's. Use `Predicted` to keep the class.
+
+    Parameters
+    ----------
+    k : int
+    probability : bool
+        Softmax probabilities instead of logits.
+
+    Raises
+    ------
+    OptionError
+        `k` is below 1; or, at the first output, above the number of labels.
+    """
+
+    k: int = 1
+    probability: bool = False
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise OptionError(f"TopK: k must be at least 1; got {self.k}")
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """Sum of the k largest entries, shape [sample]."""
+        values = scores(output, probability=self.probability)
+        if self.k > values.shape[1]:
+            raise OptionError(f"TopK: k={self.k}, but the output has {values.shape[1]} labels")
+        return values.topk(self.k, dim=1).values.sum(1)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Logit(Target):
+    """One given output, the same for all samples.
+
+    Parameters
+    ----------
+    index : int, or tuple of int
+        Which output. For outputs with several axes after the sample, one index for each, the
+        label last: ``Logit((-1, 262))`` is the logit of word 262 at the last token of
+        [sample, token, label]. A negative label is refused rather than counted from the end;
+        other indices may be negative.
+    probability : bool
+        Its softmax probability among the labels (the last axis) instead of its logit.
+
+    Raises
+    ------
+    OptionError
+        A label is negative, or no index is given; or, at the first output, there are not as
+        many indices as axes, or one is out of range.
+    """
+
+    index: int | tuple[int, ...]
+    probability: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.index, Sequence):
+            object.__setattr__(self, "index", tuple(self.index))
+        if not self._indices:
+            raise OptionError("Logit: index is empty; give one for each axis after the sample")
+        if self._indices[-1] < 0:
+            raise OptionError(f"Logit: index must be 0 or more; got {self._indices[-1]}")
+
+    @property
+    def _indices(self) -> tuple[int, ...]:
+        return self.index if isinstance(self.index, tuple) else (self.index,)
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The output at `index`, shape [sample]."""
+        whole = output[:, None] if output.ndim == 1 else output
+        where = self._indices
+        if len(where) != whole.ndim - 1:
+            raise OptionError(
+                f"Logit: {len(where)} indices for an output of shape {tuple(output.shape)}; give "
+                "one for each axis after the sample, as Logit((token, label))"
+            )
+        for axis, index in enumerate(where, 1):
+            size = whole.shape[axis]
+            if not -size <= index < size:
+                things = "labels" if axis == len(where) else f"entries on axis {axis}"
+                raise OptionError(
+                    f"Logit: index {index} is out of range; the output has {size} {things}, "
+                    f"0 to {size - 1}"
+                )
+        for index in where[:-1]:
+            whole = whole[:, index]
+        return scores(whole, probability=self.probability)[:, where[-1]]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label(Target):
+    """The output of each sample's own label, fixed along the path.
+
+    Parameters
+    ----------
+    probability : bool
+        Softmax probability instead of the logit.
+
+    Raises
+    ------
+    DataError
+        No labels are given, a sample has none (negative), or a label is out of range.
+    """
+
+    uses_labels: ClassVar[bool] = True
+    probability: bool = False
+
+    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The labels, shape [sample]."""
+        return _labels_of("Label", output, labels)
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The output at each sample's label, shape [sample]."""
+        return gather(output, frozen, probability=self.probability)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted(Target):
+    """The output of the class that the model predicts at the input, fixed along the path.
+
+    Parameters
+    ----------
+    probability : bool
+        Softmax probability instead of the logit.
+    """
+
+    probability: bool = False
+
+    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The predicted class, shape [sample]."""
+        return scores(output).argmax(1)
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The output at each sample's predicted class, shape [sample]."""
+        return gather(output, frozen, probability=self.probability)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast(Target):
+    """The largest output minus the second largest: why this class and not the next.
+
+    What raises all classes alike drops out. The contrastive target of Melander et al. 2026
+    chooses both classes anew at every step; ``frozen=True`` fixes both at the input, so that
+    contributions are of one pair of classes.
+
+    Parameters
+    ----------
+    frozen : bool
+        Keep the two classes of the input along the path.
+    probability : bool
+        Softmax probabilities instead of logits.
+    """
+
+    frozen: bool = False
+    probability: bool = False
+
+    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The two classes, shape [sample, 2]; None where they are chosen anew."""
+        if not self.frozen:
+            return None
+        return scores(output, at_least=2).topk(2, dim=1).indices
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """Difference of the two outputs, shape [sample]; not negative unless frozen."""
+        if self.frozen:
+            pair = gather(output, frozen, probability=self.probability)
+        else:
+            values = scores(output, probability=self.probability, at_least=2)
+            pair = values.topk(2, dim=1).values
+        return pair[:, 0] - pair[:, 1]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Margin(Target):
+    r"""The output of each sample's own label against that of all the others.
+
+    Parameters
+    ----------
+    against : {"mean", "largest", "logsumexp"}
+        What is subtracted: the mean of the other outputs; the largest of them, chosen anew at
+        every step (the margin of support vector machines, negative where the sample is
+        misclassified); or their log-sum-exp, which makes the target the log-odds
+        :math:`\log(p / (1 - p))` of the label's softmax probability.
+    probability : bool
+        Softmax probabilities instead of logits; not with ``logsumexp``.
+
+    Raises
+    ------
+    OptionError
+        Another word for `against`, or ``logsumexp`` of probabilities.
+    DataError
+        No labels are given, a sample has none (negative), or a label is out of range.
+    """
+
+    uses_labels: ClassVar[bool] = True
+    against: Rest = "mean"
+    probability: bool = False
+
+    def __post_init__(self) -> None:
+        if self.against not in _RESTS:
+            raise OptionError(
+                f"Margin: against must be one of {', '.join(_RESTS)}; got {self.against!r}"
+            )
+        if self.probability and self.against == "logsumexp":
+            raise OptionError(
+                "Margin: against='logsumexp' is the log-odds already, of logits; leave "
+                "probability=True out, or use 'mean' or 'largest'"
+            )
+
+    def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The labels, shape [sample]."""
+        return _labels_of("Margin", output, labels)
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The label's output minus that of the rest, shape [sample]."""
+        values = scores(output, probability=self.probability, at_least=2)
+        own = gather(output, frozen, probability=self.probability)
+        # The others' indices: all labels, with those from the own one on moved up by one.
+        place = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
+        others = values.gather(1, place + (place >= kept(frozen)[:, None]))
+        match self.against:
+            case "mean":
+                rest = others.mean(1)
+            case "largest":
+                rest = others.max(1).values
+            case _:
+                rest = others.logsumexp(1)
+        return own - rest
+
+
+def _labels_of(name: str, output: Tensor, labels: Tensor | None) -> Tensor:
+    """Labels checked against the output, as int64 on its device."""
+    if labels is None:
+        raise DataError(
+            f"{name}: this target needs the label of every sample and got none; give "
+            "labels=..., or data with labels, or use TopK or Predicted"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"{name}: expected integer labels of shape [sample]; got {labels.dtype}. Round them "
+            "yourself, if they are classes"
+        )
+    n_labels = scores(output).shape[1]
+    labels = labels.to(output.device)
+    if labels.shape != (len(output),):
+        raise DataError(
+            f"{name}: expected one label for each of {len(output)} samples; got shape "
+            f"{tuple(labels.shape)}"
+        )
+    wrong = ((labels < 0) | (labels >= n_labels)).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(
+            f"{name}: {len(wrong)} labels are not among the output's 0 to {n_labels - 1}; "
+            f"the first is {int(labels[first])}, at sample {first} of the batch"
+        )
+    return labels.long()

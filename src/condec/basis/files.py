@@ -1,0 +1,114 @@
+"""Files that are on disk whole, or not at all, whatever kills the process that writes them.
+
+Every file is written under another name, flushed to the disk and renamed into place.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from condec.basis.errors import StoreError
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file under another name, make sure that it is on disk, rename it into place."""
+    # Unique, so that two processes that write one shard by mistake do not write into one file.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what a killed writer of `path` left."""
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder of files at `path`, whole or not at all, unless something is there already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(path.parent):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            return
+        fresh = path.with_name(f".{path.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)  # A killed process left it: we hold the lock.
+        try:
+            for name, content in files.items():
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                write_file(fresh / name, content)
+            fresh.rename(path)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing(who: str, so_far: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turn a failure to write into a StoreError that says what counts and what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        problem, cure = ("the disk is full", "make room") if full else ("cannot write", "mend that")
+        raise StoreError(
+            f"{who}: {problem} ({error}). {so_far()}To go on, {cure} and run the same command "
+            "again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Advisory lock on a folder; the system lifts it when its holder is killed."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems cannot lock folders: making a store is then up to one process.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,133 @@
+"""What is taken out of rows before a dictionary is fitted to them, and put back in decoding."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import DataError
+from condec.basis.shapes import Atom, UnitMatrix
+from condec.dictionary.records import Scaling
+
+CENTRE: Final = "prepared_centre"
+UNIT_SCALE: Final = "prepared_unit_scale"
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and spread of every unit over rows, in float64.
+
+    Attributes
+    ----------
+    n_rows : int
+    mean : Tensor of shape [unit]
+    m2 : Tensor of shape [unit]
+        Sum over rows of the squared deviation from the mean.
+    low, high : Tensor of shape [unit]
+        Smallest and largest entry.
+    """
+
+    n_rows: int
+    mean: Tensor
+    m2: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, rows: UnitMatrix) -> "Moments":
+        """Of at least one row."""
+        wide = rows.to(torch.float64)
+        mean = wide.mean(0)
+        low, high = rows.aminmax(dim=0)
+        return cls(len(rows), mean, (wide - mean).square().sum(0), low, high)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Of the rows of both (Chan, Golub & LeVeque 1983)."""
+        n_rows = self.n_rows + other.n_rows
+        apart = other.mean - self.mean
+        return Moments(
+            n_rows,
+            self.mean + apart * (other.n_rows / n_rows),
+            self.m2 + other.m2 + apart.square() * (self.n_rows * other.n_rows / n_rows),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    r"""Rows become :math:`x' = (x / s - c) \oslash u`; decoding undoes it.
+
+    Attributes
+    ----------
+    scale : float
+        s: standard deviation of all entries; 1 where nothing is scaled.
+    centre : Tensor of shape [unit], optional
+        c: mean of every unit, of rows divided by s.
+    unit_scale : Tensor of shape [unit], optional
+        u: standard deviation of every unit, of rows divided by s; 1 for units that do not vary.
+    """
+
+    scale: float
+    centre: Atom | None = None
+    unit_scale: Atom | None = None
+
+    @classmethod
+    def fitted(cls, moments: Moments, scaling: Scaling, centre: bool) -> "Preparation":
+        """Worked out from training rows alone.
+
+        Raises
+        ------
+        DataError
+            Constant rows, or a spread that float32 cannot hold.
+        """
+        if bool((moments.low == moments.high).all()):
+            raise DataError(
+                f"fit: the matrix is constant: all {moments.n_rows} training rows are the same, so "
+                "there is nothing to learn. Take another site, quantity or sign."
+            )
+        mean, variance = moments.mean, moments.m2 / moments.n_rows
+        within = float(variance.mean())
+        between = 0.0 if centre else float((mean - mean.mean()).square().mean())
+        scale = math.sqrt(within + between)
+        if not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
+            raise DataError(
+                f"fit: the standard deviation of the training rows, {scale:g}, is outside what "
+                "float32 can hold; multiply the matrix by a constant"
+            )
+        scale = 1.0 if scaling == "none" else scale
+        spread = None
+        if scaling == "unit":
+            varies = moments.low < moments.high
+            spread = torch.where(varies, variance.sqrt() / scale, 1.0).to(torch.float32)
+        return cls(scale, (mean / scale).to(torch.float32) if centre else None, spread)
+
+    @classmethod
+    def of(cls, scale: float, tensors: Mapping[str, Tensor]) -> "Preparation":
+        """As saved with a dictionary."""
+        return cls(scale, tensors.get(CENTRE), tensors.get(UNIT_SCALE))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved beside the scale, on the CPU; empty for the default preparation."""
+        both = {CENTRE: self.centre, UNIT_SCALE: self.unit_scale}
+        return {name: value.cpu() for name, value in both.items() if value is not None}
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Prepared rows."""
+        rows = rows / self.scale
+        if self.centre is not None:
+            rows = rows - self.centre
+        return rows if self.unit_scale is None else rows / self.unit_scale
+
+    def restore_size(self, rows: Tensor) -> Tensor:
+        """Differences of prepared rows, such as atoms, in the data's units."""
+        return (rows if self.unit_scale is None else rows * self.unit_scale) * self.scale
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """Inverse of `apply`."""
+        rows = rows if self.unit_scale is None else rows * self.unit_scale
+        return (rows if self.centre is None else rows + self.centre) * self.scale

@@ -1,0 +1,168 @@
+"""Autoencoders that share their codes out among the rows of a batch: BatchTopK and Matryoshka."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import OptionError
+from condec.basis.shapes import Loadings, UnitMatrix
+from condec.dictionary.base import not_negative, whole
+from condec.dictionary.fitting.problem import ATOMS, OFFSET, Cost, Parameters, Step
+from condec.dictionary.learners.sparse import CountingSAE, above, aux_loss, decode, pre_activations
+from condec.dictionary.records import TrainConfig
+
+
+class SharingSAE(CountingSAE):
+    """What autoencoders share whose batches share out codes; rows are encoded by a threshold."""
+
+    __slots__ = ()
+
+    def finish(
+        self, parameters: Parameters, sample: Tensor, config: TrainConfig
+    ) -> dict[str, Tensor]:
+        """With the threshold that stands for the batch."""
+        return {**parameters, "threshold": mean_threshold(parameters, sample, self.k, config)}
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Pre-activations above the threshold."""
+        return above(pre_activations(tensors, matrix), tensors["threshold"])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BatchTopKSAE(SharingSAE):
+    r"""Sparse autoencoder with k codes a row on average (Bussmann et al. 2024).
+
+    While fitting, the k times n largest pre-activations of a batch of n rows are kept, where
+    they are above 0: simple rows may use few, others many. The loss is that of `TopKSAE`.
+    After fitting, the mean over batches of training rows of the smallest code kept becomes one
+    threshold for all, so that rows are encoded one by one.
+
+    Parameters
+    ----------
+    n_modes : int
+    k : int
+        Codes of a row that are kept on average, at most `n_modes`.
+    aux_weight : float
+        As in `TopKSAE`.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range; when fitted, k larger than `n_modes`.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    k: int = 8
+    aux_weight: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "k")
+        not_negative(self, "aux_weight")
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error and AuxK."""
+        pre = pre_activations(parameters, rows)
+        loadings = largest_of_batch(pre, self.k)
+        error = rows - decode(parameters, loadings)
+        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
+        return Cost(error.square().mean() + aux, loadings)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MatryoshkaSAE(SharingSAE):
+    r"""BatchTopK autoencoder whose first modes must do without the others (Bussmann et al. 2025).
+
+    .. math:: \frac{1}{|M|} \sum_{m \in M} \langle (x - z_{1 \dots m} D_{1 \dots m} - o)^2 \rangle
+
+    over nested prefixes M of the modes, with codes and AuxK as in `BatchTopKSAE`: few general
+    modes come first, special ones later.
+
+    Parameters
+    ----------
+    n_modes : int
+    k : int
+        Codes of a row that are kept on average, at most `n_modes`.
+    prefixes : tuple of float
+        Shares of the modes, ascending, above 0; the last is 1.
+    aux_weight : float
+        As in `TopKSAE`.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range; when fitted, k larger than `n_modes`.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    k: int = 8
+    prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
+    aux_weight: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "k")
+        not_negative(self, "aux_weight")
+        ascending = list(self.prefixes) == sorted(set(self.prefixes))
+        if not self.prefixes or not ascending or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
+            raise OptionError(
+                "MatryoshkaSAE: prefixes must be shares above 0 in ascending order, the last 1; "
+                f"got {self.prefixes}"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of modes of every prefix, ascending, without repeats."""
+        return tuple(sorted({math.ceil(share * self.n_modes) for share in self.prefixes}))
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Mean squared error over prefixes, and AuxK."""
+        pre = pre_activations(parameters, rows)
+        loadings = largest_of_batch(pre, self.k)
+        described = nested(loadings, parameters[ATOMS], self.sizes)
+        errors = [rows - parameters[OFFSET] - part for part in described]
+        loss = torch.stack([error.square().mean() for error in errors]).mean()
+        aux = aux_loss(parameters, pre, errors[-1], step.dead, self.aux_weight)
+        return Cost(loss + aux, loadings)
+
+
+def largest_of_batch(pre: Tensor, k: int) -> Tensor:
+    """The k times n largest entries of n rows, where they are above 0; 0 elsewhere.
+
+    >>> largest_of_batch(torch.tensor([[3.0, 4.0], [-1.0, 2.0]]), 1)
+    tensor([[3., 4.],
+            [0., 0.]])
+    """
+    flat = pre.flatten()
+    top = flat.topk(min(k * len(pre), flat.numel()), sorted=False)
+    return torch.zeros_like(flat).scatter(0, top.indices, top.values.relu()).view_as(pre)
+
+
+def nested(loadings: Tensor, atoms: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """What the first `sizes` modes describe; every mode is multiplied once."""
+    parts, start = [], 0
+    total = loadings.new_zeros(len(loadings), atoms.shape[1])
+    for size in sizes:
+        total = total + loadings[:, start:size] @ atoms[start:size]
+        parts.append(total)
+        start = size
+    return parts
+
+
+def mean_threshold(parameters: Parameters, matrix: Tensor, k: int, config: TrainConfig) -> Tensor:
+    """Mean over batches of training rows of the smallest code that is kept (one number)."""
+    order = torch.randperm(len(matrix), generator=torch.Generator().manual_seed(config.seed))
+    lowest = []
+    for rows in torch.split(order.to(matrix.device), config.batch_size):
+        kept = largest_of_batch(pre_activations(parameters, matrix[rows]), k)
+        lowest.append(torch.where(kept > 0, kept, math.inf).min())
+    found = torch.stack(lowest)
+    found = found[found.isfinite()]
+    # Just below the smallest code that is kept: encoding takes what is above.
+    return found.mean() * (1.0 - 1e-6) if len(found) else matrix.new_zeros(())

@@ -1,0 +1,364 @@
+"""Classical factorisations of scikit-learn behind the contract of dictionaries."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condec.basis.errors import DataError, OptionError
+from condec.basis.shapes import Loadings, UnitMatrix
+from condec.dictionary.base import Learner, whole
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NMF(Learner):
+    r"""Non-negative matrix factorisation: :math:`X \approx Z D` with Z and D not negative.
+
+    Coordinate descent on the squared error (`sklearn.decomposition.NMF`), in float64. The
+    data must not be negative: take ``sign="positive"``, or the negated negative part.
+
+    Parameters
+    ----------
+    n_modes : int
+    max_iter : int
+        Passes of coordinate descent at most; scikit-learn warns where they do not suffice.
+
+    Raises
+    ------
+    OptionError
+        A number below 1.
+    """
+
+    n_modes: int
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "max_iter")
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse negative entries, and fewer rows than modes."""
+        _not_negative(matrix, "fit")
+        _enough_rows(self, matrix)
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Atoms by alternating coordinate descent."""
+        import sklearn.decomposition
+
+        model = sklearn.decomposition.NMF(
+            self.n_modes, max_iter=self.max_iter, random_state=config.seed
+        )
+        model.fit(_numpy(matrix))
+        return Learned({"atoms": _tensor(model.components_)}, config)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Loadings of least squared error that are not negative, exact for every row."""
+        _not_negative(matrix, "encode")
+        atoms = _numpy(tensors["atoms"])
+        loadings = np.zeros((len(matrix), self.n_modes))
+        for place, row in enumerate(_numpy(matrix)):
+            loadings[place] = _nonnegative(row, atoms, 10 * self.max_iter)
+        return _tensor(loadings).to(matrix.device)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PCA(Learner):
+    r"""Principal components: :math:`X \approx Z D + \bar x`, atoms orthonormal before scaling.
+
+    `sklearn.decomposition.PCA` by a full singular value decomposition, without whitening. The
+    mean of the training rows is the dictionary's `offset`; loadings may be negative.
+
+    Parameters
+    ----------
+    n_modes : int
+        At most the number of training rows and of units.
+
+    Raises
+    ------
+    OptionError
+        A number below 1.
+    """
+
+    n_modes: int
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes")
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more modes than training rows or units."""
+        _enough_components(self, matrix)
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Directions of largest variance."""
+        import sklearn.decomposition
+
+        model = sklearn.decomposition.PCA(self.n_modes, svd_solver="full", random_state=config.seed)
+        model.fit(_numpy(matrix))
+        return Learned(
+            {"atoms": _tensor(model.components_), "offset": _tensor(model.mean_)}, config
+        )
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Projection of the rows, less the mean."""
+        return (matrix - tensors["offset"]) @ tensors["atoms"].T
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class KMeans(Learner):
+    """Clusters of rows: atoms are their centres, loadings 1 for the nearest and 0 otherwise.
+
+    `sklearn.cluster.KMeans` by Lloyd's algorithm. Loadings do not scale with the size of a
+    row: a row is replaced by the centre of its cluster.
+
+    Parameters
+    ----------
+    n_modes : int
+        At most the number of different training rows.
+    n_starts : int
+        Runs from different starts, of which the best is kept.
+
+    Raises
+    ------
+    OptionError
+        A number below 1.
+    """
+
+    n_modes: int
+    n_starts: int = 4
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "n_starts")
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse fewer rows than modes."""
+        _enough_rows(self, matrix)
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Centres of the best of several runs."""
+        import sklearn.cluster
+        from sklearn.exceptions import ConvergenceWarning
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        model = sklearn.cluster.KMeans(self.n_modes, n_init=self.n_starts, random_state=config.seed)
+        # More than one thread sums in any order: the same seed would not be the same answer.
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            try:
+                model.fit(_numpy(matrix))
+            except ConvergenceWarning as error:
+                raise DataError(
+                    f"KMeans: {self.n_modes} modes are more than the training rows that differ "
+                    f"({error}); take fewer modes"
+                ) from error
+        return Learned({"atoms": _tensor(model.cluster_centers_)}, config)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """One-hot membership in the cluster of the nearest centre."""
+        nearest = torch.cdist(matrix, tensors["atoms"]).argmin(1)
+        return torch.nn.functional.one_hot(nearest, self.n_modes).to(torch.float32)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FastICA(Learner):
+    r"""Independent components: :math:`X \approx Z D + \bar x` with loadings far from normal.
+
+    `sklearn.decomposition.FastICA` (parallel, log cosh) on whitened rows; loadings of the
+    training rows have variance 1. A component and its atom may both change sign: they are
+    turned so that the mean cube of the loadings is positive, which makes the long tail, the
+    samples that a mode is about, positive. Loadings are centred, so many are below 0.
+
+    Parameters
+    ----------
+    n_modes : int
+        At most the number of training rows and of units.
+    max_iter : int
+        Iterations at most; scikit-learn warns where they do not suffice.
+
+    Raises
+    ------
+    OptionError
+        A number below 1.
+    """
+
+    n_modes: int
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "max_iter")
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more modes than training rows or units."""
+        _enough_components(self, matrix)
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Directions of loadings that are far from normal."""
+        import sklearn.decomposition
+        from threadpoolctl import threadpool_limits
+
+        model = sklearn.decomposition.FastICA(
+            self.n_modes,
+            whiten="unit-variance",
+            max_iter=self.max_iter,
+            tol=1e-4,
+            random_state=config.seed,
+        )
+        with threadpool_limits(1):
+            loadings = model.fit_transform(_numpy(matrix))
+        sign = np.where((loadings**3).mean(0) < 0, -1.0, 1.0)
+        tensors = {
+            "atoms": _tensor(sign[:, None] * model.mixing_.T),
+            "unmixing": _tensor(sign[:, None] * model.components_),
+            "offset": _tensor(model.mean_),
+        }
+        return Learned(tensors, config)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Components of the rows, less the mean."""
+        return (matrix - tensors["offset"]) @ tensors["unmixing"].T
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DictionaryLearning(Learner):
+    r"""Online dictionary learning (Mairal et al. 2009): atoms of length 1, lasso loadings.
+
+    .. math:: \min_{Z, D}\; \tfrac12 \sum (X - ZD)^2 + \alpha \sqrt{d} \sum |Z|
+
+    `sklearn.decomposition.MiniBatchDictionaryLearning` with coordinate descent; loadings of
+    new rows solve the lasso for the atoms found.
+
+    Parameters
+    ----------
+    n_modes : int
+    alpha : float
+        Weight of the penalty, relative to :math:`\sqrt d` for d units (the length of a row).
+    positive_loadings, positive_atoms : bool
+        Keep them at 0 or above.
+    max_iter : int
+        Passes over the training rows at most.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    alpha: float = 0.1
+    positive_loadings: bool = True
+    positive_atoms: bool = False
+    max_iter: int = 50
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "max_iter")
+        if not 0.0 < self.alpha < float("inf"):
+            raise OptionError(
+                f"DictionaryLearning: alpha must be above 0 and finite; got {self.alpha}"
+            )
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse fewer rows than modes, and rows that atoms and loadings above 0 cannot make."""
+        _enough_rows(self, matrix)
+        if self.positive_loadings and self.positive_atoms:
+            _not_negative(matrix, "fit", "DictionaryLearning")
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Atoms by block coordinate descent on batches."""
+        import sklearn.decomposition
+        from threadpoolctl import threadpool_limits
+
+        model = sklearn.decomposition.MiniBatchDictionaryLearning(
+            self.n_modes,
+            alpha=self._penalty(matrix),
+            max_iter=self.max_iter,
+            batch_size=config.batch_size,
+            fit_algorithm="cd",
+            transform_algorithm="lasso_cd",
+            positive_code=self.positive_loadings,
+            positive_dict=self.positive_atoms,
+            random_state=config.seed,
+        )
+        with threadpool_limits(1):
+            model.fit(_numpy(matrix))
+        return Learned({"atoms": _tensor(model.components_)}, config)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Solution of the lasso for every row."""
+        from sklearn.decomposition import sparse_encode
+
+        if not len(matrix):
+            return matrix.new_zeros(0, self.n_modes)
+        loadings = sparse_encode(
+            _numpy(matrix),
+            _numpy(tensors["atoms"]),
+            algorithm="lasso_cd",
+            alpha=self._penalty(matrix),
+            positive=self.positive_loadings,
+            max_iter=10_000,
+        )
+        return _tensor(loadings).to(matrix.device)
+
+    def _penalty(self, matrix: Tensor) -> float:
+        return self.alpha * float(np.sqrt(matrix.shape[1]))
+
+
+def _numpy(matrix: Tensor) -> np.ndarray:
+    return matrix.cpu().to(torch.float64).numpy()
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _enough_rows(learner: Learner, matrix: Tensor) -> None:
+    if len(matrix) < learner.n_modes:
+        raise DataError(
+            f"{type(learner).__name__}: {learner.n_modes} modes need at least as many training "
+            f"rows; got {len(matrix)}. Take fewer modes, more samples, or hold out less."
+        )
+
+
+def _enough_components(learner: Learner, matrix: Tensor) -> None:
+    if learner.n_modes > min(matrix.shape):
+        raise DataError(
+            f"{type(learner).__name__}: {learner.n_modes} modes are more than {matrix.shape[0]} "
+            f"training rows of {matrix.shape[1]} units can have; take at most {min(matrix.shape)}"
+        )
+
+
+def _nonnegative(row: np.ndarray, atoms: np.ndarray, max_iter: int) -> np.ndarray:
+    """Least squares by the active set method (Lawson and Hanson 1974)."""
+    from scipy.optimize import nnls
+    from sklearn.decomposition import non_negative_factorization
+
+    try:
+        loadings: np.ndarray = nnls(atoms.T, row)[0]
+    except RuntimeError:
+        # More atoms than units can send it round in circles: then by coordinate descent.
+        loadings = non_negative_factorization(
+            row[None],
+            H=atoms,
+            n_components=len(atoms),
+            update_H=False,
+            tol=1e-8,
+            max_iter=max_iter,
+        )[0][0]
+    return loadings
+
+
+def _not_negative(matrix: Tensor, who: str, learner: str = "NMF") -> None:
+    if len(matrix) and bool((matrix < 0).any()):
+        raise DataError(
+            f"{learner}: {who}: entries must not be negative; the lowest is "
+            f"{float(matrix.min()):.6g} (scaled). Take sign='positive', the negated negative part, "
+            "centre=False, or another learner."
+        )

@@ -1,0 +1,384 @@
+r"""Sparse autoencoders with one linear layer as encoder: ReLU, TopK and JumpReLU.
+
+All read pre-activations :math:`p = (x - o) E^T + b` off rows x and decode
+:math:`\hat x = z D + o` with atoms D of length 1. They differ in how loadings z come from p.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Final, final
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import OptionError
+from condec.basis.shapes import Loadings, UnitMatrix
+from condec.dictionary.base import not_negative, whole
+from condec.dictionary.fitting.descent import filled
+from condec.dictionary.fitting.gradient import GradientLearner
+from condec.dictionary.fitting.problem import (
+    ATOMS,
+    OFFSET,
+    Cost,
+    Parameters,
+    Problem,
+    Revival,
+    Step,
+)
+from condec.dictionary.fitting.products import decoded, encoded
+from condec.dictionary.records import TrainConfig
+
+_AUX_SHARE: Final = 0.5
+"""Dead modes that AuxK uses at most, as a share of the units (Gao et al. 2024, appendix A.2)."""
+_REVIVED: Final = 0.2
+"""Length of the encoder row of a mode set anew, relative to those in use (Bricken et al. 2023)."""
+
+
+class UnitAtoms(GradientLearner):
+    """What learners share that descend on atoms of length 1 and an offset.
+
+    The offset begins at the median of every unit, atoms are drawn evenly over directions, and
+    the loss is per entry of data with standard deviation 1, so that one set of options suits
+    any number of units.
+    """
+
+    __slots__ = ()
+    travel: ClassVar[float]
+    """Sum of the learning rates of a default fit to 64 units."""
+    lr_limit: ClassVar[float]
+    """Highest default rate for 64 units; entries of atoms of length 1 fall as 1 / sqrt(d)."""
+
+    def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
+        """Config with its epochs and learning rate worked out."""
+        step = math.sqrt(64 / n_units)
+        limit = min(self.lr_limit, step * self.lr_limit)
+        return filled(config, n_rows, travel=step * self.travel, limit=limit)
+
+    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+        """Initial parameters: ``atoms`` [mode, unit] and ``offset``."""
+        del config
+        # Made on the CPU: one seed starts alike on every device.
+        atoms = unit_rows(torch.randn(self.n_modes, sample.shape[1], dtype=torch.float32))
+        return {ATOMS: atoms.to(sample.device), OFFSET: sample.median(0).values}
+
+    @abstractmethod
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Loss of a batch."""
+
+    def reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
+        """Rows as the dictionary describes them."""
+        return decode(parameters, self.encode(parameters, rows))
+
+
+class LinearSAE(UnitAtoms):
+    """What autoencoders with a linear encoder share; the encoder begins at the atoms."""
+
+    __slots__ = ()
+    freezes: ClassVar[bool] = True
+    travel: ClassVar[float] = 8.0
+    lr_limit: ClassVar[float] = 6e-3
+
+    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+        """With ``encoder`` [mode, unit] and ``bias``."""
+        parameters = UnitAtoms.start(self, sample, config)
+        atoms = parameters[ATOMS]
+        return {"encoder": atoms.clone(), "bias": atoms.new_zeros(self.n_modes), **parameters}
+
+    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
+        """What is minimised; modes that are dead are fed by AuxK in the loss."""
+        del config
+        return Problem(parameters, self.cost, atoms_of_length_one, watch_dead=True)
+
+
+class CountingSAE(LinearSAE):
+    """What linear autoencoders share that keep a number of codes."""
+
+    __slots__ = ()
+    k: int
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more codes of a row than there are modes; only now is their number settled.
+
+        Raises
+        ------
+        OptionError
+            k is larger than `n_modes`.
+        """
+        del matrix
+        if self.k > self.n_modes:
+            raise OptionError(
+                f"{type(self).__name__}: k = {self.k} codes of a row are more than {self.n_modes} "
+                "modes; lower k or take more modes"
+            )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReLUSAE(LinearSAE):
+    r"""Sparse autoencoder with a penalty on its codes (Bricken et al. 2023).
+
+    .. math:: z = \max(p, 0), \qquad
+       \langle (x - \hat x)^2 \rangle + \frac{\lambda}{\sqrt d} \sum_j z_j
+
+    (angles: mean over entries; the sum is a mean over rows, d units). The atoms are kept at
+    length 1, so that codes cannot shrink while atoms grow. Modes that a whole pass does not
+    use are set to badly described rows, four times in the first half of the steps.
+
+    Parameters
+    ----------
+    n_modes : int
+    l1 : float
+        :math:`\lambda`.
+    resample : bool
+        Whether dead modes are set anew.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    l1: float = 0.05
+    resample: bool = True
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes")
+        not_negative(self, "l1")
+
+    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
+        """With dead modes set anew: AuxK cannot reach codes that are below 0 for every row."""
+        del config
+        return Problem(
+            parameters,
+            self.cost,
+            atoms_of_length_one,
+            watch_dead=self.resample,
+            reconstruct=self.reconstruct if self.resample else None,
+            revive=revive_linear if self.resample else None,
+            by_mode=("encoder", "bias", ATOMS),
+        )
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error and the sum of the codes."""
+        del step
+        loadings = pre_activations(parameters, rows).relu()
+        error = rows - decode(parameters, loadings)
+        penalty = loadings.sum(1).mean() / math.sqrt(rows.shape[1])
+        return Cost(error.square().mean() + self.l1 * penalty, loadings)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Pre-activations above 0."""
+        return pre_activations(tensors, matrix).relu()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopKSAE(CountingSAE):
+    r"""Sparse autoencoder that keeps the k largest codes of a row (Gao et al. 2024).
+
+    .. math:: z = \max(\mathrm{TopK}_k(p), 0), \qquad
+       \langle (x - \hat x)^2 \rangle + \alpha\,
+       \frac{\langle (e - \hat e)^2 \rangle}{\langle e^2 \rangle}
+
+    with the error :math:`e = x - \hat x` held constant and :math:`\hat e` its description by
+    the largest codes of dead modes, at most half as many as units (AuxK). A mode is dead that
+    no row of the last pass used.
+
+    Parameters
+    ----------
+    n_modes : int
+    k : int
+        Codes of a row that are kept, at most `n_modes`; those below 0 are 0.
+    aux_weight : float
+        :math:`\alpha`.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range; when fitted, k larger than `n_modes`.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    k: int = 8
+    aux_weight: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes", "k")
+        not_negative(self, "aux_weight")
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error and AuxK."""
+        pre = pre_activations(parameters, rows)
+        loadings = largest(pre, self.k)
+        error = rows - decode(parameters, loadings)
+        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
+        return Cost(error.square().mean() + aux, loadings)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """The k largest pre-activations of every row, where they are above 0."""
+        return largest(pre_activations(tensors, matrix), self.k)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JumpReLUSAE(LinearSAE):
+    r"""Sparse autoencoder with a threshold for every mode (Rajamanoharan et al. 2024).
+
+    .. math:: z = p \odot [p > \theta], \qquad
+       \langle (x - \hat x)^2 \rangle + \lambda \left(\frac{L_0}{L^*} - 1\right)^2
+
+    where :math:`L_0` is the mean number of codes above :math:`\theta > 0`, and AuxK as in
+    `TopKSAE`. Without a target :math:`L^*` the penalty is :math:`\lambda L_0`, as in the paper.
+    The thresholds get the gradients of the paper: with the rectangle kernel
+    :math:`K(u) = [|u| < 1/2]` of bandwidth :math:`\varepsilon`,
+    :math:`-\theta K((p - \theta) / \varepsilon) / \varepsilon` from z and
+    :math:`-K((p - \theta) / \varepsilon) / \varepsilon` from the count.
+
+    Parameters
+    ----------
+    n_modes : int
+    target_l0 : float, optional
+        :math:`L^*`, about as many loadings a row has; None for the plain penalty.
+    l0_weight : float
+        :math:`\lambda`.
+    bandwidth : float
+        :math:`\varepsilon`, and the initial thresholds, relative to :math:`\sqrt d` for d
+        units, the length of a row of the prepared data. The paper's 0.001 needs millions of rows.
+    aux_weight : float
+        As in `TopKSAE`.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range.
+    """
+
+    n_modes: int
+    _: KW_ONLY
+    target_l0: float | None = 8.0
+    l0_weight: float = 1.0
+    bandwidth: float = 0.05
+    aux_weight: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        whole(self, "n_modes")
+        not_negative(self, "l0_weight", "aux_weight")
+        for name in ("target_l0", "bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise OptionError(f"JumpReLUSAE: {name} must be above 0 and finite; got {value}")
+
+    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+        """With the logarithm of the thresholds, which keeps them above 0, over sqrt(d).
+
+        Adam moves all weights alike; the rate is made for entries of atoms, about 1 / sqrt(d).
+        """
+        length = math.sqrt(sample.shape[1])
+        # Not super(): a dataclass with slots is another class than the one defined here.
+        parameters = LinearSAE.start(self, sample, config)
+        first = math.log(self.bandwidth * length) / length
+        thresholds = parameters["bias"].new_full((self.n_modes,), first)
+        return {**parameters, "log_threshold": thresholds}
+
+    def finish(
+        self, parameters: Parameters, sample: Tensor, config: TrainConfig
+    ) -> dict[str, Tensor]:
+        """With the thresholds themselves."""
+        del config
+        tensors = dict(parameters)
+        size = math.sqrt(sample.shape[1])
+        tensors["threshold"] = (size * tensors.pop("log_threshold")).exp()
+        return tensors
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Squared error, count of codes and AuxK."""
+        pre = pre_activations(parameters, rows)
+        size = math.sqrt(rows.shape[1])
+        threshold = (size * parameters["log_threshold"]).exp()
+        width = self.bandwidth * size
+        passed = (pre > threshold).to(pre.dtype).detach()
+        near = (((pre - threshold) / width).abs() < 0.5).to(pre.dtype).detach() / width
+        # Of value 0, with the gradient of a step that is as wide as the kernel.
+        shift = near * (threshold.detach() - threshold)
+        loadings = pre * passed + threshold.detach() * shift
+        # Not `decode`: thresholds get a gradient where loadings are 0.
+        error = rows - loadings @ parameters[ATOMS] - parameters[OFFSET]
+        l0 = (passed + shift).sum(1).mean()
+        sparse = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1.0).square()
+        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
+        return Cost(error.square().mean() + self.l0_weight * sparse + aux, loadings)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Pre-activations above their mode's threshold."""
+        return above(pre_activations(tensors, matrix), tensors["threshold"])
+
+
+def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:
+    """What a linear encoder reads off rows."""
+    return encoded(rows - parameters[OFFSET], parameters["encoder"]) + parameters["bias"]
+
+
+def decode(parameters: Parameters, loadings: Tensor) -> Tensor:
+    """Rows from loadings that get no gradient where they are 0."""
+    return decoded(loadings, parameters[ATOMS]) + parameters[OFFSET]
+
+
+def unit_rows(matrix: Tensor) -> Tensor:
+    """Rows of length 1; rows of zeros stay."""
+    lengths: Tensor = matrix.norm(dim=-1, keepdim=True)
+    return matrix / lengths.clamp(min=1e-12)
+
+
+def atoms_of_length_one(parameters: Parameters) -> None:
+    """Projection after a step."""
+    atoms = parameters[ATOMS]
+    # In place: a copy of a large dictionary takes longer than its lengths.
+    atoms.div_(atoms.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
+
+
+def above(pre: Tensor, threshold: Tensor) -> Tensor:
+    """Entries above a threshold, 0 elsewhere."""
+    return pre * (pre > threshold)
+
+
+def largest(pre: Tensor, k: int) -> Tensor:
+    """The k largest entries of every row, where they are above 0; 0 elsewhere.
+
+    >>> largest(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -2.0, 5.0]]), 2)
+    tensor([[3., 0., 2.],
+            [0., 0., 5.]])
+    """
+    top = pre.topk(k, dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+
+
+def aux_loss(
+    parameters: Parameters, pre: Tensor, error: Tensor, dead: Tensor | None, weight: float
+) -> Tensor:
+    """AuxK: how badly the largest codes of dead modes describe what the others leave."""
+    if dead is None or not weight:
+        return error.new_zeros(())
+    k = min(pre.shape[1], max(1, int(_AUX_SHARE * error.shape[1])))
+    loadings = largest(torch.where(dead, pre, -math.inf), k)
+    error = error.detach()
+    left = (error - decoded(loadings, parameters[ATOMS])).square().mean()
+    share = left / error.square().mean().clamp(min=1e-12)
+    # The engine asks on a CPU only whether any mode is dead.
+    return torch.where(dead.any(), weight * share, 0.0)
+
+
+def revive_linear(parameters: Parameters, revival: Revival) -> None:
+    """Set dead modes to rows, with a short encoder row (Bricken et al. 2023, appendix)."""
+    direction = unit_rows(revival.rows - parameters[OFFSET])
+    alive = torch.ones(len(parameters["bias"]), dtype=torch.bool, device=direction.device)
+    alive[revival.modes] = False
+    lengths = parameters["encoder"][alive].norm(dim=1)
+    length = lengths.mean() if len(lengths) else direction.new_ones(())
+    parameters[ATOMS][revival.modes] = direction
+    parameters["encoder"][revival.modes] = _REVIVED * length * direction
+    parameters["bias"][revival.modes] = 0.0

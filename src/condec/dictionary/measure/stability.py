@@ -1,0 +1,253 @@
+"""Whether another seed, or the other half of the data, gives the same modes."""
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import matched_cosine
+from condec.basis.shapes import Atoms, UnitMatrix
+from condec.dictionary.base import Dictionary, Learner, as_matrix
+from condec.dictionary.fitting.many import Job, fit_many
+from condec.dictionary.fitting.rows import StoredRows
+from condec.dictionary.fitting.train import DeadModesWarning, FitReport
+from condec.dictionary.measure.rivals import known_report
+from condec.dictionary.records import TrainConfig
+
+if TYPE_CHECKING:
+    import pandas
+
+LEAST_SEEDS: Final = 5
+"""Fits that a statement about seeds takes."""
+_ROWS_AT_ONCE: Final = 4096
+"""Rows encoded at a time: many modes of many rows need not fit into memory."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stability:
+    """How alike fits of several seeds, and of either half of the data, are.
+
+    All numbers are of the modes of the first fit, `reports[0]`: the cosine of each with its
+    partner in another fit, by the one-to-one matching of alive modes that makes the sum
+    of cosines largest. A mode for which the other fit has no mode left scores 0; modes that
+    are dead in the first fit have NaN.
+
+    Attributes
+    ----------
+    reports : tuple of FitReport
+        One for each seed, of the same rows.
+    seeds : tuple of int
+    seed_cosine : Tensor of shape [mode]
+        Mean over the fits of other seeds.
+    half_cosine : Tensor of shape [mode]
+        Mean over a fit of either half of the rows, each with a seed of its own.
+    chance : Tensor of shape [mode]
+        As `seed_cosine`, with the entries of each of the other fits' atoms permuted: atoms
+        of the same lengths and sparsity that have nothing to do with the first fit's.
+    between_halves : float
+        Mean cosine of the modes of one half's fit with those of the other's, which have no
+        row in common.
+    """
+
+    reports: tuple[FitReport, ...]
+    seeds: tuple[int, ...]
+    seed_cosine: Float[torch.Tensor, " mode"]
+    half_cosine: Float[torch.Tensor, " mode"]
+    chance: Float[torch.Tensor, " mode"]
+    between_halves: float
+
+    @property
+    def mean_seed_cosine(self) -> float:
+        """Mean of `seed_cosine` over alive modes."""
+        return float(self.seed_cosine.nanmean())
+
+    @property
+    def mean_half_cosine(self) -> float:
+        """Mean of `half_cosine` over alive modes."""
+        return float(self.half_cosine.nanmean())
+
+    @property
+    def mean_chance(self) -> float:
+        """Mean of `chance` over alive modes."""
+        return float(self.chance.nanmean())
+
+    def stable(self, threshold: float = 0.9) -> Int[torch.Tensor, " stable"]:
+        """Modes of the first fit, ascending, that other seeds and both halves find as well.
+
+        Parameters
+        ----------
+        threshold : float
+            Least value of both `seed_cosine` and `half_cosine`.
+        """
+        found = (self.seed_cosine >= threshold) & (self.half_cosine >= threshold)
+        return found.nonzero().flatten()
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a mode: `mode`, `seed_cosine`, `half_cosine`, `chance`."""
+        import pandas as pd
+
+        return pd.DataFrame({
+            "mode": range(len(self.seed_cosine)),
+            "seed_cosine": self.seed_cosine.numpy(),
+            "half_cosine": self.half_cosine.numpy(),
+            "chance": self.chance.numpy(),
+        })  # fmt: skip
+
+
+def stability(
+    learner: Learner,
+    matrix: UnitMatrix | np.ndarray,
+    *,
+    seeds: int | Sequence[int] = LEAST_SEEDS,
+    config: TrainConfig | None = None,
+    fitted: Dictionary | None = None,
+) -> Stability:
+    """Fit again with other seeds and on either half of the rows, and match the modes.
+
+    A learner that starts from the data alone (`PCA`, and `NMF` as scikit-learn starts it)
+    gives the same for every seed: then only the halves say something.
+
+    Parameters
+    ----------
+    learner : Learner
+    matrix : Tensor of shape [sample, unit]
+    seeds : int or sequence of int
+        How many, from ``config.seed`` on, or which; at least 5. The split is that of `config`.
+    config : TrainConfig, optional
+    fitted : Dictionary, optional
+        What `fit` made of this learner, matrix and config with the first seed, where it is at
+        hand: it is not fitted again, and the numbers are of its modes.
+
+    Raises
+    ------
+    OptionError
+        Fewer than five different seeds.
+    DataError
+        Fewer than four rows, or `fitted` to other rows; else as `fit`.
+
+    Examples
+    --------
+    >>> from condec.dictionary import PCA
+    >>> rows = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    >>> found = stability(PCA(2), rows * torch.tensor([4.0, 2.0, 1.0]))
+    >>> round(found.mean_seed_cosine, 4), found.stable().tolist()
+    (1.0, [0, 1])
+    """
+    config = config or TrainConfig()
+    chosen = _seeds(seeds, config)
+    rows = as_matrix(matrix, "stability")
+    if len(rows) < 4:
+        raise DataError(f"stability: at least 4 rows make two halves; got {len(rows)}")
+    known = [] if fitted is None else [known_report(fitted, len(rows), "stability")]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.split_seed))
+    with warnings.catch_warnings():
+        # Dead modes are NaN here: no need to say so once for every fit.
+        warnings.simplefilter("ignore", DeadModesWarning)
+        jobs = {f"seed {seed}": _job(learner, rows, config, seed) for seed in chosen[len(known) :]}
+        for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False):
+            jobs[f"half, seed {seed}"] = _job(learner, rows[part.sort().values], config, seed)
+        found = known + list(fit_many(jobs).values())
+    reports, halves = tuple(found[: len(chosen)]), found[len(chosen) :]
+    first = alive_modes(reports[0].dictionary, rows)
+    others = [_alive_atoms(report.dictionary, rows) for report in reports[1:]]
+    parts = [_alive_atoms(report.dictionary, rows) for report in halves]
+    generator = torch.Generator().manual_seed(config.seed)
+    atoms = reports[0].dictionary.atoms
+    return Stability(
+        reports=reports,
+        seeds=chosen,
+        seed_cosine=_mean_cosine(atoms, first, others),
+        half_cosine=_mean_cosine(atoms, first, parts),
+        chance=_mean_cosine(atoms, first, [_permuted(other, generator) for other in others]),
+        between_halves=float(matched_cosine(*parts).nan_to_num(0.0).mean()),
+    )
+
+
+def _job(learner: Learner, rows: Tensor, config: TrainConfig, seed: int) -> Job:
+    return Job(learner, rows, config=dataclasses.replace(config, seed=seed))
+
+
+def alive_modes(
+    dictionary: Dictionary, rows: UnitMatrix | StoredRows
+) -> Bool[torch.Tensor, " mode"]:
+    """Which modes have a loading above 0 in at least one of these rows.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+    rows : Tensor of shape [sample, unit], or stored rows
+    """
+    alive = torch.zeros(dictionary.n_modes, dtype=torch.bool)
+    blocks = [rows] if isinstance(rows, Tensor) else map(rows.read, range(len(rows.blocks)))
+    for block in blocks:
+        for part in torch.split(block, _ROWS_AT_ONCE):
+            alive |= (dictionary.encode(part) > 0).any(0).cpu()
+    return alive
+
+
+def seed_agreement(atoms: Sequence[Float[torch.Tensor, "_ unit"]]) -> Float[torch.Tensor, " fit"]:
+    """How well the modes of every fit are found in the others, as `Stability` has it.
+
+    Mean, over a fit's modes and over the other fits, of the cosine of a mode with its partner,
+    by the one-to-one matching that makes the sum of cosines largest; a mode for which the
+    other fit has none left counts 0. NaN for a fit without modes.
+
+    Parameters
+    ----------
+    atoms : sequence of Tensor of shape [mode, unit]
+        Those of the alive modes of fits that differ in their seed.
+
+    Raises
+    ------
+    OptionError
+        Fewer than two fits.
+
+    Examples
+    --------
+    >>> seed_agreement([torch.eye(3), 2 * torch.eye(3).flip(0), torch.eye(3)[:2]])
+    tensor([0.8333, 0.8333, 1.0000])
+    """
+    if len(atoms) < 2:
+        raise OptionError(f"seed_agreement: at least two fits are compared; got {len(atoms)}")
+    sums = torch.zeros(len(atoms))
+    # The matching is the same from either side, so that every pair is matched once.
+    for (i, one), (j, other) in itertools.combinations(enumerate(atoms), 2):
+        if len(one) and len(other):
+            sums[[i, j]] += matched_cosine(one, other).nansum().cpu()
+    return sums / torch.tensor([len(each) or torch.nan for each in atoms]) / (len(atoms) - 1)
+
+
+def _seeds(seeds: int | Sequence[int], config: TrainConfig) -> tuple[int, ...]:
+    chosen = (
+        tuple(range(config.seed, config.seed + seeds)) if isinstance(seeds, int) else tuple(seeds)
+    )
+    if len(set(chosen)) < max(LEAST_SEEDS, len(chosen)):
+        raise OptionError(
+            f"stability: seeds must be at least {LEAST_SEEDS}, all different; got {seeds}"
+        )
+    return chosen
+
+
+def _alive_atoms(dictionary: Dictionary, rows: Tensor) -> Atoms:
+    return dictionary.atoms[alive_modes(dictionary, rows)]
+
+
+def _mean_cosine(atoms: Tensor, alive: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Of every alive atom with its partner, mean over other dictionaries; NaN for dead ones."""
+    mean = atoms.new_full((len(atoms),), float("nan"))
+    matched = [matched_cosine(atoms[alive], other).nan_to_num(0.0) for other in others]
+    mean[alive] = torch.stack(matched).mean(0)
+    return mean
+
+
+def _permuted(atoms: Atoms, generator: torch.Generator) -> Atoms:
+    places = torch.rand(atoms.shape, generator=generator).argsort(1)
+    return atoms.gather(1, places)

@@ -1,0 +1,276 @@
+"""Edges of attention: which token may read from which, cut before the softmax."""
+
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from condec.basis.errors import OptionError, SiteError
+from condec.edits.base import Edit, checked_units, name_of, set_fields, set_site
+from condec.network import Site
+
+Edge = tuple[int, int]
+"""From which token (the key), to which token (the query)."""
+
+_SOFTMAX: Final = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax)
+_ATTENTION_AXES: Final = (3, 4)
+"""Axes of attention scores: [sample, query, key], or [sample, head, query, key]."""
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class CutAttention(Edit):
+    r"""Cut edges of attention: the token ``to`` no longer reads from the token ``from``.
+
+    With queries q, keys k and values v, and C the keys that are cut for query i,
+
+    .. math:: o_i = \frac{\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d}) \, v_j}
+                         {\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d})}
+
+    so what the other keys get is normalised anew. Masks of the model stay in force.
+
+    Parameters
+    ----------
+    site : Site, or its text
+        The module that computes attention, once a call: with
+        ``scaled_dot_product_attention``, ``multi_head_attention_forward`` or a softmax over
+        the last axis of its scores, as in timm, torch.nn and Hugging Face.
+    edges : sequence of (from, to)
+        Numbers of tokens, from 0, as that call counts them: class and register tokens too.
+    heads : sequence of int, optional
+        In which heads; by default in all.
+
+    Raises
+    ------
+    OptionError
+        No edge, a token that is no integer or negative, heads as units in `Ablate`; a site
+        with ``:input`` or a layout.
+    SiteError
+        At the first forward pass: a token or head that is not there; a query of which all
+        keys are cut; a module that computes no attention, or several in one call.
+
+    Examples
+    --------
+    The second token may not read from the first:
+
+    >>> from condec.control import edited
+    >>> attention = torch.nn.MultiheadAttention(4, 1, batch_first=True).eval()
+    >>> x = torch.ones(1, 3, 4)
+    >>> with edited(attention, CutAttention(Site(""), edges=[(0, 1)])):
+    ...     attention(x, x, x)[1]
+    tensor([[[0.3333, 0.3333, 0.3333],
+             [0.0000, 0.5000, 0.5000],
+             [0.3333, 0.3333, 0.3333]]], grad_fn=<MeanBackward1>)
+    """
+
+    within: ClassVar[bool] = True
+
+    site: Site
+    edges: tuple[Edge, ...]
+    heads: tuple[int, ...] | None
+
+    def __init__(
+        self,
+        site: Site | str,
+        *,
+        edges: Sequence[Sequence[int]],
+        heads: Sequence[int] | None = None,
+    ) -> None:
+        who = set_site(self, site)
+        if self.site.tap == "input" or self.site.units is not None:
+            raise OptionError(
+                f"{who}: expected the module that computes attention, without :input and layout, "
+                f"for example {self.site.name!r}; heads are named by heads=[...]"
+            )
+        set_fields(
+            self,
+            edges=_checked_edges(who, edges),
+            heads=None if heads is None else checked_units(f"{who}, heads", heads),
+        )
+
+    def apply(self, activation: Tensor) -> Tensor:
+        """Refused: edges are cut while the module runs."""
+        raise SiteError(
+            f"{name_of(self)} acts within the module and has no activation to change; run the "
+            "model inside edited(model, ...)"
+        )
+
+    @contextmanager
+    def during(self) -> Iterator[None]:
+        """Inside, attention that is computed has the edges cut."""
+        cut = _Cut(self)
+        with cut:
+            yield
+        if cut.n_attentions != 1:
+            raise SiteError(
+                f"{name_of(self)}: expected a module that computes attention once; it did so "
+                f"{cut.n_attentions} times. Name the attention itself, for example "
+                "'blocks.3.attn'; attention in kernels of other libraries cannot be cut "
+                "(Hugging Face: attn_implementation='sdpa' or 'eager')"
+            )
+
+
+class _Cut(TorchFunctionMode):
+    """While it is on, edges are cut in whatever computes attention."""
+
+    def __init__(self, edit: CutAttention) -> None:
+        super().__init__()
+        self.edit = edit
+        self.n_attentions = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._fused(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._whole(*args, **kwargs)
+        if func in _SOFTMAX:
+            return self._softmax(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> Tensor:
+        size = query.shape[-2], key.shape[-2]
+        n_heads = query.shape[-3] if query.ndim > 3 else None
+        cut = self._edges(*size, n_heads, query.device)
+        if attn_mask is None and is_causal:
+            attn_mask = torch.ones(size, dtype=torch.bool, device=query.device).tril()
+            is_causal = False
+        if attn_mask is None or attn_mask.dtype == torch.bool:
+            shut = cut.new_zeros(()) if attn_mask is None else ~attn_mask
+            mask = ~(shut | cut)
+        else:
+            shut, mask = _is_shut(attn_mask), torch.where(cut, -torch.inf, attn_mask)
+        self._check_open(shut, cut)
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p, is_causal, **options
+        )
+
+    def _whole(self, *args: Any, **kwargs: Any) -> Any:
+        """`torch.nn.MultiheadAttention`: queries are [token, sample, feature], or unbatched."""
+        given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
+        given.apply_defaults()
+        named = given.arguments
+        query, key, n_heads = named["query"], named["key"], named["num_heads"]
+        size = query.shape[0], key.shape[0]
+        cut = self._edges(*size, n_heads, query.device)
+        if cut.ndim == 3 and query.ndim == 3:
+            cut = cut.repeat(query.shape[1], 1, 1)
+        mask = _additive(named["attn_mask"], query)
+        if named["is_causal"] and mask is None:
+            mask = torch.full(size, -torch.inf, dtype=query.dtype, device=query.device).triu(1)
+        mask = query.new_zeros(()) if mask is None else mask
+        padding = _additive(named["key_padding_mask"], query)
+        shut = _is_shut(mask)
+        if padding is not None:
+            spread = _is_shut(padding).view(-1, 1, 1, size[1])
+            shut = shut.view(-1, n_heads, *size) if shut.ndim == 3 else shut
+            self._check_open(shut | spread, cut.view(-1, n_heads, *size) if cut.ndim == 3 else cut)
+        else:
+            self._check_open(shut, cut)
+        # With is_causal the function would drop the mask.
+        named |= {
+            "attn_mask": torch.where(cut, -torch.inf, mask),
+            "key_padding_mask": padding,
+            "is_causal": False,
+        }
+        return F.multi_head_attention_forward(*given.args, **given.kwargs)
+
+    def _softmax(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        scores = args[0] if args else kwargs.pop("input")
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        if scores.ndim not in _ATTENTION_AXES or dim not in (-1, scores.ndim - 1):
+            return func(scores, *args[1:], **kwargs)
+        n_heads = scores.shape[1] if scores.ndim > 3 else None
+        cut = self._edges(scores.shape[-2], scores.shape[-1], n_heads, scores.device)
+        self._check_open(_is_shut(scores), cut)
+        return func(scores.masked_fill(cut, -torch.inf), *args[1:], **kwargs)
+
+    def _edges(
+        self, n_queries: int, n_keys: int, n_heads: int | None, device: torch.device
+    ) -> Tensor:
+        """What is cut, [query, key], or [head, query, key] where heads are named."""
+        self.n_attentions += 1
+        who, edit = name_of(self.edit), self.edit
+        for number, (key, query) in enumerate(edit.edges):
+            if key >= n_keys or query >= n_queries:
+                raise SiteError(
+                    f"{who}: edges[{number}] goes from token {key} to token {query}, but there "
+                    f"are tokens 0 to {n_keys - 1} to read from, and 0 to {n_queries - 1} that "
+                    "read"
+                )
+        cut = torch.zeros(n_queries, n_keys, dtype=torch.bool)
+        keys, queries = zip(*edit.edges, strict=True)
+        cut[list(queries), list(keys)] = True
+        if edit.heads is None:
+            return cut.to(device)
+        if n_heads is None:
+            raise SiteError(
+                f"{who}: this module computes attention with samples and heads on one axis, so "
+                "heads cannot be told apart; leave heads out"
+            )
+        if edit.heads[-1] >= n_heads:
+            raise SiteError(
+                f"{who}: the module has {n_heads} heads, 0 to {n_heads - 1}; there is no head "
+                f"{edit.heads[-1]}"
+            )
+        chosen = torch.zeros(n_heads, 1, 1, dtype=torch.bool)
+        chosen[list(edit.heads)] = True
+        return (chosen & cut).to(device)
+
+    def _check_open(self, shut: Tensor, cut: Tensor) -> None:
+        """Raise SiteError where a query that could read something now can read nothing."""
+        lost = (shut | cut).all(-1) & ~(shut | torch.zeros_like(cut)).all(-1)
+        queries = lost.flatten(0, -2).any(0) if lost.ndim > 1 else lost
+        if bool(queries.any()):
+            raise SiteError(
+                f"{name_of(self.edit)}: all keys that token {int(queries.nonzero()[0])} may read "
+                "are cut, so there is nothing to normalise over; leave it one, such as itself"
+            )
+
+
+def _is_shut(scores: Tensor) -> Tensor:
+    """Where a mask, or masked scores, let nothing pass; some models add a finite number."""
+    return scores <= torch.finfo(scores.dtype).min / 2
+
+
+def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
+
+
+def _checked_edges(who: str, edges: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
+    found: dict[Edge, None] = {}
+    for edge in edges:
+        try:
+            key, query = (operator.index(token) for token in edge)
+        except (TypeError, ValueError) as error:
+            raise OptionError(
+                f"{who}: edges must be pairs of tokens (from, to), for example [(0, 3)]; got "
+                f"{edge!r}"
+            ) from error
+        if key < 0 or query < 0:
+            raise OptionError(f"{who}: tokens count from 0; got the edge ({key}, {query})")
+        found[key, query] = None
+    if not found:
+        raise OptionError(f"{who}: edges is empty; name at least one, or leave the edit out")
+    return tuple(sorted(found))

@@ -1,0 +1,179 @@
+"""What an edit is, and the checks that edits share."""
+
+import dataclasses
+import operator
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import OptionError, SiteError
+from condec.edits.values import Values
+from condec.network import Site, Units, units_of
+
+
+class Edit(ABC):
+    """One change of what passes through a site.
+
+    An implementation is a frozen option with the site it belongs to. Where several edits
+    name one site, each gets what the one before it left.
+
+    Attributes
+    ----------
+    within : bool
+        Of the class: whether it changes how the module computes (`during`) rather than what
+        passes the site. Such an edit acts in whole passes only, under `edited`.
+    """
+
+    __slots__ = ()
+
+    within: ClassVar[bool] = False
+    site: Site
+
+    @abstractmethod
+    def apply(self, activation: Tensor) -> Tensor:
+        """The activation as it shall be.
+
+        Parameters
+        ----------
+        activation : Tensor of shape [sample, ...]
+            What the site holds; not to be modified.
+
+        Returns
+        -------
+        Tensor
+            Of the same shape, dtype and device, in memory of its own.
+        """
+
+    def during(self) -> AbstractContextManager[object]:
+        """What is in force while the site's module runs; nothing, but for edits `within`."""
+        return nullcontext()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form for recipes: the class name and its fields; of a tensor its digest."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # of the implementation
+        values = {field.name: getattr(self, field.name) for field in fields}
+        return {"name": type(self).__name__} | {key: _plain(v) for key, v in values.items()}
+
+
+def name_of(edit: Edit) -> str:
+    """How messages call an edit: ``Ablate(layer1.0)``."""
+    return f"{type(edit).__name__}({edit.site.key})"
+
+
+def set_fields(edit: Edit, **values: Any) -> None:
+    """Set the fields of a frozen edit."""
+    for name, value in values.items():
+        object.__setattr__(edit, name, value)
+
+
+def set_site(edit: Edit, site: Site | str) -> str:
+    """Set the site of a frozen edit; returns how messages call it.
+
+    Raises
+    ------
+    OptionError
+        The text does not follow the grammar, or names heads without their number.
+    """
+    if isinstance(site, str) and re.search(r"@heads(?!\()", site):
+        raise OptionError(
+            f"{type(edit).__name__}: {site!r} does not say how many heads there are; write "
+            "@heads(12), say, or take the site from find_sites, which asks the model"
+        )
+    set_fields(edit, site=Site.parse(site) if isinstance(site, str) else site)
+    return name_of(edit)
+
+
+def checked_edits(who: str, edits: Any) -> tuple[Edit, ...]:
+    """One edit or several, as a tuple.
+
+    Raises
+    ------
+    OptionError
+        Something among them is not an edit.
+    """
+    several = isinstance(edits, Iterable) and not isinstance(edits, str)
+    given = tuple(edits) if several else (edits,)
+    for edit in given:
+        if not isinstance(edit, Edit):
+            raise OptionError(
+                f"{who}: expected edits such as Ablate(site, units=[0]); got {edit!r}"
+            )
+    return given
+
+
+def checked_units(who: str, units: Sequence[int] | Tensor) -> tuple[int, ...]:
+    """Numbers of units, sorted.
+
+    Raises
+    ------
+    OptionError
+        None, one twice, negative, or no integer.
+    """
+    given: Any = units.tolist() if isinstance(units, Tensor) else units
+    wanted: list[Any] | None = list(given) if isinstance(given, Iterable) else None
+    if wanted == []:
+        raise OptionError(f"{who}: units is empty; name at least one unit, or leave the edit out")
+    try:
+        numbers = [operator.index(unit) for unit in wanted or ()]
+    except TypeError:
+        numbers = []
+    if wanted is None or not numbers or any(isinstance(unit, bool) for unit in wanted):
+        raise OptionError(
+            f"{who}: units must be integers, for example [3, 7]; got "
+            f"{given if wanted is None else wanted[:5]}. Of a mask take mask.nonzero().flatten()."
+        )
+    negative = [unit for unit in numbers if unit < 0]
+    if negative:
+        raise OptionError(f"{who}: units count from 0; got {negative[:5]}")
+    twice = sorted(unit for unit, times in Counter(numbers).items() if times > 1)
+    if twice:
+        raise OptionError(f"{who}: units named more than once: {twice[:5]}")
+    return tuple(sorted(numbers))
+
+
+def layout_of(edit: Edit, activation: Tensor) -> tuple[Units, int]:
+    """Which axes of an activation are units, and how many units there are.
+
+    Raises
+    ------
+    SiteError
+        The activation does not have that layout.
+    """
+    units = units_of(edit.site, activation)
+    try:
+        return units, units.count(activation.shape)
+    except SiteError as error:
+        raise SiteError(f"{name_of(edit)}: {error}") from error
+
+
+def mask_of(edit: Edit, units: tuple[int, ...], n_units: int) -> Tensor:
+    """Mask over the units of a site: those that are named.
+
+    Raises
+    ------
+    SiteError
+        There is no such unit.
+    """
+    beyond = [unit for unit in units if unit >= n_units]
+    if beyond:
+        raise SiteError(
+            f"{name_of(edit)}: the site has {n_units} units, 0 to {n_units - 1}; there is no unit "
+            f"{', '.join(map(str, beyond[:5]))}{', ...' if len(beyond) > 5 else ''}"
+        )
+    chosen = torch.zeros(n_units, dtype=torch.bool)
+    chosen[list(units)] = True
+    return chosen
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Site):
+        return value.key
+    if isinstance(value, Values):
+        return value.text
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value

@@ -1,0 +1,219 @@
+"""A model with edits, for the time of a context."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from condec.basis.errors import SiteError
+from condec.edits.base import Edit, checked_edits
+from condec.network import (
+    Site,
+    describe,
+    find_sites,
+    first_tensor,
+    is_recordable,
+    original,
+    with_first_tensor,
+)
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module]:
+    """Run a model with edits; afterwards it is as it was.
+
+    Contexts nest: the inner edits get what the outer ones left. Edits act in the order
+    given, with and without gradients, in any floating type; tensors that others hold are
+    never written to. What is recorded inside (`contribute`, say) is the edited network. What
+    `torch.compile` made runs uncompiled inside.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    edits : Edit, or several
+        An empty list leaves the model as it is.
+
+    Yields
+    ------
+    torch.nn.Module
+        The same model; of one that `torch.compile` made, the module underneath.
+
+    Raises
+    ------
+    SiteError
+        A site is not in the model, holds no floating tensor, or is ambiguous because its
+        module is called more than once; on leaving, a site that never ran inside the
+        context (unless another error is on its way already).
+    OptionError
+        Something in `edits` is not an edit.
+    """
+    edits = checked_edits("edited", edits)
+    model = original(model)
+    places = [_Place(edit, _found(model, edit.site)) for edit in edits]
+    with ExitStack() as changes:
+        # Compiled code would pass by the hooks, also where the caller compiled the model for
+        # himself. Nothing is compiled before torch has loaded its compiler.
+        if "torch._dynamo" in sys.modules:
+            changes.enter_context(torch.compiler.set_stance("force_eager"))
+        for place in places:
+            for undo in place.attach(model):
+                changes.callback(undo)
+        yield model
+    _check_all_ran(model, places)
+
+
+def is_edited(model: nn.Module) -> bool:
+    """Whether a context of `edited` is in force for the model, or a copy was made in one."""
+    hooks = [h for module in model.modules() for h in module._forward_pre_hooks.values()]
+    return any(isinstance(getattr(hook, "__self__", None), _Place) for hook in hooks)
+
+
+class _Place:
+    """An edit at its site: counts the calls of the module and edits the one that is meant."""
+
+    def __init__(self, edit: Edit, site: Site) -> None:
+        self.edit = edit
+        self.site = site
+        self.n_calls = 0
+        self.most_calls = 0
+        self.has_run = False
+        self._in_pass = False
+
+    def attach(self, model: nn.Module) -> Iterator[Callable[[], object]]:
+        """Attach to a model, step by step; yields how to undo each step."""
+        yield model.register_forward_pre_hook(self._begin).remove
+        yield model.register_forward_hook(self._end, always_call=True).remove
+        module = model.get_submodule(self.site.name)
+        if self.edit.within:
+            # Where a module has a hook, no fused kernel of torch passes by it.
+            yield module.register_forward_hook(lambda *_: None).remove
+            yield _Surrounded.of(module).enter(self)
+        elif self.site.tap == "input":
+            yield module.register_forward_pre_hook(self._on_input, with_kwargs=True).remove
+        else:
+            yield module.register_forward_hook(self._on_output).remove
+
+    def _begin(self, *_: object) -> None:
+        self.n_calls = 0
+        self._in_pass = True
+
+    def _end(self, *_: object) -> None:
+        self._in_pass = False
+
+    def _on_output(self, _: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        return self._exchange(out) if self.is_meant() else out
+
+    def _on_input(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        if not self.is_meant():
+            return args, kwargs
+        if first_tensor(args) is None:
+            return args, self._exchange(kwargs)
+        return self._exchange(args), kwargs
+
+    def is_meant(self) -> bool:
+        """Count a call of the module; whether it is the one to edit."""
+        # A part of the model that is called by itself is a forward pass of its own.
+        self.n_calls = self.n_calls + 1 if self._in_pass else 1
+        self.most_calls = max(self.most_calls, self.n_calls)
+        if self.site.call is not None:
+            return self.n_calls == self.site.call + 1
+        if self.n_calls > 1:
+            raise SiteError(
+                f"{self.site.key}: the module is called more than once in one forward pass; say "
+                f"which call the edit means: {self.site.name}#0, {self.site.name}#1, ..."
+            )
+        return True
+
+    def _exchange(self, value: Any) -> Any:
+        tensor = first_tensor(value)
+        if tensor is None or not is_recordable(tensor):
+            nested = tensor is not None and tensor.is_nested
+            hint = ". Build nn.TransformerEncoder with enable_nested_tensor=False" if nested else ""
+            raise SiteError(
+                f"{self.site.key}: an edit needs a dense, floating tensor at the module's "
+                f"{self.site.tap}; got {describe(value, tensor)}{hint}"
+            )
+        result = self.edit.apply(tensor)
+        self.has_run = True
+        return with_first_tensor(value, result)
+
+
+class _Surrounded:
+    """A module's forward function, with what edits have in force around it.
+
+    It stands among the attributes of the instance, which hide the method of the class, until
+    the last edit leaves; edits may leave in any order.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.hidden = module.__dict__.get("forward")
+        self.forward = module.forward
+        self.places: list[_Place] = []
+
+    @staticmethod
+    def of(module: nn.Module) -> "_Surrounded":
+        """That of a module, made where there is none."""
+        found = module.__dict__.get("forward")
+        return found if isinstance(found, _Surrounded) else _Surrounded(module)
+
+    def enter(self, place: _Place) -> Callable[[], object]:
+        """Put one more edit inside the others; returns how to take it away."""
+        self.module.__dict__["forward"] = self
+        self.places.append(place)
+        return lambda: self._leave(place)
+
+    def _leave(self, place: _Place) -> None:
+        self.places.remove(place)
+        attributes = self.module.__dict__
+        if self.places or attributes.get("forward") is not self:
+            return
+        del attributes["forward"]
+        if self.hidden is not None:
+            attributes["forward"] = self.hidden
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        meant = [place for place in self.places if place.is_meant()]
+        with ExitStack() as in_force:
+            for place in meant:
+                in_force.enter_context(place.edit.during())
+            out = self.forward(*args, **kwargs)
+        for place in meant:
+            place.has_run = True
+        return out
+
+
+def _found(model: nn.Module, site: Site) -> Site:
+    """The site, if the model has it; a module that stands in two places has one name."""
+    names = {module: name for name, module in model.named_modules()}
+    if site.name not in names.values():
+        every: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        if site.name in every:
+            first = names[every[site.name]]
+            raise SiteError(
+                f"{site.key}: this module stands in several places of {type(model).__name__} and "
+                f"is known as {first}; say which of its calls is meant: {first}#0, {first}#1, ..."
+            )
+    return find_sites(model, site)[0]
+
+
+def _check_all_ran(model: nn.Module, places: Sequence[_Place]) -> None:
+    missed = [place for place in places if not place.has_run]
+    if not missed:
+        return
+    most = missed[0].most_calls
+    why = (
+        f"its module is called {most} times in one forward pass, #0 to #{most - 1}"
+        if most
+        else "its module did not run"
+    )
+    raise SiteError(
+        f"edited: {missed[0].site.key} never ran inside the context, so the edit did nothing: "
+        f"{why} ({type(model).__name__}). Run the model inside the context, and choose sites "
+        "that its forward pass calls."
+    )

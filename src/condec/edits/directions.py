@@ -1,0 +1,311 @@
+r"""Edits along directions: combinations of units, such as the atom of a mode.
+
+An activation has one vector :math:`h_p` over the units at every position p of every sample.
+For layouts ``channels`` and ``features`` positions are places or tokens; for ``tokens`` and
+``positions``, where tokens or places are the units, they are features or channels. Heads have
+no such vector: their entries belong to another basis in every head.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, SupportsFloat, final, get_args
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import OptionError, SiteError
+from condec.edits.base import Edit, layout_of, name_of, set_fields, set_site
+from condec.network import Site
+
+Direction = tuple[float, ...]
+Vector = Sequence[SupportsFloat] | Tensor
+Norm = Literal["activation", "one", "own"]
+
+_DEPENDENT: Final = 1e-9
+"""Directions whose span shrinks below this share of the longest count as dependent."""
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class Steer(Edit):
+    r"""Add along a direction, at every position.
+
+    .. math:: h_p \leftarrow h_p + s \, \ell_p \, \frac{d}{\|d\|}
+
+    Parameters
+    ----------
+    site : Site, or its text
+    direction : Tensor of shape [unit]
+        An atom, say, or a difference of means. Its length counts for ``norm="own"`` only.
+    strength : float
+        s; below 0 steers away, 0 changes nothing.
+    norm : {"activation", "one", "own"}
+        How long the added vector is at strength 1, :math:`\ell_p`: as the activation's own
+        vector at that position, :math:`\|h_p\|` (norm-matched); 1, in the unit of the
+        activation; or as the direction, :math:`\|d\|`.
+
+    Raises
+    ------
+    OptionError
+        A direction that is zero or not finite, a strength that is not finite, another norm;
+        at the first forward pass, a direction of another width than the site.
+    SiteError
+        At the first forward pass: the units are heads.
+
+    Examples
+    --------
+    >>> steer = Steer("fc", direction=torch.tensor([0.0, 2.0]), strength=0.5)
+    >>> steer.apply(torch.tensor([[3.0, 4.0]]))                     # of length 5
+    tensor([[3.0000, 6.5000]])
+    """
+
+    site: Site
+    direction: Direction
+    strength: float
+    norm: Norm
+
+    def __init__(
+        self, site: Site | str, *, direction: Vector, strength: float, norm: Norm = "activation"
+    ) -> None:
+        who = set_site(self, site)
+        if not math.isfinite(strength):
+            raise OptionError(f"{who}: strength must be finite; got {strength}")
+        if norm not in get_args(Norm):
+            raise OptionError(
+                f"{who}: norm must be one of {', '.join(get_args(Norm))}; got {norm!r}"
+            )
+        set_fields(
+            self,
+            direction=checked_direction(who, direction),
+            strength=float(strength),
+            norm=norm,
+        )
+
+    def apply(self, activation: Tensor) -> Tensor:
+        """The activation with the direction added."""
+
+        def steered(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
+            if not self.strength:
+                return h
+            step = self.strength * laid
+            if self.norm == "activation":
+                step = step * torch.linalg.vector_norm(h, dim=axes, keepdim=True)
+            elif self.norm == "own":
+                step = step * math.hypot(*self.direction)
+            return h + step
+
+        return along(self, [self.direction], activation, steered)
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class Corrupt(Edit):
+    r"""Add noise along a direction: one normal number for every sample and position.
+
+    .. math:: h_p \leftarrow h_p + \epsilon_p \, \frac{d}{\|d\|}, \quad
+              \epsilon_p \sim N(0, \sigma^2)
+
+    The numbers are drawn from the seed for sample 0, 1, ... of a batch: sample i gets the same
+    ones in every batch, on every machine. For others give another seed.
+
+    Parameters
+    ----------
+    site : Site, or its text
+    direction : Tensor of shape [unit]
+    std : float
+        :math:`\sigma`, in the unit of the activation.
+    seed : int
+
+    Raises
+    ------
+    OptionError
+        A direction as in `Steer`; a standard deviation that is negative or not finite.
+    SiteError
+        As in `Steer`.
+
+    Examples
+    --------
+    >>> noisy = Corrupt("fc", direction=torch.tensor([0.0, 1.0]), std=1.0, seed=0)
+    >>> noisy.apply(torch.zeros(1, 2))[0, 0]
+    tensor(0.)
+    """
+
+    site: Site
+    direction: Direction
+    std: float
+    seed: int
+
+    def __init__(self, site: Site | str, *, direction: Vector, std: float, seed: int = 0) -> None:
+        who = set_site(self, site)
+        if not (math.isfinite(std) and std >= 0):
+            raise OptionError(f"{who}: std must be finite and not negative; got {std}")
+        set_fields(
+            self, direction=checked_direction(who, direction), std=float(std), seed=int(seed)
+        )
+
+    def apply(self, activation: Tensor) -> Tensor:
+        """The activation with the noise added."""
+
+        def corrupted(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
+            if not self.std or not len(h):
+                return h
+            shape = [1 if axis in axes else size for axis, size in enumerate(h.shape)][1:]
+            generator = torch.Generator().manual_seed(self.seed)
+            # Row by row, so that a sample's numbers do not depend on how many come after it.
+            noise = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in h]
+            return h + self.std * torch.stack(noise).to(h) * laid
+
+        return along(self, [self.direction], activation, corrupted)
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class Project(Edit):
+    r"""Remove the span of directions from an activation, at every position.
+
+    .. math:: h_p \leftarrow h_p - Q^T Q \, h_p
+
+    with the rows of Q an orthonormal basis of the directions.
+
+    Parameters
+    ----------
+    site : Site, or its text
+    directions : Tensor of shape [unit], or [direction, unit]
+        One, or several that need be neither orthogonal nor independent.
+
+    Raises
+    ------
+    OptionError
+        Directions as in `Steer`; none, or of different widths.
+    SiteError
+        As in `Steer`.
+
+    Examples
+    --------
+    >>> Project("fc", directions=torch.tensor([0.0, 2.0])).apply(torch.tensor([[3.0, 4.0]]))
+    tensor([[3., 0.]])
+    """
+
+    site: Site
+    directions: tuple[Direction, ...]
+
+    def __init__(self, site: Site | str, *, directions: Vector | Sequence[Vector]) -> None:
+        who = set_site(self, site)
+        set_fields(self, directions=_checked_directions(who, directions))
+
+    def apply(self, activation: Tensor) -> Tensor:
+        """The activation without the directions."""
+
+        def projected(h: Tensor, axes: tuple[int, ...], *basis: Tensor) -> Tensor:
+            for laid in basis:
+                h = h - (h * laid).sum(axes, keepdim=True) * laid
+            return h
+
+        return along(self, _basis(self.directions), activation, projected)
+
+
+def along(
+    edit: Edit,
+    directions: Sequence[Direction],
+    activation: Tensor,
+    change: Callable[..., Tensor],
+) -> Tensor:
+    """Copy of an activation, changed where its units are; half precision is changed in single.
+
+    Parameters
+    ----------
+    edit : Edit
+    directions : sequence of tuples of float, one for every unit
+    activation : Tensor of shape [sample, ...]
+    change : function
+        Of the activation (without tokens that do not count), its unit axes, and the directions,
+        each of length 1 and laid over these axes.
+
+    Raises
+    ------
+    OptionError
+        The direction has another width than the site.
+    SiteError
+        The units are heads.
+    """
+    units, n_units = layout_of(edit, activation)
+    if units.layout == "heads":
+        raise SiteError(
+            f"{name_of(edit)}: heads have no direction, for the entries of each are in a basis of "
+            "its own; take the same site @features, and a direction as wide as its last axis"
+        )
+    if len(directions[0]) != n_units:
+        raise OptionError(
+            f"{name_of(edit)}: the direction must have one entry for each of the site's {n_units} "
+            f"units; got {len(directions[0])}"
+        )
+    h = units.expand(activation)
+    h = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
+    ones = torch.tensor(directions, dtype=torch.float64)
+    ones /= torch.linalg.vector_norm(ones, dim=1, keepdim=True)
+    plain = replace(units, tokens=None)
+    laid = (plain.broadcast(one, h.shape) for one in ones.to(h))
+    out = activation.clone()
+    units.expand(out).copy_(change(h, units.axes(h.ndim), *laid))
+    return out
+
+
+def checked_direction(who: str, direction: Vector, name: str = "direction") -> Direction:
+    """A direction as numbers.
+
+    Raises
+    ------
+    OptionError
+        It is no vector, zero, or not finite.
+    """
+    given: Any = direction.tolist() if hasattr(direction, "tolist") else direction
+    try:
+        found = tuple(float(entry) for entry in given)
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"{who}: {name} must be one number for every unit, such as an atom; got "
+            f"{_shape_or_value(direction)}"
+        ) from error
+    if not all(math.isfinite(entry) for entry in found):
+        raise OptionError(f"{who}: {name} must be finite; it holds NaN or infinity")
+    if not any(found):
+        raise OptionError(
+            f"{who}: {name} has no length: all of its {len(found)} entries are 0. Choose another, "
+            "or leave the edit out"
+        )
+    return found
+
+
+def _checked_directions(who: str, directions: Vector | Sequence[Vector]) -> tuple[Direction, ...]:
+    several: list[Any] = list(directions)
+    if several and all(isinstance(one, SupportsFloat) and not _is_vector(one) for one in several):
+        several = [directions]
+    if not several:
+        raise OptionError(f"{who}: directions is empty; name at least one, or leave the edit out")
+    found = tuple(
+        checked_direction(who, one, f"direction {number}") for number, one in enumerate(several)
+    )
+    widths = sorted({len(one) for one in found})
+    if len(widths) > 1:
+        raise OptionError(f"{who}: directions must be equally wide; got widths {widths}")
+    return found
+
+
+def _is_vector(value: Any) -> bool:
+    return bool(getattr(value, "ndim", 0))
+
+
+def _shape_or_value(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+
+
+@functools.lru_cache(maxsize=32)
+def _basis(directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
+    """Orthonormal directions of the same span."""
+    matrix = torch.tensor(directions, dtype=torch.float64)
+    # Of length 1 each, so that a short direction is not taken for a dependent one.
+    matrix = matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    _, sizes, basis = torch.linalg.svd(matrix, full_matrices=False)
+    return tuple(tuple(row) for row in basis[sizes > _DEPENDENT * sizes[0]].tolist())

@@ -1,0 +1,225 @@
+"""Input-space maps of a mode: receptive field times projective field.
+
+Which part of an input makes the units of a mode move the target? Melander et al. 2026 (their
+figure 7) multiply, for every unit c of the mode and every position p, what the input does to
+the unit with what the unit does to the target, and weight by the input:
+
+    A_i^(c,p) = (dT / dh_(c,p)) (dh_(c,p) / dx_i),        C_i = x_i sum_(c,p) A_i^(c,p)
+
+Done by the letter this takes one backward pass for every unit and position. The sum over
+(c, p), whole or over any subset, is one vector-Jacobian product; and the sign of a single
+(c, p), which says in which subset it belongs, is that of (dT / dh) (J_h x), of which one
+forward-mode pass gives all J_h x at once. `mode_map` therefore takes one forward pass with
+dual numbers and three backward passes, whatever the number of units and positions.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from condec.attribution import prepare_inputs
+from condec.attribution.targets import Predicted, TargetLike, as_target
+from condec.basis.errors import ModelError, OptionError, SiteError
+from condec.explain.tangent import AffineTangents
+from condec.network import Site, find_sites, record, refuse_training, run_model, units_of
+
+if TYPE_CHECKING:
+    import numpy
+
+
+@dataclass(frozen=True, eq=False)
+class ModeMap:
+    """Maps of one set of units, each of the input's shape [sample, *input].
+
+    Attributes
+    ----------
+    total : Tensor
+        x * sensitivity; its sum over a sample is the first-order effect of x on the target
+        through the chosen units. Unit: that of the target.
+    positive : Tensor
+        The part of `total` from the (unit, position) pairs whose own sum over the input is
+        above zero.
+    negative : Tensor
+        The part of the other pairs; total = positive + negative.
+    sensitivity : Tensor
+        sum of A over the chosen units and all positions, without the factor x. Unit: that of
+        the target per unit of the input.
+    """
+
+    total: Float[Tensor, "sample ..."]
+    positive: Float[Tensor, "sample ..."]
+    negative: Float[Tensor, "sample ..."]
+    sensitivity: Float[Tensor, "sample ..."]
+
+
+def mode_map(
+    model: nn.Module,
+    images: "Tensor | numpy.ndarray",
+    site: Site | str,
+    units: Sequence[int] | Tensor,
+    target: TargetLike | None = None,
+    labels: "Tensor | numpy.ndarray | None" = None,
+) -> ModeMap:
+    """Which part of every input drives these units to drive the target.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; left as it is, and no gradient of a parameter is computed.
+    images : Tensor of shape [sample, ...]
+        Inputs, preprocessed.
+    site : Site or str
+        One site; it must lie between input and target.
+    units : sequence of int
+        Units of the site, for example the strongest of a mode's atom.
+    target : Target, or function from the output to Tensor[sample], optional
+        What the units drive; `Predicted()` by default. The paper uses the probability of the
+        image's own class, ``Label(probability=True)``.
+    labels : Tensor of shape [sample], optional
+        For targets that need them.
+
+    Returns
+    -------
+    ModeMap
+
+    Raises
+    ------
+    OptionError
+        No units, a unit given twice, or one that the site does not have.
+    SiteError
+        The pattern means several sites, or the site is not on a path from input to target.
+    ModelError
+        The model is in training mode, fails, or holds an operation without a forward-mode
+        derivative.
+    DataError
+        The images are not finite floating-point numbers, there are none, or labels are
+        missing.
+
+    Examples
+    --------
+    >>> from condec.targets import Logit
+    >>> from condec.testing.models import small_resnet
+    >>> picture = mode_map(small_resnet(), torch.ones(2, 1, 5, 5), "block1", [0, 3], Logit(1))
+    >>> picture.total.shape
+    torch.Size([2, 1, 5, 5])
+    >>> bool(torch.allclose(picture.total, picture.positive + picture.negative))
+    True
+    """
+    chosen = _one_site(model, site)
+    refuse_training(model)
+    inputs = prepare_inputs(model, torch.as_tensor(images).detach()).clone()
+    target = as_target(Predicted() if target is None else target)
+    labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
+    with record(model, [chosen], hand_on=_primal_copy) as tape, _plain_attention():
+        x = inputs.requires_grad_()
+        with forward_ad.dual_level(), AffineTangents():
+            # The tangent x makes the forward pass carry J_h x beside every activation h.
+            output = _run_dual(model, x)
+            hidden = tape.records[chosen.key]
+            pushed = _tangent(hidden)
+        # Outside the level the tangents are gone, so the backward passes below cost no more
+        # than usual.
+        value = target.value(output, target.freeze(output.detach(), labels)).sum()
+        gradient = _gradient(value, hidden, chosen)
+        if pushed is None:
+            raise SiteError(f"{chosen.key} does not depend on the input, so no map leads to it")
+        driven = gradient * _selection(hidden, chosen, units)
+        upward = driven * (driven * pushed > 0)
+        positive = _pull_back(hidden, x, upward, chosen, keep=True)
+        negative = _pull_back(hidden, x, driven - upward, chosen, keep=False)
+    with torch.no_grad():
+        x, sensitivity = x.detach(), positive + negative
+        return ModeMap(x * sensitivity, x * positive, x * negative, sensitivity)
+
+
+def _one_site(model: nn.Module, site: Site | str) -> Site:
+    sites = find_sites(model, site)
+    if len(sites) > 1:
+        raise SiteError(
+            f"a map belongs to one site; {str(site)!r} means {len(sites)}: "
+            f"{', '.join(s.key for s in sites[:5])}"
+        )
+    return sites[0]
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Fused attention kernels have no forward-mode derivative; the plain one does."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _run_dual(model: nn.Module, x: Tensor) -> Tensor:
+    """Output of the forward pass that carries the tangent x; the output's own is dropped."""
+    with warnings.catch_warnings():
+        # On first use torch compiles derivatives with a helper that it has deprecated itself.
+        warnings.filterwarnings("ignore", "`?torch.jit", DeprecationWarning)
+        dual = forward_ad.make_dual(x, x.detach().clone())  # type: ignore[no-untyped-call]
+    try:
+        output = run_model(model, dual)
+    except ModelError as error:
+        if isinstance(error.__cause__, NotImplementedError):
+            raise ModelError(
+                f"{type(model).__name__} holds an operation without a forward-mode derivative, "
+                f"which maps need: {error.__cause__}. Replace it by plain tensor operations."
+            ) from error
+        raise
+    return _primal(output)
+
+
+def _primal(tensor: Tensor) -> Tensor:
+    primal: Tensor = forward_ad.unpack_dual(tensor).primal  # type: ignore[no-untyped-call]
+    return primal
+
+
+def _primal_copy(tensor: Tensor) -> Tensor:
+    """Beyond the site nobody reads the tangent, so it is not carried on."""
+    return _primal(tensor).clone()
+
+
+def _tangent(hidden: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
+    return None if tangent is None else tangent.detach().clone()
+
+
+def _gradient(value: Tensor, hidden: Tensor, site: Site) -> Tensor:
+    gradient = None
+    if value.requires_grad:
+        gradient = torch.autograd.grad(value, hidden, retain_graph=True, allow_unused=True)[0]
+    if gradient is None:
+        raise SiteError(
+            f"the target does not depend on {site.key}; choose a site between input and target"
+        )
+    return gradient
+
+
+def _selection(hidden: Tensor, site: Site, units: Sequence[int] | Tensor) -> Tensor:
+    """One where a unit is chosen, zero elsewhere, ready to multiply with the activation."""
+    layout = units_of(site, hidden)
+    count = layout.count(hidden.shape)
+    wanted = [int(unit) for unit in units]
+    wrong = [unit for unit in wanted if not 0 <= unit < count]
+    if not wanted or wrong or len(set(wanted)) < len(wanted):
+        raise OptionError(
+            f"units: expected different numbers from 0 to {count - 1} (the units of {site.key}), "
+            f"at least one; got {wanted}"
+        )
+    chosen = torch.zeros(count, dtype=hidden.dtype, device=hidden.device)
+    chosen[wanted] = 1
+    return layout.broadcast(chosen, hidden.shape)
+
+
+def _pull_back(hidden: Tensor, x: Tensor, vector: Tensor, site: Site, *, keep: bool) -> Tensor:
+    """vector^T J_h."""
+    (pulled,) = torch.autograd.grad(hidden, x, vector, retain_graph=keep, allow_unused=True)
+    if pulled is None:
+        raise SiteError(f"{site.key} does not depend on the input, so no map leads to it")
+    return pulled

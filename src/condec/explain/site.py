@@ -1,0 +1,250 @@
+"""Maps of the leading modes of a site, with the pictures they belong to."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from condec.attribution.targets import Predicted, TargetLike, as_target
+from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.files import write_file, writing
+from condec.data import Inputs
+from condec.explain.mode import mode_map
+from condec.modes import Modes
+from condec.network import refuse_training
+
+_WORDS: Final = ("site", "target", "ids")
+"""Fields of `SiteMaps` that are kept as JSON; the others are arrays."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SiteMaps:
+    """Maps of the leading modes of one site, with the pictures they belong to.
+
+    Made by `site_maps`; kept in ``analysis/maps/<quoted site>/<name>.npz`` of a run folder.
+
+    Attributes
+    ----------
+    site : str
+        Key of the site.
+    target : dict
+        What the units drive, as from `Target.to_dict`.
+    mode_ids : Tensor of shape [mode]
+        Original ids, the mode most correlated with a label first.
+    units : Tensor of shape [mode, unit]
+        The units of every mode whose maps these are: the strongest of its atom.
+    samples : Tensor of shape [mode, input]
+        The inputs with the highest loadings, highest first, as indices into `pictures`; -1
+        where a mode is used for fewer.
+    loadings : Tensor of shape [mode, input]
+    ids : tuple of str
+        Identity of every picture.
+    labels, predictions : Tensor of shape [picture]
+        -1 where there is none.
+    held_out : Tensor of shape [picture]
+        Whether the modes were fitted without it.
+    pictures : Tensor of shape [picture, y, x, 3]
+        uint8; every input once, however many modes it serves.
+    total, positive, negative : Tensor of shape [mode, input, y, x]
+        As in `ModeMap`, summed over the channels of the input.
+    """
+
+    site: str
+    target: dict[str, Any]
+    mode_ids: Int[Tensor, " mode"]
+    units: Int[Tensor, "mode unit"]
+    samples: Int[Tensor, "mode input"]
+    loadings: Float[Tensor, "mode input"]
+    ids: tuple[str, ...]
+    labels: Int[Tensor, " picture"]
+    predictions: Int[Tensor, " picture"]
+    held_out: Bool[Tensor, " picture"]
+    pictures: UInt8[Tensor, "picture y x 3"]
+    total: Float[Tensor, "mode input y x"]
+    positive: Float[Tensor, "mode input y x"]
+    negative: Float[Tensor, "mode input y x"]
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.npz`` file, whole or not at all; the same bytes every time.
+
+        Raises
+        ------
+        StoreError
+            The place cannot be written.
+        """
+        import numpy
+
+        path = Path(path)
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        words = {name: arrays.pop(name) for name in _WORDS}
+        tensors = {name: tensor.numpy() for name, tensor in arrays.items()}
+        content = io.BytesIO()
+        numpy.savez_compressed(content, words=json.dumps(words), **tensors)
+        with writing(f"{path}: maps"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, content.getvalue())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SiteMaps":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        StoreError
+            There is no such file, or it holds no maps.
+        """
+        import numpy
+
+        path = Path(path)
+        try:
+            with path.open("rb") as file, numpy.load(file, allow_pickle=False) as opened:
+                words: dict[str, Any] = json.loads(str(opened["words"]))
+                fields: dict[str, Any] = {
+                    name: torch.from_numpy(opened[name]) for name in opened.files if name != "words"
+                }
+            return cls(**fields, **(words | {"ids": tuple(words["ids"])}))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise StoreError(
+                f"{path} holds no maps ({type(error).__name__}: {error}); make them again with "
+                "'condec map'"
+            ) from error
+
+
+def site_maps(
+    model: nn.Module,
+    inputs: Inputs,
+    modes: Modes,
+    *,
+    n_modes: int = 12,
+    n_inputs: int = 6,
+    n_units: int = 3,
+    target: TargetLike | None = None,
+) -> SiteMaps:
+    """Maps of the leading modes of one site, on the inputs for which each is used most.
+
+    The best mode of every label comes first, the most correlated before the others, then the
+    remaining modes by correlation; without labels, modes by their mean loading. Correlations
+    are those of training rows. A mode is drawn by the `n_units` largest entries of its atom,
+    as in Melander et al. 2026, figure 7.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Inputs
+        Images; holds the samples of ``modes.store``, found by their ids.
+    modes : Modes
+    n_modes, n_inputs, n_units : int
+        At most so many modes, inputs of each, and units of each.
+    target : Target, or function from the output to Tensor[sample], optional
+        As in `mode_map`.
+
+    Returns
+    -------
+    SiteMaps
+
+    Raises
+    ------
+    OptionError
+        A number below 1.
+    DataError
+        There is no mode, the inputs lack a sample of the store, or they are no images.
+    """
+    for what, number in (("n_modes", n_modes), ("n_inputs", n_inputs), ("n_units", n_units)):
+        if number < 1:
+            raise OptionError(f"site_maps: {what} must be at least 1; got {number}")
+    refuse_training(model)
+    target = as_target(Predicted() if target is None else target)
+    chosen = leading_modes(modes)[:n_modes]
+    if not chosen:
+        raise DataError(f"site_maps: {modes.site.key}: the dictionary has no mode that is used")
+    rows = {mode: _strongest_rows(modes.loadings[:, mode], n_inputs) for mode in chosen}
+    used = sorted({row for several in rows.values() for row in several})
+    where = _where(inputs, modes, used)
+    pictures = torch.stack([inputs.picture(where[row]) for row in used])
+    units = torch.stack([strongest_units(modes, mode)[:n_units] for mode in chosen])
+    blank = torch.zeros(len(chosen), n_inputs, *pictures.shape[1:3])
+    maps = {part: blank.clone() for part in ("total", "positive", "negative")}
+    samples = torch.full((len(chosen), n_inputs), -1)
+    loadings = torch.zeros(len(chosen), n_inputs)
+    for place, mode in enumerate(chosen):
+        several, labels = rows[mode], modes.store.labels[rows[mode]]
+        images = inputs.batch(where[row] for row in several)
+        made = mode_map(model, images, modes.site, units[place], target, labels)
+        samples[place, : len(several)] = torch.tensor([used.index(row) for row in several])
+        loadings[place, : len(several)] = modes.loadings[several, mode]
+        for part, into in maps.items():
+            into[place, : len(several)] = getattr(made, part).sum(1).float().cpu()
+    return SiteMaps(
+        site=modes.site.key,
+        target=target.to_dict(),
+        mode_ids=modes.ids[chosen],
+        units=units,
+        samples=samples,
+        loadings=loadings,
+        ids=tuple(modes.store.sample_ids[row] for row in used),
+        labels=modes.store.labels[used],
+        predictions=modes.store.predictions[used],
+        held_out=modes.held_out[used],
+        pictures=pictures,
+        **maps,
+    )
+
+
+def leading_modes(modes: Modes) -> list[int]:
+    """Modes in the order in which they are shown, as rows of ``modes.atoms``.
+
+    The best mode of every label, the most correlated first, then all others by correlation
+    with their best label, on training rows; without labels, by mean loading.
+    """
+    labels = modes.store.labels
+    if not bool((labels >= 0).any()):
+        return _order(modes.loadings.mean(0))
+    top, label = modes.correlation(labels, split="train").nan_to_num(-1.0).max(1)
+    order = _order(top)
+    first: dict[int, int] = {}
+    for mode in order:
+        first.setdefault(int(label[mode]), mode)
+    leading = list(first.values())
+    return leading + [mode for mode in order if mode not in set(leading)]
+
+
+def _strongest_rows(loadings: Float[Tensor, " sample"], n_inputs: int) -> list[int]:
+    """Rows with the highest loadings, those only for which the mode is used."""
+    order = _order(loadings)[:n_inputs]
+    return [row for row in order if loadings[row] > 0] or order[:1]
+
+
+def strongest_units(modes: Modes, mode: int) -> Int[Tensor, " unit"]:
+    """Units of a mode's atom, those that move the target most first, shape [unit]."""
+    n_units = modes.store.info(modes.site).n_units
+    # The two halves of an atom of concatenated parts are one unit's adding and taking, and
+    # what a negative part holds most of has the lowest value.
+    atom = modes.atoms[mode].view(-1, n_units).sum(0)
+    return torch.tensor(_order(-atom if modes.sign == "negative" else atom))
+
+
+def _order(values: Float[Tensor, " _"]) -> list[int]:
+    return [int(place) for place in values.argsort(descending=True, stable=True)]
+
+
+def _where(inputs: Inputs, modes: Modes, rows: Sequence[int]) -> dict[int, int]:
+    """Index in the inputs of every row of the store."""
+    index = {sample_id: place for place, sample_id in enumerate(inputs.ids)}
+    ids = modes.store.sample_ids
+    missing = [ids[row] for row in rows if ids[row] not in index]
+    if missing:
+        raise DataError(
+            f"site_maps: {inputs.name} lacks {len(missing)} samples of {modes.store.path}; the "
+            f"first are {missing[:3]}. Give the data that were collected."
+        )
+    return {row: index[ids[row]] for row in rows}

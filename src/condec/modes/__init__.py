@@ -1,0 +1,10 @@
+"""Modes: atoms with their loadings on the samples of a store, and the labels they go with.
+
+`Modes` joins a dictionary and a store; `Hierarchy` groups labels. Imports `dictionary`, `store`
+and what lies below. Statistics of modes against labels belong here; edits that use modes do not.
+"""
+
+from condec.modes.labels import Hierarchy, label_name, membership
+from condec.modes.modes import ModeMatch, Modes, Split
+
+__all__ = ["Hierarchy", "ModeMatch", "Modes", "Split", "label_name", "membership"]

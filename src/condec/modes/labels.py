@@ -1,0 +1,130 @@
+"""Labels: which samples belong to which class, and which classes to which superclass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import DataError, OptionError
+from condec.basis.shapes import Labels, Membership
+from condec.data import UNLABELLED
+
+
+def membership(labels: Labels, n_labels: int | None = None) -> Membership:
+    """Indicator of each label: entry (s, l) says whether sample s carries label l.
+
+    Parameters
+    ----------
+    labels : Tensor of shape [sample]
+        int64; negative where a sample has no label: its row is all False.
+    n_labels : int, optional
+        By default one more than the largest label.
+
+    Returns
+    -------
+    Tensor of shape [sample, label], bool
+
+    Raises
+    ------
+    DataError
+        No sample has a label, or a label is not below `n_labels`.
+
+    Examples
+    --------
+    >>> membership(torch.tensor([1, 0, -1])).tolist()
+    [[False, True], [True, False], [False, False]]
+    """
+    if not bool((labels >= 0).any()):
+        raise DataError(
+            f"labels missing: none of {len(labels)} samples has one, and classes are needed here; "
+            "collect from data with labels"
+        )
+    top = int(labels.max())
+    n_labels = top + 1 if n_labels is None else n_labels
+    if top >= n_labels:
+        raise DataError(f"label {top} is out of range; expected 0 to {n_labels - 1}")
+    return labels[:, None] == torch.arange(n_labels, device=labels.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """Superclasses: a group name for each label.
+
+    Parameters
+    ----------
+    groups : sequence of str
+        Group of label 0, 1, 2, ...; an empty name puts a label into no group.
+
+    Raises
+    ------
+    OptionError
+        No label belongs to a group.
+
+    Examples
+    --------
+    >>> animals = Hierarchy.from_mapping({0: "dog", 2: "bird", 3: "dog"})
+    >>> animals.names, animals.labels("dog")
+    (('dog', 'bird'), (0, 3))
+    """
+
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not any(self.groups):
+            raise OptionError("Hierarchy: expected at least one label that belongs to a group")
+
+    @staticmethod
+    def from_mapping(groups: Mapping[int, str]) -> "Hierarchy":
+        """From a mapping of label to group name."""
+        top = max(groups, default=-1)
+        return Hierarchy(tuple(groups.get(label, "") for label in range(top + 1)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Group names, in the order of their first labels."""
+        return tuple(dict.fromkeys(group for group in self.groups if group))
+
+    def labels(self, name: str) -> tuple[int, ...]:
+        """Labels of one group.
+
+        Raises
+        ------
+        OptionError
+            No group has that name.
+        """
+        if name not in self.names:
+            raise OptionError(f"Hierarchy: no group {name!r}; groups: {', '.join(self.names)}")
+        return tuple(label for label, group in enumerate(self.groups) if group == name)
+
+    def group_of(self, labels: Labels) -> Labels:
+        """Index into `names` of every sample's group; -1 where it has none."""
+        index = {name: i for i, name in enumerate(self.names)}
+        table = torch.tensor([index.get(group, UNLABELLED) for group in self.groups])
+        known = (labels >= 0) & (labels < len(table))
+        return torch.where(known, table[labels.clamp(0, len(table) - 1)], UNLABELLED)
+
+
+def label_name(names: Sequence[str] | None, label: int) -> str:
+    """Name of a label, or its number where labels have no names."""
+    return str(label) if names is None or label >= len(names) else names[label]
+
+
+def check_labels(labels: Tensor, n_samples: int) -> Labels:
+    """Labels as int64, one for each sample; NaN, as tables have it, means unlabelled.
+
+    Raises
+    ------
+    DataError
+        Another number of labels than samples, or labels that are no whole numbers.
+    """
+    if labels.is_floating_point():
+        whole = labels.nan_to_num(UNLABELLED)
+        # Infinite and broken numbers stay as they are, and are refused below.
+        labels = whole.to(torch.int64) if bool((whole == whole.to(torch.int64)).all()) else labels
+    if labels.shape != (n_samples,) or labels.is_floating_point():
+        raise DataError(
+            f"labels: expected whole numbers of shape ({n_samples},); got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}"
+        )
+    return labels.to(torch.int64)

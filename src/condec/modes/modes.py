@@ -1,0 +1,362 @@
+"""Modes: the atoms and loadings of a dictionary on the samples of a store, and what they mean."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import OptionError, StoreError
+from condec.basis.metrics import correlation_matrix
+from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
+from condec.dictionary import Dictionary
+from condec.modes.labels import check_labels, membership
+from condec.network import Site
+from condec.store import Quantity, Sign, Store
+
+Split = Literal["all", "train", "held_out"]
+_SCHEMA: Final = 1
+_ROWS_AT_ONCE: Final = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class ModeMatch:
+    """The mode that fits a label, as `Modes.best` found it.
+
+    Attributes
+    ----------
+    mode : int
+        Row of `Modes.atoms`.
+    id : int
+        Number of the mode in the dictionary, alive and dead ones counted.
+    atom : Tensor of shape [unit]
+    loadings : Tensor of shape [sample]
+    correlation : float
+        With the label, on the split that was asked for.
+    """
+
+    mode: int
+    id: int
+    atom: Atom
+    loadings: PerSample
+    correlation: float
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Alive modes of one site: which units act together, and for which samples.
+
+    Attributes
+    ----------
+    atoms : Tensor of shape [mode, unit]
+        In the unit of the matrix; for the sign ``concat`` [mode, 2 unit], positive first.
+    loadings : Tensor of shape [sample, mode]
+        On all valid samples of the store.
+    ids : Tensor of shape [mode]
+        Number of each mode in the dictionary.
+    held_out : Tensor of shape [sample], bool
+        Samples that were not used to fit.
+    store : Store
+    site : Site
+    sign, quantity : str
+        Which matrix of the store was decomposed.
+    n_modes : int
+        Modes of the dictionary, dead ones counted.
+    name : str
+        Tells several decompositions of one site apart.
+    """
+
+    atoms: Atoms
+    loadings: Loadings
+    ids: Tensor
+    held_out: Mask
+    store: Store
+    site: Site
+    sign: Sign
+    quantity: Quantity
+    n_modes: int
+    name: str = "modes"
+    _correlations: dict[Split, Tensor] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def build(
+        dictionary: Dictionary,
+        store: Store,
+        site: Site | str,
+        sign: Sign = "positive",
+        *,
+        quantity: Quantity = "contribution",
+        held_out_rows: Tensor | Sequence[int] | None = None,
+        name: str = "modes",
+    ) -> "Modes":
+        """Encode all samples of a store, and keep the modes that are alive.
+
+        A mode is alive if its loading is above 0 for at least one sample (Melander et al. 2026).
+
+        Parameters
+        ----------
+        dictionary : Dictionary
+        store : Store
+            Complete.
+        site : Site or str
+        sign, quantity : str
+            As in `Store.matrix`; the matrix that the dictionary was fitted to.
+        held_out_rows : Tensor of shape [row], optional
+            Rows of the matrix that were not fitted, as in ``FitReport.held_out_rows``. By
+            default those that the dictionary records, so that selecting on ``"train"`` never
+            sees them; none where it was fitted to a matrix of another number of rows.
+
+        Raises
+        ------
+        DataError
+            The dictionary has another width than the site.
+        OptionError
+            A held-out row is out of range.
+        """
+        info = store.info(site)
+        rows = store.rows(info.site, quantity, sign)
+        loadings = torch.cat(
+            [
+                dictionary.encode(part).cpu()
+                for block in range(len(rows.blocks))
+                for part in torch.split(rows.read(block), _ROWS_AT_ONCE)
+            ]
+        )
+        alive = (loadings > 0).any(0)
+        if held_out_rows is None:
+            held_out_rows = _recorded(dictionary, len(loadings))
+        return Modes(
+            atoms=dictionary.atoms.detach().cpu()[alive],
+            loadings=loadings[:, alive],
+            ids=alive.nonzero().flatten(),
+            held_out=_mask(held_out_rows, len(loadings)),
+            store=store,
+            site=info.site,
+            sign=sign,
+            quantity=quantity,
+            n_modes=dictionary.n_modes,
+            name=name,
+        )
+
+    def __len__(self) -> int:
+        return len(self.atoms)
+
+    @property
+    def share_dead(self) -> float:
+        """Share of the dictionary's modes that no sample uses."""
+        return 1.0 - len(self) / max(self.n_modes, 1)
+
+    def matrix(self) -> UnitMatrix:
+        """The matrix that was decomposed, read from the store."""
+        return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
+
+    def rows(self, split: Split) -> Mask:
+        """Which samples belong to a split.
+
+        Raises
+        ------
+        OptionError
+            The split has another name, or is empty.
+        """
+        if split not in get_args(Split):
+            raise OptionError(f"split: expected one of {', '.join(get_args(Split))}; got {split!r}")
+        rows = {"train": ~self.held_out, "held_out": self.held_out}
+        chosen = rows.get(split, torch.ones_like(self.held_out))
+        if not bool(chosen.any()):
+            raise OptionError(
+                f"{self.site.key}: no row is in the split {split!r}; give held_out_rows to "
+                "Modes.build, or ask for split='all'"
+            )
+        return chosen
+
+    def correlation(self, labels: Tensor | None = None, split: Split = "all") -> ModeLabel:
+        """Pearson correlation of loadings with the 0/1 indicator of each label.
+
+        Samples without label are left out. A mode or label that does not vary on the split
+        has correlation 0 (Melander et al. 2026 replace NaN by 0, too).
+
+        Parameters
+        ----------
+        labels : Tensor of shape [sample], optional
+            By default the store's.
+        split : {"all", "train", "held_out"}
+
+        Returns
+        -------
+        Tensor of shape [mode, label]
+
+        Raises
+        ------
+        DataError
+            Labels are missing, or not one for each sample.
+        OptionError
+            The split has another name, or is empty.
+        """
+        if labels is None:
+            if split not in self._correlations:
+                self._correlations[split] = self._correlate(self.store.labels, split)
+            return self._correlations[split].clone()
+        return self._correlate(check_labels(labels, len(self.loadings)), split)
+
+    def best(self, label: int, rank: int = 0, split: Split = "train") -> ModeMatch:
+        """The mode most correlated with a label; rank 1 is the second most, and so on.
+
+        By default chosen on the training rows, so that held-out rows stay unseen.
+
+        Raises
+        ------
+        DataError
+            The store has no labels.
+        OptionError
+            No such label, or fewer modes than `rank` + 1.
+        """
+        correlation = self.correlation(split=split)
+        if not 0 <= label < correlation.shape[1]:
+            raise OptionError(
+                f"label {label} is out of range; the store's labels are 0 to "
+                f"{correlation.shape[1] - 1}"
+            )
+        if not 0 <= rank < len(self):
+            raise OptionError(
+                f"{self.site.key}: rank {rank} is out of range; {len(self)} modes are alive, "
+                "rank 0 is the most correlated"
+            )
+        order = correlation[:, label].argsort(descending=True, stable=True)
+        mode = int(order[rank])
+        return ModeMatch(
+            mode=mode,
+            id=int(self.ids[mode]),
+            atom=self.atoms[mode],
+            loadings=self.loadings[:, mode],
+            correlation=float(correlation[mode, label]),
+        )
+
+    def label_means(self, labels: Tensor | None = None, split: Split = "train") -> Tensor:
+        """Mean of the decomposed matrix over the samples of each label; NaN for none.
+
+        Returns
+        -------
+        Tensor of shape [label, unit]
+        """
+        rows = self.rows(split)
+        chosen = self.store.labels if labels is None else check_labels(labels, len(rows))
+        member = membership(chosen)[rows].to(torch.float32)
+        return (member.T @ self.matrix()[rows]) / member.sum(0)[:, None]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
+
+        Earlier modes stay until the new ones are in their place.
+
+        Raises
+        ------
+        StoreError
+            The folder cannot be written.
+        """
+        import zarr
+
+        path = Path(folder) / "modes.zarr"
+        fresh = path.with_name(".modes.zarr.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            group = zarr.create_group(fresh, attributes=self._attributes())
+            for name, (values, axes) in self._arrays().items():
+                group.create_array(name, data=values.numpy(), dimension_names=axes)
+            _replace(path, fresh)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise StoreError(f"{path}: writing failed ({error}); nothing was kept") from error
+        return path
+
+    @staticmethod
+    def load(folder: str | Path, store: Store) -> "Modes":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        StoreError
+            Nothing is there, or it belongs to another store.
+        """
+        import zarr
+
+        path = Path(folder) / "modes.zarr"
+        if not (path / "zarr.json").exists():
+            raise StoreError(f"{path}: no modes are there; fit a dictionary first")
+        group = zarr.open_group(path, mode="r")
+        kept: dict[str, Any] = dict(group.attrs)
+        if kept.get("schema") != _SCHEMA or kept.get("store") != store.config_hash:
+            raise StoreError(
+                f"{path}: these modes belong to another store than {store.path}; refit"
+            )
+        arrays: dict[str, Any] = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
+        return Modes(
+            **arrays,
+            store=store,
+            site=store.info(kept["site"]).site,
+            sign=kept["sign"],
+            quantity=kept["quantity"],
+            n_modes=kept["n_modes"],
+            name=kept["name"],
+        )
+
+    def _correlate(self, labels: Tensor, split: Split) -> Tensor:
+        member = membership(labels)
+        rows = self.rows(split) & (labels >= 0)
+        return correlation_matrix(self.loadings[rows], member[rows])
+
+    def _attributes(self) -> dict[str, Any]:
+        return {
+            "schema": _SCHEMA,
+            "store": self.store.config_hash,
+            "site": self.site.key,
+            "sign": self.sign,
+            "quantity": self.quantity,
+            "n_modes": self.n_modes,
+            "name": self.name,
+        }
+
+    def _arrays(self) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+        return {name: (getattr(self, name), axes) for name, axes in _AXES.items()}
+
+
+_AXES: Final = {
+    "atoms": ("mode", "unit"),
+    "loadings": ("sample", "mode"),
+    "ids": ("mode",),
+    "held_out": ("sample",),
+}
+
+
+def _replace(path: Path, fresh: Path) -> None:
+    """Put a folder in the place of another, which is removed last."""
+    earlier = path.with_name(f".{path.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if path.exists():
+        path.rename(earlier)
+    try:
+        fresh.rename(path)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _recorded(dictionary: Dictionary, n_rows: int) -> Tensor | None:
+    training = dictionary.training
+    return training.held_out_rows if training and training.n_rows == n_rows else None
+
+
+def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:
+    mask = torch.zeros(n_samples, dtype=torch.bool)
+    if rows is None:
+        return mask
+    index = torch.as_tensor(rows, dtype=torch.int64)
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
+        raise OptionError(f"held_out_rows: expected rows 0 to {n_samples - 1}; got {index}")
+    mask[index] = True
+    return mask

@@ -1,0 +1,300 @@
+"""What is known of architectures: sites by the name of a preset, heads, kinds of tokens.
+
+A preset names sites that are usual for a kind of network, and finds them by the classes of its
+blocks, so that it is the same text for torchvision, timm and Hugging Face:
+
+>>> from torch import nn
+>>> class BasicBlock(nn.Identity):
+...     pass
+>>> model = nn.Sequential(nn.Conv2d(1, 2, 3), BasicBlock(), BasicBlock())
+>>> presets_of(model)
+('resnet_blocks',)
+>>> preset_sites(model, "resnet_blocks")
+('1', '2')
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from torch import Tensor, nn
+
+from condec.basis.errors import OptionError, SiteError
+from condec.network.units import Span
+
+Kind = Literal["class", "register", "patch"]
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
+
+_RESNET: Final = (
+    "BasicBlock", "Bottleneck", "PreActBasic", "PreActBottleneck", "ResNetBasicLayer",
+    "ResNetBottleNeckLayer",
+)  # fmt: skip
+_VIT: Final = (
+    "EncoderBlock", "Block", "ResPostBlock", "EvaBlock", "LayerScaleBlock", "ViTLayer",
+    "DeiTLayer", "BeitLayer", "Dinov2Layer", "Dinov2WithRegistersLayer", "DINOv3ViTLayer",
+)  # fmt: skip
+_SWIN: Final = (
+    "SwinTransformerBlock", "SwinTransformerBlockV2", "SwinTransformerV2Block", "SwinLayer",
+    "Swinv2Layer",
+)  # fmt: skip
+_CONVNEXT: Final = ("CNBlock", "ConvNeXtBlock", "ConvNextLayer", "ConvNextV2Layer")
+_MOBILENET: Final = (
+    "InvertedResidual", "DepthwiseSeparableConv", "UniversalInvertedResidual",
+    "MobileNetV2InvertedResidual",
+)  # fmt: skip
+# Also every class whose name ends with "DecoderLayer" and which attends to itself only.
+_LANGUAGE: Final = ("GPT2Block", "GPTNeoXLayer", "GPTNeoBlock", "GPTJBlock", "BloomBlock")
+
+# The linear map that reads the hidden units of the MLP, or all heads side by side.
+_VIT_MLP: Final = ("mlp.fc2", "mlp.w3", "mlp.3", "mlp.down_proj", "output.dense")
+_VIT_ATTENTION: Final = (
+    "attn.proj", "self_attention.out_proj", "attention.o_proj", "attention.output.dense",
+)  # fmt: skip
+_LM_MLP: Final = (
+    "mlp.c_proj", "mlp.down_proj", "mlp.fc2", "mlp.dense_4h_to_h", "mlp.fc_out", "fc2",
+)  # fmt: skip
+_LM_ATTENTION: Final = (
+    "attn.c_proj", "self_attn.o_proj", "self_attn.out_proj", "self_attn.dense",
+    "attention.dense", "attn.out_proj", "attn.attention.out_proj", "self_attention.dense",
+)  # fmt: skip
+
+_CROSS: Final = ("encoder_attn", "multihead_attn", "cross_attn", "crossattention")
+_HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
+_CLASS_TOKENS: Final = ("cls_token", "class_token", "class_embedding")
+_OTHER_TOKENS: Final = ("dist_token", "distillation_token")
+_REGISTERS: Final = ("reg_token", "register_tokens", "storage_tokens")
+# Their class token joins the patches only in the last blocks.
+_LATE_CLASS: Final = ("Cait", "ConVit", "Xcit")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Sites that are usual for a kind of network.
+
+    Attributes
+    ----------
+    about : str
+        What the sites are.
+    blocks : tuple of str
+        Classes of the blocks, by name.
+    inside : tuple of str
+        Modules in a block whose input is the site, the first that is there; none: what the
+        block returns.
+    layout : str
+        Which axes are units, as after ``@``; empty: read off the rank.
+    """
+
+    about: str
+    blocks: tuple[str, ...]
+    inside: tuple[str, ...] = ()
+    layout: str = ""
+
+
+PRESETS: Final[dict[str, Preset]] = {
+    "resnet_blocks": Preset("outputs of residual blocks", _RESNET),
+    # Some (SAM) hold their tokens as [y, x, feature], which the rank alone would take for channels.
+    "vit_blocks": Preset("outputs of transformer blocks", _VIT, layout="features"),
+    "vit_mlp_neurons": Preset("hidden units of the MLPs", _VIT, _VIT_MLP, "features"),
+    "vit_attention_channels": Preset(
+        "channels of the attention, all heads", _VIT, _VIT_ATTENTION, "features"
+    ),
+    "vit_heads": Preset("attention heads", _VIT, _VIT_ATTENTION, "heads"),
+    "swin_blocks": Preset("outputs of Swin blocks", _SWIN, layout="features"),
+    "convnext_blocks": Preset("outputs of ConvNeXt blocks", _CONVNEXT),
+    "mobilenet_blocks": Preset("outputs of inverted residual blocks", _MOBILENET),
+    "alexnet": Preset("the ReLUs of an AlexNet", ("AlexNet",)),
+    "lm_blocks": Preset("outputs of a language model's blocks", _LANGUAGE),
+    "lm_mlp_neurons": Preset("hidden units of a language model's MLPs", _LANGUAGE, _LM_MLP),
+    "lm_heads": Preset("attention heads of a language model", _LANGUAGE, _LM_ATTENTION, "heads"),
+}
+"""Every preset by its name."""
+
+
+def presets_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of the presets that fit a model; ``find_sites(model, "preset:NAME")`` takes one.
+
+    Returns
+    -------
+    tuple of str
+    """
+    return tuple(name for name, preset in PRESETS.items() if any(_matches(model, preset)))
+
+
+def preset_sites(model: nn.Module, name: str, layout: str | None = None) -> tuple[str, ...]:
+    """Patterns of a preset's sites in a model, in the order of its modules.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    name : str
+        One of `PRESETS`.
+    layout : str, optional
+        Which axes are units, instead of the preset's own.
+
+    Raises
+    ------
+    OptionError
+        There is no such preset.
+    SiteError
+        It does not fit the model; the presets that fit are listed.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise OptionError(
+            f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}. Did you mean "
+            f"{near!r}?"
+        )
+    found = tuple(_matches(model, preset))
+    if not found:
+        raise _does_not_fit(model, name, preset)
+    layout = preset.layout if layout is None else layout
+    tap = ":input" if preset.inside else ""
+    return tuple(f"{site}{tap}{'@' if layout else ''}{layout}" for site in found)
+
+
+def heads_above(model: nn.Module, name: str) -> int:
+    """Number of heads, from the nearest module around `name` that knows it.
+
+    Raises
+    ------
+    SiteError
+        None does.
+    """
+    for module in _outwards(model, name):
+        for holder in (module, getattr(module, "config", None)):
+            for attribute in _HEAD_COUNTS:
+                heads = getattr(holder, attribute, None)
+                if isinstance(heads, int):
+                    return heads
+    raise SiteError(
+        f"{name}: no enclosing module says how many heads it has (looked for "
+        f"{', '.join(_HEAD_COUNTS)}); write the number, for example '{name}@heads(12)'"
+    )
+
+
+def tokens_above(model: nn.Module, name: str, kind: Kind) -> Span:
+    """Which tokens are of a kind, from the nearest module around `name` that holds them.
+
+    The order is that of all vision transformers that are known here: class token (with that
+    of distillation, where there is one), registers, patches.
+
+    Raises
+    ------
+    SiteError
+        No module says, or the model has no token of this kind.
+    """
+    for module in _outwards(model, name):
+        if type(module).__name__ in _LATE_CLASS:
+            raise SiteError(
+                f"{name}: in {type(module).__name__} the class token joins the patches late, so "
+                f"tokens are not alike at all sites; write them out, for example '[1:]'"
+            )
+        counts = _token_counts(module)
+        if counts is None:
+            continue
+        first, registers = counts
+        prefix = first + registers
+        spans: dict[str, Span] = {
+            "class": (0, first), "register": (first, prefix), "patch": (prefix, None),
+        }  # fmt: skip
+        span = spans[kind]
+        if span[0] == span[1]:
+            there = [k for k, (a, b) in spans.items() if a != b]
+            raise SiteError(
+                f"{name}: {type(module).__name__} has no {kind} token; it has {', '.join(there)}"
+            )
+        return span
+    raise SiteError(
+        f"{name}: no enclosing module says which tokens are {' or '.join(KINDS)}; write them as a "
+        f"slice, for example '{name}@features[1:]' for all but the first"
+    )
+
+
+def _matches(model: nn.Module, preset: Preset) -> Iterator[str]:
+    """Names of a preset's sites; those that never run as modules are left out."""
+    for name, block in _outermost(model, preset):
+        if preset is PRESETS["alexnet"]:
+            relus = (n for n, m in block.named_modules() if isinstance(m, nn.ReLU))
+            yield from (_join(name, relu) for relu in relus)
+        elif not preset.inside:
+            yield name
+        else:
+            inside = dict(block.named_modules())
+            site = next((part for part in preset.inside if part in inside), None)
+            if site is not None and not _is_hidden(inside, site):
+                yield _join(name, site)
+
+
+def _outermost(model: nn.Module, preset: Preset) -> Iterator[tuple[str, nn.Module]]:
+    """Blocks of a preset that lie in no other one; the model itself only where it has sites."""
+    last = None
+    for name, module in model.named_modules():
+        if last is not None and name.startswith(f"{last}."):
+            continue
+        if _is_block(module, preset) and (name or preset is PRESETS["alexnet"]):
+            last = name
+            yield name, module
+
+
+def _is_block(module: nn.Module, preset: Preset) -> bool:
+    kind = type(module).__name__
+    if preset.blocks is _LANGUAGE and kind.endswith("DecoderLayer"):
+        return hasattr(module, "mlp") and not any(hasattr(module, cross) for cross in _CROSS)
+    if kind == "Block":
+        # As many networks call theirs: those of timm's vision transformers hold these two.
+        inside = dict(module.named_modules())
+        return kind in preset.blocks and {"attn.proj", "mlp"} <= inside.keys()
+    return kind in preset.blocks
+
+
+def _is_hidden(inside: dict[str, nn.Module], site: str) -> bool:
+    return isinstance(inside.get(site.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _does_not_fit(model: nn.Module, name: str, preset: Preset) -> SiteError:
+    fit = presets_of(model)
+    others = f"presets that fit: {', '.join(fit)}" if fit else "no preset fits it"
+    hidden = any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
+    why = (
+        ". Its nn.MultiheadAttention never runs its projections as modules; "
+        "condec.expose_attention(model) gives an equal model that does"
+        if hidden and preset.inside == _VIT_ATTENTION
+        else ""
+    )
+    return SiteError(
+        f"preset {name!r} ({preset.about}) does not fit {type(model).__name__}; {others}{why}"
+    )
+
+
+def _token_counts(module: nn.Module) -> tuple[int, int] | None:
+    """Number of class tokens (and of distillation), and of registers, if a module knows."""
+    for holder in (module, *module.children()):
+        tokens = dict(holder.named_parameters(recurse=False))
+        first = _count(tokens, _CLASS_TOKENS) + _count(tokens, _OTHER_TOKENS)
+        registers = _count(tokens, _REGISTERS)
+        if first or registers:
+            return first, registers
+    prefix = getattr(module, "num_prefix_tokens", None)
+    # Attention modules of timm know a number of tokens as well, and not which they are.
+    return (prefix, 0) if isinstance(prefix, int) and hasattr(module, "patch_embed") else None
+
+
+def _count(tokens: dict[str, nn.Parameter], names: tuple[str, ...]) -> int:
+    def rows(token: Tensor) -> int:
+        return math.prod(token.shape[:-1])
+
+    return sum(rows(tokens[name]) for name in names if name in tokens)
+
+
+def _outwards(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The module of that name and those around it, the nearest first."""
+    parts = name.split(".") if name else []
+    for end in range(len(parts), -1, -1):
+        yield model.get_submodule(".".join(parts[:end]))
+
+
+def _join(name: str, inside: str) -> str:
+    return f"{name}.{inside}" if name else inside

@@ -1,0 +1,307 @@
+"""Where in a network to look: names of modules, and which axes are units there.
+
+A *site* is one place in a model where activations are read or edited. Its text form is
+
+    GLOB[:input][#CALL][@LAYOUT[TOKENS]]
+
+with LAYOUT one of channels, features, heads, tokens, positions, and TOKENS, where only some
+count, a slice such as ``[1:]`` or one of ``[class]``, ``[register]``, ``[patch]``. Several
+patterns are joined by commas, and ``preset:NAME`` is a whole set (`condec.network.presets`).
+``*``, ``?`` and ``[1-4]`` match inside one dotted part of a module name, ``**`` also across dots.
+``:input`` alone, without a GLOB, is the input of the model itself:
+
+>>> Site.parse("blocks.3.attn.proj:input@heads(4)[1:]").units
+Units(layout='heads', n_heads=4, tokens=(1, None))
+>>> Site.parse("layer1.0.relu#1").key
+'layer1.0.relu#1'
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from torch import nn
+
+from condec.basis.errors import OptionError, SiteError
+from condec.network.presets import KINDS, Kind, heads_above, preset_sites, tokens_above
+from condec.network.units import LAYOUTS, Layout, Span, Units, read_span
+from condec.network.unwrap import original
+
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Site",
+    "Tap",
+    "Units",
+    "find_site",
+    "find_sites",
+    "match_sites",
+    "units_of",
+]
+
+Tap = Literal["output", "input"]
+
+_PATTERN: Final = re.compile(
+    r"(?P<glob>[^:#@]+|(?=:input))(?::(?P<tap>input|output))?(?:#(?P<call>\d+))?"
+    r"(?:@(?P<layout>[a-z]+)(?:\((?P<heads>\d+)\))?(?:\[(?P<tokens>[^\[\]]*)\])?)?"
+)
+_PRESET: Final = re.compile(r"preset:(?P<name>[^@]*)(?:@(?P<layout>.*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place in a model.
+
+    Parameters
+    ----------
+    name : str
+        Path of the module, as in ``model.named_modules()``; empty for the model itself.
+    tap : {"output", "input"}
+        What the module returns, or its first tensor argument.
+    units : Units, optional
+        Which axes are units. By default read off the rank of the activation.
+    call : int, optional
+        Which call of the module in one forward pass, from 0; needed where a module is
+        called more than once.
+    """
+
+    name: str
+    tap: Tap = "output"
+    units: Units | None = None
+    call: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Text form, unique in a model: what stores, reports and the command line use."""
+        tap = ":input" if self.tap == "input" else ""
+        call = "" if self.call is None else f"#{self.call}"
+        units = "" if self.units is None else f"@{self.units}"
+        return f"{self.name}{tap}{call}{units}"
+
+    @staticmethod
+    def parse(text: str) -> "Site":
+        """Read the text form of one site; heads carry their number, tokens are a slice.
+
+        Raises
+        ------
+        OptionError
+            The text does not follow the grammar.
+        """
+        parsed = _match(text)
+        heads, tokens = parsed["heads"], parsed["tokens"]
+        if tokens in KINDS:
+            raise OptionError(
+                f"site {text!r}: which tokens are [{tokens}] is for a model to say; use "
+                "find_sites, or write a slice such as [1:]"
+            )
+        span = None if tokens is None else read_span(tokens)
+        units = parsed["layout"] and Units(_layout(parsed), int(heads) if heads else None, span)
+        return Site(parsed["glob"], _tap(parsed), units or None, _call(parsed))
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> tuple[Site, ...]:
+    """Sites of a model that match a pattern.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    pattern : str, Site, or several of them
+        For example ``"layer[1-4].*"``, ``"blocks.*.attn.proj:input@heads"``,
+        ``"blocks.*@features[patch]"`` or ``"preset:vit_heads"``. The number of heads, and
+        which tokens are class, register and patch tokens, is taken from the nearest
+        enclosing module that knows it, or written out: ``@heads(12)``, ``[1:]``.
+
+    Returns
+    -------
+    tuple of Site
+        In the order in which the modules were registered, which is the order of execution
+        in the usual networks; `contribute` and `collect` put them in true execution order.
+
+    Raises
+    ------
+    SiteError
+        No site is given, a pattern matches no module (the nearest names are listed), a preset
+        does not fit (those that do are listed), or heads or tokens are not known.
+    OptionError
+        A pattern does not follow the grammar, or there is no such preset.
+
+    Examples
+    --------
+    >>> from condec.testing.models import small_resnet
+    >>> [site.name for site in find_sites(small_resnet(), "block*")]
+    ['block1', 'block2']
+    """
+    model = original(model)
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    found: dict[Site, None] = {}
+    for part in _parts(pattern):
+        sites = [part] if isinstance(part, Site) else _expand(model, part)
+        for site in sites:
+            if site.name not in order:
+                raise _no_match(model, site.name)
+            found[site] = None
+    if not found:
+        raise SiteError("no site given; name at least one, for example 'layer[1-4].*'")
+    return tuple(sorted(found, key=lambda site: order[site.name]))
+
+
+def find_site(sites: Iterable[Site], wanted: "Site | str") -> Site:
+    """The one of `sites` that is meant: an equal site, its key, or its module's name.
+
+    Raises
+    ------
+    SiteError
+        None, or more than one, fits.
+    """
+    sites = tuple(sites)
+    for fits in (
+        [s for s in sites if s == wanted or s.key == str(wanted)],
+        [s for s in sites if s.name == str(wanted)],
+    ):
+        if len(fits) == 1:
+            return fits[0]
+    keys = [s.key for s in sites]
+    near = difflib.get_close_matches(str(wanted), keys, n=3, cutoff=0.0)
+    problem = "names more than one site" if fits else "is not among the sites"
+    raise SiteError(f"{str(wanted)!r} {problem}; nearest of {len(keys)}: {', '.join(near)}")
+
+
+def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[Site, ...]:
+    """Those of `sites` that patterns fit, in their order: for where there is no model.
+
+    Parameters
+    ----------
+    sites : iterable of Site
+    patterns : str or iterable of str
+        Keys of sites, or globs over keys or names of modules; a preset needs the model
+        (`find_sites`).
+
+    Raises
+    ------
+    SiteError
+        A pattern fits none of them.
+
+    Examples
+    --------
+    >>> sites = [Site.parse(key) for key in ("block1", "block2:input", "head")]
+    >>> [site.key for site in match_sites(sites, "block*")]
+    ['block1', 'block2:input']
+    """
+    sites = tuple(sites)
+    found: set[Site] = set()
+    for pattern in map(str, _parts(patterns)):
+        regex = re.compile(_glob_to_regex(pattern))
+        fits = {s for s in sites if s.key == pattern}
+        fits = fits or {s for s in sites if regex.fullmatch(s.key) or regex.fullmatch(s.name)}
+        if not fits:
+            keys = ", ".join(site.key for site in sites)
+            raise SiteError(f"{pattern!r} fits none of the sites; there are {keys}")
+        found |= fits
+    return tuple(site for site in sites if site in found)
+
+
+def _parts(pattern: str | Site | Iterable[str | Site]) -> list[str | Site]:
+    if isinstance(pattern, Site):
+        return [pattern]
+    if not isinstance(pattern, str):
+        return [part for several in pattern for part in _parts(several)]
+    # Commas inside [...] belong to the glob.
+    parts = [part.strip() for part in re.split(r",(?![^\[\]]*\])", pattern)]
+    return [part for part in parts if part] or [pattern]
+
+
+def _match(text: str) -> re.Match[str]:
+    parsed = _PATTERN.fullmatch(text)
+    if parsed is None or (parsed["layout"] and parsed["layout"] not in LAYOUTS):
+        raise OptionError(
+            f"site pattern {text!r}: expected GLOB[:input][#CALL][@LAYOUT] with LAYOUT one of "
+            f"{', '.join(LAYOUTS)}, for example 'blocks.*.attn.proj:input@heads', or preset:NAME"
+        )
+    tokens = parsed["tokens"]
+    if tokens is not None and tokens not in KINDS and read_span(tokens) is None:
+        raise OptionError(
+            f"site pattern {text!r}: expected tokens as a slice such as [1:], or one of "
+            f"{', '.join(f'[{kind}]' for kind in KINDS)}; got [{tokens}]"
+        )
+    return parsed
+
+
+def _tap(parsed: re.Match[str]) -> Tap:
+    return "input" if parsed["tap"] == "input" else "output"
+
+
+def _layout(parsed: re.Match[str]) -> Layout:
+    return next(layout for layout in get_args(Layout) if layout == parsed["layout"])
+
+
+def _call(parsed: re.Match[str]) -> int | None:
+    return None if parsed["call"] is None else int(parsed["call"])
+
+
+def _expand(model: nn.Module, text: str) -> list[Site]:
+    preset = _PRESET.fullmatch(text)
+    if preset is not None:
+        parts = preset_sites(model, preset["name"], preset["layout"])
+        return [site for part in parts for site in _expand(model, part)]
+    parsed = _match(text)
+    regex = re.compile(_glob_to_regex(parsed["glob"]))
+    names = [name for name, _ in model.named_modules() if name and regex.fullmatch(name)]
+    names = names if parsed["glob"] else [""]
+    if not names:
+        raise _no_match(model, parsed["glob"])
+    return [Site(n, _tap(parsed), _units(model, n, parsed), _call(parsed)) for n in names]
+
+
+def _units(model: nn.Module, name: str, parsed: re.Match[str]) -> Units | None:
+    if not parsed["layout"]:
+        return None
+    heads = int(parsed["heads"]) if parsed["heads"] else None
+    if parsed["layout"] == "heads" and heads is None:
+        heads = heads_above(model, name)
+    return Units(_layout(parsed), heads, _tokens(model, name, parsed["tokens"]))
+
+
+def _tokens(model: nn.Module, name: str, text: str | None) -> Span | None:
+    if text is None:
+        return None
+    kind: Kind | None = next((kind for kind in get_args(Kind) if kind == text), None)
+    return read_span(text) if kind is None else tokens_above(model, name, kind)
+
+
+def _glob_to_regex(glob: str) -> str:
+    """Glob over dotted names: ``*`` and ``?`` stay inside one part, ``**`` does not."""
+    out = []
+    for token in re.findall(r"\*\*|\*|\?|\[[^\]]*\]|.", glob):
+        match token:
+            case "**":
+                out.append(".*")
+            case "*":
+                out.append("[^.]*")
+            case "?":
+                out.append("[^.]")
+            case _ if token.startswith("[") and token.endswith("]") and len(token) > 2:
+                body = token[1:-1].replace("\\", r"\\")
+                out.append(f"[^{body[1:]}]" if body.startswith("!") else f"[{body}]")
+            case _:
+                out.append(re.escape(token))
+    return "".join(out)
+
+
+def _no_match(model: nn.Module, glob: str) -> SiteError:
+    names = [name for name, _ in model.named_modules() if name]
+    near = difflib.get_close_matches(glob, names, n=5, cutoff=0.0)
+    return SiteError(
+        f"no module of {type(model).__name__} matches {glob!r}; nearest of {len(names)} names: "
+        f"{', '.join(near)}. 'condec inspect' lists them all."
+    )
+
+
+def units_of(site: Site, activation: torch.Tensor) -> Units:
+    """Units of a site, read off the activation's rank where the site leaves them open."""
+    return site.units or Units.default(activation.ndim)

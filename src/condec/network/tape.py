@@ -1,0 +1,394 @@
+"""Recording: what came out at every site, and the gradient of a scalar there.
+
+One forward hook a site stores what came out and hands on a clone, so that an operation in
+place further on cannot rewrite the record; gradients are taken by `torch.autograd.grad` on
+the stored tensors alone. While a tape runs, the parameters are frozen: no gradient of a
+parameter is ever computed, and the autograd graph begins at the first site.
+
+This is the only module of condec that registers hooks to read.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from condec.basis.errors import CondecError, ModelError, SiteError
+from condec.network.cuts import path_shares
+from condec.network.module_io import describe, first_tensor, is_recordable, with_first_tensor
+from condec.network.sites import Site
+from condec.network.unwrap import eager, original, refuse_scripted, refuse_unreadable
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One recorded call of a module: when it came in the forward pass, its tensor and version."""
+
+    order: int
+    tensor: Tensor
+    version: int
+
+
+@dataclass(frozen=True)
+class NoRecord:
+    """A call of a module of which nothing is recorded, and what it gave."""
+
+    gave: str
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """What one forward pass left at the sites. Made by `record`."""
+
+    sites: tuple[Site, ...]
+    calls: dict[tuple[str, str], list[Call | NoRecord]] = field(default_factory=dict)
+
+    @property
+    def records(self) -> dict[str, Tensor]:
+        """Recorded tensors by site key, in execution order, attached to the graph.
+
+        Raises
+        ------
+        SiteError
+            A site's module did not run, or ran more than once and the site does not say
+            which call is meant.
+        """
+        found = [(self._call(site), site.key) for site in self.sites]
+        return {key: call.tensor for call, key in sorted(found, key=lambda pair: pair[0].order)}
+
+    def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
+        """Gradient of `scalar` at every record, by site key; frees the graph.
+
+        Raises
+        ------
+        SiteError
+            `scalar` does not depend on a site.
+        """
+        records = self.records
+        if not scalar.requires_grad:
+            raise SiteError(
+                f"the target depends on none of the sites {', '.join(records)}: the model "
+                "computes it without them, or detaches on the way"
+            )
+        grads = torch.autograd.grad(scalar, tuple(records.values()), allow_unused=True)
+        unused = [key for key, grad in zip(records, grads, strict=True) if grad is None]
+        if unused:
+            raise SiteError(f"the target does not depend on: {', '.join(unused)}; leave them out")
+        return {key: grad for key, grad in zip(records, grads, strict=True) if grad is not None}
+
+    def _call(self, site: Site) -> Call:
+        calls = self.calls.get((site.name, site.tap), [])
+        if not calls:
+            raise SiteError(
+                f"{site.key}: the module did not run in this forward pass. Where a model hands its "
+                "weights to a function, as nn.MultiheadAttention does, "
+                "condec.expose_attention(model) gives an equal model that runs it"
+            )
+        if site.call is None and len(calls) > 1:
+            names = ", ".join(f"{site.name}#{i}" for i in range(len(calls)))
+            raise SiteError(
+                f"{site.name} is called {len(calls)} times in one forward pass; say which call "
+                f"is meant: {names}"
+            )
+        number = site.call or 0
+        if number >= len(calls):
+            raise SiteError(
+                f"{site.key}: the module is called {len(calls)} times in one forward pass, "
+                f"#0 to #{len(calls) - 1}"
+            )
+        call = calls[number]
+        if isinstance(call, NoRecord):
+            raise SiteError(
+                f"{site.key}: expected a dense floating-point tensor as the module's {site.tap}; "
+                f"got {call.gave}. Choose a site before or after"
+            )
+        if call.tensor._version != call.version:
+            raise SiteError(
+                f"{site.key}: the model kept this tensor aside and changed it in place later, so "
+                "what came out is lost; tap the module before it, or make that change out of place"
+            )
+        return call
+
+
+@contextmanager
+def record(
+    model: nn.Module,
+    sites: Iterable[Site],
+    *,
+    hand_on: Callable[[Tensor], Tensor] = torch.clone,
+) -> Iterator[Tape]:
+    """Record the sites of one forward pass run inside the context.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode. Its parameters are frozen inside the context, and as they were
+        after it.
+    sites : iterable of Site
+    hand_on : callable
+        What the network goes on with, from the record; it must share no memory with it. By
+        default a clone.
+
+    Yields
+    ------
+    Tape
+        `Tape.records` after the forward pass, `Tape.gradients` of a scalar of its output.
+
+    Raises
+    ------
+    ModelError
+        The model, or a part of it, is in training mode, or cannot be read
+        (`condec.network.unwrap.refuse_unreadable`).
+    SiteError
+        A site's module does not exist in the model.
+
+    Examples
+    --------
+    >>> from condec.testing.models import small_resnet
+    >>> model, images = small_resnet(), torch.ones(2, 1, 5, 5)
+    >>> with record(model, [Site("block1")]) as tape:
+    ...     logits = model(images)
+    ...     gradient = tape.gradients(logits[:, 0].sum())
+    >>> tape.records["block1"].shape == gradient["block1"].shape
+    True
+    """
+    model = original(model)
+    refuse_unreadable(model)
+    refuse_training(model)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__} was made under torch.inference_mode, so no gradient can pass "
+            "through it; make or load it outside"
+        )
+    sites = tuple(sites)
+    tape = Tape(sites)
+    modules = dict(model.named_modules())
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(eager(model))
+        stack.enter_context(frozen_parameters(model))
+        for name, tap in dict.fromkeys((site.name, site.tap) for site in sites):
+            if name not in modules:
+                raise SiteError(f"{type(model).__name__} has no module {name!r}")
+            refuse_scripted(modules, name)
+            wanted = {site.call for site in sites if (site.name, site.tap) == (name, tap)}
+            handle = _attach(modules[name], tap, _recorder(tape, name, tap, wanted, hand_on))
+            stack.callback(handle.remove)
+        yield tape
+
+
+def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Forward pass; the output's one tensor.
+
+    Raises
+    ------
+    ModelError
+        The model fails on inputs of this shape, or gives no tensor.
+    """
+    model = original(model)
+    try:
+        output = model(inputs)
+    except (torch.OutOfMemoryError, CondecError):
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} failed on inputs of shape {tuple(inputs.shape)} and type "
+            f"{inputs.dtype}: {error}. Check the shape and preprocessing of the inputs."
+        ) from error
+    tensor = first_tensor(output)
+    if tensor is None:
+        raise ModelError(
+            f"{type(model).__name__} returned {type(output).__name__} without a tensor; wrap the "
+            "model in one that returns the logits"
+        )
+    return tensor
+
+
+def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[str, bool]:
+    """Which sites cut the network: all flow from input to output passes through them.
+
+    At a cut the contributions of all units add up to the change of the target between the
+    baseline and the input; elsewhere (inside a residual branch, say) they do not.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    inputs : Tensor of shape [sample, ...]
+        A single sample suffices; the answer does not depend on its values.
+    sites : sequence of Site
+
+    Returns
+    -------
+    dict of site key to bool
+
+    Notes
+    -----
+    In the autograd graph from the output to the input, a node lies on every path if
+    (paths above it) x (paths below it) equals the number of all paths.
+    """
+    with record(model, sites) as tape:
+        inputs = inputs.detach().clone().requires_grad_()
+        output = run_model(model, inputs)
+        check_samples(tape.records, len(inputs))
+        share = path_shares(output, inputs)
+        some = {site.key for site in sites if site.units is not None and site.units.tokens}
+        # What flows through the other tokens is not counted at a site of some tokens.
+        return {key: share(h) and key not in some for key, h in tape.records.items()}
+
+
+def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
+    """Raise SiteError where the first axis of a record is not that of the samples."""
+    for key, tensor in records.items():
+        if tensor.shape[:1] != (n_samples,):
+            raise SiteError(
+                f"{key}: expected an activation of shape [sample, ...] for {n_samples} samples; "
+                f"got {tuple(tensor.shape)}. Activations with the samples elsewhere (sequence "
+                "first, windows folded into the batch) cannot be told apart; choose a site "
+                "before or after"
+            )
+
+
+def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
+    """Every call of every module in one forward pass.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+
+    Returns
+    -------
+    pandas.DataFrame
+        In execution order of the calls' ends, with columns ``site`` (a site key), ``type``,
+        ``shape`` (of the output, without the sample axis; empty if it is no tensor),
+        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`).
+    """
+    import pandas
+
+    model = original(model)
+    sites = [Site(name) for name, _ in model.named_modules() if name]
+    modules = dict(model.named_modules())
+    rows: list[dict[str, object]] = []
+    with record(model, sites) as tape:
+        inputs = inputs.detach().clone().requires_grad_()
+        share = path_shares(run_model(model, inputs), inputs)
+        for (name, _), calls in tape.calls.items():
+            for number, call in enumerate(calls):
+                rows.append({
+                    "order": call.order if isinstance(call, Call) else float("inf"),
+                    "site": name if len(calls) == 1 else f"{name}#{number}",
+                    "type": type(modules[name]).__name__,
+                    "shape": tuple(call.tensor.shape[1:]) if isinstance(call, Call) else (),
+                    "parameters": sum(p.numel() for p in modules[name].parameters()),
+                    "cut": isinstance(call, Call) and share(call.tensor),
+                })  # fmt: skip
+    table = pandas.DataFrame(rows, columns=["order", "site", "type", "shape", "parameters", "cut"])
+    return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Raise ModelError if the model, or a part of it, is in training mode."""
+    training = [name or "the model" for name, m in model.named_modules() if m.training]
+    if training:
+        raise ModelError(
+            f"{type(model).__name__} is in training mode ({', '.join(training[:3])}"
+            f"{', ...' if len(training) > 3 else ''}): dropout would draw noise and batch norm "
+            "would mix the samples, so no result would belong to one input. Call "
+            "model.eval() first."
+        )
+
+
+@contextmanager
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter of the model asks for a gradient; afterwards they are as before.
+
+    On a GPU, recurrent layers are there in training mode without dropout, which gives the same
+    numbers: cuDNN differentiates them in no other mode.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase) and _is_on_gpu(m)]
+    as_before = [(m, m.training, m.dropout) for m in recurrent]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    for module in recurrent:
+        module.training, module.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, training, dropout in as_before:
+            module.training, module.dropout = training, dropout
+
+
+def _is_on_gpu(module: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())
+
+
+def _attach(
+    module: nn.Module, tap: str, keep: Callable[[Any, Tensor | None, bool], Tensor | None]
+) -> torch.utils.hooks.RemovableHandle:
+    def on_output(_: nn.Module, args: tuple[Any, ...], kwargs: Any, out: Any) -> Any:
+        tensor = first_tensor(out)
+        given = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        alias = tensor is not None and any(_same_memory(tensor, value) for value in given)
+        return with_first_tensor(out, keep(out, tensor, alias))
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
+        tensor = first_tensor(args)
+        # The caller still holds the input and may change it in place: always copied.
+        if tensor is not None:
+            return with_first_tensor(args, keep(args, tensor, True)), kwargs
+        tensor = first_tensor(kwargs)
+        return args, with_first_tensor(kwargs, keep(kwargs or args, tensor, True))
+
+    if tap == "input":
+        return module.register_forward_pre_hook(on_input, with_kwargs=True)
+    return module.register_forward_hook(on_output, with_kwargs=True)
+
+
+def _recorder(
+    tape: Tape, name: str, tap: str, wanted: set[int | None], hand_on: Callable[[Tensor], Tensor]
+) -> Callable[[Any, Tensor | None, bool], Tensor | None]:
+    calls = tape.calls.setdefault((name, tap), [])
+
+    def keep(whole: Any, tensor: Tensor | None, alias: bool) -> Tensor | None:
+        if None not in wanted and len(calls) not in wanted:
+            calls.append(NoRecord("a call that was not asked for"))
+            return tensor
+        if tensor is None or not is_recordable(tensor):
+            calls.append(NoRecord(describe(whole, tensor)))
+            return tensor
+        stored = _node(tensor, alias=alias)
+        order = sum(len(others) for others in tape.calls.values())
+        calls.append(Call(order, stored, stored._version))
+        return hand_on(stored)
+
+    return keep
+
+
+def _node(tensor: Tensor, *, alias: bool) -> Tensor:
+    """The tensor as a node of its own in the graph, with its tangent if it carries one."""
+    if tensor.requires_grad:
+        # A node of its own, so that the gradient is that of this use of the tensor only;
+        # memory of its own where somebody else holds the same.
+        return tensor.clone() if alias else tensor.view_as(tensor)
+    tangent = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    leaf = (tensor.clone() if alias else tensor).detach().requires_grad_()
+    # Detaching drops the tangent of forward-mode differentiation too.
+    return leaf if tangent is None else forward_ad.make_dual(leaf, tangent)  # type: ignore[no-untyped-call]
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    if not (is_recordable(a) and is_recordable(b)):
+        return False
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -1,0 +1,76 @@
+"""Figures: one function for every result, from its record or table to a matplotlib Figure.
+
+One visual language throughout. Colours are those of Okabe and Ito, told apart by colour-blind
+readers: blue for contributions, orange for activations; blue for units ranked by modes, green
+by mean contribution, grey at random; vermilion for what raises the target, violet for what
+lowers it; rose for shuffled labels. Dashed lines are what the solid ones compare with: other
+labels' images, the network with random weights. Lines are named where they end and the unit of
+an axis stands under the title.
+
+Figures are made without pyplot, so nothing global changes, and `save_figure` writes the same
+bytes every time. This is the only part of condec that imports matplotlib.
+"""
+
+from condec.report.figures.control import (
+    control_matrix_figure,
+    interactions_figure,
+    steering_figure,
+    superclass_figure,
+)
+from condec.report.figures.curves import auc_figure, control_figure
+from condec.report.figures.dictionaries import density_figure, stability_figure
+from condec.report.figures.pareto import pareto_figure
+from condec.report.figures.pixels import (
+    display_for,
+    draw_maps,
+    flatten_colours,
+    lit,
+    map_scale,
+    mode_map_figure,
+    overlay,
+    paper_display,
+    smooth_map,
+    smoothing,
+)
+from condec.report.figures.plots import (
+    atom_figure,
+    completeness_figure,
+    correlation_heatmap_figure,
+    correlation_histogram_figure,
+    layer_statistics_figure,
+    training_history_figure,
+)
+from condec.report.figures.style import NEGATIVE, POSITIVE, RANKINGS, rankings_in, save_figure
+
+__all__ = [
+    "NEGATIVE",
+    "POSITIVE",
+    "RANKINGS",
+    "atom_figure",
+    "auc_figure",
+    "completeness_figure",
+    "control_figure",
+    "control_matrix_figure",
+    "correlation_heatmap_figure",
+    "correlation_histogram_figure",
+    "density_figure",
+    "display_for",
+    "draw_maps",
+    "flatten_colours",
+    "interactions_figure",
+    "layer_statistics_figure",
+    "lit",
+    "map_scale",
+    "mode_map_figure",
+    "overlay",
+    "paper_display",
+    "pareto_figure",
+    "rankings_in",
+    "save_figure",
+    "smooth_map",
+    "smoothing",
+    "stability_figure",
+    "steering_figure",
+    "superclass_figure",
+    "training_history_figure",
+]

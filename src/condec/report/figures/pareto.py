@@ -1,0 +1,167 @@
+"""R2 against L0 of many dictionaries: what a sweep found."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from condec.basis.errors import DataError
+from condec.dictionary import over_seeds, pareto_front
+from condec.report.figures.style import (
+    ACTIVATION,
+    CONTRIBUTION,
+    INK,
+    MUTED,
+    NEGATIVE,
+    POSITIVE,
+    RULE,
+    SHUFFLED,
+    not_empty,
+    short,
+    styled,
+    title,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+_COLOURS: Final = (
+    CONTRIBUTION, POSITIVE, "#009E73", ACTIVATION, NEGATIVE, SHUFFLED, "#56B4E9", INK, "#8A8F96",
+)  # fmt: skip
+"""Of learners, in the order of the table."""
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Of widths, from narrow to wide."""
+_MOST_COLUMNS: Final = 4
+
+
+def pareto_figure(table: "pandas.DataFrame") -> Figure:
+    """R2 against L0 on held-out rows, a panel a site, with the front of what nothing beats.
+
+    A point is the mean of a configuration over its seeds; its cross reaches from the lowest to
+    the highest of them. Colours are learners, markers numbers of modes relative to the units.
+    The scale of R2 is logarithmic in what is left, 1 - R2, and begins at 0.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row a fit: `site`, `configuration`, `learner`, `modes_per_unit`, `l0`, `r2`.
+
+    Raises
+    ------
+    DataError
+        The table is empty, a column is missing, or no fit has loadings.
+    """
+    not_empty(table, "pareto_figure")
+    missing = [name for name in ("learner", "modes_per_unit") if name not in table]
+    if missing:
+        raise DataError(f"pareto_figure: the table has no column {', '.join(missing)}")
+    means = over_seeds(table)
+    drawn = means[(means["l0"] > 0) & np.isfinite(means["r2"].astype(float))]
+    if drawn.empty:
+        raise DataError("pareto_figure: no fit has loadings; nothing to draw")
+    learners = dict(zip(means["learner"].unique(), cycle(_COLOURS)))
+    widths = sorted({_width(value) for value in means["modes_per_unit"]})
+    markers = dict(zip(widths, cycle(_MARKERS)))
+    sites = list(means["site"].unique())
+    with styled():
+        figure, axes = _grid(len(sites))
+        # One scale for all panels, so that sites compare; what is below 0 is only counted.
+        l0 = (0.8 * drawn["l0_low"].clip(lower=0.05).min(), 1.25 * drawn["l0_high"].max())
+        least = max(1 - float(drawn["r2_high"].max()), 1e-6)
+        most = min(1 - float(drawn["r2_low"].min()), 1.0)
+        rest = (min(max(most, 2 * least) * 1.3, 1.0), 0.7 * least)
+        for axis, site in zip(axes, sites, strict=True):
+            title(axis, short(str(site)), "R2 on held-out rows against L0, both logarithmic")
+            _points(axis, drawn[drawn["site"] == site], learners, markers)
+            _scales(axis, l0, rest)
+        _legend(figure, axes, learners, markers, several=bool((means["n_seeds"] > 1).any()))
+    return figure
+
+
+def _grid(number: int) -> tuple[Figure, list[Axes]]:
+    # As square as it goes: 4 sites are 2 x 2, 16 are 4 x 4.
+    columns = min(_MOST_COLUMNS, math.ceil(math.sqrt(number)))
+    rows = math.ceil(number / columns)
+    figure = Figure(figsize=(3.9 * columns + 1.3, 3.2 * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[number:]:
+        axis.remove()
+    return figure, axes[:number]
+
+
+def _points(
+    axis: Axes,
+    means: "pandas.DataFrame",
+    learners: Mapping[str, str],
+    markers: Mapping[float, str],
+) -> None:
+    front = means[pareto_front(means)].sort_values("l0")
+    axis.plot(front["l0"], 1 - front["r2"], color=MUTED, linewidth=5, alpha=0.28, zorder=1)
+    for point in means.to_dict("records"):
+        x, y = point["l0"], 1 - point["r2"]
+        colour = learners[point["learner"]]
+        spread: dict[str, Any] = {"color": colour, "linewidth": 0.9, "alpha": 0.7, "zorder": 2}
+        axis.plot([point["l0_low"], point["l0_high"]], [y, y], **spread)
+        axis.plot([x, x], [1 - point["r2_low"], 1 - point["r2_high"]], **spread)
+        axis.plot(
+            x, y, markers[_width(point["modes_per_unit"])], color=colour, markersize=5.5,
+            markeredgecolor="white", markeredgewidth=0.5, zorder=3,
+        )  # fmt: skip
+    below = int((means["r2"] < 0).sum())
+    if below:
+        axis.annotate(
+            f"{below} of {len(means)} below 0", (0.98, 0.03), xycoords="axes fraction",
+            ha="right", color=MUTED, fontsize=8,
+        )  # fmt: skip
+
+
+def _scales(axis: Axes, l0: tuple[float, float], rest: tuple[float, float]) -> None:
+    """Both logarithmic: R2 by what is left of the variance, where good fits differ."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlim(*l0)
+    axis.set_ylim(*rest)
+    powers = [2.0**power for power in range(-6, 20) if l0[0] <= 2.0**power <= l0[1]]
+    axis.xaxis.set_major_locator(FixedLocator(powers[:: math.ceil(len(powers) / 9)]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left = [step * 10.0**-power for power in range(7) for step in (1, 0.5, 0.2)]
+    axis.yaxis.set_major_locator(FixedLocator([y for y in left if rest[1] <= y <= rest[0]]))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:.7g}"))
+    axis.grid(axis="y", color=RULE, linewidth=0.6, zorder=0)
+    axis.set_axisbelow(True)
+
+
+def _legend(
+    figure: Figure,
+    axes: Sequence[Axes],
+    learners: Mapping[str, str],
+    markers: Mapping[float, str],
+    *,
+    several: bool,
+) -> None:
+    plain: dict[str, Any] = {"linestyle": "", "markersize": 6}
+    keys = [
+        Line2D([], [], marker="o", color=c, label=name, **plain) for name, c in learners.items()
+    ]
+    if len(markers) > 1:
+        keys += [
+            Line2D([], [], marker=m, color=MUTED, label=f"{width:g}x the units", **plain)
+            for width, m in markers.items()
+        ]
+    keys.append(Line2D([], [], color=MUTED, linewidth=5, alpha=0.28, label="front"))
+    if several:
+        keys.append(Line2D([], [], color=MUTED, linewidth=0.9, label="over seeds"))
+    figure.legend(handles=keys, loc="outside right upper", frameon=False, fontsize=8.5)
+
+
+def _width(value: float) -> float:
+    return round(float(value), 2)

@@ -1,0 +1,205 @@
+"""Maps over pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from condec.basis.errors import OptionError
+from condec.report.figures.style import NEGATIVE, POSITIVE, styled
+
+Display = Literal["signed", "lit", "paper"]
+SIGNED_UP_TO: Final = 16
+"""Pixels a side up to which the sign of a map can be read at every pixel."""
+FADED: Final = 224
+"""Grey of what a map leaves out: neither dark nor bright parts of a picture drown in it."""
+
+
+def mode_map_figure(
+    picture: UInt8[np.ndarray, "y x colour"],
+    maps: Mapping[str, Tensor],
+    *,
+    display: Display | None = None,
+) -> Figure:
+    """One input and its maps, side by side.
+
+    Parameters
+    ----------
+    picture : uint8 array of shape [y, x, colour]
+    maps : mapping of str to Tensor of shape [channel, y, x] or [y, x]
+        For example ``{"total": ..., "positive": ..., "negative": ...}``.
+    display : {"signed", "lit", "paper"}, optional
+        As in `draw_maps`.
+    """
+    drawn = draw_maps(list(maps.values()), picture, display=display)
+    with styled():
+        figure = Figure(figsize=(1.6 * (1 + len(maps)), 1.85), layout="constrained")
+        axes = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
+        axes[0].imshow(picture if picture.shape[2] > 1 else picture[..., 0], cmap="gray")
+        axes[0].set_title("image", fontsize=9)
+        for axis, name, pixels in zip(axes[1:], maps, drawn, strict=True):
+            axis.imshow(pixels)
+            axis.set_title(name, fontsize=9)
+        for axis in axes:
+            axis.set_axis_off()
+    return figure
+
+
+def draw_maps(
+    maps: "Sequence[Tensor | np.ndarray]",
+    picture: UInt8[np.ndarray, "y x colour"],
+    *,
+    display: Display | None = None,
+) -> list[np.ndarray]:
+    """Maps of one input over its picture.
+
+    Parameters
+    ----------
+    maps : sequence of array of shape [channel, y, x] or [y, x]
+    picture : uint8 array of shape [y, x, colour]
+    display : {"signed", "lit", "paper"}, optional
+        ``signed``: sign and size at every pixel over the faded picture, on one scale, see
+        `overlay`. ``lit``: the picture where the smoothed size is large, on one scale, see
+        `lit`. ``paper``: as in figure 7 of Melander et al. 2026, every map on its own scale,
+        see `paper_display`. By default `display_for` the picture's size.
+
+    Returns
+    -------
+    list of uint8 array of shape [y, x, 3]
+
+    Raises
+    ------
+    OptionError
+        Another display.
+    """
+    display = display_for(picture) if display is None else display
+    if display == "paper":
+        return [paper_display(_coloured(values), picture) for values in maps]
+    flat = [_fitted_to(flatten_colours(values), picture) for values in maps]
+    if display == "signed":
+        scale = map_scale(flat)
+        return [overlay(values, picture, scale=scale) for values in flat]
+    if display == "lit":
+        sizes = [smooth_map(np.abs(values), smoothing(picture)) for values in flat]
+        scale = map_scale(sizes, 97.0)
+        return [lit(size, picture, scale=scale) for size in sizes]
+    raise OptionError(f"draw_maps: display must be signed, lit or paper; got {display!r}")
+
+
+def display_for(picture: UInt8[np.ndarray, "y x colour"]) -> Display:
+    """``signed`` where single pixels can be seen, else ``lit``.
+
+    In larger pictures the sign of a map changes from pixel to pixel: its size says where.
+    """
+    return "signed" if max(picture.shape[:2]) <= SIGNED_UP_TO else "lit"
+
+
+def smoothing(picture: UInt8[np.ndarray, "y x colour"]) -> float:
+    """Standard deviation, in pixels, of the Gaussian over the size of a map that is lit."""
+    return max(1.0, float(picture.shape[0]) / 56)
+
+
+def flatten_colours(values: "Tensor | np.ndarray") -> Float[np.ndarray, "y x"]:
+    """Sum of a map [channel, y, x] over its channels; a map [y, x] as it is."""
+    array = np.asarray(values, dtype=np.float64)
+    return array.sum(0) if array.ndim == 3 else array
+
+
+def map_scale(maps: Sequence[Float[np.ndarray, "y x"]], percentile: float = 99.5) -> float:
+    """Common scale of several maps: a high percentile of their sizes; 1 where all are zero."""
+    sizes = np.abs(np.concatenate([values.ravel() for values in maps]))
+    return float(np.percentile(sizes, percentile)) or float(sizes.max()) or 1.0
+
+
+def smooth_map(values: Float[np.ndarray, "y x"], width: float) -> Float[np.ndarray, "y x"]:
+    """A map through a Gaussian of standard deviation `width`, in pixels; 0 leaves it as it is."""
+    from scipy import ndimage
+
+    return ndimage.gaussian_filter(values, width) if width else values
+
+
+def overlay(
+    values: Float[np.ndarray, "y x"],
+    picture: UInt8[np.ndarray, "py px colour"],
+    *,
+    scale: float,
+) -> UInt8[np.ndarray, "py px 3"]:
+    """A signed map over the faded picture: vermilion raises the target, violet lowers it.
+
+    Parameters
+    ----------
+    values : array of shape [y, x]
+        Brought to the picture's size.
+    picture : uint8 array of shape [y, x, colour]
+    scale : float
+        Size of a value that is drawn in full colour.
+    """
+    values = _fitted_to(values, picture)
+    grey = 255 * 0.82 + 0.18 * picture.mean(2, keepdims=True)
+    strength = np.clip(np.abs(values) / scale, 0, 1)[..., None] ** 0.7
+    sign = np.where(values[..., None] > 0, to_rgb(POSITIVE), to_rgb(NEGATIVE)) * 255
+    pixels: np.ndarray = np.rint(grey * (1 - strength) + sign * strength).astype(np.uint8)
+    return pixels
+
+
+def lit(
+    size: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "y x colour"], *, scale: float
+) -> UInt8[np.ndarray, "y x colour"]:
+    """The picture where a map is large, fading into grey where it is small.
+
+    Parameters
+    ----------
+    size : array of shape [y, x]
+        Size of the map, 0 or above, smoothed.
+    picture : uint8 array of shape [y, x, colour]
+    scale : float
+        Size at which the picture stands out in full.
+    """
+    light = 0.08 + 0.92 * np.clip(size / scale, 0, 1)[..., None]
+    pixels: np.ndarray = np.rint(FADED * (1 - light) + picture * light).astype(np.uint8)
+    return pixels
+
+
+def _coloured(values: "Tensor | np.ndarray") -> Float[np.ndarray, "colour y x"]:
+    array = np.asarray(values, dtype=np.float64)
+    return array if array.ndim == 3 else array[None]
+
+
+def _fitted_to(
+    values: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "py px colour"]
+) -> Float[np.ndarray, "py px"]:
+    """A map brought to the size of a picture."""
+    from scipy import ndimage
+
+    height, width = picture.shape[:2]
+    if values.shape == (height, width):
+        return values
+    factors = (height / values.shape[0], width / values.shape[1])
+    zoomed: np.ndarray = ndimage.zoom(values, factors, order=1, grid_mode=True, mode="nearest")
+    return zoomed
+
+
+def paper_display(
+    total: Float[np.ndarray, "colour y x"],
+    picture: UInt8[np.ndarray, "y x channel"],
+    *,
+    contrast: float = 7.0,
+    window: int = 4,
+) -> UInt8[np.ndarray, "y x channel"]:
+    """The picture lit where a map is strong, as in figure 7 of Melander et al. 2026.
+
+    The map's size is median filtered for every colour, averaged over colours, brought to
+    0 ... 1, times `contrast`, cut off at 1, and multiplied with the picture.
+    """
+    from scipy import ndimage
+
+    size = np.abs(np.asarray(total, dtype=np.float64))
+    light = np.mean([ndimage.median_filter(colour, size=window) for colour in size], axis=0)
+    light = (light - light.min()) / max(float(light.max() - light.min()), 1e-12)
+    lit = picture * np.clip(contrast * light, 0, 1)[..., None]
+    pixels: np.ndarray = np.rint(lit).astype(np.uint8)
+    return pixels

@@ -1,0 +1,156 @@
+"""Trained networks of the retina as files: those of torch-deep-retina, and our own."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final, get_args
+from urllib.parse import parse_qsl
+
+from condec.basis.errors import ModelError, OptionError
+from condec.basis.files import write_file, writing
+from condec.models import LoadedModel, refuse_weights
+from condec.retina.models.layout import RetinaLayout
+from condec.retina.models.network import RetinaCheckpoint, RetinaNetwork
+from condec.retina.models.torch_deep_retina import read_torch_deep_retina
+from condec.retina.models.torch_deep_retina_hyps import PositionsFrom
+
+_KEY: Final = "condec_retina"
+
+
+def load_checkpoint(
+    path: str | Path, *, positions: PositionsFrom = "checkpoint"
+) -> RetinaCheckpoint:
+    """Load a trained network of the retina.
+
+    Parameters
+    ----------
+    path : path
+        ``.pt``: saved by torch-deep-retina (Maheswaranathan et al. 2023), of the classes
+        RetinotopicModel, LinearStackedBNCNN, VaryModel or BNCNN. Read with ``weights_only``, so
+        no code from it runs. ``.safetensors``: written by `save_checkpoint`.
+    positions : {"checkpoint", "centres"}
+        Where cells that are one place of their map are read out: where the library puts them,
+        as it was trained, or where their own centres are. The library's rule gives all cells
+        the same place where kernels are large for the frame; a warning says so.
+
+    Raises
+    ------
+    OptionError
+        There is no such file.
+    ModelError
+        The file holds anything else than expected: says which key, what was expected and what
+        is there.
+    """
+    path = Path(path)
+    if positions not in get_args(PositionsFrom):
+        raise OptionError(
+            f"positions must be one of {', '.join(get_args(PositionsFrom))}; got {positions!r}"
+        )
+    if not path.is_file():
+        raise OptionError(f"checkpoint: there is no file {path}")
+    if path.suffix == ".safetensors":
+        return _read_own(path)
+    return read_torch_deep_retina(path, positions)
+
+
+def save_checkpoint(path: str | Path, checkpoint: RetinaCheckpoint) -> None:
+    """Write a network and what is known about it as safetensors; `load_checkpoint` reads it.
+
+    Raises
+    ------
+    OptionError
+        The path does not end in ``.safetensors``.
+    StoreError
+        The file cannot be written.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise OptionError(f"{path}: a checkpoint is written as .safetensors; give such a name")
+    layout = checkpoint.layout.to_dict()
+    del layout["name"]
+    known = {
+        "layout": layout,
+        "cells": checkpoint.cells,
+        "scaling": checkpoint.scaling,
+        "dataset": checkpoint.dataset,
+        "stim_type": checkpoint.stim_type,
+    }
+    state = checkpoint.network.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    content = save(tensors, {_KEY: json.dumps(known)})
+    with writing(f"{path}: checkpoint"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
+
+
+def load_retina_model(
+    rest: str, weights: str | Path | None = None, *, folder: str | Path = "."
+) -> LoadedModel:
+    """Load ``retina:FILE`` or ``retina:FILE?positions=centres`` for `condec.models.load_model`.
+
+    ``.pt`` is a checkpoint of torch-deep-retina, ``.safetensors`` what `save_checkpoint` writes;
+    ``positions=centres`` reads grabbed units at the cells' own centres.
+
+    Raises
+    ------
+    OptionError
+        No file, a key that does not exist, or weights are given.
+    """
+    refuse_weights(f"retina:{rest}", weights)
+    file, _, query = rest.partition("?")
+    keys = dict(parse_qsl(query, keep_blank_values=True))
+    positions: Any = keys.pop("positions", "checkpoint")
+    if keys:
+        raise OptionError(f"retina:{rest}: {', '.join(keys)}: no such key; expected positions")
+    checkpoint = load_checkpoint(Path(folder) / file, positions=positions)
+    return LoadedModel(
+        checkpoint.network,
+        f"retina:{rest}",
+        checkpoint.layout.image_shape,
+        label_names=checkpoint.cells,
+        scaling=checkpoint.scaling,
+    )
+
+
+def _read_own(path: Path) -> RetinaCheckpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            known = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as safetensors ({error})") from error
+    if known is None:
+        raise ModelError(
+            f"{path}: no layout of a retina's network is in it; expected what save_checkpoint "
+            "writes, or a .pt of torch-deep-retina"
+        )
+    network = RetinaNetwork(_layout_of(path, known.pop("layout"))).eval()
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: its tensors do not fit its layout: {reason}") from error
+    scaling = known.pop("scaling")
+    return RetinaCheckpoint(
+        network=network,
+        cells=tuple(known.pop("cells")),
+        scaling=None if scaling is None else (scaling[0], scaling[1]),
+        **known,
+    )
+
+
+def _layout_of(path: Path, record: dict[str, Any]) -> RetinaLayout:
+    unknown = sorted(set(record) - {field.name for field in fields(RetinaLayout)})
+    if unknown:
+        raise ModelError(f"{path}: its layout has {', '.join(unknown)}, unknown to this version")
+    given: dict[str, Any] = {
+        name: tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        if isinstance(value, list)
+        else value
+        for name, value in record.items()
+    }
+    return RetinaLayout(**given)

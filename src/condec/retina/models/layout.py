@@ -1,0 +1,203 @@
+"""Sizes and parts of networks of the retina, in every variant that published models have."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from condec.basis.errors import OptionError
+from condec.basis.options import Option
+
+Norm = Literal["channel", "unit", "none"]
+Readout = Literal["one-hot", "grabbed", "linear"]
+Rate = Literal["softplus", "exp"]
+Positions = tuple[tuple[int, int], ...]
+
+EPS: Final = 1e-3
+"""What normalisation adds to variances, in all published models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetinaLayout(Option):
+    """Sizes and parts of a `RetinaNetwork`.
+
+    Parameters
+    ----------
+    n_cells : int
+        Ganglion cells.
+    image_shape : (int, int, int)
+        Frames of the history, and height and width of a frame.
+    channels : tuple of int
+        Of each hidden convolution.
+    kernels : tuple of int
+        Side of the kernel of each hidden convolution and of the last, which has one channel a
+        cell; a linear readout has no last one.
+    stack : tuple of int, optional
+        Build each hidden convolution of smaller ones with kernels of this side, nothing
+        nonlinear between them; one entry for each. None: plain convolutions.
+    stack_channels : tuple of int, optional
+        Channels between the smaller ones; by default as many as come out.
+    dropout : float
+        Probability with which numbers between the smaller ones are dropped in training.
+    bias, last_bias : bool
+        Whether the hidden convolutions, and the last one, have a bias.
+    norm : {"channel", "unit", "none"}
+        Normalise each channel over its map, or every unit of a map by itself.
+    last_norm : bool
+        Normalise what the readout gives, cell by cell.
+    absolute : bool
+        Normalisation multiplies by the absolute value of its weight, so that no sign flips.
+    momentum : float
+        Share of a new batch in the running statistics of normalisation.
+    noise : float
+        Standard deviation of the noise before each rectifier, in training.
+    readout : {"one-hot", "grabbed", "linear"}
+        ``one-hot``: each cell is a weighted mean of its map, after the rate. ``grabbed``: each
+        cell is one place of its map. ``linear``: all units of the last hidden layer.
+    positions : tuple of (int, int)
+        Row and column of each cell in its map, for ``grabbed``; `positions_of` makes them
+        of centres in the movie. Negative ones count from the end.
+    rate : {"softplus", "exp"}
+        What makes the rate positive.
+    exponential : bool
+        One more exponential at the end.
+
+    Raises
+    ------
+    OptionError
+        Numbers that do not fit each other, kernels larger than their map, unknown names.
+    """
+
+    n_cells: int
+    image_shape: tuple[int, int, int] = (40, 50, 50)
+    channels: tuple[int, ...] = (8, 8)
+    kernels: tuple[int, ...] = (15, 11, 11)
+    stack: tuple[int, ...] | None = (3, 3)
+    stack_channels: tuple[int, ...] | None = None
+    dropout: float = 0.0
+    bias: bool = True
+    last_bias: bool = True
+    norm: Norm = "channel"
+    last_norm: bool = True
+    absolute: bool = True
+    momentum: float = 0.01
+    noise: float = 0.05
+    readout: Readout = "one-hot"
+    positions: Positions = ()
+    rate: Rate = "softplus"
+    exponential: bool = False
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_numbers(self)
+        _check_maps(self)
+        _check_positions(self)
+
+    @property
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of what each convolution gives."""
+        sides, _, height, width = [], *self.image_shape
+        for kernel in self.kernels:
+            height, width = height - kernel + 1, width - kernel + 1
+            sides.append((height, width))
+        return tuple(sides)
+
+    def positions_of(self, centres: Sequence[tuple[int, int]]) -> Positions:
+        """Places of a last map whose receptive fields are centred on these pixels of the movie.
+
+        Place j of a map sees the pixels j to j + r, where r is the sum of all (kernel - 1): its
+        centre is j + r / 2. Centres nearer to a border than r / 2 get the place at that border.
+        """
+        reach = sum(kernel - 1 for kernel in self.kernels) // 2
+        height, width = self.maps[-1]
+        return tuple(
+            (min(max(row - reach, 0), height - 1), min(max(column - reach, 0), width - 1))
+            for row, column in centres
+        )
+
+
+def bn_cnn(n_cells: int, image_shape: tuple[int, int, int] = (40, 50, 50)) -> RetinaLayout:
+    """Layout of the network of Maheswaranathan et al. 2023: normalised unit by unit."""
+    return RetinaLayout(
+        n_cells=n_cells, image_shape=image_shape, channels=(8, 8), kernels=(15, 11), stack=None,
+        norm="unit", absolute=False, noise=0.05, readout="linear", last_bias=False,
+    )  # fmt: skip
+
+
+def nips_cnn(n_cells: int, image_shape: tuple[int, int, int] = (40, 50, 50)) -> RetinaLayout:
+    """Layout of the network of McIntosh et al. 2016: without normalisation."""
+    return RetinaLayout(
+        n_cells=n_cells, image_shape=image_shape, channels=(16, 8), kernels=(15, 9), stack=None,
+        norm="none", last_norm=False, noise=0.1, readout="linear",
+    )  # fmt: skip
+
+
+# --- checks -------------------------------------------------------------------------------
+
+
+def _check_names(layout: RetinaLayout) -> None:
+    for name, known in (("norm", Norm), ("readout", Readout), ("rate", Rate)):
+        value = getattr(layout, name)
+        if value not in get_args(known):
+            raise OptionError(
+                f"RetinaLayout: {name} must be one of {', '.join(get_args(known))}; got {value!r}"
+            )
+
+
+def _check_numbers(layout: RetinaLayout) -> None:
+    n_hidden = len(layout.channels)
+    n_kernels = n_hidden + (layout.readout != "linear")
+    lengths = {"kernels": n_kernels, "stack": n_hidden, "stack_channels": n_hidden}
+    for name, length in lengths.items():
+        value = getattr(layout, name)
+        if value is not None and len(value) != length:
+            raise OptionError(
+                f"RetinaLayout: expected {length} {name} for {n_hidden} hidden convolutions and a "
+                f"{layout.readout} readout; got {value}"
+            )
+    whole = {
+        "n_cells": (layout.n_cells,), "image_shape": layout.image_shape,
+        "channels": layout.channels, "kernels": layout.kernels,
+        "stack_channels": layout.stack_channels or (1,),
+    }  # fmt: skip
+    for name, values in whole.items():
+        if not values or min(values) < 1:
+            raise OptionError(f"RetinaLayout: {name} must be at least 1; got {values}")
+    pairs = zip(layout.stack or (), layout.kernels, strict=False)
+    if any(not 2 <= side <= kernel for side, kernel in pairs):
+        raise OptionError(
+            f"RetinaLayout: stack must be between 2 and the kernel that it builds, "
+            f"{layout.kernels[:n_hidden]}; got {layout.stack}"
+        )
+    if not 0.0 <= layout.dropout < 1.0 or not 0.0 <= layout.noise < math.inf:
+        raise OptionError(
+            "RetinaLayout: dropout must be from 0 to below 1 and noise at least 0; got "
+            f"dropout={layout.dropout}, noise={layout.noise}"
+        )
+
+
+def _check_maps(layout: RetinaLayout) -> None:
+    if min(min(side) for side in layout.maps) < 1:
+        raise OptionError(
+            f"RetinaLayout: kernels {layout.kernels} are too large for frames of "
+            f"{layout.image_shape[1]} x {layout.image_shape[2]}: maps would be {layout.maps}"
+        )
+
+
+def _check_positions(layout: RetinaLayout) -> None:
+    positions, wanted = layout.positions, layout.readout == "grabbed"
+    if len(positions) != (layout.n_cells if wanted else 0):
+        raise OptionError(
+            f"RetinaLayout: expected {'one position for each cell' if wanted else 'no positions'} "
+            f"with a {layout.readout} readout of {layout.n_cells} cells; got {len(positions)}"
+        )
+    height, width = layout.maps[-1]
+    outside = [
+        (row, column)
+        for row, column in positions
+        if not (-height <= row < height and -width <= column < width)
+    ]
+    if outside:
+        raise OptionError(
+            f"RetinaLayout: positions {outside} are outside the last map of {height} x {width}"
+        )

@@ -1,0 +1,119 @@
+"""Core-readout models of openretina, as models of the retina: a clip in, the rates of cells out.
+
+openretina need not be imported for this: the adapter is given a model, and asks only for what
+all of its core-readout models have.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condec.basis.errors import ModelError, OptionError
+
+
+class OpenRetina(nn.Module):
+    """A core-readout model for one recording session, from a clip to one rate a cell.
+
+    Such a model maps a movie [sample, channel, time, y, x] to rates [sample, time, cell], and
+    takes the session as an argument of its call. Here a clip gives the rates at its last frame.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its ``readout`` is a `torch.nn.ModuleDict` with one readout a session. It is ``model``
+        in the names of sites: ``"model.core.features.*.nonlin"`` are the rectified maps of each
+        layer, [sample, channel, time, y, x].
+    session : str, optional
+        Session whose cells are read out; may be left out where there is one only.
+    cells : sequence of int, optional
+        Cells of the session to keep, in this order; by default all.
+    channels : int
+        Colour channels of the movie that the model takes; a grey clip [sample, time, y, x] is
+        given to each of them.
+    frame : int
+        Which frame of the model's output. The last, -1, is that of the last frame of the clip
+        in models that pad nothing in time.
+    **arguments : object
+        Further arguments of the model's call, by name.
+
+    Raises
+    ------
+    ModelError
+        The model has no readout of sessions; or, in a pass, gives something else than rates
+        [sample, time, cell].
+    OptionError
+        A session or cell that it lacks, or no session where there are several.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        session: str | None = None,
+        *,
+        cells: Sequence[int] | None = None,
+        channels: int = 1,
+        frame: int = -1,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.session = _session(model, session)
+        self.channels, self.frame, self.arguments = channels, frame, arguments
+        n_cells: int = _readouts(model)[self.session].number_of_neurons()  # type: ignore[operator]
+        kept = list(range(n_cells)) if cells is None else list(cells)
+        if not kept or min(kept) < 0 or max(kept) >= n_cells:
+            raise OptionError(
+                f"OpenRetina: session {self.session!r} has cells 0 to {n_cells - 1}; got {kept}"
+            )
+        if channels < 1:
+            raise OptionError(f"OpenRetina: channels must be at least 1; got {channels}")
+        self.cells = tuple(str(cell) for cell in kept)
+        self._columns = None if cells is None else kept
+        self.train(model.training)
+
+    @property
+    def scaling(self) -> tuple[float, float] | None:
+        """Mean and standard deviation taken out of the training movie, where the model says so."""
+        info = getattr(self.model, "data_info", {}).get("movie_norm_dict", {})
+        stats: Mapping[str, Any] = info.get(self.session, info.get("default", {}))
+        mean, std = stats.get("norm_mean"), stats.get("norm_std")
+        return None if mean is None or std is None else (float(mean), float(std))
+
+    def forward(
+        self,
+        clip: Float[Tensor, "sample time y x"] | Float[Tensor, "sample channel time y x"],
+    ) -> Float[Tensor, "sample cell"]:
+        """Rates at the chosen frame; a clip with channels of its own is handed on as it is."""
+        if clip.ndim == 4:
+            clip = clip.unsqueeze(1).expand(-1, self.channels, -1, -1, -1)
+        rates: Tensor = self.model(clip, data_key=self.session, **self.arguments)
+        if rates.ndim != 3 or not -rates.shape[1] <= self.frame < rates.shape[1]:
+            raise ModelError(
+                f"OpenRetina: expected rates [sample, time, cell] with a frame {self.frame} from a "
+                f"clip of {clip.shape[2]} frames; got shape {tuple(rates.shape)}. Give longer "
+                "clips: the model's kernels in time, and the frames that it cuts, use up some"
+            )
+        rates = rates[:, self.frame]
+        return rates if self._columns is None else rates[:, self._columns]
+
+
+def _session(model: nn.Module, session: str | None) -> str:
+    sessions = list(_readouts(model))
+    if session is None and len(sessions) == 1:
+        return sessions[0]
+    if session not in sessions:
+        given = "none is named" if session is None else f"there is no {session!r}"
+        raise OptionError(f"OpenRetina: {given}; sessions are {', '.join(sessions)}")
+    return session
+
+
+def _readouts(model: nn.Module) -> nn.ModuleDict:
+    readout = getattr(model, "readout", None)
+    if not isinstance(readout, nn.ModuleDict) or not len(readout):
+        raise ModelError(
+            "OpenRetina: expected a core-readout model, with a readout for each session; "
+            f"{type(model).__name__} has {type(readout).__name__} as its readout"
+        )
+    return readout

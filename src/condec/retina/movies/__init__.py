@@ -1,0 +1,1 @@
+"""Movies and recorded rates as data: clips are views of one movie."""

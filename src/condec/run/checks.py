@@ -1,0 +1,68 @@
+"""Whether a site's dictionary can be believed: its controls, and how stable its modes are."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from condec import dictionary
+from condec.basis.errors import DataError
+from condec.basis.shapes import UnitMatrix
+from condec.dictionary.fitting.rows import fits
+from condec.modes import membership
+from condec.network import Site
+from condec.run.run import Run
+from condec.store import Quantity
+
+
+def fit_controls(run: Run, site: Site) -> list[Path]:
+    """Controls of a site's dictionary, compared with it on its held-out rows; the table's file."""
+    plan, folder, store = run.plan.fit, run.folder, run.store
+    run.say(f"{site.key}: controls")
+    activations = _matrix(run, site, "activation")
+    # A part that is 0 throughout, such as the negative one after a ReLU, cannot be compared.
+    varies = bool((activations != activations[0]).any())
+    table = dictionary.fit_controls(
+        plan.learner_for(store.info(site).n_units),
+        _matrix(run, site, "contribution"),
+        activations=activations if varies else None,
+        indicators=_indicators(store.labels),
+        config=plan.train,
+        fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
+    )
+    return [folder.write_table(folder.fit_controls(site.key, plan.name), table)]
+
+
+def measure_stability(run: Run, site: Site) -> list[Path]:
+    """How stable a site's modes are over seeds and halves of the rows; the table's file."""
+    plan, folder = run.plan.fit, run.folder
+    run.say(f"{site.key}: stability")
+    again = dictionary.stability(
+        plan.learner_for(run.store.info(site).n_units),
+        _matrix(run, site, "contribution"),
+        seeds=plan.stability_seeds,
+        config=plan.train,
+        fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
+    )
+    table = again.table().assign(between_halves=again.between_halves, n_seeds=len(again.seeds))
+    return [folder.write_table(folder.stability(site.key, plan.name), table)]
+
+
+def _matrix(run: Run, site: Site, quantity: Quantity) -> UnitMatrix:
+    """Rows of a site in memory, where they fit there as they do in a fit."""
+    plan = run.plan.fit
+    rows = run.store.rows(site, quantity, plan.sign)
+    if not fits(rows, plan.train.memory_gib):
+        raise DataError(
+            f"{site.key}: controls and stability need all rows in memory, and {rows.shape[0]} rows "
+            f"of {rows.shape[1]} units do not fit in {plan.train.memory_gib:g} GiB with the copies "
+            "that fitting makes; raise memory_gib, or leave this site out with check_sites"
+        )
+    return rows.all()
+
+
+def _indicators(labels: Tensor) -> Tensor | None:
+    """Membership in those labels that some sample has, if there are any."""
+    if not bool((labels >= 0).any()):
+        return None
+    member = membership(labels)
+    return member[:, member.any(0)]

@@ -1,0 +1,419 @@
+"""What a run is to do: one frozen record a link of the chain, and one for all of them.
+
+`condec.run.config` reads a plan from a run.toml and writes it back; the functions of
+`condec.run.chain` carry it out.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from condec.attribution import Compute, IntegratedGradients, Method, Precision
+from condec.attribution.targets import Predicted, Target, TopK
+from condec.basis.errors import OptionError
+from condec.dictionary import (
+    NMF,
+    PCA,
+    BatchTopKSAE,
+    DictionaryLearning,
+    FastICA,
+    JumpReLUSAE,
+    KMeans,
+    Learner,
+    MatchingPursuit,
+    MatryoshkaSAE,
+    ReLUSAE,
+    ThresholdSAE,
+    TopKSAE,
+    TrainConfig,
+)
+from condec.dictionary.measure.stability import LEAST_SEEDS
+from condec.effects import (
+    LOG_ODDS_NAMES,
+    PAPER_FRACTIONS,
+    RANKING_NAMES,
+    RANKINGS,
+    CurveReplacement,
+    EditKind,
+    OffTarget,
+)
+from condec.retina import RetinaOptions
+from condec.store import Control, Sign
+
+Link = Literal["collect", "stats", "fit", "control", "map", "retina", "report"]
+LINKS: Final[tuple[Link, ...]] = get_args(Link)
+"""Links of the chain, in order."""
+LINKS_OF_MOVIES: Final[tuple[Link, ...]] = ("collect", "stats", "fit", "retina", "report")
+"""Links where the data are a movie: its clips have neither labels nor colours."""
+LINKS_OF_IMAGES: Final[tuple[Link, ...]] = tuple(link for link in LINKS if link != "retina")
+"""Links where they are not."""
+KNOWN_RANKINGS: Final = (*RANKING_NAMES, "activation_modes", "head_weights")
+"""Rankings that a plan can ask for."""
+
+LEARNERS: Final[dict[str, type[Learner]]] = {
+    "sae": ThresholdSAE,
+    "nmf": NMF,
+    "pca": PCA,
+    "kmeans": KMeans,
+    "relu": ReLUSAE,
+    "topk": TopKSAE,
+    "batch_topk": BatchTopKSAE,
+    "jumprelu": JumpReLUSAE,
+    "matryoshka": MatryoshkaSAE,
+    "mp": MatchingPursuit,
+    "ica": FastICA,
+    "dictionary_learning": DictionaryLearning,
+}
+"""Learners by the names of their folders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """Which model; see `condec.models.load_model`.
+
+    Parameters
+    ----------
+    spec : str
+    weights : str, optional
+    input_shape : tuple of int, optional
+        Of one sample; only where the model itself does not tell, or to override it.
+    device : str, optional
+        For example ``"cpu"`` or ``"cuda:1"``; by default a GPU where there is one.
+    """
+
+    spec: str = "digits"
+    weights: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_shape is not None:
+            _all_positive("model: input_shape", self.input_shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """Which inputs; see `condec.data.load_data`.
+
+    Parameters
+    ----------
+    source : str
+    csv, label_names : str, optional
+    superclasses : str, optional
+        JSON file: a list with the superclass of every label, an empty text for none.
+    preprocess : str, optional
+        ``python:FILE.py:FUNCTION``; by default the model's own.
+    limit : int, optional
+    """
+
+    source: str = "digits"
+    csv: str | None = None
+    label_names: str | None = None
+    superclasses: str | None = None
+    preprocess: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectPlan:
+    """How contributions are collected; see `condec.store.collection.collect`.
+
+    Parameters
+    ----------
+    method, target, batch_size, shard_size, on_bad
+    precision, channels_last
+        See `condec.attribution.precision.Compute`.
+    devices : tuple of str
+        Devices that share the batches; empty: the model's.
+    fit_on : str, optional
+        Source of other data, as in ``[data]``, from which a fitted target (surprisal) or baseline
+        takes its numbers: training frames, where those of ``[data]`` are test frames.
+    controls : tuple of RandomWeights or ShuffledLabels
+        Which twins are stored beside the real run; see `condec.store.twins.collect_twin`.
+    """
+
+    method: Method = field(default_factory=IntegratedGradients)
+    target: Target = field(default_factory=TopK)
+    batch_size: int | Literal["auto"] = 64
+    shard_size: int = 1024
+    on_bad: Literal["raise", "skip"] = "raise"
+    precision: Precision = "model"
+    channels_last: bool = False
+    devices: tuple[str, ...] = ()
+    fit_on: str | None = None
+    controls: tuple[Control, ...] = ()
+
+    @property
+    def compute(self) -> Compute:
+        """How the passes are computed."""
+        return Compute(precision=self.precision, channels_last=self.channels_last)
+
+    def __post_init__(self) -> None:
+        size = 1 if self.batch_size == "auto" else self.batch_size
+        _all_positive("collect: batch_size, shard_size", (size, self.shard_size))
+        _one_of("collect: precision", self.precision, get_args(Precision))
+        names = [control.name for control in self.controls]
+        if len(set(names)) < len(names):
+            raise OptionError(f"collect: controls: each once; got {', '.join(names)}")
+        _one_of("collect: on_bad", self.on_bad, ("raise", "skip"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPlan:
+    """How dictionaries are learnt, one for every site.
+
+    Parameters
+    ----------
+    learner : Learner
+    modes_per_unit : float, optional
+        Number of modes as a multiple of the site's units; overrides the learner's own.
+    train : TrainConfig
+    sign : {"positive", "negative", "sum", "concat"}
+        Which part of the contributions is learnt.
+    sites : tuple of str
+        Patterns among the collected sites; empty: all of them.
+    controls : bool
+        Whether controls are fitted as well; see `condec.dictionary.fit_controls`.
+    stability_seeds : int
+        Seeds to fit again with, and either half of the rows; see
+        `condec.dictionary.stability`. 0: none.
+    check_sites : tuple of str
+        Patterns among the fitted sites: those of controls and stability. Empty: all of them.
+    """
+
+    learner: Learner
+    modes_per_unit: float | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sign: Sign = "positive"
+    sites: tuple[str, ...] = ()
+    controls: bool = False
+    stability_seeds: int = 0
+    check_sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _one_of("fit: sign", self.sign, get_args(Sign))
+        if self.stability_seeds and self.stability_seeds < LEAST_SEEDS:
+            raise OptionError(
+                f"fit: stability_seeds must be at least {LEAST_SEEDS}, or 0 for none; got "
+                f"{self.stability_seeds}"
+            )
+        if self.controls and not self.train.held_out:
+            raise OptionError(
+                "fit: controls are compared on held-out rows; held_out must be above 0"
+            )
+        if self.modes_per_unit is not None and self.modes_per_unit <= 0:
+            raise OptionError(f"fit: n_modes must be above 0; got {self.modes_per_unit}x")
+
+    @property
+    def name(self) -> str:
+        """Name of the learner, and of the folders that hold its modes."""
+        return next(name for name, kind in LEARNERS.items() if type(self.learner) is kind)
+
+    def learner_for(self, n_units: int) -> Learner:
+        """The learner with its number of modes worked out for a site."""
+        if self.modes_per_unit is None:
+            return self.learner
+        number = max(1, round(self.modes_per_unit * n_units))
+        return replace(self.learner, n_modes=number)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPlan:
+    """Which control curves are made; see `condec.effects.control_curve`.
+
+    Parameters
+    ----------
+    sites : tuple of str
+        Patterns among the sites with modes; empty: all of them.
+    labels : tuple of int
+        Empty: all.
+    fractions : tuple of float
+        At least two, in ascending order, 0 to 1.
+    edits, replacements : tuple of str
+        Every edit is made with every replacement.
+    rankings : tuple of str
+        Of `KNOWN_RANKINGS`.
+    off : {"others", "drawn"}
+    n_random, n_bootstrap, seed, batch_size : int
+    matrix, steering : bool
+        Whether `condec.effects.control_matrix` (for every edit) and `steering_curve` are made.
+    interactions : int
+        Pairs of modes for `condec.effects.mode_interactions`; 0: none.
+    share : float
+        Share of the units that matrix and interactions edit, above 0 and below 1.
+    strengths : tuple of float
+        Of steering, in ascending order.
+    """
+
+    sites: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    fractions: tuple[float, ...] = PAPER_FRACTIONS
+    edits: tuple[EditKind, ...] = get_args(EditKind)
+    replacements: tuple[CurveReplacement, ...] = ("zero",)
+    rankings: tuple[str, ...] = (*LOG_ODDS_NAMES, *RANKINGS)
+    off: OffTarget = "others"
+    n_random: int = 5
+    n_bootstrap: int = 1000
+    seed: int = 0
+    batch_size: int = 64
+    matrix: bool = False
+    steering: bool = False
+    interactions: int = 0
+    share: float = 0.2
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    @property
+    def of_curves(self) -> "ControlPlan":
+        """The same without what only side effects depend on."""
+        return replace(
+            self, matrix=False, steering=False, interactions=0, share=0.2, strengths=(0.5, 1.0, 2.0)
+        )
+
+    def __post_init__(self) -> None:
+        for name in ("edits", "replacements", "fractions", "rankings"):
+            if not getattr(self, name):
+                raise OptionError(f"control: {name}: none given; leave the key out for the default")
+        for edit in self.edits:
+            _one_of("control: edits", edit, get_args(EditKind))
+        for replacement in self.replacements:
+            _one_of("control: replacements", replacement, get_args(CurveReplacement))
+        for ranking in self.rankings:
+            _one_of("control: rankings", ranking, KNOWN_RANKINGS)
+        _one_of("control: off", self.off, get_args(OffTarget))
+        limits = {
+            "n_random": int(self.steering), "n_bootstrap": int(self.interactions > 0),
+            "batch_size": 1, "interactions": 0,
+        }  # fmt: skip
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise OptionError(
+                    f"control: {name} must be at least {least}; got {getattr(self, name)}"
+                )
+        if not self.n_random and not set(self.rankings) - {"random", "random_modes"}:
+            raise OptionError("control: n_random is 0, and rankings has nothing else to compare")
+        in_range = all(0 <= fraction <= 1 for fraction in self.fractions)
+        ascending = list(self.fractions) == sorted(set(self.fractions))
+        if not in_range or not ascending or len(self.fractions) < 2:
+            raise OptionError(
+                "control: fractions lie between 0 and 1, at least two in ascending order; got "
+                f"{self.fractions}"
+            )
+        if not 0 < self.share < 1:
+            raise OptionError(f"control: share must lie between 0 and 1; got {self.share}")
+        if not self.strengths or list(self.strengths) != sorted(set(self.strengths)):
+            raise OptionError(
+                f"control: strengths: expected some in ascending order; got {self.strengths}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapsPlan:
+    """Which input-space maps are made; see `condec.explain.mode_map`.
+
+    Parameters
+    ----------
+    sites : tuple of str
+        Patterns among the sites with modes; empty: all of them.
+    n_modes : int
+        How many modes of a site.
+    n_units : int
+        How many units of a mode, those with the largest entries of its atom.
+    n_inputs : int
+        How many inputs of a mode, those with the largest loadings.
+    target : Target
+        What the units drive.
+    """
+
+    sites: tuple[str, ...] = ()
+    n_modes: int = 12
+    n_units: int = 3
+    n_inputs: int = 6
+    target: Target = field(default_factory=Predicted)
+
+    def __post_init__(self) -> None:
+        sizes = (self.n_modes, self.n_units, self.n_inputs)
+        _all_positive("maps: n_modes, n_units, n_inputs", sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportPlan:
+    """What the report is called."""
+
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that a run does.
+
+    Parameters
+    ----------
+    out : Path
+        The run folder.
+    base : Path
+        What relative paths in the plan start from.
+    sites : tuple of str
+        Patterns; see `condec.network.sites.find_sites`.
+    links : tuple of str
+        What ``condec run`` does, of `LINKS`.
+    model, data, collect, fit, control, maps, retina, report
+        One plan a link.
+    """
+
+    out: Path
+    base: Path
+    sites: tuple[str, ...]
+    links: tuple[Link, ...] = LINKS_OF_IMAGES
+    model: ModelPlan = field(default_factory=ModelPlan)
+    data: DataPlan = field(default_factory=DataPlan)
+    collect: CollectPlan = field(default_factory=CollectPlan)
+    fit: FitPlan = field(
+        default_factory=lambda: FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
+    )
+    control: ControlPlan = field(default_factory=ControlPlan)
+    maps: MapsPlan = field(default_factory=MapsPlan)
+    retina: RetinaOptions = field(default_factory=RetinaOptions)
+    report: ReportPlan = field(default_factory=ReportPlan)
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise OptionError("sites: none given; name at least one, for example 'layer[1-4].*'")
+        if not self.links:
+            raise OptionError(f"links: none given; expected some of {', '.join(LINKS)}")
+        for link in self.links:
+            _one_of("links", link, LINKS)
+
+
+def digest(*parts: Any) -> str:
+    """Short hash of options and plain values: equal for equal content, in any process.
+
+    >>> digest({"a": 1}) == digest({"a": 1}), digest((1, 2)) == digest((2, 1))
+    (True, False)
+    """
+    text = json.dumps([_plain(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise OptionError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+
+
+def _all_positive(name: str, values: tuple[int, ...]) -> None:
+    if min(values, default=0) < 1:
+        raise OptionError(f"{name}: must be at least 1; got {', '.join(map(str, values))}")

@@ -1,0 +1,232 @@
+"""A run: the plan, what it needs, loaded when first asked for, and what a link of it did."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from condec.basis.errors import StoreError
+from condec.data import Inputs, load_data
+from condec.data.arrays import read_names
+from condec.models import LoadedModel, load_model
+from condec.models.python import load_function
+from condec.modes import Hierarchy, Modes
+from condec.network import Site, find_sites
+from condec.run.plan import Link, Plan, digest
+from condec.store import Control, RunFolder, Store, fingerprint, is_twin, usable_device
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one link did.
+
+    Attributes
+    ----------
+    link : str
+    state : str
+        ``made``, ``kept`` (nothing had changed) or ``left out``.
+    outputs : tuple of Path
+    seconds : float
+    notes : tuple of str
+        What the user should know: inputs left out, and the like.
+    """
+
+    link: Link
+    state: str
+    outputs: tuple[Path, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A plan, and what it needs, loaded when first asked for.
+
+    Attributes
+    ----------
+    plan : Plan
+    progress : bool
+        Show progress on standard error.
+    again : bool
+        Do steps again although nothing has changed. Shards of contributions are never
+        computed twice.
+    """
+
+    plan: Plan
+    progress: bool = True
+    again: bool = False
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(self.plan.out)
+
+    def check_devices(self) -> None:
+        """Refuse devices of the plan that are not there, by an OptionError that lists those."""
+        named = (self.plan.model.device, *self.plan.collect.devices)
+        for device in filter(None, named):
+            usable_device(device)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model, on a GPU where there is one."""
+        plan = self.plan.model
+        device = usable_device(plan.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded = load_model(plan.spec, plan.weights, folder=self.plan.base)
+        loaded.model.to(device)
+        return loaded
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The data, as the model takes them."""
+        inputs = self._load(self.plan.data.source)
+        if inputs.label_names is None and self.loaded.label_names is not None:
+            inputs = replace(inputs, label_names=self.loaded.label_names)
+        return inputs
+
+    @cached_property
+    def superclasses(self) -> Hierarchy | None:
+        """Superclass of every label, where the plan has them."""
+        file = self.plan.data.superclasses
+        return None if file is None else Hierarchy(read_names(self.plan.base / file))
+
+    @cached_property
+    def fit_on(self) -> Inputs | None:
+        """Other data from which a target or baseline takes its numbers, where the plan has some."""
+        source = self.plan.collect.fit_on
+        return None if source is None else self._load(source)
+
+    def _load(self, source: str) -> Inputs:
+        plan, base = self.plan.data, self.plan.base
+        own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
+        return load_data(
+            source,
+            csv=plan.csv if source == plan.source else None,
+            label_names=plan.label_names,
+            preprocess=own or self.loaded.preprocess,
+            shape=self.plan.model.input_shape or self.loaded.input_shape,
+            limit=plan.limit,
+            scaling=self.loaded.scaling,
+            cells=self.loaded.label_names,
+            folder=base,
+        )
+
+    @cached_property
+    def store(self) -> Store:
+        """The collected contributions.
+
+        Raises
+        ------
+        StoreError
+            There are none, some shards are missing, or the plan has another method or target.
+        """
+        path = self.folder.store
+        if not path.exists():
+            raise StoreError(f"{path}: no contributions yet; run 'condec collect' first")
+        store = Store.open(path)
+        plan = self.plan.collect
+        for key, wanted in (("method", plan.method.to_dict()), ("target", plan.target.to_dict())):
+            if store.recipe.get(key) != wanted:
+                raise StoreError(
+                    f"{path}: {key} is {store.recipe.get(key)}, the plan has {wanted}; choose "
+                    "another run folder, or remove that store"
+                )
+        if not store.is_complete:
+            raise StoreError(
+                f"{path}: {len(store.missing())} of {store.n_shards} shards are missing; run "
+                "'condec collect' again, it goes on where it stopped"
+            )
+        return store
+
+    def twin(self, control: Control) -> Store:
+        """The store of a control.
+
+        Raises
+        ------
+        StoreError
+            There is none, some shards are missing, or it belongs to another store.
+        """
+        path = self.folder.twin(control.name)
+        if not path.exists():
+            raise StoreError(f"{path}: no such control yet; run 'condec collect' first")
+        twin = Store.open(path)
+        if not is_twin(twin, self.store):
+            raise StoreError(
+                f"{path}: a control of another store than {self.folder.store}; remove that folder "
+                "and run 'condec collect' again"
+            )
+        if not twin.is_complete:
+            raise StoreError(
+                f"{path}: {len(twin.missing())} of {twin.n_shards} shards are missing; run "
+                "'condec collect' again, it goes on where it stopped"
+            )
+        return twin
+
+    @cached_property
+    def model_of_store(self) -> nn.Module:
+        """The model, if it and the data are those that the store was made from.
+
+        Raises
+        ------
+        StoreError
+            The model or the data have changed since.
+        """
+        now = {"model": fingerprint(self.loaded.model), "data": self.inputs.fingerprint}
+        for key, found in now.items():
+            if self.store.recipe.get(key) != found:
+                raise StoreError(
+                    f"{self.folder.store}: made from the {key} {self.store.recipe.get(key)}; the "
+                    f"plan's {key} is now {found}. Give the {key} of that store again, or choose "
+                    "another run folder and run 'condec collect' first"
+                )
+        return self.loaded.model
+
+    def sites(self, patterns: Sequence[str], among: Sequence[Site]) -> tuple[Site, ...]:
+        """Those of `among` that match the patterns; all of them without patterns."""
+        if not patterns:
+            return tuple(among)
+        wanted = find_sites(self.loaded.model, patterns)
+        missing = [site.key for site in wanted if site not in among]
+        if missing:
+            raise StoreError(
+                f"{self.folder.path}: no result for {', '.join(missing[:5])}; there is "
+                f"{', '.join(site.key for site in among)}"
+            )
+        return wanted
+
+    def modes(self, patterns: Sequence[str] = ()) -> tuple[Modes, ...]:
+        """Fitted modes of the sites that match.
+
+        Raises
+        ------
+        StoreError
+            A site has none.
+        """
+        fitted = self.sites(self.plan.fit.sites, self.store.sites)
+        chosen = self.sites(patterns, fitted)
+        folders = [self.folder.modes(site.key, self.plan.fit.name) for site in chosen]
+        for site, folder in zip(chosen, folders, strict=True):
+            if not (folder / "modes.zarr").is_dir():
+                raise StoreError(f"{folder}: no modes of {site.key} yet; run 'condec fit' first")
+        return tuple(Modes.load(folder, self.store) for folder in folders)
+
+    def digest(self, *parts: Any) -> str:
+        """Hash of what a step is made from: these, the store, and the version of condec."""
+        return digest(*parts, self.store.config_hash, metadata.version("condec"))
+
+    def each(self, items: Sequence[Any], text: str) -> Iterator[Any]:
+        """Go through items behind a progress bar; one alone has none."""
+        console = Console(stderr=True)
+        yield from track(items, text, console=console, disable=not self.progress or len(items) < 2)
+
+    def say(self, text: str) -> None:
+        """One line on standard error, where progress is shown."""
+        if self.progress:
+            Console(stderr=True).print(text, markup=False)

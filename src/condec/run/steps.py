@@ -1,0 +1,67 @@
+"""Steps of a link: each is kept while what it was made from stays the same."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from condec.modes import Modes
+from condec.network import Site
+from condec.run.plan import Link
+from condec.run.run import Outcome, Run
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A part of a link: its name, what it is made from, and how its outputs are made."""
+
+    name: str
+    made_from: str
+    make: Callable[[], list[Path]]
+
+
+def fit_digest(run: Run, site: Site) -> str:
+    """What a site's dictionary is made from."""
+    plan = run.plan.fit
+    return run.digest(site.key, plan.learner, plan.modes_per_unit, plan.train, plan.sign)
+
+
+def with_modes(chosen: Sequence[Modes]) -> tuple[list[Modes], tuple[str, ...]]:
+    """Those that have an alive mode, and a note for each of the others."""
+    dead = tuple(f"{m.site.key}: left out, no mode is alive" for m in chosen if not len(m))
+    return [modes for modes in chosen if len(modes)], dead
+
+
+def carry_out(run: Run, link: Link, steps: Sequence[Step]) -> Outcome:
+    """Do those steps of a link whose inputs have changed, or whose outputs are gone."""
+    folder, started = run.folder, time.perf_counter()
+    # Asked at its turn: a new dictionary undoes the controls and the stability of its modes.
+    open_steps = (s for s in steps if run.again or not folder.is_done(s.name, s.made_from))
+    outputs: list[Path] = []
+    n_done = 0
+    with logged(run, link):
+        # Fitting shows a bar for every site by itself.
+        for step in open_steps if link == "fit" else run.each(list(open_steps), link):
+            # Gone first: outputs that are half replaced must not count as those of before.
+            folder.forget(step.name)
+            made = step.make()
+            folder.mark_done(step.name, step.made_from, made)
+            outputs += made
+            n_done += 1
+    state = "made" if n_done else "kept" if steps else "left out"
+    return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
+
+
+@contextmanager
+def logged(run: Run, link: Link) -> Iterator[None]:
+    """One line in the log when a link begins, and one when it ends, however it ends."""
+    started = time.perf_counter()
+    run.folder.log("start", link=link)
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):  # On a full disk, the first error is the one to show.
+            run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
+        raise
+    run.folder.log("end", link=link, seconds=round(time.perf_counter() - started, 3))

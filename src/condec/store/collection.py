@@ -1,0 +1,271 @@
+"""Collecting: contributions of a whole data set, into a store on disk.
+
+Each batch is reduced on the device before anything is copied, and each shard is written
+whole, so that a killed run goes on at the first missing shard.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import nn
+
+from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silence
+from condec.attribution.targets import TargetLike
+from condec.basis.errors import OptionError, StoreError
+from condec.basis.read_ahead import ahead, behind
+from condec.data import as_inputs
+from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch, join_rows
+from condec.store.store import Rows, Store
+
+
+def collect(
+    model: nn.Module,
+    data: Any,
+    sites: Sites,
+    *,
+    out: str | Path,
+    method: Method | None = None,
+    target: TargetLike | None = None,
+    batch_size: int | Literal["auto"] = 64,
+    shard_size: int = 1024,
+    on_bad: str = "raise",
+    compute: Compute | None = None,
+    devices: Sequence[str | torch.device] = (),
+    progress: bool = True,
+    fit_on: Any | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> Store:
+    """Contributions of a whole data set, reduced to units, into a store on disk.
+
+    Each shard is computed and written whole. A run that was interrupted goes on at the
+    first missing shard when the same call is made again, and ends with the same bytes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; data are moved to the device of its parameters.
+    data : Inputs, torch Dataset of (input, label) pairs, tensors, or a pair of tensors
+    sites : str, Site, or several of them
+    out : path
+        The store, for example ``"run/contributions.zarr"``.
+    method, target : optional
+        By default ``IntegratedGradients(steps=10)`` and ``TopK(k=1)``.
+    batch_size : int or "auto"
+        Samples in one pass; ``"auto"`` times passes of growing size and takes the smallest
+        that is about as fast as the best, within half of the memory that is free. A run that
+        is resumed keeps the size of the store.
+    shard_size : int
+        Samples in one shard, the unit of work that is written and resumed.
+    on_bad : {"raise", "skip"}
+        Whether an unreadable or non-finite input ends the run or is left out. Inputs left
+        out keep their row, which is marked invalid and which the accessors pass over.
+    compute : Compute, optional
+        Precision and memory order of the passes; part of the recipe.
+    devices : sequence of str or torch.device
+        Devices of this machine that share the batches, each with a copy of the model, for
+        example ``("cuda:0", "cuda:1")``; by default the one the model is on. Shards are as
+        they would be from one device of the same kind.
+    progress : bool
+        Show the estimate and a progress bar on standard error.
+    fit_on : as `data`, optional
+        What the method and the target take from data, such as the mean and covariance of
+        `Surprisal` or the baseline `Mean`, they take from these: training inputs, where `data`
+        are others. By default from `data`.
+    recorded : mapping, optional
+        Entries that join those of the recipe, or stand in their place; how `condec.store.twins`
+        says which control a store is.
+
+    Returns
+    -------
+    Store
+        Complete.
+
+    Raises
+    ------
+    OptionError
+        Options out of range, a device that is not there, or a method that needs more than one
+        sample where a batch would hold one.
+    DataError
+        No data, an unreadable or non-finite input (named), labels missing, or contributions
+        that are not finite.
+    StoreError
+        The store at `out` was made by another recipe (the difference is listed), or cannot
+        be written; complete shards stay and count.
+    """
+    _check_options(batch_size, shard_size, on_bad)
+    if not _is_complete(out):  # one that is may be opened where its devices are not
+        for device in devices:
+            usable_device(device)
+    others = None if fit_on is None else as_inputs(fit_on)
+    plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad, others)
+    if len(devices) > 1 and plan.fitted.one_at_a_time:
+        raise OptionError(
+            f"collect: {type(plan.fitted).__name__} with these options uses states of the whole "
+            f"process, so it cannot run on {len(devices)} devices at once; give one device"
+        )
+    size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
+    _check_batches(plan, size, shard_size)
+    store = Store.create(
+        out,
+        recipe=plan.recipe(size) | dict(recorded or {}),
+        sites=plan.infos,
+        n_samples=len(plan.inputs),
+        shard_size=shard_size,
+    )
+    missing = store.missing()
+    if not missing:
+        return store
+    console = Console(stderr=True, quiet=not progress)
+    if progress:
+        console.print(str(plan.estimate(size, len(missing) * shard_size)))
+    columns = (
+        TextColumn("contributions"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not progress) as bar:
+        done = len(plan.inputs) - sum(len(store.shard_rows(index)) for index in missing)
+        task = bar.add_task("", total=len(plan.inputs), completed=done)
+        _run_shards(plan, store, missing, size, devices, lambda n: bar.advance(task, n))
+    return Store.open(out)
+
+
+def _run_shards(
+    plan: BatchPlan,
+    store: Store,
+    missing: Sequence[int],
+    batch_size: int,
+    devices: Sequence[str | torch.device],
+    advance: Callable[[int], None],
+) -> None:
+    """Compute and write shards: the next batch is read, and the last shard written, meanwhile."""
+    spans = {index: store.shard_rows(index) for index in missing}
+    batches = [
+        range(start, min(start + batch_size, span.stop))
+        for span in spans.values()
+        for start in range(span.start, span.stop, batch_size)
+    ]
+    results = _results(plan, batches, devices)
+
+    def write_shard(shard: tuple[int, Rows]) -> None:
+        store.write_shard(*shard)
+
+    keys = [info.site.key for info in plan.infos]
+    silent = set(keys)
+    with behind(write_shard) as write:
+        for index, span in spans.items():
+            parts, n_rows = [], 0
+            while n_rows < len(span):
+                parts.append(next(results))
+                n_rows += len(parts[-1].ids)
+                advance(len(parts[-1].ids))
+            rows = join_rows(parts)
+            contributed, active = rows.contribution, rows.activation
+            silent = {
+                key
+                for key in silent
+                if is_silent(contributed[key][rows.valid], active[key][rows.valid])
+            }
+            write((index, rows))
+    warn_of_silence([key for key in keys if key in silent], sum(map(len, spans.values())))
+
+
+def _results(
+    plan: BatchPlan, batches: Sequence[range], devices: Sequence[str | torch.device]
+) -> Iterator[Rows]:
+    """Results of all batches, in their order, each from one of the devices."""
+    loaded = ahead(plan.load, batches)
+    if len(devices) < 2:
+        plan = plan.on(torch.device(devices[0])) if devices else plan
+        yield from map(plan.run, loaded)
+        return
+    free: SimpleQueue[BatchPlan] = SimpleQueue()
+    for device in devices:
+        free.put(plan.on(torch.device(device)))
+
+    def run(batch: LoadedBatch) -> Rows:
+        mine = free.get()
+        try:
+            return mine.run(batch)
+        finally:
+            free.put(mine)
+
+    yield from ahead(run, loaded, n_workers=len(devices))
+
+
+def _is_complete(out: str | Path) -> bool:
+    try:
+        return Store.open(out).is_complete
+    except StoreError:
+        return False
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """A device on which numbers can be computed.
+
+    Raises
+    ------
+    OptionError
+        There is no such device (those that are there are listed), or it holds no numbers.
+
+    Examples
+    --------
+    >>> usable_device("cpu")
+    device(type='cpu')
+    """
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        device = torch.device(name)
+        if device.type != "meta":
+            torch.zeros(1, device=device)
+            return device
+        problem = "it holds no numbers"
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).partition("\n")[0]
+    raise OptionError(
+        f"device {str(name)!r} cannot be used, there is {', '.join(there)}: {problem}"
+    )
+
+
+def _check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
+    """Refuse batches that are too small for the method, before anything is computed."""
+    needed, n_samples = plan.fitted.least_samples, len(plan.inputs)
+    spans = {min(shard_size, n_samples), n_samples % shard_size} - {0}
+
+    def smallest(size: int) -> int:
+        return min(min(span % size or size, span) for span in spans)
+
+    if smallest(batch_size) >= needed:
+        return
+    sizes = (*range(batch_size - 1, 0, -1), *range(batch_size + 1, batch_size + 64))
+    good = next((size for size in sizes if smallest(size) >= needed), None)
+    advice = f"choose batch_size={good}" if good else f"{n_samples} samples need another shard_size"
+    if n_samples < needed:
+        advice = "give more samples"
+    raise OptionError(
+        f"collect: {type(plan.method).__name__} with these options needs at least {needed} samples "
+        f"in every batch, and batch_size={batch_size} leaves a batch of {smallest(batch_size)} (of "
+        f"{n_samples} samples in shards of {shard_size}); {advice}"
+    )
+
+
+def _check_options(batch_size: int | str, shard_size: int, on_bad: str) -> None:
+    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if value == "auto" and name == "batch_size":
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise OptionError(f"collect: {name} must be at least 1; got {value!r}")
+    if on_bad not in ("raise", "skip"):
+        raise OptionError(f"collect: on_bad must be 'raise' or 'skip'; got {on_bad!r}")

@@ -1,0 +1,71 @@
+"""A matrix of a store that is read in blocks, for what does not fit in memory."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from condec.basis.shapes import SIGNS, Mask, UnitMatrix
+
+Sign = Literal["positive", "negative", "sum", "concat"]
+
+_READERS: Final = 4
+
+
+class StoredMatrix:
+    """Contributions or activations at a site, of all valid samples, on disk.
+
+    Made by `condec.Store.rows`. A block is what one shard holds of them.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Samples and units; twice the units for the sign ``concat``.
+    blocks : tuple of int
+        Number of rows of every block, in order.
+    """
+
+    def __init__(
+        self, array: Path, spans: Sequence[range], valid: Mask, sign: Sign, n_units: int
+    ) -> None:
+        self._array, self._sign = array, sign
+        self._spans = tuple(spans)
+        self._valid = [valid[span.start : span.stop] for span in self._spans]
+        self.blocks = tuple(int(kept.sum()) for kept in self._valid)
+        self.shape = (sum(self.blocks), n_units * (2 if sign == "concat" else 1))
+
+    def __repr__(self) -> str:
+        rows, units = self.shape
+        return f"StoredMatrix of {rows} samples x {units} units in {len(self.blocks)} blocks"
+
+    def read(self, block: int) -> UnitMatrix:
+        """Rows of one block; float32."""
+        return self._reader()(block)
+
+    def all(self) -> UnitMatrix:
+        """All rows, shape [sample, unit]; float32."""
+        out = torch.empty(self.shape, dtype=torch.float32)
+        parts, read = torch.split(out, list(self.blocks)), self._reader()
+        # One shard at a time leaves the processor waiting for Zarr's single event loop.
+        with ThreadPoolExecutor(_READERS) as pool:
+            for _ in pool.map(lambda block: parts[block].copy_(read(block)), range(len(parts))):
+                pass
+        return out
+
+    def _reader(self) -> Callable[[int], UnitMatrix]:
+        import zarr
+
+        array: Any = zarr.open_array(self._array, mode="r")
+        which = SIGNS.index(self._sign) if self._sign in SIGNS else slice(None)
+
+        def read(block: int) -> UnitMatrix:
+            span, keep = self._spans[block], self._valid[block]
+            rows = torch.from_numpy(array[span.start : span.stop, which])
+            rows = rows if bool(keep.all()) else rows[keep]
+            if self._sign == "sum":
+                return torch.add(rows[:, 0], rows[:, 1])
+            return rows.reshape(len(rows), self.shape[1])
+
+        return read

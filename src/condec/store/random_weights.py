@@ -1,0 +1,242 @@
+"""Random weights: what the same network would show had it never been trained.
+
+The controls of Adebayo et al. 2018 ("Sanity checks for saliency maps"): all weights drawn
+again, or only those from one module on, the output first.
+"""
+
+import copy
+import difflib
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from condec.basis.errors import DataError, ModelError, OptionError
+from condec.network import eager, original
+
+
+def randomize(
+    model: nn.Module,
+    *,
+    seed: int = 0,
+    from_module: str | None = None,
+    inputs: Tensor | Iterable[Tensor] | None = None,
+) -> nn.Module:
+    """Copy of a model with its weights drawn again, all of them or from one module on.
+
+    What is drawn depends on the seed and the module's name alone: not on the device, and not
+    on where randomization begins, so that cascades share their last modules. The caller's
+    random numbers and the model stay as they are.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    seed : int
+    from_module : str, optional
+        Name of a module, as in ``model.named_modules()``: it and all that are registered
+        after it are drawn again. Modules are registered in the order in which they run in
+        the usual networks; a weight that two modules share counts as drawn with either.
+        None: all.
+    inputs : Tensor of shape [sample, ...], or several of them, optional
+        As the model takes them; where given, the means and variances of batch normalization
+        among the modules drawn are estimated on them: the mean over the tensors of each
+        one's, in evaluation mode otherwise. Where not, means are 0 and variances 1.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the same device, every module in the mode it was in; of a compiled model, the one
+        underneath.
+
+    Raises
+    ------
+    OptionError
+        `from_module` does not exist; the nearest names are listed.
+    ModelError
+        A weight has no shape yet, or a normalization holds statistics that cannot be
+        estimated.
+    DataError
+        `inputs` hold too few samples for an estimate, or none.
+
+    Notes
+    -----
+    Every parameter is drawn by its module's own ``reset_parameters``, so biases, and the
+    factors of a normalization, are the constants that they were before training. Parameters
+    that no such method sets (class tokens, position embeddings, layer scales, those of custom
+    modules) have their entries shuffled: the scale and the signs that such a network needs
+    there stay, what was learnt about which entry is which is gone. Where all entries are
+    alike (a temperature), there is nothing to shuffle, and they are multiplied by one number
+    between 1/2 and 2 (evenly distributed logarithm). Buffers other than the statistics of
+    batch normalization stay.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> other = randomize(net, from_module="2")
+    >>> torch.equal(other[0].weight, net[0].weight), torch.equal(other[2].weight, net[2].weight)
+    (True, False)
+    """
+    chosen = modules_from(model, from_module)
+    model = original(model)
+    try:
+        fresh = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"random weights: {type(model).__name__} cannot be copied ({error}); give the model as "
+            "it was made, without hooks or wrappers that hold tensors"
+        ) from error
+    drawn = {name: module for name, module in fresh.named_modules() if name in chosen}
+    for name, module in drawn.items():
+        _check(name, module)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for name, module in drawn.items():
+            text = f"{seed} {name}".encode()
+            # The generator of the CPU alone: `torch.manual_seed` would reseed every GPU too.
+            torch.default_generator.manual_seed(
+                int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+            )
+            _draw(module)
+    if inputs is not None:
+        _estimate(fresh, drawn, [inputs] if isinstance(inputs, Tensor) else inputs)
+    return fresh
+
+
+def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
+    """Names of a module and of all that are registered after it; of all for None.
+
+    Raises
+    ------
+    OptionError
+        There is no such module; the nearest names are listed.
+    """
+    model = original(model)
+    names = [name for name, _ in model.named_modules()]
+    if from_module is None:
+        return frozenset(names)
+    if from_module not in names or not from_module:
+        near = difflib.get_close_matches(from_module, names[1:], n=5, cutoff=0.0)
+        raise OptionError(
+            f"random weights from {from_module!r}: {type(model).__name__} has no such module; "
+            f"nearest: {', '.join(near) or 'none'}"
+        )
+    return frozenset(names[names.index(from_module) :])
+
+
+def has_statistics(model: nn.Module, from_module: str | None = None) -> bool:
+    """Whether `randomize` would estimate statistics of batch normalization."""
+    chosen = modules_from(model, from_module)
+    modules = dict(original(model).named_modules())
+    return any(True for _ in _normalizations({name: modules[name] for name in chosen}))
+
+
+def _check(name: str, module: nn.Module) -> None:
+    """Refuse what would keep trained numbers, or has none yet."""
+    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        raise ModelError(
+            f"{name}: its weights have no shape yet (a lazy module); run the model once first"
+        )
+    kept = module._buffers.get("running_mean") is not None
+    if kept and not isinstance(module, _BatchNorm):
+        raise ModelError(
+            f"{name}: {type(module).__name__} holds statistics of its training data that cannot "
+            "be estimated anew; put torch's BatchNorm in its place, or give a later from_module"
+        )
+
+
+def _draw(module: nn.Module) -> None:
+    """Draw the parameters that a module holds itself."""
+    before = {
+        name: parameter.detach().clone()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_floating_point() or parameter.is_complex()
+    }
+    reset = _own_reset(module)
+    with _on_cpu(module):
+        for name in before:
+            # What is still NaN afterwards was not reset.
+            getattr(module, name).fill_(torch.nan)
+        if reset is not None and (before or isinstance(module, _BatchNorm)):
+            reset()
+        for name, trained in before.items():
+            parameter = getattr(module, name)
+            if bool(parameter.isnan().any()):
+                parameter.copy_(_shuffled(trained.to(parameter.device)))
+
+
+def _own_reset(module: nn.Module) -> Callable[[], object] | None:
+    """How a module draws its own parameters, if it knows without being told anything."""
+    for name in ("reset_parameters", "_reset_parameters"):
+        reset = getattr(module, name, None)
+        if callable(reset):
+            needed = inspect.signature(reset).parameters.values()
+            return reset if all(one.default is not one.empty for one in needed) else None
+    return None
+
+
+def _shuffled(trained: Tensor) -> Tensor:
+    flat = trained.flatten()
+    if flat.numel() and bool((flat == flat[0]).all()):
+        return trained * 2 ** (2 * torch.rand(()) - 1).to(trained.dtype)
+    order = torch.randperm(flat.numel())
+    while torch.equal(flat[order], flat):
+        order = torch.randperm(flat.numel())
+    return flat[order].view_as(trained)
+
+
+@contextmanager
+def _on_cpu(module: nn.Module) -> Iterator[None]:
+    """A module's own tensors on the CPU, so that every device draws the same numbers."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    devices = [tensor.device for tensor in own]
+    for tensor in own:
+        tensor.data = tensor.data.cpu()
+    try:
+        yield
+    finally:
+        for tensor, device in zip(own, devices, strict=True):
+            tensor.data = tensor.data.to(device)
+
+
+def _normalizations(modules: dict[str, nn.Module]) -> Iterator[tuple[str, _BatchNorm]]:
+    for name, module in modules.items():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            yield name, module
+
+
+def _estimate(model: nn.Module, drawn: dict[str, nn.Module], batches: Iterable[Tensor]) -> None:
+    """Statistics of the batch normalizations among `drawn`: the mean of those of all batches."""
+    norms = dict(_normalizations(drawn))
+    if not norms:
+        return
+    modes = {module: module.training for module in model.modules()}
+    momenta = {norm: norm.momentum for norm in norms.values()}
+    device = next(buffer.device for norm in norms.values() for buffer in norm.buffers())
+    n_batches = 0
+    model.eval()
+    try:
+        for norm in norms.values():
+            # Not `train()`, which would wake dropout inside a subclass, too.
+            norm.training = True
+            norm.momentum = None
+        with eager(model), torch.no_grad():
+            for batch in batches:
+                # A copy: a first layer that works in place must not reach the caller's.
+                model(batch.detach().clone().to(device))
+                n_batches += 1
+    except ValueError as error:
+        raise DataError(
+            f"random weights: statistics of batch normalization need more inputs ({error}); give "
+            "at least 2 samples in every tensor"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+    if not n_batches:
+        raise DataError("random weights: no inputs to estimate batch normalization on; give some")

@@ -1,0 +1,431 @@
+"""The Zarr store: contributions and activations of many samples on disk.
+
+Written shard by shard, by as many processes as one likes, resumed where it stopped, and
+read as tensors. What the files look like is told in `condec.store.shards`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condec.basis.errors import OptionError, StoreError
+from condec.basis.files import digest_of, remove_partial, to_json, write_file, write_folder, writing
+from condec.basis.shapes import SIGNS, Labels, Mask, PerSample, UnitMatrix
+from condec.network import Site, find_site
+from condec.store.matrix import Sign, StoredMatrix
+from condec.store.shards import (
+    QUANTITIES,
+    Quantity,
+    Rows,
+    ShardRecord,
+    SiteInfo,
+    array_paths,
+    checksum_of,
+    config_hash,
+    differences,
+    encode_shard,
+    make_config,
+    read_config,
+    shard_file,
+    shard_values,
+    skeleton,
+    verify_metadata,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Quantity", "Rows", "ShardRecord", "Sign", "SiteInfo", "Store", "StoredMatrix"]
+
+
+class Store:
+    """Contributions and activations of many samples, on disk.
+
+    Made by `Store.create` (or `condec.collect`), found again by `Store.open`. All accessors
+    give valid samples only, in the order of the data, and refuse an incomplete store.
+
+    Attributes
+    ----------
+    path : Path
+    recipe : dict
+        What made the store: model, method, target and so on.
+    sites : tuple of Site
+    n_samples : int
+        Rows of the store, valid or not; ``len(store)`` counts the valid ones.
+    shard_size, n_shards : int
+    config_hash : str
+        SHA-256 of recipe, sites and sizes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        config = read_config(self.path)
+        self.recipe: dict[str, Any] = config["recipe"]
+        self._infos = tuple(SiteInfo.from_dict(info) for info in config["sites"])
+        self.sites = tuple(info.site for info in self._infos)
+        self.n_samples: int = config["n_samples"]
+        self.shard_size: int = config["shard_size"]
+        self.n_shards = -(-self.n_samples // self.shard_size)
+        self.config_hash = config_hash(config)
+        self._complete = False
+        self._inputs: dict[str, Tensor] = {}
+        self._ids: tuple[str, ...] | None = None
+
+    # --- making and finding ---------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        recipe: Mapping[str, Any],
+        sites: Sequence[SiteInfo],
+        n_samples: int,
+        shard_size: int,
+    ) -> "Store":
+        """Make an empty store, or open the one that is there to go on with it.
+
+        Parameters
+        ----------
+        path : path
+        recipe : mapping
+            Everything that decides the numbers, as JSON can hold it.
+        sites : sequence of SiteInfo
+            In order of execution.
+        n_samples : int
+        shard_size : int
+            Samples in a shard, the unit of work.
+
+        Raises
+        ------
+        StoreError
+            A store of another recipe is there (every difference is listed), something else
+            is there, or the place cannot be written.
+        OptionError
+            No site, a site twice, a size below 1, or a recipe that JSON cannot hold.
+        """
+        path = Path(path)
+        config = make_config(recipe, sites, n_samples, shard_size)
+        with writing(f"{path}"):
+            write_folder(path, skeleton(config))
+        store = cls(path)
+        if store.config_hash != config_hash(config):
+            lines = "\n".join(f"  {line}" for line in differences(read_config(path), config))
+            raise StoreError(
+                f"{path} was made by another recipe:\n{lines}\n"
+                "Choose another path, or remove that store first."
+            )
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Find a store again; an incomplete one opens, too.
+
+        Raises
+        ------
+        StoreError
+            Nothing is there, it is not a store of condec, or one of another schema version.
+        """
+        return cls(path)
+
+    # --- the manifest and writing ---------------------------------------------------------
+
+    @property
+    def manifest(self) -> tuple[ShardRecord, ...]:
+        """Records of the shards that count, in order."""
+        missing = set(self._look_for_missing())
+        return tuple(self._record(i) for i in range(self.n_shards) if i not in missing)
+
+    def missing(self) -> tuple[int, ...]:
+        """Indices of the shards that are still to be written."""
+        missing = () if self._complete else self._look_for_missing()
+        self._complete = not missing
+        return missing
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard counts."""
+        return not self.missing()
+
+    def shard_rows(self, index: int) -> range:
+        """Rows of the store that a shard holds."""
+        if not 0 <= index < self.n_shards:
+            raise OptionError(f"{self.path}: shard {index} is not one of 0 ... {self.n_shards - 1}")
+        start = index * self.shard_size
+        return range(start, min(start + self.shard_size, self.n_samples))
+
+    def write_shard(self, index: int, rows: Rows) -> None:
+        """Write one shard, whole, and make it count.
+
+        Different processes may write different shards at once. What a killed writer left of
+        this shard is removed; writing a shard again replaces it.
+
+        Raises
+        ------
+        DataError
+            `rows` do not fit the store: number of samples, sites, units, ids.
+        StoreError
+            The disk is full, or cannot be written; the shard does not count then.
+        """
+        who = f"{self.path}: shard {index}"
+        span = self.shard_rows(index)
+        values = shard_values(rows, len(span), self._infos, who)
+        self._complete = False
+        self._inputs.clear()
+        self._ids = None
+        files: dict[str, str] = {}
+        with writing(who, self._how_far):
+            record = self._record_path(index)
+            record.unlink(missing_ok=True)
+            for name in array_paths(self._infos):
+                metadata = (self.path / name / "zarr.json").read_bytes()
+                content = encode_shard(metadata, span.start, values[name])
+                target = shard_file(self.path, name, index)
+                remove_partial(target)
+                write_file(target, content)
+                files[name] = hashlib.sha256(content).hexdigest()
+            written = ShardRecord(
+                index=index,
+                start=span.start,
+                rows=len(span),
+                config_hash=self.config_hash,
+                files=files,
+                checksum=checksum_of(files),
+            )
+            remove_partial(record)
+            write_file(record, to_json(asdict(written)))
+
+    def verify(self) -> None:
+        """Read every byte of the shards that count, and compare it with the manifest.
+
+        Raises
+        ------
+        StoreError
+            At the first of: metadata that do not agree, a record or a file that is damaged
+            or missing. Names the shard, the array, and what was expected and found.
+        """
+        verify_metadata(self.path)
+        for record in self.manifest:
+            for name, expected in record.files.items():
+                path = shard_file(self.path, name, record.index)
+                try:
+                    got = digest_of(path)
+                except OSError as error:
+                    raise self._damaged(record.index, name, "its file", repr(error)) from error
+                if got != expected:
+                    raise self._damaged(record.index, name, f"SHA-256 {expected}", got)
+
+    # --- reading --------------------------------------------------------------------------
+
+    def info(self, site: Site | str) -> SiteInfo:
+        """Layout of a site, given as a Site, its key or its module's name."""
+        return self._infos[self.sites.index(find_site(self.sites, site))]
+
+    def __len__(self) -> int:
+        return int(self.valid.sum())
+
+    def __repr__(self) -> str:
+        done = self.n_shards - len(self.missing())
+        return (
+            f"Store({str(self.path)!r}: {self.n_samples} samples, {len(self.sites)} sites, "
+            f"{done} of {self.n_shards} shards)"
+        )
+
+    @property
+    def valid(self) -> Mask:
+        """Which of all rows hold a usable sample, shape [n_samples]."""
+        return self._input("valid").clone()
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """Identities of the valid samples."""
+        if self._ids is None:
+            ids, valid = _open_array(self.path / "inputs" / "id")[:], self.valid.tolist()
+            self._ids = tuple(str(name) for name, good in zip(ids, valid, strict=True) if good)
+        return self._ids
+
+    @property
+    def labels(self) -> Labels:
+        """Labels of the valid samples; -1 where there is none."""
+        return self._input("label")[self.valid]
+
+    @property
+    def predictions(self) -> Labels:
+        """Classes the model predicted for the valid samples; -1 where there is none."""
+        return self._input("prediction")[self.valid]
+
+    @property
+    def target(self) -> PerSample:
+        """Target at the valid samples."""
+        return self._input("target")[self.valid]
+
+    @property
+    def target_baseline(self) -> PerSample:
+        """Target at the baseline of the valid samples."""
+        return self._input("target_baseline")[self.valid]
+
+    @property
+    def steps(self) -> Labels:
+        """Intervals of the path that each valid sample took; -1 for methods without a path."""
+        return self._input("steps")[self.valid]
+
+    def matrix(
+        self,
+        site: Site | str,
+        quantity: Quantity = "contribution",
+        sign: Sign = "positive",
+    ) -> UnitMatrix:
+        """Contributions or activations at a site, of all valid samples.
+
+        Parameters
+        ----------
+        site : Site or str
+        quantity : {"contribution", "activation"}
+        sign : {"positive", "negative", "sum", "concat"}
+            ``sum``: positive plus negative part. ``concat``: positive parts of all units,
+            then negative parts of all units.
+
+        Returns
+        -------
+        Tensor of shape [sample, unit], or [sample, 2 unit] for ``concat``; float32.
+        """
+        return self.rows(site, quantity, sign).all()
+
+    def rows(
+        self,
+        site: Site | str,
+        quantity: Quantity = "contribution",
+        sign: Sign = "positive",
+    ) -> StoredMatrix:
+        """The same matrix, left on disk: it is read block by block.
+
+        `condec.fit` takes it as it takes a tensor, and reads it again and again where it is
+        larger than `TrainConfig.memory_gib` allows.
+
+        Parameters
+        ----------
+        site, quantity, sign
+            As in `matrix`.
+        """
+        _one_of(quantity, QUANTITIES, "quantity")
+        _one_of(sign, get_args(Sign), "sign")
+        self._require_complete()
+        info = self.info(site)
+        spans = [self.shard_rows(index) for index in range(self.n_shards)]
+        array = self.path / info.folder / quantity
+        return StoredMatrix(array, spans, self.valid, sign, info.n_units)
+
+    def completeness(self) -> dict[str, PerSample]:
+        """Sum of all contributions over the change of the target, for sites that cut the network.
+
+        1 where contributions account for ``target - target_baseline``; not finite where the
+        target does not change. By key of the site.
+        """
+        change = (self.target - self.target_baseline).to(torch.float64)
+        return {
+            info.site.key: (
+                self.matrix(info.site, sign="sum").sum(1, dtype=torch.float64) / change
+            ).to(torch.float32)
+            for info in self._infos
+            if info.cut
+        }
+
+    def to_xarray(self) -> "xarray.DataTree":
+        """The store as an xarray tree, read lazily: ``inputs`` and ``sites/<quoted key>``.
+
+        All rows are there, also those with ``valid`` False (which hold NaN).
+        """
+        import xarray
+
+        self._require_complete()
+        return xarray.open_datatree(self.path, engine="zarr", chunks=None)
+
+    def to_dataset(self, site: Site | str) -> "xarray.Dataset":
+        """One site as an xarray data set of its valid samples, read lazily.
+
+        Variables ``contribution`` and ``activation`` over (sample, sign, unit), with the
+        inputs' id, label, prediction, target, target_baseline and steps as coordinates.
+        """
+        tree = self.to_xarray()
+        inputs = tree["inputs"].to_dataset()
+        dataset = tree[self.info(site).folder].to_dataset()
+        dataset = dataset.assign_coords(
+            {"sign": list(SIGNS)} | {name: inputs[name] for name in inputs if name != "valid"}
+        )
+        return dataset.isel(sample=np.flatnonzero(self.valid.numpy()))
+
+    # --- private --------------------------------------------------------------------------
+
+    def _input(self, name: str) -> Tensor:
+        if name not in self._inputs:
+            self._require_complete()
+            self._inputs[name] = torch.from_numpy(_open_array(self.path / "inputs" / name)[:])
+        return self._inputs[name]
+
+    def _look_for_missing(self) -> tuple[int, ...]:
+        return tuple(i for i in range(self.n_shards) if not self._record_path(i).exists())
+
+    def _require_complete(self) -> None:
+        missing = self.missing()
+        if missing:
+            some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            raise StoreError(
+                f"{self.path} is incomplete: {len(missing)} of {self.n_shards} shards are missing "
+                f"({some}). Run the command that made it again: it goes on where it stopped."
+            )
+
+    def _how_far(self) -> str:
+        done = self.n_shards - len(self._look_for_missing())
+        return f"{done} of {self.n_shards} shards are complete and count. "
+
+    def _record_path(self, index: int) -> Path:
+        return self.path / "manifest" / f"shard-{index:05d}.json"
+
+    def _record(self, index: int) -> ShardRecord:
+        path, span = self._record_path(index), self.shard_rows(index)
+        try:
+            record = ShardRecord(**json.loads(path.read_bytes()))
+            checksum = checksum_of(record.files)
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise self._damaged(index, path.name, "a manifest record", repr(error)) from error
+        expected = {
+            "index": index,
+            "start": span.start,
+            "rows": len(span),
+            "config_hash": self.config_hash,
+            "checksum": checksum,
+        }
+        for field, wanted in expected.items():
+            got = getattr(record, field)
+            if got != wanted:
+                raise self._damaged(index, f"{field} in {path.name}", wanted, got)
+        if tuple(sorted(record.files)) != array_paths(self._infos):
+            raise self._damaged(index, f"files in {path.name}", "every array", sorted(record.files))
+        return record
+
+    def _damaged(self, index: int, what: str, expected: object, got: object) -> StoreError:
+        return StoreError(
+            f"{self.path}: shard {index} is damaged: {what}: expected {expected}, got {got}. "
+            f"Delete manifest/{self._record_path(index).name} in the store and run the command "
+            "that made it again: that shard is written anew."
+        )
+
+
+def _open_array(path: Path) -> Any:
+    import zarr
+
+    return zarr.open_array(path, mode="r")
+
+
+def _one_of(value: str, allowed: Sequence[str], name: str) -> None:
+    if value not in allowed:
+        raise OptionError(
+            f"Store.matrix: {name} must be one of {', '.join(allowed)}; got {value!r}"
+        )

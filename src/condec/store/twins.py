@@ -1,0 +1,297 @@
+"""Twins: a second store beside the real one, by which to tell what the training has done.
+
+A control is a frozen option: `RandomWeights` runs the same data through the same network
+with its weights drawn again (Adebayo et al. 2018), `ShuffledLabels` gives every sample the
+label of another one. `collect_twin` writes the store. Whatever is worked out from the real
+store can then be worked out from its twin, and shown beside it.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from condec.attribution import Compute, IntegratedGradients, Sites, prepare_inputs
+from condec.attribution.targets import TargetLike, TopK, as_target
+from condec.basis.errors import DataError, StoreError
+from condec.basis.options import Option
+from condec.data import UNLABELLED, Inputs, as_inputs, spread
+from condec.data.inputs import bytes_of
+from condec.network import find_sites
+from condec.store.batches import fingerprint
+from condec.store.collection import collect
+from condec.store.random_weights import has_statistics, modules_from, randomize
+from condec.store.shards import INPUTS, QUANTITIES
+from condec.store.store import Rows, Store
+
+N_ESTIMATE: Final = 256
+"""Inputs, evenly spread over the data, on which batch normalization is estimated anew."""
+_BATCH: Final = 64
+_SAME: Final = (
+    "model", "data", "n_samples", "sites", "method", "target", "reduction", "compute"
+)  # fmt: skip
+"""Entries of the recipe that a twin shares with the real store."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomWeights(Option):
+    """The same network with its weights drawn again, see `condec.store.random_weights.randomize`.
+
+    Statistics of batch normalization are estimated anew on up to 256 inputs, evenly spread
+    over the data.
+
+    Parameters
+    ----------
+    seed : int
+    from_module : str, optional
+        Only this module and those registered after it; None: all.
+    """
+
+    seed: int = 0
+    from_module: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``random-weights``, then ``:MODULE`` and ``#SEED`` unless they are the default."""
+        begin = f":{self.from_module}" if self.from_module else ""
+        return f"random-weights{begin}{_seed_text(self.seed)}"
+
+    def check(self, model: nn.Module, inputs: Inputs) -> None:
+        """Refuse a module that is not there: OptionError lists the nearest."""
+        modules_from(model, self.from_module)
+
+    def changes_numbers(self, target: TargetLike) -> bool:
+        """Whether contributions differ from the real ones: they do."""
+        return True
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShuffledLabels(Option):
+    """The same network, every labelled sample with the label of another one.
+
+    All labels stay as frequent as they are. Contributions change only where the target
+    depends on the label.
+
+    Parameters
+    ----------
+    seed : int
+    """
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """``shuffled-labels``, then ``#SEED`` unless it is 0."""
+        return f"shuffled-labels{_seed_text(self.seed)}"
+
+    def check(self, model: nn.Module, inputs: Inputs) -> None:
+        """Refuse data without two different labels, by a DataError."""
+        labels = inputs.needed_labels(f"the control {self.name}")
+        labelled = labels[labels != UNLABELLED]
+        if bool((labelled == labelled[0]).all()):
+            raise DataError(
+                f"{inputs.name}: the control {self.name} needs two different labels or more; all "
+                "labelled samples have the same one"
+            )
+
+    def changes_numbers(self, target: TargetLike) -> bool:
+        """Whether contributions differ from the real ones: where the target uses labels."""
+        return as_target(target).uses_labels
+
+    def shuffle(self, labels: Tensor) -> Tensor:
+        """The labels in another order; samples without one stay without.
+
+        Examples
+        --------
+        >>> ShuffledLabels().shuffle(torch.tensor([0, 1, 2, -1, 3])).tolist()
+        [0, 1, 3, -1, 2]
+        """
+        rows = (labels != UNLABELLED).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
+        shuffled = labels.clone()
+        shuffled[rows] = labels[rows[order]]
+        return shuffled
+
+
+Control = RandomWeights | ShuffledLabels
+"""What a twin store differs in from the real one."""
+
+
+def collect_twin(
+    control: Control,
+    model: nn.Module,
+    data: Any,
+    sites: Sites,
+    *,
+    out: str | Path,
+    of: Store | None = None,
+    **options: Any,
+) -> Store:
+    """Contributions of a whole data set under a control, into a store of its own.
+
+    Resumes, and ends with the same bytes, as `condec.collect` does. The recipe is that of
+    the real store, with the control added; `model` and `data` in it are the real ones.
+
+    Parameters
+    ----------
+    control : RandomWeights or ShuffledLabels
+    model, data, sites
+        Those of the real store.
+    out : path
+        The twin store.
+    of : Store, optional
+        The real store. Where the control changes labels only, its numbers are copied from
+        there instead of computed once more (then in shards of the same size).
+    **options
+        As in `condec.collect`: give those of the real store.
+
+    Returns
+    -------
+    Store
+        Complete.
+
+    Raises
+    ------
+    OptionError
+        The module from which weights are to be drawn does not exist.
+    DataError
+        Labels are missing, or as in `condec.collect`.
+    StoreError
+        `of` was made from something else; or as in `condec.collect`.
+
+    Examples
+    --------
+    >>> import condec, tempfile
+    >>> model, data = condec.load_model("digits").model, condec.load_data("digits", limit=40)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     twin = collect_twin(RandomWeights(), model, data, "block*", out=f"{folder}/twin.zarr",
+    ...                         method=condec.ActGrad(), progress=False)
+    ...     condec.layer_statistics(twin)["site"].tolist()
+    ['block1', 'block2', 'block3', 'block4']
+    """
+    inputs = as_inputs(data)
+    control.check(model, inputs)
+    if isinstance(control, RandomWeights):
+        drawn = _drawn(control, model, inputs, str(options.get("on_bad", "raise")))
+        recorded = {
+            "model": fingerprint(model),
+            "control": control.to_dict() | {"parameters": _digest(drawn)},
+        }
+        return collect(drawn, inputs, sites, out=out, recorded=recorded, **options)
+    recorded = {"data": inputs.fingerprint, "control": control.to_dict()}
+    labels = control.shuffle(inputs.needed_labels(control.name))
+    if of is not None and not control.changes_numbers(options.get("target") or TopK()):
+        _check_real(of, model, inputs, sites, options)
+        return _copied(of, labels, Path(out), recorded)
+    inputs = replace(inputs, labels=labels)
+    return collect(model, inputs, sites, out=out, recorded=recorded, **options)
+
+
+def is_twin(store: Store, of: Store) -> bool:
+    """Whether a store is a control of another: from the same model, data, method and target."""
+    same = all(store.recipe.get(key) == of.recipe.get(key) for key in _SAME)
+    return same and "control" in store.recipe
+
+
+def _seed_text(seed: int) -> str:
+    return f"#{seed}" if seed else ""
+
+
+def _drawn(control: RandomWeights, model: nn.Module, inputs: Inputs, on_bad: str) -> nn.Module:
+    batches = None
+    if has_statistics(model, control.from_module):
+        batches = [prepare_inputs(model, part) for part in _some(inputs, on_bad)]
+    return randomize(model, seed=control.seed, from_module=control.from_module, inputs=batches)
+
+
+def _some(inputs: Inputs, on_bad: str) -> Iterator[Tensor]:
+    """Up to `N_ESTIMATE` samples, evenly spread over the data, in batches of similar size."""
+    good = []
+    for row in spread(len(inputs), N_ESTIMATE):
+        try:
+            good.append(inputs.load(row))
+        except DataError:
+            if on_bad == "raise":
+                raise
+    if good:
+        yield from torch.stack(good).tensor_split(-(-len(good) // _BATCH))
+
+
+def _digest(model: nn.Module) -> str:
+    """Hash of the parameters alone.
+
+    Estimated statistics may differ in their last bits with the number of threads, and a run
+    that goes on after an interruption must not be refused for that.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode() + bytes_of(parameter))
+    return digest.hexdigest()[:16]
+
+
+def _check_real(
+    of: Store, model: nn.Module, inputs: Inputs, sites: Sites, options: Mapping[str, Any]
+) -> None:
+    """Refuse to copy numbers of something else."""
+    wanted = {
+        "model": fingerprint(model),
+        "data": inputs.fingerprint,
+        "n_samples": len(inputs),
+        "method": (options.get("method") or IntegratedGradients()).to_dict(),
+        "target": as_target(options.get("target") or TopK()).to_dict(),
+        "compute": (options.get("compute") or Compute()).to_dict(),
+        "sites": sorted(site.key for site in find_sites(model, sites)),
+    }
+    found = of.recipe | {"sites": sorted(of.recipe.get("sites", ()))}
+    lines = [
+        f"  {key}: had {found.get(key)}, wants {value}"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if lines:
+        raise StoreError(
+            f"{of.path} is not the real store of this twin:\n" + "\n".join(lines) + "\nGive that "
+            "store, or leave `of` out to compute all numbers again."
+        )
+
+
+def _copied(of: Store, labels: Tensor, out: Path, recorded: Mapping[str, Any]) -> Store:
+    """A store of the same numbers with other labels."""
+    infos = [of.info(site) for site in of.sites]
+    store = Store.create(
+        out,
+        recipe=of.recipe | dict(recorded),
+        sites=infos,
+        n_samples=of.n_samples,
+        shard_size=of.shard_size,
+    )
+    missing = store.missing()
+    tree: Any = of.to_xarray() if missing else {}
+
+    def read(path: str, span: range) -> Any:
+        return tree[path].isel(sample=slice(span.start, span.stop)).to_numpy()
+
+    for index in missing:
+        span = of.shard_rows(index)
+        numbers: dict[str, Any] = {
+            name: torch.from_numpy(read(f"inputs/{name}", span))
+            for name in INPUTS
+            if name not in ("id", "label")
+        }
+        parts: dict[str, Any] = {
+            quantity: {
+                info.site.key: torch.from_numpy(read(f"{info.folder}/{quantity}", span))
+                for info in infos
+            }
+            for quantity in QUANTITIES
+        }
+        ids = tuple(str(name) for name in read("inputs/id", span))
+        label = labels[span.start : span.stop]
+        store.write_shard(index, Rows(ids=ids, label=label, **numbers, **parts))
+    return Store.open(out)

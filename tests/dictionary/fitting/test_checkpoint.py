@@ -1,0 +1,186 @@
+"""Interrupted fits go on, and end with the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from condec.basis.errors import StoreError
+from condec.dictionary import (
+    BatchTopKSAE,
+    JumpReLUSAE,
+    MatchingPursuit,
+    MatryoshkaSAE,
+    ReLUSAE,
+    ThresholdSAE,
+    TopKSAE,
+    TrainConfig,
+    fit,
+    forget_checkpoint,
+)
+from condec.testing.planted import Planted
+
+pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+
+LEARNERS = {
+    "threshold": ThresholdSAE(12, resample=True),
+    "relu": ReLUSAE(12),
+    "topk": TopKSAE(12, k=2),
+    "batch": BatchTopKSAE(12, k=2),
+    "jump": JumpReLUSAE(12),
+    "matryoshka": MatryoshkaSAE(12, k=2),
+    "pursuit": MatchingPursuit(12, k=2),
+}
+CONFIG = TrainConfig(epochs=6, batch_size=80, clip=1.0)
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(learner, matrix, config, folder, after):
+    """A fit that is stopped at the end of a pass, with checkpoints after every step."""
+
+    def stop(epoch):
+        if epoch.index == after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(
+            learner, matrix, config=config, checkpoint=folder, checkpoint_seconds=0.0, on_epoch=stop
+        )
+
+
+def same(first, second):
+    one, two = first.dictionary.tensors, second.dictionary.tensors
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert first.history == second.history
+    assert first.metrics == second.metrics
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_bit_equal_after_an_interruption(name, tmp_path):
+    matrix = Planted.small().matrix
+    whole = fit(LEARNERS[name], matrix, config=CONFIG)
+    interrupted(LEARNERS[name], matrix, CONFIG, tmp_path, after=random.Random(name).randrange(5))
+    again = fit(LEARNERS[name], matrix, config=CONFIG, checkpoint=tmp_path)
+    same(again, whole)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "constant"])
+def test_schedule_and_patience_go_on(schedule, tmp_path):
+    config = replace(CONFIG, schedule=schedule, lr=3e-3, patience=3, epochs=20)
+    matrix = Planted.small().matrix
+    whole = fit(TopKSAE(12, k=2), matrix, config=config)
+    interrupted(TopKSAE(12, k=2), matrix, config, tmp_path, after=len(whole.history) // 2)
+    same(fit(TopKSAE(12, k=2), matrix, config=config, checkpoint=tmp_path), whole)
+
+
+CHILD = """
+import sys, torch
+from condec.dictionary import ThresholdSAE, TrainConfig, fit
+from condec.testing.planted import Planted
+torch.set_num_threads(1)
+report = fit(
+    ThresholdSAE(24, resample=True), Planted.small().matrix,
+    config=TrainConfig(epochs=12, batch_size=20), checkpoint=sys.argv[1], checkpoint_seconds=0.0,
+)
+report.save(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_a_random_step(seed, tmp_path):
+    folder, out = tmp_path / "checkpoint", tmp_path / "out"
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(folder), str(out)]
+    child = subprocess.Popen(command)
+    wanted = random.Random(seed).randrange(20, 200)
+    while child.poll() is None and step_of(folder) < wanted:
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert 0 < step_of(folder) < 288
+    subprocess.run(command, check=True)
+    whole = tmp_path / "whole"
+    subprocess.run([*command[:-2], str(tmp_path / "other"), str(whole)], check=True)
+    for name in ("dictionary.safetensors", "dictionary.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def step_of(folder):
+    try:
+        return json.loads((folder / "checkpoint.json").read_text())["state"]["step"]
+    except FileNotFoundError:
+        return 0
+
+
+def test_the_end_is_not_done_again(tmp_path):
+    matrix, seen = Planted.small().matrix, []
+    options = {"config": CONFIG, "checkpoint": tmp_path, "checkpoint_seconds": 0.0}
+    first = fit(TopKSAE(12, k=2), matrix, **options)
+    second = fit(TopKSAE(12, k=2), matrix, on_epoch=seen.append, **options)
+    assert not seen
+    same(first, second)
+    # What the last checkpoint says of it, written a moment before the first report.
+    assert second.seconds >= 0.5 * first.seconds
+
+
+def test_another_config_learner_or_matrix_is_refused(tmp_path):
+    matrix = Planted.small().matrix
+    interrupted(TopKSAE(12, k=2), matrix, CONFIG, tmp_path, after=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(StoreError, match=r"another fit: config: had .*'clip': 1.0.*wants"):
+        fit(TopKSAE(12, k=2), matrix, config=replace(CONFIG, clip=2.0), checkpoint=tmp_path)
+    with pytest.raises(StoreError, match="another fit: learner: had"):
+        fit(TopKSAE(12, k=3), matrix, config=CONFIG, checkpoint=tmp_path)
+    with pytest.raises(StoreError, match="another fit: rows: had"):
+        fit(TopKSAE(12, k=2), matrix + 1e-6, config=CONFIG, checkpoint=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_damaged_checkpoints(tmp_path):
+    matrix = Planted.small().matrix
+    options = {"config": CONFIG, "checkpoint": tmp_path}
+    interrupted(TopKSAE(12, k=2), matrix, CONFIG, tmp_path, after=1)
+    (numbers,) = tmp_path.glob("*.safetensors")
+    content = numbers.read_bytes()
+    numbers.write_bytes(content[:-1])
+    with pytest.raises(StoreError, match="the file is damaged; remove"):
+        fit(TopKSAE(12, k=2), matrix, **options)
+    numbers.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        fit(TopKSAE(12, k=2), matrix, **options)
+    (tmp_path / "checkpoint.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        fit(TopKSAE(12, k=2), matrix, **options)
+    (tmp_path / "checkpoint.json").write_text("{}")
+    with pytest.raises(StoreError, match="expected a checkpoint of format 1"):
+        fit(TopKSAE(12, k=2), matrix, **options)
+    forget_checkpoint(tmp_path)
+    assert not tmp_path.exists()
+    forget_checkpoint(tmp_path)
+
+
+def test_files_are_safetensors_and_json(tmp_path):
+    from safetensors.torch import load_file
+
+    interrupted(TopKSAE(12, k=2), Planted.small().matrix, CONFIG, tmp_path, after=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint.json", "step-12.safetensors"]
+    tensors = load_file(tmp_path / "step-12.safetensors")
+    assert tensors["parameters.atoms"].shape == (12, 24)
+    record = json.loads((tmp_path / "checkpoint.json").read_text())
+    assert record["identity"]["learner"][0]["name"] == "TopKSAE"
+
+
+def test_short_fits_leave_nothing(tmp_path):
+    fit(TopKSAE(12, k=2), Planted.small().matrix, config=CONFIG, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()

@@ -1,0 +1,250 @@
+"""Weights that hold edits: the logits are those under `edited`."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from condec.basis.errors import ModelError, OptionError, SiteError, StoreError
+from condec.edits import Ablate, Preserve, Recorded, Scale, Steer, baked, edited, save_baked
+from condec.testing.contracts import count_hooks
+from condec.testing.models import small_resnet
+
+
+class Zoo(nn.Module):
+    """Every kind of module whose weights can hold edits, one after another."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2 = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.group = nn.GroupNorm(2, 4)
+        self.grouped = nn.Conv2d(4, 4, 2, groups=2)
+        self.conv1 = nn.Conv1d(4, 6, 3)
+        self.norm1 = nn.BatchNorm1d(6)
+        self.conv3 = nn.Conv3d(1, 2, (3, 1, 1))
+        self.norm3 = nn.BatchNorm3d(2)
+        self.linear = nn.Linear(8, 5)
+        self.layer = nn.LayerNorm(5)
+        self.last = nn.Linear(5, 3)
+        generator = torch.Generator().manual_seed(0)
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                values = torch.randn(tensor.shape, generator=generator)
+                tensor.data.copy_(values.abs() + 0.1 if tensor.ndim < 2 else values)
+        self.eval()
+
+    def forward(self, x):
+        x = self.grouped(self.group(self.norm2(self.conv2(x)).tanh()))  # 4 x 4 x 4
+        x = self.norm1(self.conv1(x.flatten(2)).tanh())  # 6 x 14
+        x = self.norm3(self.conv3(x[:, None, :, :, None]).tanh())  # 2 x 4 x 14 x 1
+        return self.last(self.layer(self.linear(x.mean(3).flatten(1))).tanh())
+
+
+OUTPUTS = [
+    "conv2", "norm2", "group@channels", "grouped", "conv1@channels", "norm1@channels", "conv3",
+    "norm3", "linear@features", "layer@features", "last@features",
+]  # fmt: skip
+INPUTS = [
+    "grouped:input", "conv1:input@channels", "conv3:input", "linear:input@features",
+    "last:input@features",
+]  # fmt: skip
+
+
+def run(model, edits, x):
+    with torch.no_grad(), edited(model, edits):
+        return model(x)
+
+
+@pytest.mark.parametrize("site", OUTPUTS)
+def test_constants_at_outputs_are_exact_to_the_bit(site):
+    model, x = Zoo(), torch.randn(3, 1, 5, 5)
+    for kind in (Ablate, Preserve):
+        for value in (0.0, 0.75):
+            edit = kind(site, units=[1], replacement=value)
+            expected = run(model, edit, x)
+            assert not torch.equal(expected, model(x))
+            if kind is Ablate:
+                assert torch.equal(baked(model, edit)(x), expected)
+            else:
+                torch.testing.assert_close(baked(model, edit)(x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("site", [*OUTPUTS, *INPUTS])
+def test_logits_are_those_under_the_edits(site):
+    model, x = Zoo().double(), torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    values = [0.5, -1.0, 2.0, 0.25, 1.0, -0.5, 1.5, 3.0][: n_units(model, site)]
+    unit = min(len(values), 4) - 1
+    for edits in (
+        [Ablate(site, units=[unit], replacement=values)],
+        [Preserve(site, units=[unit], replacement=values)],
+        [Scale(site, units=[unit], factor=-1.5)],
+        [Scale(site, units=[unit], factor=2.0), Ablate(site, units=[0], replacement=0.5)],
+        [Ablate(site, units=[0], replacement=0.5), Scale(site, units=[0], factor=3.0)],
+    ):
+        expected = run(model, edits, x)
+        torch.testing.assert_close(baked(model, edits)(x), expected, rtol=0, atol=1e-9)
+    assert all(torch.equal(weights[name], v) for name, v in model.state_dict().items())
+
+
+def n_units(model, site):
+    name, _, tap = site.partition("@")[0].partition(":")
+    module = model.get_submodule(name)
+    if not tap:
+        return len(module.weight)
+    return getattr(module, "in_channels", None) or module.in_features
+
+
+def test_several_sites_and_both_sides_of_one_module():
+    model, x = Zoo().double(), torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    edits = [
+        Scale("linear:input@features", units=[0, 3], factor=0.5),
+        Ablate("linear@features", units=[2], replacement=1.5),
+        Ablate("linear:input@features", units=[3], replacement=-2.0),
+        Ablate("norm2", units=[0]),
+        Preserve("layer@features", units=[1, 4], replacement=0.5),
+    ]
+    torch.testing.assert_close(baked(model, edits)(x), run(model, edits, x), rtol=0, atol=1e-9)
+    assert torch.equal(baked(model, [])(x), model(x))
+
+
+def test_single_precision_to_a_millionth():
+    model, x = Zoo(), torch.randn(8, 1, 5, 5)
+    for site in (*OUTPUTS, *INPUTS):
+        edit = Scale(site, units=[0], factor=1.3)
+        torch.testing.assert_close(baked(model, edit)(x), run(model, edit, x), rtol=1e-5, atol=1e-6)
+
+
+def test_copy_is_apart_and_has_no_hooks():
+    model = Zoo()
+    made = baked(torch.compile(model, backend="eager"), Ablate("conv2", units=[0]))
+    assert type(made) is Zoo
+    assert count_hooks(made) == 0
+    assert made.last.weight.data_ptr() != model.last.weight.data_ptr()
+    assert made.state_dict().keys() == model.state_dict().keys()
+    assert made.conv2.weight.requires_grad
+
+
+def test_edits_in_force_are_not_copied():
+    model = Zoo()
+    with edited(model, Ablate("conv2", units=[0])):
+        with pytest.raises(ModelError, match=r"this Zoo has edits in force.*leave the context"):
+            baked(model, Ablate("norm2", units=[1]))
+        model(torch.ones(1, 1, 5, 5))
+    assert count_hooks(baked(model, Ablate("norm2", units=[1]))) == 0
+
+
+def test_all_calls_of_a_module_are_edited():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    model, x = Twice(), torch.randn(2, 3)
+    made = baked(model, Ablate("layer@features", units=[1], replacement=0.5))
+    edits = [Ablate(f"layer#{call}@features", units=[1], replacement=0.5) for call in range(2)]
+    assert torch.equal(made(x), run(model, edits, x))
+
+
+def test_saved_weights_fit_the_model_again(tmp_path):
+    model, x = Zoo(), torch.randn(3, 1, 5, 5)
+    edits = [Ablate("norm2", units=[0, 2], replacement=0.5), Scale("conv2", units=[1], factor=2.0)]
+    save_baked(model, edits, tmp_path / "edited.safetensors")
+    again = Zoo()
+    again.load_state_dict(load_file(tmp_path / "edited.safetensors"))
+    assert torch.equal(again(x), baked(model, edits)(x))
+    with safe_open(tmp_path / "edited.safetensors", "pt") as file:
+        recorded = json.loads(file.metadata()["edits"])
+    assert recorded == [edit.to_dict() for edit in edits]
+    with pytest.raises(OptionError, match=r"expected a file name.safetensors; got .*edited.pt"):
+        save_baked(model, edits, tmp_path / "edited.pt")
+    with pytest.raises(StoreError, match="cannot write"):
+        save_baked(model, edits, tmp_path / "none" / "edited.safetensors")
+
+
+class Active(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def shared_weights():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    model[1].weight = model[0].weight
+    return model
+
+
+def shared_module():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.ReLU(), layer).eval()
+
+
+@pytest.mark.parametrize(
+    ("make_model", "edit", "message"),
+    [
+        (Zoo, Ablate("linear", units=[0]), r"along features, of all tokens; write linear@features"),
+        (Zoo, Ablate("conv1", units=[0]), r"along channels.*write conv1@channels"),
+        (Zoo, Ablate("conv2@positions", units=[0]), r"along channels.*write conv2@channels"),
+        (Zoo, Ablate("linear:input", units=[0]), r"write linear:input@features"),
+        (Zoo, Ablate("linear@features[1:]", units=[0]), "of all tokens"),
+        (Zoo, Ablate("norm2:input", units=[0]), "the input of a BatchNorm2d cannot be held"),
+        (Zoo, Ablate("linear#1@features", units=[0]), "weights serve all calls of a module"),
+        (Zoo, Ablate("linear@features", units=[5]), "has 5 units, 0 to 4; there is no unit 5"),
+        (Zoo, Ablate("conv2:input", units=[0], replacement=1.0), "pads with zeros.*replacement 0"),
+        (Zoo, Ablate("none", units=[0]), "no module of Zoo matches 'none'"),
+        (small_resnet, Ablate("block1", units=[0]), "the output of a ResidualBlock cannot be held"),
+        (shared_weights, Ablate("1@features", units=[0]), "weights are shared by 1, 0"),
+        (shared_module, Ablate("0@features", units=[0]), "weights are shared by 0, 2"),
+        (
+            lambda: nn.Sequential(nn.BatchNorm2d(4, affine=False)),
+            Ablate("0", units=[0]),
+            "has no weight of its own",
+        ),
+        (
+            lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4))),
+            Ablate("0@features", units=[0]),
+            "cannot be held|no weight of its own",
+        ),
+        (
+            lambda: nn.Sequential(nn.LayerNorm((3, 4))),
+            Ablate("0@features", units=[0]),
+            "LayerNorm is over 2 axes",
+        ),
+        (
+            lambda: nn.Sequential(Active(4)),
+            Ablate("0", units=[0]),
+            "output of a Active of .*test_baking, which computes in its own way, cannot",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(1, 4, 3, bias=False)),
+            Ablate("0", units=[0], replacement=1.0),
+            "has no bias to hold the replacement",
+        ),
+    ],
+)
+def test_what_weights_cannot_hold(make_model, edit, message):
+    with pytest.raises(SiteError, match=message):
+        baked(make_model(), edit)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Steer("conv2", direction=[1.0] * 4, strength=1.0), r"only edits that replace or scale"),
+        (
+            Ablate("conv2", units=[0], replacement=Recorded(torch.ones(1, 4, 5, 5))),
+            "differ from sample to sample",
+        ),
+        (Ablate("conv2", units=[0], replacement=[1.0]), "the site's 4 units; got 1"),
+    ],
+)
+def test_edits_that_weights_cannot_hold(edit, message):
+    with pytest.raises(OptionError, match=message):
+        baked(Zoo(), edit)

@@ -1,0 +1,250 @@
+"""Modes: alive ones with their numbers, correlated with labels on the split that is asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from condec.attribution import ActGrad
+from condec.basis.errors import DataError, OptionError, StoreError
+from condec.dictionary import PCA, Dictionary, KMeans, fit
+from condec.modes.modes import Modes
+from condec.store.collection import collect
+from condec.store.store import Store
+from condec.testing.models import small_resnet
+
+# Dictionaries of a few dozen rows may well have modes that no held-out row uses.
+pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+
+N = 60
+
+
+def images() -> torch.Tensor:
+    return torch.randn(N, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    labels = small_resnet()(images()).argmax(1)
+    labels[7] = -1
+    out = tmp_path_factory.mktemp("modes") / "s.zarr"
+    return collect(
+        small_resnet(),
+        (images(), labels),
+        "block*, block1.conv2",
+        out=out,
+        method=ActGrad(),
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def dictionary(store: Store) -> Dictionary:
+    return fit(KMeans(n_modes=4), store.matrix("block2")).dictionary
+
+
+HELD_OUT = torch.arange(0, N, 4)
+
+
+@pytest.fixture(scope="module")
+def modes(store: Store, dictionary: Dictionary) -> Modes:
+    return Modes.build(dictionary, store, "block2", held_out_rows=HELD_OUT)
+
+
+def test_only_alive_modes_with_their_numbers(modes: Modes, dictionary: Dictionary) -> None:
+    loadings = dictionary.encode(modes.matrix())
+    alive = [k for k in range(4) if bool((loadings[:, k] > 0).any())]
+    assert modes.ids.tolist() == alive
+    assert torch.equal(modes.loadings, loadings[:, alive])
+    assert torch.equal(modes.atoms, dictionary.atoms[alive])
+    assert len(modes) == len(alive)
+    assert modes.share_dead == 1 - len(alive) / 4
+
+
+def test_dead_modes_are_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionary = fit(PCA(n_modes=3), store.matrix("block1")).dictionary
+    encode = type(dictionary).encode
+
+    def without_second(self: Dictionary, matrix: torch.Tensor) -> torch.Tensor:
+        loadings = encode(self, matrix).clone()
+        loadings[:, 1] = 0
+        return loadings
+
+    monkeypatch.setattr(type(dictionary), "encode", without_second)
+    modes = Modes.build(dictionary, store, "block1")
+    assert modes.ids.tolist() == [0, 2]
+    assert modes.share_dead == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("split", ["all", "train", "held_out"])
+def test_correlation_is_pearson_on_the_split(modes: Modes, split) -> None:  # type: ignore[no-untyped-def]
+    rows = {"all": range(N), "train": set(range(N)) - set(HELD_OUT.tolist()),
+            "held_out": HELD_OUT.tolist()}[split]  # fmt: skip
+    rows = [row for row in rows if row != 7]  # the unlabelled sample
+    found = modes.correlation(split=split)
+    for mode in range(len(modes)):
+        for label in range(found.shape[1]):
+            a = modes.loadings[rows, mode].double().numpy()
+            b = (modes.store.labels[rows] == label).double().numpy()
+            expected = 0.0 if a.std() == 0 or b.std() == 0 else np.corrcoef(a, b)[0, 1]
+            assert float(found[mode, label]) == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(found, modes.correlation(modes.store.labels, split=split))
+
+
+def test_best_ranks_by_correlation_on_the_training_rows(modes: Modes) -> None:
+    train = modes.correlation(split="train")
+    for label in range(train.shape[1]):
+        ranked = [modes.best(label, rank) for rank in range(len(modes))]
+        assert [m.correlation for m in ranked] == sorted(train[:, label].tolist(), reverse=True)
+        first = ranked[0]
+        assert first.id == int(modes.ids[first.mode])
+        assert torch.equal(first.atom, modes.atoms[first.mode])
+        assert torch.equal(first.loadings, modes.loadings[:, first.mode])
+
+
+def test_label_means_are_of_training_rows(modes: Modes) -> None:
+    means, matrix = modes.label_means(), modes.matrix()
+    for label in range(len(means)):
+        rows = (modes.store.labels == label) & ~modes.held_out
+        torch.testing.assert_close(means[label], matrix[rows].mean(0), equal_nan=True)
+
+
+@pytest.mark.parametrize("sign", ["positive", "negative", "sum", "concat"])
+def test_every_sign_and_quantity(store: Store, sign, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    matrix = store.matrix("block1.conv2", quantity="activation", sign=sign)
+    learned = fit(PCA(n_modes=2), matrix).dictionary
+    modes = Modes.build(learned, store, "block1.conv2", sign, quantity="activation")
+    assert torch.equal(modes.matrix(), matrix)
+    assert modes.atoms.shape == (2, 8 if sign == "concat" else 4)
+
+
+def test_saved_and_loaded_modes_are_equal(modes: Modes, store: Store, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time replaces the first
+        path = modes.save(tmp_path)
+    assert path == tmp_path / "modes.zarr"
+    again = Modes.load(tmp_path, store)
+    for name in ("atoms", "loadings", "ids", "held_out"):
+        assert torch.equal(getattr(again, name), getattr(modes, name))
+    assert (again.site, again.sign, again.quantity, again.n_modes, again.name) == (
+        modes.site, "positive", "contribution", 4, "modes",
+    )  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["modes.zarr"]
+
+
+def test_modes_are_readable_by_xarray(modes: Modes, tmp_path: Path) -> None:
+    import xarray
+
+    dataset = xarray.open_zarr(modes.save(tmp_path), consolidated=False, chunks=None)
+    assert dataset["loadings"].dims == ("sample", "mode")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m.best(9), OptionError, "label 9 is out of range; the store's labels are 0 to"),
+        (lambda m: m.best(0, rank=99), OptionError, "rank 99 is out of range; . modes are alive"),
+        (lambda m: m.rows("test"), OptionError, "expected one of all, train, held_out; got 'test'"),
+        (lambda m: m.correlation(torch.ones(3).long()), DataError, r"whole numbers of shape \(60,"),
+        (
+            lambda m: Modes.build(m_dictionary(m), m.store, "block2", held_out_rows=[N]),
+            OptionError,
+            "held_out_rows: expected rows 0 to 59",
+        ),
+        (
+            lambda m: Modes.build(m_dictionary(m), m.store, "block2", "concat"),
+            DataError,
+            "4",
+        ),
+        (lambda m: Modes.load(Path("nowhere"), m.store), StoreError, "no modes are there"),
+    ],
+)
+def test_bad_requests_are_explained(unchecked: None, modes: Modes, call, error, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        call(modes)
+
+
+def m_dictionary(modes: Modes) -> Dictionary:
+    return fit(PCA(n_modes=2), modes.matrix()).dictionary
+
+
+def test_rows_held_out_are_those_of_the_dictionary(store: Store, dictionary: Dictionary) -> None:
+    assert dictionary.training is not None
+    modes = Modes.build(dictionary, store, "block2")
+    assert modes.held_out.nonzero().flatten().tolist() == dictionary.training.held_out_rows.tolist()
+
+
+def test_a_mode_that_only_subtracts_is_not_alive(
+    store: Store, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Dictionary.encode
+
+    def second_is_negative(self: Dictionary, matrix: torch.Tensor) -> torch.Tensor:
+        loadings = encode(self, matrix)
+        loadings[:, 1] = -1.0
+        return loadings
+
+    monkeypatch.setattr(Dictionary, "encode", second_is_negative)
+    assert 1 not in Modes.build(dictionary, store, "block2").ids.tolist()
+
+
+def test_a_dictionary_without_record_holds_nothing_out(
+    store: Store, dictionary: Dictionary
+) -> None:
+    bare = Dictionary(dictionary.learner, dictionary.tensors, dictionary.scale)
+    modes = Modes.build(bare, store, "block2")
+    with pytest.raises(OptionError, match="no row is in the split 'held_out'"):
+        modes.correlation(split="held_out")
+
+
+def test_earlier_modes_stay_when_new_ones_cannot_take_their_place(
+    modes: Modes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes.save(tmp_path)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StoreError, match=r"modes.zarr: writing failed \(no\)"):
+        modes.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["modes.zarr"]
+    assert torch.equal(Modes.load(tmp_path, modes.store).loadings, modes.loadings)
+
+
+def test_earlier_modes_are_removed_last(
+    modes: Modes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = modes.save(tmp_path)
+    rename = Path.rename
+    seen = []
+
+    def watch(self: Path, target: Path) -> Path:
+        seen.append(len(list(tmp_path.glob("*modes.zarr*/zarr.json"))))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watch)
+    modes.save(tmp_path)
+    assert seen == [2, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_changing_a_correlation_changes_no_other(modes: Modes) -> None:
+    before = modes.correlation().clone()
+    modes.correlation().fill_(9)
+    assert torch.equal(modes.correlation(), before)
+
+
+def test_modes_of_another_store_are_refused(modes: Modes, tmp_path: Path) -> None:
+    other = collect(
+        small_resnet(), images(), "block2", out=tmp_path / "o.zarr", method=ActGrad(),
+        progress=False,
+    )  # fmt: skip
+    modes.save(tmp_path)
+    with pytest.raises(StoreError, match="belong to another store"):
+        Modes.load(tmp_path, other)
+    with pytest.raises(DataError, match="labels missing"):
+        Modes.build(m_dictionary(modes), other, "block2").best(0)

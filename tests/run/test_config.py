@@ -1,0 +1,427 @@
+"""run.toml to a plan and back; every wrong key and value has its message."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condec.attribution import ActGrad, IntegratedGradients
+from condec.attribution.targets import (
+    Contrast,
+    Custom,
+    Entropy,
+    Label,
+    Logit,
+    Margin,
+    Predicted,
+    Sum,
+    Surprisal,
+    Target,
+    TopK,
+)
+from condec.attribution.text import method_from_text
+from condec.basis.errors import OptionError
+from condec.dictionary import NMF, PCA, KMeans, MatryoshkaSAE, ThresholdSAE, TrainConfig
+from condec.run import config
+from condec.run.plan import LEARNERS, LINKS_OF_IMAGES, FitPlan, Plan
+from condec.store.twins import RandomWeights, ShuffledLabels
+
+FULL = """
+sites = ["layer[1-3].*", "fc:input@features"]
+out = "results"
+links = ["collect", "fit"]
+
+[model]
+spec = "python:net.py:make"
+weights = "w.safetensors"
+input_shape = [3, 32, 32]
+device = "cpu"
+
+[data]
+source = "folder:photos"
+csv = "photos.csv"
+superclasses = "groups.json"
+preprocess = "python:net.py:preprocess"
+limit = 20
+
+[collect]
+method = "actgrad"
+target = "logit:285:softmax"
+batch_size = 8
+shard_size = 16
+on_bad = "skip"
+controls = ["random-weights:fc", "shuffled-labels#2"]
+
+[fit]
+learner = "nmf"
+n_modes = 12
+max_iter = 50
+sign = "negative"
+sites = ["layer3.*"]
+held_out = 0.25
+seed = 3
+controls = true
+stability_seeds = 6
+check_sites = "layer3.2"
+
+[control]
+sites = "layer3.2"
+labels = [1, 2]
+fractions = [0.1, 1]
+edits = ["preserve"]
+replacements = ["zero", "resample"]
+rankings = ["modes", "mode_sum"]
+off = "drawn"
+n_random = 2
+n_bootstrap = 50
+seed = 1
+batch_size = 32
+matrix = true
+steering = true
+interactions = 4
+share = 0.1
+strengths = [1, 2]
+
+[maps]
+sites = ["layer3.2"]
+n_modes = 2
+n_units = 1
+n_inputs = 3
+target = "label:softmax"
+
+[report]
+title = "A test"
+"""
+
+
+def parsed(text: str) -> Plan:
+    return config.from_dict(tomllib.loads(text), folder="/somewhere")
+
+
+def test_every_key_arrives_as_an_object() -> None:
+    plan = parsed(FULL)
+    assert plan.sites == ("layer[1-3].*", "fc:input@features")
+    assert plan.out == Path("/somewhere/results")
+    assert plan.base == Path("/somewhere")
+    assert plan.links == ("collect", "fit")
+    assert plan.model.input_shape == (3, 32, 32)
+    assert plan.model.device == "cpu"
+    assert plan.data.limit == 20
+    assert plan.collect.method == ActGrad()
+    assert plan.collect.target == Logit(285, probability=True)
+    assert plan.collect.on_bad == "skip"
+    assert plan.collect.controls == (RandomWeights(from_module="fc"), ShuffledLabels(seed=2))
+    assert plan.fit.learner == NMF(n_modes=12, max_iter=50)
+    assert plan.fit.name == "nmf"
+    assert plan.fit.modes_per_unit is None
+    assert plan.fit.train == TrainConfig(held_out=0.25, seed=3)
+    assert (plan.fit.sign, plan.fit.sites) == ("negative", ("layer3.*",))
+    assert (plan.fit.controls, plan.fit.stability_seeds) == (True, 6)
+    assert plan.fit.check_sites == ("layer3.2",)
+    assert plan.control.sites == ("layer3.2",)
+    assert plan.control.labels == (1, 2)
+    assert plan.control.fractions == (0.1, 1.0)
+    assert isinstance(plan.control.fractions[1], float)
+    assert plan.control.replacements == ("zero", "resample")
+    assert plan.control.rankings == ("modes", "mode_sum")
+    assert (plan.control.off, plan.control.n_bootstrap) == ("drawn", 50)
+    assert (plan.control.matrix, plan.control.steering, plan.control.interactions) == (
+        True,
+        True,
+        4,
+    )
+    assert (plan.control.share, plan.control.strengths) == (0.1, (1.0, 2.0))
+    assert plan.data.superclasses == "groups.json"
+    assert plan.maps.target == Label(probability=True)
+    assert plan.report.title == "A test"
+
+
+@pytest.mark.parametrize("text", [FULL, "sites = 'block*'", "sites = 'a'\n[fit]\nlearner = 'pca'"])
+def test_round_trip(text: str) -> None:
+    plan = parsed(text)
+    again = config.from_dict(config.to_dict(plan, folder="/somewhere"), folder="/somewhere")
+    assert (again.out.resolve(), again.base.resolve()) == (plan.out, plan.base)
+    for part in ("sites", "links", "model", "data", "collect", "fit", "control", "maps", "report"):
+        assert getattr(again, part) == getattr(plan, part), part
+
+
+def test_absent_keys_keep_their_defaults() -> None:
+    plan = config.from_dict({"sites": "block*"})
+    assert plan.links == LINKS_OF_IMAGES
+    assert plan.collect.method == IntegratedGradients(steps=10)
+    assert plan.collect.target == TopK(k=1)
+    assert plan.fit == FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
+    assert plan.out == Path("run")
+    assert plan == Plan(out=Path("run"), base=Path(), sites=("block*",))
+
+
+def test_written_run_folder_moves_with_its_sources(tmp_path: Path) -> None:
+    source = tmp_path / "a" / "run.toml"
+    source.parent.mkdir()
+    source.write_text(FULL)
+    plan = config.read(source)
+    written = config.write(plan)
+    assert written == tmp_path / "a" / "results" / "run.toml"
+    assert str(tmp_path) not in written.read_text()
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = config.read(tmp_path / "b" / "results")
+    assert moved.base.resolve() == tmp_path / "b"
+    assert moved.out.resolve() == tmp_path / "b" / "results"
+    assert moved.fit == plan.fit
+    assert [file.name for file in moved.out.iterdir()] == ["run.toml"]
+
+
+def test_the_same_plan_is_written_with_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(FULL)
+    first = config.write(config.read(tmp_path / "run.toml")).read_bytes()
+    assert config.write(config.read(tmp_path / "results")).read_bytes() == first
+
+
+@pytest.mark.parametrize("text", ["ig", "ig:25", "actgrad", "ig:auto:layer@blur:2", "gradcam"])
+def test_methods_are_those_of_their_own_texts(text: str) -> None:
+    plan = config.from_dict({"sites": "x", "collect": {"method": text}})
+    assert plan.collect.method == method_from_text(text)
+    again = config.from_dict(config.to_dict(plan))
+    assert again.collect.method == plan.collect.method
+
+
+targets = st.one_of(
+    st.builds(TopK, k=st.integers(1, 1000), probability=st.booleans()),
+    st.builds(Label, probability=st.booleans()),
+    st.builds(Predicted, probability=st.booleans()),
+    st.builds(Contrast, frozen=st.booleans(), probability=st.booleans()),
+    st.builds(Margin, against=st.sampled_from(["mean", "largest"]), probability=st.booleans()),
+    # Made here and not by hypothesis: checks of the items of a tuple draw random numbers.
+    st.sampled_from(
+        [
+            Entropy(),
+            Margin(against="logsumexp"),
+            Sum(),
+            Sum((3,)),
+            Sum((9, 0), probability=True),
+            Logit(0),
+            Logit(21_000, probability=True),
+            Logit((-1, 5)),
+            Logit((2, -3, 0), probability=True),
+        ]
+    ),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(targets)
+def test_every_target_has_a_text(target: Target) -> None:
+    assert config.parse_target(config.target_text(target)) == target
+
+
+def test_methods_that_do_not_exist() -> None:
+    with pytest.raises(OptionError, match="method 'ig:ten': expected 'ig:STEPS' or 'ig:auto'"):
+        config.from_dict({"sites": "x", "collect": {"method": "ig:ten"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("margin", Margin(against="mean")),
+        ("margin:logsumexp", Margin(against="logsumexp")),
+        ("contrast:frozen:softmax", Contrast(frozen=True, probability=True)),
+        ("entropy", Entropy()),
+        ("surprisal", Surprisal()),
+        ("surprisal:0.25", Surprisal(shrinkage=0.25)),
+        ("surprisal:1e-05", Surprisal(shrinkage=1e-5)),
+        ("sum:3,5", Sum((3, 5))),
+        ("logit:-1,262", Logit((-1, 262))),
+    ],
+)
+def test_texts_of_targets(text: str, target: Target) -> None:
+    assert config.parse_target(text) == target
+    assert config.parse_target(config.target_text(target)) == target
+
+
+def test_targets_without_a_text() -> None:
+    fitted = Surprisal(torch.zeros(2), torch.eye(2))
+    some = Surprisal(indices=(0, 2))
+    for target in (fitted, some, Custom(lambda output: output[:, 0])):
+        with pytest.raises(OptionError, match=r"no text, so a run\.toml cannot hold it"):
+            config.target_text(target)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob", "entropy:softmax", "sum:",
+     "margin:logsumexp:softmax", "margin:best", "sum:softmax",
+     "surprisal:", "surprisal:x", "custom", "logit:1,-2", "contrast:softmax:x"],
+)  # fmt: skip
+def test_targets_that_do_not_exist(text: str) -> None:
+    with pytest.raises(OptionError, match=f"target '{text}': expected 'topK', 'logit:INDEX'"):
+        config.parse_target(text)
+
+
+def test_number_of_modes_follows_the_units_of_a_site() -> None:
+    plan = config.from_dict({"sites": "a", "fit": {"n_modes": "2.5x", "threshold": 0.8}}).fit
+    assert plan.learner_for(64) == ThresholdSAE(n_modes=160, threshold=0.8)
+    assert plan.learner_for(1).n_modes == 2
+    fixed = config.from_dict({"sites": "a", "fit": {"learner": "kmeans", "n_modes": 7}}).fit
+    assert fixed.learner_for(64) == KMeans(n_modes=7)
+    assert config.from_dict({"sites": "a", "fit": {"learner": "pca"}}).fit.learner_for(9) == PCA(
+        n_modes=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("site = 'a'", "there is no key 'site'; nearest: 'sites'"),
+        ("sites = 'a'\n[colect]\n", "there is no key 'colect'; nearest: 'collect'"),
+        (
+            "sites = 'a'\n[collect]\nbatchsize = 3",
+            r"\[collect\] has no key 'batchsize'; nearest: 'batch_size'. Keys: method, target",
+        ),
+        ("sites = 'a'\n[fit]\ntreshold = 0.5", r"\[fit\] has no key 'treshold'; .*'threshold'"),
+        (
+            "sites = 'a'\n[fit]\nlearner = 'pca'\nthreshold = 0.5",
+            r"\[fit\] has no key 'threshold'",
+        ),
+        (
+            "sites = 'a'\n[fit]\nlearner = 'lda'",
+            "learner: expected one of sae, nmf, pca, kmeans, relu",
+        ),
+        ("sites = 'a'\n[fit]\nn_modes = 'many'", "n_modes: expected a number, or a multiple"),
+        ("sites = 'a'\n[fit]\nn_modes = '0x'", "n_modes must be above 0; got 0.0x"),
+        ("sites = 'a'\n[fit]\nn_modes = true", "n_modes: expected a number"),
+        ("sites = 'a'\n[fit]\nn_modes = 0", "n_modes must be at least 1"),
+        ("sites = 'a'\n[fit]\nheld_out = 2.0", "held_out must be"),
+        ("sites = 'a'\n[fit]\nstability_seeds = 4", "stability_seeds must be at least 5, or 0"),
+        (
+            "sites = 'a'\n[fit]\ncontrols = true\nheld_out = 0.0",
+            "controls are compared on held-out rows; held_out must be above 0",
+        ),
+        ("sites = 'a'\n[fit]\nsign = 'up'", "fit: sign: expected one of positive, negative"),
+        ("sites = 'a'\nfit = 3", r"fit: expected a table \[fit\]; got 3"),
+        ("sites = 'a'\nmodel = 'digits'", r"model: expected a table \[model\]; got 'digits'"),
+        ("sites = 'a'\n[model]\nspec = 3", "model: spec: expected text; got 3"),
+        ("sites = 'a'\n[model]\ninput_shape = [3, 0]", "input_shape: must be at least 1; got 3, 0"),
+        (
+            "sites = 'a'\n[collect]\nbatch_size = '64'",
+            "batch_size: expected a whole number; got '64'",
+        ),
+        ("sites = 'a'\n[collect]\nbatch_size = 6.5", "batch_size: expected a whole number"),
+        ("sites = 'a'\n[collect]\nbatch_size = true", "batch_size: expected a whole number"),
+        ("sites = 'a'\n[collect]\nbatch_size = 0", "batch_size, shard_size: must be at least 1"),
+        ("sites = 'a'\n[collect]\nbatch_size = 'big'", "batch_size: expected a whole number"),
+        ("sites = 'a'\n[collect]\nprecision = 'half'", "precision: expected one of model, bfloat"),
+        ("sites = 'a'\n[collect]\non_bad = 'ignore'", "on_bad: expected one of raise, skip"),
+        ("sites = 'a'\n[collect]\ntarget = 'best'", "target 'best': expected 'topK'"),
+        ("sites = 'a'\n[collect]\nmethod = 10", "collect: method: expected text; got 10"),
+        ("sites = 'a'\n[control]\nedits = ['delete']", "edits: expected one of ablate, preserve"),
+        ("sites = 'a'\n[control]\nedits = []", "control: edits: none given"),
+        ("sites = 'a'\n[control]\nrankings = []", "control: rankings: none given"),
+        (
+            "sites = 'a'\n[control]\nrankings = ['best']",
+            "control: rankings: expected one of log_odds_modes, log_odds_difference, modes",
+        ),
+        ("sites = 'a'\n[control]\noff = 'all'", "control: off: expected one of others, drawn"),
+        (
+            "sites = 'a'\n[control]\nreplacements = ['noise']",
+            "replacements: expected one of zero, mean, class_mean, resample",
+        ),
+        ("sites = 'a'\n[control]\nn_bootstrap = -1", "control: n_bootstrap must be at least 0"),
+        (
+            "sites = 'a'\n[control]\nrankings = ['random']\nn_random = 0",
+            "control: n_random is 0, and rankings has nothing else to compare",
+        ),
+        ("sites = 'a'\n[control]\nshare = 1", "control: share must lie between 0 and 1; got 1.0"),
+        ("sites = 'a'\n[control]\nstrengths = [2, 1]", "control: strengths: expected some in asc"),
+        ("sites = 'a'\n[control]\nstrengths = []", "control: strengths: expected some in ascend"),
+        ("sites = 'a'\n[control]\ninteractions = -1", "interactions must be at least 0; got -1"),
+        (
+            "sites = 'a'\n[control]\ninteractions = 1\nn_bootstrap = 0",
+            "control: n_bootstrap must be at least 1; got 0",
+        ),
+        (
+            "sites = 'a'\n[control]\nsteering = true\nn_random = 0",
+            "control: n_random must be at least 1; got 0",
+        ),
+        ("sites = 'a'\n[control]\nfractions = [2]", "fractions lie between 0 and 1"),
+        ("sites = 'a'\n[control]\nfractions = ['all']", "fractions: expected a number; got 'all'"),
+        ("sites = 'a'\n[maps]\nn_units = 0", "n_modes, n_units, n_inputs: must be at least 1"),
+        ("sites = 'a'\nlinks = ['fly']", "links: expected one of collect, stats, fit"),
+        ("sites = 'a'\nlinks = []", "links: none given"),
+        ("sites = []", "sites: none given"),
+        ("out = 'x'", "sites: none given"),
+        ("sites = 3", "sites: expected text, or a list of texts; got 3"),
+        ("sites = [3]", "sites: expected text; got 3"),
+        ("sites = 'a'\nout = 3", "out: expected text; got 3"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_messages(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(OptionError, match=f"run.toml: .*{message}"):
+        config.read(tmp_path / "run.toml")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"gone.toml: not readable \(No such file"):
+        config.read(tmp_path / "gone.toml")
+    with pytest.raises(OptionError, match=r"run.toml: not readable .*a run.toml or a run folder"):
+        config.read(tmp_path)
+    (tmp_path / "run.toml").write_text("sites = ")
+    with pytest.raises(OptionError, match=r"run.toml: not TOML"):
+        config.read(tmp_path / "run.toml")
+
+
+def test_the_demo_is_a_plan() -> None:
+    plan = config.from_dict(config.DEMO)
+    assert plan.model.spec == plan.data.source == "digits"
+    assert plan.links == LINKS_OF_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("text", "control"),
+    [
+        ("random-weights", RandomWeights()),
+        ("random-weights:blocks.3.mlp", RandomWeights(from_module="blocks.3.mlp")),
+        ("random-weights#4", RandomWeights(seed=4)),
+        ("random-weights:head#4", RandomWeights(from_module="head", seed=4)),
+        ("shuffled-labels", ShuffledLabels()),
+        ("shuffled-labels#1", ShuffledLabels(seed=1)),
+    ],
+)
+def test_controls_and_their_texts(text: str, control: object) -> None:
+    assert config.parse_control(text) == control
+    assert config.parse_control(text).name == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["random", "random-weights:", "shuffled-labels:fc", "random-weights#x", "shuffled-labels#", ""],
+)
+def test_texts_that_are_no_control(text: str) -> None:
+    message = f"control {text!r}: expected 'random-weights', .* or 'shuffled-labels', .*'#SEED'"
+    with pytest.raises(OptionError, match=message):
+        parsed(f"sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', '{text}']")
+
+
+def test_a_control_twice_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"controls: each once; got shuffled-labels, shuffled"):
+        parsed("sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', 'shuffled-labels#0']")
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_can_be_planned(name):
+    plan = config.from_dict({"sites": "a", "fit": {"learner": name}})
+    assert type(plan.fit.learner) is LEARNERS[name]
+    assert plan.fit.learner_for(10).n_modes == (30 if name == "sae" else 10)
+    again = config.from_dict(config.to_dict(plan))
+    assert again.fit == plan.fit
+
+
+def test_options_of_sparse_learners():
+    options = {"learner": "matryoshka", "k": 4, "prefixes": [0.5, 1.0], "scaling": "unit"}
+    fit = config.from_dict({"sites": "a", "fit": {**options, "centre": True, "clip": 1.0}}).fit
+    assert fit.learner_for(16) == MatryoshkaSAE(16, k=4, prefixes=(0.5, 1.0))
+    assert fit.train == TrainConfig(scaling="unit", centre=True, clip=1.0)

@@ -1,0 +1,877 @@
+"""The links on a run folder: what they make, what they keep, and what they refuse."""
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import condec.runner.local as local
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+
+import condec.report
+from condec.attribution.targets import Predicted
+from condec.basis.errors import CondecError, DataError, OptionError, StoreError
+from condec.dictionary import KMeans, TrainConfig, load_dictionary, stability
+from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
+from condec.explain import SiteMaps
+from condec.modes.modes import Modes
+from condec.retina import Windows
+from condec.run import LINKS_OF_IMAGES, Outcome, Run, chain, config
+from condec.run.plan import ControlPlan, Plan
+from condec.run.side_effects import likely_pairs
+from condec.store.store import Store
+from condec.store.twins import RandomWeights, ShuffledLabels, is_twin
+
+NET = """
+from condec.testing.models import small_resnet
+
+def make():
+    return small_resnet(labels=3)
+"""
+TOML = """
+sites = "block*"
+model = {spec = "python:net.py:make", device = "cpu"}
+data = {source = "npz:data.npz"}
+collect = {method = "ig:2", target = "predicted", batch_size = 16, shard_size = 16}
+fit = {learner = "kmeans", n_modes = 3, held_out = 0.4}
+control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1}
+maps = {n_modes = 2, n_inputs = 2, n_units = 1}
+report = {title = "Small"}
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A network, 40 images and a run.toml, the run folder to be in ``run``."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
+    labels = np.arange(40) % 3
+    (tmp_path / "net.py").write_text(NET)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels, class_names=["a", "b", "c"])
+    (tmp_path / "run.toml").write_text(TOML)
+    return tmp_path
+
+
+@pytest.fixture
+def real_report() -> None:
+    """Asks for the report itself, which takes seconds, instead of a stand-in."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_report" in request.fixturenames:
+        return
+
+    def stand_in(folder: Path, more: object = ()) -> Path:
+        page = folder / "report" / "index.html"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text((folder / "run.toml").read_text())
+        return page
+
+    monkeypatch.setattr(condec.report, "build_report", stand_in)
+
+
+def run_of(source: Path, **changes: object) -> Run:
+    plan = config.read(source / "run.toml")
+    return Run(replace(plan, **changes), progress=False)  # type: ignore[arg-type]
+
+
+def carry_out(run: Run) -> dict[str, Outcome]:
+    config.write(run.plan)
+    return {outcome.link: outcome for outcome in chain(run)}
+
+
+def change(source: Path, old: str, new: str) -> None:
+    text = (source / "run.toml").read_text()
+    assert old in text
+    (source / "run.toml").write_text(text.replace(old, new))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "log.jsonl"
+    }
+
+
+@pytest.mark.usefixtures("real_report")
+def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
+    outcomes = carry_out(run_of(source))
+    assert list(outcomes) == list(LINKS_OF_IMAGES)
+    assert {outcome.state for outcome in outcomes.values()} == {"made"}
+    out = source / "run"
+    store = Store.open(out / "contributions.zarr")
+    assert len(store) == 40
+    assert store.sample_ids[:2] == ("0", "1")
+    assert pandas.read_parquet(out / "analysis" / "statistics.parquet")["site"].tolist() == [
+        "block1",
+        "block2",
+    ]
+    assert json.loads((out / "analysis" / "labels.json").read_text()) == ["a", "b", "c"]
+    modes = Modes.load(out / "modes" / "block2" / "kmeans", store)
+    assert modes.name == "kmeans"
+    assert int(modes.held_out.sum()) == 16
+    maps = SiteMaps.load(out / "analysis" / "maps" / "block1" / "kmeans.npz")
+    assert maps.total.shape[2:] == (6, 6)
+    assert maps.target == Predicted().to_dict()
+    curves = pandas.read_parquet(out / "analysis" / "control.parquet")
+    assert set(curves["site"]) == {"block2"}
+    assert set(curves["ranking"]) == {*LOG_ODDS_NAMES, *RANKINGS}
+    log_odds = Store.open(out / "log_odds" / "contributions.zarr")
+    of_log_odds = Modes.load(out / "log_odds" / "block2", log_odds)
+    assert torch.equal(of_log_odds.held_out, modes.held_out)
+    assert set(curves["label_name"]) <= {"a", "b", "c"}
+    assert len(pandas.read_parquet(out / "analysis" / "control_auc.parquet")) > 0
+    assert outcomes["report"].outputs == (out / "report" / "index.html",)
+    assert "Small" in (out / "report" / "index.html").read_text()
+
+
+def test_log_has_a_line_an_event_with_time_and_host(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "stats")))
+    lines = [json.loads(line) for line in (source / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["link"]) for line in lines] == [
+        ("start", "collect"),
+        ("end", "collect"),
+        ("start", "stats"),
+        ("end", "stats"),
+    ]
+    assert all(line["time"] and line["host"] for line in lines)
+    assert all("host" not in path and b'"host"' not in content
+               for path, content in files(source / "run").items())  # fmt: skip
+
+
+def test_a_second_run_keeps_everything(source: Path) -> None:
+    carry_out(run_of(source))
+    before = files(source / "run")
+    times = {path: path.stat().st_mtime_ns for path in (source / "run" / "modes").rglob("*.json")}
+    outcomes = carry_out(run_of(source))
+    assert {outcome.state for outcome in outcomes.values()} == {"kept"}
+    assert files(source / "run") == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_two_runs_give_the_same_bytes(source: Path) -> None:
+    carry_out(run_of(source))
+    carry_out(run_of(source, out=source / "other"))
+    one, other = files(source / "run"), files(source / "other")
+    assert one.keys() == other.keys()
+    different = {name for name in one if one[name] != other[name]}
+    assert different == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "made"),
+    [
+        ("n_modes = 3", "n_modes = 2", {"fit", "control", "map", "report"}),
+        ("n_random = 1", "n_random = 2", {"control", "report"}),
+        ("n_units = 1", "n_units = 2", {"map", "report"}),
+        ('title = "Small"', 'title = "Tiny"', {"report"}),
+    ],
+)
+def test_a_changed_option_makes_again_what_depends_on_it(
+    source: Path, old: str, new: str, made: set[str]
+) -> None:
+    carry_out(run_of(source))
+    change(source, old, new)
+    outcomes = carry_out(run_of(source))
+    assert {link for link, outcome in outcomes.items() if outcome.state == "made"} == made
+
+
+def test_what_is_gone_is_made_again(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "stats", "fit")))
+    (source / "run" / "analysis" / "statistics.parquet").unlink()
+    outcomes = carry_out(run_of(source, links=("collect", "stats", "fit")))
+    assert {link: outcome.state for link, outcome in outcomes.items()} == {
+        "collect": "kept",
+        "stats": "made",
+        "fit": "kept",
+    }
+
+
+def test_again_does_steps_again(source: Path) -> None:
+    run = run_of(source, links=("collect", "stats"))
+    carry_out(run)
+    again = Run(run.plan, progress=False, again=True)
+    assert [outcome.state for outcome in chain(again)] == ["kept", "made"]
+
+
+def test_an_interrupted_fit_goes_on_at_the_next_site(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(source, links=("collect", "fit"))
+    config.write(run.plan)
+    real, calls = local.fit_dictionary, []
+
+    def interrupted(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(local, "fit_dictionary", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(chain(run))
+    assert json.loads((source / "run" / "log.jsonl").read_text().splitlines()[-1])[
+        "error"
+    ].startswith("KeyboardInterrupt")
+    assert [outcome.state for outcome in chain(run)] == ["kept", "made"]
+    assert len(calls) == 3
+    assert (source / "run" / "modes" / "block2" / "kmeans" / "modes.zarr").is_dir()
+
+
+@pytest.mark.parametrize("link", ["stats", "fit", "control", "map", "report"])
+def test_links_before_collect_say_what_to_do(source: Path, link: str) -> None:
+    with pytest.raises(StoreError, match="no contributions yet; run 'condec collect' first"):
+        local.FUNCTIONS[link](run_of(source))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("link", ["control", "map"])
+def test_links_before_fit_say_what_to_do(source: Path, link: str) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    with pytest.raises(StoreError, match=r"no modes of block. yet; run 'condec fit' first"):
+        local.FUNCTIONS[link](run_of(source))  # type: ignore[index]
+
+
+def test_incomplete_store_is_refused(source: Path) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    next((source / "run" / "contributions.zarr" / "manifest").glob("shard-00001*")).unlink()
+    with pytest.raises(StoreError, match="1 of 3 shards are missing; run 'condec collect' again"):
+        local.stats(run_of(source))
+    assert carry_out(run_of(source, links=("collect",)))["collect"].state == "made"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [("ig:2", "ig:3", "method"), ('target = "predicted"', 'target = "top1"', "target")],
+)
+def test_a_folder_of_another_plan_is_refused(source: Path, old: str, new: str, key: str) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    change(source, old, new)
+    with pytest.raises(StoreError, match=f"{key} is .*, the plan has .*choose another run folder"):
+        local.stats(run_of(source))
+    with pytest.raises(StoreError, match=f"made by another recipe:\n.*{key}"):
+        local.collect(run_of(source))
+
+
+def test_sites_without_results_are_refused(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    change(source, 'control = {sites = "block2"', 'control = {sites = "stem"')
+    with pytest.raises(StoreError, match="no result for stem; there is block1, block2"):
+        local.control(run_of(source))
+
+
+def test_fitted_sites_may_be_fewer_than_collected(source: Path) -> None:
+    change(source, 'learner = "kmeans"', 'learner = "kmeans", sites = "block2"')
+    carry_out(run_of(source))
+    assert [path.name for path in (source / "run" / "modes").iterdir()] == ["block2"]
+    assert [path.name for path in (source / "run" / "analysis" / "maps").iterdir()] == ["block2"]
+
+
+def without_labels(source: Path) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images = arrays["images"]
+    np.savez(source / "data.npz", images=images)
+
+
+def test_without_labels_control_is_left_out_of_the_chain(source: Path) -> None:
+    without_labels(source)
+    outcomes = carry_out(run_of(source))
+    assert outcomes["control"].state == "left out"
+    assert outcomes["control"].notes == ("the data have no labels",)
+    assert outcomes["map"].state == outcomes["report"].state == "made"
+    assert json.loads((source / "run" / "analysis" / "labels.json").read_text()) is None
+
+
+def test_without_labels_control_itself_is_an_error(source: Path) -> None:
+    without_labels(source)
+    run = run_of(source, links=("collect", "fit"))
+    carry_out(run)
+    with pytest.raises(DataError, match=r"data.npz: labels missing, and control needs them"):
+        local.control(run)
+
+
+def test_log_odds_need_a_label_for_every_sample(source: Path) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+    labels[0] = -1
+    np.savez(source / "data.npz", images=images, labels=labels)
+    outcomes = carry_out(run_of(source))
+    (note,) = outcomes["control"].notes
+    assert note == (
+        "log_odds_modes, log_odds_difference: left out, samples without label have no log-odds"
+    )
+    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    assert set(curves["ranking"]) == set(RANKINGS)
+    assert not (source / "run" / "log_odds").exists()
+
+
+def test_label_target_without_labels(source: Path) -> None:
+    without_labels(source)
+    change(source, 'target = "predicted"', 'target = "label"')
+    with pytest.raises(DataError, match="Label: this target needs the label of every sample"):
+        local.collect(run_of(source))
+
+
+def test_logit_out_of_range(source: Path) -> None:
+    change(source, 'target = "predicted"', 'target = "logit:7"')
+    with pytest.raises(CondecError, match="index 7 is out of range; the output has 3 labels"):
+        local.collect(run_of(source))
+
+
+@pytest.fixture
+def photos(source: Path) -> Path:
+    """The same images as files, one of them damaged."""
+    with np.load(source / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = source / "photos" / "abc"[label] / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(file)
+    (source / "photos" / "b" / "19.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    grey = "def grey(images):\n    return images[..., :1].permute(0, 3, 1, 2) / 255\n"
+    (source / "net.py").write_text(NET + grey)
+    change(source, "npz:data.npz", "folder:photos")
+    change(source, 'photos"}', 'photos", preprocess = "python:net.py:grey"}')
+    return source
+
+
+def test_damaged_image_ends_the_run_and_is_named(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"b/19.png: not readable as an image"):
+        local.collect(run_of(photos))
+
+
+def test_damaged_image_is_skipped_and_reported(photos: Path) -> None:
+    change(photos, "shard_size = 16", 'shard_size = 16, on_bad = "skip"')
+    outcomes = carry_out(run_of(photos))
+    assert outcomes["collect"].notes == ("1 of 40 inputs could not be used, left out: b/19.png",)
+    store = Store.open(photos / "run" / "contributions.zarr")
+    assert len(store) == 39
+    assert "b/19.png" not in store.sample_ids
+    assert outcomes["map"].state == outcomes["report"].state == "made"
+
+
+def test_a_run_that_a_damaged_image_ended_goes_on_without_it(photos: Path) -> None:
+    change(photos, "shard_size = 16", "shard_size = 8")
+    with pytest.raises(DataError, match=r"b/19.png"):
+        local.collect(run_of(photos))
+    done = Store.open(photos / "run" / "contributions.zarr").n_shards - len(
+        Store.open(photos / "run" / "contributions.zarr").missing()
+    )
+    assert done >= 1
+    change(photos, "shard_size = 8", 'shard_size = 8, on_bad = "skip"')
+    assert "b/19.png" in local.collect(run_of(photos)).notes[0]
+    Store.open(photos / "run" / "contributions.zarr").verify()
+
+
+def test_images_of_another_shape_than_the_model_takes(source: Path) -> None:
+    change(source, 'spec = "python:net.py:make"', 'spec = "digits"')
+    with pytest.raises(
+        DataError, match=r"sample '0' has shape \(1, 6, 6\); the model has \(1, 8, 8\)"
+    ):
+        local.collect(run_of(source))
+
+
+def test_input_shape_in_the_plan_overrides_the_models(source: Path) -> None:
+    change(source, 'device = "cpu"', 'device = "cpu", input_shape = [1, 7, 7]')
+    with pytest.raises(DataError, match=r"the model has \(1, 7, 7\)"):
+        local.collect(run_of(source))
+
+
+def test_label_names_of_the_model_serve_data_without(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    np.savez(source / "data.npz", images=images, labels=labels)
+    make = "    from condec.models import LoadedModel\n    return LoadedModel("
+    names = NET.replace("    return small_resnet(labels=3)", make + "small_resnet(labels=3), 'x', ")
+    (source / "net.py").write_text(names + "label_names=('x', 'y', 'z'))\n")
+    assert run_of(source).inputs.label_names == ("x", "y", "z")
+    np.savez(source / "data.npz", images=images, labels=labels + 1)
+    with pytest.raises(DataError, match=r"label 3 of sample '2' is out of range; expected 0 to 2"):
+        _ = run_of(source).inputs
+
+
+def test_movies_are_taken_as_the_model_wants_them(source: Path) -> None:
+    numbers = np.random.default_rng(0)
+    movie = numbers.normal(size=(12, 4, 4)).astype(np.float32)
+    rates = numbers.random((12, 5)).astype(np.float32)
+    np.savez(source / "movie.npz", movie=movie, rates=rates)
+    make = "    from condec.models import LoadedModel\n    return LoadedModel("
+    net = NET.replace("    return small_resnet(labels=3)", make + "small_resnet(labels=3), 'x', ")
+    known = "input_shape=(5, 4, 4), scaling=(1.0, 2.0), label_names=('4', '1', '2'))\n"
+    (source / "net.py").write_text(net + known)
+    change(source, "npz:data.npz", "movie:movie.npz")
+    inputs = run_of(source).inputs
+    assert isinstance(inputs, Windows)
+    assert inputs.ids[0] == "5"
+    np.testing.assert_allclose(inputs.load(1), (movie[1:6] - 1) / 2, rtol=1e-5)
+    assert inputs.recording.cells == ("4", "1", "2")
+    assert inputs.recording.rates is not None
+    np.testing.assert_array_equal(inputs.recording.rates, rates[:, [4, 1, 2]])
+
+
+def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    refuse: Callable[..., object] = lambda *_, **__: pytest.fail("loaded")  # noqa: E731
+    monkeypatch.setattr("condec.run.run.load_model", refuse)
+    monkeypatch.setattr("condec.run.run.load_data", refuse)
+    assert local.stats(run_of(source)).state == "made"
+    assert local.fit(run_of(source)).state == "made"
+
+
+def other_weights(source: Path) -> None:
+    made = "    model = small_resnet(labels=3)\n    next(model.parameters()).data *= 2\n"
+    other = NET.replace("    return small_resnet(labels=3)", made + "    return model")
+    (source / "other_net.py").write_text(other)
+    change(source, "python:net.py:make", "python:other_net.py:make")
+
+
+def other_images(source: Path) -> None:
+    with np.load(source / "data.npz") as arrays:
+        kept = dict(arrays)
+    np.savez(source / "data.npz", **(kept | {"images": 255 - kept["images"]}))
+
+
+@pytest.mark.parametrize(("alter", "key"), [(other_weights, "model"), (other_images, "data")])
+def test_another_model_or_data_than_the_stores_is_refused(
+    source: Path, alter: Callable[[Path], None], key: str
+) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    alter(source)
+    for link in (local.control, local.maps):
+        with pytest.raises(StoreError, match=f"made from the {key} .*now .*another run folder"):
+            link(run_of(source))
+
+
+def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    before = files(source / "run" / "modes")
+    change(source, "n_modes = 3", "n_modes = 2")
+
+    def killed(self: Modes, folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Modes, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            local.fit(run_of(source))
+    assert files(source / "run" / "modes") != before
+    change(source, "n_modes = 2", "n_modes = 3")
+    assert local.fit(run_of(source)).state == "made"
+    assert files(source / "run" / "modes") == before
+
+
+def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> None:
+    change(source, 'control = {sites = "block2", ', "control = {")
+    carry_out(run_of(source))
+    analysis = source / "run" / "analysis"
+    kept = {"control/block1/kmeans.parquet", "maps/block1/kmeans.npz", "labels.json"}
+    kept |= {"statistics.parquet", "control_comparison/block1/kmeans.parquet"}
+    gone = {"control/block2/kmeans.parquet", "maps/block2/kmeans.npz"}
+    gone |= {"control.parquet", "control_auc.parquet", "control_comparison.parquet"}
+    gone.add("control_comparison/block2/kmeans.parquet")
+    assert files(analysis).keys() == kept | gone
+    change(source, "n_modes = 3", 'n_modes = 2, sites = "block2"')
+    local.fit(run_of(source))
+    assert files(analysis).keys() == kept
+    assert {file.name for file in (source / "run" / "steps").iterdir()} == {
+        f"{name}.json"
+        for name in ("stats", "fit%20block1", "fit%20block2", "control%20block1", "map%20block1",
+                     "report")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["modes.zarr", "dictionary.json"])
+def test_lost_modes_are_made_again(source: Path, name: str) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    part = source / "run" / "modes" / "block2" / "kmeans" / name
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    outcome = local.fit(run_of(source))
+    assert outcome.outputs == (part.parent / "modes.zarr", part.parent / "dictionary.json")
+    assert part.exists()
+
+
+def kill_modes(source: Path, *sites: str) -> None:
+    store = Store.open(source / "run" / "contributions.zarr")
+    for site in sites:
+        folder = source / "run" / "modes" / site / "kmeans"
+        modes = Modes.load(folder, store)
+        loadings = modes.loadings[:, :0]
+        replace(modes, atoms=modes.atoms[:0], loadings=loadings, ids=modes.ids[:0]).save(folder)
+
+
+@pytest.mark.usefixtures("real_report")
+def test_a_site_without_alive_modes_is_left_out(source: Path) -> None:
+    change(source, 'control = {sites = "block2", ', "control = {")
+    carry_out(run_of(source, links=("collect", "stats", "fit")))
+    kill_modes(source, "block1")
+    outcomes = carry_out(run_of(source))
+    for link in ("control", "map"):
+        assert outcomes[link].state == "made"
+        assert outcomes[link].notes == ("block1: left out, no mode is alive",)
+    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    assert set(curves["site"]) == {"block2"}
+    assert outcomes["report"].state == "made"
+
+
+def test_without_any_alive_mode_control_and_maps_are_left_out(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    kill_modes(source, "block1", "block2")
+    outcomes = carry_out(run_of(source, links=("control", "map")))
+    assert {outcome.state for outcome in outcomes.values()} == {"left out"}
+    assert len(outcomes["map"].notes) == 2
+
+
+def test_without_held_out_rows_control_is_left_out_of_the_chain(source: Path) -> None:
+    change(source, "held_out = 0.4", "held_out = 0")
+    outcomes = carry_out(run_of(source))
+    assert outcomes["control"].state == "left out"
+    assert outcomes["control"].notes == ("no rows are held out (fit.held_out is 0)",)
+    assert outcomes["map"].state == outcomes["report"].state == "made"
+
+
+@pytest.mark.parametrize("fractions", [(0.5,), (0.5, 0.25), (0.5, 0.5), (0.5, 1.5)])
+def test_fractions_without_a_curve_are_refused(fractions: tuple[float, ...]) -> None:
+    with pytest.raises(OptionError, match=r"fractions lie between 0 and 1, at least two in asc"):
+        ControlPlan(fractions=fractions)
+
+
+def test_a_log_that_cannot_be_written_does_not_hide_the_first_error(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    log = source / "run" / "log.jsonl"
+
+    def full(*_: object) -> None:
+        log.unlink()
+        log.mkdir()
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(local, "layer_statistics", full)
+    with pytest.raises(StoreError, match=r"^the disk is full$"):
+        local.stats(run_of(source))
+    with pytest.raises(StoreError, match=r"log.jsonl cannot be written: .*run the same command"):
+        local.stats(run_of(source))
+
+
+def test_failure_to_write_names_the_file(source: Path) -> None:
+    carry_out(run_of(source, links=("collect",)))
+    (source / "run" / "analysis" / "statistics.parquet").mkdir()
+    with pytest.raises(StoreError, match=r"statistics.parquet cannot be written"):
+        local.stats(run_of(source))
+    assert [p.name for p in (source / "run" / "analysis").iterdir()] == [
+        "labels.json",
+        "statistics.parquet",
+    ]
+
+
+def test_plan_for_the_tests_is_what_it_says(source: Path) -> None:
+    plan = config.read(source / "run.toml")
+    assert isinstance(plan, Plan)
+    assert plan.out == source / "run"
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "meta"])
+def test_a_device_that_is_not_there_is_told(source: Path, device: str) -> None:
+    change(source, 'device = "cpu"', f'device = "{device}"')
+    with pytest.raises(OptionError, match=f"device '{device}' cannot be used, there is cpu"):
+        local.collect(run_of(source))
+    assert not (source / "run" / "contributions.zarr").exists()
+
+
+# --- controls -----------------------------------------------------------------------------
+
+CONTROLS = 'shard_size = 16, controls = ["random-weights", "shuffled-labels"]'
+
+
+def test_controls_are_stored_beside_the_run(source: Path) -> None:
+    change(source, "shard_size = 16", CONTROLS)
+    outcomes = carry_out(run_of(source, links=("collect", "stats")))
+    out = source / "run"
+    names = ("random-weights", "shuffled-labels")
+    twins = [Store.open(out / "controls" / name / "contributions.zarr") for name in names]
+    assert outcomes["collect"].outputs == (
+        out / "contributions.zarr", *(twin.path for twin in twins),
+    )  # fmt: skip
+    store = Store.open(out / "contributions.zarr")
+    assert all(is_twin(twin, store) for twin in twins)
+    assert twins[0].labels.tolist() == store.labels.tolist() != twins[1].labels.tolist()
+    assert twins[1].matrix("block1").equal(store.matrix("block1"))
+    real = pandas.read_parquet(out / "analysis" / "statistics.parquet")
+    controls = pandas.read_parquet(out / "analysis" / "statistics_controls.parquet")
+    assert "control" not in real
+    # Shuffled labels change no number where the target does not use labels.
+    assert controls["control"].tolist() == ["random-weights"] * 2
+    assert controls["site"].tolist() == ["block1", "block2"]
+    assert (controls["hoyer_contribution"] != real["hoyer_contribution"]).all()
+
+
+def test_statistics_of_shuffled_labels_where_the_target_uses_them(source: Path) -> None:
+    change(source, "shard_size = 16", 'shard_size = 16, controls = ["shuffled-labels"]')
+    change(source, 'target = "predicted"', 'target = "label"')
+    carry_out(run_of(source, links=("collect", "stats")))
+    table = pandas.read_parquet(source / "run" / "analysis" / "statistics_controls.parquet")
+    assert set(table["control"]) == {"shuffled-labels"}
+
+
+def test_controls_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "stats")))
+    before = files(source / "run" / "contributions.zarr")
+    change(source, "shard_size = 16", CONTROLS)
+    with pytest.raises(StoreError, match=r"random-weights.*: no such control yet; run 'condec c"):
+        local.stats(run_of(source))
+    assert local.collect(run_of(source)).state == "made"
+    assert files(source / "run" / "contributions.zarr") == before
+    assert local.collect(run_of(source)).state == "kept"
+    assert local.stats(run_of(source)).state == "made"
+    assert local.stats(run_of(source)).state == "kept"
+    change(source, CONTROLS, "shard_size = 16")
+    assert local.stats(run_of(source)).state == "made"
+    assert not (source / "run" / "analysis" / "statistics_controls.parquet").exists()
+
+
+def test_a_control_goes_on_at_its_first_missing_shard(source: Path) -> None:
+    change(source, "shard_size = 16", CONTROLS)
+    carry_out(run_of(source, links=("collect",)))
+    whole = files(source / "run" / "controls")
+    record = next((source / "run" / "controls").rglob("shard-00001.json"))
+    record.unlink()
+    run = run_of(source)
+    with pytest.raises(StoreError, match=r"1 of 3 shards are missing; run 'condec collect' again"):
+        [run.twin(control) for control in run.plan.collect.controls]
+    assert local.collect(run_of(source)).state == "made"
+    assert files(source / "run" / "controls") == whole
+
+
+def test_a_control_of_another_store_is_refused(source: Path) -> None:
+    change(source, "shard_size = 16", CONTROLS)
+    carry_out(run_of(source, links=("collect",)))
+    shutil.rmtree(source / "run" / "contributions.zarr")
+    change(source, "ig:2", "ig:3")
+    with pytest.raises(StoreError, match="another recipe"):
+        local.collect(run_of(source))
+    with pytest.raises(
+        StoreError, match=r"random-weights.*a control of another store than .*again"
+    ):
+        local.stats(run_of(source))
+
+
+@pytest.mark.parametrize(
+    ("controls", "message", "kind"),
+    [
+        ((RandomWeights(from_module="blok1"),), r"nearest: block1", OptionError),
+        ((ShuffledLabels(),), r"labels missing", DataError),
+    ],
+)
+def test_controls_that_cannot_be_are_told_before_the_run(
+    source: Path, controls: tuple[object, ...], message: str, kind: type[CondecError]
+) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images = arrays["images"]
+    np.savez(source / "data.npz", images=images)
+    plan = config.read(source / "run.toml")
+    plan = replace(plan, collect=replace(plan.collect, controls=controls))
+    with pytest.raises(kind, match=message):
+        local.collect(Run(plan, progress=False))
+    assert not (source / "run" / "contributions.zarr").exists()
+
+
+def test_dead_modes_are_a_note_and_no_warning(tmp_path: Path) -> None:
+    plan = config.from_dict(
+        {
+            "sites": "block1",
+            "out": str(tmp_path / "run"),
+            "data": {"source": "digits", "limit": 60},
+            "collect": {"method": "actgrad"},
+            "fit": {"learner": "sae", "n_modes": "3x", "steps": 300},
+        }
+    )
+    run = Run(plan, progress=False)
+    local.collect(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome = local.fit(run)
+    (note,) = outcome.notes
+    assert re.fullmatch(r"block1: \d+% of 48 modes are dead; take fewer, or train longer", note)
+    assert local.fit(run).notes == ()  # nothing was fitted
+
+
+# --- controls and stability ---------------------------------------------------------------
+
+CHECKS = "held_out = 0.4, controls = true, stability_seeds = 5, check_sites = 'block2'"
+
+
+def test_controls_and_stability_are_steps_of_the_fit(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit", "map")))
+    before = files(source / "run" / "modes")
+    change(source, "held_out = 0.4", CHECKS)
+    outcome = carry_out(run_of(source, links=("fit", "map")))["fit"]
+    analysis = source / "run" / "analysis"
+    tables = [
+        analysis / name / "block2" / "kmeans.parquet" for name in ("fit_controls", "stability")
+    ]
+    assert outcome.outputs == tuple(tables)
+    assert files(source / "run" / "modes") == before  # nothing was fitted anew
+    controls = pandas.read_parquet(tables[0])
+    assert controls["control"].tolist() == [
+        "dictionary", "shuffled_units", "activations", "pca", "nmf",
+    ]  # fmt: skip
+    modes = run_of(source).modes(["block2"])[0]
+    fitted = load_dictionary(source / "run" / "modes" / "block2" / "kmeans")
+    assert fitted.training is not None
+    assert controls["r2"][0] == pytest.approx(fitted.training.metrics["held_out"].r2)
+    assert controls["label_correlation"].notna().all()
+    stable = pandas.read_parquet(tables[1])
+    assert stable["mode"][stable["seed_cosine"].notna()].tolist() == modes.ids.tolist()
+    assert set(stable["n_seeds"]) == {5}
+    matrix = run_of(source).store.matrix("block2")
+    again = stability(KMeans(3), matrix, config=TrainConfig(held_out=0.4), fitted=fitted)
+    assert stable["seed_cosine"].tolist() == again.table()["seed_cosine"].tolist()
+    assert carry_out(run_of(source, links=("fit", "map")))["map"].state == "kept"
+    tables[1].unlink()
+    assert local.fit(run_of(source)).outputs == (tables[1],)
+
+
+def test_a_new_dictionary_undoes_its_checks(source: Path) -> None:
+    change(source, "held_out = 0.4", CHECKS)
+    carry_out(run_of(source, links=("collect", "fit")))
+    analysis = source / "run" / "analysis"
+    tables = [
+        analysis / name / "block2" / "kmeans.parquet" for name in ("fit_controls", "stability")
+    ]
+    # Lost modes are fitted again from the same plan: so are the checks.
+    shutil.rmtree(source / "run" / "modes" / "block2" / "kmeans" / "modes.zarr")
+    assert set(tables) < set(local.fit(run_of(source)).outputs)
+    change(source, CHECKS, "held_out = 0.3")
+    local.fit(run_of(source))
+    assert not [table for table in tables if table.exists()]
+
+
+def test_checks_without_labels_or_activations(source: Path) -> None:
+    images = np.load(source / "data.npz")["images"]
+    np.savez(source / "data.npz", images=images)
+    change(source, "held_out = 0.4", CHECKS.replace("stability_seeds = 5, ", "sign = 'negative', "))
+    carry_out(run_of(source, links=("collect", "fit")))
+    table = pandas.read_parquet(
+        source / "run" / "analysis" / "fit_controls" / "block2" / "kmeans.parquet"
+    )
+    # After a ReLU the negative part of the activations is 0 throughout.
+    assert table["control"].tolist() == ["dictionary", "shuffled_units", "pca"]
+    assert table["label_correlation"].isna().all()
+
+
+# --- what else edits do -------------------------------------------------------------------
+
+EFFECTS = (
+    'control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1, '
+    "matrix = true, steering = true, interactions = 1, share = 0.5, strengths = [1.0], "
+    'rankings = ["modes", "activation_modes", "head_weights"]}'
+)
+WITH_GROUPS = 'data = {source = "npz:data.npz", superclasses = "groups.json"}'
+
+
+def with_effects(source: Path) -> None:
+    text = (source / "run.toml").read_text()
+    control = next(line for line in text.splitlines() if line.startswith("control"))
+    change(source, control, EFFECTS)
+    change(source, 'data = {source = "npz:data.npz"}', WITH_GROUPS)
+    (source / "groups.json").write_text('["x", "x", "y"]')
+
+
+def test_side_effects_are_steps_of_control_with_tables_of_their_own(source: Path) -> None:
+    with_effects(source)
+    run = run_of(source, links=("collect", "fit", "control"))
+    assert carry_out(run)["control"].notes == ()
+    analysis = source / "run" / "analysis"
+    matrix, steering, interactions = (
+        pandas.read_parquet(analysis / name / "block2" / "kmeans.parquet")
+        for name in ("control_matrix", "steering", "interactions")
+    )
+    (modes,) = run.modes(("block2",))
+    with torch.no_grad():
+        expected = control_matrix(
+            run.model_of_store, run.inputs, modes, fraction=0.5, ranking=ByModeSum(modes=modes)
+        )
+    pandas.testing.assert_frame_equal(matrix, expected.to_frame())
+    assert set(steering["strength"]) == {1.0}
+    assert set(steering["direction"]) >= {"activation", "mean_activation", "random"}
+    assert len(interactions[["mode_a", "mode_b"]].drop_duplicates()) == 1
+    curves = pandas.read_parquet(analysis / "control.parquet")
+    assert set(curves["ranking"]) == {"modes", "activation_modes", "head_weights"}
+    fitted = Modes.load(source / "run" / "activations" / "block2", run.store)
+    assert (fitted.quantity, torch.equal(fitted.held_out, modes.held_out)) == ("activation", True)
+    assert json.loads((analysis / "superclasses.json").read_text()) == ["x", "x", "y"]
+
+
+def test_side_effects_are_kept_and_only_what_changed_is_made_again(source: Path) -> None:
+    with_effects(source)
+    links = ("collect", "fit", "control")
+    carry_out(run_of(source, links=links))
+    assert carry_out(run_of(source, links=links))["control"].state == "kept"
+
+    def made() -> set[str]:
+        outputs = carry_out(run_of(source, links=links))["control"].outputs
+        analysis = source / "run" / "analysis"
+        return {output.relative_to(analysis).parts[0] for output in outputs}
+
+    change(source, "share = 0.5", "share = 0.25")
+    assert made() == {"control_matrix", "interactions"}
+    change(source, "strengths = [1.0]", "strengths = [2.0]")
+    assert made() == {"steering"}
+    (source / "groups.json").write_text('["x", "y", "y"]')
+    assert made() == {"superclasses.json"}
+    change(source, "steering = true, interactions = 1", "interactions = 0")
+    change(source, ', superclasses = "groups.json"', "")
+    assert made() == set()
+    analysis = source / "run" / "analysis"
+    assert (analysis / "control_matrix" / "block2" / "kmeans.parquet").is_file()
+    for gone in ("steering/block2/kmeans.parquet", "interactions/block2/kmeans.parquet"):
+        assert not (analysis / gone).exists()
+    assert not (analysis / "superclasses.json").exists()
+    change(source, "n_modes = 3", "n_modes = 2")
+    local.fit(run_of(source))
+    assert not (analysis / "control_matrix" / "block2" / "kmeans.parquet").exists()
+
+
+def test_what_cannot_be_measured_is_left_out_with_a_note(source: Path) -> None:
+    with_effects(source)
+    change(source, 'edits = ["ablate"]', 'edits = ["ablate"], replacements = ["resample"]')
+    change(source, "n_modes = 3", "n_modes = 1")
+    change(source, '"modes", ', "")
+    notes = carry_out(run_of(source, links=("collect", "fit", "control")))["control"].notes
+    assert notes == (
+        "block2: matrix: left out, replacements: the control matrix knows zero and mean",
+        (
+            "block2: steering: left out, steering_direction: a direction has no length: the "
+            "loading of mode 0 does not vary on training rows, or no activation goes with it"
+        ),
+        (
+            "block2: interactions: left out, 3 labels have one best mode between them; a pair "
+            "needs two"
+        ),
+    )
+    for kind in ("control_matrix", "steering", "interactions"):
+        assert not list((source / "run" / "analysis").glob(f"{kind}/*/*"))
+
+
+def test_pairs_are_those_with_the_most_alike_atoms(source: Path) -> None:
+    carry_out(run_of(source, links=("collect", "fit")))
+    (modes,) = run_of(source).modes(("block2",))
+    best = {modes.best(label, split="train").id for label in range(3)}
+    pairs = likely_pairs(modes, range(3), 9)
+    assert {mode for pair in pairs for mode in pair} == best
+    atom = dict(zip(modes.ids.tolist(), modes.atoms, strict=True))
+    likeness = [float(torch.cosine_similarity(atom[a], atom[b], 0)) for a, b in pairs]
+    assert likeness == sorted(likeness, reverse=True)
+    assert likely_pairs(modes, range(3), 1) == pairs[:1]

@@ -1,0 +1,86 @@
+"""What lies on disk: chunks that read rows and columns fast, records that come back equal."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condec.network.sites import Site, Units
+from condec.store.shards import SiteInfo, config_hash, differences, make_config, skeleton
+
+
+def _info(name: str = "a", n_units: int = 8) -> SiteInfo:
+    return SiteInfo(
+        site=Site(name), units=Units("channels"), n_units=n_units, n_positions=4, cut=False
+    )
+
+
+def _array(n_samples: int, shard_size: int, n_units: int) -> dict[str, tuple[int, ...]]:
+    config = make_config({}, [_info(n_units=n_units)], n_samples, shard_size)
+    node = json.loads(skeleton(config)["sites/a/contribution/zarr.json"])
+    (codec,) = node["codecs"]
+    assert codec["name"] == "sharding_indexed"
+    return {
+        "shape": tuple(node["shape"]),
+        "shard": tuple(node["chunk_grid"]["configuration"]["chunk_shape"]),
+        "chunk": tuple(codec["configuration"]["chunk_shape"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "shard_size", "n_units", "chunk"),
+    [
+        (50_000, 1024, 2048, (256, 1, 512)),
+        (50_000, 1024, 768, (256, 1, 384)),
+        (50_000, 1024, 64, (1024, 1, 64)),
+        (50_000, 1000, 1000, (250, 1, 500)),
+        (1_017, 1024, 16, (1017, 1, 16)),
+        (50_000, 1009, 1009, (1009, 1, 1009)),  # primes have no other divisor
+        (3, 1024, 1, (3, 1, 1)),
+    ],
+)
+def test_chunks(n_samples: int, shard_size: int, n_units: int, chunk: tuple[int, ...]) -> None:
+    assert _array(n_samples, shard_size, n_units)["chunk"] == chunk
+
+
+@given(st.integers(1, 3000), st.integers(1, 1500), st.integers(1, 4000))
+@settings(max_examples=30, deadline=None)
+def test_a_shard_is_a_whole_number_of_chunks_of_one_sign(
+    n_samples: int, shard_size: int, n_units: int
+) -> None:
+    found = _array(n_samples, shard_size, n_units)
+    assert found["shape"] == (n_samples, 2, n_units)
+    assert found["shard"] == (min(shard_size, n_samples), 2, n_units)
+    assert found["chunk"][1] == 1
+    assert all(s % c == 0 for s, c in zip(found["shard"], found["chunk"], strict=True))
+    assert math.prod(found["chunk"]) <= max(2**18, n_units, min(shard_size, n_samples) * 512 * 4)
+
+
+@pytest.mark.parametrize("units", [None, Units("heads", 3), Units("tokens")])
+def test_site_info_comes_back_equal_from_json(units: Units | None) -> None:
+    info = SiteInfo(
+        site=Site("blocks.1.proj", "input", units, 2),
+        units=units or Units("features"), n_units=3, n_positions=5, cut=True,
+    )  # fmt: skip
+    assert SiteInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+
+
+def test_names_that_no_file_system_likes_are_quoted() -> None:
+    info = SiteInfo(
+        site=Site("a/b", "input", Units("heads", 2), 1),
+        units=Units("heads", 2), n_units=2, n_positions=1, cut=False,
+    )  # fmt: skip
+    assert info.folder == "sites/a%2Fb%3Ainput%231%40heads%282%29"
+
+
+def test_differences_are_told_entry_by_entry() -> None:
+    had = make_config({"a": {"b": 1, "c": (1, 2)}}, [_info("x"), _info("y")], 5, 2)
+    assert differences(had, had) == []
+    wants = make_config({"a": {"b": 2, "c": [1, 2]}}, [_info("y"), _info("x")], 5, 2)
+    assert differences(had, wants) == [
+        "a.b: had 1, wants 2",
+        'sites: had ["x", "y"], wants ["y", "x"]',
+    ]
+    assert config_hash(had) != config_hash(wants)

@@ -1,0 +1,203 @@
+"""Per-site statistics: known cases, undefined figures, and the published reference run."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from condec.attribution import ActGrad
+from condec.basis.errors import DataError
+from condec.network.sites import Site, Units
+from condec.store import statistics
+from condec.store.collection import collect
+from condec.store.statistics import compare_trends, layer_statistics
+from condec.store.store import Rows, SiteInfo, Store
+from condec.testing.models import small_mlp, small_resnet
+
+COLUMNS = [
+    "site", "units", "hoyer_contribution", "hoyer_activation", "dims95_contribution",
+    "dims95_activation", "participation_ratio_contribution", "participation_ratio_activation",
+    "sign_correlation", "completeness",
+]  # fmt: skip
+
+
+def make_store(path, contribution, activation, *, cut=True, valid=None):
+    """A store of one site "x" from arrays [sample, sign, unit]."""
+    n_samples, _, n_units = contribution.shape
+    info = SiteInfo(
+        site=Site("x"), units=Units("features"), n_units=n_units, n_positions=1, cut=cut
+    )
+    store = Store.create(
+        path, recipe={"made": "by hand"}, sites=[info], n_samples=n_samples, shard_size=n_samples
+    )
+    none = torch.full((n_samples,), -1)
+    store.write_shard(0, Rows(
+        ids=tuple(map(str, range(n_samples))), label=none, prediction=none,
+        target=torch.full((n_samples,), 2.0), target_baseline=torch.zeros(n_samples),
+        valid=torch.ones(n_samples, dtype=torch.bool) if valid is None else valid,
+        contribution={"x": contribution}, activation={"x": activation},
+    ))  # fmt: skip
+    return store
+
+
+def split(matrix):
+    return torch.stack((matrix.clamp(min=0), matrix.clamp(max=0)), 1)
+
+
+def only_row(store):
+    (row,) = layer_statistics(store).to_dict("records")
+    return row
+
+
+def test_known_case(tmp_path):
+    one_unit = torch.tensor([[4.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0]])
+    alike = torch.tensor([[1.0], [2.0], [3.0]]).expand(3, 4)
+    row = only_row(make_store(tmp_path / "s", split(one_unit), split(alike)))
+    assert row["units"] == 4
+    assert row["hoyer_contribution"] == pytest.approx(1.0, abs=1e-5)
+    assert row["hoyer_activation"] == pytest.approx(0.0, abs=1e-5)
+    assert row["participation_ratio_contribution"] == pytest.approx(1.0)
+    assert row["participation_ratio_activation"] == pytest.approx(4.0)
+    assert (row["dims95_contribution"], row["dims95_activation"]) == (2, 1)
+    assert row["completeness"] == pytest.approx(3.0 / 2.0)
+
+
+def test_parts_of_one_size_are_fully_correlated(tmp_path):
+    part = torch.rand(5, 6) + 0.1
+    row = only_row(make_store(tmp_path / "s", torch.stack((part, -2 * part), 1), split(part)))
+    assert row["sign_correlation"] == pytest.approx(1.0, abs=1e-5)
+    row = only_row(make_store(tmp_path / "t", torch.stack((part, part - 2), 1), split(part)))
+    assert row["sign_correlation"] == pytest.approx(-1.0, abs=1e-5)
+
+
+def test_rows_are_worked_on_in_blocks(tmp_path, monkeypatch):
+    contribution = torch.randn(11, 2, 6).abs() * torch.tensor([1.0, -1.0])[:, None]
+    store = make_store(tmp_path / "s", contribution, split(torch.randn(11, 6)))
+    whole = only_row(store)
+    monkeypatch.setattr(statistics, "_ROWS_AT_ONCE", 4)
+    assert only_row(store) == whole
+
+
+def test_undefined_figures_are_nan_and_skipped_by_the_median(tmp_path):
+    contribution = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    row = only_row(make_store(tmp_path / "s", split(contribution), split(contribution), cut=False))
+    assert row["participation_ratio_contribution"] == 1.0  # the zero sample has none
+    assert math.isnan(row["completeness"])
+    single = only_row(make_store(tmp_path / "t", torch.rand(3, 2, 1), torch.rand(3, 2, 1)))
+    assert math.isnan(single["hoyer_contribution"])
+    assert math.isnan(single["hoyer_activation"])
+
+
+def test_invalid_rows_do_not_count(tmp_path):
+    matrix = torch.rand(6, 4)
+    valid = torch.tensor([True, True, False, True, True, True])
+    spoilt = matrix.clone()
+    spoilt[2] = float("nan")
+    row = only_row(make_store(tmp_path / "s", split(spoilt), split(spoilt), valid=valid))
+    assert row == only_row(make_store(tmp_path / "t", split(matrix[valid]), split(matrix[valid])))
+
+
+def test_no_valid_sample(tmp_path):
+    nan = torch.full((2, 2, 3), float("nan"))
+    store = make_store(tmp_path / "s", nan, nan, valid=torch.zeros(2, dtype=torch.bool))
+    with pytest.raises(DataError, match="has no valid sample; collect contributions first"):
+        layer_statistics(store)
+
+
+def test_table_of_a_collected_store(tmp_path):
+    x = torch.randn(12, 1, 6, 6)
+    sites = ["stem", "block1", "block2"]
+    store = collect(small_resnet(), x, sites, out=tmp_path / "s", progress=False)
+    table = layer_statistics(store)
+    assert list(table.columns) == COLUMNS
+    assert table["site"].tolist() == sites
+    assert table["units"].tolist() == [4, 4, 4]
+    assert table.drop(columns="site").notna().all().all()
+    assert table["completeness"].iloc[-1] == pytest.approx(1.0, abs=0.05)
+    again = layer_statistics(Store.open(tmp_path / "s"))
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_no_completeness_without_a_baseline(tmp_path):
+    x = torch.randn(12, 5)
+    store = collect(small_mlp(), x, "1", method=ActGrad(), out=tmp_path / "s", progress=False)
+    assert layer_statistics(store)["completeness"].isna().all()
+
+
+@pytest.mark.needs_shared
+def test_reference_run_on_cifar10(shared_data, tmp_path):
+    """Figures that an independent implementation measured on 2,000 images."""
+    from condec.data import load_data
+    from condec.models import load_model
+    from condec.models.python import load_function
+
+    folder = shared_data / "cifar10"
+    loaded = load_model(
+        f"python:{folder / 'cifar_resnet.py'}:load_resnet",
+        weights=folder / "resnet20_cifar10.safetensors",
+    )
+    preprocess = load_function(f"{folder / 'cifar_resnet.py'}:preprocess")
+    data = load_data(f"npz:{folder / 'test_2000.npz'}", preprocess=preprocess)
+    reference = json.loads(
+        (shared_data.parent / "reference/cifar_resnet20_expected.json").read_text()
+    )
+    store = collect(loaded.model, data, "layer[1-3].*", out=tmp_path / "s", progress=False)
+    assert float((store.predictions == store.labels).double().mean()) == reference["accuracy"]
+    table = layer_statistics(store).set_index("site")
+    expected = pd.DataFrame(reference["rows"]).set_index("site")
+    assert table.index.tolist() == expected.index.tolist()
+    difference = (table[expected.columns] - expected).abs().max()
+    near = ["hoyer_contribution", "hoyer_activation", "sign_correlation"]
+    assert (difference[near] <= 0.002).all(), difference
+    assert (difference[["dims95_contribution", "dims95_activation"]] <= 1).all(), difference
+    assert table.loc["layer3.2", "completeness"] == pytest.approx(1.0, abs=5e-4)
+
+
+# --- trends -------------------------------------------------------------------------------
+
+
+def table(sites="abcd", **columns):
+    return pd.DataFrame({"site": list(sites), "units": 3, "completeness": 1.0, **columns})
+
+
+def test_trends_of_both_and_whether_they_are_shared():
+    real = table(
+        hoyer_contribution=[0.1, 0.2, 0.3, 0.4], dims95_contribution=[4, 3, 2, 1],
+        sign_correlation=[0.1, 0.2, 0.3, 0.4], hoyer_activation=[0.5, 0.5, 0.5, 0.5],
+    )  # fmt: skip
+    twin = table(
+        hoyer_contribution=[0.2, 0.3, 0.25, 0.9], dims95_contribution=[1, 2, 3, 4],
+        sign_correlation=[0.0, 0.1, 0.9, 0.0], hoyer_activation=[0.1, 0.2, 0.3, 0.4],
+    )  # fmt: skip
+    found = compare_trends(real, twin).set_index("statistic")
+    assert list(found.index) == [
+        "hoyer_contribution", "dims95_contribution", "sign_correlation", "hoyer_activation",
+    ]  # fmt: skip
+    assert found["trend"].tolist() == pytest.approx([1, -1, 1, 0])
+    # Ranks 1, 3, 2, 4; 1, 2, 3, 4; and 1.5, 3, 4, 1.5, by hand.
+    tied = 0.5 / math.sqrt(5 * 4.5)
+    assert found["twin_trend"].tolist() == pytest.approx([0.8, 1, tied, 1])
+    assert found["shared"].tolist() == [True, False, False, False]
+    assert found.loc["hoyer_contribution", ["above", "below", "sites"]].tolist() == [1, 3, 4]
+    assert found.loc["dims95_contribution", ["above", "below"]].tolist() == [2, 2]
+
+
+def test_trends_leave_out_what_is_not_defined():
+    real = table(hoyer_contribution=[0.1, math.nan, 0.3, 0.2], sign_correlation=[math.nan] * 4)
+    twin = table("dcba", hoyer_contribution=[1.0, 2.0, 3.0, 4.0], sign_correlation=[0.0] * 4)
+    found = compare_trends(real, twin).set_index("statistic")
+    assert found.loc["hoyer_contribution", "trend"] == pytest.approx(0.5)
+    assert found.loc["hoyer_contribution", "twin_trend"] == pytest.approx(-1)
+    assert found.loc["hoyer_contribution", "sites"] == 3
+    assert math.isnan(found.loc["sign_correlation", "trend"])
+    assert not found.loc["sign_correlation", "shared"]
+    few = compare_trends(real[:2], twin)
+    assert few["trend"].isna().all()
+    assert not few["shared"].any()
+
+
+def test_trends_of_other_sites():
+    with pytest.raises(DataError, match="no site is in both tables"):
+        compare_trends(table("ab"), table("cd"))

@@ -1,0 +1,740 @@
+"""The store gives back what was written, whatever happened while it was written."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from condec.basis.errors import DataError, OptionError, SiteError, StoreError
+from condec.basis.files import write_file
+from condec.network.sites import Site, Units
+from condec.store.store import Rows, SiteInfo, Store
+
+INFOS = (
+    SiteInfo(
+        site=Site("layer1.0"), units=Units("channels"), n_units=5, n_positions=16, cut=True
+    ),
+    SiteInfo(
+        site=Site("blocks.3.attn.proj", "input", Units("heads", 2), 0),
+        units=Units("heads", 2), n_units=2, n_positions=12, cut=False,
+    ),
+)  # fmt: skip
+RECIPE = {"model": "net 1a2b", "method": {"name": "ig", "steps": 10}, "target": {"k": 1}}
+IDS = ("café/ü.png", "", "日本 語", "🎉", "a\0b", " x\n", "0")
+
+
+def _rows(n: int, *, seed: int = 0, infos: Sequence[SiteInfo] = INFOS, **other: Any) -> Rows:
+    gen = torch.Generator().manual_seed(seed)
+
+    def units() -> dict[str, Tensor]:
+        drawn = {i.site.key: torch.randn(n, 2, i.n_units, generator=gen) for i in infos}
+        signs = torch.tensor([1.0, -1.0])[:, None]
+        return {key: signs * values.abs() for key, values in drawn.items()}
+
+    given: dict[str, Any] = {
+        "ids": tuple(f"{IDS[(3 * seed + i) % len(IDS)]}{seed}-{i}" for i in range(n)),
+        "label": torch.randint(-1, 9, (n,), generator=gen),
+        "prediction": torch.randint(0, 9, (n,), generator=gen),
+        "target": torch.randn(n, generator=gen),
+        "target_baseline": torch.randn(n, generator=gen),
+        "steps": torch.randint(-1, 99, (n,), generator=gen),
+        "valid": torch.ones(n, dtype=torch.bool),
+        "contribution": units(),
+        "activation": units(),
+    }
+    return Rows(**(given | other))
+
+
+def _create(path: Path, n_samples: int = 7, shard_size: int = 3, **other: Any) -> Store:
+    given: dict[str, Any] = {"recipe": RECIPE, "sites": INFOS} | other
+    return Store.create(path, n_samples=n_samples, shard_size=shard_size, **given)
+
+
+def _full(path: Path, n_samples: int = 7, shard_size: int = 3, **other: Any) -> Store:
+    store = _create(path, n_samples, shard_size, **other)
+    for index in store.missing():
+        store.write_shard(index, _rows(len(store.shard_rows(index)), seed=index))
+    return store
+
+
+def _bytes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, and every folder, below `folder`."""
+    return {
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        )
+        for path in folder.rglob("*")
+    }
+
+
+# --- what goes in comes out -------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 14), st.integers(1, 6), st.integers(0, 2**12 - 1),
+    st.integers(0, 2**31 - 1),
+)  # fmt: skip
+@settings(max_examples=12, deadline=None)
+def test_rows_come_back_valid_ones_only_whatever_the_sizes(
+    tmp_path_factory: pytest.TempPathFactory, n: int, shard: int, units: int, mask: int, seed: int
+) -> None:
+    info = SiteInfo(site=Site("a"), units=Units("features"), n_units=units, n_positions=1, cut=True)
+    valid = torch.tensor([bool(mask >> i & 1) for i in range(n)])
+    rows = _rows(n, seed=seed, infos=[info], valid=valid)
+    path = tmp_path_factory.mktemp("store") / "s.zarr"
+    store = _create(path, n, shard, sites=[info])
+    for index in store.missing():
+        span = store.shard_rows(index)
+        store.write_shard(index, _slice(rows, slice(span.start, span.stop)))
+    store = Store.open(path)
+    store.verify()
+    assert len(store) == int(valid.sum())
+    assert torch.equal(store.valid, valid)
+    assert store.sample_ids == tuple(i for i, v in zip(rows.ids, valid, strict=True) if v)
+    assert torch.equal(store.labels, rows.label[valid])
+    assert torch.equal(store.predictions, rows.prediction[valid])
+    assert torch.equal(store.target, rows.target[valid])
+    assert torch.equal(store.target_baseline, rows.target_baseline[valid])
+    assert rows.steps is not None
+    assert torch.equal(store.steps, rows.steps[valid])
+    for quantity in ("contribution", "activation"):
+        positive, negative = getattr(rows, quantity)["a"][valid].unbind(1)
+        for sign, wanted in (
+            ("positive", positive),
+            ("negative", negative),
+            ("sum", positive + negative),
+            ("concat", torch.cat([positive, negative], 1)),
+        ):
+            got = store.matrix("a", quantity=quantity, sign=sign)
+            assert got.dtype == torch.float32
+            assert got.is_contiguous()
+            assert torch.equal(got, wanted)
+
+
+def _slice(rows: Rows, part: slice) -> Rows:
+    def cut(value: Any) -> Any:
+        return {k: v[part] for k, v in value.items()} if isinstance(value, dict) else value[part]
+
+    return Rows(**{name: cut(value) for name, value in vars(rows).items()})
+
+
+def test_what_the_store_knows_of_itself(tmp_path: Path) -> None:
+    store = Store.open(_full(tmp_path / "s.zarr").path)
+    assert store.sites == tuple(info.site for info in INFOS)
+    assert store.info("layer1.0") == INFOS[0]
+    assert store.info(INFOS[1].site.key) == store.info(INFOS[1].site) == INFOS[1]
+    assert store.recipe == RECIPE
+    assert (store.n_samples, store.shard_size, store.n_shards) == (7, 3, 3)
+    assert [list(store.shard_rows(i)) for i in range(3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [(r.index, r.start, r.rows) for r in store.manifest] == [(0, 0, 3), (1, 3, 3), (2, 6, 1)]
+    assert {r.config_hash for r in store.manifest} == {store.config_hash}
+    assert repr(store).endswith("s.zarr': 7 samples, 2 sites, 3 of 3 shards)")
+    with pytest.raises(SiteError, match=r"'layer9' is not among the sites"):
+        store.info("layer9")
+
+
+def test_completeness_of_cut_sites(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    got = store.completeness()
+    assert list(got) == ["layer1.0"]
+    total = store.matrix("layer1.0", sign="sum").double().sum(1)
+    torch.testing.assert_close(
+        got["layer1.0"].double(), total / (store.target - store.target_baseline).double()
+    )
+
+
+def test_other_devices_types_and_gradients_are_taken_and_left_alone(tmp_path: Path) -> None:
+    store = _create(tmp_path / "s.zarr", 3)
+    valid = torch.tensor([True, False, True])
+    rows = _rows(3, valid=valid)
+    half = {key: value.bfloat16().requires_grad_() for key, value in rows.contribution.items()}
+    rows = Rows(**(vars(rows) | {"contribution": half, "target": rows.target.double()}))
+    before = {key: value.detach().clone() for key, value in half.items()}
+    activation = {key: value.clone() for key, value in rows.activation.items()}
+    store.write_shard(0, rows)
+    for key, value in rows.activation.items():
+        assert torch.equal(value, activation[key])
+    for key, value in half.items():
+        assert torch.equal(value.detach(), before[key])
+        signed = value.detach().float()[valid]
+        assert torch.equal(store.matrix(key), signed[:, 0])
+
+
+def test_the_mask_that_is_handed_out_is_a_copy(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    store.valid.zero_()
+    store.labels.zero_()
+    assert len(store) == 7
+    assert int(store.labels.abs().sum()) > 0
+
+
+def test_rows_left_out_and_rows_not_written_never_look_like_numbers(tmp_path: Path) -> None:
+    store = _create(tmp_path / "s.zarr")
+    zeros = {i.site.key: torch.zeros(3, 2, i.n_units) for i in INFOS}
+    store.write_shard(0, _rows(3, valid=torch.zeros(3, dtype=torch.bool), contribution=zeros))
+    group = zarr.open_group(store.path, mode="r")
+    for quantity in ("contribution", "activation"):
+        assert np.isnan(group[f"sites/layer1.0/{quantity}"][:]).all()
+    for name in ("target", "target_baseline"):
+        assert np.isnan(group[f"inputs/{name}"][:]).all()
+    assert (group["inputs/prediction"][:] == -1).all()
+    assert (group["inputs/label"][3:] == -1).all()
+    assert (group["inputs/id"][3:] == "").all()
+    assert not group["inputs/valid"][:].any()
+    store.write_shard(0, _rows(3, valid=torch.zeros(3, dtype=torch.bool)))
+    store.verify()
+
+
+# --- xarray -----------------------------------------------------------------------------
+
+
+def test_xarray_reads_all_of_it_without_a_warning(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    inputs = xarray.open_zarr(store.path, group="inputs")
+    assert tuple(str(name) for name in inputs["id"].values) == store.sample_ids
+    assert any("🎉" in name for name in store.sample_ids)
+    assert any("a\0b" in name for name in store.sample_ids)
+    assert inputs.sizes == {"sample": 7}
+    assert {str(name) for name in inputs} == {
+        "id", "label", "prediction", "target", "target_baseline", "steps", "valid",
+    }  # fmt: skip
+    folder = "sites/blocks.3.attn.proj%3Ainput%230%40heads%282%29"
+    for consolidated in (None, False):
+        site = xarray.open_zarr(store.path, group=folder, consolidated=consolidated)
+        assert site["contribution"].dims == ("sample", "sign", "unit")
+        got = torch.from_numpy(site["contribution"].values[:, 0])
+        assert torch.equal(got, store.matrix(INFOS[1].site))
+        assert xarray.open_zarr(store.path, consolidated=consolidated).sizes == {}
+
+
+def test_the_tree_holds_all_rows_and_a_site_the_valid_ones(tmp_path: Path) -> None:
+    store = _create(tmp_path / "s.zarr", 4, 4)
+    store.write_shard(0, _rows(4, valid=torch.tensor([True, True, False, True])))
+    tree = store.to_xarray()
+    assert tree["sites/layer1.0/activation"].shape == (4, 2, 5)
+    data = store.to_dataset("layer1.0")
+    assert data["contribution"].sel(sign="negative").shape == (3, 5)
+    assert tuple(str(name) for name in data["id"].values) == store.sample_ids
+    got = torch.from_numpy(data["activation"].sel(sign="positive").values)
+    assert torch.equal(got, store.matrix("layer1.0", quantity="activation"))
+
+
+# --- the same bytes, always -------------------------------------------------------------
+
+
+def test_two_stores_of_the_same_data_are_the_same_bytes(tmp_path: Path) -> None:
+    first = _full(tmp_path / "first.zarr")
+    second = _create(tmp_path / "second.zarr", recipe=dict(reversed(RECIPE.items())))
+    assert second.config_hash == first.config_hash
+    shutil.rmtree(second.path)
+    second = _create(tmp_path / "second.zarr")
+    for index in (2, 0, 1):  # in any order, and one of them twice
+        second.write_shard(index, _rows(len(second.shard_rows(index)), seed=9))
+    for index in (1, 0, 2):
+        second.write_shard(index, _rows(len(second.shard_rows(index)), seed=index))
+    assert _bytes(first.path) == _bytes(second.path)
+    third = _full(tmp_path / "third.zarr", recipe=RECIPE | {"target": {"k": 2}})
+    assert _bytes(third.path) != _bytes(first.path)
+
+
+_WORKER = """
+import json, os, signal, sys
+import torch, zarr, zarr.storage, zarr.codecs
+from condec.sites import Site, Units
+from condec.store import Rows, SiteInfo, Store
+
+torch.set_num_threads(1)
+INFOS = tuple(
+    SiteInfo(site=Site(name), units=Units("channels"), n_units=64, n_positions=4, cut=True)
+    for name in ("layer1", "layer2")
+)
+N, SHARD = 420, 64
+
+def rows(index, n):
+    gen = torch.Generator().manual_seed(index)
+    units = lambda: {i.site.key: torch.randn(n, 2, i.n_units, generator=gen) for i in INFOS}
+    return Rows(
+        ids=tuple(f"{index}-{k}" for k in range(n)), label=torch.arange(n),
+        prediction=torch.arange(n), target=torch.randn(n, generator=gen),
+        target_baseline=torch.zeros(n), valid=torch.ones(n, dtype=torch.bool),
+        contribution=units(), activation=units(),
+    )
+
+def work(path, shards, die_at):
+    calls, fsync = 0, os.fsync
+    def dying_fsync(handle):
+        nonlocal calls
+        calls += 1
+        if calls == die_at:
+            if not os.path.isdir(f"/proc/self/fd/{handle}"):
+                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(handle)
+    os.fsync = dying_fsync
+    store = Store.create(path, recipe={"r": 1}, sites=INFOS, n_samples=N, shard_size=SHARD)
+    for index in store.missing():
+        if shards is None or index in shards:
+            store.write_shard(index, rows(index, len(store.shard_rows(index))))
+    print(calls, file=sys.stderr, flush=True)
+
+for line in sys.stdin:  # fork, so that torch is imported once
+    order = json.loads(line)
+    if "wait" in order:
+        print(os.waitpid(order["wait"], 0)[1], flush=True)
+        continue
+    child = os.fork()
+    if child == 0:
+        try:
+            work(order["path"], order["shards"], order["die_at"])
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    print(child, flush=True)
+"""
+
+
+class _Workers:
+    """Processes that write the same store, started from one that has torch imported."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _WORKER], text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            )  # fmt: skip
+
+    def _ask(self, **order: Any) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, path: Path, shards: Sequence[int] | None = None, die_at: int = 0) -> int:
+        return self._ask(path=str(path), shards=shards, die_at=die_at)
+
+    def wait(self, child: int) -> int:
+        return os.waitstatus_to_exitcode(self._ask(wait=child))
+
+    def run(self, path: Path, die_at: int = 0) -> int:
+        return self.wait(self.start(path, die_at=die_at))
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Workers]:
+    workers = _Workers(tmp_path_factory.mktemp("workers") / "log")
+    yield workers
+    assert workers.process.stdin is not None
+    workers.process.stdin.close()
+    workers.process.wait(30)
+    assert workers.process.stdout is not None
+    workers.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workers: _Workers, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    path = tmp_path_factory.mktemp("undisturbed") / "s.zarr"
+    assert workers.run(path) == 0, workers.log.read_text()
+    Store.open(path).verify()
+    return _bytes(path.parent)
+
+
+def test_killed_at_random_moments_and_run_again(
+    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "s.zarr"
+    started = time.perf_counter()
+    assert workers.run(tmp_path / "timing" / "s.zarr") == 0
+    whole = time.perf_counter() - started
+    shutil.rmtree(tmp_path / "timing")
+    killed = 0
+    while killed < 5:
+        child = workers.start(path)
+        time.sleep(random.uniform(0.0, 0.4 * whole))
+        os.kill(child, signal.SIGKILL)
+        if workers.wait(child) == -signal.SIGKILL:
+            killed += 1
+        else:  # It was done before: begin anew.
+            assert _bytes(tmp_path) == undisturbed
+            shutil.rmtree(path)
+        if path.exists():
+            Store.open(path).verify()
+    assert workers.run(path) == 0, workers.log.read_text()
+    store = Store.open(path)
+    store.verify()
+    assert store.is_complete
+    assert _bytes(tmp_path) == undisturbed
+
+
+# The flushes to disk are counted, two a file (its content, its folder): 17 files and one
+# rename make the store, then come eleven arrays and the manifest record of every shard.
+@pytest.mark.parametrize(
+    ("die_at", "where"),
+    [
+        (1, ".new"), (6, ".new"), (33, ".new"), (35, ""),
+        (36, ".partial"), (37, ""), (46, ".partial"), (58, ".partial"), (59, ""), (82, ".partial"),
+    ],
+)  # fmt: skip
+def test_killed_with_half_a_file_written_and_run_again(
+    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path, die_at: int, where: str
+) -> None:
+    path = tmp_path / "s.zarr"
+    assert workers.run(path, die_at) == -signal.SIGKILL
+    left = {p.suffix for p in tmp_path.rglob("*")} & {".partial", ".new"}
+    assert where in left if where else not left
+    assert path.exists() == (where != ".new")
+    if path.exists():
+        store = Store.open(path)
+        store.verify()
+        with pytest.raises(StoreError, match="is incomplete"):
+            store.matrix("layer1")
+    assert workers.run(path) == 0, workers.log.read_text()
+    Store.open(path).verify()
+    assert _bytes(tmp_path) == undisturbed
+
+
+def test_two_processes_write_different_shards_at_once(
+    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "s.zarr"
+    children = [workers.start(path, shards) for shards in ([0, 2, 4, 6], [1, 3, 5])]
+    assert [workers.wait(child) for child in children] == [0, 0], workers.log.read_text()
+    Store.open(path).verify()
+    assert _bytes(tmp_path) == undisturbed
+
+
+def test_two_processes_that_write_the_same_shards_do_no_harm(
+    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "s.zarr"
+    children = [workers.start(path) for _ in range(2)]
+    # One may lose its unfinished file to the other, and then says so.
+    assert {workers.wait(child) for child in children} <= {0, 1}
+    assert workers.run(path) == 0, workers.log.read_text()
+    Store.open(path).verify()
+    assert _bytes(tmp_path) == undisturbed
+
+
+# --- damage -----------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_any_file_is_found(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    store.verify()
+    files = sorted(path for path in store.path.rglob("*") if path.is_file())
+    assert len(files) == 17 + 3 * (7 + 4) + 3  # metadata, shards of eleven arrays, records
+    draw = random.Random(0)
+    for path in files:
+        content = path.read_bytes()
+        for _ in range(3):
+            flipped = bytearray(content)
+            flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            path.write_bytes(bytes(flipped))
+            with pytest.raises(StoreError, match=r"damaged|not a store|schema"):
+                store.verify()
+        path.write_bytes(content)
+    store.verify()
+
+
+def test_verify_names_the_shard_the_array_and_both_checksums(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    path = store.path / "sites" / "layer1.0" / "contribution" / "c.1.0.0"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    expected, got = (hashlib.sha256(b).hexdigest() for b in (content, content[:-1]))
+    with pytest.raises(
+        StoreError,
+        match=rf"shard 1 is damaged: sites/layer1.0/contribution: expected SHA-256 {expected}, "
+        rf"got {got}\. Delete manifest/shard-00001\.json",
+    ):
+        store.verify()
+    path.unlink()
+    with pytest.raises(StoreError, match=r"shard 1 is damaged: .*contribution: .*No such file"):
+        store.verify()
+    (store.path / "manifest" / "shard-00001.json").unlink()
+    store = Store.open(store.path)
+    assert store.missing() == (1,)
+    store.write_shard(1, _rows(3, seed=1))
+    store.verify()
+    assert _bytes(store.path) == _bytes(_full(tmp_path / "other.zarr").path)
+
+
+def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _full(tmp_path / "s.zarr")
+    before, ids = store.labels, store.sample_ids
+    calls = iter(range(100))
+
+    def fails_in_the_middle(path: Path, content: bytes) -> None:
+        if next(calls) == 4:
+            raise PermissionError(13, "Permission denied", str(path))
+        write_file(path, content)
+
+    monkeypatch.setattr("condec.store.store.write_file", fails_in_the_middle)
+    with pytest.raises(StoreError, match=r"shard 0: cannot write .*denied.* 2 of 3 shards .* mend"):
+        store.write_shard(0, _rows(3, seed=7))
+    assert store.missing() == Store.open(store.path).missing() == (0,)
+    monkeypatch.undo()
+    store.write_shard(0, _rows(3, seed=7))
+    store.verify()
+    assert store.labels[:3].tolist() == _rows(3, seed=7).label.tolist() != before[:3].tolist()
+    assert store.sample_ids[:3] == _rows(3, seed=7).ids != ids[:3]
+
+
+def test_a_record_that_is_not_of_this_store_does_not_pass(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    path = store.path / "manifest" / "shard-00001.json"
+    good = json.loads(path.read_text())
+    for change, message in (
+        ({"rows": 2}, "rows in shard-00001.json: expected 3, got 2"),
+        ({"config_hash": "0"}, f"config_hash in .*: expected {store.config_hash}, got 0"),
+        ({"checksum": "0"}, "checksum in shard-00001.json: expected [0-9a-f]{64}, got 0"),
+        ({"index": 0}, "index in .*: expected 1, got 0"),
+        ({"extra": 0}, "shard-00001.json: expected a manifest record, got TypeError"),
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(StoreError, match=f"shard 1 is damaged: {message}"):
+            store.verify()
+    path.write_text("{")
+    with pytest.raises(StoreError, match=r"shard 1 is damaged: .*\.json: expected a manif"):
+        _ = store.manifest
+
+
+# --- disk full --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+_WIDE = (
+    SiteInfo(site=Site("a"), units=Units("features"), n_units=400, n_positions=1, cut=True),
+)  # fmt: skip
+
+
+def _fill(path: Path) -> Store:
+    store = _create(path, 300, 50, sites=_WIDE)
+    for index in store.missing():
+        store.write_shard(index, _rows(50, seed=index, infos=_WIDE))
+    return store
+
+
+def test_a_full_disk_leaves_what_counts_and_the_same_call_goes_on(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    path = small_disk / "s.zarr"
+    with pytest.raises(
+        StoreError,
+        match=r"s\.zarr: shard 3: the disk is full .*No space left.* 3 of 6 shards are complete "
+        r"and count\. To go on, make room and run the same command again",
+    ):
+        _fill(path)
+    store = Store.open(path)
+    store.verify()
+    assert store.missing() == (3, 4, 5)
+    assert not list(path.rglob("*.partial"))
+    with pytest.raises(StoreError, match="shard 3: the disk is full"):
+        _fill(path)
+    grow = ["mount", "-o", "remount,size=8m", str(small_disk)]
+    subprocess.run(grow, check=True, capture_output=True)
+    _fill(path).verify()
+    assert _bytes(small_disk) == _bytes(_fill(tmp_path / "other" / "s.zarr").path.parent)
+
+
+def test_a_file_that_may_not_grow_counts_as_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    store = _create(path, 300, 50, sites=_WIDE)
+    store.write_shard(0, _rows(50, seed=0, infos=_WIDE))
+    before = _bytes(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(StoreError, match=r"shard 1: the disk is full .* 1 of 6 shards"):
+            store.write_shard(1, _rows(50, seed=1, infos=_WIDE))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.missing() == (1, 2, 3, 4, 5)
+    assert {name: _bytes(path)[name] for name in before} == before
+    assert not list(path.rglob("*.partial"))
+    _fill(path).verify()
+
+
+def test_no_store_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"s\.zarr: cannot write .*To go on, mend that and run"):
+        _create(tmp_path / "file" / "s.zarr")
+    with pytest.raises(StoreError, match="there is no store; expected a folder"):
+        _create(tmp_path / "file")
+
+
+# --- what is refused --------------------------------------------------------------------
+
+
+def test_another_recipe_is_refused_with_every_difference(tmp_path: Path) -> None:
+    _full(tmp_path / "s.zarr")
+    before = _bytes(tmp_path)
+    other = {"model": "net 1a2b", "method": {"name": "ig", "steps": 5, "baseline": None}}
+    with pytest.raises(StoreError) as caught:
+        _create(tmp_path / "s.zarr", shard_size=4, recipe=other, sites=INFOS[:1])
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("s.zarr was made by another recipe:")
+    key = INFOS[1].site.key
+    for line in (
+        "  method.baseline: had nothing, wants null",
+        "  method.steps: had 10, wants 5",
+        "  shard_size: had 3, wants 4",
+        f'  sites: had ["layer1.0", "{key}"], wants ["layer1.0"]',
+        "  target.k: had 1, wants nothing",
+        f"  site.{key}.n_units: had 2, wants nothing",
+    ):
+        assert line in lines
+    assert not any(line.strip().startswith(("model", "n_samples")) for line in lines)
+    assert lines[-1] == "Choose another path, or remove that store first."
+    assert _bytes(tmp_path) == before
+
+
+def test_the_same_recipe_goes_on(tmp_path: Path) -> None:
+    store = _create(tmp_path / "s.zarr")
+    store.write_shard(1, _rows(3, seed=1))
+    again = _create(tmp_path / "s.zarr", recipe={**RECIPE, "method": {"steps": 10, "name": "ig"}})
+    assert again.missing() == (0, 2)
+    assert not again.is_complete
+    assert [record.index for record in again.manifest] == [1]
+
+
+def test_an_incomplete_store_opens_and_says_what_is_missing(tmp_path: Path) -> None:
+    _create(tmp_path / "s.zarr", 30).write_shard(4, _rows(3))
+    store = Store.open(tmp_path / "s.zarr")
+    assert repr(store).endswith("1 of 10 shards)")
+    for use in (
+        lambda: store.matrix("layer1.0"),
+        lambda: store.labels,
+        lambda: store.sample_ids,
+        lambda: len(store),
+        store.completeness,
+        store.to_xarray,
+    ):
+        with pytest.raises(
+            StoreError,
+            match=r"s\.zarr is incomplete: 9 of 10 shards are missing \(0, 1, 2, 3, 5, 6, 7, 8, "
+            r"\.\.\.\)\. Run the command that made it again",
+        ):
+            use()
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="none: there is no store; expected a folder that"):
+        Store.open(tmp_path / "none")
+    zarr.create_group(tmp_path / "foreign.zarr")
+    for use in (Store.open, _create):
+        with pytest.raises(StoreError, match=r"foreign\.zarr is not a store of condec: .*Give the"):
+            use(tmp_path / "foreign.zarr")
+    store = _full(tmp_path / "s.zarr")
+    root = json.loads((store.path / "zarr.json").read_text())
+    root["attributes"]["condec"]["schema"] = 99
+    (store.path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(StoreError, match=r"is written in schema 99; this version .* schema 2"):
+        Store.open(store.path)
+    root["attributes"]["condec"] |= {"schema": 2, "shard_size": 4}
+    (store.path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(StoreError, match=r"metadata are damaged: zarr\.json: expected a configura"):
+        Store.open(store.path)
+
+
+def test_an_empty_folder_will_do_and_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / ".s.zarr.new" / "inputs").mkdir(parents=True)
+    (tmp_path / ".s.zarr.new" / "zarr.json").write_text("{")
+    _create(tmp_path / "s.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    nameless = SiteInfo(site=Site(""), units=Units("features"), n_units=1, n_positions=1, cut=True)
+    for other, message in (
+        ({"n_samples": 0}, "n_samples must be at least 1; got 0"),
+        ({"shard_size": 0}, "shard_size must be at least 1; got 0"),
+        ({"sites": ()}, r"one site or more, each once and with a name; got \[\]"),
+        ({"sites": INFOS[:1] * 2}, r"got \['layer1.0', 'layer1.0'\]"),
+        ({"sites": (nameless,)}, r"got \[''\]"),
+        ({"recipe": {"x": float("nan")}}, "recipe must be of the kind JSON can hold"),
+        ({"recipe": {"x": torch.ones(1)}}, "recipe must be of the kind JSON can hold"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            _create(path, **other)
+    assert not path.exists()
+    store = _full(path)
+    with pytest.raises(OptionError, match=r"shard 3 is not one of 0 \.\.\. 2"):
+        store.write_shard(3, _rows(1))
+
+
+def test_matrix_options_are_checked(tmp_path: Path, unchecked: None) -> None:
+    store = _full(tmp_path / "s.zarr")
+    with pytest.raises(OptionError, match=r"sign must be one of positive, .*; got 'both'"):
+        store.matrix("layer1.0", sign="both")
+    with pytest.raises(OptionError, match=r"quantity must be one of contribution, .*'gradient'"):
+        store.matrix("layer1.0", quantity="gradient")
+
+
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(
+    tmp_path: Path, unchecked: None
+) -> None:
+    store = _create(tmp_path / "s.zarr")
+    before = _bytes(store.path)
+    good = _rows(3)
+    key = INFOS[0].site.key
+    narrow = {**good.contribution, key: torch.ones(3, 2, 4)}
+    for rows, message in (
+        (_rows(2), "shard 0: expected 3 samples, got (2,)"),
+        (_rows(3, contribution=narrow), f"contribution of {key}: expected shape (3, 2, 5), got"),
+        (_rows(3, activation={key: good.activation[key]}), "activation: expected the sites ["),
+        (_rows(3, label=torch.ones(2)), "label: expected shape (3,), got (2,)"),
+        (_rows(3, ids=("a", "b")), "expected 3 ids, got 2"),
+        (_rows(3, ids=("a", "b", 7)), "ids must be strings that can be written as UTF-8; got 7"),
+        (_rows(3, ids=("a", "b", "\udcff")), r"written as UTF-8; got '\udcff'"),
+    ):
+        with pytest.raises(DataError) as caught:
+            store.write_shard(0, rows)
+        assert message in str(caught.value)
+    assert _bytes(store.path) == before
+
+
+def test_importing_the_store_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, condec.store.store\n"
+        "print({'zarr', 'xarray', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
