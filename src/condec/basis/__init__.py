@@ -1,6 +1,7 @@
 """What every room may use, and what itself uses no room.
 
-`errors`, `shapes` (words for axes), `options` (frozen records with a plain form), `files`
-(whole or not at all), `read_ahead` (threads), `registry` (parts that other packages bring) and
-`metrics` (numbers from tensors). Nothing here knows of models, stores or dictionaries.
+`errors`, `shapes` (words for axes), `options` (frozen records with a plain form), `records` (that
+print in one line), `files` (whole or not at all), `read_ahead` (threads), `registry` (parts that
+other packages bring) and `metrics` (numbers from tensors). Nothing here knows of models, stores
+or dictionaries.
 """

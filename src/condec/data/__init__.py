@@ -1,8 +1,15 @@
 """Inputs with stable names: arrays, files of arrays, folders of images, torch data sets.
 
 >>> inputs = load_data("digits")
->>> len(inputs), inputs.sample_shape, inputs.ids[:2]
-(897, (1, 8, 8), ('10', '11'))
+>>> inputs
+Inputs
+  name         'digits'
+  ids          (897 str)
+  labels       Tensor[897] int64
+  label_names  (10 str)
+  preprocess   scale_pixels()
+>>> inputs.sample_shape
+(1, 8, 8)
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from condec.basis.errors import DataError
+from condec.basis.records import short_repr
 from condec.basis.shapes import Labels
 
 UNLABELLED: Final = -1
@@ -36,6 +37,7 @@ def scale_pixels(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Inputs(Dataset[tuple[Tensor, int]]):
     """Samples to analyse; itself a torch data set of (input, label) pairs.
@@ -69,12 +71,12 @@ class Inputs(Dataset[tuple[Tensor, int]]):
 
     name: str
     ids: tuple[str, ...]
-    read: Callable[[int], Tensor]
+    read: Callable[[int], Tensor] = field(repr=False)
     labels: Labels | None = None
     label_names: tuple[str, ...] | None = None
     preprocess: Preprocess = scale_pixels
     shape: tuple[int, ...] | None = None
-    stored: Stored | None = None
+    stored: Stored | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:

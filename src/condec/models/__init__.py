@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from condec.basis import registry
 from condec.basis.errors import OptionError
+from condec.basis.records import short_repr
 from condec.models.attention import expose_attention
 from condec.models.language import LanguageModel
 
@@ -32,6 +33,7 @@ FAMILIES: Final = (
 """Families of models here; others come from `condec.basis.registry`: ``condec.models``."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A model in evaluation mode and what is known about its inputs and outputs.

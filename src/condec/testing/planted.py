@@ -1,8 +1,12 @@
 """Data from known modes: sparse, not negative, some of them rare, some in pairs that go together.
 
->>> data = Planted.small()
->>> data.matrix.shape, data.atoms.shape
-(torch.Size([600, 24]), torch.Size([8, 24]))
+>>> Planted.small()
+Planted
+  matrix    Tensor[600, 24] float32
+  atoms     Tensor[8, 24] float32
+  loadings  Tensor[600, 8] float32
+  rare      Tensor[8] bool
+  partner   Tensor[8] int64
 """
 
 import math
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError
+from condec.basis.records import short_repr
 from condec.basis.shapes import Atoms, Loadings, UnitMatrix
 
 _RARE: Final = 0.2
@@ -23,6 +28,7 @@ _SUPPORT: Final = 0.06
 """Share of the units that an atom has."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Planted:
     """What was planted, and the rows that came of it.
