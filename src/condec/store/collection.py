@@ -4,26 +4,19 @@ Each batch is reduced on the device before anything is copied, and each shard is
 whole, so that a killed run goes on at the first missing shard.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import nn
 
 from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silence
 from condec.attribution.targets import TargetLike
 from condec.basis.errors import OptionError, StoreError
+from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead, behind
 from condec.data import as_inputs
 from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch, join_rows
@@ -127,17 +120,12 @@ def collect(
     missing = store.missing()
     if not missing:
         return store
-    console = Console(stderr=True, quiet=not progress)
     if progress:
-        console.print(str(plan.estimate(size, len(missing) * shard_size)))
-    columns = (
-        TextColumn("contributions"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not progress) as bar:
-        done = len(plan.inputs) - sum(len(store.shard_rows(index)) for index in missing)
-        task = bar.add_task("", total=len(plan.inputs), completed=done)
-        _run_shards(plan, store, missing, size, devices, lambda n: bar.advance(task, n))
+        sys.stderr.write(f"{plan.estimate(size, len(missing) * shard_size)}\n")
+    total = len(plan.inputs)
+    done = total - sum(len(store.shard_rows(index)) for index in missing)
+    with progress_bar("contributions", total, done=done, unit="samples", shown=progress) as move:
+        _run_shards(plan, store, missing, size, devices, lambda n: move(advance=n))
     return Store.open(out)
 
 
