@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import condec.report
 from condec import cli
+from condec.attribution import method_text
 from condec.run import LINKS, config
 from condec.store.store import Store
 
@@ -111,7 +112,7 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     assert store.recipe["method"] == {"name": "ActGrad"}
     plan = config.read(source / "run")
     assert plan.sites == ("block1", "stem")
-    assert (config.method_text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
+    assert (method_text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
     assert (plan.collect.batch_size, plan.collect.precision) == ("auto", "bfloat16")
     assert plan.collect.devices == ("cpu", "cpu")
     assert condec_command("stats", source / "run", "-q").exit_code == 0

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from condec.attribution import parse_method
+from condec.attribution.targets import parse_target
 from condec.basis.errors import CondecError, OptionError
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
@@ -132,9 +134,9 @@ def collect(
         plan = config.read(place)
         changes: dict[str, Any] = {}
         if method is not None:
-            changes["method"] = config.parse_method(method)
+            changes["method"] = parse_method(method)
         if target is not None:
-            changes["target"] = config.parse_target(target)
+            changes["target"] = parse_target(target)
         if batch_size is not None:
             changes["batch_size"] = config.parse_batch_size(batch_size)
         if precision is not None:

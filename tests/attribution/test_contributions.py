@@ -15,7 +15,6 @@ from condec.attribution import (
     IntegratedGradients,
     Method,
     Zeros,
-    baseline_from_dict,
     engine,
     method_from_dict,
     path,
@@ -246,7 +245,11 @@ def test_methods_round_trip(method: Method) -> None:
         (lambda m, x: IntegratedGradients(steps=0), OptionError, "at least 1, or .*got 0"),
         (lambda m, x: method_from_dict({"name": "IG"}), OptionError, "expected one of Integrated"),
         (lambda m, x: method_from_dict({"name": "ActGrad", "k": 1}), OptionError, "method ActGrad"),
-        (lambda m, x: baseline_from_dict({"name": "Blur"}), OptionError, "baseline Blur: .*sigma"),
+        (
+            lambda m, x: method_from_dict({"name": "ActGrad", "baseline": {"name": "Blur"}}),
+            OptionError,
+            "baseline Blur: .*sigma",
+        ),
     ],
 )
 def test_bad_requests_are_explained(call, error, message) -> None:  # type: ignore[no-untyped-def]

@@ -1,6 +1,5 @@
 """Methods beside integrated gradients: contracts, theorems, limits that are said."""
 
-import builtins
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from condec.attribution import (
     Activation,
     ActNormGrad,
     Blur,
-    DeepLift,
     GradCAM,
     Gradient,
     InputGrad,
@@ -26,13 +24,13 @@ from condec.attribution import (
     method_from_dict,
     unit_effects,
 )
-from condec.attribution.contributions import Contributions, contribute
+from condec.attribution.contributions import contribute
 from condec.attribution.reduce import spread_units, unit_numbers
 from condec.attribution.targets import Entropy, Label, Logit, Predicted, TopK
-from condec.basis.errors import DataError, DependencyError, ModelError, OptionError, SiteError
+from condec.basis.errors import DataError, OptionError, SiteError
 from condec.data import as_inputs
-from condec.network.sites import Site, Units
-from condec.testing.contracts import AttributionContract, _images, count_hooks
+from condec.network.sites import Units
+from condec.testing.contracts import AttributionContract
 from condec.testing.models import small_mlp, small_resnet
 
 
@@ -85,23 +83,6 @@ class TestUnitAblationOfGivenMeans(AttributionContract):
 class TestUnitAblationOfTheBaseline(AttributionContract):
     def make_method(self) -> Method:
         return UnitAblation(replacement="baseline", baseline=Blur(1.0))
-
-
-class TestDeepLift(AttributionContract):
-    def make_method(self) -> Method:
-        pytest.importorskip("captum")
-        return DeepLift()
-
-    def test_nothing_is_changed_or_left_behind(self) -> None:
-        """As in the contract, on the model out of place: in place is refused."""
-        model, images = small_resnet(), _images()
-        before = {name: set(vars(m)) for name, m in model.named_modules()}
-        self.contribute(model, images)
-        assert count_hooks(model) == 0
-        assert torch.equal(images, _images())
-        assert not images.requires_grad
-        assert all(p.requires_grad and p.grad is None for p in model.parameters())
-        assert {name: set(vars(m)) for name, m in model.named_modules()} == before
 
 
 def part(method: Method, model: nn.Module, images: Tensor, site: str = "block1", **o: Any) -> Any:
@@ -173,9 +154,6 @@ def test_methods_inside_are_fitted() -> None:
     assert method.inner.baseline.values.tolist() == [7.5, 8.5, 9.5, 10.5, 11.5]
     ablation = UnitAblation(baseline=Mean()).fit(data)
     assert ablation.baseline.values.tolist() == method.inner.baseline.values.tolist()
-    lifted = DeepLift(baseline=Samples(n_samples=2)).fit(data)
-    assert lifted.baseline.values.shape == (2, 5)
-    assert lifted.n_passes == 6
 
 
 def test_input_grad_refuses_hidden_sites() -> None:
@@ -192,7 +170,6 @@ def test_input_grad_refuses_hidden_sites() -> None:
         SmoothGrad(inner=SmoothGrad(inner=GradCAM()), noise=0.2),
         SmoothGrad(inner=IntegratedGradients(steps="auto")),
         InputGrad(),
-        DeepLift(),
         UnitAblation(replacement="resample", seed=3),
     ],
 )
@@ -264,10 +241,9 @@ def test_integrated_gradients_are_the_change_from_the_baseline_where_the_network
 ):
     model, x = linear_above().double(), torch.randn(4, 5, dtype=torch.float64)
     ablation = UnitAblation(replacement="baseline")
-    for method in (IntegratedGradients(steps=2), DeepLift()):
-        a = part(method, model, x, "1", target=Predicted()).contribution
-        b = part(ablation, model, x, "1", target=Predicted()).contribution
-        assert torch.allclose(a, b, atol=1e-9)
+    a = part(IntegratedGradients(steps=2), model, x, "1", target=Predicted()).contribution
+    b = part(ablation, model, x, "1", target=Predicted()).contribution
+    assert torch.allclose(a, b, atol=1e-9)
 
 
 def test_sites_come_in_execution_order_and_positions_share_evenly() -> None:
@@ -320,110 +296,3 @@ def test_bad_requests_are_explained(make, error, message) -> None:  # type: igno
 def effects(method: UnitAblation, n_samples: int = 3, **options: Any) -> Tensor:
     images = torch.randn(n_samples, 1, 5, 5)
     return unit_effects(small_resnet(), images, "block1", TopK(), method=method, **options)
-
-
-# --- DeepLIFT -----------------------------------------------------------------------------
-
-
-class Blocks(nn.Module):
-    """A residual network whose nonlinear modules are called once, or one of them twice."""
-
-    def __init__(self, *, reuse: bool = False, function: bool = False) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.first = nn.ReLU()
-        self.second = self.first if reuse else nn.ReLU()
-        self.function = function
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        h = self.first(self.a(x))
-        after = torch.relu(self.b(h)) if self.function else self.second(self.b(h))
-        return {"logits": self.c(h + after)}
-
-
-def lift(model: nn.Module, site: str, **options: Any) -> Contributions:
-    pytest.importorskip("captum")
-    options = {"target": Predicted(), "method": DeepLift()} | options
-    return contribute(model.eval(), torch.randn(4, 4), site, **options)
-
-
-def test_deep_lift_is_complete_at_cuts_and_for_every_target_it_takes() -> None:
-    for target in (Predicted(), Logit(2), TopK(), Label()):
-        batch = lift(Blocks(), "first", target=target, labels=torch.tensor([0, 1, 2, 1]))
-        change = batch.target - batch.target_baseline
-        assert torch.allclose(batch["first"].contribution.sum(1), change, atol=1e-5), target
-
-
-def test_deep_lift_passes_functions_by_with_the_plain_gradient() -> None:
-    """The limit that its page names: no completeness through torch.relu."""
-    batch = lift(Blocks(function=True), "first")
-    change = batch.target - batch.target_baseline
-    assert not torch.allclose(batch["first"].contribution.sum(1), change, atol=1e-3)
-
-
-def test_deep_lift_averages_over_baselines_and_takes_inputs_of_modules() -> None:
-    model, values = Blocks(), torch.randn(2, 4)
-    torch.manual_seed(5)
-    both = lift(model, "c:input", method=DeepLift(Samples(n_samples=2, values=values)))
-    singles = []
-    for i in range(2):
-        torch.manual_seed(5)
-        one = Samples(n_samples=1, values=values[i : i + 1])
-        singles.append(lift(model, "c:input", method=DeepLift(one)))
-    mean = (singles[0].by_site[0].contribution + singles[1].by_site[0].contribution) / 2
-    assert torch.allclose(both.by_site[0].contribution, mean, atol=1e-6)
-    change = both.target - both.target_baseline
-    assert torch.allclose(both.by_site[0].contribution.sum(1), change, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: lift(Blocks(reuse=True), "b"), ModelError, "first are called more than once"),
-        (lambda: lift(Blocks(), "b", target=Entropy()), OptionError, "one logit of each sample"),
-        (lambda: lift(Blocks(), "b", target=TopK(k=2)), OptionError, r"got TopK\(k=2"),
-        (
-            lambda: lift(Blocks(), "b", target=Predicted(probability=True)),
-            OptionError,
-            "without probability",
-        ),
-        (
-            lambda: contribute(
-                small_resnet(inplace=True), torch.randn(1, 1, 5, 5), "block1", method=DeepLift()
-            ),
-            ModelError,
-            "DeepLift: relu, block1.relu, block1.out work in place",
-        ),
-    ],
-)
-def test_limits_of_deep_lift_are_said(make, error, message) -> None:  # type: ignore[no-untyped-def]
-    pytest.importorskip("captum")
-    with pytest.raises(error, match=message):
-        make()
-
-
-def test_deep_lift_says_that_captum_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builtins.__import__
-
-    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("captum"):
-            raise ImportError(name)
-        return plain(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(DependencyError, match="DeepLift needs captum, which is not installed"):
-        contribute(small_mlp(), torch.randn(2, 5), Site("1"), method=DeepLift())
-
-
-def test_smoothgrad_of_deeplift_sees_the_target_through() -> None:
-    pytest.importorskip("captum")
-    model = torch.nn.Sequential(
-        torch.nn.Linear(5, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)
-    ).eval()
-    x = torch.randn(4, 5)
-    method = SmoothGrad(inner=DeepLift(), n_samples=2, noise=1e-6)
-    smooth = contribute(model, x, "0", method=method, target=Predicted())
-    plain = contribute(model, x, "0", method=DeepLift(), target=Predicted())
-    torch.testing.assert_close(
-        smooth["0"].contribution, plain["0"].contribution, atol=1e-4, rtol=1e-3
-    )

@@ -10,7 +10,6 @@ from condec.attribution import (
     Activation,
     ActNormGrad,
     Constant,
-    DeepLift,
     GradCAM,
     Gradient,
     InputGrad,
@@ -22,7 +21,7 @@ from condec.attribution import (
 from condec.attribution.contributions import contribute
 from condec.attribution.targets import Logit, Predicted
 from condec.network.sites import Site, Units
-from condec.testing.models import small_mlp, small_resnet
+from condec.testing.models import small_resnet
 
 
 def block(b: nn.Module, x: Tensor) -> Tensor:
@@ -218,24 +217,3 @@ def test_unit_ablation_replaces_whole_units_of_other_layouts(units: Units) -> No
             model.b(torch.tanh(value)).square().sum(1)[:, 0].detach() for value in (h, changed)
         ]
         assert torch.allclose(effects[:, u], expected[0] - expected[1], atol=1e-12)
-
-
-def test_deep_lift_equals_the_rescale_rule_by_hand() -> None:
-    """Linear-tanh-linear-tanh-linear: weights back, times the difference quotients of tanh."""
-    pytest.importorskip("captum")
-    model, x = small_mlp().double(), torch.randn(3, 5, dtype=torch.float64)
-    batch = contribute(model, x, "1, 0", method=DeepLift(), target=Logit(2))
-    model.requires_grad_(False)
-    for i in range(3):
-        a, a0 = model[0](x[i]), model[0](torch.zeros(5, dtype=torch.float64))
-        b, b0 = model[2](a.tanh()), model[2](a0.tanh())
-        second = [
-            float(model[4].weight[2, k] * (b[k].tanh() - b0[k].tanh()) / (b[k] - b0[k]))
-            for k in range(6)
-        ]
-        for j in range(6):
-            upon = sum(float(model[2].weight[k, j]) * second[k] for k in range(6))
-            expected = float(a[j].tanh() - a0[j].tanh()) * upon
-            assert float(batch["1"].contribution[i, j]) == pytest.approx(expected, abs=1e-9)
-            # At the linear layer below, the quotient of tanh cancels: the same number.
-            assert float(batch["0"].contribution[i, j]) == pytest.approx(expected, abs=1e-9)

@@ -780,7 +780,6 @@ def test_controls_of_another_store_or_half_made_are_passed_over(tmp_path):
         (lambda: attribution.IntegratedGradients(rule="gauss", path="layer"), "Gauss-Legendre, al"),
         (lambda: attribution.IntegratedGradients(baseline=attribution.Noise()), "4 draws of noise"),
         (lambda: attribution.UnitAblation(replacement="mean"), "every unit, replaced by mean"),
-        (attribution.DeepLift, "DeepLIFT from zeros"),
         (attribution.GradCAM, "activation times the mean gradient of its unit"),
     ],
 )

@@ -4,25 +4,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from condec.attribution import ActGrad, IntegratedGradients
+from condec.attribution import ActGrad, IntegratedGradients, parse_method
 from condec.attribution.targets import (
-    Contrast,
-    Custom,
-    Entropy,
     Label,
     Logit,
-    Margin,
-    Predicted,
-    Sum,
-    Surprisal,
-    Target,
     TopK,
 )
-from condec.attribution.text import method_from_text
 from condec.basis.errors import OptionError
 from condec.dictionary import NMF, PCA, KMeans, MatryoshkaSAE, ThresholdSAE, TrainConfig
 from condec.run import config
@@ -183,81 +171,14 @@ def test_the_same_plan_is_written_with_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["ig", "ig:25", "actgrad", "ig:auto:layer@blur:2", "gradcam"])
 def test_methods_are_those_of_their_own_texts(text: str) -> None:
     plan = config.from_dict({"sites": "x", "collect": {"method": text}})
-    assert plan.collect.method == method_from_text(text)
+    assert plan.collect.method == parse_method(text)
     again = config.from_dict(config.to_dict(plan))
     assert again.collect.method == plan.collect.method
 
 
-targets = st.one_of(
-    st.builds(TopK, k=st.integers(1, 1000), probability=st.booleans()),
-    st.builds(Label, probability=st.booleans()),
-    st.builds(Predicted, probability=st.booleans()),
-    st.builds(Contrast, frozen=st.booleans(), probability=st.booleans()),
-    st.builds(Margin, against=st.sampled_from(["mean", "largest"]), probability=st.booleans()),
-    # Made here and not by hypothesis: checks of the items of a tuple draw random numbers.
-    st.sampled_from(
-        [
-            Entropy(),
-            Margin(against="logsumexp"),
-            Sum(),
-            Sum((3,)),
-            Sum((9, 0), probability=True),
-            Logit(0),
-            Logit(21_000, probability=True),
-            Logit((-1, 5)),
-            Logit((2, -3, 0), probability=True),
-        ]
-    ),
-)
-
-
-@settings(max_examples=50, deadline=None)
-@given(targets)
-def test_every_target_has_a_text(target: Target) -> None:
-    assert config.parse_target(config.target_text(target)) == target
-
-
 def test_methods_that_do_not_exist() -> None:
-    with pytest.raises(OptionError, match="method 'ig:ten': expected 'ig:STEPS' or 'ig:auto'"):
+    with pytest.raises(OptionError, match=r"method 'ig:ten': expected ig\[:STEPS"):
         config.from_dict({"sites": "x", "collect": {"method": "ig:ten"}})
-
-
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [
-        ("margin", Margin(against="mean")),
-        ("margin:logsumexp", Margin(against="logsumexp")),
-        ("contrast:frozen:softmax", Contrast(frozen=True, probability=True)),
-        ("entropy", Entropy()),
-        ("surprisal", Surprisal()),
-        ("surprisal:0.25", Surprisal(shrinkage=0.25)),
-        ("surprisal:1e-05", Surprisal(shrinkage=1e-5)),
-        ("sum:3,5", Sum((3, 5))),
-        ("logit:-1,262", Logit((-1, 262))),
-    ],
-)
-def test_texts_of_targets(text: str, target: Target) -> None:
-    assert config.parse_target(text) == target
-    assert config.parse_target(config.target_text(target)) == target
-
-
-def test_targets_without_a_text() -> None:
-    fitted = Surprisal(torch.zeros(2), torch.eye(2))
-    some = Surprisal(indices=(0, 2))
-    for target in (fitted, some, Custom(lambda output: output[:, 0])):
-        with pytest.raises(OptionError, match=r"no text, so a run\.toml cannot hold it"):
-            config.target_text(target)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob", "entropy:softmax", "sum:",
-     "margin:logsumexp:softmax", "margin:best", "sum:softmax",
-     "surprisal:", "surprisal:x", "custom", "logit:1,-2", "contrast:softmax:x"],
-)  # fmt: skip
-def test_targets_that_do_not_exist(text: str) -> None:
-    with pytest.raises(OptionError, match=f"target '{text}': expected 'topK', 'logit:INDEX'"):
-        config.parse_target(text)
 
 
 def test_number_of_modes_follows_the_units_of_a_site() -> None:
@@ -314,7 +235,7 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ("sites = 'a'\n[collect]\nbatch_size = 'big'", "batch_size: expected a whole number"),
         ("sites = 'a'\n[collect]\nprecision = 'half'", "precision: expected one of model, bfloat"),
         ("sites = 'a'\n[collect]\non_bad = 'ignore'", "on_bad: expected one of raise, skip"),
-        ("sites = 'a'\n[collect]\ntarget = 'best'", "target 'best': expected 'topK'"),
+        ("sites = 'a'\n[collect]\ntarget = 'best'", "target 'best': expected topK"),
         ("sites = 'a'\n[collect]\nmethod = 10", "collect: method: expected text; got 10"),
         ("sites = 'a'\n[control]\nedits = ['delete']", "edits: expected one of ablate, preserve"),
         ("sites = 'a'\n[control]\nedits = []", "control: edits: none given"),

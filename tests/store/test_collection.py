@@ -17,7 +17,6 @@ from torch.utils.data import TensorDataset
 
 from condec.attribution import (
     ActGrad,
-    DeepLift,
     IntegratedGradients,
     Mean,
     SmoothGrad,
@@ -339,7 +338,6 @@ def test_a_complete_store_is_opened_where_its_devices_are_not(tmp_path: Path) ->
 def test_methods_with_states_of_the_process_refuse_several_devices(tmp_path: Path) -> None:
     for method in (
         IntegratedGradients(rule="gauss"),
-        DeepLift(),
         SmoothGrad(inner=IntegratedGradients(rule="gauss")),
     ):
         with pytest.raises(OptionError, match="cannot run on 2 devices at once; give one device"):

@@ -76,8 +76,6 @@ def method_words(method: Mapping[str, Any]) -> str:
         case "SmoothGrad":
             inner = method_words(method.get("inner", {}))
             return f"{inner}, averaged over {method.get('n_samples')} noisy inputs"
-        case "DeepLift":
-            return f"DeepLIFT from {start}"
         case "UnitAblation":
             return f"ablation of every unit, replaced by {method.get('replacement')}"
     return _METHODS.get(name) or plain(method)

@@ -23,21 +23,8 @@ from typing import Any, Final, Literal
 
 import tomli_w
 
-from condec.attribution import Method
-from condec.attribution.targets import (
-    Contrast,
-    Custom,
-    Entropy,
-    Label,
-    Logit,
-    Margin,
-    Predicted,
-    Sum,
-    Surprisal,
-    Target,
-    TopK,
-)
-from condec.attribution.text import method_from_text, method_text
+from condec.attribution import Method, method_text, parse_method
+from condec.attribution.targets import Target, parse_target, target_text
 from condec.basis.errors import OptionError
 from condec.dictionary import TrainConfig
 from condec.retina import RetinaOptions
@@ -197,33 +184,6 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     return record
 
 
-def parse_method(text: str) -> Method:
-    """A method from its text, as [Choose a method](../how-to/method.md) lists them.
-
-    >>> parse_method("ig:25").n_passes
-    26
-    """
-    return method_from_text(text)
-
-
-def parse_target(text: str) -> Target:
-    """A target from its text, as [Choose a target](../how-to/target.md) lists them.
-
-    >>> parse_target("logit:285:softmax")
-    Logit(index=285, probability=True)
-    >>> parse_target("margin:largest")
-    Margin(against='largest', probability=False)
-    """
-    for pattern, make in _TARGETS.items():
-        if found := re.fullmatch(pattern, text):
-            return make(found)
-    raise OptionError(
-        f"target {text!r}: expected 'topK', 'logit:INDEX', 'label', 'predicted', "
-        "'contrast[:frozen]', 'margin[:mean|:largest|:logsumexp]' or 'sum[:INDEX,...]', each also "
-        "with ':softmax', 'entropy' or 'surprisal[:SHRINKAGE]'; for example 'top1'"
-    )
-
-
 def parse_batch_size(text: str) -> int | Literal["auto"]:
     """A number, or ``auto``.
 
@@ -255,67 +215,6 @@ def parse_control(text: str) -> Control:
     return RandomWeights(seed=seed, from_module=found[2])
 
 
-def target_text(target: Target) -> str:
-    """Inverse of `parse_target`.
-
-    Raises
-    ------
-    OptionError
-        The target has no text: it holds numbers or a function.
-    """
-    name = type(target).__name__.lower()
-    match target:
-        case TopK():
-            name = f"top{target.k}"
-        case Logit():
-            name = f"logit:{_numbers(target.index)}"
-        case Sum(indices=tuple() as indices):
-            name = f"sum:{_numbers(indices)}"
-        case Contrast(frozen=True):
-            name = "contrast:frozen"
-        case Margin():
-            name = f"margin:{target.against}"
-        case Surprisal(mean=None, indices=None):
-            name = "surprisal" if target.shrinkage == "auto" else f"surprisal:{target.shrinkage}"
-        case Surprisal() | Custom():
-            raise OptionError(
-                f"target {type(target).__name__}: it has no text, so a run.toml cannot hold it; "
-                "collect in Python, with condec.collect(..., target=...)"
-            )
-    return f"{name}:softmax" if getattr(target, "probability", False) else name
-
-
-def _numbers(indices: int | tuple[int, ...]) -> str:
-    return ",".join(map(str, indices if isinstance(indices, tuple) else (indices,)))
-
-
-def _indices(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
-def _logit(found: re.Match[str]) -> Target:
-    indices = _indices(found[1])
-    return Logit(indices if len(indices) > 1 else indices[0], probability=bool(found[2]))
-
-
-_TARGETS: Final[dict[str, Callable[[re.Match[str]], Target]]] = {
-    r"top(\d+)(:softmax)?": lambda m: TopK(k=int(m[1]), probability=bool(m[2])),
-    r"logit:((?:-?\d+,)*\d+)(:softmax)?": _logit,
-    r"label(:softmax)?": lambda m: Label(probability=bool(m[1])),
-    r"predicted(:softmax)?": lambda m: Predicted(probability=bool(m[1])),
-    r"entropy": lambda m: Entropy(),
-    r"surprisal(?::(\d+(?:\.\d+)?(?:e-\d+)?))?": lambda m: Surprisal(
-        shrinkage=float(m[1]) if m[1] else "auto"
-    ),
-    r"contrast(:frozen)?(:softmax)?": lambda m: Contrast(frozen=bool(m[1]), probability=bool(m[2])),
-    r"margin(?::(mean|largest))?(:softmax)?": lambda m: Margin(
-        against="largest" if m[1] == "largest" else "mean", probability=bool(m[2])
-    ),
-    r"margin:logsumexp": lambda m: Margin(against="logsumexp"),
-    r"sum(?::(\d+(?:,\d+)*)(:softmax)?)?": lambda m: Sum(
-        _indices(m[1]) if m[1] else None, probability=bool(m[2])
-    ),
-}
 _PARSERS: Final[dict[Any, Callable[[str], object]]] = {
     Method: parse_method,
     Target: parse_target,

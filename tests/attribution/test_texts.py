@@ -1,4 +1,4 @@
-"""Text of methods and baselines: there and back, and what has none."""
+"""Texts of methods, baselines and targets: there and back, and options that have none."""
 
 import pytest
 import torch
@@ -12,7 +12,6 @@ from condec.attribution import (
     Baseline,
     Blur,
     Constant,
-    DeepLift,
     GradCAM,
     Gradient,
     InputGrad,
@@ -26,8 +25,26 @@ from condec.attribution import (
     UnitAblation,
     Zeros,
     ZeroTokens,
+    baseline_text,
+    method_text,
+    parse_baseline,
+    parse_method,
 )
-from condec.attribution.text import baseline_from_text, baseline_text, method_from_text, method_text
+from condec.attribution.targets import (
+    Contrast,
+    Custom,
+    Entropy,
+    Label,
+    Logit,
+    Margin,
+    Predicted,
+    Sum,
+    Surprisal,
+    Target,
+    TopK,
+    parse_target,
+    target_text,
+)
 from condec.basis.errors import OptionError
 
 BASELINES = {
@@ -66,8 +83,6 @@ METHODS = {
     "smoothgrad(smoothgrad:2(gradient))": SmoothGrad(
         inner=SmoothGrad(n_samples=2, inner=Gradient())
     ),
-    "deeplift": DeepLift(),
-    "deeplift@constant:1": DeepLift(Constant(1.0)),
     "unit_ablation": UnitAblation(),
     "unit_ablation:resample": UnitAblation(replacement="resample"),
     "unit_ablation:baseline": UnitAblation(replacement="baseline"),
@@ -76,14 +91,14 @@ METHODS = {
 
 @pytest.mark.parametrize("text", BASELINES)
 def test_baselines(text: str) -> None:
-    assert baseline_from_text(text) == BASELINES[text]
-    assert baseline_from_text(baseline_text(BASELINES[text])) == BASELINES[text]
+    assert parse_baseline(text) == BASELINES[text]
+    assert parse_baseline(baseline_text(BASELINES[text])) == BASELINES[text]
 
 
 @pytest.mark.parametrize("text", METHODS)
 def test_methods(text: str) -> None:
-    assert method_from_text(text) == METHODS[text]
-    assert method_from_text(method_text(METHODS[text])) == METHODS[text]
+    assert parse_method(text) == METHODS[text]
+    assert parse_method(method_text(METHODS[text])) == METHODS[text]
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,9 +109,9 @@ def test_methods(text: str) -> None:
 def test_numbers_come_back_exactly(steps, rule, value, std, n_draws) -> None:  # type: ignore[no-untyped-def]
     for baseline in (Constant(value), Constant((value, std)), Blur(std), Noise(std=std)):
         method = IntegratedGradients(steps=steps, rule=rule, baseline=baseline)
-        assert method_from_text(method_text(method)) == method
+        assert parse_method(method_text(method)) == method
     noise = Noise(std=std, n_draws=n_draws)
-    assert baseline_from_text(baseline_text(noise)) == noise
+    assert parse_baseline(baseline_text(noise)) == noise
 
 
 @pytest.mark.parametrize(
@@ -105,16 +120,16 @@ def test_numbers_come_back_exactly(steps, rule, value, std, n_draws) -> None:  #
      "smoothgrad:2(", "unit_ablation:median"],
 )  # fmt: skip
 def test_methods_that_do_not_exist(text: str) -> None:
-    with pytest.raises(OptionError, match="expected 'ig:STEPS' or 'ig:auto'"):
-        method_from_text(text)
+    with pytest.raises(OptionError, match=r"expected ig\[:STEPS\|:auto\]\[:layer\]"):
+        parse_method(text)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ig:10@", "baseline '': expected 'zeros'"),
-        ("ig:10@blurred", "baseline 'blurred': expected 'zeros', 'zero_tokens', 'constant"),
-        ("deeplift@constant:", "baseline 'constant:'"),
+        ("ig:10@", "baseline '': expected zeros"),
+        ("ig:10@blurred", "baseline 'blurred': expected zeros, zero_tokens, constant"),
+        ("ig@constant:", "baseline 'constant:'"),
         ("ig:10@blur:0", "sigma must be positive"),
         ("ig:0", "steps must be at least 1"),
         ("ig:auto:gauss", "do not nest"),
@@ -124,7 +139,7 @@ def test_methods_that_do_not_exist(text: str) -> None:
 )
 def test_what_is_out_of_range(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        method_from_text(text)
+        parse_method(text)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +165,77 @@ def test_classes_of_the_user_s_own_have_no_text() -> None:
 
     with pytest.raises(OptionError, match="baseline Mine: no text says"):
         method_text(IntegratedGradients(baseline=Mine()))
+
+
+# --- targets ------------------------------------------------------------------------------
+
+targets = st.one_of(
+    st.builds(TopK, k=st.integers(1, 1000), probability=st.booleans()),
+    st.builds(Label, probability=st.booleans()),
+    st.builds(Predicted, probability=st.booleans()),
+    st.builds(Contrast, frozen=st.booleans(), probability=st.booleans()),
+    st.builds(Margin, against=st.sampled_from(["mean", "largest"]), probability=st.booleans()),
+    # Made here and not by hypothesis: checks of the items of a tuple draw random numbers.
+    st.sampled_from(
+        [
+            Entropy(),
+            Margin(against="logsumexp"),
+            Sum(),
+            Sum((3,)),
+            Sum((9, 0), probability=True),
+            Logit(0),
+            Logit(21_000, probability=True),
+            Logit((-1, 5)),
+            Logit((2, -3, 0), probability=True),
+        ]
+    ),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(targets)
+def test_every_target_has_a_text(target: Target) -> None:
+    assert parse_target(target_text(target)) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("margin", Margin(against="mean")),
+        ("margin:logsumexp", Margin(against="logsumexp")),
+        ("contrast:frozen:softmax", Contrast(frozen=True, probability=True)),
+        ("entropy", Entropy()),
+        ("surprisal", Surprisal()),
+        ("surprisal:0.25", Surprisal(shrinkage=0.25)),
+        ("surprisal:1e-05", Surprisal(shrinkage=1e-5)),
+        ("sum:3,5", Sum((3, 5))),
+        ("logit:-1,262", Logit((-1, 262))),
+    ],
+)
+def test_texts_of_targets(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+    assert parse_target(target_text(target)) == target
+
+
+def test_targets_without_a_text() -> None:
+    fitted = Surprisal(torch.zeros(2), torch.eye(2))
+    some = Surprisal(indices=(0, 2))
+    for target in (fitted, some, Custom(lambda output: output[:, 0])):
+        with pytest.raises(OptionError, match=r"no text says all of its options, so a run\.toml"):
+            target_text(target)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob", "entropy:softmax", "sum:",
+     "margin:best", "sum:softmax",
+     "surprisal:", "surprisal:x", "custom", "logit:1,-2", "contrast:softmax:x"],
+)  # fmt: skip
+def test_targets_that_do_not_exist(text: str) -> None:
+    with pytest.raises(OptionError, match=rf"target '{text}': expected topK\[:softmax\], logit"):
+        parse_target(text)
+
+
+def test_a_text_of_options_that_contradict_each_other_says_so() -> None:
+    with pytest.raises(OptionError, match="against='logsumexp' is the log-odds already"):
+        parse_target("margin:logsumexp:softmax")
