@@ -33,12 +33,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import synchronize, write
 
-from condec.basis.errors import DependencyError
 from condec.dictionary import Job, ThresholdSAE, TopKSAE, TrainConfig, fit, fit_many
 from condec.dictionary.fitting.descent import seeded
 from condec.dictionary.fitting.gradient import GradientLearner
 from condec.dictionary.fitting.problem import Step
-from condec.dictionary.learners.overcomplete import library
 
 BATCH = 128
 PASSES = 2
@@ -199,7 +197,8 @@ class Case:
 
     def overcomplete(self) -> Turn:
         """Overcomplete's TopKSAE and its train_sae."""
-        sae = library()
+        from overcomplete import sae
+
         model = sae.TopKSAE(self.rows.shape[1], self.learner.n_modes, top_k=CODES)
         model = model.to(self.device)
         optimiser = torch.optim.Adam(model.parameters(), lr=self.config.lr or 1e-3)
@@ -316,9 +315,9 @@ def compared(case: Case, turns: int) -> dict[str, Any]:
     if isinstance(case.learner, TopKSAE):
         for name, loop in (("overcomplete", case.overcomplete), ("saelens", case.saelens)):
             try:
-                library() if name == "overcomplete" else __import__("sae_lens")
+                __import__("overcomplete" if name == "overcomplete" else "sae_lens")
                 loops[name] = loop
-            except (DependencyError, ImportError) as error:
+            except ImportError as error:
                 missing[name] = f"not installed: {error}"
     taken: dict[str, list[Turn]] = {name: [] for name in loops}
     for _ in range(turns):

@@ -401,8 +401,8 @@ def test_numbers_stand_side_by_side(run):
 
 def controls_of(run, **r2):
     one = run.sites[1].fitted[0]
-    table = one.controls[one.controls["control"].isin(r2)].copy()
-    table["r2"] = table["control"].map(r2)
+    table = one.controls[one.controls["rival"].isin(r2)].copy()
+    table["r2"] = table["rival"].map(r2)
     table["label_correlation"] = [0.9] + [0.1] * (len(table) - 1)
     return replace(run, sites=(replace(run.sites[1], fitted=(replace(one, controls=table),)),))
 

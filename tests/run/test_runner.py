@@ -724,7 +724,7 @@ def test_controls_and_stability_are_steps_of_the_fit(source: Path) -> None:
     assert outcome.outputs == tuple(tables)
     assert files(source / "run" / "modes") == before  # nothing was fitted anew
     controls = pandas.read_parquet(tables[0])
-    assert controls["control"].tolist() == [
+    assert controls["rival"].tolist() == [
         "dictionary", "shuffled_units", "activations", "pca", "nmf",
     ]  # fmt: skip
     modes = run_of(source).modes(["block2"])[0]
@@ -767,7 +767,7 @@ def test_checks_without_labels_or_activations(source: Path) -> None:
         source / "run" / "analysis" / "fit_controls" / "block2" / "kmeans.parquet"
     )
     # After a ReLU the negative part of the activations is 0 throughout.
-    assert table["control"].tolist() == ["dictionary", "shuffled_units", "pca"]
+    assert table["rival"].tolist() == ["dictionary", "shuffled_units", "pca"]
     assert table["label_correlation"].isna().all()
 
 

@@ -8,65 +8,23 @@ from condec.dictionary.fitting.prepared import split_rows
 from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit, forget_checkpoint
 from condec.dictionary.learners.batch_topk import BatchTopKSAE, MatryoshkaSAE
 from condec.dictionary.learners.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
-from condec.dictionary.learners.overcomplete import Overcomplete, OvercompleteFactorisation
 from condec.dictionary.learners.pursuit import MatchingPursuit
 from condec.dictionary.learners.sae import ThresholdSAE
 from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE, TopKSAE
 from condec.dictionary.measure.pareto import best_at_equal_l0, over_seeds, pareto_front
 from condec.dictionary.measure.quality import Quality, quality
 from condec.dictionary.measure.recovery import Recovery, recovery
-from condec.dictionary.measure.rivals import CONTROLS, control_words, controls_as_good, fit_controls
+from condec.dictionary.measure.rivals import RIVALS, fit_rivals, rival_words, rivals_as_good
 from condec.dictionary.measure.stability import Stability, alive_modes, seed_agreement, stability
 from condec.dictionary.records import DictionaryMetrics, Epoch, Learned, TrainConfig, Training
 
 __all__ = [
-    "CONTROLS",
-    "NMF",
-    "PCA",
-    "BatchTopKSAE",
-    "DeadModesWarning",
-    "Dictionary",
-    "DictionaryLearning",
-    "DictionaryMetrics",
-    "Epoch",
-    "FastICA",
-    "FitReport",
-    "Job",
-    "JumpReLUSAE",
-    "KMeans",
-    "Learned",
-    "Learner",
-    "LinearCode",
-    "MatchingPursuit",
-    "MatryoshkaSAE",
-    "Overcomplete",
-    "OvercompleteFactorisation",
-    "Preparation",
-    "Quality",
-    "ReLUSAE",
-    "Recovery",
-    "Stability",
-    "ThresholdSAE",
-    "TopKSAE",
-    "TrainConfig",
-    "Training",
-    "alive_modes",
-    "best_at_equal_l0",
-    "control_words",
-    "controls_as_good",
-    "fit",
-    "fit_controls",
-    "fit_many",
-    "forget_checkpoint",
-    "linear_code",
-    "load_dictionary",
-    "over_seeds",
-    "pareto_front",
-    "quality",
-    "read_saelens",
-    "recovery",
-    "seed_agreement",
-    "split_rows",
-    "stability",
-    "write_saelens",
-]
+    "NMF", "PCA", "RIVALS", "BatchTopKSAE", "DeadModesWarning", "Dictionary",
+    "DictionaryLearning", "DictionaryMetrics", "Epoch", "FastICA", "FitReport", "Job",
+    "JumpReLUSAE", "KMeans", "Learned", "Learner", "LinearCode", "MatchingPursuit",
+    "MatryoshkaSAE", "Preparation", "Quality", "ReLUSAE", "Recovery", "Stability",
+    "ThresholdSAE", "TopKSAE", "TrainConfig", "Training", "alive_modes", "best_at_equal_l0",
+    "fit", "fit_many", "fit_rivals", "forget_checkpoint", "linear_code", "load_dictionary",
+    "over_seeds", "pareto_front", "quality", "read_saelens", "recovery", "rival_words",
+    "rivals_as_good", "seed_agreement", "split_rows", "stability", "write_saelens",
+]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from condec.dictionary import control_words, controls_as_good
+from condec.dictionary import rival_words, rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import count, fixed, percent
@@ -140,7 +140,7 @@ def as_good(fitted: Fitted) -> dict[str, str]:
         return {}
     return {
         control: " and ".join(_MEASURES[column] for column in columns)
-        for control, columns in controls_as_good(fitted.controls).items()
+        for control, columns in rivals_as_good(fitted.controls).items()
     }
 
 
@@ -154,9 +154,9 @@ def control_rows(fitted: Fitted) -> list[dict[str, Any]]:
         return []
     equal, rows = as_good(fitted), []
     for row in fitted.controls.to_dict("records"):
-        name, what = _CONTROLS[row["control"]]
+        name, what = _CONTROLS[row["rival"]]
         rows.append({str(k): v for k, v in row.items()} | {
-            "name": name, "what": what, "as_good": equal.get(row["control"], ""),
+            "name": name, "what": what, "as_good": equal.get(row["rival"], ""),
         })  # fmt: skip
     return rows
 
@@ -171,7 +171,7 @@ def sentences(run: RunPart, fitted: Fitted) -> Iterator[str]:
             "held-out inputs: more modes than these inputs can keep apart, or too short a training."
         )
     if fitted.controls is not None:
-        said = control_words(fitted.controls)
+        said = rival_words(fitted.controls)
         yield from said
         if not said:
             yield (

@@ -36,7 +36,7 @@ class Fitted:
     modes : Modes
     maps : SiteMaps, or None
     controls : pandas.DataFrame, or None
-        Of `fit_controls`.
+        Of `fit_rivals`.
     stability : pandas.DataFrame, or None
         Of `Stability.table`, and columns `between_halves` and `n_seeds`; by number of the mode.
     matrix, steering, interactions : pandas.DataFrame, or None

@@ -21,7 +21,7 @@ def fit_controls(run: Run, site: Site) -> list[Path]:
     activations = _matrix(run, site, "activation")
     # A part that is 0 throughout, such as the negative one after a ReLU, cannot be compared.
     varies = bool((activations != activations[0]).any())
-    table = dictionary.fit_controls(
+    table = dictionary.fit_rivals(
         plan.learner_for(store.info(site).n_units),
         _matrix(run, site, "contribution"),
         activations=activations if varies else None,

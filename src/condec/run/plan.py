@@ -176,7 +176,7 @@ class FitPlan:
     sites : tuple of str
         Patterns among the collected sites; empty: all of them.
     controls : bool
-        Whether controls are fitted as well; see `condec.dictionary.fit_controls`.
+        Whether controls are fitted as well; see `condec.dictionary.fit_rivals`.
     stability_seeds : int
         Seeds to fit again with, and either half of the rows; see
         `condec.dictionary.stability`. 0: none.

@@ -17,7 +17,7 @@ from condec.dictionary import (
     ThresholdSAE,
     TrainConfig,
     fit,
-    fit_controls,
+    fit_rivals,
     stability,
 )
 from condec.effects import CurveOptions, compare, measure_curves
@@ -102,7 +102,7 @@ def small_run(
         if "check" in links and isinstance(learner, KMeans):
             matrix = store.matrix(site)
             members = membership(store.labels) if labelled else None
-            controls = fit_controls(
+            controls = fit_rivals(
                 learner, matrix, indicators=members, config=config, fitted=fitted.dictionary
             )
             again = stability(learner, matrix, config=config)

@@ -113,6 +113,17 @@ def test_kmeans_replaces_rows_by_the_nearest_centre():
     assert report.l0 == 1.0
 
 
+def test_kmeans_encodes_a_row_as_it_would_alone():
+    """Bit for bit: rows almost halfway between two centres, far from the origin."""
+    made = torch.Generator().manual_seed(0)
+    atoms = 1e4 + torch.rand(40, 64, generator=made)
+    halfway = (atoms[:, None] + atoms[None]).flatten(0, 1) / 2
+    rows = halfway + 1e-4 * torch.randn(1600, 64, generator=made)
+    found = KMeans(40).encode({"atoms": atoms}, rows)
+    alone = torch.cat([KMeans(40).encode({"atoms": atoms}, row) for row in torch.split(rows, 1)])
+    assert torch.equal(found, alone)
+
+
 def test_kmeans_refuses_more_modes_than_rows_that_differ():
     rows = torch.eye(3).repeat(10, 1)
     with pytest.raises(DataError, match="KMeans: 5 modes are more than the training rows that"):

@@ -8,19 +8,19 @@ import torch
 
 from condec.basis.errors import DataError, OptionError
 from condec.dictionary import (
-    CONTROLS,
     NMF,
     PCA,
+    RIVALS,
     BatchTopKSAE,
     KMeans,
     ReLUSAE,
     ThresholdSAE,
     TopKSAE,
     TrainConfig,
-    control_words,
-    controls_as_good,
     fit,
-    fit_controls,
+    fit_rivals,
+    rival_words,
+    rivals_as_good,
 )
 from condec.dictionary.measure.rivals import strongest_loadings
 from condec.testing.planted import Planted
@@ -28,12 +28,12 @@ from condec.testing.planted import Planted
 DATA = Planted.small()
 LABELS = DATA.loadings[:, :3] > 0
 CONFIG = TrainConfig(steps=60, batch_size=64)
-COLUMNS = ["control", "r2", "r2_grand", "cosine", "l0", "n_alive", "label_correlation"]
+COLUMNS = ["rival", "r2", "r2_grand", "cosine", "l0", "n_alive", "label_correlation"]
 
 
-def test_every_control_in_one_call():
+def test_every_rival_in_one_call():
     activations = DATA.matrix.flip(1) + 1.0
-    table = fit_controls(
+    table = fit_rivals(
         ThresholdSAE(8, threshold=0.5),
         DATA.matrix,
         activations=activations,
@@ -41,16 +41,16 @@ def test_every_control_in_one_call():
         config=CONFIG,
     )
     assert list(table.columns) == COLUMNS
-    assert table["control"].tolist() == ["dictionary", *CONTROLS]
+    assert table["rival"].tolist() == ["dictionary", *RIVALS]
     assert table["label_correlation"].between(-1, 1).all()
-    figures = table.set_index("control")
+    figures = table.set_index("rival")
     # At equal L0: as many loadings of every row as the dictionary has, where there are so many.
     assert figures.loc["pca", "l0"] <= figures.loc["dictionary", "l0"]
     assert figures.loc["nmf", "l0"] <= figures.loc["dictionary", "l0"]
 
 
 def test_dictionary_of_the_table_is_that_of_fit():
-    table = fit_controls(NMF(8), DATA.matrix, indicators=LABELS).set_index("control")
+    table = fit_rivals(NMF(8), DATA.matrix, indicators=LABELS).set_index("rival")
     report = fit(NMF(8), DATA.matrix)
     assert table.loc["dictionary", "r2"] == pytest.approx(report.r2)
     assert table.loc["dictionary", "l0"] == report.l0
@@ -129,79 +129,77 @@ def test_length_of_the_atom_counts():
 
 
 def test_without_labels_or_activations():
-    table = fit_controls(KMeans(4), DATA.matrix - 0.5)
-    assert table["control"].tolist() == ["dictionary", "shuffled_units", "pca"]
+    table = fit_rivals(KMeans(4), DATA.matrix - 0.5)
+    assert table["rival"].tolist() == ["dictionary", "shuffled_units", "pca"]
     assert table["label_correlation"].isna().all()
 
 
 @pytest.mark.parametrize(
-    ("learner", "matrix", "control", "message"),
+    ("learner", "matrix", "rival", "message"),
     [
         (KMeans(4), DATA.matrix, "frozen_decoder", "KMeans has no half that could stay random"),
         (KMeans(4), DATA.matrix, "activations", "no activations are given"),
         (KMeans(4), DATA.matrix - 1, "nmf", "the matrix has negative entries"),
     ],
 )
-def test_controls_that_cannot_be_fitted(learner, matrix, control, message):
-    with pytest.raises(OptionError, match=re.escape(f"{control} cannot be fitted: {message}")):
-        fit_controls(learner, matrix, controls=[control])
+def test_rivals_that_cannot_be_fitted(learner, matrix, rival, message):
+    with pytest.raises(OptionError, match=re.escape(f"{rival} cannot be fitted: {message}")):
+        fit_rivals(learner, matrix, rivals=[rival])
 
 
-def test_unknown_control(unchecked):
-    with pytest.raises(
-        OptionError, match=r"expected controls among frozen_decoder, .*; got 'luck'"
-    ):
-        fit_controls(KMeans(4), DATA.matrix, controls=["luck"])
+def test_unknown_rival(unchecked):
+    with pytest.raises(OptionError, match=r"expected rivals among frozen_decoder, .*; got 'luck'"):
+        fit_rivals(KMeans(4), DATA.matrix, rivals=["luck"])
 
 
 def test_samples_must_be_the_same(unchecked):
     with pytest.raises(DataError, match="activations of 10 samples"):
-        fit_controls(KMeans(4), DATA.matrix, activations=DATA.matrix[:10])
+        fit_rivals(KMeans(4), DATA.matrix, activations=DATA.matrix[:10])
     with pytest.raises(DataError, match="indicators of 10 samples"):
-        fit_controls(KMeans(4), DATA.matrix, indicators=LABELS[:10])
+        fit_rivals(KMeans(4), DATA.matrix, indicators=LABELS[:10])
     with pytest.raises(DataError, match="no rows are held out"):
-        fit_controls(KMeans(4), DATA.matrix, config=TrainConfig(held_out=0.0))
+        fit_rivals(KMeans(4), DATA.matrix, config=TrainConfig(held_out=0.0))
 
 
 def table_of(**r2):
     nan = math.nan
     rows = [(name, value, nan if name == "pca" else value / 2) for name, value in r2.items()]
-    return pd.DataFrame(rows, columns=["control", "r2", "label_correlation"])
+    return pd.DataFrame(rows, columns=["rival", "r2", "label_correlation"])
 
 
 def test_words_name_what_does_as_well():
     table = table_of(dictionary=0.8, frozen_decoder=0.5, shuffled_units=0.1, pca=0.79)
-    assert control_words(table) == (
+    assert rival_words(table) == (
         "PCA at equal L0 does as well on held-out rows: R2 0.79 against 0.80 (within 0.05).",
     )
-    frozen, _ = control_words(table, margin=0.3)
+    frozen, _ = rival_words(table, margin=0.3)
     assert frozen.startswith("A dictionary of random atoms, of which only the encoder was trained")
     assert "R2 0.50 against 0.80, label correlation 0.25 against 0.40 (within 0.3)" in frozen
-    assert control_words(table_of(dictionary=0.8, frozen_encoder=0.2)) == ()
+    assert rival_words(table_of(dictionary=0.8, frozen_encoder=0.2)) == ()
     with pytest.raises(OptionError, match="margin must be finite and not negative; got -1"):
-        control_words(table, margin=-1.0)
+        rival_words(table, margin=-1.0)
 
 
-def test_columns_in_which_a_control_does_as_well():
+def test_columns_in_which_a_rival_does_as_well():
     table = table_of(dictionary=0.8, frozen_decoder=0.5, shuffled_units=0.1, pca=0.79)
-    assert controls_as_good(table) == {"pca": ("r2",)}
+    assert rivals_as_good(table) == {"pca": ("r2",)}
     both = ("r2", "label_correlation")
-    assert controls_as_good(table, margin=0.3) == {"frozen_decoder": both, "pca": ("r2",)}
+    assert rivals_as_good(table, margin=0.3) == {"frozen_decoder": both, "pca": ("r2",)}
 
 
 def test_a_dictionary_at_hand_is_not_fitted_again(monkeypatch):
-    from condec.dictionary.measure import rivals as controls
+    from condec.dictionary.measure import rivals as module
 
     config = TrainConfig(held_out=0.3, split_seed=4)
     own = fit(KMeans(4), DATA.matrix, config=config).dictionary
-    whole = fit_controls(KMeans(4), DATA.matrix, indicators=LABELS, config=config)
-    fits, real = [], controls.fit
+    whole = fit_rivals(KMeans(4), DATA.matrix, indicators=LABELS, config=config)
+    fits, real = [], module.fit
     monkeypatch.setattr(
-        controls, "fit", lambda learner, *a, **o: fits.append(learner) or real(learner, *a, **o)
+        module, "fit", lambda learner, *a, **o: fits.append(learner) or real(learner, *a, **o)
     )
-    found = fit_controls(KMeans(4), DATA.matrix, indicators=LABELS, config=config, fitted=own)
+    found = fit_rivals(KMeans(4), DATA.matrix, indicators=LABELS, config=config, fitted=own)
     pd.testing.assert_frame_equal(found, whole)
     assert [type(learner).__name__ for learner in fits] == ["KMeans", "PCA", "NMF"]
     for other, said in ((own, "600 rows"), (replace(own, training=None), "no rows at all")):
         with pytest.raises(DataError, match=f"fitted records {said}, the matrix has 500"):
-            fit_controls(KMeans(4), DATA.matrix[:500], fitted=other)
+            fit_rivals(KMeans(4), DATA.matrix[:500], fitted=other)

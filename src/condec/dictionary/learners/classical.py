@@ -161,7 +161,9 @@ class KMeans(Learner):
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """One-hot membership in the cluster of the nearest centre."""
-        nearest = torch.cdist(matrix, tensors["atoms"]).argmin(1)
+        # Pair by pair: a matrix product would round a row differently in other company.
+        exact = "donot_use_mm_for_euclid_dist"
+        nearest = torch.cdist(matrix, tensors["atoms"], compute_mode=exact).argmin(1)
         return torch.nn.functional.one_hot(nearest, self.n_modes).to(torch.float32)
 
 

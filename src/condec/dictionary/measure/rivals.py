@@ -1,9 +1,9 @@
-"""Controls: dictionaries that should do worse, if what was learned is what counts."""
+"""Rivals of a dictionary: others that should do worse, if what was learned is what counts."""
 
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
@@ -22,8 +22,8 @@ from condec.dictionary.records import TrainConfig
 if TYPE_CHECKING:
     import pandas
 
-Control = Literal["frozen_decoder", "frozen_encoder", "shuffled_units", "activations", "pca", "nmf"]
-CONTROLS: Final[tuple[Control, ...]] = get_args(Control)
+Rival = Literal["frozen_decoder", "frozen_encoder", "shuffled_units", "activations", "pca", "nmf"]
+RIVALS: Final[tuple[Rival, ...]] = get_args(Rival)
 _NAMES: Final = {
     "frozen_decoder": "a dictionary of random atoms, of which only the encoder was trained",
     "frozen_encoder": "a dictionary with a random encoder, of which only the atoms were trained",
@@ -32,24 +32,23 @@ _NAMES: Final = {
     "pca": "PCA at equal L0",
     "nmf": "NMF at equal L0",
 }
-
 _MEASURES: Final = {"r2": "R2", "label_correlation": "label correlation"}
 _NMF_PASSES: Final = 300
-"""Passes of the NMF that is a control: the last ones take long and change little."""
+"""Passes of the rival NMF: the last ones take long and change little."""
 
 
-def fit_controls(
+def fit_rivals(
     learner: Learner,
     matrix: UnitMatrix | np.ndarray,
     *,
     activations: Float[torch.Tensor, "sample other"] | np.ndarray | None = None,
     indicators: Shaped[torch.Tensor, "sample label"] | None = None,
-    controls: Sequence[Control] | None = None,
+    rivals: Sequence[Rival] | None = None,
     config: TrainConfig | None = None,
     held_out_rows: Int[torch.Tensor, " held_out"] | None = None,
     fitted: Dictionary | None = None,
 ) -> "pandas.DataFrame":
-    """Fit a dictionary and its controls to the same rows, and measure all on the same others.
+    """Fit a dictionary and its rivals to the same rows, and measure all on the same others.
 
     - ``"frozen_decoder"``, ``"frozen_encoder"``: half of a learner by gradient descent stays
       random (`TrainConfig.freeze`).
@@ -70,77 +69,78 @@ def fit_controls(
         Of the same samples.
     indicators : Tensor of shape [sample, label], optional
         Membership of the samples in labels, for `label_correlation`.
-    controls : sequence of str, optional
-        By default all that can be fitted: those of activations if they are given, frozen
-        halves if the learner trains by gradient descent, NMF if nothing is negative.
-    config : TrainConfig, optional
-    held_out_rows : Tensor of int, optional
+    rivals : sequence of str, optional
+        By default all that can be fitted: ``"activations"`` if they are given, frozen halves if
+        the learner trains by gradient descent, NMF if nothing is negative.
+    config, held_out_rows
         As in `fit`.
     fitted : Dictionary, optional
-        What `fit` made of this learner, matrix and config, where it is at hand: it is not
-        fitted again, and the controls hold out the rows that it records.
+        Result of `fit` with this learner, matrix and config, if at hand: it is not fitted again,
+        and the rivals hold out the rows that it records.
 
     Returns
     -------
     pandas.DataFrame
-        One row for ``"dictionary"`` and each control: `control`, and on held-out rows `r2`,
+        One row for ``"dictionary"`` and each rival: `rival`, and on held-out rows `r2`,
         `r2_grand`, `cosine`, `l0`, `n_alive`, and `label_correlation`: of every label's best
         mode, chosen on training rows, the mean over labels (NaN without indicators).
 
     Raises
     ------
     OptionError
-        An unknown control, or one that the learner or the data do not allow.
+        An unknown rival, or one that the learner or the data do not allow.
     DataError
         Activations or indicators of other samples; `fitted` to other rows; no rows held out;
         else as `fit`.
     """
+    import pandas as pd
+
     config = config or TrainConfig()
-    rows = as_matrix(matrix, "fit_controls")
-    others = None if activations is None else as_matrix(activations, "fit_controls")
+    rows = as_matrix(matrix, "fit_rivals")
+    others = None if activations is None else as_matrix(activations, "fit_rivals")
     for name, given in (("activations", others), ("indicators", indicators)):
         if given is not None and len(given) != len(rows):
             raise DataError(
-                f"fit_controls: {name} of {len(given)} samples cannot be compared with a matrix "
+                f"fit_rivals: {name} of {len(given)} samples cannot be compared with a matrix "
                 f"of {len(rows)} rows; take the same samples"
             )
-    chosen = _chosen(controls, learner, rows, others)
+    chosen = _chosen(rivals, learner, rows, others)
     with warnings.catch_warnings():
-        # The table has the number of alive modes; a control need not be at its very best.
+        # The table has the number of alive modes; a rival need not be at its very best.
         warnings.simplefilter("ignore", DeadModesWarning)
         warnings.filterwarnings("ignore", message="fit: all|Maximum number of iterations")
         if fitted is None:
             base = fit(learner, rows, config=config, held_out_rows=held_out_rows)
         else:
-            base = known_report(fitted, len(rows), "fit_controls")
-        return _table(base, learner, rows, others, indicators, chosen, config)
+            base = known_report(fitted, len(rows), "fit_rivals")
+        if not len(base.held_out_rows):
+            raise DataError("fit_rivals: no rows are held out; take TrainConfig(held_out=0.2)")
+        used = l0(base.dictionary.encode(rows))
+        lines = [{"rival": "dictionary"} | _measured(base, rows, None, indicators)]
+        for rival in chosen:
+            data = rows
+            if rival == "activations" and others is not None:
+                data = others
+            elif rival == "shuffled_units":
+                data = _shuffled(rows, base.held_out_rows, config.seed)
+            report = _fitted(rival, learner, data, config, base)
+            keep = used if rival in ("activations", "pca", "nmf") else None
+            lines.append({"rival": rival} | _measured(report, data, keep, indicators))
+    return pd.DataFrame(lines)
 
 
-def control_words(table: "pandas.DataFrame", *, margin: float = 0.05) -> tuple[str, ...]:
-    """One sentence for each control that does as well as the dictionary; empty if none does.
+def rival_words(table: "pandas.DataFrame", *, margin: float = 0.05) -> tuple[str, ...]:
+    """Write one sentence for each rival that does as well as the dictionary.
 
-    As well means: a held-out R2 or label correlation not more than `margin` below the
-    dictionary's. R2 of a control of other data (activations, shuffled units) counts as well:
-    it says how easily such data are described.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Of `fit_controls`.
-    margin : float
-
-    Raises
-    ------
-    OptionError
-        A margin that is negative or not finite.
+    Parameters and errors are those of `rivals_as_good`.
     """
-    figures = {str(line["control"]): line for line in table.to_dict("records")}
+    figures = {str(line["rival"]): line for line in table.to_dict("records")}
     own, said = figures["dictionary"], []
-    for control, columns in controls_as_good(table, margin=margin).items():
+    for rival, columns in rivals_as_good(table, margin=margin).items():
         equal = ", ".join(
-            f"{_MEASURES[c]} {figures[control][c]:.2f} against {own[c]:.2f}" for c in columns
+            f"{_MEASURES[c]} {figures[rival][c]:.2f} against {own[c]:.2f}" for c in columns
         )
-        name = _NAMES.get(control, control)
+        name = _NAMES.get(rival, rival)
         said.append(
             f"{name[0].upper()}{name[1:]} does as well on held-out rows: {equal} "
             f"(within {margin:g})."
@@ -148,15 +148,20 @@ def control_words(table: "pandas.DataFrame", *, margin: float = 0.05) -> tuple[s
     return tuple(said)
 
 
-def controls_as_good(
+def rivals_as_good(
     table: "pandas.DataFrame", *, margin: float = 0.05
 ) -> dict[str, tuple[str, ...]]:
-    """Controls that do as well as the dictionary, and in which columns of the table.
+    """Name the rivals that do as well as the dictionary, and the columns in which they do.
+
+    As well means: a held-out R2 or label correlation not more than `margin` below the
+    dictionary's. R2 of a rival of other data (activations, shuffled units) counts as well:
+    it says how easily such data are described.
 
     Parameters
     ----------
-    table, margin
-        As for `control_words`.
+    table : pandas.DataFrame
+        Of `fit_rivals`.
+    margin : float
 
     Raises
     ------
@@ -164,27 +169,22 @@ def controls_as_good(
         A margin that is negative or not finite.
     """
     if not 0.0 <= margin < math.inf:
-        raise OptionError(f"control_words: margin must be finite and not negative; got {margin}")
-    figures = {str(line["control"]): line for line in table.to_dict("records")}
+        raise OptionError(f"rivals: margin must be finite and not negative; got {margin}")
+    figures = {str(line["rival"]): line for line in table.to_dict("records")}
     own = figures.pop("dictionary")
     found = {
-        control: tuple(c for c in _MEASURES if line[c] >= own[c] - margin)
-        for control, line in figures.items()
+        rival: tuple(c for c in _MEASURES if line[c] >= own[c] - margin)
+        for rival, line in figures.items()
     }
-    return {control: columns for control, columns in found.items() if columns}
+    return {rival: columns for rival, columns in found.items() if columns}
 
 
 def strongest_loadings(
     dictionary: Dictionary, loadings: Loadings, keep: Int[torch.Tensor, " sample"]
 ) -> Loadings:
-    """Loadings of each row that move its reconstruction most; 0 for the others.
+    """Keep the loadings of each row that move its reconstruction most; the others become 0.
 
-    Parameters
-    ----------
-    dictionary : Dictionary
-    loadings : Tensor of shape [sample, mode]
-    keep : Tensor of int, shape [sample]
-        How many, of every row; where a row has fewer, all of them.
+    `keep` says how many of every row; where a row has fewer, all of them stay.
     """
     lengths = torch.linalg.vector_norm(dictionary.atoms, dim=1).to(loadings.device)
     order = (loadings.abs() * lengths).argsort(dim=1, descending=True, stable=True)
@@ -194,13 +194,7 @@ def strongest_loadings(
 
 
 def known_report(fitted: Dictionary, n_rows: int, who: str) -> FitReport:
-    """The report of a dictionary that is at hand, if it was fitted to so many rows.
-
-    Raises
-    ------
-    DataError
-        It was fitted to others, or does not record to which.
-    """
+    """Return the report of a dictionary that is at hand, if it was fitted to so many rows."""
     training = fitted.training
     if training is None or training.n_rows != n_rows:
         rows = "no rows at all" if training is None else f"{training.n_rows} rows"
@@ -211,53 +205,25 @@ def known_report(fitted: Dictionary, n_rows: int, who: str) -> FitReport:
     return FitReport(fitted, training, 0.0)
 
 
-def _table(
-    base: FitReport,
-    learner: Learner,
-    rows: Tensor,
-    activations: Tensor | None,
-    indicators: Tensor | None,
-    controls: Sequence[Control],
-    config: TrainConfig,
-) -> "pandas.DataFrame":
-    import pandas as pd
-
-    held_out = base.held_out_rows
-    if not len(held_out):
-        raise DataError("fit_controls: no rows are held out; take TrainConfig(held_out=0.2)")
-
-    def fitted(kind: Learner, data: Tensor, **changes: Any) -> FitReport:
-        changed = dataclasses.replace(config, **changes)
-        return fit(kind, data, config=changed, held_out_rows=held_out)
-
-    n_classical = min(learner.n_modes, len(base.train_rows), rows.shape[1])
-    used = l0(base.dictionary.encode(rows))
-    fits: dict[Control, Callable[[], tuple[FitReport, Tensor]]] = {
-        "frozen_decoder": lambda: (fitted(learner, rows, freeze="decoder"), rows),
-        "frozen_encoder": lambda: (fitted(learner, rows, freeze="encoder"), rows),
-        "shuffled_units": lambda: _with(fitted, learner, _shuffled(rows, held_out, config.seed)),
-        "activations": lambda: _with(fitted, learner, rows if activations is None else activations),
-        "pca": lambda: (fitted(PCA(n_classical), rows), rows),
-        "nmf": lambda: (fitted(NMF(n_classical, max_iter=_NMF_PASSES), rows), rows),
-    }
-    lines = [{"control": "dictionary"} | _measured(base, rows, None, indicators)]
-    for control in controls:
-        report, data = fits[control]()
-        keep = used if control in ("activations", "pca", "nmf") else None
-        lines.append({"control": control} | _measured(report, data, keep, indicators))
-    return pd.DataFrame(lines)
-
-
-def _with(
-    fitted: Callable[..., FitReport], learner: Learner, data: Tensor
-) -> tuple[FitReport, Tensor]:
-    return fitted(learner, data), data
+def _fitted(
+    rival: Rival, learner: Learner, data: Tensor, config: TrainConfig, base: FitReport
+) -> FitReport:
+    n_classical = min(learner.n_modes, len(base.train_rows), data.shape[1])
+    if rival == "pca":
+        learner = PCA(n_classical)
+    elif rival == "nmf":
+        learner = NMF(n_classical, max_iter=_NMF_PASSES)
+    elif rival == "frozen_decoder":
+        config = dataclasses.replace(config, freeze="decoder")
+    elif rival == "frozen_encoder":
+        config = dataclasses.replace(config, freeze="encoder")
+    return fit(learner, data, config=config, held_out_rows=base.held_out_rows)
 
 
 def _measured(
     report: FitReport, rows: Tensor, keep: Tensor | None, indicators: Tensor | None
 ) -> dict[str, Any]:
-    """Figures on the held-out rows, at equal L0 where `keep` says how many loadings."""
+    """Measure on the held-out rows, at equal L0 where `keep` says how many loadings."""
     dictionary, held_out = report.dictionary, report.held_out_rows.to(rows.device)
     loadings = dictionary.encode(rows)
     if keep is not None:
@@ -277,7 +243,7 @@ def _measured(
 
 def _label_correlation(report: FitReport, loadings: Tensor, indicators: Tensor | None) -> float:
     if indicators is None:
-        return float("nan")
+        return math.nan
     indicators = indicators.to(loadings.device)
     splits = (report.train_rows, report.held_out_rows)
     train, held_out = (
@@ -288,9 +254,9 @@ def _label_correlation(report: FitReport, loadings: Tensor, indicators: Tensor |
 
 
 def _chosen(
-    controls: Sequence[Control] | None, learner: Learner, rows: Tensor, activations: Tensor | None
-) -> tuple[Control, ...]:
-    refused: dict[Control, str] = {}
+    rivals: Sequence[Rival] | None, learner: Learner, rows: Tensor, activations: Tensor | None
+) -> tuple[Rival, ...]:
+    refused: dict[Rival, str] = {}
     if activations is None:
         refused["activations"] = "no activations are given"
     if not learner.freezes:
@@ -298,20 +264,20 @@ def _chosen(
             refused[half] = f"{type(learner).__name__} has no half that could stay random"
     if bool((rows < 0).any()):
         refused["nmf"] = "the matrix has negative entries"
-    if controls is None:
-        return tuple(control for control in CONTROLS if control not in refused)
-    for control in controls:
-        if control not in CONTROLS:
+    if rivals is None:
+        return tuple(rival for rival in RIVALS if rival not in refused)
+    for rival in rivals:
+        if rival not in RIVALS:
             raise OptionError(
-                f"fit_controls: expected controls among {', '.join(CONTROLS)}; got {control!r}"
+                f"fit_rivals: expected rivals among {', '.join(RIVALS)}; got {rival!r}"
             )
-        if control in refused:
-            raise OptionError(f"fit_controls: {control} cannot be fitted: {refused[control]}")
-    return tuple(controls)
+        if rival in refused:
+            raise OptionError(f"fit_rivals: {rival} cannot be fitted: {refused[rival]}")
+    return tuple(rivals)
 
 
 def _shuffled(rows: Tensor, held_out: Tensor, seed: int) -> Tensor:
-    """Each column permuted by itself, within either split, so that they share no value."""
+    """Permute each column by itself, within either split, so that they share no value."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = rows.clone()
     is_held_out = torch.zeros(len(rows), dtype=torch.bool)
