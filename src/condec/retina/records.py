@@ -63,7 +63,7 @@ def load_record(path: str | Path, kind: type[Record]) -> Record:
             tensors = {
                 name: torch.from_numpy(opened[name]) for name in opened.files if name != _WORDS
             }
-        return kind(**tensors, **{name: _tuples(value) for name, value in words.items()})
+        return kind(**tensors, **{name: tuples(value) for name, value in words.items()})
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(
             f"{path} holds no {kind.__name__} ({type(error).__name__}: {error}); make it again "
@@ -71,5 +71,6 @@ def load_record(path: str | Path, kind: type[Record]) -> Record:
         ) from error
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """Replace lists by tuples, at any depth."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -3,18 +3,20 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from condec.basis.errors import ModelError, OptionError
 from condec.basis.files import write_file, writing
 from condec.models import LoadedModel, refuse_weights
+from condec.retina.checks import one_of
 from condec.retina.models.layout import RetinaLayout
 from condec.retina.models.network import RetinaCheckpoint, RetinaNetwork
-from condec.retina.models.torch_deep_retina import read_torch_deep_retina
-from condec.retina.models.torch_deep_retina_hyps import PositionsFrom
+from condec.retina.models.torch_deep_retina import PositionsFrom, read_torch_deep_retina
+from condec.retina.records import tuples
 
 _KEY: Final = "condec_retina"
+_KNOWN: Final = ("cells", "scaling", "dataset", "stim_type")
 
 
 def load_checkpoint(
@@ -42,15 +44,11 @@ def load_checkpoint(
         is there.
     """
     path = Path(path)
-    if positions not in get_args(PositionsFrom):
-        raise OptionError(
-            f"positions must be one of {', '.join(get_args(PositionsFrom))}; got {positions!r}"
-        )
+    one_of("load_checkpoint", "positions", positions, PositionsFrom)
     if not path.is_file():
         raise OptionError(f"checkpoint: there is no file {path}")
-    if path.suffix == ".safetensors":
-        return _read_own(path)
-    return read_torch_deep_retina(path, positions)
+    own = path.suffix == ".safetensors"
+    return _read_own(path) if own else read_torch_deep_retina(path, positions)
 
 
 def save_checkpoint(path: str | Path, checkpoint: RetinaCheckpoint) -> None:
@@ -70,28 +68,18 @@ def save_checkpoint(path: str | Path, checkpoint: RetinaCheckpoint) -> None:
         raise OptionError(f"{path}: a checkpoint is written as .safetensors; give such a name")
     layout = checkpoint.layout.to_dict()
     del layout["name"]
-    known = {
-        "layout": layout,
-        "cells": checkpoint.cells,
-        "scaling": checkpoint.scaling,
-        "dataset": checkpoint.dataset,
-        "stim_type": checkpoint.stim_type,
-    }
+    known = {"layout": layout} | {name: getattr(checkpoint, name) for name in _KNOWN}
     state = checkpoint.network.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    content = save(tensors, {_KEY: json.dumps(known)})
     with writing(f"{path}: checkpoint"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, content)
+        write_file(path, save(tensors, {_KEY: json.dumps(known)}))
 
 
 def load_retina_model(
     rest: str, weights: str | Path | None = None, *, folder: str | Path = "."
 ) -> LoadedModel:
     """Load ``retina:FILE`` or ``retina:FILE?positions=centres`` for `condec.models.load_model`.
-
-    ``.pt`` is a checkpoint of torch-deep-retina, ``.safetensors`` what `save_checkpoint` writes;
-    ``positions=centres`` reads grabbed units at the cells' own centres.
 
     Raises
     ------
@@ -104,13 +92,13 @@ def load_retina_model(
     positions: Any = keys.pop("positions", "checkpoint")
     if keys:
         raise OptionError(f"retina:{rest}: {', '.join(keys)}: no such key; expected positions")
-    checkpoint = load_checkpoint(Path(folder) / file, positions=positions)
+    found = load_checkpoint(Path(folder) / file, positions=positions)
     return LoadedModel(
-        checkpoint.network,
+        found.network,
         f"retina:{rest}",
-        checkpoint.layout.image_shape,
-        label_names=checkpoint.cells,
-        scaling=checkpoint.scaling,
+        found.layout.image_shape,
+        label_names=found.cells,
+        scaling=found.scaling,
     )
 
 
@@ -128,29 +116,16 @@ def _read_own(path: Path) -> RetinaCheckpoint:
             f"{path}: no layout of a retina's network is in it; expected what save_checkpoint "
             "writes, or a .pt of torch-deep-retina"
         )
-    network = RetinaNetwork(_layout_of(path, known.pop("layout"))).eval()
+    layout = known.pop("layout")
+    unknown = sorted(set(layout) - {field.name for field in fields(RetinaLayout)})
+    if unknown:
+        raise ModelError(f"{path}: its layout has {', '.join(unknown)}, unknown to this version")
+    arguments: dict[str, Any] = {name: tuples(value) for name, value in layout.items()}
+    network = RetinaNetwork(RetinaLayout(**arguments)).eval()
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: its tensors do not fit its layout: {reason}") from error
-    scaling = known.pop("scaling")
-    return RetinaCheckpoint(
-        network=network,
-        cells=tuple(known.pop("cells")),
-        scaling=None if scaling is None else (scaling[0], scaling[1]),
-        **known,
-    )
-
-
-def _layout_of(path: Path, record: dict[str, Any]) -> RetinaLayout:
-    unknown = sorted(set(record) - {field.name for field in fields(RetinaLayout)})
-    if unknown:
-        raise ModelError(f"{path}: its layout has {', '.join(unknown)}, unknown to this version")
-    given: dict[str, Any] = {
-        name: tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        if isinstance(value, list)
-        else value
-        for name, value in record.items()
-    }
-    return RetinaLayout(**given)
+    facts: dict[str, Any] = {name: tuples(value) for name, value in known.items()}
+    return RetinaCheckpoint(network=network, **facts)

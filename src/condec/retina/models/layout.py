@@ -1,12 +1,12 @@
 """Sizes and parts of networks of the retina, in every variant that published models have."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from condec.basis.errors import OptionError
 from condec.basis.options import Option
+from condec.retina.checks import at_least, one_of
 
 Norm = Literal["channel", "unit", "none"]
 Readout = Literal["one-hot", "grabbed", "linear"]
@@ -14,7 +14,8 @@ Rate = Literal["softplus", "exp"]
 Positions = tuple[tuple[int, int], ...]
 
 EPS: Final = 1e-3
-"""What normalisation adds to variances, in all published models."""
+"""Added to variances by normalisation, in all published models."""
+_NAME: Final = "RetinaLayout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +89,55 @@ class RetinaLayout(Option):
     exponential: bool = False
 
     def __post_init__(self) -> None:
-        _check_names(self)
-        _check_numbers(self)
-        _check_maps(self)
-        _check_positions(self)
+        for name, known in (("norm", Norm), ("readout", Readout), ("rate", Rate)):
+            one_of(_NAME, name, getattr(self, name), known)
+        self._check_lengths()
+        for name in ("n_cells", "image_shape", "channels", "kernels", "stack_channels"):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (1 if value is None else value,)
+            if not values or min(values) < 1:
+                raise OptionError(f"{_NAME}: {name} must be at least 1; got {value}")
+        pairs = zip(self.stack or (), self.kernels, strict=False)
+        if any(not 2 <= side <= kernel for side, kernel in pairs):
+            raise OptionError(
+                f"{_NAME}: stack must be between 2 and the kernel that it builds, "
+                f"{self.kernels[: len(self.channels)]}; got {self.stack}"
+            )
+        at_least(_NAME, 0, noise=self.noise)
+        if not 0.0 <= self.dropout < 1.0:
+            raise OptionError(f"{_NAME}: dropout must be from 0 to below 1; got {self.dropout}")
+        if min(min(side) for side in self.maps) < 1:
+            _, height, width = self.image_shape
+            raise OptionError(
+                f"{_NAME}: kernels {self.kernels} are too large for frames of {height} x {width}: "
+                f"maps would be {self.maps}"
+            )
+        self._check_positions()
+
+    def _check_lengths(self) -> None:
+        n_hidden = len(self.channels)
+        lengths = {"stack": n_hidden, "stack_channels": n_hidden}
+        for name, n in (lengths | {"kernels": n_hidden + (self.readout != "linear")}).items():
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise OptionError(
+                    f"{_NAME}: expected {n} {name} for {n_hidden} hidden convolutions and a "
+                    f"{self.readout} readout; got {value}"
+                )
+
+    def _check_positions(self) -> None:
+        wanted = self.readout == "grabbed"
+        if len(self.positions) != (self.n_cells if wanted else 0):
+            raise OptionError(
+                f"{_NAME}: expected {'one position for each cell' if wanted else 'no positions'} "
+                f"with a {self.readout} readout of {self.n_cells} cells; got {len(self.positions)}"
+            )
+        (height, width), places = self.maps[-1], self.positions
+        outside = [(y, x) for y, x in places if not (-height <= y < height and -width <= x < width)]
+        if outside:
+            raise OptionError(
+                f"{_NAME}: positions {outside} are outside the last map of {height} x {width}"
+            )
 
     @property
     def maps(self) -> tuple[tuple[int, int], ...]:
@@ -130,74 +176,3 @@ def nips_cnn(n_cells: int, image_shape: tuple[int, int, int] = (40, 50, 50)) -> 
         n_cells=n_cells, image_shape=image_shape, channels=(16, 8), kernels=(15, 9), stack=None,
         norm="none", last_norm=False, noise=0.1, readout="linear",
     )  # fmt: skip
-
-
-# --- checks -------------------------------------------------------------------------------
-
-
-def _check_names(layout: RetinaLayout) -> None:
-    for name, known in (("norm", Norm), ("readout", Readout), ("rate", Rate)):
-        value = getattr(layout, name)
-        if value not in get_args(known):
-            raise OptionError(
-                f"RetinaLayout: {name} must be one of {', '.join(get_args(known))}; got {value!r}"
-            )
-
-
-def _check_numbers(layout: RetinaLayout) -> None:
-    n_hidden = len(layout.channels)
-    n_kernels = n_hidden + (layout.readout != "linear")
-    lengths = {"kernels": n_kernels, "stack": n_hidden, "stack_channels": n_hidden}
-    for name, length in lengths.items():
-        value = getattr(layout, name)
-        if value is not None and len(value) != length:
-            raise OptionError(
-                f"RetinaLayout: expected {length} {name} for {n_hidden} hidden convolutions and a "
-                f"{layout.readout} readout; got {value}"
-            )
-    whole = {
-        "n_cells": (layout.n_cells,), "image_shape": layout.image_shape,
-        "channels": layout.channels, "kernels": layout.kernels,
-        "stack_channels": layout.stack_channels or (1,),
-    }  # fmt: skip
-    for name, values in whole.items():
-        if not values or min(values) < 1:
-            raise OptionError(f"RetinaLayout: {name} must be at least 1; got {values}")
-    pairs = zip(layout.stack or (), layout.kernels, strict=False)
-    if any(not 2 <= side <= kernel for side, kernel in pairs):
-        raise OptionError(
-            f"RetinaLayout: stack must be between 2 and the kernel that it builds, "
-            f"{layout.kernels[:n_hidden]}; got {layout.stack}"
-        )
-    if not 0.0 <= layout.dropout < 1.0 or not 0.0 <= layout.noise < math.inf:
-        raise OptionError(
-            "RetinaLayout: dropout must be from 0 to below 1 and noise at least 0; got "
-            f"dropout={layout.dropout}, noise={layout.noise}"
-        )
-
-
-def _check_maps(layout: RetinaLayout) -> None:
-    if min(min(side) for side in layout.maps) < 1:
-        raise OptionError(
-            f"RetinaLayout: kernels {layout.kernels} are too large for frames of "
-            f"{layout.image_shape[1]} x {layout.image_shape[2]}: maps would be {layout.maps}"
-        )
-
-
-def _check_positions(layout: RetinaLayout) -> None:
-    positions, wanted = layout.positions, layout.readout == "grabbed"
-    if len(positions) != (layout.n_cells if wanted else 0):
-        raise OptionError(
-            f"RetinaLayout: expected {'one position for each cell' if wanted else 'no positions'} "
-            f"with a {layout.readout} readout of {layout.n_cells} cells; got {len(positions)}"
-        )
-    height, width = layout.maps[-1]
-    outside = [
-        (row, column)
-        for row, column in positions
-        if not (-height <= row < height and -width <= column < width)
-    ]
-    if outside:
-        raise OptionError(
-            f"RetinaLayout: positions {outside} are outside the last map of {height} x {width}"
-        )

@@ -12,11 +12,10 @@ torch.Size([1, 4])
 ((36, 36), (26, 26), (16, 16))
 """
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -28,19 +27,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from condec.retina.models.layout import EPS, RetinaLayout, bn_cnn, nips_cnn
 
 __all__ = [
-    "AbsBatchNorm",
-    "Exponential",
-    "GaussianNoise",
-    "GrabbedUnits",
-    "OneHotReadout",
-    "RetinaCheckpoint",
-    "RetinaLayout",
-    "RetinaNetwork",
-    "StackedConv2d",
-    "bn_cnn",
-    "collapsed",
-    "nips_cnn",
-]
+    "AbsBatchNorm", "GaussianNoise", "OneHotReadout", "RetinaCheckpoint", "RetinaLayout",
+    "RetinaNetwork", "StackedConv2d", "bn_cnn", "nips_cnn",
+]  # fmt: skip
 
 
 class RetinaNetwork(nn.Module):
@@ -59,11 +48,10 @@ class RetinaNetwork(nn.Module):
         super().__init__()
         self.layout = layout
         n_inputs, last = layout.image_shape[0], len(layout.channels) + 1
-        for place, n_channels in enumerate(layout.channels):
-            number = place + 1
-            self.add_module(f"conv{number}", _hidden(layout, place, n_inputs, n_channels))
+        for number, n_channels in enumerate(layout.channels, 1):
+            self.add_module(f"conv{number}", _hidden(layout, number - 1, n_inputs))
             if layout.norm != "none":
-                self.add_module(f"norm{number}", _norm(layout, place, n_channels))
+                self.add_module(f"norm{number}", _norm(layout, number - 1))
             self.add_module(f"noise{number}", GaussianNoise(layout.noise))
             self.add_module(f"relu{number}", nn.ReLU())
             n_inputs = n_channels
@@ -73,7 +61,9 @@ class RetinaNetwork(nn.Module):
         self.add_module(f"conv{last}", conv)
         pooled = layout.readout == "one-hot"
         if not pooled:
-            self.readout = _unpooled(layout)
+            self.readout: nn.Module = nn.Flatten()
+            if layout.readout == "grabbed":
+                self.readout = GrabbedUnits(layout.positions)
         if layout.last_norm:
             self.add_module(f"norm{last}", _batch_norm(layout, layout.n_cells, flat=not pooled))
         self.rate = nn.Softplus() if layout.rate == "softplus" else Exponential()
@@ -83,7 +73,7 @@ class RetinaNetwork(nn.Module):
             self.exponential = Exponential()
 
     def forward(self, clip: Float[Tensor, "sample history y x"]) -> Float[Tensor, "sample cell"]:
-        """Rates of all cells from the frames before, oldest first."""
+        """Return the rates of all cells from the frames before, oldest first."""
         x = clip
         for child in self.children():
             x = child(x)
@@ -91,22 +81,11 @@ class RetinaNetwork(nn.Module):
 
 
 class StackedConv2d(nn.Sequential):
-    """One linear convolution, as several smaller ones with nothing nonlinear between them.
+    """Make one linear convolution of several smaller ones, with nothing nonlinear between them.
 
     With kernels of side s, (K - s) / (s - 1) + 1 of them make one of side K; where that is no
-    whole number, the last is smaller. Only the last has a bias.
-
-    Parameters
-    ----------
-    n_inputs, n_outputs : int
-        Channels.
-    kernel, side : int
-        K and s.
-    between : int, optional
-        Channels between them; by default `n_outputs`.
-    bias : bool
-    dropout : float
-        Where above 0, numbers between them are dropped in training.
+    whole number, the last is smaller. Only the last has a bias. There are `between` channels
+    between them, by default `n_outputs`, of which `dropout` are dropped in training.
     """
 
     def __init__(
@@ -133,45 +112,15 @@ class StackedConv2d(nn.Sequential):
             parts.append(nn.Conv2d(n_in, n_out, sides[place], bias=bias and ends))
         super().__init__(*parts)
 
-    def collapsed(self) -> nn.Conv2d:
-        r"""The one convolution that it is, without dropout.
-
-        Of two, :math:`W_{o,i} = \sum_m W^{(2)}_{o,m} * W^{(1)}_{m,i}` with the full convolution
-        over rows and columns; so on for more. Composed in float64, then rounded.
-        """
-        convs = [part for part in self if isinstance(part, nn.Conv2d)]
-        last = convs[-1]
-        weight = convs[0].weight.detach().double().transpose(0, 1)
-        for conv in convs[1:]:
-            outer = conv.weight.detach().double()
-            # Convolution layers correlate, and correlations compose by full convolution.
-            weight = F.conv2d(weight, outer.flip(2, 3), padding=outer.shape[-1] - 1)
-        weight = weight.transpose(0, 1).contiguous()
-        n_outputs, n_inputs, height, width = weight.shape
-        biased = last.bias is not None
-        one = nn.Conv2d(n_inputs, n_outputs, (height, width), bias=biased, device="meta")
-        one.weight = nn.Parameter(weight.to(last.weight.dtype))
-        one.bias = copy.deepcopy(last.bias)
-        return one.train(self.training)
-
 
 class AbsBatchNorm(_BatchNorm):
-    r"""Batch normalisation that cannot flip a sign.
+    r"""Normalise over batches without flipping a sign.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} |w| + b
-
-    Parameters
-    ----------
-    num_features : int
-        Entries of the second axis.
-    eps, momentum : float
     """
 
-    def __init__(self, num_features: int, eps: float = EPS, momentum: float = 0.01) -> None:
-        super().__init__(num_features, eps, momentum)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Shape [sample, feature] or [sample, feature, y, x], as it came."""
+        """Return [sample, feature] or [sample, feature, y, x] as it came."""
         momentum = self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -184,12 +133,7 @@ class AbsBatchNorm(_BatchNorm):
 
 
 class GaussianNoise(nn.Module):
-    """Adds independent noise to every number in training; nothing in evaluation mode.
-
-    Parameters
-    ----------
-    std : float
-    """
+    """Add independent noise of standard deviation `std` in training; else change nothing."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
@@ -197,12 +141,12 @@ class GaussianNoise(nn.Module):
         self.register_buffer("std", torch.full((1,), std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, as it came."""
+        """Return any shape as it came."""
         return x + self.std * torch.randn_like(x) if self.training else x
 
 
 class OneHotReadout(nn.Module):
-    r"""Each cell is a weighted mean over the places of its own map.
+    r"""Read each cell as a weighted mean over the places of its own map.
 
     :math:`p = (w - \min w) / \sum (w - \min w)`, so weights are at least 0 and add up to 1.
 
@@ -213,32 +157,25 @@ class OneHotReadout(nn.Module):
 
     def __init__(self, n_cells: int, height: int, width: int) -> None:
         super().__init__()
-        self.w = nn.Parameter(torch.empty(n_cells, height * width))
-        self.reset_parameters()
+        self.w = nn.Parameter(torch.rand(n_cells, height * width))
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew, evenly between 0 and 1."""
+        """Draw the weights again, evenly between 0 and 1."""
         nn.init.uniform_(self.w)
 
     @property
     def places(self) -> Float[Tensor, "cell place"]:
-        """Share of every place of the map, row by row."""
+        """Return the share of every place of the map, row by row."""
         above = self.w - self.w.amin(1, keepdim=True)
         return above / above.sum(1, keepdim=True)
 
     def forward(self, maps: Float[Tensor, "sample cell y x"]) -> Float[Tensor, "sample cell"]:
-        """Mean of each map."""
+        """Return the mean of each map."""
         return (maps.flatten(2) * self.places).sum(2)
 
 
 class GrabbedUnits(nn.Module):
-    """Each cell is one place of its own map.
-
-    Parameters
-    ----------
-    positions : sequence of (int, int)
-        Row and column for each cell.
-    """
+    """Read each cell at one place (row, column) of its own map."""
 
     def __init__(self, positions: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -250,7 +187,7 @@ class GrabbedUnits(nn.Module):
         self.register_buffer("columns", columns.contiguous(), persistent=False)
 
     def forward(self, maps: Float[Tensor, "sample cell y x"]) -> Float[Tensor, "sample cell"]:
-        """Unit of each cell."""
+        """Return the unit of each cell."""
         cells = torch.arange(len(self.rows), device=maps.device)
         return maps[:, cells, self.rows, self.columns]
 
@@ -259,7 +196,7 @@ class Exponential(nn.Module):
     """The exponential, as a module."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, as it came."""
+        """Return any shape as it came."""
         return x.exp()
 
 
@@ -289,52 +226,28 @@ class RetinaCheckpoint:
 
     @property
     def layout(self) -> RetinaLayout:
-        """Layout of the network."""
+        """Return the layout of the network."""
         return self.network.layout
-
-
-def collapsed(network: RetinaNetwork) -> RetinaNetwork:
-    """Equal network with plain convolutions in place of stacked ones.
-
-    Maps and rates are the same but for rounding (there is no padding, so borders too); dropout
-    between the smaller convolutions is gone.
-
-    Parameters
-    ----------
-    network : RetinaNetwork
-        Left as it is.
-
-    Returns
-    -------
-    RetinaNetwork
-        With weights of its own.
-    """
-    network = copy.deepcopy(network)
-    for name, child in list(network.named_children()):
-        if isinstance(child, StackedConv2d):
-            setattr(network, name, child.collapsed())
-    network.layout = replace(network.layout, stack=None, stack_channels=None, dropout=0.0)
-    return network
 
 
 # --- parts --------------------------------------------------------------------------------
 
 
-def _hidden(layout: RetinaLayout, place: int, n_inputs: int, n_outputs: int) -> nn.Module:
-    kernel = layout.kernels[place]
+def _hidden(layout: RetinaLayout, place: int, n_inputs: int) -> nn.Module:
+    kernel, n_outputs = layout.kernels[place], layout.channels[place]
     if layout.stack is None:
         return nn.Conv2d(n_inputs, n_outputs, kernel, bias=layout.bias)
-    between = None if layout.stack_channels is None else layout.stack_channels[place]
+    between = (layout.stack_channels or layout.channels)[place]
     return StackedConv2d(
         n_inputs, n_outputs, kernel, layout.stack[place], between=between, bias=layout.bias,
         dropout=layout.dropout,
     )  # fmt: skip
 
 
-def _norm(layout: RetinaLayout, place: int, n_channels: int) -> nn.Module:
+def _norm(layout: RetinaLayout, place: int) -> nn.Module:
+    shape = (layout.channels[place], *layout.maps[place])
     if layout.norm == "channel":
-        return _batch_norm(layout, n_channels, flat=False)
-    shape = (n_channels, *layout.maps[place])
+        return _batch_norm(layout, shape[0], flat=False)
     units = _batch_norm(layout, math.prod(shape), flat=True)
     parts = OrderedDict(flatten=nn.Flatten(), units=units, unflatten=nn.Unflatten(1, shape))
     return nn.Sequential(parts)
@@ -345,7 +258,3 @@ def _batch_norm(layout: RetinaLayout, n_features: int, *, flat: bool) -> _BatchN
         return AbsBatchNorm(n_features, EPS, layout.momentum)
     kind = nn.BatchNorm1d if flat else nn.BatchNorm2d
     return kind(n_features, EPS, layout.momentum)
-
-
-def _unpooled(layout: RetinaLayout) -> nn.Module:
-    return nn.Flatten() if layout.readout == "linear" else GrabbedUnits(layout.positions)

@@ -1,80 +1,113 @@
-"""Checkpoints of torch-deep-retina, the library of Maheswaranathan et al. 2023, by their layout.
+"""Read checkpoints of torch-deep-retina, the library of Maheswaranathan et al. 2023.
 
-Read without running code from the file. Facts about the layout are in the functions below that
-use them; names of tensors may be of any version: modules are matched in order, the tensors of
-each by their last name.
+No code from the file runs. Names of tensors may be of any version: modules are matched in order,
+the tensors of each by their last name.
 """
 
 import json
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from condec.basis.errors import ModelError
+from condec.basis.errors import ModelError, OptionError
+from condec.retina.models.layout import Positions, RetinaLayout
 from condec.retina.models.network import (
     AbsBatchNorm,
     GaussianNoise,
     RetinaCheckpoint,
     RetinaNetwork,
 )
-from condec.retina.models.torch_deep_retina_hyps import (
-    Hyps,
-    PositionsFrom,
-    is_number,
-    is_whole,
-    layout_of,
-    mapping,
-    plain,
-    shown,
-)
+
+PositionsFrom = Literal["checkpoint", "centres"]
+Fits = Callable[[Any], bool]
 
 _TYPES: Final = ("BNCNN", "LinearStackedBNCNN", "VaryModel", "RetinotopicModel")
 _NUMPY: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
+_STATISTICS: Final = {"running_mean": "running_mean", "running_var": "running_var"}
 _LEAVES: Final[dict[type[nn.Module], dict[str, str]]] = {
-    AbsBatchNorm: {
-        "scale": "weight", "shift": "bias", "running_mean": "running_mean",
-        "running_var": "running_var",
-    },
+    AbsBatchNorm: {"scale": "weight", "shift": "bias", **_STATISTICS},
     GaussianNoise: {"sigma": "std"},
+}
+"""Last names of tensors there, and their names here; otherwise they are the same."""
+
+_whole: Fits = lambda v: isinstance(v, int) and not isinstance(v, bool)  # noqa: E731
+_number: Fits = lambda v: isinstance(v, int | float) and not isinstance(v, bool)  # noqa: E731
+_wholes: Fits = lambda v: isinstance(v, list | tuple) and all(map(_whole, v))  # noqa: E731
+
+_HYPS: Final[dict[str, tuple[Any, str, Fits]]] = {
+    "img_shape": ((40, 50, 50), "frames, height and width", lambda v: _wholes(v) and len(v) == 3),
+    "chans": ((8, 8), "a list of whole numbers", _wholes),
+    "ksizes": ((15, 11, 11), "a list of whole numbers", _wholes),
+    "n_layers": (3, "a whole number", _whole),
+    "n_units": (5, "a whole number", _whole),
+    "bnorm_d": (1, "1 or 2", lambda v: _whole(v) and v in (1, 2)),
+    "drop_p": (0.0, "a number", _number),
+    "bn_moment": (0.01, "a number", _number),
+    "noise": (0.05, "a number", _number),
+    "activ_fxn": ("ReLU", "'ReLU'", lambda v: v == "ReLU"),
+    "centers": (
+        None,
+        "a list of (row, column) of the cells, since units are grabbed (convgc)",
+        lambda v: isinstance(v, list | tuple) and all(_wholes(c) and len(c) == 2 for c in v),
+    ),
+} | {
+    name: (default, "true or false", lambda v: v in (None, 0, 1))
+    for name, default in {
+        "bias": True, "gc_bias": False, "convgc": False, "stackconvs": True, "softplus": True,
+        "inference_exp": False,
+    }.items()
 }  # fmt: skip
-"""Last names of tensors there, and what they are called here; otherwise they are the same."""
+"""Arguments of the library's constructors: default, expected kind in words, and its check."""
+
+_NOT_READ: Final = {
+    "one2one": "stacked convolutions channel by channel",
+    "recurrent": "a recurrent network",
+    "kinetic": "a kinetics layer",
+    "collapsed": "cells that share maps",
+    "paddings": "convolutions with padding",
+}
+"""Constructor arguments of the library that make networks of another kind."""
 
 
 def read_torch_deep_retina(path: Path, positions: PositionsFrom) -> RetinaCheckpoint:
     """Read a ``.pt`` file; see `condec.retina.models.checkpoint.load_checkpoint`."""
     record = _read(path)
     hyps = _hyps(path, record)
-    state = record.get("model_state_dict")
+    state, listed = record.get("model_state_dict"), _plain(record.get("cells"))
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path}: model_state_dict: expected tensors by name; got {shown(state)}")
-    cells = _cells(path, record.get("cells"))
-    model_type = _model_type(path, record, hyps)
-    layout = layout_of(path, model_type, hyps, record, len(cells), positions)
+        raise _wrong(path, "model_state_dict", "tensors by name", state)
+    if listed is not None and not isinstance(listed, list | tuple):
+        raise _wrong(path, "cells", "a list", listed)
+    model_type = record.get("model_type", hyps.get("model_type"))
+    if model_type not in _TYPES:
+        raise _wrong(path, "model_type", f"one of {', '.join(_TYPES)}", model_type)
+    stated = {"n_units": len(listed)} if listed else {}
+    if "img_shape" in record:
+        stated["img_shape"] = _plain(record["img_shape"])
+    layout = _layout(path, model_type, stated | hyps, positions)
     network = RetinaNetwork(layout).eval()
     names = _load_state(path, network, state)
-    _prune(path, network, names, plain(record.get("zero_dict")))
-    cells = cells or tuple(str(number) for number in range(layout.n_cells))
+    _prune(path, network, names, _plain(record.get("zero_dict")))
+    cells = tuple(str(cell) for cell in listed or range(layout.n_cells))
     if len(cells) != layout.n_cells:
         raise ModelError(f"{path}: cells: expected {layout.n_cells} names; got {', '.join(cells)}")
     texts = {key: record.get(key) for key in ("dataset", "stim_type")}
     return RetinaCheckpoint(
         network=network,
         cells=cells,
-        scaling=_scaling(path, plain(record.get("norm_stats"))),
+        scaling=_scaling(path, _plain(record.get("norm_stats"))),
         **{key: None if text is None else str(text) for key, text in texts.items()},
     )
 
 
-# --- the file -----------------------------------------------------------------------------
-
-
 def _read(path: Path) -> dict[str, Any]:
-    """The dict of the file; besides tensors and plain values, numpy's numbers may be in it."""
+    """Load the dict of the file; besides tensors and plain values, numpy's numbers may be in it."""
     from numpy._core import multiarray
 
     allowed: list[Any] = [np.ndarray, np.dtype]
@@ -100,60 +133,151 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _hyps(path: Path, record: Mapping[str, Any]) -> Hyps:
-    """Arguments of the constructor: ``hyps``, the older ``model_hyps``, or a file beside."""
+def _hyps(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the constructor's arguments: ``hyps``, older ``model_hyps``, or in a file nearby."""
     for key in ("hyps", "model_hyps"):
         if record.get(key) is not None:
-            return mapping(f"{path}: {key}", plain(record[key]))
-    beside = path.parent / "hyperparams.json"
-    if not beside.is_file():
+            return _mapping(path, key, _plain(record[key]))
+    nearby = path.parent / "hyperparams.json"
+    if not nearby.is_file():
         raise ModelError(
-            f"{path}: neither hyps nor model_hyps is in it, and there is no {beside}; it has "
+            f"{path}: neither hyps nor model_hyps is in it, and there is no {nearby}; it has "
             f"{', '.join(map(str, record))}"
         )
     try:
-        return mapping(str(beside), json.loads(beside.read_text(encoding="utf-8")))
+        return _mapping(nearby, "hyps", json.loads(nearby.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ModelError(f"{beside}: not readable as JSON ({error})") from error
-
-
-def _model_type(path: Path, record: Mapping[str, Any], hyps: Hyps) -> str:
-    found = record.get("model_type", hyps.get("model_type"))
-    if found not in _TYPES:
-        raise ModelError(
-            f"{path}: model_type: expected one of {', '.join(_TYPES)}; got {shown(found)}"
-        )
-    return str(found)
-
-
-def _cells(path: Path, cells: Any) -> tuple[str, ...]:
-    cells = plain(cells)
-    if cells is not None and not isinstance(cells, list | tuple):
-        raise ModelError(f"{path}: cells: expected a list; got {shown(cells)}")
-    return tuple(str(cell) for cell in cells or ())
+        raise ModelError(f"{nearby}: not readable as JSON ({error})") from error
 
 
 def _scaling(path: Path, stats: Any) -> tuple[float, float] | None:
-    """Mean and standard deviation of the training movie: by name, or as a pair."""
+    """Take mean and standard deviation of the training movie, given by name or as a pair."""
     if stats is None:
         return None
     pair = [stats.get("mean"), stats.get("std")] if isinstance(stats, dict) else stats
-    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(map(is_number, pair)):
-        raise ModelError(
-            f"{path}: norm_stats: expected the numbers mean and std; got {shown(stats)}"
-        )
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(map(_number, pair)):
+        raise _wrong(path, "norm_stats", "the numbers mean and std", stats)
     return float(pair[0]), float(pair[1])
+
+
+# --- the layout ---------------------------------------------------------------------------
+
+
+def _layout(
+    path: Path, model_type: str, hyps: Mapping[str, Any], positions: PositionsFrom
+) -> RetinaLayout:
+    """Work out what the library's constructor builds; its defaults where hyps say nothing."""
+
+    def take(key: str) -> Any:
+        default, expected, fits = _HYPS[key]
+        value = hyps.get(key, default)
+        if not fits(value):
+            raise _wrong(path, f"hyps[{key!r}]", expected, value)
+        return tuple(value) if isinstance(value, list) else value
+
+    for key, kind in _NOT_READ.items():
+        value = hyps.get(key)
+        if any(value) if isinstance(value, list | tuple) else value:
+            raise ModelError(f"{path}: hyps[{key!r}]: {kind} cannot be read; leave it out")
+    take("activ_fxn")
+    channels, kernels = take("chans"), take("ksizes")
+    if model_type in ("VaryModel", "RetinotopicModel"):
+        channels = channels[: take("n_layers") - 1]
+    retinotopic = model_type == "RetinotopicModel"
+    grabs = not retinotopic and bool(take("convgc"))
+    readout: Any = "one-hot" if retinotopic else "grabbed" if grabs else "linear"
+    last = kernels[-1:] if retinotopic else kernels[len(channels) : len(channels) + 1]
+    stacked = model_type == "LinearStackedBNCNN" or (
+        model_type != "BNCNN" and bool(take("stackconvs"))
+    )
+    fields: dict[str, Any] = {
+        "n_cells": take("n_units"),
+        "image_shape": take("img_shape"),
+        "channels": channels,
+        "kernels": kernels[: len(channels)] + (() if readout == "linear" else last),
+        "stack": _each(path, hyps, "stack_ksizes", (3,) * len(channels)) if stacked else None,
+        "stack_channels": _each(path, hyps, "stack_chans", channels) if stacked else None,
+        "dropout": float(take("drop_p")) if stacked else 0.0,
+        "bias": bool(take("bias")),
+        "last_bias": bool(take("bias" if retinotopic else "gc_bias")),
+        "norm": {1: "unit", 2: "channel"}[take("bnorm_d")],
+        "absolute": model_type != "BNCNN",
+        "momentum": float(take("bn_moment")),
+        "noise": float(take("noise")),
+        "readout": readout,
+        "rate": "softplus" if retinotopic or take("softplus") else "exp",
+        "exponential": bool(take("inference_exp")),
+    }
+    try:
+        if grabs:
+            centres = tuple((row, column) for row, column in take("centers"))
+            fields["positions"] = _positions(path, fields, centres, positions)
+        return RetinaLayout(**fields)
+    except OptionError as error:
+        raise ModelError(f"{path}: hyps do not fit each other: {error}") from error
+
+
+def _each(path: Path, hyps: Mapping[str, Any], key: str, usual: tuple[int, ...]) -> Any:
+    """Take one number for each hidden convolution: a list, one for all, or None in its place."""
+    value = hyps.get(key, usual)
+    listed = value if isinstance(value, list | tuple) else [value] * len(usual)
+    if len(listed) < len(usual) or not all(one is None or _whole(one) for one in listed):
+        raise _wrong(path, f"hyps[{key!r}]", f"a whole number or {len(usual)} of them", value)
+    pairs = zip(listed, usual, strict=False)
+    return tuple(default if one is None else one for one, default in pairs)
+
+
+def _positions(
+    path: Path, fields: Mapping[str, Any], centres: Positions, positions: PositionsFrom
+) -> Positions:
+    """Place the cells in the last map, with a warning where they are not at their centres.
+
+    The library takes min(max(0, centre - h), H - 2 (h - 1)), with h = (K0 - 1) + (K1 - 1) +
+    (K2 // 2 - 1) + 1; where H < 2 (h - 1) that is one negative number for all centres, which
+    counts from the end.
+    """
+    kernels, (_, height, width) = fields["kernels"], fields["image_shape"]
+    if len(kernels) != 3:
+        raise ModelError(
+            f"{path}: hyps['convgc']: units are grabbed after 3 convolutions; got {len(kernels)}"
+        )
+    half = kernels[0] + kernels[1] + kernels[2] // 2 - 2
+    ends = [side - 2 * (half - 1) for side in (height, width)]
+    rule = tuple(
+        (min(max(0, row - half), ends[0]), min(max(0, column - half), ends[1]))
+        for row, column in centres
+    )
+    probe = RetinaLayout(**{**fields, "positions": rule})
+    sides = probe.maps[-1]
+    stored = tuple((row % sides[0], column % sides[1]) for row, column in rule)
+    true = probe.positions_of(centres)
+    if positions == "centres":
+        return true
+    if stored != true:
+        alike = len(set(stored)) == 1
+        places = f"all {len(stored)} cells at place {stored[0]}" if alike else f"cells at {stored}"
+        why = "" if min(ends) >= 0 else f"; {min(ends)} is below 0 and counts from the end"
+        warnings.warn(
+            f"{path.name}: reads {places} of maps of {sides[0]} x {sides[1]}, not at their centres "
+            f"{centres}: the library's rule is min(max(0, centre - {half}), {height} - "
+            f"{2 * (half - 1)}){why}. This is how the network was trained, and is kept; compare "
+            "its rates with the recorded ones. positions='centres' reads at the cells' own "
+            f"centres instead, {true}",
+            stacklevel=4,
+        )
+    return stored
 
 
 # --- the tensors --------------------------------------------------------------------------
 
 
 def _load_state(path: Path, network: RetinaNetwork, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Fill a network; returns the names of its modules by those of the file."""
+    """Fill a network; return the names of its modules by those of the file."""
     theirs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         module, _, leaf = key.rpartition(".")
-        theirs.setdefault(module, {})[leaf] = tensor
+        if leaf != "num_batches_tracked":
+            theirs.setdefault(module, {})[leaf] = tensor
     ours = {
         name: module
         for name, module in network.named_modules()
@@ -161,7 +285,7 @@ def _load_state(path: Path, network: RetinaNetwork, state: Mapping[str, Tensor])
     }
     names = dict(zip(theirs, ours, strict=False))
     for name, own in names.items():
-        _fill(path, own, ours[own], name, theirs[name])
+        _fill(f"{path}: model_state_dict: {name}", own, ours[own], theirs[name])
     if len(theirs) != len(ours):
         rest = list(theirs)[len(ours) :] or list(ours)[len(theirs) :]
         side = "lacks" if len(theirs) < len(ours) else "has beyond them"
@@ -172,35 +296,31 @@ def _load_state(path: Path, network: RetinaNetwork, state: Mapping[str, Tensor])
     return names
 
 
-def _fill(
-    path: Path, own: str, module: nn.Module, name: str, tensors: Mapping[str, Tensor]
-) -> None:
-    kind = type(module)
-    own_state = {k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"}
-    leaves = _LEAVES.get(kind, {leaf: leaf for leaf in own_state})
-    found = {leaf: t for leaf, t in tensors.items() if leaf != "num_batches_tracked"}
+def _fill(where: str, own: str, module: nn.Module, found: Mapping[str, Tensor]) -> None:
+    state = {k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"}
+    leaves = _LEAVES.get(type(module), {leaf: leaf for leaf in state})
     if set(found) != set(leaves):
         raise ModelError(
-            f"{path}: model_state_dict: {name}: expected {', '.join(leaves)} of a {kind.__name__} "
-            f"({own}) in this place for these hyps; got {', '.join(found)}"
+            f"{where}: expected {', '.join(leaves)} of a {type(module).__name__} ({own}) in this "
+            f"place for these hyps; got {', '.join(found)}"
         )
     for leaf, tensor in found.items():
-        into = own_state[leaves[leaf]]
+        into = state[leaves[leaf]]
         dense = isinstance(module, nn.Conv2d) and tensor.ndim == 2  # a linear layer there
         shape = (len(into), into[0].numel()) if dense else tuple(into.shape)
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             raise ModelError(
-                f"{path}: model_state_dict: {name}.{leaf}: expected floats of shape {shape} for "
-                f"{own}; got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"{where}.{leaf}: expected floats of shape {shape} for {own}; got {tensor.dtype} "
+                f"of shape {tuple(tensor.shape)}"
             )
         if not bool(tensor.isfinite().all()):
-            raise ModelError(f"{path}: model_state_dict: {name}.{leaf}: not finite")
+            raise ModelError(f"{where}.{leaf}: not finite")
         into.copy_(tensor.view_as(into))
 
 
 def _prune(path: Path, network: RetinaNetwork, names: Mapping[str, str], pruned: Any) -> None:
     """Set pruned channels to zero, weights and bias: ``sequential.N`` to the channels."""
-    for layer, channels in mapping(f"{path}: zero_dict", pruned or {}).items():
+    for layer, channels in _mapping(path, "zero_dict", pruned or {}).items():
         inside = [own for name, own in names.items() if f"{name}.".startswith(f"{layer}.")]
         # Of a stacked convolution, the last one makes the channels.
         module = network.get_submodule(inside[-1]) if inside else None
@@ -209,11 +329,34 @@ def _prune(path: Path, network: RetinaNetwork, names: Mapping[str, str], pruned:
                 f"{path}: zero_dict: {layer!r} is no convolution; tensors are of {', '.join(names)}"
             )
         listed = sorted(channels) if isinstance(channels, set | list | tuple) else [channels]
-        if not all(is_whole(c) and 0 <= c < module.out_channels for c in listed):
-            raise ModelError(
-                f"{path}: zero_dict[{layer!r}]: expected channels below {module.out_channels}; "
-                f"got {listed}"
-            )
+        if not all(_whole(c) and 0 <= c < module.out_channels for c in listed):
+            expected = f"channels below {module.out_channels}"
+            raise _wrong(path, f"zero_dict[{layer!r}]", expected, listed)
         with torch.no_grad():
             for tensor in module.parameters():
                 tensor[listed] = 0.0
+
+
+# --- values -------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    """Replace numpy's and torch's numbers and arrays, at any depth, by Python's."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(_plain(part) for part in value)
+    return value
+
+
+def _mapping(path: Path, where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(path, where, "a mapping", value)
+    return {str(key): part for key, part in value.items()}
+
+
+def _wrong(path: Path, where: str, expected: str, got: Any) -> ModelError:
+    shown = "nothing" if got is None else f"{str(got)[:80]!r} ({type(got).__name__})"
+    return ModelError(f"{path}: {where}: expected {expected}; got {shown}")
