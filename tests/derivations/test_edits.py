@@ -112,6 +112,6 @@ def test_baked_linear_map_number_by_number():
         out = [dot(weight[u], h) + bias[u] for u in range(3)]
         expected.append([-2.0 * out[0], out[1], out[2]])
     expected = torch.tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(baked(model, edits)(x), expected)
+    torch.testing.assert_close(baked(model, edits, inputs=x)(x), expected)
     with edited(model, edits):
         torch.testing.assert_close(model(x), expected)

@@ -328,6 +328,12 @@ def test_bad_units(unchecked, units, message):
         Ablate("fc", units=units)
 
 
+def test_preserving_no_unit_replaces_the_whole_site():
+    x, edit = torch.randn(2, 6), Preserve("x", units=[], replacement=0.5)
+    assert torch.equal(edit.apply(x), torch.full((2, 6), 0.5))
+    assert edit_from_dict(edit.to_dict()) == edit
+
+
 def test_bad_factor():
     with pytest.raises(OptionError, match=r"Scale\(fc\): factor must be finite; got inf"):
         Scale("fc", units=[0], factor=float("inf"))
@@ -450,7 +456,8 @@ def test_activation_that_is_no_floating_tensor():
     ("edits", "got"), [(["block1"], "'block1'"), ("block1", "'block1'"), (None, "None")]
 )
 def test_what_is_no_edit(unchecked, edits, got):
-    for put_in in (lambda: run(small_resnet(), edits, None), lambda: baked(small_resnet(), edits)):
+    model, x = small_resnet(), torch.ones(1, 1, 5, 5)
+    for put_in in (lambda: run(model, edits, x), lambda: baked(model, edits, inputs=x)):
         with pytest.raises(OptionError, match=f"expected edits such as Ablate.*got {got}"):
             put_in()
 

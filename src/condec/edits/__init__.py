@@ -1,7 +1,4 @@
-"""Edits: change what a network hands on at its sites, and see what the output does.
-
-An edit is a frozen option that says where and what. `edited` puts edits into a model for the
-time of a context:
+"""Edits: change what a network hands on at its sites, while a context lasts.
 
 >>> import torch
 >>> from condec.testing.models import small_resnet
@@ -11,12 +8,9 @@ time of a context:
 >>> torch.equal(logits, model(images))
 False
 
-- units: `Ablate` replaces some, `Preserve` all others, `Scale` turns them up or down;
-- directions: `Steer` adds along one, `Corrupt` adds noise along it, `Project` removes some;
-- other inputs: `Patch` puts in what they have, units or along a direction;
-- attention: `CutAttention` keeps tokens from reading others.
-
-This is the only part of condec that registers hooks to write.
+A new edit is a frozen option behind the contract `Edit` (base.py), with an entry in the table
+below. Hooks that write are registered in context.py, nowhere else. Imports network, attribution
+and store; knows of no dictionary and no modes.
 """
 
 from collections.abc import Mapping
@@ -26,24 +20,24 @@ from condec.basis.options import option_from_dict
 from condec.edits.attention import CutAttention
 from condec.edits.baking import baked, save_baked
 from condec.edits.base import Edit
-from condec.edits.choice import choose_units
+from condec.edits.choice import choose_units, count_units
 from condec.edits.context import edited
 from condec.edits.directions import Corrupt, Project, Steer
 from condec.edits.patch import Patch
-from condec.edits.units import Ablate, Preserve, Scale
-from condec.edits.values import (
+from condec.edits.replacement import (
+    Donors,
     Recorded,
     Replacement,
     Resample,
-    Values,
     record_activation,
     unit_means,
 )
+from condec.edits.units import Ablate, Preserve, Scale
 
 __all__ = [
-    "Ablate", "Corrupt", "CutAttention", "Edit", "Patch", "Preserve", "Project", "Recorded",
-    "Replacement", "Resample", "Scale", "Steer", "Values", "baked", "choose_units",
-    "edit_from_dict", "edited", "record_activation", "save_baked", "unit_means",
+    "Ablate", "Corrupt", "CutAttention", "Donors", "Edit", "Patch", "Preserve", "Project",
+    "Recorded", "Replacement", "Resample", "Scale", "Steer", "baked", "choose_units",
+    "count_units", "edit_from_dict", "edited", "record_activation", "save_baked", "unit_means",
 ]  # fmt: skip
 
 _EDITS: dict[str, type[Edit]] = {
@@ -53,7 +47,7 @@ _EDITS: dict[str, type[Edit]] = {
 
 
 def edit_from_dict(record: Mapping[str, Any]) -> Edit:
-    """Inverse of `Edit.to_dict`.
+    """Make an edit from its plain form, the inverse of `Edit.to_dict`.
 
     Raises
     ------

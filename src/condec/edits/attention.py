@@ -1,4 +1,4 @@
-"""Edges of attention: which token may read from which, cut before the softmax."""
+"""Edges of attention, cut before the softmax."""
 
 import inspect
 import math
@@ -35,7 +35,7 @@ class CutAttention(Edit):
     .. math:: o_i = \frac{\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d}) \, v_j}
                          {\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d})}
 
-    so what the other keys get is normalised anew. Masks of the model stay in force.
+    so the weights of the other keys still add up to 1. Masks of the model stay in force.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class CutAttention(Edit):
     --------
     The second token may not read from the first:
 
-    >>> from condec.control import edited
+    >>> from condec.edits import edited
     >>> attention = torch.nn.MultiheadAttention(4, 1, batch_first=True).eval()
     >>> x = torch.ones(1, 3, 4)
     >>> with edited(attention, CutAttention(Site(""), edges=[(0, 1)])):
@@ -90,14 +90,11 @@ class CutAttention(Edit):
                 f"{who}: expected the module that computes attention, without :input and layout, "
                 f"for example {self.site.name!r}; heads are named by heads=[...]"
             )
-        set_fields(
-            self,
-            edges=_checked_edges(who, edges),
-            heads=None if heads is None else checked_units(f"{who}, heads", heads),
-        )
+        heads = None if heads is None else checked_units(f"{who}, heads", heads)
+        set_fields(self, edges=_checked_edges(who, edges), heads=heads)
 
     def apply(self, activation: Tensor) -> Tensor:
-        """Refused: edges are cut while the module runs."""
+        """Raise SiteError: edges are cut while the module runs."""
         raise SiteError(
             f"{name_of(self)} acts within the module and has no activation to change; run the "
             "model inside edited(model, ...)"
@@ -105,7 +102,7 @@ class CutAttention(Edit):
 
     @contextmanager
     def during(self) -> Iterator[None]:
-        """Inside, attention that is computed has the edges cut."""
+        """Cut the edges of the attention that is computed inside."""
         cut = _Cut(self)
         with cut:
             yield
@@ -119,7 +116,7 @@ class CutAttention(Edit):
 
 
 class _Cut(TorchFunctionMode):
-    """While it is on, edges are cut in whatever computes attention."""
+    """Cuts edges in each function of torch that computes attention, while it is on."""
 
     def __init__(self, edit: CutAttention) -> None:
         super().__init__()
@@ -149,41 +146,33 @@ class _Cut(TorchFunctionMode):
         **options: Any,
     ) -> Tensor:
         size = query.shape[-2], key.shape[-2]
-        n_heads = query.shape[-3] if query.ndim > 3 else None
-        cut = self._edges(*size, n_heads, query.device)
-        if attn_mask is None and is_causal:
-            attn_mask = torch.ones(size, dtype=torch.bool, device=query.device).tril()
-            is_causal = False
-        if attn_mask is None or attn_mask.dtype == torch.bool:
-            shut = cut.new_zeros(()) if attn_mask is None else ~attn_mask
-            mask = ~(shut | cut)
-        else:
-            shut, mask = _is_shut(attn_mask), torch.where(cut, -torch.inf, attn_mask)
-        self._check_open(shut, cut)
-        return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p, is_causal, **options
-        )
+        cut = self._edges(*size, query.shape[-3] if query.ndim > 3 else None, query.device)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = ~attn_mask  # True takes part here, and is masked everywhere else
+        mask = _additive(attn_mask, query, size if is_causal else None)
+        self._check_open(_is_shut(mask), cut)
+        cut_mask = torch.where(cut, -torch.inf, mask)
+        return F.scaled_dot_product_attention(query, key, value, cut_mask, dropout_p, **options)
 
     def _whole(self, *args: Any, **kwargs: Any) -> Any:
         """`torch.nn.MultiheadAttention`: queries are [token, sample, feature], or unbatched."""
         given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
         given.apply_defaults()
         named = given.arguments
-        query, key, n_heads = named["query"], named["key"], named["num_heads"]
-        size = query.shape[0], key.shape[0]
+        query, n_heads = named["query"], named["num_heads"]
+        size = query.shape[0], named["key"].shape[0]
         cut = self._edges(*size, n_heads, query.device)
         if cut.ndim == 3 and query.ndim == 3:
-            cut = cut.repeat(query.shape[1], 1, 1)
-        mask = _additive(named["attn_mask"], query)
-        if named["is_causal"] and mask is None:
-            mask = torch.full(size, -torch.inf, dtype=query.dtype, device=query.device).triu(1)
-        mask = query.new_zeros(()) if mask is None else mask
-        padding = _additive(named["key_padding_mask"], query)
-        shut = _is_shut(mask)
+            cut = cut.repeat(query.shape[1], 1, 1)  # the function has samples and heads on one axis
+        mask = _additive(named["attn_mask"], query, size if named["is_causal"] else None)
+        shut, padding = _is_shut(mask), named["key_padding_mask"]
         if padding is not None:
-            spread = _is_shut(padding).view(-1, 1, 1, size[1])
-            shut = shut.view(-1, n_heads, *size) if shut.ndim == 3 else shut
-            self._check_open(shut | spread, cut.view(-1, n_heads, *size) if cut.ndim == 3 else cut)
+            padding = _additive(padding, query)
+            by_head = (-1, n_heads, *size)
+            shut = (shut.view(by_head) if shut.ndim == 3 else shut) | _is_shut(padding).view(
+                -1, 1, 1, size[1]
+            )
+            self._check_open(shut, cut.view(by_head) if cut.ndim == 3 else cut)
         else:
             self._check_open(shut, cut)
         # With is_causal the function would drop the mask.
@@ -207,7 +196,7 @@ class _Cut(TorchFunctionMode):
     def _edges(
         self, n_queries: int, n_keys: int, n_heads: int | None, device: torch.device
     ) -> Tensor:
-        """What is cut, [query, key], or [head, query, key] where heads are named."""
+        """Return a mask of the cut edges, [query, key], or [head, query, key] for named heads."""
         self.n_attentions += 1
         who, edit = name_of(self.edit), self.edit
         for number, (key, query) in enumerate(edit.edges):
@@ -248,12 +237,17 @@ class _Cut(TorchFunctionMode):
 
 
 def _is_shut(scores: Tensor) -> Tensor:
-    """Where a mask, or masked scores, let nothing pass; some models add a finite number."""
+    """Return where a mask, or masked scores, let nothing pass; some models add a finite number."""
     return scores <= torch.finfo(scores.dtype).min / 2
 
 
-def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    if mask is None or mask.dtype != torch.bool:
+def _additive(mask: Tensor | None, like: Tensor, causal: tuple[int, int] | None = None) -> Tensor:
+    """Return a mask as numbers to add; without one that of causal attention, or 0."""
+    if mask is None and causal:
+        mask = torch.ones(causal, dtype=torch.bool, device=like.device).triu(1)
+    if mask is None:
+        return like.new_zeros(())
+    if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
 

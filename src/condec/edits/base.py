@@ -1,8 +1,9 @@
-"""What an edit is, and the checks that edits share."""
+"""The contract of edits, and the checks that edits share."""
 
 import dataclasses
 import operator
 import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError, SiteError
-from condec.edits.values import Values
+from condec.edits.replacement import Donors
 from condec.network import Site, Units, units_of
 
 
@@ -26,8 +27,8 @@ class Edit(ABC):
     Attributes
     ----------
     within : bool
-        Of the class: whether it changes how the module computes (`during`) rather than what
-        passes the site. Such an edit acts in whole passes only, under `edited`.
+        Of the class: it changes how the module computes (`during`) instead of what passes the
+        site. Such an edit acts in whole passes only, under `edited`.
     """
 
     __slots__ = ()
@@ -37,7 +38,7 @@ class Edit(ABC):
 
     @abstractmethod
     def apply(self, activation: Tensor) -> Tensor:
-        """The activation as it shall be.
+        """Return the edited activation.
 
         Parameters
         ----------
@@ -51,18 +52,18 @@ class Edit(ABC):
         """
 
     def during(self) -> AbstractContextManager[object]:
-        """What is in force while the site's module runs; nothing, but for edits `within`."""
+        """Return what is in force while the site's module runs: nothing, except `within`."""
         return nullcontext()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form for recipes: the class name and its fields; of a tensor its digest."""
+        """Return the plain form for recipes: class name and fields; of a tensor its digest."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]  # of the implementation
         values = {field.name: getattr(self, field.name) for field in fields}
         return {"name": type(self).__name__} | {key: _plain(v) for key, v in values.items()}
 
 
 def name_of(edit: Edit) -> str:
-    """How messages call an edit: ``Ablate(layer1.0)``."""
+    """Return how messages call an edit: ``Ablate(layer1.0)``."""
     return f"{type(edit).__name__}({edit.site.key})"
 
 
@@ -73,7 +74,7 @@ def set_fields(edit: Edit, **values: Any) -> None:
 
 
 def set_site(edit: Edit, site: Site | str) -> str:
-    """Set the site of a frozen edit; returns how messages call it.
+    """Set the site of a frozen edit, and return how messages call the edit.
 
     Raises
     ------
@@ -90,13 +91,7 @@ def set_site(edit: Edit, site: Site | str) -> str:
 
 
 def checked_edits(who: str, edits: Any) -> tuple[Edit, ...]:
-    """One edit or several, as a tuple.
-
-    Raises
-    ------
-    OptionError
-        Something among them is not an edit.
-    """
+    """Return one edit or several as a tuple; anything else is an OptionError."""
     several = isinstance(edits, Iterable) and not isinstance(edits, str)
     given = tuple(edits) if several else (edits,)
     for edit in given:
@@ -107,27 +102,28 @@ def checked_edits(who: str, edits: Any) -> tuple[Edit, ...]:
     return given
 
 
-def checked_units(who: str, units: Sequence[int] | Tensor) -> tuple[int, ...]:
-    """Numbers of units, sorted.
+def checked_units(who: str, units: Sequence[int] | Tensor, *, least: int = 1) -> tuple[int, ...]:
+    """Return numbers of units, sorted.
 
     Raises
     ------
     OptionError
-        None, one twice, negative, or no integer.
+        Fewer than `least`, one twice, negative, or no integer.
     """
     given: Any = units.tolist() if isinstance(units, Tensor) else units
-    wanted: list[Any] | None = list(given) if isinstance(given, Iterable) else None
-    if wanted == []:
-        raise OptionError(f"{who}: units is empty; name at least one unit, or leave the edit out")
+    numbers: list[int] = []
     try:
-        numbers = [operator.index(unit) for unit in wanted or ()]
+        numbers += (operator.index(unit) for unit in given)
+        is_wrong = any(isinstance(unit, bool) for unit in given)
     except TypeError:
-        numbers = []
-    if wanted is None or not numbers or any(isinstance(unit, bool) for unit in wanted):
+        is_wrong = True
+    if is_wrong:
         raise OptionError(
-            f"{who}: units must be integers, for example [3, 7]; got "
-            f"{given if wanted is None else wanted[:5]}. Of a mask take mask.nonzero().flatten()."
+            f"{who}: units must be integers, for example [3, 7]; got {reprlib.repr(given)}. Of a "
+            "mask take mask.nonzero().flatten()."
         )
+    if len(numbers) < least:
+        raise OptionError(f"{who}: units is empty; name at least one unit, or leave the edit out")
     negative = [unit for unit in numbers if unit < 0]
     if negative:
         raise OptionError(f"{who}: units count from 0; got {negative[:5]}")
@@ -137,8 +133,8 @@ def checked_units(who: str, units: Sequence[int] | Tensor) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def layout_of(edit: Edit, activation: Tensor) -> tuple[Units, int]:
-    """Which axes of an activation are units, and how many units there are.
+def units_at(edit: Edit, activation: Tensor) -> tuple[Units, int]:
+    """Return which axes of an activation are units, and how many units there are.
 
     Raises
     ------
@@ -153,13 +149,7 @@ def layout_of(edit: Edit, activation: Tensor) -> tuple[Units, int]:
 
 
 def mask_of(edit: Edit, units: tuple[int, ...], n_units: int) -> Tensor:
-    """Mask over the units of a site: those that are named.
-
-    Raises
-    ------
-    SiteError
-        There is no such unit.
-    """
+    """Return a mask of the units named; a unit that the site does not have is a SiteError."""
     beyond = [unit for unit in units if unit >= n_units]
     if beyond:
         raise SiteError(
@@ -174,6 +164,6 @@ def mask_of(edit: Edit, units: tuple[int, ...], n_units: int) -> Tensor:
 def _plain(value: Any) -> Any:
     if isinstance(value, Site):
         return value.key
-    if isinstance(value, Values):
+    if isinstance(value, Donors):
         return value.text
     return [_plain(part) for part in value] if isinstance(value, tuple) else value

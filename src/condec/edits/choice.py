@@ -1,4 +1,4 @@
-"""Which units to edit, chosen from scores: those of an atom, or of any ranking."""
+"""Units to edit, chosen from scores: those of an atom, or of any ranking."""
 
 import math
 from typing import Final
@@ -13,15 +13,24 @@ _ROUNDING: Final = 1e-9
 """Sums of binary fractions miss by less than this: 100 x 0.29 is 28.999999999999996."""
 
 
+def count_units(n_units: int, fraction: float) -> int:
+    """Return how many units a fraction is: ``int(n_units * fraction)``, without rounding errors.
+
+    >>> count_units(100, 0.29), int(100 * 0.29)
+    (29, 28)
+    """
+    return math.floor(n_units * fraction + _ROUNDING)
+
+
 def choose_units(
-    scores: Float[Tensor, " unit"],
+    scores: Float[torch.Tensor, " unit"],
     *,
     fraction: float | None = None,
     count: int | None = None,
     above: float | None = None,
     mass: float | None = None,
 ) -> tuple[int, ...]:
-    r"""Units with the highest scores, highest first; of equal ones the lower number first.
+    r"""Return the units with the highest scores, highest first; of equal ones the lower number.
 
     Scores are an atom (`Modes.best`), or the sum of all modes correlated with a label or a
     superclass above r (``ByModeSum(modes=modes, weight="above", least=r).scores(labels)``,
@@ -61,7 +70,7 @@ def choose_units(
     (1,)
     """
     rules = {"fraction": fraction, "count": count, "above": above, "mass": mass}
-    named = [name for name, value in rules.items() if value is not None]
+    named = {name: value for name, value in rules.items() if value is not None}
     if len(named) != 1:
         raise OptionError(
             f"choose_units: expected one of {', '.join(rules)}; got {', '.join(named) or 'none'}"
@@ -71,33 +80,24 @@ def choose_units(
             "choose_units: scores must be finite, one for every unit; got shape "
             f"{tuple(scores.shape)}"
         )
-    for name in ("fraction", "mass"):
-        value = rules[name]
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise OptionError(f"choose_units: {name} must be from 0 to 1; got {value}")
-    if count is not None and not 0 <= count <= len(scores):
+    ((rule, value),) = named.items()
+    most = {"count": len(scores), "above": math.inf}.get(rule, 1)
+    if not (-math.inf if rule == "above" else 0) <= value <= most:
+        expected = {"count": f"from 0 to {most}, the number of units", "above": "a number"}
         raise OptionError(
-            f"choose_units: count must be from 0 to {len(scores)}, the number of units; got {count}"
+            f"choose_units: {rule} must be {expected.get(rule, 'from 0 to 1')}; got {value}"
         )
-    if above is not None and math.isnan(above):
-        raise OptionError(f"choose_units: above must be a number; got {above}")
     order = torch.argsort(scores, descending=True, stable=True)
-    return tuple(order[: _how_many(scores[order], fraction, count, above, mass)].tolist())
+    return tuple(order[: _how_many(scores[order].double(), rule, value)].tolist())
 
 
-def _how_many(
-    descending: Tensor,
-    fraction: float | None,
-    count: int | None,
-    above: float | None,
-    mass: float | None,
-) -> int:
-    if count is not None:
-        return count
-    if fraction is not None:
-        return math.floor(len(descending) * fraction + _ROUNDING)
-    if above is not None:
-        return int((descending.double() > above).sum())
-    sums = descending.double().clamp(min=0.0).cumsum(0)
-    needed = (mass or 0.0) * float(sums[-1]) * (1.0 - _ROUNDING)
-    return 0 if not mass else int((sums < needed).sum()) + (1 if needed else 0)
+def _how_many(descending: Tensor, rule: str, value: float | int) -> int:
+    if rule == "count":
+        return int(value)
+    if rule == "fraction":
+        return count_units(len(descending), value)
+    if rule == "above":
+        return int((descending > value).sum())
+    sums = descending.clamp(min=0.0).cumsum(0)
+    needed = value * float(sums[-1]) * (1.0 - _ROUNDING)
+    return int((sums < needed).sum()) + 1 if needed else 0

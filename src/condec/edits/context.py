@@ -1,4 +1,4 @@
-"""A model with edits, for the time of a context."""
+"""A model with edits, while a context lasts. Hooks that write are registered here only."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,7 +52,7 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     """
     edits = checked_edits("edited", edits)
     model = original(model)
-    places = [_Place(edit, _found(model, edit.site)) for edit in edits]
+    places = [_Attached(edit, _found(model, edit.site)) for edit in edits]
     with ExitStack() as changes:
         # Compiled code would pass by the hooks, also where the caller compiled the model for
         # himself. Nothing is compiled before torch has loaded its compiler.
@@ -66,12 +66,12 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
 
 
 def is_edited(model: nn.Module) -> bool:
-    """Whether a context of `edited` is in force for the model, or a copy was made in one."""
+    """Return whether a context of `edited` is in force for a model, or was when it was copied."""
     hooks = [h for module in model.modules() for h in module._forward_pre_hooks.values()]
-    return any(isinstance(getattr(hook, "__self__", None), _Place) for hook in hooks)
+    return any(isinstance(getattr(hook, "__self__", None), _Attached) for hook in hooks)
 
 
-class _Place:
+class _Attached:
     """An edit at its site: counts the calls of the module and edits the one that is meant."""
 
     def __init__(self, edit: Edit, site: Site) -> None:
@@ -83,7 +83,7 @@ class _Place:
         self._in_pass = False
 
     def attach(self, model: nn.Module) -> Iterator[Callable[[], object]]:
-        """Attach to a model, step by step; yields how to undo each step."""
+        """Attach to a model, step by step, and yield how to undo each step."""
         yield model.register_forward_pre_hook(self._begin).remove
         yield model.register_forward_hook(self._end, always_call=True).remove
         module = model.get_submodule(self.site.name)
@@ -116,7 +116,7 @@ class _Place:
         return self._exchange(args), kwargs
 
     def is_meant(self) -> bool:
-        """Count a call of the module; whether it is the one to edit."""
+        """Count a call of the module, and return whether it is the one to edit."""
         # A part of the model that is called by itself is a forward pass of its own.
         self.n_calls = self.n_calls + 1 if self._in_pass else 1
         self.most_calls = max(self.most_calls, self.n_calls)
@@ -154,21 +154,21 @@ class _Surrounded:
         self.module = module
         self.hidden = module.__dict__.get("forward")
         self.forward = module.forward
-        self.places: list[_Place] = []
+        self.places: list[_Attached] = []
 
     @staticmethod
     def of(module: nn.Module) -> "_Surrounded":
-        """That of a module, made where there is none."""
+        """Return the one that a module has, or a new one."""
         found = module.__dict__.get("forward")
         return found if isinstance(found, _Surrounded) else _Surrounded(module)
 
-    def enter(self, place: _Place) -> Callable[[], object]:
-        """Put one more edit inside the others; returns how to take it away."""
+    def enter(self, place: _Attached) -> Callable[[], object]:
+        """Put one more edit inside the others, and return how to take it away."""
         self.module.__dict__["forward"] = self
         self.places.append(place)
         return lambda: self._leave(place)
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: _Attached) -> None:
         self.places.remove(place)
         attributes = self.module.__dict__
         if self.places or attributes.get("forward") is not self:
@@ -189,7 +189,7 @@ class _Surrounded:
 
 
 def _found(model: nn.Module, site: Site) -> Site:
-    """The site, if the model has it; a module that stands in two places has one name."""
+    """Return the site, if the model has it; a module that stands in two places has one name."""
     names = {module: name for name, module in model.named_modules()}
     if site.name not in names.values():
         every: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
@@ -202,7 +202,7 @@ def _found(model: nn.Module, site: Site) -> Site:
     return find_sites(model, site)[0]
 
 
-def _check_all_ran(model: nn.Module, places: Sequence[_Place]) -> None:
+def _check_all_ran(model: nn.Module, places: Sequence[_Attached]) -> None:
     missed = [place for place in places if not place.has_run]
     if not missed:
         return

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError, SiteError
-from condec.edits.base import Edit, layout_of, name_of, set_fields, set_site
+from condec.edits.base import Edit, name_of, set_fields, set_site, units_at
 from condec.network import Site
 
 Direction = tuple[float, ...]
@@ -42,9 +42,9 @@ class Steer(Edit):
     strength : float
         s; below 0 steers away, 0 changes nothing.
     norm : {"activation", "one", "own"}
-        How long the added vector is at strength 1, :math:`\ell_p`: as the activation's own
+        Length of the added vector at strength 1, :math:`\ell_p`: that of the activation's own
         vector at that position, :math:`\|h_p\|` (norm-matched); 1, in the unit of the
-        activation; or as the direction, :math:`\|d\|`.
+        activation; or that of the direction, :math:`\|d\|`.
 
     Raises
     ------
@@ -76,25 +76,21 @@ class Steer(Edit):
             raise OptionError(
                 f"{who}: norm must be one of {', '.join(get_args(Norm))}; got {norm!r}"
             )
-        set_fields(
-            self,
-            direction=checked_direction(who, direction),
-            strength=float(strength),
-            norm=norm,
-        )
+        direction = checked_direction(who, direction)
+        set_fields(self, direction=direction, strength=float(strength), norm=norm)
 
     def apply(self, activation: Tensor) -> Tensor:
-        """The activation with the direction added."""
+        """Return the activation with the direction added."""
 
         def steered(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
             if not self.strength:
                 return h
-            step = self.strength * laid
+            added = self.strength * laid
             if self.norm == "activation":
-                step = step * torch.linalg.vector_norm(h, dim=axes, keepdim=True)
+                added = added * torch.linalg.vector_norm(h, dim=axes, keepdim=True)
             elif self.norm == "own":
-                step = step * math.hypot(*self.direction)
-            return h + step
+                added = added * math.hypot(*self.direction)
+            return h + added
 
         return along(self, [self.direction], activation, steered)
 
@@ -120,10 +116,8 @@ class Corrupt(Edit):
 
     Raises
     ------
-    OptionError
-        A direction as in `Steer`; a standard deviation that is negative or not finite.
-    SiteError
-        As in `Steer`.
+    OptionError, SiteError
+        As in `Steer`; a standard deviation that is negative or not finite.
 
     Examples
     --------
@@ -141,12 +135,11 @@ class Corrupt(Edit):
         who = set_site(self, site)
         if not (math.isfinite(std) and std >= 0):
             raise OptionError(f"{who}: std must be finite and not negative; got {std}")
-        set_fields(
-            self, direction=checked_direction(who, direction), std=float(std), seed=int(seed)
-        )
+        direction = checked_direction(who, direction)
+        set_fields(self, direction=direction, std=float(std), seed=int(seed))
 
     def apply(self, activation: Tensor) -> Tensor:
-        """The activation with the noise added."""
+        """Return the activation with the noise added."""
 
         def corrupted(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
             if not self.std or not len(h):
@@ -177,10 +170,8 @@ class Project(Edit):
 
     Raises
     ------
-    OptionError
-        Directions as in `Steer`; none, or of different widths.
-    SiteError
-        As in `Steer`.
+    OptionError, SiteError
+        As in `Steer`; no directions, or directions of different widths.
 
     Examples
     --------
@@ -193,10 +184,25 @@ class Project(Edit):
 
     def __init__(self, site: Site | str, *, directions: Vector | Sequence[Vector]) -> None:
         who = set_site(self, site)
-        set_fields(self, directions=_checked_directions(who, directions))
+        several: list[Any] = list(directions)
+        if several and all(
+            isinstance(one, SupportsFloat) and not getattr(one, "ndim", 0) for one in several
+        ):
+            several = [directions]
+        if not several:
+            raise OptionError(
+                f"{who}: directions is empty; name at least one, or leave the edit out"
+            )
+        found = tuple(
+            checked_direction(who, one, f"direction {number}") for number, one in enumerate(several)
+        )
+        widths = sorted({len(one) for one in found})
+        if len(widths) > 1:
+            raise OptionError(f"{who}: directions must be equally wide; got widths {widths}")
+        set_fields(self, directions=found)
 
     def apply(self, activation: Tensor) -> Tensor:
-        """The activation without the directions."""
+        """Return the activation without the directions."""
 
         def projected(h: Tensor, axes: tuple[int, ...], *basis: Tensor) -> Tensor:
             for laid in basis:
@@ -212,7 +218,7 @@ def along(
     activation: Tensor,
     change: Callable[..., Tensor],
 ) -> Tensor:
-    """Copy of an activation, changed where its units are; half precision is changed in single.
+    """Return a changed copy of an activation; half precision is changed in single.
 
     Parameters
     ----------
@@ -230,7 +236,7 @@ def along(
     SiteError
         The units are heads.
     """
-    units, n_units = layout_of(edit, activation)
+    units, n_units = units_at(edit, activation)
     if units.layout == "heads":
         raise SiteError(
             f"{name_of(edit)}: heads have no direction, for the entries of each are in a basis of "
@@ -243,8 +249,7 @@ def along(
         )
     h = units.expand(activation)
     h = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
-    ones = torch.tensor(directions, dtype=torch.float64)
-    ones /= torch.linalg.vector_norm(ones, dim=1, keepdim=True)
+    ones = _of_length_one(directions)
     plain = replace(units, tokens=None)
     laid = (plain.broadcast(one, h.shape) for one in ones.to(h))
     out = activation.clone()
@@ -253,7 +258,7 @@ def along(
 
 
 def checked_direction(who: str, direction: Vector, name: str = "direction") -> Direction:
-    """A direction as numbers.
+    """Return a direction as numbers.
 
     Raises
     ------
@@ -264,9 +269,10 @@ def checked_direction(who: str, direction: Vector, name: str = "direction") -> D
     try:
         found = tuple(float(entry) for entry in given)
     except (TypeError, ValueError) as error:
+        shape = getattr(direction, "shape", None)
         raise OptionError(
             f"{who}: {name} must be one number for every unit, such as an atom; got "
-            f"{_shape_or_value(direction)}"
+            f"{repr(direction) if shape is None else f'shape {tuple(shape)}'}"
         ) from error
     if not all(math.isfinite(entry) for entry in found):
         raise OptionError(f"{who}: {name} must be finite; it holds NaN or infinity")
@@ -278,34 +284,15 @@ def checked_direction(who: str, direction: Vector, name: str = "direction") -> D
     return found
 
 
-def _checked_directions(who: str, directions: Vector | Sequence[Vector]) -> tuple[Direction, ...]:
-    several: list[Any] = list(directions)
-    if several and all(isinstance(one, SupportsFloat) and not _is_vector(one) for one in several):
-        several = [directions]
-    if not several:
-        raise OptionError(f"{who}: directions is empty; name at least one, or leave the edit out")
-    found = tuple(
-        checked_direction(who, one, f"direction {number}") for number, one in enumerate(several)
-    )
-    widths = sorted({len(one) for one in found})
-    if len(widths) > 1:
-        raise OptionError(f"{who}: directions must be equally wide; got widths {widths}")
-    return found
-
-
-def _is_vector(value: Any) -> bool:
-    return bool(getattr(value, "ndim", 0))
-
-
-def _shape_or_value(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
-
-
 @functools.lru_cache(maxsize=32)
 def _basis(directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
-    """Orthonormal directions of the same span."""
-    matrix = torch.tensor(directions, dtype=torch.float64)
+    """Return orthonormal directions of the same span."""
     # Of length 1 each, so that a short direction is not taken for a dependent one.
-    matrix = matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
-    _, sizes, basis = torch.linalg.svd(matrix, full_matrices=False)
+    _, sizes, basis = torch.linalg.svd(_of_length_one(directions), full_matrices=False)
     return tuple(tuple(row) for row in basis[sizes > _DEPENDENT * sizes[0]].tolist())
+
+
+def _of_length_one(directions: Sequence[Direction]) -> Tensor:
+    matrix = torch.tensor(directions, dtype=torch.float64)
+    matrix /= torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    return matrix

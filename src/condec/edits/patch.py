@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError
-from condec.edits.base import Edit, checked_units, layout_of, mask_of, name_of, set_fields, set_site
+from condec.edits.base import Edit, checked_units, mask_of, name_of, set_fields, set_site, units_at
 from condec.edits.directions import Direction, Vector, along, checked_direction
-from condec.edits.values import Recorded, Values
+from condec.edits.replacement import Donors, Recorded
 from condec.network import Site
 
 
@@ -54,7 +54,7 @@ class Patch(Edit):
     """
 
     site: Site
-    source: Values
+    source: Donors
     units: tuple[int, ...] | None
     direction: Direction | None
 
@@ -62,7 +62,7 @@ class Patch(Edit):
         self,
         site: Site | str,
         *,
-        source: Tensor | Values,
+        source: Tensor | Donors,
         units: Sequence[int] | Tensor | None = None,
         direction: Vector | None = None,
     ) -> None:
@@ -74,14 +74,14 @@ class Patch(Edit):
             )
         set_fields(
             self,
-            source=source if isinstance(source, Values) else Recorded(source),
+            source=source if isinstance(source, Donors) else Recorded(source),
             units=None if units is None else checked_units(who, units),
             direction=None if direction is None else checked_direction(who, direction),
         )
 
     def apply(self, activation: Tensor) -> Tensor:
-        """The activation with the source's part."""
-        layout, n_units = layout_of(self, activation)
+        """Return the activation with the source's part."""
+        layout, n_units = units_at(self, activation)
         source = self.source.rows(name_of(self), activation)
         if self.direction is None:
             where = mask_of(self, self.units or (), n_units).to(activation.device)

@@ -3,20 +3,79 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError
-from condec.edits.base import Edit, checked_units, layout_of, mask_of, name_of, set_fields, set_site
-from condec.edits.values import Replacement, Values, checked_replacement
+from condec.edits.base import Edit, checked_units, mask_of, name_of, set_fields, set_site, units_at
+from condec.edits.replacement import Donors, Replacement, checked_replacement
 from condec.network import Site
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Replacing(Edit):
+    """Base of the edits that replace units: those named, or all others.
+
+    Attributes
+    ----------
+    least : int
+        Of the class: the fewest units that may be named.
+    """
+
+    least: ClassVar[int]
+
+    site: Site
+    units: tuple[int, ...]
+    replacement: float | tuple[float, ...] | Donors
+
+    def __init__(
+        self, site: Site | str, *, units: Sequence[int] | Tensor, replacement: Replacement = 0.0
+    ) -> None:
+        who = set_site(self, site)
+        set_fields(
+            self,
+            units=checked_units(who, units, least=self.least),
+            replacement=checked_replacement(who, replacement),
+        )
+
+    def replaced(self, n_units: int) -> Tensor:
+        """Return a mask of the units that are replaced, of a site with so many."""
+        named = mask_of(self, self.units, n_units)
+        return ~named if isinstance(self, Preserve) else named
+
+    def numbers(self, n_units: int) -> Tensor:
+        """Return the replacement by numbers, of shape [unit] or [], for a site with so many units.
+
+        Raises
+        ------
+        OptionError
+            Their number is not that of the units.
+        """
+        if isinstance(self.replacement, tuple) and len(self.replacement) != n_units:
+            raise OptionError(
+                f"{name_of(self)}: replacement must be one number, or one for each of the site's "
+                f"{n_units} units; got {len(self.replacement)}"
+            )
+        return torch.tensor(self.replacement, dtype=torch.float64)
+
+    def apply(self, activation: Tensor) -> Tensor:
+        """Return the activation with the units replaced."""
+        (units, n_units), shape = units_at(self, activation), activation.shape
+        where = units.broadcast(self.replaced(n_units).to(activation.device), shape)
+        if isinstance(self.replacement, Donors):
+            values = self.replacement.rows(name_of(self), activation)
+        else:
+            values = self.numbers(n_units).to(activation)
+            values = units.broadcast(values, shape) if values.ndim else values
+        # A choice, not a product with 0: units that are cut off may hold NaN or infinity.
+        return torch.where(where, values, activation)
 
 
 @final
 @dataclass(frozen=True, slots=True, init=False)
-class Ablate(Edit):
+class Ablate(Replacing):
     """Replace some units of a site at all positions, by 0 or by given values.
 
     "Ablate" of Melander et al. 2026: the units of a mode are set to 0 in the output of a
@@ -28,11 +87,10 @@ class Ablate(Edit):
     units : sequence of int
         The units to replace, in any order; kept sorted.
     replacement : float, one float for every unit of the site, or whole activations
-        What stands there instead; in the unit of the activation. One number, or one for
-        every unit, stands at every position: `unit_means` gives the mean over the data or
-        over one label. A tensor of shape [sample or 1, ...], as `record_activation` gives
-        it, holds activations of other inputs (`Recorded`); `Resample` draws from some. Values
-        of units that stay are not used.
+        In the unit of the activation. One number, or one for every unit, stands at every
+        position: `unit_means` gives the mean over the data or over one label. A tensor of shape
+        [sample or 1, ...], as `record_activation` gives it, holds activations of other inputs
+        (`Recorded`); `Resample` draws from some. Values of units that stay are not used.
 
     Raises
     ------
@@ -52,39 +110,17 @@ class Ablate(Edit):
     tensor([[0., 2., 3.]])
     """
 
-    site: Site
-    units: tuple[int, ...]
-    replacement: float | tuple[float, ...] | Values
-
-    def __init__(
-        self,
-        site: Site | str,
-        *,
-        units: Sequence[int] | Tensor,
-        replacement: Replacement = 0.0,
-    ) -> None:
-        _set(self, site, units, replacement)
-
-    def apply(self, activation: Tensor) -> Tensor:
-        """The activation with the units replaced."""
-        return _replace(self, activation, keep=False)
+    least: ClassVar[int] = 1
 
 
 @final
 @dataclass(frozen=True, slots=True, init=False)
-class Preserve(Edit):
+class Preserve(Replacing):
     """Replace all units of a site but some at all positions, by 0 or by given values.
 
     "Preserve" of Melander et al. 2026: all units but those of a mode are set to 0 in the
-    output of a block.
-
-    Parameters
-    ----------
-    site : Site, or its text
-    units : sequence of int
-        The units to keep, in any order; kept sorted.
-    replacement : float, one float for every unit of the site, or whole activations
-        What stands at the other units instead, as in `Ablate`; so are the errors.
+    output of a block. Parameters and errors are those of `Ablate`, but that `units` are those
+    to keep; with none, the whole site is replaced.
 
     Examples
     --------
@@ -92,22 +128,7 @@ class Preserve(Edit):
     tensor([[1., 0., 0.]])
     """
 
-    site: Site
-    units: tuple[int, ...]
-    replacement: float | tuple[float, ...] | Values
-
-    def __init__(
-        self,
-        site: Site | str,
-        *,
-        units: Sequence[int] | Tensor,
-        replacement: Replacement = 0.0,
-    ) -> None:
-        _set(self, site, units, replacement)
-
-    def apply(self, activation: Tensor) -> Tensor:
-        """The activation with all other units replaced."""
-        return _replace(self, activation, keep=True)
+    least: ClassVar[int] = 0
 
 
 @final
@@ -147,40 +168,9 @@ class Scale(Edit):
         set_fields(self, units=checked_units(who, units), factor=float(factor))
 
     def apply(self, activation: Tensor) -> Tensor:
-        """The activation with the units scaled."""
-        units, n_units = layout_of(self, activation)
+        """Return the activation with the units scaled."""
+        units, n_units = units_at(self, activation)
         where = mask_of(self, self.units, n_units).to(activation.device)
         # Not a product where it is 0: units may hold NaN or infinity.
         scaled = activation * self.factor if self.factor else activation.new_zeros(())
         return torch.where(units.broadcast(where, activation.shape), scaled, activation)
-
-
-def _set(
-    edit: Ablate | Preserve,
-    site: Site | str,
-    units: Sequence[int] | Tensor,
-    replacement: Replacement,
-) -> None:
-    who = set_site(edit, site)
-    set_fields(
-        edit, units=checked_units(who, units), replacement=checked_replacement(who, replacement)
-    )
-
-
-def _replace(edit: Ablate | Preserve, activation: Tensor, *, keep: bool) -> Tensor:
-    """Copy of an activation, other values standing at the units named, or at all others."""
-    (units, n_units), shape = layout_of(edit, activation), activation.shape
-    where, replacement = mask_of(edit, edit.units, n_units), edit.replacement
-    if isinstance(replacement, tuple) and len(replacement) != n_units:
-        raise OptionError(
-            f"{name_of(edit)}: replacement must be one number, or one for each of the site's "
-            f"{n_units} units; got {len(replacement)}"
-        )
-    if isinstance(replacement, Values):
-        values = replacement.rows(name_of(edit), activation)
-    else:
-        values = torch.tensor(replacement, dtype=activation.dtype, device=activation.device)
-        values = units.broadcast(values, shape) if values.ndim else values
-    where = units.broadcast((~where if keep else where).to(activation.device), shape)
-    # A choice, not a product with 0: units that are cut off may hold NaN or infinity.
-    return torch.where(where, values, activation)

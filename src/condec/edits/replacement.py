@@ -1,0 +1,237 @@
+"""What replaces the values of units: numbers, means over data, activations of other inputs."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat, final
+
+import torch
+from torch import Tensor, nn
+
+from condec.attribution import prepare_inputs
+from condec.basis.errors import DataError, OptionError, SiteError
+from condec.basis.options import digest_of
+from condec.basis.shapes import Activation, Atom, Mask
+from condec.network import Site, check_samples, find_sites, record, run_model
+from condec.store import Store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Donors(ABC):
+    """Contract: activations of other inputs, which replace those at a site.
+
+    Two are equal if they are one object. The tensor is copied.
+
+    Parameters
+    ----------
+    tensor : Tensor of shape [donor, ...]
+        As `record_activation` gives it.
+
+    Raises
+    ------
+    OptionError
+        No donor, no floating type, or entries that are not finite.
+    """
+
+    tensor: Activation
+
+    def __post_init__(self) -> None:
+        who, tensor = type(self).__name__, self.tensor
+        if not isinstance(tensor, Tensor):
+            raise OptionError(
+                f"{who}: expected a tensor of activations, as record_activation gives it; got "
+                f"{type(tensor).__name__}"
+            )
+        if tensor.ndim < 2 or not len(tensor) or not tensor.is_floating_point():
+            raise OptionError(
+                f"{who}: expected activations, floating and of shape [sample, ...]; got shape "
+                f"{tuple(tensor.shape)}, {tensor.dtype}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise OptionError(
+                f"{who}: activations must be finite; the tensor holds NaN or infinity"
+            )
+        # A copy, so that what the caller does to the tensor later changes no edit.
+        object.__setattr__(self, "tensor", tensor.detach().clone())
+
+    def rows(self, who: str, activation: Tensor) -> Tensor:
+        """Return one row for every sample of an activation, of its shape, dtype and device.
+
+        Raises
+        ------
+        SiteError
+            The donors do not fit the activation; `who` begins the message.
+        """
+        if self.tensor.shape[1:] != activation.shape[1:]:
+            raise SiteError(
+                f"{who}: recorded values must be of the shape at the site, [sample, "
+                f"{', '.join(map(str, activation.shape[1:]))}]; got {tuple(self.tensor.shape)}"
+            )
+        return self._taken(who, self.tensor.to(activation), len(activation))
+
+    @abstractmethod
+    def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
+        """Return the rows for a batch of so many samples."""
+
+    @property
+    def text(self) -> str:
+        """The digest of the tensor, which stands for it in plain forms."""
+        return f"tensor {digest_of(self.tensor)}"
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded(Donors):
+    """Activations of other inputs, sample by sample; a single one serves all samples.
+
+    Where an edit meets several versions of the batch one after the other, each gets all rows.
+    Parameters and errors are those of `Donors`.
+    """
+
+    def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
+        n_versions, rest = divmod(n_samples, len(donors))
+        if len(donors) > 1 and (rest or not n_versions):
+            raise SiteError(
+                f"{who}: there are recorded values of {len(donors)} samples, which stand in for "
+                "those samples, or for whole versions of them one after another; got "
+                f"{n_samples} samples. Record as many, or one for all, or use Resample"
+            )
+        return donors.repeat(n_versions, *(1 for _ in donors.shape[1:]))
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Resample(Donors):
+    """Activations drawn, with replacement, from those of other inputs, for batches of any size.
+
+    Sample i of a batch gets the i-th draw of the `seed`, the same in every batch. Errors are
+    those of `Donors`.
+    """
+
+    seed: int = field(default=0, kw_only=True)
+
+    def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randint(len(donors), (n_samples,), generator=generator)
+        return donors[drawn.to(donors.device)]
+
+    @property
+    def text(self) -> str:
+        """The digest of the tensor, and the seed."""
+        return f"tensor {digest_of(self.tensor)}, drawn with seed {self.seed}"
+
+
+Replacement = SupportsFloat | Sequence[SupportsFloat] | Tensor | Donors
+"""A number; one for every unit; a whole activation [sample or 1, ...], or draws from one."""
+
+
+def checked_replacement(who: str, replacement: Replacement) -> float | tuple[float, ...] | Donors:
+    """Return what an edit holds for a replacement.
+
+    Raises
+    ------
+    OptionError
+        It is neither numbers nor an activation, or not finite.
+    """
+    if isinstance(replacement, Donors):
+        return replacement
+    if isinstance(replacement, Tensor) and replacement.ndim > 1:
+        return Recorded(replacement)
+    # Numbers and arrays of numpy have tolist as tensors do.
+    given: Any = replacement.tolist() if hasattr(replacement, "tolist") else replacement
+    is_one = isinstance(given, SupportsFloat)
+    try:
+        numbers = [given] if is_one else list(given)
+        # float() would take text and truth values.
+        if any(isinstance(number, str | bytes | bool) for number in (given, *numbers)):
+            raise TypeError("text or truth values")
+        values = tuple(float(number) for number in numbers)
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"{who}: replacement must be a number, or one number for every unit of the site; got "
+            f"{replacement!r}. A whole activation is a tensor of shape [sample, ...]"
+        ) from error
+    if not values or not all(math.isfinite(value) for value in values):
+        raise OptionError(f"{who}: replacement must be finite; got {list(values)[:5]}")
+    return values[0] if is_one else values
+
+
+def unit_means(
+    store: Store, site: Site | str, rows: Mask | None = None, *, label: int | None = None
+) -> Atom:
+    """Return the mean activation of every unit, over samples and positions.
+
+    Parameters
+    ----------
+    store : Store
+    site : Site, or its name
+    rows : Tensor of shape [sample], optional
+        Samples to take; by default all.
+    label : int, optional
+        Of these, the samples of one label only.
+
+    Returns
+    -------
+    Tensor of shape [unit], in the unit of the activation: a replacement for edits.
+
+    Raises
+    ------
+    DataError
+        There is no such sample.
+    """
+    # Stores hold activations summed over a unit's positions.
+    summed = store.matrix(site, quantity="activation", sign="sum")
+    if label is not None:
+        rows = (store.labels == label) & (rows if rows is not None else True)
+    summed = summed if rows is None else summed[rows]
+    if not len(summed):
+        of = "" if label is None else f" of label {label}"
+        raise DataError(f"unit_means: no sample{of} to take the mean of, in {store.path}")
+    positions = store.info(site).n_positions
+    return (summed.to(torch.float64).mean(0) / positions).to(torch.float32)
+
+
+def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Activation:
+    """Return what a site holds for some inputs: a source for `Patch`, a replacement for `Ablate`.
+
+    Under `edited`, it is that of the edited network.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+        Moved to the device and floating type of the model.
+    site : Site, or its text
+        One site; which of its units count does not matter.
+
+    Returns
+    -------
+    Tensor of shape [sample, ...]
+
+    Raises
+    ------
+    SiteError
+        There is not one such site, it does not run, or runs more than once and the site does
+        not say which call is meant.
+    ModelError
+        The model is in training mode, or fails on the inputs.
+
+    Examples
+    --------
+    >>> from condec.testing.models import small_resnet
+    >>> record_activation(small_resnet(), torch.ones(2, 1, 5, 5), "block1").shape
+    torch.Size([2, 4, 5, 5])
+    """
+    sites = find_sites(model, site)
+    if len(sites) > 1:
+        raise SiteError(
+            f"record_activation: expected one site; {str(site)!r} matches {len(sites)}: "
+            f"{', '.join(found.key for found in sites[:5])}"
+        )
+    inputs = prepare_inputs(model, inputs)
+    with record(model, sites) as tape, torch.no_grad():
+        run_model(model, inputs)
+        check_samples(tape.records, len(inputs))
+        return tape.records[sites[0].key].detach()
