@@ -128,8 +128,8 @@ def target_from_dict(record: Mapping[str, Any]) -> Target:
     name = record.get("name")
     if name == "Custom":
         raise OptionError(
-            f"target Custom: the record holds the name of the function, "
-            f"{record.get('function')!r}, and a digest; give the function itself in Python"
+            f"target Custom: the record holds the name of the function only, "
+            f"{record.get('function')!r}; give the function itself in Python"
         )
     fields = dict(record)
     if name == "Surprisal":
