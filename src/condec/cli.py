@@ -23,7 +23,7 @@ from condec.network import find_sites, inspect_model, presets_of
 from condec.retina.circuit import write_circuit_recording
 from condec.run import FUNCTIONS, Link, Outcome, Run, chain, config, sweeps
 from condec.run.plan import Plan
-from condec.store import Control, RunFolder, Store, is_twin
+from condec.store import RunFolder, Store, Twin, is_twin, parse_twin
 
 app = typer.Typer(
     name="condec",
@@ -146,7 +146,7 @@ def collect(
         if on_bad is not None:
             changes["on_bad"] = on_bad
         if control:
-            added = map(config.parse_control, control)
+            added = map(parse_twin, control)
             changes["controls"] = tuple(dict.fromkeys((*plan.collect.controls, *added)))
         plan = replace(
             plan,
@@ -276,21 +276,21 @@ def _with_noted(plan: Plan) -> Plan:
 
     Those of the folder come first, so that their order does not depend on the command.
     """
-    noted: tuple[Control, ...] = ()
+    noted: tuple[Twin, ...] = ()
     with suppress(CondecError):  # none yet, or a run.toml that is about to be replaced
         noted = config.read(plan.out).collect.controls
     every = dict.fromkeys((*noted, *plan.collect.controls, *_complete_twins(plan.out)))
     return replace(plan, collect=replace(plan.collect, controls=tuple(every)))
 
 
-def _complete_twins(out: Path) -> Iterator[Control]:
+def _complete_twins(out: Path) -> Iterator[Twin]:
     """Controls of the store in a run folder that are stored there in whole."""
     folder = RunFolder(out)
     with suppress(CondecError):
         store = Store.open(folder.store)
         for path in sorted((out / "controls").glob("*/contributions.zarr")):
             with suppress(CondecError):
-                twin, control = Store.open(path), config.parse_control(unquote(path.parent.name))
+                twin, control = Store.open(path), parse_twin(unquote(path.parent.name))
                 if twin.is_complete and is_twin(twin, store):
                     yield control
 

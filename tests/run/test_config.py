@@ -301,30 +301,9 @@ def test_the_demo_is_a_plan() -> None:
     assert plan.links == LINKS_OF_IMAGES
 
 
-@pytest.mark.parametrize(
-    ("text", "control"),
-    [
-        ("random-weights", RandomWeights()),
-        ("random-weights:blocks.3.mlp", RandomWeights(from_module="blocks.3.mlp")),
-        ("random-weights#4", RandomWeights(seed=4)),
-        ("random-weights:head#4", RandomWeights(from_module="head", seed=4)),
-        ("shuffled-labels", ShuffledLabels()),
-        ("shuffled-labels#1", ShuffledLabels(seed=1)),
-    ],
-)
-def test_controls_and_their_texts(text: str, control: object) -> None:
-    assert config.parse_control(text) == control
-    assert config.parse_control(text).name == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["random", "random-weights:", "shuffled-labels:fc", "random-weights#x", "shuffled-labels#", ""],
-)
-def test_texts_that_are_no_control(text: str) -> None:
-    message = f"control {text!r}: expected 'random-weights', .* or 'shuffled-labels', .*'#SEED'"
-    with pytest.raises(OptionError, match=message):
-        parsed(f"sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', '{text}']")
+def test_a_text_of_no_twin_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"twin 'random': expected 'random-weights', .*'#SEED'"):
+        parsed("sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', 'random']")
 
 
 def test_a_control_twice_is_refused() -> None:

@@ -18,7 +18,14 @@ from condec.store.collection import collect
 from condec.store.random_weights import randomize
 from condec.store.statistics import layer_statistics
 from condec.store.store import Store
-from condec.store.twins import Control, RandomWeights, ShuffledLabels, collect_twin, is_twin
+from condec.store.twins import (
+    RandomWeights,
+    ShuffledLabels,
+    Twin,
+    collect_twin,
+    is_twin,
+    parse_twin,
+)
 from condec.testing.models import small_resnet
 
 
@@ -50,10 +57,10 @@ def real(out: Path, model: nn.Module | None = None, **options: Any) -> Store:
     return collect(model or small_resnet(), data, "block*", out=out, **(OPTIONS | options))
 
 
-def twin(control: Control, out: Path, model: nn.Module | None = None, **options: Any) -> Store:
+def twin(kind: Twin, out: Path, model: nn.Module | None = None, **options: Any) -> Store:
     data = options.pop("data", (images(), labels()))
     model = model or small_resnet()
-    return collect_twin(control, model, data, "block*", out=out, **(OPTIONS | options))
+    return collect_twin(kind, model, data, "block*", out=out, **(OPTIONS | options))
 
 
 def norm_net() -> nn.Sequential:
@@ -85,13 +92,13 @@ def test_numbers_are_those_of_the_network_with_weights_drawn_again(tmp_path: Pat
 def test_recipe_is_the_real_ones_and_the_control(tmp_path: Path) -> None:
     trained = real(tmp_path / "r")
     found = twin(RandomWeights(seed=2, from_module="block2"), tmp_path / "t").recipe
-    control = found.pop("control")
+    kind = found.pop("twin")
     assert found == trained.recipe
-    parameters = control.pop("parameters")
-    assert control == {"name": "RandomWeights", "seed": 2, "from_module": "block2"}
+    parameters = kind.pop("parameters")
+    assert kind == {"name": "RandomWeights", "seed": 2, "from_module": "block2"}
     assert len(parameters) == 16
     mixed = twin(ShuffledLabels(seed=1), tmp_path / "s").recipe
-    assert mixed.pop("control") == {"name": "ShuffledLabels", "seed": 1}
+    assert mixed.pop("twin") == {"name": "ShuffledLabels", "seed": 1}
     assert mixed == trained.recipe
 
 
@@ -136,15 +143,15 @@ def test_same_seed_same_bytes_other_seed_other_numbers(tmp_path: Path) -> None:
     assert not torch.equal(one.matrix("block2"), other.matrix("block2"))
 
 
-@pytest.mark.parametrize("control", [RandomWeights(), ShuffledLabels()], ids=lambda c: c.name)
-def test_resumes_to_the_same_bytes(tmp_path: Path, control: Control) -> None:
+@pytest.mark.parametrize("kind", [RandomWeights(), ShuffledLabels()], ids=lambda c: c.name)
+def test_resumes_to_the_same_bytes(tmp_path: Path, kind: Twin) -> None:
     trained = real(tmp_path / "r")
-    whole = twin(control, tmp_path / "whole", of=trained)
-    part = twin(control, tmp_path / "part", of=trained)
+    whole = twin(kind, tmp_path / "whole", of=trained)
+    part = twin(kind, tmp_path / "part", of=trained)
     (part.path / "manifest" / "shard-00001.json").unlink()
     (part.path / "manifest" / "shard-00002.json").unlink()
     assert part.open(part.path).missing() == (1, 2)
-    assert twin(control, part.path, of=trained).missing() == ()
+    assert twin(kind, part.path, of=trained).missing() == ()
     assert digest(part.path) == digest(whole.path)
     whole.verify()
 
@@ -169,10 +176,10 @@ def test_statistics_in_other_last_bits_do_not_stop_a_run_that_goes_on(
 
 def test_another_control_at_that_place_is_refused(tmp_path: Path) -> None:
     twin(RandomWeights(), tmp_path / "t")
-    with pytest.raises(StoreError, match=r"another recipe:\n(.*\n)*.*control.seed: had 0, wants 1"):
+    with pytest.raises(StoreError, match=r"another recipe:\n(.*\n)*.*twin.seed: had 0, wants 1"):
         twin(RandomWeights(seed=1), tmp_path / "t")
     real(tmp_path / "r")
-    with pytest.raises(StoreError, match=r"another recipe:\n(.*\n)*.*control.name: had nothing"):
+    with pytest.raises(StoreError, match=r"another recipe:\n(.*\n)*.*twin.name: had nothing"):
         twin(RandomWeights(), tmp_path / "r")
 
 
@@ -212,16 +219,18 @@ def test_the_trained_digits_model_differs_from_its_twin(tmp_path: Path) -> None:
 # --- shuffled labels ----------------------------------------------------------------------
 
 
-def test_labels_are_permuted_among_the_labelled() -> None:
+def test_labels_are_permuted_among_the_labelled_and_none_keeps_its_own() -> None:
     before = labels(60)
     kept = before.clone()
     after = ShuffledLabels().shuffle(before)
     assert torch.equal(before, kept)
     assert torch.equal(before == -1, after == -1)
     assert torch.equal(before.sort().values, after.sort().values)
-    assert int((before != after).sum()) > 25
     assert torch.equal(after, ShuffledLabels().shuffle(before))
     assert not torch.equal(after, ShuffledLabels(seed=1).shuffle(before))
+    for seed in range(50):
+        own = torch.tensor([3, 0, -1, 1, 2])
+        assert (ShuffledLabels(seed=seed).shuffle(own) == own).tolist() == [0, 0, 1, 0, 0]
 
 
 def test_numbers_are_copied_and_equal_those_collected(
@@ -257,7 +266,7 @@ def test_a_target_that_uses_labels_is_collected(tmp_path: Path) -> None:
     assert is_twin(found, trained)
 
 
-def test_which_controls_change_the_numbers() -> None:
+def test_which_twins_change_the_numbers() -> None:
     assert RandomWeights().changes_numbers(TopK())
     assert not ShuffledLabels().changes_numbers(TopK())
     assert not ShuffledLabels().changes_numbers(lambda output: output[:, 0])
@@ -309,8 +318,8 @@ def test_a_module_that_is_not_there_is_told_before_anything_is_read(tmp_path: Pa
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (images(), r"labels missing, and the control shuffled-labels needs them"),
-        ((images(), torch.full((10,), -1)), r"labels missing, and the control shuffled-labels"),
+        (images(), r"labels missing, and the twin shuffled-labels needs them"),
+        ((images(), torch.full((10,), -1)), r"labels missing, and the twin shuffled-labels"),
         ((images(), torch.ones(10, dtype=torch.int64)), r"needs two different labels or more"),
     ],
 )
@@ -330,7 +339,7 @@ def test_which_stores_are_twins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("control", "name"),
+    ("kind", "name"),
     [
         (RandomWeights(), "random-weights"),
         (RandomWeights(from_module="a.b", seed=3), "random-weights:a.b#3"),
@@ -338,5 +347,12 @@ def test_which_stores_are_twins(tmp_path: Path) -> None:
         (ShuffledLabels(seed=1), "shuffled-labels#1"),
     ],
 )
-def test_names(control: Control, name: str) -> None:
-    assert control.name == name
+def test_names(kind: Twin, name: str) -> None:
+    assert kind.name == name
+    assert parse_twin(name) == kind
+
+
+@pytest.mark.parametrize("text", ["random", "shuffled-labels:fc", "random-weights#x", ""])
+def test_texts_of_no_twin(text: str) -> None:
+    with pytest.raises(OptionError, match=rf"twin '{text}': expected 'random-weights', .*#SEED"):
+        parse_twin(text)

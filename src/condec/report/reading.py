@@ -256,7 +256,7 @@ def _twins(folder: Path, store: Store) -> Iterator[TwinPart]:
             continue
         rows = None if table is None else table[table["control"] == unquote(path.parent.name)]
         yield TwinPart(
-            control=twin.recipe["control"],
+            control=twin.recipe["twin"],
             store=twin,
             statistics=None if rows is None or rows.empty else rows,
         )

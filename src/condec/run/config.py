@@ -42,7 +42,7 @@ from condec.run.plan import (
     Plan,
     ReportPlan,
 )
-from condec.store import Control, RandomWeights, RunFolder, ShuffledLabels
+from condec.store import RunFolder, Twin, parse_twin
 
 DEFAULT_MODES: Final = dict.fromkeys(LEARNERS, "1x") | {"sae": "3x"}
 _SECTIONS: Final = {
@@ -197,28 +197,10 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def parse_control(text: str) -> Control:
-    """``random-weights[:FROM_MODULE]`` or ``shuffled-labels``, then ``#SEED`` unless it is 0.
-
-    >>> parse_control("random-weights:block3")
-    RandomWeights(seed=0, from_module='block3')
-    """
-    found = re.fullmatch(r"(random-weights(?::([^#]+))?|shuffled-labels)(?:#(\d+))?", text)
-    if found is None:
-        raise OptionError(
-            f"control {text!r}: expected 'random-weights', 'random-weights:FROM_MODULE' or "
-            "'shuffled-labels', for another seed than 0 followed by '#SEED'"
-        )
-    seed = int(found[3] or 0)
-    if found[1] == "shuffled-labels":
-        return ShuffledLabels(seed=seed)
-    return RandomWeights(seed=seed, from_module=found[2])
-
-
 _PARSERS: Final[dict[Any, Callable[[str], object]]] = {
     Method: parse_method,
     Target: parse_target,
-    Control: parse_control,
+    Twin: parse_twin,
 }
 
 
@@ -342,7 +324,7 @@ def _plain_fields(option: Any) -> dict[str, Any]:
         elif isinstance(value, Target):
             value = target_text(value)
         elif isinstance(value, tuple):
-            value = [item.name if isinstance(item, Control) else item for item in value]
+            value = [item.name if isinstance(item, Twin) else item for item in value]
         if value is not None and value not in ([], ""):
             record[field.name] = value
     return record

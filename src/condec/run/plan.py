@@ -41,7 +41,7 @@ from condec.effects import (
     OffTarget,
 )
 from condec.retina import RetinaOptions
-from condec.store import Control, Sign
+from condec.store import Sign, Twin
 
 Link = Literal["collect", "stats", "fit", "control", "map", "retina", "report"]
 LINKS: Final[tuple[Link, ...]] = get_args(Link)
@@ -144,7 +144,7 @@ class CollectPlan:
     channels_last: bool = False
     devices: tuple[str, ...] = ()
     fit_on: str | None = None
-    controls: tuple[Control, ...] = ()
+    controls: tuple[Twin, ...] = ()
 
     @property
     def compute(self) -> Compute:

@@ -20,7 +20,7 @@ from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
 from condec.network import Site, find_sites
 from condec.run.plan import Link, Plan, digest
-from condec.store import Control, RunFolder, Store, fingerprint, is_twin, usable_device
+from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class Run:
             )
         return store
 
-    def twin(self, control: Control) -> Store:
+    def twin(self, control: Twin) -> Store:
         """The store of a control.
 
         Raises

@@ -12,13 +12,19 @@ from condec.store.random_weights import randomize
 from condec.store.shards import QUANTITIES, Quantity
 from condec.store.statistics import TREND, compare_trends, layer_statistics
 from condec.store.store import Rows, Sign, SiteInfo, Store
-from condec.store.twins import Control, RandomWeights, ShuffledLabels, collect_twin, is_twin
+from condec.store.twins import (
+    RandomWeights,
+    ShuffledLabels,
+    Twin,
+    collect_twin,
+    is_twin,
+    parse_twin,
+)
 
 __all__ = [
     "QUANTITIES",
     "SIDE_EFFECTS",
     "TREND",
-    "Control",
     "Quantity",
     "RandomWeights",
     "Rows",
@@ -27,12 +33,14 @@ __all__ = [
     "Sign",
     "SiteInfo",
     "Store",
+    "Twin",
     "collect",
     "collect_twin",
     "compare_trends",
     "fingerprint",
     "is_twin",
     "layer_statistics",
+    "parse_twin",
     "randomize",
     "usable_device",
 ]

@@ -1,7 +1,7 @@
-"""Random weights: what the same network would show had it never been trained.
+"""Random weights: what the same network shows had it never been trained.
 
-The controls of Adebayo et al. 2018 ("Sanity checks for saliency maps"): all weights drawn
-again, or only those from one module on, the output first.
+Adebayo et al. 2018 ("Sanity checks for saliency maps"): all weights are drawn again, or only those
+from one module on, the output first.
 """
 
 import copy
@@ -27,7 +27,7 @@ def randomize(
     from_module: str | None = None,
     inputs: Tensor | Iterable[Tensor] | None = None,
 ) -> nn.Module:
-    """Copy of a model with its weights drawn again, all of them or from one module on.
+    """Copy a model, with its weights drawn again, all of them or from one module on.
 
     What is drawn depends on the seed and the module's name alone: not on the device, and not
     on where randomization begins, so that cascades share their last modules. The caller's
@@ -45,7 +45,8 @@ def randomize(
     inputs : Tensor of shape [sample, ...], or several of them, optional
         As the model takes them; where given, the means and variances of batch normalization
         among the modules drawn are estimated on them: the mean over the tensors of each
-        one's, in evaluation mode otherwise. Where not, means are 0 and variances 1.
+        one's, in evaluation mode otherwise. Where not, means are 0 and variances 1. An iterator
+        is not drawn on where there are no such statistics.
 
     Returns
     -------
@@ -95,19 +96,18 @@ def randomize(
         _check(name, module)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for name, module in drawn.items():
-            text = f"{seed} {name}".encode()
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             # The generator of the CPU alone: `torch.manual_seed` would reseed every GPU too.
-            torch.default_generator.manual_seed(
-                int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-            )
+            torch.default_generator.manual_seed(int.from_bytes(digest[:7], "big"))
             _draw(module)
     if inputs is not None:
-        _estimate(fresh, drawn, [inputs] if isinstance(inputs, Tensor) else inputs)
+        batches = [inputs] if isinstance(inputs, Tensor) else inputs
+        _estimate(fresh, [m for m in drawn.values() if isinstance(m, _BatchNorm)], batches)
     return fresh
 
 
 def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
-    """Names of a module and of all that are registered after it; of all for None.
+    """Return names of a module and of all that are registered after it; of all for None.
 
     Raises
     ------
@@ -127,15 +127,8 @@ def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
     return frozenset(names[names.index(from_module) :])
 
 
-def has_statistics(model: nn.Module, from_module: str | None = None) -> bool:
-    """Whether `randomize` would estimate statistics of batch normalization."""
-    chosen = modules_from(model, from_module)
-    modules = dict(original(model).named_modules())
-    return any(True for _ in _normalizations({name: modules[name] for name in chosen}))
-
-
 def _check(name: str, module: nn.Module) -> None:
-    """Refuse what would keep trained numbers, or has none yet."""
+    """Refuse a module that would keep trained numbers, or has none yet."""
     if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
         raise ModelError(
             f"{name}: its weights have no shape yet (a lazy module); run the model once first"
@@ -144,7 +137,7 @@ def _check(name: str, module: nn.Module) -> None:
     if kept and not isinstance(module, _BatchNorm):
         raise ModelError(
             f"{name}: {type(module).__name__} holds statistics of its training data that cannot "
-            "be estimated anew; put torch's BatchNorm in its place, or give a later from_module"
+            "be estimated again; put torch's BatchNorm in its place, or give a later from_module"
         )
 
 
@@ -169,7 +162,7 @@ def _draw(module: nn.Module) -> None:
 
 
 def _own_reset(module: nn.Module) -> Callable[[], object] | None:
-    """How a module draws its own parameters, if it knows without being told anything."""
+    """Return the method by which a module draws its parameters, if it needs no arguments."""
     for name in ("reset_parameters", "_reset_parameters"):
         reset = getattr(module, name, None)
         if callable(reset):
@@ -190,7 +183,7 @@ def _shuffled(trained: Tensor) -> Tensor:
 
 @contextmanager
 def _on_cpu(module: nn.Module) -> Iterator[None]:
-    """A module's own tensors on the CPU, so that every device draws the same numbers."""
+    """Keep a module's own tensors on the CPU, so that every device draws the same numbers."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     devices = [tensor.device for tensor in own]
     for tensor in own:
@@ -202,24 +195,17 @@ def _on_cpu(module: nn.Module) -> Iterator[None]:
             tensor.data = tensor.data.to(device)
 
 
-def _normalizations(modules: dict[str, nn.Module]) -> Iterator[tuple[str, _BatchNorm]]:
-    for name, module in modules.items():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            yield name, module
-
-
-def _estimate(model: nn.Module, drawn: dict[str, nn.Module], batches: Iterable[Tensor]) -> None:
-    """Statistics of the batch normalizations among `drawn`: the mean of those of all batches."""
-    norms = dict(_normalizations(drawn))
+def _estimate(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Tensor]) -> None:
+    """Set the statistics of batch normalizations to the mean of those of all batches."""
+    norms = [norm for norm in norms if norm.running_mean is not None]
     if not norms:
         return
     modes = {module: module.training for module in model.modules()}
-    momenta = {norm: norm.momentum for norm in norms.values()}
-    device = next(buffer.device for norm in norms.values() for buffer in norm.buffers())
-    n_batches = 0
+    momenta = [norm.momentum for norm in norms]
+    device, n_batches = next(norms[0].buffers()).device, 0
     model.eval()
     try:
-        for norm in norms.values():
+        for norm in norms:
             # Not `train()`, which would wake dropout inside a subclass, too.
             norm.training = True
             norm.momentum = None
@@ -236,7 +222,7 @@ def _estimate(model: nn.Module, drawn: dict[str, nn.Module], batches: Iterable[T
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for norm, momentum in momenta.items():
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     if not n_batches:
         raise DataError("random weights: no inputs to estimate batch normalization on; give some")

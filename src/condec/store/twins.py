@@ -1,12 +1,11 @@
-"""Twins: a second store beside the real one, by which to tell what the training has done.
+"""Twins of a store: the same run under random weights or shuffled labels.
 
-A control is a frozen option: `RandomWeights` runs the same data through the same network
-with its weights drawn again (Adebayo et al. 2018), `ShuffledLabels` gives every sample the
-label of another one. `collect_twin` writes the store. Whatever is worked out from the real
-store can then be worked out from its twin, and shown beside it.
+What training has done is told by the twins: a figure that an untrained network (Adebayo et al.
+2018), or labels in another order, give as well is no result of it.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +16,19 @@ from torch import Tensor, nn
 
 from condec.attribution import Compute, IntegratedGradients, Sites, prepare_inputs
 from condec.attribution.targets import TargetLike, TopK, as_target
-from condec.basis.errors import DataError, StoreError
+from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.options import Option
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
 from condec.data.inputs import bytes_of
 from condec.network import find_sites
 from condec.store.batches import fingerprint
 from condec.store.collection import collect
-from condec.store.random_weights import has_statistics, modules_from, randomize
+from condec.store.random_weights import modules_from, randomize
 from condec.store.shards import INPUTS, QUANTITIES
 from condec.store.store import Rows, Store
 
 N_ESTIMATE: Final = 256
-"""Inputs, evenly spread over the data, on which batch normalization is estimated anew."""
+"""Inputs on which batch normalization is estimated."""
 _BATCH: Final = 64
 _SAME: Final = (
     "model", "data", "n_samples", "sites", "method", "target", "reduction", "compute"
@@ -40,10 +39,10 @@ _SAME: Final = (
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomWeights(Option):
-    """The same network with its weights drawn again, see `condec.store.random_weights.randomize`.
+    """The same network with its weights drawn again, see `randomize`.
 
-    Statistics of batch normalization are estimated anew on up to 256 inputs, evenly spread
-    over the data.
+    Statistics of batch normalization are estimated on up to 256 inputs, evenly spread over the
+    data.
 
     Parameters
     ----------
@@ -57,7 +56,7 @@ class RandomWeights(Option):
 
     @property
     def name(self) -> str:
-        """``random-weights``, then ``:MODULE`` and ``#SEED`` unless they are the default."""
+        """Text form, as `parse_twin` reads it."""
         begin = f":{self.from_module}" if self.from_module else ""
         return f"random-weights{begin}{_seed_text(self.seed)}"
 
@@ -66,17 +65,18 @@ class RandomWeights(Option):
         modules_from(model, self.from_module)
 
     def changes_numbers(self, target: TargetLike) -> bool:
-        """Whether contributions differ from the real ones: they do."""
+        """Return True: contributions differ from the real ones."""
         return True
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffledLabels(Option):
-    """The same network, every labelled sample with the label of another one.
+    """The same network and inputs, the labels in another order.
 
-    All labels stay as frequent as they are. Contributions change only where the target
-    depends on the label.
+    No labelled sample keeps its own label: each has that of another sample (which is an equal
+    one where samples share a label). All labels stay as frequent as they are, and samples
+    without one stay without. Contributions change only where the target depends on labels.
 
     Parameters
     ----------
@@ -87,44 +87,75 @@ class ShuffledLabels(Option):
 
     @property
     def name(self) -> str:
-        """``shuffled-labels``, then ``#SEED`` unless it is 0."""
+        """Text form, as `parse_twin` reads it."""
         return f"shuffled-labels{_seed_text(self.seed)}"
 
     def check(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuse data without two different labels, by a DataError."""
-        labels = inputs.needed_labels(f"the control {self.name}")
-        labelled = labels[labels != UNLABELLED]
-        if bool((labelled == labelled[0]).all()):
-            raise DataError(
-                f"{inputs.name}: the control {self.name} needs two different labels or more; all "
-                "labelled samples have the same one"
-            )
+        self.shuffle(inputs.needed_labels(f"the twin {self.name}"))
 
     def changes_numbers(self, target: TargetLike) -> bool:
-        """Whether contributions differ from the real ones: where the target uses labels."""
+        """Tell whether the target depends on labels, and contributions with it."""
         return as_target(target).uses_labels
 
     def shuffle(self, labels: Tensor) -> Tensor:
-        """The labels in another order; samples without one stay without.
+        """Permute labels, with no labelled sample left in its place.
+
+        Raises
+        ------
+        DataError
+            There are no two different labels.
 
         Examples
         --------
         >>> ShuffledLabels().shuffle(torch.tensor([0, 1, 2, -1, 3])).tolist()
-        [0, 1, 3, -1, 2]
+        [3, 2, 0, -1, 1]
         """
         rows = (labels != UNLABELLED).nonzero().flatten()
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
+        if len(set(labels[rows].tolist())) < 2:
+            raise DataError(
+                f"the twin {self.name} needs two different labels or more; all {len(rows)} "
+                "labelled samples have the same one"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        own = order = torch.arange(len(rows))
+        while bool((order == own).any()):  # about e times: all such orders are equally likely
+            order = torch.randperm(len(rows), generator=generator)
         shuffled = labels.clone()
         shuffled[rows] = labels[rows[order]]
         return shuffled
 
 
-Control = RandomWeights | ShuffledLabels
-"""What a twin store differs in from the real one."""
+Twin = RandomWeights | ShuffledLabels
+
+
+def parse_twin(text: str) -> Twin:
+    """Read ``random-weights[:FROM_MODULE]`` or ``shuffled-labels``, with ``#SEED`` unless it is 0.
+
+    Raises
+    ------
+    OptionError
+        The text is neither.
+
+    Examples
+    --------
+    >>> parse_twin("random-weights:block3#2")
+    RandomWeights(seed=2, from_module='block3')
+    """
+    found = re.fullmatch(r"(random-weights(?::([^#]+))?|shuffled-labels)(?:#(\d+))?", text)
+    if found is None:
+        raise OptionError(
+            f"twin {text!r}: expected 'random-weights', 'random-weights:FROM_MODULE' or "
+            "'shuffled-labels', for another seed than 0 followed by '#SEED'"
+        )
+    seed = int(found[3] or 0)
+    if found[1] == "shuffled-labels":
+        return ShuffledLabels(seed=seed)
+    return RandomWeights(seed=seed, from_module=found[2])
 
 
 def collect_twin(
-    control: Control,
+    twin: Twin,
     model: nn.Module,
     data: Any,
     sites: Sites,
@@ -133,28 +164,23 @@ def collect_twin(
     of: Store | None = None,
     **options: Any,
 ) -> Store:
-    """Contributions of a whole data set under a control, into a store of its own.
+    """Collect contributions of a whole data set under a twin, into a store of its own.
 
-    Resumes, and ends with the same bytes, as `condec.collect` does. The recipe is that of
-    the real store, with the control added; `model` and `data` in it are the real ones.
+    Resumes, and ends with the same bytes, as `condec.collect` does. The recipe is that of the
+    real store, with the twin added; `model` and `data` in it are the real ones.
 
     Parameters
     ----------
-    control : RandomWeights or ShuffledLabels
+    twin : RandomWeights or ShuffledLabels
     model, data, sites
         Those of the real store.
     out : path
         The twin store.
     of : Store, optional
-        The real store. Where the control changes labels only, its numbers are copied from
-        there instead of computed once more (then in shards of the same size).
+        The real store. Where the twin changes labels only, its numbers are copied from there
+        instead of computed once more (then in shards of the same size).
     **options
         As in `condec.collect`: give those of the real store.
-
-    Returns
-    -------
-    Store
-        Complete.
 
     Raises
     ------
@@ -176,17 +202,19 @@ def collect_twin(
     ['block1', 'block2', 'block3', 'block4']
     """
     inputs = as_inputs(data)
-    control.check(model, inputs)
-    if isinstance(control, RandomWeights):
-        drawn = _drawn(control, model, inputs, str(options.get("on_bad", "raise")))
+    twin.check(model, inputs)
+    if isinstance(twin, RandomWeights):
+        # Drawn on only where there is batch normalization to estimate.
+        batches = _spread_batches(model, inputs, str(options.get("on_bad", "raise")))
+        drawn = randomize(model, seed=twin.seed, from_module=twin.from_module, inputs=batches)
         recorded = {
             "model": fingerprint(model),
-            "control": control.to_dict() | {"parameters": _digest(drawn)},
+            "twin": twin.to_dict() | {"parameters": _digest(drawn)},
         }
         return collect(drawn, inputs, sites, out=out, recorded=recorded, **options)
-    recorded = {"data": inputs.fingerprint, "control": control.to_dict()}
-    labels = control.shuffle(inputs.needed_labels(control.name))
-    if of is not None and not control.changes_numbers(options.get("target") or TopK()):
+    recorded = {"data": inputs.fingerprint, "twin": twin.to_dict()}
+    labels = twin.shuffle(inputs.needed_labels(twin.name))
+    if of is not None and not twin.changes_numbers(options.get("target") or TopK()):
         _check_real(of, model, inputs, sites, options)
         return _copied(of, labels, Path(out), recorded)
     inputs = replace(inputs, labels=labels)
@@ -194,23 +222,16 @@ def collect_twin(
 
 
 def is_twin(store: Store, of: Store) -> bool:
-    """Whether a store is a control of another: from the same model, data, method and target."""
+    """Tell whether a store is a twin of another: of the same model, data, method and target."""
     same = all(store.recipe.get(key) == of.recipe.get(key) for key in _SAME)
-    return same and "control" in store.recipe
+    return same and "twin" in store.recipe
 
 
 def _seed_text(seed: int) -> str:
     return f"#{seed}" if seed else ""
 
 
-def _drawn(control: RandomWeights, model: nn.Module, inputs: Inputs, on_bad: str) -> nn.Module:
-    batches = None
-    if has_statistics(model, control.from_module):
-        batches = [prepare_inputs(model, part) for part in _some(inputs, on_bad)]
-    return randomize(model, seed=control.seed, from_module=control.from_module, inputs=batches)
-
-
-def _some(inputs: Inputs, on_bad: str) -> Iterator[Tensor]:
+def _spread_batches(model: nn.Module, inputs: Inputs, on_bad: str) -> Iterator[Tensor]:
     """Up to `N_ESTIMATE` samples, evenly spread over the data, in batches of similar size."""
     good = []
     for row in spread(len(inputs), N_ESTIMATE):
@@ -220,7 +241,8 @@ def _some(inputs: Inputs, on_bad: str) -> Iterator[Tensor]:
             if on_bad == "raise":
                 raise
     if good:
-        yield from torch.stack(good).tensor_split(-(-len(good) // _BATCH))
+        for batch in torch.stack(good).tensor_split(-(-len(good) // _BATCH)):
+            yield prepare_inputs(model, batch)
 
 
 def _digest(model: nn.Module) -> str:
