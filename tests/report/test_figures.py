@@ -94,7 +94,6 @@ MADE = {
     "heatmap": lambda: figures.correlation_heatmap_figure(
         correlation(), ["cat", "dog"], [3, 5, 8, 9]
     ),
-    "atom": lambda: figures.atom_figure(torch.tensor([0.1, -0.4, 0.9, 0.0])),
     "control": lambda: figures.control_figure(curve(), edit="ablate", replacement="zero"),
     "auc": lambda: figures.auc_figure(areas(), edit="preserve"),
     "auc by label": lambda: figures.auc_figure(areas(), edit="ablate", by="label_name"),
@@ -222,11 +221,6 @@ def test_heatmap_orders_modes_by_their_best_label():
     figure = figures.correlation_heatmap_figure(correlation(), ["cat", "dog"], [3, 5, 8, 9])
     image = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(image[0], [0.9, 0.5, 0.1, -0.2])
-
-
-def test_atom_names_the_strongest_units():
-    figure = figures.atom_figure(torch.tensor([0.1, -0.4, 0.9, 0.0]), top=2)
-    assert {"2", "0"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
 @pytest.mark.parametrize(
@@ -432,12 +426,15 @@ def test_pareto_figure_draws_means_their_spread_and_the_front():
     figure = figures.pareto_figure(table)
     assert len(figure.axes) == 3
     axis = figure.axes[0]
-    points = [line for line in axis.lines if len(line.get_xdata()) == 1]
+    front, *points = axis.lines
     # Of 20 configurations; those below 0 are outside the scale, and counted.
-    assert len(points) == 20
-    assert {line.get_color() for line in points} == {CONTRIBUTION, POSITIVE}
-    assert {line.get_marker() for line in points} == {"o", "s"}
-    front = axis.lines[0]
+    assert [len(line.get_xdata()) for line in points] == [5] * 4
+    looks = [(line.get_color(), line.get_marker()) for line in points]
+    assert looks == [(c, m) for c in (CONTRIBUTION, POSITIVE) for m in "os"]
+    spreads = [[end.tolist() for end in one.get_segments()[0]] for one in axis.collections[:2]]
+    # L0 and 1 - R2 of the first configuration, from its one seed to its other.
+    assert spreads[0] == pytest.approx(np.array([[1.0, 0.495], [1.1, 0.495]]))
+    assert spreads[1] == pytest.approx(np.array([[1.05, 0.5], [1.05, 0.49]]))
     assert front.get_xdata().tolist() == pytest.approx([1.05, 2.1, 4.2, 8.4, 16.8])
     left = [1 - 0.005 - (1 - 0.5 / 3 / k) for k in (1, 2, 4, 8, 16)]
     assert front.get_ydata().tolist() == pytest.approx(left)

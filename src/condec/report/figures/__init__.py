@@ -8,17 +8,18 @@ labels' images, the network with random weights. Lines are named where they end 
 an axis stands under the title.
 
 Figures are made without pyplot, so nothing global changes, and `save_figure` writes the same
-bytes every time. This is the only part of condec that imports matplotlib.
+bytes every time. This is the only part of condec that imports matplotlib. A new figure is a
+function in the file of its subject; `style` has its colours, titles and names.
 """
 
-from condec.report.figures.control import (
-    control_matrix_figure,
-    interactions_figure,
-    steering_figure,
-    superclass_figure,
-)
 from condec.report.figures.curves import auc_figure, control_figure
-from condec.report.figures.dictionaries import density_figure, stability_figure
+from condec.report.figures.dictionaries import (
+    correlation_heatmap_figure,
+    correlation_histogram_figure,
+    density_figure,
+    stability_figure,
+    training_history_figure,
+)
 from condec.report.figures.pareto import pareto_figure
 from condec.report.figures.pixels import (
     display_for,
@@ -32,45 +33,20 @@ from condec.report.figures.pixels import (
     smooth_map,
     smoothing,
 )
-from condec.report.figures.plots import (
-    atom_figure,
-    completeness_figure,
-    correlation_heatmap_figure,
-    correlation_histogram_figure,
-    layer_statistics_figure,
-    training_history_figure,
+from condec.report.figures.side_effects import (
+    control_matrix_figure,
+    interactions_figure,
+    steering_figure,
+    superclass_figure,
 )
+from condec.report.figures.sites import completeness_figure, layer_statistics_figure
 from condec.report.figures.style import NEGATIVE, POSITIVE, RANKINGS, rankings_in, save_figure
 
 __all__ = [
-    "NEGATIVE",
-    "POSITIVE",
-    "RANKINGS",
-    "atom_figure",
-    "auc_figure",
-    "completeness_figure",
-    "control_figure",
-    "control_matrix_figure",
-    "correlation_heatmap_figure",
-    "correlation_histogram_figure",
-    "density_figure",
-    "display_for",
-    "draw_maps",
-    "flatten_colours",
-    "interactions_figure",
-    "layer_statistics_figure",
-    "lit",
-    "map_scale",
-    "mode_map_figure",
-    "overlay",
-    "paper_display",
-    "pareto_figure",
-    "rankings_in",
-    "save_figure",
-    "smooth_map",
-    "smoothing",
-    "stability_figure",
-    "steering_figure",
-    "superclass_figure",
-    "training_history_figure",
-]
+    "NEGATIVE", "POSITIVE", "RANKINGS", "auc_figure", "completeness_figure", "control_figure",
+    "control_matrix_figure", "correlation_heatmap_figure", "correlation_histogram_figure",
+    "density_figure", "display_for", "draw_maps", "flatten_colours", "interactions_figure",
+    "layer_statistics_figure", "lit", "map_scale", "mode_map_figure", "overlay", "paper_display",
+    "pareto_figure", "rankings_in", "save_figure", "smooth_map", "smoothing", "stability_figure",
+    "steering_figure", "superclass_figure", "training_history_figure",
+]  # fmt: skip

@@ -8,19 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from condec.effects import mean_over_labels
-from condec.report.figures.style import (
-    INK,
-    MUTED,
-    RULE,
-    list_names,
-    name_lines,
-    not_empty,
-    panels,
-    rankings_in,
-    site_axis,
-    styled,
-    title,
-)
+from condec.report.figures import style
+from condec.report.figures.style import chart, list_names, name_lines, not_empty, rankings_in
 
 if TYPE_CHECKING:
     import pandas
@@ -37,7 +26,7 @@ _REPLACED: Final = {
 
 
 def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) -> Figure:
-    """Accuracy over the share of units edited (Melander et al. 2026, fig. 6 D).
+    """Draw accuracy over the share of units edited (Melander et al. 2026, fig. 6 D).
 
     Means over labels; solid: the label's own images, dashed: all others. Bands are 95 %
     intervals of the means, labels drawn again; those of a single label are over its images.
@@ -57,28 +46,27 @@ def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) ->
     """
     part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
     not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
-    verb = {"ablate": "ablated", "preserve": "preserved"}.get(edit, edit)
+    what, units, verb = (
+        ("Ablate", "units", "ablated")
+        if edit == "ablate"
+        else ("Preserve", "all others", "preserved")
+    )
     ends, names = [], rankings_in(part)
-    with styled():
-        figure, (axis,) = panels(1, height=2.9 if len(names) < 6 else 3.6, width=4.6)
-        title(
-            axis,
-            f"{'Ablate' if edit == 'ablate' else 'Preserve'}, "
-            f"{'units' if edit == 'ablate' else 'all others'} {_REPLACED[replacement]}",
-            "accuracy / unedited; solid: label's images, dashed: others",
-        )
+    text = f"{what}, {units} {_REPLACED[replacement]}"
+    unit = "accuracy / unedited; solid: label's images, dashed: others"
+    height = 2.9 if len(names) < 6 else 3.6
+    with chart(text, unit, height=height, width=4.6) as (figure, axis):
         for ranking, (name, colour) in names.items():
             rows = part[part["ranking"] == ranking]
             front = 2 if ranking.startswith("random") else 3
-            for which, dashes in (("target", "-"), ("off", (0, (3, 2)))):
-                x, mean, low, high = _mean_curve(rows, which)
-                width = 1.8 if which == "target" else 1.1
+            for which, dashes, width in (("target", "-", 1.8), ("off", (0, (3, 2)), 1.1)):
+                x, (mean, low, high) = _mean_curve(rows, which)
                 axis.plot(x, mean, color=colour, linestyle=dashes, zorder=front, linewidth=width)
                 if len(names) <= _FEW or ranking in _WITH_BANDS:
                     axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
                 if which == "target":
                     ends.append((float(mean[-1]), name, colour))
-        axis.axhline(1, color=RULE, linewidth=0.9, zorder=0)
+        axis.axhline(1, color=style.RULE, linewidth=0.9, zorder=0)
         axis.set_ylim(bottom=0)
         _share_axis(axis, float(part["fraction"].min()), float(part["fraction"].max()))
         axis.set_xlabel(f"share of units {verb}")
@@ -86,22 +74,19 @@ def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) ->
     return figure
 
 
-def _mean_curve(
-    rows: "pandas.DataFrame", which: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fractions, mean accuracies over labels, and their intervals; NaN where there are none."""
+def _mean_curve(rows: "pandas.DataFrame", which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return fractions, and mean, low and high over labels, [3, fraction]; NaN where undefined."""
     table = rows.pivot_table(
         index="label", columns="fraction", values=f"{which}_accuracy", dropna=False
     )
-    mean, low, high = mean_over_labels(torch.from_numpy(table.to_numpy(copy=True))).numpy()
+    bounds = mean_over_labels(torch.from_numpy(table.to_numpy(copy=True))).numpy()
     if len(table) == 1 and f"{which}_low" in rows.columns:
-        ordered = rows.sort_values("fraction")
-        low, high = (ordered[f"{which}_{bound}"].to_numpy() for bound in ("low", "high"))
-    return table.columns.to_numpy(), mean, low, high
+        bounds[1:] = rows.sort_values("fraction")[[f"{which}_low", f"{which}_high"]].to_numpy().T
+    return table.columns.to_numpy(), bounds
 
 
 def _share_axis(axis: Axes, first: float, last: float) -> None:
-    """Shares of units along x; small ones are what matters: the square root gives them room."""
+    """Set shares of units along x; small ones matter: the square root gives them room."""
     axis.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
     axis.set_xlim(max(first - 0.01, 0), last)
     ticks = [v for v in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1) if first <= v <= last]
@@ -110,7 +95,7 @@ def _share_axis(axis: Axes, first: float, last: float) -> None:
 
 
 def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") -> Figure:
-    """Selectivity of edits: (AUC target - AUC off-target) / AUC off-target, by site or label.
+    """Draw selectivity of edits, (AUC target - AUC off-target) / AUC off-target, by site or label.
 
     Parameters
     ----------
@@ -132,34 +117,29 @@ def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") 
     not_empty(part, f"auc_figure: edit {edit!r}")
     groups = [str(group) for group in part[by].drop_duplicates()]
     present = rankings_in(part)
-    width = 0.8 / max(len(present), 1)
-    with styled():
-        figure, (axis,) = panels(1, height=2.9)
-        better = "below 0" if edit == "ablate" else "above 0"
-        title(
-            axis,
-            f"Selectivity of {'ablation' if edit == 'ablate' else 'preservation'}",
-            f"(AUC label - AUC others) / AUC others; {better}: selective",
-        )
-        axis.axhline(0, color=MUTED, linewidth=0.7)
+    width = 0.8 / len(present)
+    what, better = ("ablation", "below") if edit == "ablate" else ("preservation", "above")
+    unit = f"(AUC label - AUC others) / AUC others; {better} 0: selective"
+    with chart(f"Selectivity of {what}", unit, height=2.9) as (figure, axis):
+        axis.axhline(0, color=style.MUTED, linewidth=0.7)
         for number, (ranking, (_, colour)) in enumerate(present.items()):
             rows = part[part["ranking"] == ranking]
-            bounds = np.stack([_mean_bar(rows[rows[by] == group], by) for group in groups], 1)
+            mean, low, high = np.stack([_mean_bar(rows[rows[by] == one], by) for one in groups], 1)
             x = np.arange(len(groups)) + (number - (len(present) - 1) / 2) * width
             if len(present) <= _FEW:
-                axis.bar(x, bounds[0], width * 0.92, color=colour)
-                axis.vlines(x, bounds[1], bounds[2], color=INK, linewidth=0.8)
+                axis.bar(x, mean, width * 0.92, color=colour)
+                axis.vlines(x, low, high, color=style.INK, linewidth=0.8)
             else:
-                axis.plot(x, bounds[0], "o", color=colour, markersize=3.5)
-                axis.vlines(x, bounds[1], bounds[2], color=colour, linewidth=1.2)
+                axis.plot(x, mean, "o", color=colour, markersize=3.5)
+                axis.vlines(x, low, high, color=colour, linewidth=1.2)
         list_names(axis, list(present.values()))
-        site_axis(axis, groups)
+        style.site_axis(axis, groups)
         axis.set_xlim(-0.6, len(groups) - 0.4)
     return figure
 
 
 def _mean_bar(rows: "pandas.DataFrame", by: str) -> np.ndarray:
-    """Mean selectivity of some rows, and its interval; NaN where there is none."""
+    """Return mean selectivity of some rows, and its interval; NaN where there is none."""
     values = torch.tensor(rows["auc_difference"].to_numpy())
     if not len(values):
         return np.full(3, np.nan)

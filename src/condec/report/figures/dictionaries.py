@@ -1,32 +1,53 @@
-"""Figures of one dictionary: how often its modes are used, and whether other fits find them."""
+"""Figures of one dictionary: training, use of its modes, other fits, labels."""
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from condec.basis.errors import DataError
 from condec.dictionary.measure.quality import DENSITY_BINS
 from condec.report.figures.style import (
     CONTRIBUTION,
+    GREEN,
+    GREY,
     SHUFFLED,
+    chart,
+    draw_matrix,
     draw_shares,
     list_names,
-    panels,
-    styled,
-    title,
 )
 
-_GREEN: Final = "#009E73"
-_GREY: Final = "#8A8F96"
+
+def training_history_figure(history: Sequence[float]) -> Figure:
+    """Draw the training loss of a dictionary over its epochs.
+
+    Parameters
+    ----------
+    history : sequence of float
+        From `FitReport.history`.
+
+    Raises
+    ------
+    DataError
+        The history is empty.
+    """
+    if not history:
+        raise DataError("training_history_figure: the history is empty; nothing was trained")
+    with chart("Training", "loss over epochs, logarithmic") as (figure, axis):
+        axis.plot(range(1, len(history) + 1), history, color=CONTRIBUTION, linewidth=1.5)
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.set_xlabel("epoch")
+    return figure
 
 
 def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
-    """How many modes are used by how many inputs; dead ones stand apart on the left.
+    """Draw how many modes are used by how many inputs; dead ones stand apart on the left.
 
     Bins are half a power of ten each, as in `condec.dictionary.Quality.density_histogram`.
 
@@ -47,25 +68,19 @@ def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
             f"each; got {', '.join(f'{k}: {len(v)}' for k, v in shares.items()) or 'none'}"
         )
     inner = np.array(DENSITY_BINS[1:-1])
-    heights = {}
-    for name, values in shares.items():
-        # Rounded: a hundredth in float32 is just below -2.
-        place = np.digitize(np.log10(values[values > 0]).round(6), inner)
-        counts = np.bincount(place, minlength=len(inner) + 1)
-        heights[name] = np.concatenate([[np.sum(values == 0), 0], counts])
-    first = min(
-        int(np.flatnonzero(h[2:])[0]) if h[2:].any() else len(inner) for h in heights.values()
-    )
-    with styled():
-        figure, (axis,) = panels(1, height=2.5)
-        title(axis, "Density", "number of modes by the share of the inputs that use them")
-        colours = (_GREY, CONTRIBUTION)[-len(heights) :]
-        width = 0.84 / len(heights)
-        for number, (counts, colour) in enumerate(zip(heights.values(), colours, strict=True)):
-            kept = np.concatenate([counts[:2], counts[2 + first :]])
-            x = np.arange(len(kept)) + (number - (len(heights) - 1) / 2) * width
-            axis.bar(x, kept, width * 0.94, color=colour)
-        edges = np.array(DENSITY_BINS[first:])
+    # Rounded: a hundredth in float32 is just below -2.
+    places = [np.digitize(np.log10(v[v > 0]).round(6), inner) for v in shares.values()]
+    counts = [np.bincount(place, minlength=len(inner) + 1) for place in places]
+    first = min(int(place.min(initial=len(inner))) for place in places)
+    colours = (GREY, CONTRIBUTION)[-len(shares) :]
+    width = 0.84 / len(shares)
+    unit = "number of modes by the share of the inputs that use them"
+    with chart("Density", unit) as (figure, axis):
+        for number, (values, used) in enumerate(zip(shares.values(), counts, strict=True)):
+            kept = [np.sum(values == 0), 0, *used[first:]]
+            x = np.arange(len(kept)) + (number - (len(shares) - 1) / 2) * width
+            axis.bar(x, kept, width * 0.94, color=colours[number])
+        edges = DENSITY_BINS[first:]
         whole = [(place, edge) for place, edge in enumerate(edges) if edge == round(edge)]
         axis.set_xticks(
             [0, *(place + 1.5 for place, _ in whole)],
@@ -74,14 +89,14 @@ def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
         axis.set_xlim(-0.6, len(edges) + 0.6)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axis.set_xlabel("share of the inputs, logarithmic")
-        list_names(axis, list(zip(heights, colours, strict=True)))
+        list_names(axis, list(zip(shares, colours, strict=True)))
     return figure
 
 
 def stability_figure(
     seeds: Float[Tensor, " mode"], halves: Float[Tensor, " mode"], chance: Float[Tensor, " mode"]
 ) -> Figure:
-    """How well modes are found again: by other seeds, on either half of the data, by chance.
+    """Draw how well modes are found again: by other seeds, on either half of the data, by chance.
 
     Parameters
     ----------
@@ -93,14 +108,78 @@ def stability_figure(
     DataError
         No mode has values.
     """
-    named = {"other seeds": seeds, "half the data": halves, "chance": chance}
-    kept = {name: values.numpy()[np.isfinite(values.numpy())] for name, values in named.items()}
-    if not all(len(values) for values in kept.values()):
+    named = _finite({"other seeds": seeds, "half the data": halves, "chance": chance})
+    if not all(len(values) for values in named.values()):
         raise DataError("stability_figure: every mode is dead; nothing to draw")
-    edges = np.linspace(min(0.0, *(float(values.min()) for values in kept.values())), 1, 31)
-    with styled():
-        figure, (axis,) = panels(1, height=2.5)
-        title(axis, "Stability", "cosine of each mode with its partner in another fit")
-        draw_shares(axis, edges, kept, (CONTRIBUTION, _GREEN, SHUFFLED))
-        axis.set_xlabel("cosine")
+    unit = "cosine of each mode with its partner in another fit"
+    return _shares("Stability", unit, named, (CONTRIBUTION, GREEN, SHUFFLED), "cosine")
+
+
+def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
+    """Draw how well modes, and single units, single out a label (Melander et al. 2026, fig. 5).
+
+    Parameters
+    ----------
+    best : mapping of str to Tensor of shape [mode]
+        Highest correlation with any label; first the modes, then what they compare with.
+
+    Raises
+    ------
+    DataError
+        There are no values.
+    """
+    kept = _finite(best)
+    if not any(len(values) for values in kept.values()):
+        raise DataError("correlation_histogram_figure: no finite correlations to draw")
+    unit, colours = "highest correlation of each with any label", (CONTRIBUTION, GREY, SHUFFLED)
+    return _shares("Top label correlation", unit, kept, colours, "Pearson correlation")
+
+
+def _finite(series: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: values[values.isfinite()].numpy() for name, values in series.items()}
+
+
+def _shares(
+    text: str, unit: str, series: Mapping[str, np.ndarray], colours: Sequence[str], x: str
+) -> Figure:
+    edges = np.linspace(min(float(v.min(initial=0)) for v in series.values()), 1, 31)
+    with chart(text, unit) as (figure, axis):
+        draw_shares(axis, edges, series, colours)
+        axis.set_xlabel(x)
+    return figure
+
+
+def correlation_heatmap_figure(
+    correlation: Float[Tensor, "mode label"], label_names: Sequence[str], mode_ids: Sequence[int]
+) -> Figure:
+    """Draw the correlation of every mode with every label; modes ordered by their best label.
+
+    Parameters
+    ----------
+    correlation : Tensor of shape [mode, label]
+    label_names : sequence of str
+    mode_ids : sequence of int
+
+    Raises
+    ------
+    DataError
+        Names or ids do not fit the matrix, or it is empty.
+    """
+    values = correlation.nan_to_num().numpy()
+    if values.shape != (len(mode_ids), len(label_names)) or not values.size:
+        raise DataError(
+            f"correlation_heatmap_figure: expected a matrix of {len(mode_ids)} modes x "
+            f"{len(label_names)} labels, at least 1 x 1; got {tuple(values.shape)}"
+        )
+    order = np.lexsort((-values.max(1), values.argmax(1)))
+    unit, height = (
+        "Pearson correlation of loading and label",
+        1.1 + 0.17 * min(len(label_names), 30),
+    )
+    with chart("Modes against labels", unit, height=height) as (figure, axis):
+        draw_matrix(axis, values[order].T, 1.0, aspect="auto")
+        names = label_names if len(label_names) <= 40 else []
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xticks([])
+        axis.set_xlabel(f"{len(mode_ids)} modes, ordered by their best label")
     return figure

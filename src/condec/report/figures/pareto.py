@@ -1,7 +1,7 @@
 """R2 against L0 of many dictionaries: what a sweep found."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,35 +13,25 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from condec.basis.errors import DataError
 from condec.dictionary import over_seeds, pareto_front
-from condec.report.figures.style import (
-    ACTIVATION,
-    CONTRIBUTION,
-    INK,
-    MUTED,
-    NEGATIVE,
-    POSITIVE,
-    RULE,
-    SHUFFLED,
-    not_empty,
-    short,
-    styled,
-    title,
-)
+from condec.report.figures import style
+from condec.report.figures.style import MUTED, not_empty, styled, title
 
 if TYPE_CHECKING:
     import pandas
 
 _COLOURS: Final = (
-    CONTRIBUTION, POSITIVE, "#009E73", ACTIVATION, NEGATIVE, SHUFFLED, "#56B4E9", INK, "#8A8F96",
+    style.CONTRIBUTION, style.POSITIVE, style.GREEN, style.ACTIVATION, style.NEGATIVE,
+    style.SHUFFLED, style.SKY, style.INK, style.GREY,
 )  # fmt: skip
 """Of learners, in the order of the table."""
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Of widths, from narrow to wide."""
 _MOST_COLUMNS: Final = 4
+_FRONT: Final[dict[str, Any]] = {"color": MUTED, "linewidth": 5, "alpha": 0.28}
 
 
 def pareto_figure(table: "pandas.DataFrame") -> Figure:
-    """R2 against L0 on held-out rows, a panel a site, with the front of what nothing beats.
+    """Draw R2 against L0 on held-out rows, a panel a site, with the front of what nothing beats.
 
     A point is the mean of a configuration over its seeds; its cross reaches from the lowest to
     the highest of them. Colours are learners, markers numbers of modes relative to the units.
@@ -62,38 +52,33 @@ def pareto_figure(table: "pandas.DataFrame") -> Figure:
     if missing:
         raise DataError(f"pareto_figure: the table has no column {', '.join(missing)}")
     means = over_seeds(table)
+    means["width"] = means["modes_per_unit"].astype(float).round(2)
     drawn = means[(means["l0"] > 0) & np.isfinite(means["r2"].astype(float))]
     if drawn.empty:
         raise DataError("pareto_figure: no fit has loadings; nothing to draw")
     learners = dict(zip(means["learner"].unique(), cycle(_COLOURS)))
-    widths = sorted({_width(value) for value in means["modes_per_unit"]})
-    markers = dict(zip(widths, cycle(_MARKERS)))
+    markers = dict(zip(sorted(means["width"].unique()), cycle(_MARKERS)))
     sites = list(means["site"].unique())
+    # One scale for all panels, so that sites compare; what is below 0 is only counted.
+    l0 = (0.8 * drawn["l0_low"].clip(lower=0.05).min(), 1.25 * drawn["l0_high"].max())
+    least = max(1 - float(drawn["r2_high"].max()), 1e-6)
+    most = min(1 - float(drawn["r2_low"].min()), 1.0)
+    rest = (min(max(most, 2 * least) * 1.3, 1.0), 0.7 * least)
     with styled():
-        figure, axes = _grid(len(sites))
-        # One scale for all panels, so that sites compare; what is below 0 is only counted.
-        l0 = (0.8 * drawn["l0_low"].clip(lower=0.05).min(), 1.25 * drawn["l0_high"].max())
-        least = max(1 - float(drawn["r2_high"].max()), 1e-6)
-        most = min(1 - float(drawn["r2_low"].min()), 1.0)
-        rest = (min(max(most, 2 * least) * 1.3, 1.0), 0.7 * least)
-        for axis, site in zip(axes, sites, strict=True):
-            title(axis, short(str(site)), "R2 on held-out rows against L0, both logarithmic")
+        # As square as it goes: 4 sites are 2 x 2, 16 are 4 x 4.
+        columns = min(_MOST_COLUMNS, math.ceil(math.sqrt(len(sites))))
+        rows = math.ceil(len(sites) / columns)
+        figure = Figure(figsize=(3.9 * columns + 1.3, 3.2 * rows), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axis in axes[len(sites) :]:
+            axis.remove()
+        for axis, site in zip(axes, sites, strict=False):
+            title(axis, style.short(str(site)), "R2 on held-out rows against L0, both logarithmic")
             _points(axis, drawn[drawn["site"] == site], learners, markers)
             _scales(axis, l0, rest)
-        _legend(figure, axes, learners, markers, several=bool((means["n_seeds"] > 1).any()))
+        _legend(figure, learners, markers, several=bool((means["n_seeds"] > 1).any()))
     return figure
-
-
-def _grid(number: int) -> tuple[Figure, list[Axes]]:
-    # As square as it goes: 4 sites are 2 x 2, 16 are 4 x 4.
-    columns = min(_MOST_COLUMNS, math.ceil(math.sqrt(number)))
-    rows = math.ceil(number / columns)
-    figure = Figure(figsize=(3.9 * columns + 1.3, 3.2 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[number:]:
-        axis.remove()
-    return figure, axes[:number]
 
 
 def _points(
@@ -103,16 +88,16 @@ def _points(
     markers: Mapping[float, str],
 ) -> None:
     front = means[pareto_front(means)].sort_values("l0")
-    axis.plot(front["l0"], 1 - front["r2"], color=MUTED, linewidth=5, alpha=0.28, zorder=1)
-    for point in means.to_dict("records"):
-        x, y = point["l0"], 1 - point["r2"]
-        colour = learners[point["learner"]]
+    axis.plot(front["l0"], 1 - front["r2"], zorder=1, **_FRONT)
+    for (learner, _), some in means.groupby(["learner", "width"], sort=False):
+        colour, marker = learners[str(learner)], markers[some["width"].iloc[0]]
+        y = 1 - some["r2"]
         spread: dict[str, Any] = {"color": colour, "linewidth": 0.9, "alpha": 0.7, "zorder": 2}
-        axis.plot([point["l0_low"], point["l0_high"]], [y, y], **spread)
-        axis.plot([x, x], [1 - point["r2_low"], 1 - point["r2_high"]], **spread)
+        axis.hlines(y, some["l0_low"], some["l0_high"], **spread)
+        axis.vlines(some["l0"], 1 - some["r2_low"], 1 - some["r2_high"], **spread)
         axis.plot(
-            x, y, markers[_width(point["modes_per_unit"])], color=colour, markersize=5.5,
-            markeredgecolor="white", markeredgewidth=0.5, zorder=3,
+            some["l0"], y, marker, color=colour, markersize=5.5, markeredgecolor="white",
+            markeredgewidth=0.5, zorder=3,
         )  # fmt: skip
     below = int((means["r2"] < 0).sum())
     if below:
@@ -123,45 +108,31 @@ def _points(
 
 
 def _scales(axis: Axes, l0: tuple[float, float], rest: tuple[float, float]) -> None:
-    """Both logarithmic: R2 by what is left of the variance, where good fits differ."""
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlim(*l0)
-    axis.set_ylim(*rest)
+    """Make both logarithmic: R2 by what is left of the variance, where good fits differ."""
     powers = [2.0**power for power in range(-6, 20) if l0[0] <= 2.0**power <= l0[1]]
-    axis.xaxis.set_major_locator(FixedLocator(powers[:: math.ceil(len(powers) / 9)]))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     left = [step * 10.0**-power for power in range(7) for step in (1, 0.5, 0.2)]
+    axis.set(xscale="log", yscale="log", xlim=l0, ylim=rest)
+    axis.xaxis.set_major_locator(FixedLocator(powers[:: math.ceil(len(powers) / 9)]))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_major_locator(FixedLocator([y for y in left if rest[1] <= y <= rest[0]]))
-    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:.7g}"))
-    axis.grid(axis="y", color=RULE, linewidth=0.6, zorder=0)
+    for one in (axis.xaxis, axis.yaxis):
+        one.set_minor_locator(NullLocator())
+    axis.grid(axis="y", color=style.RULE, linewidth=0.6, zorder=0)
     axis.set_axisbelow(True)
 
 
 def _legend(
-    figure: Figure,
-    axes: Sequence[Axes],
-    learners: Mapping[str, str],
-    markers: Mapping[float, str],
-    *,
-    several: bool,
+    figure: Figure, learners: Mapping[str, str], markers: Mapping[float, str], *, several: bool
 ) -> None:
     plain: dict[str, Any] = {"linestyle": "", "markersize": 6}
-    keys = [
-        Line2D([], [], marker="o", color=c, label=name, **plain) for name, c in learners.items()
-    ]
+    keys = [Line2D([], [], marker="o", color=c, label=k, **plain) for k, c in learners.items()]
     if len(markers) > 1:
         keys += [
             Line2D([], [], marker=m, color=MUTED, label=f"{width:g}x the units", **plain)
             for width, m in markers.items()
         ]
-    keys.append(Line2D([], [], color=MUTED, linewidth=5, alpha=0.28, label="front"))
+    keys.append(Line2D([], [], label="front", **_FRONT))
     if several:
         keys.append(Line2D([], [], color=MUTED, linewidth=0.9, label="over seeds"))
     figure.legend(handles=keys, loc="outside right upper", frameon=False, fontsize=8.5)
-
-
-def _width(value: float) -> float:
-    return round(float(value), 2)

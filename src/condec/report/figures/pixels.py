@@ -25,7 +25,7 @@ def mode_map_figure(
     *,
     display: Display | None = None,
 ) -> Figure:
-    """One input and its maps, side by side.
+    """Draw one input and its maps, side by side.
 
     Parameters
     ----------
@@ -35,16 +35,16 @@ def mode_map_figure(
     display : {"signed", "lit", "paper"}, optional
         As in `draw_maps`.
     """
-    drawn = draw_maps(list(maps.values()), picture, display=display)
+    pictures = [
+        picture if picture.shape[2] > 1 else picture[..., 0],
+        *draw_maps(list(maps.values()), picture, display=display),
+    ]
     with styled():
-        figure = Figure(figsize=(1.6 * (1 + len(maps)), 1.85), layout="constrained")
-        axes = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
-        axes[0].imshow(picture if picture.shape[2] > 1 else picture[..., 0], cmap="gray")
-        axes[0].set_title("image", fontsize=9)
-        for axis, name, pixels in zip(axes[1:], maps, drawn, strict=True):
-            axis.imshow(pixels)
+        figure = Figure(figsize=(1.6 * len(pictures), 1.85), layout="constrained")
+        axes = figure.subplots(1, len(pictures), squeeze=False)[0]
+        for axis, name, pixels in zip(axes, ("image", *maps), pictures, strict=True):
+            axis.imshow(pixels, cmap="gray")
             axis.set_title(name, fontsize=9)
-        for axis in axes:
             axis.set_axis_off()
     return figure
 
@@ -55,7 +55,7 @@ def draw_maps(
     *,
     display: Display | None = None,
 ) -> list[np.ndarray]:
-    """Maps of one input over its picture.
+    """Draw maps of one input over its picture.
 
     Parameters
     ----------
@@ -78,7 +78,8 @@ def draw_maps(
     """
     display = display_for(picture) if display is None else display
     if display == "paper":
-        return [paper_display(_coloured(values), picture) for values in maps]
+        arrays = [np.asarray(values) for values in maps]
+        return [paper_display(one.reshape(-1, *one.shape[-2:]), picture) for one in arrays]
     flat = [_fitted_to(flatten_colours(values), picture) for values in maps]
     if display == "signed":
         scale = map_scale(flat)
@@ -91,7 +92,7 @@ def draw_maps(
 
 
 def display_for(picture: UInt8[np.ndarray, "y x colour"]) -> Display:
-    """``signed`` where single pixels can be seen, else ``lit``.
+    """Return ``signed`` where single pixels can be seen, else ``lit``.
 
     In larger pictures the sign of a map changes from pixel to pixel: its size says where.
     """
@@ -99,24 +100,24 @@ def display_for(picture: UInt8[np.ndarray, "y x colour"]) -> Display:
 
 
 def smoothing(picture: UInt8[np.ndarray, "y x colour"]) -> float:
-    """Standard deviation, in pixels, of the Gaussian over the size of a map that is lit."""
+    """Return the standard deviation, in pixels, of the Gaussian over the size of a lit map."""
     return max(1.0, float(picture.shape[0]) / 56)
 
 
 def flatten_colours(values: "Tensor | np.ndarray") -> Float[np.ndarray, "y x"]:
-    """Sum of a map [channel, y, x] over its channels; a map [y, x] as it is."""
+    """Sum a map [channel, y, x] over its channels; return a map [y, x] as it is."""
     array = np.asarray(values, dtype=np.float64)
     return array.sum(0) if array.ndim == 3 else array
 
 
 def map_scale(maps: Sequence[Float[np.ndarray, "y x"]], percentile: float = 99.5) -> float:
-    """Common scale of several maps: a high percentile of their sizes; 1 where all are zero."""
+    """Return one scale for several maps: a high percentile of their sizes; 1 if all are zero."""
     sizes = np.abs(np.concatenate([values.ravel() for values in maps]))
     return float(np.percentile(sizes, percentile)) or float(sizes.max()) or 1.0
 
 
 def smooth_map(values: Float[np.ndarray, "y x"], width: float) -> Float[np.ndarray, "y x"]:
-    """A map through a Gaussian of standard deviation `width`, in pixels; 0 leaves it as it is."""
+    """Smooth a map by a Gaussian of standard deviation `width`, in pixels; 0 leaves it as it is."""
     from scipy import ndimage
 
     return ndimage.gaussian_filter(values, width) if width else values
@@ -128,7 +129,7 @@ def overlay(
     *,
     scale: float,
 ) -> UInt8[np.ndarray, "py px 3"]:
-    """A signed map over the faded picture: vermilion raises the target, violet lowers it.
+    """Draw a signed map over the faded picture: vermilion raises the target, violet lowers it.
 
     Parameters
     ----------
@@ -142,14 +143,13 @@ def overlay(
     grey = 255 * 0.82 + 0.18 * picture.mean(2, keepdims=True)
     strength = np.clip(np.abs(values) / scale, 0, 1)[..., None] ** 0.7
     sign = np.where(values[..., None] > 0, to_rgb(POSITIVE), to_rgb(NEGATIVE)) * 255
-    pixels: np.ndarray = np.rint(grey * (1 - strength) + sign * strength).astype(np.uint8)
-    return pixels
+    return _pixels(grey * (1 - strength) + sign * strength)
 
 
 def lit(
     size: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "y x colour"], *, scale: float
 ) -> UInt8[np.ndarray, "y x colour"]:
-    """The picture where a map is large, fading into grey where it is small.
+    """Draw the picture where a map is large, fading into grey where it is small.
 
     Parameters
     ----------
@@ -160,27 +160,7 @@ def lit(
         Size at which the picture stands out in full.
     """
     light = 0.08 + 0.92 * np.clip(size / scale, 0, 1)[..., None]
-    pixels: np.ndarray = np.rint(FADED * (1 - light) + picture * light).astype(np.uint8)
-    return pixels
-
-
-def _coloured(values: "Tensor | np.ndarray") -> Float[np.ndarray, "colour y x"]:
-    array = np.asarray(values, dtype=np.float64)
-    return array if array.ndim == 3 else array[None]
-
-
-def _fitted_to(
-    values: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "py px colour"]
-) -> Float[np.ndarray, "py px"]:
-    """A map brought to the size of a picture."""
-    from scipy import ndimage
-
-    height, width = picture.shape[:2]
-    if values.shape == (height, width):
-        return values
-    factors = (height / values.shape[0], width / values.shape[1])
-    zoomed: np.ndarray = ndimage.zoom(values, factors, order=1, grid_mode=True, mode="nearest")
-    return zoomed
+    return _pixels(FADED * (1 - light) + picture * light)
 
 
 def paper_display(
@@ -190,7 +170,7 @@ def paper_display(
     contrast: float = 7.0,
     window: int = 4,
 ) -> UInt8[np.ndarray, "y x channel"]:
-    """The picture lit where a map is strong, as in figure 7 of Melander et al. 2026.
+    """Draw the picture lit where a map is strong, as in figure 7 of Melander et al. 2026.
 
     The map's size is median filtered for every colour, averaged over colours, brought to
     0 ... 1, times `contrast`, cut off at 1, and multiplied with the picture.
@@ -200,6 +180,23 @@ def paper_display(
     size = np.abs(np.asarray(total, dtype=np.float64))
     light = np.mean([ndimage.median_filter(colour, size=window) for colour in size], axis=0)
     light = (light - light.min()) / max(float(light.max() - light.min()), 1e-12)
-    lit = picture * np.clip(contrast * light, 0, 1)[..., None]
-    pixels: np.ndarray = np.rint(lit).astype(np.uint8)
+    return _pixels(picture * np.clip(contrast * light, 0, 1)[..., None])
+
+
+def _pixels(values: np.ndarray) -> np.ndarray:
+    pixels: np.ndarray = np.rint(values).astype(np.uint8)
     return pixels
+
+
+def _fitted_to(
+    values: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "py px colour"]
+) -> Float[np.ndarray, "py px"]:
+    """Bring a map to the size of a picture."""
+    from scipy import ndimage
+
+    height, width = picture.shape[:2]
+    if values.shape == (height, width):
+        return values
+    factors = (height / values.shape[0], width / values.shape[1])
+    zoomed: np.ndarray = ndimage.zoom(values, factors, order=1, grid_mode=True, mode="nearest")
+    return zoomed

@@ -1,17 +1,18 @@
-"""The visual language of all figures: colours, type, titles, names at line ends."""
+"""The visual language of all figures: colours, type, titles, names of lines, matrices."""
 
 import io
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import PercentFormatter
 
 from condec.basis.errors import DataError, OptionError
 
@@ -23,58 +24,48 @@ ACTIVATION: Final = "#E69F00"
 POSITIVE: Final = "#D55E00"
 NEGATIVE: Final = "#5B3F8C"
 SHUFFLED: Final = "#CC79A7"
+GREEN: Final = "#009E73"
+SKY: Final = "#56B4E9"
+GREY: Final = "#8A8F96"
 INK: Final = "#1B1F24"
 MUTED: Final = "#66707C"
 RULE: Final = "#D9DDE2"
 RANKINGS: Final = {
     "log_odds_modes": ("modes of log-odds", "#332288"),
     "modes": ("modes", CONTRIBUTION),
-    "best_mode": ("best mode (paper)", "#56B4E9"),
+    "best_mode": ("best mode (paper)", SKY),
     "mode_sum": ("modes by correlation", "#44AA99"),
     "activation_modes": ("modes of activations", ACTIVATION),
     "log_odds_difference": ("log-odds less others'", "#117733"),
-    "mean_contribution": ("mean contribution", "#009E73"),
+    "mean_contribution": ("mean contribution", GREEN),
     "contribution_difference": ("contribution less others'", "#7A9A01"),
     "activation_difference": ("activation less others'", "#A0522D"),
     "act_grad": ("act x grad less others'", "#882255"),
     "unit_correlation": ("best single units", SHUFFLED),
     "head_weights": ("final-layer weights", POSITIVE),
-    "random": ("random units", "#8A8F96"),
+    "random": ("random units", GREY),
     "random_modes": ("random modes", "#5B6470"),
 }
 """Name and colour of every ranking of a control curve that has a known name."""
 _OTHER_COLOURS: Final = ("#AA4499", "#999933")
 
 STYLE: Final[dict[str, Any]] = {
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
+    "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"], "font.size": 9,
     "text.color": INK,
-    "axes.edgecolor": "#9AA1A9",
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "savefig.dpi": 200,
+    "axes.edgecolor": "#9AA1A9", "axes.labelcolor": MUTED, "axes.linewidth": 0.7,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
+    "figure.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 200,
     # The same figure gives the same bytes: identifiers are hashed with this, not at random.
-    "svg.hashsalt": "condec",
-    "svg.fonttype": "none",
-}
+    "svg.hashsalt": "condec", "svg.fonttype": "none",
+} | {
+    f"{side}tick.{key}": value
+    for side in "xy"
+    for key, value in (
+        ("color", MUTED), ("labelsize", 8.5), ("major.width", 0.7), ("major.size", 3),
+    )
+}  # fmt: skip
 _WEB_FONTS: Final = (
     "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 )
@@ -85,7 +76,7 @@ SIGNED: Final = LinearSegmentedColormap.from_list(
 
 
 def rankings_in(table: "pandas.DataFrame") -> dict[str, tuple[str, str]]:
-    """Name for readers and colour of every ranking of a table: known ones, then the others."""
+    """Return name for readers and colour of every ranking of a table, known ones first."""
     present = list(dict.fromkeys(table["ranking"]))
     others = [name for name in present if name not in RANKINGS]
     return {name: RANKINGS[name] for name in RANKINGS if name in present} | {
@@ -95,7 +86,7 @@ def rankings_in(table: "pandas.DataFrame") -> dict[str, tuple[str, str]]:
 
 
 def styled() -> AbstractContextManager[None]:
-    """Inside it, figures are made in condec's style; matplotlib's settings come back after."""
+    """Make figures in condec's style inside the context; matplotlib's settings come back after."""
     return mpl.rc_context(STYLE)  # type: ignore[arg-type]  # matplotlib lists 320 keys
 
 
@@ -107,10 +98,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     figure : matplotlib.figure.Figure
     path : path
         Ends in ``.svg`` (line plots; its text stays text) or ``.png``.
-
-    Returns
-    -------
-    Path
 
     Raises
     ------
@@ -133,14 +120,25 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def panels(number: int, *, height: float, width: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure with `number` axes side by side; sizes in inches, the width of one."""
+    """Return a figure with axes side by side; sizes in inches, the width of one."""
     figure = Figure(figsize=(width * number, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
     return figure, list(figure.subplots(1, number, squeeze=False)[0])
 
 
+@contextmanager
+def chart(
+    text: str, unit: str, *, height: float = 2.5, width: float = 4.2
+) -> Iterator[tuple[Figure, Axes]]:
+    """Give a styled figure of one panel with its title."""
+    with styled():
+        figure, (axis,) = panels(1, height=height, width=width)
+        title(axis, text, unit)
+        yield figure, axis
+
+
 def title(axis: Axes, text: str, unit: str) -> None:
-    """Title, and under it in grey what the axis counts: nothing to read sideways."""
+    """Write the title, and under it in grey what the axis counts: nothing to read sideways."""
     # Alone, a panel begins where its figure begins, so that figures in a column line up.
     alone = len(axis.figure.axes) == 1
     start: Any = ("figure fraction", "axes fraction") if alone else "axes fraction"
@@ -158,7 +156,7 @@ def title(axis: Axes, text: str, unit: str) -> None:
 
 
 def name_lines(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names beside the right end of lines, moved apart where they would overlap."""
+    """Write names at the right end of lines, moved apart where they would overlap."""
     named = sorted((float(y), text, colour) for y, text, colour in ends if text and np.isfinite(y))
     places: list[float] = []
     to_axes = axis.transData + axis.transAxes.inverted()
@@ -167,25 +165,33 @@ def name_lines(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         places.append(max(place, places[-1] + 0.085) if places else place)
     too_high = max(0.0, places[-1] - 0.97) if places else 0.0
     for place, (_, text, colour) in zip(places, named, strict=True):
-        axis.annotate(
-            text, (1, place - too_high), (5, 0), xycoords="axes fraction",
-            textcoords="offset points", color=colour, va="center", fontweight="bold",
-        )  # fmt: skip
+        _name(axis, text, colour, (1.0, place - too_high), 0.0, "center")
 
 
 def list_names(axis: Axes, names: Sequence[tuple[str, str]]) -> None:
-    """Names in their colours beside the top right corner: no box, no keys."""
+    """Write names in their colours at the top right corner: no box, no keys."""
     for number, (text, colour) in enumerate(names):
-        axis.annotate(
-            text, (1, 1), (5, -12 * number), xycoords="axes fraction",
-            textcoords="offset points", color=colour, va="top", fontweight="bold",
-        )  # fmt: skip
+        _name(axis, text, colour, (1.0, 1.0), -12.0 * number, "top")
+
+
+def _name(
+    axis: Axes, text: str, colour: str, at: tuple[float, float], above: float, va: str
+) -> None:
+    axis.annotate(
+        text, at, (5, above), xycoords="axes fraction", textcoords="offset points", color=colour,
+        va=va, fontweight="bold",
+    )  # fmt: skip
+
+
+def in_percent(axis: Axis) -> None:
+    """Write the ticks of an axis of shares in percent."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
 
 
 def draw_shares(
     axis: Axes, edges: np.ndarray, series: Mapping[str, np.ndarray], colours: Sequence[str]
 ) -> None:
-    """Histograms over each other, each as shares of its own values, with names and medians."""
+    """Draw histograms over each other, each as shares of its own values, with names and medians."""
     names = []
     for (name, values), colour in zip(series.items(), colours, strict=False):
         if not len(values):
@@ -197,11 +203,45 @@ def draw_shares(
         axis.axvline(middle, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
         names += [(name, colour), (f"median {middle:.2f}", colour)]
     list_names(axis, names)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+    in_percent(axis.yaxis)
+
+
+def draw_matrix(
+    axis: Axes,
+    values: np.ndarray,
+    reach: float,
+    *,
+    middle: float = 0.0,
+    ticks: Sequence[float] | None = None,
+    aspect: Any = None,
+    unknown: np.ndarray | None = None,
+) -> None:
+    """Draw a matrix without frame: white is `middle`, full colour `reach` away from it.
+
+    Cells of `unknown` are grey: what was not measured must not look like no change.
+    """
+    limits: dict[str, Any] = {"vmin": middle - reach, "vmax": middle + reach}
+    image = axis.imshow(values, cmap=SIGNED, aspect=aspect, interpolation="nearest", **limits)
+    if unknown is not None:
+        axis.imshow(np.where(unknown, 1.0, np.nan), cmap=ListedColormap([RULE]))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    ticks = (middle - reach, middle, middle + reach) if ticks is None else ticks
+    bar = axis.figure.colorbar(image, ax=axis, fraction=0.035, pad=0.02, ticks=ticks)
+    bar.ax.set_yticklabels([f"{tick:.3g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+
+
+def name_cells(axis: Axes, names: Sequence[str], size: float) -> None:
+    """Name rows and columns of a square matrix; long names stand upright below it."""
+    axis.set_yticks(range(len(names)), names, fontsize=size)
+    flat = max(map(len, names), default=0) <= 2
+    axis.set_xticks(range(len(names)), names, fontsize=size, rotation=0 if flat else 90)
 
 
 def site_axis(axis: Axes, sites: Sequence[str]) -> None:
-    """Names of sites along x, slanted where they would run into each other."""
+    """Name sites along x, slanted where names would run into each other."""
     names = [short(site) for site in sites]
     axis.set_xticks(range(len(sites)), names)
     if sum(len(name) for name in names) > 44:
@@ -213,7 +253,7 @@ def site_axis(axis: Axes, sites: Sequence[str]) -> None:
 
 
 def short(site: str) -> str:
-    """Long site names keep their ends: that is where they differ."""
+    """Shorten a long site name to its end: that is where names differ."""
     return site if len(site) <= 22 else f"...{site[-19:]}"
 
 
@@ -221,3 +261,9 @@ def not_empty(table: "pandas.DataFrame", what: str) -> None:
     """Refuse to draw nothing."""
     if table.empty:
         raise DataError(f"{what}: the table holds no such row; nothing to draw")
+
+
+def one_of(value: str, kinds: Any, what: str) -> None:
+    """Refuse a value that is not of a Literal."""
+    if value not in get_args(kinds):
+        raise OptionError(f"{what} must be one of {', '.join(get_args(kinds))}; got {value!r}")

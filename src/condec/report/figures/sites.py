@@ -1,0 +1,124 @@
+"""Figures over the sites of a network: statistics of layers, and completeness."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from condec.basis.errors import DataError, OptionError
+from condec.report.figures import style
+from condec.report.figures.style import ACTIVATION, CONTRIBUTION, chart, panels, styled, title
+
+if TYPE_CHECKING:
+    import pandas
+
+_QUANTITIES: Final = {
+    "hoyer": ("Sparsity", "Hoyer index, median of inputs: 0 all units alike, 1 one unit"),
+    "dims95": ("Dimensions", "principal components that hold 95 % of the variance"),
+    "participation_ratio": ("Participation ratio", "units that take part, median of inputs"),
+    "sign_correlation": (
+        "Positive against negative part",
+        "correlation over units, median of inputs",
+    ),
+}
+_DASHES: Final = ((3.0, 2.0), (1.2, 1.6), (5.0, 1.5, 1.2, 1.5))
+"""Dashes of one twin after the other."""
+
+
+def layer_statistics_figure(
+    statistics: "pandas.DataFrame",
+    quantities: Sequence[str] = tuple(_QUANTITIES),
+    *,
+    twins: "Mapping[str, pandas.DataFrame] | None" = None,
+) -> Figure:
+    """Draw statistics of contributions and activations over sites (Melander et al. 2026, fig. 3).
+
+    Parameters
+    ----------
+    statistics : pandas.DataFrame
+        From `layer_statistics`.
+    quantities : sequence of str
+        Of ``hoyer``, ``dims95``, ``participation_ratio``, ``sign_correlation``; a panel each.
+    twins : mapping of str to pandas.DataFrame, optional
+        The same statistics of twins, by the name that stands at their dashed lines.
+
+    Raises
+    ------
+    OptionError
+        Another quantity.
+    DataError
+        The table is empty.
+    """
+    unknown = [name for name in quantities if name not in _QUANTITIES]
+    if unknown or not quantities:
+        raise OptionError(
+            f"layer_statistics_figure: expected quantities of {', '.join(_QUANTITIES)}; got "
+            f"{', '.join(unknown) or 'none'}"
+        )
+    style.not_empty(statistics, "layer_statistics_figure")
+    sites = [str(site) for site in statistics["site"]]
+    tables = {name: table.set_index("site").reindex(sites) for name, table in (twins or {}).items()}
+    with styled():
+        figure, axes = panels(len(quantities), height=2.9)
+        for axis, name in zip(axes, quantities, strict=True):
+            title(axis, *_QUANTITIES[name])
+            lines = [
+                ("activations", ACTIVATION, f"{name}_activation"),
+                ("contributions", CONTRIBUTION, f"{name}_contribution"),
+            ]
+            if name == "sign_correlation":
+                lines = [("this network" if tables else "", CONTRIBUTION, name)]
+                axis.axhline(0, color=style.RULE, linewidth=0.9, zorder=0)
+            ends = []
+            for text, colour, column in lines:
+                axis.plot(statistics[column].to_numpy(), "o-", color=colour, markersize=4)
+                ends.append((float(statistics[column].iloc[-1]), text, colour))
+                for number, (twin, table) in enumerate(tables.items()):
+                    axis.plot(
+                        table[column].to_numpy(), color=colour, linewidth=1.3, zorder=1.9,
+                        linestyle=(0, _DASHES[number % len(_DASHES)]), dash_capstyle="butt",
+                    )  # fmt: skip
+                    ends.append((float(table[column].iloc[-1]), twin, colour))
+            if name != "sign_correlation":
+                axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
+            style.name_lines(axis, ends)
+            style.site_axis(axis, sites)
+    return figure
+
+
+def completeness_figure(completeness: Mapping[str, Tensor]) -> Figure:
+    """Draw how completely the contributions of every cut site account for the target.
+
+    Parameters
+    ----------
+    completeness : mapping of site key to Tensor of shape [sample]
+        From `Store.completeness`: 1 is complete.
+
+    Raises
+    ------
+    DataError
+        There is no cut site.
+    """
+    if not completeness:
+        raise DataError("completeness_figure: no site cuts the network, so there is none to draw")
+    number = len(completeness)
+    unit = "sum of contributions / change of the target, every input"
+    with chart("Completeness", unit, height=0.95 + 0.24 * number) as (figure, axis):
+        axis.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+        for row, values in enumerate(completeness.values()):
+            known = values[values.isfinite()].double().numpy()
+            if not len(known):
+                continue
+            low, first, middle, third, high = np.percentile(known, [5, 25, 50, 75, 95])
+            axis.plot([low, high], [row, row], color=CONTRIBUTION, linewidth=1.2)
+            axis.plot([first, third], [row, row], color=CONTRIBUTION, linewidth=5, alpha=0.45)
+            axis.plot(middle, row, "o", color=CONTRIBUTION, markersize=5)
+        axis.set_yticks(range(number), [style.short(key) for key in completeness])
+        axis.set_ylim(number - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.margins(x=0.08)
+        axis.set_xlabel("dot: median; bar: middle half; line: 5th to 95th percentile")
+    return figure
