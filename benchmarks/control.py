@@ -1,10 +1,9 @@
 """S6: sets of edits per second, against a whole pass for each.
 
-A site of each network, early, middle and late; single channels ablated in turn, one set of edits
-each, measured by `condec.effects.measure`: whole passes, the graph and replay in turns in one
-run. Times hold all that a route costs: the full pass of every batch, the trace, the trial with
-two versions, the numbers taken of the outputs. Whole passes cost the same for every set, so
-fewer of them are timed.
+A middle and a late site of each network; single channels ablated in turn, one set of edits each,
+measured by `condec.effects.measure`: whole passes and replay in turns in one run. Times hold all
+that replay costs: the full pass of every batch, the trial with two versions, the numbers taken of
+the outputs. Whole passes cost the same for every set, so fewer of them are timed.
 
     python benchmarks/control.py [--model resnet50|mobilenet_v2|vit_base] [--device cuda] [--quick]
 
@@ -31,24 +30,16 @@ from condec.effects.measured import Route
 from condec.models import load_model
 
 MODELS = {
-    "resnet50": (
-        "torchvision:resnet50", 2, {"early": "layer1.1", "middle": "layer3.1", "late": "layer4.1"}
-    ),
+    "resnet50": ("torchvision:resnet50", 2, {"middle": "layer3.1", "late": "layer4.1"}),
     "mobilenet_v2": (
-        "torchvision:mobilenet_v2",
-        4,
-        {"early": "features.3", "middle": "features.10", "late": "features.17"},
+        "torchvision:mobilenet_v2", 4, {"middle": "features.10", "late": "features.17"}
     ),
-    "vit_base": (
-        "timm:vit_base_patch16_224",
-        2,
-        {"early": "blocks.1", "middle": "blocks.6", "late": "blocks.10"},
-    ),
+    "vit_base": ("timm:vit_base_patch16_224", 2, {"middle": "blocks.6", "late": "blocks.10"}),
 }  # fmt: skip
-"""Name, images, and blocks: all but the last has blocks after it."""
+"""Name, images, and blocks: the last but one, of MobileNetV2 the last, and one before."""
 LABELS = 1000
-EDITS = {"early": 6, "middle": 12, "late": 32}
-"""Sets of edits by the graph and by replay."""
+EDITS = {"middle": 12, "late": 32}
+"""Sets of edits by replay."""
 WHOLE = 2
 
 
@@ -68,19 +59,11 @@ def edits_of(site: str, n: int) -> list[tuple[Ablate, ...]]:
     return [(Ablate(site, units=[unit]),) for unit in range(n)]
 
 
-def apart(a: Measured, b: Measured) -> dict[str, float]:
-    """How far two routes are from each other."""
-    return {
-        "largest_difference_of_logits": float((a.logit - b.logit).abs().max()),
-        "same_predictions": float((a.predicted == b.predicted).double().mean()),
-    }
-
-
 def at_site(
     model: nn.Module, images: torch.Tensor, site: str, n_edits: int, repeats: int
 ) -> dict[str, Any]:
     """Edits a second by each route at one site."""
-    counts: dict[Route, int] = {"full": WHOLE, "graph": n_edits, "replay": n_edits}
+    counts: dict[Route, int] = {"full": WHOLE, "replay": n_edits}
     labels = torch.arange(len(images))
     samples = Samples(as_inputs((images.cpu(), labels)), labels.tolist(), labels, LABELS)
     found: dict[Route, Measured] = {}
@@ -91,41 +74,29 @@ def at_site(
 
     seconds = side_by_side({route: lambda r=route: run(r) for route in counts}, repeats)
     each = {route: [s / counts[route] for s in seconds[route]] for route in counts}
-    times = {
-        route: statistics.median(a / b for a, b in zip(each["full"], each[route], strict=True))
-        for route in counts
-        if route != "full"
-    }
-    n = counts["full"]
-    whole = found["full"]
+    ratios = [a / b for a, b in zip(each["full"], each["replay"], strict=True)]
+    whole, replay = found["full"], found["replay"]
     return {
         "site": site,
         "sets_of_edits": counts,
         "seconds": seconds,
         "edits_per_second": {route: 1 / statistics.median(each[route]) for route in counts},
-        "times_faster_than_whole_passes": times,
+        "times_faster_than_whole_passes": statistics.median(ratios),
         "largest_difference_between_two_edits": float(whole.logit.diff(dim=0).abs().max()),
-        "against_whole_passes": {route: apart(first(found[route], n), whole) for route in times},
+        "largest_difference_of_logits": float((whole.logit - replay.logit[:WHOLE]).abs().max()),
+        "same_predictions": bool(torch.equal(whole.predicted, replay.predicted[:WHOLE])),
     }
-
-
-def first(measured: Measured, n: int) -> Measured:
-    """Outputs under the first sets of edits."""
-    fields = {k: v[:n] if k not in ("labels", "n_labels") else v for k, v in vars(measured).items()}
-    return Measured(**fields)
 
 
 def table(record: dict[str, Any]) -> str:
     """Edits a second, and how many times that is what whole passes do."""
-    head = "| | | whole passes | graph | replay | graph, times faster | replay |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
+    lines = ["| | | whole passes | replay | times faster |", "|---|---|---|---|---|"]
     for name, of in record.items():
         for where, row in of["sites"].items():
-            a_second, times = row["edits_per_second"], row["times_faster_than_whole_passes"]
-            speeds = " | ".join(f"{a_second[route]:.2f}" for route in ("full", "graph", "replay"))
+            speeds = row["edits_per_second"]
             lines.append(
-                f"| {name} | {where}, `{row['site']}` | {speeds} | {times['graph']:.1f} | "
-                f"{times['replay']:.1f} |"
+                f"| {name} | {where}, `{row['site']}` | {speeds['full']:.2f} | "
+                f"{speeds['replay']:.2f} | {row['times_faster_than_whole_passes']:.1f} |"
             )
     return "\n".join(lines)
 

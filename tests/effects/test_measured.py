@@ -151,12 +151,12 @@ MODELS = {
 
 
 @pytest.mark.parametrize("memory_gib", [1e-9, 1.0])
-@pytest.mark.parametrize("route", ["auto", "graph", "replay", "full"])
+@pytest.mark.parametrize("route", ["auto", "replay", "full"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_route_equals_a_whole_pass_for_each(name: str, route: Any, memory_gib: float) -> None:
     make, shape, make_edits = MODELS[name]
     model, edits = make(), make_edits()
-    if route in ("graph", "replay"):
+    if route == "replay":
         edits = [some for some in edits if not any(edit.within for edit in some)]
     samples = samples_of(torch.randn(7, *shape))
     targets = [None if i % 2 else i % 3 for i in range(len(edits))]
@@ -188,25 +188,23 @@ def test_every_route_equals_a_whole_pass_for_each(name: str, route: Any, memory_
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize("route", ["graph", "replay"])
-def test_what_lies_before_the_site_runs_once_a_batch(route: Any) -> None:
-    """And what does not lie after it, by the graph; the rest as often as memory asks for."""
+def test_what_lies_before_the_site_runs_once_a_batch() -> None:
+    """The rest as often as memory asks for."""
     model, runs = small_resnet(), []
     for name, module in model.named_modules():
         if name in ("stem", "block1", "block2.conv1", "head"):
             module.register_forward_hook(lambda m, args, out, name=name: runs.append(name))
     edits = [(Ablate("block2.conv1", units=[u % 4]),) for u in range(10)]
     samples = samples_of(torch.randn(9, 1, 6, 5))
-    measure(model, samples, edits, batch_size=3, route=route)
+    measure(model, samples, edits, batch_size=3)
     n_batches = 3
     # A full pass a batch, two versions to try it on the first, and all ten in one.
     assert runs.count("head") == 2 * n_batches + 1
-    if route == "graph":
-        before = ("stem", "block1", "block2.conv1")
-        assert [runs.count(name) for name in before] == [n_batches] * 3
+    before = ("stem", "block1", "block2.conv1")
+    assert [runs.count(name) for name in before] == [n_batches] * 3
     inner = []
     model.block1.conv1.register_forward_hook(lambda *_: inner.append(0))
-    measure(model, samples, edits, batch_size=3, route=route, memory_gib=1e-9)
+    measure(model, samples, edits, batch_size=3, memory_gib=1e-9)
     assert len(inner) == n_batches
 
 
@@ -232,7 +230,7 @@ def test_noise_does_not_depend_on_what_is_stacked() -> None:
         (Corrupt("blocks.1", direction=torch.ones(4), std=1.0, seed=seed),) for seed in range(6)
     ]
     together = measure(model, samples, noisy, memory_gib=1.0)
-    alone = measure(model, samples, noisy[3:4], route="graph")
+    alone = measure(model, samples, noisy[3:4], route="replay")
     torch.testing.assert_close(together.logit[3:4], alone.logit)
     assert not torch.equal(together.logit[3], together.logit[4])
 
@@ -273,7 +271,7 @@ class Fails(Edit):
         raise ZeroDivisionError("on purpose")
 
 
-@pytest.mark.parametrize("route", ["auto", "graph", "replay", "full"])
+@pytest.mark.parametrize("route", ["auto", "replay", "full"])
 @pytest.mark.parametrize("site", ["block1", "block2.out"])
 def test_nothing_is_left_behind_by_an_error(route: Any, site: str) -> None:
     model, samples = small_resnet(), samples_of(torch.randn(4, 1, 6, 5))
@@ -292,9 +290,8 @@ def test_whole_passes_where_nothing_else_will_do() -> None:
     samples = samples_of(torch.randn(4, 4))
     model = Fixed().eval()
     edits = [(Ablate("stem", units=[u]),) for u in range(4)]
-    for route in ("graph", "replay"):
-        with pytest.raises(ModelError, match="Fixed cannot be run from stem on"):
-            measure(model, samples, edits, route=route)
+    with pytest.raises(ModelError, match="Fixed cannot be run from stem on"):
+        measure(model, samples, edits, route="replay")
     torch.manual_seed(5)
     passes = Passes(model, edits, route="auto", memory_gib=None)
     with torch.no_grad():
@@ -311,15 +308,15 @@ def test_whole_passes_where_nothing_else_will_do() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"route": "fast"}, OptionError, "route must be one of auto, graph, .*; got 'fast'"),
+        ({"route": "fast"}, OptionError, "route must be one of auto, replay, .*; got 'fast'"),
         ({"memory_gib": 0.0}, OptionError, "memory_gib must be above 0; got 0.0"),
         ({"edits": []}, OptionError, "got 0 edits"),
         ({"targets": [5] * 4}, OptionError, "target 5 is out of range; labels are 0 to 2"),
         ({"edits": [(Ablate("nowhere", units=[0]),)] * 4}, SiteError, "nowhere"),
         (
-            {"edits": [(CutAttention("block1", edges=[(0, 1)]),)], "route": "graph"},
+            {"edits": [(CutAttention("block1", edges=[(0, 1)]),)], "route": "replay"},
             ModelError,
-            r"CutAttention\(block1\) acts within its module .* got 'graph'",
+            r"CutAttention\(block1\) acts within its module .* got 'replay'",
         ),
         (
             {"edits": [(Ablate("block1", units=[9]),)] * 4},
@@ -382,8 +379,7 @@ def test_real_networks(name: str, shared_data: Any) -> None:
         tuple(Preserve(site, units=some[:k]) for site in sites) for k in (8, 12, 14)
     ]
     reference = measure(model, samples, edits, batch_size=32, route="full")
-    for route in ("graph", "replay"):
-        measured = measure(model, samples, edits, batch_size=32, route=route)
-        assert torch.equal(measured.predicted, reference.predicted)
-        torch.testing.assert_close(measured.logit, reference.logit, rtol=1e-4, atol=1e-4)
+    measured = measure(model, samples, edits, batch_size=32, route="replay")
+    assert torch.equal(measured.predicted, reference.predicted)
+    torch.testing.assert_close(measured.logit, reference.logit, rtol=1e-4, atol=1e-4)
     assert len(measured.predicted.unique(dim=0)) > 3

@@ -14,7 +14,7 @@ from condec.attribution.targets import Target
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.options import require
 from condec.basis.shapes import UnitMatrix
-from condec.network import Site, Suffix, record, run_model, split_at, units_of
+from condec.network import AfterSite, Site, record, run_model, split_at, units_of
 
 if TYPE_CHECKING:
     import condec.data
@@ -203,7 +203,7 @@ def _in_order(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> list[S
 @torch.no_grad()
 def _effects(
     method: UnitAblation,
-    suffix: Suffix,
+    suffix: AfterSite,
     target: Target,
     labels: Tensor | None,
     units: Tensor | None,
@@ -241,7 +241,7 @@ class _Replaced:
     n_units: int
 
     @staticmethod
-    def of(method: UnitAblation, suffix: Suffix) -> "_Replaced":
+    def of(method: UnitAblation, suffix: AfterSite) -> "_Replaced":
         h, site = suffix.activation, suffix.site
         units = units_of(site, h)
         n_units = units.count(h.shape)

@@ -17,7 +17,7 @@ from condec.attribution.base import check_finite
 from condec.attribution.targets import Target
 from condec.basis.errors import ModelError
 from condec.basis.shapes import PerSample
-from condec.network import Site, Suffix, check_samples, frozen_parameters, record, run_model
+from condec.network import AfterSite, Site, check_samples, frozen_parameters, record, run_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +274,7 @@ class LayerPath(Path):
 
     Attributes
     ----------
-    suffix : Suffix
+    suffix : AfterSite
         What lies after the site, at the inputs.
     start : Tensor of shape [sample, ...]
         The activation at the baseline.
@@ -284,7 +284,7 @@ class LayerPath(Path):
         Which samples of the batch are on the path; None for all.
     """
 
-    suffix: Suffix
+    suffix: AfterSite
     start: Tensor
     target: Target
     frozen: Tensor | None

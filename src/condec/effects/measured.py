@@ -66,7 +66,7 @@ def measure(
 
     Sets of edits that begin at the same place share what lies before it, which runs once for
     every batch; what lies after it runs on several versions of the batch at a time
-    (`condec.network.suffix`). Numbers are those of a whole pass for every set of edits, up to the
+    (`condec.network.split_at`). Numbers are those of a whole pass for every set of edits, up to the
     rounding of another batch size.
 
     Parameters
@@ -83,11 +83,11 @@ def measure(
     memory_gib : float, optional
         How much memory, about, the versions that pass together may take; one always may. By
         default 1/16 on a processor, whose caches more would overflow, and 2 on a GPU.
-    route : {"auto", "graph", "replay", "full"}
-        ``"full"`` is a whole pass for every set of edits; ``"graph"`` and ``"replay"`` are the
-        ways of `split_at` to run what lies after a place, and an error where they do not work.
-        ``"auto"`` takes the graph, else replay, else (for few sets of edits that begin at a
-        place, edits within modules, and models that cannot be run in parts) whole passes.
+    route : {"auto", "replay", "full"}
+        ``"full"`` is a whole pass for every set of edits; ``"replay"`` runs what lies after a
+        place (`condec.network.split_at`), and is an error where that does not work. ``"auto"``
+        replays, but for few sets of edits that begin at a place, edits within modules, and
+        models that cannot be run in parts, which take whole passes.
 
     Returns
     -------

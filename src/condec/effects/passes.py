@@ -1,7 +1,7 @@
 """Outputs of a batch under many edits, in as few and as short passes as may be.
 
 Sets of edits are grouped by their earliest place in the network. For each group, what lies
-before that place runs once a batch (`condec.network.suffix`); what lies after it runs on several
+before that place runs once a batch (`condec.network.split_at`); what lies after it runs on several
 versions of the batch, one for every set, stacked along the sample axis.
 """
 
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.edits import Edit, edited
-from condec.network import Change, Cut, Place, Site, Suffix, record, run_model
-from condec.network import Route as SuffixRoute
+from condec.network import AfterSite, Place, Site, Splitter, TensorMap, record, run_model
 
 Edits = tuple[Edit, ...]
 """Edits that act together; an empty tuple is the network as it is."""
-Route = Literal["auto", "graph", "replay", "full"]
+Route = Literal["auto", "replay", "full"]
 
 _FEWEST: Final = 3
 """Sets of edits for which splitting the network pays: it costs a whole pass, and is tried."""
@@ -36,7 +35,7 @@ class _Group:
     site: Site
     numbers: list[int] = field(default_factory=list)
     later: dict[Place, Site] = field(default_factory=dict)
-    cut: Cut | None = None
+    splitter: Splitter | None = None
 
 
 class Passes:
@@ -47,7 +46,7 @@ class Passes:
     model : torch.nn.Module
         In evaluation mode.
     edits : sequence of tuples of Edit
-    route : {"auto", "graph", "replay", "full"}
+    route : {"auto", "replay", "full"}
         See `condec.effects.measure`.
     memory_gib : float, optional
         For the stacked versions.
@@ -88,13 +87,13 @@ class Passes:
             self._groups = self._grouped(inputs[:1])
         plain = None
         for group in list(self._groups):
-            suffix = self._split(group, inputs)
-            if suffix is None:
+            after = self._split(group, inputs)
+            if after is None:
                 self._groups.remove(group)
                 self._whole += group.numbers
                 continue
-            plain = self._checked(suffix.output, inputs)
-            yield from self._stacked(group, suffix)
+            plain = self._checked(after.output, inputs)
+            yield from self._stacked(group, after)
         for number in self._whole:
             if not self.edits[number] and plain is not None:
                 yield number, plain
@@ -121,11 +120,11 @@ class Passes:
                 self._whole.append(number)  # which says what is wrong, or knows better
                 continue
             first, *later = orders[sites]
-            group = groups.setdefault(Place.of(first), _Group(first))
+            group = groups.setdefault(first.place, _Group(first))
             group.numbers.append(number)
-            group.later |= {Place.of(site): site for site in later}
+            group.later |= {site.place: site for site in later}
         for group in groups.values():
-            group.later.pop(Place.of(group.site), None)
+            group.later.pop(group.site.place, None)
             if self.route == "auto" and len(group.numbers) < _FEWEST:
                 self._whole += group.numbers
         return [g for g in groups.values() if self.route != "auto" or len(g.numbers) >= _FEWEST]
@@ -149,40 +148,33 @@ class Passes:
             run_model(self.model, one)
         return [by_key[key] for key in tape.records]
 
-    def _split(self, group: _Group, inputs: Tensor) -> Suffix | None:
+    def _split(self, group: _Group, inputs: Tensor) -> AfterSite | None:
         """The network from a group's place on; None where only whole passes will do."""
-        auto = self.route == "auto"
         try:
-            if group.cut is None:
-                # No group is made for full passes.
-                way: SuffixRoute = "auto" if self.route == "full" else self.route
-                group.cut = Cut(self.model, group.site, also=group.later.values(), route=way)
-            suffix = group.cut.at(inputs)
+            if group.splitter is None:
+                group.splitter = Splitter(self.model, group.site, also=group.later.values())
+            return group.splitter.at(inputs)
         except (ModelError, SiteError):
-            if not auto:
+            if self.route != "auto":
                 raise
             return None
-        modules = [suffix.model.get_submodule(s.name) for s in (group.site, *suffix.also)]
-        hooked = any(module._forward_hooks for module in modules)
-        # By replay, hooks of others act after the edits there, and at the site once more.
-        return None if auto and suffix.route == "replay" and hooked else suffix
 
-    def _stacked(self, group: _Group, suffix: Suffix) -> Iterator[tuple[int, Tensor]]:
+    def _stacked(self, group: _Group, after: AfterSite) -> Iterator[tuple[int, Tensor]]:
         """Outputs of a group, several sets of edits in one pass."""
-        h = suffix.activation
+        h = after.activation
         gib = self.memory_gib or _GIB.get(h.device.type, _GIB["cpu"])
-        fit = int(gib * 2**30 // max(1, suffix.version_bytes))
-        most = 1 if suffix.layout == "apart" else max(1, min(fit, _MOST_VERSIONS))
+        fit = int(gib * 2**30 // max(1, after.version_bytes))
+        most = 1 if after.stacking == "apart" else max(1, min(fit, _MOST_VERSIONS))
         for start in range(0, len(group.numbers), most):
             numbers = group.numbers[start : start + most]
-            versions = torch.cat([self._changed(n, Place.of(group.site), h) for n in numbers])
+            versions = torch.cat([self._changed(n, group.site.place, h) for n in numbers])
             changes = {
                 site: self._change(numbers, place, len(h)) for place, site in group.later.items()
             }
-            output = self._checked(suffix.run(versions, changes), versions)
+            output = self._checked(after.run(versions, changes), versions)
             yield from zip(numbers, torch.split(output, len(h)), strict=True)
 
-    def _change(self, numbers: Sequence[int], place: Place, n_samples: int) -> Change:
+    def _change(self, numbers: Sequence[int], place: Place, n_samples: int) -> TensorMap:
         """What the sets of edits do at a later place, each to its version of the batch."""
 
         def change(stacked: Tensor) -> Tensor:
@@ -194,7 +186,7 @@ class Passes:
     def _changed(self, number: int, place: Place, activation: Tensor) -> Tensor:
         """The activation at a place under a set of edits."""
         for edit in self.edits[number]:
-            if Place.of(edit.site) == place:
+            if edit.site.place == place:
                 activation = edit.apply(activation)
         return activation
 

@@ -5,11 +5,16 @@ Imports `basis` only. A new model family adds a preset in `presets.py`; what can
 site stands in `units.py`. Hooks that read are registered in `tape.py`, nowhere else.
 """
 
-from condec.network.module_io import describe, first_tensor, is_recordable, with_first_tensor
+from condec.network.after_site import AfterSite, Splitter, split_at
+from condec.network.module_io import (
+    TensorMap,
+    describe,
+    first_tensor,
+    is_recordable,
+    with_first_tensor,
+)
 from condec.network.presets import presets_of
-from condec.network.sites import Site, find_site, find_sites, match_sites, units_of
-from condec.network.suffix.split import Cut, Route, Suffix, split_at
-from condec.network.suffix.versions import Change, Place
+from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
 from condec.network.tape import (
     check_samples,
     find_cuts,
@@ -23,31 +28,8 @@ from condec.network.units import Layout, Units
 from condec.network.unwrap import eager, original
 
 __all__ = [
-    "Change",
-    "Cut",
-    "Layout",
-    "Place",
-    "Route",
-    "Site",
-    "Suffix",
-    "Units",
-    "check_samples",
-    "describe",
-    "eager",
-    "find_cuts",
-    "find_site",
-    "find_sites",
-    "first_tensor",
-    "frozen_parameters",
-    "inspect_model",
-    "is_recordable",
-    "match_sites",
-    "original",
-    "presets_of",
-    "record",
-    "refuse_training",
-    "run_model",
-    "split_at",
-    "units_of",
-    "with_first_tensor",
-]
+    "AfterSite", "Layout", "Place", "Site", "Splitter", "TensorMap", "Units", "check_samples",
+    "describe", "eager", "find_cuts", "find_site", "find_sites", "first_tensor",
+    "frozen_parameters", "inspect_model", "is_recordable", "match_sites", "original", "presets_of",
+    "record", "refuse_training", "run_model", "split_at", "units_of", "with_first_tensor",
+]  # fmt: skip

@@ -1,12 +1,16 @@
-"""The one tensor in what a module takes or gives: found, exchanged, or said to be missing."""
+"""The tensors in what a module takes or gives: found, exchanged, or said to be missing."""
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
+
+TensorMap = Callable[[Tensor], Tensor]
+"""Make another tensor of one, without writing to it."""
 
 
 def first_tensor(value: object) -> Tensor | None:
@@ -54,6 +58,40 @@ def _items(value: object) -> dict[Any, Any]:
         names = [field.name for field in dataclasses.fields(value)]
         return {name: getattr(value, name) for name in names if hasattr(value, name)}
     return {}
+
+
+def change_first(value: Any, change: TensorMap) -> Any:
+    """Change the one tensor of an output."""
+    tensor = first_tensor(value)
+    return value if tensor is None else with_first_tensor(value, change(tensor))
+
+
+def change_input(value: tuple[Any, Any], change: TensorMap) -> tuple[Any, Any]:
+    """Change the one tensor among arguments and keyword arguments."""
+    args, kwargs = value
+    if first_tensor(args) is None:
+        return args, change_first(kwargs, change)
+    return change_first(args, change), kwargs
+
+
+def map_tensors(value: Any, change: TensorMap) -> Any:
+    """Change all tensors of a structure, also in dataclasses; one that stands there twice, once."""
+    changed: dict[int, Tensor] = {}
+
+    def leaf_of(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+                return leaf
+            made = copy.copy(leaf)
+            for part in dataclasses.fields(leaf):
+                part_of = _pytree.tree_map(leaf_of, getattr(leaf, part.name))
+                object.__setattr__(made, part.name, part_of)
+            return made
+        if id(leaf) not in changed:
+            changed[id(leaf)] = change(leaf)
+        return changed[id(leaf)]
+
+    return _pytree.tree_map(leaf_of, value)
 
 
 def is_recordable(tensor: Tensor) -> bool:

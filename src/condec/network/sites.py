@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 Tap = Literal["output", "input"]
+Place = tuple[str, Tap, int]
+"""A site without its units: a module's name, its side, and the number of its call."""
 
 _PATTERN: Final = re.compile(
     r"(?P<glob>[^:#@]+|(?=:input))(?::(?P<tap>input|output))?(?:#(?P<call>\d+))?"
@@ -72,6 +74,11 @@ class Site:
     tap: Tap = "output"
     units: Units | None = None
     call: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where it is; a site that names no call means the only one."""
+        return self.name, self.tap, self.call or 0
 
     @property
     def key(self) -> str:

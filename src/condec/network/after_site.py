@@ -1,0 +1,293 @@
+"""What lies after a site, run by itself with other activations there.
+
+One full pass of a batch keeps what is needed to run what lies after a site again
+(`condec.network.replay`). Several versions of the batch, each with its own activation at the
+site, are stacked along the sample axis. That this works is tried once for every shape of batch,
+with two versions: with nothing changed, the output must be the model's own.
+
+>>> from condec.network.sites import Site
+>>> from condec.testing.models import small_resnet
+>>> after = split_at(small_resnet(), torch.ones(2, 1, 5, 5), Site("block1"))
+>>> bool(torch.equal(after.run(after.activation), after.output))
+True
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from condec.basis.errors import ModelError, SiteError
+from condec.basis.records import short_repr
+from condec.network.module_io import TensorMap, map_tensors
+from condec.network.replay import (
+    INPUTS,
+    Answer,
+    CallKey,
+    Stacking,
+    Versions,
+    Watch,
+    answered,
+    remembered,
+    thin,
+)
+from condec.network.sites import Site
+from condec.network.tape import check_samples, frozen_parameters, record, refuse_training, run_model
+from condec.network.unwrap import eager, original
+
+_TOLERANCE: Final = 1e-3
+_HALF_TOLERANCE: Final = 5e-2
+
+
+@short_repr
+@dataclass(frozen=True, eq=False)
+class AfterSite:
+    """The part of a network after one site, for one batch of inputs. Made by `split_at`.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    inputs : Tensor of shape [sample, ...]
+    site : Site
+    also : tuple of Site
+        Later sites whose activation a run may change.
+    activation : Tensor of shape [sample, ...]
+        What came out at the site.
+    output : Tensor of shape [sample, ...]
+        The model's output.
+    answers : dict of (module, call) to Answer
+        What calls before the site returned, and the inputs.
+    unused : frozenset of (module, call)
+        Answers that no operation works on: their values are not kept.
+    stacking : {"views", "copies", "apart"}
+        How several versions run: in one pass on shared memory (a single sample, where nothing
+        is changed in place), in one pass on copies, or one pass each (where the first axis
+        alone does not make versions, as in a recurrent network's state).
+    version_bytes : int
+        Memory that one version takes in a run without gradients, about: its activation, its
+        copies of what is kept, and the tensors of the largest operation.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    site: Site
+    also: tuple[Site, ...]
+    activation: Tensor
+    output: Tensor
+    answers: Mapping[CallKey, Answer] = field(repr=False)
+    unused: frozenset[CallKey] = field(default=frozenset(), repr=False)
+    stacking: Stacking = "copies"
+    version_bytes: int = 0
+
+    def run(self, activation: Tensor, changes: Mapping[Site, TensorMap] | None = None) -> Tensor:
+        """Return the output with another activation at the site; differentiable in it.
+
+        Parameters
+        ----------
+        activation : Tensor of shape [n * sample, ...]
+            One or more versions of the batch, one after the other.
+        changes : dict of Site to callable, optional
+            What to do to the activation at later sites, each one of `also`: it gets that of all
+            versions, and gives another of the same shape without writing to it.
+
+        Returns
+        -------
+        Tensor of shape [n * sample, ...]
+
+        Raises
+        ------
+        SiteError
+            The activation is not a number of batches of the shape at the site, or a change
+            belongs to a site for which the network was not split.
+        ModelError
+            The model fails on it, or no longer comes to the site.
+        """
+        n_samples, shape = len(self.inputs), self.activation.shape[1:]
+        n_versions, rest = divmod(len(activation), n_samples)
+        if rest or not n_versions or activation.shape[1:] != shape:
+            raise SiteError(
+                f"{self.site.key}: expected an activation of shape [n * {n_samples}, "
+                f"{', '.join(map(str, shape))}]; got {tuple(activation.shape)}"
+            )
+        known = {site.place for site in self.also}
+        at = {site.place: change for site, change in (changes or {}).items()}
+        if unknown := [place for place in at if place not in known]:
+            raise SiteError(
+                f"{unknown[0][0]} cannot be changed in a run from {self.site.key} on: the network "
+                "was not split for it; name the site in split_at(..., also=...)"
+            )
+        if self.stacking != "apart":
+            return self._pass(Versions(activation, n_samples, self.stacking, at))
+        if n_versions > 1 and at:
+            raise SiteError(
+                f"{self.site.key}: {type(self.model).__name__} runs one version at a time, so "
+                "changes at later sites belong to one; run each version by itself"
+            )
+        parts = torch.split(activation, n_samples)
+        return torch.cat([self._pass(Versions(part, n_samples, "apart", at)) for part in parts])
+
+    def _pass(self, versions: Versions) -> Tensor:
+        model, name = self.model, type(self.model).__name__
+        for site in (self.site, *self.also):
+            if site.tap == "input" and model.get_submodule(site.name)._forward_pre_hooks:
+                raise ModelError(
+                    f"{site.key} has a hook of others, which would change what is put in there"
+                )
+        with (
+            frozen_parameters(model),
+            eager(model),
+            answered(model, self.site, self.answers, self.unused, versions) as reached,
+        ):
+            inputs = versions.repeat(INPUTS, self.answers[INPUTS], unused=INPUTS in self.unused)
+            output = run_model(model, inputs)
+        if not reached:
+            raise ModelError(
+                f"{name} does not come to {self.site.key} when it is run again; its way must not "
+                "depend on chance, time or earlier calls"
+            )
+        if output.shape != (len(versions.activation), *self.output.shape[1:]):
+            raise ModelError(
+                f"{name}: expected one output for each of {len(versions.activation)} samples; got "
+                f"shape {tuple(output.shape)}"
+            )
+        return output
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """How to run batches of one shape, as a trial showed."""
+
+    stacking: Stacking
+    unused: frozenset[CallKey]
+    version_bytes: int
+
+
+class Splitter:
+    """Splits a network at a site, for many batches: the trial is made once a shape.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    site : Site
+    also : iterable of Site
+        Later sites (in order of execution) whose activation runs may change.
+
+    Raises
+    ------
+    SiteError
+        The model has no such module.
+    """
+
+    def __init__(self, model: nn.Module, site: Site, *, also: Iterable[Site] = ()) -> None:
+        self.model, self.site, self.also = original(model), site, tuple(also)
+        self._tried: dict[object, _Tried] = {}
+        names = dict(self.model.named_modules())
+        if unknown := [one.name for one in (site, *self.also) if one.name not in names]:
+            raise SiteError(f"{type(self.model).__name__} has no module {unknown[0]!r}")
+
+    def at(self, inputs: Tensor) -> AfterSite:
+        """Run a batch once, and keep what is needed to run what lies after the site again.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape [sample, ...]
+
+        Raises
+        ------
+        SiteError
+            The site does not run, or ran more than once and does not say which call is meant.
+        ModelError
+            The model fails on the inputs, or cannot be run in parts (the output comes out
+            otherwise when nothing was changed).
+        """
+        refuse_training(self.model)
+        inputs = inputs.detach()
+        autocast = torch.is_autocast_enabled(inputs.device.type)
+        key = (inputs.shape, inputs.dtype, inputs.device, autocast)
+        if key in self._tried:
+            tried = self._tried[key]
+            after = self._full_pass(inputs, tried.unused)
+        else:
+            after = self._full_pass(inputs)
+            tried = self._tried[key] = _try(after)
+            thinned = {
+                call: replace(answer, out=map_tensors(answer.out, thin))
+                if call in tried.unused
+                else answer
+                for call, answer in after.answers.items()
+            }
+            after = replace(after, answers=thinned)
+        return replace(
+            after,
+            unused=tried.unused,
+            stacking=tried.stacking,
+            version_bytes=tried.version_bytes,
+        )
+
+    def _full_pass(self, inputs: Tensor, unused: frozenset[CallKey] = frozenset()) -> AfterSite:
+        model, site = self.model, self.site
+        with (
+            record(model, [site]) as tape,
+            remembered(model, site, unused) as answers,
+            torch.no_grad(),
+        ):
+            output = run_model(model, inputs)
+            check_samples(tape.records, len(inputs))
+            (activation,) = (tensor.detach() for tensor in tape.records.values())
+        answers[INPUTS] = Answer(inputs)
+        return AfterSite(model, inputs, site, self.also, activation, output.detach(), answers)
+
+
+def split_at(
+    model: nn.Module, inputs: Tensor, site: Site, *, also: Iterable[Site] = ()
+) -> AfterSite:
+    """Run a batch once, and keep what is needed to run what lies after a site again.
+
+    Parameters and errors are those of `Splitter` and its `Splitter.at`.
+    """
+    return Splitter(model, site, also=also).at(inputs)
+
+
+def _try(after: AfterSite) -> _Tried:
+    """Find the cheapest stacking that gives the output back."""
+    failure = "with nothing changed its output is another"
+    own = (after.site.name, after.site.call or 0)
+    stackings: tuple[Stacking, ...] = ("copies", "apart")
+    for stacking in ("views", *stackings) if len(after.inputs) == 1 else stackings:
+        n_versions = 1 if stacking == "apart" else 2
+        watch = Watch(after.model)
+        activation = torch.cat([after.activation] * n_versions)
+        versions = Versions(activation, len(after.inputs), stacking, watch=watch)
+        try:
+            with torch.inference_mode(False), torch.no_grad(), watch:
+                again = after._pass(versions)
+        except ModelError as error:
+            failure = str(error)
+            continue
+        if _same(again, torch.cat([after.output] * n_versions)):
+            unused = frozenset(after.answers) - watch.used - {own}
+            bytes_ = activation.numel() * activation.element_size()
+            needed = watch.most_bytes + watch.held_bytes + 2 * bytes_
+            # Views share the memory of one sample anyway.
+            unused = frozenset() if stacking == "views" else unused
+            return _Tried(stacking, unused, needed // n_versions)
+    raise ModelError(
+        f"{type(after.model).__name__} cannot be run from {after.site.key} on: {failure}. "
+        "A module before the site keeps a state or draws random numbers, or the model goes on "
+        "with a tensor that a module before the site changed in place."
+    )
+
+
+def _same(again: Tensor, output: Tensor) -> bool:
+    """Compare outputs, up to what another batch size may do to the rounding."""
+    device = output.device.type
+    half = output.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(device)
+    finite = output[output.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    # Matrix products of GPUs have ten bits where TF32 is allowed.
+    tolerance = _TOLERANCE if device == "cpu" else 10 * _TOLERANCE
+    tolerance = (_HALF_TOLERANCE if half else tolerance) * (scale or 1.0)
+    return torch.allclose(again, output, rtol=0, atol=tolerance, equal_nan=True)
