@@ -118,57 +118,55 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     assert condec_command("stats", source / "run", "-q").exit_code == 0
 
 
-def test_controls_join_those_of_the_plan(source: Path) -> None:
-    arguments = ("collect", source / "run.toml", "-q", "--control")
-    result = condec_command(*arguments, "random-weights:block2", "--control", "shuffled-labels")
+def test_twins_join_those_of_the_plan(source: Path) -> None:
+    arguments = ("collect", source / "run.toml", "-q", "--twin")
+    result = condec_command(*arguments, "random-weights:block2", "--twin", "shuffled-labels")
     assert result.exit_code == 0, result.output
     assert "and 2 more" in result.stdout
-    folder = source / "run" / "controls"
+    folder = source / "run" / "twins"
     assert {path.name for path in folder.iterdir()} == {
         "random-weights%3Ablock2", "shuffled-labels",
     }  # fmt: skip
-    result = condec_command("collect", source / "run", "-q", "--control", "shuffled-labels#1")
+    result = condec_command("collect", source / "run", "-q", "--twin", "shuffled-labels#1")
     assert result.exit_code == 0, result.output
-    names = [control.name for control in config.read(source / "run").collect.controls]
+    names = [twin.name for twin in config.read(source / "run").collect.twins]
     assert names == ["random-weights:block2", "shuffled-labels", "shuffled-labels#1"]
     assert condec_command("stats", source / "run", "-q").exit_code == 0
 
 
-def control_names(source: Path) -> list[str]:
-    return [control.name for control in config.read(source / "run").collect.controls]
+def twin_names(source: Path) -> list[str]:
+    return [twin.name for twin in config.read(source / "run").collect.twins]
 
 
-def test_controls_are_not_forgotten_by_the_next_command(source: Path) -> None:
+def test_twins_are_not_forgotten_by_the_next_command(source: Path) -> None:
     plan, folder = source / "run.toml", source / "run"
-    table = folder / "analysis" / "statistics_controls.parquet"
-    assert condec_command("collect", plan, "-q", "--control", "random-weights").exit_code == 0
+    table = folder / "analysis" / "statistics_twins.parquet"
+    assert condec_command("collect", plan, "-q", "--twin", "random-weights").exit_code == 0
     assert condec_command("stats", plan, "-q").exit_code == 0
     assert table.is_file()
     for link in ("fit", "collect", "report"):
         assert condec_command(link, plan, "-q").exit_code == 0
-        assert control_names(source) == ["random-weights"]
+        assert twin_names(source) == ["random-weights"]
     assert condec_command("stats", folder, "-q").stdout.startswith("stats    kept")
     assert table.is_file()
-    result = condec_command("collect", plan, "-q", "--control", "random-weights#1")
+    result = condec_command("collect", plan, "-q", "--twin", "random-weights#1")
     assert result.exit_code == 0, result.output
-    assert control_names(source) == ["random-weights", "random-weights#1"]
+    assert twin_names(source) == ["random-weights", "random-weights#1"]
     assert condec_command("run", plan, "-q").exit_code == 0
-    assert control_names(source) == ["random-weights", "random-weights#1"]
-    assert set(pandas.read_parquet(table)["control"]) == {"random-weights", "random-weights#1"}
+    assert twin_names(source) == ["random-weights", "random-weights#1"]
+    assert set(pandas.read_parquet(table)["twin"]) == {"random-weights", "random-weights#1"}
 
 
-def test_controls_in_the_run_folder_are_found_without_a_plan(source: Path) -> None:
+def test_twins_in_the_run_folder_are_found_without_a_plan(source: Path) -> None:
     plan, folder = source / "run.toml", source / "run"
-    assert (
-        condec_command("collect", plan, "-q", "--control", "random-weights:block2").exit_code == 0
-    )
+    assert condec_command("collect", plan, "-q", "--twin", "random-weights:block2").exit_code == 0
     for name in ("random-weights%231", "other"):
-        shutil.copytree(folder / "controls" / "random-weights%3Ablock2", folder / "controls" / name)
-    next((folder / "controls" / "random-weights%231").rglob("shard-00001.json")).unlink()
+        shutil.copytree(folder / "twins" / "random-weights%3Ablock2", folder / "twins" / name)
+    next((folder / "twins" / "random-weights%231").rglob("shard-00001.json")).unlink()
     (folder / "run.toml").unlink()
     assert condec_command("stats", plan, "-q").exit_code == 0
-    assert control_names(source) == ["random-weights:block2"]
-    assert (folder / "analysis" / "statistics_controls.parquet").is_file()
+    assert twin_names(source) == ["random-weights:block2"]
+    assert (folder / "analysis" / "statistics_twins.parquet").is_file()
 
 
 @pytest.mark.parametrize("link", ["collect", "run"])
@@ -200,8 +198,8 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
         (("run", "gone.toml"), "gone.toml: not readable"),
         (("fit", "run.toml"), "no contributions yet; run 'condec collect' first"),
         (("collect", "run.toml", "--target", "best"), "target 'best': expected 'topK'"),
-        (("collect", "run.toml", "--control", "random"), "control 'random': expected 'random-w"),
-        (("collect", "run.toml", "--control", "random-weights:blok1"), "nearest: block1"),
+        (("collect", "run.toml", "--twin", "random"), "twin 'random': expected 'random-w"),
+        (("collect", "run.toml", "--twin", "random-weights:blok1"), "nearest: block1"),
         (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1, or 'auto'; got 0"),
         (("collect", "run.toml", "--on-bad", "hide"), "on_bad: expected one of raise, skip"),
         (("collect", "run.toml", "--batch-size", "many"), "batch size 'many': expected a whole"),
@@ -247,7 +245,7 @@ def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("condec.store.collection.collect", interrupted)
+    monkeypatch.setattr("condec.run.links.collect", interrupted)
     result = condec_command("run", source / "run.toml", "-q")
     assert result.exit_code == 130
     assert "interrupted; the same command goes on where it stopped" in result.stderr

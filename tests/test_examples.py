@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas
 import pytest
 
+from condec.effects import summarise
 from condec.explain import SiteMaps
 from condec.run import Run, chain, config
 from condec.store.statistics import compare_trends
@@ -60,8 +61,8 @@ def test_cifar_from_pixels_to_report(tmp_path: Path, sites: str) -> None:
         "cifar10_resnet20",
         tmp_path,
         data=plan.data if whole else replace(plan.data, limit=600),
-        collect=replace(plan.collect, controls=()),
-        fit=replace(plan.fit, controls=False, stability_seeds=0, sites=() if whole else (sites,)),
+        collect=replace(plan.collect, twins=()),
+        fit=replace(plan.fit, rivals=False, stability_seeds=0, sites=() if whole else (sites,)),
         control=plan.control if whole else replace(plan.control, sites=(sites,)),
         maps=plan.maps if whole else replace(plan.maps, sites=(sites,)),
     )
@@ -75,7 +76,7 @@ def test_cifar_from_pixels_to_report(tmp_path: Path, sites: str) -> None:
     assert table.loc["layer3.2", "sign_correlation"] < 0.1
     fitted = set(table.index) if whole else {sites}
     assert {path.name for path in (tmp_path / "modes").iterdir()} == fitted
-    areas = pandas.read_parquet(tmp_path / "analysis" / "control_auc.parquet")
+    areas = summarise(pandas.read_parquet(tmp_path / "analysis" / "control.parquet"))
     late = areas[(areas["site"] == "layer3.1") & (areas["edit"] == "ablate")]
     by_ranking = late.groupby("ranking")["auc_difference"].median()
     assert set(late["label"]) == set(range(10))
@@ -91,7 +92,7 @@ def test_what_an_untrained_network_shows(tmp_path: Path) -> None:
     run_example("cifar10_resnet20", tmp_path, data=data, links=("collect", "stats"))
     analysis = tmp_path / "analysis"
     real = pandas.read_parquet(analysis / "statistics.parquet")
-    untrained = pandas.read_parquet(analysis / "statistics_controls.parquet")
+    untrained = pandas.read_parquet(analysis / "statistics_twins.parquet")
     trends = compare_trends(real, untrained).set_index("statistic")
     # Sign correlation falls without training, too, and sparsity does not come from it;
     # the number of dimensions does.

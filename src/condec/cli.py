@@ -1,13 +1,12 @@
 """The command line: parses, calls one function, prints."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import unquote
 
 import torch
 import typer
@@ -20,9 +19,9 @@ from condec.attribution.targets import parse_target
 from condec.basis.errors import CondecError, OptionError
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
-from condec.retina.circuit import write_circuit_recording
-from condec.run import FUNCTIONS, Link, Outcome, Run, chain, config, sweeps
-from condec.run.plan import Plan
+from condec.run import FUNCTIONS, Outcome, Plan, Run, chain, config, sweeps
+from condec.run.links import function
+from condec.run.plugins import brought
 from condec.store import RunFolder, Store, Twin, is_twin, parse_twin
 
 app = typer.Typer(
@@ -34,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Place = Annotated[
+Folder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or a run.toml.", show_default=False)
 ]
 Again = Annotated[bool, typer.Option("--again", help="Do it again although nothing has changed.")]
@@ -59,7 +58,7 @@ def _root(
 
 @app.command("run")
 def run_command(
-    place: Place, out: Out = None, again: Again = False, quiet: Quiet = False, debug: Debug = False
+    place: Folder, out: Out = None, again: Again = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
     """All links: collect, stats, fit, control, map, report."""
     with _messages(debug=debug):
@@ -81,17 +80,19 @@ def demo(
 ) -> None:
     """All links, on the embedded model of handwritten digits, or on a circuit of the retina."""
     with _messages(debug=debug):
-        plan = config.from_dict(config.DEMO_RETINA if retina else config.DEMO)
-        plan = plan if out is None else replace(plan, out=out)
-        if retina:  # the movie stands in the run folder, so that it can be exchanged
-            plan = replace(plan, base=plan.out)
-            write_circuit_recording(plan.out / "recording.npz")
+        if retina:
+            from condec.run.retina import demo_plan
+
+            plan = demo_plan(out)
+        else:
+            plan = config.from_dict(config.DEMO)
+            plan = plan if out is None else replace(plan, out=out)
         _whole_chain(Run(_with_noted(plan), progress=not quiet))
 
 
-@app.command()
-def collect(
-    place: Place,
+@app.command("collect")
+def collect_command(
+    place: Folder,
     sites: Annotated[
         list[str] | None, typer.Option(help="Site pattern; may be given several times.")
     ] = None,
@@ -115,18 +116,18 @@ def collect(
     on_bad: Annotated[
         str | None, typer.Option(help="raise or skip: what to do about unusable inputs.")
     ] = None,
-    control: Annotated[
+    twin: Annotated[
         list[str] | None,
         typer.Option(
             help="random-weights[:FROM_MODULE] or shuffled-labels: stores that twin as well, "
-            "beside those of the plan; may be given several times."
+            "with those of the plan; may be given several times."
         ),
     ] = None,
     out: Out = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Contributions of all inputs, into the store; then those of its controls.
+    """Contributions of all inputs, into the store; then those of its twins.
 
     Goes on at the first missing shard where it was interrupted.
     """
@@ -145,28 +146,16 @@ def collect(
             changes["devices"] = tuple(device)
         if on_bad is not None:
             changes["on_bad"] = on_bad
-        if control:
-            added = map(parse_twin, control)
-            changes["controls"] = tuple(dict.fromkeys((*plan.collect.controls, *added)))
+        if twin:
+            added = map(parse_twin, twin)
+            changes["twins"] = tuple(dict.fromkeys((*plan.collect.twins, *added)))
         plan = replace(
             plan,
             out=out or plan.out,
             sites=tuple(sites) if sites else plan.sites,
             collect=replace(plan.collect, **changes),
         )
-        _print_all([_do(Run(_with_noted(plan), progress=not quiet), "collect")])
-
-
-@app.command()
-def stats(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Statistics of contributions and activations, site by site."""
-    _one_link("stats", place, again=again, quiet=quiet, debug=debug)
-
-
-@app.command()
-def fit(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """A dictionary for every site, and its modes."""
-    _one_link("fit", place, again=again, quiet=quiet, debug=debug)
+        _print_outcome(_do(Run(_with_noted(plan), progress=not quiet), "collect"))
 
 
 @app.command("sweep")
@@ -190,32 +179,6 @@ def sweep_command(
         print(f"{result.n_made} fits made, {result.n_kept} kept, {result.seconds:.1f} s")
         for file in result.files:
             print(file)
-
-
-@app.command()
-def control(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Control curves: what ablating modes does to accuracy."""
-    _one_link("control", place, again=again, quiet=quiet, debug=debug)
-
-
-@app.command("map")
-def map_command(
-    place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False
-) -> None:
-    """Input-space maps of modes."""
-    _one_link("map", place, again=again, quiet=quiet, debug=debug)
-
-
-@app.command()
-def retina(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Modes beside the cells of a retina: correlations, combinations, receptive fields."""
-    _one_link("retina", place, again=again, quiet=quiet, debug=debug)
-
-
-@app.command()
-def report(place: Place, again: Again = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """The static site of a run folder."""
-    _one_link("report", place, again=again, quiet=quiet, debug=debug)
 
 
 @app.command()
@@ -265,46 +228,57 @@ def inspect(
             print(f"presets: {', '.join(fit) or 'none fits'}")
 
 
-def _one_link(link: Link, place: Path, *, again: bool, quiet: bool, debug: bool) -> None:
-    with _messages(debug=debug):
-        run = Run(_with_noted(config.read(place)), progress=not quiet, again=again)
-        _print_all([_do(run, link)])
+def _add_command(link: str, doc: str | None) -> None:
+    """Add the command of a link that has no options of its own."""
+
+    @app.command(link, help=(doc or "").partition("\n")[0])
+    def command(
+        place: Folder, again: Again = False, quiet: Quiet = False, debug: Debug = False
+    ) -> None:
+        with _messages(debug=debug):
+            run = Run(_with_noted(config.read(place)), progress=not quiet, again=again)
+            _print_outcome(_do(run, link))
+
+
+for _name in FUNCTIONS | brought():
+    if _name != "collect":
+        _add_command(_name, function(_name).__doc__)
 
 
 def _with_noted(plan: Plan) -> Plan:
-    """The plan with the controls that its run folder notes, and those that are complete there.
+    """Return the plan with the twins its run folder notes, and those complete there.
 
     Those of the folder come first, so that their order does not depend on the command.
     """
     noted: tuple[Twin, ...] = ()
     with suppress(CondecError):  # none yet, or a run.toml that is about to be replaced
-        noted = config.read(plan.out).collect.controls
-    every = dict.fromkeys((*noted, *plan.collect.controls, *_complete_twins(plan.out)))
-    return replace(plan, collect=replace(plan.collect, controls=tuple(every)))
+        noted = config.read(plan.out).collect.twins
+    every = dict.fromkeys((*noted, *plan.collect.twins, *_complete_twins(plan.out)))
+    return replace(plan, collect=replace(plan.collect, twins=tuple(every)))
 
 
 def _complete_twins(out: Path) -> Iterator[Twin]:
-    """Controls of the store in a run folder that are stored there in whole."""
+    """Yield the twins of the store in a run folder that are stored there in whole."""
     folder = RunFolder(out)
     with suppress(CondecError):
         store = Store.open(folder.store)
-        for path in sorted((out / "controls").glob("*/contributions.zarr")):
+        for name, path in folder.twins().items():
             with suppress(CondecError):
-                twin, control = Store.open(path), parse_twin(unquote(path.parent.name))
-                if twin.is_complete and is_twin(twin, store):
-                    yield control
+                stored, twin = Store.open(path), parse_twin(name)
+                if stored.is_complete and is_twin(stored, store):
+                    yield twin
 
 
-def _do(run: Run, link: Link) -> Outcome:
+def _do(run: Run, link: str) -> Outcome:
     """One link; only a plan that the run folder accepts is written into it."""
     if link != "collect":
         _ = run.store
         config.write(run.plan)
-        return FUNCTIONS[link](run)
+        return function(link)(run)
     if not run.folder.store.exists():
         run.check_devices()
         config.write(run.plan)
-    outcome = FUNCTIONS[link](run)
+    outcome = function(link)(run)
     config.write(run.plan)
     return outcome
 
@@ -322,11 +296,6 @@ def _whole_chain(run: Run) -> None:
             config.write(run.plan)
     if run.folder.report.exists():
         print(f"Report: {run.folder.report.resolve()}")
-
-
-def _print_all(outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
-        _print_outcome(outcome)
 
 
 def _print_outcome(outcome: Outcome) -> None:

@@ -666,11 +666,11 @@ def with_controls(folder: Path, **options) -> Path:
         collect_twin(
             control, model, inputs, SITES, of=store, progress=False,
             method=IntegratedGradients(steps=4), on_bad="skip",
-            out=folder / "controls" / quote(control.name, safe="") / "contributions.zarr",
+            out=folder / "twins" / quote(control.name, safe="") / "contributions.zarr",
         )  # fmt: skip
-    drawn = Store.open(folder / "controls" / "random-weights%233" / "contributions.zarr")
-    table = layer_statistics(drawn).assign(control="random-weights#3")
-    table.to_parquet(folder / "analysis" / "statistics_controls.parquet", index=False)
+    drawn = Store.open(folder / "twins" / "random-weights%233" / "contributions.zarr")
+    table = layer_statistics(drawn).assign(twin="random-weights#3")
+    table.to_parquet(folder / "analysis" / "statistics_twins.parquet", index=False)
     return folder
 
 
@@ -685,7 +685,7 @@ def test_controls_stand_beside_the_run(controlled):
     assert "dashed lines are the same figures with random weights, seed 3." in index
     assert "Controlsrandom weights, seed 3; shuffled labels" in index
     assert "Random weights, seed 3" in index  # the title of their numbers
-    assert "--control random-weights" not in index
+    assert "--twin random-weights" not in index
     assert "random weights, seed 3" in (report / "figures" / "hoyer.svg").read_text()
     drawn = read_run(controlled).twins[0].statistics["hoyer_contribution"].iloc[0]
     assert f"{drawn:.3f}" in index
@@ -718,7 +718,7 @@ def test_chance_is_the_median_over_modes_on_training_rows(controlled):
 
 def test_without_controls_the_page_says_how_to_add_one(report):
     text = " ".join(Page(report / "index.html").text.split())
-    assert "condec collect RUN --control random-weights" in text
+    assert "condec collect RUN --twin random-weights" in text
     assert "Is it the training?" not in text
     assert "<dt>Controls</dt>" not in (report / "index.html").read_text()
 

@@ -22,7 +22,7 @@ from condec.retina import (
 from condec.retina.analysis import Responses, analyse, fields_of, named, respond
 from condec.retina.page import Retina
 from condec.retina.records import load_record, save_record
-from condec.run import LINKS_OF_MOVIES, Run, chain, config
+from condec.run import Run, chain, config
 
 NET = """
 import torch
@@ -71,12 +71,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     plan = config.from_dict(PLAN, folder=folder)
     run = Run(plan, progress=False)
     config.write(plan)
-    assert [outcome.link for outcome in chain(run)] == list(LINKS_OF_MOVIES)
+    assert [outcome.link for outcome in chain(run)] == [
+        "collect",
+        "stats",
+        "fit",
+        "retina",
+        "report",
+    ]
     return run
 
 
 def table(run: Run, part: str, site: str = "relu1") -> pd.DataFrame:
-    return pd.read_parquet(run.folder.table(run.folder.retina_table(site, "nmf", part)))
+    return pd.read_parquet(run.folder.table("retina", site, "nmf", part))
 
 
 def test_responses_are_those_of_model_and_recording(run: Run) -> None:

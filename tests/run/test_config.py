@@ -13,8 +13,8 @@ from condec.attribution.targets import (
 )
 from condec.basis.errors import OptionError
 from condec.dictionary import NMF, PCA, KMeans, MatryoshkaSAE, ThresholdSAE, TrainConfig
-from condec.run import config
-from condec.run.plan import LEARNERS, LINKS_OF_IMAGES, FitPlan, Plan
+from condec.run import LINKS, config
+from condec.run.plan import LEARNERS, FitPlan, Plan
 from condec.store.twins import RandomWeights, ShuffledLabels
 
 FULL = """
@@ -41,7 +41,7 @@ target = "logit:285:softmax"
 batch_size = 8
 shard_size = 16
 on_bad = "skip"
-controls = ["random-weights:fc", "shuffled-labels#2"]
+twins = ["random-weights:fc", "shuffled-labels#2"]
 
 [fit]
 learner = "nmf"
@@ -51,7 +51,7 @@ sign = "negative"
 sites = ["layer3.*"]
 held_out = 0.25
 seed = 3
-controls = true
+rivals = true
 stability_seeds = 6
 check_sites = "layer3.2"
 
@@ -101,13 +101,13 @@ def test_every_key_arrives_as_an_object() -> None:
     assert plan.collect.method == ActGrad()
     assert plan.collect.target == Logit(285, probability=True)
     assert plan.collect.on_bad == "skip"
-    assert plan.collect.controls == (RandomWeights(from_module="fc"), ShuffledLabels(seed=2))
+    assert plan.collect.twins == (RandomWeights(from_module="fc"), ShuffledLabels(seed=2))
     assert plan.fit.learner == NMF(n_modes=12, max_iter=50)
     assert plan.fit.name == "nmf"
     assert plan.fit.modes_per_unit is None
     assert plan.fit.train == TrainConfig(held_out=0.25, seed=3)
     assert (plan.fit.sign, plan.fit.sites) == ("negative", ("layer3.*",))
-    assert (plan.fit.controls, plan.fit.stability_seeds) == (True, 6)
+    assert (plan.fit.rivals, plan.fit.stability_seeds) == (True, 6)
     assert plan.fit.check_sites == ("layer3.2",)
     assert plan.control.sites == ("layer3.2",)
     assert plan.control.labels == (1, 2)
@@ -138,7 +138,7 @@ def test_round_trip(text: str) -> None:
 
 def test_absent_keys_keep_their_defaults() -> None:
     plan = config.from_dict({"sites": "block*"})
-    assert plan.links == LINKS_OF_IMAGES
+    assert plan.links == LINKS
     assert plan.collect.method == IntegratedGradients(steps=10)
     assert plan.collect.target == TopK(k=1)
     assert plan.fit == FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
@@ -217,8 +217,8 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ("sites = 'a'\n[fit]\nheld_out = 2.0", "held_out must be"),
         ("sites = 'a'\n[fit]\nstability_seeds = 4", "stability_seeds must be at least 5, or 0"),
         (
-            "sites = 'a'\n[fit]\ncontrols = true\nheld_out = 0.0",
-            "controls are compared on held-out rows; held_out must be above 0",
+            "sites = 'a'\n[fit]\nrivals = true\nheld_out = 0.0",
+            "rivals are compared on held-out rows; held_out must be above 0",
         ),
         ("sites = 'a'\n[fit]\nsign = 'up'", "fit: sign: expected one of positive, negative"),
         ("sites = 'a'\nfit = 3", r"fit: expected a table \[fit\]; got 3"),
@@ -231,7 +231,7 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ),
         ("sites = 'a'\n[collect]\nbatch_size = 6.5", "batch_size: expected a whole number"),
         ("sites = 'a'\n[collect]\nbatch_size = true", "batch_size: expected a whole number"),
-        ("sites = 'a'\n[collect]\nbatch_size = 0", "batch_size, shard_size: must be at least 1"),
+        ("sites = 'a'\n[collect]\nbatch_size = 0", "batch_size must be at least 1; got 0"),
         ("sites = 'a'\n[collect]\nbatch_size = 'big'", "batch_size: expected a whole number"),
         ("sites = 'a'\n[collect]\nprecision = 'half'", "precision: expected one of model, bfloat"),
         ("sites = 'a'\n[collect]\non_bad = 'ignore'", "on_bad: expected one of raise, skip"),
@@ -268,12 +268,12 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ),
         ("sites = 'a'\n[control]\nfractions = [2]", "fractions lie between 0 and 1"),
         ("sites = 'a'\n[control]\nfractions = ['all']", "fractions: expected a number; got 'all'"),
-        ("sites = 'a'\n[maps]\nn_units = 0", "n_modes, n_units, n_inputs: must be at least 1"),
+        ("sites = 'a'\n[maps]\nn_units = 0", "maps: n_units must be at least 1; got 0"),
         ("sites = 'a'\nlinks = ['fly']", "links: expected one of collect, stats, fit"),
         ("sites = 'a'\nlinks = []", "links: none given"),
         ("sites = []", "sites: none given"),
         ("out = 'x'", "sites: none given"),
-        ("sites = 3", "sites: expected text, or a list of texts; got 3"),
+        ("sites = 3", "sites: expected text; got 3"),
         ("sites = [3]", "sites: expected text; got 3"),
         ("sites = 'a'\nout = 3", "out: expected text; got 3"),
     ],
@@ -298,17 +298,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_demo_is_a_plan() -> None:
     plan = config.from_dict(config.DEMO)
     assert plan.model.spec == plan.data.source == "digits"
-    assert plan.links == LINKS_OF_IMAGES
+    assert plan.links == LINKS
 
 
 def test_a_text_of_no_twin_is_refused() -> None:
     with pytest.raises(OptionError, match=r"twin 'random': expected 'random-weights', .*'#SEED'"):
-        parsed("sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', 'random']")
+        parsed("sites = 'a'\n[collect]\ntwins = ['shuffled-labels', 'random']")
 
 
-def test_a_control_twice_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"controls: each once; got shuffled-labels, shuffled"):
-        parsed("sites = 'a'\n[collect]\ncontrols = ['shuffled-labels', 'shuffled-labels#0']")
+def test_a_twin_twice_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"twins: each once; got shuffled-labels, shuffled"):
+        parsed("sites = 'a'\n[collect]\ntwins = ['shuffled-labels', 'shuffled-labels#0']")
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import condec.runner.local as local
 import numpy as np
 import pandas
 import pytest
@@ -23,7 +22,7 @@ from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
 from condec.explain import SiteMaps
 from condec.modes.modes import Modes
 from condec.retina import Windows
-from condec.run import LINKS_OF_IMAGES, Outcome, Run, chain, config
+from condec.run import FUNCTIONS, LINKS, Outcome, Run, chain, config, links
 from condec.run.plan import ControlPlan, Plan
 from condec.run.side_effects import likely_pairs
 from condec.store.store import Store
@@ -105,7 +104,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.usefixtures("real_report")
 def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     outcomes = carry_out(run_of(source))
-    assert list(outcomes) == list(LINKS_OF_IMAGES)
+    assert list(outcomes) == list(LINKS)
     assert {outcome.state for outcome in outcomes.values()} == {"made"}
     out = source / "run"
     store = Store.open(out / "contributions.zarr")
@@ -129,7 +128,6 @@ def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     of_log_odds = Modes.load(out / "log_odds" / "block2", log_odds)
     assert torch.equal(of_log_odds.held_out, modes.held_out)
     assert set(curves["label_name"]) <= {"a", "b", "c"}
-    assert len(pandas.read_parquet(out / "analysis" / "control_auc.parquet")) > 0
     assert outcomes["report"].outputs == (out / "report" / "index.html",)
     assert "Small" in (out / "report" / "index.html").read_text()
 
@@ -208,7 +206,7 @@ def test_an_interrupted_fit_goes_on_at_the_next_site(
 ) -> None:
     run = run_of(source, links=("collect", "fit"))
     config.write(run.plan)
-    real, calls = local.fit_dictionary, []
+    real, calls = links.fit, []
 
     def interrupted(*args: object, **options: object) -> object:
         calls.append(args)
@@ -216,7 +214,7 @@ def test_an_interrupted_fit_goes_on_at_the_next_site(
             raise KeyboardInterrupt
         return real(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(local, "fit_dictionary", interrupted)
+    monkeypatch.setattr(links, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(chain(run))
     assert json.loads((source / "run" / "log.jsonl").read_text().splitlines()[-1])[
@@ -230,21 +228,21 @@ def test_an_interrupted_fit_goes_on_at_the_next_site(
 @pytest.mark.parametrize("link", ["stats", "fit", "control", "map", "report"])
 def test_links_before_collect_say_what_to_do(source: Path, link: str) -> None:
     with pytest.raises(StoreError, match="no contributions yet; run 'condec collect' first"):
-        local.FUNCTIONS[link](run_of(source))  # type: ignore[index]
+        FUNCTIONS[link](run_of(source))  # type: ignore[index]
 
 
 @pytest.mark.parametrize("link", ["control", "map"])
 def test_links_before_fit_say_what_to_do(source: Path, link: str) -> None:
     carry_out(run_of(source, links=("collect",)))
     with pytest.raises(StoreError, match=r"no modes of block. yet; run 'condec fit' first"):
-        local.FUNCTIONS[link](run_of(source))  # type: ignore[index]
+        FUNCTIONS[link](run_of(source))  # type: ignore[index]
 
 
 def test_incomplete_store_is_refused(source: Path) -> None:
     carry_out(run_of(source, links=("collect",)))
     next((source / "run" / "contributions.zarr" / "manifest").glob("shard-00001*")).unlink()
     with pytest.raises(StoreError, match="1 of 3 shards are missing; run 'condec collect' again"):
-        local.stats(run_of(source))
+        links.stats_link(run_of(source))
     assert carry_out(run_of(source, links=("collect",)))["collect"].state == "made"
 
 
@@ -256,16 +254,16 @@ def test_a_folder_of_another_plan_is_refused(source: Path, old: str, new: str, k
     carry_out(run_of(source, links=("collect",)))
     change(source, old, new)
     with pytest.raises(StoreError, match=f"{key} is .*, the plan has .*choose another run folder"):
-        local.stats(run_of(source))
+        links.stats_link(run_of(source))
     with pytest.raises(StoreError, match=f"made by another recipe:\n.*{key}"):
-        local.collect(run_of(source))
+        links.collect_link(run_of(source))
 
 
 def test_sites_without_results_are_refused(source: Path) -> None:
     carry_out(run_of(source, links=("collect", "fit")))
     change(source, 'control = {sites = "block2"', 'control = {sites = "stem"')
     with pytest.raises(StoreError, match="no result for stem; there is block1, block2"):
-        local.control(run_of(source))
+        links.control_link(run_of(source))
 
 
 def test_fitted_sites_may_be_fewer_than_collected(source: Path) -> None:
@@ -295,7 +293,7 @@ def test_without_labels_control_itself_is_an_error(source: Path) -> None:
     run = run_of(source, links=("collect", "fit"))
     carry_out(run)
     with pytest.raises(DataError, match=r"data.npz: labels missing, and control needs them"):
-        local.control(run)
+        links.control_link(run)
 
 
 def test_log_odds_need_a_label_for_every_sample(source: Path) -> None:
@@ -317,13 +315,13 @@ def test_label_target_without_labels(source: Path) -> None:
     without_labels(source)
     change(source, 'target = "predicted"', 'target = "label"')
     with pytest.raises(DataError, match="Label: this target needs the label of every sample"):
-        local.collect(run_of(source))
+        links.collect_link(run_of(source))
 
 
 def test_logit_out_of_range(source: Path) -> None:
     change(source, 'target = "predicted"', 'target = "logit:7"')
     with pytest.raises(CondecError, match="index 7 is out of range; the output has 3 labels"):
-        local.collect(run_of(source))
+        links.collect_link(run_of(source))
 
 
 @pytest.fixture
@@ -345,7 +343,7 @@ def photos(source: Path) -> Path:
 
 def test_damaged_image_ends_the_run_and_is_named(photos: Path) -> None:
     with pytest.raises(DataError, match=r"b/19.png: not readable as an image"):
-        local.collect(run_of(photos))
+        links.collect_link(run_of(photos))
 
 
 def test_damaged_image_is_skipped_and_reported(photos: Path) -> None:
@@ -361,13 +359,13 @@ def test_damaged_image_is_skipped_and_reported(photos: Path) -> None:
 def test_a_run_that_a_damaged_image_ended_goes_on_without_it(photos: Path) -> None:
     change(photos, "shard_size = 16", "shard_size = 8")
     with pytest.raises(DataError, match=r"b/19.png"):
-        local.collect(run_of(photos))
+        links.collect_link(run_of(photos))
     done = Store.open(photos / "run" / "contributions.zarr").n_shards - len(
         Store.open(photos / "run" / "contributions.zarr").missing()
     )
     assert done >= 1
     change(photos, "shard_size = 8", 'shard_size = 8, on_bad = "skip"')
-    assert "b/19.png" in local.collect(run_of(photos)).notes[0]
+    assert "b/19.png" in links.collect_link(run_of(photos)).notes[0]
     Store.open(photos / "run" / "contributions.zarr").verify()
 
 
@@ -376,13 +374,13 @@ def test_images_of_another_shape_than_the_model_takes(source: Path) -> None:
     with pytest.raises(
         DataError, match=r"sample '0' has shape \(1, 6, 6\); the model has \(1, 8, 8\)"
     ):
-        local.collect(run_of(source))
+        links.collect_link(run_of(source))
 
 
 def test_input_shape_in_the_plan_overrides_the_models(source: Path) -> None:
     change(source, 'device = "cpu"', 'device = "cpu", input_shape = [1, 7, 7]')
     with pytest.raises(DataError, match=r"the model has \(1, 7, 7\)"):
-        local.collect(run_of(source))
+        links.collect_link(run_of(source))
 
 
 def test_label_names_of_the_model_serve_data_without(
@@ -424,8 +422,8 @@ def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.Mon
     refuse: Callable[..., object] = lambda *_, **__: pytest.fail("loaded")  # noqa: E731
     monkeypatch.setattr("condec.run.run.load_model", refuse)
     monkeypatch.setattr("condec.run.run.load_data", refuse)
-    assert local.stats(run_of(source)).state == "made"
-    assert local.fit(run_of(source)).state == "made"
+    assert links.stats_link(run_of(source)).state == "made"
+    assert links.fit_link(run_of(source)).state == "made"
 
 
 def other_weights(source: Path) -> None:
@@ -447,7 +445,7 @@ def test_another_model_or_data_than_the_stores_is_refused(
 ) -> None:
     carry_out(run_of(source, links=("collect", "fit")))
     alter(source)
-    for link in (local.control, local.maps):
+    for link in (links.control_link, links.map_link):
         with pytest.raises(StoreError, match=f"made from the {key} .*now .*another run folder"):
             link(run_of(source))
 
@@ -465,10 +463,10 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
     with monkeypatch.context() as patch:
         patch.setattr(Modes, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            local.fit(run_of(source))
+            links.fit_link(run_of(source))
     assert files(source / "run" / "modes") != before
     change(source, "n_modes = 2", "n_modes = 3")
-    assert local.fit(run_of(source)).state == "made"
+    assert links.fit_link(run_of(source)).state == "made"
     assert files(source / "run" / "modes") == before
 
 
@@ -479,13 +477,13 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     kept = {"control/block1/kmeans.parquet", "maps/block1/kmeans.npz", "labels.json"}
     kept |= {"statistics.parquet", "control_comparison/block1/kmeans.parquet"}
     gone = {"control/block2/kmeans.parquet", "maps/block2/kmeans.npz"}
-    gone |= {"control.parquet", "control_auc.parquet", "control_comparison.parquet"}
+    gone |= {"control.parquet", "control_comparison.parquet"}
     gone.add("control_comparison/block2/kmeans.parquet")
     assert files(analysis).keys() == kept | gone
     change(source, "n_modes = 3", 'n_modes = 2, sites = "block2"')
-    local.fit(run_of(source))
+    links.fit_link(run_of(source))
     assert files(analysis).keys() == kept
-    assert {file.name for file in (source / "run" / "steps").iterdir()} == {
+    assert {file.name for file in (source / "run" / "tasks").iterdir()} == {
         f"{name}.json"
         for name in ("stats", "fit%20block1", "fit%20block2", "control%20block1", "map%20block1",
                      "report")
@@ -497,7 +495,7 @@ def test_lost_modes_are_made_again(source: Path, name: str) -> None:
     carry_out(run_of(source, links=("collect", "fit")))
     part = source / "run" / "modes" / "block2" / "kmeans" / name
     shutil.rmtree(part) if part.is_dir() else part.unlink()
-    outcome = local.fit(run_of(source))
+    outcome = links.fit_link(run_of(source))
     assert outcome.outputs == (part.parent / "modes.zarr", part.parent / "dictionary.json")
     assert part.exists()
 
@@ -558,18 +556,18 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_first_error(
         log.mkdir()
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(local, "layer_statistics", full)
+    monkeypatch.setattr(links, "layer_statistics", full)
     with pytest.raises(StoreError, match=r"^the disk is full$"):
-        local.stats(run_of(source))
+        links.stats_link(run_of(source))
     with pytest.raises(StoreError, match=r"log.jsonl cannot be written: .*run the same command"):
-        local.stats(run_of(source))
+        links.stats_link(run_of(source))
 
 
 def test_failure_to_write_names_the_file(source: Path) -> None:
     carry_out(run_of(source, links=("collect",)))
     (source / "run" / "analysis" / "statistics.parquet").mkdir()
     with pytest.raises(StoreError, match=r"statistics.parquet cannot be written"):
-        local.stats(run_of(source))
+        links.stats_link(run_of(source))
     assert [p.name for p in (source / "run" / "analysis").iterdir()] == [
         "labels.json",
         "statistics.parquet",
@@ -586,21 +584,21 @@ def test_plan_for_the_tests_is_what_it_says(source: Path) -> None:
 def test_a_device_that_is_not_there_is_told(source: Path, device: str) -> None:
     change(source, 'device = "cpu"', f'device = "{device}"')
     with pytest.raises(OptionError, match=f"device '{device}' cannot be used, there is cpu"):
-        local.collect(run_of(source))
+        links.collect_link(run_of(source))
     assert not (source / "run" / "contributions.zarr").exists()
 
 
-# --- controls -----------------------------------------------------------------------------
+# --- twins -----------------------------------------------------------------------------
 
-CONTROLS = 'shard_size = 16, controls = ["random-weights", "shuffled-labels"]'
+TWINS = 'shard_size = 16, twins = ["random-weights", "shuffled-labels"]'
 
 
-def test_controls_are_stored_beside_the_run(source: Path) -> None:
-    change(source, "shard_size = 16", CONTROLS)
+def test_twins_are_stored_beside_the_run(source: Path) -> None:
+    change(source, "shard_size = 16", TWINS)
     outcomes = carry_out(run_of(source, links=("collect", "stats")))
     out = source / "run"
     names = ("random-weights", "shuffled-labels")
-    twins = [Store.open(out / "controls" / name / "contributions.zarr") for name in names]
+    twins = [Store.open(out / "twins" / name / "contributions.zarr") for name in names]
     assert outcomes["collect"].outputs == (
         out / "contributions.zarr", *(twin.path for twin in twins),
     )  # fmt: skip
@@ -609,81 +607,79 @@ def test_controls_are_stored_beside_the_run(source: Path) -> None:
     assert twins[0].labels.tolist() == store.labels.tolist() != twins[1].labels.tolist()
     assert twins[1].matrix("block1").equal(store.matrix("block1"))
     real = pandas.read_parquet(out / "analysis" / "statistics.parquet")
-    controls = pandas.read_parquet(out / "analysis" / "statistics_controls.parquet")
-    assert "control" not in real
+    controls = pandas.read_parquet(out / "analysis" / "statistics_twins.parquet")
+    assert "twin" not in real
     # Shuffled labels change no number where the target does not use labels.
-    assert controls["control"].tolist() == ["random-weights"] * 2
+    assert controls["twin"].tolist() == ["random-weights"] * 2
     assert controls["site"].tolist() == ["block1", "block2"]
     assert (controls["hoyer_contribution"] != real["hoyer_contribution"]).all()
 
 
 def test_statistics_of_shuffled_labels_where_the_target_uses_them(source: Path) -> None:
-    change(source, "shard_size = 16", 'shard_size = 16, controls = ["shuffled-labels"]')
+    change(source, "shard_size = 16", 'shard_size = 16, twins = ["shuffled-labels"]')
     change(source, 'target = "predicted"', 'target = "label"')
     carry_out(run_of(source, links=("collect", "stats")))
-    table = pandas.read_parquet(source / "run" / "analysis" / "statistics_controls.parquet")
-    assert set(table["control"]) == {"shuffled-labels"}
+    table = pandas.read_parquet(source / "run" / "analysis" / "statistics_twins.parquet")
+    assert set(table["twin"]) == {"shuffled-labels"}
 
 
-def test_controls_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
+def test_twins_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
     carry_out(run_of(source, links=("collect", "stats")))
     before = files(source / "run" / "contributions.zarr")
-    change(source, "shard_size = 16", CONTROLS)
-    with pytest.raises(StoreError, match=r"random-weights.*: no such control yet; run 'condec c"):
-        local.stats(run_of(source))
-    assert local.collect(run_of(source)).state == "made"
+    change(source, "shard_size = 16", TWINS)
+    with pytest.raises(StoreError, match=r"random-weights.*: no such twin yet; run 'condec c"):
+        links.stats_link(run_of(source))
+    assert links.collect_link(run_of(source)).state == "made"
     assert files(source / "run" / "contributions.zarr") == before
-    assert local.collect(run_of(source)).state == "kept"
-    assert local.stats(run_of(source)).state == "made"
-    assert local.stats(run_of(source)).state == "kept"
-    change(source, CONTROLS, "shard_size = 16")
-    assert local.stats(run_of(source)).state == "made"
-    assert not (source / "run" / "analysis" / "statistics_controls.parquet").exists()
+    assert links.collect_link(run_of(source)).state == "kept"
+    assert links.stats_link(run_of(source)).state == "made"
+    assert links.stats_link(run_of(source)).state == "kept"
+    change(source, TWINS, "shard_size = 16")
+    assert links.stats_link(run_of(source)).state == "made"
+    assert not (source / "run" / "analysis" / "statistics_twins.parquet").exists()
 
 
-def test_a_control_goes_on_at_its_first_missing_shard(source: Path) -> None:
-    change(source, "shard_size = 16", CONTROLS)
+def test_a_twin_goes_on_at_its_first_missing_shard(source: Path) -> None:
+    change(source, "shard_size = 16", TWINS)
     carry_out(run_of(source, links=("collect",)))
-    whole = files(source / "run" / "controls")
-    record = next((source / "run" / "controls").rglob("shard-00001.json"))
+    whole = files(source / "run" / "twins")
+    record = next((source / "run" / "twins").rglob("shard-00001.json"))
     record.unlink()
     run = run_of(source)
     with pytest.raises(StoreError, match=r"1 of 3 shards are missing; run 'condec collect' again"):
-        [run.twin(control) for control in run.plan.collect.controls]
-    assert local.collect(run_of(source)).state == "made"
-    assert files(source / "run" / "controls") == whole
+        [run.twin(twin) for twin in run.plan.collect.twins]
+    assert links.collect_link(run_of(source)).state == "made"
+    assert files(source / "run" / "twins") == whole
 
 
-def test_a_control_of_another_store_is_refused(source: Path) -> None:
-    change(source, "shard_size = 16", CONTROLS)
+def test_a_twin_of_another_store_is_refused(source: Path) -> None:
+    change(source, "shard_size = 16", TWINS)
     carry_out(run_of(source, links=("collect",)))
     shutil.rmtree(source / "run" / "contributions.zarr")
     change(source, "ig:2", "ig:3")
     with pytest.raises(StoreError, match="another recipe"):
-        local.collect(run_of(source))
-    with pytest.raises(
-        StoreError, match=r"random-weights.*a control of another store than .*again"
-    ):
-        local.stats(run_of(source))
+        links.collect_link(run_of(source))
+    with pytest.raises(StoreError, match=r"random-weights.*a twin of another store than .*again"):
+        links.stats_link(run_of(source))
 
 
 @pytest.mark.parametrize(
-    ("controls", "message", "kind"),
+    ("twins", "message", "kind"),
     [
         ((RandomWeights(from_module="blok1"),), r"nearest: block1", OptionError),
         ((ShuffledLabels(),), r"labels missing", DataError),
     ],
 )
-def test_controls_that_cannot_be_are_told_before_the_run(
-    source: Path, controls: tuple[object, ...], message: str, kind: type[CondecError]
+def test_twins_that_cannot_be_are_told_before_the_run(
+    source: Path, twins: tuple[object, ...], message: str, kind: type[CondecError]
 ) -> None:
     with np.load(source / "data.npz") as arrays:
         images = arrays["images"]
     np.savez(source / "data.npz", images=images)
     plan = config.read(source / "run.toml")
-    plan = replace(plan, collect=replace(plan.collect, controls=controls))
+    plan = replace(plan, collect=replace(plan.collect, twins=twins))
     with pytest.raises(kind, match=message):
-        local.collect(Run(plan, progress=False))
+        links.collect_link(Run(plan, progress=False))
     assert not (source / "run" / "contributions.zarr").exists()
 
 
@@ -698,29 +694,27 @@ def test_dead_modes_are_a_note_and_no_warning(tmp_path: Path) -> None:
         }
     )
     run = Run(plan, progress=False)
-    local.collect(run)
+    links.collect_link(run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        outcome = local.fit(run)
+        outcome = links.fit_link(run)
     (note,) = outcome.notes
     assert re.fullmatch(r"block1: \d+% of 48 modes are dead; take fewer, or train longer", note)
-    assert local.fit(run).notes == ()  # nothing was fitted
+    assert links.fit_link(run).notes == ()  # nothing was fitted
 
 
-# --- controls and stability ---------------------------------------------------------------
+# --- rivals and stability ---------------------------------------------------------------
 
-CHECKS = "held_out = 0.4, controls = true, stability_seeds = 5, check_sites = 'block2'"
+CHECKS = "held_out = 0.4, rivals = true, stability_seeds = 5, check_sites = 'block2'"
 
 
-def test_controls_and_stability_are_steps_of_the_fit(source: Path) -> None:
+def test_rivals_and_stability_are_steps_of_the_fit(source: Path) -> None:
     carry_out(run_of(source, links=("collect", "fit", "map")))
     before = files(source / "run" / "modes")
     change(source, "held_out = 0.4", CHECKS)
     outcome = carry_out(run_of(source, links=("fit", "map")))["fit"]
     analysis = source / "run" / "analysis"
-    tables = [
-        analysis / name / "block2" / "kmeans.parquet" for name in ("fit_controls", "stability")
-    ]
+    tables = [analysis / name / "block2" / "kmeans.parquet" for name in ("rivals", "stability")]
     assert outcome.outputs == tuple(tables)
     assert files(source / "run" / "modes") == before  # nothing was fitted anew
     controls = pandas.read_parquet(tables[0])
@@ -740,21 +734,19 @@ def test_controls_and_stability_are_steps_of_the_fit(source: Path) -> None:
     assert stable["seed_cosine"].tolist() == again.table()["seed_cosine"].tolist()
     assert carry_out(run_of(source, links=("fit", "map")))["map"].state == "kept"
     tables[1].unlink()
-    assert local.fit(run_of(source)).outputs == (tables[1],)
+    assert links.fit_link(run_of(source)).outputs == (tables[1],)
 
 
 def test_a_new_dictionary_undoes_its_checks(source: Path) -> None:
     change(source, "held_out = 0.4", CHECKS)
     carry_out(run_of(source, links=("collect", "fit")))
     analysis = source / "run" / "analysis"
-    tables = [
-        analysis / name / "block2" / "kmeans.parquet" for name in ("fit_controls", "stability")
-    ]
+    tables = [analysis / name / "block2" / "kmeans.parquet" for name in ("rivals", "stability")]
     # Lost modes are fitted again from the same plan: so are the checks.
     shutil.rmtree(source / "run" / "modes" / "block2" / "kmeans" / "modes.zarr")
-    assert set(tables) < set(local.fit(run_of(source)).outputs)
+    assert set(tables) < set(links.fit_link(run_of(source)).outputs)
     change(source, CHECKS, "held_out = 0.3")
-    local.fit(run_of(source))
+    links.fit_link(run_of(source))
     assert not [table for table in tables if table.exists()]
 
 
@@ -764,7 +756,7 @@ def test_checks_without_labels_or_activations(source: Path) -> None:
     change(source, "held_out = 0.4", CHECKS.replace("stability_seeds = 5, ", "sign = 'negative', "))
     carry_out(run_of(source, links=("collect", "fit")))
     table = pandas.read_parquet(
-        source / "run" / "analysis" / "fit_controls" / "block2" / "kmeans.parquet"
+        source / "run" / "analysis" / "rivals" / "block2" / "kmeans.parquet"
     )
     # After a ReLU the negative part of the activations is 0 throughout.
     assert table["rival"].tolist() == ["dictionary", "shuffled_units", "pca"]
@@ -816,12 +808,12 @@ def test_side_effects_are_steps_of_control_with_tables_of_their_own(source: Path
 
 def test_side_effects_are_kept_and_only_what_changed_is_made_again(source: Path) -> None:
     with_effects(source)
-    links = ("collect", "fit", "control")
-    carry_out(run_of(source, links=links))
-    assert carry_out(run_of(source, links=links))["control"].state == "kept"
+    some = ("collect", "fit", "control")
+    carry_out(run_of(source, links=some))
+    assert carry_out(run_of(source, links=some))["control"].state == "kept"
 
     def made() -> set[str]:
-        outputs = carry_out(run_of(source, links=links))["control"].outputs
+        outputs = carry_out(run_of(source, links=some))["control"].outputs
         analysis = source / "run" / "analysis"
         return {output.relative_to(analysis).parts[0] for output in outputs}
 
@@ -840,7 +832,7 @@ def test_side_effects_are_kept_and_only_what_changed_is_made_again(source: Path)
         assert not (analysis / gone).exists()
     assert not (analysis / "superclasses.json").exists()
     change(source, "n_modes = 3", "n_modes = 2")
-    local.fit(run_of(source))
+    links.fit_link(run_of(source))
     assert not (analysis / "control_matrix" / "block2" / "kmeans.parquet").exists()
 
 
@@ -851,7 +843,7 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(source: Path) -> None:
     change(source, '"modes", ', "")
     notes = carry_out(run_of(source, links=("collect", "fit", "control")))["control"].notes
     assert notes == (
-        "block2: matrix: left out, replacements: the control matrix knows zero and mean",
+        "block2: control_matrix: left out, replacements: the control matrix knows zero and mean",
         (
             "block2: steering: left out, steering_direction: a direction has no length: the "
             "loading of mode 0 does not vary on training rows, or no activation goes with it"

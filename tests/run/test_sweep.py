@@ -260,8 +260,8 @@ def test_sites_without_a_model():
 KILLED = """
 import os, signal, sys
 import torch
-from condec import sweeps
-from condec.sweeps import folder
+from condec.run import sweeps
+from condec.run.sweeps import folder
 
 torch.set_num_threads(1)
 done = 0

@@ -249,12 +249,12 @@ def read_run(folder: Path) -> RunPart:
 
 
 def _twins(folder: Path, store: Store) -> Iterator[TwinPart]:
-    table = _table(folder / "analysis" / "statistics_controls.parquet")
-    for path in sorted((folder / "controls").glob("*/contributions.zarr")):
+    table = _table(folder / "analysis" / "statistics_twins.parquet")
+    for path in sorted((folder / "twins").glob("*/contributions.zarr")):
         twin = Store.open(path)
         if not is_twin(twin, store) or not twin.is_complete:
             continue
-        rows = None if table is None else table[table["control"] == unquote(path.parent.name)]
+        rows = None if table is None else table[table["twin"] == unquote(path.parent.name)]
         yield TwinPart(
             control=twin.recipe["twin"],
             store=twin,
@@ -281,7 +281,7 @@ def _fitted(folder: Path, store: Store, key: str) -> tuple[Fitted, ...]:
                 dictionary=load_dictionary(one),
                 modes=Modes.load(one, store),
                 maps=SiteMaps.load(maps) if maps.is_file() else None,
-                controls=_table(analysis / "fit_controls" / site / f"{one.name}.parquet"),
+                controls=_table(analysis / "rivals" / site / f"{one.name}.parquet"),
                 stability=_table(analysis / "stability" / site / f"{one.name}.parquet"),
                 matrix=_table(analysis / "control_matrix" / site / f"{one.name}.parquet"),
                 steering=_table(analysis / "steering" / site / f"{one.name}.parquet"),

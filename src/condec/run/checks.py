@@ -1,4 +1,4 @@
-"""Whether a site's dictionary can be believed: its controls, and how stable its modes are."""
+"""Whether a site's dictionary can be believed: its rivals, and how stable its modes are."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from condec.run.run import Run
 from condec.store import Quantity
 
 
-def fit_controls(run: Run, site: Site) -> list[Path]:
-    """Controls of a site's dictionary, compared with it on its held-out rows; the table's file."""
+def fit_rivals(run: Run, site: Site) -> list[Path]:
+    """Fit rivals of a site's dictionary and compare them on its held-out rows."""
     plan, folder, store = run.plan.fit, run.folder, run.store
-    run.say(f"{site.key}: controls")
+    run.say(f"{site.key}: rivals")
     activations = _matrix(run, site, "activation")
     # A part that is 0 throughout, such as the negative one after a ReLU, cannot be compared.
     varies = bool((activations != activations[0]).any())
@@ -29,11 +29,11 @@ def fit_controls(run: Run, site: Site) -> list[Path]:
         config=plan.train,
         fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
     )
-    return [folder.write_table(folder.fit_controls(site.key, plan.name), table)]
+    return [folder.write_table(table, "rivals", site.key, plan.name)]
 
 
 def measure_stability(run: Run, site: Site) -> list[Path]:
-    """How stable a site's modes are over seeds and halves of the rows; the table's file."""
+    """Measure how stable a site's modes are over seeds and halves of the rows."""
     plan, folder = run.plan.fit, run.folder
     run.say(f"{site.key}: stability")
     again = dictionary.stability(
@@ -44,16 +44,16 @@ def measure_stability(run: Run, site: Site) -> list[Path]:
         fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
     )
     table = again.table().assign(between_halves=again.between_halves, n_seeds=len(again.seeds))
-    return [folder.write_table(folder.stability(site.key, plan.name), table)]
+    return [folder.write_table(table, "stability", site.key, plan.name)]
 
 
 def _matrix(run: Run, site: Site, quantity: Quantity) -> UnitMatrix:
-    """Rows of a site in memory, where they fit there as they do in a fit."""
+    """Read the rows of a site into memory, where they fit there as they do in a fit."""
     plan = run.plan.fit
     rows = run.store.rows(site, quantity, plan.sign)
     if not fits(rows, plan.train.memory_gib):
         raise DataError(
-            f"{site.key}: controls and stability need all rows in memory, and {rows.shape[0]} rows "
+            f"{site.key}: rivals and stability need all rows in memory, and {rows.shape[0]} rows "
             f"of {rows.shape[1]} units do not fit in {plan.train.memory_gib:g} GiB with the copies "
             "that fitting makes; raise memory_gib, or leave this site out with check_sites"
         )
@@ -61,7 +61,7 @@ def _matrix(run: Run, site: Site, quantity: Quantity) -> UnitMatrix:
 
 
 def _indicators(labels: Tensor) -> Tensor | None:
-    """Membership in those labels that some sample has, if there are any."""
+    """Return membership in those labels that some sample has, if there are any."""
     if not bool((labels >= 0).any()):
         return None
     member = membership(labels)

@@ -1,4 +1,4 @@
-"""run.toml to a plan and back: the one place where strings stand for options.
+"""run.toml to a plan and back.
 
 >>> plan = from_dict({"sites": "block*", "collect": {"method": "ig:20", "target": "top1:softmax"}})
 >>> plan.collect.method.n_passes, plan.collect.target
@@ -7,7 +7,8 @@
 'ig:20'
 
 Keys that are absent keep the defaults of `condec.run.plan`; keys that do not exist are
-refused.
+refused. Pydantic checks what a file says against the fields of the options, which are plain
+dataclasses with checks of their own; from the same fields comes the schema for editors.
 """
 
 import dataclasses
@@ -17,31 +18,39 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Union
 
 import tomli_w
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 
 from condec.attribution import Method, method_text, parse_method
 from condec.attribution.targets import Target, parse_target, target_text
 from condec.basis.errors import OptionError
 from condec.dictionary import TrainConfig
-from condec.retina import RetinaOptions
 from condec.run.plan import (
     LEARNERS,
-    LINKS_OF_IMAGES,
-    LINKS_OF_MOVIES,
     CollectPlan,
     ControlPlan,
     DataPlan,
     FitPlan,
-    Link,
     MapsPlan,
     ModelPlan,
     Plan,
     ReportPlan,
 )
+from condec.run.plugins import default_links, default_options, link_names
 from condec.store import RunFolder, Twin, parse_twin
 
 DEFAULT_MODES: Final = dict.fromkeys(LEARNERS, "1x") | {"sae": "3x"}
@@ -51,12 +60,12 @@ _SECTIONS: Final = {
     "collect": CollectPlan,
     "control": ControlPlan,
     "maps": MapsPlan,
-    "retina": RetinaOptions,
     "report": ReportPlan,
 }
-_OF_FIT: Final = ("sign", "sites", "controls", "stability_seeds", "check_sites")
+_OF_FIT: Final = ("sign", "sites", "rivals", "stability_seeds", "check_sites")
 """Keys of [fit] that belong neither to the learner nor to its training."""
-_TOP: Final = ("sites", "out", "base", "links", "fit", *_SECTIONS)
+_RENAMED: Final = {"collect controls": "twins", "fit controls": "rivals"}
+_STRICT: Final = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 DEMO: Final[Mapping[str, Any]] = {
     "sites": "block*",
@@ -67,7 +76,7 @@ DEMO: Final[Mapping[str, Any]] = {
         "method": "ig:10",
         "target": "predicted",
         "shard_size": 256,
-        "controls": ["random-weights", "shuffled-labels"],
+        "twins": ["random-weights", "shuffled-labels"],
     },
     "fit": {"learner": "sae", "n_modes": "3x", "steps": 1500},
     "control": {
@@ -79,18 +88,6 @@ DEMO: Final[Mapping[str, Any]] = {
 }
 """What ``condec demo`` runs: the embedded model on the digits that it has not seen."""
 
-DEMO_RETINA: Final[Mapping[str, Any]] = {
-    "sites": ["conv1", "relu1", "conv2", "relu2"],
-    "out": "runs/retina",
-    "model": {"spec": "circuit"},
-    "data": {"source": "movie:recording.npz"},
-    "collect": {"method": "ig:20", "target": "surprisal"},
-    "fit": {"learner": "sae", "n_modes": "10x", "sign": "concat", "steps": 3000},
-    "retina": {"n_fields": 600, "probe_contrast": 2.0},
-    "report": {"title": "A retina whose circuit is known"},
-}
-"""What ``condec demo --retina`` runs: the embedded circuit on a movie that opens its gates."""
-
 
 def read(path: str | Path) -> Plan:
     """Read a plan from a run.toml, or from the one in a run folder.
@@ -101,7 +98,7 @@ def read(path: str | Path) -> Plan:
         No such file, not TOML, or keys or values that a plan does not have.
     """
     file = Path(path)
-    file = file / "run.toml" if file.is_dir() else file
+    file = RunFolder(file).plan if file.is_dir() else file
     try:
         return from_dict(read_record(file), folder=file.parent)
     except OptionError as error:
@@ -109,7 +106,7 @@ def read(path: str | Path) -> Plan:
 
 
 def read_record(file: Path, expected: str = "a run.toml or a run folder") -> dict[str, Any]:
-    """Content of a TOML file, not yet a plan; errors as in `read`."""
+    """Read a TOML file that is not yet a plan; errors as in `read`."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -124,12 +121,12 @@ def write(plan: Plan) -> Path:
     Paths in it then start from `Plan.base`, written relative to the run folder, so that both
     can be moved together.
     """
-    record = to_dict(plan, folder=plan.out)
-    return RunFolder(plan.out).write(plan.out / "run.toml", tomli_w.dumps(record).encode())
+    folder = RunFolder(plan.out)
+    return folder.write(folder.plan, tomli_w.dumps(to_dict(plan, folder=plan.out)).encode())
 
 
 def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
-    """Plan from the content of a run.toml.
+    """Make a plan from the content of a run.toml.
 
     Parameters
     ----------
@@ -142,50 +139,83 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     OptionError
         A key does not exist (the nearest is named), or a value is of the wrong kind.
     """
-    check_keys("", record, _TOP)
-    for name in ("fit", *_SECTIONS):
-        if not isinstance(record.get(name, {}), Mapping):
-            raise OptionError(f"{name}: expected a table [{name}]; got {record[name]!r}")
-    sections = {
-        name: _section(name, record.get(name, {}), option) for name, option in _SECTIONS.items()
+    fit = record.get("fit", {})
+    learner = fit.get("learner", "sae") if isinstance(fit, Mapping) else "sae"
+    if learner not in LEARNERS:
+        raise OptionError(f"fit: learner: expected one of {', '.join(LEARNERS)}; got {learner!r}")
+    found = checked(_file_model(learner), record)
+    made: dict[str, Any] = {
+        name: option(**found.get(name, {})) for name, option in _SECTIONS.items()
     }
     return Plan(
-        out=Path(folder) / _text("out", record.get("out", "run")),
-        base=Path(folder) / _text("base", record.get("base", ".")),
-        sites=_patterns("sites", record.get("sites", ())),
-        fit=_fit(record.get("fit", {})),
-        links=_patterns("links", record.get("links", _links(sections["data"]))),
-        **sections,
+        **made,
+        out=Path(folder) / found.get("out", "run"),
+        base=Path(folder) / found.get("base", "."),
+        sites=found.get("sites", ()),
+        links=found.get("links", default_links(made["data"].source)),
+        fit=_fit_plan(learner, found.get("fit", {})),
+        options={n: type(o)(**found.get(n, {})) for n, o in default_options().items()},
     )
 
 
 def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
-    """Inverse of `from_dict`; everything is written out, but what is None or empty."""
+    """Write a plan out as `from_dict` takes it; what is None or empty is left out.
+
+    Sections of links that packages bring are left out where the plan neither has that link
+    nor says anything about it.
+    """
     start = Path(folder).resolve()
+    fit = plan.fit
+    number = getattr(fit.learner, "n_modes")  # noqa: B009  # every learner has it
     record: dict[str, Any] = {
         "sites": list(plan.sites),
         "out": relative(plan.out, start),
         "base": relative(plan.base, start),
         "links": list(plan.links),
+        **{name: _plain_fields(getattr(plan, name)) for name in _SECTIONS},
+        "fit": {
+            "learner": fit.name,
+            **_plain_fields(fit.learner),
+            "n_modes": number if fit.modes_per_unit is None else f"{fit.modes_per_unit:g}x",
+            **{name: v for name, v in _plain_fields(fit).items() if name in _OF_FIT},
+            **_plain_fields(fit.train),
+        },
     }
-    for name in ("model", "data", "collect"):
-        record[name] = _plain_fields(getattr(plan, name))
-    fit = plan.fit
-    number = getattr(fit.learner, "n_modes")  # noqa: B009  # every learner has it
-    record["fit"] = {
-        "learner": fit.name,
-        "n_modes": number if fit.modes_per_unit is None else f"{fit.modes_per_unit:g}x",
-        **{k: v for k, v in _plain_fields(fit).items() if k in _OF_FIT},
-        **{k: v for k, v in _plain_fields(fit.learner).items() if k != "n_modes"},
-        **_plain_fields(fit.train),
-    }
-    for name in ("control", "maps", "retina", "report"):
-        record[name] = _plain_fields(getattr(plan, name))
+    for name, options in plan.options.items():
+        if name in plan.links or options != type(options)():
+            record[name] = _plain_fields(options)
     return record
 
 
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a run.toml, by which editors complete and check it."""
+    found = _file_model(*LEARNERS).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def checked(model: type[BaseModel], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a record, tables in it as dictionaries, as a model takes them.
+
+    Raises
+    ------
+    OptionError
+        A key does not exist (the nearest is named), or a value is of the wrong kind.
+    """
+    try:
+        return _given(model.model_validate(dict(record)))
+    except ValidationError as error:
+        # A wrong key explains one that is missing.
+        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] == "missing")
+        raise OptionError(_message(model, found[0])) from error
+
+
+def relative(path: Path, start: Path) -> str:
+    """Return a path from a resolved folder on, as it stands in a plan."""
+    return Path(os.path.relpath(path.resolve(), start)).as_posix()
+
+
 def parse_batch_size(text: str) -> int | Literal["auto"]:
-    """A number, or ``auto``.
+    """Read a number, or ``auto``.
 
     >>> parse_batch_size("64"), parse_batch_size("auto")
     (64, 'auto')
@@ -197,139 +227,186 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-_PARSERS: Final[dict[Any, Callable[[str], object]]] = {
-    Method: parse_method,
-    Target: parse_target,
-    Twin: parse_twin,
-}
+def unknown_key(section: str, key: str, keys: Iterable[str]) -> str:
+    """Tell that a key does not exist, which one is nearest, and all that there are."""
+    known = tuple(keys)
+    if new := _RENAMED.get(f"{section} {key}"):
+        return f"[{section}] {key} is called {new!r} now"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    where = f"[{section}] has" if section else "there is"
+    return f"{where} no key {key!r}; nearest: {near[0]!r}. Keys: {', '.join(known)}"
 
 
-def _links(data: DataPlan) -> tuple[Link, ...]:
-    """What ``condec run`` does unless it is told."""
-    return LINKS_OF_MOVIES if data.source.startswith("movie:") else LINKS_OF_IMAGES
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _section(name: str, record: Mapping[str, Any], option: type) -> Any:
-    """A plan of one link from its table."""
-    kinds = typing.get_type_hints(option)
-    check_keys(name, record, tuple(kinds))
-    return option(**{key: _value(f"{name}: {key}", v, kinds[key]) for key, v in record.items()})
+def list_of(kind: Any) -> Any:
+    """Return the type of a list in a TOML file, where one value stands for a list of one."""
+    inner = Annotated[tuple[kind, ...], BeforeValidator(_listed)]
+    return Annotated[inner, WithJsonSchema(TypeAdapter(list[kind] | kind).json_schema())]
 
 
-def _fit(record: Mapping[str, Any]) -> FitPlan:
-    """[fit]: the learner's options, the training's, and what is learnt, in one table."""
-    values = dict(record)
-    name = _text("fit: learner", values.pop("learner", "sae"))
-    if name not in LEARNERS:
-        raise OptionError(f"fit: learner: expected one of {', '.join(LEARNERS)}; got {name!r}")
-    number, per_unit = _number_of_modes(values.pop("n_modes", DEFAULT_MODES[name]))
-    parts: dict[str, dict[str, Any]] = {}
-    of_learner = typing.get_type_hints(LEARNERS[name])
-    of_training = typing.get_type_hints(TrainConfig)
-    of_plan = {key: typing.get_type_hints(FitPlan)[key] for key in _OF_FIT}
-    kinds = {"learner": of_learner, "train": of_training, "plan": of_plan}
-    for which, known in kinds.items():
-        parts[which] = {
-            key: _value(f"fit: {key}", values.pop(key), known[key])
-            for key in list(values)
-            if key in known
-        }
-    every = ("learner", *of_learner, *of_training, *of_plan)
-    check_keys("fit", values, every)
-    return FitPlan(
-        learner=LEARNERS[name](n_modes=number, **parts["learner"]),  # type: ignore[call-arg]
-        modes_per_unit=per_unit,
-        train=TrainConfig(**parts["train"]),
-        **parts["plan"],
-    )
+def _text_of(parse: Callable[[str], object]) -> Any:
+    def read_text(value: object) -> object:
+        if not isinstance(value, str):
+            raise OptionError(f"expected text; got {value!r}")
+        return parse(value)
+
+    return Annotated[Any, BeforeValidator(read_text, json_schema_input_type=str)]
 
 
-def _number_of_modes(value: Any) -> tuple[int, float | None]:
-    """A number, or a multiple of the units such as "3x" (the number is then not used)."""
+def _number_of_modes(value: object) -> tuple[int, float | None]:
+    """Read a number, or a multiple of the units such as "3x" (the number is then not used)."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value, None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)x", value) if isinstance(value, str) else None
+    found = re.fullmatch(_TIMES, value) if isinstance(value, str) else None
     if found is None:
         raise OptionError(
-            f"fit: n_modes: expected a number, or a multiple of the site's units such as '3x'; "
-            f"got {value!r}"
+            f"expected a number, or a multiple of the site's units such as '3x'; got {value!r}"
         )
     return 1, float(found[1])
 
 
-def check_keys(section: str, record: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    """Refuse keys that do not exist, naming the nearest.
-
-    Raises
-    ------
-    OptionError
-        With all that there are.
-    """
-    for key in record:
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
-            where = f"[{section}] has" if section else "there is"
-            raise OptionError(
-                f"{where} no key {key!r}; nearest: {near[0]!r}. Keys: {', '.join(keys)}"
-            )
+_TIMES: Final = r"(\d+(?:\.\d+)?)x"
+_N_MODES: Final = Annotated[
+    Any,
+    BeforeValidator(
+        _number_of_modes, json_schema_input_type=int | Annotated[str, Field(pattern=f"^{_TIMES}$")]
+    ),
+]
+_TEXTS: Final[dict[Any, Any]] = {
+    Method: _text_of(parse_method),
+    Target: _text_of(parse_target),
+    Twin: _text_of(parse_twin),
+}
 
 
-def _value(name: str, value: Any, kind: Any) -> Any:
-    """A TOML value as the type that a field declares."""
-    if kind in _PARSERS:
-        return _PARSERS[kind](_text(name, value))
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        inner = [argument for argument in arguments if argument is not type(None)]
-        literals = [a for a in inner if typing.get_origin(a) is typing.Literal]
-        if any(value in typing.get_args(literal) for literal in literals):
-            return value
-        return _value(name, value, inner[0])
-    if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_value(name, item, arguments[0]) for item in items)
-    if origin is typing.Literal:
-        if value not in arguments:
-            known = ", ".join(map(str, arguments))
-            raise OptionError(f"{name}: expected one of {known}; got {value!r}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise OptionError(f"{name}: expected {words.get(kind, kind.__name__)}; got {value!r}")
+def _kind(hint: Any) -> Any:
+    """Return the type of a field as it stands in a TOML file."""
+    if hint in _TEXTS:
+        return _TEXTS[hint]
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return list_of(_kind(arguments[0]))
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_kind, arguments))]  # noqa: UP007  # not known how many
+    return hint
+
+
+def _fields(option: type) -> dict[str, Any]:
+    """Return the fields of a dataclass as `create_model` takes them."""
+    kinds, found = typing.get_type_hints(option), {}
+    for field in dataclasses.fields(option):
+        default: Any = ...
+        if field.default_factory is not dataclasses.MISSING:
+            default = _plain(field.default_factory())
+        elif field.default is not dataclasses.MISSING:
+            default = _plain(field.default)
+        found[field.name] = (_kind(kinds[field.name]), default)
+    return found
+
+
+def _fit_model(learner: str) -> type[BaseModel]:
+    """Return the model of [fit]: what is learnt, options of the learner and of the training."""
+    of_plan = {name: kind for name, kind in _fields(FitPlan).items() if name in _OF_FIT}
+    fields = of_plan | _fields(LEARNERS[learner]) | _fields(TrainConfig)
+    fields["n_modes"] = (_N_MODES, DEFAULT_MODES[learner])
+    name: Any = Literal[learner]
+    default = "sae" if learner == "sae" else ...
+    return create_model(f"fit_{learner}", __config__=_STRICT, learner=(name, default), **fields)
+
+
+@cache
+def _file_model(*learners: str) -> type[BaseModel]:
+    """Return the model of a run.toml, where [fit] is of one of these learners."""
+    options = {name: type(option) for name, option in default_options().items()}
+    sections: dict[str, Any] = {
+        name: (create_model(name, __config__=_STRICT, **_fields(option)), {})
+        for name, option in {**_SECTIONS, **options}.items()
+    }
+    fit: Any = Union[tuple(map(_fit_model, learners))]  # noqa: UP007  # not known how many
+    links: Any = Literal[link_names()]
+    return create_model(
+        "run",
+        __config__=_STRICT,
+        sites=(list_of(str), ...),
+        out=(str, "run"),
+        base=(str, "."),
+        links=(list_of(links), None),
+        fit=(fit, {}),
+        **sections,
+    )
+
+
+def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
+    number, per_unit = values.get("n_modes", _number_of_modes(DEFAULT_MODES[learner]))
+    options: tuple[Any, ...] = (LEARNERS[learner], TrainConfig)
+    parts = [
+        {f.name: values[f.name] for f in dataclasses.fields(option) if f.name in values}
+        for option in options
+    ]
+    return FitPlan(
+        learner=LEARNERS[learner](**parts[0] | {"n_modes": number}),
+        modes_per_unit=per_unit,
+        train=TrainConfig(**parts[1]),
+        **{name: values[name] for name in _OF_FIT if name in values},
+    )
+
+
+def _given(model: BaseModel) -> dict[str, Any]:
+    """Return the values that a file gives, without defaults."""
+    values = {name: getattr(model, name) for name in model.model_fields_set}
+    return {n: _given(v) if isinstance(v, BaseModel) else v for n, v in values.items()}
+
+
+_WORDS: Final = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+}
+
+
+def _message(model: type[BaseModel], error: Any) -> str:
+    """Say what is wrong with which key, of which section."""
+    names, keys = list[str](), model.model_fields
+    for name in error["loc"]:
+        names.append(name)
+        inner: Any = getattr(keys.get(name), "annotation", None)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        keys = inner.model_fields
+    where, value, kind = ": ".join(names), error["input"], error["type"]
+    if kind == "extra_forbidden":
+        return unknown_key(" ".join(names[:-1]), names[-1], keys)
+    if kind == "missing":
+        return f"{where}: none given"
+    if kind == "value_error":
+        return f"{where}: {error['ctx']['error']}"
+    if kind == "model_type":
+        expected = f"a table [{where}]"
+    elif kind == "literal_error":
+        words = re.findall("'(.*?)'", error["ctx"]["expected"])
+        expected = f"one of {', '.join(words)}"
+    else:
+        expected = _WORDS.get(kind, kind)
+    return f"{where}: expected {expected}; got {value!r}"
+
+
+def _plain(value: Any) -> Any:
+    """Return an option as a TOML value."""
+    match value:
+        case Method():
+            return method_text(value)
+        case Target():
+            return target_text(value)
+        case tuple():
+            return [item.name if isinstance(item, Twin) else item for item in value]
     return value
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise OptionError(f"{name}: expected text; got {value!r}")
-    return value
-
-
-def _patterns(name: str, value: Any) -> tuple[Any, ...]:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple):
-        raise OptionError(f"{name}: expected text, or a list of texts; got {value!r}")
-    return tuple(_text(name, item) for item in items)
 
 
 def _plain_fields(option: Any) -> dict[str, Any]:
-    """Fields of an option as TOML values; None and empty ones are left out."""
-    record: dict[str, Any] = {}
-    for field in dataclasses.fields(option):
-        value = getattr(option, field.name)
-        if isinstance(value, Method):
-            value = method_text(value)
-        elif isinstance(value, Target):
-            value = target_text(value)
-        elif isinstance(value, tuple):
-            value = [item.name if isinstance(item, Twin) else item for item in value]
-        if value is not None and value not in ([], ""):
-            record[field.name] = value
-    return record
-
-
-def relative(path: Path, start: Path) -> str:
-    """A path from a resolved folder on, as it stands in a plan."""
-    return Path(os.path.relpath(path.resolve(), start)).as_posix()
+    """Return the fields of an option as TOML values, without those that are None or empty."""
+    record = {f.name: _plain(getattr(option, f.name)) for f in dataclasses.fields(option)}
+    return {n: value for n, value in record.items() if value is not None and value not in ([], "")}

@@ -1,7 +1,7 @@
-"""What a run is to do: one frozen record a link of the chain, and one for all of them.
+"""What a run is to do: one frozen record for each section of a run.toml, and one for all.
 
 `condec.run.config` reads a plan from a run.toml and writes it back; the functions of
-`condec.run.chain` carry it out.
+`condec.run.links` carry it out.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from condec.attribution import Compute, IntegratedGradients, Method, Precision
 from condec.attribution.targets import Predicted, Target, TopK
@@ -40,16 +40,9 @@ from condec.effects import (
     EditKind,
     OffTarget,
 )
-from condec.retina import RetinaOptions
+from condec.run.plugins import LINKS, default_options, link_names
 from condec.store import Sign, Twin
 
-Link = Literal["collect", "stats", "fit", "control", "map", "retina", "report"]
-LINKS: Final[tuple[Link, ...]] = get_args(Link)
-"""Links of the chain, in order."""
-LINKS_OF_MOVIES: Final[tuple[Link, ...]] = ("collect", "stats", "fit", "retina", "report")
-"""Links where the data are a movie: its clips have neither labels nor colours."""
-LINKS_OF_IMAGES: Final[tuple[Link, ...]] = tuple(link for link in LINKS if link != "retina")
-"""Links where they are not."""
 KNOWN_RANKINGS: Final = (*RANKING_NAMES, "activation_modes", "head_weights")
 """Rankings that a plan can ask for."""
 
@@ -90,8 +83,9 @@ class ModelPlan:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.input_shape is not None:
-            _all_positive("model: input_shape", self.input_shape)
+        if min(self.input_shape or (1,)) < 1:
+            shape = ", ".join(map(str, self.input_shape or ()))
+            raise OptionError(f"model: input_shape: must be at least 1; got {shape}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +125,8 @@ class CollectPlan:
     fit_on : str, optional
         Source of other data, as in ``[data]``, from which a fitted target (surprisal) or baseline
         takes its numbers: training frames, where those of ``[data]`` are test frames.
-    controls : tuple of RandomWeights or ShuffledLabels
-        Which twins are stored beside the real run; see `condec.store.twins.collect_twin`.
+    twins : tuple of RandomWeights or ShuffledLabels
+        Twins that are stored as well; see `condec.store.twins.collect_twin`.
     """
 
     method: Method = field(default_factory=IntegratedGradients)
@@ -144,7 +138,7 @@ class CollectPlan:
     channels_last: bool = False
     devices: tuple[str, ...] = ()
     fit_on: str | None = None
-    controls: tuple[Twin, ...] = ()
+    twins: tuple[Twin, ...] = ()
 
     @property
     def compute(self) -> Compute:
@@ -152,13 +146,10 @@ class CollectPlan:
         return Compute(precision=self.precision, channels_last=self.channels_last)
 
     def __post_init__(self) -> None:
-        size = 1 if self.batch_size == "auto" else self.batch_size
-        _all_positive("collect: batch_size, shard_size", (size, self.shard_size))
-        _one_of("collect: precision", self.precision, get_args(Precision))
-        names = [control.name for control in self.controls]
+        _check("collect", self, batch_size=1, shard_size=1)
+        names = [twin.name for twin in self.twins]
         if len(set(names)) < len(names):
-            raise OptionError(f"collect: controls: each once; got {', '.join(names)}")
-        _one_of("collect: on_bad", self.on_bad, ("raise", "skip"))
+            raise OptionError(f"collect: twins: each once; got {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,13 +166,13 @@ class FitPlan:
         Which part of the contributions is learnt.
     sites : tuple of str
         Patterns among the collected sites; empty: all of them.
-    controls : bool
-        Whether controls are fitted as well; see `condec.dictionary.fit_rivals`.
+    rivals : bool
+        Whether rivals are fitted as well; see `condec.dictionary.fit_rivals`.
     stability_seeds : int
         Seeds to fit again with, and either half of the rows; see
         `condec.dictionary.stability`. 0: none.
     check_sites : tuple of str
-        Patterns among the fitted sites: those of controls and stability. Empty: all of them.
+        Patterns among the fitted sites: those of rivals and stability. Empty: all of them.
     """
 
     learner: Learner
@@ -189,31 +180,29 @@ class FitPlan:
     train: TrainConfig = field(default_factory=TrainConfig)
     sign: Sign = "positive"
     sites: tuple[str, ...] = ()
-    controls: bool = False
+    rivals: bool = False
     stability_seeds: int = 0
     check_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _one_of("fit: sign", self.sign, get_args(Sign))
+        _check("fit", self)
         if self.stability_seeds and self.stability_seeds < LEAST_SEEDS:
             raise OptionError(
                 f"fit: stability_seeds must be at least {LEAST_SEEDS}, or 0 for none; got "
                 f"{self.stability_seeds}"
             )
-        if self.controls and not self.train.held_out:
-            raise OptionError(
-                "fit: controls are compared on held-out rows; held_out must be above 0"
-            )
+        if self.rivals and not self.train.held_out:
+            raise OptionError("fit: rivals are compared on held-out rows; held_out must be above 0")
         if self.modes_per_unit is not None and self.modes_per_unit <= 0:
             raise OptionError(f"fit: n_modes must be above 0; got {self.modes_per_unit}x")
 
     @property
     def name(self) -> str:
-        """Name of the learner, and of the folders that hold its modes."""
+        """Name of the learner, which its folders have as well."""
         return next(name for name, kind in LEARNERS.items() if type(self.learner) is kind)
 
     def learner_for(self, n_units: int) -> Learner:
-        """The learner with its number of modes worked out for a site."""
+        """Return the learner with its number of modes worked out for a site."""
         if self.modes_per_unit is None:
             return self.learner
         number = max(1, round(self.modes_per_unit * n_units))
@@ -276,34 +265,21 @@ class ControlPlan:
         for name in ("edits", "replacements", "fractions", "rankings"):
             if not getattr(self, name):
                 raise OptionError(f"control: {name}: none given; leave the key out for the default")
-        for edit in self.edits:
-            _one_of("control: edits", edit, get_args(EditKind))
-        for replacement in self.replacements:
-            _one_of("control: replacements", replacement, get_args(CurveReplacement))
+        least = {"n_random": int(self.steering), "n_bootstrap": int(self.interactions > 0)}
+        _check("control", self, batch_size=1, interactions=0, **least)
         for ranking in self.rankings:
             _one_of("control: rankings", ranking, KNOWN_RANKINGS)
-        _one_of("control: off", self.off, get_args(OffTarget))
-        limits = {
-            "n_random": int(self.steering), "n_bootstrap": int(self.interactions > 0),
-            "batch_size": 1, "interactions": 0,
-        }  # fmt: skip
-        for name, least in limits.items():
-            if getattr(self, name) < least:
-                raise OptionError(
-                    f"control: {name} must be at least {least}; got {getattr(self, name)}"
-                )
         if not self.n_random and not set(self.rankings) - {"random", "random_modes"}:
             raise OptionError("control: n_random is 0, and rankings has nothing else to compare")
         in_range = all(0 <= fraction <= 1 for fraction in self.fractions)
-        ascending = list(self.fractions) == sorted(set(self.fractions))
-        if not in_range or not ascending or len(self.fractions) < 2:
+        if not in_range or not _ascending(self.fractions) or len(self.fractions) < 2:
             raise OptionError(
                 "control: fractions lie between 0 and 1, at least two in ascending order; got "
                 f"{self.fractions}"
             )
         if not 0 < self.share < 1:
             raise OptionError(f"control: share must lie between 0 and 1; got {self.share}")
-        if not self.strengths or list(self.strengths) != sorted(set(self.strengths)):
+        if not self.strengths or not _ascending(self.strengths):
             raise OptionError(
                 f"control: strengths: expected some in ascending order; got {self.strengths}"
             )
@@ -334,8 +310,7 @@ class MapsPlan:
     target: Target = field(default_factory=Predicted)
 
     def __post_init__(self) -> None:
-        sizes = (self.n_modes, self.n_units, self.n_inputs)
-        _all_positive("maps: n_modes, n_units, n_inputs", sizes)
+        _check("maps", self, n_modes=1, n_units=1, n_inputs=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,15 +333,17 @@ class Plan:
     sites : tuple of str
         Patterns; see `condec.network.sites.find_sites`.
     links : tuple of str
-        What ``condec run`` does, of `LINKS`.
-    model, data, collect, fit, control, maps, retina, report
-        One plan a link.
+        What ``condec run`` does; see `condec.run.plugins`.
+    model, data, collect, fit, control, maps, report
+        Sections of a run.toml.
+    options : mapping of str to object
+        Sections of links that packages bring, by name.
     """
 
     out: Path
     base: Path
     sites: tuple[str, ...]
-    links: tuple[Link, ...] = LINKS_OF_IMAGES
+    links: tuple[str, ...] = LINKS
     model: ModelPlan = field(default_factory=ModelPlan)
     data: DataPlan = field(default_factory=DataPlan)
     collect: CollectPlan = field(default_factory=CollectPlan)
@@ -375,16 +352,16 @@ class Plan:
     )
     control: ControlPlan = field(default_factory=ControlPlan)
     maps: MapsPlan = field(default_factory=MapsPlan)
-    retina: RetinaOptions = field(default_factory=RetinaOptions)
     report: ReportPlan = field(default_factory=ReportPlan)
+    options: Mapping[str, Any] = field(default_factory=default_options)
 
     def __post_init__(self) -> None:
         if not self.sites:
             raise OptionError("sites: none given; name at least one, for example 'layer[1-4].*'")
         if not self.links:
-            raise OptionError(f"links: none given; expected some of {', '.join(LINKS)}")
+            raise OptionError(f"links: none given; expected some of {', '.join(link_names())}")
         for link in self.links:
-            _one_of("links", link, LINKS)
+            _one_of("links", link, link_names())
 
 
 def digest(*parts: Any) -> str:
@@ -414,6 +391,18 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise OptionError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
 
 
-def _all_positive(name: str, values: tuple[int, ...]) -> None:
-    if min(values, default=0) < 1:
-        raise OptionError(f"{name}: must be at least 1; got {', '.join(map(str, values))}")
+def _ascending(values: tuple[float, ...]) -> bool:
+    return list(values) == sorted(set(values))
+
+
+def _check(section: str, options: Any, **least: int) -> None:
+    """Refuse words that a field does not know, and numbers below the least they may be."""
+    for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        if get_origin(kind) is Literal:
+            for word in value if isinstance(value, tuple) else (value,):
+                _one_of(f"{section}: {name}", word, get_args(kind))
+        if name in least and not isinstance(value, str) and value < least[name]:
+            raise OptionError(f"{section}: {name} must be at least {least[name]}; got {value}")

@@ -4,19 +4,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from condec.basis.errors import OptionError
 from condec.modes import Modes
-from condec.network import Site
 from condec.retina.analysis import Responses, analyse, fields_of, respond
+from condec.retina.circuit import write_circuit_recording
 from condec.retina.fields import ReceptiveFields
 from condec.retina.movies.movies import Windows
+from condec.retina.options import RetinaOptions
 from condec.retina.probes import probe, standard_probes
 from condec.retina.records import load_record, save_record
+from condec.run import config
+from condec.run.plan import Plan
+from condec.run.plugins import Link
 from condec.run.run import Outcome, Run
-from condec.run.steps import Step, carry_out, fit_digest, with_modes
+from condec.run.tasks import Task, carry_out, fit_digest, with_modes
 
 _RESPONSES: Final = "retina responses"
 _FIELDS: Final = "retina fields"
@@ -24,7 +28,9 @@ _PROBES: Final = "retina probes"
 
 
 def retina(run: Run) -> Outcome:
-    """Responses, receptive fields, and what modes have to do with both, into analysis/retina/.
+    """Modes beside the cells of a retina: correlations, combinations, receptive fields.
+
+    All goes into analysis/retina/.
 
     A site of which no mode is alive is left out, with a note.
 
@@ -34,24 +40,48 @@ def retina(run: Run) -> Outcome:
         The data are no movie.
     """
     windows = _windows(run)
-    chosen, notes = with_modes(run.modes(run.plan.retina.sites))
-    steps = [
+    chosen, notes = with_modes(run.modes(run.plan.options["retina"].sites))
+    tasks = [
         *_of_cells(run, windows),
         *(
-            Step(
+            Task(
                 f"retina {modes.site.key}",
-                run.digest(fit_digest(run, modes.site), run.plan.retina),
+                run.digest(fit_digest(run, modes.site), run.plan.options["retina"]),
                 partial(_of_site, run, windows, modes),
             )
             for modes in chosen
         ),
     ]
-    return replace(carry_out(run, "retina", steps), notes=notes)
+    return replace(carry_out(run, "retina", tasks), notes=notes)
 
 
-def _of_cells(run: Run, windows: Windows) -> Iterator[Step]:
+DEMO: Final[dict[str, Any]] = {
+    "sites": ["conv1", "relu1", "conv2", "relu2"],
+    "out": "runs/retina",
+    "model": {"spec": "circuit"},
+    "data": {"source": "movie:recording.npz"},
+    "collect": {"method": "ig:20", "target": "surprisal"},
+    "fit": {"learner": "sae", "n_modes": "10x", "sign": "concat", "steps": 3000},
+    "retina": {"n_fields": 600, "probe_contrast": 2.0},
+    "report": {"title": "A retina whose circuit is known"},
+}
+
+
+def demo_plan(out: Path | None = None) -> Plan:
+    """Return what ``condec demo --retina`` runs: the embedded circuit on a movie.
+
+    The movie opens the circuit's gates. It is written into the run folder, so that it can be
+    exchanged.
+    """
+    plan = config.from_dict(DEMO)
+    plan = replace(plan, out=out or plan.out, base=out or plan.out)
+    write_circuit_recording(plan.out / "recording.npz")
+    return plan
+
+
+def _of_cells(run: Run, windows: Windows) -> Iterator[Task]:
     """What needs no modes: rates, receptive fields, and rates to the probes."""
-    plan, folder = run.plan.retina, run.folder
+    plan, folder = run.plan.options["retina"], run.folder
 
     def responses() -> list[Path]:
         found = respond(run.model_of_store, windows, batch_size=plan.batch_size)
@@ -77,10 +107,10 @@ def _of_cells(run: Run, windows: Windows) -> Iterator[Step]:
             made.append(save_record(folder.retina("probes") / f"{quote(name)}.npz", found))
         return made
 
-    yield Step(_RESPONSES, run.digest(_RESPONSES), responses)
-    yield Step(_FIELDS, run.digest(_FIELDS, plan.n_fields, plan.cells, plan.crop), fields)
+    yield Task(_RESPONSES, run.digest(_RESPONSES), responses)
+    yield Task(_FIELDS, run.digest(_FIELDS, plan.n_fields, plan.cells, plan.crop), fields)
     if plan.probes:
-        yield Step(_PROBES, run.digest(_PROBES, plan.probe_contrast), probes)
+        yield Task(_PROBES, run.digest(_PROBES, plan.probe_contrast), probes)
     else:
         folder.forget(_PROBES, sorted(folder.retina("probes").glob("*.npz")))
 
@@ -102,27 +132,33 @@ def _of_site(run: Run, windows: Windows, modes: Modes) -> list[Path]:
         load_record(folder.retina("responses.npz"), Responses),
         load_record(folder.retina("fields.npz"), ReceptiveFields),
         windows,
-        run.plan.retina,
+        run.plan.options["retina"],
     )
     tables = {
         "cells": found.cells,
         "combinations": found.combinations,
         "explained": found.explained,
     }
-    made = [
-        folder.write_table(folder.retina_table(site, name, part), table)
-        for part, table in tables.items()
-    ]
-    file = folder.retina_fields(site, name)
+    made = [folder.write_table(table, "retina", site, name, part) for part, table in tables.items()]
+    file = folder.analysis("retina", site, name, "fields.npz")
     file.unlink(missing_ok=True)
     if found.combination_fields is not None:
         made.append(save_record(file, found.combination_fields))
     return made
 
 
-def forget_retina(run: Run, site: Site) -> None:
+def forget_retina(run: Run, site: str, learner: str) -> None:
     """Remove what was made from a site's earlier modes."""
-    folder, name = run.folder, run.plan.fit.name
     parts = ("cells", "combinations", "explained")
-    files = [folder.table(folder.retina_table(site.key, name, part)) for part in parts]
-    folder.forget(f"retina {site.key}", [*files, folder.retina_fields(site.key, name)])
+    files = [run.folder.table("retina", site, learner, part) for part in parts]
+    files.append(run.folder.analysis("retina", site, learner, "fields.npz"))
+    run.folder.forget(f"retina {site}", files)
+
+
+LINK: Final = Link(
+    name="retina",
+    function=retina,
+    options=RetinaOptions,
+    kinds=("movie",),
+    forget=forget_retina,
+)

@@ -19,7 +19,7 @@ from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
 from condec.network import Site, find_sites
-from condec.run.plan import Link, Plan, digest
+from condec.run.plan import Plan, digest
 from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_device
 
 
@@ -38,7 +38,7 @@ class Outcome:
         What the user should know: inputs left out, and the like.
     """
 
-    link: Link
+    link: str
     state: str
     outputs: tuple[Path, ...]
     seconds: float
@@ -145,29 +145,29 @@ class Run:
             )
         return store
 
-    def twin(self, control: Twin) -> Store:
-        """The store of a control.
+    def twin(self, twin: Twin) -> Store:
+        """Open the store of a twin.
 
         Raises
         ------
         StoreError
             There is none, some shards are missing, or it belongs to another store.
         """
-        path = self.folder.twin(control.name)
+        path = self.folder.twin(twin.name)
         if not path.exists():
-            raise StoreError(f"{path}: no such control yet; run 'condec collect' first")
-        twin = Store.open(path)
-        if not is_twin(twin, self.store):
+            raise StoreError(f"{path}: no such twin yet; run 'condec collect' first")
+        store = Store.open(path)
+        if not is_twin(store, self.store):
             raise StoreError(
-                f"{path}: a control of another store than {self.folder.store}; remove that folder "
+                f"{path}: a twin of another store than {self.folder.store}; remove that folder "
                 "and run 'condec collect' again"
             )
-        if not twin.is_complete:
+        if not store.is_complete:
             raise StoreError(
-                f"{path}: {len(twin.missing())} of {twin.n_shards} shards are missing; run "
+                f"{path}: {len(store.missing())} of {store.n_shards} shards are missing; run "
                 "'condec collect' again, it goes on where it stopped"
             )
-        return twin
+        return store
 
     @cached_property
     def model_of_store(self) -> nn.Module:

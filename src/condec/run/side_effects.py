@@ -1,4 +1,4 @@
-"""What else edits do, as steps of the link control: one table a kind and site.
+"""What else edits do, as tasks of the link control: one table a kind and site.
 
 The control matrix, steering, and interactions of pairs of modes. All are measured on held-out
 rows, with units and modes chosen on training rows.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -27,17 +27,15 @@ from condec.modes import Modes
 from condec.run.plan import ControlPlan
 from condec.run.rankings import SiteRankings
 from condec.run.run import Run
-from condec.run.steps import Step
+from condec.run.tasks import Task, forget_table
 from condec.store import SIDE_EFFECTS
 
 if TYPE_CHECKING:
     import pandas
 
-    _Measure = Callable[[Run, Modes, Ranking], pandas.DataFrame]
 
-
-def side_effects(run: Run, site: SiteRankings, made_from: str, notes: list[str]) -> Iterator[Step]:
-    """A step for each kind that the plan asks for.
+def side_effects(run: Run, site: SiteRankings, made_from: str, notes: list[str]) -> Iterator[Task]:
+    """Yield a task for each kind that the plan asks for.
 
     Parameters
     ----------
@@ -48,47 +46,36 @@ def side_effects(run: Run, site: SiteRankings, made_from: str, notes: list[str])
     notes : list of str
         What could not be measured is added here, with the reason.
     """
-    plan, key = run.plan.control, site.modes.site.key
-    for kind, parts in _asked(plan).items():
+    key = site.modes.site.key
+    for kind, parts in _asked(run.plan.control).items():
         digest = run.digest(made_from, kind, *parts)
-        yield Step(f"{kind} {key}", digest, partial(_make, run, site, kind, notes))
+        yield Task(f"{kind} {key}", digest, partial(_make, run, site, kind, notes))
 
 
-def forget_side_effects(run: Run, kept: Sequence[str] = ()) -> None:
+def forget_side_effects(run: Run, kept: Sequence[str]) -> None:
     """Remove what the plan does not ask for, or not at these sites."""
     asked = _asked(run.plan.control)
     for site in run.store.sites:
         for kind in SIDE_EFFECTS:
             if kind not in asked or site.key not in kept:
-                forget_site(run, site.key, kind)
+                forget_table(run, kind, site.key)
     if run.plan.data.superclasses is None:
         run.folder.forget("superclasses", [run.folder.superclasses])
 
 
-def forget_site(run: Run, site: str, *kinds: str) -> None:
-    """Remove the tables of one site, by default all of them."""
-    for kind in kinds or SIDE_EFFECTS:
-        table = run.folder.side_effect(kind, site, run.plan.fit.name)
-        run.folder.forget(f"{kind} {site}", [run.folder.table(table)])
-
-
-def superclasses(run: Run) -> Iterator[Step]:
-    """A step that keeps the superclass of every label beside the tables, where there are any."""
+def superclasses(run: Run) -> Iterator[Task]:
+    """Yield a task that keeps the superclass of every label, where there are any."""
     hierarchy = run.superclasses
-    if hierarchy is None:
-        return
-    content = to_json(list(hierarchy.groups))
-    yield Step(
-        "superclasses",
-        run.digest(hierarchy.groups),
-        lambda: [run.folder.write(run.folder.superclasses, content)],
-    )
+    if hierarchy is not None:
+        content = to_json(list(hierarchy.groups))
+        make = lambda: [run.folder.write(run.folder.superclasses, content)]  # noqa: E731
+        yield Task("superclasses", run.digest(hierarchy.groups), make)
 
 
 def _asked(plan: ControlPlan) -> dict[str, tuple[object, ...]]:
-    """Kinds that a plan asks for, and the options behind each besides those of the curves."""
+    """Return the kinds a plan asks for, each with its options besides those of the curves."""
     every = {
-        "matrix": (plan.matrix, plan.share),
+        "control_matrix": (plan.matrix, plan.share),
         "steering": (plan.steering, plan.strengths),
         "interactions": (plan.interactions, plan.share),
     }
@@ -96,25 +83,20 @@ def _asked(plan: ControlPlan) -> dict[str, tuple[object, ...]]:
 
 
 def _make(run: Run, site: SiteRankings, kind: str, notes: list[str]) -> list[Path]:
-    key, folder = site.modes.site.key, run.folder
-    measures: dict[str, "_Measure"] = {
-        "matrix": _matrix,
-        "steering": _steering,
-        "interactions": _interactions,
-    }
-    forget_site(run, key, kind)
+    key = site.modes.site.key
+    forget_table(run, kind, key)
     ranking = site.leading  # final-layer weights are gradients: found before these are off
     try:
         with torch.no_grad():
-            table = measures[kind](run, site.modes, ranking)
+            table = _MEASURES[kind](run, site.modes, ranking)
     except DataError as error:
         notes.append(f"{key}: {kind}: left out, {error}")
         return []
-    return [folder.write_table(folder.side_effect(kind, key, run.plan.fit.name), table)]
+    return [run.folder.write_table(table, kind, key, run.plan.fit.name)]
 
 
 def _matrix(run: Run, modes: Modes, ranking: Ranking) -> "pandas.DataFrame":
-    """Every edit and replacement; units by the leading choice by modes."""
+    """Measure every edit and replacement; units by the leading choice by modes."""
     import pandas
 
     plan = run.plan.control
@@ -170,8 +152,15 @@ def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     )
 
 
+_MEASURES: Final[dict[str, "Callable[[Run, Modes, Ranking], pandas.DataFrame]"]] = {
+    "control_matrix": _matrix,
+    "steering": _steering,
+    "interactions": _interactions,
+}
+
+
 def likely_pairs(modes: Modes, labels: Sequence[int], n_pairs: int) -> list[tuple[int, int]]:
-    """Pairs of the labels' best modes, those with the most alike atoms first.
+    """Pair the labels' best modes, those with the most alike atoms first.
 
     Modes that use the same units are the likeliest to stand in for each other.
 

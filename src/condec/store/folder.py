@@ -5,26 +5,19 @@ contributions.zarr                       the store
 log_odds/contributions.zarr              contributions to the label's log-odds, by which units are
 log_odds/<site>/                         chosen, and their modes
 activations/<site>/                      modes of activations, for the ranking by them
-controls/<control>/contributions.zarr    its twins, under random weights or shuffled labels
+twins/<twin>/contributions.zarr          twins of the store: random weights or shuffled labels
 modes/<site>/<learner>/                  dictionary and modes of a site
 analysis/labels.json                     names of the labels: a list, or null
-analysis/statistics.parquet              one row a site
-analysis/statistics_controls.parquet     the same of the twins, with a column `control`
-analysis/control.parquet                 control curves, and control_auc.parquet their areas
-analysis/control_comparison.parquet      which of two rankings is the more selective one
-analysis/control/<site>/<learner>.parquet   curves of one site, and beside it in
-analysis/control_comparison/             what is compared
-analysis/control_matrix/<site>/<learner>.parquet  effect of every label's edit on every label, and
-analysis/steering/, analysis/interactions/        beside it of steering and of pairs of modes
 analysis/superclasses.json               superclass of every label: a list
-analysis/fit_controls/<site>/<learner>.parquet   controls of a site's dictionary
-analysis/stability/<site>/<learner>.parquet      one row a mode: other seeds, halves of the rows
+analysis/statistics.parquet              one row a site
+analysis/statistics_twins.parquet        the same of the twins, with a column `twin`
+analysis/control.parquet                 control curves of all sites
+analysis/control_comparison.parquet      which of two rankings is the more selective one
+analysis/<kind>/<site>/<learner>.parquet   tables of one dictionary, of the kinds of `TABLES`
 analysis/maps/<site>/<learner>.npz       input-space maps
-analysis/retina/responses.npz            of a movie: rates of every cell, and fields.npz, receptive
-analysis/retina/probes/<probe>.npz       fields; rates to the standard probes;
-analysis/retina/<site>/<learner>/        tables of a site's modes beside them
+analysis/retina/                         what the link of `condec.retina` makes
 report/index.html
-steps/*.json                             what each finished step was made from
+tasks/*.json                             what each finished task of a link was made from
 log.jsonl                                one line an event, with time and host
 """
 
@@ -37,26 +30,33 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
+from condec.basis.errors import StoreError
 from condec.basis.files import to_json, write_file, writing
 
 if TYPE_CHECKING:
     import pandas
 
-SIDE_EFFECTS: Final = {
-    "matrix": "control_matrix",
-    "steering": "steering",
-    "interactions": "interactions",
-}
-"""What else edits do, and the folders of the tables."""
+SIDE_EFFECTS: Final = ("control_matrix", "steering", "interactions")
+"""Tables of what else edits do than change the accuracy of their label."""
+TABLES: Final = ("control", "control_comparison", *SIDE_EFFECTS, "rivals", "stability")
+"""Tables that a dictionary has of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths in a run folder, and records of its finished steps."""
+    """Paths in a run folder, its tables, and records of its finished tasks.
+
+    Sites are given by their keys, learners and twins by their names.
+    """
 
     path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The plan."""
+        return self.path / "run.toml"
 
     @property
     def store(self) -> Path:
@@ -64,81 +64,103 @@ class RunFolder:
         return self.path / "contributions.zarr"
 
     @property
+    def log_odds(self) -> Path:
+        """The store of contributions to the label's log-odds, by which control ranks units."""
+        return self.path / "log_odds" / "contributions.zarr"
+
+    @property
+    def labels(self) -> Path:
+        """Names of the labels."""
+        return self.analysis("labels.json")
+
+    @property
+    def superclasses(self) -> Path:
+        """Superclass of every label, where the plan has them."""
+        return self.analysis("superclasses.json")
+
+    @property
     def report(self) -> Path:
         """The report's first page."""
         return self.path / "report" / "index.html"
 
     @property
-    def log_odds(self) -> Path:
-        """The store of contributions to the label's log-odds, by which control ranks units."""
-        return self.path / "log_odds" / "contributions.zarr"
+    def log_file(self) -> Path:
+        """The log of events."""
+        return self.path / "log.jsonl"
 
     def log_odds_modes(self, site: str) -> Path:
-        """Folder of a site's modes of these contributions."""
+        """Return the folder of a site's modes of contributions to the log-odds."""
         return self.path / "log_odds" / quote(site, safe="")
 
     def activation_modes(self, site: str) -> Path:
-        """Folder of a site's modes of activations."""
+        """Return the folder of a site's modes of activations."""
         return self.path / "activations" / quote(site, safe="")
 
-    def twin(self, control: str) -> Path:
-        """The store of a control, by its name."""
-        return self.path / "controls" / quote(control, safe="") / "contributions.zarr"
+    def twin(self, name: str) -> Path:
+        """Return the store of a twin."""
+        return self.path / "twins" / quote(name, safe="") / "contributions.zarr"
 
-    def modes(self, site: str, name: str) -> Path:
-        """Folder of a site's dictionary and modes."""
-        return self.path / "modes" / quote(site, safe="") / name
+    def twins(self) -> dict[str, Path]:
+        """List the stores of twins that lie here, by their names."""
+        found = sorted((self.path / "twins").glob("*/contributions.zarr"))
+        return {unquote(path.parent.name): path for path in found}
 
-    def maps(self, site: str, name: str) -> Path:
-        """A site's input-space maps."""
-        return self.path / "analysis" / "maps" / quote(site, safe="") / f"{name}.npz"
+    def modes(self, site: str, learner: str) -> Path:
+        """Return the folder of a site's dictionary and modes."""
+        return self.path / "modes" / quote(site, safe="") / learner
+
+    def learners(self, site: str) -> tuple[str, ...]:
+        """List the learners whose modes of a site lie here, sorted."""
+        found = (self.path / "modes" / quote(site, safe="")).glob("*/modes.zarr")
+        return tuple(sorted(path.parent.name for path in found))
+
+    def maps(self, site: str, learner: str) -> Path:
+        """Return the file of a site's input-space maps."""
+        return self.analysis("maps", site, f"{learner}.npz")
+
+    def analysis(self, *parts: str) -> Path:
+        """Return a place below analysis/; characters that file systems refuse are quoted."""
+        return self.path.joinpath("analysis", *(quote(part, safe="") for part in parts))
 
     def retina(self, name: str) -> Path:
-        """A record of all cells of a retina."""
-        return self.path / "analysis" / "retina" / name
+        """Return the file of a record of all cells of a retina."""
+        return self.analysis("retina", name)
 
-    def retina_table(self, site: str, name: str, part: str) -> str:
-        """Name of a table of one site's modes beside cells."""
-        return f"retina/{quote(site, safe='')}/{name}/{part}"
+    def table(self, *parts: str) -> Path:
+        """Return the file of a table: of the run, or of a kind of `TABLES`, a site, a learner."""
+        place = self.analysis(*parts)
+        return place.with_name(f"{place.name}.parquet")
 
-    def retina_fields(self, site: str, name: str) -> Path:
-        """Mean receptive fields of combinations of one site's modes."""
-        return self.retina(quote(site, safe="")) / name / "fields.npz"
+    def tables(self) -> dict[str, Path]:
+        """List all tables that lie here, by their names below analysis/."""
+        start = self.analysis()
+        found = {path.relative_to(start): path for path in sorted(start.rglob("*.parquet"))}
+        return {name.with_suffix("").as_posix(): path for name, path in found.items()}
 
-    def table(self, name: str) -> Path:
-        """One table of results; `name` may hold folders."""
-        return self.path / "analysis" / f"{name}.parquet"
+    def read_table(self, *parts: str) -> "pandas.DataFrame | None":
+        """Read a table; None where there is none, or it has no rows.
 
-    def control(self, site: str, name: str) -> str:
-        """Name of the table of one site's control curves."""
-        return f"control/{quote(site, safe='')}/{name}"
+        Raises
+        ------
+        StoreError
+            The file is damaged.
+        """
+        import pandas
 
-    def comparison(self, site: str, name: str) -> str:
-        """Name of the table that compares the rankings of one site."""
-        return f"control_comparison/{quote(site, safe='')}/{name}"
+        file = self.table(*parts)
+        if not file.is_file():
+            return None
+        try:
+            table = pandas.read_parquet(file)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{file}: not readable as parquet ({error}); make it again") from error
+        return None if table.empty else table
 
-    def side_effect(self, kind: str, site: str, name: str) -> str:
-        """Name of the table of a kind of `SIDE_EFFECTS` at one site."""
-        return f"{SIDE_EFFECTS[kind]}/{quote(site, safe='')}/{name}"
-
-    @property
-    def superclasses(self) -> Path:
-        """Superclass of every label, where the plan has them."""
-        return self.path / "analysis" / "superclasses.json"
-
-    def fit_controls(self, site: str, name: str) -> str:
-        """Name of the table of the controls of one site's dictionary."""
-        return f"fit_controls/{quote(site, safe='')}/{name}"
-
-    def stability(self, site: str, name: str) -> str:
-        """Name of the table of how stable one site's modes are."""
-        return f"stability/{quote(site, safe='')}/{name}"
-
-    def write_table(self, name: str, table: "pandas.DataFrame") -> Path:
+    def write_table(self, table: "pandas.DataFrame", *parts: str) -> Path:
         """Write a table, whole or not at all."""
         content = io.BytesIO()
         table.to_parquet(content, index=False)
-        return self.write(self.table(name), content.getvalue())
+        return self.write(self.table(*parts), content.getvalue())
 
     def write(self, file: Path, content: bytes) -> Path:
         """Write a file, whole or not at all; folders are made.
@@ -153,29 +175,35 @@ class RunFolder:
             write_file(file, content)
         return file
 
-    def is_done(self, step: str, digest: str) -> bool:
-        """Whether a step was finished with these inputs and its outputs are still there."""
+    def is_done(self, task: str, digest: str) -> bool:
+        """Tell whether a task was finished with these inputs and its outputs are still there."""
         try:
-            record = json.loads(self._record(step).read_text(encoding="utf-8"))
+            record = json.loads(self._record(task).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         return record.get("digest") == digest and all(
             (self.path / output).exists() for output in record.get("outputs", ())
         )
 
-    def mark_done(self, step: str, digest: str, outputs: Sequence[Path]) -> None:
-        """Record that a step is finished, and what it was made from."""
+    def mark_done(self, task: str, digest: str, outputs: Sequence[Path]) -> None:
+        """Record that a task is finished, and what it was made from."""
         record = {
-            "step": step,
+            "task": task,
             "digest": digest,
             "outputs": [output.relative_to(self.path).as_posix() for output in outputs],
         }
-        self.write(self._record(step), to_json(record))
+        self.write(self._record(task), to_json(record))
 
-    def forget(self, step: str, outputs: Sequence[Path] = ()) -> None:
-        """Remove the record of a step, then these outputs of it."""
-        files = (self._record(step), *outputs)
-        with writing(f"{self.path}: what {step!r} made before cannot be removed"):
+    def done(self, besides: str) -> list[str]:
+        """Return the records of all finished tasks but one, in order."""
+        own = self._record(besides)
+        files = sorted(self.path.glob("tasks/*.json"))
+        return [file.read_text(encoding="utf-8") for file in files if file != own]
+
+    def forget(self, task: str, outputs: Sequence[Path] = ()) -> None:
+        """Remove the record of a task, then these outputs of it."""
+        files = (self._record(task), *outputs)
+        with writing(f"{self.path}: what {task!r} made before cannot be removed"):
             for file in files:
                 file.unlink(missing_ok=True)
 
@@ -194,11 +222,11 @@ class RunFolder:
             "event": event,
             **details,
         }
-        file = self.path / "log.jsonl"
+        file = self.log_file
         with writing(f"{file} cannot be written"):
             self.path.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
 
-    def _record(self, step: str) -> Path:
-        return self.path / "steps" / f"{quote(step, safe='')}.json"
+    def _record(self, task: str) -> Path:
+        return self.path / "tasks" / f"{quote(task, safe='')}.json"

@@ -107,7 +107,7 @@ def small_run(
             )
             again = stability(learner, matrix, config=config)
             table = again.table().assign(between_halves=again.between_halves, n_seeds=5)
-            for folder_name, rows in (("fit_controls", controls), ("stability", table)):
+            for folder_name, rows in (("rivals", controls), ("stability", table)):
                 file = analysis / folder_name / place / f"{name}.parquet"
                 file.parent.mkdir(parents=True)
                 rows.to_parquet(file, index=False)

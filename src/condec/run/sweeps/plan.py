@@ -206,13 +206,13 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
     OptionError
         A key does not exist (the nearest is named), or a value is of the wrong kind.
     """
-    config.check_keys("", record, _TOP)
+    check_keys("", record, _TOP)
     train, tables = record.get("train", {}), record.get("grid", ())
     if not isinstance(train, Mapping):
         raise OptionError(f"train: expected a table [train]; got {train!r}")
     if not isinstance(tables, list | tuple) or not all(isinstance(t, Mapping) for t in tables):
         raise OptionError(f"grid: expected tables [[grid]]; got {tables!r}")
-    config.check_keys("train", train, _training())
+    check_keys("train", train, _training())
     found = {key: record[key] for key in ("quantity", "sign") if key in record}
     for key, kind, word in (("sites", str, "text"), ("seeds", int, "a whole number")):
         if key in record:
@@ -238,6 +238,13 @@ def to_dict(plan: SweepPlan, *, folder: str | Path = ".") -> dict[str, Any]:
         for grid in plan.grids
     ]
     return record
+
+
+def check_keys(section: str, record: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    """Refuse keys that do not exist."""
+    for key in record:
+        if key not in keys:
+            raise OptionError(config.unknown_key(section, key, keys))
 
 
 def _store(record: Mapping[str, Any], folder: Path) -> Path:

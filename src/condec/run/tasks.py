@@ -1,4 +1,4 @@
-"""Steps of a link: each is kept while what it was made from stays the same."""
+"""Tasks of a link: each is kept while what it was made from stays the same."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +8,11 @@ from pathlib import Path
 
 from condec.modes import Modes
 from condec.network import Site
-from condec.run.plan import Link
 from condec.run.run import Outcome, Run
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Task:
     """A part of a link: its name, what it is made from, and how its outputs are made."""
 
     name: str
@@ -22,40 +21,45 @@ class Step:
 
 
 def fit_digest(run: Run, site: Site) -> str:
-    """What a site's dictionary is made from."""
+    """Return the hash of what a site's dictionary is made from."""
     plan = run.plan.fit
     return run.digest(site.key, plan.learner, plan.modes_per_unit, plan.train, plan.sign)
 
 
+def forget_table(run: Run, kind: str, site: str) -> None:
+    """Remove a table of one dictionary (`condec.store.folder.TABLES`), and its task's record."""
+    run.folder.forget(f"{kind} {site}", [run.folder.table(kind, site, run.plan.fit.name)])
+
+
 def with_modes(chosen: Sequence[Modes]) -> tuple[list[Modes], tuple[str, ...]]:
-    """Those that have an alive mode, and a note for each of the others."""
+    """Return those that have an alive mode, and a note for each of the others."""
     dead = tuple(f"{m.site.key}: left out, no mode is alive" for m in chosen if not len(m))
     return [modes for modes in chosen if len(modes)], dead
 
 
-def carry_out(run: Run, link: Link, steps: Sequence[Step]) -> Outcome:
-    """Do those steps of a link whose inputs have changed, or whose outputs are gone."""
+def carry_out(run: Run, link: str, tasks: Sequence[Task]) -> Outcome:
+    """Do those tasks of a link whose inputs have changed, or whose outputs are gone."""
     folder, started = run.folder, time.perf_counter()
-    # Asked at its turn: a new dictionary undoes the controls and the stability of its modes.
-    open_steps = (s for s in steps if run.again or not folder.is_done(s.name, s.made_from))
+    # Asked at its turn: a new dictionary undoes the rivals and the stability of its modes.
+    undone = (t for t in tasks if run.again or not folder.is_done(t.name, t.made_from))
     outputs: list[Path] = []
     n_done = 0
     with logged(run, link):
         # Fitting shows a bar for every site by itself.
-        for step in open_steps if link == "fit" else run.each(list(open_steps), link):
+        for task in undone if link == "fit" else run.each(list(undone), link):
             # Gone first: outputs that are half replaced must not count as those of before.
-            folder.forget(step.name)
-            made = step.make()
-            folder.mark_done(step.name, step.made_from, made)
+            folder.forget(task.name)
+            made = task.make()
+            folder.mark_done(task.name, task.made_from, made)
             outputs += made
             n_done += 1
-    state = "made" if n_done else "kept" if steps else "left out"
+    state = "made" if n_done else "kept" if tasks else "left out"
     return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
 
 
 @contextmanager
-def logged(run: Run, link: Link) -> Iterator[None]:
-    """One line in the log when a link begins, and one when it ends, however it ends."""
+def logged(run: Run, link: str) -> Iterator[None]:
+    """Write a line to the log when a link begins, and one when it ends, however it ends."""
     started = time.perf_counter()
     run.folder.log("start", link=link)
     try:
