@@ -197,7 +197,7 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
     [
         (("run", "gone.toml"), "gone.toml: not readable"),
         (("fit", "run.toml"), "no contributions yet; run 'condec collect' first"),
-        (("collect", "run.toml", "--target", "best"), "target 'best': expected 'topK'"),
+        (("collect", "run.toml", "--target", "best"), "target 'best': expected topK"),
         (("collect", "run.toml", "--twin", "random"), "twin 'random': expected 'random-w"),
         (("collect", "run.toml", "--twin", "random-weights:blok1"), "nearest: block1"),
         (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1, or 'auto'; got 0"),

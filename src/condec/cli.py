@@ -1,5 +1,6 @@
 """The command line: parses, calls one function, prints."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -179,6 +180,12 @@ def sweep_command(
         print(f"{result.n_made} fits made, {result.n_kept} kept, {result.seconds:.1f} s")
         for file in result.files:
             print(file)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of run.toml, by which editors complete and check it."""
+    print(json.dumps(config.schema(), indent=1))
 
 
 @app.command()

@@ -160,7 +160,7 @@ def test_a_new_fit_removes_what_was_made_of_the_earlier_modes(run: Run, tmp_path
     record = PLAN | {"fit": PLAN["fit"] | {"n_modes": 3}, "links": ["fit"]}  # type: ignore[operator]
     again = Run(config.from_dict(record, folder=tmp_path), progress=False)
     list(chain(again))
-    assert not again.folder.table(again.folder.retina_table("relu1", "nmf", "cells")).exists()
+    assert not again.folder.table("retina", "relu1", "nmf", "cells").exists()
 
 
 def test_the_page_shows_it_all_and_escapes_names(run: Run) -> None:

@@ -1,8 +1,11 @@
 """run.toml to a plan and back; every wrong key and value has its message."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from condec.attribution import ActGrad, IntegratedGradients, parse_method
@@ -17,6 +20,7 @@ from condec.run import LINKS, config
 from condec.run.plan import LEARNERS, FitPlan, Plan
 from condec.store.twins import RandomWeights, ShuffledLabels
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FULL = """
 sites = ["layer[1-3].*", "fc:input@features"]
 out = "results"
@@ -325,3 +329,34 @@ def test_options_of_sparse_learners():
     fit = config.from_dict({"sites": "a", "fit": {**options, "centre": True, "clip": 1.0}}).fit
     assert fit.learner_for(16) == MatryoshkaSAE(16, k=4, prefixes=(0.5, 1.0))
     assert fit.train == TrainConfig(scaling="unit", centre=True, clip=1.0)
+
+
+def test_keys_that_have_another_name_now_and_attributes_that_are_no_keys():
+    for section, new in (("collect", "twins"), ("fit", "rivals")):
+        with pytest.raises(OptionError, match=rf"\[{section}\] controls is called '{new}' now"):
+            config.from_dict({"sites": "a", section: {"controls": []}})
+    with pytest.raises(OptionError, match=r"\[fit\] has no key 'freezes'; nearest: 'freeze'"):
+        config.from_dict({"sites": "a", "fit": {"freezes": True}})
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("**/*run.toml")), ids=str)
+def test_the_schema_takes_the_examples_and_no_typo(file: Path) -> None:
+    validator = jsonschema.Draft202012Validator(config.schema())
+    record = config.read_record(file)
+    assert not list(validator.iter_errors(record))
+    for section, key in (("collect", "batchsize"), ("fit", "tresh"), ("data", "sorce")):
+        typo = record | {section: record.get(section, {}) | {key: 3}}
+        assert list(validator.iter_errors(typo)), key
+    assert list(validator.iter_errors({"site": "a"}))
+
+
+def test_the_schema_takes_what_a_plan_writes() -> None:
+    validator = jsonschema.Draft202012Validator(config.schema())
+    for plan in (config.from_dict(config.DEMO), parsed(FULL)):
+        assert not list(validator.iter_errors(config.to_dict(plan)))
+    assert list(validator.iter_errors({"sites": "a", "fit": {"learner": "pca", "threshold": 1}}))
+
+
+def test_condec_is_imported_without_pydantic() -> None:
+    code = "import sys, condec; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
