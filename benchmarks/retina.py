@@ -49,7 +49,7 @@ from condec.basis.metrics import correlation_matrix
 from condec.data import Inputs
 from condec.dictionary import Learner, TopKSAE
 from condec.retina import ReceptiveFields, receptive_fields
-from condec.retina.circuit import circuit_recording
+from condec.retina.movies.gated import circuit_recording
 from condec.retina.fitting import fit_model
 from condec.retina.models.circuit import HISTORY, SIZE
 from condec.retina.models.layout import RetinaLayout

@@ -14,6 +14,8 @@ from condec.retina.fields import ReceptiveFields
 ON = [[1, 1, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0], [0, 1, 1]]
 N = len(ON)
 RATES = [sum(row[m] for row in ON) / N for m in range(3)]
+# The first two modes go together, the third by itself: p of every size.
+OFTEN = 30 * [[1, 1, 0]] + 20 * [[0, 0, 0]] + 4 * [[1, 0, 0]] + 3 * [[0, 1, 1]] + 9 * [[0, 0, 1]]
 
 
 def expected(combination: tuple[int, ...], rates: list[float], n: int) -> float:
@@ -32,31 +34,34 @@ def binomial_p(count: int, n: int, chance: float) -> float:
     return min(1.0, 2 * min(below, above))
 
 
-def counts() -> dict[tuple[int, ...], int]:
+def counts(on: list[list[int]]) -> dict[tuple[int, ...], int]:
     found: dict[tuple[int, ...], int] = {}
-    for row in ON:
+    for row in on:
         key = tuple(m for m in range(3) if row[m])
         found[key] = found.get(key, 0) + 1
     return found
 
 
-def test_table() -> None:
-    table = combinations(torch.tensor(ON, dtype=torch.float64), n_shifts=0)
-    found = counts()
+@pytest.mark.parametrize(("on", "n_below_1"), [(ON, 0), (OFTEN, 7)])
+def test_table(on: list[list[int]], n_below_1: int) -> None:
+    table = combinations(torch.tensor(on, dtype=torch.float64), n_shifts=0)
+    n, found = len(on), counts(on)
+    rates = [sum(row[m] for row in on) / n for m in range(3)]
     every = [some for k in range(4) for some in itertools.combinations(range(3), k)]
-    listed = [c for c in every if c in found or expected(c, RATES, N) >= 1]
+    listed = [c for c in every if c in found or expected(c, rates, n) >= 1]
     assert set(table["combination"]) == set(listed)
-    p = {c: binomial_p(found.get(c, 0), N, expected(c, RATES, N) / N) for c in listed}
+    p = {c: binomial_p(found.get(c, 0), n, expected(c, rates, n) / n) for c in listed}
     # Holm: the smallest times the family, the next times one less, never falling.
     corrected, reached = {}, 0.0
     for place, c in enumerate(sorted(p, key=lambda c: p[c])):
         reached = max(reached, min(1.0, p[c] * (2**3 - place)))
         corrected[c] = reached
+    assert sum(1e-12 < value < 1 for value in corrected.values()) == n_below_1
     for row in table.to_dict("records"):
         c = row["combination"]
         assert row["count"] == found.get(c, 0)
-        assert row["expected"] == pytest.approx(expected(c, RATES, N), rel=1e-12)
-        assert row["ratio"] == pytest.approx(found.get(c, 0) / expected(c, RATES, N), rel=1e-12)
+        assert row["expected"] == pytest.approx(expected(c, rates, n), rel=1e-12)
+        assert row["ratio"] == pytest.approx(found.get(c, 0) / expected(c, rates, n), rel=1e-12)
         assert row["p_binomial"] == pytest.approx(p[c], rel=1e-9)
         assert row["p_binomial_corrected"] == pytest.approx(corrected[c], rel=1e-9)
 
@@ -116,7 +121,8 @@ def test_mean_field_consistency_and_likeness() -> None:
         rows=torch.arange(n), cells=torch.tensor([0]), corners=torch.zeros(1, 2, dtype=torch.int64),
     )  # fmt: skip
     loadings = torch.tensor([[1.0], [1.0], [0.0], [1.0], [0.0], [1.0]])
-    found = fields_of_combinations(fields, loadings, chosen=[(0,)])
+    found = fields_of_combinations(fields, loadings, least_frames=3)
+    assert found.combinations == ((0,),)
 
     def entries(sample: int) -> list[float]:
         return [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
-from condec.retina.cells import cluster, mode_cell_correlation, mode_cell_p, near_duplicates
+from condec.retina.cells import cluster, mode_cell_correlation, near_duplicates
 
 METHODS = ("kmeans", "hierarchical")
 
@@ -51,38 +51,6 @@ def test_correlation_refuses(unchecked: None) -> None:
         mode_cell_correlation(torch.rand(4, 2), bad)
     with pytest.raises(DataError, match=r"loadings: 1 of 4 rows"):
         mode_cell_correlation(bad, torch.rand(4, 2))
-
-
-# --- chance -------------------------------------------------------------------------------
-
-
-def lasting(n: int, columns: int, seed: int) -> Tensor:
-    noise = torch.randn(columns, 1, n, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.avg_pool1d(noise, 25, 1, 12)[:, 0].T
-
-
-def test_courses_that_only_last_are_no_finding() -> None:
-    found = 0
-    for seed in range(40):
-        loadings, rates = lasting(300, 6, seed), lasting(300, 2, seed + 100)
-        found += bool((mode_cell_p(loadings, rates, n_shifts=59, seed=seed) <= 0.05).any())
-    # 2 of 40 are due, and with probability 0.99 no more than 6.
-    assert found <= 6
-    frames_taken_for_independent = 2 / 300**0.5
-    assert float(mode_cell_correlation(loadings, rates).abs().max()) > frames_taken_for_independent
-
-
-def test_a_mode_that_drives_a_cell_is_found() -> None:
-    loadings, rates = lasting(600, 4, 1), lasting(600, 3, 2)
-    rates[:, 1] += 2 * loadings[:, 3]
-    p = mode_cell_p(loadings, rates, n_shifts=99)
-    assert p.shape == (3, 4)
-    assert int(p.argmin()) == 1 * 4 + 3
-    assert float(p.min()) <= 0.03
-    assert torch.equal(p, mode_cell_p(loadings, rates, n_shifts=99))
-    assert float(mode_cell_p(torch.ones(9, 1), lasting(9, 2, 0), n_shifts=3).min()) == 1
-    with pytest.raises(OptionError, match="n_shifts must be 1 or more; got 0"):
-        mode_cell_p(loadings, rates, n_shifts=0)
 
 
 # --- clusters -----------------------------------------------------------------------------
@@ -170,16 +138,14 @@ def test_near_duplicates() -> None:
     assert table[["mode", "other"]].to_numpy().tolist() == [[0, 2], [1, 3]]
     assert table["correlation"].tolist() == pytest.approx([1.0, 1.0], abs=0.02)
     assert table["cosine"].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
-    assert near_duplicates(loadings, least=1.0)["cosine"].isna().tolist() == [True]
-    assert len(near_duplicates(torch.eye(3))) == 0
+    assert len(near_duplicates(loadings, atoms, least=1.0)) == 1
+    assert len(near_duplicates(torch.eye(3), torch.eye(3))) == 0
 
 
 def test_near_duplicates_refuses(unchecked: None) -> None:
     loadings = torch.rand(5, 3)
     with pytest.raises(OptionError, match="above 0 and at most 1; got 0"):
-        near_duplicates(loadings, least=0.0)
-    with pytest.raises(DataError, match="2 atoms, but loadings of 3 modes"):
-        near_duplicates(loadings, torch.eye(2))
+        near_duplicates(loadings, torch.eye(3), least=0.0)
     loadings[1] = math.nan
     with pytest.raises(DataError, match="loadings: 1 of 5 rows"):
-        near_duplicates(loadings)
+        near_duplicates(loadings, torch.eye(3))

@@ -9,8 +9,8 @@ from torch import Tensor
 from condec.basis.errors import OptionError
 from condec.models import load_model
 from condec.retina import separate
-from condec.retina.circuit import circuit_recording, gated_movie
 from condec.retina.models.circuit import HISTORY, POLARITY, SIZE, RetinaCircuit, standard_circuit
+from condec.retina.movies.gated import circuit_recording, gated_movie
 
 
 def clip_with(circuit: RetinaCircuit, *pathways: int, seed: int = 0) -> Tensor:
@@ -103,32 +103,33 @@ def test_by_its_name(spec, seed):
         assert torch.equal(value, known[name])
     with pytest.raises(OptionError, match=r"'circuit' brings its own weights; got 'x\.pt'"):
         load_model(spec, "x.pt")
-    with pytest.raises(OptionError, match="not a family of models, or lacks what follows it"):
+    with pytest.raises(OptionError, match="expected 'circuit' or 'circuit:SEED'"):
         load_model("circuit:x")
 
 
 def test_gated_movie_is_noise_within_and_light_around():
-    movie, bright = gated_movie(4000, seed=3, share_bright=0.3, dwell=10.0)
-    assert (movie.shape, bright.shape) == ((4000, SIZE, SIZE), (4000, 4))
-    for quadrant, (y, x) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1)]):
-        assert torch.equal(movie[:, y, x], 2 * bright[:, quadrant] - 1)
+    movie = gated_movie(4000, seed=3, dwell=10.0)
+    assert movie.shape == (4000, SIZE, SIZE)
+    corners = movie[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert torch.equal(corners, movie[:, [3, 3, -4, -4], [11, -12, 11, -12]])
+    assert set(corners.unique().tolist()) == {-1.0, 1.0}
     centre = movie[:, 4:-4, 4:-4]
     assert abs(float(centre.mean())) < 0.01
     assert abs(float(centre.std()) - 1) < 0.01
-    assert abs(float(bright.mean()) - 0.3) < 0.05
-    # A change needs a draw (0.1 a frame) that falls on the other side (2 * 0.3 * 0.7).
+    bright = (corners > 0).float()
+    assert abs(float(bright.mean()) - 0.4) < 0.05
+    # A change needs a draw (0.1 a frame) that falls on the other side (2 * 0.4 * 0.6).
     changes = float((bright[1:] != bright[:-1]).float().mean())
-    assert abs(changes - 0.042) < 0.01
-    assert torch.equal(movie, gated_movie(4000, seed=3, share_bright=0.3, dwell=10.0)[0])
-    assert not torch.equal(movie, gated_movie(4000, seed=4, share_bright=0.3, dwell=10.0)[0])
+    assert abs(changes - 0.048) < 0.01
+    assert torch.equal(movie, gated_movie(4000, seed=3, dwell=10.0))
+    assert not torch.equal(movie, gated_movie(4000, seed=4, dwell=10.0))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"n_frames": 0}, "n_frames must be at least 1; got 0"),
-        ({"n_frames": 9, "share_bright": 1.0}, "share_bright must be between 0 and 1; got 1.0"),
-        ({"n_frames": 9, "dwell": 0.5}, "dwell must be 1 frame or more; got 0.5"),
+        ({"n_frames": 9, "dwell": 0.5}, "dwell must be at least 1 and finite; got 0.5"),
     ],
 )
 def test_movies_that_cannot_be(options, message):

@@ -69,9 +69,10 @@ def test_a_gate_is_found_from_model_to_score() -> None:
     table = explained_variance(fields, open_, pooled_stimulus(as_inputs(clips)), n_bootstrap=50)
     assert scores(table)[MODES] == pytest.approx([1], abs=1e-6)
     assert float(table["lead_low"].min()) > 0.3
-    means = fields_of_combinations(fields, open_, chosen=[(), (0,)])
+    means = fields_of_combinations(fields, open_)
     here = means.spatial[:, 0, 3, 3] / means.spatial[:, 0, 1, 1]
-    assert here.tolist() == pytest.approx([-3, 3], abs=1e-4)
+    wanted = [3 if modes else -3 for modes in means.combinations]
+    assert here.tolist() == pytest.approx(wanted, abs=1e-4)
     assert means.consistency.flatten().tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
@@ -241,7 +242,7 @@ def test_explained_variance_refuses(unchecked: None) -> None:
     for wrong in ({"folds": 1}, {"variance": 0.0}, {"n_shifts": -1}, {"n_bootstrap": -1}):
         with pytest.raises(OptionError, match="expected folds of 2 or more"):
             explained_variance(fields, loadings, **wrong)
-    with pytest.raises(OptionError, match="of must be 'picture' or 'field'; got 'shape'"):
+    with pytest.raises(OptionError, match="of must be one of picture, field; got 'shape'"):
         explained_variance(fields, loadings, of="shape")
     with pytest.raises(DataError, match=r"loadings of 39 frames, fields of 40; give loadings\["):
         explained_variance(fields, loadings[1:])
@@ -249,7 +250,7 @@ def test_explained_variance_refuses(unchecked: None) -> None:
         explained_variance(fields, loadings, loadings[1:])
     bad = loadings.clone()
     bad[7, 0] = math.nan
-    with pytest.raises(DataError, match=r"activations of 1 of 40 frames hold NaN .* \[7\]"):
+    with pytest.raises(DataError, match=r"activations: 1 of 40 rows hold NaN .* \[7\]"):
         explained_variance(fields, loadings, None, bad)
     with pytest.raises(DataError, match="none of 2 modes varies over 40 frames"):
         explained_variance(fields, torch.ones(40, 2))

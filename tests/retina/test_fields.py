@@ -175,6 +175,19 @@ def test_aligned_signs_follow_the_main_course() -> None:
     torch.testing.assert_close(products(aligned), products(fields))
 
 
+def test_the_main_course_is_that_of_strong_fields() -> None:
+    """One strong field with course A, many weak ones with B; C agrees with B, not with A."""
+    courses = torch.tensor([[10.0, 0.0], *[[0.0, 1.0]] * 9, [-0.6, 0.8]])
+    both = separate(torch.einsum("sh,yx->shyx", courses, torch.ones(1, 2))[:, None])
+    assert both.temporal[-1, 0].tolist() == pytest.approx([-0.6, 0.8])
+    fields = ReceptiveFields(
+        spatial=both.spatial, temporal=both.temporal, strength=both.strength,
+        separability=both.separability, rows=torch.arange(11), cells=torch.tensor([0]),
+        corners=torch.zeros(1, 2, dtype=torch.int64),
+    )  # fmt: skip
+    assert fields.aligned().temporal[-1, 0].tolist() == pytest.approx([0.6, -0.8])
+
+
 # --- what is refused ----------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from condec.retina import (
     correlation,
     fit_model,
     poisson_loss,
-    predicted_rates,
+    respond,
 )
 from condec.retina.fitting import split_blocks
 
@@ -50,7 +50,7 @@ def recording() -> Recording:
     truth = nn.Sequential(*truth, nn.Softplus()).eval()
     for parameter in truth.parameters():
         parameter.data *= 3
-    rates = predicted_rates(truth, Recording(movie=movie), history=HISTORY)
+    rates = respond(truth, Recording(movie=movie).windows(HISTORY)).rates
     rates = torch.cat((torch.zeros(HISTORY, CELLS), rates))
     return Recording(movie=movie, rates=rates, cells=("a", "b", "c"), name="known")
 
@@ -76,12 +76,14 @@ def test_a_known_network_is_learnt(recording: Recording) -> None:
     assert same(weights(model), before)
     assert not fitted.model.training
     assert fitted.cells == ("a", "b", "c")
-    # Both are measured anew from the model that is handed over.
+    # Both are measured again from the model that is handed over.
     found = correlation(fitted.model, recording, history=HISTORY, rows=fitted.held_out_rows)
     assert torch.allclose(found, fitted.correlation)
     assert recording.rates is not None
     answers = recording.rates[HISTORY:][fitted.held_out_rows]
-    predicted = predicted_rates(fitted.model, recording, history=HISTORY, rows=fitted.held_out_rows)
+    predicted = respond(
+        fitted.model, recording.windows(HISTORY).select(fitted.held_out_rows.tolist())
+    ).rates
     best = fitted.history[fitted.best_epoch]
     assert float(poisson_loss(predicted, answers)) == pytest.approx(best.held_out_loss, rel=1e-5)
     assert best.held_out_loss == min(epoch.held_out_loss for epoch in fitted.history)
@@ -107,7 +109,9 @@ def test_penalties_are_added_to_the_training_loss(recording: Recording) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(HISTORY * SIDE**2, CELLS), nn.Softplus())
     config = dataclasses.replace(CONFIG, epochs=1, batch_size=10_000, lr=1e-9)
     plain = fit_model(model, recording, config)
-    rates = predicted_rates(model.eval(), recording, history=HISTORY, rows=plain.train_rows)
+    rates = respond(
+        model.eval(), recording.windows(HISTORY).select(plain.train_rows.tolist())
+    ).rates
     assert recording.rates is not None
     answers = recording.rates[HISTORY:][plain.train_rows]
     wanted = float((rates - answers * (rates + 1e-8).log()).mean())
@@ -224,7 +228,7 @@ def test_checkpoint_of_another_fit_is_refused(recording: Recording, tmp_path: Pa
 
 def test_progress_is_shown(recording: Recording, capsys: pytest.CaptureFixture[str]) -> None:
     fit_model(network(), recording, dataclasses.replace(CONFIG, epochs=1), progress=True)
-    assert "1/1 epochs, loss" in capsys.readouterr().err
+    assert "1/1 epochs loss" in capsys.readouterr().err
 
 
 # --- correlations ----------------------------------------------------------------------------
@@ -253,7 +257,7 @@ def test_correlation_of_each_cell(recording: Recording) -> None:
     [
         ({"epochs": 0}, "epochs must be at least 1; got 0"),
         ({"history": 0}, "history must be at least 1; got 0"),
-        ({"activity_l1": -1.0}, "activity_l1 must be 0 or more, and finite; got -1.0"),
+        ({"activity_l1": -1.0}, "activity_l1 must be at least 0 and finite; got -1.0"),
         ({"lr": 0.0}, "lr must be above 0 and finite; got 0.0"),
         ({"held_out": 1.0}, "held_out must be a share between 0 and 1; got 1.0"),
         ({"seed": -1}, r"seed must be from 0 to 2\*\*31 - 1; got -1"),

@@ -237,7 +237,7 @@ def test_cells_of_the_model(h5: Path) -> None:
         ("cells=", DataError, "no cell is asked for; it has"),
         ("cells=1,1", DataError, "a cell is named twice in 1, 1"),
         ("history=60", DataError, "60 frames is too short: expected more than the history of 60"),
-        ("history=0", OptionError, "history must be at least 1 frame; got 0"),
+        ("history=0", OptionError, "history must be at least 1; got 0"),
         ("history=long", OptionError, "history='long': expected int numbers"),
         ("frames=5", OptionError, "frames='5': expected two numbers with ':' between"),
         ("frames=50:70", OptionError, "frames 50:70 are not there; expected START:STOP within"),
@@ -325,7 +325,7 @@ def test_h5py_missing(h5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"cells": ("a", "b")}, "expected 3 different names of cells; got a, b"),
         ({"rates": None, "cells": ("a",)}, "1 cells are named, but there are no rates"),
         ({"events": {"gate": torch.zeros(4)}}, r"event 'gate': expected one .* got shape \(4,\)"),
-        ({"seconds_per_frame": 0.0}, "seconds per frame must be above 0 and finite; got 0.0"),
+        ({"seconds_per_frame": 0.0}, "seconds_per_frame must be above 0 and finite; got 0.0"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -33,6 +33,13 @@ def test_every_probe_fits_the_model_and_its_clock() -> None:
         assert {len(course) for course in one.events.values()} == {len(one.movie)}
 
 
+def test_a_field_that_is_not_square_shows_the_middle() -> None:
+    square, tall = (standard_probes(size)["moving bar"].movie for size in ((30, 30), (30, 20)))
+    assert torch.equal(tall, square[:, :, 5:25])
+    wide = standard_probes((10, 14))["flashes"]
+    assert wide.movie.shape[1:] == (10, 14)
+
+
 def test_rates_follow_the_stimulus_from_its_first_frame_on() -> None:
     found = probe(Last().eval(), ramp(), 3, contrast=2.0, batch_size=4)
     # The response to a clip belongs to the frame after it: that of the last frame comes one later.

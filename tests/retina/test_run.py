@@ -19,9 +19,10 @@ from condec.retina import (
     receptive_fields,
     write_recording,
 )
-from condec.retina.analysis import Responses, analyse, fields_of, named, respond
+from condec.retina.analysis import analyse, fields_of, named
 from condec.retina.page import Retina
 from condec.retina.records import load_record, save_record
+from condec.retina.responses import Responses, respond
 from condec.run import Run, chain, config
 
 NET = """

@@ -1,17 +1,12 @@
 """The retina: modes of model interneurons, how they combine, and where receptive fields change.
 
 A model of the retina maps a clip of the movie [sample, history, y, x], oldest frame first, to
-the rates of ganglion cells [sample, cell] (Melander et al. 2026, Figure 8).
+the rates of ganglion cells [sample, cell] (Melander et al. 2026, Figure 8). This room comes in as
+any user's package could, by the entry points in pyproject.toml: models (`models/`), data
+(`movies/`), a link of the chain (`link.py`) and a page of the report (`page.py`).
 """
 
-from condec.retina.accuracy import correlation, predicted_rates
-from condec.retina.cells import (
-    Clustering,
-    cluster,
-    mode_cell_correlation,
-    mode_cell_p,
-    near_duplicates,
-)
+from condec.retina.cells import Clustering, cluster, mode_cell_correlation, near_duplicates
 from condec.retina.combinations import (
     CombinationFields,
     active_modes,
@@ -22,41 +17,17 @@ from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
 from condec.retina.fitting import fit_model, poisson_loss
 from condec.retina.movies.files import read_recording, write_recording
-from condec.retina.movies.movies import Recording, Scaling, Windows
+from condec.retina.movies.recording import Recording, Scaling, Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import PROBES, probe, standard_probes
+from condec.retina.responses import Responses, correlation, respond
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining
 
 __all__ = [
-    "PROBES",
-    "Clustering",
-    "CombinationFields",
-    "FittedRetina",
-    "RankOne",
-    "ReceptiveFields",
-    "Recording",
-    "RetinaEpoch",
-    "RetinaOptions",
-    "RetinaTraining",
-    "Scaling",
-    "Windows",
-    "active_modes",
-    "cluster",
-    "combinations",
-    "correlation",
-    "explained_variance",
-    "fields_of_combinations",
-    "fit_model",
-    "mode_cell_correlation",
-    "mode_cell_p",
-    "near_duplicates",
-    "poisson_loss",
-    "pooled_stimulus",
-    "predicted_rates",
-    "probe",
-    "read_recording",
-    "receptive_fields",
-    "separate",
-    "standard_probes",
-    "write_recording",
-]
+    "PROBES", "Clustering", "CombinationFields", "FittedRetina", "RankOne", "ReceptiveFields",
+    "Recording", "Responses", "RetinaEpoch", "RetinaOptions", "RetinaTraining", "Scaling",
+    "Windows", "active_modes", "cluster", "combinations", "correlation", "explained_variance",
+    "fields_of_combinations", "fit_model", "mode_cell_correlation", "near_duplicates",
+    "poisson_loss", "pooled_stimulus", "probe", "read_recording", "receptive_fields", "respond",
+    "separate", "standard_probes", "write_recording",
+]  # fmt: skip

@@ -3,36 +3,30 @@
 A *kind* is one combination as a row of bools [mode]; its *key* is the row packed into bytes.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    import numpy
+import numpy as np
+from numpy import ndarray
 
 _LEVEL: Final = 0.95
 """Share of shifted counts between ``low`` and ``high``."""
 
 
-def keys_of(on: "numpy.ndarray") -> "numpy.ndarray":
-    """Each frame's kind, packed: bytes that can be compared and sorted [frame]."""
-    import numpy as np
-
+def keys_of(on: ndarray) -> ndarray:
+    """Pack each frame's kind into bytes that can be compared and sorted, [frame]."""
     packed = np.ascontiguousarray(np.packbits(on, axis=1))
-    keys: numpy.ndarray = packed.view(f"S{packed.shape[1]}")[:, 0]
+    keys: ndarray = packed.view(f"S{packed.shape[1]}")[:, 0]
     return keys
 
 
-def kinds_of(keys: "numpy.ndarray", n_modes: int) -> "numpy.ndarray":
-    """Kinds [key, mode] of keys."""
-    import numpy as np
-
+def kinds_of(keys: ndarray, n_modes: int) -> ndarray:
+    """Unpack the kinds [key, mode] of keys."""
     packed = np.ascontiguousarray(keys)[:, None].view(np.uint8)
     return np.unpackbits(packed, axis=1, count=n_modes).astype(bool)
 
 
-def likely(rates: "numpy.ndarray", n_frames: int) -> "numpy.ndarray":
-    """Combinations that independent modes would show once or more [combination, mode]."""
-    import numpy as np
-
+def likely(rates: ndarray, n_frames: int) -> ndarray:
+    """List the kinds [kind, mode] that independent modes would show once or more."""
     kinds, chance = np.zeros((1, 0), dtype=bool), np.ones(1)
     for rate in rates:
         added = np.repeat([False, True], len(kinds))[:, None]
@@ -44,31 +38,24 @@ def likely(rates: "numpy.ndarray", n_frames: int) -> "numpy.ndarray":
     return kinds
 
 
-def chance_of(kinds: "numpy.ndarray", rates: "numpy.ndarray") -> "numpy.ndarray":
-    """Product of the rates of active modes and of 1 minus those of the others [kind]."""
-    import numpy as np
-
-    product: numpy.ndarray = np.where(kinds, rates, 1 - rates).prod(1)
+def chance_of(kinds: ndarray, rates: ndarray) -> ndarray:
+    """Multiply the rates of active modes and 1 minus those of the others, [kind]."""
+    product: ndarray = np.where(kinds, rates, 1 - rates).prod(1)
     return product
 
 
-def binomial_p(
-    counts: "numpy.ndarray", expected: "numpy.ndarray", n_frames: int
-) -> "numpy.ndarray":
-    """Twice the smaller tail of the exact binomial distribution, at most 1."""
-    import numpy as np
+def binomial_p(counts: ndarray, expected: ndarray, n_frames: int) -> ndarray:
+    """Return twice the smaller tail of the exact binomial distribution, at most 1."""
     from scipy.stats import binom
 
     chance = np.minimum(expected / n_frames, 1.0)
     tails = binom.cdf(counts, n_frames, chance), binom.sf(counts - 1, n_frames, chance)
-    p: numpy.ndarray = np.minimum(2 * np.minimum(*tails), 1.0)
+    p: ndarray = np.minimum(2 * np.minimum(*tails), 1.0)
     return p
 
 
-def holm(p: "numpy.ndarray", family: float) -> "numpy.ndarray":
-    """Holm's step-down correction, in a family that may be larger than what is listed."""
-    import numpy as np
-
+def holm(p: ndarray, family: float) -> ndarray:
+    """Correct p by Holm for so many tests, of which those that are not given have p of 1."""
     order = np.argsort(p, kind="stable")
     factors = np.maximum(family - np.arange(len(p)), 1.0)
     corrected = np.empty_like(p)
@@ -77,13 +64,9 @@ def holm(p: "numpy.ndarray", family: float) -> "numpy.ndarray":
 
 
 def shifted(
-    on: "numpy.ndarray",
-    kinds: "numpy.ndarray",
-    counts: "numpy.ndarray",
-    n_shifts: int,
-    seed: int,
-) -> dict[str, "numpy.ndarray"]:
-    """Columns that come from shifting each mode's time course by itself.
+    on: ndarray, kinds: ndarray, counts: ndarray, n_shifts: int, seed: int
+) -> dict[str, ndarray]:
+    """Work out the columns that come from shifting each mode's time course by itself.
 
     Parameters
     ----------
@@ -94,8 +77,6 @@ def shifted(
         Frames of each.
     n_shifts, seed : int
     """
-    import numpy as np
-
     names = ("low", "high", "p_shift", "p_shift_corrected")
     if not n_shifts:
         return {name: np.full(len(kinds), np.nan) for name in names}
@@ -124,18 +105,13 @@ def shifted(
     return dict(zip(names, (low, high, p, of_any), strict=True))
 
 
-def rolled(on: "numpy.ndarray", offsets: "numpy.ndarray") -> "numpy.ndarray":
-    """Every column later by its own number of frames, around the end."""
-    import numpy as np
-
+def rolled(on: ndarray, offsets: ndarray) -> ndarray:
+    """Move every column later by its own number of frames, around the end."""
     frames = (np.arange(len(on))[:, None] - offsets) % len(on)
-    rolled: numpy.ndarray = np.take_along_axis(on, frames, 0)
-    return rolled
+    return np.take_along_axis(on, frames, 0)
 
 
-def _distance(counts: "numpy.ndarray", expected: "numpy.ndarray") -> "numpy.ndarray":
-    """Anscombe's root of both, subtracted."""
-    import numpy as np
-
-    away: numpy.ndarray = 2 * (np.sqrt(counts + 3 / 8) - np.sqrt(expected + 3 / 8))
+def _distance(counts: ndarray, expected: ndarray) -> ndarray:
+    """Subtract Anscombe's roots of both."""
+    away: ndarray = 2 * (np.sqrt(counts + 3 / 8) - np.sqrt(expected + 3 / 8))
     return away

@@ -1,22 +1,24 @@
 """Modes that act together: how often, against chance, and with which receptive field."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
+from condec.basis.records import short_repr
 from condec.retina.chance import binomial_p, chance_of, holm, keys_of, kinds_of, likely, shifted
+from condec.retina.checks import at_least, finite_rows
 from condec.retina.fields import ReceptiveFields, separate
 
 if TYPE_CHECKING:
     import pandas
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class CombinationFields:
     """Mean receptive fields of the frames at which a combination of modes is active.
@@ -59,7 +61,7 @@ class CombinationFields:
 def active_modes(
     loadings: Float[torch.Tensor, "sample mode"], *, threshold: float = 0.0, relative: bool = False
 ) -> Bool[torch.Tensor, "sample mode"]:
-    """Which modes are active at which frames: those with a loading above the threshold.
+    """Tell which modes are active at which frames: those with a loading above the threshold.
 
     Parameters
     ----------
@@ -86,12 +88,7 @@ def active_modes(
             "combinations: expected loadings of two frames and one mode, or more; got shape "
             f"{tuple(loadings.shape)}"
         )
-    wrong = (~loadings.isfinite()).any(1).nonzero().flatten().tolist()
-    if wrong:
-        raise DataError(
-            f"combinations: loadings of {len(wrong)} of {len(loadings)} frames hold NaN or "
-            f"infinity; the first are {wrong[:5]}"
-        )
+    finite_rows("combinations: loadings", loadings)
     least = threshold * loadings.amax(0).clamp(min=0.0) if relative else threshold
     found = loadings > least
     if not bool(found.any()):
@@ -110,7 +107,7 @@ def combinations(
     n_shifts: int = 500,
     seed: int = 0,
 ) -> "pandas.DataFrame":
-    r"""How often each combination of modes is active, against what independent modes would show.
+    r"""Count each combination of modes, and compare with counts of independent modes.
 
     A frame belongs to the one combination of all modes that are active in it. Of modes that are
     active at a share :math:`r_m` of n frames, independently of each other, a combination A is
@@ -119,7 +116,7 @@ def combinations(
     Frames are no independent draws: loadings last. The binomial p takes them for such and is too
     small; the p of the shifts is not. There, each mode's time course is shifted around the
     recording's end by a random number of frames of its own, which keeps its rate and its
-    duration and breaks what it has to do with other modes. A shift is compared by
+    duration and breaks its relation to other modes. A shift is compared by
     :math:`d = 2 (\sqrt{c + 3/8} - \sqrt{e + 3/8})` of count and expectation, whose spread hardly
     depends on e.
 
@@ -160,11 +157,9 @@ def combinations(
     >>> table[["combination", "count", "expected", "ratio"]].values.tolist()
     [[(), 10, 5.0, 2.0], [(0, 1), 10, 5.0, 2.0], [(0,), 0, 5.0, 0.0], [(1,), 0, 5.0, 0.0]]
     """
-    import numpy as np
     import pandas
 
-    if n_shifts < 0:
-        raise OptionError(f"combinations: n_shifts must be 0 or more; got {n_shifts}")
+    at_least("combinations", 0, n_shifts=n_shifts)
     on = active_modes(loadings, threshold=threshold, relative=relative).cpu().numpy()
     rates = on.mean(0)
     found, times = np.unique(keys_of(on), return_counts=True)
@@ -192,13 +187,12 @@ def fields_of_combinations(
     fields: ReceptiveFields,
     loadings: Float[torch.Tensor, "sample mode"],
     *,
-    chosen: Sequence[Sequence[int]] | None = None,
     most: int = 12,
     least_frames: int = 10,
     threshold: float = 0.0,
     relative: bool = False,
 ) -> CombinationFields:
-    """Mean receptive field of the frames of each combination, separated anew.
+    """Average the receptive fields of each frequent combination, and separate the mean again.
 
     Melander et al. 2026, Figure 8D.
 
@@ -207,60 +201,49 @@ def fields_of_combinations(
     fields : ReceptiveFields
     loadings : Tensor of shape [sample, mode]
         Of the same frames: ``loadings[fields.rows]`` where those are of all samples.
-    chosen : sequence of sequences of int, optional
-        Combinations, in columns of the loadings; by default the most frequent ones.
     most, least_frames : int
-        Of those that are not chosen: so many at most, of so many frames at least.
+        So many combinations at most, the most frequent ones, of so many frames at least.
     threshold, relative
         When a mode is active: see `active_modes`.
 
     Raises
     ------
     DataError
-        Loadings of another number of frames, a chosen combination that never occurs, none of so
-        many frames; or as in `active_modes`.
+        Loadings of another number of frames, no combination of so many frames; or as in
+        `active_modes`.
     """
     if len(loadings) != len(fields):
         raise DataError(
             f"fields_of_combinations: loadings of {len(loadings)} frames, fields of {len(fields)}; "
             "give loadings[fields.rows]"
         )
-    on = active_modes(loadings, threshold=threshold, relative=relative).cpu()
-    counted = Counter(tuple(row.nonzero().flatten().tolist()) for row in on)
-    if chosen is None:
-        often = (modes for modes in counted if counted[modes] >= least_frames)
-        frequent = sorted(often, key=lambda modes: (-counted[modes], modes))[:most]
-        if not frequent:
-            raise DataError(
-                f"fields_of_combinations: no combination has {least_frames} frames (the most "
-                f"frequent has {max(counted.values())}); lower least_frames, or raise the threshold"
-            )
-    else:
-        frequent = [tuple(sorted(int(mode) for mode in modes)) for modes in chosen]
-        if missing := [modes for modes in frequent if modes not in counted]:
-            raise DataError(
-                f"fields_of_combinations: the combination {missing[0]} never occurs; those that do "
-                "are in the table of condec.retina.combinations"
-            )
-    columns = torch.arange(on.shape[1])
-    frames = [
-        (on == torch.isin(columns, torch.tensor(modes, dtype=torch.int64))).all(1)
-        for modes in frequent
-    ]
+    on = active_modes(loadings, threshold=threshold, relative=relative).cpu().numpy()
+    keys, member, counts = np.unique(keys_of(on), return_inverse=True, return_counts=True)
+    modes = [tuple(np.flatnonzero(kind).tolist()) for kind in kinds_of(keys, on.shape[1])]
+    often = [kind for kind, n in enumerate(counts.tolist()) if n >= least_frames]
+    frequent = sorted(often, key=lambda kind: (-int(counts[kind]), modes[kind]))[:most]
+    if not frequent:
+        raise DataError(
+            f"fields_of_combinations: no combination has {least_frames} frames (the most "
+            f"frequent has {int(counts.max())}); lower least_frames, or raise the threshold"
+        )
+    frames = [torch.from_numpy(member == kind) for kind in frequent]
     means = torch.stack([_mean_field(fields.select(some)) for some in frames])
-    both = separate(means)
-    whole, lengths = _mean_field(fields), _mean_square(fields, frames)
+    both, whole = separate(means), _mean_field(fields)
+    # Squared lengths of the fields, [sample, cell].
+    lengths = fields.strength.double().square() * fields.spatial.double().square().sum((2, 3))
     along = torch.einsum("kchyx,chyx->kc", means, whole)
     squares = means.square().sum((2, 3, 4))
+    mean_lengths = torch.stack([lengths[some].mean(0) for some in frames])
     product = (squares * whole.square().sum((1, 2, 3))).sqrt()
     return CombinationFields(
-        combinations=tuple(frequent),
-        counts=torch.tensor([counted[modes] for modes in frequent]),
+        combinations=tuple(modes[kind] for kind in frequent),
+        counts=torch.from_numpy(counts[frequent]),
         spatial=both.spatial.float(),
         temporal=both.temporal.float(),
         strength=both.strength.float(),
         separability=both.separability.float(),
-        consistency=(squares / lengths).float(),
+        consistency=(squares / mean_lengths).float(),
         likeness=(along / product).float(),
         cells=fields.cells,
         corners=fields.corners,
@@ -268,12 +251,6 @@ def fields_of_combinations(
 
 
 def _mean_field(fields: ReceptiveFields) -> Tensor:
-    """Mean of picture times time course, [cell, history, y, x]."""
+    """Average picture times time course, [cell, history, y, x]."""
     course = (fields.strength[..., None] * fields.temporal).double()
     return torch.einsum("sch,scyx->chyx", course, fields.spatial.double()) / len(fields)
-
-
-def _mean_square(fields: ReceptiveFields, frames: Sequence[Tensor]) -> Tensor:
-    """Mean squared length of the fields, [combination, cell]."""
-    square = fields.strength.double().square() * fields.spatial.double().square().sum((2, 3))
-    return torch.stack([square[some].mean(0) for some in frames])

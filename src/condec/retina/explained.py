@@ -1,11 +1,11 @@
-"""How much of what a cell listens to, from moment to moment, is told by the modes.
+"""Variance of receptive fields over time that modes explain.
 
 Fields are predicted from loadings by ridge regression, in blocks of time that were not fitted,
-beside predictions from clusters and principal components of the stimulus and of activations.
+and for comparison from clusters and principal components of the stimulus and of activations.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import pca_dimensions
 from condec.data.inputs import Inputs
 from condec.effects.intervals import image_counts, interval
+from condec.retina.checks import finite_rows, is_clips, one_of
 from condec.retina.fields import ReceptiveFields
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ COMPARED: Final = {
     "activation clusters": "which of as many k-means clusters of the activations",
     "activation components": "as many principal components of the activations",
 }
-"""What fields are predicted from, in words."""
+"""The predictors of fields, in words."""
 
 
 def explained_variance(
@@ -55,7 +56,7 @@ def explained_variance(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> "pandas.DataFrame":
-    r"""R2 of each cell's receptive field over time, from modes and from what they must beat.
+    r"""Score modes, and what they must beat, by R2 of each cell's receptive field over time.
 
     The field of a frame is its picture, with aligned signs (`ReceptiveFields.aligned`), along the
     principal components that hold 95 % of its variance. Time is cut into `folds` blocks; each is
@@ -116,13 +117,20 @@ def explained_variance(
     """
     import pandas
 
-    if of not in get_args(FieldPart):
-        raise OptionError(f"explained_variance: of must be 'picture' or 'field'; got {of!r}")
-    _check_options(folds, variance, n_shifts, n_bootstrap)
+    one_of("explained_variance", "of", of, FieldPart)
+    if folds < 2 or n_shifts < 0 or n_bootstrap < 0 or not 0 < variance <= 1:
+        raise OptionError(
+            "explained_variance: expected folds of 2 or more, n_shifts and n_bootstrap of 0 or "
+            f"more, and a variance above 0 and at most 1; got {folds}, {n_shifts}, {n_bootstrap} "
+            f"and {variance}"
+        )
+    if bool((fields.rows.diff() <= 0).any()):
+        raise DataError(
+            "explained_variance: the frames of the fields are not in the order of time; call "
+            "receptive_fields with ascending rows"
+        )
     given = {"loadings": loadings, "stimulus": stimulus, "activations": activations}
-    known = {
-        name: _rows(name, values, fields) for name, values in given.items() if values is not None
-    }
+    known = {name: _rows(name, each, fields) for name, each in given.items() if each is not None}
     varying = known.pop("loadings").double()
     varying = varying[:, varying.amax(0) > varying.amin(0)]
     if not varying.shape[1]:
@@ -135,7 +143,8 @@ def explained_variance(
     owner = torch.cat([torch.full((t.shape[1],), cell) for cell, t in enumerate(targets)])
     blocks = _Blocks(fields.rows, folds, gap=fields.temporal.shape[-1], owner=owner)
     total = blocks.errors_of_mean(y)
-    counts = image_counts(torch.zeros(_n_segments(len(y)), dtype=torch.int64), n_bootstrap, seed)
+    segments = torch.zeros(min(_N_SEGMENTS, len(y)), dtype=torch.int64)
+    counts = image_counts(segments, n_bootstrap, seed)
     scores: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
     for name, designs in _designs(varying, known, n_shifts, seed):
@@ -167,12 +176,11 @@ def pooled_stimulus(
     shape: tuple[int, int, int] = (8, 10, 10),
     batch_size: int = 64,
 ) -> Float[torch.Tensor, "sample entry"]:
-    """Clips averaged over boxes, so that those of a whole movie fit into memory.
+    """Average clips [history, y, x] over boxes, so that those of a whole movie fit into memory.
 
     Parameters
     ----------
     inputs : Inputs
-        Of clips [history, y, x].
     rows : sequence of int, optional
         Samples, such as ``fields.rows``; all by default.
     shape : (int, int, int)
@@ -187,11 +195,7 @@ def pooled_stimulus(
     DataError
         Samples are no clips.
     """
-    if len(inputs.sample_shape) != 3:
-        raise DataError(
-            f"{inputs.name}: pooled_stimulus needs clips of shape [history, y, x]; its samples "
-            f"have shape {inputs.sample_shape}"
-        )
+    is_clips("pooled_stimulus", inputs.name, inputs.sample_shape)
     if min(*shape, batch_size) < 1:
         raise OptionError(
             f"pooled_stimulus: shape and batch_size must be 1 or more; got {shape}, {batch_size}"
@@ -212,8 +216,7 @@ class _Blocks:
     def __init__(self, times: Tensor, folds: int, *, gap: int, owner: Tensor) -> None:
         self._times, self._folds, self._gap, self._owner = times, folds, gap, owner
         self._n_cells = int(owner.max()) + 1
-        everything = torch.arange(len(times))
-        for test, train in self._splits(everything):
+        for test, train in self._splits(torch.arange(len(times))):
             if min(len(part) for _, part in self._splits(train)) < 2 or not len(test):
                 raise DataError(
                     f"explained_variance: {len(times)} frames are too few for {folds} blocks with "
@@ -222,7 +225,7 @@ class _Blocks:
                 )
 
     def errors(self, x: Tensor, y: Tensor) -> Tensor:
-        """Squared errors of the predictions of y from x, [sample, cell]."""
+        """Return the squared errors of the predictions of y from x, [sample, cell]."""
         found = y.new_zeros(len(y), self._n_cells)
         for test, train in self._splits(torch.arange(len(y))):
             within = sum(
@@ -238,19 +241,19 @@ class _Blocks:
         return found
 
     def errors_of_mean(self, y: Tensor) -> Tensor:
-        """Squared errors of the mean of the fitted frames, [sample, cell]."""
+        """Return the squared errors of the mean of the fitted frames, [sample, cell]."""
         found = y.new_zeros(len(y), self._n_cells)
         for test, train in self._splits(torch.arange(len(y))):
             found[test] = self._of_cells((y[test] - y[train].mean(0)).square())
         return found
 
     def _of_cells(self, squares: Tensor) -> Tensor:
-        """Sums over each cell's components, which are the last axis."""
+        """Sum over each cell's components, which are the last axis."""
         sums = squares.new_zeros(*squares.shape[:-1], self._n_cells)
         return sums.index_add_(-1, self._owner, squares)
 
     def _splits(self, frames: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each block of these frames, and the frames that it can be predicted from."""
+        """Yield each block of these frames, and the frames that it can be predicted from."""
         for block in frames.tensor_split(self._folds):
             if len(block):
                 first, last = self._times[block[0]], self._times[block[-1]]
@@ -259,7 +262,7 @@ class _Blocks:
 
 
 def _ridge(x: Tensor, y: Tensor, train: Tensor, test: Tensor) -> Tensor:
-    """Predictions for the test frames, [penalty, sample, column]."""
+    """Predict the test frames, [penalty, sample, column]."""
     mean, spread = x[train].mean(0), x[train].std(0, correction=0)
     scale = torch.where(spread > 1e-9 * x[train].abs().amax(0), spread, torch.inf)
     fitted, wanted = (x[train] - mean) / scale, (x[test] - mean) / scale
@@ -275,7 +278,7 @@ def _ridge(x: Tensor, y: Tensor, train: Tensor, test: Tensor) -> Tensor:
 def _designs(
     loadings: Tensor, known: dict[str, Tensor], n_shifts: int, seed: int
 ) -> Iterator[tuple[str, list[Tensor]]]:
-    """What fields are predicted from: name, and the matrices whose errors are averaged."""
+    """Yield each predictor: its name, and the matrices whose errors are averaged."""
     n_frames, n_modes = loadings.shape
     yield MODES, [loadings]
     generator = torch.Generator().manual_seed(seed)
@@ -291,7 +294,7 @@ def _designs(
 
 
 def _scores(rows: Tensor) -> Tensor:
-    """All principal components, largest first; distances between rows are kept."""
+    """Return all principal components, largest first; distances between rows are kept."""
     mean = rows.mean(0)
     if rows.shape[1] > len(rows):  # the smaller of the two matrices, without a copy of the rows
         gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
@@ -308,7 +311,7 @@ def _scores(rows: Tensor) -> Tensor:
 
 
 def _clusters(scores: Tensor, n_clusters: int, seed: int) -> Tensor:
-    """Membership in k-means clusters, [sample, cluster]."""
+    """Return membership in k-means clusters, [sample, cluster]."""
     from sklearn.cluster import KMeans
 
     n_clusters = min(n_clusters, len(torch.unique(scores, dim=0)))
@@ -318,20 +321,19 @@ def _clusters(scores: Tensor, n_clusters: int, seed: int) -> Tensor:
 
 
 def _pictures(fields: ReceptiveFields, of: FieldPart) -> list[Tensor]:
-    """Picture of each cell, times its strength or not, [sample, pixel]."""
+    """Return the picture of each cell, times its strength or not, [sample, pixel]."""
     whole = fields.aligned()
     pictures = whole.spatial.flatten(2).double()
     return list((whole.strength[..., None] * pictures if of == "field" else pictures).unbind(1))
 
 
 def _components(field: Tensor, variance: float) -> Tensor:
-    """The field along the components that hold so much of its variance; one column at least."""
-    kept = max(pca_dimensions(field, variance), 1)
-    return _scores(field)[:, :kept]
+    """Reduce a field to the components that hold so much of its variance; one at least."""
+    return _scores(field)[:, : max(pca_dimensions(field, variance), 1)]
 
 
 def _r2(residual: Tensor, total: Tensor, counts: Tensor) -> Tensor:
-    """R2 in every resample of stretches of time, [resample, cell]; row 0 is the data."""
+    """Return R2 in every resample of stretches of time, [resample, cell]; row 0 is the data."""
     segments = torch.arange(len(residual)).tensor_split(counts.shape[1])
     sums = [torch.stack([e[s].sum(0) for s in segments]) for e in (residual, total)]
     wrong, all_of_it = (counts.to(each.dtype) @ each for each in sums)
@@ -344,36 +346,13 @@ def _with_interval(name: str, values: Tensor) -> dict[str, float]:
     return {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
 
 
-def _n_segments(n_frames: int) -> int:
-    return min(_N_SEGMENTS, n_frames)
-
-
-def _check_options(folds: int, variance: float, n_shifts: int, n_bootstrap: int) -> None:
-    if folds < 2 or n_shifts < 0 or n_bootstrap < 0 or not 0 < variance <= 1:
-        raise OptionError(
-            "explained_variance: expected folds of 2 or more, n_shifts and n_bootstrap of 0 or "
-            f"more, and a variance above 0 and at most 1; got {folds}, {n_shifts}, {n_bootstrap} "
-            f"and {variance}"
-        )
-
-
 def _rows(name: str, values: Tensor, fields: ReceptiveFields) -> Tensor:
-    """One row a frame, checked."""
+    """Check that there is one finite row a frame."""
     if len(values) != len(fields):
         raise DataError(
             f"explained_variance: {name} of {len(values)} frames, fields of {len(fields)}; give "
             f"{name}[fields.rows]"
         )
-    if bool((fields.rows.diff() <= 0).any()):
-        raise DataError(
-            "explained_variance: the frames of the fields are not in the order of time; call "
-            "receptive_fields with ascending rows"
-        )
     rows = values.flatten(1).cpu()
-    wrong = (~rows.isfinite()).any(1).nonzero().flatten().tolist()
-    if wrong:
-        raise DataError(
-            f"explained_variance: {name} of {len(wrong)} of {len(rows)} frames hold NaN or "
-            f"infinity; the first are {wrong[:5]}"
-        )
+    finite_rows(f"explained_variance: {name}", rows)
     return rows

@@ -1,4 +1,4 @@
-"""Receptive fields from one moment to the next: what a cell listens to at every frame.
+"""Receptive fields from one moment to the next: the part of the clip that a cell responds to.
 
 The field of a cell at one frame is the gradient of its rate in the clip that led to it. It is
 separated into one picture and one time course (Melander et al. 2026, Figure 8).
@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from condec.attribution import prepare_inputs
 from condec.basis.errors import DataError, ModelError, OptionError
+from condec.basis.records import short_repr
 from condec.data.inputs import Inputs, spread
 from condec.network import frozen_parameters, refuse_training, run_model
+from condec.retina.checks import is_clips
 
 _Reduced = TypeVar("_Reduced")
 
@@ -24,6 +26,7 @@ _N_LOOKED_AT: Final = 32
 """Frames from which the place of a cell's field is found before it is cropped."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class RankOne:
     r"""One picture times one time course, the nearest to each field: :math:`s\,t\,p^T`.
@@ -47,9 +50,10 @@ class RankOne:
     separability: Float[torch.Tensor, "..."]
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class ReceptiveFields:
-    """Instantaneous receptive fields of some cells at some frames; every field is a tensor.
+    """Instantaneous receptive fields of some cells at some frames.
 
     Attributes
     ----------
@@ -84,16 +88,13 @@ class ReceptiveFields:
 
     @property
     def polarity(self) -> Float[torch.Tensor, "sample cell"]:
-        """1 where the picture's largest entry is positive (ON), -1 (OFF); 0 without a field."""
+        """Return 1 where the picture's largest entry is positive (ON), else -1; 0 without field."""
         flat = self.spatial.flatten(2)
         return flat.gather(2, flat.abs().argmax(2, keepdim=True))[..., 0].sign()
 
     @property
     def centre(self) -> Float[torch.Tensor, "sample cell 2"]:
-        """Row and column, in the whole picture, of the centre of the squared entries.
-
-        NaN without a field.
-        """
+        """Return row and column, in the whole picture, of the centre of the squared entries."""
         energy = self.spatial.square()
         total = energy.sum((2, 3))
         rows = (energy.sum(3) * torch.arange(energy.shape[2])).sum(2) / total
@@ -101,7 +102,7 @@ class ReceptiveFields:
         return torch.stack((rows, columns), 2) + self.corners
 
     def aligned(self) -> "ReceptiveFields":
-        """The same fields, with signs that do not jump from one frame to the next.
+        """Return the same fields with signs that do not jump from one frame to the next.
 
         Where a time course has two lobes of nearly one size, the larger one may change from
         frame to frame, and the sign of the picture with it. Here, each time course instead has
@@ -121,19 +122,15 @@ class ReceptiveFields:
         )
 
     def select(self, samples: Tensor | Sequence[int]) -> "ReceptiveFields":
-        """Some samples of these, by place or by a mask."""
-        chosen = torch.as_tensor(samples)
-        return replace(
-            self,
-            **{
-                name: getattr(self, name)[chosen]
-                for name in ("spatial", "temporal", "strength", "separability", "rows")
-            },
-        )
+        """Return some samples of these, by place or by a mask."""
+        chosen, names = torch.as_tensor(samples), (*RankOne.__annotations__, "rows")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def separate(field: Float[torch.Tensor, "... history y x"]) -> RankOne:
-    r"""Picture and time course whose product is nearest to a field (its first singular pair).
+    r"""Find the picture and time course whose product is nearest to a field.
+
+    This is its first singular pair.
 
     With the field as a matrix A [history, pixel], the time course is the eigenvector of
     :math:`A A^T` of the largest eigenvalue, and the picture :math:`A^T t / s`.
@@ -156,13 +153,14 @@ def separate(field: Float[torch.Tensor, "... history y x"]) -> RankOne:
     picture = (temporal[..., None, :] @ matrix)[..., 0, :]
     strength = torch.linalg.vector_norm(picture, dim=-1)
     there = (strength > 0).double()[..., None]
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)  # all squared entries of the field
     picture = picture / strength[..., None].where(there > 0, 1.0)
     kind = field.dtype
     return RankOne(
         spatial=picture.unflatten(-1, field.shape[-2:]).to(kind),
         temporal=(temporal * there).to(kind),
         strength=strength.to(kind),
-        separability=(strength.square() / _trace(gram)).clamp(max=1.0).to(kind),
+        separability=(strength.square() / trace).clamp(max=1.0).to(kind),
     )
 
 
@@ -175,7 +173,7 @@ def receptive_fields(
     crop: int | None = 20,
     batch_size: int = 64,
 ) -> ReceptiveFields:
-    r"""Gradient of every cell's rate in the clip, at every frame, as picture times time course.
+    r"""Take the gradient of every cell's rate in the clip, as picture times time course.
 
     Clips pass through in batches; no gradient outlives its batch. A cell's pictures are all
     cropped to the same window, the one with the largest sum of squared gradients over up to 32
@@ -215,19 +213,16 @@ def receptive_fields(
         raise OptionError(
             f"receptive_fields: batch_size and crop must be 1 or more; got {batch_size}, {crop}"
         )
-    if len(inputs.sample_shape) != 3:
-        raise DataError(
-            f"{inputs.name}: receptive fields need clips of shape [history, y, x]; its samples "
-            f"have shape {inputs.sample_shape}"
-        )
+    is_clips("receptive_fields", inputs.name, inputs.sample_shape)
     chosen = _chosen("row", rows, len(inputs))
     some = sorted(set(chosen))
     looked_at = [some[place] for place in spread(len(some), _N_LOOKED_AT)]
-    passes = _Passes(model, inputs, cells, batch_size)
-    energy = sum(
-        torch.stack(batch) for batch in passes.reduced(looked_at, lambda _, each: _energy(each))
-    )
-    assert isinstance(energy, Tensor)
+
+    def reduced(rows: list[int], reduce: Callable[[int, Tensor], _Reduced]) -> list[list[_Reduced]]:
+        return list(_gradients(model, inputs, cells, rows, batch_size, reduce))
+
+    energies = reduced(looked_at, lambda _, each: each.double().square().sum((0, 1)).cpu())
+    energy = torch.stack([torch.stack(batch) for batch in energies]).sum(0)
     corners, size = _windows(energy, crop)
 
     def of_cell(place: int, gradient: Tensor) -> RankOne:
@@ -241,10 +236,10 @@ def receptive_fields(
             separability=both.separability.float().cpu(),
         )
 
-    batches = list(passes.reduced(chosen, of_cell))
+    batches = reduced(chosen, of_cell)
 
     def together(name: str) -> Tensor:
-        return torch.cat([torch.stack([getattr(c, name) for c in cells], 1) for cells in batches])
+        return torch.cat([torch.stack([getattr(c, name) for c in batch], 1) for batch in batches])
 
     return ReceptiveFields(
         **{name: together(name) for name in RankOne.__annotations__},
@@ -254,41 +249,27 @@ def receptive_fields(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Passes:
-    """Gradients of cells, reduced before the next batch is begun."""
-
-    model: nn.Module
-    inputs: Inputs
-    cells: Sequence[int] | None
-    batch_size: int
-
-    def reduced(
-        self, rows: Sequence[int], reduce: Callable[[int, Tensor], _Reduced]
-    ) -> Iterator[list[_Reduced]]:
-        """Of each batch: what `reduce` makes of each cell's place and its gradient."""
-        for start in range(0, len(rows), self.batch_size):
-            yield self._of_batch(rows[start : start + self.batch_size], reduce)
-
-    def _of_batch(
-        self, rows: Sequence[int], reduce: Callable[[int, Tensor], _Reduced]
-    ) -> list[_Reduced]:
-        found = []
-        with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(self.model):
-            clips = prepare_inputs(self.model, self.inputs.batch(rows)).detach().requires_grad_()
-            rates = _rates(run_model(self.model, clips), self.inputs, rows)
-            for place, cell in enumerate(_chosen("cell", self.cells, rates.shape[1])):
+def _gradients(
+    model: nn.Module,
+    inputs: Inputs,
+    cells: Sequence[int] | None,
+    rows: list[int],
+    batch_size: int,
+    reduce: Callable[[int, Tensor], _Reduced],
+) -> Iterator[list[_Reduced]]:
+    """Reduce each cell's gradient, named by its place; yield them batch by batch."""
+    for start in range(0, len(rows), batch_size):
+        some, found = rows[start : start + batch_size], []
+        with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(model):
+            clips = prepare_inputs(model, inputs.batch(some)).detach().requires_grad_()
+            rates = _rates(run_model(model, clips), inputs, some)
+            for place, cell in enumerate(_chosen("cell", cells, rates.shape[1])):
                 (gradient,) = torch.autograd.grad(
                     rates[:, cell].sum(), clips, retain_graph=True, materialize_grads=True
                 )
-                _check_finite(f"the gradient of cell {cell}", gradient, self.inputs, rows)
+                _check_finite(f"the gradient of cell {cell}", gradient, inputs, some)
                 found.append(reduce(place, gradient))
-        return found
-
-
-def _energy(gradient: Tensor) -> Tensor:
-    """Sum of squares over samples and history, [y, x]."""
-    return gradient.double().square().sum((0, 1)).cpu()
+        yield found
 
 
 def _rates(rates: Tensor, inputs: Inputs, rows: Sequence[int]) -> Tensor:
@@ -319,7 +300,7 @@ def _check_finite(what: str, values: Tensor, inputs: Inputs, rows: Sequence[int]
 
 
 def _chosen(what: str, given: Sequence[int] | Tensor | None, n: int) -> list[int]:
-    """The places that were asked for, checked."""
+    """Check the places that were asked for."""
     if given is None:
         return list(range(n))
     places = [int(place) for place in given]
@@ -333,7 +314,7 @@ def _chosen(what: str, given: Sequence[int] | Tensor | None, n: int) -> list[int
 
 
 def _windows(energy: Tensor, crop: int | None) -> tuple[Tensor, tuple[int, int]]:
-    """First pixel of the window with most energy [cell, 2], and the window's height and width."""
+    """Find the first pixel of the window with most energy [cell, 2], and the window's size."""
     height, width = energy.shape[1:]
     size = (height, width) if crop is None else (min(crop, height), min(crop, width))
     # Sums over windows of numbers that sum to 1: ties by rounding alone go to the first.
@@ -346,12 +327,7 @@ def _windows(energy: Tensor, crop: int | None) -> tuple[Tensor, tuple[int, int]]
     return torch.where(silent[:, None], middle, corners), size
 
 
-def _trace(gram: Tensor) -> Tensor:
-    """Sum of the squared entries of what the products are of."""
-    return gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
 def _sign_of_largest(vectors: Tensor) -> Tensor:
-    """Sign of the largest entry in size along the last axis; 1 for zeros."""
+    """Return the sign of the largest entry in size along the last axis; 1 for zeros."""
     largest = vectors.gather(-1, vectors.abs().argmax(-1, keepdim=True))[..., 0]
     return torch.where(largest < 0, -1.0, 1.0).to(vectors.dtype)

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +17,12 @@ from torch import Tensor, nn
 from condec.basis.errors import DataError, ModelError
 from condec.basis.metrics import pearson
 from condec.basis.options import digest_of
+from condec.basis.progress import progress_bar
 from condec.dictionary.fitting.checkpoint import Keeper, State
 from condec.dictionary.fitting.descent import seed
-from condec.dictionary.fitting.train import epoch_bar
-from condec.dictionary.records import Epoch
 from condec.network import run_model
-from condec.retina.accuracy import batches, check_cells
-from condec.retina.movies.movies import Recording
+from condec.retina.movies.recording import Recording
+from condec.retina.responses import batches, check_cells
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining, copied
 from condec.store import fingerprint
 
@@ -34,7 +32,7 @@ _TINY: Final = 1e-8
 def poisson_loss(
     rates: Float[Tensor, "sample cell"], answers: Float[Tensor, "sample cell"]
 ) -> Float[Tensor, ""]:
-    r"""Negative log likelihood of Poisson answers but for what the rates do not change.
+    r"""Return the negative log likelihood of Poisson answers, without its constant.
 
     .. math:: L = \frac{1}{SC} \sum_{s,c} r_{sc} - y_{sc} \log (r_{sc} + 10^{-8})
 
@@ -104,12 +102,16 @@ def fit_model(
         if (state := keeper.restore()) is not None:
             training.restore(state)
     start = time.perf_counter()
-    with epoch_bar(progress, type(model).__name__) as advance:
+    with progress_bar(type(model).__name__, None, unit="epochs", shown=progress) as move:
         while not training.done:
             epoch = training.step()
             if keeper is not None:
                 keeper.offer(training.state)
-            advance(Epoch(epoch.index, config.epochs, epoch.held_out_loss, config.lr))
+            move(
+                completed=epoch.index + 1,
+                total=config.epochs,
+                note=f"loss {epoch.held_out_loss:.4f}",
+            )
             if on_epoch is not None:
                 on_epoch(epoch)
     if keeper is not None:
@@ -120,7 +122,7 @@ def fit_model(
 def split_blocks(
     n_samples: int, held_out: float, n_blocks: int, history: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to hold out: blocks of time that share no frame.
+    """Split samples into rows to train on and blocks to hold out that share no frame with them.
 
     Sample j takes frames j .. j + history, its response included; training samples within
     `history` of a block are left out.
@@ -175,44 +177,41 @@ class _Training:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells the checkpoint of this fit from others."""
+        """Return what tells the checkpoint of this fit from others."""
         movie = self.recording.windows(self.config.history).fingerprint
         return {
             "versions": {"condec": metadata.version("condec"), "torch": torch.__version__},
             "model": fingerprint(self.given),
             "config": self.config.to_dict(),
-            "rows": hashlib.sha256(
-                f"{movie} {digest_of(self.recording.rates)}".encode()
-            ).hexdigest(),
+            "movie": movie,
+            "rates": digest_of(self.recording.rates),
         }
 
     @property
     def best_epoch(self) -> int:
-        """Index of the epoch with the lowest held-out loss, the first of several."""
+        """Return the index of the epoch with the lowest held-out loss, the first of several."""
         losses = [epoch.held_out_loss for epoch in self.history]
         return losses.index(min(losses))
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are run, or the last ones were no better."""
-        n_done = len(self.history)
-        if n_done == 0:
-            return False
-        return n_done >= self.config.epochs or n_done - self.best_epoch > self.config.patience
+        """Tell whether all epochs are run, or the last ones were no better."""
+        n_done, config = len(self.history), self.config
+        return n_done >= config.epochs or bool(
+            n_done and n_done - self.best_epoch > config.patience
+        )
 
     def step(self) -> RetinaEpoch:
-        """One epoch, and what it brought."""
+        """Run one epoch, and measure it."""
         index = len(self.history)
         with _drawing(self.config.seed, index, self.device):
             loss = self._descend()
-        predicted = self._predicted(self.held_out_rows)
-        answers = self.answers[self.held_out_rows.to(self.device)].cpu()
-        cells = pearson(predicted, answers, dim=0)
+        predicted, answers = self._held_out()
         epoch = RetinaEpoch(
             index=index,
             loss=loss,
             held_out_loss=float(poisson_loss(predicted, answers)),
-            correlation=float(cells.mean()),
+            correlation=float(pearson(predicted, answers, dim=0).mean()),
         )
         if not (math.isfinite(epoch.loss) and math.isfinite(epoch.held_out_loss)):
             raise ModelError(
@@ -226,7 +225,7 @@ class _Training:
         return epoch
 
     def state(self) -> State:
-        """All that going on needs."""
+        """Return all that going on needs."""
         found = _named("model", copied(self.model.state_dict())) | _named("best", self.best)
         for place, moments in self.optimiser.state_dict()["state"].items():
             found |= _named(f"adam {place}", moments)
@@ -247,8 +246,7 @@ class _Training:
     def finish(self, seconds: float) -> FittedRetina:
         """Put the best weights back, and measure."""
         self.model.load_state_dict(self.best)
-        predicted = self._predicted(self.held_out_rows)
-        answers = self.answers[self.held_out_rows.to(self.device)].cpu()
+        predicted, answers = self._held_out()
         return FittedRetina(
             model=self.model.to(self.home).eval(),
             config=self.config,
@@ -262,7 +260,7 @@ class _Training:
         )
 
     def _descend(self) -> float:
-        """Mean loss of one pass over the training samples."""
+        """Pass over the training samples once; return the mean loss."""
         config, total = self.config, torch.zeros((), device=self.device)
         # A last batch of one sample has no variance, which batch norm needs.
         order = self.train_rows[torch.randperm(len(self.train_rows))]
@@ -282,6 +280,11 @@ class _Training:
             self.optimiser.step()
             total += loss.detach() * len(rows)
         return float(total) / len(order)
+
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """Return predicted rates and answers of the held-out samples."""
+        answers = self.answers[self.held_out_rows.to(self.device)]
+        return self._predicted(self.held_out_rows), answers.cpu()
 
     @torch.no_grad()
     def _predicted(self, rows: Tensor) -> Tensor:
@@ -306,7 +309,7 @@ class _Training:
 
 @contextlib.contextmanager
 def _drawing(number: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Gradients on; random numbers of this epoch, whichever ran before; both put back after."""
+    """Switch gradients on, and draw random numbers of this epoch; put both back after."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         seed((number << 20) + epoch, device)

@@ -15,11 +15,12 @@ from condec.report.drawing import Drawn, Studio
 from condec.report.reading import Fitted, RunPart, SitePart
 from condec.report.words import count, fixed, percent
 from condec.retina import figures
-from condec.retina.analysis import Responses, named
+from condec.retina.analysis import named
 from condec.retina.combinations import CombinationFields
 from condec.retina.fields import ReceptiveFields
 from condec.retina.probes import PROBES
 from condec.retina.records import load_record
+from condec.retina.responses import Responses
 
 if TYPE_CHECKING:
     import pandas

@@ -1,4 +1,4 @@
-"""Standard probes: what every cell answers to stimuli whose answer in the retina is known."""
+"""Standard probes: stimuli to which the answer of the retina is known, and the cells' answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from condec.basis.errors import OptionError
 from condec.retina import stimuli
-from condec.retina.analysis import Responses, respond
-from condec.retina.movies.movies import SECONDS_PER_FRAME
+from condec.retina.movies.recording import SECONDS_PER_FRAME
+from condec.retina.responses import Responses, respond
 from condec.retina.stimuli import Stimulus
 
 PROBES: Final[Mapping[str, Callable[..., Stimulus]]] = {
@@ -23,28 +23,27 @@ PROBES: Final[Mapping[str, Callable[..., Stimulus]]] = {
     "omitted stimulus": stimuli.omitted_stimulus,
     "contrast steps": partial(stimuli.contrast_steps, step_seconds=1.0),
 }
-"""What makes each probe, by its name; every one takes ``size`` and ``seconds_per_frame``."""
+"""The function that makes each probe; all take ``size`` and ``seconds_per_frame``."""
 
 
 def standard_probes(
     size: tuple[int, int], *, seconds_per_frame: float = SECONDS_PER_FRAME
 ) -> dict[str, Stimulus]:
-    """All probes of `PROBES`, a few seconds each.
+    """Make all probes of `PROBES`, a few seconds each.
 
     Parameters
     ----------
     size : (int, int)
-        Pixels along y and x: those of the model.
+        Pixels along y and x: those of the model. A field that is not square shows the middle of
+        a square one.
     seconds_per_frame : float
     """
-    height, width = size
+    side = max(size)
     made = {
-        name: make(size=max(size), seconds_per_frame=seconds_per_frame)
-        for name, make in PROBES.items()
+        name: make(size=side, seconds_per_frame=seconds_per_frame) for name, make in PROBES.items()
     }
-    return {
-        name: replace(probe, movie=probe.movie[:, :height, :width]) for name, probe in made.items()
-    }
+    rows, columns = (slice((side - n) // 2, (side - n) // 2 + n) for n in size)
+    return {name: replace(one, movie=one.movie[:, rows, columns]) for name, one in made.items()}
 
 
 def probe(
@@ -55,7 +54,7 @@ def probe(
     contrast: float = 1.0,
     batch_size: int = 64,
 ) -> Responses:
-    """Rates of a model's cells to a stimulus, with its events.
+    """Show a stimulus to a model, and return the rates of its cells and the events.
 
     Grey light stands still for one history before the stimulus begins, so that the first response
     is the one to its first frame.
@@ -68,7 +67,7 @@ def probe(
     history : int
         Frames of a clip.
     contrast : float
-        What contrast 1 is in the unit that the model takes: with movies scaled to mean 0 and
+        Number in the model's unit that stands for contrast 1: with movies scaled to mean 0 and
         standard deviation 1, so many standard deviations.
     batch_size : int
 
@@ -77,17 +76,15 @@ def probe(
     OptionError
         The contrast is 0.
     DataError
-        As in `condec.retina.analysis.respond`.
+        As in `condec.retina.responses.respond`.
     """
     if contrast == 0:
         raise OptionError("probe: contrast must not be 0; got 0")
-    events = {name: _after_grey(course, history) for name, course in stimulus.events.items()}
-    movie = _after_grey(stimulus.movie * contrast, history)
-    padded = replace(stimulus, movie=movie, events=events)
+
+    def after_grey(course: Tensor) -> Tensor:
+        return torch.cat((course.new_zeros(history, *course.shape[1:]), course))
+
+    events = {name: after_grey(course) for name, course in stimulus.events.items()}
+    padded = replace(stimulus, movie=after_grey(stimulus.movie * contrast), events=events)
     found = respond(model, padded.recording().windows(history), batch_size=batch_size)
     return replace(found, frames=found.frames - history)
-
-
-def _after_grey(course: Tensor, history: int) -> Tensor:
-    """The same with zeros before it, along the first axis."""
-    return torch.cat((course.new_zeros(history, *course.shape[1:]), course))

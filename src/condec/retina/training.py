@@ -1,7 +1,6 @@
-"""How a model of the retina is trained, and what came of it."""
+"""Options of the training of a model of the retina, and its result."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ from torch import Tensor, nn
 from condec.basis.errors import OptionError
 from condec.basis.files import to_json, write_file, writing
 from condec.basis.options import Option
+from condec.basis.records import short_repr
+from condec.retina.checks import above, at_least
 
-WEIGHTS: Final = "weights.safetensors"
-RECORD: Final = "fit.json"
+_NAME: Final = "RetinaTraining"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetinaTraining(Option):
-    """How a model of the retina is trained.
+    """Options of the training of a model of the retina.
 
     Parameters
     ----------
@@ -70,29 +70,19 @@ class RetinaTraining(Option):
 
     def __post_init__(self) -> None:
         for name in ("history", "epochs", "batch_size", "patience", "n_blocks"):
-            if getattr(self, name) < 1:
-                raise OptionError(
-                    f"RetinaTraining: {name} must be at least 1; got {getattr(self, name)}"
-                )
-        for name in ("weight_l2", "activity_l1"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise OptionError(
-                    f"RetinaTraining: {name} must be 0 or more, and finite; got "
-                    f"{getattr(self, name)}"
-                )
-        if not 0.0 < self.lr < math.inf:
-            raise OptionError(f"RetinaTraining: lr must be above 0 and finite; got {self.lr}")
+            at_least(_NAME, 1, **{name: getattr(self, name)})
+        at_least(_NAME, 0, weight_l2=self.weight_l2, activity_l1=self.activity_l1)
+        above(_NAME, lr=self.lr)
         if not 0.0 < self.held_out < 1.0:
             raise OptionError(
-                f"RetinaTraining: held_out must be a share between 0 and 1; got {self.held_out}"
+                f"{_NAME}: held_out must be a share between 0 and 1; got {self.held_out}"
             )
         if not 0 <= self.seed < 2**31:
-            raise OptionError(f"RetinaTraining: seed must be from 0 to 2**31 - 1; got {self.seed}")
-        if self.device is not None:
-            try:
-                torch.device(self.device)
-            except RuntimeError as error:
-                raise OptionError(f"RetinaTraining: device {self.device!r}: {error}") from error
+            raise OptionError(f"{_NAME}: seed must be from 0 to 2**31 - 1; got {self.seed}")
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError as error:
+            raise OptionError(f"{_NAME}: device {self.device!r}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +107,7 @@ class RetinaEpoch:
     correlation: float
 
 
+@short_repr
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedRetina:
     """A trained model, and how well it predicts.
@@ -172,10 +163,11 @@ class FittedRetina:
         }
         with writing(f"{folder}: model of the retina"):
             folder.mkdir(parents=True, exist_ok=True)
-            write_file(folder / WEIGHTS, save(copied(self.model.state_dict())))
-            write_file(folder / RECORD, to_json(record))
+            weights = save(copied(self.model.state_dict()))
+            write_file(folder / "weights.safetensors", weights)
+            write_file(folder / "fit.json", to_json(record))
 
 
 def copied(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Each with memory of its own, so that tied weights can be written."""
+    """Give each memory of its own, so that tied weights can be written."""
     return {k: t.detach().clone().contiguous() for k, t in tensors.items()}

@@ -9,13 +9,14 @@ from urllib.parse import quote
 
 from condec.basis.errors import OptionError
 from condec.modes import Modes
-from condec.retina.analysis import Responses, analyse, fields_of, respond
-from condec.retina.circuit import write_circuit_recording
+from condec.retina.analysis import analyse, fields_of
 from condec.retina.fields import ReceptiveFields
-from condec.retina.movies.movies import Windows
+from condec.retina.movies.gated import write_circuit_recording
+from condec.retina.movies.recording import Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import probe, standard_probes
 from condec.retina.records import load_record, save_record
+from condec.retina.responses import Responses, respond
 from condec.run import config
 from condec.run.plan import Plan
 from condec.run.plugins import Link

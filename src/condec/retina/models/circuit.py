@@ -30,15 +30,16 @@ POLARITY: Final = (1, -1, 1, -1)
 
 _SIGMA: Final = (0.7, 0.7, 1.2, 1.2)
 _SIDE1, _SIDE2 = 7, 3
+_N_CHANNELS: Final = 2 * len(PATHWAYS)
 _MAP: Final = SIZE - 2 * BORDER - (_SIDE1 - 1) - (_SIDE2 - 1)
 _LATENCY: Final = (2.0, 4.0)
 """Frames to the peak: of the fast and of the slow subunit."""
 _MIXING: Final = ((0.75, 0.25), (0.25, 0.75))
-"""What the two interneurons of a pathway take from its fast and its slow subunit."""
+"""Shares that the two interneurons of a pathway take from its fast and its slow subunit."""
 _THRESHOLD1, _THRESHOLD2 = 0.2, 0.1
 _GAIN, _BIAS = 8.0, -1.0
 _POOL: Final = 2.0
-"""Width of what a ganglion cell pools, in places of the second layer."""
+"""Width of the area that a ganglion cell pools, in places of the second layer."""
 _SLOPE: Final = 16.0
 _N_RECENT: Final = 4
 """Frames over which an amacrine cell averages light."""
@@ -46,7 +47,7 @@ _N_RECENT: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What belongs to what, known by construction.
+    """Connections of a circuit.
 
     Attributes
     ----------
@@ -70,35 +71,27 @@ class Amacrine(nn.Module):
 
     .. math:: a_p = \sigma(-k (L_p - \theta)),
 
-    with the mean light :math:`L_p` of the quadrant's periphery over the last frames.
-
-    Parameters
-    ----------
-    masks : Tensor of shape [pathway, y, x]
-        Pixels of each cell, each row summing to 1.
-    threshold : float
-        :math:`\theta`, above 0: in grey light (0) the cell is active.
-    slope : float
-        k.
+    with the mean light :math:`L_p` of the quadrant's periphery over the last frames, which are
+    the pixels of `masks` [pathway, y, x], and a threshold :math:`\theta` above 0.
     """
 
-    def __init__(self, masks: Tensor, threshold: float, slope: float = _SLOPE) -> None:
+    def __init__(self, masks: Tensor, threshold: float) -> None:
         super().__init__()
         self.masks: Tensor
         self.register_buffer("masks", masks)
-        self.threshold, self.slope = threshold, slope
+        self.threshold = threshold
 
     def forward(self, clip: Tensor) -> Float[Tensor, "sample pathway"]:
-        """Activity, 0 to 1."""
+        """Return activity, 0 to 1."""
         light = torch.einsum("spyx,kyx->sk", clip[:, -_N_RECENT:], self.masks) / _N_RECENT
-        return torch.sigmoid(-self.slope * (light - self.threshold))
+        return torch.sigmoid(-_SLOPE * (light - self.threshold))
 
 
 class ShuntedConv2d(nn.Conv2d):
     """A convolution whose channels are let through by shares, before its bias."""
 
     def forward(self, maps: Tensor, shares: Tensor | None = None) -> Tensor:
-        """Maps [sample, channel, y, x], with shares [sample, channel out] of what comes out."""
+        """Convolve maps [sample, channel, y, x]; shares [sample, channel out] scale the result."""
         drive = nn.functional.conv2d(maps, self.weight)
         drive = drive if shares is None else drive * shares[:, :, None, None]
         return drive if self.bias is None else drive + self.bias[:, None, None]
@@ -119,28 +112,27 @@ class RetinaCircuit(nn.Module):
     def __init__(self, wiring: Wiring, amacrine: Amacrine) -> None:
         super().__init__()
         self.wiring = wiring
-        n_channels = 2 * len(PATHWAYS)
-        self.conv1 = nn.Conv2d(HISTORY, n_channels, _SIDE1)
+        self.conv1 = nn.Conv2d(HISTORY, _N_CHANNELS, _SIDE1)
         self.relu1 = nn.ReLU()
         self.amacrine = amacrine
-        self.conv2 = ShuntedConv2d(n_channels, n_channels, _SIDE2)
+        self.conv2 = ShuntedConv2d(_N_CHANNELS, _N_CHANNELS, _SIDE2)
         self.relu2 = nn.ReLU()
         self.flatten = nn.Flatten()
-        self.readout = nn.Linear(n_channels * _MAP**2, N_CELLS)
+        self.readout = nn.Linear(_N_CHANNELS * _MAP**2, N_CELLS)
         self.rate = nn.Softplus()
-        pathway_of = torch.empty(n_channels, dtype=torch.int64)
+        pathway_of = torch.empty(_N_CHANNELS, dtype=torch.int64)
         for pathway, channels in enumerate(wiring.interneurons):
             pathway_of[list(channels)] = pathway
         self.pathway_of: Tensor
         self.register_buffer("pathway_of", pathway_of)
 
     def gates(self, clip: Tensor) -> Float[Tensor, "sample pathway"]:
-        """Share of each pathway that its amacrine cell lets through, 0 to 1."""
+        """Return the share of each pathway that its amacrine cell lets through, 0 to 1."""
         let_through: Tensor = 1 - self.amacrine(clip)
         return let_through
 
     def forward(self, clip: Tensor) -> Float[Tensor, "sample cell"]:
-        """Rates, above 0."""
+        """Return rates, above 0."""
         centre = clip[:, :, BORDER:-BORDER, BORDER:-BORDER]
         subunits = self.relu1(self.conv1(centre))
         interneurons = self.relu2(self.conv2(subunits, self.gates(clip)[:, self.pathway_of]))
@@ -149,7 +141,7 @@ class RetinaCircuit(nn.Module):
 
 
 def standard_circuit(seed: int = 0) -> RetinaCircuit:
-    """The circuit of the benchmarks; the same for the same seed.
+    """Build the circuit of the benchmarks; the same for the same seed.
 
     Each pathway has one of its own 4 ganglion cells, and each pair of an ON and an OFF pathway
     two. The seed decides filters, thresholds of the gates, weights and places of ganglion cells,
@@ -171,7 +163,7 @@ def standard_circuit(seed: int = 0) -> RetinaCircuit:
 def load_circuit(
     rest: str = "", weights: str | Path | None = None, *, folder: str | Path = "."
 ) -> LoadedModel:
-    """`standard_circuit` as `condec.models.load_model` gives it: ``circuit``, ``circuit:SEED``.
+    """Load ``circuit`` or ``circuit:SEED`` for `condec.models.load_model`.
 
     Raises
     ------
@@ -192,7 +184,7 @@ def load_circuit(
 
 def _wiring(generator: torch.Generator) -> Wiring:
     def pairs() -> tuple[tuple[int, int], ...]:
-        order = torch.randperm(2 * len(PATHWAYS), generator=generator).view(-1, 2).tolist()
+        order = torch.randperm(_N_CHANNELS, generator=generator).view(-1, 2).tolist()
         return tuple((fast, slow) for fast, slow in order)
 
     on = [p for p, sign in enumerate(POLARITY) if sign > 0]
@@ -205,55 +197,50 @@ def _wiring(generator: torch.Generator) -> Wiring:
 
 
 def _vary(value: float, generator: torch.Generator, share: float = 0.15) -> float:
-    """A number drawn evenly within a share of the value, on either side."""
+    """Draw a number evenly within a share of the value, on either side."""
     return value * (1 + share * (2 * float(torch.rand((), generator=generator)) - 1))
 
 
 def _quadrants() -> Tensor:
-    """Mean over the periphery of each quadrant, [quadrant, y, x]."""
-    outside = torch.ones(SIZE, SIZE)
-    outside[BORDER:-BORDER, BORDER:-BORDER] = 0
-    masks = torch.zeros(4, SIZE, SIZE)
+    """Average over the periphery of each quadrant, [quadrant, y, x]."""
     half = SIZE // 2
-    for quadrant in range(4):
+    masks = torch.zeros(4, SIZE, SIZE)
+    for quadrant, mask in enumerate(masks):
         y, x = half * (quadrant // 2), half * (quadrant % 2)
-        masks[quadrant, y : y + half, x : x + half] = outside[y : y + half, x : x + half]
+        mask[y : y + half, x : x + half] = 1
+    masks[:, BORDER:-BORDER, BORDER:-BORDER] = 0
     shares: Tensor = masks / masks.sum((1, 2), keepdim=True)
     return shares
 
 
 def _gaussian(side: int, sigma: float, y: float, x: float) -> Tensor:
-    """Gaussian of sum 1 about a place, [y, x]."""
+    """Return a Gaussian of sum 1 about a place, [y, x]."""
     along = torch.arange(side, dtype=torch.float64)
     bump = torch.exp(-((along - y)[:, None].square() + (along - x).square()) / (2 * sigma**2))
     shares: Tensor = bump / bump.sum()
     return shares
 
 
-def _spatial(sigma: float, surround: float) -> Tensor:
-    """Centre less surround of twice the width, [y, x]."""
-    middle = (_SIDE1 - 1) / 2
-    centre = _gaussian(_SIDE1, sigma, middle, middle)
-    return centre - surround * _gaussian(_SIDE1, 2 * sigma, middle, middle)
-
-
 def _temporal(latency: float, rebound: float) -> Tensor:
-    """A lobe with its peak `latency` frames ago, and a smaller one of the other sign before it."""
+    """Make a lobe with its peak `latency` frames ago, and before it a smaller, opposite one."""
     ago = torch.arange(HISTORY - 1, -1, -1, dtype=torch.float64)
     early, late = ago / latency, ago / (2.0 * latency)
     return (early * (1 - early).exp()) ** 4 - rebound * (late * (1 - late).exp()) ** 4
 
 
 def _set_subunits(circuit: RetinaCircuit, generator: torch.Generator) -> None:
-    """Filters of length 1: to white noise of standard deviation 1, all vary alike."""
+    """Set filters of length 1: to white noise of standard deviation 1, all vary alike."""
+    middle = (_SIDE1 - 1) / 2
     for pathway, channels in enumerate(circuit.wiring.subunits):
-        picture = _spatial(_vary(_SIGMA[pathway], generator), _vary(0.8, generator))
+        sigma, surround = _vary(_SIGMA[pathway], generator), _vary(0.8, generator)
+        # A centre less a surround of twice its width.
+        picture = _gaussian(_SIDE1, sigma, middle, middle)
+        picture = picture - surround * _gaussian(_SIDE1, 2 * sigma, middle, middle)
         for channel, latency in zip(channels, _LATENCY, strict=True):
             course = _temporal(_vary(latency, generator), _vary(0.4, generator))
             kernel = POLARITY[pathway] * course[:, None, None] * picture
             circuit.conv1.weight[channel] = kernel / torch.linalg.vector_norm(kernel)
-    assert circuit.conv1.bias is not None
-    circuit.conv1.bias.fill_(-_THRESHOLD1)
+    nn.init.constant_(circuit.conv1.get_parameter("bias"), -_THRESHOLD1)
 
 
 def _set_interneurons(circuit: RetinaCircuit, generator: torch.Generator) -> None:
@@ -264,12 +251,11 @@ def _set_interneurons(circuit: RetinaCircuit, generator: torch.Generator) -> Non
         for target, shares in zip(targets, _MIXING, strict=True):
             for source, share in zip(sources, shares, strict=True):
                 circuit.conv2.weight[target, source] = share * pool
-    assert circuit.conv2.bias is not None
-    circuit.conv2.bias.fill_(-_THRESHOLD2)
+    nn.init.constant_(circuit.conv2.get_parameter("bias"), -_THRESHOLD2)
 
 
 def _set_cells(circuit: RetinaCircuit, generator: torch.Generator) -> None:
-    weight = torch.zeros(N_CELLS, 2 * len(PATHWAYS), _MAP, _MAP)
+    weight = torch.zeros(N_CELLS, _N_CHANNELS, _MAP, _MAP)
     margin = (_MAP - 1) / 4
     for cell, pathways in enumerate(circuit.wiring.cells):
         y, x = (margin + 2 * margin * torch.rand(2, generator=generator)).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 from condec.basis.errors import DataError, OptionError
 from condec.basis.files import write_file, writing
 from condec.retina.movies.h5 import RESPONSE, read_h5
-from condec.retina.movies.movies import (
+from condec.retina.movies.recording import (
     SECONDS_PER_FRAME,
     Recording,
     Scaling,
@@ -24,6 +24,7 @@ from condec.retina.movies.movies import (
 HISTORY: Final = 40
 """Frames of a clip where neither the source nor the model says: 400 ms (McIntosh et al. 2016)."""
 _EVENT: Final = "event/"
+_KEYS: Final = ("split", "cells", "response", "history", "frames", "scaling", "unit")
 
 
 def read_recording(
@@ -133,7 +134,7 @@ def from_movie(
 
     Keys are ``split``, ``cells`` (``0,2``), ``response``, ``frames`` (``START:STOP``) and
     ``scaling`` (``MEAN,STD``) of `read_recording`; ``history``, the frames of a clip (by default
-    those that the model takes, or 40); and ``unit``, which rates are divided by.
+    those that the model takes, or 40); and ``unit``, by which rates are divided.
 
     Raises
     ------
@@ -144,33 +145,35 @@ def from_movie(
     """
     if not rest:
         raise OptionError("data 'movie': expected movie:FILE")
-    path, cells_of_model = Path(folder) / rest, cells
-    options = dict(keys)
-    chosen = _cells_named(options.pop("cells", None), cells_of_model)
-    frames = options.pop("frames", None)
-    written = options.pop("scaling", None)
-    history = options.pop("history", None)
-    unit = options.pop("unit", None)
-    recording = read_recording(
-        path,
-        split=options.pop("split", None),
-        cells=chosen,
-        response=options.pop("response", None),
-        scaling=scaling if written is None else _pair("scaling", written, ",", float),
-        frames=None if frames is None else _pair("frames", frames, ":", int),
-    )
-    if options:
+    given: dict[str, str | None] = dict.fromkeys(_KEYS) | dict(keys)
+    unknown = [key for key in given if key not in _KEYS]
+    if unknown:
         raise OptionError(
-            f"movie:{path}: {', '.join(options)}: no such key; expected split, cells, response, "
-            "history, frames, scaling or unit"
+            f"movie:{rest}: {', '.join(unknown)}: no such key; expected {', '.join(_KEYS)}"
         )
-    own = cells_of_model or ()
-    if chosen is None and own and set(own) <= set(recording.cells):
-        recording = recording.of_cells(own)
-    if unit is not None:
-        recording = recording.in_units_of(_number("unit", unit, float))
-    if history is not None:
-        return recording.windows(_number("history", history, int))
+    chosen = None
+    if given["cells"] is not None:
+        chosen = [cell for cell in given["cells"].split(",") if cell]
+        lacking = [cell for cell in chosen if cells and cell not in cells]
+        if lacking:
+            raise DataError(
+                f"movie: cells={given['cells']}: the model has no cell {', '.join(lacking)}; it "
+                f"has {', '.join(cells or ())}"
+            )
+    recording = read_recording(
+        Path(folder) / rest,
+        split=given["split"],
+        cells=chosen,
+        response=given["response"],
+        scaling=_numbers("scaling", given["scaling"], ",", float) or scaling,
+        frames=_numbers("frames", given["frames"], ":", int),
+    )
+    if chosen is None and cells and set(cells) <= set(recording.cells):
+        recording = recording.of_cells(cells)
+    if unit := _numbers("unit", given["unit"], "", float):
+        recording = recording.in_units_of(*unit)
+    if history := _numbers("history", given["history"], "", int):
+        return recording.windows(*history)
     return recording.windows(shape[0] if shape is not None and len(shape) == 3 else HISTORY)
 
 
@@ -213,29 +216,14 @@ def _float32(path: Path, what: str, array: np.ndarray, n_axes: int) -> Tensor:
     return torch.from_numpy(array.astype(np.float32, copy=False))
 
 
-def _cells_named(text: str | None, cells_of_model: Sequence[str] | None) -> list[str] | None:
-    """Cells that a source names, which must be the model's where that has names for its own."""
+def _numbers(key: str, text: str | None, between: str, kind: Any) -> Any:
+    """Read one number, or two with a sign between them; None where there is no text."""
     if text is None:
         return None
-    cells = [cell for cell in text.split(",") if cell]
-    lacking = [cell for cell in cells if cells_of_model and cell not in cells_of_model]
-    if lacking:
-        raise DataError(
-            f"movie: cells={text}: the model has no cell {', '.join(lacking)}; it has "
-            f"{', '.join(cells_of_model or ())}"
-        )
-    return cells
-
-
-def _pair(key: str, text: str, between: str, kind: Any) -> Any:
-    parts = text.split(between)
-    if len(parts) != 2:
+    parts = text.split(between) if between else [text]
+    if between and len(parts) != 2:
         raise OptionError(f"movie: {key}={text!r}: expected two numbers with {between!r} between")
-    return tuple(_number(key, part, kind) for part in parts)
-
-
-def _number(key: str, text: str, kind: Any) -> Any:
     try:
-        return kind(text)
+        return tuple(kind(part) for part in parts)
     except ValueError as error:
         raise OptionError(f"movie: {key}={text!r}: expected {kind.__name__} numbers") from error

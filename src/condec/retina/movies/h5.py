@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from condec.basis.errors import DataError, DependencyError
-from condec.retina.movies.movies import (
+from condec.retina.movies.recording import (
     BLOCK_BYTES,
     SECONDS_PER_FRAME,
     Recording,
@@ -33,8 +32,14 @@ def read_h5(
     scaling: Scaling | None,
     frames: tuple[int, int] | None,
 ) -> Recording:
-    """Read a recording from an h5 file; see `condec.data.read_recording`."""
-    h5py = _import_h5py(path)
+    """Read a recording from an h5 file; see `condec.retina.read_recording`."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise DependencyError(
+            f"{path}: h5 files are read by h5py, which is not installed; "
+            "pip install 'condec[retina]'"
+        ) from error
     if not h5py.is_hdf5(path):
         raise DataError(f"{path}: not an h5 file; expected HDF5, or a name that ends in .npz")
     try:
@@ -43,10 +48,24 @@ def read_h5(
             start, stop = frames or (0, len(stimulus))
             check_frames(path.name, start, stop, len(stimulus))
             mean, std = scaling or _moments(_stored(file, "train/stimulus", 3))
-            rates, names = _read_rates(file, split, response, cells, len(stimulus))
+            movie = torch.empty(stop - start, *stimulus.shape[1:])
+            for first, block in _blocks(stimulus, start, stop):
+                scaled = (block - np.float32(mean)) / np.float32(std)
+                movie[first : first + len(block)] = torch.from_numpy(scaled)
+            key = f"{split}/response/{response}"
+            stored = _stored(file, key, 2)
+            if stored.shape[1] != len(stimulus):
+                raise DataError(
+                    f"{path}: {key}: responses of {stored.shape[1]} frames, but the movie has "
+                    f"{len(stimulus)}; expected [cell, frame]"
+                )
+            rates = torch.from_numpy(stored[:].astype(np.float32)).T.contiguous()[start:stop]
+            names = tuple(str(row) for row in range(stored.shape[0]))
+            if cells is not None:
+                rates, names = rates[:, columns(f"{path}: {key}", names, cells)], tuple(cells)
             return Recording(
-                movie=_read_movie(stimulus, start, stop, mean, std),
-                rates=rates[start:stop],
+                movie=movie,
+                rates=rates,
                 cells=names,
                 seconds_per_frame=_frame_seconds(file, split),
                 name=f"{path.name} {split}" + (f" frames {start}:{stop}" if frames else ""),
@@ -56,19 +75,8 @@ def read_h5(
         raise DataError(f"{path}: not readable as an h5 file: {error}") from error
 
 
-def _import_h5py(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise DependencyError(
-            f"{path}: h5 files are read by h5py, which is not installed; "
-            "pip install 'condec[retina]'"
-        ) from error
-    return h5py
-
-
 def _stored(file: "h5py.File", key: str, n_axes: int) -> "h5py.Dataset":
-    """A data set of the file; where it lacks it, what is there is listed."""
+    """Find a data set of the file; where it lacks it, what is there is listed."""
     here: Any = file
     for depth, part in enumerate(parts := key.split("/")):
         if part not in getattr(here, "keys", tuple)():
@@ -96,15 +104,13 @@ def _blocks(stimulus: "h5py.Dataset", start: int, stop: int) -> Iterator[tuple[i
 
 
 def _moments(stimulus: "h5py.Dataset") -> Scaling:
-    """Mean and standard deviation of all pixels, in float64, block by block (Welford's merge)."""
+    """Work out mean and standard deviation of all pixels, block by block (Welford's merge)."""
+    where = f"{stimulus.file.filename}: {stimulus.name}"
     count, mean, squares = 0, 0.0, 0.0
     for _, block in _blocks(stimulus, 0, len(stimulus)):
         pixels = block.astype(np.float64)
         if not np.isfinite(pixels).all():
-            raise DataError(
-                f"{stimulus.file.filename}: {stimulus.name}: the movie is not finite; mend the "
-                "file, or give scaling"
-            )
+            raise DataError(f"{where}: the movie is not finite; mend the file, or give scaling")
         away = float(pixels.mean()) - mean
         total = count + pixels.size
         squares += float(pixels.var()) * pixels.size + away**2 * count * pixels.size / total
@@ -113,36 +119,10 @@ def _moments(stimulus: "h5py.Dataset") -> Scaling:
     std = math.sqrt(squares / count)
     if std == 0.0:
         raise DataError(
-            f"{stimulus.file.filename}: {stimulus.name}: the movie is constant, so its standard "
-            "deviation cannot be divided by; give scaling"
+            f"{where}: the movie is constant, so its standard deviation cannot be divided by; "
+            "give scaling"
         )
     return mean, std
-
-
-def _read_movie(stimulus: "h5py.Dataset", start: int, stop: int, mean: float, std: float) -> Tensor:
-    movie = torch.empty(stop - start, *stimulus.shape[1:])
-    for first, block in _blocks(stimulus, start, stop):
-        block -= np.float32(mean)
-        block /= np.float32(std)
-        movie[first : first + len(block)] = torch.from_numpy(block)
-    return movie
-
-
-def _read_rates(
-    file: "h5py.File", split: str, response: str, cells: list[str] | None, n_frames: int
-) -> tuple[Tensor, tuple[str, ...]]:
-    key = f"{split}/response/{response}"
-    stored = _stored(file, key, 2)
-    if stored.shape[1] != n_frames:
-        raise DataError(
-            f"{file.filename}: {key}: responses of {stored.shape[1]} frames, but the movie has "
-            f"{n_frames}; expected [cell, frame]"
-        )
-    names = tuple(str(row) for row in range(stored.shape[0]))
-    rates = torch.from_numpy(stored[:].astype(np.float32)).T.contiguous()
-    if cells is None:
-        return rates, names
-    return rates[:, columns(f"{file.filename}: {key}", names, cells)], tuple(cells)
 
 
 def _frame_seconds(file: "h5py.File", split: str) -> float:

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
+from condec.basis.records import short_repr
 from condec.data.inputs import Inputs, bytes_of
+from condec.retina.checks import above, at_least
 
 SECONDS_PER_FRAME: Final = 0.01
 BLOCK_BYTES: Final = 2**24
@@ -19,9 +21,10 @@ Scaling = tuple[float, float]
 """Mean and standard deviation of a movie, in its own unit."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Recording:
-    """A movie, and what cells answered.
+    """A movie, and the responses of cells to it.
 
     Attributes
     ----------
@@ -36,7 +39,7 @@ class Recording:
     name : str
         For messages.
     events : dict of str to Tensor of shape [frame]
-        Named time courses to show beside loadings: gates that are known, phases of a stimulus.
+        Named time courses to show with loadings: gates that are known, phases of a stimulus.
     scaling : (float, float)
         Mean and standard deviation that were taken out of the movie.
 
@@ -67,13 +70,18 @@ class Recording:
             object.__setattr__(self, "cells", names)
         _check_movie(self)
         _check_rates(self)
-        _check_events(self)
+        for event, course in self.events.items():
+            if tuple(course.shape) != (len(self.movie),):
+                raise DataError(
+                    f"{self.name}: event {event!r}: expected one value for each of the "
+                    f"{len(self.movie)} frames; got shape {tuple(course.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.movie)
 
     def windows(self, history: int) -> "Windows":
-        """Clips of `history` frames, as inputs of a model; none of them is a copy.
+        """Return clips of `history` frames, as inputs of a model; none of them is a copy.
 
         Sample j is frames j .. j + history - 1, oldest first; its response is that during frame
         j + history, whose number is the sample's id. There are ``len(recording) - history``.
@@ -94,7 +102,7 @@ class Recording:
         )
 
     def responses(self, history: int) -> Float[Tensor, "sample cell"]:
-        """Rates that belong to the clips of `windows`: those from frame `history` on.
+        """Return the rates that belong to the clips of `windows`: those from `history` on.
 
         Raises
         ------
@@ -102,25 +110,10 @@ class Recording:
             There are no rates, or the movie is not longer than the history.
         """
         self._check_history(history)
-        return self.needed_rates("responses")[history:]
-
-    def needed_rates(self, purpose: str) -> Float[Tensor, "frame cell"]:
-        """The rates.
-
-        Raises
-        ------
-        DataError
-            There are none; `purpose` says what needs them.
-        """
-        if self.rates is None:
-            raise DataError(
-                f"{self.name}: a movie without responses, and {purpose} needs them; give rates of "
-                "shape [frame, cell]"
-            )
-        return self.rates
+        return self._needed_rates("responses")[history:]
 
     def scaled(self, scaling: Scaling) -> "Recording":
-        """The same recording, with another mean and standard deviation taken out.
+        """Return the same recording, with another mean and standard deviation taken out.
 
         Raises
         ------
@@ -135,7 +128,7 @@ class Recording:
         return replace(self, movie=movie, scaling=scaling)
 
     def part(self, start: int, stop: int) -> "Recording":
-        """Frames `start` to below `stop`, numbered from 0 again.
+        """Return frames `start` to below `stop`, numbered from 0 again.
 
         Raises
         ------
@@ -152,19 +145,19 @@ class Recording:
         )
 
     def of_cells(self, cells: Sequence[str]) -> "Recording":
-        """The same movie with the responses of some cells, in the order given.
+        """Return the same movie with the responses of some cells, in the order given.
 
         Raises
         ------
         DataError
             A cell that the recording lacks, or that is named twice.
         """
-        rates = self.needed_rates("a choice of cells")
+        rates = self._needed_rates("a choice of cells")
         chosen = columns(self.name, self.cells, cells)
         return replace(self, rates=rates[:, chosen], cells=tuple(cells))
 
     def in_units_of(self, unit: float) -> "Recording":
-        """The same recording with rates divided by `unit`: those of about 1 are learnt fastest.
+        """Return the recording with rates divided by `unit`: those of about 1 are learnt fastest.
 
         Raises
         ------
@@ -173,13 +166,19 @@ class Recording:
         OptionError
             A unit that is not above 0 and finite.
         """
-        if not 0.0 < unit < math.inf:
-            raise OptionError(f"{self.name}: unit must be above 0 and finite; got {unit}")
-        return replace(self, rates=self.needed_rates("a unit") / unit)
+        above(self.name, unit=unit)
+        return replace(self, rates=self._needed_rates("a unit") / unit)
+
+    def _needed_rates(self, purpose: str) -> Tensor:
+        if self.rates is None:
+            raise DataError(
+                f"{self.name}: a movie without responses, and {purpose} needs them; give rates of "
+                "shape [frame, cell]"
+            )
+        return self.rates
 
     def _check_history(self, history: int) -> None:
-        if history < 1:
-            raise OptionError(f"{self.name}: history must be at least 1 frame; got {history}")
+        at_least(self.name, 1, history=history)
         if len(self.movie) <= history:
             raise DataError(
                 f"{self.name}: a movie of {len(self.movie)} frames is too short: expected more "
@@ -200,11 +199,8 @@ class Windows(Inputs):
     recording: Recording
 
 
-# --- checks -----------------------------------------------------------------------------------
-
-
 def _frames_of(movie: Tensor, rows: Sequence[int], history: int) -> Iterator[bytes]:
-    """Every frame that the clips `rows` show, once."""
+    """Yield every frame that the clips `rows` show, once."""
     yield str(history).encode()
     shown = torch.zeros(len(movie), dtype=torch.bool)
     for row in rows:
@@ -214,7 +210,7 @@ def _frames_of(movie: Tensor, rows: Sequence[int], history: int) -> Iterator[byt
 
 
 def columns(name: str, known: Sequence[str], cells: Iterable[str]) -> list[int]:
-    """Places of `cells` among those that are known; DataError where one is not, or comes twice."""
+    """Find `cells` among those that are known; DataError where one is not, or comes twice."""
     wanted = list(cells)
     missing = [cell for cell in wanted if cell not in known]
     if missing or not wanted:
@@ -224,65 +220,6 @@ def columns(name: str, known: Sequence[str], cells: Iterable[str]) -> list[int]:
     if len(set(wanted)) < len(wanted):
         raise DataError(f"{name}: a cell is named twice in {', '.join(wanted)}")
     return [list(known).index(cell) for cell in wanted]
-
-
-def _check_movie(recording: Recording) -> None:
-    movie, name = recording.movie, recording.name
-    if movie.ndim != 3 or 0 in movie.shape or movie.dtype != torch.float32:
-        raise DataError(
-            f"{name}: expected a movie [frame, y, x] of float32; got {movie.dtype} of shape "
-            f"{tuple(movie.shape)}"
-        )
-    size = max(1, BLOCK_BYTES // (4 * movie[0].numel()))
-    for first in range(0, len(movie), size):
-        wrong = (~movie[first : first + size].isfinite()).flatten(1).any(1)
-        if bool(wrong.any()):
-            frame = first + int(wrong.nonzero()[0])
-            raise DataError(
-                f"{name}: frame {frame} of the movie is not finite (NaN or infinite); mend the "
-                "file, or choose other frames"
-            )
-    if not 0.0 < recording.seconds_per_frame < math.inf:
-        raise DataError(
-            f"{name}: seconds per frame must be above 0 and finite; got "
-            f"{recording.seconds_per_frame}"
-        )
-
-
-def _check_rates(recording: Recording) -> None:
-    rates, name, n_frames = recording.rates, recording.name, len(recording.movie)
-    if rates is None:
-        if recording.cells:
-            raise DataError(
-                f"{name}: {len(recording.cells)} cells are named, but there are no rates"
-            )
-        return
-    if rates.ndim != 2 or len(rates) != n_frames:
-        raise DataError(
-            f"{name}: expected rates [frame, cell] of the movie's {n_frames} frames; got shape "
-            f"{tuple(rates.shape)}"
-        )
-    if len(recording.cells) != rates.shape[1] or len(set(recording.cells)) != rates.shape[1]:
-        raise DataError(
-            f"{name}: expected {rates.shape[1]} different names of cells; got "
-            f"{', '.join(recording.cells)}"
-        )
-    wrong = (~rates.isfinite()).nonzero()
-    if len(wrong):
-        frame, cell = wrong[0].tolist()
-        raise DataError(
-            f"{name}: {len(wrong)} rates are not finite, the first of cell "
-            f"{recording.cells[cell]!r} in frame {frame}; leave out that cell, or those frames"
-        )
-
-
-def _check_events(recording: Recording) -> None:
-    for event, course in recording.events.items():
-        if tuple(course.shape) != (len(recording.movie),):
-            raise DataError(
-                f"{recording.name}: event {event!r}: expected one value for each of the "
-                f"{len(recording.movie)} frames; got shape {tuple(course.shape)}"
-            )
 
 
 def check_scaling(name: str, scaling: Scaling) -> None:
@@ -300,4 +237,50 @@ def check_frames(name: str, start: int, stop: int, n_frames: int) -> None:
     if not 0 <= start < stop <= n_frames:
         raise OptionError(
             f"{name}: frames {start}:{stop} are not there; expected START:STOP within 0:{n_frames}"
+        )
+
+
+def _check_movie(recording: Recording) -> None:
+    movie, name = recording.movie, recording.name
+    if movie.ndim != 3 or 0 in movie.shape or movie.dtype != torch.float32:
+        raise DataError(
+            f"{name}: expected a movie [frame, y, x] of float32; got {movie.dtype} of shape "
+            f"{tuple(movie.shape)}"
+        )
+    if not 0.0 < recording.seconds_per_frame < math.inf:
+        raise DataError(
+            f"{name}: seconds_per_frame must be above 0 and finite; got "
+            f"{recording.seconds_per_frame}"
+        )
+    size = max(1, BLOCK_BYTES // movie[0].nbytes)
+    for first in range(0, len(movie), size):
+        wrong = (~movie[first : first + size].isfinite()).flatten(1).any(1).nonzero()
+        if len(wrong):
+            raise DataError(
+                f"{name}: frame {first + int(wrong[0])} of the movie is not finite (NaN or "
+                "infinite); mend the file, or choose other frames"
+            )
+
+
+def _check_rates(recording: Recording) -> None:
+    rates, cells, name = recording.rates, recording.cells, recording.name
+    if rates is None:
+        if cells:
+            raise DataError(f"{name}: {len(cells)} cells are named, but there are no rates")
+        return
+    if rates.ndim != 2 or len(rates) != len(recording):
+        raise DataError(
+            f"{name}: expected rates [frame, cell] of the movie's {len(recording)} frames; got "
+            f"shape {tuple(rates.shape)}"
+        )
+    if len(cells) != rates.shape[1] or len(set(cells)) != rates.shape[1]:
+        raise DataError(
+            f"{name}: expected {rates.shape[1]} different names of cells; got {', '.join(cells)}"
+        )
+    wrong = (~rates.isfinite()).nonzero()
+    if len(wrong):
+        frame, cell = wrong[0].tolist()
+        raise DataError(
+            f"{name}: {len(wrong)} rates are not finite, the first of cell {cells[cell]!r} in "
+            f"frame {frame}; leave out that cell, or those frames"
         )
