@@ -49,11 +49,11 @@ from condec.basis.metrics import correlation_matrix
 from condec.data import Inputs
 from condec.dictionary import Learner, TopKSAE
 from condec.retina import ReceptiveFields, receptive_fields
-from condec.retina.movies.gated import circuit_recording
 from condec.retina.fitting import fit_model
 from condec.retina.models.circuit import HISTORY, SIZE
 from condec.retina.models.layout import RetinaLayout
 from condec.retina.models.network import RetinaNetwork
+from condec.retina.movies.gated import circuit_recording
 from condec.retina.training import RetinaTraining
 from condec.testing.retina import (
     FoundModes,

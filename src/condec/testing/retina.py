@@ -15,7 +15,6 @@ from torch import Tensor
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import correlation_matrix, matched_cosine, unit_length
 from condec.retina import Recording
-from condec.retina.movies.gated import circuit_recording
 from condec.retina.fields import ReceptiveFields
 from condec.retina.models.circuit import (
     HISTORY,
@@ -24,6 +23,7 @@ from condec.retina.models.circuit import (
     RetinaCircuit,
     standard_circuit,
 )
+from condec.retina.movies.gated import circuit_recording
 from condec.retina.movies.recording import Windows
 
 N_CHANNELS: Final = 2 * len(PATHWAYS)
