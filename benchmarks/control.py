@@ -25,7 +25,7 @@ from measure import paste, side_by_side, write
 
 from condec.data import as_inputs
 from condec.edits import Ablate
-from condec.effects import Measured, Samples, measure
+from condec.effects import HeldOut, Measured, measure
 from condec.effects.measured import Route
 from condec.models import load_model
 
@@ -65,7 +65,7 @@ def at_site(
     """Edits a second by each route at one site."""
     counts: dict[Route, int] = {"full": WHOLE, "replay": n_edits}
     labels = torch.arange(len(images))
-    samples = Samples(as_inputs((images.cpu(), labels)), labels.tolist(), labels, LABELS)
+    samples = HeldOut(as_inputs((images.cpu(), labels)), labels.tolist(), labels, LABELS)
     found: dict[Route, Measured] = {}
 
     def run(route: Route) -> None:

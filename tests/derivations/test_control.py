@@ -10,8 +10,8 @@ import math
 import pytest
 import torch
 
-from condec.edits import Ablate, Preserve
-from condec.effects import auc_difference, control_curve, count_units
+from condec.edits import Ablate, Preserve, count_units
+from condec.effects import auc_difference, control_curve
 from condec.modes.modes import Modes
 from condec.network.sites import Site, Units
 from condec.store.collection import collect

@@ -22,10 +22,10 @@ from condec.effects import (
     compare,
     mean_over_labels,
     measure_curves,
+    resample_counts,
     summarise,
 )
-from condec.effects.intervals import draw_weights, image_counts
-from condec.effects.points import draw_donors
+from condec.effects.curve import draw_donors
 from condec.modes.modes import Modes
 from condec.network.sites import Site
 from condec.store.collection import collect
@@ -164,8 +164,8 @@ def resampled(curves, curve, counts, draws):
 def test_intervals_by_loops(chain):
     curves = curves_of(chain, seed=4)
     table = curves.to_frame()
-    counts = image_counts(curves.measured.labels, 40, 4).tolist()
-    drawn = draw_weights(3, 40, 4).tolist()
+    counts = resample_counts(curves.measured.labels, 40, 4).tolist()
+    drawn = (resample_counts(3, 40, 4).double() / 3).tolist()
     for curve in curves.curves:
         n_draws = curve.numbers.shape[1]
         every = [
@@ -189,22 +189,22 @@ def test_intervals_by_loops(chain):
 
 def test_resamples_draw_as_many_images_of_every_label():
     labels = torch.tensor([0, 1, 1, 2, 2, 2])
-    counts = image_counts(labels, 200, 7)
+    counts = resample_counts(labels, 200, 7)
     assert counts[0].tolist() == [1.0] * 6
     for label, number in ((0, 1), (1, 2), (2, 3)):
         assert (counts[:, labels == label].sum(1) == number).all()
     # Every image is expected once.
     assert counts.mean(0).tolist() == pytest.approx([1.0] * 6, abs=0.2)
-    assert torch.equal(counts, image_counts(labels, 200, 7))
-    assert not torch.equal(counts, image_counts(labels, 200, 8))
+    assert torch.equal(counts, resample_counts(labels, 200, 7))
+    assert not torch.equal(counts, resample_counts(labels, 200, 8))
 
 
 @pytest.mark.parametrize("by", ["auc_difference", "area_between"])
 @pytest.mark.parametrize("edit", ["ablate", "preserve"])
 def test_comparison_by_loops(chain, by, edit):
     curves = curves_of(chain, seed=4, edit=edit)
-    counts = image_counts(curves.measured.labels, 40, 4).tolist()
-    labels = draw_weights(N_LABELS, 40, 5).tolist()
+    counts = resample_counts(curves.measured.labels, 40, 4).tolist()
+    labels = (resample_counts(N_LABELS, 40, 5).double() / N_LABELS).tolist()
     values = {}
     for curve in curves.curves:
         if curve.ranked.name == "random":
@@ -270,7 +270,7 @@ def test_summary_against_a_fine_grid(seed):
 def test_mean_over_labels_by_loops():
     values = torch.tensor([[0.1, 2.0], [0.4, math.nan], [0.3, 5.0], [0.9, 1.0]])
     found = mean_over_labels(values, n_bootstrap=50, seed=3)
-    weights = draw_weights(4, 50, 3).tolist()
+    weights = (resample_counts(4, 50, 3).double() / 4).tolist()
     for column in range(2):
         means = []
         for row in weights:

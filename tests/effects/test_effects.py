@@ -27,12 +27,7 @@ from condec.effects import (
     measure_curves,
     summarise,
 )
-from condec.effects import (
-    curve as curves,
-)
-from condec.effects import (
-    points as edit_points,
-)
+from condec.effects import curve as curves
 from condec.models import load_model
 from condec.modes.modes import Modes
 from condec.network.sites import Site
@@ -106,13 +101,13 @@ def chain(store):
 def taken(monkeypatch):
     """Order, count and label of every edit that a curve asks for."""
     found = []
-    real = curves.change_of
+    real = curves.chosen_of
 
     def spy(options, order, count, label):
         found.append((tuple(order.tolist()), count, label))
         return real(options, order, count, label)
 
-    monkeypatch.setattr(curves, "change_of", spy)
+    monkeypatch.setattr(curves, "chosen_of", spy)
     return found
 
 
@@ -165,9 +160,7 @@ def test_replacement_by_the_mean_of_training_rows(chain, monkeypatch):
     model, (x, labels), modes = chain
     mean = x[~modes.held_out].mean(0)
     asked = []
-    monkeypatch.setattr(
-        edit_points, "unit_means", lambda *of, **_: asked.append(of) or unit_means(*of)
-    )
+    monkeypatch.setattr(curves, "unit_means", lambda *of, **_: asked.append(of) or unit_means(*of))
     table = control_curve(
         model, (x, labels), modes, replacement="mean", fractions=(0.17,), n_random=0
     )
@@ -400,7 +393,7 @@ def test_resampled_activations_come_from_other_samples_and_do_not_depend_on_batc
     # All units taken from another sample: its label is predicted, not the sample's own.
     modes, labels = chain[2], chain[1][1]
     held = labels[modes.held_out]
-    donors = held[torch.tensor(edit_points.draw_donors(len(held), 0))]
+    donors = held[torch.tensor(curves.draw_donors(len(held), 0))]
     for label in range(N_LABELS):
         same = (donors == label)[held == label].double().mean()
         assert points(table, "modes", label, "target_accuracy")[1] == pytest.approx(float(same))
@@ -411,7 +404,7 @@ def test_resampled_activations_come_from_other_samples_and_do_not_depend_on_batc
 @pytest.mark.parametrize("number", [2, 3, 10])
 def test_nobody_is_its_own_donor(number):
     for seed in range(5):
-        donors = edit_points.draw_donors(number, seed)
+        donors = curves.draw_donors(number, seed)
         assert sorted(donors) == list(range(number))
         assert all(donor != sample for sample, donor in enumerate(donors))
 
@@ -464,20 +457,6 @@ def test_intervals_hold_their_values_and_shrink_with_more_images(tmp_path):
         widths.append(float((rows["target_high"] - rows["target_low"]).mean()))
     # Ten times the images: sqrt(10) times narrower, about.
     assert widths[0] / widths[1] == pytest.approx(math.sqrt(10), rel=0.5)
-
-
-def test_accuracy_of_every_label_under_every_edit(chain):
-    options = CurveOptions(fractions=(0.34, 1.0), n_random=2, n_bootstrap=0)
-    curves = measure_curves(*chain, options)
-    table, by_label = curves.to_frame(), curves.by_label()
-    assert len(by_label) == len(table) * N_LABELS
-    modes = by_label[(by_label["ranking"] == "modes") & (by_label["fraction"] == 0.34)]
-    lost = modes["target"] == modes["label"]
-    assert (modes.loc[lost, "relative"] == 0.0).all()
-    assert (modes.loc[~lost, "relative"] == 1.0).all()
-    mine = by_label[by_label["target"] == by_label["label"]]
-    assert mine["edited"].tolist() == pytest.approx(table["target_edited"].tolist())
-    assert (by_label["n_samples"] == 5).all()
 
 
 def test_a_ranking_is_equal_to_itself_and_better_than_chance(chain):

@@ -13,7 +13,7 @@ from condec.data import as_inputs, load_data
 from condec.edits import Ablate, Corrupt, CutAttention, Edit, Patch, Preserve, edited
 from condec.effects import measure
 from condec.effects.passes import Passes
-from condec.effects.samples import Samples
+from condec.effects.samples import HeldOut
 from condec.models import load_model
 from condec.models.python import load_function
 from condec.models.torchvision import import_torchvision
@@ -67,12 +67,12 @@ class Fixed(nn.Module):
         return self.head(h + 0.1 * torch.randn_like(h))
 
 
-def samples_of(x: Tensor, n_labels: int = 3) -> Samples:
+def samples_of(x: Tensor, n_labels: int = 3) -> HeldOut:
     labels = torch.arange(len(x)) % n_labels
-    return Samples(as_inputs((x, labels)), list(range(len(x))), labels, n_labels)
+    return HeldOut(as_inputs((x, labels)), list(range(len(x))), labels, n_labels)
 
 
-def plain(model: nn.Module, samples: Samples, edits: Any, batch_size: int) -> Tensor:
+def plain(model: nn.Module, samples: HeldOut, edits: Any, batch_size: int) -> Tensor:
     """Outputs [edit, sample, label] of a whole pass for every set of edits."""
     batches = [inputs for inputs, _ in samples.batches(batch_size)]
     found = []
@@ -334,7 +334,7 @@ def test_bad_requests_are_explained(
         measure(small_resnet(), samples_of(torch.randn(4, 1, 6, 5)), **given)
 
 
-def real(name: str, folder: Any) -> tuple[nn.Module, Samples, list[str], int]:
+def real(name: str, folder: Any) -> tuple[nn.Module, HeldOut, list[str], int]:
     """A trained network, some of its images, three sites, and their least number of units."""
     if name == "vit":
         import json

@@ -25,7 +25,6 @@ from condec.effects import (
     control_curve,
     fit_log_odds,
     head_weights,
-    named_rankings,
     standard_rankings,
 )
 from condec.effects.standard import check_rankings, ranked_units
@@ -286,15 +285,15 @@ def test_standard_rankings(store, tmp_path):
 
 def test_rankings_by_name(store):
     modes = modes_of(store)
-    found = named_rankings(modes, ("random", "mode_sum"), n_random=4, seed=3)
+    found = standard_rankings(modes, names=("random", "mode_sum"), n_random=4, seed=3)
     assert [ranking.name for ranking in found] == ["mode_sum", "random"]
     assert (found[1].n_draws, found[1].seed) == (4, 3)
     with pytest.raises(OptionError, match=r"expected some of .*, mode_sum, .*; got best"):
-        named_rankings(modes, ("modes", "best"))
+        standard_rankings(modes, names=("modes", "best"))
     with pytest.raises(OptionError, match="got none"):
-        named_rankings(modes, ())
+        standard_rankings(modes, names=())
     with pytest.raises(OptionError, match="log_odds_modes needs contributions to the label's log-"):
-        named_rankings(modes, ("log_odds_modes", "modes"))
+        standard_rankings(modes, names=("log_odds_modes", "modes"))
 
 
 def test_rankings_of_one_name_are_refused(store):

@@ -1,20 +1,17 @@
-"""What edits do to the output: control curves, rankings of units, and their summaries."""
+"""Effects: what edits do to the output, on held-out samples.
 
-from condec.effects.areas import auc_difference, compare, mean_over_labels, summarise
-from condec.effects.curve import (
-    COLUMNS,
-    PAPER_FRACTIONS,
-    CurveOptions,
-    CurveReplacement,
-    Curves,
-    EditKind,
-    OffTarget,
-    Replacement,
-    control_curve,
-    count_units,
-    measure_curves,
-)
+A control curve is rankings.py x fractions -> edits (choice.py) -> outputs (measured.py) -> table
+(table.py) -> areas with intervals (areas.py). Matrix, superclass, interactions and steering choose
+units, measure and tabulate likewise. A new ranking is a class in rankings.py with an entry in
+standard.py. Imports edits, modes and what lies below; writes no file.
+"""
+
+from condec.effects.areas import auc_difference, compare, summarise
+from condec.effects.choice import EditKind, FixedReplacement, ReplacementKind
+from condec.effects.curve import control_curve, measure_curves
+from condec.effects.head import head_weights
 from condec.effects.interactions import INTERACTION_COLUMNS, mode_interactions
+from condec.effects.intervals import interval, mean_over_labels, resample_counts
 from condec.effects.log_odds import LOG_ODDS, collect_log_odds, fit_log_odds
 from condec.effects.matrix import ControlMatrix, GroupAgreement, MatrixQuantity, control_matrix
 from condec.effects.measured import Edits, Measured, measure
@@ -29,33 +26,26 @@ from condec.effects.rankings import (
     Ranked,
     Ranking,
 )
-from condec.effects.samples import Samples, held_out, labels_of
-from condec.effects.standard import (
-    LOG_ODDS_NAMES,
-    RANKING_NAMES,
-    RANKINGS,
-    head_weights,
-    named_rankings,
-    standard_rankings,
-)
+from condec.effects.samples import HeldOut, held_out, labels_of
+from condec.effects.standard import LOG_ODDS_NAMES, RANKING_NAMES, RANKINGS, standard_rankings
 from condec.effects.steering import (
     STEERING_COLUMNS,
-    Direction,
-    LabelDirection,
+    DirectionKind,
     steering_curve,
     steering_direction,
 )
 from condec.effects.superclass import SuperclassControl, SuperclassQuantity, superclass_control
+from condec.effects.table import COLUMNS, PAPER_FRACTIONS, Curve, CurveOptions, Curves, OffTarget
 
 __all__ = [
     "COLUMNS", "INTERACTION_COLUMNS", "LOG_ODDS", "LOG_ODDS_NAMES", "PAPER_FRACTIONS", "RANKINGS",
     "RANKING_NAMES", "STEERING_COLUMNS", "ByCorrelation", "ByMean", "ByMode", "ByModeSum",
-    "ByScores", "ControlMatrix", "CurveOptions", "CurveReplacement", "Curves", "Direction",
-    "EditKind", "Edits", "GroupAgreement", "LabelDirection", "MatrixQuantity", "Measured",
-    "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking", "Replacement", "Samples",
+    "ByScores", "ControlMatrix", "Curve", "CurveOptions", "Curves", "DirectionKind", "EditKind",
+    "Edits", "FixedReplacement", "GroupAgreement", "HeldOut", "MatrixQuantity", "Measured",
+    "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking", "ReplacementKind",
     "SuperclassControl", "SuperclassQuantity", "auc_difference", "collect_log_odds", "compare",
-    "control_curve", "control_matrix", "count_units", "fit_log_odds", "head_weights", "held_out",
+    "control_curve", "control_matrix", "fit_log_odds", "head_weights", "held_out", "interval",
     "labels_of", "mean_over_labels", "measure", "measure_curves", "mode_interactions",
-    "named_rankings", "standard_rankings", "steering_curve", "steering_direction", "summarise",
+    "resample_counts", "standard_rankings", "steering_curve", "steering_direction", "summarise",
     "superclass_control",
 ]  # fmt: skip

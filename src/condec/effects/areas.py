@@ -1,17 +1,17 @@
-"""One number for a control curve, and which of two rankings is the better one."""
+"""Numbers of whole control curves, and comparison of two rankings by them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
-from condec.basis.metrics import auc
-from condec.effects.intervals import draw_weights, interval, lead, selectivity
+from condec.effects.choice import EditKind, check_one_of
+from condec.effects.intervals import lead, mean_of_resampled, selectivity
 from condec.effects.table import Curves
 
 if TYPE_CHECKING:
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 _CURVE: Final = ("site", "label", "label_name", "ranking", "edit", "replacement")
 _POINT: Final = ("fraction", "target_accuracy", "off_accuracy")
+_AUC: Final = ("auc_target", "auc_off", "auc_difference", "auc_low", "auc_high", "defined")
 _HALF: Final = 0.5
 
 By = Literal["auc_difference", "area_between"]
 
 
 def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
-    r"""Selectivity of every curve: area under the target against that under off-target.
+    r"""Return the selectivity of every curve: area under the target against that off-target.
 
     .. math:: \frac{A_\text{target} - A_\text{off}}{A_\text{off}}
 
@@ -52,23 +53,15 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
     DataError
         The table is not one of `control_curve`, or a curve has fewer than two fractions.
     """
-    columns = [
-        *_CURVE, "auc_target", "auc_off", "auc_difference", "auc_low", "auc_high", "defined",
-    ]  # fmt: skip
-    return summarise(curve)[columns]
+    return summarise(curve)[[*_CURVE, *_AUC]]
 
 
 def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
-    r"""Every curve in a few numbers.
+    r"""Return every curve in a few numbers. Parameters and errors are those of `auc_difference`.
 
     Between the points a curve is a straight line. Units that are ablated leave everything as
     it is at fraction 0, units that are preserved at fraction 1: there both accuracies are 1,
     whether or not the curve has the point.
-
-    Parameters
-    ----------
-    curve : pandas.DataFrame
-        From `control_curve`; several may be concatenated.
 
     Returns
     -------
@@ -84,11 +77,6 @@ def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
           keeps half already, it is given: the dose is at most that;
         - ``off_damage``: share of the off-target accuracy that is lost at that dose. Low is
           selective when units are ablated, high when they are preserved.
-
-    Raises
-    ------
-    DataError
-        The table is not one of `control_curve`, or a curve has fewer than two fractions.
     """
     import pandas
 
@@ -107,17 +95,53 @@ def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
                 f"{points['fraction'].tolist()}"
             )
         rows.append(key | _numbers(points.sort_values("fraction"), str(key["edit"])))
-    names = [
-        "auc_target", "auc_off", "auc_difference", "auc_low", "auc_high", "defined",
-        "area_between", "half_dose", "off_damage",
-    ]  # fmt: skip
-    return pandas.DataFrame(rows, columns=[*_CURVE, *names])
+    columns = [*_CURVE, *_AUC, "area_between", "half_dose", "off_damage"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def _numbers(points: "pandas.DataFrame", edit: str) -> dict[str, object]:
+    """Return the numbers of one curve, points by fraction."""
+    x, target, off = (torch.tensor(points[name].to_numpy()).double() for name in _POINT)
+    fractions, relative = x.tolist(), torch.stack([target, off])[:, None]
+    area_target, area_off = torch.trapezoid(relative[:, 0], x).tolist()
+    difference, between = float(selectivity(relative, fractions)), float(lead(relative, fractions))
+    half_dose, off_damage = _half(x, target, off, edit)
+    bounds = {
+        name: float(points[name].iloc[0]) if name in points.columns else math.nan
+        for name in ("auc_low", "auc_high")
+    }
+    return {
+        "auc_target": area_target, "auc_off": area_off, "auc_difference": difference, **bounds,
+        "defined": not math.isnan(difference),
+        "area_between": between if edit == "ablate" else -between,
+        "half_dose": half_dose, "off_damage": off_damage,
+    }  # fmt: skip
+
+
+def _half(x: Tensor, target: Tensor, off: Tensor, edit: str) -> tuple[float, float]:
+    """Return the dose at which half the target is lost or kept, and what is lost off-target."""
+    known = torch.tensor([0.0 if edit == "ablate" else 1.0]).double()
+    if bool(torch.cat([target, off]).isnan().any()):
+        return math.nan, math.nan
+    if not bool((x == known).any()):
+        one = torch.ones(1).double()
+        ends = (known, x), (one, target), (one, off)
+        x, target, off = (torch.cat(end if edit == "ablate" else end[::-1]) for end in ends)
+    reached = target <= _HALF if edit == "ablate" else target >= _HALF
+    if not bool(reached.any()):
+        return math.nan, math.nan
+    after = int(reached.nonzero()[0])
+    if after == 0:
+        return float(x[0]), float(1.0 - off[0])
+    share = (_HALF - target[after - 1]) / (target[after] - target[after - 1])
+    dose, kept = (v[after - 1] + share * (v[after] - v[after - 1]) for v in (x, off))
+    return float(dose), float(1.0 - kept)
 
 
 def compare(
     curves: Curves, *, by: By | None = None, against: str | None = None
 ) -> "pandas.DataFrame":
-    r"""Which ranking is more selective, two at a time, and whether that is more than chance.
+    r"""Compare rankings two at a time: which is more selective, beyond chance.
 
     The difference of two rankings is taken label by label and averaged over the labels for
     which both are defined. Its 95 % interval is by bootstrap over images, drawn again within
@@ -150,22 +174,31 @@ def compare(
     """
     import pandas
 
+    options, rankings = curves.options, curves.rankings
     if by is None:
-        by = "auc_difference" if curves.options.edit == "ablate" else "area_between"
-    _check_comparison(curves, by, against)
-    values = _by_ranking(curves, by)
-    lower_is_better = by == "auc_difference" and curves.options.edit == "ablate"
+        by = "auc_difference" if options.edit == "ablate" else "area_between"
+    check_one_of("compare", "by", by, By)
+    if against is not None and against not in rankings:
+        raise OptionError(f"compare: no ranking {against!r}; there are {', '.join(rankings)}")
+    if not options.n_bootstrap or len(options.fractions) < 2:
+        raise OptionError(
+            "compare: expected curves with n_bootstrap above 0 and at least two fractions; got "
+            f"n_bootstrap={options.n_bootstrap}, fractions={options.fractions}"
+        )
+    values = _by_ranking(curves, by, options.edit, options.fractions)
+    sign = -1.0 if by == "auc_difference" and options.edit == "ablate" else 1.0
     rows = []
-    for one, other in _pairs(curves.rankings, against):
+    for one, other in combinations(rankings, 2) if against is None else (
+        (name, against) for name in rankings if name != against
+    ):  # fmt: skip
         both = ~(values[one][:, 0].isnan() | values[other][:, 0].isnan())
         mine, others = values[one][both], values[other][both]
-        difference, low, high = _difference(mine - others, curves.options.seed)
-        better = high < 0.0 if lower_is_better else low > 0.0
-        worse = low > 0.0 if lower_is_better else high < 0.0
+        difference, low, high = mean_of_resampled(mine - others, options.seed + 1).tolist()
+        better, worse = (min(s * low, s * high) > 0.0 for s in (sign, -sign))
         verdict = "better" if better else "worse" if worse else "equal"
         rows.append({
-            "site": curves.site, "edit": curves.options.edit,
-            "replacement": curves.options.replacement, "by": by, "ranking": one, "against": other,
+            "site": curves.site, "edit": options.edit,
+            "replacement": options.replacement, "by": by, "ranking": one, "against": other,
             "value": float(mine[:, 0].mean()), "against_value": float(others[:, 0].mean()),
             "difference": difference, "low": low, "high": high, "n_labels": int(both.sum()),
             "verdict": verdict if bool(both.any()) else "undefined",
@@ -173,112 +206,13 @@ def compare(
     return pandas.DataFrame(rows)
 
 
-def mean_over_labels(
-    values: Float[torch.Tensor, "label ..."], *, n_bootstrap: int = 1000, seed: int = 0
-) -> Float[torch.Tensor, "bound ..."]:
-    """Mean over labels with its 95 % interval, labels drawn again.
-
-    Parameters
-    ----------
-    values : Tensor of shape [label, ...]
-        NaN where a label has none; it is passed over.
-    n_bootstrap, seed : int
-
-    Returns
-    -------
-    Tensor of shape [3, ...]
-        The mean, the lower and the upper bound; bounds are NaN with a single label.
-    """
-    values = values.double()
-    weights = draw_weights(len(values), n_bootstrap if len(values) > 1 else 0, seed)
-    flat = values.reshape(len(values), -1)
-    # Means of those that are not NaN; NaN where all are.
-    means = (weights @ flat.nan_to_num()) / (weights @ (~flat.isnan()).double())
-    means = means.view(-1, *values.shape[1:])
-    return torch.cat([means[:1], interval(means)])
-
-
-def _numbers(points: "pandas.DataFrame", edit: str) -> dict[str, object]:
-    """Summary of one curve, points by fraction."""
-    x, target, off = (torch.tensor(points[name].to_numpy()).double() for name in _POINT)
-    area_target, area_off = auc(target, x), auc(off, x)
-    difference = (area_target - area_off) / area_off if area_off else math.nan
-    between = (area_off - area_target) / float(x[-1] - x[0])
-    half_dose, off_damage = _half(x, target, off, edit)
-    bounds = {
-        name: float(points[name].iloc[0]) if name in points.columns else math.nan
-        for name in ("auc_low", "auc_high")
-    }
-    return {
-        "auc_target": area_target, "auc_off": area_off, "auc_difference": difference, **bounds,
-        "defined": not math.isnan(difference),
-        "area_between": between if edit == "ablate" else -between,
-        "half_dose": half_dose, "off_damage": off_damage,
-    }  # fmt: skip
-
-
-def _half(x: Tensor, target: Tensor, off: Tensor, edit: str) -> tuple[float, float]:
-    """The dose at which half the target is lost or kept, and what is lost off-target there."""
-    known = torch.tensor([0.0 if edit == "ablate" else 1.0]).double()
-    if bool(torch.cat([target, off]).isnan().any()):
-        return math.nan, math.nan
-    if not bool((x == known).any()):
-        ends = (known, x), (torch.ones(1).double(), target), (torch.ones(1).double(), off)
-        x, target, off = (torch.cat(end if edit == "ablate" else end[::-1]) for end in ends)
-    reached = target <= _HALF if edit == "ablate" else target >= _HALF
-    if not bool(reached.any()):
-        return math.nan, math.nan
-    after = int(reached.nonzero()[0])
-    if after == 0:
-        return float(x[0]), float(1.0 - off[0])
-    share = (_HALF - target[after - 1]) / (target[after] - target[after - 1])
-    dose, kept = (v[after - 1] + share * (v[after] - v[after - 1]) for v in (x, off))
-    return float(dose), float(1.0 - kept)
-
-
-def _check_comparison(curves: Curves, by: str, against: str | None) -> None:
-    if by not in get_args(By):
-        raise OptionError(f"compare: by must be one of {', '.join(get_args(By))}; got {by!r}")
-    if against is not None and against not in curves.rankings:
-        raise OptionError(
-            f"compare: no ranking {against!r}; there are {', '.join(curves.rankings)}"
-        )
-    if not curves.options.n_bootstrap or len(curves.options.fractions) < 2:
-        raise OptionError(
-            "compare: expected curves with n_bootstrap above 0 and at least two fractions; got "
-            f"n_bootstrap={curves.options.n_bootstrap}, fractions={curves.options.fractions}"
-        )
-
-
-def _pairs(rankings: Sequence[str], against: str | None) -> Iterator[tuple[str, str]]:
-    if against is None:
-        yield from combinations(rankings, 2)
-    else:
-        yield from ((name, against) for name in rankings if name != against)
-
-
-def _by_ranking(curves: Curves, by: By) -> dict[str, Float[Tensor, "label resample"]]:
-    """What is compared, for every label and resample."""
+def _by_ranking(
+    curves: Curves, by: By, edit: EditKind, fractions: Sequence[float]
+) -> dict[str, Float[Tensor, "label resample"]]:
+    """Return what is compared, for every label and resample."""
     found: dict[str, list[Tensor]] = {name: [] for name in curves.rankings}
     for curve, relative in zip(curves.curves, curves.relative, strict=True):
-        if by == "auc_difference":
-            value = selectivity(relative, curves.options.fractions)
-        else:
-            value = lead(relative, curves.options.fractions)
-            value = value if curves.options.edit == "ablate" else -value
-        found[curve.ranked.name].append(value)
+        value = (selectivity if by == "auc_difference" else lead)(relative, fractions)
+        turned = by == "area_between" and edit == "preserve"
+        found[curve.ranked.name].append(-value if turned else value)
     return {name: torch.stack(values) for name, values in found.items()}
-
-
-def _difference(
-    values: Float[torch.Tensor, "label resample"], seed: int
-) -> tuple[float, float, float]:
-    """Mean over labels, and its interval: images and labels drawn again together."""
-    if not len(values):
-        return math.nan, math.nan, math.nan
-    weights = draw_weights(len(values), values.shape[1] - 1, seed + 1)
-    known = ~values.isnan()
-    weights = weights.T * known
-    means = (weights * values.nan_to_num()).sum(0) / weights.sum(0)
-    low, high = interval(means).tolist()
-    return float(means[0]), low, high

@@ -5,73 +5,60 @@ first, and follows the accuracy on a label (the target) and on all others (off-t
 Units are chosen on the training rows of the modes, accuracies are those of held-out rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from condec.effects.points import (
-    PAPER_FRACTIONS,
-    CurveOptions,
-    CurveReplacement,
-    EditKind,
-    OffTarget,
-    Replacement,
-    change_of,
-    count_units,
-    measure_changes,
-)
-from condec.effects.rankings import Ranking
-from condec.effects.samples import Samples, held_out, labels_of
-from condec.effects.standard import RANKINGS, check_rankings, default_rankings, ranked_units
-from condec.effects.table import COLUMNS, Curve, Curves
+from condec.basis.errors import DataError
+from condec.edits import Recorded, count_units, record_activation, unit_means
+from condec.effects.choice import EditKind, ReplacementKind, edits_of, is_nothing
+from condec.effects.measured import Edits, Measured, measure
+from condec.effects.rankings import Order, Ranking
+from condec.effects.samples import HeldOut, held_out, labels_of
+from condec.effects.standard import RANKINGS, check_rankings, ranked_units, standard_rankings
+from condec.effects.table import PAPER_FRACTIONS, Curve, CurveOptions, Curves, OffTarget
 from condec.modes import Modes
 from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = [
-    "COLUMNS", "PAPER_FRACTIONS", "RANKINGS", "CurveOptions", "CurveReplacement", "Curves",
-    "EditKind", "OffTarget", "Replacement", "control_curve", "count_units", "measure_curves",
-]  # fmt: skip
+Chosen = tuple[tuple[int, ...], int | None]
+"""Units to edit, sorted, and the label whose mean replaces, None where it is that of no label."""
 
 
 def measure_curves(
     model: nn.Module, data: Any, modes: Modes, options: CurveOptions | None = None
 ) -> Curves:
-    """Control curves with the numbers of every image, for `compare` and tables by label.
+    """Measure control curves with the numbers of every image, for `compare` and tables by label.
 
-    Parameters and errors are those of `control_curve`, which gives the table of these curves.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    data : Inputs, (tensor, labels), or a data set
-    modes : Modes
-    options : CurveOptions, optional
+    Options and errors are those of `control_curve`, which gives the table of these curves.
     """
     options = CurveOptions() if options is None else options
     refuse_training(model)
     samples = held_out(data, modes)
-    chosen = labels_of(samples, modes, options.labels, "control_curve")
-    rankings = list(options.rankings) or default_rankings(
-        modes, rank=options.rank, n_random=options.n_random, seed=options.seed
+    labels = labels_of(samples, modes, options.labels, "control_curve")
+    rankings = options.rankings or standard_rankings(
+        modes, names=RANKINGS, rank=options.rank, n_random=options.n_random, seed=options.seed
     )
     check_rankings(rankings, modes)
     n_units = modes.store.info(modes.site).n_units
     counts = [count_units(n_units, fraction) for fraction in options.fractions]
-    others = _other_labels(samples, chosen, options)
-    # Rankings agree on many sets of units (random draws serve all labels): each runs once.
-    changes = {change_of(options, torch.arange(n_units), _none(options, n_units), -1): 0}
+    others = _other_labels(samples, labels, options)
+    # Rankings agree on many sets of units (random draws serve all labels): each runs once. The
+    # first leaves the network as it is.
+    nothing = 0 if options.edit == "ablate" else n_units
+    chosen = {chosen_of(options, torch.arange(n_units), nothing, -1): 0}
     curves = []
-    for label in chosen:
+    for label in labels:
         for ranking in rankings:
             ranked = ranked_units(ranking, label, n_units)
             numbers = [
                 [
-                    changes.setdefault(change_of(options, order, count, label), len(changes))
+                    chosen.setdefault(chosen_of(options, order, count, label), len(chosen))
                     for order in ranked.orders
                 ]
                 for count in counts
@@ -84,7 +71,7 @@ def measure_curves(
         label_names=samples.inputs.label_names,
         rankings=tuple(ranking.name for ranking in rankings),
         curves=tuple(curves),
-        measured=measure_changes(model, samples, modes, list(changes), options),
+        measured=_measured(model, samples, modes, list(chosen), options),
     )
 
 
@@ -96,7 +83,7 @@ def control_curve(
     labels: Sequence[int] | None = None,
     fractions: Sequence[float] = PAPER_FRACTIONS,
     edit: EditKind = "ablate",
-    replacement: CurveReplacement = "zero",
+    replacement: ReplacementKind = "zero",
     off: OffTarget = "others",
     rankings: Sequence[Ranking] = (),
     rank: int = 0,
@@ -105,29 +92,13 @@ def control_curve(
     seed: int = 0,
     batch_size: int = 64,
 ) -> "pandas.DataFrame":
-    r"""Accuracy on a label and on all others, over the share of units edited.
+    r"""Measure accuracy on a label and on all others, over the share of units edited.
 
-    For every label, units of the modes' site are put in order by four rankings:
-
-    - ``modes``: the atoms of all modes, each weighted by how much more the label uses it than
-      the others do, largest entry of the sum first (`ByModeSum`);
-    - ``best_mode``: the atom of the label's best mode, largest signed entry first (Melander et
-      al. 2026, figure 6);
-    - ``contribution_difference``: the mean of the label's contributions minus that of all
-      others', largest first. No dictionary takes part;
-    - ``random``: `n_random` draws, the same for all labels.
-
-    Modes of contributions to the label's log-odds choose better than those of the paper's
-    contributions (`condec.effects.fit_log_odds`).
-
-    For modes of negative parts the lowest entry and mean come first; for modes of both parts
-    side by side (``concat``) a unit's two entries are added. `standard_rankings` gives more of
-    them to compare.
-
-    Of every ranking the first ``int(n_units * fraction)`` units are ablated, or preserved,
-    so that the units of a smaller fraction are among those of a larger one. Modes and means
-    are those of training rows, accuracies those of held-out rows. An accuracy is relative
-    to the unedited model's,
+    For every label, units of the modes' site are put in order by four rankings (`RANKINGS`, see
+    `standard_rankings`; ``best_mode`` is that of Melander et al. 2026, figure 6). Of every ranking
+    the first ``int(n_units * fraction)`` units are ablated, or preserved, so that the units of a
+    smaller fraction are among those of a larger one. An accuracy is relative to the unedited
+    model's,
 
     .. math:: \frac{\text{right, edited}}{\text{right, unedited}},
 
@@ -160,8 +131,7 @@ def control_curve(
         shared by all rankings along the curve. The paper draws another pair of labels at
         every point, so that its curves are not paired along the fractions.
     rankings : sequence of Ranking
-        Other orders to compare instead of these four (`condec.effects.rankings`); `rank`
-        and `n_random` are then not used.
+        Other orders to compare; `rank` and `n_random` are then not used.
     rank : int
         Which mode of a label ``best_mode`` is: 0 the most correlated.
     n_random : int
@@ -216,21 +186,90 @@ def control_curve(
     return measure_curves(model, data, modes, options).to_frame()
 
 
-def _none(options: CurveOptions, n_units: int) -> int:
-    """How many units leave the network as it is."""
-    return 0 if options.edit == "ablate" else n_units
+def chosen_of(options: CurveOptions, order: Order, count: int, label: int) -> Chosen:
+    """Return the first `count` units of an order, and the label whose mean replaces."""
+    units = tuple(sorted(order[:count].tolist()))
+    by_label = options.replacement == "class_mean"
+    by_label = by_label and not is_nothing(options.edit, len(units), len(order))
+    return units, label if by_label else None
+
+
+def _measured(
+    model: nn.Module,
+    samples: HeldOut,
+    modes: Modes,
+    chosen: Sequence[Chosen],
+    options: CurveOptions,
+) -> Measured:
+    """Return the outputs of held-out samples under the edit of each set of units."""
+    n_units, size = modes.store.info(modes.site).n_units, options.batch_size
+
+    def edits(replacements: dict[int | None, Any]) -> list[Edits]:
+        return [
+            edits_of(options.edit, modes.site, n_units, units, replacements[label])
+            for units, label in chosen
+        ]
+
+    if options.replacement == "resample":
+        parts = [
+            measure(model, part, edits({None: donors}), batch_size=size)
+            for part, donors in _with_donors(model, samples, modes, options)
+        ]
+        whole: dict[str, Any] = {
+            field.name: torch.cat([getattr(part, field.name) for part in parts], -1)
+            for field in fields(Measured)
+            if isinstance(getattr(parts[0], field.name), Tensor)
+        }
+        return replace(parts[0], **whole)
+    labels = {label for _, label in chosen}
+    replacements: dict[int | None, Any] = dict.fromkeys(labels, 0.0)
+    if options.replacement != "zero":
+        for label in labels:
+            means = unit_means(modes.store, modes.site, ~modes.held_out, label=label)
+            replacements[label] = means
+    return measure(model, samples, edits(replacements), batch_size=size)
+
+
+def _with_donors(
+    model: nn.Module, samples: HeldOut, modes: Modes, options: CurveOptions
+) -> Iterator[tuple[HeldOut, Recorded]]:
+    """Yield batches of samples, each sample with the activation of another one."""
+    number = len(samples)
+    if number < 2:
+        raise DataError(
+            "control_curve: resample needs another held-out sample to take activations from; "
+            "there is only one"
+        )
+    donors = draw_donors(number, options.seed)
+    for start in range(0, number, options.batch_size):
+        places = slice(start, start + options.batch_size)
+        part = replace(samples, indices=samples.indices[places], labels=samples.labels[places])
+        given = samples.inputs.batch([samples.indices[donor] for donor in donors[places]])
+        yield part, Recorded(record_activation(model, given, modes.site))
+
+
+def draw_donors(n_samples: int, seed: int) -> list[int]:
+    """Draw another sample for every sample: each is the donor of exactly one.
+
+    >>> sorted(draw_donors(4, 0)), any(a == b for a, b in enumerate(draw_donors(4, 0)))
+    ([0, 1, 2, 3], False)
+    """
+    ring = torch.randperm(n_samples, generator=torch.Generator().manual_seed(seed))
+    donors = torch.empty_like(ring)
+    donors[ring] = ring.roll(1)
+    return [int(donor) for donor in donors]
 
 
 def _other_labels(
-    samples: Samples, chosen: Sequence[int], options: CurveOptions
+    samples: HeldOut, labels: Sequence[int], options: CurveOptions
 ) -> dict[int, int | None]:
-    """The off-target label of each label, where one is drawn."""
+    """Return the off-target label of each label, where one is drawn."""
+    found: dict[int, int | None] = dict.fromkeys(labels)
     if options.off == "others":
-        return dict.fromkeys(chosen)
+        return found
     present = sorted(set(samples.labels.tolist()))
     generator = torch.Generator().manual_seed(options.seed)
-    found: dict[int, int | None] = {}
-    for label in chosen:
+    for label in labels:
         rest = [other for other in present if other != label]
         place = torch.randint(max(len(rest), 1), (1,), generator=generator)
         found[label] = rest[int(place)] if rest else None

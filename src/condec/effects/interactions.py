@@ -1,15 +1,15 @@
-"""Pairs of modes edited together, against the sum of what each does alone."""
+"""Pairs of modes ablated together, against the sum of what each does alone."""
 
 from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
-from torch import Tensor, nn
+from torch import nn
 
 from condec.basis.errors import OptionError
-from condec.effects.choose import Choice, bootstrap, choice_of, of_labels
+from condec.effects.choice import Choice, FixedReplacement, choice_of, of_labels
+from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
-from condec.effects.points import Replacement
 from condec.effects.rankings import by_unit, descending
 from condec.effects.samples import held_out, labels_of
 from condec.modes import Modes, label_name
@@ -35,12 +35,12 @@ def mode_interactions(
     pairs: Sequence[tuple[int, int]] | None = None,
     fraction: float | None = None,
     count: int | None = None,
-    replacement: Replacement = "zero",
+    replacement: FixedReplacement = "zero",
     n_bootstrap: int = 1000,
     seed: int = 0,
     batch_size: int = 64,
 ) -> "pandas.DataFrame":
-    r"""Effects of ablating two modes together, against the sum of their single effects.
+    r"""Ablate two modes together, and compare the effect with the sum of their single effects.
 
     .. math:: I_{ab} = E_{ab} - (E_a + E_b)
 
@@ -53,14 +53,8 @@ def mode_interactions(
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In evaluation mode; its output is [sample, label].
-    data : Inputs, (tensor, labels), or a data set
-        What was collected.
-    modes : Modes
-        With held-out rows.
-    labels : sequence of int, optional
-        Labels to look at; by default all with training and held-out rows.
+    model, data, modes, labels, batch_size
+        As in `control_curve`.
     pairs : sequence of (int, int), optional
         Modes, by their number in the dictionary (`Modes.ids`); by default all pairs of the
         labels' best modes.
@@ -72,7 +66,6 @@ def mode_interactions(
         As in `control_curve`.
     n_bootstrap, seed : int
         Draws of samples behind the interval.
-    batch_size : int
 
     Returns
     -------
@@ -85,12 +78,8 @@ def mode_interactions(
 
     Raises
     ------
-    OptionError
-        An option outside its range, no pair, a pair of one mode, or a mode that is not alive.
-    DataError
-        As in `control_curve`.
-    ModelError
-        The model is in training mode, or its output is not [sample, label].
+    OptionError, DataError, ModelError
+        As in `control_curve`; no pair, a pair of one mode, or a mode that is not alive.
     """
     import pandas
 
@@ -124,31 +113,22 @@ def mode_interactions(
                 "n_samples": int(mine.sum()), "n_units": choice.count,
                 "n_shared": len(units[a] & units[b]), "replacement": replacement,
             }  # fmt: skip
-            for quantity, values in (
-                ("logit", measured.logit), ("probability", measured.probability),
-            ):  # fmt: skip
-                mine_only = values[:, mine].double()
-                change = mine_only[which] - mine_only[0]
-                rows.append(
-                    shared | {"quantity": quantity} | _interaction(change, n_bootstrap, seed)
-                )
+            for quantity in ("logit", "probability"):
+                of_mine = getattr(measured, quantity)[:, mine].double()
+                change = of_mine[which] - of_mine[0]
+                of_a, of_b, both = change.mean(1).tolist()
+                excess = (change[2] - change[0] - change[1])[None]
+                low, high = interval_of_means(excess, n_bootstrap=n_bootstrap, seed=seed)
+                rows.append(shared | {
+                    "quantity": quantity, "single_a": of_a, "single_b": of_b, "sum": of_a + of_b,
+                    "pair": both, "interaction": both - (of_a + of_b),
+                    "low": float(low), "high": float(high),
+                })  # fmt: skip
     return pandas.DataFrame(rows, columns=list(INTERACTION_COLUMNS))
 
 
-def _interaction(change: Tensor, n_bootstrap: int, seed: int) -> dict[str, float]:
-    """Of the changes by a, by b and by both, [3, sample]."""
-    a, b, both = change.mean(1).tolist()
-    low, high = bootstrap(
-        (change[2] - change[0] - change[1])[None], n_draws=n_bootstrap, seed=seed
-    )[:, 0].tolist()
-    return {
-        "single_a": a, "single_b": b, "sum": a + b, "pair": both,
-        "interaction": both - (a + b), "low": low, "high": high,
-    }  # fmt: skip
-
-
 def _units(modes: Modes, choice: Choice, mode: int) -> frozenset[int]:
-    """The first units of a mode's atom."""
+    """Return the first units of a mode's atom."""
     row = int((modes.ids == mode).nonzero()[0, 0])
     return frozenset(choice.first(descending(by_unit(modes, modes.atoms[row]))))
 

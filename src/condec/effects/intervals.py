@@ -1,8 +1,7 @@
-"""Bootstrap intervals of control curves: the same images, drawn again, for all that is compared.
+"""Bootstrap: the same samples, drawn again, for all that is compared, and percentiles of them.
 
-A resample draws, within every label, as many images as there are. All points, rankings and
-labels see the same resamples, so that their differences are paired. Row 0 of everything here
-is the data as they are; the other rows are resamples.
+Row 0 of all resamples is the data as they are. Where several things see the same resamples,
+their differences are paired.
 """
 
 from collections.abc import Sequence
@@ -16,31 +15,92 @@ LEVEL: Final = 0.95
 """Share of resamples within an interval."""
 
 
-def image_counts(
-    labels: Int[torch.Tensor, " sample"], n_bootstrap: int, seed: int
+def resample_counts(
+    groups: Int[torch.Tensor, " sample"] | int, n_bootstrap: int, seed: int
 ) -> Float[torch.Tensor, "resample sample"]:
-    """How often every image is in each resample; row 0 has all of them once.
+    """Return how often every sample is in each resample; row 0 has all of them once.
 
     Parameters
     ----------
-    labels : Tensor of shape [sample]
-        Images are drawn again within each label, so that none is ever without images.
+    groups : Tensor of shape [sample], or int
+        Within each group as many samples are drawn as it has, so that none is ever without; or
+        the number of samples of a single group.
     n_bootstrap, seed : int
     """
+    if isinstance(groups, int):
+        groups = torch.zeros(groups, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
-    counts = torch.ones(1 + n_bootstrap, len(labels))
-    for label in sorted(set(labels.tolist())):
-        places = (labels == label).nonzero().flatten()
-        counts[1:, places] = _drawn_again(n_bootstrap, len(places), generator)
+    counts = torch.ones(1 + n_bootstrap, len(groups))
+    for group in sorted(set(groups.tolist())):
+        places = (groups == group).nonzero().flatten()
+        shape = n_bootstrap, len(places)
+        drawn = torch.randint(len(places), shape, generator=generator)
+        counts[1:, places] = torch.zeros(shape).scatter_add_(1, drawn, torch.ones(shape))
     return counts
 
 
-def draw_weights(n_draws: int, n_bootstrap: int, seed: int) -> Float[torch.Tensor, "resample draw"]:
-    """Weights of random draws of units, which are drawn again as well; rows add up to 1."""
-    generator = torch.Generator().manual_seed(seed)
-    counts = torch.ones(1 + n_bootstrap, n_draws, dtype=torch.float64)
-    counts[1:] = _drawn_again(n_bootstrap, n_draws, generator).double()
-    return counts / n_draws
+def interval(values: Float[torch.Tensor, "resample ..."]) -> Float[torch.Tensor, "bound ..."]:
+    """Return the lower and upper bound by percentiles of the resamples, row 0 left out.
+
+    NaN where there are none, or where the value itself (row 0) is not defined; resamples in
+    which it is not are passed over.
+    """
+    tail = (1 - LEVEL) / 2
+    if len(values) < 2:
+        return torch.full((2, *values.shape[1:]), torch.nan, dtype=values.dtype)
+    bounds = values[1:].nanquantile(torch.tensor([tail, 1 - tail], dtype=values.dtype), 0)
+    return torch.where(values[0].isnan(), torch.nan, bounds)
+
+
+def interval_of_means(
+    values: Float[torch.Tensor, "row sample"], *, n_bootstrap: int, seed: int
+) -> Float[torch.Tensor, "bound row"]:
+    """Return the interval of the mean over samples; all rows see the same resamples."""
+    n_samples = values.shape[1]
+    if not n_samples:
+        return torch.full((2, len(values)), torch.nan, dtype=torch.float64)
+    counts = resample_counts(n_samples, n_bootstrap, seed).double()
+    return interval(counts @ values.double().T / n_samples)
+
+
+def mean_over_labels(
+    values: Float[torch.Tensor, "label ..."], *, n_bootstrap: int = 1000, seed: int = 0
+) -> Float[torch.Tensor, "bound ..."]:
+    """Return the mean over labels with its 95 % interval, labels drawn again.
+
+    Parameters
+    ----------
+    values : Tensor of shape [label, ...]
+        NaN where a label has none; it is passed over.
+    n_bootstrap, seed : int
+
+    Returns
+    -------
+    Tensor of shape [3, ...]
+        The mean, the lower and the upper bound; bounds are NaN with a single label.
+    """
+    n_labels, values = len(values), values.double()
+    weights = _weights(n_labels, n_bootstrap if n_labels > 1 else 0, seed)
+    flat = values.reshape(n_labels, -1)
+    # Means of those that are not NaN; NaN where all are.
+    means = (weights @ flat.nan_to_num()) / (weights @ (~flat.isnan()).double())
+    means = means.view(-1, *values.shape[1:])
+    return torch.cat([means[:1], interval(means)])
+
+
+def mean_of_resampled(
+    values: Float[torch.Tensor, "label resample"], seed: int
+) -> Float[torch.Tensor, " bound"]:
+    """Return the mean over labels and its interval: images and labels drawn again together."""
+    if not len(values):
+        return torch.full((3,), torch.nan, dtype=torch.float64)
+    weights = _weights(len(values), values.shape[1] - 1, seed).T * ~values.isnan()
+    means = (weights * values.nan_to_num()).sum(0) / weights.sum(0)
+    return torch.cat([means[:1], interval(means)])
+
+
+def _weights(n: int, n_bootstrap: int, seed: int) -> Float[torch.Tensor, "resample draw"]:
+    return resample_counts(n, n_bootstrap, seed).double() / n
 
 
 class Resampled:
@@ -51,6 +111,7 @@ class Resampled:
     right : Tensor of shape [edit, sample], bool
         Edit 0 is the network as it is.
     labels : Tensor of shape [sample]
+        Images are drawn again within each label.
     n_bootstrap, seed : int
     """
 
@@ -63,7 +124,7 @@ class Resampled:
         seed: int,
     ) -> None:
         self._right, self._labels = right.float(), labels
-        self._counts = image_counts(labels, n_bootstrap, seed)
+        self._counts = resample_counts(labels, n_bootstrap, seed)
         self._all = self._right @ self._counts.T
         self._of: dict[int, Tensor] = {}
         self._n_bootstrap, self._seed = n_bootstrap, seed
@@ -71,12 +132,12 @@ class Resampled:
     def relative(
         self, numbers: Int[torch.Tensor, "fraction draw"], label: int, off: int | None
     ) -> Float[torch.Tensor, "of resample fraction"]:
-        """Accuracy relative to the unedited network's, of target and off-target; means of draws.
+        """Return accuracy relative to the unedited network's, of target and off-target.
 
         Parameters
         ----------
         numbers : Tensor of shape [fraction, draw]
-            The edits.
+            The edits; random draws of units are drawn again as well, and averaged.
         label : int
             The target.
         off : int, or None
@@ -94,7 +155,7 @@ class Resampled:
         # Nothing right without an edit: no ratio, rather than one that is infinite.
         unedited = torch.where(unedited > 0, unedited, torch.nan)
         ratio = right[:, numbers] / unedited[:, None, None]  # [of, fraction, draw, resample]
-        weights = draw_weights(numbers.shape[1], self._n_bootstrap, self._seed)
+        weights = _weights(numbers.shape[1], self._n_bootstrap, self._seed)
         return torch.einsum("ofdr,rd->orf", ratio, weights)
 
     def _sums(self, label: int) -> Tensor:
@@ -107,40 +168,24 @@ class Resampled:
 def selectivity(
     relative: Float[torch.Tensor, "of resample fraction"], fractions: Sequence[float]
 ) -> Float[torch.Tensor, " resample"]:
-    r""":math:`(A_\text{target} - A_\text{off}) / A_\text{off}` with areas by the trapezoid rule.
+    r"""Return :math:`(A_\text{target} - A_\text{off}) / A_\text{off}` with areas by trapezoids.
 
     NaN with fewer than two fractions, or no area off-target.
     """
     if len(fractions) < 2:
         return torch.full((relative.shape[1],), torch.nan, dtype=torch.float64)
-    x = torch.tensor(fractions, dtype=torch.float64)
-    target, off = torch.trapezoid(relative, x, dim=-1).unbind()
+    target, off = _areas(relative, fractions)
     return (target - off) / torch.where(off > 0, off, torch.nan)
 
 
 def lead(
     relative: Float[torch.Tensor, "of resample fraction"], fractions: Sequence[float]
 ) -> Float[torch.Tensor, " resample"]:
-    """Mean of off-target minus target accuracy over the fractions, by the trapezoid rule."""
-    x = torch.tensor(fractions, dtype=torch.float64)
-    target, off = torch.trapezoid(relative, x, dim=-1).unbind()
-    return (off - target) / (x[-1] - x[0])
+    """Return the mean of off-target minus target accuracy over the fractions, by trapezoids."""
+    target, off = _areas(relative, fractions)
+    return (off - target) / (fractions[-1] - fractions[0])
 
 
-def interval(values: Float[torch.Tensor, "resample ..."]) -> Float[torch.Tensor, "bound ..."]:
-    """Lower and upper bound by percentiles of the resamples, row 0 left out.
-
-    NaN where there are none, or where the value itself (row 0) is not defined; resamples in
-    which it is not are passed over.
-    """
-    tail = (1 - LEVEL) / 2
-    if len(values) < 2:
-        return torch.full((2, *values.shape[1:]), torch.nan, dtype=values.dtype)
-    bounds = values[1:].nanquantile(torch.tensor([tail, 1 - tail], dtype=values.dtype), 0)
-    return torch.where(values[0].isnan(), torch.nan, bounds)
-
-
-def _drawn_again(n_rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """How often each of `size` things is among as many draws of them, `n_rows` times."""
-    drawn = torch.randint(size, (n_rows, size), generator=generator)
-    return torch.zeros(n_rows, size).scatter_add_(1, drawn, torch.ones(n_rows, size))
+def _areas(relative: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
+    target, off = torch.trapezoid(relative, torch.tensor(fractions, dtype=torch.float64), dim=-1)
+    return target, off

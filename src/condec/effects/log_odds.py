@@ -1,11 +1,4 @@
-"""Modes that choose units best: of what each unit does to the label's log-odds.
-
-Which units to edit is decided by what is attributed, more than by the dictionary: contributions
-of the paper (integrated gradients to the largest output) say what made that output large, not
-what tells the label from the others. Activation times gradient to the log-odds of the label,
-signed, is cheap (one pass forward and backward) and orders units nearly as ablating them one by
-one does (docs/benchmarks.md, "Which units control a class?").
-"""
+"""Modes that choose units best: of contributions to the label's log-odds (how-to/control.md)."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -27,32 +20,15 @@ MODES_PER_UNIT: Final = 3
 def collect_log_odds(
     model: nn.Module, data: Any, sites: Any, *, out: str | Path, **options: Any
 ) -> Store:
-    r"""Contributions of units to the log-odds of each sample's own label.
+    r"""Collect contributions of units to the log-odds of each sample's own label.
 
     .. math:: c_u = \sum_p h_{up} \frac{\partial}{\partial h_{up}}
               \left(y_l - \log \sum_{k \neq l} e^{y_k}\right)
 
     for the label l, over positions p: `ActGrad` with the target ``Margin("logsumexp")``.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-    data : Inputs, (tensor, labels), or a data set
-        With a label for every sample.
-    sites : as in `condec.find_sites`
-    out : path
-        Of the store.
-    **options
-        Of `condec.collect`: ``batch_size``, ``progress``, ``devices``, ...
-
-    Returns
-    -------
-    Store
-
-    Raises
-    ------
-    DataError
-        A sample has no label, or one that the model does not have.
+    Parameters are those of `condec.collect`, without a method and a target; every sample needs a
+    label that the model has, else it is a DataError.
     """
     return collect(model, data, sites, method=ActGrad(), target=LOG_ODDS, out=out, **options)
 
@@ -65,7 +41,7 @@ def fit_log_odds(
     learner: Learner | None = None,
     config: TrainConfig | None = None,
 ) -> Modes:
-    """Modes of those contributions, signed, with the same training rows as other modes.
+    """Fit modes of those contributions, signed, with the same training rows as other modes.
 
     Parameters
     ----------

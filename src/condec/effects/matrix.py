@@ -10,10 +10,17 @@ from torch import Tensor, nn
 
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import pearson
-from condec.effects.choose import choice_of, label_means, of_labels
+from condec.basis.records import short_repr
+from condec.effects.choice import (
+    EditKind,
+    FixedReplacement,
+    check_one_of,
+    choice_of,
+    label_means,
+    of_labels,
+)
 from condec.effects.measured import Edits, measure
-from condec.effects.points import EditKind, Replacement
-from condec.effects.rankings import ByMode, Ranked, Ranking
+from condec.effects.rankings import ByMode, Ranking
 from condec.effects.samples import held_out, labels_of
 from condec.modes import Hierarchy, Modes, label_name
 from condec.network import refuse_training
@@ -26,6 +33,7 @@ LabelPair = Float[torch.Tensor, "edited label"]
 _FEWEST_TO_ORDER: Final = 3
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class GroupAgreement:
     """How well the overlap of labels goes with a hierarchy (`ControlMatrix.agreement`).
@@ -51,6 +59,7 @@ class GroupAgreement:
     n_between: int
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class ControlMatrix:
     """Effect of editing every label's units on every label. Made by `control_matrix`.
@@ -81,7 +90,7 @@ class ControlMatrix:
     site: str
     ranking: str
     edit: EditKind
-    replacement: Replacement
+    replacement: FixedReplacement
     labels: tuple[int, ...]
     label_names: tuple[str, ...]
     count: int
@@ -99,7 +108,7 @@ class ControlMatrix:
         return ~self.accuracy.isnan()
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row for every pair of an edited label and a label looked at.
+        """Return one row for every pair of an edited label and a label looked at.
 
         Returns
         -------
@@ -110,26 +119,24 @@ class ControlMatrix:
         """
         import pandas
 
-        shared = {
+        n = len(self.labels)
+        of_rows = {"edited": self.labels, "edited_name": self.label_names, "mode": self.modes}
+        of_columns = {
+            "label": self.labels, "label_name": self.label_names,
+            "n_samples": self.n_samples.tolist(), "unedited": self.unedited.tolist(),
+        }  # fmt: skip
+        table: dict[str, Any] = {
             name: getattr(self, name) for name in ("site", "ranking", "edit", "replacement")
-        } | {"count": self.count}
-        rows = [
-            shared
-            | {
-                "edited": edited, "edited_name": self.label_names[i], "mode": self.modes[i],
-                "label": label, "label_name": self.label_names[j],
-                "n_samples": int(self.n_samples[j]), "unedited": float(self.unedited[j]),
-                "accuracy": float(self.accuracy[i, j]),
-                "probability": float(self.probability[i, j]),
-                "logit": float(self.logit[i, j]), "defined": bool(self.defined[i, j]),
-            }
-            for i, edited in enumerate(self.labels)
-            for j, label in enumerate(self.labels)
-        ]  # fmt: skip
-        return pandas.DataFrame(rows).astype({"mode": "Int64"})
+        }
+        table["count"] = self.count
+        table |= {name: [v for v in values for _ in range(n)] for name, values in of_rows.items()}
+        table |= {name: [*values] * n for name, values in of_columns.items()}
+        for name in (*get_args(MatrixQuantity), "defined"):
+            table[name] = getattr(self, name).flatten().tolist()
+        return pandas.DataFrame(table).astype({"mode": "Int64"})
 
     def summary(self) -> "pandas.DataFrame":
-        """The diagonal (a label's own units) against all else, a row for every quantity.
+        """Compare the diagonal (a label's own units) with all else, a row for every quantity.
 
         Returns
         -------
@@ -149,7 +156,7 @@ class ControlMatrix:
         return pandas.DataFrame(rows, columns=["quantity", "own", "others", "difference"])
 
     def overlap(self, quantity: MatrixQuantity = "logit") -> LabelPair:
-        r"""How much two labels share: what the edit of either does to the other.
+        r"""Return how much two labels share: what the edit of either does to the other.
 
         .. math:: S_{ij} = \pm \tfrac12 (E_{ij} + E_{ji})
 
@@ -172,11 +179,7 @@ class ControlMatrix:
         OptionError
             Another quantity.
         """
-        if quantity not in get_args(MatrixQuantity):
-            raise OptionError(
-                f"overlap: quantity must be one of {', '.join(get_args(MatrixQuantity))}; got "
-                f"{quantity!r}"
-            )
+        check_one_of("overlap", "quantity", quantity, MatrixQuantity)
         effect: Tensor = getattr(self, quantity)
         both = (effect + effect.T) / 2
         return -both if self.edit == "ablate" else both
@@ -184,7 +187,7 @@ class ControlMatrix:
     def ordered(
         self, hierarchy: Hierarchy | None = None, *, quantity: MatrixQuantity = "logit"
     ) -> "ControlMatrix":
-        """The same with labels in another order, rows and columns alike.
+        """Return the same with labels in another order, rows and columns alike.
 
         Parameters
         ----------
@@ -196,10 +199,19 @@ class ControlMatrix:
             Of the overlap.
         """
         if hierarchy is None:
-            return self._take(_by_likeness(self.overlap(quantity)))
-        group = hierarchy.group_of(torch.tensor(self.labels))
-        group = torch.where(group < 0, len(hierarchy.names), group)
-        return self._take(group.argsort(stable=True).tolist())
+            order = _by_likeness(self.overlap(quantity))
+        else:
+            group = hierarchy.group_of(torch.tensor(self.labels))
+            group = torch.where(group < 0, len(hierarchy.names), group)
+            order = group.argsort(stable=True).tolist()
+        taken: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in order)
+            for name in ("labels", "label_names", "modes")
+        }
+        taken |= {name: getattr(self, name)[order] for name in ("n_samples", "unedited")}
+        for name in get_args(MatrixQuantity):
+            taken[name] = getattr(self, name)[order][:, order]
+        return replace(self, **taken)
 
     def agreement(
         self,
@@ -209,7 +221,7 @@ class ControlMatrix:
         n_permutations: int = 999,
         seed: int = 0,
     ) -> GroupAgreement:
-        """Whether labels of one superclass share more than labels of two (a Mantel test).
+        """Test whether labels of one superclass share more than labels of two (Mantel's test).
 
         Parameters
         ----------
@@ -257,19 +269,6 @@ class ControlMatrix:
             n_between=int((~alike).sum()),
         )
 
-    def _take(self, order: list[int]) -> "ControlMatrix":
-        def of(values: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(values[i] for i in order)
-
-        return replace(
-            self,
-            labels=of(self.labels), label_names=of(self.label_names), modes=of(self.modes),
-            n_samples=self.n_samples[order], unedited=self.unedited[order],
-            accuracy=self.accuracy[order][:, order],
-            probability=self.probability[order][:, order],
-            logit=self.logit[order][:, order],
-        )  # fmt: skip
-
 
 def control_matrix(
     model: nn.Module,
@@ -281,7 +280,7 @@ def control_matrix(
     count: int | None = None,
     ranking: Ranking | None = None,
     labels: Sequence[int] | None = None,
-    replacement: Replacement = "zero",
+    replacement: FixedReplacement = "zero",
     batch_size: int = 64,
 ) -> ControlMatrix:
     r"""Edit every label's units, and look at every label.
@@ -299,13 +298,8 @@ def control_matrix(
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In evaluation mode; its output is [sample, label].
-    data : Inputs, (tensor, labels), or a data set
-        What was collected.
-    modes : Modes
-        With held-out rows.
-    edit : {"ablate", "preserve"}
+    model, data, modes, edit, labels, batch_size
+        As in `control_curve`; so are the errors.
     fraction : float
         Share of the site's units to take; or
     count : int
@@ -313,47 +307,29 @@ def control_matrix(
     ranking : Ranking, optional
         Which units of a label come first; by default the atom of its best mode (`ByMode`).
         Over several orders (random draws) effects are means.
-    labels : sequence of int, optional
-        By default all with training and held-out rows.
     replacement : {"zero", "mean"}
         As in `control_curve`.
-    batch_size : int
-
-    Returns
-    -------
-    ControlMatrix
-
-    Raises
-    ------
-    OptionError
-        An option outside its range; neither or both of `fraction` and `count`.
-    DataError
-        As in `control_curve`.
-    ModelError
-        The model is in training mode, or its output is not [sample, label].
     """
+    who = "control_matrix"
     choice = choice_of(
-        "control_matrix", modes, edit=edit, fraction=fraction, count=count, replacement=replacement
+        who, modes, edit=edit, fraction=fraction, count=count, replacement=replacement
     )
     refuse_training(model)
-    samples = held_out(data, modes, "control_matrix")
-    chosen = labels_of(samples, modes, labels, "control_matrix")
+    samples = held_out(data, modes, who)
+    chosen = labels_of(samples, modes, labels, who)
     samples = of_labels(samples, chosen)
     ranking = ByMode(modes=modes) if ranking is None else ranking
     edits: dict[Edits, int] = {(): 0}
-    ranked: list[Ranked] = [ranking.ranked(label) for label in chosen]
+    ranked = [ranking.ranked(label) for label in chosen]
     numbers = [
-        [
-            edits.setdefault(choice.edits(choice.first(order)), len(edits))
-            for order in one.orders
-        ]
+        [edits.setdefault(choice.edits(choice.first(order)), len(edits)) for order in one.orders]
         for one in ranked
-    ]  # fmt: skip
+    ]
     measured = measure(model, samples, list(edits), batch_size=batch_size)
     names = samples.inputs.label_names
 
     def by_row(values: Tensor) -> Float[Tensor, "row label"]:
-        """Means over the samples of a label; the first row is the network as it is."""
+        """Return means over the samples of a label; the first row is the network as it is."""
         means = label_means(values, measured.labels, chosen)
         return torch.stack([means[0], *(means[of].mean(0) for of in numbers)])
 
@@ -374,14 +350,14 @@ def control_matrix(
 
 
 def _correlation(values: Tensor, alike: Tensor) -> float:
-    """Pearson correlation over pairs of labels; NaN where one of the two does not vary."""
+    """Return Pearson's correlation over pairs of labels; NaN where one of the two is constant."""
     if not bool(alike.any()) or bool(alike.all()) or not float(values.std()):
         return torch.nan
     return float(pearson(values, alike.double()))
 
 
 def _by_likeness(overlap: Tensor) -> list[int]:
-    """Leaves of average linkage over what labels share; few labels stay as they are."""
+    """Return the leaves of average linkage over an overlap; few labels stay as they are."""
     if len(overlap) < _FEWEST_TO_ORDER or bool(overlap.isnan().all()):
         return list(range(len(overlap)))
     from scipy.cluster.hierarchy import leaves_list, linkage

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from condec.attribution import prepare_inputs
 from condec.basis.errors import OptionError
 from condec.effects.passes import Edits, Passes, Route
-from condec.effects.samples import Samples
+from condec.effects.samples import HeldOut
 from condec.network import refuse_training
 
 __all__ = ["Edits", "Measured", "Route", "measure"]
@@ -54,7 +54,7 @@ class Measured:
 
 def measure(
     model: nn.Module,
-    samples: Samples,
+    samples: HeldOut,
     edits: Sequence[Edits],
     *,
     targets: Sequence[int | None] | None = None,
@@ -73,13 +73,13 @@ def measure(
     ----------
     model : torch.nn.Module
         In evaluation mode; its output is [sample, label].
-    samples : Samples
+    samples : HeldOut
     edits : sequence of tuples of Edit
         What acts together; ``()`` is the network as it is.
     targets : sequence of int or None, optional
         For every set of edits the label to follow on all samples.
     batch_size : int
-        Samples that pass the model together. Memory holds one batch of them.
+        HeldOut that pass the model together. Memory holds one batch of them.
     memory_gib : float, optional
         How much memory, about, the versions that pass together may take; one always may. By
         default 1/16 on a processor, whose caches more would overflow, and 2 on a GPU.

@@ -1,8 +1,8 @@
-"""In which order edits take the units of a site, for each label.
+"""Orders in which edits take the units of a site, for each label.
 
-A ranking gives every unit a score for every label; edits take the highest first. What it
-scores by comes from training rows alone: from the modes of a dictionary, from plain means of a
-store without any dictionary, from weights, or by chance.
+A ranking gives every unit a score for every label; edits take the highest first. Scores come
+from training rows alone: from the modes of a dictionary, from plain means of a store without any
+dictionary, from weights, or by chance.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import correlation_matrix
+from condec.basis.records import short_repr
 from condec.basis.shapes import Mask
 from condec.modes import Modes
 from condec.network import Site
@@ -27,6 +28,7 @@ Scores = Float[torch.Tensor, "unit"]
 Order = Int[torch.Tensor, " unit"]
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Ranked:
     """Units in the order in which edits take them; several orders are random draws.
@@ -60,22 +62,38 @@ class Ranking(ABC):
 
     @abstractmethod
     def ranked(self, label: int) -> Ranked:
-        """The order for one label.
-
-        Raises
-        ------
-        DataError
-            The label has no training row.
-        """
+        """Return the order for one label; without a training row it is a DataError."""
 
     def source(self) -> tuple[Store, Mask] | None:
-        """The store it scores by, and its training rows; None where it needs no data."""
+        """Return the store it scores by, and its training rows; None where it needs no data."""
         return None
+
+
+class ByUnitScores(Ranking):
+    """Base of the rankings that give one order a label, by one score a unit."""
+
+    def ranked(self, label: int) -> Ranked:
+        """Return the order for one label."""
+        return Ranked(label, self.name, (descending(self.scores((label,))),))
+
+    @abstractmethod
+    def scores(self, labels: Sequence[int]) -> Scores:
+        """Score every unit for one label, or for several taken together (a superclass)."""
+
+
+class OfModes(Ranking):
+    """Base of the rankings by modes."""
+
+    modes: Modes
+
+    def source(self) -> tuple[Store, Mask]:
+        """Return the modes' store and training rows."""
+        return self.modes.store, ~self.modes.held_out
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ByMode(Ranking):
+class ByMode(OfModes):
     """The atom of the label's best mode, largest signed entry first.
 
     Melander et al. 2026, figure 6. For modes of negative parts the lowest entry comes first;
@@ -94,19 +112,15 @@ class ByMode(Ranking):
     name: str = "best_mode"
 
     def ranked(self, label: int) -> Ranked:
-        """The order for one label."""
+        """Return the order for one label."""
         match = self.modes.best(label, rank=self.rank, split="train")
         scores = by_unit(self.modes, match.atom)
         return Ranked(label, self.name, (descending(scores),), match.id, match.correlation)
 
-    def source(self) -> tuple[Store, Mask]:
-        """The modes' store and training rows."""
-        return self.modes.store, ~self.modes.held_out
-
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ByModeSum(Ranking):
+class ByModeSum(OfModes, ByUnitScores):
     r"""All modes together, each atom by how it goes with the label.
 
     .. math:: s_u = \sum_m w_m\, \bar z_m\, d_{mu}
@@ -132,37 +146,25 @@ class ByModeSum(Ranking):
     least: float = 0.0
     name: str = "modes"
 
-    def ranked(self, label: int) -> Ranked:
-        """The order for one label."""
-        return Ranked(label, self.name, (descending(self.scores((label,))),))
-
     def scores(self, labels: Sequence[int]) -> Scores:
-        """Score of every unit for one label, or for several taken together (a superclass)."""
+        """Score every unit for one label, or for several taken together (a superclass)."""
         modes = self.modes
-        mine = _mine(modes.store, ~modes.held_out, labels)
+        mine, others = _rows(modes.store, ~modes.held_out, labels)
         weights = modes.loadings[mine].mean(0)
         if self.weight == "difference":
-            others = _others(modes.store, ~modes.held_out, labels)
             weights = weights - _mean(modes.loadings[others])
         else:
-            member = mine.to(torch.float32)[:, None]
-            rows = ~modes.held_out & (modes.store.labels >= 0)
-            correlation = correlation_matrix(modes.loadings[rows], member[rows])[:, 0]
+            correlation = member_correlation(modes, labels)
             chosen = correlation > self.least
             weights = weights * torch.where(
                 chosen, correlation if self.weight == "correlation" else 1.0, 0.0
             )
         return by_unit(modes, weights @ modes.atoms)
 
-    def source(self) -> tuple[Store, Mask]:
-        """The modes' store and training rows."""
-        return self.modes.store, ~self.modes.held_out
 
-
-@final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ByMean(Ranking):
-    """The label's mean of contributions or activations, largest first. No dictionary.
+class OfStore(ByUnitScores):
+    """Base of the rankings by the rows of a store, without a dictionary.
 
     Parameters
     ----------
@@ -173,10 +175,13 @@ class ByMean(Ranking):
         The training rows.
     quantity : {"contribution", "activation"}
     sign : {"positive", "negative", "sum"}
-        Of negative parts the lowest mean comes first.
-    against_others : bool
-        Minus the mean of all other labels.
+        Of negative parts the lowest score comes first.
     name : str
+
+    Raises
+    ------
+    OptionError
+        The sign ``concat``.
     """
 
     store: Store
@@ -184,27 +189,17 @@ class ByMean(Ranking):
     rows: Mask
     quantity: Quantity = "contribution"
     sign: Sign = "sum"
-    against_others: bool = False
     name: str = "mean_contribution"
 
     def __post_init__(self) -> None:
         if self.sign == "concat":
             raise OptionError(
-                "ByMean: sign concat has two entries for every unit; take positive, negative or sum"
+                f"{type(self).__name__}: sign concat has two entries for every unit; take "
+                "positive, negative or sum"
             )
 
-    def ranked(self, label: int) -> Ranked:
-        """The order for one label."""
-        matrix = self._matrix
-        scores = matrix[_mine(self.store, self.rows, (label,))].mean(0)
-        if self.against_others:
-            scores = scores - _mean(matrix[_others(self.store, self.rows, (label,))])
-        # Negative parts are 0 or below: what moves the target most has the lowest value.
-        direction = -1.0 if self.sign == "negative" else 1.0
-        return Ranked(label, self.name, (descending(direction * scores),))
-
     def source(self) -> tuple[Store, Mask]:
-        """The store and the training rows."""
+        """Return the store and the training rows."""
         return self.store, self.rows
 
     @cached_property
@@ -215,56 +210,45 @@ class ByMean(Ranking):
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ByCorrelation(Ranking):
-    """Correlation of each single unit with the label, highest first: the best channel leads.
+class ByMean(OfStore):
+    """The label's mean of contributions or activations, largest first.
 
-    Parameters
-    ----------
-    store : Store
-    site : Site or str
-    rows : Tensor of shape [sample], bool
-        The training rows.
-    quantity : {"contribution", "activation"}
-    sign : {"positive", "negative", "sum"}
-    name : str
+    Parameters are those of `OfStore`, and `against_others`: minus the mean of all other labels.
     """
 
-    store: Store
-    site: Site | str
-    rows: Mask
-    quantity: Quantity = "contribution"
-    sign: Sign = "sum"
+    against_others: bool = False
+
+    def scores(self, labels: Sequence[int]) -> Scores:
+        """Score every unit for one label, or for several taken together."""
+        mine, others = _rows(self.store, self.rows, labels)
+        scores = self._matrix[mine].mean(0)
+        if self.against_others:
+            scores = scores - _mean(self._matrix[others])
+        return _turn(self.sign) * scores
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByCorrelation(OfStore):
+    """Correlation of each single unit with the label, highest first: the best channel leads.
+
+    Parameters are those of `OfStore`.
+    """
+
     name: str = "unit_correlation"
 
-    def ranked(self, label: int) -> Ranked:
-        """The order for one label."""
-        matrix = self._matrix
-        mine, rows = _mine(self.store, self.rows, (label,)), self.rows & (self.store.labels >= 0)
-        found = correlation_matrix(matrix[rows], mine[rows].to(torch.float32)[:, None])[:, 0]
-        direction = -1.0 if self.sign == "negative" else 1.0
-        return Ranked(label, self.name, (descending(direction * found),))
-
-    def source(self) -> tuple[Store, Mask]:
-        """The store and the training rows."""
-        return self.store, self.rows
-
-    @cached_property
-    def _matrix(self) -> Tensor:
-        # Read once for all labels.
-        return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
+    def scores(self, labels: Sequence[int]) -> Scores:
+        """Score every unit for one label, or for several taken together."""
+        mine, others = _rows(self.store, self.rows, labels)
+        rows = mine | others
+        found = correlation_matrix(self._matrix[rows], mine[rows].to(torch.float32)[:, None])
+        return _turn(self.sign) * found[:, 0]
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ByScores(Ranking):
-    """Scores given from outside: the weights of a last linear layer, for one.
-
-    Parameters
-    ----------
-    scores : Tensor of shape [label, unit]
-        The highest come first.
-    name : str
-    """
+    """Scores given from outside, [label, unit]: the weights of a last linear layer, for one."""
 
     scores: Float[torch.Tensor, "label unit"]
     name: str = "scores"
@@ -277,7 +261,7 @@ class ByScores(Ranking):
             )
 
     def ranked(self, label: int) -> Ranked:
-        """The order for one label."""
+        """Return the order for one label."""
         if not 0 <= label < len(self.scores):
             raise DataError(
                 f"ByScores({self.name}): label {label} has no scores; there are {len(self.scores)}"
@@ -288,15 +272,7 @@ class ByScores(Ranking):
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RandomUnits(Ranking):
-    """Units in random order, the same draws for all labels.
-
-    Parameters
-    ----------
-    n_units : int
-    n_draws : int
-    seed : int
-    name : str
-    """
+    """Units in random order, the same draws for all labels."""
 
     n_units: int
     n_draws: int = 5
@@ -304,14 +280,14 @@ class RandomUnits(Ranking):
     name: str = "random"
 
     def __post_init__(self) -> None:
-        for name, least in (("n_units", 1), ("n_draws", 1)):
-            if getattr(self, name) < least:
+        for name in ("n_units", "n_draws"):
+            if getattr(self, name) < 1:
                 raise OptionError(
-                    f"RandomUnits: {name} must be at least {least}; got {getattr(self, name)}"
+                    f"RandomUnits: {name} must be at least 1; got {getattr(self, name)}"
                 )
 
     def ranked(self, label: int) -> Ranked:
-        """The draws."""
+        """Return the draws."""
         generator = torch.Generator().manual_seed(self.seed)
         draws = (torch.randperm(self.n_units, generator=generator) for _ in range(self.n_draws))
         return Ranked(label, self.name, tuple(draws), drawn=True)
@@ -319,17 +295,8 @@ class RandomUnits(Ranking):
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RandomModes(Ranking):
-    """Atoms of modes drawn at random: what any mode does, whatever the label.
-
-    Parameters
-    ----------
-    modes : Modes
-    n_draws : int
-        At most as many as there are modes.
-    seed : int
-    name : str
-    """
+class RandomModes(OfModes):
+    """Atoms of modes drawn at random, at most as many as there are, whatever the label."""
 
     modes: Modes
     n_draws: int = 5
@@ -337,46 +304,49 @@ class RandomModes(Ranking):
     name: str = "random_modes"
 
     def ranked(self, label: int) -> Ranked:
-        """The draws."""
+        """Return the draws."""
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(self.modes), generator=generator)[: self.n_draws]
         atoms = (by_unit(self.modes, self.modes.atoms[mode]) for mode in chosen)
         return Ranked(label, self.name, tuple(descending(atom) for atom in atoms), drawn=True)
 
-    def source(self) -> tuple[Store, Mask]:
-        """The modes' store and training rows."""
-        return self.modes.store, ~self.modes.held_out
-
 
 def by_unit(modes: Modes, atom: Tensor) -> Scores:
-    """One score a unit from an atom: high where the mode moves the target up.
+    """Return one score a unit from an atom: high where the mode moves the target up.
 
     Parts side by side are added; of negative parts the lowest entry scores highest.
     """
     n_units = modes.store.info(modes.site).n_units
-    # Negative parts are 0 or below: what moves the target most has the lowest value.
-    direction = -1.0 if modes.sign == "negative" else 1.0
-    return direction * atom.view(-1, n_units).sum(0)
+    return _turn(modes.sign) * atom.view(-1, n_units).sum(0)
 
 
 def descending(scores: Tensor) -> Order:
-    """Units by score, the highest first; equal ones by number."""
+    """Return units by score, the highest first; equal ones by number."""
     return scores.argsort(descending=True, stable=True)
 
 
-def _mine(store: Store, training: Mask, labels: Sequence[int]) -> Mask:
-    """Training rows that have one of the labels."""
-    found = torch.isin(store.labels, torch.tensor(list(labels))) & training
-    if not bool(found.any()):
+def member_correlation(modes: Modes, labels: Sequence[int]) -> Float[torch.Tensor, " mode"]:
+    """Return the correlation of every mode's loading with having one of the labels."""
+    mine, others = _rows(modes.store, ~modes.held_out, labels)
+    rows = mine | others
+    member = mine[rows].to(torch.float32)[:, None]
+    return correlation_matrix(modes.loadings[rows], member)[:, 0]
+
+
+def _turn(sign: Sign) -> float:
+    """Return -1 for negative parts: they are 0 or below, and move the target most where lowest."""
+    return -1.0 if sign == "negative" else 1.0
+
+
+def _rows(store: Store, training: Mask, labels: Sequence[int]) -> tuple[Mask, Mask]:
+    """Return the training rows that have one of the labels, and those that have another one."""
+    is_one = torch.isin(store.labels, torch.tensor(list(labels)))
+    mine = is_one & training
+    if not bool(mine.any()):
         raise DataError(f"{store.path}: no training row has label {', '.join(map(str, labels))}")
-    return found
-
-
-def _others(store: Store, training: Mask, labels: Sequence[int]) -> Mask:
-    """Training rows that have another label; there may be none."""
-    return ~torch.isin(store.labels, torch.tensor(list(labels))) & training & (store.labels >= 0)
+    return mine, ~is_one & training & (store.labels >= 0)
 
 
 def _mean(rows: Tensor) -> Tensor:
-    """Mean over rows; 0 without rows, so that an only label is compared with nothing."""
+    """Return the mean over rows; 0 without rows, so that an only label stands alone."""
     return rows.mean(0) if len(rows) else rows.new_zeros(rows.shape[1])

@@ -9,14 +9,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.basis.shapes import Labels
+from condec.basis.records import short_repr
 from condec.data import Inputs, as_inputs
 from condec.modes import Modes
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
-class Samples:
-    """Rows of the data with their labels.
+class HeldOut:
+    """Held-out rows of the data with their labels. Made by `held_out`.
 
     Attributes
     ----------
@@ -37,13 +38,13 @@ class Samples:
         return len(self.indices)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels, `size` samples at a time; every input is loaded once."""
+        """Yield inputs and labels, `size` samples at a time; every input is loaded once."""
         for start in range(0, len(self.indices), size):
             part = slice(start, start + size)
             yield self.inputs.batch(self.indices[part]), self.labels[part]
 
 
-def held_out(data: Any, modes: Modes, who: str = "control_curve") -> Samples:
+def held_out(data: Any, modes: Modes, who: str = "control_curve") -> HeldOut:
     """Find the labelled held-out rows of modes in the data, by id.
 
     Parameters
@@ -81,12 +82,20 @@ def held_out(data: Any, modes: Modes, who: str = "control_curve") -> Samples:
             f"{store.path}; the first are {missing[:3]}. Give the data that were collected."
         )
     indices, labels = [where[sample_id] for sample_id in wanted], store.labels[rows]
-    _check_same_labels(who, inputs, indices, wanted, labels)
-    return Samples(inputs, indices, labels, int(store.labels.max()) + 1)
+    given = labels if inputs.labels is None else inputs.labels[torch.tensor(indices)]
+    other = (given != labels).nonzero().flatten().tolist()
+    if other:
+        first = other[0]
+        raise DataError(
+            f"{who}: {len(other)} samples have another label in the data than in the "
+            f"store; the first is {wanted[first]}: {int(given[first])} in the data, "
+            f"{int(labels[first])} in the store. Give the data that were collected."
+        )
+    return HeldOut(inputs, indices, labels, int(store.labels.max()) + 1)
 
 
-def labels_of(samples: Samples, modes: Modes, wanted: Sequence[int] | None, who: str) -> list[int]:
-    """Labels to measure: those wanted, or all with training and held-out rows.
+def labels_of(samples: HeldOut, modes: Modes, wanted: Sequence[int] | None, who: str) -> list[int]:
+    """Return the labels to measure: those wanted, or all with training and held-out rows.
 
     Raises
     ------
@@ -96,7 +105,7 @@ def labels_of(samples: Samples, modes: Modes, wanted: Sequence[int] | None, who:
     training = set(modes.store.labels[~modes.held_out].tolist())
     both = sorted(training & set(samples.labels.tolist()))
     if not both:
-        raise DataError(f"{who}: no label has both training and held-out rows; split anew")
+        raise DataError(f"{who}: no label has both training and held-out rows; use another split")
     if wanted is None:
         return both
     wanted = list(dict.fromkeys(int(label) for label in wanted))
@@ -107,18 +116,3 @@ def labels_of(samples: Samples, modes: Modes, wanted: Sequence[int] | None, who:
             f"with both: {both[:10]}{', ...' if len(both) > 10 else ''}"
         )
     return wanted
-
-
-def _check_same_labels(
-    who: str, inputs: Inputs, indices: Sequence[int], ids: Sequence[str], labels: Labels
-) -> None:
-    if inputs.labels is None:
-        return
-    given = inputs.labels[torch.tensor(indices)]
-    other = (given != labels).nonzero().flatten().tolist()
-    if other:
-        raise DataError(
-            f"{who}: {len(other)} samples have another label in the data than in the "
-            f"store; the first is {ids[other[0]]}: {int(given[other[0]])} in the data, "
-            f"{int(labels[other[0]])} in the store. Give the data that were collected."
-        )

@@ -1,4 +1,4 @@
-"""Steering: add along a direction of a label, and see which samples become it."""
+"""Steering: add along a direction of a label, and count which samples become it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import unit_length
-from condec.basis.shapes import Atom, Mask
+from condec.basis.shapes import Atom
 from condec.edits import Steer
+from condec.effects.choice import check_one_of
 from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import by_unit
 from condec.effects.samples import held_out, labels_of
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 LabelDirection = Literal["activation", "atom", "mean_activation"]
-Direction = Literal["activation", "atom", "mean_activation", "random_mode", "random"]
+DirectionKind = Literal["activation", "atom", "mean_activation", "random_mode", "random"]
 
 STEERING_COLUMNS: Final = (
     "site", "label", "label_name", "direction", "strength", "converted", "probability", "logit",
@@ -37,7 +38,7 @@ def steering_curve(
     *,
     strengths: Sequence[float],
     labels: Sequence[int] | None = None,
-    directions: Sequence[Direction] = get_args(Direction),
+    directions: Sequence[DirectionKind] = get_args(DirectionKind),
     rank: int = 0,
     n_random: int = 5,
     seed: int = 0,
@@ -64,23 +65,16 @@ def steering_curve(
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In evaluation mode; its output is [sample, label].
-    data : Inputs, (tensor, labels), or a data set
-        What was collected.
-    modes : Modes
-        With held-out rows.
+    model, data, modes, labels, batch_size
+        As in `control_curve`.
     strengths : sequence of float
         In ascending order; 0 is the network as it is, below 0 steers away.
-    labels : sequence of int, optional
-        By default all with training and held-out rows.
     directions : sequence of str
         Of the five above.
     rank : int
         Which mode of a label: 0 the most correlated on training rows.
     n_random, seed : int
         Draws of random modes and directions.
-    batch_size : int
 
     Returns
     -------
@@ -98,13 +92,9 @@ def steering_curve(
 
     Raises
     ------
-    OptionError
-        An option outside its range.
-    DataError
+    OptionError, DataError, ModelError
         As in `control_curve`; a direction without length (a mode whose loading does not vary
         on training rows, or one label alone).
-    ModelError
-        The model is in training mode, or its output is not [sample, label].
     """
     import pandas
 
@@ -116,37 +106,42 @@ def steering_curve(
     chosen = labels_of(samples, modes, labels, who)
     # A random direction that several labels share is followed once for each of them.
     edits: dict[tuple[Edits, int], int] = {((), label): i for i, label in enumerate(chosen)}
-    points = []
+    points: list[tuple[dict[str, object], int, list[int]]] = []
     for label in chosen:
         if bool((samples.labels == label).all()):
             raise DataError(f"{who}: all held-out samples have label {label}; none is to steer")
-        mode = modes.best(label, rank=rank).id
+        mode = modes.best(label, rank=rank)
         for name in dict.fromkeys(directions):
-            draws = _draws(modes, label, name, rank, n_random, seed)
+            if name == "random" or name == "random_mode":
+                draws = _drawn(modes, name, mode.mode, n_random, seed)
+            else:
+                draws = [steering_direction(modes, label, name, rank=rank)]
             for strength in strengths:
-                made = [_edit(modes, draw, strength) for draw in draws]
+                made = [
+                    (Steer(modes.site, direction=draw, strength=strength),) if strength else ()
+                    for draw in draws
+                ]
                 numbers = [edits.setdefault((one, label), len(edits)) for one in made]
-                of = mode if name in ("atom", "activation") else None
-                points.append((label, name, strength, numbers, of))
+                key = {
+                    "site": modes.site.key, "label": label,
+                    "label_name": label_name(samples.inputs.label_names, label),
+                    "direction": name, "strength": strength,
+                    "mode": mode.id if name in ("atom", "activation") else None,
+                    "n_draws": len(numbers) if name in ("random", "random_mode") else 0,
+                }  # fmt: skip
+                points.append((key, label, numbers))
     measured = measure(
         model, samples, [some for some, _ in edits], targets=[label for _, label in edits],
         batch_size=batch_size,
     )  # fmt: skip
-    names = samples.inputs.label_names
     rows = [
-        {
-            "site": modes.site.key, "label": label, "label_name": label_name(names, label),
-            "direction": name, "strength": strength, "mode": of,
-            "n_draws": len(numbers) if name in ("random", "random_mode") else 0,
-        }
-        | _point(measured, label, numbers, edits[((), label)])
-        for label, name, strength, numbers, of in points
-    ]  # fmt: skip
+        key | _point(measured, label, numbers, edits[((), label)]) for key, label, numbers in points
+    ]
     return pandas.DataFrame(rows, columns=list(STEERING_COLUMNS)).astype({"mode": "Int64"})
 
 
 def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: int = 0) -> Atom:
-    """One direction of a label, of length 1: see `steering_curve`.
+    """Return one direction of a label, of length 1: see `steering_curve`.
 
     Parameters
     ----------
@@ -168,11 +163,7 @@ def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: 
         The direction has no length: a mode whose loading does not vary on training rows, or
         one label alone.
     """
-    if kind not in get_args(LabelDirection):
-        raise OptionError(
-            f"steering_direction: kind must be one of {', '.join(get_args(LabelDirection))}; got "
-            f"{kind!r}"
-        )
+    check_one_of("steering_direction", "kind", kind, LabelDirection)
     if kind == "mean_activation":
         training = ~modes.held_out & (modes.store.labels >= 0)
         mine = (modes.store.labels == label) & training
@@ -195,10 +186,10 @@ def _check(strengths: Sequence[float], directions: Sequence[str], n_random: int)
             f"{who}: strengths must be finite and in ascending order, for example (0.5, 1.0, "
             f"2.0); got {tuple(strengths)}"
         )
-    unknown = [name for name in directions if name not in get_args(Direction)]
+    unknown = [name for name in directions if name not in get_args(DirectionKind)]
     if unknown or not directions:
         raise OptionError(
-            f"{who}: expected directions of {', '.join(get_args(Direction))}; got "
+            f"{who}: expected directions of {', '.join(get_args(DirectionKind))}; got "
             f"{', '.join(unknown) or 'none'}"
         )
     if n_random < 1:
@@ -208,28 +199,13 @@ def _check(strengths: Sequence[float], directions: Sequence[str], n_random: int)
         )
 
 
-def _draws(
-    modes: Modes, label: int, name: Direction, rank: int, n_random: int, seed: int
-) -> Sequence[Atom]:
-    """Directions of one name for a label, several where they are drawn."""
+def _drawn(modes: Modes, name: DirectionKind, but: int, n_random: int, seed: int) -> list[Atom]:
+    """Draw random directions, or those of modes, but one, whose loadings vary on training rows."""
+    generator = torch.Generator().manual_seed(seed)
     if name == "random":
-        return _random(modes, n_random, seed)
-    if name == "random_mode":
-        return _random_modes(modes, modes.best(label, rank=rank).mode, n_random, seed)
-    return [steering_direction(modes, label, name, rank=rank)]
-
-
-def _random(modes: Modes, n_random: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    n_units = modes.store.info(modes.site).n_units
-    return list(unit_length(torch.randn(n_random, n_units, generator=generator), 1))
-
-
-def _random_modes(modes: Modes, but: int, n_random: int, seed: int) -> list[Tensor]:
-    """Directions of other modes whose loadings vary on training rows."""
-    generator = torch.Generator().manual_seed(seed)
-    training = ~modes.held_out
-    varies = modes.loadings[training].std(0) > 0
+        n_units = modes.store.info(modes.site).n_units
+        return list(unit_length(torch.randn(n_random, n_units, generator=generator), 1))
+    varies = modes.loadings[~modes.held_out].std(0) > 0
     varies[but] = False
     others = varies.nonzero().flatten()
     if not len(others):
@@ -242,27 +218,23 @@ def _random_modes(modes: Modes, but: int, n_random: int, seed: int) -> list[Tens
 
 
 def _mode_activation(modes: Modes, mode: int) -> Atom:
-    """How activations go with a mode's loading, on training rows."""
+    """Return the slope of activations over a mode's loading, on training rows, of length 1."""
+    rows, loading, activation = ~modes.held_out, modes.loadings[:, mode], _activation(modes)
+    centred = (loading[rows] - loading[rows].mean()).double()
+    variance = centred.square().sum()
+    # A loading that does not vary has no slope, and so no direction.
+    slope = (centred @ activation[rows].double()) / torch.where(variance > 0, variance, torch.inf)
     return _of_length_one(
-        _slope(_activation(modes), modes.loadings[:, mode], ~modes.held_out),
+        slope.to(activation.dtype),
         f"the loading of mode {int(modes.ids[mode])} does not vary on training rows, or no "
         "activation goes with it",
     )
 
 
 def _activation(modes: Modes) -> Tensor:
-    """Activations of a store, [sample, unit], means over positions."""
+    """Return the activations of a store, [sample, unit], means over positions."""
     summed = modes.store.matrix(modes.site, quantity="activation", sign="sum")
     return summed / modes.store.info(modes.site).n_positions
-
-
-def _slope(activation: Tensor, loading: Tensor, rows: Mask) -> Atom:
-    """Covariance of every unit's activation with a loading, over the loading's variance."""
-    centred = (loading[rows] - loading[rows].mean()).double()
-    variance = centred.square().sum()
-    # A loading that does not vary says nothing: no direction, which the caller refuses.
-    slope: Tensor = centred @ activation[rows].double()
-    return (slope / torch.where(variance > 0, variance, torch.inf)).to(activation.dtype)
 
 
 def _of_length_one(direction: Tensor, why: str) -> Atom:
@@ -272,34 +244,21 @@ def _of_length_one(direction: Tensor, why: str) -> Atom:
     return unit_length(direction, 0)
 
 
-def _edit(modes: Modes, direction: Tensor, strength: float) -> Edits:
-    return (Steer(modes.site, direction=direction, strength=strength),) if strength else ()
-
-
 def _point(
     measured: Measured, label: int, numbers: Sequence[int], unedited: int
 ) -> dict[str, object]:
-    """What becomes of the other labels' samples; `numbers` are the rows of the draws."""
+    """Return the numbers of the other labels' samples; `numbers` are the rows of the draws."""
     others = measured.labels != label
-    converted, right, probability, logit = (
-        values[:, others].double().mean(1)
-        for values in (
-            measured.predicted == label, measured.right, measured.target_probability,
-            measured.target_logit,
-        )
-    )  # fmt: skip
-    own = right[numbers] / (float(right[unedited]) or torch.nan)
-    return {
-        "converted": float(converted[numbers].mean()),
-        "probability": float(probability[numbers].mean()),
-        "logit": float(logit[numbers].mean()),
-        "own_accuracy": float(own.mean()),
-        "converted_std": float(converted[numbers].std()) if len(numbers) > 1 else torch.nan,
-        "own_std": float(own.std()) if len(numbers) > 1 else torch.nan,
-        "converted_unedited": float(converted[unedited]),
-        "probability_unedited": float(probability[unedited]),
-        "logit_unedited": float(logit[unedited]),
-        "own_unedited": float(right[unedited]),
-        "defined": bool(right[unedited] > 0),
-        "n_samples": int(others.sum()),
-    }
+    found: dict[str, object] = {}
+    for name, values in (
+        ("converted", measured.predicted == label), ("probability", measured.target_probability),
+        ("logit", measured.target_logit), ("own", measured.right),
+    ):  # fmt: skip
+        means = values[:, others].double().mean(1)
+        before, after = float(means[unedited]), means[numbers]
+        found[f"{name}_unedited"] = before
+        if name == "own":
+            after = after / (before or torch.nan)
+        found["own_accuracy" if name == "own" else name] = float(after.mean())
+        found[f"{name}_std"] = float(after.std()) if len(numbers) > 1 else torch.nan
+    return found | {"defined": bool(found["own_unedited"]), "n_samples": int(others.sum())}

@@ -9,12 +9,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from condec.basis.errors import DataError, OptionError
-from condec.basis.metrics import correlation_matrix
-from condec.effects.choose import Choice, bootstrap, choice_of
+from condec.basis.records import short_repr
+from condec.effects.choice import Choice, EditKind, FixedReplacement, choice_of
+from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
-from condec.effects.points import EditKind, Replacement
-from condec.effects.rankings import ByModeSum, RandomUnits, Scores, descending
-from condec.effects.samples import Samples, held_out
+from condec.effects.rankings import (
+    ByMean,
+    ByModeSum,
+    RandomUnits,
+    descending,
+    member_correlation,
+)
+from condec.effects.samples import HeldOut, held_out
 from condec.modes import Modes, label_name
 from condec.network import refuse_training
 
@@ -26,6 +32,7 @@ SuperclassQuantity = Literal["top1", "top5", "probability"]
 _QUANTITIES: Final = get_args(SuperclassQuantity)
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class SuperclassControl:
     """Accuracy of every held-out sample before and after. Made by `superclass_control`.
@@ -57,7 +64,7 @@ class SuperclassControl:
 
     name: str
     edit: EditKind
-    replacement: Replacement
+    replacement: FixedReplacement
     sites: tuple[str, ...]
     counts: tuple[int, ...]
     modes: tuple[tuple[int, ...], ...]
@@ -71,7 +78,7 @@ class SuperclassControl:
     probability: Float[torch.Tensor, "ranking sample"]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row for every ranking and label with held-out samples.
+        """Return one row for every ranking and label with held-out samples.
 
         Returns
         -------
@@ -82,6 +89,7 @@ class SuperclassControl:
         """
         import pandas
 
+        groups = dict.fromkeys(self.neighbours, "neighbour") | dict.fromkeys(self.members, "member")
         rows = []
         for number, ranking in list(enumerate(self.rankings))[1:]:
             for label in sorted(set(self.labels.tolist())):
@@ -89,19 +97,17 @@ class SuperclassControl:
                 row: dict[str, object] = {
                     "ranking": ranking, "label": label,
                     "label_name": label_name(self.label_names, label),
-                    "group": self._group(label), "n_samples": int(mine.sum()),
+                    "group": groups.get(label, "other"), "n_samples": int(mine.sum()),
                 }  # fmt: skip
                 for quantity in _QUANTITIES:
                     values = getattr(self, quantity)[:, mine].mean(1)
-                    row |= {
-                        f"{quantity}_unedited": float(values[0]),
-                        quantity: float(values[number]),
-                    }
+                    row[f"{quantity}_unedited"] = float(values[0])
+                    row[quantity] = float(values[number])
                 rows.append(row)
         return pandas.DataFrame(rows)
 
     def means(self, *, n_bootstrap: int = 1000, seed: int = 0) -> "pandas.DataFrame":
-        """Accuracy on members, neighbours and others, for every ranking and unedited.
+        """Return the accuracy on members, neighbours and others, for every ranking and unedited.
 
         Every sample counts once. Neighbours are among the others, too.
 
@@ -120,38 +126,29 @@ class SuperclassControl:
         """
         import pandas
 
-        groups = {"members": self._has(self.members), "others": ~self._has(self.members)}
+        members = _is_one(self.labels, self.members)
+        groups = {"members": members, "others": ~members}
         if self.neighbours:
-            groups["neighbours"] = self._has(self.neighbours)
+            groups["neighbours"] = _is_one(self.labels, self.neighbours)
         rows = []
         for group, mine in groups.items():
-            bounds = {
-                quantity: bootstrap(
-                    getattr(self, quantity)[:, mine], n_draws=n_bootstrap, seed=seed
-                )
-                for quantity in _QUANTITIES
-            }
-            for number, ranking in enumerate(self.rankings):
-                row: dict[str, object] = {
-                    "ranking": ranking, "group": group,
-                    "n_labels": len(set(self.labels[mine].tolist())), "n_samples": int(mine.sum()),
-                }  # fmt: skip
-                for quantity, (low, high) in bounds.items():
-                    row |= {
-                        quantity: float(getattr(self, quantity)[number, mine].mean()),
-                        f"{quantity}_low": float(low[number]),
-                        f"{quantity}_high": float(high[number]),
-                    }
-                rows.append(row)
+            shared = {
+                "group": group, "n_labels": len(set(self.labels[mine].tolist())),
+                "n_samples": int(mine.sum()),
+            }  # fmt: skip
+            of_group: list[dict[str, object]] = [
+                {"ranking": ranking, **shared} for ranking in self.rankings
+            ]
+            for quantity in _QUANTITIES:
+                values = getattr(self, quantity)[:, mine]
+                low, high = interval_of_means(values, n_bootstrap=n_bootstrap, seed=seed)
+                for number, row in enumerate(of_group):
+                    row[quantity] = float(values[number].mean())
+                    row[f"{quantity}_low"], row[f"{quantity}_high"] = (
+                        float(low[number]), float(high[number]),
+                    )  # fmt: skip
+            rows += of_group
         return pandas.DataFrame(rows)
-
-    def _has(self, labels: Sequence[int]) -> Bool[torch.Tensor, " sample"]:
-        return torch.isin(self.labels, torch.tensor(list(labels)))
-
-    def _group(self, label: int) -> str:
-        if label in self.members:
-            return "member"
-        return "neighbour" if label in self.neighbours else "other"
 
 
 def superclass_control(
@@ -163,7 +160,7 @@ def superclass_control(
     fraction: float,
     edit: EditKind = "ablate",
     least_correlation: float = 0.2,
-    replacement: Replacement = "zero",
+    replacement: FixedReplacement = "zero",
     neighbours: Sequence[int] = (),
     n_random: int = 5,
     seed: int = 0,
@@ -179,22 +176,19 @@ def superclass_control(
     sites, 9 % ablated or 37 % preserved). Correlations and means are those of training rows,
     accuracies those of held-out rows, of any label.
 
-    Beside it stand baselines of equal size at the same sites: the units with the largest mean
-    contribution over the members (no dictionary takes part), and random units.
+    Baselines of equal size at the same sites are the units with the largest mean contribution
+    over the members (no dictionary takes part), and random units.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In evaluation mode; its output is [sample, label].
-    data : Inputs, (tensor, labels), or a data set
-        What was collected.
+    model, data, edit, batch_size
+        As in `control_curve`.
     modes : Modes, or several
         One for each site; of one store, with the same held-out rows.
     members : sequence of int
         Labels of the superclass, as from `Hierarchy.labels`.
     fraction : float
         Share of every site's units to ablate or preserve.
-    edit : {"ablate", "preserve"}
     least_correlation : float
         -1 to 1; modes above it are added up.
     replacement : {"zero", "mean"}
@@ -207,11 +201,6 @@ def superclass_control(
         Of the random draws.
     name : str
         Of the superclass, for tables and figures.
-    batch_size : int
-
-    Returns
-    -------
-    SuperclassControl
 
     Raises
     ------
@@ -237,7 +226,7 @@ def superclass_control(
     refuse_training(model)
     samples = held_out(data, several[0], "superclass_control")
     _check_labels(samples, several[0], members, neighbours)
-    above = [_above(one, members, least_correlation) for one in several]
+    above = tuple(_above(one, members, least_correlation) for one in several)
     by_ranking = _edits(several, choices, members, least_correlation, n_random, seed)
     edits: dict[Edits, int] = {(): 0}
     numbers = [[edits.setdefault(one, len(edits)) for one in made] for made in by_ranking.values()]
@@ -250,7 +239,7 @@ def superclass_control(
         name=name, edit=edit, replacement=replacement,
         sites=tuple(one.site.key for one in several),
         counts=tuple(choice.count for choice in choices),
-        modes=tuple(above), rankings=("unedited", *by_ranking),
+        modes=above, rankings=("unedited", *by_ranking),
         labels=samples.labels, label_names=samples.inputs.label_names,
         members=members, neighbours=tuple(neighbours),
         top1=by_row(measured.right), top5=by_row(measured.rank < _TOP),
@@ -280,7 +269,7 @@ def _check(several: Sequence[Modes], least_correlation: float, n_random: int) ->
 
 
 def _check_labels(
-    samples: Samples, modes: Modes, members: Sequence[int], neighbours: Sequence[int]
+    samples: HeldOut, modes: Modes, members: Sequence[int], neighbours: Sequence[int]
 ) -> None:
     who = "superclass_control"
     training = set(modes.store.labels[~modes.held_out].tolist())
@@ -288,7 +277,7 @@ def _check_labels(
         if not present & set(members):
             raise DataError(
                 f"{who}: no {what} sample has one of the {len(members)} member labels "
-                f"{list(members[:5])}; name labels of the data, or split anew"
+                f"{list(members[:5])}; name labels of the data, or use another split"
             )
     if not set(samples.labels.tolist()) - set(members):
         raise DataError(f"{who}: all held-out samples are members; there is no other to compare")
@@ -298,10 +287,8 @@ def _check_labels(
 
 
 def _above(modes: Modes, members: Sequence[int], least: float) -> tuple[int, ...]:
-    """Original ids of the modes that go with a superclass on training rows."""
-    rows = ~modes.held_out & (modes.store.labels >= 0)
-    member = torch.isin(modes.store.labels, torch.tensor(list(members)))[rows]
-    found = correlation_matrix(modes.loadings[rows], member[:, None])[:, 0]
+    """Return the original ids of the modes that go with a superclass on training rows."""
+    found = member_correlation(modes, members)
     above = found > least
     if not bool(above.any()):
         raise OptionError(
@@ -320,24 +307,17 @@ def _edits(
     n_random: int,
     seed: int,
 ) -> dict[str, list[Edits]]:
-    """What is edited by every ranking, all sites together; several for random draws."""
-    orders: dict[str, list[list[Tensor]]] = {
-        "modes": [
-            [descending(ByModeSum(modes=one, weight="above", least=least).scores(members))]
-            for one in several
-        ],
-        "mean_contribution": [[descending(_mean_contribution(one, members))] for one in several],
-    }
-    if n_random:
-        # Sites of one size draw apart.
-        orders["random"] = [
-            list(
-                RandomUnits(n_units=choice.n_units, n_draws=n_random, seed=seed + at)
-                .ranked(members[0])
-                .orders
-            )
-            for at, choice in enumerate(choices)
-        ]
+    """Return the edits of every ranking, all sites together; several for random draws."""
+    of_modes, of_means, random = [], [], []
+    for at, (one, choice) in enumerate(zip(several, choices, strict=True)):
+        of_modes.append([_order(ByModeSum(modes=one, weight="above", least=least), members)])
+        sign = "sum" if one.sign == "concat" else one.sign
+        mean = ByMean(store=one.store, site=one.site, rows=~one.held_out, sign=sign)
+        of_means.append([_order(mean, members)])
+        if n_random:  # sites of one size draw apart
+            units = RandomUnits(n_units=choice.n_units, n_draws=n_random, seed=seed + at)
+            random.append(list(units.ranked(members[0]).orders))
+    orders = {"modes": of_modes, "mean_contribution": of_means, "random": random}
     return {
         ranking: [
             tuple(
@@ -348,12 +328,13 @@ def _edits(
             for draw in zip(*by_site, strict=True)
         ]
         for ranking, by_site in orders.items()
+        if by_site
     }
 
 
-def _mean_contribution(modes: Modes, members: Sequence[int]) -> Scores:
-    """Mean over the members' training rows: what moves the target most comes first."""
-    sign = "sum" if modes.sign == "concat" else modes.sign
-    mine = torch.isin(modes.store.labels, torch.tensor(list(members))) & ~modes.held_out
-    mean = modes.store.matrix(modes.site, quantity="contribution", sign=sign)[mine].mean(0)
-    return -mean if sign == "negative" else mean
+def _order(ranking: ByModeSum | ByMean, members: Sequence[int]) -> Tensor:
+    return descending(ranking.scores(members))
+
+
+def _is_one(labels: Tensor, wanted: Sequence[int]) -> Bool[torch.Tensor, " sample"]:
+    return torch.isin(labels, torch.tensor(list(wanted)))

@@ -1,22 +1,30 @@
-"""Control curves as one record: the numbers of every image, and the tables made of them."""
+"""Control curves as one record: options, the numbers of every image, and tables made of them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
+from condec.basis.errors import OptionError
+from condec.basis.records import short_repr
+from condec.edits import count_units
+from condec.effects.choice import EditKind, ReplacementKind, check_one_of
 from condec.effects.intervals import Resampled, interval, selectivity
 from condec.effects.measured import Measured
-from condec.effects.points import CurveOptions, count_units
-from condec.effects.rankings import Ranked
+from condec.effects.rankings import Ranked, Ranking
 from condec.modes import label_name
 
 if TYPE_CHECKING:
     import pandas
+
+OffTarget = Literal["others", "drawn"]
+
+PAPER_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.18, 0.25, 0.5, 0.8, 0.99)
+"""Fractions of units in figure 6 of Melander et al. 2026."""
 
 COLUMNS: Final = (
     "site", "label", "label_name", "ranking", "edit", "replacement", "fraction", "n_units",
@@ -32,6 +40,48 @@ COLUMNS: Final = (
 _CHANGES: Final = ("probability", "logit", "entropy")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions:
+    """How control curves are made; every field is an argument of `control_curve`.
+
+    Raises
+    ------
+    OptionError
+        A value outside its range.
+    """
+
+    labels: Sequence[int] | None = None
+    fractions: Sequence[float] = PAPER_FRACTIONS
+    edit: EditKind = "ablate"
+    replacement: ReplacementKind = "zero"
+    off: OffTarget = "others"
+    rankings: Sequence[Ranking] = ()
+    rank: int = 0
+    n_random: int = 5
+    n_bootstrap: int = 1000
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("edit", EditKind), ("replacement", ReplacementKind), ("off", OffTarget),
+        ):  # fmt: skip
+            check_one_of("control_curve", name, getattr(self, name), kind)
+        fractions = tuple(float(fraction) for fraction in self.fractions)
+        in_range = all(0.0 <= fraction <= 1.0 for fraction in fractions)
+        if not fractions or not in_range or list(fractions) != sorted(set(fractions)):
+            raise OptionError(
+                "control_curve: fractions must be in ascending order, each from 0 to 1, for "
+                f"example (0.05, 0.1, 0.25); got {fractions}"
+            )
+        object.__setattr__(self, "fractions", fractions)
+        for name, least in (("n_random", 0), ("n_bootstrap", 0), ("batch_size", 1)):
+            number = getattr(self, name)
+            if number < least:
+                raise OptionError(f"control_curve: {name} must be at least {least}; got {number}")
+
+
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Curve:
     """One label under one ranking.
@@ -50,6 +100,7 @@ class Curve:
     numbers: Int[torch.Tensor, "fraction draw"]
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Curves:
     """Control curves with the numbers of every image. Made by `measure_curves`.
@@ -77,77 +128,76 @@ class Curves:
     measured: Measured
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row for every label, ranking and fraction; see `control_curve`."""
+        """Return one row for every label, ranking and fraction; see `control_curve`."""
         import pandas
 
-        rows = [row for number in range(len(self.curves)) for row in self._rows(number)]
+        pairs = zip(self.curves, self.relative, strict=True)
+        rows = [row for curve, relative in pairs for row in self._rows(curve, relative)]
         table = pandas.DataFrame(rows, columns=list(COLUMNS))
         return table.astype({"mode": "Int64", "off_label": "Int64"})
-
-    def by_label(self) -> "pandas.DataFrame":
-        """Accuracy of every label under every edit: who else suffers.
-
-        Returns
-        -------
-        pandas.DataFrame
-            One row for every curve, fraction and label of the held-out samples: ``target``
-            (the label that the edit is made for), ``ranking``, ``fraction``, ``n_units``,
-            ``label``, ``label_name``, ``n_samples``, ``unedited`` and ``edited`` accuracy, 0
-            to 1 (the mean over draws), and ``relative``, NaN where nothing is right unedited.
-        """
-        import pandas
-
-        counts, right = self._counts, self._sums["right"] / self._counts
-        rows = []
-        for curve in self.curves:
-            for fraction, numbers in zip(self.options.fractions, curve.numbers, strict=True):
-                for place, label in enumerate(self._labels):
-                    before, after = float(right[0, place]), float(right[numbers, place].mean())
-                    rows.append({
-                        "target": curve.ranked.label, "ranking": curve.ranked.name,
-                        "fraction": fraction, "n_units": count_units(self.n_units, fraction),
-                        "label": label, "label_name": label_name(self.label_names, label),
-                        "n_samples": int(counts[place]),
-                        "unedited": before, "edited": after,
-                        "relative": after / before if before else math.nan,
-                    })  # fmt: skip
-        return pandas.DataFrame(rows)
 
     @cached_property
     def relative(self) -> tuple[Float[torch.Tensor, "of resample fraction"], ...]:
         """Relative accuracies of every curve: target and off-target, in every resample."""
         resampled = Resampled(
-            self.measured.right,
-            self.measured.labels,
-            n_bootstrap=self.options.n_bootstrap,
-            seed=self.options.seed,
-        )
+            self.measured.right, self.measured.labels,
+            n_bootstrap=self.options.n_bootstrap, seed=self.options.seed,
+        )  # fmt: skip
         return tuple(
             resampled.relative(curve.numbers, curve.ranked.label, curve.off)
             for curve in self.curves
         )
 
-    def _rows(self, number: int) -> list[dict[str, object]]:
-        """Rows of one curve."""
-        curve, relative = self.curves[number], self.relative[number]
+    def _rows(
+        self, curve: Curve, relative: Float[torch.Tensor, "of resample fraction"]
+    ) -> list[dict[str, object]]:
+        """Return the rows of one curve."""
+        ranked, options = curve.ranked, self.options
         bounds = interval(relative.transpose(0, 1))  # [bound, of, fraction]
-        auc_low, auc_high = interval(selectivity(relative, self.options.fractions)).tolist()
-        masks = self._masks(curve)
-        shared = self._describe(curve) | {
-            "n_target": int(self._counts[masks["target"]].sum()),
-            "n_off": int(self._counts[masks["off"]].sum()),
+        auc_low, auc_high = interval(selectivity(relative, options.fractions)).tolist()
+        labels = torch.tensor(self._labels)
+        target = labels == ranked.label
+        masks = {"target": target, "off": ~target if curve.off is None else labels == curve.off}
+        shared = {
+            "site": self.site, "label": ranked.label,
+            "label_name": label_name(self.label_names, ranked.label),
+            "ranking": ranked.name, "edit": options.edit, "replacement": options.replacement,
+            "off": options.off, "off_label": curve.off,
+            "mode": ranked.mode, "correlation": ranked.correlation,
+            "n_draws": len(ranked.orders) if ranked.drawn else 0,
+            "n_bootstrap": options.n_bootstrap,
+            **{f"n_{name}": int(self._counts[mask].sum()) for name, mask in masks.items()},
             "defined": not bool(relative[:, 0].isnan().any()),
             "auc_low": auc_low, "auc_high": auc_high,
         }  # fmt: skip
         rows = []
-        for place, fraction in enumerate(self.options.fractions):
+        for place, fraction in enumerate(options.fractions):
             row = shared | {"fraction": fraction, "n_units": count_units(self.n_units, fraction)}
             for of, (name, mask) in enumerate(masks.items()):
                 row[f"{name}_accuracy"] = float(relative[of, 0, place])
                 row[f"{name}_low"], row[f"{name}_high"] = bounds[:, of, place].tolist()
-                row |= self._measures(name, mask, curve.numbers[place])
+                point = self._point(mask, curve.numbers[place])
+                row |= {f"{name}_{what}": value for what, value in point.items()}
             rows.append(row)
         return rows
+
+    def _point(
+        self, mask: Bool[torch.Tensor, " label"], numbers: Int[torch.Tensor, " draw"]
+    ) -> dict[str, float]:
+        """Return numbers of one point over the samples of some labels, means over draws."""
+        n_samples = float(self._counts[mask].sum()) or math.nan
+        means = {
+            what: values[numbers][:, mask].sum(1) / n_samples for what, values in self._sums.items()
+        }
+        edited = means.pop("right")
+        unedited = float(self._sums["right"][0, mask].sum() / n_samples)
+        relative = edited / (unedited or math.nan)
+        return {
+            "unedited": unedited,
+            "edited": float(edited.mean()),
+            "std": float(relative.std()) if len(numbers) > 1 else math.nan,
+            **{what: float(mean.mean()) for what, mean in means.items()},
+        }
 
     @cached_property
     def _labels(self) -> list[int]:
@@ -162,47 +212,13 @@ class Curves:
     @cached_property
     def _sums(self) -> dict[str, Float[torch.Tensor, "edit label"]]:
         """Over the samples of each label: how many are right, and changes by the edit."""
-        measured, parts = self.measured, [self.measured.labels == one for one in self._labels]
-        sums = {
-            "right": torch.stack([measured.right[:, mine].double().sum(1) for mine in parts], 1)
-        }
+        measured = self.measured
+        values = {"right": measured.right.double()}
         for what in _CHANGES:
-            values = getattr(measured, what)
-            changes = [values[:, mine].double() - values[0, mine].double() for mine in parts]
-            sums[what] = torch.stack([change.sum(1) for change in changes], 1)
-        return sums
-
-    def _masks(self, curve: Curve) -> dict[str, Bool[Tensor, " label"]]:
-        labels = torch.tensor(self._labels)
-        target = labels == curve.ranked.label
-        return {"target": target, "off": ~target if curve.off is None else labels == curve.off}
-
-    def _measures(
-        self, name: str, mask: Bool[torch.Tensor, " label"], numbers: Int[torch.Tensor, " draw"]
-    ) -> dict[str, object]:
-        """Numbers of one point over the samples of some labels, means over draws."""
-        n_samples = float(self._counts[mask].sum()) or math.nan
-
-        def mean(what: str, edits: Tensor) -> Tensor:
-            return self._sums[what][edits][:, mask].sum(1) / n_samples
-
-        unedited, edited = float(mean("right", torch.tensor([0]))), mean("right", numbers)
-        relative = edited / (unedited or math.nan)
+            of_edits = getattr(measured, what).double()
+            values[what] = of_edits - of_edits[0]
+        parts = [measured.labels == one for one in self._labels]
         return {
-            f"{name}_unedited": unedited,
-            f"{name}_edited": float(edited.mean()),
-            f"{name}_std": float(relative.std()) if len(numbers) > 1 else math.nan,
-            **{f"{name}_{what}": float(mean(what, numbers).mean()) for what in _CHANGES},
+            what: torch.stack([of[:, mine].sum(1) for mine in parts], 1)
+            for what, of in values.items()
         }
-
-    def _describe(self, curve: Curve) -> dict[str, object]:
-        ranked, options = curve.ranked, self.options
-        return {
-            "site": self.site, "label": ranked.label,
-            "label_name": label_name(self.label_names, ranked.label),
-            "ranking": ranked.name, "edit": options.edit, "replacement": options.replacement,
-            "off": options.off, "off_label": curve.off,
-            "mode": ranked.mode, "correlation": ranked.correlation,
-            "n_draws": len(ranked.orders) if ranked.drawn else 0,
-            "n_bootstrap": options.n_bootstrap,
-        }  # fmt: skip

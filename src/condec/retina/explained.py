@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import pca_dimensions
 from condec.data.inputs import Inputs
-from condec.effects.intervals import image_counts, interval
+from condec.effects import interval, resample_counts
 from condec.retina.checks import finite_rows, is_clips, one_of
 from condec.retina.fields import ReceptiveFields
 
@@ -143,8 +143,7 @@ def explained_variance(
     owner = torch.cat([torch.full((t.shape[1],), cell) for cell, t in enumerate(targets)])
     blocks = _Blocks(fields.rows, folds, gap=fields.temporal.shape[-1], owner=owner)
     total = blocks.errors_of_mean(y)
-    segments = torch.zeros(min(_N_SEGMENTS, len(y)), dtype=torch.int64)
-    counts = image_counts(segments, n_bootstrap, seed)
+    counts = resample_counts(min(_N_SEGMENTS, len(y)), n_bootstrap, seed)
     scores: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
     for name, designs in _designs(varying, known, n_shifts, seed):

@@ -36,9 +36,9 @@ from condec.effects import (
     PAPER_FRACTIONS,
     RANKING_NAMES,
     RANKINGS,
-    CurveReplacement,
     EditKind,
     OffTarget,
+    ReplacementKind,
 )
 from condec.run.plugins import LINKS, default_options, link_names
 from condec.store import Sign, Twin
@@ -241,7 +241,7 @@ class ControlPlan:
     labels: tuple[int, ...] = ()
     fractions: tuple[float, ...] = PAPER_FRACTIONS
     edits: tuple[EditKind, ...] = get_args(EditKind)
-    replacements: tuple[CurveReplacement, ...] = ("zero",)
+    replacements: tuple[ReplacementKind, ...] = ("zero",)
     rankings: tuple[str, ...] = (*LOG_ODDS_NAMES, *RANKINGS)
     off: OffTarget = "others"
     n_random: int = 5

@@ -1,0 +1,125 @@
+"""From an order of units to the edit of the first of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from condec.basis.errors import OptionError
+from condec.basis.shapes import Atom
+from condec.edits import Ablate, Preserve, count_units, unit_means
+from condec.effects.measured import Edits
+from condec.effects.samples import HeldOut
+from condec.modes import Modes
+from condec.network import Site
+
+EditKind = Literal["ablate", "preserve"]
+ReplacementKind = Literal["zero", "mean", "class_mean", "resample"]
+FixedReplacement = Literal["zero", "mean"]
+"""The same for all samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How many units of a site are taken, and how these are edited. Made by `choice_of`.
+
+    Attributes
+    ----------
+    site : Site
+    n_units, count : int
+        Units of the site, and how many of them are ablated or preserved.
+    edit : {"ablate", "preserve"}
+    replacement : float, or Tensor of shape [unit]
+    """
+
+    site: Site
+    n_units: int
+    count: int
+    edit: EditKind
+    replacement: float | Atom
+
+    def first(self, order: Tensor) -> tuple[int, ...]:
+        """Return the units taken: the first of an order."""
+        return tuple(order[: self.count].tolist())
+
+    def edits(self, units: Iterable[int]) -> Edits:
+        """Return the edit of some units; none where nothing would change."""
+        return edits_of(self.edit, self.site, self.n_units, sorted(set(units)), self.replacement)
+
+
+def edits_of(
+    edit: EditKind, site: Site, n_units: int, units: Sequence[int], replacement: Any
+) -> Edits:
+    """Return the edit of some units of a site; none where nothing would change."""
+    if is_nothing(edit, len(units), n_units):
+        return ()
+    kind = Ablate if edit == "ablate" else Preserve
+    return (kind(site, units=units, replacement=replacement),)
+
+
+def is_nothing(edit: EditKind, count: int, n_units: int) -> bool:
+    """Return whether an edit of so many units of a site leaves everything as it is."""
+    return count == (0 if edit == "ablate" else n_units)
+
+
+def choice_of(
+    who: str,
+    modes: Modes,
+    *,
+    edit: EditKind,
+    fraction: float | None,
+    count: int | None,
+    replacement: FixedReplacement,
+) -> Choice:
+    """Check how units are to be taken, and edited.
+
+    Raises
+    ------
+    OptionError
+        Another edit or replacement; not one of `fraction` and `count`, or one out of range.
+    """
+    check_one_of(who, "edit", edit, EditKind)
+    check_one_of(who, "replacement", replacement, FixedReplacement)
+    n_units = modes.store.info(modes.site).n_units
+    if (fraction is None) == (count is None):
+        raise OptionError(
+            f"{who}: say how many units to {edit}: fraction (0 to 1) or count (0 to {n_units}), "
+            f"one of the two; got fraction={fraction}, count={count}"
+        )
+    if fraction is not None and not 0.0 <= fraction <= 1.0:
+        raise OptionError(f"{who}: fraction must be from 0 to 1; got {fraction}")
+    if fraction is not None:
+        count = count_units(n_units, fraction)
+    elif count is None or not 0 <= count <= n_units:
+        raise OptionError(
+            f"{who}: count must be from 0 to {n_units}, the units of {modes.site.key}; got {count}"
+        )
+    mean = replacement == "mean"
+    value = unit_means(modes.store, modes.site, ~modes.held_out) if mean else 0.0
+    return Choice(modes.site, n_units, count, edit, value)
+
+
+def check_one_of(who: str, name: str, value: str, kind: Any) -> None:
+    """Raise OptionError where a value is none of those of a `Literal`."""
+    known = get_args(kind)
+    if value not in known:
+        raise OptionError(f"{who}: {name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def of_labels(samples: HeldOut, labels: Sequence[int]) -> HeldOut:
+    """Return the samples of some labels."""
+    chosen = torch.isin(samples.labels, torch.tensor(list(labels)))
+    places = chosen.nonzero().flatten().tolist()
+    return replace(
+        samples, indices=[samples.indices[i] for i in places], labels=samples.labels[chosen]
+    )
+
+
+def label_means(
+    values: Float[torch.Tensor, "edit sample"], labels: Tensor, chosen: Sequence[int]
+) -> Float[torch.Tensor, "edit label"]:
+    """Return the mean over the samples of each label, in float64; NaN where it has none."""
+    return torch.stack([values[:, labels == label].double().mean(1) for label in chosen], 1)
