@@ -690,7 +690,7 @@ def test_dead_modes_are_a_note_and_no_warning(tmp_path: Path) -> None:
             "out": str(tmp_path / "run"),
             "data": {"source": "digits", "limit": 60},
             "collect": {"method": "actgrad"},
-            "fit": {"learner": "sae", "n_modes": "3x", "steps": 300},
+            "fit": {"learner": "topk", "n_modes": "3x", "k": 1, "steps": 100},
         }
     )
     run = Run(plan, progress=False)
