@@ -327,3 +327,14 @@ def test_demo_is_the_chain_on_the_embedded_model(
     result = condec_command("demo", "--out", "d", "-q")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"Report: {source / 'd' / 'report' / 'index.html'}"
+
+
+def test_a_plan_written_by_hand_is_not_replaced(source: Path) -> None:
+    text = TOML.replace('sites = "block*"', 'sites = "block*"\nout = "."', 1)
+    (source / "run.toml").write_text(text)
+    for command in ("run", "collect"):
+        result = condec_command(command, source / "run.toml", "-q")
+        assert result.exit_code == 2
+        assert "run.toml was not written by condec" in result.stderr
+    assert (source / "run.toml").read_text() == text
+    assert not (source / "contributions.zarr").exists()

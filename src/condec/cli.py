@@ -20,7 +20,8 @@ from condec.attribution.targets import parse_target
 from condec.basis.errors import CondecError, OptionError
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
-from condec.run import FUNCTIONS, Outcome, Plan, Run, chain, config, sweeps
+from condec.run import FUNCTIONS, Outcome, Plan, Run, chain, config, sweep
+from condec.run.compare import compare_runs
 from condec.run.links import function
 from condec.run.plugins import brought
 from condec.store import RunFolder, Store, Twin, is_twin, parse_twin
@@ -175,11 +176,30 @@ def sweep_command(
     Fits that are done are kept; the same command goes on where it was interrupted.
     """
     with _messages(debug=debug):
-        result = sweeps.sweep(sweeps.read(plan), progress=not quiet)
-        print(result.words())
+        result = sweep.sweep(sweep.read(plan), progress=not quiet)
+        print(sweep.sweep_words(result.table))
         print(f"{result.n_made} fits made, {result.n_kept} kept, {result.seconds:.1f} s")
         for file in result.files:
             print(file)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """What differs between two runs: recipe, statistics, quality, control, tables and arrays.
+
+    The exit status is 0 where all is equal, 1 where something differs.
+    """
+    with _messages(debug=debug):
+        found = compare_runs(first, second)
+        for one in found:
+            print(f"{one.part:10} {one.name}: {one.text}")
+        print(f"{len(found)} differences" if found else "no difference")
+        if found:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -266,6 +266,22 @@ def test_sites_without_results_are_refused(source: Path) -> None:
         links.control_link(run_of(source))
 
 
+def test_other_sites_of_control_are_measured_in_the_same_folder(source: Path) -> None:
+    carry_out(run_of(source))
+    log_odds = source / "run" / "log_odds" / "contributions.zarr"
+    change(source, 'control = {sites = "block2"', 'control = {sites = "block*"')
+    links.control_link(run_of(source))
+    assert [site.key for site in Store.open(log_odds).sites] == ["block1", "block2"]
+    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    assert set(curves["site"]) == {"block1", "block2"}
+    before = files(log_odds)
+    change(source, 'control = {sites = "block*"', 'control = {sites = "block1"')
+    links.control_link(run_of(source))
+    assert files(log_odds) == before  # fewer sites: what is there has them
+    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    assert set(curves["site"]) == {"block1"}
+
+
 def test_fitted_sites_may_be_fewer_than_collected(source: Path) -> None:
     change(source, 'learner = "kmeans"', 'learner = "kmeans", sites = "block2"')
     carry_out(run_of(source))

@@ -67,6 +67,8 @@ _OF_FIT: Final = ("sign", "sites", "rivals", "stability_seeds", "check_sites")
 _RENAMED: Final = {"collect controls": "twins", "fit controls": "rivals"}
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
+_MARK: Final = "# Written by condec: the plan of this run folder.\n"
+
 DEMO: Final[Mapping[str, Any]] = {
     "sites": "block*",
     "out": "runs/demo",
@@ -120,9 +122,21 @@ def write(plan: Plan) -> Path:
 
     Paths in it then start from `Plan.base`, written relative to the run folder, so that both
     can be moved together.
+
+    Raises
+    ------
+    OptionError
+        The run.toml that is there was written by hand: it would be lost.
     """
     folder = RunFolder(plan.out)
-    return folder.write(folder.plan, tomli_w.dumps(to_dict(plan, folder=plan.out)).encode())
+    by_hand = folder.plan.is_file() and not folder.plan.read_text("utf-8").startswith(_MARK)
+    if by_hand and not folder.store.exists():
+        raise OptionError(
+            f"out: {folder.plan} was not written by condec, and the plan of the run, written "
+            "out in full, would replace it; give a folder of its own, such as out = 'run'"
+        )
+    text = _MARK + tomli_w.dumps(to_dict(plan, folder=plan.out))
+    return folder.write(folder.plan, text.encode())
 
 
 def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
@@ -365,6 +379,8 @@ _WORDS: Final = {
     "float_type": "a number",
     "string_type": "text",
     "bool_type": "true or false",
+    "dict_type": "a table",
+    "list_type": "tables",
 }
 
 

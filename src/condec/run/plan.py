@@ -146,7 +146,7 @@ class CollectPlan:
         return Compute(precision=self.precision, channels_last=self.channels_last)
 
     def __post_init__(self) -> None:
-        _check("collect", self, batch_size=1, shard_size=1)
+        check_fields("collect", self, batch_size=1, shard_size=1)
         names = [twin.name for twin in self.twins]
         if len(set(names)) < len(names):
             raise OptionError(f"collect: twins: each once; got {', '.join(names)}")
@@ -185,7 +185,7 @@ class FitPlan:
     check_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check("fit", self)
+        check_fields("fit", self)
         if self.stability_seeds and self.stability_seeds < LEAST_SEEDS:
             raise OptionError(
                 f"fit: stability_seeds must be at least {LEAST_SEEDS}, or 0 for none; got "
@@ -266,7 +266,7 @@ class ControlPlan:
             if not getattr(self, name):
                 raise OptionError(f"control: {name}: none given; leave the key out for the default")
         least = {"n_random": int(self.steering), "n_bootstrap": int(self.interactions > 0)}
-        _check("control", self, batch_size=1, interactions=0, **least)
+        check_fields("control", self, batch_size=1, interactions=0, **least)
         for ranking in self.rankings:
             _one_of("control: rankings", ranking, KNOWN_RANKINGS)
         if not self.n_random and not set(self.rankings) - {"random", "random_modes"}:
@@ -310,7 +310,7 @@ class MapsPlan:
     target: Target = field(default_factory=Predicted)
 
     def __post_init__(self) -> None:
-        _check("maps", self, n_modes=1, n_units=1, n_inputs=1)
+        check_fields("maps", self, n_modes=1, n_units=1, n_inputs=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,7 +395,7 @@ def _ascending(values: tuple[float, ...]) -> bool:
     return list(values) == sorted(set(values))
 
 
-def _check(section: str, options: Any, **least: int) -> None:
+def check_fields(section: str, options: Any, **least: int) -> None:
     """Refuse words that a field does not know, and numbers below the least they may be."""
     for name, kind in get_type_hints(type(options)).items():
         value = getattr(options, name)

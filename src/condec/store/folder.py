@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from condec.basis.errors import StoreError
-from condec.basis.files import to_json, write_file, writing
+from condec.basis.files import remove_partial, to_json, write_file, writing
 
 if TYPE_CHECKING:
     import pandas
@@ -158,9 +158,7 @@ class RunFolder:
 
     def write_table(self, table: "pandas.DataFrame", *parts: str) -> Path:
         """Write a table, whole or not at all."""
-        content = io.BytesIO()
-        table.to_parquet(content, index=False)
-        return self.write(self.table(*parts), content.getvalue())
+        return self.write(self.table(*parts), to_parquet(table))
 
     def write(self, file: Path, content: bytes) -> Path:
         """Write a file, whole or not at all; folders are made.
@@ -172,6 +170,7 @@ class RunFolder:
         """
         with writing(f"{file} cannot be written", lambda: "Make room, then run the same again."):
             file.parent.mkdir(parents=True, exist_ok=True)
+            remove_partial(file)
             write_file(file, content)
         return file
 
@@ -230,3 +229,10 @@ class RunFolder:
 
     def _record(self, task: str) -> Path:
         return self.path / "tasks" / f"{quote(task, safe='')}.json"
+
+
+def to_parquet(table: "pandas.DataFrame") -> bytes:
+    """Return a table as the content of a parquet file."""
+    content = io.BytesIO()
+    table.to_parquet(content, index=False)
+    return content.getvalue()

@@ -1,0 +1,128 @@
+"""Two run folders, number by number: what `condec compare` prints."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condec.basis.errors import StoreError
+from condec.store import RunFolder, Store
+
+if TYPE_CHECKING:
+    import pandas
+
+Values = NDArray[Any]
+PARTS: Final = ("recipe", "statistics", "quality", "control", "tables", "arrays")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in which two runs differ.
+
+    Attributes
+    ----------
+    part : str
+        Of `PARTS`.
+    name : str
+        Key, column or array, with where it is.
+    text : str
+        How it differs: the largest difference, of numbers.
+    """
+
+    part: str
+    name: str
+    text: str
+
+
+def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...]:
+    """Compare recipes, tables, metrics of dictionaries, stores, modes and maps of two runs.
+
+    Numbers have to be equal to the last bit; NaN equals NaN.
+
+    Raises
+    ------
+    StoreError
+        One of them is not a run folder.
+    """
+    a, b = (dict(_content(RunFolder(Path(folder)))) for folder in (first, second))
+    found = []
+    for part, name in sorted(a.keys() | b.keys(), key=lambda key: (PARTS.index(key[0]), key[1])):
+        values = [side[part, name]() if (part, name) in side else None for side in (a, b)]
+        if text := _difference(*values):
+            found.append(Difference(part, name, text))
+    return tuple(found)
+
+
+def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], Values]]]:
+    """Yield all that a run holds, by part and name, read when it is called for."""
+    if not folder.store.exists():
+        raise StoreError(f"{folder.path}: expected a run folder; it has no {folder.store.name}")
+    for name, value in _leaves(Store.open(folder.store).recipe):
+        yield ("recipe", name), partial(np.asarray, value)
+    for name, file in folder.tables().items():
+        kind = name.partition("/")[0].partition("_")[0]
+        for column, values in _columns(file).items():
+            part = kind if kind in ("statistics", "control") else "tables"
+            yield (part, f"{name}: {column}"), partial(np.asarray, values)
+    for file in sorted(folder.path.glob("modes/*/*/dictionary.json")):
+        metrics = (json.loads(file.read_text("utf-8")).get("training") or {}).get("metrics", {})
+        for name, value in _leaves(metrics):
+            place = file.parent.relative_to(folder.path).as_posix()
+            yield ("quality", f"{place}: {name}"), partial(np.asarray, value)
+    for path in sorted(folder.path.rglob("*.zarr")):
+        for name, read in _arrays(path):
+            yield ("arrays", f"{path.relative_to(folder.path).as_posix()}: {name}"), read
+    for file in sorted(folder.path.rglob("*.npz")):
+        with np.load(file) as arrays:
+            for name in arrays.files:
+                place = file.relative_to(folder.path).as_posix()
+                yield ("arrays", f"{place}: {name}"), partial(np.asarray, arrays[name])
+
+
+def _columns(file: Path) -> "pandas.DataFrame":
+    import pandas
+
+    return pandas.read_parquet(file)
+
+
+def _arrays(path: Path) -> Iterator[tuple[str, Callable[[], Values]]]:
+    import zarr
+
+    for name, member in sorted(zarr.open_group(path, mode="r").members(max_depth=None)):
+        if isinstance(member, zarr.Array):
+            yield name, partial(np.asarray, member)
+
+
+def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested mappings, by their keys."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _difference(a: Values | None, b: Values | None) -> str:
+    """Say how two arrays differ; nothing where they are equal."""
+    if a is None or b is None:
+        return f"only in the {'first' if b is None else 'second'} run"
+    if a.shape != b.shape:
+        return f"{' x '.join(map(str, a.shape))} against {' x '.join(map(str, b.shape))} values"
+    if a.dtype.kind in "fiub" and b.dtype.kind in "fiub":
+        if np.array_equal(a, b, equal_nan=True):
+            return ""
+        apart = np.abs(a.astype(float) - b.astype(float))
+        largest = float(np.nanmax(apart)) if np.isfinite(apart).any() else np.nan
+        return f"{int((apart != 0).sum())} of {a.size} values, by up to {largest:.3g}"
+    different = np.asarray([str(x) != str(y) for x, y in zip(a.flat, b.flat, strict=True)])
+    if not different.any():
+        return ""
+    place = int(different.argmax())
+    return (
+        f"{int(different.sum())} of {a.size} values, first {a.flat[place]!s} and {b.flat[place]!s}"
+    )

@@ -1,0 +1,71 @@
+"""Two run folders compared, number by number."""
+
+import shutil
+
+import numpy as np
+import pandas
+import pytest
+import zarr
+from typer.testing import CliRunner
+
+from condec import cli
+from condec.basis.errors import StoreError
+from condec.run.compare import compare_runs
+from condec.testing.runs import small_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("compare") / "a")
+
+
+def command(*folders):
+    return CliRunner().invoke(cli.app, ["compare", *map(str, folders)])
+
+
+def test_a_copy_is_equal(made, tmp_path):
+    shutil.copytree(made, tmp_path / "b")
+    assert compare_runs(made, tmp_path / "b") == ()
+    result = command(made, tmp_path / "b")
+    assert (result.exit_code, result.stdout) == (0, "no difference\n")
+
+
+def test_every_kind_of_difference_is_told(made, tmp_path):
+    other = tmp_path / "b"
+    shutil.copytree(made, other)
+    file = other / "analysis" / "statistics.parquet"
+    table = pandas.read_parquet(file)
+    table.loc[1, "hoyer_contribution"] += 0.25
+    table.to_parquet(file)
+    file = next((other / "modes").glob("*/*/dictionary.json"))
+    file.write_text(file.read_text().replace('"cosine": 0.', '"cosine": 1.', 1))
+    array = zarr.open_group(other / "contributions.zarr")["sites/block1/contribution"]
+    array[3, 0, 1] += np.float32(0.5)
+    (other / "analysis" / "control.parquet").unlink()
+    maps = next((other / "analysis" / "maps").glob("*/*.npz"))
+    with np.load(maps) as arrays:
+        kept = dict(arrays)
+    np.savez(maps, **kept | {"total": kept["total"][:1]})
+    found = {(one.part, one.name.partition(": ")[0]): one.text for one in compare_runs(made, other)}
+    assert found["statistics", "statistics"] == "1 of 2 values, by up to 0.25"
+    assert found["arrays", "contributions.zarr"].endswith("values, by up to 0.5")
+    assert found["control", "control"] == "only in the first run"
+    assert found["quality", file.parent.relative_to(other).as_posix()].startswith("1 of 1 values")
+    assert " against " in found["arrays", maps.relative_to(other).as_posix()]
+    assert len(found) == 5
+    result = command(made, other)
+    assert result.exit_code == 1
+    assert "statistics: hoyer_contribution: 1 of 2 values, by up to 0.25" in result.stdout
+
+
+def test_other_data_differ_in_the_recipe(made, tmp_path):
+    other = small_run(tmp_path / "b", bad=[3], links=())
+    found = {(one.part, one.name): one.text for one in compare_runs(made, other)}
+    assert found["recipe", "data"].startswith("1 of 1 values, first ")
+    assert "only in the first run" in found.values()
+
+
+def test_folders_that_are_no_runs(made, tmp_path):
+    with pytest.raises(StoreError, match=r"expected a run folder; it has no contributions\.zarr"):
+        compare_runs(made, tmp_path)
+    assert command(tmp_path, made).exit_code == 2
