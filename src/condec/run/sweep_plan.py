@@ -175,7 +175,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
 def _grid(number: int, values: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Return what a grid lets choose from: a list is a choice, one value a choice of one."""
     learner = values.get("learner")
-    if learner not in LEARNERS:
+    if not isinstance(learner, str) or learner not in LEARNERS:
         known = ", ".join(LEARNERS)
         raise OptionError(f"grid {number}: learner: expected one of {known}; got {learner!r}")
     if "seed" in values:
@@ -206,7 +206,10 @@ def to_dict(plan: SweepPlan, *, folder: str | Path = ".") -> dict[str, Any]:
         "quantity": plan.quantity,
         "sign": plan.sign,
         "seeds": list(plan.seeds),
-        "grid": [{name: list(values) for name, values in grid.items()} for grid in plan.grids],
+        "grid": [
+            {name: list(values) for name, values in grid.items()} | {"learner": grid["learner"][0]}
+            for grid in plan.grids
+        ],
     }
 
 
