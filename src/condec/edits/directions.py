@@ -10,11 +10,12 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, SupportsFloat, final, get_args
+from typing import Any, Final, Literal, SupportsFloat, final
 
 import torch
 from torch import Tensor
 
+from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, SiteError
 from condec.edits.base import Edit, name_of, set_fields, set_site, units_at
 from condec.network import Site
@@ -72,10 +73,7 @@ class Steer(Edit):
         who = set_site(self, site)
         if not math.isfinite(strength):
             raise OptionError(f"{who}: strength must be finite; got {strength}")
-        if norm not in get_args(Norm):
-            raise OptionError(
-                f"{who}: norm must be one of {', '.join(get_args(Norm))}; got {norm!r}"
-            )
+        one_of(who, "norm", norm, Norm)
         direction = checked_direction(who, direction)
         set_fields(self, direction=direction, strength=float(strength), norm=norm)
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from condec.basis.checks import one_of
 from condec.basis.errors import DataError, OptionError
-from condec.effects.choice import EditKind, check_one_of
+from condec.effects.choice import EditKind
 from condec.effects.intervals import lead, mean_of_resampled, selectivity
 from condec.effects.table import Curves
 
@@ -177,7 +178,7 @@ def compare(
     options, rankings = curves.options, curves.rankings
     if by is None:
         by = "auc_difference" if options.edit == "ablate" else "area_between"
-    check_one_of("compare", "by", by, By)
+    one_of("compare", "by", by, By)
     if against is not None and against not in rankings:
         raise OptionError(f"compare: no ranking {against!r}; there are {', '.join(rankings)}")
     if not options.n_bootstrap or len(options.fractions) < 2:

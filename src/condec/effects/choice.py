@@ -1,18 +1,16 @@
 """From an order of units to the edit of the first of them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from condec.basis.checks import one_of
 from condec.basis.errors import OptionError
 from condec.basis.shapes import Atom
 from condec.edits import Ablate, Preserve, count_units, unit_means
 from condec.effects.measured import Edits
-from condec.effects.samples import HeldOut
 from condec.modes import Modes
 from condec.network import Site
 
@@ -81,8 +79,8 @@ def choice_of(
     OptionError
         Another edit or replacement; not one of `fraction` and `count`, or one out of range.
     """
-    check_one_of(who, "edit", edit, EditKind)
-    check_one_of(who, "replacement", replacement, FixedReplacement)
+    one_of(who, "edit", edit, EditKind)
+    one_of(who, "replacement", replacement, FixedReplacement)
     n_units = modes.store.info(modes.site).n_units
     if (fraction is None) == (count is None):
         raise OptionError(
@@ -100,26 +98,3 @@ def choice_of(
     mean = replacement == "mean"
     value = unit_means(modes.store, modes.site, ~modes.held_out) if mean else 0.0
     return Choice(modes.site, n_units, count, edit, value)
-
-
-def check_one_of(who: str, name: str, value: str, kind: Any) -> None:
-    """Raise OptionError where a value is none of those of a `Literal`."""
-    known = get_args(kind)
-    if value not in known:
-        raise OptionError(f"{who}: {name} must be one of {', '.join(known)}; got {value!r}")
-
-
-def of_labels(samples: HeldOut, labels: Sequence[int]) -> HeldOut:
-    """Return the samples of some labels."""
-    chosen = torch.isin(samples.labels, torch.tensor(list(labels)))
-    places = chosen.nonzero().flatten().tolist()
-    return replace(
-        samples, indices=[samples.indices[i] for i in places], labels=samples.labels[chosen]
-    )
-
-
-def label_means(
-    values: Float[torch.Tensor, "edit sample"], labels: Tensor, chosen: Sequence[int]
-) -> Float[torch.Tensor, "edit label"]:
-    """Return the mean over the samples of each label, in float64; NaN where it has none."""
-    return torch.stack([values[:, labels == label].double().mean(1) for label in chosen], 1)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
 
+from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
-from condec.effects.choice import Choice, FixedReplacement, choice_of, of_labels
+from condec.effects.choice import Choice, FixedReplacement, choice_of
 from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
 from condec.effects.rankings import by_unit, descending
@@ -84,15 +85,14 @@ def mode_interactions(
     import pandas
 
     who = "mode_interactions"
-    if n_bootstrap < 1:
-        raise OptionError(f"{who}: n_bootstrap must be at least 1; got {n_bootstrap}")
+    at_least(who, 1, n_bootstrap=n_bootstrap)
     choice = choice_of(
         who, modes, edit="ablate", fraction=fraction, count=count, replacement=replacement
     )
     refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
-    samples = of_labels(samples, chosen)
+    samples = samples.of(chosen)
     asked = _best_pairs(modes, chosen) if pairs is None else _checked(modes, pairs)
     units = {mode: _units(modes, choice, mode) for mode in sorted({m for ab in asked for m in ab})}
     edits: dict[Edits, int] = {(): 0}

@@ -8,16 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from condec.basis.errors import DataError, OptionError
+from condec.basis.checks import at_least, one_of
+from condec.basis.errors import DataError
 from condec.basis.metrics import pearson
 from condec.basis.records import short_repr
 from condec.effects.choice import (
     EditKind,
     FixedReplacement,
-    check_one_of,
     choice_of,
-    label_means,
-    of_labels,
 )
 from condec.effects.measured import Edits, measure
 from condec.effects.rankings import ByMode, Ranking
@@ -179,7 +177,7 @@ class ControlMatrix:
         OptionError
             Another quantity.
         """
-        check_one_of("overlap", "quantity", quantity, MatrixQuantity)
+        one_of("overlap", "quantity", quantity, MatrixQuantity)
         effect: Tensor = getattr(self, quantity)
         both = (effect + effect.T) / 2
         return -both if self.edit == "ablate" else both
@@ -240,8 +238,7 @@ class ControlMatrix:
         OptionError
             No permutations.
         """
-        if n_permutations < 1:
-            raise OptionError(f"agreement: n_permutations must be at least 1; got {n_permutations}")
+        at_least("agreement", 1, n_permutations=n_permutations)
         group = hierarchy.group_of(torch.tensor(self.labels))
         shared = self.overlap(quantity)
         kept = ((group >= 0) & ~shared.diagonal().isnan()).nonzero().flatten()
@@ -317,7 +314,7 @@ def control_matrix(
     refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
-    samples = of_labels(samples, chosen)
+    samples = samples.of(chosen)
     ranking = ByMode(modes=modes) if ranking is None else ranking
     edits: dict[Edits, int] = {(): 0}
     ranked = [ranking.ranked(label) for label in chosen]
@@ -330,7 +327,8 @@ def control_matrix(
 
     def by_row(values: Tensor) -> Float[Tensor, "row label"]:
         """Return means over the samples of a label; the first row is the network as it is."""
-        means = label_means(values, measured.labels, chosen)
+        parts = [values[:, measured.labels == label].double().mean(1) for label in chosen]
+        means = torch.stack(parts, 1)
         return torch.stack([means[0], *(means[of].mean(0) for of in numbers)])
 
     right, probability, logit = (

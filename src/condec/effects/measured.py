@@ -1,4 +1,4 @@
-"""What the output is under each of many edits: one table of numbers for every sample."""
+"""Outputs under each of many edits, as numbers of every sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from condec.attribution import prepare_inputs
 from condec.basis.errors import OptionError
+from condec.basis.records import short_repr
 from condec.effects.passes import Edits, Passes, Route
 from condec.effects.samples import HeldOut
 from condec.network import refuse_training
@@ -16,6 +17,7 @@ from condec.network import refuse_training
 __all__ = ["Edits", "Measured", "Route", "measure"]
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Measured:
     """Outputs of a network under each of several sets of edits.
@@ -75,23 +77,19 @@ def measure(
         In evaluation mode; its output is [sample, label].
     samples : HeldOut
     edits : sequence of tuples of Edit
-        What acts together; ``()`` is the network as it is.
+        Those of a tuple act together; ``()`` is the network as it is.
     targets : sequence of int or None, optional
         For every set of edits the label to follow on all samples.
     batch_size : int
-        HeldOut that pass the model together. Memory holds one batch of them.
+        Samples that pass the model together. Memory holds one batch of them.
     memory_gib : float, optional
-        How much memory, about, the versions that pass together may take; one always may. By
-        default 1/16 on a processor, whose caches more would overflow, and 2 on a GPU.
+        Memory, about, for the versions that pass together; one always does. By default 1/16 on
+        a processor, whose caches more would overflow, and 2 on a GPU.
     route : {"auto", "replay", "full"}
         ``"full"`` is a whole pass for every set of edits; ``"replay"`` runs what lies after a
         place (`condec.network.split_at`), and is an error where that does not work. ``"auto"``
         replays, but for few sets of edits that begin at a place, edits within modules, and
         models that cannot be run in parts, which take whole passes.
-
-    Returns
-    -------
-    Measured
 
     Raises
     ------
@@ -122,7 +120,7 @@ def measure(
 
 
 def _numbers(output: Tensor, labels: Tensor, target: int | None) -> dict[str, Tensor]:
-    """The fields of `Measured` for one batch under one set of edits."""
+    """Return the fields of `Measured` for one batch under one set of edits."""
     n_labels = output.shape[1]
     if target is not None and not 0 <= target < n_labels:
         raise OptionError(

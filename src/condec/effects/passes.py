@@ -1,4 +1,4 @@
-"""Outputs of a batch under many edits, in as few and as short passes as may be.
+"""Outputs of a batch under many edits, in few and short passes.
 
 Sets of edits are grouped by their earliest place in the network. For each group, what lies
 before that place runs once a batch (`condec.network.split_at`); what lies after it runs on several
@@ -7,11 +7,12 @@ versions of the batch, one for every set, stacked along the sample axis.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
+from condec.basis.checks import one_of
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.edits import Edit, edited
 from condec.network import AfterSite, Place, Site, Splitter, TensorMap, record, run_model
@@ -39,31 +40,12 @@ class _Group:
 
 
 class Passes:
-    """Runs batches under each of several sets of edits.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    edits : sequence of tuples of Edit
-    route : {"auto", "replay", "full"}
-        See `condec.effects.measure`.
-    memory_gib : float, optional
-        For the stacked versions.
-
-    Raises
-    ------
-    OptionError
-        There is no such route, or memory is not above 0.
-    """
+    """Runs batches under each of several sets of edits; parameters are those of `measure`."""
 
     def __init__(
         self, model: nn.Module, edits: Sequence[Edits], *, route: Route, memory_gib: float | None
     ) -> None:
-        if route not in get_args(Route):
-            raise OptionError(
-                f"measure: route must be one of {', '.join(get_args(Route))}; got {route!r}"
-            )
+        one_of("measure", "route", route, Route)
         if memory_gib is not None and not memory_gib > 0:
             raise OptionError(f"measure: memory_gib must be above 0; got {memory_gib}")
         self.model, self.edits, self.route = model, list(edits), route
@@ -73,16 +55,7 @@ class Passes:
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The number of every set of edits and the batch's output under it, in any order.
-
-        Raises
-        ------
-        ModelError
-            An output is not [sample, label]; or, where the route is asked for by name, the
-            network cannot be run in parts by it.
-        SiteError
-            An edit's.
-        """
+        """Yield the number of every set of edits and the batch's output under it, in any order."""
         if self._groups is None:
             self._groups = self._grouped(inputs[:1])
         plain = None
@@ -103,11 +76,17 @@ class Passes:
             yield number, self._checked(output, inputs)
 
     def _grouped(self, one: Tensor) -> list[_Group]:
-        """Sets of edits by where they begin; those that want whole passes are put aside."""
+        """Group sets of edits by where they begin; those that want whole passes are put aside."""
         groups: dict[Place, _Group] = {}
         orders: dict[frozenset[Site], list[Site]] = {}
         for number, some in enumerate(self.edits):
-            if not some or self.route == "full" or not self._passes_by_sites(some):
+            within = [edit for edit in some if edit.within]
+            if within and self.route == "replay":
+                raise ModelError(
+                    f"measure: {type(within[0]).__name__}({within[0].site.key}) acts within its "
+                    "module and needs whole passes; route must be auto or full, got 'replay'"
+                )
+            if not some or self.route == "full" or within:
                 self._whole.append(number)
                 continue
             sites = frozenset(Site(e.site.name, e.site.tap, None, e.site.call) for e in some)
@@ -123,33 +102,24 @@ class Passes:
             group = groups.setdefault(first.place, _Group(first))
             group.numbers.append(number)
             group.later |= {site.place: site for site in later}
-        for group in groups.values():
-            group.later.pop(group.site.place, None)
-            if self.route == "auto" and len(group.numbers) < _FEWEST:
+        least = _FEWEST if self.route == "auto" else 1
+        for place, group in groups.items():
+            group.later.pop(place, None)
+            if len(group.numbers) < least:
                 self._whole += group.numbers
-        return [g for g in groups.values() if self.route != "auto" or len(g.numbers) >= _FEWEST]
-
-    def _passes_by_sites(self, some: Edits) -> bool:
-        """Whether edits change what passes their sites, rather than how a module computes."""
-        within = [edit for edit in some if edit.within]
-        if within and self.route != "auto":
-            raise ModelError(
-                f"measure: {type(within[0]).__name__}({within[0].site.key}) acts within its module "
-                f"and needs whole passes; route must be auto or full, got {self.route!r}"
-            )
-        return not within
+        return [group for group in groups.values() if len(group.numbers) >= least]
 
     def _in_order(self, sites: frozenset[Site], one: Tensor) -> list[Site]:
-        """Sites in order of execution."""
-        by_key = {site.key: site for site in sites}
-        if len(by_key) == 1:
+        """Return sites in order of execution."""
+        if len(sites) == 1:
             return list(sites)
         with record(self.model, sites) as tape, torch.no_grad():
             run_model(self.model, one)
+        by_key = {site.key: site for site in sites}
         return [by_key[key] for key in tape.records]
 
     def _split(self, group: _Group, inputs: Tensor) -> AfterSite | None:
-        """The network from a group's place on; None where only whole passes will do."""
+        """Return the network from a group's place on; None where only whole passes will do."""
         try:
             if group.splitter is None:
                 group.splitter = Splitter(self.model, group.site, also=group.later.values())
@@ -160,7 +130,7 @@ class Passes:
             return None
 
     def _stacked(self, group: _Group, after: AfterSite) -> Iterator[tuple[int, Tensor]]:
-        """Outputs of a group, several sets of edits in one pass."""
+        """Yield outputs of a group, several sets of edits in one pass."""
         h = after.activation
         gib = self.memory_gib or _GIB.get(h.device.type, _GIB["cpu"])
         fit = int(gib * 2**30 // max(1, after.version_bytes))
@@ -175,7 +145,7 @@ class Passes:
             yield from zip(numbers, torch.split(output, len(h)), strict=True)
 
     def _change(self, numbers: Sequence[int], place: Place, n_samples: int) -> TensorMap:
-        """What the sets of edits do at a later place, each to its version of the batch."""
+        """Return the change of stacked versions at a later place, each by its set of edits."""
 
         def change(stacked: Tensor) -> Tensor:
             parts = zip(numbers, torch.split(stacked, n_samples), strict=True)
@@ -184,7 +154,7 @@ class Passes:
         return change
 
     def _changed(self, number: int, place: Place, activation: Tensor) -> Tensor:
-        """The activation at a place under a set of edits."""
+        """Return the activation at a place under a set of edits."""
         for edit in self.edits[number]:
             if edit.site.place == place:
                 activation = edit.apply(activation)

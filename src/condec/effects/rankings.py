@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
@@ -280,11 +281,7 @@ class RandomUnits(Ranking):
     name: str = "random"
 
     def __post_init__(self) -> None:
-        for name in ("n_units", "n_draws"):
-            if getattr(self, name) < 1:
-                raise OptionError(
-                    f"RandomUnits: {name} must be at least 1; got {getattr(self, name)}"
-                )
+        at_least("RandomUnits", 1, n_units=self.n_units, n_draws=self.n_draws)
 
     def ranked(self, label: int) -> Ranked:
         """Return the draws."""

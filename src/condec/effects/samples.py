@@ -1,7 +1,7 @@
 """The held-out samples on which effects are measured."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,12 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def of(self, labels: Sequence[int]) -> "HeldOut":
+        """Return the samples of some labels."""
+        chosen = torch.isin(self.labels, torch.tensor(list(labels)))
+        places = chosen.nonzero().flatten().tolist()
+        return replace(self, indices=[self.indices[i] for i in places], labels=self.labels[chosen])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and labels, `size` samples at a time; every input is loaded once."""

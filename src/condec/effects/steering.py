@@ -1,16 +1,17 @@
 """Steering: add along a direction of a label, and count which samples become it."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import unit_length
 from condec.basis.shapes import Atom
 from condec.edits import Steer
-from condec.effects.choice import check_one_of
 from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import by_unit
 from condec.effects.samples import held_out, labels_of
@@ -163,7 +164,7 @@ def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: 
         The direction has no length: a mode whose loading does not vary on training rows, or
         one label alone.
     """
-    check_one_of("steering_direction", "kind", kind, LabelDirection)
+    one_of("steering_direction", "kind", kind, LabelDirection)
     if kind == "mean_activation":
         training = ~modes.held_out & (modes.store.labels >= 0)
         mine = (modes.store.labels == label) & training
@@ -180,23 +181,15 @@ def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: 
 
 def _check(strengths: Sequence[float], directions: Sequence[str], n_random: int) -> None:
     who = "steering_curve"
-    finite = all(abs(strength) < float("inf") for strength in strengths)
-    if not strengths or not finite or list(strengths) != sorted(set(strengths)):
-        raise OptionError(
-            f"{who}: strengths must be finite and in ascending order, for example (0.5, 1.0, "
-            f"2.0); got {tuple(strengths)}"
-        )
+    expected = "strengths must be finite and in ascending order, for example (0.5, 1.0, 2.0)"
+    ascending(who, strengths, expected, low=-math.inf, high=math.inf)
     unknown = [name for name in directions if name not in get_args(DirectionKind)]
     if unknown or not directions:
         raise OptionError(
             f"{who}: expected directions of {', '.join(get_args(DirectionKind))}; got "
             f"{', '.join(unknown) or 'none'}"
         )
-    if n_random < 1:
-        raise OptionError(
-            f"{who}: n_random must be at least 1; got {n_random}. To leave random directions "
-            "out, name the others in directions."
-        )
+    at_least(who, 1, n_random=n_random)
 
 
 def _drawn(modes: Modes, name: DirectionKind, but: int, n_random: int, seed: int) -> list[Atom]:
@@ -258,7 +251,7 @@ def _point(
         before, after = float(means[unedited]), means[numbers]
         found[f"{name}_unedited"] = before
         if name == "own":
-            after = after / (before or torch.nan)
+            after = after / (before or math.nan)
         found["own_accuracy" if name == "own" else name] = float(after.mean())
-        found[f"{name}_std"] = float(after.std()) if len(numbers) > 1 else torch.nan
+        found[f"{name}_std"] = float(after.std()) if len(numbers) > 1 else math.nan
     return found | {"defined": bool(found["own_unedited"]), "n_samples": int(others.sum())}

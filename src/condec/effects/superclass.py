@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
 from condec.effects.choice import Choice, EditKind, FixedReplacement, choice_of
@@ -256,8 +257,7 @@ def _check(several: Sequence[Modes], least_correlation: float, n_random: int) ->
         raise OptionError(f"{who}: expected one Modes for each site; got {', '.join(sites)}")
     if not -1.0 <= least_correlation <= 1.0:
         raise OptionError(f"{who}: least_correlation must be from -1 to 1; got {least_correlation}")
-    if n_random < 0:
-        raise OptionError(f"{who}: n_random must be at least 0; got {n_random}")
+    at_least(who, 0, n_random=n_random)
     first = several[0]
     for one in several[1:]:
         same = one.store.sample_ids == first.store.sample_ids

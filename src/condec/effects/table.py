@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 
-from condec.basis.errors import OptionError
+from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.records import short_repr
 from condec.edits import count_units
-from condec.effects.choice import EditKind, ReplacementKind, check_one_of
+from condec.effects.choice import EditKind, ReplacementKind
 from condec.effects.intervals import Resampled, interval, selectivity
 from condec.effects.measured import Measured
 from condec.effects.rankings import Ranked, Ranking
@@ -63,22 +63,18 @@ class CurveOptions:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("edit", EditKind), ("replacement", ReplacementKind), ("off", OffTarget),
-        ):  # fmt: skip
-            check_one_of("control_curve", name, getattr(self, name), kind)
+        who = "control_curve"
+        one_of(who, "edit", self.edit, EditKind)
+        one_of(who, "replacement", self.replacement, ReplacementKind)
+        one_of(who, "off", self.off, OffTarget)
         fractions = tuple(float(fraction) for fraction in self.fractions)
-        in_range = all(0.0 <= fraction <= 1.0 for fraction in fractions)
-        if not fractions or not in_range or list(fractions) != sorted(set(fractions)):
-            raise OptionError(
-                "control_curve: fractions must be in ascending order, each from 0 to 1, for "
-                f"example (0.05, 0.1, 0.25); got {fractions}"
-            )
+        expected = (
+            "fractions must be in ascending order, each from 0 to 1, for example (0.05, 0.1, 0.25)"
+        )
+        ascending(who, fractions, expected, low=0.0, high=1.0)
         object.__setattr__(self, "fractions", fractions)
-        for name, least in (("n_random", 0), ("n_bootstrap", 0), ("batch_size", 1)):
-            number = getattr(self, name)
-            if number < least:
-                raise OptionError(f"control_curve: {name} must be at least {least}; got {number}")
+        at_least(who, 0, n_random=self.n_random, n_bootstrap=self.n_bootstrap)
+        at_least(who, 1, batch_size=self.batch_size)
 
 
 @short_repr

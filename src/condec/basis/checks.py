@@ -1,0 +1,29 @@
+"""Checks of options that many rooms make, each with one message."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from condec.basis.errors import OptionError
+
+
+def one_of(owner: str, name: str, value: Any, known: Any) -> None:
+    """Raise OptionError where a value is none of a sequence, or of those of a Literal."""
+    names = known if isinstance(known, Sequence) else get_args(known)
+    if value not in names:
+        raise OptionError(f"{owner}: {name} must be one of {', '.join(names)}; got {value!r}")
+
+
+def at_least(owner: str, least: float | int, **values: float | int) -> None:
+    """Raise OptionError where a number is below `least`, infinite or NaN."""
+    for name, value in values.items():
+        if not least <= value < math.inf:
+            finite = " and finite" if isinstance(value, float) else ""
+            raise OptionError(f"{owner}: {name} must be at least {least}{finite}; got {value}")
+
+
+def ascending(owner: str, values: Sequence[float], what: str, *, low: float, high: float) -> None:
+    """Raise OptionError where numbers are none, not in ascending order, or out of a range."""
+    in_range = all(low <= value <= high and abs(value) < math.inf for value in values)
+    if not values or not in_range or list(values) != sorted(set(values)):
+        raise OptionError(f"{owner}: {what}; got {tuple(values)}")
