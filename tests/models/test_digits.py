@@ -30,7 +30,7 @@ def cache(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(recipe: object) -> None:
+    def refuse() -> None:
         raise AssertionError("trained although the weights were cached")
 
     monkeypatch.setattr(digits, "_train", refuse)
@@ -52,16 +52,15 @@ def test_right_on_the_half_it_never_saw() -> None:
 def test_training_again_gives_the_same_weights_and_leaves_the_callers_seed_alone() -> None:
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    recipe = digits._Recipe(epochs=2)
-    first = digits._train(recipe)
+    first = digits._train(epochs=2)
     torch.manual_seed(8)
     with torch.no_grad():
-        again = digits._train(recipe)
+        again = digits._train(epochs=2)
     assert all(torch.equal(first[name], again[name]) for name in first)
     torch.manual_seed(7)
     assert digits._blank().linear.weight.shape == (10, 256)
     assert torch.equal(state, torch.get_rng_state())
-    digits._train(recipe)
+    digits._train(epochs=2)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -79,7 +78,7 @@ def test_damaged_cache_is_made_anew(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     state = load_file(next(cache.glob("digits-*.safetensors")))
-    monkeypatch.setattr(digits, "_train", lambda recipe: state)
+    monkeypatch.setattr(digits, "_train", lambda: state)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_model("digits")
     file = next((tmp_path / "condec").glob("digits-*.safetensors"))
@@ -95,7 +94,7 @@ def test_unwritable_cache_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     state = load_file(next(cache.glob("digits-*.safetensors")))
-    monkeypatch.setattr(digits, "_train", lambda recipe: state)
+    monkeypatch.setattr(digits, "_train", lambda: state)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert load_model("digits").label_names is not None
@@ -104,13 +103,14 @@ def test_unwritable_cache_costs_no_result(
 def test_two_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     file = tmp_path / "condec" / "digits.safetensors"
     state = digits.DigitsNet().state_dict()
+    file.parent.mkdir()
     seen: list[bool] = []
     failures: list[Exception] = []
 
     def work() -> None:
         try:
             for _ in range(10):
-                digits._write(file, state)
+                digits.write_file(file, digits.save(state))
                 seen.append(digits._read(file) is not None)
         except Exception as error:  # noqa: BLE001  # shown by the assertion below
             failures.append(error)

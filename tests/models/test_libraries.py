@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from condec.basis.errors import DependencyError, ModelError, OptionError
 from condec.models import load_model
-from condec.models.library import downloaded, import_optional, load_weights
+from condec.models.library import classifier, import_optional, load_weights
 from condec.models.torchvision import import_torchvision
 
 
@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         ("torchvision:resnet5O", "torchvision has no classifier 'resnet5O'; nearest of .*resnet50"),
         ("timm:resnet10x", "timm has no classifier 'resnet10x'; nearest of .*resnet10t"),
         ("tim:resnet10t", "'tim' is not a family of models.*Did you mean 'timm'?"),
-        ("torchvision", "expected one of digits, circuit, torchvision:NAME"),
+        ("torchvision", "expected one of digits, torchvision:NAME, .*, circuit"),
         ("", "expected one of digits"),
     ],
 )
@@ -105,11 +105,11 @@ def test_digits_takes_no_weights() -> None:
 
 
 def test_failed_download_says_what_to_do() -> None:
-    def offline() -> torch.nn.Module:
+    def offline(trained: bool) -> torch.nn.Module:
         raise OSError("no route to host")
 
     with pytest.raises(ModelError, match=r"could not be fetched .*no route to host.*give a file"):
-        downloaded("timm:resnet10t", offline)
+        classifier("timm:resnet10t", "default", Path(), offline)
 
 
 def test_missing_package_names_the_extra() -> None:

@@ -11,12 +11,11 @@ is asked for the model ``mine:...``. `condec.retina` comes in by the same door.
 """
 
 from importlib import metadata
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from condec.basis.errors import DependencyError
 
 Group = Literal["condec.models", "condec.data", "condec.links", "condec.pages"]
-GROUPS: Final[tuple[Group, ...]] = ("condec.models", "condec.data", "condec.links", "condec.pages")
 """What can be brought: models, data, links of the chain, pages of the report."""
 
 
@@ -36,6 +35,10 @@ def find(group: Group, name: str) -> Any:
     for point in metadata.entry_points(group=group, name=name):
         try:
             return point.load()
-        except (ImportError, AttributeError) as error:
-            raise DependencyError(f"{group} {name!r}: {point.value} fails: {error}") from error
+        except Exception as error:
+            package = "" if point.dist is None else f" of the package {point.dist.name}"
+            raise DependencyError(
+                f"{group} {name!r}{package}: its entry point {point.value} does not import "
+                f"({type(error).__name__}: {error}); mend that package, or uninstall it"
+            ) from error
     return None

@@ -1,18 +1,18 @@
 """Inputs with stable names: arrays, files of arrays, folders of images, torch data sets.
 
->>> inputs = load_data("digits")
->>> inputs
+A source of data is a line in `SOURCES` and a function there named; other packages bring theirs by
+`condec.basis.registry`, in the group ``condec.data``.
+
+>>> load_data("digits")
 Inputs
   name         'digits'
   ids          (897 str)
   labels       Tensor[897] int64
   label_names  (10 str)
   preprocess   scale_pixels()
->>> inputs.sample_shape
-(1, 8, 8)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,24 +24,21 @@ from torch.utils.data import Dataset, TensorDataset
 
 from condec.basis import registry
 from condec.basis.errors import DataError, OptionError
-from condec.data.arrays import (
-    as_images,
-    as_labels,
-    digits,
-    from_arrays,
-    from_dataset,
-    from_file,
-    read_names,
-)
+from condec.data.arrays import as_images, as_labels, digits, from_arrays, from_dataset, from_file
 from condec.data.images import from_folder
-from condec.data.inputs import UNLABELLED, Inputs, Preprocess, scale_pixels, spread
+from condec.data.inputs import UNLABELLED, Inputs, Preprocess, read_names, scale_pixels, spread
 
 __all__ = [
-    "UNLABELLED", "Inputs", "Preprocess", "as_inputs", "load_data", "scale_pixels", "spread",
+    "UNLABELLED", "Inputs", "Preprocess", "as_inputs", "load_data", "read_names", "scale_pixels",
+    "spread",
 ]  # fmt: skip
 
-SOURCES: Final = ("digits", "npz:FILE", "folder:DIR", "folder:DIR?csv=FILE")
-"""Sources here; others come from `condec.basis.registry`: ``condec.data``."""
+SOURCES: Final[dict[str, Callable[[Path, Path | None], Inputs]]] = {
+    "digits": lambda path, csv: digits(),
+    "npz:FILE": lambda path, csv: from_file(path),
+    "folder:DIR[?csv=FILE]": from_folder,
+}
+"""Sources here, as they are written, and what opens them, by the path and that of a csv."""
 
 
 def load_data(
@@ -100,27 +97,22 @@ def load_data(
     keys = dict(parse_qsl(query, keep_blank_values=True))
     csv = keys.pop("csv", csv)
     base = Path(folder)
-    read = None if kind in {"digits", "npz", "folder"} else registry.find("condec.data", kind)
-    if read is None and (
-        kind not in {"digits", "npz", "folder"} or keys or (kind == "digits") == bool(rest)
-    ):
-        brought = (f"{name}:..." for name in registry.names("condec.data"))
-        raise OptionError(f"data {source!r}: expected one of {', '.join((*SOURCES, *brought))}")
+    written = next((text for text in SOURCES if text.partition(":")[0] == kind), "")
+    brought = None if written else registry.find("condec.data", kind)
+    if brought is None and (not written or keys or bool(rest) != (":" in written)):
+        others = (f"{name}:..." for name in registry.names("condec.data"))
+        raise OptionError(f"data {source!r}: expected one of {', '.join((*SOURCES, *others))}")
     if csv is not None and kind != "folder":
         raise OptionError(
             f"data {source!r}: a csv belongs to folder:DIR only; got csv={str(csv)!r}"
         )
     if limit is not None and limit < 1:
         raise OptionError(f"data: limit must be at least 1; got {limit}")
-    match kind:
-        case "digits":
-            inputs = digits()
-        case "npz":
-            inputs = from_file(base / rest)
-        case _ if read is not None:
-            inputs = read(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
-        case _:
-            inputs = from_folder(base / rest, None if csv is None else base / csv)
+    inputs: Inputs
+    if brought is not None:
+        inputs = brought(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
+    else:
+        inputs = SOURCES[written](base / rest, None if csv is None else base / csv)
     if label_names is not None:
         inputs = replace(inputs, label_names=read_names(base / label_names))
     inputs = replace(inputs, preprocess=preprocess or scale_pixels, shape=shape)

@@ -1,6 +1,5 @@
 """Inputs from tensors, from files of arrays, and from torch data sets."""
 
-import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,17 +111,6 @@ def from_file(path: Path) -> Inputs:
         ids=arrays.get("ids"),
         label_names=None if names is None else tuple(str(name) for name in names),
     )
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """Names of labels from a json list."""
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: label names are not readable as json: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path}: expected a json list with the name of every label")
-    return tuple(names)
 
 
 def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:

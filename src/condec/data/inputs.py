@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -276,6 +277,17 @@ class Inputs(Dataset[tuple[Tensor, int]]):
                 f"{self.name}: label {int(labels[first])} of sample {self.ids[first]!r} is out of "
                 f"range; expected 0{top}, or {UNLABELLED} for none"
             )
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Read names of labels from a json list."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: label names are not readable as json: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: expected a json list with the name of every label")
+    return tuple(names)
 
 
 def bytes_of(tensor: Tensor) -> bytes:

@@ -1,13 +1,15 @@
 """Ready models: the embedded default, those of three libraries, and functions in your own files.
 
-Only `load_model` is needed; torchvision, timm and transformers are imported when one of theirs is
-asked for.
+A family of models is a line in `FAMILIES` and a function there named, ``load(rest, weights, *,
+folder)`` to `LoadedModel`; other packages bring theirs by `condec.basis.registry`, in the group
+``condec.models``. Libraries are imported when one of their models is asked for.
 """
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Final
 
 from torch import Tensor, nn
@@ -19,18 +21,17 @@ from condec.models.attention import expose_attention
 from condec.models.language import LanguageModel
 
 __all__ = [
-    "FAMILIES",
-    "LanguageModel",
-    "LoadedModel",
-    "expose_attention",
-    "load_model",
-    "refuse_weights",
-]
+    "FAMILIES", "LanguageModel", "LoadedModel", "expose_attention", "load_model", "refuse_weights",
+]  # fmt: skip
 
-FAMILIES: Final = (
-    "digits", "torchvision:NAME", "timm:NAME", "huggingface:NAME", "python:FILE.py:FUNCTION",
-)  # fmt: skip
-"""Families of models here; others come from `condec.basis.registry`: ``condec.models``."""
+FAMILIES: Final = {
+    "digits": "condec.models.digits:load_digits_model",
+    "torchvision:NAME": "condec.models.torchvision:load_torchvision_model",
+    "timm:NAME": "condec.models.timm:load_timm_model",
+    "huggingface:NAME": "condec.models.huggingface:load_huggingface_model",
+    "python:FILE.py:FUNCTION": "condec.models.python:load_python_model",
+}
+"""Families of models here, as they are written, and what loads them."""
 
 
 @short_repr
@@ -98,42 +99,18 @@ def load_model(
     ModelError
         Weights that do not fit, or a user's file or function that fails.
     DependencyError
-        torchvision, timm or transformers is needed and not installed.
-
-    Examples
-    --------
-    >>> load_model("torchvison:resnet50")
-    Traceback (most recent call last):
-    condec.basis.errors.OptionError: model 'torchvison:resnet50': 'torchvison' is not a family ...
+        torchvision, timm or transformers is needed and not installed; or another package
+        declares the family, and fails.
     """
     family, _, rest = spec.partition(":")
-    folder = Path(folder)
-    match family:
-        case "digits" if not rest:
-            from condec.models.digits import load_digits_model
-
-            refuse_weights(spec, weights)
-            return load_digits_model()
-        case "torchvision" if rest:
-            from condec.models.torchvision import load_torchvision_model
-
-            return load_torchvision_model(rest, _located(weights, folder))
-        case "timm" if rest:
-            from condec.models.timm import load_timm_model
-
-            return load_timm_model(rest, _located(weights, folder))
-        case "huggingface" if rest:
-            from condec.models.huggingface import load_huggingface_model
-
-            given = weights if weights == "random" else _located(weights, folder)
-            return load_huggingface_model(rest, given, folder=folder)
-        case "python" if rest:
-            from condec.models.python import load_python_model
-
-            return load_python_model(rest, _located(weights, folder), folder=folder)
-    if (load := registry.find("condec.models", family)) is not None:
-        brought: LoadedModel = load(rest, weights, folder=folder)
-        return brought
+    written = next((text for text in FAMILIES if text.partition(":")[0] == family), "")
+    load: Callable[..., LoadedModel] | None = None
+    if not written:
+        load = registry.find("condec.models", family)
+    elif bool(rest) == (":" in written):
+        load = resolve_name(FAMILIES[written])
+    if load is not None:
+        return load(rest, weights, folder=Path(folder))
     known = (*FAMILIES, *registry.names("condec.models"))
     near = difflib.get_close_matches(family, [text.split(":")[0] for text in known], n=1)
     hint = f" Did you mean {near[0]!r}?" if near and near[0] != family else ""
@@ -147,16 +124,3 @@ def refuse_weights(spec: str, weights: str | Path | None) -> None:
     """Raise OptionError where weights are given for a model that brings its own."""
     if weights is not None:
         raise OptionError(f"model {spec!r} brings its own weights; got {str(weights)!r}")
-
-
-def _located(weights: str | Path | None, folder: Path) -> str | Path | None:
-    """Weights as a path that exists; None and "default" as they are."""
-    if weights is None or weights == "default":
-        return weights
-    path = folder / weights
-    if not path.is_file():
-        raise OptionError(
-            f"weights {str(weights)!r}: there is no file {path}; expected a .safetensors, .pt or "
-            "'.pth' file, or 'default'"
-        )
-    return path

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,29 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from condec.basis.files import write_file
-from condec.models import LoadedModel
+from condec.models import LoadedModel, refuse_weights
 
 WIDTHS: Final = (16, 32, 32, 64)
 LABEL_NAMES: Final = tuple("0123456789")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Recipe:
-    """All that decides the weights; its hash names the cached file."""
-
-    architecture: str = "4 residual blocks 16-32-32-64, version 1"
-    seed: int = 0
-    epochs: int = 20
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.05
-    torch: str = torch.__version__
-
-    @property
-    def key(self) -> str:
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+SEED, EPOCHS, BATCH_SIZE, RATE, DECAY, SMOOTHING = 0, 20, 64, 3e-3, 0.01, 0.05
+_RECIPE: Final = {
+    "architecture": "4 residual blocks 16-32-32-64, version 1", "seed": SEED, "epochs": EPOCHS,
+    "batch_size": BATCH_SIZE, "learning_rate": RATE, "weight_decay": DECAY,
+    "label_smoothing": SMOOTHING, "torch": torch.__version__,
+}  # fmt: skip
+"""All that decides the weights; its hash names the cached file."""
 
 
 class ResidualBlock(nn.Module):
@@ -87,33 +74,35 @@ class DigitsNet(nn.Module):
         return out
 
 
-def load_digits_model() -> LoadedModel:
+def load_digits_model(rest: str, weights: str | Path | None, *, folder: Path) -> LoadedModel:
     """Load the network: from the cache if it was trained before, else trained now.
 
     The cache is ``$XDG_CACHE_HOME/condec`` or ``~/.cache/condec``; where it cannot be
-    written, the network is trained anew each time, to the same weights.
+    written, the network is trained each time, to the same weights. It takes no `weights`.
     """
-    recipe = _Recipe()
-    file = cache_folder() / f"digits-{recipe.key}.safetensors"
+    refuse_weights("digits", weights)
+    key = hashlib.sha256(json.dumps(_RECIPE, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_folder() / f"digits-{key}.safetensors"
     state = _read(file)
     if state is None:
-        state = _train(recipe)
+        state = _train()
         # An unwritable cache costs seconds, not a result.
         with contextlib.suppress(OSError):
-            _write(file, state)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, save(state))
     net = _blank()
     net.load_state_dict(state)
     return LoadedModel(net.eval(), "digits", (1, 8, 8), None, LABEL_NAMES)
 
 
 def cache_folder() -> Path:
-    """Where condec keeps what it can make again."""
+    """Return where condec keeps what it can make again."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "condec"
 
 
 def _blank() -> DigitsNet:
-    """An untrained network that costs the caller's random numbers nothing."""
+    """Make an untrained network, drawing no random numbers of the caller's."""
     with torch.random.fork_rng(devices=[]):
         return DigitsNet()
 
@@ -127,29 +116,17 @@ def _read(file: Path) -> dict[str, Tensor] | None:
     return state if {name: value.shape for name, value in state.items()} == shapes else None
 
 
-def _write(file: Path, state: dict[str, Tensor]) -> None:
-    """Whole or not at all: a reader, or a second writer, never meets half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, save(state))
-
-
-def _train(recipe: _Recipe) -> dict[str, Tensor]:
+def _train(epochs: int = EPOCHS) -> dict[str, Tensor]:
     images, labels = _training_half()
-    with _reproducible(recipe.seed):
+    with _reproducible(SEED):
         net = DigitsNet()
-        optimizer = torch.optim.AdamW(
-            net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-        steps = recipe.epochs * -(-len(images) // recipe.batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.learning_rate, total_steps=steps
-        )
-        for _ in range(recipe.epochs):
-            order = torch.randperm(len(images))
-            for rows in torch.split(order, recipe.batch_size):
-                loss = F.cross_entropy(
-                    net(images[rows]), labels[rows], label_smoothing=recipe.label_smoothing
-                )
+        optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
+        steps = epochs * -(-len(images) // BATCH_SIZE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+        for _ in range(epochs):
+            for rows in torch.split(torch.randperm(len(images)), BATCH_SIZE):
+                logits = net(images[rows])
+                loss = F.cross_entropy(logits, labels[rows], label_smoothing=SMOOTHING)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

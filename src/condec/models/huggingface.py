@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from condec.basis.errors import CondecError, DependencyError, ModelError, OptionError
 from condec.models import LoadedModel
 from condec.models.language import LanguageModel
-from condec.models.library import import_optional, per_picture, read_state, seeded
+from condec.models.library import import_optional, located, per_picture, read_state, seeded
 from condec.models.torchvision import import_torchvision
 
 _PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
@@ -63,7 +63,7 @@ def load_huggingface_model(
     weights : str, Path, optional
         Nothing or ``"default"``: its own. ``"random"``: none, seed 0. Else a file.
     folder : path
-        What a relative folder starts from.
+        What a relative folder or file starts from.
     preprocess : callable, optional
         Instead of the model's own image processor.
     trust_remote_code : bool
@@ -73,15 +73,6 @@ def load_huggingface_model(
     -------
     LoadedModel
         A language model is a `LanguageModel`, an encoder a `PooledEncoder`.
-
-    Raises
-    ------
-    OptionError
-        There is no such folder.
-    ModelError
-        The model cannot be read or fetched, or holds no safetensors.
-    DependencyError
-        transformers is not installed.
     """
     with contextlib.suppress(DependencyError):
         import_torchvision()  # transformers imports it, and fails as it does
@@ -97,7 +88,7 @@ def load_huggingface_model(
     else:
         # Files on the hub name tensors as older versions did; only this translates them.
         kind = type(auto.from_config(config, **trust))
-        state = dict(read_state(Path(weights)))
+        state = dict(read_state(located(weights, Path(folder))))
         model = _pretrained(kind, name, None, config=config, state_dict=state)
     model = model.eval()
     spec = f"huggingface:{name}"

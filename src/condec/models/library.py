@@ -1,4 +1,4 @@
-"""What the libraries of models have in common: optional imports, weights, preprocessing."""
+"""Shared by the libraries of models: optional imports, weights, preprocessing."""
 
 import difflib
 import importlib
@@ -33,27 +33,57 @@ def import_optional(name: str, *, extra: str = "vision") -> ModuleType:
         ) from error
 
 
-def unknown_model(library: str, name: str, known: list[str]) -> OptionError:
-    """Error that lists the nearest names a library has."""
-    near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))
-    return OptionError(f"{library} has no classifier {name!r}; nearest of {len(known)}: {near}")
+def check_name(library: str, name: str, wanted: str, known: list[str]) -> None:
+    """Raise OptionError, with the nearest names, where a library has no such model."""
+    if wanted not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))
+        raise OptionError(f"{library} has no classifier {name!r}; nearest of {len(known)}: {near}")
 
 
-def downloaded(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """Call `make`, which fetches weights; say what to do where it cannot.
+def classifier(
+    name: str, weights: str | Path | None, folder: Path, make: Callable[[bool], nn.Module]
+) -> nn.Module:
+    """Make a library's model with its own trained weights, those of a file, or random ones.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    weights : str or Path, optional
+        See `condec.models.load_model`.
+    folder : path
+        What a relative path of weights starts from.
+    make : callable
+        Takes whether to fetch the trained weights.
 
     Raises
     ------
     ModelError
-        The weights could not be fetched or read.
+        The weights cannot be fetched or read, or do not fit.
     """
+    if weights != "default":
+        model = seeded(lambda: make(False))
+        if weights is not None:
+            load_weights(model, located(weights, folder))
+        return model
     try:
-        return make()
+        return make(True)
     except (OSError, RuntimeError) as error:
         raise ModelError(
             f"{name}: its default weights could not be fetched ({type(error).__name__}: {error}); "
             "give a file instead: weights = 'FILE.safetensors'"
         ) from error
+
+
+def located(weights: str | Path, folder: Path) -> Path:
+    """Return weights as a path that exists."""
+    path = folder / weights
+    if not path.is_file():
+        raise OptionError(
+            f"weights {str(weights)!r}: there is no file {path}; expected a .safetensors, .pt or "
+            "'.pth' file, or 'default'"
+        )
+    return path
 
 
 def seeded(make: Callable[[], Made]) -> Made:
@@ -63,17 +93,14 @@ def seeded(make: Callable[[], Made]) -> Made:
         return make()
 
 
-def load_weights(model: nn.Module, weights: str | Path | None) -> None:
-    """Load a ``.safetensors`` or a tensors-only ``.pt`` file into a model; None does nothing.
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a ``.safetensors`` or a tensors-only ``.pt`` file into a model.
 
     Raises
     ------
     ModelError
         The file cannot be read without running code from it, or does not fit the model.
     """
-    if weights is None:
-        return
-    path = Path(weights)
     state = read_state(path)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -13,7 +13,7 @@ from torch import nn
 
 from condec.basis.errors import ModelError, OptionError
 from condec.models import LoadedModel
-from condec.models.library import seeded
+from condec.models.library import located, seeded
 
 
 def load_python_model(spec: str, weights: str | Path | None, *, folder: Path) -> LoadedModel:
@@ -23,6 +23,8 @@ def load_python_model(spec: str, weights: str | Path | None, *, folder: Path) ->
     it draws are the same every time.
     """
     make = load_function(spec, folder=folder)
+    if weights is not None and weights != "default":
+        weights = located(weights, folder)
     with _beside(_file(spec, folder).parent):
         try:
             made = seeded(make if weights is None else lambda: make(weights))

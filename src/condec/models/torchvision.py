@@ -9,14 +9,7 @@ import torch
 from condec.basis.errors import DependencyError
 from condec.models import LoadedModel
 from condec.models.attention import expose_attention
-from condec.models.library import (
-    downloaded,
-    import_optional,
-    load_weights,
-    per_picture,
-    seeded,
-    unknown_model,
-)
+from condec.models.library import check_name, classifier, import_optional, per_picture
 
 # torch forgets what a Library object declared when the object is collected.
 _DECLARED: Final[list[torch.library.Library]] = []
@@ -49,18 +42,18 @@ def import_torchvision() -> ModuleType:
     return import_optional("torchvision")
 
 
-def load_torchvision_model(name: str, weights: str | Path | None) -> LoadedModel:
+def load_torchvision_model(name: str, weights: str | Path | None, *, folder: Path) -> LoadedModel:
     """Load a torchvision classifier; see `condec.models.load_model`."""
     models = import_torchvision().models
     known = models.list_models(module=models)
-    if name not in known:
-        raise unknown_model("torchvision", name, known)
+    check_name("torchvision", name, name, known)
     enum = models.get_model_weights(name).DEFAULT
-    if weights == "default":
-        model = downloaded(f"torchvision:{name}", lambda: models.get_model(name, weights=enum))
-    else:
-        model = seeded(lambda: models.get_model(name, weights=None))
-        load_weights(model, weights)
+    model = classifier(
+        f"torchvision:{name}",
+        weights,
+        folder,
+        lambda trained: models.get_model(name, weights=enum if trained else None),
+    )
     transform = enum.transforms()
     size = int(transform.crop_size[0])
     names = enum.meta.get("categories") if weights == "default" else None

@@ -13,8 +13,7 @@ from rich.progress import track
 from torch import nn
 
 from condec.basis.errors import StoreError
-from condec.data import Inputs, load_data
-from condec.data.arrays import read_names
+from condec.data import Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
