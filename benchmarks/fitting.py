@@ -35,8 +35,7 @@ from measure import synchronize, write
 
 from condec.dictionary import Job, ThresholdSAE, TopKSAE, TrainConfig, fit, fit_many
 from condec.dictionary.fitting.descent import seeded
-from condec.dictionary.fitting.gradient import GradientLearner
-from condec.dictionary.fitting.problem import Step
+from condec.dictionary.fitting.gradient import GradientLearner, Step
 
 BATCH = 128
 PASSES = 2
@@ -262,9 +261,9 @@ class Case:
         start, rows = self._start(), self.rows[:BATCH].to(self.device)
         n = len(self.rows) if isinstance(self.learner, TopKSAE) else self.n_steps
         plain = PLAIN[type(self.learner)](self.learner, start, n)
-        problem = self.learner.problem(self._start(), self.config)
         torch.manual_seed(0)
-        ours = problem.loss(problem.parameters, rows, Step(0, self.n_steps)).loss
+        step = Step(0, self.n_steps, warmup=self.config.threshold_warmup)
+        ours = self.learner.cost(self._start(), rows, step).loss
         torch.manual_seed(0)
         return abs(1.0 - float(plain.loss(rows, 0).detach()) / float(ours.detach()))
 

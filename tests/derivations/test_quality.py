@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from condec.basis import metrics
-from condec.dictionary import PCA, DictionaryMetrics, KMeans, Quality, fit, quality
+from condec.dictionary import PCA, KMeans, Quality, fit, mode_table, quality
 
 # Few held-out rows do not use every cluster.
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -21,12 +21,16 @@ def rows(n: int = 40, units: int = 6) -> torch.Tensor:
     return data * torch.arange(1.0, units + 1) ** 2
 
 
+def held_out(learner: PCA | KMeans) -> torch.Tensor:
+    return rows()[fit(learner, rows()).held_out_rows]
+
+
 def fitted(learner: PCA | KMeans) -> tuple[Quality, list[list[float]], list[list[float]], list]:
     """Quality on held-out rows, and these rows, their loadings and the atoms as lists."""
     report = fit(learner, rows())
-    held_out = rows()[report.held_out_rows]
-    loadings = report.dictionary.encode(held_out).tolist()
-    return quality(report.dictionary, held_out), held_out.tolist(), loadings, report.dictionary
+    x = rows()[report.held_out_rows]
+    loadings = report.dictionary.encode(x).tolist()
+    return quality(report.dictionary, x), x.tolist(), loadings, report.dictionary
 
 
 def rebuilt(loadings: list[list[float]], dictionary: object) -> list[list[float]]:
@@ -75,13 +79,14 @@ def test_reconstruction(learner: PCA | KMeans) -> None:
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_use_of_modes(learner: PCA | KMeans) -> None:
-    found, _, z, _ = fitted(learner)
+    found, _, z, dictionary = fitted(learner)
     n, k = len(z), len(z[0])
     density = [sum(row[m] != 0 for row in z) / n for m in range(k)]
     alive = [any(row[m] > 0 for row in z) for m in range(k)]
-    assert found.density.tolist() == pytest.approx(density)
-    assert found.alive.tolist() == alive
-    assert (found.n_alive, found.n_dead) == (sum(alive), k - sum(alive))
+    table = mode_table(dictionary, held_out(learner))
+    assert table["density"].tolist() == pytest.approx(density)
+    assert table["alive"].tolist() == alive
+    assert found.n_alive == sum(alive)
     assert found.dead_share == (k - sum(alive)) / k
     assert found.l0 == pytest.approx(sum(sum(v != 0 for v in row) for row in z) / n)
     sparsities = [hoyer(row) for row in z if any(row)]
@@ -92,23 +97,24 @@ def test_use_of_modes(learner: PCA | KMeans) -> None:
 def test_atoms(learner: PCA | KMeans) -> None:
     found, _, _, dictionary = fitted(learner)
     atoms = dictionary.atoms.tolist()
-    live = [m for m in range(len(atoms)) if found.alive[m]]
-    assert found.atom_hoyer.tolist() == pytest.approx([hoyer(a) for a in atoms], rel=RELATIVE)
+    table = mode_table(dictionary, held_out(learner))
+    live = [m for m in range(len(atoms)) if table["alive"][m]]
+    assert table["atom_hoyer"].tolist() == pytest.approx([hoyer(a) for a in atoms], rel=RELATIVE)
     mean = sum(hoyer(atoms[m]) for m in live) / len(live)
-    assert found.mean_atom_hoyer == pytest.approx(mean, rel=RELATIVE)
+    assert found.atom_hoyer == pytest.approx(mean, rel=RELATIVE)
     every: list[float] = []
     for m in range(len(atoms)):
         if m not in live:
-            assert math.isnan(found.coherence[m])
+            assert math.isnan(table["coherence"][m])
             continue
         cosines = [
             abs(dot(atoms[m], atoms[o])) / length(atoms[m]) / length(atoms[o])
             for o in live
             if o != m
         ]
-        assert float(found.coherence[m]) == pytest.approx(max(cosines), abs=1e-5)
+        assert table["coherence"][m] == pytest.approx(max(cosines), abs=1e-5)
         every += cosines
-    assert found.max_coherence == pytest.approx(max(every), abs=1e-5)
+    assert found.coherence == pytest.approx(max(every), abs=1e-5)
     assert found.mean_coherence == pytest.approx(sum(every) / len(every), abs=1e-5)
 
 
@@ -120,16 +126,7 @@ def test_effective_rank(shape: tuple[int, int]) -> None:
     assert metrics.effective_rank(matrix) == pytest.approx(math.exp(entropy), rel=1e-9)
 
 
-def test_scalars_are_those_of_the_report() -> None:
+def test_metrics_of_a_report_are_those_of_quality() -> None:
     report = fit(KMeans(5), rows())
-    found = quality(report.dictionary, rows()[report.train_rows])
-    assert report.metrics["train"] == found.metrics()
-    record = found.metrics()
-    assert isinstance(record, DictionaryMetrics)
-    assert record.dead_share == found.dead_share
-    assert record.shrinkage == found.shrinkage
-    assert record.atom_hoyer == found.mean_atom_hoyer
-    assert record.loading_hoyer == found.loading_hoyer
-    assert record.coherence == found.max_coherence
-    assert record.mean_coherence == found.mean_coherence
-    assert record.effective_rank == found.effective_rank
+    assert report.metrics["train"] == quality(report.dictionary, rows()[report.train_rows])
+    assert report.metrics["held_out"] == quality(report.dictionary, held_out(KMeans(5)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from condec.basis.errors import StoreError
-from condec.dictionary import PCA, fit, io, load_dictionary
+from condec.dictionary import PCA, fit, load_dictionary
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def _rows(seed=0):
 def test_files_and_nothing_else(folder):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["dictionary.json", "dictionary.safetensors"]
-    record = json.loads((folder / io.RECORD).read_text())
+    record = json.loads((folder / "dictionary.json").read_text())
     assert record["learner"] == {"name": "PCA", "n_modes": 2}
     assert record["training"]["metrics"]["held_out"]["n_rows"] == 8
 
@@ -43,21 +43,21 @@ def test_missing_folder(tmp_path):
 
 def test_tensors_of_another_fit(folder, tmp_path):
     fit(PCA(2), _rows(1)).save(tmp_path / "other")
-    other = (tmp_path / "other" / io.TENSORS).read_bytes()
-    (folder / io.TENSORS).write_bytes(other)
-    with pytest.raises(StoreError, match=r"does not belong to the dictionary\.json beside it"):
+    other = (tmp_path / "other" / "dictionary.safetensors").read_bytes()
+    (folder / "dictionary.safetensors").write_bytes(other)
+    with pytest.raises(StoreError, match=r"does not belong to its dictionary\.json"):
         load_dictionary(folder)
 
 
 def test_not_json(folder):
-    (folder / io.RECORD).write_text("{")
+    (folder / "dictionary.json").write_text("{")
     with pytest.raises(StoreError, match="is not JSON"):
         load_dictionary(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": 99}'])
 def test_another_format(folder, content):
-    (folder / io.RECORD).write_text(content)
+    (folder / "dictionary.json").write_text(content)
     with pytest.raises(StoreError, match="expected a dictionary of format 2"):
         load_dictionary(folder)
 
@@ -72,8 +72,8 @@ def test_another_format(folder, content):
     ],
 )
 def test_record_that_does_not_fit(folder, change, message):
-    record = json.loads((folder / io.RECORD).read_text()) | change
-    (folder / io.RECORD).write_text(json.dumps(record))
+    record = json.loads((folder / "dictionary.json").read_text()) | change
+    (folder / "dictionary.json").write_text(json.dumps(record))
     with pytest.raises(StoreError, match=message):
         load_dictionary(folder)
 
@@ -81,17 +81,17 @@ def test_record_that_does_not_fit(folder, change, message):
 def test_file_that_is_not_safetensors(folder):
     import hashlib
 
-    (folder / io.TENSORS).write_bytes(b"no tensors")
-    record = json.loads((folder / io.RECORD).read_text())
+    (folder / "dictionary.safetensors").write_bytes(b"no tensors")
+    record = json.loads((folder / "dictionary.json").read_text())
     record["sha256"] = hashlib.sha256(b"no tensors").hexdigest()
-    (folder / io.RECORD).write_text(json.dumps(record))
+    (folder / "dictionary.json").write_text(json.dumps(record))
     with pytest.raises(StoreError, match="is not a safetensors file"):
         load_dictionary(folder)
 
 
 def test_later_fit_replaces_an_earlier_one(folder):
     later = fit(PCA(2), _rows(1))
-    (folder / f"{io.TENSORS}.0a0a0a0a.partial").write_bytes(b"killed")
+    (folder / "dictionary.safetensors.0a0a0a0a.partial").write_bytes(b"killed")
     later.save(folder)
     assert torch.equal(load_dictionary(folder).atoms, later.dictionary.atoms)
     assert len(list(folder.iterdir())) == 2
@@ -103,7 +103,7 @@ def test_nothing_is_half_written(folder, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(io, "write_file", full)
+    monkeypatch.setattr("condec.dictionary.base.write_file", full)
     with pytest.raises(StoreError, match="the disk is full"):
         fit(PCA(2), _rows(1)).save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -1,11 +1,15 @@
 """The contract of dictionaries: a learner (options) makes a dictionary (atoms).
 
-A *learner* says how atoms are found and how loadings are worked out; a *dictionary* is what
-it found in one matrix. Every dictionary decodes linearly, ``loadings @ atoms + offset``.
+A *learner* says how atoms are found and how loadings are worked out; a *dictionary* is the
+result for one matrix. Every dictionary decodes linearly, ``loadings @ atoms + offset``.
+
+On disk a dictionary is dictionary.safetensors (numbers) and dictionary.json (everything else).
+Both are renamed into place whole; the json, written last, holds the digest of the tensors it
+belongs to, so that a pair of different fits is never taken for one.
 """
 
-import math
-import operator
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,20 +22,20 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.files import remove_partial, to_json, write_file, writing
 from condec.basis.options import Option, option_from_dict
+from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
-from condec.dictionary import io
 from condec.dictionary.fitting.preparation import Preparation
-from condec.dictionary.records import (
-    Learned,
-    OnEpoch,
-    TrainConfig,
-    Training,
-)
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig, Training
 
-_ROWS_AT_ONCE: Final = 4096
-"""Rows encoded at a time: what lies between matrix and loadings stays small."""
+ROWS_AT_ONCE: Final = 4096
+"""Rows encoded at a time: the memory between matrix and loadings stays small."""
 _HELD_OUT: Final = "held_out_rows"
+_TENSORS: Final = "dictionary.safetensors"
+_RECORD: Final = "dictionary.json"
+_FORMAT: Final = 2
+"""1: without a centre or a scale for every unit among the tensors; still read."""
 
 
 class Learner(Option, ABC):
@@ -49,13 +53,7 @@ class Learner(Option, ABC):
         Learner.known[cls.__name__] = cls
 
     def check(self, matrix: UnitMatrix) -> None:  # most learners take any data
-        """Refuse training rows that this learner cannot fit; they are finite and vary.
-
-        Raises
-        ------
-        DataError
-            With the reason.
-        """
+        """Refuse training rows that this learner cannot fit, by a DataError with the reason."""
 
     @abstractmethod
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
@@ -63,17 +61,11 @@ class Learner(Option, ABC):
 
     @abstractmethod
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Loadings of rows, each worked out by itself; `tensors` as `learn` gave them."""
+        """Encode rows, each by itself; `tensors` are those that `learn` gave."""
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> "Learner":
-        """Inverse of `to_dict`.
-
-        Raises
-        ------
-        OptionError
-            No learner has that name or those fields.
-        """
+        """Invert `to_dict`; an unknown name or field is an OptionError."""
         if record.get("name") not in Learner.known:
             raise OptionError(
                 f"learner: expected one of {', '.join(Learner.known)}; got {record.get('name')!r}. "
@@ -83,40 +75,17 @@ class Learner(Option, ABC):
         return learner
 
 
-def whole(learner: Learner, *names: str) -> None:
-    """Refuse what is not a whole number of at least 1."""
-    for name in names:
-        value = getattr(learner, name)
-        try:
-            operator.index(value)
-        except TypeError as error:
-            raise OptionError(
-                f"{type(learner).__name__}: {name} must be a whole number; got {value!r}"
-            ) from error
-        if value < 1:
-            raise OptionError(f"{type(learner).__name__}: {name} must be at least 1; got {value}")
-
-
-def not_negative(learner: Learner, *names: str) -> None:
-    """Refuse numbers below 0 or not finite."""
-    for name in names:
-        value = getattr(learner, name)
-        if not 0.0 <= value < math.inf:
-            raise OptionError(
-                f"{type(learner).__name__}: {name} must be finite and not negative; got {value}"
-            )
-
-
 @final
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """Atoms, and how to find loadings for them: what a learner made of one matrix.
+    """Atoms, and how to find loadings for them: the result of a learner for one matrix.
 
     Attributes
     ----------
     learner : Learner
     tensors : dict of str to Tensor
-        The learner's numbers, for prepared data; and what `Preparation` took out.
+        The learner's numbers, for prepared data; and the centre and scales of `Preparation`.
     scale : float
         Standard deviation of all entries of the training rows (of their deviations from the
         centre, where that is taken out); 1 where nothing is scaled.
@@ -131,7 +100,7 @@ class Dictionary:
 
     @property
     def preparation(self) -> Preparation:
-        """What is taken out of rows before they are encoded, and put back in decoding."""
+        """Change of rows before they are encoded, undone in decoding."""
         return Preparation.of(self.scale, self.tensors)
 
     @cached_property
@@ -141,7 +110,7 @@ class Dictionary:
 
     @cached_property
     def offset(self) -> Atom:
-        """What decoding adds to every row, in the data's units, shape [unit]."""
+        """Addend of every decoded row, in the data's units, shape [unit]."""
         offset = self.tensors.get("offset")
         empty = self.tensors["atoms"].new_zeros(self.n_units)
         return self.preparation.restore(empty if offset is None else offset)
@@ -157,7 +126,7 @@ class Dictionary:
         return self.tensors["atoms"].shape[1]
 
     def encode(self, matrix: UnitMatrix | np.ndarray) -> Loadings:
-        """Loadings of rows, shape [sample, mode], where the matrix is; float32.
+        """Encode rows: loadings of shape [sample, mode], where the matrix is; float32.
 
         Raises
         ------
@@ -174,13 +143,13 @@ class Dictionary:
         loadings = rows.new_empty(len(rows), self.n_modes)
         preparation = Preparation.of(self.scale, tensors)
         with torch.no_grad():
-            for start in range(0, len(rows), _ROWS_AT_ONCE):
-                part = slice(start, start + _ROWS_AT_ONCE)
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                part = slice(start, start + ROWS_AT_ONCE)
                 loadings[part] = self.learner.encode(tensors, preparation.apply(rows[part]))
         return loadings
 
     def decode(self, loadings: Loadings) -> UnitMatrix:
-        r"""Rows described by loadings, in the data's units: :math:`\hat X = Z D + o`.
+        r"""Decode loadings to rows in the data's units: :math:`\hat X = Z D + o`.
 
         Raises
         ------
@@ -204,12 +173,21 @@ class Dictionary:
         StoreError
             The folder cannot be written.
         """
+        from safetensors.torch import save
+
+        folder = Path(folder)
         record: dict[str, Any] = {"learner": self.learner.to_dict(), "scale": self.scale}
         tensors = dict(self.tensors)
         if self.training is not None:
             record["training"] = self.training.to_dict()
             tensors[_HELD_OUT] = self.training.held_out_rows
-        io.write(Path(folder), tensors, record)
+        content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        about = {"format": _FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **record}
+        with writing(f"{folder}: dictionary"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, data in ((_TENSORS, content), (_RECORD, to_json(about))):
+                remove_partial(folder / name)
+                write_file(folder / name, data)
 
 
 def load_dictionary(folder: str | Path) -> Dictionary:
@@ -220,26 +198,61 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     StoreError
         The files are missing, damaged, of another format, or name an unknown learner.
     """
-    saved = io.read(Path(folder))
-    tensors, record = saved.tensors, saved.record
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = Path(folder)
+    record = _read_record(folder)
+    content = _read(folder, _TENSORS)
+    digest = hashlib.sha256(content).hexdigest()
+    if record.get("sha256") != digest:
+        raise StoreError(
+            f"{folder / _TENSORS} does not belong to its {_RECORD}: expected SHA-256 "
+            f"{record.get('sha256')}, got {digest}. Writing was interrupted or a file was "
+            "exchanged: fit again."
+        )
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise StoreError(f"{folder / _TENSORS} is not a safetensors file ({error})") from error
     held_out = tensors.pop(_HELD_OUT, torch.empty(0, dtype=torch.int64))
     try:
-        learner = Learner.from_dict(record["learner"])
-        about = record.get("training")
+        learner, about = Learner.from_dict(record["learner"]), record.get("training")
         training = None if about is None else Training.from_dict(about, held_out)
         found = Dictionary(learner, tensors, record["scale"], training)
-        expected = (learner.n_modes, 2)
-        if (found.n_modes, tensors["atoms"].ndim) != expected:
+        if (found.n_modes, tensors["atoms"].ndim) != (learner.n_modes, 2):
             raise ValueError(f"atoms of shape {tuple(tensors['atoms'].shape)} for {learner}")
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise StoreError(
-            f"{Path(folder) / io.RECORD} cannot be used: {error!r}. Fit again."
-        ) from error
+        raise StoreError(f"{folder / _RECORD} cannot be used: {error!r}. Fit again.") from error
     return found
 
 
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"{folder} holds no dictionary: expected {_RECORD} and {_TENSORS} ({error}). "
+            "'condec fit' or Dictionary.save writes them."
+        ) from error
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(_read(folder, _RECORD))
+    except ValueError as error:
+        raise StoreError(f"{folder / _RECORD} is not JSON ({error}); fit again") from error
+    if not isinstance(record, dict) or record.get("format") not in (1, _FORMAT):
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise StoreError(
+            f"{folder / _RECORD}: expected a dictionary of format {_FORMAT}, got {found!r}; read "
+            "it with the version of condec that wrote it, or fit again"
+        )
+    return record
+
+
 def as_matrix(matrix: Tensor | np.ndarray, who: str) -> Tensor:
-    """Float32 tensor of a finite matrix [sample, unit]; a copy only where the type differs.
+    """Return a finite matrix [sample, unit] as a float32 tensor; a copy only of another type.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 r"""Dictionaries with a linear encoder in SAELens' layout: cfg.json, sae_weights.safetensors.
 
-What is written takes rows in the data's own units: the preparation is folded into the weights,
+The files take rows in the data's own units: the preparation is folded into the weights,
 
 .. math:: z = a(x W + b), \qquad \hat x = z D + o,
 
@@ -17,17 +17,18 @@ from torch import Tensor
 
 from condec.basis.errors import DataError, StoreError
 from condec.basis.files import remove_partial, to_json, write_file, writing
+from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
 from condec.dictionary.base import Dictionary
-from condec.dictionary.learners.batch_topk import BatchTopKSAE, MatryoshkaSAE
-from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE, TopKSAE, above, largest
+from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE, above, largest
+from condec.dictionary.learners.topk import BatchTopKSAE, MatryoshkaSAE, TopKSAE
 
 Architecture = Literal["standard", "topk", "jumprelu"]
 
 _CONFIG: Final = "cfg.json"
 _WEIGHTS: Final = "sae_weights.safetensors"
 _LAYOUT: Final = "6.0.0"
-"""Version of SAELens whose layout this is; without one, its loader drops what is in metadata."""
+"""Version of SAELens with this layout; without one, its loader drops the metadata."""
 _EXPORTED: Final[dict[type, Architecture]] = {
     ReLUSAE: "standard",
     TopKSAE: "topk",
@@ -38,9 +39,10 @@ _EXPORTED: Final[dict[type, Architecture]] = {
 """Architectures by learner; a threshold for all modes is one for every mode."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearCode:
-    """A linear encoder, what makes its output sparse, and the decoder; in the data's units.
+    """A linear encoder, its activation, and the decoder; in the data's units.
 
     Attributes
     ----------
@@ -65,14 +67,14 @@ class LinearCode:
     k: int | None = None
 
     def encode(self, matrix: UnitMatrix) -> Loadings:
-        """Loadings of rows."""
+        """Encode rows."""
         pre = matrix @ self.encoder + self.bias
         if self.threshold is not None:
             return above(pre, self.threshold).relu()
         return pre.relu() if self.k is None else largest(pre, self.k)
 
     def decode(self, loadings: Loadings) -> UnitMatrix:
-        """Rows from loadings."""
+        """Decode loadings."""
         return loadings @ self.atoms + self.offset
 
 
@@ -127,7 +129,7 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
     folder : str or Path
         Gets cfg.json and sae_weights.safetensors.
     hook_name : str
-        What is noted as the place in the model; SAELens does not need it.
+        Name of the place in the model, a note for people.
 
     Raises
     ------

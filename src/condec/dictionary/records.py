@@ -1,15 +1,18 @@
-"""Records of a fit: how it is done, what a learner hands over, and how well it went."""
+"""Records of a fit: its options, the outcome of a learner, and how good it is on each split."""
 
 import dataclasses
+import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from condec.basis.errors import OptionError
+from condec.basis.errors import DataError, OptionError
+from condec.basis.records import short_repr
 from condec.basis.shapes import SampleIndex
 
 Schedule = Literal["cosine", "plateau", "constant"]
@@ -17,23 +20,50 @@ Scaling = Literal["global", "unit", "none"]
 Freeze = Literal["encoder", "decoder"]
 Precision = Literal["float32", "bfloat16"]
 
+_RULES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "count": (lambda v: operator.index(v) >= 1, "a whole number of at least 1"),
+    "seed": (lambda v: 0 <= operator.index(v) < 2**32, "from 0 to 2**32 - 1"),
+    "positive": (lambda v: 0.0 < v < math.inf, "above 0 and finite"),
+    "size": (lambda v: 0.0 <= v < math.inf, "finite and not negative"),
+    "share": (lambda v: 0.0 <= v < 1.0, "from 0 to below 1"),
+}
+
+
+def check_fields(option: Any, **rules: str | tuple[str, ...]) -> None:
+    """Refuse fields of an option that break a rule of `_RULES`, or are not one of some words.
+
+    None passes where the field's type has it.
+    """
+    kinds = {field.name: get_args(field.type) for field in dataclasses.fields(option)}
+    for name, rule in rules.items():
+        value, optional = getattr(option, name), type(None) in kinds[name]
+        if value is None and optional:
+            continue
+        if isinstance(rule, tuple):
+            good, words = value in rule, f"one of {', '.join(rule)}{', or None' * optional}"
+        else:
+            holds, words = _RULES[rule]
+            try:
+                good = holds(value)
+            except TypeError:
+                good = False
+        if not good:
+            raise OptionError(f"{type(option).__name__}: {name} must be {words}; got {value!r}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     r"""How a dictionary is fitted: the split, the seeds, the scale, the optimisation.
 
-    What decides how far a fit goes is the sum of its learning rates (Adam moves every
-    weight by about that much): too little and atoms are not found, too much and codes that fall
-    below a threshold, which gives them no gradient back, erode (`ThresholdSAE` as published).
-    The default therefore fixes the number of steps and that sum, for any number of rows;
-    give `epochs` or `lr` to set them by hand.
+    The sum of the learning rates decides how far a fit goes (Adam moves every weight by about
+    that much). The default fixes the number of steps and that sum, for any number of rows; give
+    `epochs` or `lr` to set them by hand. A number outside its range, an unknown word or device
+    is an OptionError.
 
     Parameters
     ----------
-    epochs : int, optional
-        Passes over the training rows. By default as many as make about `steps` steps.
-    steps : int
-        Steps of the optimiser where `epochs` is not given.
+    epochs, steps : int
+        Passes over the training rows; by default as many as make about `steps` steps.
     batch_size : int
         Rows in a step.
     lr : float, optional
@@ -42,44 +72,34 @@ class TrainConfig:
     schedule : {"cosine", "plateau", "constant"}
         Cosine decay to 0; halved after 10 epochs without a better training loss; constant.
     threshold_warmup : float
-        Share of the steps in which the threshold of the codes rises from where about 64
-        codes of a row pass it to its value; 0 starts at its value, and then most or all
-        modes are dead on small data.
+        Share of the steps in which the threshold of the codes rises to its value, from where
+        about 64 codes of a row pass it. With 0, most or all modes are dead on small data.
     held_out : float
         Share of the rows split off before anything is fitted; 0 for none.
-    seed : int
-        Of initial values, order of the batches and dropout.
-    split_seed : int
-        Of the split. Apart from `seed`, so that fits of several seeds share their rows.
+    seed, split_seed : int
+        Of initial values, order of the batches and dropout; and of the split, so that fits of
+        several seeds share their rows.
     device : str, optional
         Where to fit; by default where the matrix is.
     clip : float, optional
         Longest gradient, over all weights at once, of a learner by gradient descent.
     scaling : {"global", "unit", "none"}
-        What rows are divided by before they are fitted: the standard deviation of all entries,
-        that of every unit, nothing. Decoding puts it back; with "unit" the error of every
-        unit counts alike.
+        Divisor of the rows: the standard deviation of all entries, that of every unit, none.
+        Decoding puts it back; with "unit" the error of every unit counts alike.
     centre : bool
         Take the mean of every unit out of the rows; decoding puts it back. Rows are then
         partly negative: not for `NMF`.
     precision : {"float32", "bfloat16"}
-        What a learner by gradient descent multiplies in; weights, their gradients and the
-        optimiser stay in float32, and rows are encoded in float32 afterwards.
+        Of the products of a learner by gradient descent; weights, gradients, the optimiser and
+        later encoding stay in float32.
     patience : int, optional
         Stop after so many epochs in which the training loss of a learner by gradient descent
-        did not fall by a thousandth; epochs in which the threshold rises do not count. By
-        default all epochs are run.
+        did not fall by a thousandth; epochs in which the threshold rises do not count.
     memory_gib : float
         Memory for rows, in GiB. A stored matrix (`Store.rows`) that needs more, with the
         copies that fitting makes, is read in blocks, pass by pass.
     freeze : {"encoder", "decoder"}, optional
-        Half of a learner by gradient descent that stays as it was drawn: a control, see
-        `condec.dictionary.fit_controls`.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range, an unknown schedule, device or half.
+        Half of a learner by gradient descent that stays as it was drawn (`fit_rivals`).
     """
 
     epochs: int | None = None
@@ -101,44 +121,28 @@ class TrainConfig:
     freeze: Freeze | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"TrainConfig: {name} must be at least 1; got {value}")
-        for name in ("lr", "clip", "memory_gib"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < float("inf"):
-                raise OptionError(f"TrainConfig: {name} must be above 0 and finite; got {value}")
-        words = {
-            "schedule": Schedule,
-            "scaling": Scaling,
-            "precision": Precision,
-            "freeze": Freeze,
-        }
-        for name, kind in words.items():
-            value = getattr(self, name)
-            if value not in get_args(kind) and not (name == "freeze" and value is None):
-                rest = ", or None" if name == "freeze" else ""
-                raise OptionError(
-                    f"TrainConfig: {name} must be one of {', '.join(get_args(kind))}{rest}; "
-                    f"got {value!r}"
-                )
-        for name in ("threshold_warmup", "held_out"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise OptionError(
-                    f"TrainConfig: {name} must be a share from 0 to below 1; "
-                    f"got {getattr(self, name)}"
-                )
-        for name in ("seed", "split_seed"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise OptionError(
-                    f"TrainConfig: {name} must be from 0 to 2**32 - 1; got {getattr(self, name)}"
-                )
-        _check_device(self.device)
+        check_fields(
+            self,
+            **dict.fromkeys(("epochs", "steps", "batch_size", "patience"), "count"),
+            **dict.fromkeys(("lr", "clip", "memory_gib"), "positive"),
+            **dict.fromkeys(("threshold_warmup", "held_out"), "share"),
+            **dict.fromkeys(("seed", "split_seed"), "seed"),
+            schedule=get_args(Schedule),
+            scaling=get_args(Scaling),
+            precision=get_args(Precision),
+            freeze=get_args(Freeze),
+        )
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError as error:
+            raise OptionError(
+                f"TrainConfig: device {self.device!r} is not one of torch, such as 'cpu' or "
+                f"'cuda:0' ({error})"
+            ) from error
 
     @classmethod
     def paper(cls, **changes: Any) -> "TrainConfig":
-        """Optimisation of Melander et al. 2026: Adam at 5e-5, plateau, 128 rows, 300 epochs.
+        """Return the optimisation of Melander et al. 2026: Adam at 5e-5, plateau, 300 epochs.
 
         Made for 50,000 rows; with few it is far from converged. `changes` override fields.
 
@@ -146,58 +150,30 @@ class TrainConfig:
         5e-05
         """
         recipe: dict[str, Any] = {
-            "epochs": 300,
-            "batch_size": 128,
-            "lr": 5e-5,
-            "schedule": "plateau",
+            "epochs": 300, "batch_size": 128, "lr": 5e-5, "schedule": "plateau",
             "threshold_warmup": 0.0,
-        }
+        }  # fmt: skip
         return cls(**recipe | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form."""
+        """Return the plain form."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "TrainConfig":
-        """Inverse of `to_dict`.
-
-        Raises
-        ------
-        OptionError
-            A field that does not exist, or a value that cannot be used.
-        """
+        """Invert `to_dict`; an unknown field is an OptionError."""
         try:
             return cls(**record)
         except TypeError as error:
             raise OptionError(f"TrainConfig: {error}") from error
 
 
-def _check_device(device: str | None) -> None:
-    if device is None:
-        return
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise OptionError(
-            f"TrainConfig: device {device!r} is not one of torch, such as 'cpu' or "
-            f"'cuda:0' ({error})"
-        ) from error
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Epoch:
     """One pass over the training rows, as handed to ``fit(..., on_epoch=...)``.
 
-    Attributes
-    ----------
-    index : int
-        From 0.
-    n_epochs : int
-    loss : float
-        Mean of the training loss over the batches, of the scaled data.
-    lr : float
-        Learning rate of the last step.
+    `index` counts from 0; `loss` is the mean training loss of the prepared rows, `lr` the
+    learning rate of the last step.
     """
 
     index: int
@@ -209,19 +185,14 @@ class Epoch:
 OnEpoch = Callable[[Epoch], None]
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What a learner hands over.
+    """Outcome of a learner, on any device.
 
-    Attributes
-    ----------
-    tensors : dict of str to Tensor
-        On any device; ``"atoms"`` [mode, unit], where the data have one ``"offset"`` [unit],
-        and what else encoding needs; for data divided by their scale.
-    config : TrainConfig
-        With what was left open filled in.
-    history : tuple of float
-        Training loss by epoch; empty where there are no epochs.
+    `tensors` are ``"atoms"`` [mode, unit], where there is one ``"offset"`` [unit], and all else
+    that encoding needs, for prepared data (see `Preparation`); `config` has all that was left
+    open filled in; `history` is the training loss by epoch, empty where there are no epochs.
     """
 
     tensors: dict[str, Tensor]
@@ -229,36 +200,33 @@ class Learned:
     history: tuple[float, ...] = ()
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True)
-class DictionaryMetrics:
-    """How well a dictionary describes the rows of one split.
+class Quality:
+    """How well a dictionary describes some rows, and how it does so.
+
+    Numbers of atoms are over modes that are alive on these rows: the others are as they were
+    drawn. None where a number is not defined, and in dictionaries saved before it was measured.
 
     Attributes
     ----------
     n_rows : int
-    r2 : float
-        Share of the variance within units explained: predicting every unit's mean scores 0.
-    r2_grand : float
-        The paper's R2, against one mean for all entries.
-    cosine : float
-        Mean over rows of the cosine between row and reconstruction.
+    r2, r2_grand : float
+        Share of the variance within units explained (predicting every unit's mean scores 0); and
+        the paper's R2, against one mean for all entries.
+    cosine, shrinkage : float
+        Means over rows of the cosine between row and reconstruction, and of the reconstruction's
+        length relative to the row's.
     l0 : float
         Mean number of loadings that are not 0.
-    n_alive : int
-        Modes with a loading above 0 in at least one row.
-    dead_share : float, optional
-        Share of the modes that are not alive. This and what follows are None where they are
-        not defined, and for dictionaries saved before they were measured.
-    shrinkage : float, optional
-        Mean over rows of the reconstruction's length relative to the row's.
-    atom_hoyer : float, optional
-        Mean Hoyer sparsity of the atoms of alive modes.
-    loading_hoyer : float, optional
-        Mean over rows of the Hoyer sparsity of the loadings.
-    coherence, mean_coherence : float, optional
-        Largest and mean absolute cosine between two different atoms of alive modes.
-    effective_rank : float, optional
-        Directions that the atoms of alive modes use.
+    n_alive, dead_share : int, float
+        Modes with a loading above 0 in at least one row; share of the others.
+    atom_hoyer, loading_hoyer : float
+        Mean Hoyer sparsity of the atoms; of the loadings of rows that have any.
+    coherence, mean_coherence : float
+        Largest and mean absolute cosine between two different atoms.
+    effective_rank : float
+        Directions that the atoms, each of length 1, use.
     """
 
     n_rows: int
@@ -276,30 +244,31 @@ class DictionaryMetrics:
     effective_rank: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@short_repr
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Training:
-    """How a dictionary came about; saved with it.
+    """How a dictionary came about, and how good it is on either split; saved with it.
 
     Attributes
     ----------
     config : TrainConfig
-        With what was left open filled in.
+        With all that was left open filled in.
     n_rows : int
         Rows of the matrix, of both splits.
     held_out_rows : Tensor of shape [sample]
         Rows of the matrix that took no part, ascending.
-    metrics : dict
+    metrics : dict of str to Quality
         By split: ``"train"`` and, where rows were held out, ``"held_out"``.
     n_alive : int
-        Modes with a loading above 0 in any row of either split.
+        Modes with a loading above 0 in any row of either split: those that `Modes` keeps.
     history : tuple of float
-        Training loss by epoch.
+        Training loss by epoch; empty for learners without epochs.
     """
 
     config: TrainConfig
     n_rows: int
     held_out_rows: SampleIndex
-    metrics: dict[str, DictionaryMetrics]
+    metrics: dict[str, Quality]
     n_alive: int
     history: tuple[float, ...] = ()
 
@@ -308,8 +277,37 @@ class Training:
         """Rows of the matrix that were fitted, ascending."""
         return complement(self.held_out_rows, self.n_rows)
 
+    @property
+    def r2(self) -> float:
+        """R2 on the held-out rows; see `Quality`."""
+        return self._held_out.r2
+
+    @property
+    def r2_grand(self) -> float:
+        """The paper's R2 on the held-out rows."""
+        return self._held_out.r2_grand
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine on the held-out rows."""
+        return self._held_out.cosine
+
+    @property
+    def l0(self) -> float:
+        """Mean number of loadings of a held-out row that are not 0."""
+        return self._held_out.l0
+
+    @property
+    def _held_out(self) -> Quality:
+        if "held_out" not in self.metrics:
+            raise DataError(
+                f"{type(self).__name__}: no rows were held out, so there is no held-out figure; "
+                "take metrics['train'], or fit with TrainConfig(held_out=0.2)"
+            )
+        return self.metrics["held_out"]
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain form, but for `held_out_rows`."""
+        """Return the plain form, but for `held_out_rows`."""
         return {
             "config": self.config.to_dict(),
             "n_rows": self.n_rows,
@@ -320,19 +318,19 @@ class Training:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], held_out_rows: SampleIndex) -> "Training":
-        """Inverse of `to_dict`."""
+        """Invert `to_dict`."""
         return cls(
             config=TrainConfig.from_dict(record["config"]),
             n_rows=record["n_rows"],
             held_out_rows=held_out_rows,
-            metrics={k: DictionaryMetrics(**v) for k, v in record["metrics"].items()},
+            metrics={k: Quality(**v) for k, v in record["metrics"].items()},
             n_alive=record["n_alive"],
             history=tuple(record["history"]),
         )
 
 
 def complement(rows: SampleIndex, n_rows: int) -> Int[torch.Tensor, " other"]:
-    """Rows out of `n_rows` that are not among `rows`, ascending."""
+    """Return the rows out of `n_rows` that are not among `rows`, ascending."""
     rest = torch.ones(n_rows, dtype=torch.bool)
     rest[rows] = False
     return rest.nonzero().flatten()

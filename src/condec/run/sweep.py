@@ -47,8 +47,7 @@ from condec.dictionary import (
     seed_agreement,
 )
 from condec.dictionary.fitting.gradient import GradientLearner
-from condec.dictionary.fitting.prepared import check_freeze, prepare
-from condec.dictionary.fitting.rows import StoredRows
+from condec.dictionary.fitting.rows import StoredRows, check_freeze, prepare
 from condec.dictionary.fitting.rows import fits as fits_in
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.network import Site, match_sites
@@ -77,7 +76,7 @@ class SweepResult:
     table : pandas.DataFrame
         One row a fit: `site`, `configuration`, `learner`, `n_units`, `n_modes`,
         `modes_per_unit`, the options that the plan names (missing where a learner has no such),
-        `seed`; every field of `DictionaryMetrics`, of the held-out rows, and with ``_train`` of
+        `seed`; every field of `Quality`, of the held-out rows, and with ``_train`` of
         the training rows; `n_epochs`, `seconds`; `stability` over the seeds (missing for a
         single one); `on_front`, whether the means over the seeds are on the front of R2 against
         L0; `folder` of the dictionary.

@@ -375,7 +375,7 @@ class DictionaryContract:
         assert _same_tensors(again, report.dictionary)
         assert torch.equal(again.encode(_rows()), report.dictionary.encode(_rows()))
         assert again.training is not None
-        assert again.training.to_dict() == report.training.to_dict()
+        assert again.training.to_dict() == report.to_dict()
         assert torch.equal(again.training.held_out_rows, report.held_out_rows)
         again.save(tmp_path / "b")
         for file in (tmp_path / "a").iterdir():

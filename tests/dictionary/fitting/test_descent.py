@@ -1,4 +1,6 @@
 import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -7,8 +9,8 @@ from torch import nn
 
 from condec.basis.errors import OptionError
 from condec.dictionary import BatchTopKSAE, ThresholdSAE, TopKSAE, TrainConfig, fit
-from condec.dictionary.fitting.descent import Fit, descend, filled, steps_of
-from condec.dictionary.fitting.problem import Cost, Problem
+from condec.dictionary.fitting.descent import learn_together
+from condec.dictionary.fitting.gradient import Cost, GradientLearner, filled, steps_of
 from condec.dictionary.fitting.rows import RowsInMemory
 from condec.testing.planted import Planted
 
@@ -71,15 +73,57 @@ def rising(first, learner, config, share):
     return 1 / (1 + math.exp(-(low + (high - low) * share / config.threshold_warmup)))
 
 
-def run(problem, matrix, config):
-    """One fit; its losses."""
-    return descend([Fit(problem, RowsInMemory(matrix), config)], lambda epoch: None)[0]
+@dataclass(frozen=True, eq=False)
+class Toy(GradientLearner):
+    """A learner whose loss, projection and revival are given."""
+
+    by_mode: ClassVar = ("atoms",)
+    n_modes: int
+    loss: Any
+    change: Any = None
+    revival: Any = None
+
+    @property
+    def revives(self):
+        return self.revival is not None
+
+    def settled(self, config, n_rows, n_units):
+        return config
+
+    def start(self, sample, config):
+        return {"atoms": torch.full((self.n_modes, sample.shape[1]), float(self.revives))}
+
+    def cost(self, parameters, rows, step):
+        return self.loss(parameters, rows, step)
+
+    def project(self, parameters):
+        if self.change is not None:
+            self.change(parameters)
+
+    def revive(self, parameters, revival):
+        self.revival(parameters, revival)
+
+    def reconstruct(self, parameters, rows):
+        return torch.ones_like(rows)
+
+    def encode(self, tensors, matrix):
+        return matrix @ tensors["atoms"].T
+
+
+@dataclass(frozen=True, eq=False)
+class Fed(Toy):
+    feeds_dead: ClassVar = True
+
+
+def run(learner, matrix, config):
+    """One fit of prepared rows."""
+    return learn_together(learner, [RowsInMemory(matrix)], [config], lambda epoch: None)[0]
 
 
 def loop_before(learner, matrix, config):
     """ThresholdSAE's own loop, before there was an engine: atoms and losses."""
     torch.manual_seed(config.seed)
-    encoder = learner._encoder(matrix.shape[1], torch.device("cpu"))
+    encoder = learner._encoder(matrix.shape[1])
     atoms = torch.empty(learner.n_modes, matrix.shape[1])
     nn.init.xavier_uniform_(atoms)
     atoms = nn.Parameter(atoms.abs() if learner.nonnegative else atoms)
@@ -129,9 +173,8 @@ def test_bit_for_bit_what_the_loop_before_gave(name):
     assert torch.equal(report.dictionary.tensors["atoms"], atoms)
 
 
-def _line(rows, target=3.0):
-    """A problem with one mode: the atom goes where the rows are."""
-    parameters = {"atoms": torch.zeros(1, rows.shape[1])}
+def _line(target=3.0):
+    """A learner of one mode: the atom goes where the rows are."""
 
     def loss(parameters, rows, step):
         seen.append(step)
@@ -139,11 +182,10 @@ def _line(rows, target=3.0):
         return Cost(error.square().mean() * target, torch.ones(len(rows), 1))
 
     seen = []
-    return Problem(parameters, loss), seen
+    return Toy(1, loss), seen
 
 
 def test_clip_bounds_the_gradient():
-    rows = torch.ones(8, 2)
     lengths = []
 
     def loss(parameters, rows, step):
@@ -154,21 +196,21 @@ def test_clip_bounds_the_gradient():
         lengths.append(float(parameters["atoms"].grad.norm()))
 
     for clip in (None, 0.5):
-        problem = Problem({"atoms": torch.zeros(1, 2)}, loss, project)
-        run(problem, rows, TrainConfig(epochs=1, lr=1e-3, clip=clip))
+        config = TrainConfig(epochs=1, lr=1e-3, clip=clip)
+        run(Toy(1, loss, project), torch.ones(8, 2), config)
     assert lengths[0] == pytest.approx(1e6 * math.sqrt(2))
     assert lengths[1] == pytest.approx(0.5)
 
 
 def test_steps_and_history():
-    problem, seen = _line(torch.ones(10, 2))
+    learner, seen = _line()
     config = TrainConfig(epochs=3, batch_size=4, lr=0.1, schedule="constant")
-    history = run(problem, torch.ones(10, 2), config)
+    found = run(learner, torch.ones(10, 2), config)
     assert [step.index for step in seen] == list(range(9))
     assert {step.n_steps for step in seen} == {9} == {steps_of(config, 10)}
-    assert history[0] > history[1] > history[2]
+    assert found.history[0] > found.history[1] > found.history[2]
     assert seen[0].dead is None
-    assert not problem.parameters["atoms"].requires_grad
+    assert not found.tensors["atoms"].requires_grad
 
 
 def test_a_mode_is_dead_that_a_whole_pass_does_not_use():
@@ -179,9 +221,7 @@ def test_a_mode_is_dead_that_a_whole_pass_does_not_use():
         used = torch.tensor([[1.0, 0.0, float(step.index >= 20)]]).expand(len(rows), 3)
         return Cost(parameters["atoms"].sum(), used)
 
-    problem = Problem({"atoms": torch.zeros(3, 2)}, loss, watch_dead=True)
-    config = TrainConfig(epochs=25, batch_size=4, lr=1e-3)
-    run(problem, torch.ones(8, 2), config)
+    run(Fed(3, loss), torch.ones(8, 2), TrainConfig(epochs=25, batch_size=4, lr=1e-3))
     # 8 rows are 2 steps; a tenth of the 50 steps is more.
     assert dead[1] is None
     assert dead[2] == [False, True, True]
@@ -202,20 +242,13 @@ def test_dead_modes_are_set_to_badly_described_rows():
 
     rows = torch.ones(20, 2)
     rows[3] = bad + 1
-    problem = Problem(
-        {"atoms": torch.ones(2, 2)},
-        loss,
-        watch_dead=True,
-        reconstruct=lambda parameters, rows: torch.ones_like(rows),
-        revive=revive,
-        by_mode=("atoms",),
-    )
-    run(problem, rows, TrainConfig(epochs=8, batch_size=5, lr=1e-9))
-    assert len(revived) > 0
+    config = TrainConfig(epochs=8, batch_size=5, lr=1e-9)
+    found = run(Toy(2, loss, revival=revive), rows, config)
+    assert len(revived) == 4
     assert all(revival.modes.tolist() == [1] for revival in revived)
     assert torch.equal(revived[0].residuals[0], bad)
     assert torch.equal(revived[0].rows[0], bad + 1)
-    torch.testing.assert_close(problem.parameters["atoms"][1], bad)
+    torch.testing.assert_close(found.tensors["atoms"][1], bad)
 
 
 def test_default_rate_makes_the_sum_of_all_rates():
@@ -259,10 +292,8 @@ def test_half_precision_is_of_products_alone(learner):
 
 
 def test_patience_stops_when_the_loss_stays():
-    rows = torch.ones(8, 2)
-    problem, _ = _line(rows)
     config = TrainConfig(epochs=300, batch_size=4, lr=0.05, schedule="constant", patience=4)
-    history = run(problem, rows, config)
+    history = run(_line()[0], torch.ones(8, 2), config).history
     assert 10 < len(history) < 300
     best = min(history[:-4])
     assert all(loss > best * 0.999 for loss in history[-4:])
@@ -280,7 +311,7 @@ def test_patience_waits_while_the_threshold_rises():
 def test_new_options_are_checked(unchecked):
     for options, message in (
         ({"precision": "float16"}, "precision must be one of float32, bfloat16; got 'float16'"),
-        ({"patience": 0}, "patience must be at least 1; got 0"),
+        ({"patience": 0}, "patience must be a whole number of at least 1; got 0"),
         ({"memory_gib": 0.0}, "memory_gib must be above 0 and finite; got 0.0"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -19,6 +19,7 @@ from condec.dictionary import (
     DeadModesWarning,
     Job,
     JumpReLUSAE,
+    Learner,
     MatchingPursuit,
     MatryoshkaSAE,
     ReLUSAE,
@@ -29,7 +30,6 @@ from condec.dictionary import (
     fit_many,
 )
 from condec.dictionary.fitting import many as many_module
-from condec.dictionary.fitting import processes
 from condec.testing.planted import Planted
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -151,7 +151,7 @@ def test_in_processes(tmp_path):
     for name, report in here.items():
         one, two = found[name].dictionary.tensors, report.dictionary.tensors
         assert all(torch.equal(one[key], two[key]) for key in two)
-        assert found[name].training.to_dict() == report.training.to_dict()
+        assert found[name].to_dict() == report.to_dict()
         assert found[name].seconds > 0
     assert found["held out"].held_out_rows.tolist() == [3, 77, 500]
     assert not (tmp_path / "c").exists()
@@ -167,18 +167,21 @@ def test_errors_of_workers_are_those_of_fit():
         fit_many(jobs, workers=0)
 
 
-def test_an_error_that_is_not_ours_names_its_class(monkeypatch, capfd):
-    jobs = seeds(PCA(3), Planted.small().matrix, 2)
-    monkeypatch.setattr(
-        processes,
-        "_SERVE",
-        "from condec.dictionary import PCA, processes\n"
-        "def learn(*args): raise MemoryError('no room')\n"
-        "PCA.learn = learn; processes.serve()",
-    )
-    with pytest.raises(CondecError, match="MemoryError in a worker process: no room"):
-        fit_many(jobs, workers=2)
-    assert "Traceback" in capfd.readouterr().err
+SCRIPT = """
+import sys, torch
+from condec.dictionary import PCA, Job, fit_many
+print("begun", __name__)
+matrix = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+jobs = {str(n): Job(PCA(n), matrix) for n in (2, 3)}
+print("done", *(report.n_alive for report in fit_many(jobs, workers=2).values()))
+"""
+
+
+def test_a_script_without_a_guard_is_run_once(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py")]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert found.stdout == "begun __main__\ndone 2 3\n"
 
 
 def test_checkpoints_need_a_folder(tmp_path):
@@ -201,7 +204,8 @@ def test_workers_end_with_the_process_that_made_them(tmp_path):
     """Killed, so that it cannot end them; a classical learner never looks up from its work."""
     command = [sys.executable, "-W", "ignore", "-c", ORPHAN]
     child = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)})
-    while not (workers := children_of(child.pid)) or not list(tmp_path.glob("condec-fits-*/1")):
+    # Two workers, and a process of Python's own that looks after them.
+    while len(workers := children_of(child.pid)) < 3:
         assert child.poll() is None
         time.sleep(0.05)
     time.sleep(4.0)  # Until they are at work.
@@ -224,10 +228,20 @@ def alive(pid):
         return False
 
 
+class Dies(Learner):
+    """Ends the worker that reads it."""
+
+    n_modes = 2
+    learn = encode = None
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
 def test_a_worker_that_dies_is_said(monkeypatch):
-    monkeypatch.setattr(processes, "_SERVE", "import os; os._exit(3)")
-    jobs = seeds(PCA(3), Planted.small().matrix, 2)
-    with pytest.raises(CondecError, match="worker process ended with status 3"):
+    monkeypatch.setattr(many_module, "_can_leave", lambda job: True)
+    jobs = {name: Job(Dies(), Planted.small().matrix) for name in "ab"}
+    with pytest.raises(CondecError, match="a worker process ended before its fits were done"):
         fit_many(jobs, workers=2)
 
 

@@ -20,7 +20,7 @@ from condec.dictionary import (
     recovery,
 )
 from condec.dictionary.fitting.preparation import Moments
-from condec.dictionary.fitting.rows import RowsInBlocks, StoredRows, survey
+from condec.dictionary.fitting.rows import RowsInBlocks, StoredRows
 from condec.testing.planted import Planted
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -39,6 +39,9 @@ class Blocks:
         self.reads.append(block)
         return self.parts[block].clone()
 
+    def all(self):
+        return torch.cat([self.read(block) for block in range(len(self.parts))])
+
 
 def gib(n_rows, n_units=3):
     """Memory whose buffer holds so many rows."""
@@ -48,10 +51,8 @@ def gib(n_rows, n_units=3):
 def rows_of(matrix, size, room, held_out=()):
     blocks = Blocks(matrix, size)
     apart = torch.tensor(held_out, dtype=torch.int64)
-    memory = gib(room, matrix.shape[1])
-    seen = survey(blocks, apart, memory)
-    preparation = Preparation(1.0)
-    return blocks, RowsInBlocks(blocks, apart, seen, preparation, memory, torch.device("cpu"))
+    config = TrainConfig(memory_gib=gib(room, matrix.shape[1]), scaling="none")
+    return blocks, RowsInBlocks(blocks, apart, config)
 
 
 def numbered(n_rows):
@@ -92,7 +93,7 @@ def test_a_pass_goes_on_where_it_was_left(done):
 
 def test_moments_of_blocks_are_those_of_the_whole():
     matrix = 1e3 + torch.randn(97, 5, generator=torch.Generator().manual_seed(0))
-    found = survey(Blocks(matrix, 13), torch.tensor([4, 50]), 1.0).moments
+    found = RowsInBlocks(Blocks(matrix, 13), torch.tensor([4, 50]), TrainConfig()).moments
     keep = torch.ones(97, dtype=torch.bool)
     keep[[4, 50]] = False
     whole = Moments.of(matrix[keep])
@@ -130,7 +131,7 @@ def test_metrics_say_of_how_many_rows_they_are():
     data = Planted.small()
     config = TrainConfig(epochs=1, memory_gib=gib(100, 24))
     report = fit(TopKSAE(8, k=2), Blocks(data.matrix, 50), config=config)
-    assert report.training.n_rows == 600
+    assert report.n_rows == 600
     assert len(report.held_out_rows) == 120
     assert report.metrics["train"].n_rows == report.metrics["held_out"].n_rows == 50
 
@@ -180,7 +181,7 @@ CHILD = """
 import resource, sys, torch
 from condec.dictionary import TopKSAE, TrainConfig, fit
 class Made:
-    shape, blocks = (320_000, 256), (1000,) * 320
+    shape, blocks = (160_000, 256), (1000,) * 160
     def read(self, block):
         return torch.rand(1000, 256, generator=torch.Generator().manual_seed(block))
 torch.set_num_threads(1)
@@ -194,7 +195,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_stays_below_the_budget():
-    """312 MiB of rows; a budget of 31 MiB. Weights and the order of rows are small here."""
+    """156 MiB of rows; a budget of 31 MiB. Weights and the order of rows are small here."""
     assert resource.RUSAGE_SELF is not None
     command = [sys.executable, "-W", "ignore", "-c", CHILD]
     found = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -158,20 +158,20 @@ def test_progress_bar_is_shown_and_changes_nothing(capsys):
     quiet = fit(ThresholdSAE(4, threshold=0.3), _rows(), config=QUICK)
     assert capsys.readouterr().err == ""
     shown = fit(ThresholdSAE(4, threshold=0.3), _rows(), config=QUICK, progress=True)
-    assert "2/2 epochs, loss" in capsys.readouterr().err
+    assert "2/2 epochs loss" in capsys.readouterr().err
     assert torch.equal(shown.dictionary.atoms, quiet.dictionary.atoms)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1; got 0"),
-        ({"steps": 0}, "steps must be at least 1; got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1; got 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
         ({"lr": 0.0}, "lr must be above 0 and finite; got 0.0"),
         ({"lr": float("nan")}, "lr must be above 0 and finite; got nan"),
-        ({"held_out": 1.0}, "held_out must be a share from 0 to below 1; got 1.0"),
-        ({"threshold_warmup": -0.1}, "threshold_warmup must be a share"),
+        ({"held_out": 1.0}, "held_out must be from 0 to below 1; got 1.0"),
+        ({"threshold_warmup": -0.1}, "threshold_warmup must be from 0"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"split_seed": 2**32}, "split_seed must be from 0 to"),
         ({"device": "abacus"}, "device 'abacus' is not one of torch"),

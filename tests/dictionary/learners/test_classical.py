@@ -145,13 +145,19 @@ def test_more_components_than_there_can_be():
 
 @pytest.mark.parametrize("kind", [NMF, PCA, KMeans, FastICA, DictionaryLearning])
 def test_options_are_checked(unchecked, kind):
-    with pytest.raises(OptionError, match=f"{kind.__name__}: n_modes must be at least 1; got 0"):
+    with pytest.raises(
+        OptionError, match=f"{kind.__name__}: n_modes must be a whole number of at least 1; got 0"
+    ):
         kind(0)
     for wrong in (2.5, "3"):
-        with pytest.raises(OptionError, match=f"n_modes must be a whole number; got {wrong!r}"):
+        with pytest.raises(
+            OptionError, match=f"n_modes must be a whole number of at least 1; got {wrong!r}"
+        ):
             kind(wrong)
     if kind is KMeans:
-        with pytest.raises(OptionError, match="n_starts must be at least 1; got 0"):
+        with pytest.raises(
+            OptionError, match="n_starts must be a whole number of at least 1; got 0"
+        ):
             kind(2, n_starts=0)
 
 

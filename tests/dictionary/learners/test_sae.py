@@ -7,7 +7,7 @@ from torch import nn
 
 from condec.basis.errors import OptionError
 from condec.basis.metrics import matched_cosine
-from condec.dictionary import Learner, ThresholdSAE, TrainConfig, fit, quality, recovery
+from condec.dictionary import Learner, ThresholdSAE, TrainConfig, alive_modes, fit, recovery
 from condec.dictionary.learners.sae import keep
 from condec.testing.contracts import DictionaryContract
 from condec.testing.planted import Planted
@@ -83,7 +83,7 @@ def test_architecture_is_the_papers():
         "encoder.7.bias": (5,),
         "encoder.8.weight": (10, 5),
     }
-    encoder = ThresholdSAE(10)._encoder(5, torch.device("cpu"))
+    encoder = ThresholdSAE(10)._encoder(5)
     kinds = [type(layer) for layer in encoder]
     assert kinds == [
         *(nn.Linear, nn.Dropout, nn.ReLU, nn.LayerNorm),
@@ -147,16 +147,16 @@ def test_default_rate_falls_with_steps_and_width():
     wide = ThresholdSAE(4).settled(TrainConfig(), 1600, 1024)
     assert wide.lr == pytest.approx(config.lr / 2)
     # The atoms' rate is the same at every width.
-    assert ThresholdSAE(4)._rate(1024) * wide.lr == pytest.approx(
-        ThresholdSAE(4)._rate(64) * config.lr
+    assert ThresholdSAE(4).rates(1024)["atoms"] * wide.lr == pytest.approx(
+        ThresholdSAE(4).rates(64)["atoms"] * config.lr
     )
-    assert ThresholdSAE(4, atom_rate=1.0)._rate(1024) == 1.0
+    assert ThresholdSAE(4, atom_rate=1.0).rates(1024) == {"atoms": 1.0}
 
 
 def test_default_recovers_every_mode_of_the_small_instance():
     data = Planted.small()
     report = fit(ThresholdSAE(24), data.matrix)
-    alive = quality(report.dictionary, data.matrix).alive
+    alive = alive_modes(report.dictionary, data.matrix)
     assert recovery(report.dictionary.atoms[alive], data.atoms).share == 1.0
     assert report.r2 > 0.85
 
@@ -165,7 +165,7 @@ def test_default_recovers_every_mode_of_the_small_instance():
 def test_default_recovers_the_standard_instance():
     data = Planted.standard()
     report = fit(ThresholdSAE(768), data.matrix)
-    alive = quality(report.dictionary, data.matrix).alive
+    alive = alive_modes(report.dictionary, data.matrix)
     found = recovery(report.dictionary.atoms[alive], data.atoms)
     assert found.share >= 0.95
     assert found.recovered[data.rare].double().mean() >= 0.5
@@ -241,12 +241,12 @@ def test_global_random_state_survives_an_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_modes": 0}, "n_modes must be at least 1; got 0"),
-        ({"n_modes": 2.5}, "n_modes must be a whole number; got 2.5"),
-        ({"n_modes": "3"}, "n_modes must be a whole number; got '3'"),
-        ({"n_modes": None}, "n_modes must be a whole number; got None"),
-        ({"width": 2.5}, "width must be a whole number; got 2.5"),
-        ({"width": 0}, "width must be at least 1; got 0"),
+        ({"n_modes": 0}, "n_modes must be a whole number of at least 1; got 0"),
+        ({"n_modes": 2.5}, "n_modes must be a whole number of at least 1; got 2.5"),
+        ({"n_modes": "3"}, "n_modes must be a whole number of at least 1; got '3'"),
+        ({"n_modes": None}, "n_modes must be a whole number of at least 1; got None"),
+        ({"width": 2.5}, "width must be a whole number of at least 1; got 2.5"),
+        ({"width": 0}, "width must be a whole number of at least 1; got 0"),
         ({"threshold": 1.0}, "threshold must be from 0 to below 1; got 1.0"),
         ({"threshold": -0.1}, "threshold must be from 0 to below 1; got -0.1"),
         ({"dropout": 1.0}, "dropout must be from 0 to below 1; got 1.0"),

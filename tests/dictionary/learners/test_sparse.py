@@ -184,18 +184,24 @@ def test_prefixes_survive_json():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ReLUSAE(0), "ReLUSAE: n_modes must be at least 1; got 0"),
-        (lambda: ReLUSAE(2.5), "ReLUSAE: n_modes must be a whole number; got 2.5"),
+        (lambda: ReLUSAE(0), "ReLUSAE: n_modes must be a whole number of at least 1; got 0"),
+        (lambda: ReLUSAE(2.5), "ReLUSAE: n_modes must be a whole number of at least 1; got 2.5"),
         (lambda: ReLUSAE(2, l1=-1.0), "ReLUSAE: l1 must be finite and not negative; got -1.0"),
-        (lambda: TopKSAE(2, k=0), "TopKSAE: k must be at least 1; got 0"),
+        (lambda: TopKSAE(2, k=0), "TopKSAE: k must be a whole number of at least 1; got 0"),
         (lambda: TopKSAE(2, aux_weight=-1.0), "TopKSAE: aux_weight must be finite and not neg"),
-        (lambda: BatchTopKSAE(2, k="3"), "BatchTopKSAE: k must be a whole number; got '3'"),
+        (
+            lambda: BatchTopKSAE(2, k="3"),
+            "BatchTopKSAE: k must be a whole number of at least 1; got '3'",
+        ),
         (lambda: JumpReLUSAE(2, target_l0=0.0), "JumpReLUSAE: target_l0 must be above 0"),
         (lambda: JumpReLUSAE(2, bandwidth=0.0), "JumpReLUSAE: bandwidth must be above 0"),
         (lambda: MatryoshkaSAE(2, prefixes=()), "prefixes must be shares above 0 in ascending"),
         (lambda: MatryoshkaSAE(2, prefixes=(0.5,)), "the last 1; got (0.5,)"),
         (lambda: MatryoshkaSAE(2, prefixes=(0.5, 0.2, 1.0)), "in ascending order"),
-        (lambda: MatchingPursuit(2, k=0), "MatchingPursuit: k must be at least 1; got 0"),
+        (
+            lambda: MatchingPursuit(2, k=0),
+            "MatchingPursuit: k must be a whole number of at least 1; got 0",
+        ),
     ],
 )
 def test_options_are_checked(unchecked, make, message):

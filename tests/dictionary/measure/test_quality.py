@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,28 +17,16 @@ from condec.dictionary import (
     PCA,
     DeadModesWarning,
     Dictionary,
-    DictionaryMetrics,
     KMeans,
+    Quality,
     TrainConfig,
     fit,
     load_dictionary,
+    mode_table,
     quality,
 )
 
-SCALARS = (
-    "r2",
-    "r2_grand",
-    "cosine",
-    "shrinkage",
-    "l0",
-    "loading_hoyer",
-    "mean_coherence",
-    "effective_rank",
-    "n_alive",
-    "n_dead",
-    "mean_atom_hoyer",
-    "max_coherence",
-)
+SCALARS = tuple(field.name for field in dataclasses.fields(Quality))
 PER_MODE = ("alive", "density", "atom_hoyer", "coherence")
 
 
@@ -73,10 +62,9 @@ def test_order_of_the_modes_does_not_matter(seed):
     before, after = quality(report.dictionary, _rows()), quality(mixed, _rows())
     for name in SCALARS:
         assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-5, abs=1e-6)
-    for name in PER_MODE:
-        torch.testing.assert_close(
-            getattr(after, name), getattr(before, name)[order], rtol=1e-5, atol=1e-6
-        )
+    table = mode_table(report.dictionary, _rows()).iloc[order.numpy()].reset_index(drop=True)
+    table["mode"] = range(5)
+    pandas.testing.assert_frame_equal(mode_table(mixed, _rows()), table, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=10, deadline=None)
@@ -90,52 +78,25 @@ def test_order_of_the_rows_does_not_matter(seed):
 
 
 def test_dead_modes_say_nothing_about_the_atoms():
-    found = quality(_units(), _one_hot())
-    assert found.alive.tolist() == [True, True, True, True, False, True]
-    assert found.density.tolist() == pytest.approx([1 / 40, 2 / 40, 4 / 40, 8 / 40, 0.0, 25 / 40])
-    assert math.isnan(found.coherence[4])
-    assert math.isnan(found.atom_hoyer[5])  # It is a vector of zeros.
-    assert found.mean_atom_hoyer == pytest.approx(1.0)
-    assert found.max_coherence == 0.0
+    found, table = quality(_units(), _one_hot()), mode_table(_units(), _one_hot())
+    assert list(table.columns) == ["mode", *PER_MODE]
+    assert table["alive"].tolist() == [True, True, True, True, False, True]
+    density = [1 / 40, 2 / 40, 4 / 40, 8 / 40, 0.0, 25 / 40]
+    assert table["density"].tolist() == pytest.approx(density)
+    assert math.isnan(table["coherence"][4])
+    assert math.isnan(table["atom_hoyer"][5])  # It is a vector of zeros.
+    assert found.atom_hoyer == pytest.approx(1.0)
+    assert found.coherence == 0.0
     assert found.effective_rank == pytest.approx(4.0)
     assert (found.l0, found.r2) == (1.0, 1.0)
     assert found.loading_hoyer == pytest.approx(1.0)
     assert found.shrinkage == 1.0
+    assert found.dead_share == 1 / 6
 
 
-def test_density_histogram_counts_each_used_mode_once():
-    table = quality(_units(), _one_hot()).density_histogram()
-    assert list(table.columns) == ["log10_from", "log10_to", "n_modes"]
-    assert table["n_modes"].sum() == 5
-    counts = table.set_index("log10_from")["n_modes"]
-    # 1/40 and the rarer; 2/40 and 4/40 (the edge belongs above); 8/40; 25/40.
-    assert counts[-2.0] == 1
-    assert counts[-1.5] == 1
-    assert counts[-1.0] == 2
-    assert counts[-0.5] == 1
-    edges = dataclasses.replace(
-        quality(_units(), _one_hot()), density=torch.tensor([1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
-    )
-    assert edges.density_histogram()["n_modes"].tolist() == [1, 0, 1, 0, 1, 0, 1, 0, 1, 1]
-    always = quality(fit(PCA(2), _rows()).dictionary, _rows()).density_histogram()
-    assert always["n_modes"].tolist() == [0] * 9 + [2]
-
-
-def test_table_has_a_row_for_every_mode():
-    found = quality(_units(), _one_hot())
-    table = found.table()
-    assert list(table.columns) == ["mode", *PER_MODE]
-    assert len(table) == 6
-    assert table["density"].tolist() == found.density.tolist()
-
-
-def test_what_is_not_defined_is_nan_there_and_none_in_the_report(tmp_path):
+def test_a_number_that_is_not_defined_is_none(tmp_path):
     found = quality(fit(KMeans(1), _rows()).dictionary, _rows())
-    assert math.isnan(found.max_coherence)
-    assert math.isnan(found.mean_coherence)
-    assert math.isnan(found.loading_hoyer)
-    assert found.metrics().coherence is None
-    assert found.metrics().loading_hoyer is None
+    assert (found.coherence, found.mean_coherence, found.loading_hoyer) == (None, None, None)
     assert found.effective_rank == pytest.approx(1.0)
     fit(KMeans(1), _rows()).save(tmp_path)
     text = (tmp_path / "dictionary.json").read_text()
@@ -156,7 +117,7 @@ def test_dictionaries_saved_before_these_numbers_load(tmp_path):
     assert training.metrics["held_out"].effective_rank is None
     assert training.metrics["held_out"].r2 > 0
     assert training.config.freeze is None
-    assert set(DictionaryMetrics.__dataclass_fields__) > old
+    assert set(Quality.__dataclass_fields__) > old
 
 
 def test_bad_rows_are_refused():

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: what an interrupted one needs to end as if nothing had happened.
+"""Checkpoints of a fit: all that an interrupted one needs to end as if nothing had happened.
 
 ``step-N.safetensors`` holds the numbers, ``checkpoint.json`` everything else, with the name and
 the digest of the numbers it belongs to. It is renamed into place last: until then the
@@ -18,20 +18,13 @@ from torch import Tensor
 from condec.basis.errors import StoreError
 from condec.basis.files import remove_partial, to_json, write_file, writing
 
-RECORD: Final = "checkpoint.json"
+_RECORD: Final = "checkpoint.json"
 _FORMAT: Final = 1
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Where a fit is.
-
-    Attributes
-    ----------
-    tensors : dict of str to Tensor
-    record : dict
-        Of values that JSON holds.
-    """
+    """State of a fit: tensors, and a record of values that JSON holds (``"step"`` among them)."""
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
@@ -45,7 +38,7 @@ class Keeper:
     folder : path
         Of this fit alone; made when there is something to keep.
     identity : mapping
-        What is fitted and how, of values that JSON holds. A checkpoint of anything else is
+        Options and rows of the fit, as values that JSON holds. A checkpoint of anything else is
         refused.
     seconds : float
         Between two checkpoints; 0 for one after every step.
@@ -57,7 +50,7 @@ class Keeper:
         self.identity = json.loads(to_json(dict(identity)))
         self._before, self._since = 0.0, time.monotonic()
         self._last = self._since
-        self._written = (self.folder / RECORD).exists()
+        self._written = (self.folder / _RECORD).exists()
 
     @property
     def elapsed(self) -> float:
@@ -65,17 +58,16 @@ class Keeper:
         return self._before + time.monotonic() - self._since
 
     def restore(self) -> State | None:
-        """State of the last checkpoint, if there is one.
+        """Read the last checkpoint, if there is one.
 
         Raises
         ------
         StoreError
             The checkpoint is damaged, or belongs to another fit.
         """
-        path = self.folder / RECORD
-        if not path.exists():
+        if not (self.folder / _RECORD).exists():
             return None
-        record = self._read_record(path)
+        record = self._read_record()
         self._check(record["identity"])
         tensors = self._read_tensors(record)
         self._before, self._since = record["seconds"], time.monotonic()
@@ -92,13 +84,13 @@ class Keeper:
             self._write(state())
 
     def remove(self) -> None:
-        """Forget the fit, once what it made is saved elsewhere."""
+        """Forget the fit, once its result is saved elsewhere."""
         if not self.folder.exists():
             return
         with writing(f"{self.folder}: checkpoint"):
-            for path in (self.folder / RECORD, *self.folder.glob("step-*.safetensors*")):
+            for path in (self.folder / _RECORD, *self.folder.glob("step-*.safetensors*")):
                 path.unlink(missing_ok=True)
-            remove_partial(self.folder / RECORD)
+            remove_partial(self.folder / _RECORD)
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
@@ -107,51 +99,50 @@ class Keeper:
 
         content = save({n: t.detach().cpu().contiguous() for n, t in state.tensors.items()})
         name = f"step-{state.record['step']}.safetensors"
-        record = {
-            "format": _FORMAT,
-            "tensors": name,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "seconds": self.elapsed,
-            "identity": self.identity,
-            "state": state.record,
-        }
         with writing(f"{self.folder}: checkpoint", lambda: "The last checkpoint counts. "):
             self.folder.mkdir(parents=True, exist_ok=True)
             # The end of a fit may have the step of the last checkpoint: never overwrite that one.
             if (self.folder / name).exists():
-                name = record["tensors"] = f"step-{state.record['step']}-end.safetensors"
+                name = f"step-{state.record['step']}-end.safetensors"
+            record = {
+                "format": _FORMAT,
+                "tensors": name,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "seconds": self.elapsed,
+                "identity": self.identity,
+                "state": state.record,
+            }
             write_file(self.folder / name, content)
-            write_file(self.folder / RECORD, to_json(record))
+            write_file(self.folder / _RECORD, to_json(record))
             for old in self.folder.glob("step-*.safetensors*"):
                 if old.name != name:
                     old.unlink(missing_ok=True)
-            remove_partial(self.folder / RECORD)
+            remove_partial(self.folder / _RECORD)
         self._written, self._last = True, time.monotonic()
 
-    def _read_record(self, path: Path) -> dict[str, Any]:
+    def _read(self, name: str) -> bytes:
         try:
-            record = json.loads(path.read_bytes())
-            known = isinstance(record, dict) and record.get("format") == _FORMAT
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); {self._cure}") from error
-        if not known:
-            raise StoreError(f"{path}: expected a checkpoint of format {_FORMAT}; {self._cure}")
-        return dict(record)
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise self._damaged(name, f"cannot be read ({error})") from error
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            record = json.loads(self._read(_RECORD))
+        except ValueError as error:
+            raise self._damaged(_RECORD, f"cannot be read ({error})") from error
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise self._damaged(_RECORD, f"expected a checkpoint of format {_FORMAT}")
+        return record
 
     def _read_tensors(self, record: Mapping[str, Any]) -> dict[str, Tensor]:
         from safetensors.torch import load
 
-        path = self.folder / record["tensors"]
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read ({error}); {self._cure}") from error
+        content = self._read(record["tensors"])
         found = hashlib.sha256(content).hexdigest()
         if found != record["sha256"]:
-            raise StoreError(
-                f"{path}: expected SHA-256 {record['sha256']}, got {found}: the file is damaged; "
-                f"{self._cure}"
-            )
+            expected = f"expected SHA-256 {record['sha256']}, got {found}"
+            raise self._damaged(record["tensors"], f"{expected}: the file is damaged")
         return load(content)
 
     def _check(self, had: Mapping[str, Any]) -> None:
@@ -161,9 +152,8 @@ class Keeper:
             each = "; ".join(f"{n}: had {had.get(n)}, wants {self.identity.get(n)}" for n in other)
             raise StoreError(
                 f"{self.folder} holds the checkpoint of another fit: {each}. Go on with the same "
-                "options and rows, or take another folder (or remove this one) to begin anew."
+                "options and rows, or take another folder (or remove this one) to start afresh."
             )
 
-    @property
-    def _cure(self) -> str:
-        return f"remove {self.folder} to begin anew"
+    def _damaged(self, name: str, why: str) -> StoreError:
+        return StoreError(f"{self.folder / name}: {why}; remove {self.folder} to start afresh")

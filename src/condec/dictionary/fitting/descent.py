@@ -1,15 +1,12 @@
 """Gradient descent: one engine for every learner that is trained on batches.
 
-A learner gives a `Problem`, what is trained and what is minimised; the engine does the rest.
 Batches stay on the device; only one number an epoch comes back. Fits whose shapes agree run
 as one: their parameters are stacked along a first axis, and every step moves all of them.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -17,63 +14,72 @@ from torch import Tensor, nn
 
 from condec.basis.errors import DataError
 from condec.dictionary.fitting.checkpoint import Keeper, State
-from condec.dictionary.fitting.problem import ATOMS, OFFSET, Parameters, Problem, Revival, Step
+from condec.dictionary.fitting.gradient import (
+    ATOMS,
+    DEFAULT_LR,
+    OFFSET,
+    GradientLearner,
+    Parameters,
+    Revival,
+    Step,
+    steps_of,
+)
 from condec.dictionary.fitting.rows import TrainingRows
-from condec.dictionary.records import Epoch, OnEpoch, TrainConfig
+from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig
 
-_LR_DEFAULT: Final = 1e-3
 _SMALL_STEP: Final = 10_000_000
 """Products in a forward step up to which one CPU thread is as fast as two (64 units: 0.45 s
 against 0.49 s for 400 steps on a quiet machine, and ten times faster on a busy one)."""
 _CANDIDATES: Final = 1024
 """Rows out of which those are drawn that dead modes are set to."""
+_REVIVALS: Final = 4
+"""Times that dead modes are set to rows, evenly over the first half of the steps."""
 _BETTER: Final = 1e-3
 """Share by which a training loss must fall to count as better, for `TrainConfig.patience`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """One fit that the engine runs.
+def learn_together(
+    learner: GradientLearner,
+    rows: Sequence[TrainingRows],
+    configs: Sequence[TrainConfig],
+    on_epoch: OnEpoch,
+    keeper: Keeper | None = None,
+) -> list[Learned]:
+    """Fit one learner to several matrices or with several seeds, as one fit.
 
-    Attributes
-    ----------
-    problem : Problem
-        Its parameters are changed.
-    rows : TrainingRows
-        On the device.
-    config : TrainConfig
-        With `epochs` and `lr` filled in.
+    The results are those of each alone, up to rounding and the numbers that dropout draws.
+    All `rows` are of one shape and on one device; `configs` differ in their seeds only, and
+    several may not depend on a plateau or on patience. `on_epoch` gets the mean loss of all;
+    `keeper` has the state of an earlier call that was interrupted, and keeps that of this one.
     """
-
-    problem: Problem
-    rows: TrainingRows
-    config: TrainConfig
-
-
-def steps_of(config: TrainConfig, n_rows: int) -> int:
-    """Number of steps of a fit to `n_rows` rows, whole passes."""
-    batches = math.ceil(n_rows / config.batch_size)
-    epochs = config.epochs or max(1, round(config.steps / batches))
-    return epochs * batches
-
-
-def filled(
-    config: TrainConfig, n_rows: int, *, travel: float, limit: float = _LR_DEFAULT
-) -> TrainConfig:
-    """Config with its epochs and learning rate worked out.
-
-    The default rate makes the sum of all rates `travel`, but is at most `limit`.
-    """
-    n_steps = steps_of(config, n_rows)
-    mean = 0.5 if config.schedule == "cosine" else 1.0
-    lr = config.lr or min(limit, travel / (mean * n_steps))
-    epochs = n_steps // math.ceil(n_rows / config.batch_size)
-    return dataclasses.replace(config, epochs=epochs, lr=lr)
+    settled = [learner.settled(config, rows[0].n_rows, rows[0].n_units) for config in configs]
+    with seeded(settled[0], rows[0].device):
+        starts: list[dict[str, Tensor]] = []
+        # The first one last: its random numbers are those that go on.
+        for each, config in reversed(list(zip(rows, settled, strict=True))):
+            seed(config.seed, each.device)
+            starts.insert(0, learner.start(each.sample, config))
+        descent = _Descent(learner, starts, rows, settled)
+        n_weights = sum(p.numel() for p in descent.parameters.values())
+        with _threads_for(n_weights * settled[0].batch_size):
+            histories = descent.run(on_epoch, keeper)
+        found = []
+        with torch.no_grad():
+            for index, (each, config) in enumerate(zip(rows, settled, strict=True)):
+                own = descent.of(index, descent.parameters).items()
+                kept = {
+                    name: value.detach() if descent.alone else value.detach().clone()
+                    for name, value in own
+                    if name not in learner.fixed
+                }
+                tensors = learner.finish(kept, each.sample, config)
+                found.append(Learned(tensors, config, histories[index]))
+        return found
 
 
 @contextmanager
 def seeded(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Gradients on, and the global random numbers those of the seed; both put back after."""
+    """Turn gradients on and seed the global random numbers; both are put back after."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         seed(config.seed, device)
         yield
@@ -87,121 +93,90 @@ def seed(number: int, device: torch.device) -> None:
             torch.cuda.manual_seed(number)
 
 
-def device_of(config: TrainConfig, matrix: Tensor) -> torch.device:
-    """Where to fit."""
-    return torch.device(config.device) if config.device else matrix.device
-
-
-def descend(
-    fits: Sequence[Fit], on_epoch: OnEpoch, keeper: Keeper | None = None
-) -> list[tuple[float, ...]]:
-    """Minimise losses by Adam, in place; the mean training loss of every epoch, fit by fit.
-
-    Parameters
-    ----------
-    fits : sequence of Fit
-        Several only where they differ in nothing but rows, initial values and seeds, have the
-        same number of rows, and neither a plateau nor patience decides on their steps.
-    on_epoch : callable
-        Called after every pass, with the mean loss of all.
-    keeper : Keeper, optional
-        Where an earlier call was interrupted, and where this one may be.
-    """
-    descent = _Descent(fits)
-    with _threads_for(descent.n_weights * fits[0].config.batch_size):
-        return descent.run(on_epoch, keeper)
-
-
 class _Descent:
-    """State of fits that run as one, and how it moves on."""
+    """State of fits that run as one; Adam moves it on, in place."""
 
-    def __init__(self, fits: Sequence[Fit]) -> None:
-        self.fits, self.alone = fits, len(fits) == 1
-        self.problem, self.config = fits[0].problem, fits[0].config
-        self.lr, self.n_epochs = self.config.lr or _LR_DEFAULT, self.config.epochs or 1
-        self.parameters = self._together()
+    def __init__(
+        self,
+        learner: GradientLearner,
+        starts: Sequence[Mapping[str, Tensor]],
+        rows: Sequence[TrainingRows],
+        configs: Sequence[TrainConfig],
+    ) -> None:
+        self.learner, self.rows, self.config = learner, rows, configs[0]
+        self.alone, device = len(rows) == 1, rows[0].device
+        self.lr, self.n_epochs = self.config.lr or DEFAULT_LR, self.config.epochs or 1
+        self.parameters: dict[str, Tensor] = (
+            dict(starts[0])
+            if self.alone
+            else {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+        )
         half = {"encoder": {*self.parameters} - {ATOMS, OFFSET}, "decoder": {ATOMS}}
-        stay = half.get(self.config.freeze or "", set()) - {*self.problem.fixed}
+        stay = half.get(self.config.freeze or "", set()) - {*learner.fixed}
         self.frozen = {name: self.parameters[name].detach().clone() for name in stay}
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(name not in self.frozen and name not in self.problem.fixed)
+            parameter.requires_grad_(name not in self.frozen and name not in learner.fixed)
         moving = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.moving = list(moving.values())
         # On a CPU new memory for gradients costs as much as the optimiser, and `products` adds
         # rows to what is there; a GPU has its own pool.
-        self.keeps = fits[0].rows.device.type == "cpu"
+        self.keeps = device.type == "cpu"
         if self.keeps:
             for parameter in self.moving:
                 parameter.grad = torch.zeros_like(parameter)
-        self.rates = [self.problem.rates.get(name, 1.0) for name in moving]
-        self.optimiser = torch.optim.Adam(
-            [
-                {"params": [p], "lr": self.lr * r}
-                for p, r in zip(self.moving, self.rates, strict=True)
-            ],
-            lr=self.lr,
-            fused=True,
-        )
+        rates = learner.rates(rows[0].n_units)
+        self.rates = [rates.get(name, 1.0) for name in moving]
+        groups = [
+            {"params": [p], "lr": self.lr * rate}
+            for p, rate in zip(self.moving, self.rates, strict=True)
+        ]
+        self.optimiser = torch.optim.Adam(groups, lr=self.lr, fused=True)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimiser, factor=0.5, patience=10
         )
-        n_rows = fits[0].rows.n_rows
+        n_rows = rows[0].n_rows
         self.n_steps = steps_of(self.config, n_rows)
         # A mode is dead when a whole pass does not use it; in a fit of few passes, a tenth of it.
         self.until_dead = max(1, min(n_rows, self.n_steps * self.config.batch_size // 10))
         self.idle: Tensor | None = None
-        if self.problem.watch_dead:
-            self.idle = torch.zeros(self.parameters[ATOMS].shape[:-1], device=fits[0].rows.device)
-        self.draw = [torch.Generator().manual_seed(fit.config.seed) for fit in fits]
-        self.shuffle = [torch.Generator().manual_seed(fit.config.seed) for fit in fits]
-        self.revivals = self._revivals()
+        if learner.revives or learner.feeds_dead:
+            self.idle = torch.zeros(self.parameters[ATOMS].shape[:-1], device=device)
+        self.draw = [torch.Generator().manual_seed(config.seed) for config in configs]
+        self.shuffle = [torch.Generator().manual_seed(config.seed) for config in configs]
+        self.revivals: set[int] = set()
+        part = self.n_steps // (2 * _REVIVALS)
+        if learner.revives and part and self.config.freeze is None:
+            self.revivals = {part * (i + 1) for i in range(_REVIVALS)}
         self.step = self.done = self.waited = 0
         self.best = math.inf
         self.history: list[list[float]] = []
-        self.total = torch.zeros(() if self.alone else len(fits), device=fits[0].rows.device)
+        self.total = torch.zeros(() if self.alone else len(rows), device=device)
         self.order = [generator.get_state() for generator in self.shuffle]
 
-    @property
-    def n_weights(self) -> int:
-        return sum(p.numel() for p in self.parameters.values())
-
     def run(self, on_epoch: OnEpoch, keeper: Keeper | None) -> list[tuple[float, ...]]:
+        """Descend to the end; the mean training loss of every epoch, fit by fit."""
         state = None if keeper is None else keeper.restore()
         if state is not None:
             self._restore(state)
-        while len(self.history) < self.n_epochs and not self._enough():
+        patience = self.config.patience
+        while len(self.history) < self.n_epochs and (patience is None or self.waited < patience):
             self._pass(keeper)
             loss = self._end_pass()
             on_epoch(Epoch(len(self.history) - 1, self.n_epochs, loss, self._rate()))
         if keeper is not None:
             keeper.last(self._state)
-        for index, fit in enumerate(self.fits):
-            for name, parameter in fit.problem.parameters.items():
-                parameter.requires_grad_(False)
-                parameter.grad = None
-                if not self.alone:
-                    parameter.copy_(self.parameters[name][index].detach())
         return [tuple(losses) for losses in zip(*self.history, strict=True)]
 
-    def _together(self) -> Parameters:
-        if self.alone:
-            return self.problem.parameters
-        every = [fit.problem.parameters for fit in self.fits]
-        return {name: torch.stack([p[name] for p in every]) for name in every[0]}
-
-    def _revivals(self) -> set[int]:
-        part = self.n_steps // (2 * self.problem.n_revivals) if self.problem.n_revivals else 0
-        if self.problem.revive is None or not part or self.config.freeze is not None:
-            return set()
-        return {part * (i + 1) for i in range(self.problem.n_revivals)}
+    def of(self, index: int, values: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+        """Return one fit's part of stacked tensors, in the same memory."""
+        return {key: value if self.alone else value[index] for key, value in values.items()}
 
     def _pass(self, keeper: Keeper | None) -> None:
-        """The rest of a pass over all rows."""
+        """Do the rest of a pass over all rows."""
         self.order = [generator.get_state() for generator in self.shuffle]
-        size = self.config.batch_size
         batches = (
-            fit.rows.batches(generator, size, self.done)
-            for fit, generator in zip(self.fits, self.shuffle, strict=True)
+            rows.batches(generator, self.config.batch_size, self.done)
+            for rows, generator in zip(self.rows, self.shuffle, strict=True)
         )
         for parts in zip(*batches, strict=True):
             rows = parts[0] if self.alone else torch.stack(parts)
@@ -211,9 +186,8 @@ class _Descent:
                 keeper.offer(self._state)
 
     def _end_pass(self) -> float:
-        """Mean loss of the pass."""
-        n_rows = self.fits[0].rows.n_rows
-        losses = [total / n_rows for total in self.total.reshape(-1).tolist()]
+        """Return the mean loss of the pass."""
+        losses = [total / self.rows[0].n_rows for total in self.total.reshape(-1).tolist()]
         mean: float = sum(losses) / len(losses)
         if not math.isfinite(mean):
             raise DataError(
@@ -226,7 +200,8 @@ class _Descent:
         if self.config.schedule == "plateau":
             self.plateau.step(mean)
         # While the loss itself changes, its values cannot be compared.
-        if self.step >= self.problem.settling * self.n_steps:
+        settling = self.config.threshold_warmup if self.learner.warms_up else 0.0
+        if self.step >= settling * self.n_steps:
             self.waited = 0 if mean < self.best * (1.0 - _BETTER) else self.waited + 1
             self.best = min(self.best, mean)
         return mean
@@ -239,11 +214,8 @@ class _Descent:
         for group, relative in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * relative
 
-    def _enough(self) -> bool:
-        return self.config.patience is not None and self.waited >= self.config.patience
-
     def _one_step(self, rows: Tensor) -> Tensor:
-        """Loss of every fit before the step."""
+        """Take a step; return the loss of every fit before it."""
         if self.config.schedule == "cosine":
             self._set_rate(0.5 * self.lr * (1.0 + math.cos(math.pi * self.step / self.n_steps)))
         loss, loadings = self._cost(rows)
@@ -258,13 +230,14 @@ class _Descent:
                 used = (loadings != 0).any(-2)
                 self.idle = torch.where(used, 0.0, self.idle + rows.shape[-2])
             if self.step in self.revivals:
-                for index in range(len(self.fits)):
+                for index in range(len(self.rows)):
                     self._revive(index)
         return loss.detach()
 
     def _cost(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         def one(parameters: Parameters, rows: Tensor, dead: Tensor | None) -> tuple[Tensor, Tensor]:
-            cost = self.problem.loss(parameters, rows, Step(self.step, self.n_steps, dead))
+            step = Step(self.step, self.n_steps, dead, self.config.threshold_warmup)
+            cost = self.learner.cost(parameters, rows, step)
             return cost.loss, cost.loadings
 
         dead = None if self.idle is None else self.idle >= self.until_dead
@@ -277,7 +250,7 @@ class _Descent:
                 return one(self.parameters, rows, dead)
             axes = (0, 0, None if dead is None else 0)
             together = torch.func.vmap(one, in_dims=axes, randomness="different")
-            found: tuple[Tensor, Tensor] = together(dict(self.parameters), rows, dead)
+            found: tuple[Tensor, Tensor] = together(self.parameters, rows, dead)
             return found
 
     def _clip(self, longest: float) -> None:
@@ -291,44 +264,40 @@ class _Descent:
             gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
 
     def _project(self) -> None:
-        self.problem.project(self.parameters)
+        self.learner.project(self.parameters)
         for name, value in self.frozen.items():
             self.parameters[name].copy_(value)
 
-    def _of(self, index: int, values: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-        """One fit's part of stacked tensors, in the same memory."""
-        return {key: value if self.alone else value[index] for key, value in values.items()}
-
     def _revive(self, index: int) -> None:
         """Set dead modes to rows that are described badly (Bricken et al. 2023)."""
-        reconstruct, revive = self.problem.reconstruct, self.problem.revive
-        if reconstruct is None or revive is None or self.idle is None:
+        if self.idle is None:
             return
         idle = self.idle if self.alone else self.idle[index]
         modes = (idle >= self.until_dead).nonzero().flatten()
         if not len(modes):
             return
-        sample, draw = self.fits[index].rows.sample, self.draw[index]
+        sample, draw = self.rows[index].sample, self.draw[index]
         order = torch.randperm(len(sample), generator=draw)[:_CANDIDATES]
         rows = sample[order.to(sample.device)]
-        parameters = self._of(index, self.parameters)
-        residuals = rows - reconstruct(parameters, rows)
+        parameters = self.of(index, self.parameters)
+        residuals = rows - self.learner.reconstruct(parameters, rows)
         weight = residuals.square().sum(1).square().double().cpu()
         if not 0.0 < float(weight.sum()) < math.inf:
             return
         chosen = torch.multinomial(weight, len(modes), replacement=True, generator=draw)
         chosen = chosen.to(rows.device)
-        revive(parameters, Revival(modes, rows[chosen], residuals[chosen]))
+        self.learner.revive(parameters, Revival(modes, rows[chosen], residuals[chosen]))
         self._project()
         idle[modes] = 0.0
-        for name in self.problem.by_mode:
+        # Adam forgets what it knew of these modes.
+        for name in self.learner.by_mode:
             state = self.optimiser.state.get(self.parameters[name], {})
             moments = {k: v for k, v in state.items() if k in ("exp_avg", "exp_avg_sq")}
-            for moment in self._of(index, moments).values():
+            for moment in self.of(index, moments).values():
                 moment[modes] = 0.0
 
     def _state(self) -> State:
-        """Everything that decides on what comes."""
+        """Return everything that decides on what comes."""
         tensors = {f"parameters.{name}": value for name, value in self.parameters.items()}
         for index, parameter in enumerate(self.moving):
             for key, value in self.optimiser.state[parameter].items():
@@ -383,7 +352,7 @@ class _Descent:
 
 @contextmanager
 def _threads_for(products: int) -> Iterator[None]:
-    """One CPU thread while steps are small: more gain nothing, and wait for each other if busy."""
+    """Take one CPU thread while steps are small: more gain nothing, and wait if it is busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if products < _SMALL_STEP else threads)
     try:

@@ -1,100 +1,155 @@
-"""Learners that train by gradient descent, and how several of them learn as one."""
+"""Learners by gradient descent: their contract with the engine in `descent`."""
 
+import dataclasses
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Learner
-from condec.dictionary.fitting.checkpoint import Keeper
-from condec.dictionary.fitting.descent import Fit, descend, device_of, seed, seeded
-from condec.dictionary.fitting.problem import Parameters, Problem
-from condec.dictionary.fitting.rows import RowsInMemory, TrainingRows
 from condec.dictionary.records import Learned, OnEpoch, TrainConfig
+
+Parameters = Mapping[str, Tensor]
+
+ATOMS: Final = "atoms"
+"""Name of the decoder among the parameters."""
+OFFSET: Final = "offset"
+"""Name of the addend in decoding; with neither half of a learner is it frozen."""
+DEFAULT_LR: Final = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Where a fit is: step `index` of `n_steps`, from 0.
+
+    `dead` marks the modes [mode] that no row of the last pass used; only for learners that ask
+    for it, and on a CPU only while there are any. `warmup` is `TrainConfig.threshold_warmup`.
+    """
+
+    index: int
+    n_steps: int
+    dead: Tensor | None = None
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Loss of a batch (one number), and its loadings before anything is added for dead modes."""
+
+    loss: Tensor
+    loadings: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Revival:
+    """Dead modes, and for each a row [dead mode, unit] that it may be set to, with its residual.
+
+    Rows are drawn with a probability that grows with the square of their error.
+    """
+
+    modes: Tensor
+    rows: Tensor
+    residuals: Tensor
 
 
 class GradientLearner(Learner):
-    """What a learner by gradient descent says of itself; the engine does the rest.
+    """A learner that gives its parameters and its loss; the engine does the rest.
 
     It can be fitted to rows that do not fit in memory, be interrupted and resumed, and learn
-    together with others of the same shapes.
+    together with others of the same shapes. `cost` is pure but for random numbers, and does not
+    look at values: several fits run as one under `torch.func.vmap`.
     """
 
     __slots__ = ()
+    feeds_dead: ClassVar[bool] = False
+    """Whether the loss reads `Step.dead`."""
+    warms_up: ClassVar[bool] = False
+    """Whether the loss changes during `TrainConfig.threshold_warmup`: patience waits."""
+    by_mode: ClassVar[tuple[str, ...]] = (ATOMS,)
+    """Parameters whose first axis is modes, all of which `revive` sets."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the loss reads and no step changes."""
 
     @property
     def draws(self) -> bool:
         """Whether the loss draws random numbers: such a fit would depend on its company."""
         return False
 
+    @property
+    def revives(self) -> bool:
+        """Whether `revive` sets dead modes to new values, evenly over the first half of a fit."""
+        return bool(getattr(self, "resample", False))
+
+    def rates(self, n_units: int) -> Mapping[str, float]:
+        """Return learning rates of parameters relative to the fit's, where they are not 1."""
+        del n_units
+        return {}
+
     @abstractmethod
     def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
-        """Config with its epochs and learning rate worked out."""
+        """Return the config with its epochs and learning rate worked out."""
 
     @abstractmethod
     def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-        """Initial parameters, on the device of the sample; random numbers are seeded."""
+        """Return initial parameters, on the device of the sample; random numbers are seeded."""
 
     @abstractmethod
-    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
-        """What is minimised."""
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Return the loss of a batch."""
+
+    def project(self, parameters: Parameters) -> None:
+        """Change parameters in place after a step, for any axes before those of `start`."""
+
+    def reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
+        """Return prepared rows as the dictionary describes them."""
+        return self.encode(parameters, rows) @ parameters[ATOMS]
+
+    def revive(self, parameters: Parameters, revival: Revival) -> None:
+        """Set dead modes to new values, in place."""
+        raise NotImplementedError
 
     def finish(
         self, parameters: Parameters, sample: Tensor, config: TrainConfig
     ) -> dict[str, Tensor]:
-        """Tensors that are kept."""
+        """Return the tensors that are kept."""
         del sample, config
         return dict(parameters)
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Gradient descent on batches that stay on the device."""
+        """Descend on batches that stay on the device."""
+        from condec.dictionary.fitting.descent import learn_together
+        from condec.dictionary.fitting.rows import RowsInMemory
+
         rows = RowsInMemory(matrix.to(device_of(config, matrix)))
         return learn_together(self, [rows], [config], on_epoch)[0]
 
 
-def learn_together(
-    learner: GradientLearner,
-    rows: Sequence[TrainingRows],
-    configs: Sequence[TrainConfig],
-    on_epoch: OnEpoch,
-    keeper: Keeper | None = None,
-) -> list[Learned]:
-    """One learner on several rows or with several seeds, as one fit; see `descend`.
+def device_of(config: TrainConfig, matrix: Tensor) -> torch.device:
+    """Return the device to fit on."""
+    return torch.device(config.device) if config.device else matrix.device
 
-    Parameters
-    ----------
-    learner : GradientLearner
-    rows : sequence of TrainingRows
-        Of the same number of rows and units, on the same device.
-    configs : sequence of TrainConfig
-        One for each of them; they differ in their seeds only.
-    on_epoch : callable
-    keeper : Keeper, optional
 
-    Returns
-    -------
-    list of Learned
-        The same as each would be alone, up to rounding and what dropout draws.
+def steps_of(config: TrainConfig, n_rows: int) -> int:
+    """Return the number of steps of a fit to `n_rows` rows, whole passes."""
+    batches = math.ceil(n_rows / config.batch_size)
+    epochs = config.epochs or max(1, round(config.steps / batches))
+    return epochs * batches
+
+
+def filled(
+    config: TrainConfig, n_rows: int, *, travel: float, limit: float = DEFAULT_LR
+) -> TrainConfig:
+    """Return the config with its epochs and learning rate worked out.
+
+    The default rate makes the sum of all rates `travel`, but is at most `limit`.
     """
-    n_rows, n_units = rows[0].n_rows, rows[0].n_units
-    settled = [learner.settled(config, n_rows, n_units) for config in configs]
-    with seeded(settled[0], rows[0].device):
-        fits: list[Fit] = []
-        # The first one last: its random numbers are those that go on.
-        for each, config in reversed(list(zip(rows, settled, strict=True))):
-            seed(config.seed, each.device)
-            parameters = learner.start(each.sample, config)
-            fits.insert(0, Fit(learner.problem(parameters, config), each, config))
-        histories = descend(fits, on_epoch, keeper)
-        with torch.no_grad():
-            return [
-                Learned(_finished(learner, fit), fit.config, history)
-                for fit, history in zip(fits, histories, strict=True)
-            ]
-
-
-def _finished(learner: GradientLearner, fit: Fit) -> dict[str, Tensor]:
-    kept = {k: v for k, v in fit.problem.parameters.items() if k not in fit.problem.fixed}
-    return learner.finish(kept, fit.rows.sample, fit.config)
+    n_steps = steps_of(config, n_rows)
+    mean = 0.5 if config.schedule == "cosine" else 1.0
+    lr = config.lr or min(limit, travel / (mean * n_steps))
+    epochs = n_steps // math.ceil(n_rows / config.batch_size)
+    return dataclasses.replace(config, epochs=epochs, lr=lr)

@@ -7,8 +7,17 @@ to processes of one thread each, which is faster than threads within a step.
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -19,24 +28,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from condec.basis.errors import OptionError
+from condec.basis.errors import CondecError, OptionError
 from condec.basis.files import writing
+from condec.basis.progress import progress_bar
+from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
-from condec.dictionary.base import Learner, as_matrix
+from condec.dictionary.base import Learner, as_matrix, load_dictionary
 from condec.dictionary.fitting.checkpoint import Keeper
-from condec.dictionary.fitting.descent import device_of, steps_of
-from condec.dictionary.fitting.gradient import GradientLearner, learn_together
-from condec.dictionary.fitting.prepared import Prepared, prepare
-from condec.dictionary.fitting.processes import Found, Task, in_processes
-from condec.dictionary.fitting.rows import StoredRows
+from condec.dictionary.fitting.descent import learn_together
+from condec.dictionary.fitting.gradient import GradientLearner, device_of, steps_of
+from condec.dictionary.fitting.rows import Prepared, StoredRows, prepare
 from condec.dictionary.fitting.train import (
     FitReport,
-    about_dead_modes,
     forget_checkpoint,
     identity_of,
     report_of,
+    warn_of_dead_modes,
 )
-from condec.dictionary.records import Epoch, TrainConfig
+from condec.dictionary.records import TrainConfig
 
 _SMALL: Final = {"cpu": 10_000_000, "cuda": 1_000_000_000}
 """Products of one fit's step up to which fits gain by running as one. On a CPU 16 units run
@@ -47,8 +56,12 @@ _PROCESS_SECONDS: Final = 20.0
 """Work that is worth starting processes for, each of which takes seconds to begin."""
 _PRODUCTS_A_SECOND: Final = 1e10
 """Of one thread, with the backward pass; for a guess."""
+_MATRIX: Final = "matrix"
+
+Matrix = UnitMatrix | np.ndarray | StoredRows
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Job:
     """One fit of a list.
@@ -64,10 +77,18 @@ class Job:
     """
 
     learner: Learner
-    matrix: UnitMatrix | np.ndarray | StoredRows
+    matrix: Matrix
     _: KW_ONLY
     config: TrainConfig = field(default_factory=TrainConfig)
     held_out_rows: Int[torch.Tensor, " held_out"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """Reports of fits that ran as one, and the folder of their checkpoint."""
+
+    reports: list[FitReport]
+    checkpoint: Path | None
 
 
 def fit_many(
@@ -89,11 +110,12 @@ def fit_many(
     jobs : mapping of str to Job
     folder : path, optional
         For checkpoints of this list alone: where interrupted fits by gradient descent go on.
-        What is left there is removed when all are done.
+        All that is left there is removed when all are done.
     checkpoint_seconds : float
         As in `fit`.
     workers : int, optional
-        Processes; by default as many as torch has threads, where the work is worth it.
+        Processes; by default as many as torch has threads, where the work is worth it. They do
+        not run the calling script again: no ``if __name__ == "__main__"`` is needed.
     progress : bool
         Show a bar.
     on_done : callable, optional
@@ -118,23 +140,27 @@ def fit_many(
         raise OptionError(f"fit_many: workers must be at least 1; got {workers}")
     groups = _groups(jobs)
     number = min(len(groups), _workers(jobs) if workers is None else workers)
-    place = None if folder is None else Path(folder)
+    place = None if folder is None else Path(folder).resolve()
     if place is not None:
         with writing(f"{place}: checkpoints"):
             place.mkdir(parents=True, exist_ok=True)
     reports: dict[str, FitReport] = {}
-    with bar(progress, "fits", len(jobs)) as advance:
-        for names, (found, kept) in _results(jobs, groups, number, place, checkpoint_seconds):
-            for name, report in zip(names, found, strict=True):
-                about_dead_modes(report, stacklevel=3)
+    with progress_bar("fits", len(jobs), shown=progress) as move:
+        for names, done in _results(jobs, groups, number, place, checkpoint_seconds):
+            for name, report in zip(names, done.reports, strict=True):
+                warn_of_dead_modes(report, stacklevel=3)
                 reports[name] = report
                 if on_done is not None:
                     on_done(name, report)
-                advance()
-            if kept is not None:
-                forget_checkpoint(kept)
-    if place is not None:
-        _clear(place)
+                move(advance=1)
+            if done.checkpoint is not None:
+                forget_checkpoint(done.checkpoint)
+    if place is not None and place.exists():
+        # Also those that earlier calls left.
+        for path in filter(Path.is_dir, list(place.iterdir())):
+            forget_checkpoint(path)
+        if not any(place.iterdir()):
+            place.rmdir()
     return {name: reports[name] for name in jobs}
 
 
@@ -144,83 +170,163 @@ def _results(
     workers: int,
     folder: Path | None,
     seconds: float,
-) -> Iterator[tuple[tuple[str, ...], Found]]:
-    """Groups as they are done: in processes those that can go there, the others here."""
-    every = {id(job.matrix): job.matrix for job in jobs.values()}
-    numbers = {key: number for number, key in enumerate(every)}
-    tasks = {names: _task([jobs[name] for name in names], numbers) for names in groups}
+) -> Iterator[tuple[tuple[str, ...], _Done]]:
+    """Yield groups as they are done: in processes those that can go there, the others here."""
+    parts = {names: [jobs[name] for name in names] for names in groups}
     away = [names for names in groups if workers > 1 and _can_leave(jobs[names[0]])]
     if len(away) > 1:
-        used = {number for names in away for number in tasks[names].matrices}
-        tensors = {
-            numbers[key]: as_matrix(matrix, "fit_many")
-            for key, matrix in every.items()
-            if numbers[key] in used and isinstance(matrix, Tensor | np.ndarray)
-        }
-        sent = [tasks[names] for names in away]
-        for number, found in in_processes(sent, tensors, workers, folder, seconds):
-            yield away[number], found
-    here = {numbers[key]: matrix for key, matrix in every.items()}
+        yield from _in_processes({n: parts[n] for n in away}, workers, folder, seconds)
     for names in groups:
         if len(away) <= 1 or names not in away:
-            yield names, carry_out(tasks[names], here, folder, seconds)
-
-
-def _task(jobs: Sequence[Job], numbers: Mapping[int, int]) -> Task:
-    return Task(
-        jobs[0].learner,
-        [job.config for job in jobs],
-        [numbers[id(job.matrix)] for job in jobs],
-        [job.held_out_rows for job in jobs],
-    )
+            yield names, _carry_out(parts[names], folder, seconds)
 
 
 def _can_leave(job: Job) -> bool:
-    """Whether another process knows the learner, can be given the rows, and has the device."""
+    """Tell whether a worker knows the learner, can be given the rows, and has the device."""
     known = type(job.learner).__module__.partition(".")[0] == "condec"
     return known and isinstance(job.matrix, Tensor | np.ndarray) and _device(job).type == "cpu"
 
 
-def carry_out(
-    task: Task,
-    matrices: Mapping[int, Tensor | np.ndarray | StoredRows],
-    folder: Path | None,
-    seconds: float,
-) -> Found:
-    """Fits that run as one."""
-    learner, shared = task.learner, dict[Any, Prepared]()
+def _carry_out(jobs: Sequence[Job], folder: Path | None, seconds: float) -> _Done:
+    """Do fits that run as one."""
+    learner, shared = jobs[0].learner, dict[Any, Prepared]()
     fits: list[Prepared] = []
-    for number, config, held_out in zip(
-        task.matrices, task.configs, task.held_out_rows, strict=True
-    ):
-        rows = None if held_out is None else tuple(held_out.tolist())
-        key = (number, dataclasses.replace(config, seed=0), rows)
+    for job in jobs:
+        rows = None if job.held_out_rows is None else tuple(job.held_out_rows.tolist())
+        key = (id(job.matrix), dataclasses.replace(job.config, seed=0), rows)
         if key not in shared:
-            shared[key] = prepare(learner, matrices[number], config, held_out)
+            shared[key] = prepare(learner, job.matrix, job.config, job.held_out_rows)
         fits.append(shared[key])
-    keeper, started = None, time.perf_counter()
+    configs, keeper, started = [job.config for job in jobs], None, time.perf_counter()
     if isinstance(learner, GradientLearner):
         if folder is not None:
-            each = zip(fits, task.configs, strict=True)
+            each = zip(fits, configs, strict=True)
             identity = identity_of([(learner, fit, config) for fit, config in each])
             name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
             keeper = Keeper(folder / name, identity, seconds)
         prepared = [fit.rows for fit in fits]
-        learned = learn_together(learner, prepared, task.configs, _ignore, keeper)
+        learned = learn_together(learner, prepared, configs, lambda epoch: None, keeper)
     else:
-        learned = [learner.learn(fits[0].rows.sample, task.configs[0], _ignore)]
+        learned = [learner.learn(fits[0].rows.sample, configs[0], lambda epoch: None)]
     took = time.perf_counter() - started if keeper is None else keeper.elapsed
     share = took / len(fits)
     reports = [report_of(learner, fit, of, share) for fit, of in zip(fits, learned, strict=True)]
-    return reports, None if keeper is None else keeper.folder
+    return _Done(reports, None if keeper is None else keeper.folder)
 
 
-def _ignore(epoch: Epoch) -> None:
-    del epoch
+def _in_processes(
+    parts: Mapping[tuple[str, ...], Sequence[Job]],
+    workers: int,
+    folder: Path | None,
+    seconds: float,
+) -> Iterator[tuple[tuple[str, ...], _Done]]:
+    """Do groups of fits in processes, which are given options and the names of files.
+
+    All workers map the rows from one file; they end when the folder of these files goes, or the
+    process that made it.
+    """
+    from multiprocessing import get_context
+
+    from safetensors.torch import save_file
+
+    files: dict[int, Path] = {}
+    waiting: dict[Future[tuple[list[float], Path | None]], tuple[tuple[str, ...], Path]] = {}
+    place = Path(tempfile.mkdtemp(prefix="condec-fits-"))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (place, os.getpid()))
+    try:
+        for job in (job for jobs in parts.values() for job in jobs):
+            if id(job.matrix) not in files and isinstance(job.matrix, Tensor | np.ndarray):
+                files[id(job.matrix)] = file = place / f"{len(files)}.safetensors"
+                rows = as_matrix(job.matrix, "fit_many").cpu().contiguous()
+                save_file({_MATRIX: rows}, file)
+        for number, (names, jobs) in enumerate(parts.items()):
+            plain = [(files[id(job.matrix)], job.config, job.held_out_rows) for job in jobs]
+            given = [(f, c, None if r is None else r.tolist()) for f, c, r in plain]
+            out = place / f"fits-{number}"
+            with _without_main():
+                future = pool.submit(_work, jobs[0].learner, given, out, folder, seconds)
+            waiting[future] = (names, out)
+        for future in as_completed(waiting):
+            names, out = waiting[future]
+            yield names, _read(out, *future.result())
+    except BrokenProcessPool as error:
+        raise CondecError(
+            "fit_many: a worker process ended before its fits were done (out of memory?); take "
+            "fewer workers"
+        ) from error
+    finally:
+        if not all(future.done() for future in waiting):
+            shutil.rmtree(place, ignore_errors=True)  # Workers that are still at work end.
+        pool.shutdown(cancel_futures=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _read(out: Path, seconds: Sequence[float], checkpoint: Path | None) -> _Done:
+    reports = []
+    for index, share in enumerate(seconds):
+        dictionary = load_dictionary(out / str(index))
+        if dictionary.training is None:
+            raise CondecError(f"fit_many: a worker saved no figures in {out / str(index)}")
+        reports.append(FitReport.of(dictionary, dictionary.training, share))
+    return _Done(reports, checkpoint)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the calling script while a worker starts.
+
+    It would run it again, to find classes that it may need; ours are all in condec.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _begin(place: Path, parent: int) -> None:
+    """Begin a worker: one thread, and one more that ends it when it is not wanted any more."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The process that made it says what happens.
+
+    def watch() -> None:
+        while os.getppid() == parent and place.exists():
+            time.sleep(0.5)
+        shutil.rmtree(place, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(
+    learner: Learner,
+    given: Sequence[tuple[Path, TrainConfig, list[int] | None]],
+    out: Path,
+    folder: Path | None,
+    seconds: float,
+) -> tuple[list[float], Path | None]:
+    """Do fits that run as one, in a worker; seconds of each, and the folder of the checkpoint."""
+    from safetensors.torch import load_file
+
+    matrices = {file: load_file(file)[_MATRIX] for file in {file for file, _, _ in given}}
+    jobs = [
+        Job(
+            learner,
+            matrices[file],
+            config=config,
+            held_out_rows=None if rows is None else torch.tensor(rows, dtype=torch.int64),
+        )
+        for file, config, rows in given
+    ]
+    done = _carry_out(jobs, folder, seconds)
+    for index, report in enumerate(done.reports):
+        report.save(out / str(index))
+    return [report.seconds for report in done.reports], done.checkpoint
 
 
 def _groups(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
-    """Names of fits that run as one; the largest groups first."""
+    """Group the names of fits that run as one; the largest groups first."""
     groups: dict[Any, list[str]] = {}
     for name, job in jobs.items():
         groups.setdefault(_alike(name, job), []).append(name)
@@ -233,7 +339,7 @@ def _groups(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
 
 
 def _alike(name: str, job: Job) -> Any:
-    """Equal for fits that can run as one and gain by it."""
+    """Return a key that is equal for fits that can run as one and gain by it."""
     config, matrix = job.config, job.matrix
     if (
         not isinstance(job.learner, GradientLearner)
@@ -252,53 +358,26 @@ def _alike(name: str, job: Job) -> Any:
 
 
 def _device(job: Job) -> torch.device:
-    """Where a job is fitted."""
     if isinstance(job.matrix, Tensor):
         return device_of(job.config, job.matrix)
     return torch.device(job.config.device or "cpu")
 
 
 def _step_products(job: Job) -> float:
-    """About as many as a forward step takes."""
+    """Guess the products of a forward step."""
     n_units = job.matrix.shape[1]
     width = getattr(job.learner, "width", None) or n_units
     return job.config.batch_size * float(width * (n_units + job.learner.n_modes + width))
 
 
 def _products(job: Job) -> float:
-    """About as many as the whole fit takes."""
+    """Guess the products of the whole fit."""
     return 3.0 * _step_products(job) * steps_of(job.config, job.matrix.shape[0])
 
 
 def _workers(jobs: Mapping[str, Job]) -> int:
-    """Processes that are worth starting; the GPU is one."""
+    """Return how many processes are worth starting; the GPU is one."""
     if any(_device(job).type != "cpu" for job in jobs.values()):
         return 1
     seconds = sum(map(_products, jobs.values())) / _PRODUCTS_A_SECOND
     return torch.get_num_threads() if seconds > _PROCESS_SECONDS else 1
-
-
-def _clear(folder: Path) -> None:
-    """Remove what earlier calls left."""
-    if not folder.exists():
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
-            forget_checkpoint(path)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
-@contextmanager
-def bar(shown: bool, text: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, where it is asked for and something is left; what moves it on."""
-    if not shown or done == total:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as found:
-        task = found.add_task(text, total=total, completed=done)
-        yield lambda: found.advance(task)

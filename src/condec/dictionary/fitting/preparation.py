@@ -1,4 +1,4 @@
-"""What is taken out of rows before a dictionary is fitted to them, and put back in decoding."""
+"""Preparation: scale and centre are taken out of rows before a fit, and put back in decoding."""
 
 import math
 from collections.abc import Mapping
@@ -9,43 +9,37 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError
+from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, UnitMatrix
 from condec.dictionary.records import Scaling
 
-CENTRE: Final = "prepared_centre"
-UNIT_SCALE: Final = "prepared_unit_scale"
+_CENTRE: Final = "prepared_centre"
+_UNIT_SCALE: Final = "prepared_unit_scale"
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and spread of every unit over rows, in float64.
 
-    Attributes
-    ----------
-    n_rows : int
-    mean : Tensor of shape [unit]
-    m2 : Tensor of shape [unit]
-        Sum over rows of the squared deviation from the mean.
-    low, high : Tensor of shape [unit]
-        Smallest and largest entry.
+    `m2` is the sum of the squared deviations from the mean; `low` and `high` are the extremes.
     """
 
     n_rows: int
-    mean: Tensor
-    m2: Tensor
-    low: Tensor
-    high: Tensor
+    mean: Atom
+    m2: Atom
+    low: Atom
+    high: Atom
 
     @classmethod
     def of(cls, rows: UnitMatrix) -> "Moments":
-        """Of at least one row."""
+        """Measure at least one row."""
         wide = rows.to(torch.float64)
         mean = wide.mean(0)
         low, high = rows.aminmax(dim=0)
         return cls(len(rows), mean, (wide - mean).square().sum(0), low, high)
 
     def merged(self, other: "Moments") -> "Moments":
-        """Of the rows of both (Chan, Golub & LeVeque 1983)."""
+        """Return the moments of the rows of both (Chan, Golub & LeVeque 1983)."""
         n_rows = self.n_rows + other.n_rows
         apart = other.mean - self.mean
         return Moments(
@@ -57,6 +51,7 @@ class Moments:
         )
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Preparation:
     r"""Rows become :math:`x' = (x / s - c) \oslash u`; decoding undoes it.
@@ -77,7 +72,7 @@ class Preparation:
 
     @classmethod
     def fitted(cls, moments: Moments, scaling: Scaling, centre: bool) -> "Preparation":
-        """Worked out from training rows alone.
+        """Work it out from the moments of training rows.
 
         Raises
         ------
@@ -107,27 +102,27 @@ class Preparation:
 
     @classmethod
     def of(cls, scale: float, tensors: Mapping[str, Tensor]) -> "Preparation":
-        """As saved with a dictionary."""
-        return cls(scale, tensors.get(CENTRE), tensors.get(UNIT_SCALE))
+        """Read it from the tensors of a dictionary."""
+        return cls(scale, tensors.get(_CENTRE), tensors.get(_UNIT_SCALE))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved beside the scale, on the CPU; empty for the default preparation."""
-        both = {CENTRE: self.centre, UNIT_SCALE: self.unit_scale}
+        """Tensors saved with a dictionary, on the CPU; none for the default preparation."""
+        both = {_CENTRE: self.centre, _UNIT_SCALE: self.unit_scale}
         return {name: value.cpu() for name, value in both.items() if value is not None}
 
     def apply(self, rows: Tensor) -> Tensor:
-        """Prepared rows."""
+        """Prepare rows."""
         rows = rows / self.scale
         if self.centre is not None:
             rows = rows - self.centre
         return rows if self.unit_scale is None else rows / self.unit_scale
 
     def restore_size(self, rows: Tensor) -> Tensor:
-        """Differences of prepared rows, such as atoms, in the data's units."""
+        """Convert differences of prepared rows, such as atoms, to the data's units."""
         return (rows if self.unit_scale is None else rows * self.unit_scale) * self.scale
 
     def restore(self, rows: Tensor) -> Tensor:
-        """Inverse of `apply`."""
+        """Invert `apply`."""
         rows = rows if self.unit_scale is None else rows * self.unit_scale
         return (rows if self.centre is None else rows + self.centre) * self.scale

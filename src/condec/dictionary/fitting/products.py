@@ -21,9 +21,11 @@ units, 2,048 and 6,144 modes, 128 rows)."""
 _LARGE: Final = 30_000_000
 """Products from which it is worth looking."""
 
+Gradients = tuple[Tensor | None, Tensor | None]
+
 
 def decoded(loadings: Tensor, atoms: Tensor) -> Tensor:
-    """``loadings @ atoms``, for loadings that get no gradient where they are 0."""
+    """Return ``loadings @ atoms``, for loadings that get no gradient where they are 0."""
     if not _worth(loadings, atoms.shape[1]):
         return loadings @ atoms
     found: Tensor = _Decoded.apply(loadings, atoms)  # type: ignore[no-untyped-call]
@@ -31,7 +33,7 @@ def decoded(loadings: Tensor, atoms: Tensor) -> Tensor:
 
 
 def encoded(rows: Tensor, weight: Tensor) -> Tensor:
-    """``rows @ weight.T``, for a gradient that comes from few of its entries."""
+    """Return ``rows @ weight.T``, for a gradient that comes from few of its entries."""
     if not _worth(rows, len(weight)):
         return rows @ weight.T
     found: Tensor = _Encoded.apply(rows, weight)  # type: ignore[no-untyped-call]
@@ -39,13 +41,13 @@ def encoded(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def mean_absolute(matrix: Tensor) -> Tensor:
-    """``matrix.abs().mean()``, in one pass, and one more for its gradient."""
+    """Return ``matrix.abs().mean()``, in one pass, and one more for its gradient."""
     found: Tensor = _MeanAbsolute.apply(matrix)  # type: ignore[no-untyped-call]
     return found
 
 
 def products_at(where: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Entries of ``left @ right.T`` where another matrix is not 0; the others are not specified.
+    """Return entries of ``left @ right.T`` where another matrix is not 0; any others elsewhere.
 
     Large ones look at values: fits of that size never run as one on a CPU.
     """
@@ -74,13 +76,13 @@ class _Codes:
         self.starts = torch.searchsorted(self.rows, torch.arange(len(matrix) + 1))
 
     def times(self, right: Tensor) -> Tensor:
-        """Z R, with Z these entries."""
+        """Return Z R, with Z these entries."""
         return F.embedding_bag(
             self.modes, right, self.starts[:-1], per_sample_weights=self.values, mode="sum"
         )
 
     def transposed_times(self, right: Tensor) -> Tensor:
-        """Z^T R, sparse: a row for every mode in use."""
+        """Return Z^T R, sparse: a row for every mode in use."""
         order = self.modes.argsort(stable=True)
         used, counts = torch.unique_consecutive(self.modes[order], return_counts=True)
         starts = counts.cumsum(0) - counts
@@ -93,32 +95,33 @@ class _Codes:
         )
 
     def dots(self, left: Tensor, right: Tensor) -> Tensor:
-        """Entries of L R^T where Z has some, 0 elsewhere; dense."""
+        """Return entries of L R^T where Z has some, 0 elsewhere; dense."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+            zeros = torch.zeros_like(self.values)
             where = torch.sparse_csr_tensor(
-                self.starts,
-                self.modes,
-                torch.zeros_like(self.values),
-                tuple(self.shape),
-                check_invariants=False,
+                self.starts, self.modes, zeros, tuple(self.shape), check_invariants=False
             )
         found = torch.sparse.sampled_addmm(where, left, right.T).values()
         return left.new_zeros(self.shape).index_put_((self.rows, self.modes), found)
 
 
-class _Decoded(torch.autograd.Function):
+class _Saving(torch.autograd.Function):
+    """Keeps its inputs for the backward pass."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        del output
+        ctx.save_for_backward(*inputs)
+
+
+class _Decoded(_Saving):
     @staticmethod
     def forward(loadings: Tensor, atoms: Tensor) -> Tensor:
         return _Codes(loadings).times(atoms) if _few(loadings) else loadings @ atoms
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        del output
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         loadings, atoms = ctx.saved_tensors
         first, second = ctx.needs_input_grad
         if not _few(loadings):
@@ -131,23 +134,18 @@ class _Decoded(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Tensor, int]:
-        """Fits that run as one take the plain product."""
+        """Take the plain product: several fits run as one."""
         del info
         return torch.func.vmap(torch.matmul, in_dims)(*inputs), 0
 
 
-class _Encoded(torch.autograd.Function):
+class _Encoded(_Saving):
     @staticmethod
     def forward(rows: Tensor, weight: Tensor) -> Tensor:
         return rows @ weight.T
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        del output
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         rows, weight = ctx.saved_tensors
         first, second = ctx.needs_input_grad
         if not _few(gradient):
@@ -160,23 +158,18 @@ class _Encoded(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Tensor, int]:
-        """Fits that run as one take the plain product."""
+        """Take the plain product: several fits run as one."""
         del info
         return torch.func.vmap(F.linear, in_dims)(*inputs), 0
 
 
-class _MeanAbsolute(torch.autograd.Function):
+class _MeanAbsolute(_Saving):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(matrix: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(matrix, 1)
         return norm / matrix.numel()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        del output
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows to fit: in memory, or read in blocks, pass by pass, where they do not fit there."""
+"""Rows of a fit: split, prepared, in memory or read in blocks where they do not fit there."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -7,35 +7,30 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from condec.basis.errors import DataError
+from condec.basis.errors import DataError, OptionError
 from condec.basis.read_ahead import ahead
 from condec.basis.shapes import SampleIndex, UnitMatrix
+from condec.dictionary.base import Learner, as_matrix
+from condec.dictionary.fitting.gradient import GradientLearner, device_of
 from condec.dictionary.fitting.preparation import Moments, Preparation
-from condec.dictionary.records import complement
+from condec.dictionary.records import TrainConfig, complement
 
 _FLOAT: Final = 4
 _BUFFER: Final = 1 / 8
 """Share of the memory for rows that are shuffled at once: some are being read, some copied."""
 _SAMPLE: Final = 1 / 16
 """Share of the memory for rows that stay there, of each split."""
-_READERS: Final = 4
 _COPIES: Final = 6
 """How many times a matrix in memory is there while it is fitted: split, float64, prepared."""
 
 
 @runtime_checkable
 class StoredRows(Protocol):
-    """A matrix [sample, unit] that is read in blocks of rows, such as `condec.store.StoredMatrix`.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    blocks : tuple of int
-        Number of rows of every block, in order.
-    """
+    """A matrix [sample, unit] that is read in blocks of rows, such as that of `Store.rows`."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,49 +43,21 @@ class StoredRows(Protocol):
     def read(self, block: int) -> UnitMatrix:
         """Rows of one block, float32."""
 
+    def all(self) -> UnitMatrix:
+        """All rows, float32."""
+
 
 def fits(matrix: StoredRows, memory_gib: float) -> bool:
-    """Whether a matrix can be fitted in memory."""
+    """Tell whether a matrix can be fitted in memory."""
     n_rows, n_units = matrix.shape
     return _COPIES * _FLOAT * n_rows * n_units <= memory_gib * 2**30
 
 
-def check_blocks(matrix: StoredRows, memory_gib: float) -> None:
-    """Refuse blocks that are too large to be read into the memory.
-
-    Raises
-    ------
-    DataError
-        With what would be enough.
-    """
-    n_units, largest = matrix.shape[1], max(matrix.blocks)
-    if largest > _room(matrix, memory_gib):
-        needed = largest * _FLOAT * n_units / _BUFFER / 2**30
-        raise DataError(
-            f"fit: a block of the stored matrix has {largest} rows of {n_units} units; to fit in "
-            f"blocks, memory_gib must be at least {needed:.3g}, got {memory_gib:g}. Raise it, or "
-            "collect with a smaller shard_size."
-        )
-
-
-def in_memory(matrix: StoredRows) -> UnitMatrix:
-    """All rows."""
-    rows = torch.empty(matrix.shape, dtype=torch.float32)
-    blocks = ahead(matrix.read, range(len(matrix.blocks)), n_workers=_READERS)
-    for part, block in zip(torch.split(rows, list(matrix.blocks)), blocks, strict=True):
-        part.copy_(block)
-    return rows
-
-
 class TrainingRows(ABC):
-    """Prepared rows that a learner descends on.
+    """Prepared rows that a learner descends on, `n_rows` in all.
 
-    Attributes
-    ----------
-    sample : Tensor of shape [row, unit]
-        On the device: all rows, or as many as the memory allows, drawn at random.
-    n_rows : int
-        Of all.
+    `sample` [row, unit], on the device, are all of them, or as many as the memory allows, drawn
+    at random.
     """
 
     sample: UnitMatrix
@@ -110,16 +77,16 @@ class TrainingRows(ABC):
     def batches(
         self, generator: torch.Generator, batch_size: int, done: int = 0
     ) -> Iterator[UnitMatrix]:
-        """One pass over all rows in an order drawn from `generator`, less the first `done`."""
+        """Pass over all rows once, in an order drawn from `generator`, less the first `done`."""
 
     @property
     @abstractmethod
     def digest(self) -> str:
-        """Tells these rows from others."""
+        """Digest that tells these rows from others."""
 
 
 class RowsInMemory(TrainingRows):
-    """Rows of a tensor, where it is."""
+    """Rows of a tensor, where it is, in random order."""
 
     def __init__(self, matrix: UnitMatrix) -> None:
         self.sample, self.n_rows = matrix, len(matrix)
@@ -127,90 +94,59 @@ class RowsInMemory(TrainingRows):
     def batches(
         self, generator: torch.Generator, batch_size: int, done: int = 0
     ) -> Iterator[UnitMatrix]:
-        """Rows in random order."""
+        """Pass over all rows in random order."""
         order = torch.randperm(self.n_rows, generator=generator).to(self.device)
         for rows in torch.split(order, batch_size)[done:]:
             yield self.sample[rows]
 
     @cached_property
     def digest(self) -> str:
-        """Of all numbers."""
+        """Digest of all numbers."""
         return _digest(self.sample)
 
 
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """What one pass over a stored matrix found.
-
-    Attributes
-    ----------
-    moments : Moments
-        Of the training rows.
-    train, held_out : Tensor of shape [row, unit]
-        Rows of either split, as many as the memory allows, drawn at random.
-    """
-
-    moments: Moments
-    train: Tensor
-    held_out: Tensor
-
-
-def survey(matrix: StoredRows, held_out_rows: SampleIndex, memory_gib: float) -> Survey:
-    """Moments of the training rows, and a sample of either split, in one pass.
-
-    Raises
-    ------
-    DataError
-        Entries that are not finite.
-    """
-    n_rows, n_units = matrix.shape
-    most = max(1, int(_SAMPLE * memory_gib * 2**30) // (_FLOAT * n_units))
-    train_rows = complement(held_out_rows, n_rows)
-    wanted = [_some(train_rows, most), _some(held_out_rows, most)]
-    found: list[list[Tensor]] = [[], []]
-    moments: Moments | None = None
-    bounds = _bounds(matrix.blocks)
-    for block, (start, stop) in enumerate(bounds):
-        rows = matrix.read(block)
-        _all_finite(rows, start)
-        for chosen, parts in zip(wanted, found, strict=True):
-            parts.append(rows[_within(chosen, start, stop)])
-        mine = rows[_within(train_rows, start, stop)]
-        if len(mine):
-            moments = Moments.of(mine) if moments is None else moments.merged(Moments.of(mine))
-    if moments is None:
-        raise DataError("fit: no row is left to fit")
-    return Survey(moments, torch.cat(found[0]), torch.cat(found[1]))
-
-
 class RowsInBlocks(TrainingRows):
-    """Rows of a stored matrix, prepared as they are read.
+    """Training rows of a stored matrix, prepared as they are read.
 
     Blocks come in random order; those that fit into the memory together are shuffled together,
-    and the next ones are read meanwhile.
+    and the next ones are read meanwhile. A pass before works out `moments` and `preparation`,
+    and keeps rows of either split as they are stored (`train`, `held_out`): as many as the memory
+    allows, drawn at random.
     """
 
-    def __init__(
-        self,
-        matrix: StoredRows,
-        held_out_rows: SampleIndex,
-        seen: Survey,
-        preparation: Preparation,
-        memory_gib: float,
-        device: torch.device,
-    ) -> None:
-        self._matrix, self._preparation = matrix, preparation
-        train = complement(held_out_rows, matrix.shape[0])
-        self._rows = [_within(train, start, stop) for start, stop in _bounds(matrix.blocks)]
-        self._seen = seen
-        self._room = _room(matrix, memory_gib)
-        self.sample = preparation.apply(seen.train).to(device)
-        self.n_rows = len(train)
+    def __init__(self, matrix: StoredRows, held_out_rows: SampleIndex, config: TrainConfig) -> None:
+        n_rows, n_units = matrix.shape
+        self._matrix = matrix
+        self._room = int(_BUFFER * config.memory_gib * 2**30) // (_FLOAT * n_units)
+        self._check_blocks(config.memory_gib)
+        stops = torch.tensor(matrix.blocks).cumsum(0).tolist()
+        bounds = list(zip([0, *stops[:-1]], stops, strict=True))
+        train_rows = complement(held_out_rows, n_rows)
+        self._rows = [_within(train_rows, start, stop) for start, stop in bounds]
+        most = max(1, int(_SAMPLE * config.memory_gib * 2**30) // (_FLOAT * n_units))
+        wanted = [_some(train_rows, most), _some(held_out_rows, most)]
+        found: list[list[Tensor]] = [[], []]
+        moments: Moments | None = None
+        for block, (start, stop) in enumerate(bounds):
+            rows = matrix.read(block)
+            _all_finite(rows, start)
+            for chosen, parts in zip(wanted, found, strict=True):
+                parts.append(rows[_within(chosen, start, stop)])
+            if len(self._rows[block]):
+                mine = Moments.of(rows[self._rows[block]])
+                moments = mine if moments is None else moments.merged(mine)
+        if moments is None:
+            raise DataError("fit: no row is left to fit")
+        self.moments = moments
+        self.preparation = Preparation.fitted(moments, config.scaling, config.centre)
+        self.train, self.held_out = torch.cat(found[0]), torch.cat(found[1])
+        self.sample = self.preparation.apply(self.train).to(torch.device(config.device or "cpu"))
+        self.n_rows = len(train_rows)
 
     def batches(
         self, generator: torch.Generator, batch_size: int, done: int = 0
     ) -> Iterator[UnitMatrix]:
-        """Rows in an order that is random within blocks that are read together."""
+        """Pass over all rows, in an order that is random within blocks that are read together."""
         skip, wanted = done * batch_size, []
         for blocks, order in self._order(generator):
             if skip < len(order):
@@ -226,8 +162,24 @@ class RowsInBlocks(TrainingRows):
         if len(left):
             yield left.to(self.device)
 
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the moments, the sample and the blocks, which decide on the order."""
+        blocks = torch.tensor([*map(len, self._rows), self._room])
+        return _digest(self.moments.mean, self.moments.m2, self.train, blocks)
+
+    def _check_blocks(self, memory_gib: float) -> None:
+        n_units, largest = self._matrix.shape[1], max(self._matrix.blocks)
+        if largest > self._room:
+            needed = largest * _FLOAT * n_units / _BUFFER / 2**30
+            raise DataError(
+                f"fit: a block of the stored matrix has {largest} rows of {n_units} units; to fit "
+                f"in blocks, memory_gib must be at least {needed:.3g}, got {memory_gib:g}. Raise "
+                "it, or collect with a smaller shard_size."
+            )
+
     def _order(self, generator: torch.Generator) -> Iterator[tuple[list[int], Tensor]]:
-        """Blocks that are read together, and the order of their training rows."""
+        """Yield blocks that are read together, and the order of their training rows."""
         group: list[int] = []
         number = 0
         for block in torch.randperm(len(self._rows), generator=generator).tolist():
@@ -241,33 +193,120 @@ class RowsInBlocks(TrainingRows):
 
     def _read(self, blocks: Sequence[int], order: Tensor) -> Tensor:
         rows = torch.cat([self._matrix.read(block)[self._rows[block]] for block in blocks])
-        return self._preparation.apply(rows[order])
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the moments, the sample and the blocks, which decide on the order."""
-        blocks = torch.tensor([*map(len, self._rows), self._room])
-        return _digest(self._seen.moments.mean, self._seen.moments.m2, self._seen.train, blocks)
+        return self.preparation.apply(rows[order])
 
 
-def _room(matrix: StoredRows, memory_gib: float) -> int:
-    """Rows that are shuffled at once."""
-    return int(_BUFFER * memory_gib * 2**30) // (_FLOAT * matrix.shape[1])
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Rows of one fit: prepared in `rows`, for a learner by gradient descent on the device.
+
+    `train` and `held_out` are rows of either split as they came, to be measured: all of them, or
+    a sample of those that do not fit in memory. `n_rows` counts both splits.
+    """
+
+    rows: TrainingRows
+    preparation: Preparation
+    train: Tensor
+    held_out: Tensor
+    n_rows: int
+    held_out_rows: SampleIndex
 
 
-def _bounds(blocks: Sequence[int]) -> list[tuple[int, int]]:
-    stops = torch.tensor(blocks).cumsum(0).tolist()
-    return list(zip([0, *stops[:-1]], stops, strict=True))
+def prepare(
+    learner: Learner,
+    matrix: Tensor | np.ndarray | StoredRows,
+    config: TrainConfig,
+    held_out_rows: Tensor | np.ndarray | None,
+) -> Prepared:
+    """Split rows and scale them; the errors are those of `fit`."""
+    check_freeze(learner, config)
+    if not isinstance(matrix, Tensor | np.ndarray) and fits(matrix, config.memory_gib):
+        matrix = matrix.all()
+    by_descent = isinstance(learner, GradientLearner)
+    if isinstance(matrix, Tensor | np.ndarray):
+        given = as_matrix(matrix, "fit")
+        apart = _held_out(tuple(given.shape), config, held_out_rows)
+        train = given[complement(apart, len(given)).to(given.device)]
+        preparation = Preparation.fitted(Moments.of(train), config.scaling, config.centre)
+        rows = preparation.apply(train)
+        rows = rows.to(device_of(config, given)) if by_descent else rows
+        held_out = given[apart.to(given.device)]
+        found = Prepared(RowsInMemory(rows), preparation, train, held_out, len(given), apart)
+    elif not by_descent:
+        raise DataError(
+            f"fit: {type(learner).__name__} needs all rows in memory, and {matrix.shape[0]} rows "
+            f"of {matrix.shape[1]} units do not fit in {config.memory_gib:g} GiB with the copies "
+            "that fitting makes; raise TrainConfig.memory_gib, or take a learner by gradient "
+            "descent, which reads them in blocks"
+        )
+    else:
+        apart = _held_out(matrix.shape, config, held_out_rows)
+        blocks = RowsInBlocks(matrix, apart, config)
+        found = Prepared(
+            blocks, blocks.preparation, blocks.train, blocks.held_out, matrix.shape[0], apart
+        )
+    learner.check(found.rows.sample)
+    return found
+
+
+def check_freeze(learner: Learner, config: TrainConfig) -> None:
+    """Refuse to freeze a half that a learner does not have."""
+    if config.freeze is not None and not learner.freezes:
+        raise OptionError(
+            f"fit: {type(learner).__name__} has no {config.freeze} that could stay as it was "
+            "drawn; leave TrainConfig.freeze at None"
+        )
+
+
+def split_rows(n_rows: int, held_out: float, seed: int = 0) -> SampleIndex:
+    """Draw a share of `n_rows` rows to hold out, ascending.
+
+    At least one row, and never all, where `held_out` is above 0; DataError where there are
+    fewer than two.
+
+    >>> split_rows(10, 0.2).shape
+    torch.Size([2])
+    """
+    if held_out and n_rows < 2:
+        raise DataError(f"split: at least 2 rows are needed to hold some out; got {n_rows}")
+    number = min(max(round(held_out * n_rows), 1), n_rows - 1) if held_out else 0
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    return order[:number].sort().values
+
+
+def _held_out(
+    shape: tuple[int, ...], config: TrainConfig, wanted: Tensor | np.ndarray | None
+) -> SampleIndex:
+    n_rows = shape[0]
+    if not n_rows:
+        raise DataError(f"fit: expected at least one row; got shape {shape}")
+    if wanted is None:
+        return split_rows(n_rows, config.held_out, config.split_seed)
+    given: Tensor = torch.as_tensor(wanted).cpu()
+    if given.dtype is torch.bool or given.is_floating_point() or given.ndim != 1:
+        raise DataError(
+            f"fit: held_out_rows must be numbers of rows, one axis of whole numbers; got "
+            f"{given.dtype} of shape {tuple(given.shape)}. Of a mask take mask.nonzero().flatten()."
+        )
+    rows: Tensor = torch.unique(given.to(torch.int64))
+    if len(rows) and not 0 <= int(rows[0]) <= int(rows[-1]) < n_rows:
+        raise DataError(
+            f"fit: held_out_rows must be among 0 ... {n_rows - 1}; got {int(rows[0])} ... "
+            f"{int(rows[-1])}"
+        )
+    if len(rows) == n_rows:
+        raise DataError(f"fit: all {n_rows} rows are held out; none is left to fit")
+    return rows
 
 
 def _within(rows: SampleIndex, start: int, stop: int) -> Tensor:
-    """Those of ascending rows that are in a block, counted from its start."""
+    """Return those of ascending rows that are in a block, counted from its start."""
     ends = torch.searchsorted(rows, torch.tensor([start, stop]))
     return rows[int(ends[0]) : int(ends[1])] - start
 
 
 def _some(rows: SampleIndex, most: int) -> Tensor:
-    """At most so many of the rows, ascending."""
+    """Draw at most so many of the rows, ascending."""
     if len(rows) <= most:
         return rows
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))

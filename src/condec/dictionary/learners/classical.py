@@ -1,23 +1,48 @@
-"""Classical factorisations of scikit-learn behind the contract of dictionaries."""
+"""Classical factorisations of scikit-learn behind the contract of dictionaries.
+
+All options are checked when they are made: a number outside its range is an OptionError.
+"""
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from condec.basis.errors import DataError, OptionError
+from condec.basis.errors import DataError
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.base import Learner, whole
-from condec.dictionary.records import Learned, OnEpoch, TrainConfig
+from condec.dictionary.base import Learner
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig, check_fields
+
+
+class Classical(Learner):
+    """Base of factorisations: needs as many rows as modes, or also as many units."""
+
+    __slots__ = ()
+    of_rank: ClassVar[bool] = False
+    """Whether modes are directions, of which there are no more than units."""
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more modes than training rows, or units, can have."""
+        name = type(self).__name__
+        if self.of_rank and self.n_modes > min(matrix.shape):
+            raise DataError(
+                f"{name}: {self.n_modes} modes are more than {matrix.shape[0]} training rows of "
+                f"{matrix.shape[1]} units can have; take at most {min(matrix.shape)}"
+            )
+        if len(matrix) < self.n_modes:
+            raise DataError(
+                f"{name}: {self.n_modes} modes need at least as many training rows; got "
+                f"{len(matrix)}. Take fewer modes, more samples, or hold out less."
+            )
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class NMF(Learner):
+class NMF(Classical):
     r"""Non-negative matrix factorisation: :math:`X \approx Z D` with Z and D not negative.
 
     Coordinate descent on the squared error (`sklearn.decomposition.NMF`), in float64. The
@@ -28,26 +53,21 @@ class NMF(Learner):
     n_modes : int
     max_iter : int
         Passes of coordinate descent at most; scikit-learn warns where they do not suffice.
-
-    Raises
-    ------
-    OptionError
-        A number below 1.
     """
 
     n_modes: int
     max_iter: int = 1000
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes", "max_iter")
+        check_fields(self, n_modes="count", max_iter="count")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse negative entries, and fewer rows than modes."""
-        _not_negative(matrix, "fit")
-        _enough_rows(self, matrix)
+        _not_negative(matrix, "NMF: fit")
+        Classical.check(self, matrix)
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Atoms by alternating coordinate descent."""
+        """Find atoms by alternating coordinate descent."""
         import sklearn.decomposition
 
         model = sklearn.decomposition.NMF(
@@ -57,8 +77,8 @@ class NMF(Learner):
         return Learned({"atoms": _tensor(model.components_)}, config)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Loadings of least squared error that are not negative, exact for every row."""
-        _not_negative(matrix, "encode")
+        """Find the loadings of least squared error that are not negative, exact for every row."""
+        _not_negative(matrix, "NMF: encode")
         atoms = _numpy(tensors["atoms"])
         loadings = np.zeros((len(matrix), self.n_modes))
         for place, row in enumerate(_numpy(matrix)):
@@ -68,50 +88,37 @@ class NMF(Learner):
 
 @final
 @dataclass(frozen=True, slots=True)
-class PCA(Learner):
+class PCA(Classical):
     r"""Principal components: :math:`X \approx Z D + \bar x`, atoms orthonormal before scaling.
 
     `sklearn.decomposition.PCA` by a full singular value decomposition, without whitening. The
-    mean of the training rows is the dictionary's `offset`; loadings may be negative.
-
-    Parameters
-    ----------
-    n_modes : int
-        At most the number of training rows and of units.
-
-    Raises
-    ------
-    OptionError
-        A number below 1.
+    mean of the training rows is the dictionary's `offset`; loadings may be negative. `n_modes`
+    is at most the number of training rows and of units.
     """
 
+    of_rank: ClassVar[bool] = True
     n_modes: int
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes")
-
-    def check(self, matrix: UnitMatrix) -> None:
-        """Refuse more modes than training rows or units."""
-        _enough_components(self, matrix)
+        check_fields(self, n_modes="count")
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Directions of largest variance."""
+        """Find directions of largest variance."""
         import sklearn.decomposition
 
         model = sklearn.decomposition.PCA(self.n_modes, svd_solver="full", random_state=config.seed)
         model.fit(_numpy(matrix))
-        return Learned(
-            {"atoms": _tensor(model.components_), "offset": _tensor(model.mean_)}, config
-        )
+        tensors = {"atoms": _tensor(model.components_), "offset": _tensor(model.mean_)}
+        return Learned(tensors, config)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Projection of the rows, less the mean."""
+        """Project the rows, less the mean."""
         return (matrix - tensors["offset"]) @ tensors["atoms"].T
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class KMeans(Learner):
+class KMeans(Classical):
     """Clusters of rows: atoms are their centres, loadings 1 for the nearest and 0 otherwise.
 
     `sklearn.cluster.KMeans` by Lloyd's algorithm. Loadings do not scale with the size of a
@@ -123,25 +130,16 @@ class KMeans(Learner):
         At most the number of different training rows.
     n_starts : int
         Runs from different starts, of which the best is kept.
-
-    Raises
-    ------
-    OptionError
-        A number below 1.
     """
 
     n_modes: int
     n_starts: int = 4
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes", "n_starts")
-
-    def check(self, matrix: UnitMatrix) -> None:
-        """Refuse fewer rows than modes."""
-        _enough_rows(self, matrix)
+        check_fields(self, n_modes="count", n_starts="count")
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Centres of the best of several runs."""
+        """Find the centres of the best of several runs."""
         import sklearn.cluster
         from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -160,7 +158,7 @@ class KMeans(Learner):
         return Learned({"atoms": _tensor(model.cluster_centers_)}, config)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """One-hot membership in the cluster of the nearest centre."""
+        """Mark the nearest centre of every row."""
         # Pair by pair: a matrix product would round a row differently in other company.
         exact = "donot_use_mm_for_euclid_dist"
         nearest = torch.cdist(matrix, tensors["atoms"], compute_mode=exact).argmin(1)
@@ -169,7 +167,7 @@ class KMeans(Learner):
 
 @final
 @dataclass(frozen=True, slots=True)
-class FastICA(Learner):
+class FastICA(Classical):
     r"""Independent components: :math:`X \approx Z D + \bar x` with loadings far from normal.
 
     `sklearn.decomposition.FastICA` (parallel, log cosh) on whitened rows; loadings of the
@@ -183,25 +181,17 @@ class FastICA(Learner):
         At most the number of training rows and of units.
     max_iter : int
         Iterations at most; scikit-learn warns where they do not suffice.
-
-    Raises
-    ------
-    OptionError
-        A number below 1.
     """
 
+    of_rank: ClassVar[bool] = True
     n_modes: int
     max_iter: int = 1000
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes", "max_iter")
-
-    def check(self, matrix: UnitMatrix) -> None:
-        """Refuse more modes than training rows or units."""
-        _enough_components(self, matrix)
+        check_fields(self, n_modes="count", max_iter="count")
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Directions of loadings that are far from normal."""
+        """Find directions of loadings that are far from normal."""
         import sklearn.decomposition
         from threadpoolctl import threadpool_limits
 
@@ -223,13 +213,13 @@ class FastICA(Learner):
         return Learned(tensors, config)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Components of the rows, less the mean."""
+        """Unmix the rows, less the mean."""
         return (matrix - tensors["offset"]) @ tensors["unmixing"].T
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class DictionaryLearning(Learner):
+class DictionaryLearning(Classical):
     r"""Online dictionary learning (Mairal et al. 2009): atoms of length 1, lasso loadings.
 
     .. math:: \min_{Z, D}\; \tfrac12 \sum (X - ZD)^2 + \alpha \sqrt{d} \sum |Z|
@@ -246,11 +236,6 @@ class DictionaryLearning(Learner):
         Keep them at 0 or above.
     max_iter : int
         Passes over the training rows at most.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range.
     """
 
     n_modes: int
@@ -261,20 +246,16 @@ class DictionaryLearning(Learner):
     max_iter: int = 50
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes", "max_iter")
-        if not 0.0 < self.alpha < float("inf"):
-            raise OptionError(
-                f"DictionaryLearning: alpha must be above 0 and finite; got {self.alpha}"
-            )
+        check_fields(self, n_modes="count", max_iter="count", alpha="positive")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse fewer rows than modes, and rows that atoms and loadings above 0 cannot make."""
-        _enough_rows(self, matrix)
+        Classical.check(self, matrix)
         if self.positive_loadings and self.positive_atoms:
-            _not_negative(matrix, "fit", "DictionaryLearning")
+            _not_negative(matrix, "DictionaryLearning: fit")
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Atoms by block coordinate descent on batches."""
+        """Find atoms by block coordinate descent on batches."""
         import sklearn.decomposition
         from threadpoolctl import threadpool_limits
 
@@ -294,7 +275,7 @@ class DictionaryLearning(Learner):
         return Learned({"atoms": _tensor(model.components_)}, config)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Solution of the lasso for every row."""
+        """Solve the lasso for every row."""
         from sklearn.decomposition import sparse_encode
 
         if not len(matrix):
@@ -321,24 +302,8 @@ def _tensor(values: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _enough_rows(learner: Learner, matrix: Tensor) -> None:
-    if len(matrix) < learner.n_modes:
-        raise DataError(
-            f"{type(learner).__name__}: {learner.n_modes} modes need at least as many training "
-            f"rows; got {len(matrix)}. Take fewer modes, more samples, or hold out less."
-        )
-
-
-def _enough_components(learner: Learner, matrix: Tensor) -> None:
-    if learner.n_modes > min(matrix.shape):
-        raise DataError(
-            f"{type(learner).__name__}: {learner.n_modes} modes are more than {matrix.shape[0]} "
-            f"training rows of {matrix.shape[1]} units can have; take at most {min(matrix.shape)}"
-        )
-
-
 def _nonnegative(row: np.ndarray, atoms: np.ndarray, max_iter: int) -> np.ndarray:
-    """Least squares by the active set method (Lawson and Hanson 1974)."""
+    """Solve least squares by the active set method (Lawson and Hanson 1974)."""
     from scipy.optimize import nnls
     from sklearn.decomposition import non_negative_factorization
 
@@ -357,10 +322,10 @@ def _nonnegative(row: np.ndarray, atoms: np.ndarray, max_iter: int) -> np.ndarra
     return loadings
 
 
-def _not_negative(matrix: Tensor, who: str, learner: str = "NMF") -> None:
+def _not_negative(matrix: Tensor, who: str) -> None:
     if len(matrix) and bool((matrix < 0).any()):
         raise DataError(
-            f"{learner}: {who}: entries must not be negative; the lowest is "
-            f"{float(matrix.min()):.6g} (scaled). Take sign='positive', the negated negative part, "
-            "centre=False, or another learner."
+            f"{who}: entries must not be negative; the lowest is {float(matrix.min()):.6g} "
+            "(scaled). Take sign='positive', the negated negative part, centre=False, or another "
+            "learner."
         )

@@ -8,18 +8,9 @@ import torch
 from torch import Tensor
 
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.base import whole
-from condec.dictionary.fitting.problem import (
-    ATOMS,
-    OFFSET,
-    Cost,
-    Parameters,
-    Problem,
-    Revival,
-    Step,
-)
-from condec.dictionary.learners.sparse import UnitAtoms, atoms_of_length_one, decode, unit_rows
-from condec.dictionary.records import TrainConfig
+from condec.dictionary.fitting.gradient import ATOMS, OFFSET, Cost, Parameters, Revival, Step
+from condec.dictionary.learners.sparse import UnitAtoms, decode, unit_rows
+from condec.dictionary.records import check_fields
 
 
 @final
@@ -38,11 +29,11 @@ class MatchingPursuit(UnitAtoms):
     ----------
     n_modes : int
     k : int
-        Steps of the pursuit: at most so many loadings of a row are not 0.
+        Steps of the pursuit: the most loadings of a row that are not 0.
     nonnegative : bool
         Take positive products only: loadings are 0 or above. Otherwise the largest in size.
     resample : bool
-        Whether dead modes are set anew.
+        Whether dead modes are set to rows.
 
     Raises
     ------
@@ -60,37 +51,28 @@ class MatchingPursuit(UnitAtoms):
     resample: bool = True
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes", "k")
-
-    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
-        """With dead modes set anew, if asked for."""
-        del config
-        return Problem(
-            parameters,
-            self.cost,
-            atoms_of_length_one,
-            watch_dead=self.resample,
-            reconstruct=self.reconstruct if self.resample else None,
-            revive=_revive if self.resample else None,
-            by_mode=(ATOMS,),
-        )
+        check_fields(self, n_modes="count", k="count")
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Loadings by matching pursuit."""
+        """Pursue rows, less the offset."""
         return pursue(
             matrix - tensors[OFFSET], tensors[ATOMS], self.k, nonnegative=self.nonnegative
         )
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Squared error, the loadings held constant."""
+        """Return squared error, the loadings held constant."""
         del step
         with torch.no_grad():
             loadings = self.encode(parameters, rows)
         return Cost((rows - decode(parameters, loadings)).square().mean(), loadings)
 
+    def revive(self, parameters: Parameters, revival: Revival) -> None:
+        """Give dead modes the direction of what is left of a row."""
+        parameters[ATOMS][revival.modes] = unit_rows(revival.residuals)
+
 
 def pursue(rows: Tensor, atoms: Tensor, k: int, *, nonnegative: bool) -> Tensor:
-    """Loadings of rows for atoms of length 1, by k steps of matching pursuit.
+    """Encode rows by k steps of matching pursuit, for atoms of length 1.
 
     >>> pursue(torch.tensor([[3.0, 1.0]]), torch.eye(2), 1, nonnegative=True)
     tensor([[3., 0.]])
@@ -104,8 +86,3 @@ def pursue(rows: Tensor, atoms: Tensor, k: int, *, nonnegative: bool) -> Tensor:
         loadings.scatter_add_(1, best, value)
         products = products - value * (atoms[best.flatten()] @ atoms.T)
     return loadings
-
-
-def _revive(parameters: Parameters, revival: Revival) -> None:
-    """Dead modes take the direction of what is left of a row."""
-    parameters[ATOMS][revival.modes] = unit_rows(revival.residuals)

@@ -10,14 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condec.basis.errors import OptionError
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.base import not_negative, whole
-from condec.dictionary.fitting.descent import filled
-from condec.dictionary.fitting.gradient import GradientLearner
-from condec.dictionary.fitting.problem import ATOMS, Cost, Parameters, Problem, Revival, Step
+from condec.dictionary.fitting.gradient import (
+    ATOMS,
+    Cost,
+    GradientLearner,
+    Parameters,
+    Revival,
+    Step,
+    filled,
+)
 from condec.dictionary.fitting.products import decoded, encoded, mean_absolute, products_at
-from condec.dictionary.records import TrainConfig
+from condec.dictionary.records import TrainConfig, check_fields
 
 _TRAVEL: Final = 1.5
 """Sum of the encoder's learning rates in a default fit, up to `_LR_UNITS` hidden units; beyond,
@@ -31,11 +35,10 @@ _LR_UNITS: Final = 256
 _CODES_AT_START: Final = 64
 """Codes of a row that pass the threshold when it starts to rise."""
 _ABOVE: Final = 2.0
-"""How far above the threshold, in the logit, the code of a mode set anew is."""
+"""Distance of a revived mode's code above the threshold, in the logit."""
 _SHORT: Final = 0.05
 _ENCODER: Final = "encoder."
-_LAST_NAME: Final = "8."
-_LAST: Final = f"{_ENCODER}{_LAST_NAME}weight"
+_LAST: Final = f"{_ENCODER}8.weight"
 _FIRST_LOGIT: Final = "first_logit"
 """Logit of the threshold from which it rises."""
 
@@ -88,8 +91,8 @@ class ThresholdSAE(GradientLearner):
     dropout : float
         Probability, while fitting.
     resample : bool
-        Set modes that a whole pass does not use anew, for badly described rows, four times in
-        the first half of the steps: rare modes are found by it. Not in the paper.
+        Set modes that a whole pass does not use to badly described rows, four times in the
+        first half of the steps: rare modes are found by it. Not in the paper.
     atom_rate : float, optional
         Learning rate of the atoms relative to the encoder's; by default 4 up to a width of 256,
         and beyond 4 times the root of width / 256. 1 in the paper.
@@ -104,6 +107,9 @@ class ThresholdSAE(GradientLearner):
     """
 
     freezes: ClassVar[bool] = True
+    warms_up: ClassVar[bool] = True
+    by_mode: ClassVar[tuple[str, ...]] = (_LAST, ATOMS)
+    fixed: ClassVar[tuple[str, ...]] = (_FIRST_LOGIT,)
 
     n_modes: int
     _: KW_ONLY
@@ -117,33 +123,30 @@ class ThresholdSAE(GradientLearner):
     jump: float = 2.0
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes", *(() if self.width is None else ("width",)))
-        for name in ("threshold", "dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise OptionError(
-                    f"ThresholdSAE: {name} must be from 0 to below 1; got {getattr(self, name)}"
-                )
-        not_negative(self, "atom_l1", "jump")
-        if self.atom_rate is not None and not 0.0 < self.atom_rate < math.inf:
-            raise OptionError(
-                f"ThresholdSAE: atom_rate must be above 0 and finite; got {self.atom_rate}"
-            )
+        check_fields(self, n_modes="count", width="count", threshold="share", dropout="share")
+        check_fields(self, atom_l1="size", jump="size", atom_rate="positive")
 
     @property
     def draws(self) -> bool:
         """Whether there is dropout."""
         return self.dropout > 0.0
 
+    def rates(self, n_units: int) -> Mapping[str, float]:
+        """Return how much faster atoms move than the encoder's weights."""
+        width = self.width or n_units
+        rate = self.atom_rate or _ATOM_RATE * max(1.0, math.sqrt(width / _LR_UNITS))
+        return {ATOMS: rate}
+
     def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
-        """Config with its epochs and learning rate worked out."""
+        """Return the config with its epochs and learning rate worked out."""
         width = self.width or n_units
         travel = _TRAVEL * min(1.0, math.sqrt(_LR_UNITS / width))
         return filled(config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width))
 
     def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-        """Parameters of the encoder, ``atoms``, and the logit from which the threshold rises."""
+        """Return the encoder's parameters, ``atoms``, and the threshold's first logit."""
         # Made on the CPU: one seed starts alike on every device.
-        encoder = self._encoder(sample.shape[1], torch.device("cpu")).to(sample.device)
+        encoder = self._encoder(sample.shape[1]).to(sample.device)
         atoms = torch.empty(self.n_modes, sample.shape[1], dtype=torch.float32)
         nn.init.xavier_uniform_(atoms)
         atoms = (atoms.abs() if self.nonnegative else atoms).to(sample.device)
@@ -152,66 +155,64 @@ class ThresholdSAE(GradientLearner):
         first = self._first_threshold(encoder, sample[: config.batch_size])
         return {**state, ATOMS: atoms, _FIRST_LOGIT: atoms.new_tensor(_logit(first))}
 
-    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
-        """Squared error while the threshold rises, and after."""
-        below = self._encoder(parameters[ATOMS].shape[1], torch.device("meta"))[:-2]
-        return Problem(
-            parameters,
-            partial(self._cost, below, config.threshold_warmup),
-            self._project,
-            watch_dead=self.resample,
-            reconstruct=self._reconstruct if self.resample else None,
-            revive=self._revive if self.resample else None,
-            by_mode=(_LAST, ATOMS),
-            fixed=(_FIRST_LOGIT,),
-            rates={ATOMS: self._rate(parameters[ATOMS].shape[1])},
-            settling=config.threshold_warmup,
-        )
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Codes at or above the threshold; the others are 0."""
-        # A skeleton without memory of its own: the numbers are those of `tensors`.
-        encoder = self._encoder(matrix.shape[1], torch.device("meta")).eval()
-        codes = torch.func.functional_call(encoder, _state(tensors), (matrix,))
-        return keep(codes, self.threshold)
-
-    def _encoder(self, n_units: int, device: torch.device) -> nn.Sequential:
-        width = self.width or n_units
-        linear = partial(nn.Linear, device=device, dtype=torch.float32)
-        norm = partial(nn.LayerNorm, device=device, dtype=torch.float32)
-        return nn.Sequential(
-            linear(n_units, width),
-            nn.Dropout(self.dropout),
-            nn.ReLU(),
-            norm(width),
-            linear(width, width),
-            nn.Dropout(self.dropout),
-            nn.ReLU(),
-            norm(width),
-            linear(width, self.n_modes, bias=False),
-            nn.Sigmoid(),
-        )
-
-    def _rate(self, n_units: int) -> float:
-        """How much faster atoms move than the encoder's weights."""
-        width = self.width or n_units
-        return self.atom_rate or _ATOM_RATE * max(1.0, math.sqrt(width / _LR_UNITS))
-
-    def _cost(
-        self, below: nn.Module, warmup: float, parameters: Parameters, rows: Tensor, step: Step
-    ) -> Cost:
-        logits = encoded(_hidden(below, parameters, rows), parameters[_LAST])
-        loadings = keep(logits.sigmoid(), self._threshold(parameters, warmup, step))
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Return the loss, with what crossing the threshold does once that has risen."""
+        logits = encoded(self._hidden(parameters, rows, training=True), parameters[_LAST])
+        loadings = keep(logits.sigmoid(), self._threshold(parameters, step))
         atoms = parameters[ATOMS]
         described = decoded(loadings, atoms)
         loss = F.mse_loss(described, rows) + self.atom_l1 * mean_absolute(atoms)
         # Before, codes that cross would all be kept on, and loadings stay dense.
-        if self.jump and self.threshold and step.index >= warmup * step.n_steps:
+        if self.jump and self.threshold and step.index >= step.warmup * step.n_steps:
             loss = loss + self._crossing(logits, loadings, rows - described, atoms)
         return Cost(loss, loadings)
 
+    def project(self, parameters: Parameters) -> None:
+        """Keep atoms at 0 or above, if asked for."""
+        if self.nonnegative:
+            parameters[ATOMS].data.clamp_(min=0.0)
+
+    def revive(self, parameters: Parameters, revival: Revival) -> None:
+        """Give dead modes a code above the threshold for a row, and a short atom.
+
+        A code in use is never small, and several modes may be given the same row: atoms of full
+        length would describe it many times over, and all of them would be pushed out again.
+        """
+        hidden = self._hidden(parameters, revival.rows, training=False)
+        logit = _logit(self.threshold) if self.threshold else 0.0
+        length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
+        parameters[_LAST][revival.modes] = (logit + _ABOVE) * hidden / length
+        parameters[ATOMS][revival.modes] = _SHORT * revival.residuals
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Keep codes at or above the threshold; the others become 0."""
+        hidden = self._hidden(tensors, matrix, training=False)
+        return keep(F.linear(hidden, tensors[_LAST]).sigmoid(), self.threshold)
+
+    def _encoder(self, n_units: int) -> nn.Sequential:
+        """Make an encoder; `_hidden` is its forward pass, without the last two layers."""
+        width = self.width or n_units
+        linear, norm = (
+            partial(nn.Linear, dtype=torch.float32),
+            partial(nn.LayerNorm, dtype=torch.float32),
+        )
+        return nn.Sequential(
+            *(linear(n_units, width), nn.Dropout(self.dropout), nn.ReLU(), norm(width)),
+            *(linear(width, width), nn.Dropout(self.dropout), nn.ReLU(), norm(width)),
+            *(linear(width, self.n_modes, bias=False), nn.Sigmoid()),
+        )
+
+    def _hidden(self, parameters: Parameters, rows: Tensor, *, training: bool) -> Tensor:
+        """Return the input of the last linear layer."""
+        p = {k.removeprefix(_ENCODER): v for k, v in parameters.items() if k.startswith(_ENCODER)}
+        for linear, norm in (("0", "3"), ("4", "7")):
+            rows = F.linear(rows, p[f"{linear}.weight"], p[f"{linear}.bias"])
+            rows = F.dropout(rows, self.dropout, training).relu()
+            rows = F.layer_norm(rows, rows.shape[-1:], p[f"{norm}.weight"], p[f"{norm}.bias"])
+        return rows
+
     def _crossing(self, logits: Tensor, loadings: Tensor, error: Tensor, atoms: Tensor) -> Tensor:
-        """Of value 0; its gradient is the change of the loss where a code crosses the threshold."""
+        """Return 0, with the change of the loss where a code crosses the threshold as gradient."""
         with torch.no_grad():
             near = ((logits - _logit(self.threshold)).abs() < self.jump / 2.0).to(logits.dtype)
             square = atoms.square().sum(1)
@@ -220,36 +221,16 @@ class ThresholdSAE(GradientLearner):
             slope = near * change / (self.jump * error.numel())
         return ((logits - logits.detach()) * slope).sum()
 
-    def _threshold(self, parameters: Parameters, warmup: float, step: Step) -> Tensor | float:
-        """Rises evenly in the logit."""
-        risen = step.index / (warmup * step.n_steps) if warmup else 1.0
+    def _threshold(self, parameters: Parameters, step: Step) -> Tensor | float:
+        """Return the threshold of a step; it rises evenly in the logit."""
+        risen = step.index / (step.warmup * step.n_steps) if step.warmup else 1.0
         if risen >= 1.0 or not self.threshold:
             return self.threshold
         first = parameters[_FIRST_LOGIT]
         return (first + (_logit(self.threshold) - first) * risen).sigmoid()
 
-    def _project(self, parameters: Parameters) -> None:
-        if self.nonnegative:
-            parameters[ATOMS].data.clamp_(min=0.0)
-
-    def _reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
-        return self.encode(parameters, rows) @ parameters[ATOMS]
-
-    def _revive(self, parameters: Parameters, revival: Revival) -> None:
-        """Dead modes get a code above the threshold for a row, and a short atom towards its rest.
-
-        A code in use is never small, and several modes may be given the same row: atoms of full
-        length would describe it many times over, and all of them would be pushed out again.
-        """
-        below = self._encoder(revival.rows.shape[1], torch.device("meta"))[:-2].eval()
-        hidden = _hidden(below, parameters, revival.rows)
-        logit = _logit(self.threshold) if self.threshold else 0.0
-        length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
-        parameters[_LAST][revival.modes] = (logit + _ABOVE) * hidden / length
-        parameters[ATOMS][revival.modes] = _SHORT * revival.residuals
-
     def _first_threshold(self, encoder: nn.Module, rows: Tensor) -> float:
-        """Where some codes of every row pass, if that is below the threshold."""
+        """Return where some codes of every row pass, if that is below the threshold."""
         with torch.no_grad():
             codes = encoder(rows)
         share = min(1.0, _CODES_AT_START / self.n_modes)
@@ -257,24 +238,12 @@ class ThresholdSAE(GradientLearner):
         return first if 0.0 < first < self.threshold else self.threshold
 
 
-def _state(tensors: Parameters) -> dict[str, Tensor]:
-    """Weights of the encoder by their names in it."""
-    return {k.removeprefix(_ENCODER): v for k, v in tensors.items() if k.startswith(_ENCODER)}
-
-
-def _hidden(below: nn.Module, parameters: Parameters, rows: Tensor) -> Tensor:
-    """What the last linear layer reads."""
-    state = {k: v for k, v in _state(parameters).items() if not k.startswith(_LAST_NAME)}
-    hidden: Tensor = torch.func.functional_call(below, state, (rows,))
-    return hidden
-
-
 def _logit(share: float) -> float:
     return math.log(share / (1.0 - share)) if share else -math.inf
 
 
 def keep(codes: Tensor, threshold: Tensor | float) -> Tensor:
-    """Codes at or above a threshold, 0 elsewhere; the mask passes no gradient.
+    """Keep codes at or above a threshold; the others become 0, and the mask passes no gradient.
 
     >>> keep(torch.tensor([0.2, 0.9, 0.95]), 0.9)
     tensor([0.0000, 0.9000, 0.9500])

@@ -1,11 +1,10 @@
-r"""Sparse autoencoders with one linear layer as encoder: ReLU, TopK and JumpReLU.
+r"""Sparse autoencoders with one linear layer as encoder: ReLU and JumpReLU; base of all.
 
 All read pre-activations :math:`p = (x - o) E^T + b` off rows x and decode
 :math:`\hat x = z D + o` with atoms D of length 1. They differ in how loadings z come from p.
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Final, final
@@ -13,31 +12,28 @@ from typing import ClassVar, Final, final
 import torch
 from torch import Tensor
 
-from condec.basis.errors import OptionError
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.base import not_negative, whole
-from condec.dictionary.fitting.descent import filled
-from condec.dictionary.fitting.gradient import GradientLearner
-from condec.dictionary.fitting.problem import (
+from condec.dictionary.fitting.gradient import (
     ATOMS,
     OFFSET,
     Cost,
+    GradientLearner,
     Parameters,
-    Problem,
     Revival,
     Step,
+    filled,
 )
 from condec.dictionary.fitting.products import decoded, encoded
-from condec.dictionary.records import TrainConfig
+from condec.dictionary.records import TrainConfig, check_fields
 
 _AUX_SHARE: Final = 0.5
 """Dead modes that AuxK uses at most, as a share of the units (Gao et al. 2024, appendix A.2)."""
 _REVIVED: Final = 0.2
-"""Length of the encoder row of a mode set anew, relative to those in use (Bricken et al. 2023)."""
+"""Length of a revived mode's encoder row, relative to those in use (Bricken et al. 2023)."""
 
 
 class UnitAtoms(GradientLearner):
-    """What learners share that descend on atoms of length 1 and an offset.
+    """Base of learners that descend on atoms of length 1 and an offset.
 
     The offset begins at the median of every unit, atoms are drawn evenly over directions, and
     the loss is per entry of data with standard deviation 1, so that one set of options suits
@@ -51,67 +47,46 @@ class UnitAtoms(GradientLearner):
     """Highest default rate for 64 units; entries of atoms of length 1 fall as 1 / sqrt(d)."""
 
     def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
-        """Config with its epochs and learning rate worked out."""
+        """Return the config with its epochs and learning rate worked out."""
         step = math.sqrt(64 / n_units)
         limit = min(self.lr_limit, step * self.lr_limit)
         return filled(config, n_rows, travel=step * self.travel, limit=limit)
 
     def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-        """Initial parameters: ``atoms`` [mode, unit] and ``offset``."""
+        """Return initial ``atoms`` [mode, unit] and ``offset``."""
         del config
         # Made on the CPU: one seed starts alike on every device.
         atoms = unit_rows(torch.randn(self.n_modes, sample.shape[1], dtype=torch.float32))
         return {ATOMS: atoms.to(sample.device), OFFSET: sample.median(0).values}
 
-    @abstractmethod
-    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Loss of a batch."""
+    def project(self, parameters: Parameters) -> None:
+        """Keep atoms at length 1."""
+        atoms = parameters[ATOMS]
+        # In place: a copy of a large dictionary takes longer than its lengths.
+        atoms.div_(atoms.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
 
     def reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
-        """Rows as the dictionary describes them."""
+        """Return prepared rows as the dictionary describes them."""
         return decode(parameters, self.encode(parameters, rows))
 
 
 class LinearSAE(UnitAtoms):
-    """What autoencoders with a linear encoder share; the encoder begins at the atoms."""
+    """Base of autoencoders with a linear encoder, which begins at the atoms.
+
+    Dead modes learn by AuxK in the loss, unless the learner revives them.
+    """
 
     __slots__ = ()
     freezes: ClassVar[bool] = True
+    feeds_dead: ClassVar[bool] = True
     travel: ClassVar[float] = 8.0
     lr_limit: ClassVar[float] = 6e-3
 
     def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-        """With ``encoder`` [mode, unit] and ``bias``."""
+        """Return initial ``encoder`` [mode, unit], ``bias``, ``atoms`` and ``offset``."""
         parameters = UnitAtoms.start(self, sample, config)
         atoms = parameters[ATOMS]
         return {"encoder": atoms.clone(), "bias": atoms.new_zeros(self.n_modes), **parameters}
-
-    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
-        """What is minimised; modes that are dead are fed by AuxK in the loss."""
-        del config
-        return Problem(parameters, self.cost, atoms_of_length_one, watch_dead=True)
-
-
-class CountingSAE(LinearSAE):
-    """What linear autoencoders share that keep a number of codes."""
-
-    __slots__ = ()
-    k: int
-
-    def check(self, matrix: UnitMatrix) -> None:
-        """Refuse more codes of a row than there are modes; only now is their number settled.
-
-        Raises
-        ------
-        OptionError
-            k is larger than `n_modes`.
-        """
-        del matrix
-        if self.k > self.n_modes:
-            raise OptionError(
-                f"{type(self).__name__}: k = {self.k} codes of a row are more than {self.n_modes} "
-                "modes; lower k or take more modes"
-            )
 
 
 @final
@@ -132,7 +107,7 @@ class ReLUSAE(LinearSAE):
     l1 : float
         :math:`\lambda`.
     resample : bool
-        Whether dead modes are set anew.
+        Whether dead modes are set to rows.
 
     Raises
     ------
@@ -140,88 +115,40 @@ class ReLUSAE(LinearSAE):
         A number outside its range.
     """
 
+    # AuxK cannot reach codes that are below 0 for every row.
+    feeds_dead: ClassVar[bool] = False
+    by_mode: ClassVar[tuple[str, ...]] = ("encoder", "bias", ATOMS)
+
     n_modes: int
     _: KW_ONLY
     l1: float = 0.05
     resample: bool = True
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes")
-        not_negative(self, "l1")
-
-    def problem(self, parameters: Parameters, config: TrainConfig) -> Problem:
-        """With dead modes set anew: AuxK cannot reach codes that are below 0 for every row."""
-        del config
-        return Problem(
-            parameters,
-            self.cost,
-            atoms_of_length_one,
-            watch_dead=self.resample,
-            reconstruct=self.reconstruct if self.resample else None,
-            revive=revive_linear if self.resample else None,
-            by_mode=("encoder", "bias", ATOMS),
-        )
+        check_fields(self, n_modes="count", l1="size")
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Squared error and the sum of the codes."""
+        """Return squared error and the sum of the codes."""
         del step
         loadings = pre_activations(parameters, rows).relu()
         error = rows - decode(parameters, loadings)
         penalty = loadings.sum(1).mean() / math.sqrt(rows.shape[1])
         return Cost(error.square().mean() + self.l1 * penalty, loadings)
 
+    def revive(self, parameters: Parameters, revival: Revival) -> None:
+        """Set dead modes to rows, with a short encoder row (Bricken et al. 2023, appendix)."""
+        direction = unit_rows(revival.rows - parameters[OFFSET])
+        alive = torch.ones(len(parameters["bias"]), dtype=torch.bool, device=direction.device)
+        alive[revival.modes] = False
+        lengths = parameters["encoder"][alive].norm(dim=1)
+        length = lengths.mean() if len(lengths) else direction.new_ones(())
+        parameters[ATOMS][revival.modes] = direction
+        parameters["encoder"][revival.modes] = _REVIVED * length * direction
+        parameters["bias"][revival.modes] = 0.0
+
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Pre-activations above 0."""
+        """Keep pre-activations above 0."""
         return pre_activations(tensors, matrix).relu()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TopKSAE(CountingSAE):
-    r"""Sparse autoencoder that keeps the k largest codes of a row (Gao et al. 2024).
-
-    .. math:: z = \max(\mathrm{TopK}_k(p), 0), \qquad
-       \langle (x - \hat x)^2 \rangle + \alpha\,
-       \frac{\langle (e - \hat e)^2 \rangle}{\langle e^2 \rangle}
-
-    with the error :math:`e = x - \hat x` held constant and :math:`\hat e` its description by
-    the largest codes of dead modes, at most half as many as units (AuxK). A mode is dead that
-    no row of the last pass used.
-
-    Parameters
-    ----------
-    n_modes : int
-    k : int
-        Codes of a row that are kept, at most `n_modes`; those below 0 are 0.
-    aux_weight : float
-        :math:`\alpha`.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range; when fitted, k larger than `n_modes`.
-    """
-
-    n_modes: int
-    _: KW_ONLY
-    k: int = 8
-    aux_weight: float = 1 / 32
-
-    def __post_init__(self) -> None:
-        whole(self, "n_modes", "k")
-        not_negative(self, "aux_weight")
-
-    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Squared error and AuxK."""
-        pre = pre_activations(parameters, rows)
-        loadings = largest(pre, self.k)
-        error = rows - decode(parameters, loadings)
-        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
-        return Cost(error.square().mean() + aux, loadings)
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """The k largest pre-activations of every row, where they are above 0."""
-        return largest(pre_activations(tensors, matrix), self.k)
 
 
 @final
@@ -266,15 +193,11 @@ class JumpReLUSAE(LinearSAE):
     aux_weight: float = 1 / 32
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes")
-        not_negative(self, "l0_weight", "aux_weight")
-        for name in ("target_l0", "bandwidth"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise OptionError(f"JumpReLUSAE: {name} must be above 0 and finite; got {value}")
+        check_fields(self, n_modes="count", l0_weight="size", aux_weight="size")
+        check_fields(self, bandwidth="positive", target_l0="positive")
 
     def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-        """With the logarithm of the thresholds, which keeps them above 0, over sqrt(d).
+        """Add the logarithm of the thresholds, which keeps them above 0, over sqrt(d).
 
         Adam moves all weights alike; the rate is made for entries of atoms, about 1 / sqrt(d).
         """
@@ -288,7 +211,7 @@ class JumpReLUSAE(LinearSAE):
     def finish(
         self, parameters: Parameters, sample: Tensor, config: TrainConfig
     ) -> dict[str, Tensor]:
-        """With the thresholds themselves."""
+        """Replace the logarithms by the thresholds themselves."""
         del config
         tensors = dict(parameters)
         size = math.sqrt(sample.shape[1])
@@ -296,7 +219,7 @@ class JumpReLUSAE(LinearSAE):
         return tensors
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Squared error, count of codes and AuxK."""
+        """Return squared error, count of codes and AuxK."""
         pre = pre_activations(parameters, rows)
         size = math.sqrt(rows.shape[1])
         threshold = (size * parameters["log_threshold"]).exp()
@@ -314,40 +237,33 @@ class JumpReLUSAE(LinearSAE):
         return Cost(error.square().mean() + self.l0_weight * sparse + aux, loadings)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Pre-activations above their mode's threshold."""
+        """Keep pre-activations above their mode's threshold."""
         return above(pre_activations(tensors, matrix), tensors["threshold"])
 
 
 def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:
-    """What a linear encoder reads off rows."""
+    """Apply a linear encoder to rows."""
     return encoded(rows - parameters[OFFSET], parameters["encoder"]) + parameters["bias"]
 
 
 def decode(parameters: Parameters, loadings: Tensor) -> Tensor:
-    """Rows from loadings that get no gradient where they are 0."""
+    """Decode loadings that get no gradient where they are 0."""
     return decoded(loadings, parameters[ATOMS]) + parameters[OFFSET]
 
 
 def unit_rows(matrix: Tensor) -> Tensor:
-    """Rows of length 1; rows of zeros stay."""
+    """Divide rows by their length; rows of zeros stay."""
     lengths: Tensor = matrix.norm(dim=-1, keepdim=True)
     return matrix / lengths.clamp(min=1e-12)
 
 
-def atoms_of_length_one(parameters: Parameters) -> None:
-    """Projection after a step."""
-    atoms = parameters[ATOMS]
-    # In place: a copy of a large dictionary takes longer than its lengths.
-    atoms.div_(atoms.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
-
-
 def above(pre: Tensor, threshold: Tensor) -> Tensor:
-    """Entries above a threshold, 0 elsewhere."""
+    """Keep entries above a threshold; the others become 0."""
     return pre * (pre > threshold)
 
 
 def largest(pre: Tensor, k: int) -> Tensor:
-    """The k largest entries of every row, where they are above 0; 0 elsewhere.
+    """Keep the k largest entries of every row, where they are above 0; the others become 0.
 
     >>> largest(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -2.0, 5.0]]), 2)
     tensor([[3., 0., 2.],
@@ -360,7 +276,7 @@ def largest(pre: Tensor, k: int) -> Tensor:
 def aux_loss(
     parameters: Parameters, pre: Tensor, error: Tensor, dead: Tensor | None, weight: float
 ) -> Tensor:
-    """AuxK: how badly the largest codes of dead modes describe what the others leave."""
+    """Return AuxK: how badly the largest codes of dead modes describe the error of the others."""
     if dead is None or not weight:
         return error.new_zeros(())
     k = min(pre.shape[1], max(1, int(_AUX_SHARE * error.shape[1])))
@@ -370,15 +286,3 @@ def aux_loss(
     share = left / error.square().mean().clamp(min=1e-12)
     # The engine asks on a CPU only whether any mode is dead.
     return torch.where(dead.any(), weight * share, 0.0)
-
-
-def revive_linear(parameters: Parameters, revival: Revival) -> None:
-    """Set dead modes to rows, with a short encoder row (Bricken et al. 2023, appendix)."""
-    direction = unit_rows(revival.rows - parameters[OFFSET])
-    alive = torch.ones(len(parameters["bias"]), dtype=torch.bool, device=direction.device)
-    alive[revival.modes] = False
-    lengths = parameters["encoder"][alive].norm(dim=1)
-    length = lengths.mean() if len(lengths) else direction.new_ones(())
-    parameters[ATOMS][revival.modes] = direction
-    parameters["encoder"][revival.modes] = _REVIVED * length * direction
-    parameters["bias"][revival.modes] = 0.0

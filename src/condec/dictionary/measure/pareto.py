@@ -1,4 +1,4 @@
-"""Dictionaries beside each other: which of them no other one beats, and which are best."""
+"""Fits compared at equal sparsity: those that no other one beats, and the best of each L0."""
 
 import math
 from typing import TYPE_CHECKING, Any, Final
@@ -12,27 +12,23 @@ if TYPE_CHECKING:
 
 _CONFIGURATION: Final = ["site", "configuration"]
 _RANGES: Final = ("l0", "r2")
+_SAID: Final = ["configuration", "learner", "l0", "r2", "r2_low", "r2_high", "n_seeds"]
 
 
 def over_seeds(table: "pandas.DataFrame") -> "pandas.DataFrame":
-    """One row a site and configuration: means over its seeds, and how far they spread.
+    """Average fits over their seeds: one row a site and configuration, in the order of `table`.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        One row a fit: `site`, `configuration`, `l0`, `r2`, and what else is to be carried
-        along (of texts and truth values the first; of numbers the mean).
+        One row a fit: `site`, `configuration`, `l0`, `r2`, and columns to be carried along (of
+        texts and truth values the first; of numbers the mean). DataError where one is missing.
 
     Returns
     -------
     pandas.DataFrame
-        In the order of `table`, with `n_seeds`, and `l0_low`, `l0_high`, `r2_low`, `r2_high`
-        over the seeds; without `seed`.
-
-    Raises
-    ------
-    DataError
-        A column is missing.
+        With `n_seeds`, and `l0_low`, `l0_high`, `r2_low`, `r2_high` over the seeds; without
+        `seed`.
 
     Examples
     --------
@@ -62,7 +58,7 @@ def over_seeds(table: "pandas.DataFrame") -> "pandas.DataFrame":
 
 
 def pareto_front(table: "pandas.DataFrame") -> "pandas.Series[bool]":
-    """Which rows no other row of their site beats: R2 as high at an L0 as low, and one better.
+    """Mark the rows that no other row of their site beats: R2 as high, L0 as low, one better.
 
     Rows that are equal in both do not beat each other. A row without loadings (L0 of 0) or
     without a finite R2 is never on the front.
@@ -76,11 +72,6 @@ def pareto_front(table: "pandas.DataFrame") -> "pandas.Series[bool]":
     -------
     pandas.Series of bool
         With the index of `table`.
-
-    Raises
-    ------
-    DataError
-        A column is missing.
 
     Examples
     --------
@@ -108,7 +99,7 @@ def pareto_front(table: "pandas.DataFrame") -> "pandas.Series[bool]":
 
 
 def best_at_equal_l0(table: "pandas.DataFrame") -> "pandas.DataFrame":
-    """The configuration of highest R2 at about equal L0, and the best of another learner.
+    """Find the configuration of highest R2 at about equal L0, and the best of another learner.
 
     About equal is within half a power of two of 1, 2, 4, 8 and so on.
 
@@ -125,34 +116,27 @@ def best_at_equal_l0(table: "pandas.DataFrame") -> "pandas.DataFrame":
         the best of another learner the same as `next_...` (missing without one);
         `told_apart`, whether the ranges of R2 over at least two seeds of each do not
         overlap; `n_configurations`, how many there were to choose from.
-
-    Raises
-    ------
-    DataError
-        A column is missing.
     """
     import pandas as pd
 
-    said = ["configuration", "learner", "l0", "r2", "r2_low", "r2_high", "n_seeds"]
-    _need(table, ["site", *said], "best_at_equal_l0")
+    _need(table, ["site", *_SAID], "best_at_equal_l0")
     usable = table[(table["l0"] > 0) & np.isfinite(table["r2"])]
     about = 2.0 ** np.round(np.log2(usable["l0"].astype(float)))
+    groups = usable.assign(about_l0=about).groupby(["site", "about_l0"], sort=False)
     found = []
-    for (site, l0), group in usable.assign(about_l0=about).groupby(
-        ["site", "about_l0"], sort=False
-    ):
+    for (site, l0), group in groups:
         ordered = group.sort_values("r2", ascending=False, kind="stable")
         best = ordered.iloc[0]
         others = ordered[ordered["learner"] != best["learner"]]
-        row = {"site": site, "about_l0": l0, **best[said], "told_apart": False}
+        row = {"site": site, "about_l0": l0, **best[_SAID], "told_apart": False}
         if len(others):
             other = others.iloc[0]
-            row |= {f"next_{name}": other[name] for name in said}
+            row |= {f"next_{name}": other[name] for name in _SAID}
             row["told_apart"] = bool(
                 min(best["n_seeds"], other["n_seeds"]) > 1 and best["r2_low"] > other["r2_high"]
             )
         found.append({**row, "n_configurations": len(group)})
-    columns = ["site", "about_l0", *said, *(f"next_{name}" for name in said)]
+    columns = ["site", "about_l0", *_SAID, *(f"next_{name}" for name in _SAID)]
     made = pd.DataFrame(found, columns=[*columns, "told_apart", "n_configurations"])
     order = {site: place for place, site in enumerate(table["site"].unique())}
     return made.sort_values(

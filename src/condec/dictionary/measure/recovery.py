@@ -1,4 +1,4 @@
-"""Known modes against learned ones: which are found, and which are made up."""
+"""Recovery: known modes against learned ones, found or made up."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,11 @@ from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import matched_cosine, unit_length
+from condec.basis.records import short_repr
 from condec.basis.shapes import Atoms
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Recovery:
     """How well learned atoms cover known ones.
@@ -62,14 +64,12 @@ def recovery(
     known : Tensor of shape [known mode, unit]
         Such as those of `condec.testing.planted.Planted`.
     threshold : float
-        Cosine above which two atoms count as the same mode.
+        Cosine above which two atoms count as the same mode; OptionError outside 0 to 1.
 
     Raises
     ------
     DataError
         The atoms differ in the number of units, or none is known.
-    OptionError
-        A threshold outside 0 to 1.
 
     Examples
     --------

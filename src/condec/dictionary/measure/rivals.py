@@ -202,7 +202,7 @@ def known_report(fitted: Dictionary, n_rows: int, who: str) -> FitReport:
             f"{who}: fitted records {rows}, the matrix has {n_rows}; give the dictionary that fit "
             "made of this matrix"
         )
-    return FitReport(fitted, training, 0.0)
+    return FitReport.of(fitted, training, 0.0)
 
 
 def _fitted(

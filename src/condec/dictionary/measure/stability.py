@@ -1,4 +1,4 @@
-"""Whether another seed, or the other half of the data, gives the same modes."""
+"""Stability of modes: over seeds, and over halves of the data."""
 
 import dataclasses
 import itertools
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import matched_cosine
+from condec.basis.records import short_repr
 from condec.basis.shapes import Atoms, UnitMatrix
-from condec.dictionary.base import Dictionary, Learner, as_matrix
+from condec.dictionary.base import ROWS_AT_ONCE, Dictionary, Learner, as_matrix
 from condec.dictionary.fitting.many import Job, fit_many
 from condec.dictionary.fitting.rows import StoredRows
 from condec.dictionary.fitting.train import DeadModesWarning, FitReport
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
 LEAST_SEEDS: Final = 5
 """Fits that a statement about seeds takes."""
-_ROWS_AT_ONCE: Final = 4096
-"""Rows encoded at a time: many modes of many rows need not fit into memory."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stability:
     """How alike fits of several seeds, and of either half of the data, are.
@@ -80,13 +80,7 @@ class Stability:
         return float(self.chance.nanmean())
 
     def stable(self, threshold: float = 0.9) -> Int[torch.Tensor, " stable"]:
-        """Modes of the first fit, ascending, that other seeds and both halves find as well.
-
-        Parameters
-        ----------
-        threshold : float
-            Least value of both `seed_cosine` and `half_cosine`.
-        """
+        """Modes of the first fit, ascending, whose two cosines are at least the threshold."""
         found = (self.seed_cosine >= threshold) & (self.half_cosine >= threshold)
         return found.nonzero().flatten()
 
@@ -123,8 +117,8 @@ def stability(
         How many, from ``config.seed`` on, or which; at least 5. The split is that of `config`.
     config : TrainConfig, optional
     fitted : Dictionary, optional
-        What `fit` made of this learner, matrix and config with the first seed, where it is at
-        hand: it is not fitted again, and the numbers are of its modes.
+        Result of `fit` with this learner, matrix, config and the first seed, if at hand: it is
+        not fitted again, and the numbers are of its modes.
 
     Raises
     ------
@@ -178,23 +172,17 @@ def _job(learner: Learner, rows: Tensor, config: TrainConfig, seed: int) -> Job:
 def alive_modes(
     dictionary: Dictionary, rows: UnitMatrix | StoredRows
 ) -> Bool[torch.Tensor, " mode"]:
-    """Which modes have a loading above 0 in at least one of these rows.
-
-    Parameters
-    ----------
-    dictionary : Dictionary
-    rows : Tensor of shape [sample, unit], or stored rows
-    """
+    """Mark modes with a loading above 0 in at least one row of a tensor, or of stored rows."""
     alive = torch.zeros(dictionary.n_modes, dtype=torch.bool)
     blocks = [rows] if isinstance(rows, Tensor) else map(rows.read, range(len(rows.blocks)))
     for block in blocks:
-        for part in torch.split(block, _ROWS_AT_ONCE):
+        for part in torch.split(block, ROWS_AT_ONCE):
             alive |= (dictionary.encode(part) > 0).any(0).cpu()
     return alive
 
 
 def seed_agreement(atoms: Sequence[Float[torch.Tensor, "_ unit"]]) -> Float[torch.Tensor, " fit"]:
-    """How well the modes of every fit are found in the others, as `Stability` has it.
+    """Average how well the modes of every fit are found in the others, as `Stability` does.
 
     Mean, over a fit's modes and over the other fits, of the cosine of a mode with its partner,
     by the one-to-one matching that makes the sum of cosines largest; a mode for which the
@@ -241,7 +229,7 @@ def _alive_atoms(dictionary: Dictionary, rows: Tensor) -> Atoms:
 
 
 def _mean_cosine(atoms: Tensor, alive: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """Of every alive atom with its partner, mean over other dictionaries; NaN for dead ones."""
+    """Average the cosine of every alive atom with its partners; NaN for dead ones."""
     mean = atoms.new_full((len(atoms),), float("nan"))
     matched = [matched_cosine(atoms[alive], other).nan_to_num(0.0) for other in others]
     mean[alive] = torch.stack(matched).mean(0)

@@ -1,6 +1,7 @@
 """Figures of one dictionary: training, use of its modes, other fits, labels."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +10,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.dictionary.measure.quality import DENSITY_BINS
 from condec.report.figures.style import (
     CONTRIBUTION,
     GREEN,
@@ -20,6 +20,9 @@ from condec.report.figures.style import (
     draw_shares,
     list_names,
 )
+
+_BINS: Final = tuple(-5.0 + 0.5 * step for step in range(11))
+"""Edges, in powers of ten: from 1 row of 100,000 to every row."""
 
 
 def training_history_figure(history: Sequence[float]) -> Figure:
@@ -49,7 +52,7 @@ def training_history_figure(history: Sequence[float]) -> Figure:
 def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
     """Draw how many modes are used by how many inputs; dead ones stand apart on the left.
 
-    Bins are half a power of ten each, as in `condec.dictionary.Quality.density_histogram`.
+    Bins are half a power of ten each; the first holds what is rarer, too.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
             "density_figure: expected the densities of one or two splits, of at least one mode "
             f"each; got {', '.join(f'{k}: {len(v)}' for k, v in shares.items()) or 'none'}"
         )
-    inner = np.array(DENSITY_BINS[1:-1])
+    inner = np.array(_BINS[1:-1])
     # Rounded: a hundredth in float32 is just below -2.
     places = [np.digitize(np.log10(v[v > 0]).round(6), inner) for v in shares.values()]
     counts = [np.bincount(place, minlength=len(inner) + 1) for place in places]
@@ -80,7 +83,7 @@ def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
             kept = [np.sum(values == 0), 0, *used[first:]]
             x = np.arange(len(kept)) + (number - (len(shares) - 1) / 2) * width
             axis.bar(x, kept, width * 0.94, color=colours[number])
-        edges = DENSITY_BINS[first:]
+        edges = _BINS[first:]
         whole = [(place, edge) for place, edge in enumerate(edges) if edge == round(edge)]
         axis.set_xticks(
             [0, *(place + 1.5 for place, _ in whole)],

@@ -1,6 +1,7 @@
-"""Autoencoders that share their codes out among the rows of a batch: BatchTopK and Matryoshka."""
+"""Sparse autoencoders that keep a number of codes: TopK, BatchTopK and Matryoshka."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import final
@@ -10,25 +11,105 @@ from torch import Tensor
 
 from condec.basis.errors import OptionError
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.base import not_negative, whole
-from condec.dictionary.fitting.problem import ATOMS, OFFSET, Cost, Parameters, Step
-from condec.dictionary.learners.sparse import CountingSAE, above, aux_loss, decode, pre_activations
-from condec.dictionary.records import TrainConfig
+from condec.dictionary.fitting.gradient import ATOMS, OFFSET, Cost, Parameters, Step
+from condec.dictionary.learners.sparse import (
+    LinearSAE,
+    above,
+    aux_loss,
+    decode,
+    largest,
+    pre_activations,
+)
+from condec.dictionary.records import TrainConfig, check_fields
+
+
+@dataclass(frozen=True, slots=True)
+class CountingSAE(LinearSAE):
+    """Base of autoencoders that keep a number of codes."""
+
+    n_modes: int
+    _: KW_ONLY
+    k: int = 8
+    aux_weight: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        check_fields(self, n_modes="count", k="count", aux_weight="size")
+
+    def check(self, matrix: UnitMatrix) -> None:
+        """Refuse more codes of a row than there are modes; only now is their number settled."""
+        del matrix
+        if self.k > self.n_modes:
+            raise OptionError(
+                f"{type(self).__name__}: k = {self.k} codes of a row are more than {self.n_modes} "
+                "modes; lower k or take more modes"
+            )
+
+    @abstractmethod
+    def keep(self, pre: Tensor) -> Loadings:
+        """Keep codes of a batch of pre-activations."""
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Return squared error and AuxK."""
+        pre = pre_activations(parameters, rows)
+        loadings = self.keep(pre)
+        error = rows - decode(parameters, loadings)
+        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
+        return Cost(error.square().mean() + aux, loadings)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopKSAE(CountingSAE):
+    r"""Sparse autoencoder that keeps the k largest codes of a row (Gao et al. 2024).
+
+    .. math:: z = \max(\mathrm{TopK}_k(p), 0), \qquad
+       \langle (x - \hat x)^2 \rangle + \alpha\,
+       \frac{\langle (e - \hat e)^2 \rangle}{\langle e^2 \rangle}
+
+    with the error :math:`e = x - \hat x` held constant and :math:`\hat e` its description by
+    the largest codes of dead modes, at most half as many as units (AuxK). A mode is dead that
+    no row of the last pass used.
+
+    Parameters
+    ----------
+    n_modes : int
+    k : int
+        Codes of a row that are kept, at most `n_modes`; those below 0 are 0.
+    aux_weight : float
+        :math:`\alpha`.
+
+    Raises
+    ------
+    OptionError
+        A number outside its range; when fitted, k larger than `n_modes`.
+    """
+
+    def keep(self, pre: Tensor) -> Loadings:
+        """Keep the largest of every row."""
+        return largest(pre, self.k)
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Keep the k largest pre-activations of every row, where they are above 0."""
+        return largest(pre_activations(tensors, matrix), self.k)
 
 
 class SharingSAE(CountingSAE):
-    """What autoencoders share whose batches share out codes; rows are encoded by a threshold."""
+    """Base of autoencoders whose batches share out codes; rows are encoded by a threshold."""
 
     __slots__ = ()
+
+    def keep(self, pre: Tensor) -> Loadings:
+        """Keep the largest of the batch."""
+        return largest_of_batch(pre, self.k)
 
     def finish(
         self, parameters: Parameters, sample: Tensor, config: TrainConfig
     ) -> dict[str, Tensor]:
-        """With the threshold that stands for the batch."""
+        """Add the threshold that stands for the batch."""
         return {**parameters, "threshold": mean_threshold(parameters, sample, self.k, config)}
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Pre-activations above the threshold."""
+        """Keep pre-activations above the threshold."""
         return above(pre_activations(tensors, matrix), tensors["threshold"])
 
 
@@ -42,36 +123,8 @@ class BatchTopKSAE(SharingSAE):
     After fitting, the mean over batches of training rows of the smallest code kept becomes one
     threshold for all, so that rows are encoded one by one.
 
-    Parameters
-    ----------
-    n_modes : int
-    k : int
-        Codes of a row that are kept on average, at most `n_modes`.
-    aux_weight : float
-        As in `TopKSAE`.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range; when fitted, k larger than `n_modes`.
+    Parameters and errors are those of `TopKSAE`; `k` is the mean number of codes of a row.
     """
-
-    n_modes: int
-    _: KW_ONLY
-    k: int = 8
-    aux_weight: float = 1 / 32
-
-    def __post_init__(self) -> None:
-        whole(self, "n_modes", "k")
-        not_negative(self, "aux_weight")
-
-    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Squared error and AuxK."""
-        pre = pre_activations(parameters, rows)
-        loadings = largest_of_batch(pre, self.k)
-        error = rows - decode(parameters, loadings)
-        aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
-        return Cost(error.square().mean() + aux, loadings)
 
 
 @final
@@ -86,13 +139,10 @@ class MatryoshkaSAE(SharingSAE):
 
     Parameters
     ----------
-    n_modes : int
-    k : int
-        Codes of a row that are kept on average, at most `n_modes`.
+    n_modes, k, aux_weight
+        As in `BatchTopKSAE`.
     prefixes : tuple of float
         Shares of the modes, ascending, above 0; the last is 1.
-    aux_weight : float
-        As in `TopKSAE`.
 
     Raises
     ------
@@ -100,15 +150,10 @@ class MatryoshkaSAE(SharingSAE):
         A number outside its range; when fitted, k larger than `n_modes`.
     """
 
-    n_modes: int
-    _: KW_ONLY
-    k: int = 8
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
-    aux_weight: float = 1 / 32
 
     def __post_init__(self) -> None:
-        whole(self, "n_modes", "k")
-        not_negative(self, "aux_weight")
+        CountingSAE.__post_init__(self)
         ascending = list(self.prefixes) == sorted(set(self.prefixes))
         if not self.prefixes or not ascending or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
             raise OptionError(
@@ -122,9 +167,9 @@ class MatryoshkaSAE(SharingSAE):
         return tuple(sorted({math.ceil(share * self.n_modes) for share in self.prefixes}))
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
-        """Mean squared error over prefixes, and AuxK."""
+        """Return the mean squared error over prefixes, and AuxK."""
         pre = pre_activations(parameters, rows)
-        loadings = largest_of_batch(pre, self.k)
+        loadings = self.keep(pre)
         described = nested(loadings, parameters[ATOMS], self.sizes)
         errors = [rows - parameters[OFFSET] - part for part in described]
         loss = torch.stack([error.square().mean() for error in errors]).mean()
@@ -133,7 +178,7 @@ class MatryoshkaSAE(SharingSAE):
 
 
 def largest_of_batch(pre: Tensor, k: int) -> Tensor:
-    """The k times n largest entries of n rows, where they are above 0; 0 elsewhere.
+    """Keep the k times n largest entries of n rows, where they are above 0; the others become 0.
 
     >>> largest_of_batch(torch.tensor([[3.0, 4.0], [-1.0, 2.0]]), 1)
     tensor([[3., 4.],
@@ -145,7 +190,7 @@ def largest_of_batch(pre: Tensor, k: int) -> Tensor:
 
 
 def nested(loadings: Tensor, atoms: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """What the first `sizes` modes describe; every mode is multiplied once."""
+    """Decode the first `sizes` modes each; every mode is multiplied once."""
     parts, start = [], 0
     total = loadings.new_zeros(len(loadings), atoms.shape[1])
     for size in sizes:
@@ -156,7 +201,7 @@ def nested(loadings: Tensor, atoms: Tensor, sizes: Sequence[int]) -> list[Tensor
 
 
 def mean_threshold(parameters: Parameters, matrix: Tensor, k: int, config: TrainConfig) -> Tensor:
-    """Mean over batches of training rows of the smallest code that is kept (one number)."""
+    """Average the smallest code that is kept over batches of training rows (one number)."""
     order = torch.randperm(len(matrix), generator=torch.Generator().manual_seed(config.seed))
     lowest = []
     for rows in torch.split(order.to(matrix.device), config.batch_size):
