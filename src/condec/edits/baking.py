@@ -38,21 +38,19 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
         They act in the order given, as under `edited`. Replacements are numbers. Sites are
         outputs of Linear, Conv, BatchNorm, GroupNorm or LayerNorm, or inputs of Linear.
     inputs : Tensor of shape [sample, ...]
-        The outputs of the copy and of the edited model are compared on these. They may differ by
-        rounding: the root of the floating type's epsilon, of the largest output.
+        On these the outputs of the copy and of the edited model may differ by the root of the
+        floating type's epsilon, of the largest output.
 
     Returns
     -------
     torch.nn.Module
-        Of the same architecture: its ``state_dict`` has the same names and shapes. Of a model
-        that `torch.compile` made, a copy of the module underneath.
+        Its ``state_dict`` has the names and shapes of the model's. Of a model that
+        `torch.compile` made, a copy of the module underneath.
 
     Raises
     ------
     OptionError
         Another kind of edit, or activations of other inputs for a replacement.
-    DataError
-        No inputs.
     SiteError
         There is no such site or unit; another kind of module; no weight, or no bias where one is
         needed.

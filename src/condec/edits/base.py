@@ -19,16 +19,11 @@ from condec.network import Site, Units, units_of
 
 
 class Edit(ABC):
-    """One change of what passes through a site.
+    """One change of what passes through a site: a frozen option with the site it belongs to.
 
-    An implementation is a frozen option with the site it belongs to. Where several edits
-    name one site, each gets what the one before it left.
-
-    Attributes
-    ----------
-    within : bool
-        Of the class: it changes how the module computes (`during`) instead of what passes the
-        site. Such an edit acts in whole passes only, under `edited`.
+    Where several edits name one site, each gets what the one before it left. An edit `within`
+    changes how the module computes (`during`) instead of what passes the site, and acts in whole
+    passes only.
     """
 
     __slots__ = ()
@@ -38,17 +33,12 @@ class Edit(ABC):
 
     @abstractmethod
     def apply(self, activation: Tensor) -> Tensor:
-        """Return the edited activation.
+        """Return the edited activation, of the same shape, dtype and device, in its own memory.
 
         Parameters
         ----------
         activation : Tensor of shape [sample, ...]
             What the site holds; not to be modified.
-
-        Returns
-        -------
-        Tensor
-            Of the same shape, dtype and device, in memory of its own.
         """
 
     def during(self) -> AbstractContextManager[object]:
@@ -74,13 +64,7 @@ def set_fields(edit: Edit, **values: Any) -> None:
 
 
 def set_site(edit: Edit, site: Site | str) -> str:
-    """Set the site of a frozen edit, and return how messages call the edit.
-
-    Raises
-    ------
-    OptionError
-        The text does not follow the grammar, or names heads without their number.
-    """
+    """Set the site of a frozen edit, and return how messages call the edit."""
     if isinstance(site, str) and re.search(r"@heads(?!\()", site):
         raise OptionError(
             f"{type(edit).__name__}: {site!r} does not say how many heads there are; write "
@@ -103,13 +87,7 @@ def checked_edits(who: str, edits: Any) -> tuple[Edit, ...]:
 
 
 def checked_units(who: str, units: Sequence[int] | Tensor, *, least: int = 1) -> tuple[int, ...]:
-    """Return numbers of units, sorted.
-
-    Raises
-    ------
-    OptionError
-        Fewer than `least`, one twice, negative, or no integer.
-    """
+    """Return numbers of units, sorted; OptionError unless `least` integers from 0, each once."""
     given: Any = units.tolist() if isinstance(units, Tensor) else units
     numbers: list[int] = []
     try:
@@ -134,13 +112,7 @@ def checked_units(who: str, units: Sequence[int] | Tensor, *, least: int = 1) ->
 
 
 def units_at(edit: Edit, activation: Tensor) -> tuple[Units, int]:
-    """Return which axes of an activation are units, and how many units there are.
-
-    Raises
-    ------
-    SiteError
-        The activation does not have that layout.
-    """
+    """Return which axes of an activation are units, and how many units there are."""
     units = units_of(edit.site, activation)
     try:
         return units, units.count(activation.shape)

@@ -25,21 +25,15 @@ from condec.network import (
 def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module]:
     """Run a model with edits; afterwards it is as it was.
 
-    Contexts nest: the inner edits get what the outer ones left. Edits act in the order
-    given, with and without gradients, in any floating type; tensors that others hold are
-    never written to. What is recorded inside (`contribute`, say) is the edited network. What
-    `torch.compile` made runs uncompiled inside.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    edits : Edit, or several
-        An empty list leaves the model as it is.
+    Contexts nest: the inner edits get what the outer ones left. Edits act in the order given, with
+    and without gradients; tensors that others hold are never written to. What is recorded inside
+    (`contribute`, say) is the edited network.
 
     Yields
     ------
     torch.nn.Module
-        The same model; of one that `torch.compile` made, the module underneath.
+        The same model; of one that `torch.compile` made, the module underneath, which runs
+        uncompiled inside.
 
     Raises
     ------
@@ -54,8 +48,8 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     model = original(model)
     places = [_Attached(edit, _found(model, edit.site)) for edit in edits]
     with ExitStack() as changes:
-        # Compiled code would pass by the hooks, also where the caller compiled the model for
-        # himself. Nothing is compiled before torch has loaded its compiler.
+        # Compiled code would pass by the hooks. Nothing is compiled before torch has loaded its
+        # compiler.
         if "torch._dynamo" in sys.modules:
             changes.enter_context(torch.compiler.set_stance("force_eager"))
         for place in places:
@@ -146,8 +140,8 @@ class _Attached:
 class _Surrounded:
     """A module's forward function, with what edits have in force around it.
 
-    It stands among the attributes of the instance, which hide the method of the class, until
-    the last edit leaves; edits may leave in any order.
+    It is an attribute of the instance, which hides the method of the class, until the last edit
+    leaves; edits may leave in any order.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -206,12 +200,9 @@ def _check_all_ran(model: nn.Module, places: Sequence[_Attached]) -> None:
     missed = [place for place in places if not place.has_run]
     if not missed:
         return
-    most = missed[0].most_calls
-    why = (
-        f"its module is called {most} times in one forward pass, #0 to #{most - 1}"
-        if most
-        else "its module did not run"
-    )
+    why, most = "its module did not run", missed[0].most_calls
+    if most:
+        why = f"its module is called {most} times in one forward pass, #0 to #{most - 1}"
     raise SiteError(
         f"edited: {missed[0].site.key} never ran inside the context, so the edit did nothing: "
         f"{why} ({type(model).__name__}). Run the model inside the context, and choose sites "

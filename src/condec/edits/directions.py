@@ -218,21 +218,8 @@ def along(
 ) -> Tensor:
     """Return a changed copy of an activation; half precision is changed in single.
 
-    Parameters
-    ----------
-    edit : Edit
-    directions : sequence of tuples of float, one for every unit
-    activation : Tensor of shape [sample, ...]
-    change : function
-        Of the activation (without tokens that do not count), its unit axes, and the directions,
-        each of length 1 and laid over these axes.
-
-    Raises
-    ------
-    OptionError
-        The direction has another width than the site.
-    SiteError
-        The units are heads.
+    `change` gets the activation (without tokens that do not count), its unit axes, and the
+    directions, each of length 1 and laid over these axes.
     """
     units, n_units = units_at(edit, activation)
     if units.layout == "heads":
@@ -256,13 +243,7 @@ def along(
 
 
 def checked_direction(who: str, direction: Vector, name: str = "direction") -> Direction:
-    """Return a direction as numbers.
-
-    Raises
-    ------
-    OptionError
-        It is no vector, zero, or not finite.
-    """
+    """Return a direction as numbers; OptionError where it is no vector, zero, or not finite."""
     given: Any = direction.tolist() if hasattr(direction, "tolist") else direction
     try:
         found = tuple(float(entry) for entry in given)

@@ -58,10 +58,7 @@ class Donors(ABC):
     def rows(self, who: str, activation: Tensor) -> Tensor:
         """Return one row for every sample of an activation, of its shape, dtype and device.
 
-        Raises
-        ------
-        SiteError
-            The donors do not fit the activation; `who` begins the message.
+        Donors that do not fit it are a SiteError, whose message begins with `who`.
         """
         if self.tensor.shape[1:] != activation.shape[1:]:
             raise SiteError(
@@ -127,13 +124,7 @@ Replacement = SupportsFloat | Sequence[SupportsFloat] | Tensor | Donors
 
 
 def checked_replacement(who: str, replacement: Replacement) -> float | tuple[float, ...] | Donors:
-    """Return what an edit holds for a replacement.
-
-    Raises
-    ------
-    OptionError
-        It is neither numbers nor an activation, or not finite.
-    """
+    """Return what an edit holds for a replacement: finite numbers, or donors."""
     if isinstance(replacement, Donors):
         return replacement
     if isinstance(replacement, Tensor) and replacement.ndim > 1:
@@ -193,7 +184,7 @@ def unit_means(
 
 
 def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Activation:
-    """Return what a site holds for some inputs: a source for `Patch`, a replacement for `Ablate`.
+    """Return what a site holds for some inputs, [sample, ...]: a source for `Patch`, for one.
 
     Under `edited`, it is that of the edited network.
 
@@ -205,10 +196,6 @@ def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Act
         Moved to the device and floating type of the model.
     site : Site, or its text
         One site; which of its units count does not matter.
-
-    Returns
-    -------
-    Tensor of shape [sample, ...]
 
     Raises
     ------

@@ -16,15 +16,10 @@ from condec.network import Site
 
 @dataclass(frozen=True, slots=True, init=False)
 class Replacing(Edit):
-    """Base of the edits that replace units: those named, or all others.
-
-    Attributes
-    ----------
-    least : int
-        Of the class: the fewest units that may be named.
-    """
+    """Base of the edits that replace units: those named, or all others."""
 
     least: ClassVar[int]
+    """The fewest units that may be named."""
 
     site: Site
     units: tuple[int, ...]
@@ -46,13 +41,7 @@ class Replacing(Edit):
         return ~named if isinstance(self, Preserve) else named
 
     def numbers(self, n_units: int) -> Tensor:
-        """Return the replacement by numbers, of shape [unit] or [], for a site with so many units.
-
-        Raises
-        ------
-        OptionError
-            Their number is not that of the units.
-        """
+        """Return the replacement by numbers, of shape [unit] or [], for a site with so many."""
         if isinstance(self.replacement, tuple) and len(self.replacement) != n_units:
             raise OptionError(
                 f"{name_of(self)}: replacement must be one number, or one for each of the site's "

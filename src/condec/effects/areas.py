@@ -31,10 +31,9 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
 
     .. math:: \frac{A_\text{target} - A_\text{off}}{A_\text{off}}
 
-    with areas by the trapezoid rule over the fractions (Melander et al. 2026, figure 6E).
-    Below 0 the target suffers more than the others; -1, the lowest value, is a target lost
-    from the first fraction on. 0 is no selectivity. When units are preserved, the higher
-    the better.
+    with areas by the trapezoid rule over the fractions (Melander et al. 2026, figure 6E). Below 0
+    the target suffers more than the others; -1, the lowest value, is a target lost from the first
+    fraction on. When units are preserved, the higher the better.
 
     Parameters
     ----------
@@ -46,8 +45,8 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
     pandas.DataFrame
         One row for every site, label, ranking, edit and replacement, with the columns
         ``auc_target``, ``auc_off``, ``auc_difference``, its interval ``auc_low`` and
-        ``auc_high`` (NaN where the table has none), and ``defined`` (False, and the
-        difference NaN, where an accuracy is not defined or the off-target area is 0).
+        ``auc_high``, and ``defined`` (False, and the difference NaN, where an accuracy is not
+        defined or the off-target area is 0).
 
     Raises
     ------
@@ -60,24 +59,20 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
 def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
     r"""Return every curve in a few numbers. Parameters and errors are those of `auc_difference`.
 
-    Between the points a curve is a straight line. Units that are ablated leave everything as
-    it is at fraction 0, units that are preserved at fraction 1: there both accuracies are 1,
-    whether or not the curve has the point.
+    Between the points a curve is a straight line. Both accuracies are 1 at fraction 0 of an
+    ablated, and at fraction 1 of a preserved site, whether or not the curve has the point.
 
     Returns
     -------
     pandas.DataFrame
-        One row for every site, label, ranking, edit and replacement, with the columns of
-        `auc_difference` and
+        One row a curve, with the columns of `auc_difference` and
 
         - ``area_between``: the mean of off-target minus target accuracy over the fractions
-          when units are ablated, and of target minus off-target when they are preserved; above
-          0 is selective. Unlike the selectivity it is defined without an off-target area;
+          (ablate), or of target minus off-target (preserve); above 0 is selective. It is defined
+          without an off-target area, too;
         - ``half_dose``: the smallest fraction at which half the target is lost (ablate) or
-          kept (preserve). NaN where that is never reached. When the first fraction preserved
-          keeps half already, it is given: the dose is at most that;
-        - ``off_damage``: share of the off-target accuracy that is lost at that dose. Low is
-          selective when units are ablated, high when they are preserved.
+          kept (preserve), at most that where the first fraction keeps half; NaN where none does;
+        - ``off_damage``: share of the off-target accuracy that is lost at that dose.
     """
     import pandas
 
@@ -153,19 +148,17 @@ def compare(
     curves : Curves
         From `measure_curves`, with ``n_bootstrap`` above 0.
     by : {"auc_difference", "area_between"}, optional
-        What is compared; see `summarise`. By default the first where units are ablated, the
-        second where they are preserved: the off-target area comes near 0 there, and a ratio
-        to it says little.
+        See `summarise`. By default the first where units are ablated, the second where they are
+        preserved: a ratio to an off-target area near 0 says little.
     against : str, optional
         Only pairs with this ranking. By default all, each once.
 
     Returns
     -------
     pandas.DataFrame
-        One row for every pair: ``site``, ``edit``, ``replacement``, ``by``, ``ranking``,
-        ``against``, ``value`` and ``against_value`` (means over the labels),
-        ``difference``, ``low``, ``high``, ``n_labels``, and ``verdict``: ``better``, ``equal``
-        (0 lies within the interval) or ``worse``, said of ``ranking``; ``undefined`` where no
+        One row a pair. ``value`` and ``against_value`` are means over ``n_labels`` labels,
+        ``low`` to ``high`` the interval of their ``difference``. The ``verdict`` on ``ranking`` is
+        ``better``, ``equal`` (0 lies within the interval), ``worse``, or ``undefined`` where no
         label has both.
 
     Raises

@@ -22,15 +22,12 @@ FixedReplacement = Literal["zero", "mean"]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """How many units of a site are taken, and how these are edited. Made by `choice_of`.
+    """How many of a site's units are taken, and how these are edited. Made by `choice_of`.
 
     Attributes
     ----------
-    site : Site
     n_units, count : int
         Units of the site, and how many of them are ablated or preserved.
-    edit : {"ablate", "preserve"}
-    replacement : float, or Tensor of shape [unit]
     """
 
     site: Site
@@ -72,13 +69,7 @@ def choice_of(
     count: int | None,
     replacement: FixedReplacement,
 ) -> Choice:
-    """Check how units are to be taken, and edited.
-
-    Raises
-    ------
-    OptionError
-        Another edit or replacement; not one of `fraction` and `count`, or one out of range.
-    """
+    """Check how units are to be taken, and edited; one of `fraction` and `count` says how many."""
     one_of(who, "edit", edit, EditKind)
     one_of(who, "replacement", replacement, FixedReplacement)
     n_units = modes.store.info(modes.site).n_units

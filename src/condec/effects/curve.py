@@ -96,18 +96,14 @@ def control_curve(
 
     For every label, units of the modes' site are put in order by four rankings (`RANKINGS`, see
     `standard_rankings`; ``best_mode`` is that of Melander et al. 2026, figure 6). Of every ranking
-    the first ``int(n_units * fraction)`` units are ablated, or preserved, so that the units of a
-    smaller fraction are among those of a larger one. An accuracy is relative to the unedited
-    model's,
+    the first ``int(n_units * fraction)`` units are ablated, or preserved. An accuracy is relative
+    to the unedited model's,
 
     .. math:: \frac{\text{right, edited}}{\text{right, unedited}},
 
     over the label's images (target), or over all images of all other labels together
     (off-target). No unit to ablate is no edit, and gives 1; no unit to preserve is a site
     that is replaced as a whole.
-
-    Intervals are 95 % bootstrap intervals over images: images are drawn again within each
-    label, the same for all points, rankings and labels; so are the draws of random units.
 
     Parameters
     ----------
@@ -127,17 +123,15 @@ def control_curve(
         (`unit_means`), or over the label's own training rows; or what another held-out
         sample, drawn once, has there, position by position.
     off : {"others", "drawn"}
-        Off-target: all other labels together, or one of them for each label, drawn once and
-        shared by all rankings along the curve. The paper draws another pair of labels at
-        every point, so that its curves are not paired along the fractions.
+        Off-target: all other labels together, or one of them for each label, drawn once. The
+        paper draws another pair of labels at every point, so that its curves are not paired.
     rankings : sequence of Ranking
         Other orders to compare; `rank` and `n_random` are then not used.
     rank : int
         Which mode of a label ``best_mode`` is: 0 the most correlated.
-    n_random : int
-        Number of random draws; 0 leaves the ranking out.
-    n_bootstrap : int
-        Resamples behind the intervals; 0 leaves them out (NaN).
+    n_random, n_bootstrap : int
+        Random draws, 0 leaves the ranking out; resamples behind the 95 % intervals, 0 leaves
+        them out (NaN).
     seed : int
         Of all that is drawn: random units, off-target labels, samples, resamples.
     batch_size : int
@@ -146,26 +140,10 @@ def control_curve(
     Returns
     -------
     pandas.DataFrame
-        One row for every label, ranking and fraction, with the columns
-
-        - ``site``, ``label``, ``label_name``, ``ranking``, ``edit``, ``replacement``,
-          ``fraction``, ``n_units`` (number of units ablated or preserved);
-        - ``target_accuracy``, ``off_accuracy``: relative to the unedited model; for random
-          units the mean over draws. NaN where the unedited model gets no image right;
-        - ``target_low``, ``target_high``, ``off_low``, ``off_high``: their intervals;
-        - ``target_std``, ``off_std``: standard deviation over draws; NaN without draws;
-        - ``defined``: whether both accuracies are;
-        - ``target_unedited``, ``off_unedited``, ``target_edited``, ``off_edited``: accuracy
-          of the unedited and the edited model, 0 to 1;
-        - ``target_probability``, ``off_probability``, ``target_logit``, ``off_logit``,
-          ``target_entropy``, ``off_entropy``: mean change by the edit of the probability and
-          the logit of an image's own label, and of the output's entropy in nats;
-        - ``auc_low``, ``auc_high``: interval of the selectivity (`auc_difference`) of the
-          whole curve;
-        - ``n_target``, ``n_off``: number of held-out images behind them;
-        - ``off``; ``off_label``: the other label, where one is drawn; ``n_draws``;
-          ``n_bootstrap``; ``mode``: original id of the mode, missing for other rankings;
-          ``correlation`` of the mode with the label on training rows.
+        One row for every label, ranking and fraction, with `COLUMNS`; see docs/how-to/control.md.
+        Accuracies are NaN, and ``defined`` is False, where the unedited model gets no image right;
+        ``_std`` is over random draws; ``_probability``, ``_logit`` and ``_entropy`` (nats) are
+        mean changes by the edit; ``auc_low`` and ``auc_high`` are of the whole curve.
 
     Raises
     ------

@@ -43,12 +43,10 @@ def head_weights(
 
     Raises
     ------
-    OptionError
-        Fewer than two inputs.
+    OptionError, ModelError
+        Fewer than two inputs; a model in training mode.
     SiteError
         The gradients differ: more than averaging and a linear layer follows.
-    ModelError
-        The model is in training mode.
     """
     refuse_training(model)
     (site,) = find_sites(original(model), site)

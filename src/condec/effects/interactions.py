@@ -46,11 +46,9 @@ def mode_interactions(
     .. math:: I_{ab} = E_{ab} - (E_a + E_b)
 
     with E the change, by ablating the first units of a mode's atom (or of both), of the output
-    or the probability of a label, a mean over its held-out samples. A linear network, seen at
-    its output, has no interaction of modes that share no unit. Where the two stand in for each
-    other, either alone does little, and together they do much: I is below 0. Where each is
-    needed by the other, either alone does all there is to do, and I is above 0. Units that
-    both have are ablated once, and so counted twice in the sum; ``n_shared`` says how many.
+    or the probability of a label, a mean over its held-out samples. I is below 0 where the two
+    stand in for each other (docs/how-to/side-effects.md). Units that both have are ablated once,
+    and so counted twice in the sum; ``n_shared`` says how many.
 
     Parameters
     ----------
@@ -72,10 +70,9 @@ def mode_interactions(
     -------
     pandas.DataFrame
         One row for every pair, label and quantity (``logit``, the label's output, and
-        ``probability``): ``name_a``, ``name_b``, the label that each mode correlates with most
-        on training rows; ``single_a``, ``single_b``, ``sum``, ``pair``, ``interaction`` with
-        its 95 % interval over samples ``low`` to ``high``, ``n_samples``, ``n_units`` (of each
-        mode) and ``n_shared``.
+        ``probability``), with `INTERACTION_COLUMNS`: ``name_a``, ``name_b``, the label that each
+        mode correlates with most on training rows; ``low`` to ``high``, the 95 % interval of the
+        ``interaction`` over samples; ``n_units`` of each mode.
 
     Raises
     ------

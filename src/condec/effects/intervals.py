@@ -20,12 +20,8 @@ def resample_counts(
 ) -> Float[torch.Tensor, "resample sample"]:
     """Return how often every sample is in each resample; row 0 has all of them once.
 
-    Parameters
-    ----------
-    groups : Tensor of shape [sample], or int
-        Within each group as many samples are drawn as it has, so that none is ever without; or
-        the number of samples of a single group.
-    n_bootstrap, seed : int
+    Within each group as many samples are drawn as it has. `groups` may be a number of samples,
+    which are one group.
     """
     if isinstance(groups, int):
         groups = torch.zeros(groups, dtype=torch.int64)
@@ -42,8 +38,7 @@ def resample_counts(
 def interval(values: Float[torch.Tensor, "resample ..."]) -> Float[torch.Tensor, "bound ..."]:
     """Return the lower and upper bound by percentiles of the resamples, row 0 left out.
 
-    NaN where there are none, or where the value itself (row 0) is not defined; resamples in
-    which it is not are passed over.
+    NaN where there are none, or where row 0 is; resamples that are NaN are passed over.
     """
     tail = (1 - LEVEL) / 2
     if len(values) < 2:
@@ -66,18 +61,9 @@ def interval_of_means(
 def mean_over_labels(
     values: Float[torch.Tensor, "label ..."], *, n_bootstrap: int = 1000, seed: int = 0
 ) -> Float[torch.Tensor, "bound ..."]:
-    """Return the mean over labels with its 95 % interval, labels drawn again.
+    """Return mean over labels, lower and upper bound, [3, ...]: 95 %, labels drawn again.
 
-    Parameters
-    ----------
-    values : Tensor of shape [label, ...]
-        NaN where a label has none; it is passed over.
-    n_bootstrap, seed : int
-
-    Returns
-    -------
-    Tensor of shape [3, ...]
-        The mean, the lower and the upper bound; bounds are NaN with a single label.
+    NaN, where a label has no value, is passed over; bounds are NaN with a single label.
     """
     n_labels, values = len(values), values.double()
     weights = _weights(n_labels, n_bootstrap if n_labels > 1 else 0, seed)
@@ -106,13 +92,7 @@ def _weights(n: int, n_bootstrap: int, seed: int) -> Float[torch.Tensor, "resamp
 class Resampled:
     """Numbers of images that are right under every edit, in every resample.
 
-    Parameters
-    ----------
-    right : Tensor of shape [edit, sample], bool
-        Edit 0 is the network as it is.
-    labels : Tensor of shape [sample]
-        Images are drawn again within each label.
-    n_bootstrap, seed : int
+    Edit 0 of `right` is the network as it is. Images are drawn again within each label.
     """
 
     def __init__(
@@ -134,19 +114,8 @@ class Resampled:
     ) -> Float[torch.Tensor, "of resample fraction"]:
         """Return accuracy relative to the unedited network's, of target and off-target.
 
-        Parameters
-        ----------
-        numbers : Tensor of shape [fraction, draw]
-            The edits; random draws of units are drawn again as well, and averaged.
-        label : int
-            The target.
-        off : int, or None
-            Off-target: another label, or all others.
-
-        Returns
-        -------
-        Tensor of shape [2, resample, fraction]
-            NaN where the unedited network gets nothing right.
+        Random draws of units are drawn again as well, and averaged. Off-target is another label,
+        or, if None, all others. NaN where the unedited network gets nothing right.
         """
         target = self._sums(label)
         others = self._all - target if off is None else self._sums(off)

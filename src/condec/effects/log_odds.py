@@ -58,7 +58,7 @@ def fit_log_odds(
     Returns
     -------
     Modes
-        Of sign ``sum``; for ``ByModeSum``, or the `log_odds` of `standard_rankings`.
+        Of sign ``sum``; for `ByModeSum`, or the `log_odds` of `standard_rankings`.
     """
     site = like.site if site is None else site
     rows = store.matrix(site, sign="sum")

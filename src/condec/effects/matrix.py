@@ -43,10 +43,8 @@ class GroupAgreement:
         common group; NaN where all pairs, or none, have one.
     p_value : float
         Share of permutations of the labels whose correlation is as high.
-    within, between : float
-        Mean overlap of pairs of one group, and of two; in the unit of the overlap.
-    n_within, n_between : int
-        Number of these pairs.
+    within, between, n_within, n_between : float, int
+        Mean overlap of pairs of one group, and of two, and the number of these pairs.
     """
 
     correlation: float
@@ -68,15 +66,12 @@ class ControlMatrix:
     Attributes
     ----------
     site, ranking, edit, replacement : str
-    labels : tuple of int
+    labels, label_names : tuple of int, tuple of str
         Of rows and columns alike.
-    label_names : tuple of str
     count, n_units : int
         Units ablated or preserved in every row, and units of the site.
-    n_samples : Tensor of shape [label], int64
-        Held-out samples of every column.
-    unedited : Tensor of shape [label]
-        Accuracy of the network as it is, 0 to 1.
+    n_samples, unedited : Tensor of shape [label]
+        Held-out samples of every column, and the accuracy of the network as it is.
     accuracy : Tensor of shape [edited, label]
         Relative to the unedited network's; NaN where that gets no sample right.
     probability, logit : Tensor of shape [edited, label]
@@ -106,15 +101,7 @@ class ControlMatrix:
         return ~self.accuracy.isnan()
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return one row for every pair of an edited label and a label looked at.
-
-        Returns
-        -------
-        pandas.DataFrame
-            ``site``, ``ranking``, ``edit``, ``replacement``, ``count``; ``edited``,
-            ``edited_name``, ``mode``; ``label``, ``label_name``, ``n_samples``,
-            ``unedited``; ``accuracy``, ``probability``, ``logit``, ``defined``.
-        """
+        """Return one row for every pair of an edited label and a label looked at."""
         import pandas
 
         n = len(self.labels)
@@ -136,12 +123,9 @@ class ControlMatrix:
     def summary(self) -> "pandas.DataFrame":
         """Compare the diagonal (a label's own units) with all else, a row for every quantity.
 
-        Returns
-        -------
-        pandas.DataFrame
-            ``quantity``, ``own``, ``others``: means over the labels where it is defined;
-            ``difference``, own minus others: below 0 where edits take the label and not the
-            others (ablate), above 0 where they keep it and not the others (preserve).
+        The ``difference`` of ``own`` and ``others``, means over labels where it is defined, is
+        below 0 where edits take the label and not the others (ablate), above 0 where they keep
+        it and not the others (preserve).
         """
         import pandas
 
@@ -154,28 +138,14 @@ class ControlMatrix:
         return pandas.DataFrame(rows, columns=["quantity", "own", "others", "difference"])
 
     def overlap(self, quantity: MatrixQuantity = "logit") -> LabelPair:
-        r"""Return how much two labels share: what the edit of either does to the other.
+        r"""Return what two labels share, [label, label]: what the edit of either does to the other.
 
         .. math:: S_{ij} = \pm \tfrac12 (E_{ij} + E_{ji})
 
         with the effect E of editing label i on label j, and minus where units are ablated,
-        so that a high overlap is much lost together, or much kept together. The default is
-        the change of the output, which labels do not compete for: where one of two labels
-        that the network confuses is lost, the other's *probability* rises.
-
-        Parameters
-        ----------
-        quantity : {"logit", "probability", "accuracy"}
-
-        Returns
-        -------
-        Tensor of shape [label, label]
-            Symmetric; NaN where the effect is not defined.
-
-        Raises
-        ------
-        OptionError
-            Another quantity.
+        so that a high overlap is much lost together, or much kept together; NaN where E is. The
+        default is the change of the output, which labels do not compete for: where one of two
+        labels that the network confuses is lost, the other's *probability* rises.
         """
         one_of("overlap", "quantity", quantity, MatrixQuantity)
         effect: Tensor = getattr(self, quantity)
@@ -187,14 +157,9 @@ class ControlMatrix:
     ) -> "ControlMatrix":
         """Return the same with labels in another order, rows and columns alike.
 
-        Parameters
-        ----------
-        hierarchy : Hierarchy, optional
-            Labels of a group stand together, in the hierarchy's order; those of no group come
-            last. Without one, labels that share much stand together: the leaves of average
-            linkage over `overlap`, turned so that neighbours are alike (scipy).
-        quantity : {"logit", "probability", "accuracy"}
-            Of the overlap.
+        Labels of a group stand together, in the hierarchy's order; those of no group come last.
+        Without a hierarchy, labels that share much stand together: the leaves of average linkage
+        over `overlap`, turned so that neighbours are alike (scipy).
         """
         if hierarchy is None:
             order = _by_likeness(self.overlap(quantity))
@@ -221,15 +186,7 @@ class ControlMatrix:
     ) -> GroupAgreement:
         """Test whether labels of one superclass share more than labels of two (Mantel's test).
 
-        Parameters
-        ----------
-        hierarchy : Hierarchy
-            Labels of no group are left out.
-        quantity : {"logit", "probability", "accuracy"}
-            Of the overlap.
-        n_permutations, seed : int
-            Draws of the labels' order behind the p value, which is at least
-            1 / (`n_permutations` + 1).
+        Labels of no group are left out. The p value is at least 1 / (`n_permutations` + 1).
 
         Raises
         ------

@@ -40,10 +40,9 @@ class Ranked:
     name : str
         The ranking's.
     orders : tuple of Tensor of shape [unit]
-    mode : int, or None
-        Original id of the mode whose atom gives the order.
-    correlation : float
-        Of that mode with the label, on training rows; NaN without a mode.
+    mode, correlation : int or None, float
+        Original id of the mode whose atom gives the order, and its correlation with the label on
+        training rows; None and NaN without a mode.
     drawn : bool
         Whether the orders are random draws.
     """
@@ -98,14 +97,8 @@ class ByMode(OfModes):
     """The atom of the label's best mode, largest signed entry first.
 
     Melander et al. 2026, figure 6. For modes of negative parts the lowest entry comes first;
-    for modes of both parts side by side (``concat``) a unit's two entries are added.
-
-    Parameters
-    ----------
-    modes : Modes
-    rank : int
-        Which mode of a label: 0 the most correlated on training rows.
-    name : str
+    for modes of both parts side by side (``concat``) a unit's two entries are added. Of `rank` 0
+    is the mode most correlated on training rows.
     """
 
     modes: Modes
@@ -132,14 +125,6 @@ class ByModeSum(OfModes, ByUnitScores):
     correlation with a superclass is above 0.2). For ``difference``, the default,
     :math:`w_m \bar z_m` is the mean loading on the label's rows minus that on all others: what
     the modes describe of the difference between the labels.
-
-    Parameters
-    ----------
-    modes : Modes
-    weight : {"difference", "correlation", "above"}
-    least : float
-        Modes whose correlation is not above it are left out; not used for ``difference``.
-    name : str
     """
 
     modes: Modes

@@ -51,21 +51,13 @@ class HeldOut:
 
 
 def held_out(data: Any, modes: Modes, who: str = "control_curve") -> HeldOut:
-    """Find the labelled held-out rows of modes in the data, by id.
-
-    Parameters
-    ----------
-    data : Inputs, (tensor, labels), or a data set
-        What was collected.
-    modes : Modes
-    who : str
-        What the rows are for; named in errors.
+    """Find the labelled held-out rows of modes in the data that were collected, by id.
 
     Raises
     ------
     DataError
         Labels are missing, no rows are held out, or `data` lacks samples of the store, or has
-        other labels.
+        other labels. The message begins with `who`.
     """
     inputs, store = as_inputs(data), modes.store
     if not bool((store.labels >= 0).any()):
@@ -101,13 +93,7 @@ def held_out(data: Any, modes: Modes, who: str = "control_curve") -> HeldOut:
 
 
 def labels_of(samples: HeldOut, modes: Modes, wanted: Sequence[int] | None, who: str) -> list[int]:
-    """Return the labels to measure: those wanted, or all with training and held-out rows.
-
-    Raises
-    ------
-    DataError
-        A label has no training row or no held-out row.
-    """
+    """Return the labels to measure: those wanted, or all with training and held-out rows."""
     training = set(modes.store.labels[~modes.held_out].tolist())
     both = sorted(training & set(samples.labels.tolist()))
     if not both:

@@ -50,37 +50,25 @@ def standard_rankings(
     - ``modes``: all modes, each by how much more the label uses it than the others do
       (`ByModeSum`); ``best_mode``: the label's best mode alone (Melander et al. 2026);
       ``mode_sum``: all modes, weighted by correlation;
-    - ``log_odds_modes``, if given: as ``modes``, of contributions to the label's log-odds, which
-      choose better than those of the paper; ``log_odds_difference``: the label's mean of these
-      minus the others', without a dictionary;
-    - ``activation_modes``, if given: as ``modes``, of a dictionary of activations;
+    - ``log_odds_modes``, ``log_odds_difference``: with `log_odds` from `fit_log_odds`; as
+      ``modes``, and without a dictionary as ``contribution_difference``;
+    - ``activation_modes``: as ``modes``, with a dictionary of activations;
     - ``mean_contribution``, ``contribution_difference``: the label's mean contribution, and
-      the same minus that of all other labels;
+      the same minus that of all other labels; one more difference for each of `stores`, of the
+      same samples by another method, as ``{"act_grad": store}``;
     - ``activation_difference``: its mean activation minus that of all other labels;
-    - one for each of `stores`: the label's mean contribution minus the others' by another
-      method;
     - ``unit_correlation``: the correlation of every single unit's contribution with the label;
-    - ``head_weights``: if given;
+    - ``head_weights``: with `head` from `head_weights`;
     - ``random``: random units; ``random_modes``: modes drawn at random.
 
     Parameters
     ----------
-    modes : Modes
     names : sequence of str, optional
-        Of `RANKING_NAMES`: only these; both random ones are left out where `n_random` is 0.
-    log_odds : Modes, optional
-        From `fit_log_odds`.
-    activation_modes : Modes, optional
-        Of the same store and training rows.
-    stores : mapping of str to Store, optional
-        Stores of the same samples by other methods, as ``{"act_grad": store}``.
-    head : Tensor of shape [label, unit], optional
-        From `head_weights`.
+        Of `RANKING_NAMES`: only these.
     rank : int
         Which mode of a label ``best_mode`` is.
-    n_random : int
+    n_random, seed : int
         Draws of random units and modes; 0 leaves both out.
-    seed : int
 
     Raises
     ------
@@ -139,15 +127,7 @@ def standard_rankings(
 
 
 def check_rankings(rankings: Sequence[Ranking], modes: Modes) -> None:
-    """Refuse rankings that would not be a fair comparison.
-
-    Raises
-    ------
-    OptionError
-        Two rankings of one name.
-    DataError
-        A ranking scores by other samples, or by other rows than the modes' training rows.
-    """
+    """Refuse rankings of one name, by other samples, or by other rows than the training rows."""
     names = [ranking.name for ranking in rankings]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -176,13 +156,7 @@ def check_rankings(rankings: Sequence[Ranking], modes: Modes) -> None:
 
 
 def ranked_units(ranking: Ranking, label: int, n_units: int) -> Ranked:
-    """Return the order of a ranking for a label, with every unit of the site once.
-
-    Raises
-    ------
-    OptionError
-        It is an order of something else.
-    """
+    """Return the order of a ranking for a label; refuse one that lacks a unit of the site."""
     ranked = ranking.ranked(label)
     for order in ranked.orders:
         if not torch.equal(order.sort().values, torch.arange(n_units)):

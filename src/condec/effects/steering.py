@@ -52,10 +52,7 @@ def steering_curve(
 
     - ``activation``: how activations go with the loading z of the label's best mode, the
       slope of their regression, :math:`b_u = \operatorname{cov}(h_u, z) / \operatorname{var}(z)`;
-    - ``atom``: the mode's atom. Atoms of contributions live among contributions, not among
-      activations: an entry is in the unit of the target, and high where a unit matters, be
-      it by its activation or by its gradient. Added to activations, an atom is a direction
-      like any other, with no claim to be the mode's own;
+    - ``atom``: the mode's atom, which says which units matter, not what they hold;
     - ``mean_activation``: mean activation of the label's samples minus that of all others.
       No dictionary takes part;
     - ``random_mode``: as ``activation``, for modes drawn at random among the others;
@@ -81,15 +78,11 @@ def steering_curve(
     -------
     pandas.DataFrame
         One row for every label, direction and strength, over held-out samples of other
-        labels (``n_samples``):
-
-        - ``converted``: share of them for which the label is predicted;
-        - ``probability``, ``logit``: mean of the label's own;
-        - ``own_accuracy``: how many keep their own label, relative to the unedited model;
-          NaN, and ``defined`` False, where that gets none right;
-        - each also for the unedited model, ``_unedited``, accuracy as a share;
-        - ``converted_std``, ``own_std``: standard deviation over draws; NaN without;
-        - ``n_draws``; ``mode``: original id, missing for directions of no mode or several.
+        labels: the share ``converted``, for which the label is predicted; the mean
+        ``probability`` and ``logit`` of the label; ``own_accuracy``, how many keep their own label,
+        relative to the unedited model (NaN, and ``defined`` False, where that gets none right);
+        each also ``_unedited``; ``_std`` over draws; ``mode``: original id, missing for directions
+        of no mode or several.
 
     Raises
     ------
@@ -142,19 +135,7 @@ def steering_curve(
 
 
 def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: int = 0) -> Atom:
-    """Return one direction of a label, of length 1: see `steering_curve`.
-
-    Parameters
-    ----------
-    modes : Modes
-    label : int
-    kind : {"activation", "atom", "mean_activation"}
-    rank : int
-        Which mode of the label: 0 the most correlated on training rows.
-
-    Returns
-    -------
-    Tensor of shape [unit]
+    """Return one direction of a label, [unit], of length 1: see `steering_curve`.
 
     Raises
     ------

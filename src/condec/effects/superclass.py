@@ -43,10 +43,8 @@ class SuperclassControl:
     name : str
         The superclass.
     edit, replacement : str
-    sites : tuple of str
-        Edited together.
-    counts : tuple of int
-        Units ablated or preserved at each site.
+    sites, counts : tuple of str, tuple of int
+        Edited together, and the units ablated or preserved at each.
     modes : tuple of tuple of int
         Original ids of the modes summed at each site.
     rankings : tuple of str
@@ -56,11 +54,9 @@ class SuperclassControl:
     label_names : tuple of str, or None
     members, neighbours : tuple of int
         Labels of the superclass, and labels to look at besides.
-    top1, top5 : Tensor of shape [ranking, sample]
-        Whether the sample's label is the largest output, or one of the five largest; over
-        random draws the share of draws in which it is.
-    probability : Tensor of shape [ranking, sample]
-        Of the sample's label; over random draws the mean.
+    top1, top5, probability : Tensor of shape [ranking, sample]
+        Whether the sample's label is the largest output, or one of the five largest, and its
+        probability; means over random draws.
     """
 
     name: str
@@ -81,12 +77,8 @@ class SuperclassControl:
     def to_frame(self) -> "pandas.DataFrame":
         """Return one row for every ranking and label with held-out samples.
 
-        Returns
-        -------
-        pandas.DataFrame
-            ``ranking``, ``label``, ``label_name``, ``group`` (``member``, ``neighbour`` or
-            ``other``), ``n_samples``; the accuracies ``top1`` and ``top5`` and the
-            ``probability`` of the label, each also ``_unedited``; all 0 to 1.
+        The ``group`` is ``member``, ``neighbour`` or ``other``; accuracies ``top1`` and ``top5``,
+        and the ``probability`` of the label, stand there also ``_unedited``.
         """
         import pandas
 
@@ -110,20 +102,8 @@ class SuperclassControl:
     def means(self, *, n_bootstrap: int = 1000, seed: int = 0) -> "pandas.DataFrame":
         """Return the accuracy on members, neighbours and others, for every ranking and unedited.
 
-        Every sample counts once. Neighbours are among the others, too.
-
-        Parameters
-        ----------
-        n_bootstrap, seed : int
-            Draws of samples behind the 95 % intervals, which speak of these samples alone,
-            not of other modes or draws of units.
-
-        Returns
-        -------
-        pandas.DataFrame
-            ``ranking``, ``group`` (``members``, ``neighbours``, ``others``), ``n_labels``,
-            ``n_samples``, ``top1``, ``top1_low``, ``top1_high``, and the same of ``top5`` and
-            ``probability``.
+        Every sample counts once. Neighbours are among the others, too. The 95 % intervals, ``_low``
+        to ``_high``, speak of these samples alone, not of other modes or draws of units.
         """
         import pandas
 
@@ -182,24 +162,19 @@ def superclass_control(
 
     Parameters
     ----------
-    model, data, edit, batch_size
+    model, data, edit, replacement, batch_size
         As in `control_curve`.
     modes : Modes, or several
         One for each site; of one store, with the same held-out rows.
-    members : sequence of int
-        Labels of the superclass, as from `Hierarchy.labels`.
+    members, neighbours : sequence of int
+        Labels of the superclass, as from `Hierarchy.labels`, and labels outside it to look at
+        besides: those most like it.
     fraction : float
         Share of every site's units to ablate or preserve.
     least_correlation : float
         -1 to 1; modes above it are added up.
-    replacement : {"zero", "mean"}
-        As in `control_curve`.
-    neighbours : sequence of int
-        Labels outside the superclass to look at besides: those most like it.
-    n_random : int
+    n_random, seed : int
         Random draws; 0 leaves them out.
-    seed : int
-        Of the random draws.
     name : str
         Of the superclass, for tables and figures.
 
@@ -208,11 +183,9 @@ def superclass_control(
     OptionError
         An option outside its range, two modes of one site, or no mode above
         `least_correlation` at a site.
-    DataError
+    DataError, ModelError
         No members, members without training or held-out samples, neighbours among them, modes
         of different stores or held-out rows; and as in `control_curve`.
-    ModelError
-        The model is in training mode, or its output is not [sample, label].
     """
     several = (modes,) if isinstance(modes, Modes) else tuple(modes)
     members = tuple(dict.fromkeys(int(label) for label in members))
