@@ -211,10 +211,7 @@ class Project(Edit):
 
 
 def along(
-    edit: Edit,
-    directions: Sequence[Direction],
-    activation: Tensor,
-    change: Callable[..., Tensor],
+    edit: Edit, directions: Sequence[Direction], activation: Tensor, change: Callable[..., Tensor]
 ) -> Tensor:
     """Return a changed copy of an activation; half precision is changed in single.
 

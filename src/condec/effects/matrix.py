@@ -12,11 +12,7 @@ from condec.basis.checks import at_least, one_of
 from condec.basis.errors import DataError
 from condec.basis.metrics import pearson
 from condec.basis.records import short_repr
-from condec.effects.choice import (
-    EditKind,
-    FixedReplacement,
-    choice_of,
-)
+from condec.effects.choice import EditKind, FixedReplacement, choice_of
 from condec.effects.measured import Edits, measure
 from condec.effects.rankings import ByMode, Ranking
 from condec.effects.samples import held_out, labels_of

@@ -14,13 +14,7 @@ from condec.basis.records import short_repr
 from condec.effects.choice import Choice, EditKind, FixedReplacement, choice_of
 from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
-from condec.effects.rankings import (
-    ByMean,
-    ByModeSum,
-    RandomUnits,
-    descending,
-    member_correlation,
-)
+from condec.effects.rankings import ByMean, ByModeSum, RandomUnits, descending, member_correlation
 from condec.effects.samples import HeldOut, held_out
 from condec.modes import Modes, label_name
 from condec.network import refuse_training
