@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -15,24 +15,24 @@ import torch
 
 from condec import attribution, effects
 from condec.attribution import IntegratedGradients, targets
+from condec.basis import registry
 from condec.basis.errors import StoreError
+from condec.dictionary import KMeans
 from condec.modes.labels import Hierarchy
 from condec.modes.modes import Modes
-from condec.report import build_report, figures
-from condec.report.build import _write_pages
-from condec.report.cards import mode_lines, stems
-from condec.report.checks import chance, check_lines, control_rows, numbers, sentences
-from condec.report.control import control_lines, control_sentences
+from condec.report import Page as OtherPage
+from condec.report import build_report, facts, figures, sentences, tables, words
+from condec.report.build import write_pages
+from condec.report.cards import stems
 from condec.report.reading import read_run
-from condec.report.side_effects import matrices, side_effect_sentences
-from condec.report.summary import facts, site_line, title, trends, warnings
-from condec.report.words import method_words, target_words
+from condec.report.tables import Line, table
+from condec.store import RunFolder
 from condec.store.collection import collect
 from condec.store.statistics import layer_statistics
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, collect_twin
 from condec.testing.models import small_resnet
-from condec.testing.runs import SITES, small_inputs, small_run
+from condec.testing.runs import SITES, add_modes, add_results, small_inputs, small_run
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }} & 'x'")
 VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}
@@ -76,6 +76,23 @@ class Page(HTMLParser):
 
 def pages(folder: Path) -> list[Page]:
     return [Page(file) for file in sorted(folder.rglob("*.html"))]
+
+
+def shown(file: Path) -> str:
+    """Text of a page as it is read."""
+    return " ".join(Page(file).text.split())
+
+
+def cells(columns, *rows) -> list[dict[str, str]]:
+    """The texts of a table by the heads of its columns, row by row."""
+    made = table(columns, rows)
+    return [{column.name: str(column.text(row)) for column in made.columns} for row in made.rows]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Figures are drawn but not rendered, which takes most of the time of a report."""
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +182,10 @@ def test_a_report_that_fails_leaves_the_old_one(run_folder, report, monkeypatch)
 
 
 def test_summary_says_what_was_run(report, run_folder):
-    text = " ".join(Page(report / "index.html").text.split())
+    text = shown(report / "index.html")
     store = Store.open(run_folder / "contributions.zarr")
     right = (store.labels == store.predictions).float().mean().item()
-    for words in (
+    for said in (
         "A small run",
         "2026-03-01",
         "59 inputs",
@@ -181,83 +198,91 @@ def test_summary_says_what_was_run(report, run_folder):
         "block2:input",
         store.recipe["condec"],
     ):
-        assert words in text, words
+        assert said in text, said
 
 
 def test_facts_are_the_stores_figures(run):
-    found = {fact.name: fact.value for fact in facts(run)}
+    found = {fact.name: fact.value for fact in facts.of_run(run)}
     middle = [run.store.completeness()[site.key].quantile(0.5) for site in run.sites]
     assert found["completeness"] == f"{torch.stack(middle).quantile(0.5):.2f}"
     assert found["sites"] == "2"
-    alive = sum(len(one.modes) for site in run.sites for one in site.fitted)
-    assert found["modes in use"] == str(alive)
-
-
-def test_site_line_holds_held_out_figures(run):
+    for _, part in run.parts:
+        assert found[f"modes in use, {part.name}"] == str(len(part.modes))
     site = run.sites[1]
-    line, fitted = site_line(site), site.fitted[0]
-    assert line.r2 == fitted.dictionary.training.metrics["held_out"].r2
-    train = fitted.modes.correlation(split="train")
-    held_out = fitted.modes.correlation(split="held_out")
-    wanted = [float(held_out[m, train[m].argmax()]) for m in range(len(fitted.modes))]
-    assert line.label_correlation == pytest.approx(float(torch.tensor(wanted).quantile(0.5)))
-    rows = site.areas[(site.areas["edit"] == "ablate") & (site.areas["ranking"] == "modes")]
-    assert line.ablate == pytest.approx(rows["auc_difference"].mean(), nan_ok=True)
+    of_site = {fact.name: fact.value for fact in facts.of_site(site)}
+    assert of_site["units"] == str(site.info.n_units)
+    assert of_site["modes in use"] == str(len(site.parts[0].modes))
+
+
+def test_the_line_of_a_site_holds_held_out_figures(run):
+    site = run.sites[1]
+    (part,) = site.parts
+    (line,) = cells(tables.SITES, Line(site, part))
+    metrics = part.dictionary.training.metrics["held_out"]
+    assert line[tables.R2] == f"{metrics.r2:.2f}"
+    assert line["Modes per input"] == f"{metrics.l0:.1f}"
+    train, held_out = (part.modes.correlation(split=s) for s in ("train", "held_out"))
+    wanted = [float(held_out[m, train[m].argmax()]) for m in range(len(part.modes))]
+    middle = float(torch.tensor(wanted).quantile(0.5))
+    assert tables.label_correlation(part) == pytest.approx(middle)
+    assert line["Label corr."] == words.fixed(middle)
+    rows = part.areas[(part.areas["edit"] == "ablate") & (part.areas["ranking"] == "modes")]
+    mean = rows["auc_difference"].mean()
+    assert tables.selectivity(part, "ablate") == pytest.approx(mean, nan_ok=True)
+    assert line["Ablate"] == words.fixed(mean)
+    assert "Learner" not in line
 
 
 def without_held_out(run, number):
     """The run as if the dictionaries of its first sites had held nothing out."""
     sites = list(run.sites)
     for place, site in enumerate(sites[:number]):
-        fitted = []
-        for one in site.fitted:
-            training = one.dictionary.training
-            metrics = {"train": training.metrics["train"]}
-            dictionary = replace(one.dictionary, training=replace(training, metrics=metrics))
-            fitted.append(replace(one, dictionary=dictionary))
-        sites[place] = replace(site, fitted=tuple(fitted))
+        (one,) = site.parts
+        training = one.dictionary.training
+        metrics = {"train": training.metrics["train"]}
+        dictionary = replace(one.dictionary, training=replace(training, metrics=metrics))
+        sites[place] = replace(site, parts=(replace(one, dictionary=dictionary),))
     return replace(run, sites=tuple(sites))
 
 
 @pytest.mark.parametrize(
     ("number", "words"), [(0, "held out"), (1, "held out or training"), (2, "training")]
 )
-def test_figures_say_which_rows_they_are_of(run, tmp_path, number, words):
+def test_figures_say_which_rows_they_are_of(run, number, words):
     changed = without_held_out(run, number)
-    names = [fact.name for fact in facts(changed)]
-    assert f"R\N{SUPERSCRIPT TWO}, {words}" in names
-    (tmp_path / "report").mkdir()
-    _write_pages(changed, tmp_path / "report")
-    index = (tmp_path / "report" / "index.html").read_text()
-    assert f'title="{words}">R&sup2;' in index
-    assert f'title="modes in use for one input, {words}"' in index
-    for place, site in enumerate(changed.sites):
-        split = "training" if place < number else "held out"
-        line, metrics = site_line(site), site.fitted[0].dictionary.training.metrics
-        assert line.split == split
-        assert line.r2 == metrics["held_out" if split == "held out" else "train"].r2
-        page = Page(tmp_path / "report" / "sites" / f"{site.folder}.html")
-        assert f"R\N{SUPERSCRIPT TWO}, {split}\n" in page.text
+    titles = {c.name: c.title for c in table(tables.SITES, tables.lines(changed)).columns}
+    assert titles[tables.R2] == words
+    assert titles["Modes per input"] == f"modes in use for one input, {words}"
+    for place, (site, part) in enumerate(changed.parts):
+        split, key = ("training", "train") if place < number else ("held out", "held_out")
+        metrics = part.dictionary.training.metrics[key]
+        assert (part.split, part.measured("r2")) == (key, metrics.r2)
+        assert f"R\N{SUPERSCRIPT TWO}, {split}" in [fact.name for fact in facts.of_site(site)]
+        name = f"R\N{SUPERSCRIPT TWO}, {split}, {part.name}"
+        assert name in [fact.name for fact in facts.of_run(changed)]
 
 
 def test_modes_are_ordered_by_training_correlation(run, report):
     site = run.sites[1]
-    lines = mode_lines(run, site.fitted[0])
-    assert [line.train for line in lines] == sorted((x.train for x in lines), reverse=True)
+    (part,) = site.parts
+    rows = tables.mode_rows(run, part)
+    assert [row["train"] for row in rows] == sorted((x["train"] for x in rows), reverse=True)
     text = (report / "sites" / f"{site.folder}.html").read_text()
-    shown = [int(number) for number in re.findall(r"kmeans-mode-(\d+)", text)]
-    ordered = [line.id for line in lines if line.id in shown]
-    assert shown == ordered
-    assert len(shown) == 3
-    use = (site.fitted[0].modes.loadings[~site.fitted[0].modes.held_out] != 0).float().mean(0)
-    assert lines[0].use == pytest.approx(float(use[lines[0].row]))
+    cards = [int(number) for number in re.findall(r"kmeans-mode-(\d+)", text)]
+    assert cards == [row["id"] for row in rows if row["id"] in cards]
+    assert len(cards) == 3
+    use = (part.modes.loadings[~part.modes.held_out] != 0).float().mean(0)
+    assert rows[0]["use"] == pytest.approx(float(use[rows[0]["row"]]))
+    listed = cells(tables.MODES, *rows)
+    assert [line["Mode"] for line in listed] == [str(row["id"]) for row in rows]
+    assert listed[0]["Training"] == f"{rows[0]['train']:.2f}"
 
 
 def test_site_page_has_every_part(report):
     page = Page(report / "sites" / "block2%3Ainput.html")
     text = " ".join(page.text.split())
-    for words in ("Control", "held out", "grand mean", "Cosine", "All modes in use", "KMeans"):
-        assert words in text, words
+    for said in ("Control curves", "held out", "grand mean", "Cosine", "All modes in use", "KMea"):
+        assert said in text, said
     images = " ".join(page.resources)
     for part in ("ablate-zero.svg", "preserve-zero.svg", "ablate-labels.svg", "-total.png"):
         assert part in images, part
@@ -294,26 +319,34 @@ def test_names_are_escaped_everywhere(tmp_path):
 @pytest.mark.parametrize(
     "links", [(), ("stats",), ("fit",), ("fit", "control"), ("fit", "map"), ("stats", "fit", "map")]
 )
-def test_missing_parts_are_left_out(tmp_path, links):
-    folder = small_run(tmp_path / "run", links=links, label_names=None)
+def test_missing_parts_are_left_out(run_folder, tmp_path, quick, links):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    made = {"stats": ["statistics.parquet"], "control": ["control", "control_comparison"]}
+    made |= {"map": ["maps"], "fit": ["rivals", "stability"], "labels": ["labels.json"]}
+    for name in (name for link in made if link not in links for name in made[link]):
+        place = folder / "analysis" / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    if "fit" not in links:
+        shutil.rmtree(folder / "modes")
     report = build_report(folder).parent
     text = " ".join(page.text for page in pages(report))
     assert ("Along the network" in text) == ("stats" in links)
     assert ("No dictionary was fitted here" in text) == ("fit" not in links)
     assert ("Mode " in text) == ("fit" in links)
     assert ("share one scale" in text) == ("map" in links)
-    assert (report / "figures" / "block1-ablate-zero.svg").exists() == ("control" in links)
+    assert (report / "figures" / "block1-sae-ablate-zero.svg").exists() == ("control" in links)
 
 
-def test_without_labels(tmp_path):
-    report = build_report(small_run(tmp_path / "run", labelled=False)).parent
+def test_without_labels(tmp_path, quick):
+    links = ("fit", "map", "check")
+    report = build_report(small_run(tmp_path / "run", labelled=False, links=links)).parent
     text = Page(report / "index.html").text
     assert "The inputs have no labels" in text
     assert "accuracy" not in text.split("Words")[0]
     assert "Mode " in Page(report / "sites" / "block1.html").text
 
 
-def test_without_plan_and_log(tmp_path):
+def test_without_plan_and_log(tmp_path, quick):
     folder = small_run(tmp_path / "run", links=())
     (folder / "run.toml").unlink()
     (folder / "log.jsonl").write_text('{"time": "2026-0')
@@ -325,7 +358,7 @@ def test_without_plan_and_log(tmp_path):
 
 def test_title_falls_back_to_model_and_data(run):
     plan = {"model": {"spec": "digits"}, "data": {"source": "npz:a.npz"}}
-    assert title(replace(run, plan=plan)) == "digits on npz:a.npz"
+    assert facts.title(replace(run, plan=plan)) == "digits on npz:a.npz"
 
 
 # --- warnings -----------------------------------------------------------------------------
@@ -333,7 +366,7 @@ def test_title_falls_back_to_model_and_data(run):
 
 def changed(run, values):
     sites = (replace(run.sites[0], completeness=torch.tensor(values)), *run.sites[1:])
-    return list(warnings(replace(run, sites=sites)))
+    return list(sentences.warnings(replace(run, sites=sites)))
 
 
 def test_warnings_about_completeness(run):
@@ -344,45 +377,56 @@ def test_warnings_about_completeness(run):
     assert any("differs much" in text and "block1" in text for text in wide)
 
 
+def with_part(run, part):
+    """The run with another dictionary at its second site, and that alone."""
+    return replace(run, sites=(replace(run.sites[1], parts=(part,)),))
+
+
 def test_warning_about_dead_modes(run):
-    one = run.sites[1].fitted[0]
-    dead = replace(one, modes=replace(one.modes, n_modes=2 * len(one.modes)))
-    sites = (run.sites[0], replace(run.sites[1], fitted=(dead,)))
-    found = [text for text in warnings(replace(run, sites=sites)) if "dead" in text]
+    (one,) = run.sites[1].parts
+    dead = with_part(run, replace(one, modes=replace(one.modes, n_modes=2 * len(one.modes))))
+    found = [text for text in sentences.warnings(dead) if "dead" in text]
     assert "block2:input 50 % of 8" in found[0]
-    assert "block2:input" not in " ".join(t for t in warnings(run) if "dead" in t)
+    assert "block2:input" not in " ".join(t for t in sentences.warnings(run) if "dead" in t)
 
 
 def test_dead_modes_are_those_of_held_out_rows(run):
-    one = run.sites[1].fitted[0]
+    (one,) = run.sites[1].parts
     loadings = one.modes.loadings.clone()
     loadings[one.modes.held_out] = 0.0
     loadings[one.modes.held_out.nonzero()[0], 0] = 1.0
     dead = replace(one, modes=replace(one.modes, loadings=loadings))
-    sites = (run.sites[0], replace(run.sites[1], fitted=(dead,)))
     assert dead.dead_share == 1 - 1 / one.modes.n_modes
-    changed = replace(run, sites=sites)
-    (said,) = [text for text in warnings(changed) if "no held-out input" in text]
+    changed = with_part(run, dead)
+    (said,) = [text for text in sentences.warnings(changed) if "no held-out input" in text]
     assert f"block2:input 75 % of {one.modes.n_modes}" in said
-    assert check_lines(changed)[1].many_dead
-    assert any("75 % of the 4 modes are dead" in text for text in sentences(changed, dead))
-    nowhere = replace(one.modes, held_out=torch.zeros_like(one.modes.held_out), n_modes=16)
-    sites = (replace(run.sites[1], fitted=(replace(one, modes=nowhere),)),)
+    assert cells(tables.CHANCE, *tables.lines(changed))[0]["Dead, held out"] == "75 %, too many"
+    said = sentences.about_dictionary(changed, dead)
+    assert any("75 % of the 4 modes are dead" in text for text in said)
+    held_out = torch.zeros_like(one.modes.held_out)
+    nowhere = replace(one, modes=replace(one.modes, held_out=held_out, n_modes=16))
     assert "used by no input: block2:input 75 % of 16." in " ".join(
-        warnings(replace(run, sites=sites))
+        sentences.warnings(with_part(run, nowhere))
     )
 
 
 # --- is it more than chance? --------------------------------------------------------------
 
 
+def number_cells(part):
+    found = tables.number_table(part)
+    return cells(found.columns, *found.rows)
+
+
 def test_numbers_stand_side_by_side(run):
-    fitted = run.sites[1].fitted[0]
-    metrics, found = fitted.dictionary.training.metrics, {}
-    for line in numbers(fitted):
-        found[line.name] = (line.train, line.held_out)
-    assert found["Inputs"] == tuple(str(metrics[s].n_rows) for s in ("train", "held_out"))
+    (part,) = run.sites[1].parts
+    metrics, found = part.dictionary.training.metrics, {}
+    columns = tables.number_table(part).columns
+    for row in tables.NUMBERS:
+        name, train, held_out, _ = (str(column.text(row)) for column in columns)
+        found[name] = (train, held_out)
     for name, key, digits in (
+        ("Inputs", "n_rows", 0),
         ("Cosine", "cosine", 3),
         ("Shrinkage", "shrinkage", 3),
         ("Modes per input", "l0", 1),
@@ -394,84 +438,92 @@ def test_numbers_stand_side_by_side(run):
         values = tuple(f"{getattr(metrics[s], key):.{digits}f}" for s in ("train", "held_out"))
         assert found[name] == values, name
     assert len(found) == 13
-    dead = without_held_out(run, 2).sites[1].fitted[0]
-    assert {line.held_out for line in numbers(dead)} == {"\N{EN DASH}"}
-    assert numbers(replace(dead, dictionary=replace(dead.dictionary, training=None))) == []
+    (fitted,) = without_held_out(run, 2).sites[1].parts
+    assert {line["Held out"] for line in number_cells(fitted)} == {"\N{EN DASH}"}
+    blank = replace(fitted.dictionary, training=None)
+    assert tables.number_table(replace(fitted, dictionary=blank)) is None
 
 
-def controls_of(run, **r2):
-    one = run.sites[1].fitted[0]
-    table = one.controls[one.controls["rival"].isin(r2)].copy()
-    table["r2"] = table["rival"].map(r2)
-    table["label_correlation"] = [0.9] + [0.1] * (len(table) - 1)
-    return replace(run, sites=(replace(run.sites[1], fitted=(replace(one, controls=table),)),))
+def rivals_of(run, **r2):
+    (one,) = run.sites[1].parts
+    found = one.table("rivals")
+    found = found[found["rival"].isin(r2)].copy()
+    found["r2"] = found["rival"].map(r2)
+    found["label_correlation"] = [0.9] + [0.1] * (len(found) - 1)
+    return with_part(run, replace(one, tables={**one.tables, "rivals": found}))
 
 
-def test_controls_that_do_as_well_are_named(run):
-    equal = controls_of(run, dictionary=0.8, shuffled_units=0.3, pca=0.79)
-    fitted = equal.sites[0].fitted[0]
-    assert check_lines(equal)[0].controls == "PCA (R\N{SUPERSCRIPT TWO})"
-    rows = control_rows(fitted)
-    assert [row["as_good"] for row in rows] == ["", "", "R\N{SUPERSCRIPT TWO}"]
-    assert [row["name"] for row in rows] == ["this dictionary", "shuffled units", "PCA"]
+def test_rivals_that_do_as_well_are_named(run):
+    equal = rivals_of(run, dictionary=0.8, shuffled_units=0.3, pca=0.79)
+    (part,) = equal.sites[0].parts
+    (line,) = cells(tables.CHANCE, *tables.lines(equal))
+    assert line["Rivals that do as well"] == "PCA (R\N{SUPERSCRIPT TWO})"
+    found = tables.rival_table(part)
+    rows = cells(found.columns, *found.rows)
+    assert [row[""] for row in rows] == ["", "", "does as well in R\N{SUPERSCRIPT TWO}"]
+    names = [row["Held out"].partition(" <")[0] for row in rows]
+    assert names == ["this dictionary", "shuffled units", "PCA"]
     assert any(
         text.startswith("PCA at equal L0 does as well on held-out rows: R2 0.79")
-        for text in sentences(equal, fitted)
+        for text in sentences.about_dictionary(equal, part)
     )
-    wanted = "Controls do as well as the dictionary: block2:input: PCA (R\N{SUPERSCRIPT TWO})."
-    assert wanted in list(warnings(equal))
-    worse = controls_of(run, dictionary=0.8, shuffled_units=0.3, pca=0.5)
-    assert check_lines(worse)[0].controls == "none"
-    assert any("No control does as well" in t for t in sentences(worse, worse.sites[0].fitted[0]))
-    assert not [text for text in warnings(worse) if "Controls do" in text]
+    wanted = "Rivals do as well as the dictionary: block2:input: PCA (R\N{SUPERSCRIPT TWO})."
+    assert wanted in list(sentences.warnings(equal))
+    worse = rivals_of(run, dictionary=0.8, shuffled_units=0.3, pca=0.5)
+    assert cells(tables.CHANCE, *tables.lines(worse))[0]["Rivals that do as well"] == "none"
+    said = sentences.about_dictionary(worse, worse.sites[0].parts[0])
+    assert any("No rival does as well" in text for text in said)
+    assert not [text for text in sentences.warnings(worse) if "Rivals do" in text]
 
 
 def test_stability_is_said_for_all_and_for_each(run, report):
     site = run.sites[1]
-    fitted, line = site.fitted[0], check_lines(run)[1]
-    table = fitted.stability
-    assert line.seeds == pytest.approx(table["seed_cosine"].mean())
-    assert line.halves == pytest.approx(table["half_cosine"].mean())
-    both = ((table["seed_cosine"] >= 0.9) & (table["half_cosine"] >= 0.9)).sum()
-    assert line.stable == f"{both} of {len(fitted.modes)}"
-    (said,) = [text for text in sentences(run, fitted) if "4 other seeds" in text]
-    assert f"a cosine of {table['seed_cosine'].mean():.2f} on average" in said
-    for one in mode_lines(run, fitted):
-        row = table.set_index("mode").loc[one.id]
-        assert (one.seeds, one.halves) == (row["seed_cosine"], row["half_cosine"])
-    text = " ".join(Page(report / "sites" / f"{site.folder}.html").text.split())
-    first = mode_lines(run, fitted)[0]
-    assert f"found again with a cosine of {first.seeds:.2f} by other seeds" in text
+    (part,) = site.parts
+    line, found = cells(tables.CHANCE, *tables.lines(run))[1], part.table("stability")
+    assert line["Other seeds"] == f"{found['seed_cosine'].mean():.2f}"
+    assert line["Half the inputs"] == f"{found['half_cosine'].mean():.2f}"
+    both = ((found["seed_cosine"] >= 0.9) & (found["half_cosine"] >= 0.9)).sum()
+    assert line["Stable modes"] == f"{both} of {len(part.modes)}"
+    said = sentences.about_dictionary(run, part)
+    (said,) = [text for text in said if "4 other seeds" in text]
+    assert f"a cosine of {found['seed_cosine'].mean():.2f} on average" in said
+    assert f"{both} of {len(part.modes)} modes in use are stable" in said
+    rows = tables.mode_rows(run, part)
+    for row in rows:
+        of = found.set_index("mode").loc[row["id"]]
+        assert (row["seeds"], row["halves"]) == (of["seed_cosine"], of["half_cosine"])
+    text = shown(report / "sites" / f"{site.folder}.html")
+    assert f"found again with a cosine of {rows[0]['seeds']:.2f} by other seeds" in text
     assert (report / "figures" / f"{site.folder}-kmeans-stability.svg").is_file()
 
 
 def test_what_was_not_checked_is_not_said(run, report):
-    line = check_lines(run)[0]
-    assert (line.stable, line.controls) == ("", "")
-    assert math.isnan(line.seeds)
-    text = " ".join(Page(report / "sites" / "block1.html").text.split())
+    line = cells(tables.CHANCE, *tables.lines(run))[0]
+    for name in ("Stable modes", "Rivals that do as well", "Other seeds"):
+        assert line[name] == "\N{EN DASH}"
+    text = shown(report / "sites" / "block1.html")
     assert "found again" not in text
     assert "other seeds" not in text
-    index = " ".join(Page(report / "index.html").text.split())
+    index = shown(report / "index.html")
     assert "Is it more than chance?" in index
     assert "add what is missing" not in index  # one site has both
 
 
-def test_the_page_says_how_to_check(tmp_path):
-    index = Page(build_report(small_run(tmp_path / "run", links=("fit",)))).text
-    assert "stability_seeds = 5 under [fit] in run.toml" in " ".join(index.split())
+def test_the_page_says_how_to_check(tmp_path, quick):
+    index = build_report(small_run(tmp_path / "run", links=("fit",)))
+    assert "rivals = true and stability_seeds = 5 under [fit] in run.toml" in shown(index)
 
 
 def test_stability_of_dead_modes(run):
-    one = run.sites[1].fitted[0]
-    table = one.stability.assign(seed_cosine=math.nan, half_cosine=math.nan, chance=math.nan)
-    assert "Stability was measured, but every mode is dead." in list(
-        sentences(run, replace(one, stability=table))
-    )
+    (one,) = run.sites[1].parts
+    nothing = dict.fromkeys(("seed_cosine", "half_cosine", "chance"), math.nan)
+    dead = {"stability": one.table("stability").assign(**nothing)}
+    said = list(sentences.about_dictionary(run, replace(one, tables=dead)))
+    assert "Stability was measured, but every mode is dead." in said
 
 
 def test_correlations_that_are_not_defined_are_not_shown(run):
-    one = run.sites[1].fitted[0]
+    (one,) = run.sites[1].parts
     rows = (one.modes.store.labels != 2) & one.modes.held_out
     some = replace(one, modes=replace(one.modes, held_out=rows, _correlations={}))
     assert some.held_out_correlation[:, 2].isnan().all()
@@ -512,8 +564,13 @@ def test_no_store(tmp_path):
         build_report(tmp_path)
 
 
-def test_incomplete_store(tmp_path):
-    folder = small_run(tmp_path / "run", links=())
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    return small_run(tmp_path_factory.mktemp("bare") / "run", links=())
+
+
+def test_incomplete_store(bare, tmp_path):
+    folder = shutil.copytree(bare, tmp_path / "run")
     next((folder / "contributions.zarr" / "manifest").glob("shard-*.json")).unlink()
     with pytest.raises(StoreError, match="incomplete"):
         build_report(folder)
@@ -523,31 +580,33 @@ def test_incomplete_store(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("analysis/control.parquet", r"control\.parquet: not readable as parquet"),
+        ("analysis/statistics.parquet", r"statistics\.parquet: not readable as parquet"),
         ("analysis/labels.json", r"labels\.json: not JSON"),
         ("run.toml", r"run\.toml: not TOML"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, name, message):
-    folder = small_run(tmp_path / "run", links=())
+def test_damaged_files_are_named(bare, tmp_path, name, message):
+    folder = shutil.copytree(bare, tmp_path / "run")
     (folder / name).write_text("[[[ {")
     with pytest.raises(StoreError, match=message):
         build_report(folder)
 
 
-def test_empty_tables_count_as_missing(tmp_path):
-    folder = small_run(tmp_path / "run", links=())
+def test_empty_tables_count_as_missing(bare, tmp_path, quick):
+    folder = shutil.copytree(bare, tmp_path / "run")
     pd.DataFrame({"site": []}).to_parquet(folder / "analysis" / "statistics.parquet")
     assert "Along the network" not in Page(build_report(folder)).text
 
 
 def test_nan_is_a_dash(run):
-    blank = replace(run.sites[0], fitted=(), areas=None, curve=None, completeness=None)
-    line = site_line(blank)
-    assert math.isnan(line.r2)
-    assert line.split == ""
-    assert math.isnan(line.ablate)
-    assert json.dumps(line.n_modes) == "0"
+    blank = replace(run.sites[0], parts=(), completeness=None)
+    (line,) = cells(tables.SITES, Line(blank, None))
+    assert {line[name] for name in (tables.R2, "Modes in use", "Ablate")} == {"\N{EN DASH}"}
+    training = replace(run.sites[0].parts[0].dictionary, training=None)
+    part = replace(run.sites[0].parts[0], dictionary=training, tables={})
+    assert (part.split, part.areas) == ("", None)
+    assert math.isnan(part.measured("r2"))
+    assert math.isnan(tables.selectivity(part, "ablate"))
 
 
 # --- control curves -----------------------------------------------------------------------
@@ -574,120 +633,204 @@ def summarised():
         for ranking, value in (("random", 0.0), ("modes", -0.5), ("mean_contribution", -0.25))
         for label in (0, 1)
     ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    missing = (table["ranking"] == "modes") & (table["label"] == 1)
-    table.loc[missing, ["auc_difference", "half_dose", "off_damage"]] = math.nan
-    table.loc[missing, "defined"] = False
-    return table
+    areas = pd.DataFrame(rows)
+    missing = (areas["ranking"] == "modes") & (areas["label"] == 1)
+    areas.loc[missing, ["auc_difference", "half_dose", "off_damage"]] = math.nan
+    areas.loc[missing, "defined"] = False
+    return areas
+
+
+def with_curves(run, comparison, areas=None):
+    """The dictionary of the first site with other comparisons, and other summaries of curves."""
+    (part,) = run.sites[0].parts
+    part = replace(part, tables={**part.tables, "control_comparison": comparison})
+    if areas is not None:
+        part.__dict__["areas"] = areas  # a property that is worked out once
+    return part
 
 
 def test_every_ranking_is_in_the_table_of_control(run):
     comparison = compared("ablate", mean_contribution="better", random="equal")
-    site = replace(run.sites[0], areas=summarised(), comparison=comparison)
-    lines = control_lines(site)
-    assert [line.ranking for line in lines] == ["modes", "mean contribution", "random units"] * 2
-    assert [line.edit for line in lines] == ["ablate"] * 3 + ["preserve"] * 3
-    assert [line.verdict for line in lines] == ["", "better", "equal", "", "", ""]
+    part = with_curves(run, comparison, summarised())
+    lines = cells(tables.CURVES, *tables.curve_rows(part))
+    names = [line["Ranking"] for line in lines]
+    assert names == ["modes", "mean contribution", "random units"] * 2
+    assert [line["Edit"] for line in lines] == ["ablate"] * 3 + ["preserve"] * 3
+    assert [line["Modes are"] for line in lines] == ["", "better", "equal", "", "", ""]
     modes, mean = lines[:2]
-    assert modes.selectivity.startswith("\N{MINUS SIGN}0.50")
-    assert (modes.n_labels, modes.n_half, modes.half_dose) == (1, "0 of 2", "\N{EN DASH}")
+    assert modes["Selectivity"].startswith("\N{MINUS SIGN}0.50")
+    assert modes["Labels"] == "1"
+    assert modes["Half at"] == '\N{EN DASH} <span class="faint">0 of 2</span>'
     # Two labels, at -0.25 and -0.5: their mean may be that of either.
     low, middle, high = (f"\N{MINUS SIGN}{value}" for value in ("0.50", "0.38", "0.25"))
-    assert mean.selectivity == f"{middle} ({low} to {high})"
-    assert (mean.n_labels, mean.n_half, mean.half_dose) == (2, "1 of 2", "25.0 %")
-    assert (mean.off_damage, mean.area_between) == ("12 %", "0.50")
+    assert mean["Selectivity"] == f"{middle} ({low} to {high})"
+    assert mean["Labels"] == "2"
+    assert mean["Half at"] == '25.0 % <span class="faint">1 of 2</span>'
+    assert (mean["Others lose"], mean["Between"]) == ("12 %", "0.50")
 
 
-def test_the_table_and_the_words_stand_on_the_page(run, tmp_path):
+def test_the_table_and_the_words_stand_on_the_page(run, tmp_path, quick):
     comparison = compared("ablate", mean_contribution="better", random="equal")
-    site = replace(run.sites[0], areas=summarised(), comparison=comparison)
-    _write_pages(replace(run, sites=(site,), areas=summarised()), tmp_path)
-    text = Page(tmp_path / "sites" / "block1.html").text
-    for words in (next(control_sentences(site)), "Modes are", "1 of 2", "mean contribution"):
-        assert " ".join(words.split()) in " ".join(text.split()), words
+    part = with_curves(run, comparison, summarised())
+    write_pages(replace(run, sites=(replace(run.sites[0], parts=(part,)),)), tmp_path)
+    text = shown(tmp_path / "sites" / "block1.html")
+    for said in (next(sentences.about_curves(part)), "Modes are", "1 of 2", "mean contribution"):
+        assert " ".join(said.split()) in text, said
 
 
 def test_words_on_where_modes_win(run):
-    site = run.sites[0]
     won = compared("ablate", mean_contribution="better", random="better", mode_sum="worse")
-    (said,) = control_sentences(replace(site, comparison=won))
+    (said,) = sentences.about_curves(with_curves(run, won))
     numbers = "(\N{MINUS SIGN}0.250, \N{MINUS SIGN}0.500 to 0.125)"
     assert said == (
         "Units ablated by modes (replaced by zero) are more selective than mean contribution "
         f"{numbers}, random units {numbers}."
     )
     equal = compared("preserve", mean_contribution="equal", random="better")
-    (said,) = control_sentences(replace(site, comparison=equal))
+    (said,) = sentences.about_curves(with_curves(run, equal))
     assert said.startswith("Units preserved by modes (replaced by zero) are more selective than ra")
     assert "; not told apart from mean contribution" in said
     assert said.endswith("So a ranking without a dictionary does as well here.")
     lost = compared("ablate", mean_contribution="worse", my_order="better", random="undefined")
-    (said,) = control_sentences(replace(site, comparison=lost))
+    (said,) = sentences.about_curves(with_curves(run, lost))
     assert "more selective than my order" in said
     assert "random" not in said
     assert said.endswith("; less selective than mean contribution " + numbers + ". So a ranking "
                          "without a dictionary does better here.")  # fmt: skip
     chance = compared("ablate", random="equal")
-    (said,) = control_sentences(replace(site, comparison=chance))
+    (said,) = sentences.about_curves(with_curves(run, chance))
     assert said.endswith("not told apart from random units " + numbers + ".")
 
 
 def test_control_of_an_earlier_version_is_read(run, tmp_path):
-    folder = shutil.copytree(run.folder, tmp_path / "run")
-    (folder / "analysis" / "control_comparison.parquet").unlink()
-    file = folder / "analysis" / "control.parquet"
+    folder = RunFolder(shutil.copytree(run.folder.path, tmp_path / "run"))
+    folder.table("control_comparison", "block1", "sae").unlink()
+    file = folder.table("control", "block1", "sae")
     kept = [
         "site", "label", "label_name", "ranking", "edit", "replacement", "fraction", "n_units",
         "target_accuracy", "off_accuracy", "target_std", "off_std", "defined", "target_unedited",
         "off_unedited", "n_target", "n_off", "n_draws", "mode", "correlation",
     ]  # fmt: skip
     pd.read_parquet(file)[kept].to_parquet(file, index=False)
-    site = read_run(folder).sites[0]
-    assert site.areas["auc_low"].isna().all()
-    assert list(control_sentences(site)) == []
-    assert {line.verdict for line in control_lines(site)} == {""}
-    assert figures.control_figure(site.curve, edit="ablate", replacement="zero").axes
+    (part,) = read_run(folder.path).sites[0].parts
+    assert part.areas["auc_low"].isna().all()
+    assert list(sentences.about_curves(part)) == []
+    assert {row.verdict for row in tables.curve_rows(part)} == {""}
+    curve = part.table("control")
+    assert figures.control_figure(curve, edit="ablate", replacement="zero").axes
 
 
-def test_a_site_without_curves_has_no_table_of_control(run):
-    blank = replace(run.sites[0], areas=None, curve=None, comparison=None)
-    assert control_lines(blank) == []
-    assert list(control_sentences(blank)) == []
+def test_a_dictionary_without_curves_has_no_table_of_control(run):
+    blank = replace(run.sites[0].parts[0], tables={})
+    assert list(tables.curve_rows(blank)) == []
+    assert list(sentences.about_curves(blank)) == []
 
 
-# --- controls -----------------------------------------------------------------------------
-
-
-def with_controls(folder: Path, **options) -> Path:
-    """A small run with both controls, and the statistics of the one that has any."""
-    folder = small_run(folder, **options)
-    store, model, inputs = Store.open(folder / "contributions.zarr"), small_resnet(), small_inputs()
-    for control in (RandomWeights(seed=3), ShuffledLabels()):
-        collect_twin(
-            control, model, inputs, SITES, of=store, progress=False,
-            method=IntegratedGradients(steps=4), on_bad="skip",
-            out=folder / "twins" / quote(control.name, safe="") / "contributions.zarr",
-        )  # fmt: skip
-    drawn = Store.open(folder / "twins" / "random-weights%233" / "contributions.zarr")
-    table = layer_statistics(drawn).assign(twin="random-weights#3")
-    table.to_parquet(folder / "analysis" / "statistics_twins.parquet", index=False)
-    return folder
+# --- several learners in one folder -------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def controlled(tmp_path_factory) -> Path:
-    return with_controls(tmp_path_factory.mktemp("controlled") / "run", links=("stats", "fit"))
+def both(run_folder, tmp_path_factory):
+    """The run with a second learner at its first site, that comes before the first by name."""
+    folder = RunFolder(shutil.copytree(run_folder, tmp_path_factory.mktemp("both") / "run"))
+    store = Store.open(folder.store)
+    modes = add_modes(folder, store, store.info("block1").site, "kmeans", KMeans(4))
+    add_results(folder, small_inputs(bad=[7]), modes, "kmeans", ("control",))
+    return read_run(folder.path)
 
 
-def test_controls_stand_beside_the_run(controlled):
-    report = build_report(controlled).parent
-    index = " ".join(Page(report / "index.html").text.split())
+def test_every_line_is_of_one_learner(both):
+    kmeans, sae = both.sites[0].parts
+    lines = cells(tables.SITES, *tables.lines(both))
+    names = [(str(line["Site"]).partition(">")[2], line["Learner"]) for line in lines]
+    assert [name for _, name in names] == ["kmeans", "sae", "kmeans"]
+    for line, part in zip(lines, (kmeans, sae), strict=False):
+        metrics = part.dictionary.training.metrics["held_out"]
+        assert line[tables.R2] == words.fixed(metrics.r2)
+        assert line["Modes per input"] == f"{metrics.l0:.1f}"
+        assert line["Modes in use"].startswith(f"{len(part.modes)} ")
+        for edit in ("ablate", "preserve"):
+            areas = part.areas[(part.areas["edit"] == edit) & (part.areas["ranking"] == "modes")]
+            assert line[edit.capitalize()] == words.fixed(areas["auc_difference"].mean())
+    assert lines[0][tables.R2] != lines[1][tables.R2]
+    found = {fact.name: fact.value for fact in facts.of_run(both)}
+    assert found["modes in use, sae"] == str(len(sae.modes))
+    warned = " ".join(sentences.warnings(both))
+    assert "block1 (kmeans)" not in warned or "block1 (sae)" in warned
+
+
+def test_pages_name_each_of_several_learners(both, tmp_path, quick):
+    write_pages(both, tmp_path)
+    index, site = shown(tmp_path / "index.html"), shown(tmp_path / "sites" / "block1.html")
+    assert "Site Learner Units" in index.replace("SiteLearnerUnits", "Site Learner Units")
+    for name in ("kmeans", "sae"):
+        assert f"Control curves: {name}" in site
+        assert f"Modes: {name}" in site
+        assert f"modes in use, {name}" in site
+        assert (tmp_path / "figures" / f"block1-{name}-ablate-zero.svg").exists()
+        assert (tmp_path / "figures" / f"selectivity-ablate-zero-{name}.svg").exists()
+
+
+# --- pages of other packages --------------------------------------------------------------
+
+
+def other_page(folder: Path, applies) -> OtherPage:
+    template = folder / "other.html.jinja"
+    template.write_text(
+        '{% extends "base.html.jinja" %}{% from "parts.html.jinja" import facts %}'
+        "{% block main %}{{ facts(found) }}{{ page.name }} of {{ title }}{% endblock %}"
+    )
+    return OtherPage(
+        name="Others <i>", file="other.html", template=template, applies=applies,
+        values=lambda run, studio: {"found": [facts.Fact(str(len(run.sites)), "places")]},
+    )  # fmt: skip
+
+
+def test_a_package_adds_a_page(bare, tmp_path, monkeypatch, quick):
+    folder = shutil.copytree(bare, tmp_path / "run")
+    page = other_page(tmp_path, lambda folder: folder.plan.is_file())
+    monkeypatch.setattr(registry, "names", lambda group: ("mine",) if "pages" in group else ())
+    monkeypatch.setattr(registry, "find", lambda group, name: page)
+    report = build_report(folder).parent
+    assert shown(report / "other.html").count("2 places") == 1
+    assert "Others <i> of A small run" in shown(report / "other.html")
+    assert "other.html" in Page(report / "index.html").links
+    assert "../other.html" in Page(report / "sites" / "block1.html").links
+    (folder / "run.toml").unlink()
+    report = build_report(folder).parent
+    assert not (report / "other.html").exists()
+    assert "other.html" not in Page(report / "index.html").links
+    assert not (build_report(folder, pages=[]).parent / "other.html").exists()
+
+
+# --- twins --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def twinned(tmp_path_factory) -> Path:
+    """A small run with both twins, and the statistics of the one that has any."""
+    run = small_run(tmp_path_factory.mktemp("twinned") / "run", links=("stats", "fit"))
+    folder, model, inputs = RunFolder(run), small_resnet(), small_inputs()
+    store = Store.open(folder.store)
+    for twin in (RandomWeights(seed=3), ShuffledLabels()):
+        collect_twin(
+            twin, model, inputs, SITES, of=store, progress=False, on_bad="skip",
+            method=IntegratedGradients(steps=4), out=folder.twin(twin.name),
+        )  # fmt: skip
+    drawn = layer_statistics(Store.open(folder.twin("random-weights#3")))
+    folder.write_table(drawn.assign(twin="random-weights#3"), "statistics_twins")
+    return run
+
+
+def test_twins_stand_on_the_pages(twinned):
+    report = build_report(twinned).parent
+    index = shown(report / "index.html")
     assert "dashed lines are the same figures with random weights, seed 3." in index
-    assert "Controlsrandom weights, seed 3; shuffled labels" in index
+    assert "Twinsrandom weights, seed 3; shuffled labels" in index
     assert "Random weights, seed 3" in index  # the title of their numbers
     assert "--twin random-weights" not in index
     assert "random weights, seed 3" in (report / "figures" / "hoyer.svg").read_text()
-    drawn = read_run(controlled).twins[0].statistics["hoyer_contribution"].iloc[0]
+    drawn = read_run(twinned).twins[0].statistics["hoyer_contribution"].iloc[0]
     assert f"{drawn:.3f}" in index
     for site in ("block1", "block2%3Ainput"):
         text = " ".join(Page(report / "sites" / f"{site}.html").text.split())
@@ -697,9 +840,9 @@ def test_controls_stand_beside_the_run(controlled):
         assert "shuffled labels" in svg
 
 
-def test_chance_is_the_median_over_modes_on_training_rows(controlled):
-    run = read_run(controlled)
-    fitted = run.sites[1].fitted[0]
+def test_chance_is_the_median_over_modes_on_training_rows(twinned):
+    run = read_run(twinned)
+    (fitted,) = run.sites[1].parts
     rows = ~fitted.modes.held_out
     labels = run.twins[1].store.labels
     best = [
@@ -711,20 +854,21 @@ def test_chance_is_the_median_over_modes_on_training_rows(controlled):
     ]
     torch.testing.assert_close(run.shuffled_best(fitted), torch.tensor(best), atol=1e-5, rtol=0)
     middle = float(torch.tensor(best).double().quantile(0.5))
-    assert f"when the labels are shuffled, by {middle:.2f}:" in chance(run, fitted)
-    assert chance(replace(run, twins=()), fitted) == ""
-    assert chance(replace(run, twins=run.twins[:1]), fitted) == ""
+    (said,) = sentences.about_chance(run, fitted)
+    assert f"when the labels are shuffled, by {middle:.2f}:" in said
+    for twins in ((), run.twins[:1]):
+        assert list(sentences.about_chance(replace(run, twins=twins), fitted)) == []
 
 
-def test_without_controls_the_page_says_how_to_add_one(report):
-    text = " ".join(Page(report / "index.html").text.split())
+def test_without_twins_the_page_says_how_to_add_one(report):
+    text = shown(report / "index.html")
     assert "condec collect RUN --twin random-weights" in text
     assert "Is it the training?" not in text
-    assert "<dt>Controls</dt>" not in (report / "index.html").read_text()
+    assert "<dt>Twins</dt>" not in (report / "index.html").read_text()
 
 
-def test_trends_in_words(controlled):
-    run, words = read_run(controlled), "random weights, seed 3"
+def test_trends_in_words(twinned):
+    run, words = read_run(twinned), "random weights, seed 3"
     names = ["a", "b", "c", "d"]
     rising, falling = [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]
     flat = [0.2, 0.1, 0.1, 0.2]
@@ -739,7 +883,7 @@ def test_trends_in_words(controlled):
         "hoyer_activation": rising,
     })  # fmt: skip
     twin = replace(run.twins[0], statistics=other)
-    found = trends(replace(run, statistics=real, twins=(twin,)))
+    found = sentences.trends(replace(run, statistics=real, twins=(twin,)))
     begins = [text.partition(". It is above that of random weights, seed 3 at ") for text in found]
     also = "rises along the network, and with X as well: by itself no sign of training"
     none = "along the network; with X it has no trend"
@@ -751,30 +895,23 @@ def test_trends_in_words(controlled):
     )
     assert tuple(begin.replace(words, "X") for begin, _, _ in begins) == wanted
     assert [end for _, _, end in begins] == [f"{n} of 4 sites." for n in (1, 2, 0, 3)]
-    assert trends(run) == []  # two sites at most are no trend
-    assert trends(replace(run, statistics=None)) == []
+    assert sentences.trends(run) == []  # two sites at most are no trend
+    assert sentences.trends(replace(run, statistics=None)) == []
 
 
-def test_controls_of_another_store_or_half_made_are_passed_over(tmp_path):
-    folder = with_controls(tmp_path / "run", links=("stats",))
-    next((folder / "controls" / "shuffled-labels").rglob("shard-*.json")).unlink()
-    shutil.rmtree(folder / "contributions.zarr")
-    store = collect(
-        small_resnet(), small_inputs(), SITES, out=folder / "contributions.zarr", progress=False,
-        method=IntegratedGradients(steps=4),
-    )  # fmt: skip
-    found = read_run(folder).twins
-    assert [twin.control["name"] for twin in found] == ["RandomWeights"]
-    shutil.rmtree(store.path)
-    collect(
-        small_resnet(), small_inputs(), SITES, out=folder / "contributions.zarr", progress=False,
-        method=IntegratedGradients(steps=3),
-    )  # fmt: skip
-    assert read_run(folder).twins == ()
+def test_twins_of_another_store_or_half_made_are_passed_over(twinned, tmp_path):
+    folder = RunFolder(shutil.copytree(twinned, tmp_path / "run"))
+    shutil.rmtree(folder.path / "modes")
+    next(folder.twin("shuffled-labels").rglob("shard-*.json")).unlink()
+    assert [twin.twin["name"] for twin in read_run(folder.path).twins] == ["RandomWeights"]
+    shutil.rmtree(folder.store)
+    method = IntegratedGradients(steps=3)
+    collect(small_resnet(), small_inputs(), SITES, out=folder.store, progress=False, method=method)
+    assert read_run(folder.path).twins == ()
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "said"),
     [
         (lambda: attribution.IntegratedGradients(steps="auto"), "steps to a tolerance of 0.01"),
         (lambda: attribution.IntegratedGradients(rule="gauss", path="layer"), "Gauss-Legendre, al"),
@@ -783,12 +920,12 @@ def test_controls_of_another_store_or_half_made_are_passed_over(tmp_path):
         (attribution.GradCAM, "activation times the mean gradient of its unit"),
     ],
 )
-def test_methods_are_put_into_words(make, words: str) -> None:  # type: ignore[no-untyped-def]
-    assert words in method_words(make().to_dict())
+def test_methods_are_put_into_words(make, said: str) -> None:  # type: ignore[no-untyped-def]
+    assert said in words.method_words(make().to_dict())
 
 
 @pytest.mark.parametrize(
-    ("target", "words"),
+    ("target", "said"),
     [
         (targets.Contrast(frozen=True), "the largest logit of the classes at the input less"),
         (targets.Margin(against="largest"), "own label less the largest of the others"),
@@ -798,73 +935,73 @@ def test_methods_are_put_into_words(make, words: str) -> None:  # type: ignore[n
         (targets.Custom(torch.sum, "total"), "the function total"),
     ],
 )
-def test_targets_are_put_into_words(target, words: str) -> None:  # type: ignore[no-untyped-def]
-    assert words in target_words(target.to_dict())
+def test_targets_are_put_into_words(target, said: str) -> None:  # type: ignore[no-untyped-def]
+    assert said in words.target_words(target.to_dict())
 
 
 def test_every_method_target_and_baseline_has_words() -> None:
-    for kind in attribution._METHODS.values():
-        assert kind.__name__ not in method_words(kind().to_dict())
+    from condec.attribution import texts as methods
+    from condec.attribution.targets import texts
+
+    assert set(methods._METHODS.classes) == set(words.METHODS)
+    assert set(methods._BASELINES.classes) == set(words.BASELINES)
+    assert {*texts._TEXTS.classes, "Custom"} == set(words.TARGETS)
 
 
 # --- what else edits do -------------------------------------------------------------------
 
 
-def with_side_effects(folder: Path) -> Path:
+def with_side_effects(run: Path) -> Path:
     """Tables of what else edits do, at the first site."""
-    store = Store.open(folder / "contributions.zarr")
-    modes = Modes.load(folder / "modes" / "block1" / "sae", store)
-    names = json.loads((folder / "analysis" / "labels.json").read_text())
-    data = replace(small_inputs(), label_names=tuple(names))
+    folder = RunFolder(run)
+    modes = Modes.load(folder.modes("block1", "sae"), Store.open(folder.store))
+    data = replace(small_inputs(), label_names=tuple(json.loads(folder.labels.read_text())))
     model = small_resnet().requires_grad_(requires_grad=False)
     of = {"model": model, "data": data, "modes": modes}
+    pairs = [tuple(modes.ids[:2].tolist())]
+    matrices = [effects.control_matrix(**of, count=2, edit=e) for e in ("ablate", "preserve")]
     made = {
-        "control_matrix": pd.concat(
-            [effects.control_matrix(**of, count=2, edit=edit).to_frame()
-             for edit in ("ablate", "preserve")]
-        ),
+        "control_matrix": pd.concat([one.to_frame() for one in matrices]),
         "steering": effects.steering_curve(**of, strengths=(0.5, 1.0), n_random=2),
-        "interactions": effects.mode_interactions(
-            **of, count=2, pairs=[tuple(modes.ids[:2].tolist())], n_bootstrap=20
-        ),
-    }  # fmt: skip
-    for name, table in made.items():
-        file = folder / "analysis" / name / "block1" / "sae.parquet"
-        file.parent.mkdir(parents=True)
-        table.to_parquet(file, index=False)
-    (folder / "analysis" / "superclasses.json").write_text(json.dumps([EVIL[0], EVIL[0], "y"]))
-    return folder
+        "interactions": effects.mode_interactions(**of, count=2, pairs=pairs, n_bootstrap=20),
+    }
+    for kind, found in made.items():
+        folder.write_table(found, kind, "block1", "sae")
+    folder.superclasses.write_text(json.dumps([EVIL[0], EVIL[0], "y"]))
+    return run
 
 
 @pytest.fixture(scope="module")
 def changed_more(tmp_path_factory) -> Path:
-    links = ("fit",)
     folder = tmp_path_factory.mktemp("effects") / "run"
-    return with_side_effects(small_run(folder, links=links, label_names=EVIL))
+    return with_side_effects(small_run(folder, links=("fit",), label_names=EVIL))
 
 
-def test_matrices_are_read_as_they_were_measured(changed_more):
-    site = read_run(changed_more).sites[0]
-    (fitted,) = site.fitted
-    again = matrices(fitted.matrix, site.info.n_units)
+@pytest.fixture(scope="module")
+def more(changed_more):
+    """The dictionary of the first site, with what else edits did."""
+    return read_run(changed_more).sites[0].parts[0]
+
+
+def only(part, **found):
+    return list(sentences.about_side_effects(replace(part, tables=found), 4))
+
+
+def test_matrices_are_read_as_they_were_measured(more):
+    again = sentences.matrices(more, 4)
     assert [one.edit for one in again] == ["ablate", "preserve"]
-    tables = pd.concat([one.to_frame() for one in again])
-    pd.testing.assert_frame_equal(
-        tables.reset_index(drop=True), fitted.matrix.reset_index(drop=True), check_dtype=False
-    )
-    assert matrices(None, 4) == []
+    found = pd.concat([one.to_frame() for one in again], ignore_index=True)
+    pd.testing.assert_frame_equal(found, more.table("control_matrix"), check_dtype=False)
+    assert only(more) == []
 
 
 def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
     report = build_report(changed_more).parent
-    page, other = Page(report / "sites" / "block1.html"), Page(
-        report / "sites" / "block2%3Ainput.html"
-    )  # fmt: skip
+    page = Page(report / "sites" / "block1.html")
     assert "sae-effects" in page.ids
-    assert "What else changed" not in other.text
-    site = read_run(changed_more).sites[0]
-    said = list(side_effect_sentences(site.fitted[0], 4, read_run(changed_more).hierarchy))
-    for sentence in said:
+    assert "What else changed" not in shown(report / "sites" / "block2%3Ainput.html")
+    run = read_run(changed_more)
+    for sentence in sentences.about_side_effects(run.sites[0].parts[0], 4, run.hierarchy):
         assert " ".join(sentence.split()) in " ".join(page.text.split()), sentence
     drawn = [name for name in page.resources if "/figures/block1-sae-" in name]
     wanted = {
@@ -880,19 +1017,16 @@ def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
         assert "<script" not in file.read_text()
 
 
-def test_words_on_matrix_steering_and_interactions(changed_more):
-    site = read_run(changed_more).sites[0]
-    (fitted,) = site.fitted
-    nothing = replace(fitted, matrix=None, steering=None, interactions=None)
-    assert list(side_effect_sentences(nothing, 4)) == []
-    matrix = fitted.matrix[fitted.matrix["edit"] == "ablate"].copy()
+def test_words_on_matrices(more):
+    matrix = more.table("control_matrix")
+    matrix = matrix[matrix["edit"] == "ablate"].copy()
     own = matrix["edited"] == matrix["label"]
     matrix["accuracy"] = own.map({True: 0.25, False: 0.75})
     pair = [{0, 1}, {0, 2}]
     loss = [-2.0 if {a, b} == pair[0] else 1.0 if {a, b} == pair[1] else -0.5
             for a, b in zip(matrix["edited"], matrix["label"], strict=True)]  # fmt: skip
     matrix["logit"] = loss
-    first, shared = side_effect_sentences(replace(nothing, matrix=matrix), 4)
+    first, shared = only(more, control_matrix=matrix)
     assert first == (
         "With 2 of 4 units of a label ablated (they are set to 0), it keeps 25 % of its accuracy "
         "and another label 75 %, on average."
@@ -903,37 +1037,34 @@ def test_words_on_matrix_steering_and_interactions(changed_more):
         f"{', '.join(names)}."
     )
     groups = Hierarchy(("x", "x", "y"))
-    (*_, agreement) = side_effect_sentences(replace(nothing, matrix=matrix), 4, groups)
+    part = replace(more, tables={"control_matrix": matrix})
+    (*_, agreement) = sentences.about_side_effects(part, 4, groups)
     # Of three labels a third of the orders puts the same two together.
     assert agreement.startswith("No sign that labels of one superclass share more than labels of")
     assert "correlation of sharing with a common superclass 0.87 (p = 0.3" in agreement
     too_few = Hierarchy(("x", "x", ""))
-    assert len(list(side_effect_sentences(replace(nothing, matrix=matrix), 4, too_few))) == 2
+    assert len(list(sentences.about_side_effects(part, 4, too_few))) == 2
 
 
-def test_words_on_steering_name_a_dictionary_that_adds_nothing(changed_more):
-    (fitted,) = read_run(changed_more).sites[0].fitted
-    nothing = replace(fitted, matrix=None, steering=None, interactions=None)
+def test_words_on_steering_name_a_dictionary_that_adds_nothing(more):
     for mode, end in (
         (0.5, "does as well."),
         (0.505, "does as well."),
         (0.75, "random directions."),
     ):
-        curve = fitted.steering.copy()
+        curve = more.table("steering").copy()
         curve["converted"] = curve["direction"].map({"activation": mode}).fillna(0.5)
-        (words,) = side_effect_sentences(replace(nothing, steering=curve), 4)
-        assert words.startswith("Steered at strength 1, inputs of other labels become the label: ")
-        assert words.endswith(end)
+        (said,) = only(more, steering=curve)
+        assert said.startswith("Steered at strength 1, inputs of other labels become the label: ")
+        assert said.endswith(end)
 
 
-def test_words_on_interactions_are_of_the_output(changed_more):
-    (fitted,) = read_run(changed_more).sites[0].fitted
-    table = fitted.interactions.copy()
-    table[["single_a", "single_b", "interaction", "low", "high"]] = [2.0, -4.0, -1.0, -2.0, -0.5]
-    table.loc[table["quantity"] == "probability", "interaction"] = 9.0
-    nothing = replace(fitted, matrix=None, steering=None, interactions=None)
-    (words,) = side_effect_sentences(replace(nothing, interactions=table), 4)
-    assert words == (
+def test_words_on_interactions_are_of_the_output(more):
+    found = more.table("interactions").copy()
+    found[["single_a", "single_b", "interaction", "low", "high"]] = [2.0, -4.0, -1.0, -2.0, -0.5]
+    found.loc[found["quantity"] == "probability", "interaction"] = 9.0
+    (said,) = only(more, interactions=found)
+    assert said == (
         "Ablating one pair of modes together differs from the sum of what each does alone by 1.00 "
         "of a label's output, at the median; a mode alone changes it by 3.00. 100 % of the 95 % "
         "intervals exclude 0."

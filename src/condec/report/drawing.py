@@ -2,37 +2,45 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import pandas
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from condec.basis.metrics import correlation_matrix
 from condec.effects import MatrixQuantity
-from condec.explain import SiteMaps
 from condec.modes import membership
 from condec.report import figures
-from condec.report.cards import ModeLine
-from condec.report.reading import Fitted, RunPart, SitePart
-from condec.report.side_effects import matrices
-from condec.report.words import control_words, fixed
+from condec.report.reading import DictionaryPart, RunPart, SitePart
+from condec.report.sentences import matrices
+from condec.report.words import fixed, twin_words
 
-PARTS = ("total", "positive", "negative")
-_HEATMAP_MODES = 400
-_RANKINGS_BY_LABEL = 4
-_BY_LABEL = ("log_odds_modes", "modes", "contribution_difference", "random")
-"""The rankings that are drawn for every label where there are more."""
-_MATRIX_QUANTITIES: Final[tuple[tuple[MatrixQuantity, str], ...]] = (
-    ("accuracy", "Accuracy"),
-    ("logit", "Change of the output"),
-)
-SQUARES_UP_TO = 64
+PARTS: Final = ("total", "positive", "negative")
+SQUARES_UP_TO: Final = 64
 """Pixels a side up to which pictures are shown as squares."""
+_JPEG_FROM: Final = 97
+"""Pixels a side from which pictures are JPEG, a fifth of the size."""
+_HEATMAP_MODES: Final = 400
+_MOST_LABELS: Final = 40
+_RANKINGS_BY_LABEL: Final = 4
+_BY_LABEL: Final = ("log_odds_modes", "modes", "contribution_difference", "random")
+"""The rankings that are drawn for every label where there are more."""
+_STATISTICS: Final = {
+    "hoyer": "Sparsity of contributions and activations over the sites",
+    "dims95": "Dimensions of contributions and activations over the sites",
+    "participation_ratio": "Participation ratio over the sites",
+    "sign_correlation": "Correlation of positive and negative part over the sites",
+}
+_MATRICES: Final[dict[MatrixQuantity, str]] = {
+    "accuracy": "Accuracy",
+    "logit": "Change of the output",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,16 @@ class Drawn:
     file: str
     alt: str
     caption: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """A figure that is to be stored: the place on the page, the name of its file, what it shows."""
+
+    place: str
+    name: str
+    alt: str
+    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -75,212 +93,190 @@ class Tile:
 
 @dataclass(frozen=True)
 class Studio:
-    """Draws into the folder of one report."""
+    """Stores what is drawn for one report, in its folder."""
 
     folder: Path
 
-    def overview(self, run: RunPart) -> dict[str, list[Drawn]]:
-        """Figures of the first page by section."""
-        drawn: dict[str, list[Drawn]] = {"statistics": [], "completeness": [], "control": []}
-        if run.statistics is not None:
-            twins = {
-                control_words(twin.control): twin.statistics
-                for twin in run.twins
-                if twin.statistics is not None
-            }
-            for quantity, alt in (
-                ("hoyer", "Sparsity of contributions and activations over the sites"),
-                ("dims95", "Dimensions of contributions and activations over the sites"),
-                ("participation_ratio", "Participation ratio over the sites"),
-                ("sign_correlation", "Correlation of positive and negative part over the sites"),
-            ):
-                figure = figures.layer_statistics_figure(run.statistics, (quantity,), twins=twins)
-                drawn["statistics"].append(self.figure(figure, quantity, alt))
-        complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
-        if complete:
-            figure = figures.completeness_figure(complete)
-            alt = "Completeness of contributions at every cut"
-            drawn["completeness"].append(self.figure(figure, "completeness", alt))
-        if run.areas is not None:
-            for (edit, replacement), rows in run.areas.groupby(["edit", "replacement"], sort=False):
-                figure = figures.auc_figure(rows, edit=str(edit))
-                alt = f"Selectivity over the sites: {edit}, units replaced by {replacement}"
-                drawn["control"].append(
-                    self.figure(figure, f"selectivity-{edit}-{replacement}", alt)
-                )
-        return drawn
+    def charts(self, drawn: Iterable[Chart], stem: str = "") -> dict[str, list[Drawn]]:
+        """Store figures one after the other, and return them by place."""
+        places: dict[str, list[Drawn]] = defaultdict(list)
+        for one in drawn:
+            places[one.place].append(self.figure(one.figure, f"{stem}{one.name}", one.alt))
+        return places
 
-    def control(self, site: SitePart) -> list[Drawn]:
-        """Control curves of a site, and selectivity by label."""
-        drawn = []
-        if site.curve is not None:
-            for edit, replacement in site.curve[["edit", "replacement"]].drop_duplicates().values:
-                figure = figures.control_figure(site.curve, edit=edit, replacement=replacement)
-                alt = f"Accuracy over the share of units, {edit}, replaced by {replacement}"
-                drawn.append(self.figure(figure, f"{site.folder}-{edit}-{replacement}", alt))
-        if site.areas is not None and site.areas["label"].nunique() <= 40:
-            for edit in site.areas["edit"].drop_duplicates():
-                rows = site.areas[site.areas["edit"] == edit]
-                rows = rows[rows["replacement"] == rows["replacement"].iloc[0]]
-                if rows["ranking"].nunique() > _RANKINGS_BY_LABEL:
-                    rows = rows[rows["ranking"].isin(_BY_LABEL)]
-                figure = figures.auc_figure(rows, edit=edit, by="label_name")
-                alt = f"Selectivity for every label, {edit}"
-                drawn.append(self.figure(figure, f"{site.folder}-{edit}-labels", alt))
-        return drawn
+    def figure(self, figure: Figure, name: str, alt: str) -> Drawn:
+        """Store one figure."""
+        file = f"figures/{name}.svg"
+        figures.save_figure(figure, self._place(file))
+        return Drawn(file, alt)
 
-    def side_effects(self, run: RunPart, site: SitePart, fitted: Fitted) -> list[Drawn]:
-        """Control matrices and interactions of modes, as far as they were measured."""
-        stem, drawn = f"{site.folder}-{fitted.name}", []
-        for matrix in matrices(fitted.matrix, site.info.n_units):
-            for quantity, what in _MATRIX_QUANTITIES:
-                figure = figures.control_matrix_figure(matrix, run.hierarchy, quantity=quantity)
-                name = f"{stem}-matrix-{matrix.edit}-{matrix.replacement}-{quantity}"
-                alt = (
-                    f"{what} of every label with every label's units edited: {matrix.edit}, "
-                    f"replaced by {matrix.replacement}"
-                )
-                drawn.append(self.figure(figure, name, alt))
-        if fitted.interactions is not None:
-            alt = "Effect of ablating pairs of modes, less the sum of what each does alone"
-            figure = figures.interactions_figure(fitted.interactions)
-            drawn.append(self.figure(figure, f"{stem}-interactions", alt))
-        return drawn
+    def moving(self, pictures: Sequence[np.ndarray], stem: str, *, seconds: float) -> str:
+        """Store pictures, uint8 [y, x, 3], as one that moves; return its file."""
+        from PIL import Image
 
-    def steering(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
-        """What becomes of other labels' inputs, where that was measured."""
-        if fitted.steering is None:
+        first, *others = (Image.fromarray(pixels) for pixels in pictures)
+        options: dict[str, Any] = {"append_images": others, "duration": 1000 * seconds, "loop": 0}
+        first.save(self._place(f"{stem}.png"), "PNG", save_all=True, **options)
+        return f"{stem}.png"
+
+    def image(self, pixels: np.ndarray, stem: str) -> str:
+        """Store one picture, small ones without loss, and return its file."""
+        from PIL import Image
+
+        large = max(pixels.shape[:2]) >= _JPEG_FROM
+        file = f"{stem}.{'jpg' if large else 'png'}"
+        if not (self.folder / file).exists():
+            content = io.BytesIO()
+            options = {"quality": 88, "subsampling": 0} if large else {}
+            Image.fromarray(pixels).save(content, "JPEG" if large else "PNG", **options)
+            self._place(file).write_bytes(content.getvalue())
+        return file
+
+    def tiles(self, run: RunPart, part: DictionaryPart, place: int | None, stem: str) -> list[Tile]:
+        """Store pictures and maps of the inputs that use a mode most; none without maps."""
+        maps, tiles = part.maps, []
+        if maps is None or place is None:
             return []
-        alt = "Inputs of other labels that become the label, over the strength of steering"
-        figure = figures.steering_figure(fitted.steering)
-        return [self.figure(figure, f"{site.folder}-{fitted.name}-steering", alt)]
-
-    def fitted(
-        self, run: RunPart, site: SitePart, fitted: Fitted, lines: Sequence[ModeLine]
-    ) -> list[Drawn]:
-        """Figures on one dictionary: modes against labels."""
-        stem, drawn = f"{site.folder}-{fitted.name}", []
-        if fitted.has_labels and len(fitted.modes):
-            best = {"modes": fitted.correlation.max(1).values, "single units": _best_units(fitted)}
-            shuffled = run.shuffled_best(fitted)
-            if shuffled is not None:
-                best["shuffled labels"] = shuffled
-            figure = figures.correlation_histogram_figure(best)
-            alt = "Highest label correlation of modes and of single units"
-            drawn.append(self.figure(figure, f"{stem}-correlations", alt))
-            rows = [line.row for line in lines[:_HEATMAP_MODES]]
-            present = sorted({int(label) for label in run.store.labels if label >= 0})
-            figure = figures.correlation_heatmap_figure(
-                fitted.correlation[rows][:, present], [run.label(label) for label in present], rows
-            )
-            alt = "Correlation of every mode with every label"
-            drawn.append(self.figure(figure, f"{stem}-labels", alt))
-        return drawn
-
-    def use(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
-        """How many modes are used how often, on both splits."""
-        found = {"training": fitted.density("train")}
-        if fitted.has_held_out:
-            found["held out"] = fitted.density("held_out")
-        shares = {}
-        for name, density in found.items():
-            shares[name] = torch.zeros(fitted.modes.n_modes)
-            shares[name][fitted.modes.ids] = density
-        figure = figures.density_figure(shares)
-        alt = "Number of modes by the share of the inputs that use them"
-        return [self.figure(figure, f"{site.folder}-{fitted.name}-density", alt)]
-
-    def stability(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
-        """How well other fits find the modes, where that was measured."""
-        table = fitted.stability
-        if table is None or table["seed_cosine"].isna().all():
-            return []
-        columns = (table[key].to_numpy() for key in ("seed_cosine", "half_cosine", "chance"))
-        figure = figures.stability_figure(*(torch.tensor(column) for column in columns))
-        alt = "Cosine of modes with their partners in other fits, and by chance"
-        return [self.figure(figure, f"{site.folder}-{fitted.name}-stability", alt)]
-
-    def training(self, site: SitePart, fitted: Fitted) -> list[Drawn]:
-        """Loss over epochs, for learners that have them."""
-        training = fitted.dictionary.training
-        if training is None or not training.history:
-            return []
-        figure = figures.training_history_figure(training.history)
-        return [self.figure(figure, f"{site.folder}-{fitted.name}-training", "Loss over epochs")]
-
-    def tiles(self, run: RunPart, site: SitePart, fitted: Fitted, place: int) -> Iterator[Tile]:
-        """Pictures and maps of the inputs that use a mode most."""
-        maps = fitted.maps
-        if maps is None:
-            return
         for number, sample in enumerate(maps.samples[place].tolist()):
             if sample < 0:
                 continue
             label, prediction = int(maps.labels[sample]), int(maps.predictions[sample])
-            stem = f"maps/{site.folder}/{fitted.name}/{int(maps.mode_ids[place])}-{number}"
             picture = maps.pictures[sample].numpy()
-            yield Tile(
-                picture=self._image(picture, "pictures/" + _digest(picture)),
-                maps=tuple(self._maps(maps, place, number, picture, stem)),
-                id=maps.ids[sample],
-                label=run.label(label),
-                prediction=run.label(prediction),
-                right=label < 0 or prediction < 0 or label == prediction,
-                loading=fixed(float(maps.loadings[place, number])),
-                held_out=bool(maps.held_out[sample]),
-                squares=max(picture.shape[:2]) <= SQUARES_UP_TO,
+            content = repr(picture.shape).encode() + picture.tobytes()
+            of_parts = [getattr(maps, part)[place, number] for part in PARTS]
+            start = f"maps/{stem}/{int(maps.mode_ids[place])}-{number}"
+            tiles.append(
+                Tile(
+                    picture=self.image(
+                        picture, f"pictures/{hashlib.sha256(content).hexdigest()[:16]}"
+                    ),
+                    maps=tuple(
+                        self.image(pixels, f"{start}-{name}")
+                        for name, pixels in zip(
+                            PARTS, figures.draw_maps(of_parts, picture), strict=True
+                        )
+                    ),
+                    id=maps.ids[sample],
+                    label=run.label(label),
+                    prediction=run.label(prediction),
+                    right=label < 0 or prediction < 0 or label == prediction,
+                    loading=fixed(float(maps.loadings[place, number])),
+                    held_out=bool(maps.held_out[sample]),
+                    squares=max(picture.shape[:2]) <= SQUARES_UP_TO,
+                )
             )
+        return tiles
 
-    def _maps(
-        self, maps: SiteMaps, place: int, number: int, picture: np.ndarray, stem: str
-    ) -> Iterator[str]:
-        drawn = figures.draw_maps([getattr(maps, part)[place, number] for part in PARTS], picture)
-        for part, pixels in zip(PARTS, drawn, strict=True):
-            yield self._image(pixels, f"{stem}-{part}")
-
-    def figure(self, figure: Figure, name: str, alt: str) -> Drawn:
-        """Write one figure."""
-        file = f"figures/{name}.svg"
-        (self.folder / "figures").mkdir(exist_ok=True)
-        figures.save_figure(figure, self.folder / file)
-        return Drawn(file, alt)
-
-    def moving(self, pictures: Sequence[np.ndarray], stem: str, *, seconds: float) -> str:
-        """Write pictures, uint8 [y, x, 3], as one that moves; returns the file."""
-        from PIL import Image
-
-        file = f"{stem}.png"
-        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-        first, *others = (Image.fromarray(pixels) for pixels in pictures)
-        first.save(
-            self.folder / file, "PNG", save_all=True, append_images=others,
-            duration=1000 * seconds, loop=0,
-        )  # fmt: skip
-        return file
-
-    def _image(self, pixels: np.ndarray, stem: str) -> str:
-        """Small pictures without loss; large ones as JPEG, a fifth of the size."""
-        from PIL import Image
-
-        large = max(pixels.shape[:2]) > 96
-        file = f"{stem}.{'jpg' if large else 'png'}"
-        path = self.folder / file
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()
-            options = {"quality": 88, "subsampling": 0} if large else {}
-            Image.fromarray(pixels).save(content, "JPEG" if large else "PNG", **options)
-            path.write_bytes(content.getvalue())
-        return file
+    def _place(self, file: str) -> Path:
+        place = self.folder / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
 
 
-def _best_units(fitted: Fitted) -> Tensor:
-    """Highest label correlation of every single column of the matrix, on training rows."""
-    modes = fitted.modes
-    rows = ~modes.held_out & (modes.store.labels >= 0)
-    member = membership(modes.store.labels)[rows]
-    return correlation_matrix(modes.matrix()[rows], member).max(1).values
+def charts_of_run(run: RunPart) -> Iterator[Chart]:
+    """Draw the figures of the first page: places statistics, completeness, control."""
+    if run.statistics is not None:
+        twins = {twin_words(t.twin): t.statistics for t in run.twins if t.statistics is not None}
+        for quantity, alt in _STATISTICS.items():
+            figure = figures.layer_statistics_figure(run.statistics, (quantity,), twins=twins)
+            yield Chart("statistics", quantity, alt, figure)
+    complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
+    if complete:
+        alt = "Completeness of contributions at every cut"
+        yield Chart("completeness", "completeness", alt, figures.completeness_figure(complete))
+    for learner in run.learners:
+        found = [p.areas for _, p in run.parts if p.name == learner and p.areas is not None]
+        if not found:
+            continue
+        of = f", {learner}" if len(run.learners) > 1 else ""
+        groups = pandas.concat(found).groupby(["edit", "replacement"], sort=False)
+        for (edit, replacement), rows in groups:
+            alt = f"Selectivity over the sites: {edit}, units replaced by {replacement}{of}"
+            name = "-".join(["selectivity", str(edit), str(replacement), *of[2:].split()])
+            figure = figures.auc_figure(rows, edit=str(edit), of=of)
+            yield Chart("control", name, alt, figure)
 
 
-def _digest(pixels: np.ndarray) -> str:
-    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+def charts_of_dictionary(
+    run: RunPart, site: SitePart, part: DictionaryPart, rows: Sequence[int]
+) -> Iterator[Chart]:
+    """Draw the figures of one dictionary, its modes in the order of `rows`.
+
+    Places: control, effects, steering, use, stability, labels, training.
+    """
+    yield from _curves(part)
+    yield from _side_effects(run, site, part)
+    alt = "Number of modes by the share of the inputs that use them"
+    yield Chart("use", "density", alt, figures.density_figure(_shares(part)))
+    stability, training = part.table("stability"), part.dictionary.training
+    if stability is not None and stability["seed_cosine"].notna().any():
+        columns = (stability[key].to_numpy() for key in ("seed_cosine", "half_cosine", "chance"))
+        figure = figures.stability_figure(*map(torch.tensor, columns))
+        alt = "Cosine of modes with their partners in other fits, and by chance"
+        yield Chart("labels", "stability", alt, figure)
+    if part.has_labels:
+        yield from _labels(run, part, rows[:_HEATMAP_MODES])
+    if training is not None and training.history:
+        figure = figures.training_history_figure(training.history)
+        yield Chart("training", "training", "Loss over epochs", figure)
+
+
+def _curves(part: DictionaryPart) -> Iterator[Chart]:
+    curve, areas = part.table("control"), part.areas
+    if curve is None or areas is None:
+        return
+    for edit, replacement in curve[["edit", "replacement"]].drop_duplicates().to_numpy():
+        figure = figures.control_figure(curve, edit=edit, replacement=replacement)
+        alt = f"Accuracy over the share of units, {edit}, replaced by {replacement}"
+        yield Chart("control", f"{edit}-{replacement}", alt, figure)
+    for edit in areas["edit"].drop_duplicates() if areas["label"].nunique() <= _MOST_LABELS else ():
+        rows = areas[areas["edit"] == edit]
+        rows = rows[rows["replacement"] == rows["replacement"].iloc[0]]
+        if rows["ranking"].nunique() > _RANKINGS_BY_LABEL:
+            rows = rows[rows["ranking"].isin(_BY_LABEL)]
+        figure = figures.auc_figure(rows, edit=edit, by="label_name")
+        yield Chart("control", f"{edit}-labels", f"Selectivity for every label, {edit}", figure)
+
+
+def _side_effects(run: RunPart, site: SitePart, part: DictionaryPart) -> Iterator[Chart]:
+    for matrix in matrices(part, site.info.n_units):
+        for quantity, what in _MATRICES.items():
+            alt = (
+                f"{what} of every label with every label's units edited: {matrix.edit}, "
+                f"replaced by {matrix.replacement}"
+            )
+            figure = figures.control_matrix_figure(matrix, run.hierarchy, quantity=quantity)
+            name = f"matrix-{matrix.edit}-{matrix.replacement}-{quantity}"
+            yield Chart("effects", name, alt, figure)
+    interactions, steering = part.table("interactions"), part.table("steering")
+    if interactions is not None:
+        alt = "Effect of ablating pairs of modes, less the sum of what each does alone"
+        yield Chart("effects", "interactions", alt, figures.interactions_figure(interactions))
+    if steering is not None:
+        alt = "Inputs of other labels that become the label, over the strength of steering"
+        yield Chart("steering", "steering", alt, figures.steering_figure(steering))
+
+
+def _shares(part: DictionaryPart) -> dict[str, torch.Tensor]:
+    """Return the share of the inputs that use each mode of the dictionary, on both splits."""
+    found = {"training": part.density("train")}
+    if part.has_held_out:
+        found["held out"] = part.density("held_out")
+    dead = torch.zeros(part.modes.n_modes)
+    return {name: dead.index_copy(0, part.modes.ids, density) for name, density in found.items()}
+
+
+def _labels(run: RunPart, part: DictionaryPart, rows: Sequence[int]) -> Iterator[Chart]:
+    modes, labels = part.modes, part.modes.store.labels
+    train = ~modes.held_out & (labels >= 0)
+    single = correlation_matrix(modes.matrix()[train], membership(labels)[train]).max(1).values
+    best = {"modes": part.correlation.max(1).values, "single units": single}
+    shuffled = run.shuffled_best(part)
+    if shuffled is not None:
+        best["shuffled labels"] = shuffled
+    alt = "Highest label correlation of modes and of single units"
+    yield Chart("labels", "correlations", alt, figures.correlation_histogram_figure(best))
+    present = sorted(set(labels[labels >= 0].tolist()))
+    found, names = part.correlation[list(rows)][:, present], [run.label(one) for one in present]
+    figure = figures.correlation_heatmap_figure(found, names, rows)
+    yield Chart("labels", "labels", "Correlation of every mode with every label", figure)

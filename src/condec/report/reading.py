@@ -1,4 +1,4 @@
-"""Reads a run folder: everything that the pages show, in the form of records."""
+"""Reads a run folder into records, from which the pages are made."""
 
 import json
 import math
@@ -8,55 +8,75 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
+from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
 from condec.explain import SiteMaps
 from condec.modes import Hierarchy, Modes, Split, label_name, membership
-from condec.store import SiteInfo, Store, is_twin
+from condec.store import RunFolder, SiteInfo, Store, is_twin
+from condec.store.folder import TABLES
 
 if TYPE_CHECKING:
     import pandas
 
+SPLITS: Mapping[str, str] = {"held_out": "held out", "train": "training"}
+"""Rows that a dictionary was fitted to or not, in words; the ones to look at first."""
 
+
+@short_repr
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """One dictionary at one site.
+class DictionaryPart:
+    """What a run has of one learner at one site.
 
     Attributes
     ----------
     name : str
-        Its folder's name.
+        Of the learner; it is that of the dictionary's folder.
     dictionary : Dictionary
     modes : Modes
     maps : SiteMaps, or None
-    controls : pandas.DataFrame, or None
-        Of `fit_rivals`.
-    stability : pandas.DataFrame, or None
-        Of `Stability.table`, and columns `between_halves` and `n_seeds`; by number of the mode.
-    matrix, steering, interactions : pandas.DataFrame, or None
-        What else edits do (`condec.effects`), by its modes.
+    tables : mapping of str to pandas.DataFrame
+        By kind (`condec.store.folder.TABLES`), those that were made.
     """
 
     name: str
     dictionary: Dictionary
     modes: Modes
     maps: SiteMaps | None
-    controls: "pandas.DataFrame | None" = None
-    stability: "pandas.DataFrame | None" = None
-    matrix: "pandas.DataFrame | None" = None
-    steering: "pandas.DataFrame | None" = None
-    interactions: "pandas.DataFrame | None" = None
+    tables: "Mapping[str, pandas.DataFrame]"
+
+    def table(self, kind: str) -> "pandas.DataFrame | None":
+        """Return a table; None where it was not made."""
+        return self.tables.get(kind)
+
+    @cached_property
+    def areas(self) -> "pandas.DataFrame | None":
+        """Summary of every control curve."""
+        curve = self.table("control")
+        # From the curves, so that tables without all of today's columns can be read as well.
+        return None if curve is None else summarise(curve)
+
+    @property
+    def split(self) -> str:
+        """Rows of the numbers to look at: ``held_out``, or ``train``; empty without numbers."""
+        training = self.dictionary.training
+        return "" if training is None else next(s for s in SPLITS if training.metrics.get(s))
+
+    def measured(self, name: str) -> float:
+        """Return one number of the dictionary on the rows of `split`; NaN without numbers."""
+        training = self.dictionary.training
+        return math.nan if training is None else getattr(training.metrics[self.split], name)
 
     @property
     def has_labels(self) -> bool:
-        """Whether modes can be compared with labels."""
-        return bool((self.modes.store.labels >= 0).any())
+        """Whether there are modes, and labels to compare them with."""
+        return bool((self.modes.store.labels >= 0).any()) and len(self.modes) > 0
 
     @property
     def has_held_out(self) -> bool:
@@ -72,17 +92,9 @@ class Fitted:
         return 1.0 - int(used.sum()) / max(self.modes.n_modes, 1)
 
     def density(self, split: Split) -> Tensor:
-        """Share of the inputs of a split that use each mode, shape [mode]; NaN without inputs."""
+        """Return the share of a split's inputs that use each mode, [mode]; NaN without inputs."""
         rows = self.modes.held_out if split == "held_out" else ~self.modes.held_out
         return (self.modes.loadings[rows] != 0).float().mean(0)
-
-    @cached_property
-    def stable(self) -> Mapping[int, tuple[float, float]]:
-        """Cosine over seeds, and over halves, by number of the mode; empty if not measured."""
-        if self.stability is None:
-            return {}
-        columns = (self.stability[key] for key in ("mode", "seed_cosine", "half_cosine"))
-        return {mode: (seeds, halves) for mode, seeds, halves in zip(*columns, strict=True)}
 
     @cached_property
     def correlation(self) -> Tensor:
@@ -107,25 +119,23 @@ class Fitted:
         return label, self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class SitePart:
-    """What a run has for one site.
+    """What a run has of one site.
 
     Attributes
     ----------
     info : SiteInfo
     completeness : Tensor of shape [sample], or None
-    fitted : tuple of Fitted
-    curve, areas, comparison : pandas.DataFrame, or None
-        Control curves of the site, a summary of each, and which ranking is more selective.
+        The finite values.
+    parts : tuple of DictionaryPart
+        One for each learner.
     """
 
     info: SiteInfo
     completeness: Tensor | None
-    fitted: tuple[Fitted, ...]
-    curve: "pandas.DataFrame | None"
-    areas: "pandas.DataFrame | None"
-    comparison: "pandas.DataFrame | None" = None
+    parts: tuple[DictionaryPart, ...]
 
     @property
     def key(self) -> str:
@@ -134,79 +144,85 @@ class SitePart:
 
     @property
     def folder(self) -> str:
-        """Name of its page and folders, fit for any file system."""
+        """Name of its page and pictures, fit for any file system."""
         return quote(self.key, safe="")
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class TwinPart:
-    """One control.
+    """What a run has of one twin.
 
     Attributes
     ----------
-    control : dict
+    twin : dict
         From the recipe of its store.
     store : Store
     statistics : pandas.DataFrame, or None
     """
 
-    control: Mapping[str, Any]
+    twin: Mapping[str, Any]
     store: Store
     statistics: "pandas.DataFrame | None"
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class RunPart:
     """What a run folder holds.
 
     Attributes
     ----------
-    folder : Path
+    folder : RunFolder
     store : Store
+    sites : tuple of SitePart
+    twins : tuple of TwinPart
+        Complete ones of this store; others are passed over.
+    statistics : pandas.DataFrame, or None
     plan : dict
         Content of run.toml; empty where there is none.
     date : str
         Day on which the run ended; empty where the log does not say.
     label_names : tuple of str, or None
-    statistics, areas : pandas.DataFrame, or None
-    sites : tuple of SitePart
-    twins : tuple of TwinPart
-        Complete ones of this store; others are passed over.
     hierarchy : Hierarchy, or None
     """
 
-    folder: Path
+    folder: RunFolder
     store: Store
+    sites: tuple[SitePart, ...]
+    twins: tuple[TwinPart, ...]
+    statistics: "pandas.DataFrame | None"
     plan: Mapping[str, Any]
     date: str
     label_names: tuple[str, ...] | None
-    statistics: "pandas.DataFrame | None"
-    areas: "pandas.DataFrame | None"
-    sites: tuple[SitePart, ...]
-    twins: tuple[TwinPart, ...] = ()
-    hierarchy: Hierarchy | None = None
-
-    def label(self, number: int) -> str:
-        """Name of a label; a dash for none."""
-        return "\N{EN DASH}" if number < 0 else label_name(self.label_names, number)
-
-    def shuffled_best(self, fitted: Fitted) -> Tensor | None:
-        """Highest correlation of every mode with any label, labels shuffled; training rows.
-
-        None where there is no such control, or nothing to compare.
-        """
-        for twin in self.twins:
-            if twin.control["name"] == "ShuffledLabels" and fitted.has_labels and len(fitted.modes):
-                return fitted.modes.correlation(twin.store.labels, split="train").max(1).values
-        return None
+    hierarchy: Hierarchy | None
 
     @property
-    def n_labels(self) -> int:
-        """One more than the largest label."""
-        return int(self.store.labels.max()) + 1 if len(self.store) else 0
+    def parts(self) -> "list[tuple[SitePart, DictionaryPart]]":
+        """Every dictionary with its site."""
+        return [(site, part) for site in self.sites for part in site.parts]
+
+    @property
+    def learners(self) -> list[str]:
+        """Names of the learners, sorted."""
+        return sorted({part.name for _, part in self.parts})
+
+    def label(self, number: int) -> str:
+        """Return the name of a label; a dash for none."""
+        return "\N{EN DASH}" if number < 0 else label_name(self.label_names, number)
+
+    def shuffled_best(self, part: DictionaryPart) -> Tensor | None:
+        """Return each mode's highest correlation with a label, labels shuffled; training rows.
+
+        None where there is no such twin, or nothing to compare.
+        """
+        for twin in self.twins:
+            if twin.twin["name"] == "ShuffledLabels" and part.has_labels:
+                return part.modes.correlation(twin.store.labels, split="train").max(1).values
+        return None
 
 
-def read_run(folder: Path) -> RunPart:
+def read_run(path: Path) -> RunPart:
     """Read a run folder.
 
     Raises
@@ -214,52 +230,32 @@ def read_run(folder: Path) -> RunPart:
     StoreError
         There is no complete store in it, or a part of it is damaged.
     """
-    if not (folder / "contributions.zarr").is_dir():
+    folder = RunFolder(path)
+    if not folder.store.is_dir():
         raise StoreError(
-            f"{folder}: expected a run folder with contributions.zarr; run 'condec collect' first"
+            f"{path}: expected a run folder with contributions.zarr; run 'condec collect' first"
         )
-    store = Store.open(folder / "contributions.zarr")
-    completeness = {} if not len(store) else store.completeness()
-    curves = _table(folder / "analysis" / "control.parquet")
-    # From the curves, so that tables without all of today's columns can be read as well.
-    areas = None if curves is None else summarise(curves)
-    comparison = _table(folder / "analysis" / "control_comparison.parquet")
+    store = Store.open(folder.store)
+    completeness = store.completeness() if len(store) else {}
+    groups = _names(folder.superclasses)
     return RunPart(
         folder=folder,
         store=store,
-        plan=_plan(folder / "run.toml"),
-        date=_date(folder / "log.jsonl"),
-        label_names=_label_names(folder / "analysis" / "labels.json"),
-        statistics=_table(folder / "analysis" / "statistics.parquet"),
-        areas=areas,
         sites=tuple(
             SitePart(
                 info=store.info(site),
                 completeness=_finite(completeness.get(site.key)),
-                fitted=_fitted(folder, store, site.key),
-                curve=_of_site(curves, site.key),
-                areas=_of_site(areas, site.key),
-                comparison=_of_site(comparison, site.key),
+                parts=tuple(_parts(folder, store, site.key)),
             )
             for site in store.sites
         ),
         twins=tuple(_twins(folder, store)),
-        hierarchy=_hierarchy(folder / "analysis" / "superclasses.json"),
+        statistics=folder.read_table("statistics"),
+        plan=_plan(folder.plan),
+        date=_date(folder.log_file),
+        label_names=_names(folder.labels),
+        hierarchy=None if groups is None else Hierarchy(groups),
     )
-
-
-def _twins(folder: Path, store: Store) -> Iterator[TwinPart]:
-    table = _table(folder / "analysis" / "statistics_twins.parquet")
-    for path in sorted((folder / "twins").glob("*/contributions.zarr")):
-        twin = Store.open(path)
-        if not is_twin(twin, store) or not twin.is_complete:
-            continue
-        rows = None if table is None else table[table["twin"] == unquote(path.parent.name)]
-        yield TwinPart(
-            control=twin.recipe["twin"],
-            store=twin,
-            statistics=None if rows is None or rows.empty else rows,
-        )
 
 
 def _finite(values: Tensor | None) -> Tensor | None:
@@ -267,45 +263,27 @@ def _finite(values: Tensor | None) -> Tensor | None:
     return None if known is None or not len(known) else known
 
 
-def _fitted(folder: Path, store: Store, key: str) -> tuple[Fitted, ...]:
-    place = folder / "modes" / quote(key, safe="")
-    found = []
-    for one in sorted(place.iterdir()) if place.is_dir() else ():
-        if not (one / "modes.zarr").is_dir():
-            continue
-        analysis, site = folder / "analysis", quote(key, safe="")
-        maps = analysis / "maps" / site / f"{one.name}.npz"
-        found.append(
-            Fitted(
-                name=one.name,
-                dictionary=load_dictionary(one),
-                modes=Modes.load(one, store),
-                maps=SiteMaps.load(maps) if maps.is_file() else None,
-                controls=_table(analysis / "rivals" / site / f"{one.name}.parquet"),
-                stability=_table(analysis / "stability" / site / f"{one.name}.parquet"),
-                matrix=_table(analysis / "control_matrix" / site / f"{one.name}.parquet"),
-                steering=_table(analysis / "steering" / site / f"{one.name}.parquet"),
-                interactions=_table(analysis / "interactions" / site / f"{one.name}.parquet"),
-            )
+def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart]:
+    for name in folder.learners(key):
+        place, maps = folder.modes(key, name), folder.maps(key, name)
+        tables = {kind: folder.read_table(kind, key, name) for kind in TABLES}
+        yield DictionaryPart(
+            name=name,
+            dictionary=load_dictionary(place),
+            modes=Modes.load(place, store),
+            maps=SiteMaps.load(maps) if maps.is_file() else None,
+            tables={kind: table for kind, table in tables.items() if table is not None},
         )
-    return tuple(found)
 
 
-def _of_site(table: "pandas.DataFrame | None", key: str) -> "pandas.DataFrame | None":
-    part = None if table is None else table[table["site"] == key]
-    return None if part is None or part.empty else part
-
-
-def _table(file: Path) -> "pandas.DataFrame | None":
-    import pandas
-
-    if not file.is_file():
-        return None
-    try:
-        table = pandas.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: not readable as parquet ({error}); make it again") from error
-    return None if table.empty else table
+def _twins(folder: RunFolder, store: Store) -> Iterator[TwinPart]:
+    table = folder.read_table("statistics_twins")
+    for name, path in folder.twins().items():
+        twin = Store.open(path)
+        if is_twin(twin, store) and twin.is_complete:
+            rows = None if table is None else table[table["twin"] == name]
+            known = None if rows is None or rows.empty else rows
+            yield TwinPart(twin=twin.recipe["twin"], store=twin, statistics=known)
 
 
 def _plan(file: Path) -> dict[str, Any]:
@@ -315,7 +293,7 @@ def _plan(file: Path) -> dict[str, Any]:
         raise StoreError(f"{file}: not TOML: {error}") from error
 
 
-def _label_names(file: Path) -> tuple[str, ...] | None:
+def _names(file: Path) -> tuple[str, ...] | None:
     try:
         names = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except ValueError as error:
@@ -323,13 +301,8 @@ def _label_names(file: Path) -> tuple[str, ...] | None:
     return None if names is None else tuple(str(name) for name in names)
 
 
-def _hierarchy(file: Path) -> Hierarchy | None:
-    names = _label_names(file)
-    return None if names is None else Hierarchy(names)
-
-
 def _date(file: Path) -> str:
-    """Day of the last line that is not about the report itself."""
+    """Return the day of the last line that is not about the report itself."""
     day = ""
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:

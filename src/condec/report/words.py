@@ -8,11 +8,11 @@ from markupsafe import Markup, escape
 
 from condec.store import TREND
 
-DASH = "\N{EN DASH}"
+DASH: Final = "\N{EN DASH}"
 
 
 def fixed(value: Any, digits: int = 2) -> str:
-    """A number with a fixed number of digits; a dash where there is none.
+    """Write a number with a fixed number of digits; a dash where there is none.
 
     >>> fixed(-0.126), fixed(None), fixed(float("nan")), fixed(-0.001)
     ('\N{MINUS SIGN}0.13', '\N{EN DASH}', '\N{EN DASH}', '0.00')
@@ -26,7 +26,7 @@ def fixed(value: Any, digits: int = 2) -> str:
 
 
 def percent(value: Any, digits: int = 0) -> str:
-    """A share in percent.
+    """Write a share in percent.
 
     >>> percent(0.984, 1)
     '98.4 %'
@@ -36,7 +36,7 @@ def percent(value: Any, digits: int = 0) -> str:
 
 
 def count(value: Any) -> str:
-    """A whole number with thin spaces between thousands.
+    """Write a whole number with thin spaces between thousands.
 
     >>> count(50000)
     '50\N{NARROW NO-BREAK SPACE}000'
@@ -44,88 +44,110 @@ def count(value: Any) -> str:
     return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-_METHODS: Final[Mapping[str, str]] = {
+def plain(value: Any) -> str:
+    """Write any value of a recipe in one line.
+
+    >>> plain({"name": "SAE", "n_modes": 8, "width": None, "nonnegative": False})
+    'SAE, n_modes 8, width none, nonnegative no'
+    """
+    if isinstance(value, Mapping):
+        rest = {key: item for key, item in value.items() if key != "name"}
+        words = [str(value["name"])] if "name" in value else []
+        return ", ".join(words + [f"{key} {plain(item)}" for key, item in rest.items()])
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def breakable(text: str) -> Markup:
+    """Escape a text that may wrap after dots and underscores, for long module names."""
+    safe = str(escape(text))
+    for mark in "._:":
+        safe = safe.replace(mark, f"{mark}<wbr>")
+    # Entities hold none of these marks, so none was torn apart.
+    return Markup(safe)  # escaped just above
+
+
+METHODS: Final[Mapping[str, str]] = {
     "ActGrad": "activation times gradient",
     "ActNormGrad": "activation times normalised gradient",
-    "NormActNormGrad": "normalised activation times normalised gradient",
     "Activation": "the activation alone",
-    "Gradient": "the gradient alone",
     "GradCAM": "activation times the mean gradient of its unit",
+    "Gradient": "the gradient alone",
     "InputGrad": "input times gradient",
+    "IntegratedGradients": "integrated gradients, {path} from {start}",
+    "NormActNormGrad": "normalised activation times normalised gradient",
+    "SmoothGrad": "{of}, averaged over {n_samples} noisy inputs",
+    "UnitAblation": "ablation of every unit, replaced by {replacement}",
 }
-_BASELINES: Final[Mapping[str, str]] = {
+BASELINES: Final[Mapping[str, str]] = {
+    "Blur": "the blurred image (sigma {sigma})",
+    "Constant": "the constant {value}",
+    "Mean": "the mean of the data",
+    "Noise": "{n_draws} draws of noise",
+    "Samples": "{n_samples} samples of the data",
     "Zeros": "zeros",
     "ZeroTokens": "zero embeddings",
-    "Mean": "the mean of the data",
 }
+TARGETS: Final[Mapping[str, str]] = {
+    "Contrast": "the largest {what}{frozen} less the second largest",
+    "Custom": "the function {function}",
+    "Entropy": "the entropy of the output",
+    "Label": "the {what} of the input's own label",
+    "Logit": "{what} {index}",
+    "Margin": "the {what} of the input's own label less the {against} of the others",
+    "Predicted": "the {what} of the predicted class",
+    "Sum": "the sum of {outputs}",
+    "Surprisal": "the surprisal of the output",
+    "TopK": "the {largest}",
+}
+TWINS: Final[Mapping[str, str]] = {
+    "RandomWeights": "random weights{begin}{other_seed}",
+    "ShuffledLabels": "shuffled labels{other_seed}",
+}
+
+
+def _filled(forms: Mapping[str, str], option: Mapping[str, Any], **more: str) -> str:
+    """Fill the form of an option with its values and with `more`; without a form, list all."""
+    form = forms.get(str(option.get("name")))
+    values = {key: plain(value) for key, value in option.items()}
+    return plain(option) if form is None else form.format_map(values | more)
 
 
 def method_words(method: Mapping[str, Any]) -> str:
-    """A method of attribution.
+    """Write a method of attribution.
 
     >>> method_words({"name": "IntegratedGradients", "steps": 10, "baseline": {"name": "Zeros"}})
     'integrated gradients, 10 steps from zeros'
     >>> method_words({"name": "SmoothGrad", "inner": {"name": "ActGrad"}, "n_samples": 16})
     'activation times gradient, averaged over 16 noisy inputs'
     """
-    name = str(method.get("name"))
-    start = baseline_words(method.get("baseline") or {})
-    match name:
-        case "IntegratedGradients":
-            return f"integrated gradients, {_path_words(method)} from {start}"
-        case "SmoothGrad":
-            inner = method_words(method.get("inner", {}))
-            return f"{inner}, averaged over {method.get('n_samples')} noisy inputs"
-        case "UnitAblation":
-            return f"ablation of every unit, replaced by {method.get('replacement')}"
-    return _METHODS.get(name) or plain(method)
-
-
-def _path_words(method: Mapping[str, Any]) -> str:
-    steps = method.get("steps")
-    words = [f"{steps} steps"]
-    if steps == "auto":
-        words = [f"steps to a tolerance of {plain(method.get('tolerance'))}"]
-    if method.get("rule", "trapezoid") != "trapezoid":
-        words.append({"gauss": "Gauss-Legendre"}.get(method["rule"], f"{method['rule']} rule"))
+    steps, rule = method.get("steps"), method.get("rule", "trapezoid")
+    path = [
+        f"{steps} steps"
+        if steps != "auto"
+        else f"steps to a tolerance of {plain(method.get('tolerance'))}"
+    ]
+    if rule != "trapezoid":
+        path.append({"gauss": "Gauss-Legendre"}.get(rule, f"{rule} rule"))
     if method.get("path") == "layer":
-        words.append("along the layer's own path")
-    return ", ".join(words)
-
-
-def baseline_words(baseline: Mapping[str, Any]) -> str:
-    """Where a path begins.
-
-    >>> baseline_words({"name": "Blur", "sigma": 3.0})
-    'the blurred image (sigma 3)'
-    """
-    match baseline.get("name"):
-        case "Constant":
-            return f"the constant {plain(baseline.get('value'))}"
-        case "Blur":
-            return f"the blurred image (sigma {plain(baseline.get('sigma'))})"
-        case "Noise":
-            return f"{baseline.get('n_draws')} draws of noise"
-        case "Samples":
-            return f"{baseline.get('n_samples')} samples of the data"
-        case None:
-            return "a baseline"
-    return _BASELINES.get(str(baseline["name"])) or plain(baseline)
-
-
-def compute_words(compute: Mapping[str, Any]) -> str:
-    """How the passes were computed.
-
-    >>> compute_words({"name": "Compute", "precision": "model", "channels_last": False})
-    "the model's precision"
-    """
-    precision = compute.get("precision")
-    words = "the model's precision" if precision == "model" else f"{precision}, by autocast"
-    return words + (", channels last" if compute.get("channels_last") else "")
+        path.append("along the layer's own path")
+    baseline = method.get("baseline")
+    return _filled(
+        METHODS,
+        method,
+        path=", ".join(path),
+        start=_filled(BASELINES, baseline) if baseline else "a baseline",
+        of=method_words(method["inner"]) if "inner" in method else "",
+    )
 
 
 def target_words(target: Mapping[str, Any]) -> str:
-    """A target.
+    """Write a target.
 
     >>> target_words({"name": "TopK", "k": 1, "probability": False})
     'the largest logit'
@@ -134,51 +156,43 @@ def target_words(target: Mapping[str, Any]) -> str:
     """
     what = "probability" if target.get("probability") else "logit"
     several = "probabilities" if target.get("probability") else "logits"
-    match target.get("name"):
-        case "TopK" if target.get("k") == 1:
-            return f"the largest {what}"
-        case "TopK":
-            return f"the sum of the {target.get('k')} largest {several}"
-        case "Logit":
-            return f"{what} {plain(target.get('index'))}"
-        case "Label":
-            return f"the {what} of the input's own label"
-        case "Predicted":
-            return f"the {what} of the predicted class"
-        case "Contrast":
-            fixed = " of the classes at the input" if target.get("frozen") else ""
-            return f"the largest {what}{fixed} less the second largest"
-        case "Margin":
-            against = target.get("against")
-            return f"the {what} of the input's own label less the {against} of the others"
-        case "Entropy":
-            return "the entropy of the output"
-        case "Sum":
-            chosen = target.get("indices")
-            return f"the sum of {'all outputs' if not chosen else 'outputs ' + plain(chosen)}"
-        case "Surprisal":
-            return "the surprisal of the output"
-        case "Custom":
-            return f"the function {target.get('function')}"
-    return plain(target)
+    k, chosen = target.get("k"), target.get("indices")
+    return _filled(
+        TARGETS,
+        target,
+        what=what,
+        largest=f"largest {what}" if k == 1 else f"sum of the {k} largest {several}",
+        frozen=" of the classes at the input" if target.get("frozen") else "",
+        outputs=f"outputs {plain(chosen)}" if chosen else "all outputs",
+    )
 
 
-def control_words(control: Mapping[str, Any]) -> str:
-    """A control.
+def twin_words(twin: Mapping[str, Any]) -> str:
+    """Write a twin.
 
-    >>> control_words({"name": "RandomWeights", "seed": 0, "from_module": "block3"})
+    >>> twin_words({"name": "RandomWeights", "seed": 0, "from_module": "block3"})
     'random weights from block3'
-    >>> control_words({"name": "ShuffledLabels", "seed": 2})
+    >>> twin_words({"name": "ShuffledLabels", "seed": 2})
     'shuffled labels, seed 2'
     """
-    seed = f", seed {control['seed']}" if control.get("seed") else ""
-    match control.get("name"):
-        case "RandomWeights":
-            begin = control.get("from_module")
-            return "random weights" + (f" from {begin}" if begin else "") + seed
-        case "ShuffledLabels":
-            return f"shuffled labels{seed}"
-    return plain(control)
+    begin, seed = twin.get("from_module"), twin.get("seed")
+    return _filled(
+        TWINS,
+        twin,
+        begin=f" from {begin}" if begin else "",
+        other_seed=f", seed {seed}" if seed else "",
+    )
+
+
+def compute_words(compute: Mapping[str, Any]) -> str:
+    """Write how the passes were computed.
+
+    >>> compute_words({"name": "Compute", "precision": "model", "channels_last": False})
+    "the model's precision"
+    """
+    precision = compute.get("precision")
+    words = "the model's precision" if precision == "model" else f"{precision}, by autocast"
+    return words + (", channels last" if compute.get("channels_last") else "")
 
 
 STATISTICS: Final[Mapping[str, str]] = {
@@ -191,7 +205,7 @@ STATISTICS: Final[Mapping[str, str]] = {
 
 
 def trend_words(row: Mapping[str, Any], twin: str) -> str:
-    """One row of `compare_trends` as a sentence; `twin` are the words of the control.
+    """Write one row of `compare_trends` as a sentence; `twin` are the words of the twin.
 
     >>> row = {"statistic": "hoyer_contribution", "trend": 1.0, "twin_trend": 0.8, "shared": True,
     ...        "above": 1, "sites": 4}
@@ -211,33 +225,3 @@ def trend_words(row: Mapping[str, Any], twin: str) -> str:
     if own == other:
         return f"{begin}, nor with {twin}. {above}"
     return f"{begin}; with {twin} it {other}. {above}"
-
-
-def plain(value: Any) -> str:
-    """Any value of a recipe in one line.
-
-    >>> plain({"name": "SAE", "n_modes": 8, "width": None, "nonnegative": False})
-    'SAE, n_modes 8, width none, nonnegative no'
-    """
-    if isinstance(value, Mapping):
-        rest = {key: item for key, item in value.items() if key != "name"}
-        words = [str(value["name"])] if "name" in value else []
-        return ", ".join(words + [f"{key} {plain(item)}" for key, item in rest.items()])
-    if isinstance(value, list | tuple):
-        return ", ".join(plain(item) for item in value) or "none"
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
-
-
-def breakable(text: str) -> Markup:
-    """Escaped text that may wrap after dots and underscores, for long module names."""
-    safe = str(escape(text))
-    for mark in "._:":
-        safe = safe.replace(mark, f"{mark}<wbr>")
-    # Entities hold none of these marks, so none was torn apart.
-    return Markup(safe)  # escaped just above

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
-from condec.report.build import MorePage
+from condec.report import Page
 from condec.report.drawing import Drawn, Studio
-from condec.report.reading import Fitted, RunPart, SitePart
+from condec.report.facts import Fact
+from condec.report.reading import DictionaryPart, RunPart, SitePart
 from condec.report.words import count, fixed, percent
 from condec.retina import figures
 from condec.retina.analysis import named
@@ -64,14 +65,16 @@ class Retina:
             load_record(folder / "fields.npz", ReceptiveFields),
         )
 
-    def table(self, site: SitePart, fitted: Fitted, part: str) -> "pandas.DataFrame | None":
+    def table(self, site: SitePart, fitted: DictionaryPart, part: str) -> "pandas.DataFrame | None":
         """A table of one site; None where it was not made."""
         import pandas
 
         file = self.folder / quote(site.key, safe="") / fitted.name / f"{part}.parquet"
         return pandas.read_parquet(file) if file.is_file() else None
 
-    def combination_fields(self, site: SitePart, fitted: Fitted) -> CombinationFields | None:
+    def combination_fields(
+        self, site: SitePart, fitted: DictionaryPart
+    ) -> CombinationFields | None:
         """Mean fields of combinations of one site; None where none is frequent enough."""
         file = self.folder / quote(site.key, safe="") / fitted.name / "fields.npz"
         return load_record(file, CombinationFields) if file.is_file() else None
@@ -104,26 +107,13 @@ class Retina:
         return slice(start, start + length)
 
 
-def retina_page(run_folder: str | Path) -> MorePage:
-    """The page of a run folder, for `condec.report.build_report`.
-
-    Raises
-    ------
-    StoreError
-        There are no results of the link ``retina``.
-    """
-    retina = Retina.read(run_folder)
-    return MorePage(
-        "retina.html", "Retina", "retina.html.jinja", lambda r, s: _values(retina, r, s)
-    )
-
-
-def _values(retina: Retina, run: RunPart, studio: Studio) -> dict[str, Any]:
+def _values(run: RunPart, studio: Studio) -> dict[str, Any]:
+    retina = Retina.read(run.folder.path)
     responses, place = retina.responses, retina.leading
     cell = responses.cells[int(retina.fields.cells[place])]
     return {
         "responses": responses,
-        "facts_of_retina": list(_facts(retina)),
+        "found": list(_facts(retina)),
         "cell": cell,
         "film": _film(retina, studio, place),
         "strip": _strip(retina, studio, place, cell),
@@ -131,26 +121,30 @@ def _values(retina: Retina, run: RunPart, studio: Studio) -> dict[str, Any]:
         "site_parts": [
             _site(retina, site, fitted, studio, place)
             for site in run.sites
-            for fitted in site.fitted
+            for fitted in site.parts
             if retina.table(site, fitted, "cells") is not None
         ],
     }
 
 
-def _facts(retina: Retina) -> Iterator[tuple[str, str, str]]:
-    """Large numbers: value, name, note."""
+def _facts(retina: Retina) -> Iterator[Fact]:
+    """Give the large numbers of the page."""
     responses, fields = retina.responses, retina.fields
     seconds = len(responses.rates) * responses.seconds_per_frame
-    yield count(len(responses.rates)), "frames", f"{seconds:.0f} seconds"
-    yield count(len(responses.cells)), "cells", responses.name
+    yield Fact(count(len(responses.rates)), "frames", f"{seconds:.0f} seconds")
+    yield Fact(count(len(responses.cells)), "cells", responses.name)
     known = responses.correlation
     if bool(known.isfinite().any()):
-        yield fixed(float(known.nanmedian())), "correlation with the recording", "median of cells"
+        yield Fact(
+            fixed(float(known.nanmedian())), "correlation with the recording", "median of cells"
+        )
     share = float(fields.separability.nanmedian())
-    yield percent(share), "of a field is one picture times one time course", "median"
+    yield Fact(percent(share), "of a field is one picture times one time course", "median")
     polarity = fields.polarity
     both = ((polarity > 0).any(0) & (polarity < 0).any(0)).sum()
-    yield f"{int(both)} of {polarity.shape[1]}", "cells whose field changes its sign", "somewhere"
+    yield Fact(
+        f"{int(both)} of {polarity.shape[1]}", "cells whose field changes its sign", "somewhere"
+    )
 
 
 def _film(retina: Retina, studio: Studio, place: int) -> Drawn | None:
@@ -213,7 +207,7 @@ def _inside(retina: Retina) -> Tensor:
 
 
 def _site(
-    retina: Retina, site: SitePart, fitted: Fitted, studio: Studio, place: int
+    retina: Retina, site: SitePart, fitted: DictionaryPart, studio: Studio, place: int
 ) -> dict[str, Any]:
     """Everything that the page shows of one site."""
     stem = f"retina-{site.folder}-{fitted.name}"
@@ -235,7 +229,9 @@ def _site(
     }
 
 
-def _needed(retina: Retina, site: SitePart, fitted: Fitted, part: str) -> "pandas.DataFrame":
+def _needed(
+    retina: Retina, site: SitePart, fitted: DictionaryPart, part: str
+) -> "pandas.DataFrame":
     table = retina.table(site, fitted, part)
     if table is None:
         raise StoreError(
@@ -245,7 +241,7 @@ def _needed(retina: Retina, site: SitePart, fitted: Fitted, part: str) -> "panda
 
 
 def _traces(
-    retina: Retina, site: SitePart, fitted: Fitted, studio: Studio, place: int, stem: str
+    retina: Retina, site: SitePart, fitted: DictionaryPart, studio: Studio, place: int, stem: str
 ) -> Drawn:
     responses, part, modes = retina.responses, retina.stretch, fitted.modes
     number = int(retina.fields.cells[place])
@@ -300,7 +296,7 @@ def _counts(table: "pandas.DataFrame", studio: Studio, stem: str) -> Drawn:
 
 
 def _combination_fields(
-    retina: Retina, site: SitePart, fitted: Fitted, studio: Studio, place: int, stem: str
+    retina: Retina, site: SitePart, fitted: DictionaryPart, studio: Studio, place: int, stem: str
 ) -> list[Drawn]:
     """Mean field of each frequent combination."""
     found = retina.combination_fields(site, fitted)
@@ -343,3 +339,13 @@ def _explained_words(table: "pandas.DataFrame") -> str:
         f"{words}; the best of the others, {best}, {fixed(float(others.max()))}. Modes explain "
         f"more in {won} of {len(rows)} cells and less in {lost}, beyond the 95 % interval."
     )
+
+
+PAGE: Final = Page(
+    name="Retina",
+    file="retina.html",
+    template=Path(__file__).with_name("page.html.jinja"),
+    applies=lambda folder: folder.retina("fields.npz").is_file(),
+    values=_values,
+)
+"""The page of runs of a retina."""

@@ -206,13 +206,11 @@ def map_link(run: Run) -> Outcome:
 def report_link(run: Run) -> Outcome:
     """The static site of a run folder."""
     from condec.report import build_report
-    from condec.retina.page import retina_page
 
     folder = run.folder
 
     def make() -> list[Path]:
-        more = [retina_page(folder.path)] if folder.retina("fields.npz").is_file() else []
-        build_report(folder.path, more)
+        build_report(folder.path)
         return [folder.report]
 
     twins = [twin.name for twin in run.plan.collect.twins]

@@ -5,29 +5,33 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import torch
 
 from condec.attribution import IntegratedGradients
+from condec.basis.files import to_json
 from condec.data import Inputs, as_inputs
 from condec.dictionary import (
     DeadModesWarning,
     KMeans,
+    Learner,
     ThresholdSAE,
     TrainConfig,
     fit,
     fit_rivals,
+    load_dictionary,
     stability,
 )
 from condec.effects import CurveOptions, compare, measure_curves
 from condec.explain import site_maps
 from condec.modes import Modes, membership
-from condec.store import collect, layer_statistics
+from condec.network import Site
+from condec.store import RunFolder, Store, collect, layer_statistics
 from condec.testing.models import small_resnet
 
 SITES: Final = ("block1", "block2:input")
 FRACTIONS: Final = (0.25, 0.5, 0.75)
+CONFIG: Final = TrainConfig(held_out=0.3, steps=200)
 LABEL_NAMES: Final = ("cat", "dog & <b>wolf</b>", "owl")
 
 
@@ -59,71 +63,68 @@ def small_run(
     labelled : bool
         Whether the inputs have labels.
     links : sequence of str
-        What is done after contributions are collected; ``"check"`` are controls and stability,
+        What is done after contributions are collected; ``"check"`` are rivals and stability,
         of the site without gradient descent.
     bad : sequence of int
         Inputs that are NaN, and skipped.
     """
-    folder, model, inputs = Path(folder), small_resnet(), small_inputs(bad=bad)
+    place, model, inputs = RunFolder(Path(folder)), small_resnet(), small_inputs(bad=bad)
     if not labelled:
         inputs = as_inputs(torch.stack([inputs.read(i) for i in range(len(inputs))]))
-    store = collect(
-        model,
-        inputs,
-        SITES,
-        method=IntegratedGradients(steps=4),
-        out=folder / "contributions.zarr",
-        on_bad="skip",
-        progress=False,
-    )
-    analysis = folder / "analysis"
-    analysis.mkdir()
-    (analysis / "labels.json").write_text(json.dumps(label_names and list(label_names)))
-    (folder / "run.toml").write_text('[model]\nspec = "small"\n[report]\ntitle = "A small run"\n')
+    method, out = IntegratedGradients(steps=4), place.store
+    store = collect(model, inputs, SITES, method=method, out=out, on_bad="skip", progress=False)
+    place.write(place.labels, to_json(label_names and list(label_names)))
+    place.write(place.plan, b'[model]\nspec = "small"\n[report]\ntitle = "A small run"\n')
     line = {"time": "2026-03-01T12:00:00+00:00", "event": "end", "link": "map"}
-    (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+    place.write(place.log_file, json.dumps(line).encode() + b"\n")
     if "stats" in links:
-        layer_statistics(store).to_parquet(analysis / "statistics.parquet", index=False)
-    if "fit" not in links:
-        return folder
-    curves = []
-    for site in store.sites:
-        place = quote(site.key, safe="")
-        learner = KMeans(4) if site.tap == "input" else ThresholdSAE(8)
-        name = "kmeans" if site.tap == "input" else "sae"
-        config = TrainConfig(held_out=0.3, steps=200)
-        with warnings.catch_warnings():
-            # So few rows do not use all modes.
-            warnings.simplefilter("ignore", DeadModesWarning)
-            fitted = fit(learner, store.matrix(site), config=config)
-        fitted.save(folder / "modes" / place / name)
-        modes = Modes.build(fitted.dictionary, store, site, held_out_rows=fitted.held_out_rows)
-        modes.save(folder / "modes" / place / name)
-        if "check" in links and isinstance(learner, KMeans):
-            matrix = store.matrix(site)
-            members = membership(store.labels) if labelled else None
-            controls = fit_rivals(
-                learner, matrix, indicators=members, config=config, fitted=fitted.dictionary
-            )
-            again = stability(learner, matrix, config=config)
-            table = again.table().assign(between_halves=again.between_halves, n_seeds=5)
-            for folder_name, rows in (("rivals", controls), ("stability", table)):
-                file = analysis / folder_name / place / f"{name}.parquet"
-                file.parent.mkdir(parents=True)
-                rows.to_parquet(file, index=False)
-        if "map" in links:
-            maps = site_maps(model, inputs, modes, n_modes=3, n_inputs=3, n_units=2)
-            maps.save(analysis / "maps" / place / f"{name}.npz")
-        if "control" in links and labelled:
-            curves += [
-                measure_curves(model, inputs, modes, CurveOptions(fractions=FRACTIONS, edit=edit))
-                for edit in ("ablate", "preserve")
-            ]
-    if curves:
-        import pandas
+        place.write_table(layer_statistics(store), "statistics")
+    for site in store.sites if "fit" in links else ():
+        name, learner = ("sae", ThresholdSAE(8)) if site.tap == "output" else ("kmeans", KMeans(4))
+        modes = add_modes(place, store, site, name, learner)
+        add_results(place, inputs, modes, name, links)
+    return place.path
 
-        table = pandas.concat([one.to_frame() for one in curves], ignore_index=True)
-        table.to_parquet(analysis / "control.parquet", index=False)
-        table = pandas.concat([compare(one) for one in curves], ignore_index=True)
-        table.to_parquet(analysis / "control_comparison.parquet", index=False)
-    return folder
+
+def add_modes(place: RunFolder, store: Store, site: Site, name: str, learner: Learner) -> Modes:
+    """Fit a learner at one site of a run, and save dictionary and modes."""
+    with warnings.catch_warnings():
+        # So few rows do not use all modes.
+        warnings.simplefilter("ignore", DeadModesWarning)
+        fitted = fit(learner, store.matrix(site), config=CONFIG)
+    fitted.save(place.modes(site.key, name))
+    modes = Modes.build(fitted.dictionary, store, site, held_out_rows=fitted.held_out_rows)
+    modes.save(place.modes(site.key, name))
+    return modes
+
+
+def add_results(
+    place: RunFolder, inputs: Inputs, modes: Modes, name: str, links: Sequence[str]
+) -> None:
+    """Add checks of a learner without gradient descent, maps and control curves."""
+    import pandas
+
+    key, store = modes.site.key, modes.store
+    fitted = load_dictionary(place.modes(key, name))
+    labelled = bool((store.labels >= 0).any())
+    if "check" in links and isinstance(fitted.learner, KMeans):
+        learner, matrix = fitted.learner, store.matrix(modes.site)
+        again = stability(learner, matrix, config=CONFIG)
+        table = again.table().assign(between_halves=again.between_halves, n_seeds=5)
+        place.write_table(table, "stability", key, name)
+        members = membership(store.labels) if labelled else None
+        table = fit_rivals(learner, matrix, indicators=members, config=CONFIG, fitted=fitted)
+        place.write_table(table, "rivals", key, name)
+    model = small_resnet()
+    if "map" in links:
+        maps = site_maps(model, inputs, modes, n_modes=3, n_inputs=3, n_units=2)
+        maps.save(place.maps(key, name))
+    if "control" in links and labelled:
+        options = (CurveOptions(fractions=FRACTIONS, edit=e) for e in ("ablate", "preserve"))
+        curves = [measure_curves(model, inputs, modes, one) for one in options]
+        made = {
+            "control": [one.to_frame() for one in curves],
+            "control_comparison": [compare(one) for one in curves],
+        }
+        for kind, tables in made.items():
+            place.write_table(pandas.concat(tables, ignore_index=True), kind, key, name)

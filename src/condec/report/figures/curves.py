@@ -94,7 +94,9 @@ def _share_axis(axis: Axes, first: float, last: float) -> None:
     axis.minorticks_off()
 
 
-def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") -> Figure:
+def auc_figure(
+    differences: "pandas.DataFrame", *, edit: str, by: str = "site", of: str = ""
+) -> Figure:
     """Draw selectivity of edits, (AUC target - AUC off-target) / AUC off-target, by site or label.
 
     Parameters
@@ -107,6 +109,8 @@ def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") 
         Bars (dots, of more than four rankings) are means over the labels of a site, with their
         95 % interval, labels drawn again; or one label's mean over sites, with that over its
         images where there is one site.
+    of : str
+        Stands after the title.
 
     Raises
     ------
@@ -120,7 +124,7 @@ def auc_figure(differences: "pandas.DataFrame", *, edit: str, by: str = "site") 
     width = 0.8 / len(present)
     what, better = ("ablation", "below") if edit == "ablate" else ("preservation", "above")
     unit = f"(AUC label - AUC others) / AUC others; {better} 0: selective"
-    with chart(f"Selectivity of {what}", unit, height=2.9) as (figure, axis):
+    with chart(f"Selectivity of {what}{of}", unit, height=2.9) as (figure, axis):
         axis.axhline(0, color=style.MUTED, linewidth=0.7)
         for number, (ranking, (_, colour)) in enumerate(present.items()):
             rows = part[part["ranking"] == ranking]

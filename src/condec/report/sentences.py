@@ -1,0 +1,338 @@
+"""What was found, in sentences: of the run, of its dictionaries, of edits."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import DataError
+from condec.dictionary import rival_words
+from condec.dictionary.fitting.train import MANY_DEAD
+from condec.effects import ControlMatrix
+from condec.modes import Hierarchy
+from condec.report.figures import rankings_in
+from condec.report.reading import DictionaryPart, RunPart
+from condec.report.tables import STABLE, leading_ranking, mean_cosine, rivals_in_words, stable_modes
+from condec.report.words import (
+    STATISTICS,
+    count,
+    fixed,
+    percent,
+    trend_words,
+    twin_words,
+)
+from condec.store import compare_trends
+
+if TYPE_CHECKING:
+    import pandas
+
+COMPLETE_WITHIN: Final = 0.05
+"""A median completeness further from 1 than this is worth a warning."""
+SPREAD_WITHIN: Final = 0.5
+"""So is a range from the 5th to the 95th percentile that is wider than this."""
+_WITHOUT_LABEL: Final = ("random", "random_modes")
+_OF_MODES: Final = (
+    "log_odds_modes", "modes", "best_mode", "mode_sum", "activation_modes", "random_modes",
+)  # fmt: skip
+"""Rankings that come from a dictionary, which must beat all others."""
+_VERDICTS: Final = {
+    "better": "more selective than",
+    "equal": "not told apart from",
+    "worse": "less selective than",
+}
+_STEERED: Final = {
+    "activation": "the mode (how activations go with its loading)",
+    "atom": "its atom",
+    "mean_activation": "the difference of mean activations",
+    "random_mode": "other modes",
+    "random": "random directions",
+}
+_MOST_PAIRS: Final = 3
+
+
+# --- the run ------------------------------------------------------------------------------
+
+
+def warnings(run: RunPart) -> Iterator[str]:
+    """Say what a reader should know before believing the rest."""
+    store, several = run.store, len(run.learners) > 1
+    skipped = store.n_samples - len(store)
+    if skipped:
+        ids = store.to_xarray()["inputs"]["id"].to_numpy()[~store.valid.numpy()]
+        some = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        yield f"{count(skipped)} of {count(store.n_samples)} inputs were left out: {some}."
+    yield from _about_completeness(run)
+    named = [(f"{s.key} ({p.name})" if several else s.key, p) for s, p in run.parts]
+    for held_out, whom in ((True, "no held-out input"), (False, "no input")):
+        of = [(name, part) for name, part in named if part.has_held_out is held_out]
+        shares = [(n, p.dead_share if held_out else p.modes.share_dead, p) for n, p in of]
+        dead = [f"{n} {percent(s)} of {count(p.modes.n_modes)}" for n, s, p in shares
+                if s > MANY_DEAD]  # fmt: skip
+        if dead:
+            yield f"Many modes are dead, that is, used by {whom}: {'; '.join(dead)}."
+    equal = [f"{name}: {found}" for name, part in named
+             if (found := rivals_in_words(part)) not in ("", "none")]  # fmt: skip
+    if equal:
+        yield f"Rivals do as well as the dictionary: {'; '.join(equal)}."
+    if not bool((store.labels >= 0).any()):
+        yield "The inputs have no labels, so correlations with labels and control are left out."
+    elif run.sites and not any(part.has_held_out for _, part in run.parts):
+        yield "No inputs were held out: all figures are those of the inputs that were fitted."
+
+
+def _about_completeness(run: RunPart) -> Iterator[str]:
+    off, wide = [], []
+    for site in run.sites:
+        if site.completeness is None:
+            continue
+        at = torch.tensor((0.05, 0.5, 0.95), dtype=torch.float64)
+        low, middle, high = site.completeness.double().quantile(at).tolist()
+        if abs(middle - 1) > COMPLETE_WITHIN:
+            off.append(f"{site.key} {fixed(middle)}")
+        elif high - low > SPREAD_WITHIN:
+            wide.append(f"{site.key} {fixed(low)} to {fixed(high)}")
+    if off:
+        yield (
+            "Contributions do not add up to the change of the target (median completeness): "
+            f"{'; '.join(off)}. More steps of integrated gradients bring this closer to 1."
+        )
+    if wide:
+        yield (
+            f"Completeness differs much between inputs (5th to 95th percentile): {'; '.join(wide)}."
+        )
+
+
+def trends(run: RunPart) -> list[str]:
+    """Say what the statistics do along the network, here and in every twin."""
+    if run.statistics is None:
+        return []
+    return [
+        trend_words({str(k): v for k, v in row.items()}, twin_words(twin.twin))
+        for twin in run.twins
+        if twin.statistics is not None
+        for row in compare_trends(run.statistics, twin.statistics).to_dict("records")
+        if row["statistic"] in STATISTICS and math.isfinite(row["trend"] + row["twin_trend"])
+    ]
+
+
+# --- a dictionary -------------------------------------------------------------------------
+
+
+def about_dictionary(run: RunPart, part: DictionaryPart) -> Iterator[str]:
+    """Say whether a dictionary can be believed, as far as that was measured."""
+    yield from about_chance(run, part)
+    if part.dead_share > MANY_DEAD:
+        yield (
+            f"{percent(part.dead_share)} of the {count(part.modes.n_modes)} modes are dead on "
+            "held-out inputs: more modes than these inputs can keep apart, or too short a training."
+        )
+    rivals, stability = part.table("rivals"), part.table("stability")
+    if rivals is not None:
+        none = (
+            "No rival does as well on held-out inputs, neither in R\N{SUPERSCRIPT TWO} nor in how "
+            "well modes single out labels."
+        )
+        yield from rival_words(rivals) or (none,)
+    if stability is not None and stability["seed_cosine"].isna().all():
+        yield "Stability was measured, but every mode is dead."
+    elif stability is not None:
+        seeds, halves, by_chance = (
+            fixed(mean_cosine(part, key)) for key in ("seed_cosine", "half_cosine", "chance")
+        )
+        yield (
+            f"Fitted again with {count(stability['n_seeds'].iloc[0] - 1)} other seeds, a mode "
+            f"finds a partner with a cosine of {seeds} on average, on either half of the inputs "
+            f"{halves}, by chance {by_chance}; modes of the two halves find each other with "
+            f"{fixed(stability['between_halves'].iloc[0])}. {stable_modes(part)} modes in use are "
+            f"stable: {STABLE:g} or more over seeds and over halves."
+        )
+
+
+def about_chance(run: RunPart, part: DictionaryPart) -> Iterator[str]:
+    """Say how well modes correlate with shuffled labels, where there is such a twin."""
+    shuffled = run.shuffled_best(part)
+    if shuffled is None:
+        return
+    middle, by_chance = (
+        fixed(float(values.double().nanquantile(0.5)))
+        for values in (part.correlation.max(1).values, shuffled)
+    )
+    yield (
+        f"The median mode correlates by {middle} with the label that fits it best; when the labels "
+        f"are shuffled, by {by_chance}: so much comes by chance. Both on training rows."
+    )
+
+
+# --- control curves -----------------------------------------------------------------------
+
+
+def about_curves(part: DictionaryPart) -> Iterator[str]:
+    """Say where modes beat what needs no dictionary; nothing where that was not compared."""
+    compared = part.table("control_comparison")
+    if compared is None:
+        return
+    named = rankings_in(compared[["ranking"]])
+    named |= rankings_in(compared[["against"]].set_axis(["ranking"], axis=1))
+    leading = leading_ranking(compared)
+    rows = compared[(compared["ranking"] == leading) & (compared["verdict"] != "undefined")]
+    rows = rows[~rows["against"].isin(_OF_MODES)]
+    for (edit, replacement), some in rows.groupby(["edit", "replacement"], sort=False):
+        beaten = [
+            f"{words} {', '.join(found)}"
+            for verdict, words in _VERDICTS.items()
+            if (
+                found := [
+                    f"{named[row['against']][0]} ({fixed(row['difference'], 3)}, "
+                    f"{fixed(row['low'], 3)} to {fixed(row['high'], 3)})"
+                    for row in some[some["verdict"] == verdict].to_dict("records")
+                ]
+            )
+        ]
+        free = some[~some["against"].isin(_WITHOUT_LABEL)]["verdict"]
+        does = "does better" if (free == "worse").any() else "does as well"
+        end = "" if (free == "better").all() else f" So a ranking without a dictionary {does} here."
+        yield (
+            f"Units {'ablated' if edit == 'ablate' else 'preserved'} by "
+            f"{named[leading][0] if leading in named else leading} (replaced by "
+            f"{str(replacement).replace('_', ' ')}) are {'; '.join(beaten)}.{end}"
+        )
+
+
+# --- what else edits do -------------------------------------------------------------------
+
+
+def about_side_effects(
+    part: DictionaryPart, n_units: int, hierarchy: Hierarchy | None = None
+) -> Iterator[str]:
+    """Say what else edits do, as far as it was measured."""
+    for matrix in matrices(part, n_units):
+        yield _own_and_others(matrix)
+        if matrix.replacement == "zero":
+            yield from _shared(matrix)
+            yield from _agreement(matrix, hierarchy)
+    steering, interactions = part.table("steering"), part.table("interactions")
+    if steering is not None:
+        yield _steering(steering)
+    if interactions is not None:
+        yield _interactions(interactions)
+
+
+def matrices(part: DictionaryPart, n_units: int) -> list[ControlMatrix]:
+    """Read the control matrices of a dictionary, one for each edit and replacement."""
+    found = part.table("control_matrix")
+    if found is None:
+        return []
+    groups = found.groupby(["edit", "replacement"], sort=False)
+    return [_matrix(rows, n_units) for _, rows in groups]
+
+
+def _matrix(rows: "pandas.DataFrame", n_units: int) -> ControlMatrix:
+    labels = list(dict.fromkeys(rows["edited"]))
+
+    def square(column: str) -> Tensor:
+        wide = rows.pivot_table(index="edited", columns="label", values=column, dropna=False)
+        return torch.from_numpy(wide.loc[labels, labels].to_numpy(copy=True))
+
+    first = rows.iloc[0]
+    seen = rows.drop_duplicates("label").set_index("label").loc[labels]
+    edited = rows.drop_duplicates("edited")
+    return ControlMatrix(
+        site=str(first["site"]),
+        ranking=str(first["ranking"]),
+        edit=first["edit"],
+        replacement=first["replacement"],
+        labels=tuple(int(label) for label in labels),
+        label_names=tuple(str(name) for name in edited["edited_name"]),
+        count=int(first["count"]),
+        n_units=n_units,
+        n_samples=torch.tensor(seen["n_samples"].tolist()),
+        unedited=torch.tensor(seen["unedited"].tolist(), dtype=torch.float64),
+        accuracy=square("accuracy"),
+        probability=square("probability"),
+        logit=square("logit"),
+        modes=tuple(edited["mode"].astype(object).where(edited["mode"].notna(), None)),
+    )
+
+
+def _own_and_others(matrix: ControlMatrix) -> str:
+    row = matrix.summary().set_index("quantity").loc["accuracy"]
+    verb, which = (
+        ("ablated", "they are")
+        if matrix.edit == "ablate"
+        else ("preserved alone", "all others are")
+    )
+    to = "0" if matrix.replacement == "zero" else "their mean"
+    return (
+        f"With {matrix.count} of {matrix.n_units} units of a label {verb} ({which} set to {to}), "
+        f"it keeps {percent(row['own'])} of its accuracy and another label "
+        f"{percent(row['others'])}, on average."
+    )
+
+
+def _shared(matrix: ControlMatrix) -> Iterator[str]:
+    """Name the pairs of labels that share most, by what the edit of either does to the other."""
+    overlap, names = matrix.overlap(), matrix.label_names
+    pairs = [
+        (-float(overlap[i, j]), f"{names[i]} and {names[j]}")
+        for i in range(len(overlap))
+        for j in range(i)
+        if overlap[i, j] > 0  # NaN is left out, being above nothing
+    ]
+    if len(overlap) < _MOST_PAIRS or not pairs:
+        return
+    # By name where equal.
+    listed = ", ".join(f"{names} ({fixed(-value)})" for value, names in sorted(pairs)[:_MOST_PAIRS])
+    does = (
+        "the loss of output that ablating either does to the other"
+        if matrix.edit == "ablate"
+        else "the change of output that preserving either alone does to the other"
+    )
+    yield f"Labels that share most, by {does}: {listed}."
+
+
+def _agreement(matrix: ControlMatrix, hierarchy: Hierarchy | None) -> Iterator[str]:
+    """Say whether sharing follows the superclasses, where there are some to compare."""
+    if hierarchy is None:
+        return
+    try:
+        found = matrix.agreement(hierarchy)
+    except DataError:
+        return
+    if found.correlation == found.correlation:
+        yield (
+            f"{'Labels' if found.p_value <= 0.05 else 'No sign that labels'} of one superclass "
+            "share more than labels of two: correlation of sharing with a common superclass "
+            f"{fixed(found.correlation)} (p = {fixed(found.p_value, 3)} by permuted labels, "
+            f"{found.n_within} pairs within and {found.n_between} between)."
+        )
+
+
+def _steering(curve: "pandas.DataFrame") -> str:
+    strength = curve["strength"].max()
+    at = curve[curve["strength"] == strength].groupby("direction")["converted"].mean()
+    parts = [f"{percent(at[name])} along {text}" for name, text in _STEERED.items() if name in at]
+    end = ""
+    # By more than what rounds away.
+    if {"activation", "mean_activation"} <= set(at.index) and (
+        at["activation"] <= at["mean_activation"] + 0.01
+    ):
+        end = " So the difference of means, without a dictionary, does as well."
+    return (
+        f"Steered at strength {strength:g}, inputs of other labels become the label: "
+        f"{', '.join(parts)}.{end}"
+    )
+
+
+def _interactions(found: "pandas.DataFrame") -> str:
+    rows = found[found["quantity"] == "logit"]
+    singles = rows[["single_a", "single_b"]].abs().stack().median()
+    sure = ((rows["low"] > 0) | (rows["high"] < 0)).mean()
+    n_pairs = len(rows[["mode_a", "mode_b"]].drop_duplicates())
+    which = "one pair of modes" if n_pairs == 1 else f"{n_pairs} pairs of modes"
+    return (
+        f"Ablating {which} together differs from the sum of what each does alone by "
+        f"{fixed(rows['interaction'].abs().median())} of a label's output, at the median; a mode "
+        f"alone changes it by {fixed(singles)}. {percent(sure)} of the 95 % intervals exclude 0."
+    )

@@ -1,0 +1,469 @@
+"""Tables of the report. A column is one entry: its head, its text for a row, what it means."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
+
+import torch
+from markupsafe import Markup
+
+from condec.dictionary import rivals_as_good
+from condec.dictionary.fitting.train import MANY_DEAD
+from condec.effects import mean_over_labels
+from condec.explain import strongest_units
+from condec.report.figures import rankings_in
+from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
+from condec.report.words import DASH, breakable, count, fixed, percent
+
+if TYPE_CHECKING:
+    import pandas
+
+STABLE: Final = 0.9
+"""Least cosine, over seeds and over halves, of a mode that is called stable."""
+R2: Final = "R\N{SUPERSCRIPT TWO}"
+MEASURES: Final = {"r2": R2, "label_correlation": "label correlation"}
+RIVALS: Final = {
+    "dictionary": ("this dictionary", ""),
+    "frozen_decoder": ("random atoms", "only the encoder was trained"),
+    "frozen_encoder": ("random encoder", "only the atoms were trained"),
+    "shuffled_units": ("shuffled units", "every unit's values shuffled over inputs"),
+    "activations": ("activations", "at equal L0"),
+    "pca": ("PCA", "at equal L0"),
+    "nmf": ("NMF", "at equal L0"),
+}
+"""Name of each rival, and what is said of it."""
+_LEADING: Final = ("log_odds_modes", "modes", "best_mode")
+"""The choice by modes that curves are read for is the first of these that was made."""
+_REPLACEMENTS: Final = ("zero", "mean", "class_mean", "resample")
+"""The site's selectivity is that of the first of these that was made."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes
+    ----------
+    name : str
+        Head.
+    text : callable
+        From a row to what stands in it; Markup stays as it is.
+    title : str, or callable
+        Shown when the mouse rests on the head; from all rows, if it depends on them.
+    kind : {"number", "head", "word", "note"}
+    shown : callable
+        From all rows to whether the column stands in the table.
+    """
+
+    name: str
+    text: Callable[[Any], str]
+    title: str | Callable[[Sequence[Any]], str] = ""
+    kind: Literal["number", "head", "word", "note"] = "number"
+    shown: Callable[[Sequence[Any]], bool] = lambda rows: True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns with titles that are texts, and rows, as the template takes them."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Any, ...]
+    sortable: bool = True
+
+
+def table(columns: Sequence[Column], rows: Sequence[Any], *, sortable: bool = True) -> Table:
+    """Choose the columns that stand in a table of these rows."""
+    kept = [
+        replace(c, title=c.title if isinstance(c.title, str) else c.title(rows))
+        for c in columns
+        if c.shown(rows)
+    ]
+    return Table(tuple(kept), tuple(rows), sortable)
+
+
+def faint(text: str) -> Markup:
+    """Return a text in grey."""
+    return Markup('<span class="faint">{}</span>').format(text)
+
+
+# --- one line a site and learner ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One learner at one site; `part` is None where no dictionary was fitted."""
+
+    site: SitePart
+    part: DictionaryPart | None
+
+
+def lines(run: RunPart) -> list[Line]:
+    """List every learner of every site; a site without one has a line as well."""
+    return [Line(site, part) for site in run.sites for part in site.parts or (None,)]
+
+
+def _of(text: Callable[[DictionaryPart], str]) -> Callable[[Line], str]:
+    return lambda line: DASH if line.part is None else text(line.part)
+
+
+def _several(rows: Sequence[Line]) -> bool:
+    return len({line.part.name for line in rows if line.part is not None}) > 1
+
+
+def _splits(rows: Sequence[Line]) -> str:
+    splits = {line.part.split for line in rows if line.part is not None} - {""}
+    return " or ".join(sorted(SPLITS[split] for split in splits))
+
+
+def _link(line: Line, anchor: str = "") -> Markup:
+    link = Markup('<a href="sites/{}.html{}">{}</a>')
+    return link.format(quote(line.site.folder), anchor, breakable(line.site.key))
+
+
+def _complete(line: Line) -> str:
+    if not line.site.info.cut:
+        return Markup('<span class="faint" title="the site does not cut the network">no cut</span>')
+    values = line.site.completeness
+    return fixed(None if values is None else values.quantile(0.5))
+
+
+def label_correlation(part: DictionaryPart) -> float:
+    """Return the median over modes of the held-out correlation with the best training label."""
+    return float(part.best[1].double().nanquantile(0.5)) if part.has_labels else math.nan
+
+
+def selectivity(part: DictionaryPart, edit: str) -> float:
+    """Return the mean selectivity over labels of the leading ranking by modes."""
+    if part.areas is None:
+        return math.nan
+    rows = part.areas[part.areas["edit"] == edit]
+    rows = rows[rows["ranking"] == leading_ranking(part.areas)]
+    present = set(rows["replacement"])
+    first = next((name for name in _REPLACEMENTS if name in present), "")
+    return float(rows.loc[rows["replacement"] == first, "auc_difference"].mean())
+
+
+def leading_ranking(rankings: "pandas.DataFrame") -> str:
+    """Return the choice by modes that a table of rankings is read for."""
+    present = set(rankings["ranking"])
+    return next((name for name in _LEADING if name in present), "modes")
+
+
+_LEARNER: Final = Column("Learner", _of(lambda p: p.name), kind="word", shown=_several)
+SITES: Final = (
+    Column("Site", _link, kind="head"),
+    _LEARNER,
+    Column("Units", lambda line: count(line.site.info.n_units)),
+    Column("Positions", lambda line: count(line.site.info.n_positions)),
+    Column(
+        "Complete", _complete, "median over inputs; only where all flow passes the site",
+    ),
+    Column(
+        "Modes in use",
+        _of(lambda p: Markup("{} {}").format(
+            count(len(p.modes)), faint(f"/ {count(p.modes.n_modes)}")
+        )),
+    ),
+    Column(R2, _of(lambda p: fixed(p.measured("r2"))), _splits),
+    Column(
+        "Modes per input", _of(lambda p: fixed(p.measured("l0"), 1)),
+        lambda rows: ", ".join(filter(None, ("modes in use for one input", _splits(rows)))),
+    ),
+    Column(
+        "Label corr.", _of(lambda p: fixed(label_correlation(p))),
+        "median over modes, held out, of the correlation with the label that fits best on "
+        "training rows",
+    ),
+    Column("Ablate", _of(lambda p: fixed(selectivity(p, "ablate"))), "selectivity"),
+    Column("Preserve", _of(lambda p: fixed(selectivity(p, "preserve"))), "selectivity"),
+)  # fmt: skip
+"""The table of sites."""
+
+
+# --- whether dictionaries can be believed -------------------------------------------------
+
+
+def mean_cosine(part: DictionaryPart, column: str) -> float:
+    """Return the mean over modes of a column of the table of stability; NaN without it."""
+    found = part.table("stability")
+    return math.nan if found is None else float(found[column].mean())
+
+
+def stable_modes(part: DictionaryPart) -> str:
+    """Count the modes in use that other seeds and both halves find; empty if not measured."""
+    found = part.table("stability")
+    if found is None:
+        return ""
+    both = (found["seed_cosine"] >= STABLE) & (found["half_cosine"] >= STABLE)
+    return f"{count(both.sum())} of {count(found['seed_cosine'].notna().sum())}"
+
+
+def as_good(part: DictionaryPart) -> dict[str, str]:
+    """Return rivals that do as well as the dictionary, and in what."""
+    found = part.table("rivals")
+    equal = {} if found is None else rivals_as_good(found)
+    return {rival: " and ".join(MEASURES[c] for c in columns) for rival, columns in equal.items()}
+
+
+def rivals_in_words(part: DictionaryPart) -> str:
+    """List rivals that do as well; "none" if none does, empty if there are none."""
+    found = [f"{RIVALS[rival][0]} ({what})" for rival, what in as_good(part).items()]
+    return "" if part.table("rivals") is None else ", ".join(found) or "none"
+
+
+def _dead(part: DictionaryPart) -> str:
+    return percent(part.dead_share) + (", too many" if part.dead_share > MANY_DEAD else "")
+
+
+_OVER_MODES: Final = "mean cosine over modes in use"
+CHANCE: Final = (
+    Column("Site", lambda line: _link(line, f"#{line.part.name}"), kind="head"),
+    _LEARNER,
+    Column("Dead, held out", _of(_dead)),
+    Column("Other seeds", _of(lambda p: fixed(mean_cosine(p, "seed_cosine"))), _OVER_MODES),
+    Column("Half the inputs", _of(lambda p: fixed(mean_cosine(p, "half_cosine"))), _OVER_MODES),
+    Column("By chance", _of(lambda p: fixed(mean_cosine(p, "chance")))),
+    Column(
+        "Stable modes", _of(lambda p: stable_modes(p) or DASH),
+        "0.9 or more, over seeds and over halves",
+    ),
+    Column("Rivals that do as well", _of(lambda p: rivals_in_words(p) or DASH), kind="word"),
+)  # fmt: skip
+"""The table of dictionaries, and whether they can be believed."""
+
+RIVAL_ROWS: Final = (
+    Column(
+        "Held out", lambda row: Markup("{} {}").format(row["name"], faint(row["what"])), kind="head"
+    ),
+    *(
+        Column(name, lambda row, key=key, digits=digits: fixed(row[key], digits), title)  # type: ignore[misc]
+        for name, key, digits, title in (
+            (R2, "r2", 3, ""),
+            (f"{R2}, grand mean", "r2_grand", 3, ""),
+            ("Cosine", "cosine", 3, ""),
+            ("Modes per input", "l0", 1, ""),
+            ("Modes in use", "n_alive", 0, ""),
+            ("Label corr.", "label_correlation", 2,
+             "of every label's best mode, chosen on training rows; mean over labels"),
+        )
+    ),
+    Column("", lambda row: f"does as well in {row['equal']}" if row["equal"] else "", kind="word"),
+)  # fmt: skip
+
+
+def rival_table(part: DictionaryPart) -> Table | None:
+    """Return the table of a dictionary's rivals; None where there are none."""
+    found = part.table("rivals")
+    if found is None:
+        return None
+    equal, rows = as_good(part), []
+    for row in found.to_dict("records"):
+        name, what = RIVALS[row["rival"]]
+        rows.append({**row, "name": name, "what": what, "equal": equal.get(row["rival"], "")})
+    return table(RIVAL_ROWS, rows, sortable=False)
+
+
+NUMBERS: Final = (
+    ("Inputs", "n_rows", 0, ""),
+    (R2, "r2", 3, "share of the variance within units explained"),
+    (f"{R2}, grand mean", "r2_grand", 3, "the paper's: one mean for all entries"),
+    ("Cosine", "cosine", 3, "between input and reconstruction"),
+    ("Shrinkage", "shrinkage", 3, "length of the reconstruction relative to the input's"),
+    ("Modes per input", "l0", 1, "L0"),
+    ("Modes in use", "n_alive", 0, "of {n_modes}"),
+    ("Dead modes", "dead", "%", "that none of these inputs uses"),
+    ("Loading Hoyer", "loading_hoyer", 3, "1: an input stands on one mode, 0: on all alike"),
+    ("Atom Hoyer", "atom_hoyer", 3, "1: a mode is one unit, 0: all units alike"),
+    ("Coherence", "coherence", 3, "largest cosine between two modes in use"),
+    ("Mean coherence", "mean_coherence", 3, "mean cosine between two modes in use"),
+    ("Effective rank", "effective_rank", 1, "directions that the modes in use span"),
+)
+"""Numbers of a dictionary: name, field of its record, digits, what it says."""
+
+
+def number_table(part: DictionaryPart) -> Table | None:
+    """Return the numbers of a dictionary on training and held-out rows, side by side."""
+    training, n_modes = part.dictionary.training, part.dictionary.n_modes
+    if training is None:
+        return None
+
+    def text(row: tuple[str, str, Any, str], split: str) -> str:
+        of, (_, key, digits, _) = training.metrics.get(split), row
+        if of is None:
+            return DASH
+        if key == "dead":
+            return percent(1 - of.n_alive / n_modes)
+        return fixed(getattr(of, key), digits) if digits else count(getattr(of, key))
+
+    columns = (
+        Column("", lambda row: row[0], kind="head"),
+        Column("Training", lambda row: text(row, "train")),
+        Column("Held out", lambda row: text(row, "held_out")),
+        Column("", lambda row: row[3].format(n_modes=count(n_modes)), kind="note"),
+    )
+    return table(columns, NUMBERS, sortable=False)
+
+
+# --- modes --------------------------------------------------------------------------------
+
+
+def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[str, Any]]:
+    """List all modes in figures, the most correlated with a label first.
+
+    `row` is that of `Modes.atoms`, `id` the number in the dictionary. `label` is the best one on
+    training rows; `train` and `held_out` are correlations with it, empty and NaN without labels.
+    `use` and `held_out_use` are shares of inputs whose loading is not 0, `seeds` and `halves`
+    cosines with partners in other fits, NaN where that was not measured.
+    """
+    import pandas
+
+    modes, nan = part.modes, math.nan
+    rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
+    rows["label"], rows["train"], rows["held_out"] = "", nan, nan
+    if part.has_labels:
+        best, held_out = part.best
+        rows["label"] = [run.label(label) for label in best.tolist()]
+        rows["train"] = part.correlation.max(1).values.tolist()
+        rows["held_out"] = held_out.tolist()
+    rows["use"] = part.density("train").tolist()
+    rows["held_out_use"] = part.density("held_out").tolist()
+    rows["units"] = [", ".join(map(str, _units(part, row))) for row in rows["row"]]
+    found = part.table("stability")
+    columns = {"seed_cosine": "seeds", "half_cosine": "halves"}
+    for column, name in columns.items():
+        known = {} if found is None else dict(zip(found["mode"], found[column], strict=True))
+        rows[name] = [known.get(mode, nan) for mode in rows["id"]]
+    by = "train" if part.has_labels else "use"
+    ordered = rows.sort_values(by, ascending=False, kind="stable")
+    return [{str(k): v for k, v in row.items()} for row in ordered.to_dict("records")]
+
+
+def _units(part: DictionaryPart, row: int) -> list[int]:
+    return strongest_units(part.modes, row)[:3].tolist()
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["seeds"] == row["seeds"] for row in rows)
+
+
+MODES: Final = (
+    Column("Mode", lambda row: str(row["id"])),
+    Column("Best label", lambda row: row["label"] or DASH, kind="word"),
+    Column("Training", lambda row: fixed(row["train"])),
+    Column("Held out", lambda row: fixed(row["held_out"])),
+    Column("Use", lambda row: percent(row["use"], 1)),
+    Column("Use, held out", lambda row: percent(row["held_out_use"], 1)),
+    Column(
+        "Seeds", lambda row: fixed(row["seeds"]),
+        "mean cosine with its partners in fits of other seeds", shown=_measured,
+    ),
+    Column(
+        "Halves", lambda row: fixed(row["halves"]), "the same in fits of either half of the inputs",
+        shown=_measured,
+    ),
+    Column("Strongest units", lambda row: row["units"], kind="word"),
+)  # fmt: skip
+"""The table of a dictionary's modes."""
+
+
+# --- statistics and control curves --------------------------------------------------------
+
+STATISTICS: Final = (
+    Column("Site", lambda row: breakable(row["site"]), kind="head"),
+    Column("Units", lambda row: count(row["units"])),
+    *(
+        Column(name, lambda row, key=key, digits=digits: fixed(row.get(key), digits))  # type: ignore[misc]
+        for name, key, digits in (
+            ("Hoyer, contrib.", "hoyer_contribution", 3),
+            ("Hoyer, activ.", "hoyer_activation", 3),
+            ("Dims 95 %, contrib.", "dims95_contribution", 0),
+            ("Dims 95 %, activ.", "dims95_activation", 0),
+            ("Part. ratio, contrib.", "participation_ratio_contribution", 1),
+            ("Part. ratio, activ.", "participation_ratio_activation", 1),
+            ("Sign corr.", "sign_correlation", 3),
+            ("Complete", "completeness", 3),
+        )
+    ),
+)
+"""The table of `layer_statistics`."""
+
+
+@dataclass(frozen=True, eq=False)
+class CurveRow:
+    """One ranking under one edit: summaries of its curves, a row a label, and who won.
+
+    `verdict` says what the leading choice by modes is, compared with this ranking: "better",
+    "equal" or "worse"; empty for that choice itself, and where nothing was compared.
+    """
+
+    edit: str
+    replacement: str
+    ranking: str
+    of_labels: "pandas.DataFrame"
+    verdict: str
+
+
+def curve_rows(part: DictionaryPart) -> Iterator[CurveRow]:
+    """Give all rankings of a dictionary's control curves, in the order of their names."""
+    if part.areas is None:
+        return
+    compared, verdicts = part.table("control_comparison"), {}
+    if compared is not None:
+        own = compared[compared["ranking"] == leading_ranking(compared)]
+        keys = ["edit", "replacement", "against"]
+        verdicts = own.set_index(keys)["verdict"].to_dict()
+    for (edit, replacement), rows in part.areas.groupby(["edit", "replacement"], sort=False):
+        for name, (words, _) in rankings_in(rows).items():
+            verdict = verdicts.get((edit, replacement, name), "")
+            of = rows[rows["ranking"] == name]
+            yield CurveRow(str(edit), str(replacement), words, of, str(verdict))
+
+
+def _selectivity_words(row: CurveRow) -> str:
+    values = torch.tensor(row.of_labels["auc_difference"].to_numpy())
+    middle, low, high = mean_over_labels(values).tolist()
+    interval = "" if math.isnan(low) else f" ({fixed(low)} to {fixed(high)})"
+    return f"{fixed(middle)}{interval}"
+
+
+def _half(row: CurveRow) -> str:
+    doses = row.of_labels["half_dose"]
+    known = faint(f"{doses.notna().sum()} of {len(doses)}")
+    return Markup("{} {}").format(percent(doses.mean(), 1), known)
+
+
+CURVES: Final = (
+    Column("Edit", lambda row: row.edit, kind="word"),
+    Column("Replaced by", lambda row: row.replacement.replace("_", " "), kind="word"),
+    Column("Ranking", lambda row: row.ranking, kind="head"),
+    Column(
+        "Selectivity", _selectivity_words,
+        "(AUC label - AUC others) / AUC others: below 0 is selective when ablated, above 0 when "
+        "preserved",
+    ),
+    Column(
+        "Between", lambda row: fixed(row.of_labels["area_between"].mean()),
+        "mean distance of the two curves; above 0 is selective",
+    ),
+    Column(
+        "Half at", _half,
+        "share of units at which half of the label's accuracy is lost (ablate) or kept "
+        "(preserve), and for how many labels it is",
+    ),
+    Column(
+        "Others lose", lambda row: percent(row.of_labels["off_damage"].mean()),
+        "share of the others' accuracy that is lost there",
+    ),
+    Column(
+        "Labels", lambda row: str(row.of_labels["defined"].sum()), "labels behind the selectivity"
+    ),
+    Column(
+        "Modes are", lambda row: row.verdict,
+        "the modes compared with this ranking, by selectivity (ablated) or by the distance of the "
+        "curves (preserved); equal: 0 lies within the 95 % interval over images and labels",
+        kind="word",
+    ),
+)  # fmt: skip
+"""The table of rankings under edits."""
