@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from condec.basis.errors import ModelError, OptionError, SiteError
+from condec.network.cuts import find_cuts, inspect_model
 from condec.network.sites import Site, find_sites
-from condec.network.tape import find_cuts, inspect_model, record, run_model
+from condec.network.tape import record, run_model
 from condec.testing.models import small_mlp, small_resnet
 
 

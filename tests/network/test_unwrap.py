@@ -13,8 +13,9 @@ from condec.attribution import IntegratedGradients
 from condec.attribution.contributions import contribute
 from condec.basis.errors import ModelError, SiteError
 from condec.edits import Ablate, edited
+from condec.network.cuts import inspect_model
 from condec.network.sites import find_sites
-from condec.network.tape import inspect_model, record, run_model
+from condec.network.tape import record, run_model
 from condec.network.unwrap import original, refuse_unreadable
 from condec.store.batches import fingerprint
 from condec.store.collection import collect

@@ -6,6 +6,7 @@ site stands in `units.py`. Hooks that read are registered in `tape.py`, nowhere 
 """
 
 from condec.network.after_site import AfterSite, Splitter, split_at
+from condec.network.cuts import find_cuts, inspect_model
 from condec.network.module_io import (
     TensorMap,
     describe,
@@ -17,9 +18,7 @@ from condec.network.presets import presets_of
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
 from condec.network.tape import (
     check_samples,
-    find_cuts,
     frozen_parameters,
-    inspect_model,
     record,
     refuse_training,
     run_model,

@@ -1,23 +1,89 @@
-"""Which tensors cut a network: all that flows from its input to its output passes them."""
+"""Cuts: sites that all flow from the input to the output passes."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from condec.basis.errors import ModelError
+from condec.network.sites import Site
+from condec.network.tape import Call, check_samples, record, run_model
+from condec.network.unwrap import original
+
+if TYPE_CHECKING:
+    import pandas
 
 
-def path_shares(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
-    """A function that says whether every path from `inputs` to `output` passes a tensor.
+def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[str, bool]:
+    """Find out which sites cut the network: all flow from input to output passes them.
+
+    At a cut the contributions of all units add up to the change of the target between the
+    baseline and the input; elsewhere (inside a residual branch, say) they do not.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    inputs : Tensor of shape [sample, ...]
+        A single sample suffices; the answer does not depend on its values.
+    sites : sequence of Site
+
+    Returns
+    -------
+    dict of site key to bool
+    """
+    with record(model, sites) as tape:
+        inputs = inputs.detach().clone().requires_grad_()
+        output = run_model(model, inputs)
+        check_samples(tape.records, len(inputs))
+        on_every_path = _path_counter(output, inputs)
+        some = {site.key for site in sites if site.units is not None and site.units.tokens}
+        # What flows through the other tokens is not counted at a site of some tokens.
+        return {key: on_every_path(h) and key not in some for key, h in tape.records.items()}
+
+
+def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
+    """List every call of every module in one forward pass.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+
+    Returns
+    -------
+    pandas.DataFrame
+        In execution order of the calls' ends, with columns ``site`` (a site key), ``type``,
+        ``shape`` (of the output, without the sample axis; empty if it is no tensor),
+        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`).
+    """
+    import pandas
+
+    model = original(model)
+    modules = {name: module for name, module in model.named_modules() if name}
+    rows: list[dict[str, object]] = []
+    with record(model, [Site(name) for name in modules]) as tape:
+        inputs = inputs.detach().clone().requires_grad_()
+        on_every_path = _path_counter(run_model(model, inputs), inputs)
+        for (name, _), calls in tape.calls.items():
+            for number, call in enumerate(calls):
+                rows.append({
+                    "order": call.order if isinstance(call, Call) else float("inf"),
+                    "site": name if len(calls) == 1 else f"{name}#{number}",
+                    "type": type(modules[name]).__name__,
+                    "shape": tuple(call.tensor.shape[1:]) if isinstance(call, Call) else (),
+                    "parameters": sum(p.numel() for p in modules[name].parameters()),
+                    "cut": isinstance(call, Call) and on_every_path(call.tensor),
+                })  # fmt: skip
+    table = pandas.DataFrame(rows, columns=["order", "site", "type", "shape", "parameters", "cut"])
+    return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+
+
+def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
+    """Return a function that says whether every path from `inputs` to `output` passes a tensor.
 
     In the autograd graph from the output to the input, a node lies on every path if
     (paths above it) x (paths below it) equals the number of all paths.
-
-    Raises
-    ------
-    ModelError
-        The output does not depend on the input.
     """
     order = _topological(output.grad_fn)
     above: dict[Any, int] = dict.fromkeys(order, 0)
@@ -25,13 +91,11 @@ def path_shares(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
     if order:
         above[order[0]] = 1
     for node in order:
-        for child, _ in node.next_functions:
-            if child is not None:
-                above[child] += above[node]
+        for child in _children(node):
+            above[child] += above[node]
     for node in reversed(order):
         is_input = getattr(node, "variable", None) is inputs
-        children = (child for child, _ in node.next_functions if child is not None)
-        below[node] = 1 if is_input else sum(below[child] for child in children)
+        below[node] = 1 if is_input else sum(below[child] for child in _children(node))
     total = below[order[0]] if order else 0
     if not total:
         raise ModelError(
@@ -46,8 +110,12 @@ def path_shares(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
     return on_every_path
 
 
+def _children(node: Any) -> list[Any]:
+    return [child for child, _ in node.next_functions if child is not None]
+
+
 def _topological(root: Any) -> list[Any]:
-    """Nodes of the autograd graph from `root` on, every node before the ones it leads to."""
+    """List the nodes of the autograd graph, every node before the ones it leads to."""
     order: list[Any] = []
     seen: set[Any] = set()
     stack: list[tuple[Any, bool]] = [(root, False)] if root is not None else []
@@ -58,5 +126,5 @@ def _topological(root: Any) -> list[Any]:
         elif node not in seen:
             seen.add(node)
             stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child is not None)
+            stack.extend((child, False) for child in _children(node))
     return order[::-1]

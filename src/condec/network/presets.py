@@ -1,4 +1,4 @@
-"""What is known of architectures: sites by the name of a preset, heads, kinds of tokens.
+"""Presets: usual sites of known architectures; their numbers of heads, and kinds of tokens.
 
 A preset names sites that are usual for a kind of network, and finds them by the classes of its
 blocks, so that it is the same text for torchvision, timm and Hugging Face:
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from condec.basis.errors import OptionError, SiteError
 from condec.network.units import Span
@@ -62,8 +62,9 @@ _LM_ATTENTION: Final = (
 
 _CROSS: Final = ("encoder_attn", "multihead_attn", "cross_attn", "crossattention")
 _HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
-_CLASS_TOKENS: Final = ("cls_token", "class_token", "class_embedding")
-_OTHER_TOKENS: Final = ("dist_token", "distillation_token")
+_CLASS_TOKENS: Final = (
+    "cls_token", "class_token", "class_embedding", "dist_token", "distillation_token",
+)  # fmt: skip
 _REGISTERS: Final = ("reg_token", "register_tokens", "storage_tokens")
 # Their class token joins the patches only in the last blocks.
 _LATE_CLASS: Final = ("Cait", "ConVit", "Xcit")
@@ -113,17 +114,12 @@ PRESETS: Final[dict[str, Preset]] = {
 
 
 def presets_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of the presets that fit a model; ``find_sites(model, "preset:NAME")`` takes one.
-
-    Returns
-    -------
-    tuple of str
-    """
+    """List the presets that fit a model; ``find_sites(model, "preset:NAME")`` takes one."""
     return tuple(name for name, preset in PRESETS.items() if any(_matches(model, preset)))
 
 
 def preset_sites(model: nn.Module, name: str, layout: str | None = None) -> tuple[str, ...]:
-    """Patterns of a preset's sites in a model, in the order of its modules.
+    """List patterns of a preset's sites in a model, in the order of its modules.
 
     Parameters
     ----------
@@ -149,20 +145,24 @@ def preset_sites(model: nn.Module, name: str, layout: str | None = None) -> tupl
         )
     found = tuple(_matches(model, preset))
     if not found:
-        raise _does_not_fit(model, name, preset)
+        fit = presets_of(model)
+        others = f"presets that fit: {', '.join(fit)}" if fit else "no preset fits it"
+        why = ""
+        if preset.inside == _VIT_ATTENTION and _has_hidden_attention(model):
+            why = (
+                ". Its nn.MultiheadAttention never runs its projections as modules; "
+                "condec.expose_attention(model) gives an equal model that does"
+            )
+        raise SiteError(
+            f"preset {name!r} ({preset.about}) does not fit {type(model).__name__}; {others}{why}"
+        )
     layout = preset.layout if layout is None else layout
     tap = ":input" if preset.inside else ""
     return tuple(f"{site}{tap}{'@' if layout else ''}{layout}" for site in found)
 
 
 def heads_above(model: nn.Module, name: str) -> int:
-    """Number of heads, from the nearest module around `name` that knows it.
-
-    Raises
-    ------
-    SiteError
-        None does.
-    """
+    """Read the number of heads off the nearest module around `name`, or raise SiteError."""
     for module in _outwards(model, name):
         for holder in (module, getattr(module, "config", None)):
             for attribute in _HEAD_COUNTS:
@@ -176,7 +176,7 @@ def heads_above(model: nn.Module, name: str) -> int:
 
 
 def tokens_above(model: nn.Module, name: str, kind: Kind) -> Span:
-    """Which tokens are of a kind, from the nearest module around `name` that holds them.
+    """Find the tokens of a kind, from the nearest module around `name` that holds them.
 
     The order is that of all vision transformers that are known here: class token (with that
     of distillation, where there is one), registers, patches.
@@ -224,7 +224,9 @@ def _matches(model: nn.Module, preset: Preset) -> Iterator[str]:
         else:
             inside = dict(block.named_modules())
             site = next((part for part in preset.inside if part in inside), None)
-            if site is not None and not _is_hidden(inside, site):
+            if site is None:
+                continue
+            if not isinstance(inside.get(site.rpartition(".")[0]), nn.MultiheadAttention):
                 yield _join(name, site)
 
 
@@ -250,30 +252,15 @@ def _is_block(module: nn.Module, preset: Preset) -> bool:
     return kind in preset.blocks
 
 
-def _is_hidden(inside: dict[str, nn.Module], site: str) -> bool:
-    return isinstance(inside.get(site.rpartition(".")[0]), nn.MultiheadAttention)
-
-
-def _does_not_fit(model: nn.Module, name: str, preset: Preset) -> SiteError:
-    fit = presets_of(model)
-    others = f"presets that fit: {', '.join(fit)}" if fit else "no preset fits it"
-    hidden = any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
-    why = (
-        ". Its nn.MultiheadAttention never runs its projections as modules; "
-        "condec.expose_attention(model) gives an equal model that does"
-        if hidden and preset.inside == _VIT_ATTENTION
-        else ""
-    )
-    return SiteError(
-        f"preset {name!r} ({preset.about}) does not fit {type(model).__name__}; {others}{why}"
-    )
+def _has_hidden_attention(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
 
 
 def _token_counts(module: nn.Module) -> tuple[int, int] | None:
     """Number of class tokens (and of distillation), and of registers, if a module knows."""
     for holder in (module, *module.children()):
         tokens = dict(holder.named_parameters(recurse=False))
-        first = _count(tokens, _CLASS_TOKENS) + _count(tokens, _OTHER_TOKENS)
+        first = _count(tokens, _CLASS_TOKENS)
         registers = _count(tokens, _REGISTERS)
         if first or registers:
             return first, registers
@@ -283,10 +270,7 @@ def _token_counts(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _count(tokens: dict[str, nn.Parameter], names: tuple[str, ...]) -> int:
-    def rows(token: Tensor) -> int:
-        return math.prod(token.shape[:-1])
-
-    return sum(rows(tokens[name]) for name in names if name in tokens)
+    return sum(math.prod(tokens[name].shape[:-1]) for name in names if name in tokens)
 
 
 def _outwards(model: nn.Module, name: str) -> Iterator[nn.Module]:

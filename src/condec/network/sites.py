@@ -1,4 +1,4 @@
-"""Where in a network to look: names of modules, and which axes are units there.
+"""Sites: places in a network, by the names of modules, and which axes are units there.
 
 A *site* is one place in a model where activations are read or edited. Its text form is
 
@@ -30,18 +30,6 @@ from condec.network.presets import KINDS, Kind, heads_above, preset_sites, token
 from condec.network.units import LAYOUTS, Layout, Span, Units, read_span
 from condec.network.unwrap import original
 
-__all__ = [
-    "LAYOUTS",
-    "Layout",
-    "Site",
-    "Tap",
-    "Units",
-    "find_site",
-    "find_sites",
-    "match_sites",
-    "units_of",
-]
-
 Tap = Literal["output", "input"]
 Place = tuple[str, Tap, int]
 """A site without its units: a module's name, its side, and the number of its call."""
@@ -50,6 +38,7 @@ _PATTERN: Final = re.compile(
     r"(?P<glob>[^:#@]+|(?=:input))(?::(?P<tap>input|output))?(?:#(?P<call>\d+))?"
     r"(?:@(?P<layout>[a-z]+)(?:\((?P<heads>\d+)\))?(?:\[(?P<tokens>[^\[\]]*)\])?)?"
 )
+_WILD: Final = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
 _PRESET: Final = re.compile(r"preset:(?P<name>[^@]*)(?:@(?P<layout>.*))?")
 
 
@@ -77,7 +66,7 @@ class Site:
 
     @property
     def place(self) -> Place:
-        """Where it is; a site that names no call means the only one."""
+        """Return where it is; a site that names no call means the only one."""
         return self.name, self.tap, self.call or 0
 
     @property
@@ -105,15 +94,14 @@ class Site:
                 "find_sites, or write a slice such as [1:]"
             )
         span = None if tokens is None else read_span(tokens)
-        units = parsed["layout"] and Units(_layout(parsed), int(heads) if heads else None, span)
-        return Site(parsed["glob"], _tap(parsed), units or None, _call(parsed))
+        return _site(parsed["glob"], parsed, int(heads) if heads else None, span)
 
     def __str__(self) -> str:
         return self.key
 
 
 def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> tuple[Site, ...]:
-    """Sites of a model that match a pattern.
+    """Find the sites of a model that match a pattern.
 
     Parameters
     ----------
@@ -127,8 +115,8 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     Returns
     -------
     tuple of Site
-        In the order in which the modules were registered, which is the order of execution
-        in the usual networks; `contribute` and `collect` put them in true execution order.
+        In the order in which the modules were registered; `contribute` and `collect` put them
+        in the order of execution.
 
     Raises
     ------
@@ -159,7 +147,7 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
 
 
 def find_site(sites: Iterable[Site], wanted: "Site | str") -> Site:
-    """The one of `sites` that is meant: an equal site, its key, or its module's name.
+    """Find the one of `sites` that is meant: an equal site, its key, or its module's name.
 
     Raises
     ------
@@ -180,7 +168,7 @@ def find_site(sites: Iterable[Site], wanted: "Site | str") -> Site:
 
 
 def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[Site, ...]:
-    """Those of `sites` that patterns fit, in their order: for where there is no model.
+    """Find those of `sites` that patterns fit, in their order, where there is no model.
 
     Parameters
     ----------
@@ -193,12 +181,6 @@ def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[S
     ------
     SiteError
         A pattern fits none of them.
-
-    Examples
-    --------
-    >>> sites = [Site.parse(key) for key in ("block1", "block2:input", "head")]
-    >>> [site.key for site in match_sites(sites, "block*")]
-    ['block1', 'block2:input']
     """
     sites = tuple(sites)
     found: set[Site] = set()
@@ -239,19 +221,15 @@ def _match(text: str) -> re.Match[str]:
     return parsed
 
 
-def _tap(parsed: re.Match[str]) -> Tap:
-    return "input" if parsed["tap"] == "input" else "output"
-
-
-def _layout(parsed: re.Match[str]) -> Layout:
-    return next(layout for layout in get_args(Layout) if layout == parsed["layout"])
-
-
-def _call(parsed: re.Match[str]) -> int | None:
-    return None if parsed["call"] is None else int(parsed["call"])
+def _site(name: str, parsed: re.Match[str], heads: int | None, tokens: Span | None) -> Site:
+    tap: Tap = "input" if parsed["tap"] == "input" else "output"
+    layout = next((one for one in get_args(Layout) if one == parsed["layout"]), None)
+    units = None if layout is None else Units(layout, heads, tokens)
+    return Site(name, tap, units, None if parsed["call"] is None else int(parsed["call"]))
 
 
 def _expand(model: nn.Module, text: str) -> list[Site]:
+    """Find the sites of one pattern or preset in a model."""
     preset = _PRESET.fullmatch(text)
     if preset is not None:
         parts = preset_sites(model, preset["name"], preset["layout"])
@@ -262,41 +240,28 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
     names = names if parsed["glob"] else [""]
     if not names:
         raise _no_match(model, parsed["glob"])
-    return [Site(n, _tap(parsed), _units(model, n, parsed), _call(parsed)) for n in names]
-
-
-def _units(model: nn.Module, name: str, parsed: re.Match[str]) -> Units | None:
-    if not parsed["layout"]:
-        return None
-    heads = int(parsed["heads"]) if parsed["heads"] else None
-    if parsed["layout"] == "heads" and heads is None:
-        heads = heads_above(model, name)
-    return Units(_layout(parsed), heads, _tokens(model, name, parsed["tokens"]))
-
-
-def _tokens(model: nn.Module, name: str, text: str | None) -> Span | None:
-    if text is None:
-        return None
-    kind: Kind | None = next((kind for kind in get_args(Kind) if kind == text), None)
-    return read_span(text) if kind is None else tokens_above(model, name, kind)
+    found = []
+    for name in names:
+        heads = int(parsed["heads"]) if parsed["heads"] else None
+        if parsed["layout"] == "heads" and heads is None:
+            heads = heads_above(model, name)
+        tokens = None
+        if (text := parsed["tokens"]) is not None:
+            kind: Kind | None = next((kind for kind in get_args(Kind) if kind == text), None)
+            tokens = read_span(text) if kind is None else tokens_above(model, name, kind)
+        found.append(_site(name, parsed, heads, tokens))
+    return found
 
 
 def _glob_to_regex(glob: str) -> str:
     """Glob over dotted names: ``*`` and ``?`` stay inside one part, ``**`` does not."""
     out = []
-    for token in re.findall(r"\*\*|\*|\?|\[[^\]]*\]|.", glob):
-        match token:
-            case "**":
-                out.append(".*")
-            case "*":
-                out.append("[^.]*")
-            case "?":
-                out.append("[^.]")
-            case _ if token.startswith("[") and token.endswith("]") and len(token) > 2:
-                body = token[1:-1].replace("\\", r"\\")
-                out.append(f"[^{body[1:]}]" if body.startswith("!") else f"[{body}]")
-            case _:
-                out.append(re.escape(token))
+    for token in re.findall(r"\*\*|\*|\?|\[[^\]]+\]|.", glob):
+        if token.startswith("[") and len(token) > 2:
+            body = token[1:-1].replace("\\", r"\\")
+            out.append(f"[^{body[1:]}]" if body.startswith("!") else f"[{body}]")
+        else:
+            out.append(_WILD.get(token) or re.escape(token))
     return "".join(out)
 
 
@@ -310,5 +275,5 @@ def _no_match(model: nn.Module, glob: str) -> SiteError:
 
 
 def units_of(site: Site, activation: torch.Tensor) -> Units:
-    """Units of a site, read off the activation's rank where the site leaves them open."""
+    """Return a site's units, read off the activation's rank where the site leaves them open."""
     return site.units or Units.default(activation.ndim)

@@ -1,4 +1,4 @@
-"""Recording: what came out at every site, and the gradient of a scalar there.
+"""Record what passes the sites in a forward pass, and the gradient of a scalar there.
 
 One forward hook a site stores what came out and hands on a clone, so that an operation in
 place further on cannot rewrite the record; gradients are taken by `torch.autograd.grad` on
@@ -8,28 +8,24 @@ parameter is ever computed, and the autograd graph begins at the first site.
 This is the only module of condec that registers hooks to read.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from condec.basis.errors import CondecError, ModelError, SiteError
-from condec.network.cuts import path_shares
 from condec.network.module_io import describe, first_tensor, is_recordable, with_first_tensor
 from condec.network.sites import Site
 from condec.network.unwrap import eager, original, refuse_scripted, refuse_unreadable
 
-if TYPE_CHECKING:
-    import pandas
-
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One recorded call of a module: when it came in the forward pass, its tensor and version."""
+    """One recorded call of a module: its place in the forward pass, its tensor and version."""
 
     order: int
     tensor: Tensor
@@ -38,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class NoRecord:
-    """A call of a module of which nothing is recorded, and what it gave."""
+    """A call of a module of which nothing is recorded, and why."""
 
     gave: str
 
@@ -52,7 +48,7 @@ class Tape:
 
     @property
     def records(self) -> dict[str, Tensor]:
-        """Recorded tensors by site key, in execution order, attached to the graph.
+        """Return recorded tensors by site key, in execution order, attached to the graph.
 
         Raises
         ------
@@ -60,11 +56,11 @@ class Tape:
             A site's module did not run, or ran more than once and the site does not say
             which call is meant.
         """
-        found = [(self._call(site), site.key) for site in self.sites]
-        return {key: call.tensor for call, key in sorted(found, key=lambda pair: pair[0].order)}
+        found = {site.key: self._call(site) for site in self.sites}
+        return {key: found[key].tensor for key in sorted(found, key=lambda key: found[key].order)}
 
     def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
-        """Gradient of `scalar` at every record, by site key; frees the graph.
+        """Return the gradient of `scalar` at every record, by site key; frees the graph.
 
         Raises
         ------
@@ -186,7 +182,7 @@ def record(
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Forward pass; the output's one tensor.
+    """Run a forward pass, and return the output's one tensor.
 
     Raises
     ------
@@ -212,38 +208,6 @@ def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
     return tensor
 
 
-def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[str, bool]:
-    """Which sites cut the network: all flow from input to output passes through them.
-
-    At a cut the contributions of all units add up to the change of the target between the
-    baseline and the input; elsewhere (inside a residual branch, say) they do not.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    inputs : Tensor of shape [sample, ...]
-        A single sample suffices; the answer does not depend on its values.
-    sites : sequence of Site
-
-    Returns
-    -------
-    dict of site key to bool
-
-    Notes
-    -----
-    In the autograd graph from the output to the input, a node lies on every path if
-    (paths above it) x (paths below it) equals the number of all paths.
-    """
-    with record(model, sites) as tape:
-        inputs = inputs.detach().clone().requires_grad_()
-        output = run_model(model, inputs)
-        check_samples(tape.records, len(inputs))
-        share = path_shares(output, inputs)
-        some = {site.key for site in sites if site.units is not None and site.units.tokens}
-        # What flows through the other tokens is not counted at a site of some tokens.
-        return {key: share(h) and key not in some for key, h in tape.records.items()}
-
-
 def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
     """Raise SiteError where the first axis of a record is not that of the samples."""
     for key, tensor in records.items():
@@ -254,45 +218,6 @@ def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
                 "first, windows folded into the batch) cannot be told apart; choose a site "
                 "before or after"
             )
-
-
-def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
-    """Every call of every module in one forward pass.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    inputs : Tensor of shape [sample, ...]
-
-    Returns
-    -------
-    pandas.DataFrame
-        In execution order of the calls' ends, with columns ``site`` (a site key), ``type``,
-        ``shape`` (of the output, without the sample axis; empty if it is no tensor),
-        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`).
-    """
-    import pandas
-
-    model = original(model)
-    sites = [Site(name) for name, _ in model.named_modules() if name]
-    modules = dict(model.named_modules())
-    rows: list[dict[str, object]] = []
-    with record(model, sites) as tape:
-        inputs = inputs.detach().clone().requires_grad_()
-        share = path_shares(run_model(model, inputs), inputs)
-        for (name, _), calls in tape.calls.items():
-            for number, call in enumerate(calls):
-                rows.append({
-                    "order": call.order if isinstance(call, Call) else float("inf"),
-                    "site": name if len(calls) == 1 else f"{name}#{number}",
-                    "type": type(modules[name]).__name__,
-                    "shape": tuple(call.tensor.shape[1:]) if isinstance(call, Call) else (),
-                    "parameters": sum(p.numel() for p in modules[name].parameters()),
-                    "cut": isinstance(call, Call) and share(call.tensor),
-                })  # fmt: skip
-    table = pandas.DataFrame(rows, columns=["order", "site", "type", "shape", "parameters", "cut"])
-    return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
 
 
 def refuse_training(model: nn.Module) -> None:
@@ -309,13 +234,14 @@ def refuse_training(model: nn.Module) -> None:
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter of the model asks for a gradient; afterwards they are as before.
+    """Freeze the parameters of a model inside the context.
 
-    On a GPU, recurrent layers are there in training mode without dropout, which gives the same
+    On a GPU, recurrent layers are then in training mode without dropout, which gives the same
     numbers: cuDNN differentiates them in no other mode.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase) and _is_on_gpu(m)]
+    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    recurrent = [m for m in recurrent if any(p.is_cuda for p in m.parameters())]
     as_before = [(m, m.training, m.dropout) for m in recurrent]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -328,10 +254,6 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, training, dropout in as_before:
             module.training, module.dropout = training, dropout
-
-
-def _is_on_gpu(module: nn.Module) -> bool:
-    return any(parameter.is_cuda for parameter in module.parameters())
 
 
 def _attach(

@@ -1,5 +1,6 @@
-"""Which entries of an activation belong to one unit."""
+"""Units: which entries of an activation are counted as one."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,20 +75,17 @@ class Units:
 
     @staticmethod
     def default(ndim: int) -> "Units":
-        """Layout read off the rank of an activation: 4 and above are channels, 2 and 3 features."""
+        """Read the layout off a rank: 4 axes and above are channels, 2 and 3 features."""
         return Units("channels") if ndim >= 4 else Units("features")
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> "Units":
-        """Units from their fields, as `dataclasses.asdict` and JSON leave them."""
-        fields = dict(record)
-        if fields.get("tokens") is not None:
-            first, last = fields["tokens"]
-            fields["tokens"] = (first, last)
-        return Units(**fields)
+        """Make units of their fields, as `dataclasses.asdict` and JSON leave them."""
+        tokens = record.get("tokens")
+        return Units(**{**record, "tokens": None if tokens is None else tuple(tokens)})
 
     def expand(self, activation: Tensor) -> Tensor:
-        """View in which every unit is one index of the unit axes.
+        """Return a view in which every unit is one index of the unit axes.
 
         Heads are split from their dims; tokens that do not count are left out.
         """
@@ -99,33 +97,21 @@ class Units:
         return activation.reshape(*activation.shape[:-1], self.n_heads, -1)
 
     def axes(self, ndim: int) -> tuple[int, ...]:
-        """Unit axes of an expanded activation of `ndim` axes."""
-        match self.layout:
-            case "features":
-                return (ndim - 1,)
-            case "heads":
-                return (ndim - 2,)
-            case "positions":
-                return tuple(range(2, ndim))
-            case _:
-                return (1,)
+        """Return the unit axes of an expanded activation of `ndim` axes."""
+        if self.layout == "positions":
+            return tuple(range(2, ndim))
+        return ({"features": ndim - 1, "heads": ndim - 2}.get(self.layout, 1),)
 
     def count(self, shape: Sequence[int]) -> int:
-        """Number of units in an activation of `shape` (with its sample axis)."""
-        shape = self._counted(shape)
+        """Count the units in an activation of `shape` (with its sample axis)."""
+        sizes = self._counted(shape)
         if self.n_heads is not None:
             return self.n_heads
-        number = 1
-        for axis in self.axes(len(shape)):
-            number *= shape[axis]
-        return number
+        return math.prod(sizes[axis] for axis in self.axes(len(sizes)))
 
     def positions(self, shape: Sequence[int]) -> int:
-        """Number of entries of one sample's activation that belong to one unit."""
-        entries = 1
-        for size in self._counted(shape)[1:]:
-            entries *= size
-        return entries // max(self.count(shape), 1)
+        """Count the entries of one sample's activation that belong to one unit."""
+        return math.prod(self._counted(shape)[1:]) // max(self.count(shape), 1)
 
     def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """Lay one value a unit over an activation of `shape`, ready to broadcast.
@@ -194,17 +180,12 @@ class Units:
 
     def __str__(self) -> str:
         heads = "" if self.n_heads is None else f"({self.n_heads})"
-        return f"{self.layout}{heads}{'' if self.tokens is None else span_text(self.tokens)}"
-
-
-def span_text(span: Span) -> str:
-    """Text of a span of tokens: ``[1:]``, ``[0:1]``, ``[-1:]``."""
-    first, last = ("" if number is None else str(number) for number in span)
-    return f"[{first}:{last}]"
+        ends = ("" if number is None else number for number in self.tokens or ())
+        return f"{self.layout}{heads}" + ("" if self.tokens is None else "[{}:{}]".format(*ends))
 
 
 def read_span(text: str) -> Span | None:
-    """Span from the text inside the brackets; None where the text names tokens instead."""
+    """Read a span from the text inside brackets; None where the text names tokens instead."""
     parsed = _SPAN.fullmatch(text)
     if parsed is None:
         return None
