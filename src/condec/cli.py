@@ -2,21 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from condec.attribution import parse_method
-from condec.attribution.targets import parse_target
 from condec.basis.errors import CondecError, OptionError
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
@@ -35,13 +30,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Folder = Annotated[
+Source = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or a run.toml.", show_default=False)
 ]
 Again = Annotated[bool, typer.Option("--again", help="Do it again although nothing has changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; results only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder, instead of the one in run.toml.")]
+_MODELS = (
+    "digits, circuit, torchvision:NAME, timm:NAME, huggingface:NAME, retina:FILE, "
+    "python:FILE.py:FUNCTION, or a run.toml."
+)
 
 
 def main() -> None:
@@ -50,9 +49,7 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
+def _root(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
     if version:
         print(f"condec {metadata.version('condec')}")
         raise typer.Exit
@@ -60,23 +57,23 @@ def _root(
 
 @app.command("run")
 def run_command(
-    place: Folder, out: Out = None, again: Again = False, quiet: Quiet = False, debug: Debug = False
+    source: Source,
+    out: Out = None,
+    again: Again = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """All links: collect, stats, fit, control, map, report."""
     with _messages(debug=debug):
-        plan = config.read(place)
+        plan = config.read(source)
         plan = _with_noted(plan if out is None else replace(plan, out=out))
         _whole_chain(Run(plan, progress=not quiet, again=again))
 
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; runs/demo or runs/retina by default.")
-    ] = None,
-    retina: Annotated[
-        bool, typer.Option("--retina", help="A circuit of the retina whose parts are known.")
-    ] = False,
+    out: Path | None = typer.Option(None, help="Run folder; runs/demo or runs/retina by default."),
+    retina: bool = typer.Option(False, "--retina", help="A retina whose parts are known."),
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -92,39 +89,25 @@ def demo(
         _whole_chain(Run(_with_noted(plan), progress=not quiet))
 
 
-@app.command("collect")
-def collect_command(
-    place: Folder,
-    sites: Annotated[
-        list[str] | None, typer.Option(help="Site pattern; may be given several times.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="ig:STEPS, ig:auto, actgrad, gradcam and others; see Choose a method."),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="topK, logit:INDEX, label or predicted; also ...:softmax.")
-    ] = None,
-    batch_size: Annotated[
-        str | None, typer.Option(help="Samples in one pass, or auto: found by timing.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="model, bfloat16 or float16: what passes run in.")
-    ] = None,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(help="Device that shares the batches; may be given several times."),
-    ] = None,
-    on_bad: Annotated[
-        str | None, typer.Option(help="raise or skip: what to do about unusable inputs.")
-    ] = None,
-    twin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="random-weights[:FROM_MODULE] or shuffled-labels: stores that twin as well, "
-            "with those of the plan; may be given several times."
-        ),
-    ] = None,
+@app.command()
+def collect(
+    source: Source,
+    sites: list[str] = typer.Option([], help="Site pattern; may be given several times."),
+    method: str | None = typer.Option(None, help="ig:STEPS, ig:auto, actgrad, gradcam and others."),
+    target: str | None = typer.Option(None, help="topK, logit:INDEX, label, predicted and others."),
+    batch_size: str | None = typer.Option(
+        None, help="Samples in a pass, or auto: found by timing."
+    ),
+    precision: str | None = typer.Option(None, help="model, bfloat16 or float16: of the passes."),
+    device: list[str] = typer.Option([], help="Device that shares the batches; one or more."),
+    on_bad: str | None = typer.Option(
+        None, help="raise or skip: what to do about unusable inputs."
+    ),
+    twin: list[str] = typer.Option(
+        [],
+        help="random-weights[:FROM_MODULE] or shuffled-labels: stores that twin as well, with "
+        "those of the plan; may be given several times.",
+    ),
     out: Out = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -134,40 +117,43 @@ def collect_command(
     Goes on at the first missing shard where it was interrupted.
     """
     with _messages(debug=debug):
-        plan = config.read(place)
-        changes: dict[str, Any] = {}
-        if method is not None:
-            changes["method"] = parse_method(method)
-        if target is not None:
-            changes["target"] = parse_target(target)
-        if batch_size is not None:
-            changes["batch_size"] = config.parse_batch_size(batch_size)
-        if precision is not None:
-            changes["precision"] = precision
-        if device:
-            changes["devices"] = tuple(device)
-        if on_bad is not None:
-            changes["on_bad"] = on_bad
-        if twin:
-            added = map(parse_twin, twin)
-            changes["twins"] = tuple(dict.fromkeys((*plan.collect.twins, *added)))
+        plan = config.read(source)
+        size: object = int(batch_size) if batch_size and batch_size.isdecimal() else batch_size
+        given = {
+            "method": method, "target": target, "batch_size": size, "precision": precision,
+            "devices": device, "on_bad": on_bad,
+            "twins": list(dict.fromkeys([*(t.name for t in plan.collect.twins), *twin])),
+        }  # fmt: skip
+        changes = {key: value for key, value in given.items() if value}
         plan = replace(
             plan,
             out=out or plan.out,
-            sites=tuple(sites) if sites else plan.sites,
-            collect=replace(plan.collect, **changes),
+            sites=tuple(sites) or plan.sites,
+            collect=config.changed(plan.collect, "collect", changes),
         )
-        _print_outcome(_do(Run(_with_noted(plan), progress=not quiet), "collect"))
+        _one_link(Run(_with_noted(plan), progress=not quiet), "collect")
+
+
+def _add_command(link: str, text: str | None) -> None:
+    """Add the command of a link that has no options of its own."""
+
+    @app.command(link, help=(text or "").partition("\n")[0])
+    def command(
+        source: Source, again: Again = False, quiet: Quiet = False, debug: Debug = False
+    ) -> None:
+        with _messages(debug=debug):
+            plan = _with_noted(config.read(source))
+            _one_link(Run(plan, progress=not quiet, again=again), link)
+
+
+for _name in FUNCTIONS | brought():
+    if _name != "collect":
+        _add_command(_name, function(_name).__doc__)
 
 
 @app.command("sweep")
 def sweep_command(
-    plan: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PLAN", help="A sweep.toml, or a folder of results.", show_default=False
-        ),
-    ],
+    plan: Path = typer.Argument(metavar="PLAN", help="A sweep.toml, or a folder of results."),
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -185,8 +171,8 @@ def sweep_command(
 
 @app.command("compare")
 def compare_command(
-    first: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    first: Path = typer.Argument(help="A run folder."),
+    second: Path = typer.Argument(help="Another one."),
     debug: Debug = False,
 ) -> None:
     """What differs between two runs: recipe, statistics, quality, control, tables and arrays.
@@ -210,21 +196,10 @@ def schema() -> None:
 
 @app.command()
 def inspect(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="digits, circuit, torchvision:NAME, timm:NAME, huggingface:NAME, retina:FILE, "
-            "python:FILE.py:FUNCTION, or a run.toml.",
-            show_default=False,
-        ),
-    ],
-    weights: Annotated[
-        str | None, typer.Option(help="A .safetensors or .pt file, or 'default'.")
-    ] = None,
-    input_shape: Annotated[
-        str | None, typer.Option(help="Shape of one input, for example 3,224,224.")
-    ] = None,
-    sites: Annotated[str | None, typer.Option(help="Only modules that match.")] = None,
+    model: str = typer.Argument(help=_MODELS),
+    weights: str | None = typer.Option(None, help="A .safetensors or .pt file, or 'default'."),
+    input_shape: str | None = typer.Option(None, help="Shape of one input, for example 3,224,224."),
+    sites: str | None = typer.Option(None, help="Only modules that match."),
     debug: Debug = False,
 ) -> None:
     """Every module: shape, parameters, and whether it is a cut; presets that fit the model.
@@ -249,27 +224,16 @@ def inspect(
         if sites is not None:
             names = {site.name for site in find_sites(loaded.model, sites)}
             table = table[table["site"].str.partition("#")[0].isin(names)]
-        _print_modules(table, f"{model}, one input of shape {' x '.join(map(str, shape))}")
+        table = table.assign(
+            shape=[_times(each) for each in table["shape"]],
+            parameters=[f"{number:,}" for number in table["parameters"]],
+            cut=["cut" if cut else "" for cut in table["cut"]],
+        )[["site", "type", "shape", "parameters", "cut"]]
+        print(f"{model}, one input of shape {_times(shape)}")
+        print(table.to_string(index=False))
         if sites is None:
             fit = (f"preset:{name}" for name in presets_of(loaded.model))
             print(f"presets: {', '.join(fit) or 'none fits'}")
-
-
-def _add_command(link: str, doc: str | None) -> None:
-    """Add the command of a link that has no options of its own."""
-
-    @app.command(link, help=(doc or "").partition("\n")[0])
-    def command(
-        place: Folder, again: Again = False, quiet: Quiet = False, debug: Debug = False
-    ) -> None:
-        with _messages(debug=debug):
-            run = Run(_with_noted(config.read(place)), progress=not quiet, again=again)
-            _print_outcome(_do(run, link))
-
-
-for _name in FUNCTIONS | brought():
-    if _name != "collect":
-        _add_command(_name, function(_name).__doc__)
 
 
 def _with_noted(plan: Plan) -> Plan:
@@ -296,63 +260,39 @@ def _complete_twins(out: Path) -> Iterator[Twin]:
                     yield twin
 
 
-def _do(run: Run, link: str) -> Outcome:
-    """One link; only a plan that the run folder accepts is written into it."""
-    if link != "collect":
-        _ = run.store
-        config.write(run.plan)
-        return function(link)(run)
-    if not run.folder.store.exists():
-        run.check_devices()
-        config.write(run.plan)
-    outcome = function(link)(run)
-    config.write(run.plan)
-    return outcome
+def _one_link(run: Run, link: str) -> None:
+    _carry_out(run, map(function(link), [run]), collects=link == "collect")
 
 
 def _whole_chain(run: Run) -> None:
-    if "collect" not in run.plan.links:
-        _ = run.store
-    elif not run.folder.store.exists():
-        run.check_devices()
-    if "collect" not in run.plan.links or not run.folder.store.exists():
-        config.write(run.plan)
-    for outcome in chain(run):
-        _print_outcome(outcome)
-        if outcome.link == "collect":
-            config.write(run.plan)
+    _carry_out(run, chain(run), collects="collect" in run.plan.links)
     if run.folder.report.exists():
         print(f"Report: {run.folder.report.resolve()}")
 
 
-def _print_outcome(outcome: Outcome) -> None:
-    first = outcome.outputs[0] if outcome.outputs else None
-    more = f" and {len(outcome.outputs) - 1} more" if len(outcome.outputs) > 1 else ""
-    where = "" if first is None else f"  {first}{more}"
-    print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
-    for note in outcome.notes:
-        print(f"         note: {note}")
-    sys.stdout.flush()
+def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None:
+    """Carry out links and print what they did; write only a plan that the run folder accepts."""
+    is_new = collects and not run.folder.store.exists()
+    if is_new:
+        run.check_devices()
+    elif not collects:
+        _ = run.store
+    if is_new or not collects:
+        config.write(run.plan)
+    for outcome in outcomes:
+        first = outcome.outputs[0] if outcome.outputs else None
+        more = f" and {len(outcome.outputs) - 1} more" if len(outcome.outputs) > 1 else ""
+        where = "" if first is None else f"  {first}{more}"
+        print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
+        for note in outcome.notes:
+            print(f"         note: {note}")
+        sys.stdout.flush()
+        if outcome.link == "collect":
+            config.write(run.plan)
 
 
-def _print_modules(table: Any, title: str) -> None:
-    shown = Table(header_style="bold", box=None, pad_edge=False)
-    shown.add_column("site", overflow="fold")
-    shown.add_column("type")
-    shown.add_column("shape", justify="right")
-    shown.add_column("parameters", justify="right")
-    shown.add_column("cut")
-    for row in table.itertuples():
-        shown.add_row(
-            Text(row.site),
-            Text(row.type),
-            " x ".join(map(str, row.shape)),
-            f"{row.parameters:,}",
-            "cut" if row.cut else "",
-        )
-    print(title)
-    # A pipe has no width of its own: long names stay whole there.
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+def _times(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -369,7 +309,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 @contextmanager
 def _messages(*, debug: bool) -> Iterator[None]:
-    """One clean message for what condec raises on purpose, and for Ctrl-C."""
+    """Print one clean message for what condec raises on purpose, and for Ctrl-C."""
     try:
         yield
     except CondecError as error:

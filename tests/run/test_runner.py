@@ -1,10 +1,11 @@
 """The links on a run folder: what they make, what they keep, and what they refuse."""
 
+import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,31 @@ def carry_out(run: Run) -> dict[str, Outcome]:
     return {outcome.link: outcome for outcome in chain(run)}
 
 
+MADE: dict[tuple[str, ...], Path] = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    MADE[()] = tmp_path_factory.mktemp("made")
+    yield MADE[()]
+    MADE.clear()
+
+
+def prepare(run: Run) -> None:
+    """Carry a plan out, or copy what came of the same plan and data in an earlier test."""
+    record = config.to_dict(replace(run.plan, out=Path("out"), base=Path()))
+    data = [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(run.plan.base.glob("*.*z"))]
+    key = (json.dumps(record), *data, (run.plan.base / "net.py").read_text())
+    if run.plan.out.exists():
+        carry_out(run)
+    elif key in MADE:
+        shutil.copytree(MADE[key], run.plan.out)
+    else:
+        carry_out(run)
+        shutil.copytree(run.plan.out, MADE[()] / str(len(MADE)))
+        MADE[key] = MADE[()] / str(len(MADE))
+
+
 def change(source: Path, old: str, new: str) -> None:
     text = (source / "run.toml").read_text()
     assert old in text
@@ -133,7 +159,7 @@ def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
 
 
 def test_log_has_a_line_an_event_with_time_and_host(source: Path) -> None:
-    carry_out(run_of(source, links=("collect", "stats")))
+    prepare(run_of(source, links=("collect", "stats")))
     lines = [json.loads(line) for line in (source / "run" / "log.jsonl").read_text().splitlines()]
     assert [(line["event"], line["link"]) for line in lines] == [
         ("start", "collect"),
@@ -147,7 +173,7 @@ def test_log_has_a_line_an_event_with_time_and_host(source: Path) -> None:
 
 
 def test_a_second_run_keeps_everything(source: Path) -> None:
-    carry_out(run_of(source))
+    prepare(run_of(source))
     before = files(source / "run")
     times = {path: path.stat().st_mtime_ns for path in (source / "run" / "modes").rglob("*.json")}
     outcomes = carry_out(run_of(source))
@@ -177,14 +203,14 @@ def test_two_runs_give_the_same_bytes(source: Path) -> None:
 def test_a_changed_option_makes_again_what_depends_on_it(
     source: Path, old: str, new: str, made: set[str]
 ) -> None:
-    carry_out(run_of(source))
+    prepare(run_of(source))
     change(source, old, new)
     outcomes = carry_out(run_of(source))
     assert {link for link, outcome in outcomes.items() if outcome.state == "made"} == made
 
 
 def test_what_is_gone_is_made_again(source: Path) -> None:
-    carry_out(run_of(source, links=("collect", "stats", "fit")))
+    prepare(run_of(source, links=("collect", "stats", "fit")))
     (source / "run" / "analysis" / "statistics.parquet").unlink()
     outcomes = carry_out(run_of(source, links=("collect", "stats", "fit")))
     assert {link: outcome.state for link, outcome in outcomes.items()} == {
@@ -233,13 +259,13 @@ def test_links_before_collect_say_what_to_do(source: Path, link: str) -> None:
 
 @pytest.mark.parametrize("link", ["control", "map"])
 def test_links_before_fit_say_what_to_do(source: Path, link: str) -> None:
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     with pytest.raises(StoreError, match=r"no modes of block. yet; run 'condec fit' first"):
         FUNCTIONS[link](run_of(source))  # type: ignore[index]
 
 
 def test_incomplete_store_is_refused(source: Path) -> None:
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     next((source / "run" / "contributions.zarr" / "manifest").glob("shard-00001*")).unlink()
     with pytest.raises(StoreError, match="1 of 3 shards are missing; run 'condec collect' again"):
         links.stats_link(run_of(source))
@@ -251,7 +277,7 @@ def test_incomplete_store_is_refused(source: Path) -> None:
     [("ig:2", "ig:3", "method"), ('target = "predicted"', 'target = "top1"', "target")],
 )
 def test_a_folder_of_another_plan_is_refused(source: Path, old: str, new: str, key: str) -> None:
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     change(source, old, new)
     with pytest.raises(StoreError, match=f"{key} is .*, the plan has .*choose another run folder"):
         links.stats_link(run_of(source))
@@ -260,14 +286,14 @@ def test_a_folder_of_another_plan_is_refused(source: Path, old: str, new: str, k
 
 
 def test_sites_without_results_are_refused(source: Path) -> None:
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     change(source, 'control = {sites = "block2"', 'control = {sites = "stem"')
     with pytest.raises(StoreError, match="no result for stem; there is block1, block2"):
         links.control_link(run_of(source))
 
 
 def test_other_sites_of_control_are_measured_in_the_same_folder(source: Path) -> None:
-    carry_out(run_of(source))
+    prepare(run_of(source))
     log_odds = source / "run" / "log_odds" / "contributions.zarr"
     change(source, 'control = {sites = "block2"', 'control = {sites = "block*"')
     links.control_link(run_of(source))
@@ -284,7 +310,7 @@ def test_other_sites_of_control_are_measured_in_the_same_folder(source: Path) ->
 
 def test_fitted_sites_may_be_fewer_than_collected(source: Path) -> None:
     change(source, 'learner = "kmeans"', 'learner = "kmeans", sites = "block2"')
-    carry_out(run_of(source))
+    prepare(run_of(source))
     assert [path.name for path in (source / "run" / "modes").iterdir()] == ["block2"]
     assert [path.name for path in (source / "run" / "analysis" / "maps").iterdir()] == ["block2"]
 
@@ -434,7 +460,7 @@ def test_movies_are_taken_as_the_model_wants_them(source: Path) -> None:
 
 
 def test_parts_are_loaded_only_when_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     refuse: Callable[..., object] = lambda *_, **__: pytest.fail("loaded")  # noqa: E731
     monkeypatch.setattr("condec.run.run.load_model", refuse)
     monkeypatch.setattr("condec.run.run.load_data", refuse)
@@ -459,7 +485,7 @@ def other_images(source: Path) -> None:
 def test_another_model_or_data_than_the_stores_is_refused(
     source: Path, alter: Callable[[Path], None], key: str
 ) -> None:
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     alter(source)
     for link in (links.control_link, links.map_link):
         with pytest.raises(StoreError, match=f"made from the {key} .*now .*another run folder"):
@@ -469,7 +495,7 @@ def test_another_model_or_data_than_the_stores_is_refused(
 def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     before = files(source / "run" / "modes")
     change(source, "n_modes = 3", "n_modes = 2")
 
@@ -488,7 +514,7 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
 
 def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> None:
     change(source, 'control = {sites = "block2", ', "control = {")
-    carry_out(run_of(source))
+    prepare(run_of(source))
     analysis = source / "run" / "analysis"
     kept = {"control/block1/kmeans.parquet", "maps/block1/kmeans.npz", "labels.json"}
     kept |= {"statistics.parquet", "control_comparison/block1/kmeans.parquet"}
@@ -508,7 +534,7 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
 
 @pytest.mark.parametrize("name", ["modes.zarr", "dictionary.json"])
 def test_lost_modes_are_made_again(source: Path, name: str) -> None:
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     part = source / "run" / "modes" / "block2" / "kmeans" / name
     shutil.rmtree(part) if part.is_dir() else part.unlink()
     outcome = links.fit_link(run_of(source))
@@ -528,7 +554,7 @@ def kill_modes(source: Path, *sites: str) -> None:
 @pytest.mark.usefixtures("real_report")
 def test_a_site_without_alive_modes_is_left_out(source: Path) -> None:
     change(source, 'control = {sites = "block2", ', "control = {")
-    carry_out(run_of(source, links=("collect", "stats", "fit")))
+    prepare(run_of(source, links=("collect", "stats", "fit")))
     kill_modes(source, "block1")
     outcomes = carry_out(run_of(source))
     for link in ("control", "map"):
@@ -540,7 +566,7 @@ def test_a_site_without_alive_modes_is_left_out(source: Path) -> None:
 
 
 def test_without_any_alive_mode_control_and_maps_are_left_out(source: Path) -> None:
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     kill_modes(source, "block1", "block2")
     outcomes = carry_out(run_of(source, links=("control", "map")))
     assert {outcome.state for outcome in outcomes.values()} == {"left out"}
@@ -564,7 +590,7 @@ def test_fractions_without_a_curve_are_refused(fractions: tuple[float, ...]) -> 
 def test_a_log_that_cannot_be_written_does_not_hide_the_first_error(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     log = source / "run" / "log.jsonl"
 
     def full(*_: object) -> None:
@@ -580,7 +606,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_first_error(
 
 
 def test_failure_to_write_names_the_file(source: Path) -> None:
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     (source / "run" / "analysis" / "statistics.parquet").mkdir()
     with pytest.raises(StoreError, match=r"statistics.parquet cannot be written"):
         links.stats_link(run_of(source))
@@ -634,13 +660,13 @@ def test_twins_are_stored_beside_the_run(source: Path) -> None:
 def test_statistics_of_shuffled_labels_where_the_target_uses_them(source: Path) -> None:
     change(source, "shard_size = 16", 'shard_size = 16, twins = ["shuffled-labels"]')
     change(source, 'target = "predicted"', 'target = "label"')
-    carry_out(run_of(source, links=("collect", "stats")))
+    prepare(run_of(source, links=("collect", "stats")))
     table = pandas.read_parquet(source / "run" / "analysis" / "statistics_twins.parquet")
     assert set(table["twin"]) == {"shuffled-labels"}
 
 
 def test_twins_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
-    carry_out(run_of(source, links=("collect", "stats")))
+    prepare(run_of(source, links=("collect", "stats")))
     before = files(source / "run" / "contributions.zarr")
     change(source, "shard_size = 16", TWINS)
     with pytest.raises(StoreError, match=r"random-weights.*: no such twin yet; run 'condec c"):
@@ -657,7 +683,7 @@ def test_twins_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
 
 def test_a_twin_goes_on_at_its_first_missing_shard(source: Path) -> None:
     change(source, "shard_size = 16", TWINS)
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     whole = files(source / "run" / "twins")
     record = next((source / "run" / "twins").rglob("shard-00001.json"))
     record.unlink()
@@ -670,7 +696,7 @@ def test_a_twin_goes_on_at_its_first_missing_shard(source: Path) -> None:
 
 def test_a_twin_of_another_store_is_refused(source: Path) -> None:
     change(source, "shard_size = 16", TWINS)
-    carry_out(run_of(source, links=("collect",)))
+    prepare(run_of(source, links=("collect",)))
     shutil.rmtree(source / "run" / "contributions.zarr")
     change(source, "ig:2", "ig:3")
     with pytest.raises(StoreError, match="another recipe"):
@@ -725,7 +751,7 @@ CHECKS = "held_out = 0.4, rivals = true, stability_seeds = 5, check_sites = 'blo
 
 
 def test_rivals_and_stability_are_steps_of_the_fit(source: Path) -> None:
-    carry_out(run_of(source, links=("collect", "fit", "map")))
+    prepare(run_of(source, links=("collect", "fit", "map")))
     before = files(source / "run" / "modes")
     change(source, "held_out = 0.4", CHECKS)
     outcome = carry_out(run_of(source, links=("fit", "map")))["fit"]
@@ -755,7 +781,7 @@ def test_rivals_and_stability_are_steps_of_the_fit(source: Path) -> None:
 
 def test_a_new_dictionary_undoes_its_checks(source: Path) -> None:
     change(source, "held_out = 0.4", CHECKS)
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     analysis = source / "run" / "analysis"
     tables = [analysis / name / "block2" / "kmeans.parquet" for name in ("rivals", "stability")]
     # Lost modes are fitted again from the same plan: so are the checks.
@@ -770,7 +796,7 @@ def test_checks_without_labels_or_activations(source: Path) -> None:
     images = np.load(source / "data.npz")["images"]
     np.savez(source / "data.npz", images=images)
     change(source, "held_out = 0.4", CHECKS.replace("stability_seeds = 5, ", "sign = 'negative', "))
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     table = pandas.read_parquet(
         source / "run" / "analysis" / "rivals" / "block2" / "kmeans.parquet"
     )
@@ -825,7 +851,7 @@ def test_side_effects_are_steps_of_control_with_tables_of_their_own(source: Path
 def test_side_effects_are_kept_and_only_what_changed_is_made_again(source: Path) -> None:
     with_effects(source)
     some = ("collect", "fit", "control")
-    carry_out(run_of(source, links=some))
+    prepare(run_of(source, links=some))
     assert carry_out(run_of(source, links=some))["control"].state == "kept"
 
     def made() -> set[str]:
@@ -874,7 +900,7 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(source: Path) -> None:
 
 
 def test_pairs_are_those_with_the_most_alike_atoms(source: Path) -> None:
-    carry_out(run_of(source, links=("collect", "fit")))
+    prepare(run_of(source, links=("collect", "fit")))
     (modes,) = run_of(source).modes(("block2",))
     best = {modes.best(label, split="train").id for label in range(3)}
     pairs = likely_pairs(modes, range(3), 9)

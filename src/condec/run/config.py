@@ -228,17 +228,15 @@ def relative(path: Path, start: Path) -> str:
     return Path(os.path.relpath(path.resolve(), start)).as_posix()
 
 
-def parse_batch_size(text: str) -> int | Literal["auto"]:
-    """Read a number, or ``auto``.
+def changed(options: Any, section: str, changes: Mapping[str, Any]) -> Any:
+    """Return the options of a section with some keys as a run.toml would say them.
 
-    >>> parse_batch_size("64"), parse_batch_size("auto")
-    (64, 'auto')
+    >>> changed(CollectPlan(), "collect", {"method": "ig:20", "batch_size": "auto"}).method.n_passes
+    21
     """
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal():
-        raise OptionError(f"batch size {text!r}: expected a whole number, or 'auto'")
-    return int(text)
+    kind = type(options)
+    found = checked(_section_model(section, kind), {**_plain_fields(options), **changes})
+    return kind(**found)
 
 
 def unknown_key(section: str, key: str, keys: Iterable[str]) -> str:
@@ -331,14 +329,16 @@ def _fit_model(learner: str) -> type[BaseModel]:
     return create_model(f"fit_{learner}", __config__=_STRICT, learner=(name, default), **fields)
 
 
+def _section_model(name: str, option: type) -> type[BaseModel]:
+    return create_model(name, __config__=_STRICT, **_fields(option))
+
+
 @cache
 def _file_model(*learners: str) -> type[BaseModel]:
     """Return the model of a run.toml, where [fit] is of one of these learners."""
     options = {name: type(option) for name, option in default_options().items()}
-    sections: dict[str, Any] = {
-        name: (create_model(name, __config__=_STRICT, **_fields(option)), {})
-        for name, option in {**_SECTIONS, **options}.items()
-    }
+    every = {**_SECTIONS, **options}
+    sections: dict[str, Any] = {n: (_section_model(n, kind), {}) for n, kind in every.items()}
     fit: Any = Union[tuple(map(_fit_model, learners))]  # noqa: UP007  # not known how many
     links: Any = Literal[link_names()]
     return create_model(

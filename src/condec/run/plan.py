@@ -1,7 +1,8 @@
 """What a run is to do: one frozen record for each section of a run.toml, and one for all.
 
 `condec.run.config` reads a plan from a run.toml and writes it back; the functions of
-`condec.run.links` carry it out.
+`condec.run.links` carry it out. What every key means, and its default, stands in the reference
+of the command line.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 from condec.attribution import Compute, IntegratedGradients, Method, Precision
 from condec.attribution.targets import Predicted, Target, TopK
 from condec.basis.errors import OptionError
+from condec.basis.records import short_repr
 from condec.dictionary import (
     NMF,
     PCA,
@@ -65,17 +67,7 @@ LEARNERS: Final[dict[str, type[Learner]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
-    """Which model; see `condec.models.load_model`.
-
-    Parameters
-    ----------
-    spec : str
-    weights : str, optional
-    input_shape : tuple of int, optional
-        Of one sample; only where the model itself does not tell, or to override it.
-    device : str, optional
-        For example ``"cpu"`` or ``"cuda:1"``; by default a GPU where there is one.
-    """
+    """Which model, for `condec.models.load_model`; ``[model]``."""
 
     spec: str = "digits"
     weights: str | None = None
@@ -90,18 +82,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Which inputs; see `condec.data.load_data`.
-
-    Parameters
-    ----------
-    source : str
-    csv, label_names : str, optional
-    superclasses : str, optional
-        JSON file: a list with the superclass of every label, an empty text for none.
-    preprocess : str, optional
-        ``python:FILE.py:FUNCTION``; by default the model's own.
-    limit : int, optional
-    """
+    """Which inputs, for `condec.data.load_data`; ``[data]``."""
 
     source: str = "digits"
     csv: str | None = None
@@ -113,20 +94,10 @@ class DataPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectPlan:
-    """How contributions are collected; see `condec.store.collection.collect`.
+    """How contributions are collected, for `condec.store.collect`; ``[collect]``.
 
-    Parameters
-    ----------
-    method, target, batch_size, shard_size, on_bad
-    precision, channels_last
-        See `condec.attribution.precision.Compute`.
-    devices : tuple of str
-        Devices that share the batches; empty: the model's.
-    fit_on : str, optional
-        Source of other data, as in ``[data]``, from which a fitted target (surprisal) or baseline
-        takes its numbers: training frames, where those of ``[data]`` are test frames.
-    twins : tuple of RandomWeights or ShuffledLabels
-        Twins that are stored as well; see `condec.store.twins.collect_twin`.
+    `fit_on` is the source of other data, from which a fitted target (surprisal) or baseline takes
+    its numbers: training frames, where those of ``[data]`` are test frames.
     """
 
     method: Method = field(default_factory=IntegratedGradients)
@@ -211,30 +182,11 @@ class FitPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPlan:
-    """Which control curves are made; see `condec.effects.control_curve`.
+    """Which control curves and side effects are made; ``[control]``.
 
-    Parameters
-    ----------
-    sites : tuple of str
-        Patterns among the sites with modes; empty: all of them.
-    labels : tuple of int
-        Empty: all.
-    fractions : tuple of float
-        At least two, in ascending order, 0 to 1.
-    edits, replacements : tuple of str
-        Every edit is made with every replacement.
-    rankings : tuple of str
-        Of `KNOWN_RANKINGS`.
-    off : {"others", "drawn"}
-    n_random, n_bootstrap, seed, batch_size : int
-    matrix, steering : bool
-        Whether `condec.effects.control_matrix` (for every edit) and `steering_curve` are made.
-    interactions : int
-        Pairs of modes for `condec.effects.mode_interactions`; 0: none.
-    share : float
-        Share of the units that matrix and interactions edit, above 0 and below 1.
-    strengths : tuple of float
-        Of steering, in ascending order.
+    Curves: `condec.effects.control_curve`, for every edit with every replacement. Side effects:
+    `control_matrix` (`matrix`), `steering_curve` (`steering`), and `mode_interactions` of so many
+    pairs of modes (`interactions`).
     """
 
     sites: tuple[str, ...] = ()
@@ -287,21 +239,7 @@ class ControlPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapsPlan:
-    """Which input-space maps are made; see `condec.explain.mode_map`.
-
-    Parameters
-    ----------
-    sites : tuple of str
-        Patterns among the sites with modes; empty: all of them.
-    n_modes : int
-        How many modes of a site.
-    n_units : int
-        How many units of a mode, those with the largest entries of its atom.
-    n_inputs : int
-        How many inputs of a mode, those with the largest loadings.
-    target : Target
-        What the units drive.
-    """
+    """Which input-space maps are made, by `condec.explain.mode_map`; ``[maps]``."""
 
     sites: tuple[str, ...] = ()
     n_modes: int = 12
@@ -315,11 +253,12 @@ class MapsPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPlan:
-    """What the report is called."""
+    """What the report is called; ``[report]``."""
 
     title: str = ""
 
 
+@short_repr
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything that a run does.

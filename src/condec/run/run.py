@@ -1,6 +1,6 @@
 """A run: the plan, what it needs, loaded when first asked for, and what a link of it did."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from condec.basis.errors import StoreError
+from condec.basis.records import short_repr
 from condec.data import Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
@@ -22,6 +22,7 @@ from condec.run.plan import Plan, digest
 from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_device
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What one link did.
@@ -44,6 +45,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Run:
     """A plan, and what it needs, loaded when first asked for.
@@ -54,7 +56,7 @@ class Run:
     progress : bool
         Show progress on standard error.
     again : bool
-        Do steps again although nothing has changed. Shards of contributions are never
+        Do tasks again although nothing has changed. Shards of contributions are never
         computed twice.
     """
 
@@ -137,12 +139,7 @@ class Run:
                     f"{path}: {key} is {store.recipe.get(key)}, the plan has {wanted}; choose "
                     "another run folder, or remove that store"
                 )
-        if not store.is_complete:
-            raise StoreError(
-                f"{path}: {len(store.missing())} of {store.n_shards} shards are missing; run "
-                "'condec collect' again, it goes on where it stopped"
-            )
-        return store
+        return _whole(store)
 
     def twin(self, twin: Twin) -> Store:
         """Open the store of a twin.
@@ -161,12 +158,7 @@ class Run:
                 f"{path}: a twin of another store than {self.folder.store}; remove that folder "
                 "and run 'condec collect' again"
             )
-        if not store.is_complete:
-            raise StoreError(
-                f"{path}: {len(store.missing())} of {store.n_shards} shards are missing; run "
-                "'condec collect' again, it goes on where it stopped"
-            )
-        return store
+        return _whole(store)
 
     @cached_property
     def model_of_store(self) -> nn.Module:
@@ -188,7 +180,7 @@ class Run:
         return self.loaded.model
 
     def sites(self, patterns: Sequence[str], among: Sequence[Site]) -> tuple[Site, ...]:
-        """Those of `among` that match the patterns; all of them without patterns."""
+        """Return those of `among` that match the patterns; all of them without patterns."""
         if not patterns:
             return tuple(among)
         wanted = find_sites(self.loaded.model, patterns)
@@ -201,7 +193,7 @@ class Run:
         return wanted
 
     def modes(self, patterns: Sequence[str] = ()) -> tuple[Modes, ...]:
-        """Fitted modes of the sites that match.
+        """Load the fitted modes of the sites that match.
 
         Raises
         ------
@@ -217,15 +209,19 @@ class Run:
         return tuple(Modes.load(folder, self.store) for folder in folders)
 
     def digest(self, *parts: Any) -> str:
-        """Hash of what a step is made from: these, the store, and the version of condec."""
+        """Return the hash of what a task is made from, with the store and the version."""
         return digest(*parts, self.store.config_hash, metadata.version("condec"))
 
-    def each(self, items: Sequence[Any], text: str) -> Iterator[Any]:
-        """Go through items behind a progress bar; one alone has none."""
-        console = Console(stderr=True)
-        yield from track(items, text, console=console, disable=not self.progress or len(items) < 2)
-
     def say(self, text: str) -> None:
-        """One line on standard error, where progress is shown."""
+        """Print a line on standard error, where progress is shown."""
         if self.progress:
             Console(stderr=True).print(text, markup=False)
+
+
+def _whole(store: Store) -> Store:
+    if not store.is_complete:
+        raise StoreError(
+            f"{store.path}: {len(store.missing())} of {store.n_shards} shards are missing; run "
+            "'condec collect' again, it goes on where it stopped"
+        )
+    return store

@@ -33,6 +33,7 @@ from torch import Tensor
 from condec.basis.errors import CondecError, StoreError
 from condec.basis.files import to_json
 from condec.basis.progress import progress_bar
+from condec.basis.records import short_repr
 from condec.dictionary import (
     FitReport,
     Job,
@@ -66,6 +67,7 @@ _AT_ONCE: Final = 4 * 2**30
 """Bytes of dictionaries in memory at a time: longer lists of fits are done in parts."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class SweepResult:
     """What a sweep did, and what came of it.

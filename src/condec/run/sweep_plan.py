@@ -21,6 +21,7 @@ from typing import Any, Final
 from pydantic import ConfigDict, create_model
 
 from condec.basis.errors import OptionError
+from condec.basis.records import short_repr
 from condec.dictionary import TrainConfig
 from condec.run import config
 from condec.run.plan import LEARNERS, FitPlan, check_fields
@@ -42,6 +43,7 @@ _FILE: Final = create_model(
 """Content of a sweep.toml; keys of [train] and [[grid]] depend on the learner."""
 
 
+@short_repr
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """One way to fit, of those that a sweep tries at every site with every seed.
@@ -60,6 +62,7 @@ class Configuration:
     options: Mapping[str, Any]
 
 
+@short_repr
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
     """What a sweep fits: every configuration of its grids, at every site, with every seed.

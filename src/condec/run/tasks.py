@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from condec.basis.progress import progress_bar
 from condec.modes import Modes
 from condec.network import Site
 from condec.run.run import Outcome, Run
@@ -40,19 +41,21 @@ def with_modes(chosen: Sequence[Modes]) -> tuple[list[Modes], tuple[str, ...]]:
 def carry_out(run: Run, link: str, tasks: Sequence[Task]) -> Outcome:
     """Do those tasks of a link whose inputs have changed, or whose outputs are gone."""
     folder, started = run.folder, time.perf_counter()
-    # Asked at its turn: a new dictionary undoes the rivals and the stability of its modes.
-    undone = (t for t in tasks if run.again or not folder.is_done(t.name, t.made_from))
     outputs: list[Path] = []
     n_done = 0
-    with logged(run, link):
-        # Fitting shows a bar for every site by itself.
-        for task in undone if link == "fit" else run.each(list(undone), link):
-            # Gone first: outputs that are half replaced must not count as those of before.
-            folder.forget(task.name)
-            made = task.make()
-            folder.mark_done(task.name, task.made_from, made)
-            outputs += made
-            n_done += 1
+    # Fitting shows a bar for every site by itself.
+    shown = run.progress and link != "fit" and len(tasks) > 1
+    with logged(run, link), progress_bar(link, len(tasks), shown=shown) as move:
+        for task in tasks:
+            # Asked at its turn: a new dictionary undoes the rivals and the stability of its modes.
+            if run.again or not folder.is_done(task.name, task.made_from):
+                # Gone first: outputs that are half replaced must not count as those of before.
+                folder.forget(task.name)
+                made = task.make()
+                folder.mark_done(task.name, task.made_from, made)
+                outputs += made
+                n_done += 1
+            move(advance=1)
     state = "made" if n_done else "kept" if tasks else "left out"
     return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
 
