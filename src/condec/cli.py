@@ -164,7 +164,7 @@ def sweep_command(
     with _messages(debug=debug):
         result = sweep.sweep(sweep.read(plan), progress=not quiet)
         print(sweep.sweep_words(result.table))
-        print(f"{result.n_made} fits made, {result.n_kept} kept, {result.seconds:.1f} s")
+        print(f"{result.n_made} fits made, {result.n_kept} kept")
         for file in result.files:
             print(file)
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from condec import cli
+from condec import cli, dictionary
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError
 from condec.dictionary import (
     KMeans,
+    TopKSAE,
     alive_modes,
     best_at_equal_l0,
     fit,
@@ -67,37 +68,26 @@ def sweep(plan):
 
 def test_a_grid_is_every_combination_of_its_choices(tmp_path):
     plan = plan_of(tmp_path, GRID, {"learner": "nmf", "n_modes": 4}, train={"held_out": [0.2, 0.3]})
-    names = [configuration.name for configuration in plan.configurations]
+    names = list(plan.configurations)
     assert len(names) == 8 + 2
     assert names[0] == "topk 1x held_out=0.2 k=1"
     assert names[-1] == "nmf 4 held_out=0.3"
-    last = plan.configurations[7]
-    assert last.fit.learner_for(100).to_dict()["n_modes"] == 12
-    assert (last.fit.train.held_out, last.options) == (0.3, {"held_out": 0.3, "k": 2})
+    last = plan.configurations["topk 12 held_out=0.3 k=2"]
+    assert last.learner_for(100) == TopKSAE(12, k=2)
+    assert (last.train.held_out, plan.options) == (0.3, ("held_out", "k"))
 
 
 def test_lists_are_choices_unless_the_value_is_a_list(tmp_path):
     grid = {"learner": "matryoshka", "prefixes": [0.5, 1.0]}
-    (one,) = plan_of(tmp_path, grid).configurations
-    assert one.fit.learner.prefixes == (0.5, 1.0)
+    (one,) = plan_of(tmp_path, grid).configurations.values()
+    assert one.learner.prefixes == (0.5, 1.0)
     two = plan_of(tmp_path, grid | {"prefixes": [[0.5, 1.0], [1.0]]}).configurations
-    assert [c.name for c in two] == ["matryoshka 1x prefixes=0.5,1.0", "matryoshka 1x prefixes=1.0"]
+    assert list(two) == ["matryoshka 1x prefixes=0.5,1.0", "matryoshka 1x prefixes=1.0"]
 
 
 def test_the_same_configuration_of_two_grids_is_one(tmp_path):
     plan = plan_of(tmp_path, GRID, {"learner": "topk", "n_modes": 12, "k": [2, 4]})
     assert len(plan.configurations) == 5
-
-
-def test_a_plan_is_written_and_read_back(tmp_path):
-    plan = plan_of(tmp_path, GRID, {"learner": "matryoshka", "prefixes": [[0.5, 1.0]]})
-    record = sweeps.to_dict(plan, folder=tmp_path / "sweep")
-    again = sweeps.from_dict(record, folder=tmp_path / "sweep")
-    assert again.configurations == plan.configurations
-    assert again.store.resolve() == plan.store.resolve()
-    assert (again.seeds, again.sites, again.out.resolve()) == (
-        (0, 1), ("block1",), (tmp_path / "sweep").resolve(),
-    )  # fmt: skip
 
 
 def test_a_store_is_named_by_itself_by_its_folder_or_by_a_run_toml(tmp_path):
@@ -168,23 +158,27 @@ def test_one_row_a_fit_as_its_dictionary_says(folder):
     assert len(table) == result.n_made == 2 * 5 * 2
     assert set(table["site"]) == {"block1", "block2:input"}
     row = table[(table["configuration"] == "topk 12 k=2") & (table["seed"] == 1)].iloc[0]
-    dictionary = load_dictionary(plan.out / row["folder"])
-    measured = dictionary.training.metrics
+    found = load_dictionary(plan.out / row["folder"])
+    measured = found.training.metrics
     for name in ("r2", "r2_grand", "l0", "cosine", "n_alive", "dead_share", "atom_hoyer"):
         assert row[name] == getattr(measured["held_out"], name)
         assert row[f"{name}_train"] == getattr(measured["train"], name)
-    assert (dictionary.learner.k, dictionary.training.config.seed, row["n_modes"]) == (2, 1, 12)
+    assert (found.learner.k, found.training.config.seed, row["n_modes"]) == (2, 1, 12)
     assert table.loc[table["learner"] == "kmeans", "k"].isna().all()
     assert (plan.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert not (plan.out / "checkpoints").exists()
+    again = sweeps.read(plan.out)
+    assert again.configurations == plan.configurations
+    assert (again.store.resolve(), again.out.resolve()) == (plan.store, plan.out)
+    assert (again.seeds, again.sites) == ((0, 1), ())
 
 
 def test_every_fit_is_what_fit_gives(folder):
     plan = plan_of(folder, {"learner": "kmeans", "n_modes": 4})
     result = sweep(plan)
-    configuration = plan.configurations[0]
+    (configuration,) = plan.configurations.values()
     matrix = Store.open(plan.store).matrix("block1")
-    alone = fit(configuration.fit.learner, matrix, config=configuration.fit.train)
+    alone = fit(configuration.learner, matrix, config=configuration.train)
     assert result.table["r2"][0] == pytest.approx(alone.r2, abs=1e-5)
 
 
@@ -218,13 +212,13 @@ def test_a_fit_without_its_record_is_done_again(folder):
 def test_long_lists_are_done_in_parts(folder, monkeypatch):
     whole = sweep(plan_of(folder)).table
     lists = []
-    fit_many = sweeps.fit_many
+    fit_many = dictionary.fit_many
 
     def counted(jobs, **options):
         lists.append(len(jobs))
         return fit_many(jobs, **options)
 
-    monkeypatch.setattr(sweeps, "fit_many", counted)
+    monkeypatch.setattr(dictionary, "fit_many", counted)
     monkeypatch.setattr(sweeps, "_AT_ONCE", 5 * 12 * 12 * 4)
     parts = sweep(plan_of(folder, out="parts")).table
     assert lists == [5, 3]
@@ -386,12 +380,13 @@ def test_best_at_about_equal_l0():
 
 
 def test_stability_of_a_sweep_is_that_of_stability(folder):
-    result = sweep(plan_of(folder, seeds=[0, 1, 2, 3, 4]))
-    configuration = result.plan.configurations[3]
-    matrix = Store.open(result.plan.store).matrix("block1")
-    learner = configuration.fit.learner_for(matrix.shape[1])
-    found = stability(learner, matrix, config=configuration.fit.train)
-    rows = result.table[result.table["configuration"] == configuration.name]
+    plan = plan_of(folder, seeds=[0, 1, 2, 3, 4])
+    table = sweep(plan).table
+    name, configuration = list(plan.configurations.items())[3]
+    matrix = Store.open(plan.store).matrix("block1")
+    learner = configuration.learner_for(matrix.shape[1])
+    found = stability(learner, matrix, config=configuration.train)
+    rows = table[table["configuration"] == name]
     assert rows["stability"].iloc[0] == pytest.approx(found.mean_seed_cosine, abs=1e-3)
 
 
@@ -407,9 +402,9 @@ def test_agreement_of_atoms():
 
 def test_alive_modes_are_those_that_rows_use():
     data = Planted.small()
-    dictionary = fit(KMeans(8), data.matrix).dictionary
-    used = (dictionary.encode(data.matrix[:3]) > 0).any(0)
-    assert alive_modes(dictionary, data.matrix[:3]).tolist() == used.tolist()
+    found = fit(KMeans(8), data.matrix).dictionary
+    used = (found.encode(data.matrix[:3]) > 0).any(0)
+    assert alive_modes(found, data.matrix[:3]).tolist() == used.tolist()
     assert 1 <= int(used.sum()) <= 3
 
 
@@ -420,7 +415,8 @@ def test_the_examples_are_the_grids_that_they_say():
     sizes = {file.stem: _size(file) for file in EXAMPLES.glob("*.toml") if "run" not in file.stem}
     assert sizes == {"digits": (16, 3), "resnet50": (27, 3), "resnet50_encoder": (8, 1)}
     assert sweeps.read(EXAMPLES / "resnet50.toml").seeds == (1001, 2002, 483)
-    sparsities = {c.options.get("k") for c in sweeps.read(EXAMPLES / "digits.toml").configurations}
+    fits = sweeps.read(EXAMPLES / "digits.toml").configurations.values()
+    sparsities = {getattr(fit.learner, "k", None) for fit in fits}
     assert len(sparsities - {None}) >= 5
 
 

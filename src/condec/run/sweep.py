@@ -1,5 +1,15 @@
 """Sweeps: many dictionaries of one store, over learners, widths, sparsities and seeds.
 
+>>> plan = from_dict({
+...     "run": "runs/demo",
+...     "seeds": [0, 1],
+...     "grid": [{"learner": "topk", "n_modes": ["1x", "3x"], "k": [2, 4, 8]}],
+... })
+>>> list(plan.configurations)[:2]
+['topk 1x k=2', 'topk 1x k=4']
+>>> plan.configurations["topk 3x k=4"].learner_for(32)
+TopKSAE(n_modes=96, k=4, aux_weight=0.03125)
+
 The folder of a sweep:
 
 sweep.toml                         the plan
@@ -15,49 +25,36 @@ import itertools
 import json
 import math
 import shutil
-import time
+import typing
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import tomli_w
 import torch
+from pydantic import ConfigDict, create_model
 from torch import Tensor
 
-from condec.basis.errors import CondecError, StoreError
+from condec import dictionary
+from condec.basis.errors import CondecError, OptionError, StoreError
 from condec.basis.files import to_json
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
-from condec.dictionary import (
-    FitReport,
-    Job,
-    Learner,
-    TrainConfig,
-    alive_modes,
-    best_at_equal_l0,
-    fit_many,
-    load_dictionary,
-    over_seeds,
-    pareto_front,
-    seed_agreement,
-)
+from condec.dictionary import Learner, TrainConfig
 from condec.dictionary.fitting.gradient import GradientLearner
 from condec.dictionary.fitting.rows import StoredRows, check_freeze, prepare
 from condec.dictionary.fitting.rows import fits as fits_in
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.network import Site, match_sites
-from condec.run.plan import digest
-from condec.run.sweep_plan import Configuration, SweepPlan, from_dict, option_text, read, to_dict
-from condec.store import RunFolder, Store
+from condec.run import config
+from condec.run.plan import LEARNERS, FitPlan, digest
+from condec.store import Quantity, RunFolder, Sign, Store
 from condec.store.folder import to_parquet
-
-__all__ = ["SweepPlan", "SweepResult", "from_dict", "read", "sweep", "sweep_words", "to_dict"]
 
 if TYPE_CHECKING:
     import pandas
@@ -65,16 +62,57 @@ if TYPE_CHECKING:
 Move = Callable[..., None]
 _AT_ONCE: Final = 4 * 2**30
 """Bytes of dictionaries in memory at a time: longer lists of fits are done in parts."""
+_FILE: Final = create_model(
+    "sweep", __config__=ConfigDict(extra="forbid", strict=True),
+    run=(str | None, None), store=(str | None, None), out=(str, "sweep"),
+    sites=(config.list_of(str), ()), seeds=(config.list_of(int), (0, 1, 2)),
+    quantity=(Quantity, "contribution"), sign=(Sign, "positive"),
+    train=(dict[str, Any], {}), grid=(list[dict[str, Any]], ()),
+)  # fmt: skip
+"""Content of a sweep.toml; keys of [train] and [[grid]] depend on the learner."""
+
+
+@short_repr
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPlan:
+    """What a sweep fits: every configuration, at every site, with every seed.
+
+    Attributes
+    ----------
+    store, out : Path
+        The store of contributions, and the folder of the results.
+    sites : tuple of str
+        Patterns among the sites of the store; empty: all of them.
+    quantity : {"contribution", "activation"}
+    sign : {"positive", "negative", "sum", "concat"}
+    seeds : tuple of int
+        Of the fits, all with the same held-out rows.
+    configurations : dict of str to FitPlan
+        By name: the learner, its number of modes, and the options in which fits differ.
+    options : tuple of str
+        Options that the grids name: columns of the table.
+    record : dict
+        The content of sweep.toml.
+    """
+
+    store: Path
+    out: Path
+    sites: tuple[str, ...]
+    quantity: Quantity
+    sign: Sign
+    seeds: tuple[int, ...]
+    configurations: Mapping[str, FitPlan]
+    options: tuple[str, ...]
+    record: Mapping[str, Any]
 
 
 @short_repr
 @dataclass(frozen=True, eq=False)
 class SweepResult:
-    """What a sweep did, and what came of it.
+    """What came of a sweep.
 
     Attributes
     ----------
-    plan : SweepPlan
     table : pandas.DataFrame
         One row a fit: `site`, `configuration`, `learner`, `n_units`, `n_modes`,
         `modes_per_unit`, the options that the plan names (missing where a learner has no such),
@@ -84,16 +122,13 @@ class SweepResult:
         L0; `folder` of the dictionary.
     n_made, n_kept : int
         Fits that were made now, and that had been made before.
-    seconds : float
     files : tuple of Path
         Table and figure.
     """
 
-    plan: SweepPlan
     table: "pandas.DataFrame"
     n_made: int
     n_kept: int
-    seconds: float
     files: tuple[Path, ...]
 
 
@@ -102,22 +137,117 @@ class _Fit:
     """One fit of the list; it is done when its record is there."""
 
     site: Site
-    configuration: Configuration
+    configuration: str
     learner: Learner
     config: TrainConfig
     n_units: int
     folder: Path
 
     @property
-    def n_bytes(self) -> int:
-        # Of an entry of the atoms: float32, the encoder's weight for it, and some more.
-        return 12 * self.learner.n_modes * self.n_units
-
-    @property
     def record(self) -> dict[str, Any] | None:
         parts = ("dictionary.json", "dictionary.safetensors")
         whole = all((self.folder / part).is_file() for part in parts)
         return _read(self.folder / "fit.json") if whole else None
+
+
+def read(path: str | Path) -> SweepPlan:
+    """Read a plan from a sweep.toml, or from the one in a folder of results.
+
+    Raises
+    ------
+    OptionError
+        No such file, not TOML, or keys or values that a plan does not have.
+    """
+    file = Path(path)
+    file = file / "sweep.toml" if file.is_dir() else file
+    try:
+        record = config.read_record(file, "a sweep.toml or a folder with one")
+        return from_dict(record, folder=file.parent)
+    except OptionError as error:
+        raise OptionError(f"{file}: {error}") from error
+
+
+def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPlan:
+    """Make a plan from the content of a sweep.toml; its paths start from `folder`.
+
+    Raises
+    ------
+    OptionError
+        A key or a learner does not exist, a value is of the wrong kind, no grid or seed is
+        given or one twice, or a configuration holds no rows out.
+    """
+    defaults = {name: field.default for name, field in _FILE.model_fields.items()}
+    found = defaults | config.checked(_FILE, record)
+    given = {key: Path(folder) / found[key] for key in ("run", "store") if found[key] is not None}
+    if len(given) != 1:
+        raise OptionError(
+            "expected either run (a run folder or a run.toml) or store (a store of "
+            f"contributions); got {' and '.join(given) or 'neither'}"
+        )
+    ((kind, path),) = given.items()
+    if kind == "run":
+        path = RunFolder(config.read(path).out if path.suffix == ".toml" else path).store
+    if not found["grid"]:
+        raise OptionError('grid: none is given; add one, such as [[grid]] learner = "topk"')
+    if not found["seeds"] or len(set(found["seeds"])) < len(found["seeds"]):
+        shown = ", ".join(map(str, found["seeds"])) or "none"
+        raise OptionError(f"seeds: expected one or more, all different; got {shown}")
+    fits: list[tuple[str, FitPlan]] = []
+    for number, grid in enumerate(found["grid"], 1):
+        try:
+            fits += _fits({**found["train"], **grid}, found["sign"])
+        except OptionError as error:
+            raise OptionError(f"grid {number}: {error}") from error
+    keys = [key for table in (found["train"], *found["grid"]) for key in table]
+    names = tuple(dict.fromkeys(key for key in keys if key not in ("learner", "n_modes")))
+    values = {n: {_text(v) for _, fit in fits if (v := _value(fit, n)) is not ...} for n in names}
+    differ = [name for name in names if len(values[name]) > 1]
+    configurations = dict[str, FitPlan]()
+    for size, fit in fits:
+        own = (f" {n}={_text(v)}" for n in differ if (v := _value(fit, n)) is not ...)
+        name = f"{fit.name} {size}{''.join(own)}"
+        configurations.setdefault(name, fit)
+        if not fit.train.held_out:
+            raise OptionError(
+                f"{name}: fits are compared on held-out rows; held_out must be above 0"
+            )
+        for seed in found["seeds"]:
+            replace(fit.train, seed=seed)
+    return SweepPlan(
+        store=path,
+        out=Path(folder) / found["out"],
+        configurations=configurations,
+        options=names,
+        record=record,
+        **{name: found[name] for name in ("sites", "quantity", "sign", "seeds")},
+    )
+
+
+def _fits(grid: Mapping[str, Any], sign: Sign) -> list[tuple[str, FitPlan]]:
+    """Make every combination of a grid: a list is a choice, one value a choice of one."""
+    learner = grid.get("learner")
+    if not isinstance(learner, str) or learner not in LEARNERS:
+        raise OptionError(f"learner: expected one of {', '.join(LEARNERS)}; got {learner!r}")
+    if "seed" in grid:
+        raise OptionError("seeds are given once for all grids, as seeds")
+    kinds = typing.get_type_hints(TrainConfig) | typing.get_type_hints(LEARNERS[learner])
+    choices = []
+    for name, value in grid.items():
+        if name not in kinds and name != "learner":
+            raise OptionError(config.unknown_key("grid", name, kinds))
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise OptionError(f"{name}: no value is given; give one or more")
+        # Values may be lists themselves: a list of numbers is then one value.
+        if typing.get_origin(kinds.get(name)) is tuple and not isinstance(values[0], list):
+            values = [values]
+        choices.append(values)
+    fits = []
+    for chosen in itertools.product(*choices):
+        record = {"sign": sign, **dict(zip(grid, chosen, strict=True))}
+        size = record.get("n_modes", config.DEFAULT_MODES[learner])
+        fits.append((str(size), config.from_dict({"sites": "*", "fit": record}).fit))
+    return fits
 
 
 def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
@@ -136,19 +266,21 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     DataError
         A learner cannot fit a site's rows; found before anything is fitted.
     """
-    started = time.perf_counter()
     if not plan.store.exists():
         raise StoreError(f"{plan.store}: no contributions yet; run 'condec collect' first")
     store, folder = Store.open(plan.store), RunFolder(plan.out)
     fits = _all_fits(plan, store)
     undone = {fit.folder for fit in fits if fit.record is None}
     _check(plan, store, [fit for fit in fits if fit.folder in undone])
-    content = tomli_w.dumps(to_dict(plan, folder=plan.out)).encode()
-    folder.write(plan.out / "sweep.toml", content)
+    paths = {n: config.relative(getattr(plan, n), plan.out.resolve()) for n in ("store", "out")}
+    record = {name: value for name, value in plan.record.items() if name != "run"} | paths
+    folder.write(plan.out / "sweep.toml", tomli_w.dumps(record).encode())
     with progress_bar("fits", len(fits), done=len(fits) - len(undone), shown=progress) as move:
         for _, of_site in itertools.groupby(fits, key=lambda fit: fit.site):
             every = list(of_site)
-            n_at_once = max(1, _AT_ONCE // max(fit.n_bytes for fit in every))
+            # Of an entry of the atoms: float32, the encoder's weight for it, and some more.
+            n_bytes = 12 * max(fit.learner.n_modes * fit.n_units for fit in every)
+            n_at_once = max(1, _AT_ONCE // n_bytes)
             for start in range(0, len(every), n_at_once):
                 # Parts are of all fits, done or not: they stay the same when a sweep goes on.
                 part = every[start : start + n_at_once]
@@ -162,11 +294,8 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     if bool((table["l0"] > 0).any()):
         from condec.report.figures import pareto_figure, save_figure
 
-        with TemporaryDirectory() as place:
-            content = save_figure(pareto_figure(table), Path(place) / "pareto.png").read_bytes()
-        files.append(folder.write(plan.out / "pareto.png", content))
-    seconds, n_made = time.perf_counter() - started, len(undone)
-    return SweepResult(plan, table, n_made, len(fits) - n_made, seconds, tuple(files))
+        files.append(save_figure(pareto_figure(table), plan.out / "pareto.png"))
+    return SweepResult(table, len(undone), len(fits) - len(undone), tuple(files))
 
 
 def _all_fits(plan: SweepPlan, store: Store) -> list[_Fit]:
@@ -174,13 +303,12 @@ def _all_fits(plan: SweepPlan, store: Store) -> list[_Fit]:
     fits = []
     for site in match_sites(store.sites, plan.sites) if plan.sites else store.sites:
         n_units = store.info(site).n_units
-        for configuration, seed in itertools.product(plan.configurations, plan.seeds):
-            learner = configuration.fit.learner_for(n_units)
-            train = replace(configuration.fit.train, seed=seed)
+        for (name, fit), seed in itertools.product(plan.configurations.items(), plan.seeds):
+            learner, train = fit.learner_for(n_units), replace(fit.train, seed=seed)
             version = (store.config_hash, metadata.version("condec"))
             identity = digest(site.key, plan.quantity, plan.sign, learner, train, *version)
-            folder = plan.out / "fits" / quote(site.key, safe="") / configuration.fit.name
-            fits.append(_Fit(site, configuration, learner, train, n_units, folder / identity))
+            folder = plan.out / "fits" / quote(site.key, safe="") / fit.name / identity
+            fits.append(_Fit(site, name, learner, train, n_units, folder))
     return fits
 
 
@@ -192,7 +320,7 @@ def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
         how = (train.scaling, train.centre, train.held_out, train.split_seed, by_descent)
         return (fit.site.key, *map(str, how))
 
-    for _, alike in itertools.groupby(sorted(fits, key=preparation), key=preparation):
+    for key, alike in itertools.groupby(sorted(fits, key=preparation), key=preparation):
         ready = None  # Prepared rows are copies: one at a time, for all fits that see the same.
         for fit in alike:
             try:
@@ -202,7 +330,7 @@ def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
                     ready = prepare(fit.learner, rows, fit.config, None)
                 fit.learner.check(ready.rows.sample)
             except CondecError as error:
-                raise type(error)(f"{fit.site.key}: {fit.configuration.name}: {error}") from error
+                raise type(error)(f"{key[0]}: {fit.configuration}: {error}") from error
 
 
 def _fit_together(
@@ -215,7 +343,7 @@ def _fit_together(
     matrix: Tensor | StoredRows = rows.all() if in_memory else rows
     by_name = {fit.folder.name: fit for fit in fits}
 
-    def on_done(name: str, report: FitReport) -> None:
+    def on_done(name: str, report: dictionary.FitReport) -> None:
         file = by_name[name].folder / "fit.json"
         file.unlink(missing_ok=True)
         report.save(file.parent)
@@ -223,7 +351,7 @@ def _fit_together(
             "metrics": {k: dataclasses.asdict(v) for k, v in report.metrics.items()},
             "n_epochs": len(report.history),
             "seconds": report.seconds,
-            "alive": alive_modes(report.dictionary, matrix).nonzero().flatten().tolist(),
+            "alive": dictionary.alive_modes(report.dictionary, matrix).nonzero().flatten().tolist(),
         }
         RunFolder(plan.out).write(file, to_json(record))
         move(advance=1)
@@ -231,22 +359,22 @@ def _fit_together(
     with warnings.catch_warnings():
         # Of dead modes: the table has their share, and the words at the end say how many fits.
         warnings.filterwarnings("ignore", message="fit: ", category=UserWarning)
-        jobs = {name: Job(fit.learner, matrix, config=fit.config) for name, fit in by_name.items()}
-        fit_many(jobs, folder=checkpoints, on_done=on_done)
+        jobs = {n: dictionary.Job(f.learner, matrix, config=f.config) for n, f in by_name.items()}
+        dictionary.fit_many(jobs, folder=checkpoints, on_done=on_done)
 
 
 def _stability(plan: SweepPlan, fits: Sequence[_Fit], *, progress: bool) -> dict[str, float]:
     """Measure how alike the fits of a site and configuration are, by names of their folders."""
     groups: dict[tuple[str, str], list[_Fit]] = defaultdict(list)
     for fit in fits:
-        groups[fit.site.key, fit.configuration.name].append(fit)
+        groups[fit.site.key, fit.configuration].append(fit)
     found: dict[str, float] = {}
     with progress_bar("stability", len(groups), shown=progress) as move:
         for group in groups.values():
             file = plan.out / "stability" / f"{digest([fit.folder.name for fit in group])}.json"
             known = {} if len(group) == 1 else _read(file)
             if known is None:
-                values = seed_agreement([_alive_atoms(fit) for fit in group]).tolist()
+                values = dictionary.seed_agreement([_alive_atoms(fit) for fit in group]).tolist()
                 known = {fit.folder.name: v for fit, v in zip(group, values, strict=True)}
                 RunFolder(plan.out).write(file, to_json(known))
             found |= known
@@ -256,10 +384,10 @@ def _stability(plan: SweepPlan, fits: Sequence[_Fit], *, progress: bool) -> dict
 
 def _alive_atoms(fit: _Fit) -> Tensor:
     try:
-        dictionary = load_dictionary(fit.folder)
+        found = dictionary.load_dictionary(fit.folder)
     except StoreError as error:
         raise StoreError(f"{error} Remove {fit.folder} and run the same sweep again.") from error
-    return dictionary.atoms[torch.tensor((fit.record or {})["alive"]).long()]
+    return found.atoms[torch.tensor((fit.record or {})["alive"]).long()]
 
 
 def _table(
@@ -268,22 +396,23 @@ def _table(
     """Make the table of a `SweepResult`."""
     import pandas as pd
 
-    named = dict.fromkeys(name for c in plan.configurations for name in c.options)
     rows = []
     for fit in fits:
         record = fit.record or {}
         metrics = record["metrics"]["held_out"] | {
             f"{name}_train": value for name, value in record["metrics"]["train"].items()
         }
-        options = {name: fit.configuration.options.get(name) for name in named}
+        fit_plan = plan.configurations[fit.configuration]
+        values = {n: v for n in plan.options if (v := _value(fit_plan, n)) is not ...}
         rows.append({
             "site": fit.site.key,
-            "configuration": fit.configuration.name,
-            "learner": fit.configuration.fit.name,
+            "configuration": fit.configuration,
+            "learner": fit_plan.name,
             "n_units": fit.n_units,
             "n_modes": fit.learner.n_modes,
             "modes_per_unit": fit.learner.n_modes / fit.n_units,
-            **{n: option_text(v) if isinstance(v, tuple) else v for n, v in options.items()},
+            **dict.fromkeys(plan.options),
+            **{n: _text(v) if isinstance(v, tuple) else v for n, v in values.items()},
             "seed": fit.config.seed,
             **{name: math.nan if value is None else value for name, value in metrics.items()},
             "n_epochs": record["n_epochs"],
@@ -291,12 +420,12 @@ def _table(
             "stability": stability.get(fit.folder.name, math.nan),
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    for name in named:
+    for name in plan.options:
         # Whole numbers stay whole although other learners have no such option.
         table[name] = table[name].astype(object).convert_dtypes()
     keys = ["site", "configuration"]
-    means = over_seeds(table)
-    front = pd.MultiIndex.from_frame(means.loc[pareto_front(means), keys])
+    means = dictionary.over_seeds(table)
+    front = pd.MultiIndex.from_frame(means.loc[dictionary.pareto_front(means), keys])
     table["on_front"] = pd.MultiIndex.from_frame(table[keys]).isin(front)
     table["folder"] = [fit.folder.relative_to(plan.out).as_posix() for fit in fits]
     return table
@@ -304,8 +433,9 @@ def _table(
 
 def sweep_words(table: "pandas.DataFrame") -> str:
     """Say what the table of a `SweepResult` shows: which configuration is best at equal L0."""
-    means = over_seeds(table)
-    best = best_at_equal_l0(means).merge(means[["site", "configuration", "stability"]], how="left")
+    means = dictionary.over_seeds(table)
+    stability = means[["site", "configuration", "stability"]]
+    best = dictionary.best_at_equal_l0(means).merge(stability, how="left")
     best = best.drop(columns=["learner", "n_seeds", "next_learner", "next_n_seeds"])
     many = int((table["dead_share"] > MANY_DEAD).sum())
     return (
@@ -313,6 +443,18 @@ def sweep_words(table: "pandas.DataFrame") -> str:
         f"seeds):\n{best.to_string(index=False, float_format='{:.3f}'.format, na_rep='')}\n"
         f"{many} of {len(table)} dictionaries have more than {MANY_DEAD:.0%} dead modes."
     )
+
+
+def _value(fit: FitPlan, name: str) -> Any:
+    """Return an option of the learner or its training, `...` where there is none."""
+    return getattr(fit.learner, name, getattr(fit.train, name, ...))
+
+
+def _text(value: Any) -> str:
+    """Return a value of an option as it stands in names and tables."""
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read(file: Path) -> dict[str, Any] | None:
