@@ -52,7 +52,7 @@ def control_link(run: Run) -> Outcome:
 
 def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
     """Return contributions to the log-odds at all chosen sites; or none, and why."""
-    plan, out = run.plan.collect, run.folder.log_odds
+    out = run.folder.log_odds
     if bool((run.inputs.needed_labels("control") < 0).any()):
         return None, "samples without label have no log-odds"
     sites = [modes.site for modes in chosen]
@@ -68,12 +68,7 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
             run.inputs,
             sites,
             out=out,
-            batch_size=plan.batch_size,
-            shard_size=plan.shard_size,
-            on_bad=plan.on_bad,
-            compute=plan.compute,
-            devices=plan.devices,
-            progress=run.progress,
+            **run.collecting,
         )
     except DataError as error:
         return None, str(error)

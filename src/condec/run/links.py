@@ -45,17 +45,8 @@ def collect_link(run: Run) -> Outcome:
         model, inputs, sites = run.loaded.model, run.inputs, run.plan.sites
         for twin in plan.twins:
             twin.check(model, inputs)
-        options: dict[str, Any] = {
-            "method": plan.method,
-            "target": plan.target,
-            "batch_size": plan.batch_size,
-            "shard_size": plan.shard_size,
-            "on_bad": plan.on_bad,
-            "compute": plan.compute,
-            "devices": plan.devices,
-            "fit_on": run.fit_on,
-            "progress": run.progress,
-        }
+        own = {"method": plan.method, "target": plan.target, "fit_on": run.fit_on}
+        options: dict[str, Any] = run.collecting | own
         store = collect(model, inputs, sites, out=folder.store, **options)
         for path, twin in twins.items():
             run.say(f"twin {twin.name}")

@@ -69,6 +69,13 @@ class Run:
         """The run folder."""
         return RunFolder(self.plan.out)
 
+    @property
+    def collecting(self) -> dict[str, Any]:
+        """Options of `condec.collect` that all stores of a run share."""
+        names = ("batch_size", "shard_size", "on_bad", "compute", "devices")
+        options = {name: getattr(self.plan.collect, name) for name in names}
+        return options | {"progress": self.progress}
+
     def check_devices(self) -> None:
         """Refuse devices of the plan that are not there, by an OptionError that lists those."""
         named = (self.plan.model.device, *self.plan.collect.devices)
