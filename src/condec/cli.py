@@ -12,13 +12,13 @@ from typing import Annotated
 import torch
 import typer
 
-from condec.basis.errors import CondecError, OptionError
+from condec.basis.errors import CondecError, DependencyError, OptionError
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
-from condec.run import FUNCTIONS, Outcome, Plan, Run, chain, config, sweep
+from condec.run import Outcome, Plan, Run, chain, config, sweep
 from condec.run.compare import compare_runs
 from condec.run.links import function
-from condec.run.plugins import brought
+from condec.run.plugins import link_names
 from condec.store import RunFolder, Store, Twin, is_twin, parse_twin
 
 app = typer.Typer(
@@ -134,10 +134,14 @@ def collect(
         _one_link(Run(_with_noted(plan), progress=not quiet), "collect")
 
 
-def _add_command(link: str, text: str | None) -> None:
+def _add_command(link: str) -> None:
     """Add the command of a link that has no options of its own."""
+    try:
+        text = (function(link).__doc__ or "").partition("\n")[0]
+    except DependencyError as error:  # One broken package does not take the other commands away.
+        text = f"Cannot be used: {error}"
 
-    @app.command(link, help=(text or "").partition("\n")[0])
+    @app.command(link, help=text)
     def command(
         source: Source, again: Again = False, quiet: Quiet = False, debug: Debug = False
     ) -> None:
@@ -146,9 +150,9 @@ def _add_command(link: str, text: str | None) -> None:
             _one_link(Run(plan, progress=not quiet, again=again), link)
 
 
-for _name in FUNCTIONS | brought():
+for _name in link_names():
     if _name != "collect":
-        _add_command(_name, function(_name).__doc__)
+        _add_command(_name)
 
 
 @app.command("sweep")
