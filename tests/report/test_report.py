@@ -245,14 +245,12 @@ def without_held_out(run, number):
     return replace(run, sites=tuple(sites))
 
 
-@pytest.mark.parametrize(
-    ("number", "words"), [(0, "held out"), (1, "held out or training"), (2, "training")]
-)
-def test_figures_say_which_rows_they_are_of(run, number, words):
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_figures_say_which_rows_they_are_of(run, number):
     changed = without_held_out(run, number)
-    titles = {c.name: c.title for c in table(tables.SITES, tables.lines(changed)).columns}
-    assert titles[tables.R2] == words
-    assert titles["Modes per input"] == f"modes in use for one input, {words}"
+    lines = cells(tables.SITES, *tables.lines(changed))
+    assert [("training" in line[tables.R2]) for line in lines] == [number > 0, number > 1]
+    assert [("training" in line["Modes per input"]) for line in lines] == [number > 0, number > 1]
     for place, (site, part) in enumerate(changed.parts):
         split, key = ("training", "train") if place < number else ("held out", "held_out")
         metrics = part.dictionary.training.metrics[key]
@@ -535,12 +533,12 @@ def test_correlations_that_are_not_defined_are_not_shown(run):
 
 def test_stems_reach_their_values():
     drawn = stems(torch.tensor([1.0, -1.0, 0.5]), [0])
-    assert re.findall(r"M(\S+) ", drawn.chosen) == ["60.0"]
-    top, middle, bottom = 3.0, drawn.zero, drawn.height - 3.0
+    assert re.findall(r"M(\S+) ", drawn["chosen"]) == ["60.0"]
+    top, middle, bottom = 3.0, drawn["zero"], drawn["height"] - 3.0
     assert middle == pytest.approx((top + bottom) / 2)
-    assert drawn.chosen.endswith(f"V{top:.1f}")
-    assert drawn.below.endswith(f"V{bottom:.1f}")
-    assert drawn.above.endswith(f"V{middle - (middle - top) / 2:.1f}")
+    assert drawn["chosen"].endswith(f"V{top:.1f}")
+    assert drawn["below"].endswith(f"V{bottom:.1f}")
+    assert drawn["above"].endswith(f"V{middle - (middle - top) / 2:.1f}")
 
 
 def test_stems_of_many_units_keep_the_largest():
@@ -548,12 +546,14 @@ def test_stems_of_many_units_keep_the_largest():
     atom[1234] = 5.0
     atom[1235] = -2.0
     drawn = stems(atom, [])
-    assert drawn.above.count("M") == 1
-    assert float(re.findall(r"M(\S+) ", drawn.above)[0]) == pytest.approx(1234.5 * 360 / 4000, 0.1)
+    assert drawn["above"].count("M") == 1
+    assert float(re.findall(r"M(\S+) ", drawn["above"])[0]) == pytest.approx(
+        1234.5 * 360 / 4000, 0.1
+    )
 
 
 def test_stems_of_nothing():
-    assert stems(torch.zeros(3), [1]).above == ""
+    assert stems(torch.zeros(3), [1])["above"] == ""
 
 
 # --- run folders that cannot be -----------------------------------------------------------
@@ -715,7 +715,7 @@ def test_control_of_an_earlier_version_is_read(run, tmp_path):
     (part,) = read_run(folder.path).sites[0].parts
     assert part.areas["auc_low"].isna().all()
     assert list(sentences.about_curves(part)) == []
-    assert {row.verdict for row in tables.curve_rows(part)} == {""}
+    assert {row["verdict"] for row in tables.curve_rows(part)} == {""}
     curve = part.table("control")
     assert figures.control_figure(curve, edit="ablate", replacement="zero").axes
 
@@ -742,8 +742,7 @@ def both(run_folder, tmp_path_factory):
 def test_every_line_is_of_one_learner(both):
     kmeans, sae = both.sites[0].parts
     lines = cells(tables.SITES, *tables.lines(both))
-    names = [(str(line["Site"]).partition(">")[2], line["Learner"]) for line in lines]
-    assert [name for _, name in names] == ["kmeans", "sae", "kmeans"]
+    assert [line["Learner"] for line in lines] == ["kmeans", "sae", "kmeans"]
     for line, part in zip(lines, (kmeans, sae), strict=False):
         metrics = part.dictionary.training.metrics["held_out"]
         assert line[tables.R2] == words.fixed(metrics.r2)
@@ -762,7 +761,7 @@ def test_every_line_is_of_one_learner(both):
 def test_pages_name_each_of_several_learners(both, tmp_path, quick):
     write_pages(both, tmp_path)
     index, site = shown(tmp_path / "index.html"), shown(tmp_path / "sites" / "block1.html")
-    assert "Site Learner Units" in index.replace("SiteLearnerUnits", "Site Learner Units")
+    assert "SiteLearnerUnits" in index
     for name in ("kmeans", "sae"):
         assert f"Control curves: {name}" in site
         assert f"Modes: {name}" in site

@@ -176,7 +176,7 @@ def _dictionary(
         "about_effects": list(sentences.about_side_effects(part, site.info.n_units, run.hierarchy)),
         "about": list(sentences.about_dictionary(run, part)),
         "cards": [
-            (card, studio.tiles(run, part, card.place, f"{site.folder}/{part.name}"))
+            (card, list(studio.tiles(run, part, card["place"], f"{site.folder}/{part.name}")))
             for card in mode_cards(run, part, rows)
         ],
         "map_target": "" if maps is None else words.target_words(maps.target),

@@ -1,7 +1,6 @@
 """Cards: what is shown of one mode."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Final
 
 from torch import Tensor, arange
@@ -15,55 +14,15 @@ WORTH_A_BAR: Final = 0.03
 _WIDTH, _HEIGHT, _MARGIN = 360.0, 84.0, 3.0
 
 
-@dataclass(frozen=True)
-class LabelBar:
-    """Correlation of a mode with one label, on both splits."""
-
-    name: str
-    train: float
-    held_out: float
-
-
-@dataclass(frozen=True)
-class Stems:
-    """An atom as three paths of an SVG drawing: above zero, below zero, and the chosen units."""
-
-    width: float
-    height: float
-    zero: float
-    stroke: float
-    above: str
-    below: str
-    chosen: str
-
-
-@dataclass(frozen=True)
-class ModeCard:
-    """One mode with its atom and labels.
-
-    Attributes
-    ----------
-    line : dict
-        Its row of `condec.report.tables.mode_rows`.
-    place : int, or None
-        Place in the maps.
-    labels : tuple of LabelBar
-    stems : Stems
-    units : tuple of (int, float)
-        The units that are drawn in the maps, and their weights.
-    """
-
-    line: Mapping[str, Any]
-    place: int | None
-    labels: tuple[LabelBar, ...]
-    stems: Stems
-    units: tuple[tuple[int, float], ...]
-
-
 def mode_cards(
     run: RunPart, part: DictionaryPart, lines: list[dict[str, Any]]
-) -> Iterator[ModeCard]:
-    """Give cards of the modes that have maps, else of the leading ones, in the order of `lines`."""
+) -> Iterator[dict[str, Any]]:
+    """Give cards of the modes that have maps, else of the leading ones, in the order of `lines`.
+
+    `line` is that of `condec.report.tables.mode_rows`, `place` the one in the maps, or None.
+    `labels` are those that it correlates with best, `stems` its atom,
+    `units` those that are drawn in the maps, with their weights.
+    """
     modes, maps = part.modes, part.maps
     places: dict[int, int | None] = {}
     if maps is None:
@@ -79,17 +38,20 @@ def mode_cards(
         drawn = strongest_units(modes, row)[:3] if maps is None else maps.units[place]
         atom, chosen = modes.atoms[row], [int(unit) for unit in drawn]
         weights = atom.view(-1, n_units).sum(0)
-        yield ModeCard(
-            line=line,
-            place=place,
-            labels=tuple(_label_bars(run, part, row)),
-            stems=stems(atom, [unit for c in chosen for unit in range(c, len(atom), n_units)]),
-            units=tuple((unit, float(weights[unit])) for unit in chosen),
-        )
+        yield {
+            "line": line,
+            "place": place,
+            "labels": list(_label_bars(run, part, row)),
+            "stems": stems(atom, [unit for c in chosen for unit in range(c, len(atom), n_units)]),
+            "units": [(unit, float(weights[unit])) for unit in chosen],
+        }
 
 
-def stems(atom: Tensor, chosen: list[int]) -> Stems:
-    """Draw an atom; where units are more than pixels, the largest of every pixel stands."""
+def stems(atom: Tensor, chosen: list[int]) -> dict[str, Any]:
+    """Draw an atom in three paths of SVG: above zero, below it, and the chosen units.
+
+    Where units are more than pixels, the largest of every pixel stands.
+    """
     values = atom.double()
     columns, step = min(len(values), int(_WIDTH)), _WIDTH / len(values)
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
@@ -105,18 +67,18 @@ def stems(atom: Tensor, chosen: list[int]) -> Stems:
     groups = arange(len(values)).tensor_split(columns)
     strongest = [int(group[values[group].abs().argmax()]) for group in groups]
     rest = [unit for unit in strongest if unit not in set(chosen)]
-    return Stems(
-        width=_WIDTH,
-        height=_HEIGHT,
-        zero=round(zero, 1),
-        stroke=round(max(0.8, min(0.6 * _WIDTH / columns, 7.0)), 2),
-        above=path([unit for unit in rest if values[unit] > 0]),
-        below=path([unit for unit in rest if values[unit] < 0]),
-        chosen=path(chosen),
-    )
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "zero": round(zero, 1),
+        "stroke": round(max(0.8, min(0.6 * _WIDTH / columns, 7.0)), 2),
+        "above": path([unit for unit in rest if values[unit] > 0]),
+        "below": path([unit for unit in rest if values[unit] < 0]),
+        "chosen": path(chosen),
+    }
 
 
-def _label_bars(run: RunPart, part: DictionaryPart, row: int) -> Iterator[LabelBar]:
+def _label_bars(run: RunPart, part: DictionaryPart, row: int) -> Iterator[dict[str, Any]]:
     """Give the labels that a mode correlates with best: one at least, five at most."""
     if not part.has_labels:
         return
@@ -124,4 +86,5 @@ def _label_bars(run: RunPart, part: DictionaryPart, row: int) -> Iterator[LabelB
     for place, label in enumerate(train.argsort(descending=True, stable=True).tolist()):
         if place and (place == TOP_LABELS or train[label] < WORTH_A_BAR):
             return
-        yield LabelBar(run.label(label), float(train[label]), float(held_out[label]))
+        found = {"train": float(train[label]), "held_out": float(held_out[label])}
+        yield {"name": run.label(label), **found}

@@ -1,10 +1,10 @@
 """Writes the figures and pictures of a report, and says where they are."""
 
-import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from condec.basis.metrics import correlation_matrix
 from condec.effects import MatrixQuantity
 from condec.modes import membership
 from condec.report import figures
+from condec.report.figures.style import described
 from condec.report.reading import DictionaryPart, RunPart, SitePart
 from condec.report.sentences import matrices
 from condec.report.words import fixed, twin_words
@@ -31,16 +32,8 @@ _MOST_LABELS: Final = 40
 _RANKINGS_BY_LABEL: Final = 4
 _BY_LABEL: Final = ("log_odds_modes", "modes", "contribution_difference", "random")
 """The rankings that are drawn for every label where there are more."""
-_STATISTICS: Final = {
-    "hoyer": "Sparsity of contributions and activations over the sites",
-    "dims95": "Dimensions of contributions and activations over the sites",
-    "participation_ratio": "Participation ratio over the sites",
-    "sign_correlation": "Correlation of positive and negative part over the sites",
-}
-_MATRICES: Final[dict[MatrixQuantity, str]] = {
-    "accuracy": "Accuracy",
-    "logit": "Change of the output",
-}
+_STATISTICS: Final = ("hoyer", "dims95", "participation_ratio", "sign_correlation")
+_MATRICES: Final[tuple[MatrixQuantity, ...]] = ("accuracy", "logit")
 
 
 @dataclass(frozen=True)
@@ -54,41 +47,11 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """A figure that is to be stored: the place on the page, the name of its file, what it shows."""
+    """A figure that is to be stored: its place on the page, the name of its file."""
 
     place: str
     name: str
-    alt: str
     figure: Figure
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One input with its maps.
-
-    Attributes
-    ----------
-    picture : str
-        File from the report's folder.
-    maps : tuple of str
-        Files, in the order of `PARTS`.
-    id, label, prediction : str
-    right : bool
-        Whether the prediction is the label; True where either is not known.
-    loading : str
-    held_out, squares : bool
-        Whether the modes were fitted without it; whether its pixels are to be seen as squares.
-    """
-
-    picture: str
-    maps: tuple[str, ...]
-    id: str
-    label: str
-    prediction: str
-    right: bool
-    loading: str
-    held_out: bool
-    squares: bool
 
 
 @dataclass(frozen=True)
@@ -101,14 +64,14 @@ class Studio:
         """Store figures one after the other, and return them by place."""
         places: dict[str, list[Drawn]] = defaultdict(list)
         for one in drawn:
-            places[one.place].append(self.figure(one.figure, f"{stem}{one.name}", one.alt))
+            places[one.place].append(self.figure(one.figure, f"{stem}{one.name}"))
         return places
 
-    def figure(self, figure: Figure, name: str, alt: str) -> Drawn:
-        """Store one figure."""
+    def figure(self, figure: Figure, name: str, alt: str = "") -> Drawn:
+        """Store one figure; what it shows is said by its titles, if not by `alt`."""
         file = f"figures/{name}.svg"
         figures.save_figure(figure, self._place(file))
-        return Drawn(file, alt)
+        return Drawn(file, alt or described(figure))
 
     def moving(self, pictures: Sequence[np.ndarray], stem: str, *, seconds: float) -> str:
         """Store pictures, uint8 [y, x, 3], as one that moves; return its file."""
@@ -132,40 +95,34 @@ class Studio:
             self._place(file).write_bytes(content.getvalue())
         return file
 
-    def tiles(self, run: RunPart, part: DictionaryPart, place: int | None, stem: str) -> list[Tile]:
-        """Store pictures and maps of the inputs that use a mode most; none without maps."""
-        maps, tiles = part.maps, []
-        if maps is None or place is None:
-            return []
-        for number, sample in enumerate(maps.samples[place].tolist()):
-            if sample < 0:
+    def tiles(
+        self, run: RunPart, part: DictionaryPart, place: int | None, stem: str
+    ) -> Iterator[dict[str, Any]]:
+        """Store pictures and maps of the inputs that use a mode most; none without maps.
+
+        `squares`: whether pixels are to be seen. `right`: whether the prediction is the label,
+        True where either is not known.
+        """
+        maps = part.maps
+        for number, sample in enumerate([] if maps is None else maps.samples[place].tolist()):
+            if maps is None or sample < 0:
                 continue
             label, prediction = int(maps.labels[sample]), int(maps.predictions[sample])
             picture = maps.pictures[sample].numpy()
             content = repr(picture.shape).encode() + picture.tobytes()
-            of_parts = [getattr(maps, part)[place, number] for part in PARTS]
+            drawn = figures.draw_maps([getattr(maps, p)[place, number] for p in PARTS], picture)
             start = f"maps/{stem}/{int(maps.mode_ids[place])}-{number}"
-            tiles.append(
-                Tile(
-                    picture=self.image(
-                        picture, f"pictures/{hashlib.sha256(content).hexdigest()[:16]}"
-                    ),
-                    maps=tuple(
-                        self.image(pixels, f"{start}-{name}")
-                        for name, pixels in zip(
-                            PARTS, figures.draw_maps(of_parts, picture), strict=True
-                        )
-                    ),
-                    id=maps.ids[sample],
-                    label=run.label(label),
-                    prediction=run.label(prediction),
-                    right=label < 0 or prediction < 0 or label == prediction,
-                    loading=fixed(float(maps.loadings[place, number])),
-                    held_out=bool(maps.held_out[sample]),
-                    squares=max(picture.shape[:2]) <= SQUARES_UP_TO,
-                )
-            )
-        return tiles
+            yield {
+                "picture": self.image(picture, f"pictures/{sha256(content).hexdigest()[:16]}"),
+                "maps": [self.image(d, f"{start}-{p}") for d, p in zip(drawn, PARTS, strict=True)],
+                "id": maps.ids[sample],
+                "label": run.label(label),
+                "prediction": run.label(prediction),
+                "right": label < 0 or prediction < 0 or label == prediction,
+                "loading": fixed(float(maps.loadings[place, number])),
+                "held_out": bool(maps.held_out[sample]),
+                "squares": max(picture.shape[:2]) <= SQUARES_UP_TO,
+            }
 
     def _place(self, file: str) -> Path:
         place = self.folder / file
@@ -177,24 +134,21 @@ def charts_of_run(run: RunPart) -> Iterator[Chart]:
     """Draw the figures of the first page: places statistics, completeness, control."""
     if run.statistics is not None:
         twins = {twin_words(t.twin): t.statistics for t in run.twins if t.statistics is not None}
-        for quantity, alt in _STATISTICS.items():
-            figure = figures.layer_statistics_figure(run.statistics, (quantity,), twins=twins)
-            yield Chart("statistics", quantity, alt, figure)
+        for name in _STATISTICS:
+            figure = figures.layer_statistics_figure(run.statistics, (name,), twins=twins)
+            yield Chart("statistics", name, figure)
     complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
     if complete:
-        alt = "Completeness of contributions at every cut"
-        yield Chart("completeness", "completeness", alt, figures.completeness_figure(complete))
+        yield Chart("completeness", "completeness", figures.completeness_figure(complete))
     for learner in run.learners:
         found = [p.areas for _, p in run.parts if p.name == learner and p.areas is not None]
         if not found:
             continue
-        of = f", {learner}" if len(run.learners) > 1 else ""
+        of, end = (f", {learner}", f"-{learner}") if len(run.learners) > 1 else ("", "")
         groups = pandas.concat(found).groupby(["edit", "replacement"], sort=False)
         for (edit, replacement), rows in groups:
-            alt = f"Selectivity over the sites: {edit}, units replaced by {replacement}{of}"
-            name = "-".join(["selectivity", str(edit), str(replacement), *of[2:].split()])
             figure = figures.auc_figure(rows, edit=str(edit), of=of)
-            yield Chart("control", name, alt, figure)
+            yield Chart("control", f"selectivity-{edit}-{replacement}{end}", figure)
 
 
 def charts_of_dictionary(
@@ -202,23 +156,27 @@ def charts_of_dictionary(
 ) -> Iterator[Chart]:
     """Draw the figures of one dictionary, its modes in the order of `rows`.
 
-    Places: control, effects, steering, use, stability, labels, training.
+    Places: control, effects, steering, use, labels, training.
     """
     yield from _curves(part)
-    yield from _side_effects(run, site, part)
-    alt = "Number of modes by the share of the inputs that use them"
-    yield Chart("use", "density", alt, figures.density_figure(_shares(part)))
+    for matrix in matrices(part, site.info.n_units):
+        for quantity in _MATRICES:
+            figure = figures.control_matrix_figure(matrix, run.hierarchy, quantity=quantity)
+            yield Chart("effects", f"matrix-{matrix.edit}-{matrix.replacement}-{quantity}", figure)
+    interactions, steering = part.table("interactions"), part.table("steering")
+    if interactions is not None:
+        yield Chart("effects", "interactions", figures.interactions_figure(interactions))
+    if steering is not None:
+        yield Chart("steering", "steering", figures.steering_figure(steering))
+    yield Chart("use", "density", figures.density_figure(_shares(part)))
     stability, training = part.table("stability"), part.dictionary.training
     if stability is not None and stability["seed_cosine"].notna().any():
         columns = (stability[key].to_numpy() for key in ("seed_cosine", "half_cosine", "chance"))
-        figure = figures.stability_figure(*map(torch.tensor, columns))
-        alt = "Cosine of modes with their partners in other fits, and by chance"
-        yield Chart("labels", "stability", alt, figure)
+        yield Chart("labels", "stability", figures.stability_figure(*map(torch.tensor, columns)))
     if part.has_labels:
         yield from _labels(run, part, rows[:_HEATMAP_MODES])
     if training is not None and training.history:
-        figure = figures.training_history_figure(training.history)
-        yield Chart("training", "training", "Loss over epochs", figure)
+        yield Chart("training", "training", figures.training_history_figure(training.history))
 
 
 def _curves(part: DictionaryPart) -> Iterator[Chart]:
@@ -227,34 +185,14 @@ def _curves(part: DictionaryPart) -> Iterator[Chart]:
         return
     for edit, replacement in curve[["edit", "replacement"]].drop_duplicates().to_numpy():
         figure = figures.control_figure(curve, edit=edit, replacement=replacement)
-        alt = f"Accuracy over the share of units, {edit}, replaced by {replacement}"
-        yield Chart("control", f"{edit}-{replacement}", alt, figure)
+        yield Chart("control", f"{edit}-{replacement}", figure)
     for edit in areas["edit"].drop_duplicates() if areas["label"].nunique() <= _MOST_LABELS else ():
         rows = areas[areas["edit"] == edit]
         rows = rows[rows["replacement"] == rows["replacement"].iloc[0]]
         if rows["ranking"].nunique() > _RANKINGS_BY_LABEL:
             rows = rows[rows["ranking"].isin(_BY_LABEL)]
         figure = figures.auc_figure(rows, edit=edit, by="label_name")
-        yield Chart("control", f"{edit}-labels", f"Selectivity for every label, {edit}", figure)
-
-
-def _side_effects(run: RunPart, site: SitePart, part: DictionaryPart) -> Iterator[Chart]:
-    for matrix in matrices(part, site.info.n_units):
-        for quantity, what in _MATRICES.items():
-            alt = (
-                f"{what} of every label with every label's units edited: {matrix.edit}, "
-                f"replaced by {matrix.replacement}"
-            )
-            figure = figures.control_matrix_figure(matrix, run.hierarchy, quantity=quantity)
-            name = f"matrix-{matrix.edit}-{matrix.replacement}-{quantity}"
-            yield Chart("effects", name, alt, figure)
-    interactions, steering = part.table("interactions"), part.table("steering")
-    if interactions is not None:
-        alt = "Effect of ablating pairs of modes, less the sum of what each does alone"
-        yield Chart("effects", "interactions", alt, figures.interactions_figure(interactions))
-    if steering is not None:
-        alt = "Inputs of other labels that become the label, over the strength of steering"
-        yield Chart("steering", "steering", alt, figures.steering_figure(steering))
+        yield Chart("control", f"{edit}-labels", figure)
 
 
 def _shares(part: DictionaryPart) -> dict[str, torch.Tensor]:
@@ -274,9 +212,7 @@ def _labels(run: RunPart, part: DictionaryPart, rows: Sequence[int]) -> Iterator
     shuffled = run.shuffled_best(part)
     if shuffled is not None:
         best["shuffled labels"] = shuffled
-    alt = "Highest label correlation of modes and of single units"
-    yield Chart("labels", "correlations", alt, figures.correlation_histogram_figure(best))
+    yield Chart("labels", "correlations", figures.correlation_histogram_figure(best))
     present = sorted(set(labels[labels >= 0].tolist()))
     found, names = part.correlation[list(rows)][:, present], [run.label(one) for one in present]
-    figure = figures.correlation_heatmap_figure(found, names, rows)
-    yield Chart("labels", "labels", "Correlation of every mode with every label", figure)
+    yield Chart("labels", "labels", figures.correlation_heatmap_figure(found, names, rows))

@@ -3,13 +3,14 @@
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
+import pandas
 import torch
 from torch import Tensor
 
@@ -21,9 +22,6 @@ from condec.explain import SiteMaps
 from condec.modes import Hierarchy, Modes, Split, label_name, membership
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES
-
-if TYPE_CHECKING:
-    import pandas
 
 SPLITS: Mapping[str, str] = {"held_out": "held out", "train": "training"}
 """Rows that a dictionary was fitted to or not, in words; the ones to look at first."""
@@ -49,14 +47,14 @@ class DictionaryPart:
     dictionary: Dictionary
     modes: Modes
     maps: SiteMaps | None
-    tables: "Mapping[str, pandas.DataFrame]"
+    tables: Mapping[str, pandas.DataFrame]
 
-    def table(self, kind: str) -> "pandas.DataFrame | None":
+    def table(self, kind: str) -> pandas.DataFrame | None:
         """Return a table; None where it was not made."""
         return self.tables.get(kind)
 
     @cached_property
-    def areas(self) -> "pandas.DataFrame | None":
+    def areas(self) -> pandas.DataFrame | None:
         """Summary of every control curve."""
         curve = self.table("control")
         # From the curves, so that tables without all of today's columns can be read as well.
@@ -163,7 +161,7 @@ class TwinPart:
 
     twin: Mapping[str, Any]
     store: Store
-    statistics: "pandas.DataFrame | None"
+    statistics: pandas.DataFrame | None
 
 
 @short_repr
@@ -191,7 +189,7 @@ class RunPart:
     store: Store
     sites: tuple[SitePart, ...]
     twins: tuple[TwinPart, ...]
-    statistics: "pandas.DataFrame | None"
+    statistics: pandas.DataFrame | None
     plan: Mapping[str, Any]
     date: str
     label_names: tuple[str, ...] | None
@@ -251,7 +249,7 @@ def read_run(path: Path) -> RunPart:
         ),
         twins=tuple(_twins(folder, store)),
         statistics=folder.read_table("statistics"),
-        plan=_plan(folder.plan),
+        plan=_parsed(folder.plan, tomllib.loads, "TOML") or {},
         date=_date(folder.log_file),
         label_names=_names(folder.labels),
         hierarchy=None if groups is None else Hierarchy(groups),
@@ -286,18 +284,16 @@ def _twins(folder: RunFolder, store: Store) -> Iterator[TwinPart]:
             yield TwinPart(twin=twin.recipe["twin"], store=twin, statistics=known)
 
 
-def _plan(file: Path) -> dict[str, Any]:
+def _parsed(file: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    """Parse a text file; None where there is none."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{file}: not TOML: {error}") from error
+        return parse(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError as error:
+        raise StoreError(f"{file}: not {kind} ({error}); make it again") from error
 
 
 def _names(file: Path) -> tuple[str, ...] | None:
-    try:
-        names = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError as error:
-        raise StoreError(f"{file}: not JSON ({error}); expected a list of names") from error
+    names = _parsed(file, json.loads, "JSON")
     return None if names is None else tuple(str(name) for name in names)
 
 

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import pandas
 import torch
 from torch import Tensor
 
@@ -24,9 +25,6 @@ from condec.report.words import (
     twin_words,
 )
 from condec.store import compare_trends
-
-if TYPE_CHECKING:
-    import pandas
 
 COMPLETE_WITHIN: Final = 0.05
 """A median completeness further from 1 than this is worth a warning."""
@@ -228,7 +226,7 @@ def matrices(part: DictionaryPart, n_units: int) -> list[ControlMatrix]:
     return [_matrix(rows, n_units) for _, rows in groups]
 
 
-def _matrix(rows: "pandas.DataFrame", n_units: int) -> ControlMatrix:
+def _matrix(rows: pandas.DataFrame, n_units: int) -> ControlMatrix:
     labels = list(dict.fromkeys(rows["edited"]))
 
     def square(column: str) -> Tensor:
@@ -309,7 +307,7 @@ def _agreement(matrix: ControlMatrix, hierarchy: Hierarchy | None) -> Iterator[s
         )
 
 
-def _steering(curve: "pandas.DataFrame") -> str:
+def _steering(curve: pandas.DataFrame) -> str:
     strength = curve["strength"].max()
     at = curve[curve["strength"] == strength].groupby("direction")["converted"].mean()
     parts = [f"{percent(at[name])} along {text}" for name, text in _STEERED.items() if name in at]
@@ -325,7 +323,7 @@ def _steering(curve: "pandas.DataFrame") -> str:
     )
 
 
-def _interactions(found: "pandas.DataFrame") -> str:
+def _interactions(found: pandas.DataFrame) -> str:
     rows = found[found["quantity"] == "logit"]
     singles = rows[["single_a", "single_b"]].abs().stack().median()
     sure = ((rows["low"] > 0) | (rows["high"] < 0)).mean()

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
+import pandas
 import torch
 from markupsafe import Markup
 
@@ -16,9 +17,6 @@ from condec.explain import strongest_units
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent
-
-if TYPE_CHECKING:
-    import pandas
 
 STABLE: Final = 0.9
 """Least cosine, over seeds and over halves, of a mode that is called stable."""
@@ -46,46 +44,39 @@ class Column:
 
     Attributes
     ----------
-    name : str
-        Head.
+    name, title : str
+        Head, and what shows when the mouse rests on it.
     text : callable
         From a row to what stands in it; Markup stays as it is.
-    title : str, or callable
-        Shown when the mouse rests on the head; from all rows, if it depends on them.
     kind : {"number", "head", "word", "note"}
-    shown : callable
-        From all rows to whether the column stands in the table.
+    shown : callable, optional
+        From all rows to whether the column stands in the table; by default always.
     """
 
     name: str
     text: Callable[[Any], str]
-    title: str | Callable[[Sequence[Any]], str] = ""
+    title: str = ""
     kind: Literal["number", "head", "word", "note"] = "number"
-    shown: Callable[[Sequence[Any]], bool] = lambda rows: True
+    shown: Callable[[Sequence[Any]], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns with titles that are texts, and rows, as the template takes them."""
+    """Columns and rows, as the template takes them."""
 
-    columns: tuple[Column, ...]
-    rows: tuple[Any, ...]
+    columns: Sequence[Column]
+    rows: Sequence[Any]
     sortable: bool = True
 
 
 def table(columns: Sequence[Column], rows: Sequence[Any], *, sortable: bool = True) -> Table:
     """Choose the columns that stand in a table of these rows."""
-    kept = [
-        replace(c, title=c.title if isinstance(c.title, str) else c.title(rows))
-        for c in columns
-        if c.shown(rows)
-    ]
-    return Table(tuple(kept), tuple(rows), sortable)
+    return Table([c for c in columns if c.shown is None or c.shown(rows)], rows, sortable)
 
 
-def faint(text: str) -> Markup:
-    """Return a text in grey."""
-    return Markup('<span class="faint">{}</span>').format(text)
+def pair(text: str, other: str) -> Markup:
+    """Return two texts, the second one in grey."""
+    return Markup('{} <span class="faint">{}</span>').format(text, other)
 
 
 # --- one line a site and learner ----------------------------------------------------------
@@ -112,11 +103,6 @@ def _several(rows: Sequence[Line]) -> bool:
     return len({line.part.name for line in rows if line.part is not None}) > 1
 
 
-def _splits(rows: Sequence[Line]) -> str:
-    splits = {line.part.split for line in rows if line.part is not None} - {""}
-    return " or ".join(sorted(SPLITS[split] for split in splits))
-
-
 def _link(line: Line, anchor: str = "") -> Markup:
     link = Markup('<a href="sites/{}.html{}">{}</a>')
     return link.format(quote(line.site.folder), anchor, breakable(line.site.key))
@@ -127,6 +113,16 @@ def _complete(line: Line) -> str:
         return Markup('<span class="faint" title="the site does not cut the network">no cut</span>')
     values = line.site.completeness
     return fixed(None if values is None else values.quantile(0.5))
+
+
+def _measured(name: str, digits: int = 2) -> Callable[[Line], str]:
+    """Write a number on held-out rows; where there are none, on training rows, which is said."""
+
+    def text(part: DictionaryPart) -> str:
+        value = fixed(part.measured(name), digits)
+        return pair(value, SPLITS["train"]) if part.split == "train" else value
+
+    return _of(text)
 
 
 def label_correlation(part: DictionaryPart) -> float:
@@ -140,12 +136,11 @@ def selectivity(part: DictionaryPart, edit: str) -> float:
         return math.nan
     rows = part.areas[part.areas["edit"] == edit]
     rows = rows[rows["ranking"] == leading_ranking(part.areas)]
-    present = set(rows["replacement"])
-    first = next((name for name in _REPLACEMENTS if name in present), "")
+    first = min(rows["replacement"], key=_REPLACEMENTS.index, default="")
     return float(rows.loc[rows["replacement"] == first, "auc_difference"].mean())
 
 
-def leading_ranking(rankings: "pandas.DataFrame") -> str:
+def leading_ranking(rankings: pandas.DataFrame) -> str:
     """Return the choice by modes that a table of rankings is read for."""
     present = set(rankings["ranking"])
     return next((name for name in _LEADING if name in present), "modes")
@@ -157,25 +152,14 @@ SITES: Final = (
     _LEARNER,
     Column("Units", lambda line: count(line.site.info.n_units)),
     Column("Positions", lambda line: count(line.site.info.n_positions)),
-    Column(
-        "Complete", _complete, "median over inputs; only where all flow passes the site",
-    ),
-    Column(
-        "Modes in use",
-        _of(lambda p: Markup("{} {}").format(
-            count(len(p.modes)), faint(f"/ {count(p.modes.n_modes)}")
-        )),
-    ),
-    Column(R2, _of(lambda p: fixed(p.measured("r2"))), _splits),
-    Column(
-        "Modes per input", _of(lambda p: fixed(p.measured("l0"), 1)),
-        lambda rows: ", ".join(filter(None, ("modes in use for one input", _splits(rows)))),
-    ),
-    Column(
-        "Label corr.", _of(lambda p: fixed(label_correlation(p))),
-        "median over modes, held out, of the correlation with the label that fits best on "
-        "training rows",
-    ),
+    Column("Complete", _complete, "median over inputs; only where all flow passes the site"),
+    Column("Modes in use",
+           _of(lambda p: pair(count(len(p.modes)), f"/ {count(p.modes.n_modes)}"))),
+    Column(R2, _measured("r2"), "on held-out inputs"),
+    Column("Modes per input", _measured("l0", 1), "modes in use for one held-out input"),
+    Column("Label corr.", _of(lambda p: fixed(label_correlation(p))),
+           "median over modes, held out, of the correlation with the label that fits best on "
+           "training rows"),
     Column("Ablate", _of(lambda p: fixed(selectivity(p, "ablate"))), "selectivity"),
     Column("Preserve", _of(lambda p: fixed(selectivity(p, "preserve"))), "selectivity"),
 )  # fmt: skip
@@ -213,42 +197,39 @@ def rivals_in_words(part: DictionaryPart) -> str:
     return "" if part.table("rivals") is None else ", ".join(found) or "none"
 
 
-def _dead(part: DictionaryPart) -> str:
-    return percent(part.dead_share) + (", too many" if part.dead_share > MANY_DEAD else "")
+def _cosine(name: str, column: str) -> Column:
+    return Column(name, _of(lambda p: fixed(mean_cosine(p, column))), "mean over modes in use")
 
 
-_OVER_MODES: Final = "mean cosine over modes in use"
 CHANCE: Final = (
     Column("Site", lambda line: _link(line, f"#{line.part.name}"), kind="head"),
     _LEARNER,
-    Column("Dead, held out", _of(_dead)),
-    Column("Other seeds", _of(lambda p: fixed(mean_cosine(p, "seed_cosine"))), _OVER_MODES),
-    Column("Half the inputs", _of(lambda p: fixed(mean_cosine(p, "half_cosine"))), _OVER_MODES),
-    Column("By chance", _of(lambda p: fixed(mean_cosine(p, "chance")))),
-    Column(
-        "Stable modes", _of(lambda p: stable_modes(p) or DASH),
-        "0.9 or more, over seeds and over halves",
-    ),
+    Column("Dead, held out", _of(
+        lambda p: percent(p.dead_share) + ", too many" * (p.dead_share > MANY_DEAD)
+    )),
+    _cosine("Other seeds", "seed_cosine"),
+    _cosine("Half the inputs", "half_cosine"),
+    _cosine("By chance", "chance"),
+    Column("Stable modes", _of(lambda p: stable_modes(p) or DASH),
+           "0.9 or more, over seeds and over halves"),
     Column("Rivals that do as well", _of(lambda p: rivals_in_words(p) or DASH), kind="word"),
 )  # fmt: skip
 """The table of dictionaries, and whether they can be believed."""
 
-RIVAL_ROWS: Final = (
-    Column(
-        "Held out", lambda row: Markup("{} {}").format(row["name"], faint(row["what"])), kind="head"
-    ),
-    *(
-        Column(name, lambda row, key=key, digits=digits: fixed(row[key], digits), title)  # type: ignore[misc]
-        for name, key, digits, title in (
-            (R2, "r2", 3, ""),
-            (f"{R2}, grand mean", "r2_grand", 3, ""),
-            ("Cosine", "cosine", 3, ""),
-            ("Modes per input", "l0", 1, ""),
-            ("Modes in use", "n_alive", 0, ""),
-            ("Label corr.", "label_correlation", 2,
-             "of every label's best mode, chosen on training rows; mean over labels"),
-        )
-    ),
+
+def _number(name: str, key: str, digits: int, title: str = "") -> Column:
+    return Column(name, lambda row: fixed(row.get(key), digits), title)
+
+
+_RIVALS: Final = (
+    Column("Held out", lambda row: pair(*RIVALS[row["rival"]]), kind="head"),
+    _number(R2, "r2", 3),
+    _number(f"{R2}, grand mean", "r2_grand", 3),
+    _number("Cosine", "cosine", 3),
+    _number("Modes per input", "l0", 1),
+    _number("Modes in use", "n_alive", 0),
+    _number("Label corr.", "label_correlation", 2,
+            "of every label's best mode, chosen on training rows; mean over labels"),
     Column("", lambda row: f"does as well in {row['equal']}" if row["equal"] else "", kind="word"),
 )  # fmt: skip
 
@@ -258,11 +239,8 @@ def rival_table(part: DictionaryPart) -> Table | None:
     found = part.table("rivals")
     if found is None:
         return None
-    equal, rows = as_good(part), []
-    for row in found.to_dict("records"):
-        name, what = RIVALS[row["rival"]]
-        rows.append({**row, "name": name, "what": what, "equal": equal.get(row["rival"], "")})
-    return table(RIVAL_ROWS, rows, sortable=False)
+    rows = found.assign(equal=found["rival"].map(as_good(part)).fillna("")).to_dict("records")
+    return table(_RIVALS, rows, sortable=False)
 
 
 NUMBERS: Final = (
@@ -273,7 +251,7 @@ NUMBERS: Final = (
     ("Shrinkage", "shrinkage", 3, "length of the reconstruction relative to the input's"),
     ("Modes per input", "l0", 1, "L0"),
     ("Modes in use", "n_alive", 0, "of {n_modes}"),
-    ("Dead modes", "dead", "%", "that none of these inputs uses"),
+    ("Dead modes", "dead", 0, "that none of these inputs uses"),
     ("Loading Hoyer", "loading_hoyer", 3, "1: an input stands on one mode, 0: on all alike"),
     ("Atom Hoyer", "atom_hoyer", 3, "1: a mode is one unit, 0: all units alike"),
     ("Coherence", "coherence", 3, "largest cosine between two modes in use"),
@@ -289,8 +267,8 @@ def number_table(part: DictionaryPart) -> Table | None:
     if training is None:
         return None
 
-    def text(row: tuple[str, str, Any, str], split: str) -> str:
-        of, (_, key, digits, _) = training.metrics.get(split), row
+    def text(split: str, key: str, digits: int) -> str:
+        of = training.metrics.get(split)
         if of is None:
             return DASH
         if key == "dead":
@@ -299,8 +277,8 @@ def number_table(part: DictionaryPart) -> Table | None:
 
     columns = (
         Column("", lambda row: row[0], kind="head"),
-        Column("Training", lambda row: text(row, "train")),
-        Column("Held out", lambda row: text(row, "held_out")),
+        Column("Training", lambda row: text("train", *row[1:3])),
+        Column("Held out", lambda row: text("held_out", *row[1:3])),
         Column("", lambda row: row[3].format(n_modes=count(n_modes)), kind="note"),
     )
     return table(columns, NUMBERS, sortable=False)
@@ -317,11 +295,9 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[str, Any]]:
     `use` and `held_out_use` are shares of inputs whose loading is not 0, `seeds` and `halves`
     cosines with partners in other fits, NaN where that was not measured.
     """
-    import pandas
-
-    modes, nan = part.modes, math.nan
+    modes, stability = part.modes, part.table("stability")
     rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
-    rows["label"], rows["train"], rows["held_out"] = "", nan, nan
+    rows["label"], rows["train"], rows["held_out"] = "", math.nan, math.nan
     if part.has_labels:
         best, held_out = part.best
         rows["label"] = [run.label(label) for label in best.tolist()]
@@ -329,42 +305,36 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[str, Any]]:
         rows["held_out"] = held_out.tolist()
     rows["use"] = part.density("train").tolist()
     rows["held_out_use"] = part.density("held_out").tolist()
-    rows["units"] = [", ".join(map(str, _units(part, row))) for row in rows["row"]]
-    found = part.table("stability")
-    columns = {"seed_cosine": "seeds", "half_cosine": "halves"}
-    for column, name in columns.items():
-        known = {} if found is None else dict(zip(found["mode"], found[column], strict=True))
-        rows[name] = [known.get(mode, nan) for mode in rows["id"]]
+    units = (strongest_units(modes, row)[:3].tolist() for row in range(len(modes)))
+    rows["units"] = [", ".join(map(str, some)) for some in units]
+    for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
+        known = {} if stability is None else stability.set_index("mode")[column].to_dict()
+        rows[name] = [known.get(mode, math.nan) for mode in rows["id"]]
     by = "train" if part.has_labels else "use"
     ordered = rows.sort_values(by, ascending=False, kind="stable")
     return [{str(k): v for k, v in row.items()} for row in ordered.to_dict("records")]
 
 
-def _units(part: DictionaryPart, row: int) -> list[int]:
-    return strongest_units(part.modes, row)[:3].tolist()
+def _stable(name: str, key: str, title: str) -> Column:
+    """Return a column that stands only where stability was measured."""
 
+    def known(rows: Sequence[Mapping[str, Any]]) -> bool:
+        return any(row[key] == row[key] for row in rows)
 
-def _measured(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row["seeds"] == row["seeds"] for row in rows)
+    return replace(_number(name, key, 2, title), shown=known)
 
 
 MODES: Final = (
-    Column("Mode", lambda row: str(row["id"])),
+    _number("Mode", "id", 0),
     Column("Best label", lambda row: row["label"] or DASH, kind="word"),
-    Column("Training", lambda row: fixed(row["train"])),
-    Column("Held out", lambda row: fixed(row["held_out"])),
+    _number("Training", "train", 2),
+    _number("Held out", "held_out", 2),
     Column("Use", lambda row: percent(row["use"], 1)),
     Column("Use, held out", lambda row: percent(row["held_out_use"], 1)),
-    Column(
-        "Seeds", lambda row: fixed(row["seeds"]),
-        "mean cosine with its partners in fits of other seeds", shown=_measured,
-    ),
-    Column(
-        "Halves", lambda row: fixed(row["halves"]), "the same in fits of either half of the inputs",
-        shown=_measured,
-    ),
+    _stable("Seeds", "seeds", "mean cosine with its partners in fits of other seeds"),
+    _stable("Halves", "halves", "the same in fits of either half of the inputs"),
     Column("Strongest units", lambda row: row["units"], kind="word"),
-)  # fmt: skip
+)
 """The table of a dictionary's modes."""
 
 
@@ -373,97 +343,72 @@ MODES: Final = (
 STATISTICS: Final = (
     Column("Site", lambda row: breakable(row["site"]), kind="head"),
     Column("Units", lambda row: count(row["units"])),
-    *(
-        Column(name, lambda row, key=key, digits=digits: fixed(row.get(key), digits))  # type: ignore[misc]
-        for name, key, digits in (
-            ("Hoyer, contrib.", "hoyer_contribution", 3),
-            ("Hoyer, activ.", "hoyer_activation", 3),
-            ("Dims 95 %, contrib.", "dims95_contribution", 0),
-            ("Dims 95 %, activ.", "dims95_activation", 0),
-            ("Part. ratio, contrib.", "participation_ratio_contribution", 1),
-            ("Part. ratio, activ.", "participation_ratio_activation", 1),
-            ("Sign corr.", "sign_correlation", 3),
-            ("Complete", "completeness", 3),
-        )
-    ),
+    _number("Hoyer, contrib.", "hoyer_contribution", 3),
+    _number("Hoyer, activ.", "hoyer_activation", 3),
+    _number("Dims 95 %, contrib.", "dims95_contribution", 0),
+    _number("Dims 95 %, activ.", "dims95_activation", 0),
+    _number("Part. ratio, contrib.", "participation_ratio_contribution", 1),
+    _number("Part. ratio, activ.", "participation_ratio_activation", 1),
+    _number("Sign corr.", "sign_correlation", 3),
+    _number("Complete", "completeness", 3),
 )
 """The table of `layer_statistics`."""
 
 
-@dataclass(frozen=True, eq=False)
-class CurveRow:
-    """One ranking under one edit: summaries of its curves, a row a label, and who won.
+def curve_rows(part: DictionaryPart) -> Iterator[dict[str, Any]]:
+    """Give all rankings of a dictionary's control curves, in the order of their names.
 
-    `verdict` says what the leading choice by modes is, compared with this ranking: "better",
-    "equal" or "worse"; empty for that choice itself, and where nothing was compared.
+    `of` are the summaries of their curves, a row a label; `verdict` says what the leading choice
+    by modes is, compared with this ranking: "better", "equal" or "worse"; empty for that choice
+    itself, and where nothing was compared.
     """
-
-    edit: str
-    replacement: str
-    ranking: str
-    of_labels: "pandas.DataFrame"
-    verdict: str
-
-
-def curve_rows(part: DictionaryPart) -> Iterator[CurveRow]:
-    """Give all rankings of a dictionary's control curves, in the order of their names."""
     if part.areas is None:
         return
     compared, verdicts = part.table("control_comparison"), {}
     if compared is not None:
         own = compared[compared["ranking"] == leading_ranking(compared)]
-        keys = ["edit", "replacement", "against"]
-        verdicts = own.set_index(keys)["verdict"].to_dict()
+        verdicts = own.set_index(["edit", "replacement", "against"])["verdict"].to_dict()
     for (edit, replacement), rows in part.areas.groupby(["edit", "replacement"], sort=False):
         for name, (words, _) in rankings_in(rows).items():
-            verdict = verdicts.get((edit, replacement, name), "")
-            of = rows[rows["ranking"] == name]
-            yield CurveRow(str(edit), str(replacement), words, of, str(verdict))
+            yield {
+                "edit": edit,
+                "replacement": str(replacement).replace("_", " "),
+                "ranking": words,
+                "of": rows[rows["ranking"] == name],
+                "verdict": verdicts.get((edit, replacement, name), ""),
+            }
 
 
-def _selectivity_words(row: CurveRow) -> str:
-    values = torch.tensor(row.of_labels["auc_difference"].to_numpy())
+def _selectivity_words(row: Mapping[str, Any]) -> str:
+    values = torch.tensor(row["of"]["auc_difference"].to_numpy())
     middle, low, high = mean_over_labels(values).tolist()
-    interval = "" if math.isnan(low) else f" ({fixed(low)} to {fixed(high)})"
-    return f"{fixed(middle)}{interval}"
+    return fixed(middle) + ("" if math.isnan(low) else f" ({fixed(low)} to {fixed(high)})")
 
 
-def _half(row: CurveRow) -> str:
-    doses = row.of_labels["half_dose"]
-    known = faint(f"{doses.notna().sum()} of {len(doses)}")
-    return Markup("{} {}").format(percent(doses.mean(), 1), known)
+def _half(row: Mapping[str, Any]) -> str:
+    doses = row["of"]["half_dose"]
+    return pair(percent(doses.mean(), 1), f"{doses.notna().sum()} of {len(doses)}")
 
 
 CURVES: Final = (
-    Column("Edit", lambda row: row.edit, kind="word"),
-    Column("Replaced by", lambda row: row.replacement.replace("_", " "), kind="word"),
-    Column("Ranking", lambda row: row.ranking, kind="head"),
-    Column(
-        "Selectivity", _selectivity_words,
-        "(AUC label - AUC others) / AUC others: below 0 is selective when ablated, above 0 when "
-        "preserved",
-    ),
-    Column(
-        "Between", lambda row: fixed(row.of_labels["area_between"].mean()),
-        "mean distance of the two curves; above 0 is selective",
-    ),
-    Column(
-        "Half at", _half,
-        "share of units at which half of the label's accuracy is lost (ablate) or kept "
-        "(preserve), and for how many labels it is",
-    ),
-    Column(
-        "Others lose", lambda row: percent(row.of_labels["off_damage"].mean()),
-        "share of the others' accuracy that is lost there",
-    ),
-    Column(
-        "Labels", lambda row: str(row.of_labels["defined"].sum()), "labels behind the selectivity"
-    ),
-    Column(
-        "Modes are", lambda row: row.verdict,
-        "the modes compared with this ranking, by selectivity (ablated) or by the distance of the "
-        "curves (preserved); equal: 0 lies within the 95 % interval over images and labels",
-        kind="word",
-    ),
+    Column("Edit", lambda row: row["edit"], kind="word"),
+    Column("Replaced by", lambda row: row["replacement"], kind="word"),
+    Column("Ranking", lambda row: row["ranking"], kind="head"),
+    Column("Selectivity", _selectivity_words,
+           "(AUC label - AUC others) / AUC others: below 0 is selective when ablated, above 0 "
+           "when preserved"),
+    Column("Between", lambda row: fixed(row["of"]["area_between"].mean()),
+           "mean distance of the two curves; above 0 is selective"),
+    Column("Half at", _half,
+           "share of units at which half of the label's accuracy is lost (ablate) or kept "
+           "(preserve), and for how many labels it is"),
+    Column("Others lose", lambda row: percent(row["of"]["off_damage"].mean()),
+           "share of the others' accuracy that is lost there"),
+    Column("Labels", lambda row: str(row["of"]["defined"].sum()),
+           "labels behind the selectivity"),
+    Column("Modes are", lambda row: row["verdict"],
+           "the modes compared with this ranking, by selectivity (ablated) or by the distance of "
+           "the curves (preserved); equal: 0 lies within the 95 % interval over images and labels",
+           kind="word"),
 )  # fmt: skip
 """The table of rankings under edits."""

@@ -1,8 +1,9 @@
 """Figures of control curves: accuracy over the share of units, and the areas under it."""
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+import pandas
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,9 +11,6 @@ from matplotlib.figure import Figure
 from condec.effects import mean_over_labels
 from condec.report.figures import style
 from condec.report.figures.style import chart, list_names, name_lines, not_empty, rankings_in
-
-if TYPE_CHECKING:
-    import pandas
 
 _FEW: Final = 4
 """With more rankings, bars become dots, and most bands are left out."""
@@ -25,7 +23,7 @@ _REPLACED: Final = {
 }
 
 
-def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) -> Figure:
+def control_figure(curve: pandas.DataFrame, *, edit: str, replacement: str) -> Figure:
     """Draw accuracy over the share of units edited (Melander et al. 2026, fig. 6 D).
 
     Means over labels; solid: the label's own images, dashed: all others. Bands are 95 %
@@ -74,7 +72,7 @@ def control_figure(curve: "pandas.DataFrame", *, edit: str, replacement: str) ->
     return figure
 
 
-def _mean_curve(rows: "pandas.DataFrame", which: str) -> tuple[np.ndarray, np.ndarray]:
+def _mean_curve(rows: pandas.DataFrame, which: str) -> tuple[np.ndarray, np.ndarray]:
     """Return fractions, and mean, low and high over labels, [3, fraction]; NaN where undefined."""
     table = rows.pivot_table(
         index="label", columns="fraction", values=f"{which}_accuracy", dropna=False
@@ -95,7 +93,7 @@ def _share_axis(axis: Axes, first: float, last: float) -> None:
 
 
 def auc_figure(
-    differences: "pandas.DataFrame", *, edit: str, by: str = "site", of: str = ""
+    differences: pandas.DataFrame, *, edit: str, by: str = "site", of: str = ""
 ) -> Figure:
     """Draw selectivity of edits, (AUC target - AUC off-target) / AUC off-target, by site or label.
 
@@ -142,7 +140,7 @@ def auc_figure(
     return figure
 
 
-def _mean_bar(rows: "pandas.DataFrame", by: str) -> np.ndarray:
+def _mean_bar(rows: pandas.DataFrame, by: str) -> np.ndarray:
     """Return mean selectivity of some rows, and its interval; NaN where there is none."""
     values = torch.tensor(rows["auc_difference"].to_numpy())
     if not len(values):

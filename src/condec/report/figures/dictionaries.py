@@ -17,7 +17,7 @@ from condec.report.figures.style import (
     SHUFFLED,
     chart,
     draw_matrix,
-    draw_shares,
+    in_percent,
     list_names,
 )
 
@@ -145,9 +145,20 @@ def _finite(series: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 def _shares(
     text: str, unit: str, series: Mapping[str, np.ndarray], colours: Sequence[str], x: str
 ) -> Figure:
+    """Draw histograms over each other, each as shares of its own values, with their medians."""
     edges = np.linspace(min(float(v.min(initial=0)) for v in series.values()), 1, 31)
+    names = []
     with chart(text, unit) as (figure, axis):
-        draw_shares(axis, edges, series, colours)
+        for (name, values), colour in zip(series.items(), colours, strict=False):
+            if not len(values):
+                continue
+            heights, middle = np.histogram(values, edges)[0] / len(values), float(np.median(values))
+            axis.stairs(heights, edges, color=colour, fill=True, alpha=0.28)
+            axis.stairs(heights, edges, color=colour, linewidth=1.4)
+            axis.axvline(middle, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
+            names += [(name, colour), (f"median {middle:.2f}", colour)]
+        list_names(axis, names)
+        in_percent(axis.yaxis)
         axis.set_xlabel(x)
     return figure
 

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,9 +16,6 @@ from condec.basis.errors import DataError
 from condec.dictionary import over_seeds, pareto_front
 from condec.report.figures import style
 from condec.report.figures.style import MUTED, not_empty, styled, title
-
-if TYPE_CHECKING:
-    import pandas
 
 _COLOURS: Final = (
     style.CONTRIBUTION, style.POSITIVE, style.GREEN, style.ACTIVATION, style.NEGATIVE,
@@ -30,7 +28,7 @@ _MOST_COLUMNS: Final = 4
 _FRONT: Final[dict[str, Any]] = {"color": MUTED, "linewidth": 5, "alpha": 0.28}
 
 
-def pareto_figure(table: "pandas.DataFrame") -> Figure:
+def pareto_figure(table: pandas.DataFrame) -> Figure:
     """Draw R2 against L0 on held-out rows, a panel a site, with the front of what nothing beats.
 
     A point is the mean of a configuration over its seeds; its cross reaches from the lowest to
@@ -83,7 +81,7 @@ def pareto_figure(table: "pandas.DataFrame") -> Figure:
 
 def _points(
     axis: Axes,
-    means: "pandas.DataFrame",
+    means: pandas.DataFrame,
     learners: Mapping[str, str],
     markers: Mapping[float, str],
 ) -> None:

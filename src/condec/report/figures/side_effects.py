@@ -1,8 +1,9 @@
 """Side effects of edits: control matrix, superclass, interactions of modes, steering."""
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -11,9 +12,6 @@ from condec.effects.superclass import SuperclassControl, SuperclassQuantity
 from condec.modes import Hierarchy
 from condec.report.figures import style
 from condec.report.figures.style import MUTED, chart, draw_matrix, name_cells, panels, styled, title
-
-if TYPE_CHECKING:
-    import pandas
 
 _MOST_NAMES: Final = 120
 """Labels of a matrix that are named; above it only groups are."""
@@ -114,7 +112,7 @@ def _group_lines(axis: Axes, matrix: ControlMatrix, hierarchy: Hierarchy | None)
 
 
 def interactions_figure(
-    table: "pandas.DataFrame",
+    table: pandas.DataFrame,
     *,
     label: int | None = None,
     quantity: Literal["logit", "probability"] = "logit",
@@ -164,7 +162,7 @@ def interactions_figure(
     return figure
 
 
-def steering_figure(curve: "pandas.DataFrame") -> Figure:
+def steering_figure(curve: pandas.DataFrame) -> Figure:
     """Draw what becomes of other labels' samples over the strength of steering; label means.
 
     Parameters
@@ -229,7 +227,7 @@ def superclass_figure(
     return figure
 
 
-def _draw_labels(axis: Axes, rows: "pandas.DataFrame", quantity: str) -> None:
+def _draw_labels(axis: Axes, rows: pandas.DataFrame, quantity: str) -> None:
     """Draw a line for every label, groups side by side, and the means of each group."""
     n_labels = len(rows)
     gap = max(1.0, 0.03 * n_labels)

@@ -1,18 +1,16 @@
 """Figures over the sites of a network: statistics of layers, and completeness."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+import pandas
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
 from condec.report.figures import style
 from condec.report.figures.style import ACTIVATION, CONTRIBUTION, chart, panels, styled, title
-
-if TYPE_CHECKING:
-    import pandas
 
 _QUANTITIES: Final = {
     "hoyer": ("Sparsity", "Hoyer index, median of inputs: 0 all units alike, 1 one unit"),
@@ -28,10 +26,10 @@ _DASHES: Final = ((3.0, 2.0), (1.2, 1.6), (5.0, 1.5, 1.2, 1.5))
 
 
 def layer_statistics_figure(
-    statistics: "pandas.DataFrame",
+    statistics: pandas.DataFrame,
     quantities: Sequence[str] = tuple(_QUANTITIES),
     *,
-    twins: "Mapping[str, pandas.DataFrame] | None" = None,
+    twins: Mapping[str, pandas.DataFrame] | None = None,
 ) -> Figure:
     """Draw statistics of contributions and activations over sites (Melander et al. 2026, fig. 3).
 

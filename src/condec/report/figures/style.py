@@ -1,13 +1,14 @@
 """The visual language of all figures: colours, type, titles, names of lines, matrices."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final, get_args
 
 import matplotlib as mpl
 import numpy as np
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
@@ -15,9 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from condec.basis.errors import DataError, OptionError
-
-if TYPE_CHECKING:
-    import pandas
 
 CONTRIBUTION: Final = "#0072B2"
 ACTIVATION: Final = "#E69F00"
@@ -75,7 +73,7 @@ SIGNED: Final = LinearSegmentedColormap.from_list(
 """Colours from negative (violet) over zero (white) to positive (vermilion)."""
 
 
-def rankings_in(table: "pandas.DataFrame") -> dict[str, tuple[str, str]]:
+def rankings_in(table: pandas.DataFrame) -> dict[str, tuple[str, str]]:
     """Return name for readers and colour of every ranking of a table, known ones first."""
     present = list(dict.fromkeys(table["ranking"]))
     others = [name for name in present if name not in RANKINGS]
@@ -142,6 +140,7 @@ def title(axis: Axes, text: str, unit: str) -> None:
     # Alone, a panel begins where its figure begins, so that figures in a column line up.
     alone = len(axis.figure.axes) == 1
     start: Any = ("figure fraction", "axes fraction") if alone else "axes fraction"
+    axis.set_label(f"{text}: {unit}")  # not drawn: `described` reads it
     # Reserves the height; the words themselves take no part in the layout.
     axis.set_title(" \n ", pad=4)
     lines: list[tuple[str, float, dict[str, Any]]] = [
@@ -153,6 +152,11 @@ def title(axis: Axes, text: str, unit: str) -> None:
             line, (0, 1), (2 * alone, above), xycoords=start, textcoords="offset points",
             annotation_clip=False, **options,
         ).set_in_layout(False)  # fmt: skip
+
+
+def described(figure: Figure) -> str:
+    """Say what a figure shows: the titles of its panels, and what they count."""
+    return "; ".join(label for axis in figure.axes if ": " in (label := str(axis.get_label())))
 
 
 def name_lines(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -186,24 +190,6 @@ def _name(
 def in_percent(axis: Axis) -> None:
     """Write the ticks of an axis of shares in percent."""
     axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-
-
-def draw_shares(
-    axis: Axes, edges: np.ndarray, series: Mapping[str, np.ndarray], colours: Sequence[str]
-) -> None:
-    """Draw histograms over each other, each as shares of its own values, with names and medians."""
-    names = []
-    for (name, values), colour in zip(series.items(), colours, strict=False):
-        if not len(values):
-            continue
-        heights = np.histogram(values, edges)[0] / len(values)
-        axis.stairs(heights, edges, color=colour, fill=True, alpha=0.28)
-        axis.stairs(heights, edges, color=colour, linewidth=1.4)
-        middle = float(np.median(values))
-        axis.axvline(middle, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
-        names += [(name, colour), (f"median {middle:.2f}", colour)]
-    list_names(axis, names)
-    in_percent(axis.yaxis)
 
 
 def draw_matrix(
@@ -257,7 +243,7 @@ def short(site: str) -> str:
     return site if len(site) <= 22 else f"...{site[-19:]}"
 
 
-def not_empty(table: "pandas.DataFrame", what: str) -> None:
+def not_empty(table: pandas.DataFrame, what: str) -> None:
     """Refuse to draw nothing."""
     if table.empty:
         raise DataError(f"{what}: the table holds no such row; nothing to draw")
