@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import peak_memory_mib, ratio, side_by_side, synchronize, write
 
-from condec.attribution import ActGrad, Attribution, IntegratedGradients, Method
+from condec.attribution import ActGrad, Attribution, IntegratedGradients, Method, Setup
 from condec.attribution.precision import Compute
 from condec.attribution.reduce import split_and_sum
 from condec.attribution.targets import Predicted
@@ -61,9 +61,8 @@ class Case:
         """All sites at once."""
         compute = compute or Compute()
         with compute.running(self.device):
-            return method.attribute(
-                self.model, compute.arrange(self.images), self.sites, Predicted()
-            )
+            images = compute.arrange(self.images)
+            return method.attribute(Setup(self.model, images, self.sites, Predicted()))
 
     def floor(self, passes: int) -> None:
         """Plain passes: forward, then backward of the target to the first site, nothing else."""

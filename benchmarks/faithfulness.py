@@ -29,8 +29,8 @@ from condec.attribution import (
     SmoothGrad,
     UnitAblation,
 )
+from condec.attribution.ablation_check import faithfulness
 from condec.attribution.contributions import contribute
-from condec.attribution.faithful import faithfulness
 from condec.attribution.targets import Predicted
 from condec.data import load_data
 from condec.models import load_model

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from condec import IntegratedGradients, contribute, find_sites
-from condec.attribution import affine, engine
+from condec import IntegratedGradients, contribute
+from condec.attribution import affine, engine, make_setup
 from condec.attribution.baselines import Blur
 from condec.attribution.targets import Logit
 
@@ -50,6 +50,25 @@ class Switching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         part = x[:, :1] if float(x.detach().abs().max()) > 1.0 else x[:, 1:]
         return self.head(self.conv(part).relu().mean((2, 3)))
+
+
+class Rearranged(nn.Module):
+    """A linear layer whose rows are no samples: another axis first, samples folded, or chosen."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.linear, self.head = way, nn.Linear(16, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        x = x.view(n, 8, 16)
+        if self.way == "axis":
+            return self.head(self.linear(x.transpose(0, 1)).tanh().mean(0))
+        if self.way == "folded":
+            return self.head(self.linear(x.view(-1, 16)).tanh().view(n, 8, 3).mean(1))
+        if self.way == "chosen":
+            return self.head(self.linear(x[::2]).tanh().mean(1)).repeat(2, 1)[:n]
+        return self.head(self.linear(x.view(n, 16, 8).transpose(1, 2)).tanh().mean(1))
 
 
 class Own(nn.Conv2d):
@@ -99,6 +118,9 @@ CASES = {
         ["1", "2"],
         {"1"},
     ),
+    "space axes swapped": (lambda: Rearranged("space"), ["linear"], {"linear"}),
+    "another axis first": (lambda: Rearranged("axis"), ["head:input"], set()),
+    "samples folded": (lambda: Rearranged("folded"), ["head:input"], set()),
     "relu first": (lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(2, 3, 3), *head(3)), ["1"], set()),
     "in place": (InPlace, ["conv"], set()),
     "relu in place after": (
@@ -171,10 +193,19 @@ def test_a_module_that_is_called_twice_is_computed(monkeypatch: pytest.MonkeyPat
 def test_only_what_is_affine_is_answered(case: str) -> None:
     make, sites, expected = CASES[case]
     model = made(make)
-    found = find_sites(model, sites)
     with affine.watched(model, x := images()) as calls:
-        engine.run_point(model, x, found, Logit(1))
+        engine.run_point(make_setup(model, x, sites, Logit(1)), x)
     assert set(calls) == expected
+
+
+@pytest.mark.parametrize("way", ["axis", "folded", "chosen"])
+@pytest.mark.parametrize("n_samples", [1, 2, 8])
+def test_rows_that_are_no_samples_are_computed(way: str, n_samples: int) -> None:
+    """Also where as many rows come out as samples went in, and where there is one sample."""
+    model, x = made(lambda: Rearranged(way)), images(n_samples)
+    with affine.watched(model, x) as calls:
+        model(x)
+    assert set(calls) == ({"linear"} if way == "chosen" and n_samples == 1 else set())
 
 
 def test_calls_are_saved_and_forward_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

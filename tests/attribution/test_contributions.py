@@ -16,6 +16,7 @@ from condec.attribution import (
     Method,
     Zeros,
     engine,
+    make_setup,
     method_from_dict,
     path,
 )
@@ -127,7 +128,7 @@ def test_all_sites_in_one_forward_and_backward_a_step(monkeypatch: pytest.Monkey
         torch.autograd, "grad", lambda *a, **k: calls.append("backward") or grad(*a, **k)
     )
     method = IntegratedGradients(steps=6, stack=1)
-    method.attribute(model, torch.randn(2, 1, 5, 5), [Site("block1"), Site("block2")], TopK())
+    method.attribute(make_setup(model, torch.randn(2, 1, 5, 5), "block*"))
     assert calls == ["forward", "backward"] * 7
     assert method.n_passes == 7
 
@@ -151,9 +152,8 @@ def test_memory_does_not_grow_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     for steps in (3, 12):
         alive.clear()
         most = 0
-        IntegratedGradients(steps=steps, stack=1).attribute(
-            small_resnet(), torch.randn(2, 1, 5, 5), [Site("block1")], TopK()
-        )
+        setup = make_setup(small_resnet(), torch.randn(2, 1, 5, 5), "block1")
+        IntegratedGradients(steps=steps, stack=1).attribute(setup)
         assert most == 3
 
 
@@ -305,7 +305,7 @@ def test_activations_with_the_samples_elsewhere_are_refused(samples: int) -> Non
     ):
         contribute(model, torch.randn(samples, 4, 3), "inner")
     with pytest.raises(SiteError, match="inner: expected an activation"):
-        ActGrad().attribute(model, torch.randn(2, 4, 3), [Site("inner")], TopK())
+        ActGrad().attribute(make_setup(model, torch.randn(2, 4, 3), "inner"))
 
 
 def test_contributions_that_are_not_finite_name_site_and_samples() -> None:

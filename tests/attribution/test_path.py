@@ -16,9 +16,11 @@ from condec.attribution import (
     Method,
     Noise,
     Samples,
+    Setup,
     SmoothGrad,
     Zeros,
     engine,
+    make_setup,
     method_from_dict,
 )
 from condec.attribution.contributions import contribute
@@ -79,7 +81,7 @@ def test_stacked_points_run_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
     method = IntegratedGradients(steps=10, stack=4)
-    method.attribute(model, images(2).float(), (*contribute_sites(model),), Logit(0))
+    method.attribute(setup(model, images(2)))
     assert batches == [2, 8, 8, 2, 1]  # the inputs, nine points between, the shared baseline
 
 
@@ -88,13 +90,13 @@ def test_stack_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
-    method, sites = IntegratedGradients(steps=4), contribute_sites(model)
+    method = IntegratedGradients(steps=4)
     # Samples, channels, space, bytes: of the records, and of 8 times the inputs, which is more.
     a_batch = max(2 * 4 * 6 * 5 * 4, 8 * 2 * 6 * 5 * 4)
     for points, expected in ((1, [2, 2, 2, 2, 1]), (2, [2, 4, 2, 1]), (9, [2, 6, 1])):
         batches.clear()
         monkeypatch.setitem(path._RECORD_BYTES, "cpu", points * a_batch)
-        method.attribute(model, images(2).float(), sites, Logit(0))
+        method.attribute(setup(model, images(2)))
         assert batches == expected
 
 
@@ -102,13 +104,11 @@ def test_a_small_late_site_does_not_stack_without_bound() -> None:
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
     wide = torch.randn(4, 1, 200, 200)  # 8 times 640 KB already fill a pass
-    from condec.network.sites import find_sites
-
-    IntegratedGradients(steps=20).attribute(model, wide, find_sites(model, "head"), Logit(0))
+    IntegratedGradients(steps=20).attribute(setup(model, wide, "head"))
     assert set(batches) == {4, 1}
     batches.clear()
     tiny = torch.randn(4, 1, 5, 5)
-    IntegratedGradients(steps=40).attribute(model, tiny, find_sites(model, "head"), Logit(0))
+    IntegratedGradients(steps=40).attribute(setup(model, tiny, "head"))
     assert max(batches) == 8 * 4
 
 
@@ -174,10 +174,8 @@ def test_everything_works_under_inference_mode() -> None:
             assert batch["block1"].contribution.abs().sum() > 0
 
 
-def contribute_sites(model: nn.Module):  # type: ignore[no-untyped-def]
-    from condec.network.sites import find_sites
-
-    return find_sites(model, "block*")
+def setup(model: nn.Module, x: torch.Tensor, sites: str = "block*") -> Setup:
+    return make_setup(model, x.float(), sites, Logit(0))
 
 
 @pytest.mark.parametrize("rule", ["left", "right", "gauss", "trapezoid"])

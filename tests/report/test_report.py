@@ -942,9 +942,9 @@ def test_every_method_target_and_baseline_has_words() -> None:
     from condec.attribution import texts as methods
     from condec.attribution.targets import texts
 
-    assert set(methods._METHODS.classes) == set(words.METHODS)
-    assert set(methods._BASELINES.classes) == set(words.BASELINES)
-    assert {*texts._TEXTS.classes, "Custom"} == set(words.TARGETS)
+    assert set(methods.METHODS.classes) == set(words.METHODS)
+    assert set(methods.BASELINES.classes) == set(words.BASELINES)
+    assert {*texts.TARGETS.classes, "Custom"} == set(words.TARGETS)
 
 
 # --- what else edits do -------------------------------------------------------------------

@@ -6,7 +6,8 @@ and the gradients of one and the running totals, so memory does not grow with th
 """
 
 from condec.attribution.ablation import UnitAblation, unit_effects
-from condec.attribution.base import Attribution, Method, check_finite
+from condec.attribution.ablation_check import faithfulness
+from condec.attribution.base import Attribution, Method, Setup, check_finite
 from condec.attribution.baselines import (
     Baseline,
     Blur,
@@ -19,15 +20,17 @@ from condec.attribution.baselines import (
 )
 from condec.attribution.contributions import (
     Contributions,
+    SiteContributions,
     Sites,
-    assemble,
+    SiteUnits,
+    UnitContributions,
     contribute,
     is_silent,
+    make_setup,
     prepare_inputs,
     run_batch,
     warn_of_silence,
 )
-from condec.attribution.faithful import faithfulness
 from condec.attribution.gradients import (
     ActGrad,
     Activation,
@@ -53,10 +56,10 @@ from condec.attribution.texts import (
 __all__ = [
     "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Compute",
     "Constant", "Contributions", "GradCAM", "Gradient", "InputGrad", "IntegratedGradients",
-    "Mean", "Method", "Noise", "NormActNormGrad", "Pointwise", "Precision", "Samples", "Sites",
-    "SmoothGrad", "UnitAblation", "ZeroTokens", "Zeros", "assemble", "baseline_text",
-    "check_finite", "contribute", "faithfulness", "is_silent", "merge_signs",
-    "method_from_dict", "method_text", "parse_baseline", "parse_method", "prepare_inputs",
-    "run_batch", "split_and_sum", "spread_units", "unit_effects", "unit_numbers",
-    "warn_of_silence",
+    "Mean", "Method", "Noise", "NormActNormGrad", "Pointwise", "Precision", "Samples", "Setup",
+    "SiteContributions", "SiteUnits", "Sites", "SmoothGrad", "UnitAblation",
+    "UnitContributions", "ZeroTokens", "Zeros", "baseline_text", "check_finite", "contribute",
+    "faithfulness", "is_silent", "make_setup", "merge_signs", "method_from_dict",
+    "method_text", "parse_baseline", "parse_method", "prepare_inputs", "run_batch",
+    "split_and_sum", "spread_units", "unit_effects", "unit_numbers", "warn_of_silence",
 ]  # fmt: skip

@@ -1,20 +1,20 @@
 """Ground truth: what the target does when one unit is replaced."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from condec.attribution.base import Attribution, Method, check_finite
+from condec.attribution.base import Attribution, Method, Setup, check_finite
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
 from condec.attribution.targets import Target
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.options import require
 from condec.basis.shapes import UnitMatrix
-from condec.network import AfterSite, Site, record, run_model, split_at, units_of
+from condec.network import AfterSite, Site, Units, record, run_model, split_at, units_of
 
 if TYPE_CHECKING:
     import condec.data
@@ -38,15 +38,15 @@ class UnitAblation(Method):
     for each other each has little, and effects do not add up. What the target froze stays as
     at the inputs; ``target_baseline`` is NaN.
 
-    What lies after the site runs for every unit and sample (`condec.network.suffix`), what lies
+    The network after the site runs for every unit and sample (`condec.network.suffix`), the one
     before it once.
 
     Parameters
     ----------
     replacement : {"zero", "mean", "resample", "baseline"}
-        What stands there instead: 0; the unit's mean over the batch and its positions, or
+        Value in its place: 0; the unit's mean over the batch and its positions, or
         `means`; what the same unit holds at another sample of the batch, at every position
-        (drawn anew for each unit, never the sample itself); or what it holds at the `baseline`,
+        (drawn for each unit, never the sample itself); or what it holds at the `baseline`,
         from which integrated gradients are counted. ``"mean"`` without means and
         ``"resample"`` depend on the batch.
     rows_per_pass : int
@@ -114,23 +114,16 @@ class UnitAblation(Method):
         return 4 + _TYPICAL_UNITS // 2
 
     def fit(self, data: "condec.data.Inputs") -> Method:
-        """With the baseline's values taken from the data set, if it needs any."""
+        """Take the baseline's values from the data set, if it needs any."""
         return replace(self, baseline=self.baseline.fit(data))
 
-    def attribute(
-        self,
-        model: nn.Module,
-        inputs: Tensor,
-        sites: Sequence[Site],
-        target: Target,
-        labels: Tensor | None = None,
-    ) -> Attribution:
+    def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         contribution, activation = {}, {}
         value = output = None
-        for site in _in_order(model, inputs, sites):
-            suffix = split_at(model, inputs, site)
-            effects, value = _effects(self, suffix, target, labels, None)
+        for site in _in_order(setup):
+            suffix = split_at(setup.model, setup.inputs, site)
+            effects, value = _effects(self, suffix, setup.target, setup.labels)
             h, output = suffix.activation, suffix.output
             units = units_of(site, h)
             contribution[site.key] = spread_units(
@@ -153,7 +146,7 @@ def unit_effects(
     method: UnitAblation | None = None,
     units: Sequence[int] | Tensor | None = None,
 ) -> UnitMatrix:
-    """Change of the target when each unit of a site is replaced, one at a time.
+    """Measure the change of the target when each unit of a site is replaced, one at a time.
 
     Parameters
     ----------
@@ -166,7 +159,7 @@ def unit_effects(
     method : UnitAblation, optional
         By default, units are set to zero.
     units : sequence of int, optional
-        Which units; all by default.
+        All by default.
 
     Returns
     -------
@@ -188,15 +181,14 @@ def unit_effects(
     site = Site.parse(site) if isinstance(site, str) else site
     suffix = split_at(model, inputs, site)
     chosen = None if units is None else torch.as_tensor(units, dtype=torch.int64)
-    effects, _ = _effects(method or UnitAblation(), suffix, target, labels, chosen)
-    return effects
+    return _effects(method or UnitAblation(), suffix, target, labels, chosen)[0]
 
 
-def _in_order(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> list[Site]:
+def _in_order(setup: Setup) -> list[Site]:
     """Sites in execution order."""
-    by_key = {site.key: site for site in sites}
-    with record(model, sites) as tape, torch.no_grad():
-        run_model(model, inputs[:1])
+    by_key = {site.key: site for site in setup.sites}
+    with record(setup.model, setup.sites) as tape, torch.no_grad():
+        run_model(setup.model, setup.inputs[:1])
     return [by_key[key] for key in tape.records]
 
 
@@ -206,86 +198,66 @@ def _effects(
     suffix: AfterSite,
     target: Target,
     labels: Tensor | None,
-    units: Tensor | None,
+    units: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Effects [sample, unit], and the target at the inputs."""
+    h, key = suffix.activation, suffix.site.key
+    layout = units_of(suffix.site, h)
+    n_units = layout.count(h.shape)
     frozen = target.freeze(suffix.output, labels)
     value = target.value(suffix.output, frozen)
     check_finite(value, "the target")
-    replaced = _Replaced.of(method, suffix)
-    chosen = torch.arange(replaced.n_units) if units is None else units
-    wrong = [int(u) for u in chosen if not 0 <= int(u) < replaced.n_units]
+    instead = _replacements(method, suffix, layout)
+    chosen = torch.arange(n_units) if units is None else units
+    wrong = [int(u) for u in chosen if not 0 <= int(u) < n_units]
     if wrong:
-        raise SiteError(
-            f"{suffix.site.key}: has units 0 to {replaced.n_units - 1}; got {wrong[:5]}"
-        )
+        raise SiteError(f"{key}: has units 0 to {n_units - 1}; got {wrong[:5]}")
+    numbers = unit_numbers(layout, h.shape).to(h.device)
     effects = []
     for some in torch.split(chosen, max(1, method.rows_per_pass // len(value))):
-        versions = torch.cat([replaced.version(int(unit)) for unit in some])
+        versions = torch.cat([torch.where(numbers == u, instead(u), h) for u in some.tolist()])
         kept = None if frozen is None else torch.cat([frozen] * len(some))
         changed = target.value(suffix.run(versions), kept)
-        check_finite(changed, f"the target with a unit of {suffix.site.key} replaced")
+        check_finite(changed, f"the target with a unit of {key} replaced")
         effects.append(value[:, None] - changed.view(len(some), -1).T)
     return torch.cat(effects, 1), value
 
 
-@dataclass(frozen=True, eq=False)
-class _Replaced:
-    """Activations of a site with one unit replaced."""
-
-    method: UnitAblation
-    activation: Tensor
-    numbers: Tensor
-    means: Tensor
-    start: Tensor
-    n_units: int
-
-    @staticmethod
-    def of(method: UnitAblation, suffix: AfterSite) -> "_Replaced":
-        h, site = suffix.activation, suffix.site
-        units = units_of(site, h)
-        n_units = units.count(h.shape)
-        if method.replacement == "resample" and len(h) < 2:
+def _replacements(
+    method: UnitAblation, suffix: AfterSite, layout: Units
+) -> Callable[[int], Tensor]:
+    """Values that stand in the place of a unit, by its number."""
+    h, site = suffix.activation, suffix.site
+    if method.replacement == "resample":
+        if len(h) < 2:
             raise DataError(
                 "UnitAblation: replacement 'resample' takes values of other samples of the batch, "
                 "and this batch has only one"
             )
-        means = torch.zeros(n_units, dtype=h.dtype, device=h.device)
-        if method.replacement == "mean" and method.means is None:
-            total = merge_signs(split_and_sum(h, units)).mean(0)
-            means = (total / units.positions(h.shape)).to(h)
-        elif method.means is not None:
-            given = method.means.get(site.key, ())
-            if len(given) != n_units:
-                raise OptionError(
-                    f"UnitAblation: expected means of {n_units} units for {site.key}; got "
-                    f"{len(given)} (means are given for {', '.join(method.means) or 'no site'})"
-                )
-            means = h.new_tensor(given)
-        start = h[:1]
-        if method.replacement == "baseline":
-            inputs = method.baseline.make(suffix.inputs)
-            with record(suffix.model, [site]) as tape, torch.no_grad():
-                run_model(suffix.model, inputs)
-            (start,) = (tensor.detach() for tensor in tape.records.values())
-        numbers = unit_numbers(units, h.shape).to(h.device)
-        return _Replaced(method, h, numbers, means, start, n_units)
+        return lambda unit: h[_others(len(h), method.seed, unit).to(h.device)]
+    if method.replacement == "baseline":
+        with record(suffix.model, [site]) as tape, torch.no_grad():
+            run_model(suffix.model, method.baseline.make(suffix.inputs))
+        (start,) = (tensor.detach() for tensor in tape.records.values())
+        return lambda unit: start
+    n_units = layout.count(h.shape)
+    means = h.new_zeros(n_units)
+    if method.means is not None:
+        given = method.means.get(site.key, ())
+        if len(given) != n_units:
+            raise OptionError(
+                f"UnitAblation: expected means of {n_units} units for {site.key}; got "
+                f"{len(given)} (means are given for {', '.join(method.means) or 'no site'})"
+            )
+        means = h.new_tensor(given)
+    elif method.replacement == "mean":
+        total = merge_signs(split_and_sum(h, layout)).mean(0)
+        means = (total / layout.positions(h.shape)).to(h)
+    return lambda unit: means[unit]
 
-    def version(self, unit: int) -> Tensor:
-        """The activation with the unit replaced."""
-        h = self.activation
-        match self.method.replacement:
-            case "resample":
-                other = h[self._others(unit)]
-            case "baseline":
-                other = self.start
-            case _:
-                other = self.means[unit]
-        return torch.where(self.numbers == unit, other, h)
 
-    def _others(self, unit: int) -> Tensor:
-        """Another sample for each sample, any with equal chance."""
-        n_samples = len(self.activation)
-        generator = torch.Generator().manual_seed(self.method.seed * 1_000_003 + unit)
-        steps = torch.randint(1, n_samples, (n_samples,), generator=generator)
-        return ((torch.arange(n_samples) + steps) % n_samples).to(self.activation.device)
+def _others(n_samples: int, seed: int, unit: int) -> Tensor:
+    """Another sample for each sample, any with equal chance."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + unit)
+    steps = torch.randint(1, n_samples, (n_samples,), generator=generator)
+    return (torch.arange(n_samples) + steps) % n_samples

@@ -1,18 +1,18 @@
-"""What is affine in the input is computed at both ends of a path, not at every point of it.
+"""Affine layers after the input, computed at both ends of a path and not at every point of it.
 
 On the straight path :math:`x(a) = x_0 + a (x - x_0)` a convolution of the input is
 :math:`h(x_0) + a (h(x) - h(x_0))`. In a network that looks at 40 frames of a movie through
 15 x 15 pixels, that is nine tenths of all work.
 
-That a call is affine is proven anew in every pass, by what goes in: the model's input itself, a
-view of it, or what an affine call gave, unchanged in place since. Wherever that cannot be seen,
-the call is computed.
+A call is known to be affine, in every pass, by its argument: the model's input itself, a view of
+it with one sample a row, or the output of such a call, unchanged in place since. Wherever that
+cannot be seen, the call is computed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +32,12 @@ _LIGHT: Final = (
 _LEAST_FAN_IN: Final = 16
 """Products behind an entry from which on interpolating is cheaper."""
 
-Layout = tuple[Any, ...]
 
-
-@dataclass(frozen=True, eq=False)
-class Called:
-    """What an affine call gave, and how its input lay in memory.
-
-    Attributes
-    ----------
-    output : Tensor of shape [sample, ...]
-    layout : tuple
-        Of the input, samples left out: a call on another view is another call.
-    """
+class Called(NamedTuple):
+    """Output of an affine call, and how its input lay in memory: another view, another call."""
 
     output: Tensor
-    layout: Layout
+    layout: tuple[Any, ...]
 
 
 Calls = dict[str, Called]
@@ -55,74 +45,45 @@ Calls = dict[str, Called]
 
 @dataclass(frozen=True, eq=False)
 class AffineParts:
-    """Outputs of affine calls at both ends of a path.
-
-    Attributes
-    ----------
-    starts : dict of module name to Called, one sample
-        At the baseline, which all samples share.
-    ends : dict of module name to Called
-        At the inputs.
-    """
+    """Outputs of affine calls, by module name, at the baseline (one sample) and at the inputs."""
 
     starts: Calls
     ends: Calls
 
     @staticmethod
     def between(model: nn.Module, start: Tensor, ends: Calls) -> "AffineParts | None":
-        """With the outputs at a baseline of shape [1, ...].
-
-        None where nothing is affine, or every sample has a baseline of its own.
-        """
+        """Run a baseline of shape [1, ...]; None if nothing is affine, or it is not one for all."""
         if not ends or len(start) != 1:
             return None
         with torch.no_grad(), watched(model, start) as starts:
             run_model(model, start)
         both = [n for n in ends if n in starts and ends[n].layout == starts[n].layout]
-        if not both:
-            return None
         return AffineParts({n: starts[n] for n in both}, {n: ends[n] for n in both})
 
     def take(self, rows: Tensor) -> "AffineParts":
-        """Those of some samples."""
-        return AffineParts(
-            self.starts,
-            {n: Called(end.output[rows], end.layout) for n, end in self.ends.items()},
-        )
+        """Choose samples."""
+        ends = {n: Called(end.output[rows], end.layout) for n, end in self.ends.items()}
+        return AffineParts(self.starts, ends)
 
     def at(self, alphas: Sequence[float]) -> Calls:
-        """Outputs at points of the path, stacked along the sample axis."""
+        """Interpolate to points of the path, stacked along the sample axis."""
         found = {}
-        for name, end in self.ends.items():
+        for name, (end, layout) in self.ends.items():
             start = self.starts[name].output
-            outputs = [torch.lerp(start, end.output, alpha) for alpha in alphas]
-            found[name] = Called(torch.cat(outputs) if len(outputs) > 1 else outputs[0], end.layout)
+            outputs = [torch.lerp(start, end, alpha) for alpha in alphas]
+            found[name] = Called(torch.cat(outputs) if len(outputs) > 1 else outputs[0], layout)
         return found
 
 
 @contextmanager
-def watched(
-    model: nn.Module, inputs: Tensor, answers: Mapping[str, Called] | None = None
-) -> Iterator[Calls]:
-    """Inside, affine calls of one pass over `inputs` are noted, or answered.
+def watched(model: nn.Module, inputs: Tensor, answers: Calls | None = None) -> Iterator[Calls]:
+    """Inside, affine calls of one pass over `inputs` are noted, or answered from `answers`.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    inputs : Tensor of shape [sample, ...]
-        The very tensor that the model is called with.
-    answers : mapping of module name to Called, optional
-        What calls give that are affine, instead of being computed; each is given away.
-
-    Yields
-    ------
-    dict of module name to Called
-        Filled as the model runs with copies of what affine calls give that are worth an answer; a
-        module that is called more than once is left out.
+    Yields a dictionary that is filled as the model runs, with copies of the outputs of those
+    affine calls that are worth an answer; a module that is called more than once is left out.
+    `inputs` must be the very tensor that the model is called with.
     """
-    watch = _Watch(answers or {}, is_noting=answers is None)
-    watch.know(inputs)
+    watch = _Watch(inputs, answers)
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if _is_affine_kind(module) and "forward" not in module.__dict__:
@@ -132,61 +93,67 @@ def watched(
 
 
 class _Watch:
-    """What is known to be affine in one pass, and what calls of it gave."""
+    """Tensors known to be affine in one pass, and the outputs of calls on them."""
 
-    def __init__(self, answers: Mapping[str, Called], *, is_noting: bool) -> None:
-        self.answers, self.is_noting = answers, is_noting
-        self.noted: Calls = {}
+    def __init__(self, inputs: Tensor, answers: Calls | None) -> None:
+        self.answers, self.noted = answers, Calls()
+        self.n_samples = len(inputs)
         self._known: list[tuple[Tensor, int]] = []
         self._called: set[str] = set()
+        self._know(inputs)
 
-    def know(self, tensor: Tensor) -> None:
-        """Take a tensor for affine, as long as nothing is done to it in place."""
-        if not tensor.is_inference():  # nobody counts what is done to those
+    def _know(self, tensor: Tensor) -> None:
+        if not tensor.is_inference():  # changes in place are not counted there
             self._known.append((tensor, tensor._version))
 
-    def is_affine(self, given: Any) -> bool:
-        """Whether a tensor, or what it is a view of, is known."""
-        # What needs a gradient comes after a site: it must be computed from it.
+    def _is_affine(self, given: Any) -> bool:
+        # A tensor that needs a gradient comes after a site: it must be computed from it.
         if not isinstance(given, Tensor) or given.requires_grad:
             return False
+        if given.shape[:1] != (self.n_samples,):
+            return False
         return any(
-            (given is tensor or given._base is tensor) and tensor._version == version
+            (given is tensor or (given._base is tensor and _has_a_sample_a_row(given, tensor)))
+            and tensor._version == version
             for tensor, version in self._known
         )
 
     def around(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        """The module's forward, computed only where it must be."""
+        """Wrap the module's forward: computed only where it must be."""
         plain = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             is_first = name not in self._called
             self._called.add(name)
-            if len(args) != 1 or kwargs or not self.is_affine(args[0]):
+            if not is_first or len(args) != 1 or kwargs or not self._is_affine(args[0]):
                 self.noted.pop(name, None)
                 return plain(*args, **kwargs)
-            output = self._answer(name, args[0]) if is_first else None
-            output = plain(*args) if output is None else output
-            self.know(output)
-            if not is_first:
-                self.noted.pop(name, None)
-            elif self.is_noting and _is_worth(module):
-                self.noted[name] = Called(output.detach().clone(), _layout(args[0]))
+            given, output = args[0], None
+            layout = (given.shape[1:], given.stride()[1:], given.storage_offset(), given.dtype)
+            if self.answers is not None and name in self.answers:
+                answer = self.answers[name]
+                output = answer.output if answer.layout == layout else None
+            output = plain(given) if output is None else output
+            self._know(output)
+            if self.answers is None and _is_worth(module) and len(output) == self.n_samples:
+                self.noted[name] = Called(output.detach().clone(), layout)
             return output
 
         return forward
 
-    def _answer(self, name: str, given: Tensor) -> Tensor | None:
-        answer = self.answers.get(name)
-        return answer.output if answer is not None and answer.layout == _layout(given) else None
 
-
-def _layout(tensor: Tensor) -> Layout:
-    return (tuple(tensor.shape[1:]), tensor.stride()[1:], tensor.storage_offset(), tensor.dtype)
+def _has_a_sample_a_row(view: Tensor, base: Tensor) -> bool:
+    """Whether row i of a view holds entries of sample i alone, and so for any number of samples."""
+    if len(base) == 1:
+        return len(view) == 1
+    reach = sum((n - 1) * step for n, step in zip(view.shape[1:], view.stride()[1:], strict=True))
+    first = view.storage_offset() - base.storage_offset()
+    a_sample = base.stride(0)
+    return len(view) == len(base) and view.stride(0) == a_sample and first + reach < a_sample
 
 
 def _is_affine_kind(module: nn.Module) -> bool:
-    """By its very class: what inherits from one may do something else."""
+    """By its very class: one that inherits from it may do something else."""
     kind = type(module)
     if kind in _HEAVY:
         return True
@@ -196,6 +163,5 @@ def _is_affine_kind(module: nn.Module) -> bool:
 
 def _is_worth(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    if type(module) not in _HEAVY or not isinstance(weight, Tensor):
-        return False
-    return weight[0].numel() >= _LEAST_FAN_IN
+    is_heavy = type(module) in _HEAVY and isinstance(weight, Tensor)
+    return is_heavy and weight is not None and weight[0].numel() >= _LEAST_FAN_IN

@@ -1,16 +1,15 @@
-"""What every method of attribution is, and what it gives back."""
+"""Methods of attribution: what they are given, and what they return."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from condec.attribution.targets import Target
 from condec.basis.errors import DataError
 from condec.basis.options import Option
+from condec.basis.records import short_repr
 from condec.basis.shapes import PerSample, SampleIndex
 from condec.network import Site
 
@@ -18,6 +17,30 @@ if TYPE_CHECKING:
     import condec.data
 
 
+@short_repr
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """One batch, and what is asked about it: references, nothing is copied.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+        On the model's device and in its type.
+    sites : tuple of Site
+    target : Target
+    labels : Tensor of shape [sample], or None
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    sites: tuple[Site, ...]
+    target: Target
+    labels: Tensor | None = None
+
+
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """Contributions of one batch at several sites, as the method left them.
@@ -64,24 +87,8 @@ class Method(Option, ABC):
         return 1
 
     @abstractmethod
-    def attribute(
-        self,
-        model: nn.Module,
-        inputs: Tensor,
-        sites: Sequence[Site],
-        target: Target,
-        labels: Tensor | None = None,
-    ) -> Attribution:
-        """Contributions of one batch.
-
-        Parameters
-        ----------
-        model : torch.nn.Module
-            In evaluation mode.
-        inputs : Tensor of shape [sample, ...]
-        sites : sequence of Site
-        target : Target
-        labels : Tensor of shape [sample], optional
+    def attribute(self, setup: Setup) -> Attribution:
+        """Attribute the target of one batch to all entries of the activations at the sites.
 
         Raises
         ------
@@ -93,13 +100,8 @@ class Method(Option, ABC):
         """
 
     def fit(self, data: "condec.data.Inputs") -> "Method":
-        """The method with what it takes from a data set (a mean image, say); itself if nothing."""
+        """Take what the method needs from a data set (a mean image, say); itself if nothing."""
         return self
-
-
-def wide(tensor: Tensor) -> torch.dtype:
-    """Type of sums and products: at least float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def check_finite(values: Tensor, what: str) -> None:

@@ -5,6 +5,7 @@ that was normalised, and not black.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
@@ -26,18 +27,18 @@ class Baseline(Option, ABC):
 
     @property
     def n_draws(self) -> int:
-        """How many baselines there are; results are averaged over them."""
+        """Number of baselines; results are averaged over them."""
         return 1
 
     @abstractmethod
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Baseline of a batch.
+        """Make the baseline of a batch.
 
         Parameters
         ----------
         inputs : Tensor of shape [sample, ...]
         draw : int
-            Which of the `n_draws` baselines.
+            Number among the `n_draws` baselines.
 
         Returns
         -------
@@ -45,7 +46,7 @@ class Baseline(Option, ABC):
         """
 
     def fit(self, data: "condec.data.Inputs") -> "Baseline":
-        """The baseline with what it takes from a data set; itself if it takes nothing."""
+        """Take what the baseline needs from a data set; itself if nothing."""
         return self
 
 
@@ -55,7 +56,7 @@ class Zeros(Baseline):
     """Zero in the model's input space: after normalisation, the mean colour and not black."""
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Zeros of shape [1, ...]."""
+        """Return zeros of shape [1, ...]."""
         return torch.zeros_like(inputs[:1])
 
 
@@ -68,7 +69,7 @@ class ZeroTokens(Baseline):
     """
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Zeros and the last channel of the inputs, shape [sample, token, channel]."""
+        """Return zeros and the last channel of the inputs, shape [sample, token, channel]."""
         start = torch.zeros_like(inputs)
         start[..., -1] = inputs[..., -1]
         return start
@@ -94,7 +95,7 @@ class Constant(Baseline):
     value: float | tuple[float, ...]
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Constant of shape [1, ...]."""
+        """Return the constant, shape [1, ...]."""
         values = inputs.new_tensor(self.value)
         if values.ndim == 1:
             if len(values) != inputs.shape[1]:
@@ -129,7 +130,7 @@ class Blur(Baseline):
             raise OptionError(f"Blur: sigma must be positive; got {self.sigma}")
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Blurred inputs, shape [sample, channel, *space]."""
+        """Blur inputs of shape [sample, channel, *space]."""
         if inputs.ndim < 3:
             raise OptionError(
                 "Blur: expected inputs of shape [sample, channel, *space]; got "
@@ -183,15 +184,55 @@ class Noise(Baseline):
             )
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Noise of shape [1, ...]; the same at every call."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
-        noise = torch.randn((1, *inputs.shape[1:]), generator=generator, dtype=torch.float64)
-        return (self.std * noise).to(inputs)
+        """Draw noise of shape [1, ...]; the same at every call."""
+        return (self.std * standard_normal(inputs, self.seed, draw)).to(inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FromData(Baseline):
+    """Baselines that are taken from a data set, once."""
+
+    n_samples: int = 256
+    values: Tensor | None = field(default=None, repr=False, compare=False)
+    digest: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 1:
+            raise OptionError(
+                f"{type(self).__name__}: n_samples must be at least 1; got {self.n_samples}"
+            )
+        object.__setattr__(self, "digest", digest_of(self.values))
+
+    def _load(self, data: "condec.data.Inputs") -> list[Tensor]:
+        """Readable samples, evenly spread over a data set."""
+        n_rows = min(self.n_samples, len(data))
+        found = []
+        for row in torch.linspace(0, len(data) - 1, n_rows).round().long().tolist():
+            with suppress(DataError):
+                found.append(data.load(row))
+        if not found:
+            raise DataError(f"{data.name}: none of {n_rows} samples can be read for the baseline")
+        return found
+
+    def _checked(self, values: Tensor | None, inputs: Tensor) -> Tensor:
+        """Values of one baseline, shape [1, ...]."""
+        name, shape = type(self).__name__, inputs.shape[1:]
+        if values is None:
+            raise OptionError(
+                f"{name}: the baseline has no values yet. collect takes them from its data; "
+                f"otherwise use {name}().fit(condec.as_inputs(data)) or give values=..."
+            )
+        if values.shape != shape:
+            raise OptionError(
+                f"{name}: expected values of the shape of one input, {tuple(shape)}; got "
+                f"{tuple(values.shape)}"
+            )
+        return values[None].to(inputs)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mean(Baseline):
+class Mean(_FromData):
     """The mean input of a data set.
 
     Parameters
@@ -209,32 +250,24 @@ class Mean(Baseline):
         `n_samples` is below 1; or, when used, no values are there, or of another shape.
     """
 
-    n_samples: int = 256
-    values: Tensor | None = field(default=None, repr=False, compare=False)
-    digest: str = field(default="", init=False)
-
-    def __post_init__(self) -> None:
-        _check_number("Mean", self.n_samples)
-        object.__setattr__(self, "digest", digest_of(self.values))
-
     def fit(self, data: "condec.data.Inputs") -> "Mean":
-        """With the mean of a data set, summed in float64; unreadable samples are left out."""
+        """Take the mean of a data set, summed in float64; unreadable samples are left out."""
         if self.values is not None:
             return self
-        samples = _spread(as_inputs(data), self.n_samples)
+        samples = self._load(as_inputs(data))
         total = torch.zeros(samples[0].shape, dtype=torch.float64)
         for sample in samples:
             total += sample
         return replace(self, values=total.div_(len(samples)))
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """The mean, shape [1, ...]."""
-        return _fitted("Mean", self.values, inputs.shape[1:])[None].to(inputs)
+        """Return the mean, shape [1, ...]."""
+        return self._checked(self.values, inputs)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples(Baseline):
+class Samples(_FromData):
     """Several samples of a data set, results averaged over them: expected gradients.
 
     The number of passes grows by the number of baselines (Erion et al. 2021 draw one baseline
@@ -256,12 +289,9 @@ class Samples(Baseline):
     """
 
     n_samples: int = 8
-    values: Tensor | None = field(default=None, repr=False, compare=False)
-    digest: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        _check_number("Samples", self.n_samples)
-        object.__setattr__(self, "digest", digest_of(self.values))
+        _FromData.__post_init__(self)
         if self.values is not None and len(self.values) != self.n_samples:
             raise OptionError(
                 f"Samples: n_samples={self.n_samples}, but {len(self.values)} values are given"
@@ -273,46 +303,18 @@ class Samples(Baseline):
         return self.n_samples
 
     def fit(self, data: "condec.data.Inputs") -> "Samples":
-        """With samples of a data set; unreadable ones are left out."""
+        """Take samples of a data set; unreadable ones are left out."""
         if self.values is not None:
             return self
-        samples = torch.stack(_spread(as_inputs(data), self.n_samples))
+        samples = torch.stack(self._load(as_inputs(data)))
         return Samples(n_samples=len(samples), values=samples)
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """One of the samples, shape [1, ...]."""
-        values = None if self.values is None else self.values[draw]
-        return _fitted("Samples", values, inputs.shape[1:])[None].to(inputs)
+        """Return one of the samples, shape [1, ...]."""
+        return self._checked(None if self.values is None else self.values[draw], inputs)
 
 
-def _check_number(name: str, n_samples: int) -> None:
-    if n_samples < 1:
-        raise OptionError(f"{name}: n_samples must be at least 1; got {n_samples}")
-
-
-def _spread(data: "condec.data.Inputs", n_samples: int) -> list[Tensor]:
-    """Readable samples, evenly spread over a data set."""
-    rows = torch.linspace(0, len(data) - 1, min(n_samples, len(data))).round().long().tolist()
-    found = []
-    for row in rows:
-        try:
-            found.append(data.load(row))
-        except DataError:
-            continue
-    if not found:
-        raise DataError(f"{data.name}: none of {len(rows)} samples can be read for the baseline")
-    return found
-
-
-def _fitted(name: str, values: Tensor | None, shape: torch.Size) -> Tensor:
-    if values is None:
-        raise OptionError(
-            f"{name}: the baseline has no values yet. collect takes them from its data; "
-            f"otherwise use {name}().fit(condec.as_inputs(data)) or give values=..."
-        )
-    if values.shape != shape:
-        raise OptionError(
-            f"{name}: expected values of the shape of one input, {tuple(shape)}; got "
-            f"{tuple(values.shape)}"
-        )
-    return values
+def standard_normal(like: Tensor, seed: int, draw: int) -> Tensor:
+    """Draw float64 noise of shape [1, ...], the same for the same seed and draw."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + draw)
+    return torch.randn((1, *like.shape[1:]), generator=generator, dtype=torch.float64)

@@ -1,21 +1,22 @@
-"""Contributions of one batch: attributed at all sites, in memory, in full shape."""
+"""Contributions of one batch, in memory: in full shape, and reduced to units."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from condec.attribution.base import Attribution, Method
+from condec.attribution.base import Method, Setup
 from condec.attribution.path import IntegratedGradients
 from condec.attribution.precision import Compute
 from condec.attribution.reduce import split_and_sum
-from condec.attribution.targets import Target, TargetLike, TopK, as_target, predictions
+from condec.attribution.targets import TargetLike, TopK, as_target, predictions
 from condec.basis.errors import DataError
 from condec.basis.options import require
-from condec.basis.shapes import PerSample, SampleIndex
+from condec.basis.records import short_repr
+from condec.basis.shapes import Activation, PerSample, SampleIndex, SignedUnits
 from condec.data.arrays import as_labels
 from condec.network import Site, Units, find_cuts, find_site, find_sites, original, units_of
 
@@ -23,75 +24,67 @@ if TYPE_CHECKING:
     import numpy
 
 Sites = str | Site | Iterable[str | Site]
-"""What stands for sites in every call: a pattern, a site, or several of them."""
+"""Sites in every call: a pattern, a site, or several of them."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class SiteContributions:
-    """What one site contributed, for every sample of a batch.
+    """Contributions of one site in full shape, for every sample of a batch.
 
     Attributes
     ----------
     site : Site
     units : Units
-        Which axes are units.
+        Axes of the activation that are units.
     cut : bool
         Whether all flow from input to output passes this site.
-    contribution, activation : Tensor
-        Shape of the activation, or [sample, sign=2, unit] once reduced; contribution in the
-        unit of the target.
+    contribution, activation : Tensor of the shape of the activation
+        Contribution in the unit of the target.
     """
 
     site: Site
     units: Units
     cut: bool
-    contribution: Tensor
-    activation: Tensor
+    contribution: Activation
+    activation: Activation
+
+    def reduce(self) -> "SiteUnits":
+        """Split by sign and sum over positions, see `split_and_sum`."""
+        contribution = split_and_sum(self.contribution, self.units)
+        return SiteUnits(
+            self.site, self.cut, contribution, split_and_sum(self.activation, self.units)
+        )
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
-class Setup:
-    """What contributions of a batch were made from: references, nothing is copied.
+class SiteUnits:
+    """Contributions of one site per unit, for every sample of a batch.
 
     Attributes
     ----------
-    model : torch.nn.Module
-    inputs : Tensor of shape [sample, ...]
-        Checked, on the model's device and in its type.
-    labels : Tensor of shape [sample], or None
-    method : Method
-    target : Target
+    site : Site
+    cut : bool
+        Whether all flow from input to output passes this site.
+    contribution, activation : Tensor of shape [sample, sign=2, unit]
+        Sums over positions, in the order of `condec.basis.shapes.SIGNS`.
     """
 
-    model: nn.Module
-    inputs: Tensor
-    labels: Tensor | None
-    method: Method
-    target: Target
+    site: Site
+    cut: bool
+    contribution: SignedUnits
+    activation: SignedUnits
 
 
-@dataclass(frozen=True, eq=False)
-class Contributions:
-    """Contributions of one batch; ``batch["layer3.5"]`` is a `SiteContributions`.
+Part = TypeVar("Part", SiteContributions, SiteUnits)
 
-    Attributes
-    ----------
-    by_site : tuple of SiteContributions
-        In execution order.
-    output : Tensor of shape [sample, ...]
-        The model's output at the inputs.
-    prediction : Tensor of shape [sample]
-        Predicted class; -1 where the output is not a matrix of classes.
-    target, target_baseline : Tensor of shape [sample]
-        The target at the inputs and at the baseline (NaN for methods without one).
-    steps : Tensor of shape [sample], or None
-        Intervals of the path that each sample took; None for methods without a path.
-    setup : Setup, or None
-        What `contribute` made them from.
-    """
 
-    by_site: tuple[SiteContributions, ...]
-    output: Tensor
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class _Batch(Generic[Part]):
+    """Contributions of one batch at several sites, of either shape."""
+
+    by_site: tuple[Part, ...]
     prediction: SampleIndex
     target: PerSample
     target_baseline: PerSample
@@ -103,12 +96,29 @@ class Contributions:
         """Sites in execution order."""
         return tuple(part.site for part in self.by_site)
 
-    def __getitem__(self, site: Site | str) -> SiteContributions:
+    def __getitem__(self, site: Site | str) -> Part:
         """Contributions at one site, by the site, its key or its module's name."""
         return self.by_site[self.sites.index(find_site(self.sites, site))]
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def __repr__(self) -> str:
+        import pandas
+
+        complete = self.completeness()
+        rows = [
+            [
+                part.site.key,
+                list(part.contribution.shape),
+                "yes" if part.cut else "no",
+                f"{complete[part.site.key].nanmedian():.4g}" if part.cut else "",
+            ]
+            for part in self.by_site
+        ]
+        table = pandas.DataFrame(rows, columns=["site", "shape", "cut", "completeness (median)"])
+        head = f"{type(self).__name__} of {len(self)} samples at {len(rows)} sites"
+        return f"{head}\n{table.to_string(index=False)}"
 
     def completeness(self) -> dict[str, PerSample]:
         r"""Sum of contributions over the change of the target, for every cut site.
@@ -127,25 +137,53 @@ class Contributions:
             if part.cut
         }
 
-    def reduce(self) -> "Contributions":
-        """The same with both quantities split by sign and summed over positions.
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class UnitContributions(_Batch[SiteUnits]):
+    """Contributions of one batch per unit; ``batch["layer3.5"]`` is a `SiteUnits`.
+
+    Attributes are those of `Contributions`, but the output.
+    """
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Contributions(_Batch[SiteContributions]):
+    """Contributions of one batch; ``batch["layer3.5"]`` is a `SiteContributions`.
+
+    Attributes
+    ----------
+    by_site : tuple of SiteContributions
+        In execution order.
+    output : Tensor of shape [sample, ...]
+        The model's output at the inputs.
+    prediction : Tensor of shape [sample]
+        Predicted class; -1 where the output is not a matrix of classes.
+    target, target_baseline : Tensor of shape [sample]
+        The target at the inputs and at the baseline (NaN for methods without one).
+    steps : Tensor of shape [sample], or None
+        Intervals of the path that each sample took; None for methods without a path.
+    setup : Setup, or None
+        The batch they were made from.
+    """
+
+    output: Tensor
+
+    def reduce(self) -> UnitContributions:
+        """Split contributions and activations by sign and sum them over positions.
 
         Returns
         -------
-        Contributions
+        UnitContributions
             Contribution and activation of shape [sample, sign=2, unit].
         """
-        parts = tuple(
-            SiteContributions(
-                part.site,
-                part.units,
-                part.cut,
-                split_and_sum(part.contribution, part.units),
-                split_and_sum(part.activation, part.units),
-            )
-            for part in self.by_site
+        return UnitContributions(
+            by_site=tuple(part.reduce() for part in self.by_site),
+            prediction=self.prediction,
+            target=self.target,
+            target_baseline=self.target_baseline,
+            steps=self.steps,
+            setup=self.setup,
         )
-        return replace(self, by_site=parts)
 
 
 def contribute(
@@ -158,14 +196,14 @@ def contribute(
     labels: "Tensor | numpy.ndarray | None" = None,
     compute: Compute | None = None,
 ) -> Contributions:
-    """Contributions of hidden units to the target, for one batch.
+    """Attribute the target to hidden units, for one batch.
 
     Parameters
     ----------
     model : torch.nn.Module
         In evaluation mode; it is not changed.
     inputs : Tensor or array of shape [sample, ...]
-        What the model takes, preprocessed.
+        Preprocessed for the model.
     sites : str, Site, or several of them
         Patterns are allowed, see `find_sites`.
     method : Method, optional
@@ -207,39 +245,66 @@ def contribute(
     torch.Size([2, 2, 4])
     """
     x, method = torch.as_tensor(inputs), method or IntegratedGradients()
+    require("contribute", "method", method, Method)
     given = None if labels is None else as_labels("contribute", labels)
     if given is not None and len(given) != len(x):
         raise DataError(f"contribute: {len(x)} samples, but {len(given)} labels")
-    batch = run_batch(model, x, sites, method, as_target(target or TopK()), given, compute)
+    setup = make_setup(model, x, sites, target, given)
+    batch = run_batch(setup, method, compute or Compute())
     silent = [p.site.key for p in batch.by_site if is_silent(p.contribution, p.activation)]
     warn_of_silence(silent, len(batch))
     return batch
 
 
-def run_batch(
+def make_setup(
     model: nn.Module,
     inputs: Tensor,
     sites: Sites,
-    method: Method,
-    target: Target,
+    target: TargetLike | None = None,
     labels: Tensor | None = None,
-    compute: Compute | None = None,
-) -> Contributions:
-    """What `contribute` does, with everything chosen and without its warning."""
-    require("contribute", "method", method, Method)
+) -> Setup:
+    """Check a batch and find the sites; errors as in `contribute`."""
     model = original(model)
-    compute = compute or Compute()
-    x = compute.arrange(prepare_inputs(model, inputs))
-    found = find_sites(model, sites)
-    cuts = find_cuts(model, x[:1], found)
-    setup = Setup(model, x, labels, method, target)
-    with torch.inference_mode(False), compute.running(x.device):
-        result = method.attribute(model, x, found, target, labels)
-    return replace(assemble(result, found, cuts), setup=setup)
+    x = prepare_inputs(model, inputs)
+    return Setup(model, x, find_sites(model, sites), as_target(target or TopK()), labels)
+
+
+def run_batch(
+    setup: Setup, method: Method, compute: Compute, cuts: Mapping[str, bool] | None = None
+) -> Contributions:
+    """Attribute one batch, as `contribute` does, without its warning.
+
+    `cuts` says which sites cut the network, where that is known.
+
+    Raises
+    ------
+    DataError
+        Contributions are not finite, as where a gradient is infinite at the baseline.
+    """
+    setup = replace(setup, inputs=compute.arrange(setup.inputs))
+    if cuts is None:
+        cuts = find_cuts(setup.model, setup.inputs[:1], setup.sites)
+    with torch.inference_mode(False), compute.running(setup.inputs.device):
+        found = method.attribute(setup)
+    by_key = {site.key: site for site in setup.sites}
+    parts = []
+    for key, h in found.activation.items():
+        _refuse_non_finite(key, found.contribution[key])
+        units = units_of(by_key[key], h)
+        parts.append(SiteContributions(by_key[key], units, cuts[key], found.contribution[key], h))
+    return Contributions(
+        by_site=tuple(parts),
+        output=found.output,
+        prediction=predictions(found.output),
+        target=found.target,
+        target_baseline=found.target_baseline,
+        steps=found.steps,
+        setup=setup,
+    )
 
 
 def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Inputs checked, and moved to the device and floating type of the model.
+    """Check inputs, and move them to the device and floating type of the model.
 
     Raises
     ------
@@ -266,33 +331,6 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
         return inputs
     # From page-locked memory the host goes on meanwhile; in the other direction it must wait.
     return inputs.to(like.device, like.dtype, non_blocking=like.is_cuda)
-
-
-def assemble(result: Attribution, sites: Sequence[Site], cuts: Mapping[str, bool]) -> Contributions:
-    """Record of a batch from what a method returned, and which sites cut the network.
-
-    Raises
-    ------
-    DataError
-        Contributions are not finite, as where a gradient is infinite at the baseline.
-    """
-    for key, contribution in result.contribution.items():
-        _refuse_non_finite(key, contribution)
-    by_key = {site.key: site for site in sites}
-    parts = tuple(
-        SiteContributions(
-            by_key[key], units_of(by_key[key], h), cuts[key], result.contribution[key], h
-        )
-        for key, h in result.activation.items()
-    )
-    return Contributions(
-        parts,
-        result.output,
-        predictions(result.output),
-        result.target,
-        result.target_baseline,
-        result.steps,
-    )
 
 
 def is_silent(contribution: Tensor, activation: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The passes: points of a path, run forward and backward, all sites at once.
+"""Passes: points of a path, run forward and backward, all sites at once.
 
 No tensor is kept from a pass but the records and the gradients at the sites.
 """
@@ -9,15 +9,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from condec.attribution.affine import AffineParts, watched
-from condec.attribution.base import check_finite
+from condec.attribution.base import Setup, check_finite
 from condec.attribution.targets import Target
 from condec.basis.errors import ModelError
 from condec.basis.shapes import PerSample
-from condec.network import AfterSite, Site, check_samples, frozen_parameters, record, run_model
+from condec.network import AfterSite, check_samples, frozen_parameters, record, run_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,54 +43,49 @@ class Point:
     speeds: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, rows: Tensor | slice) -> "Point":
-        """The same of some samples."""
+        """Choose samples."""
 
         def each(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {key: tensor[rows] for key, tensor in tensors.items()}
 
         return Point(
-            output=self.output[rows],
-            frozen=None if self.frozen is None else self.frozen[rows],
-            target=self.target[rows],
-            records=each(self.records),
-            gradients=each(self.gradients),
-            speeds=each(self.speeds),
+            self.output[rows],
+            None if self.frozen is None else self.frozen[rows],
+            self.target[rows],
+            each(self.records),
+            each(self.gradients),
+            each(self.speeds),
         )
 
     def split(self, n_samples: int) -> "list[Point]":
-        """Points that were stacked along the sample axis, `n_samples` each."""
+        """Undo the stacking of points along the sample axis, `n_samples` each."""
         starts = range(0, len(self.target), n_samples)
         return [self.take(slice(start, start + n_samples)) for start in starts]
 
 
 def run_point(
-    model: nn.Module,
+    setup: Setup,
     inputs: Tensor,
-    sites: Sequence[Site],
-    target: Target,
-    labels: Tensor | None = None,
     *,
     frozen: Tensor | None = None,
     direction: Tensor | None = None,
 ) -> Point:
-    """One forward and one backward pass; freezes the target unless it is frozen already.
+    """Run one forward and one backward pass; freezes the target unless it is frozen already.
 
-    Parameters
-    ----------
-    direction : Tensor like `inputs`, optional
-        Change of the inputs along the path; the pass then also carries tangents
-        (forward-mode differentiation), which come back as `Point.speeds`.
+    With a `direction`, the change of the inputs along the path, the pass also carries tangents
+    (forward-mode differentiation), which come back as `Point.speeds`.
     """
-    with record(model, sites) as tape:
+    target = setup.target
+    with record(setup.model, setup.sites) as tape:
         with _moving(inputs, direction) as x:
-            output = run_model(model, x)
+            output = run_model(setup.model, x)
             if output.shape[:1] != inputs.shape[:1]:
                 raise ModelError(
-                    f"{type(model).__name__}: expected one output for each of {len(inputs)} "
+                    f"{type(setup.model).__name__}: expected one output for each of {len(inputs)} "
                     f"samples; got shape {tuple(output.shape)}"
                 )
             check_samples(tape.records, len(inputs))
-            frozen = target.freeze(output.detach(), labels) if frozen is None else frozen
+            frozen = target.freeze(output.detach(), setup.labels) if frozen is None else frozen
             value = target.value(output, frozen)
             check_finite(value, "the target")
             speeds = {}
@@ -105,7 +100,7 @@ def run_point(
 
 @contextmanager
 def _moving(inputs: Tensor, direction: Tensor | None) -> Iterator[Tensor]:
-    """The inputs, with their change along the path as a tangent if one is given."""
+    """Inputs, with their change along the path as a tangent if one is given."""
     if direction is None:
         yield inputs
         return
@@ -127,13 +122,6 @@ def _moving(inputs: Tensor, direction: Tensor | None) -> Iterator[Tensor]:
         ) from error
 
 
-@contextmanager
-def _differentiable() -> Iterator[None]:
-    """Inside, graphs are built whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
 def _parts(dual: Tensor) -> tuple[Tensor, Tensor]:
     """Value and tangent; zeros where nothing moves."""
     parts = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
@@ -148,111 +136,101 @@ class Kept(Target):
     frozen: Tensor | None
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
-        """What was frozen already."""
+        """Return what was frozen before."""
         return self.frozen
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
-        """The target's value."""
+        """Return the value of the target inside."""
         return self.target.value(output, frozen)
 
 
+@dataclass(frozen=True, eq=False)
 class Path(ABC):
-    """Points between a baseline (0) and the inputs (1)."""
+    """Points between a baseline (0) and the inputs (1).
+
+    Attributes
+    ----------
+    setup : Setup
+    start : Tensor of shape [sample, ...], or of the input space [1, ...]
+        Where the path begins.
+    frozen : Tensor of shape [sample, ...], or None
+        What the target fixed at the inputs.
+    """
+
+    setup: Setup
+    start: Tensor
+    frozen: Tensor | None
 
     @abstractmethod
     def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
-        """Points of the path, in one pass over all of them stacked along the sample axis."""
+        """Run points of the path in one pass, stacked along the sample axis."""
 
     @abstractmethod
     def end(self, first: Point) -> Point:
-        """The point at 0, for the `first` one at 1."""
+        """Run the point at 0, for the `first` one at 1."""
 
     @abstractmethod
     def take(self, rows: Tensor) -> "Path":
-        """The path of some samples."""
+        """Choose samples."""
 
     @property
     @abstractmethod
     def moved(self) -> Tensor:
-        """What moves, at 1: shape [sample, ...]."""
+        """Tensor that moves, at 1: shape [sample, ...]."""
 
-    @property
-    def runs_whole_batch(self) -> bool:
-        """Whether a pass costs as much after `take` as before."""
-        return False
+    def _frozen(self, n_points: int) -> Tensor | None:
+        return None if self.frozen is None else torch.cat([self.frozen] * n_points)
 
 
 @dataclass(frozen=True, eq=False)
 class InputPath(Path):
     """The straight path from a baseline to the inputs, in the model's input space.
 
-    Attributes
-    ----------
-    model : torch.nn.Module
-    inputs : Tensor of shape [sample, ...]
-    start : Tensor of shape [sample, ...] or [1, ...]
-        The baseline.
-    sites : sequence of Site
-    target : Target
-    frozen : Tensor of shape [sample, ...], or None
-        What the target fixed at the inputs.
-    affine : AffineParts, or None
-        What need not be computed at every point.
+    `affine` holds what need not be computed at every point.
     """
 
-    model: nn.Module
-    inputs: Tensor
-    start: Tensor
-    sites: Sequence[Site]
-    target: Target
-    frozen: Tensor | None
     affine: AffineParts | None = None
 
     @property
     def moved(self) -> Tensor:
         """The inputs."""
-        return self.inputs
+        return self.setup.inputs
 
     def take(self, rows: Tensor) -> "InputPath":
-        """The path of some samples."""
-        return replace(
-            self,
-            inputs=self.inputs[rows],
-            start=self.start if len(self.start) == 1 else self.start[rows],
-            frozen=None if self.frozen is None else self.frozen[rows],
-            affine=None if self.affine is None else self.affine.take(rows),
+        """Choose samples."""
+        return InputPath(
+            replace(self.setup, inputs=self.setup.inputs[rows]),
+            self.start if len(self.start) == 1 else self.start[rows],
+            None if self.frozen is None else self.frozen[rows],
+            None if self.affine is None else self.affine.take(rows),
         )
 
     def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
-        """Points of the path, in one pass over all of them stacked along the sample axis."""
-        where = [torch.lerp(self.start, self.inputs, alpha) for alpha in alphas]
+        """Run points of the path in one pass, stacked along the sample axis."""
+        inputs = self.setup.inputs
+        where = [torch.lerp(self.start, inputs, alpha) for alpha in alphas]
         stacked = where[0] if len(where) == 1 else torch.cat(where)
-        frozen = None if self.frozen is None else torch.cat([self.frozen] * len(where))
-        direction = None
-        if speeds:
-            direction = torch.cat([self.inputs - self.start] * len(where))
-        # Answers carry no tangents.
+        direction = torch.cat([inputs - self.start] * len(where)) if speeds else None
+        # Outputs that were interpolated would carry no tangents.
         known = None if self.affine is None or speeds else self.affine.at(alphas)
-        with nullcontext() if known is None else watched(self.model, stacked, known):
+        with nullcontext() if known is None else watched(self.setup.model, stacked, known):
             point = run_point(
-                self.model, stacked, self.sites, self.target, frozen=frozen, direction=direction
+                self.setup, stacked, frozen=self._frozen(len(where)), direction=direction
             )
-        return [point] if len(where) == 1 else point.split(len(self.inputs))
+        return [point] if len(where) == 1 else point.split(len(inputs))
 
     def end(self, first: Point) -> Point:
-        """The point at the baseline; run once for samples that share it, then spread over them."""
-        n_samples = len(self.inputs)
-        if len(self.start) != 1 or n_samples == 1:
-            start = self.start.expand_as(self.inputs)
-            return run_point(self.model, start, self.sites, self.target, frozen=self.frozen)
-        start, distinct = self.start, None
-        which = torch.zeros(n_samples, dtype=torch.int64, device=start.device)
+        """Run the baseline; once for samples that share it, then spread over them."""
+        inputs, start, distinct = self.setup.inputs, self.start, None
+        n_samples = len(inputs)
+        if len(start) != 1 or n_samples == 1:
+            return run_point(self.setup, start.expand_as(inputs), frozen=self.frozen)
         if self.frozen is not None:
             distinct, which = torch.unique(self.frozen, dim=0, return_inverse=True)
             start = start.expand(len(distinct), *start.shape[1:]).contiguous()
-        end = run_point(self.model, start, self.sites, self.target, frozen=distinct)
-        if distinct is not None:
+            end = run_point(self.setup, start, frozen=distinct)
             return replace(end.take(which), frozen=self.frozen)
+        end = run_point(self.setup, start)
 
         # Views, not copies: freezing may be declined only by targets that depend on nothing
         # but the output, so that every sample has the same records and gradients here.
@@ -272,22 +250,11 @@ class InputPath(Path):
 class LayerPath(Path):
     """The straight path of one site's activation; what bypasses the site stays as at the inputs.
 
-    Attributes
-    ----------
-    suffix : AfterSite
-        What lies after the site, at the inputs.
-    start : Tensor of shape [sample, ...]
-        The activation at the baseline.
-    target : Target
-    frozen : Tensor of shape [sample, ...], or None
-    rows : Tensor of shape [sample], or None
-        Which samples of the batch are on the path; None for all.
+    `suffix` runs what lies after the site. It remembers the batch as a whole, so that a pass
+    costs as much for some samples, chosen by `rows`, as for all.
     """
 
     suffix: AfterSite
-    start: Tensor
-    target: Target
-    frozen: Tensor | None
     rows: Tensor | None = None
 
     @property
@@ -296,19 +263,13 @@ class LayerPath(Path):
         return self.suffix.activation
 
     def take(self, rows: Tensor) -> "LayerPath":
-        """The path of some samples."""
+        """Choose samples."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-    @property
-    def runs_whole_batch(self) -> bool:
-        """Yes: the suffix remembers the batch as a whole."""
-        return True
-
     def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
-        """Points of the path, in one pass over all of them stacked along the sample axis."""
-        whole = self.suffix.activation
+        """Run points of the path in one pass, stacked along the sample axis."""
+        whole, key = self.suffix.activation, self.suffix.site.key
         stacked = torch.cat([torch.lerp(self.start, whole, alpha) for alpha in alphas])
-        frozen = None if self.frozen is None else torch.cat([self.frozen] * len(alphas))
         stacked.requires_grad_()
         with (
             torch.inference_mode(False),
@@ -316,22 +277,20 @@ class LayerPath(Path):
             frozen_parameters(self.suffix.model),
         ):
             output = self.suffix.run(stacked)
-            value = self.target.value(output, frozen)
+            value = self.setup.target.value(output, self._frozen(len(alphas)))
             check_finite(value, "the target")
             (gradient,) = torch.autograd.grad(value.sum(), (stacked,))
-        key = self.suffix.site.key
-        velocity = torch.cat([whole - self.start] * len(alphas)) if speeds else None
         point = Point(
             output.detach(),
-            frozen,
+            None,
             value.detach(),
             {key: stacked.detach()},
             {key: gradient},
-            {} if velocity is None else {key: velocity},
+            {key: torch.cat([whole - self.start] * len(alphas))} if speeds else {},
         )
         points = point.split(len(whole))
         return points if self.rows is None else [p.take(self.rows) for p in points]
 
     def end(self, first: Point) -> Point:
-        """The point where the activation is that of the baseline."""
+        """Run the point where the activation is that of the baseline."""
         return self.at((0.0,))[0]

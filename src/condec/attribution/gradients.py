@@ -1,17 +1,17 @@
-"""Methods of one gradient at the input itself: no path, no baseline."""
+"""Methods of one gradient at the input itself, without path and baseline."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from condec.attribution.base import Attribution, Method, wide
+from condec.attribution.base import Attribution, Method, Setup
+from condec.attribution.baselines import standard_normal
 from condec.attribution.engine import Kept, run_point
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units
-from condec.attribution.targets import Target
+from condec.attribution.targets.base import wide
 from condec.basis.errors import OptionError, SiteError
 from condec.basis.options import require
 from condec.network import Site, units_of
@@ -37,19 +37,12 @@ class Pointwise(Method):
 
     @abstractmethod
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Contribution from activation and gradient, both in at least single precision."""
+        """Combine activation and gradient, both in at least single precision."""
 
-    def attribute(
-        self,
-        model: nn.Module,
-        inputs: Tensor,
-        sites: Sequence[Site],
-        target: Target,
-        labels: Tensor | None = None,
-    ) -> Attribution:
+    def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
-        by_key = {site.key: site for site in sites}
-        at = run_point(model, inputs, sites, target, labels)
+        by_key = {site.key: site for site in setup.sites}
+        at = run_point(setup, setup.inputs)
         contribution = {
             key: self.combine(by_key[key], h.to(wide(h)), at.gradients[key].to(wide(h)))
             for key, h in at.records.items()
@@ -68,7 +61,7 @@ class ActGrad(Pointwise):
     """
 
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Product, entry by entry."""
+        """Multiply entry by entry."""
         return activation * gradient
 
 
@@ -83,7 +76,7 @@ class ActNormGrad(Pointwise):
     """
 
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Product with the normalised gradient."""
+        """Multiply by the normalised gradient."""
         return activation * _of_length_one(gradient)
 
 
@@ -100,7 +93,7 @@ class NormActNormGrad(Pointwise):
     """
 
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Product of both, normalised."""
+        """Multiply both, normalised."""
         return _of_length_one(activation) * _of_length_one(gradient)
 
 
@@ -110,7 +103,7 @@ class Activation(Pointwise):
     """The activation alone, C = h: for comparison, it does not ask what the target is."""
 
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """The activation."""
+        """Return the activation."""
         return activation.clone()
 
 
@@ -123,7 +116,7 @@ class Gradient(Pointwise):
     """
 
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient."""
+        """Return the gradient."""
         return gradient.clone()
 
 
@@ -140,7 +133,7 @@ class GradCAM(Pointwise):
     """
 
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Product with the mean gradient over the unit's positions."""
+        """Multiply by the mean gradient over the unit's positions."""
         units = units_of(site, activation)
         total = merge_signs(split_and_sum(gradient, units))
         weights = total / units.positions(activation.shape)
@@ -162,7 +155,7 @@ class InputGrad(Pointwise):
     """
 
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Product, entry by entry."""
+        """Multiply entry by entry."""
         if site.name or site.tap != "input":
             raise SiteError(
                 f"InputGrad: {site.key} is a hidden site; this method attributes to the model's "
@@ -228,24 +221,17 @@ class SmoothGrad(Method):
         return 1 + self.n_samples * self.inner.n_passes
 
     def fit(self, data: "condec.data.Inputs") -> Method:
-        """With the inner method fitted."""
+        """Fit the inner method."""
         return replace(self, inner=self.inner.fit(data))
 
-    def attribute(
-        self,
-        model: nn.Module,
-        inputs: Tensor,
-        sites: Sequence[Site],
-        target: Target,
-        labels: Tensor | None = None,
-    ) -> Attribution:
+    def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
-        at = run_point(model, inputs, sites, target, labels)
-        kept = Kept(target, at.frozen)
+        at = run_point(setup, setup.inputs)
+        kept = replace(setup, target=Kept(setup.target, at.frozen))
         total: dict[str, Tensor] = {}
         for draw in range(self.n_samples):
-            noisy = self._noisy(inputs, draw)
-            part = self.inner.attribute(model, noisy, sites, kept, labels).contribution
+            noisy = replace(kept, inputs=self._noisy(setup.inputs, draw))
+            part = self.inner.attribute(noisy).contribution
             total = {key: total[key] + c if total else c for key, c in part.items()}
         mean = {key: c / self.n_samples for key, c in total.items()}
         unknown = torch.full_like(at.target, torch.nan)
@@ -254,9 +240,8 @@ class SmoothGrad(Method):
     def _noisy(self, inputs: Tensor, draw: int) -> Tensor:
         flat = inputs.flatten(1)
         ranges = (flat.amax(1) - flat.amin(1)).view(-1, *(1 for _ in inputs.shape[1:]))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
-        noise = torch.randn((1, *inputs.shape[1:]), generator=generator, dtype=torch.float64)
-        return inputs + self.noise * ranges * noise.to(inputs)
+        noise = standard_normal(inputs, self.seed, draw).to(inputs)
+        return inputs + self.noise * ranges * noise
 
 
 def _of_length_one(tensor: Tensor) -> Tensor:

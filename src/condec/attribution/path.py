@@ -1,22 +1,22 @@
 """Integrated gradients: the line integral of gradient times change of activation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, final
+from dataclasses import dataclass, field, fields, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condec.attribution.affine import AffineParts, Calls, watched
-from condec.attribution.base import Attribution, Method
+from condec.attribution.base import Attribution, Method, Setup
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
-from condec.attribution.quadrature import Integral, Rule, integrate, integrate_to
-from condec.attribution.targets import Target
+from condec.attribution.quadrature import Rule, integrate, integrate_to
 from condec.basis.errors import OptionError
 from condec.basis.options import require
-from condec.network import Site, find_cuts, split_at
+from condec.network import find_cuts, split_at
 
 if TYPE_CHECKING:
     import condec.data
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _KEPT_BYTES: Final = 2**32
 # Measured on 2 cores with a ResNet-20, largest record 64 KiB a sample: a path of 10 steps takes
 # 0.21 s at one point of 8 samples a pass, 0.12 s at ten; with 64 samples, 1.1 s, 0.9 s at three
-# points, and at ten 4 s: larger tensors than 32 MiB come from the system anew each time.
+# points, and at ten 4 s: larger tensors than 32 MiB come from the system each time.
 # What runs before the first site is not recorded: a first convolution widens an image to about
 # five times its size.
 _WIDENING: Final = 8
@@ -78,8 +78,7 @@ class IntegratedGradients(Method):
         Points of the path in one pass: faster where a batch alone does not fill the device,
         at `stack` times the memory of a pass. ``"auto"``: up to 8, while the largest record of
         a pass, and 8 times its input, stay below 8 MiB (128 MiB on a GPU): large batches run
-        one point at a time.
-        Changes rounding only.
+        one point at a time. Changes rounding only.
 
     Raises
     ------
@@ -137,174 +136,107 @@ class IntegratedGradients(Method):
         return points * self.baseline.n_draws
 
     def fit(self, data: "condec.data.Inputs") -> "Method":
-        """With the baseline's values taken from the data set, if it needs any."""
+        """Take the baseline's values from the data set, if it needs any."""
         return replace(self, baseline=self.baseline.fit(data))
 
-    def attribute(
-        self,
-        model: nn.Module,
-        inputs: Tensor,
-        sites: Sequence[Site],
-        target: Target,
-        labels: Tensor | None = None,
-    ) -> Attribution:
+    def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
-        # Gauss-Legendre takes the derivative along the path of every layer.
         calls: Calls = {}
+        inputs = setup.inputs
         with ExitStack() as stack:
+            # Gauss-Legendre takes the derivative along the path of every layer.
             if self.path == "input" and self.rule != "gauss":
-                calls = stack.enter_context(watched(model, inputs))
-            first = run_point(model, inputs, sites, target, labels)
-        group = self._group(first)
-        if group < len(inputs):
-            parts = [
-                self.attribute(
-                    model,
-                    inputs[start : start + group],
-                    sites,
-                    Kept(target, None if first.frozen is None else first.frozen[start:][:group]),
-                )
-                for start in range(0, len(inputs), group)
-            ]
-            return _join_attributions(parts)
-        cuts = self._cuts(model, inputs, sites)
-        draws: list[Integral] = []
+                calls = stack.enter_context(watched(setup.model, inputs))
+            first = run_point(setup, inputs)
+        if self.steps == "auto" and (size := self._group(first)) < len(inputs):
+            parts = []
+            for at in range(0, len(inputs), size):
+                frozen = None if first.frozen is None else first.frozen[at : at + size]
+                kept = Kept(setup.target, frozen)
+                some = replace(setup, inputs=inputs[at : at + size], target=kept, labels=None)
+                parts.append(self.attribute(some))
+            return _joined(parts)
+        cuts: dict[str, bool] = {}
+        if self.steps == "auto":
+            cuts = find_cuts(setup.model, inputs[:1], setup.sites)
+        draws = []
         for draw in range(self.baseline.n_draws):
             start = self.baseline.make(inputs, draw)
-            if self.path == "input":
-                affine = AffineParts.between(model, start, calls)
-                way = InputPath(model, inputs, start, sites, target, first.frozen, affine)
-                draws.append(self._integrate(way, first, cuts))
+            if self.path == "layer":
+                path = InputPath(setup, start, first.frozen)
+                draws.append(self._layers(path, first, cuts))
             else:
-                draws.append(self._layers(model, inputs, start, sites, target, first, cuts))
-        mean = _average(draws)
-        return Attribution(
-            mean.contribution,
-            first.records,
-            first.output,
-            first.target,
-            mean.target_baseline,
-            mean.steps,
-        )
-
-    def _cuts(self, model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> tuple[str, ...]:
-        if self.steps != "auto":
-            return ()
-        return tuple(key for key, cut in find_cuts(model, inputs[:1], sites).items() if cut)
+                affine = AffineParts.between(setup.model, start, calls)
+                path = InputPath(setup, start, first.frozen, affine)
+                draws.append(self._integrate(path, first, cuts))
+        return draws[0] if len(draws) == 1 else _mean(draws)
 
     def _group(self, first: Point) -> int:
-        """Samples that a layer's path may take at once, where all of its points are kept."""
+        """Samples whose points, records and gradients, may be kept together."""
+        sizes = [2 * _bytes(h) for h in first.records.values()]
+        a_point = max(sizes) if self.path == "layer" else sum(sizes)
         n_samples = len(first.target)
-        if self.steps != "auto" or self.path == "input":
-            return n_samples
-        return min(_group_size((h,), n_samples, self.max_steps) for h in first.records.values())
+        return max(1, _KEPT_BYTES * n_samples // max(1, a_point * (self.max_steps + 1)))
 
-    def _integrate(self, path: Path, first: Point, cuts: Sequence[str]) -> Integral:
+    def _integrate(self, path: Path, first: Point, cuts: Mapping[str, bool]) -> Attribution:
         stack = _stack_size(path, first) if self.stack == "auto" else self.stack
         if self.steps != "auto":
             return integrate(path, first, self.steps, self.rule, stack)
-        cuts = [key for key in cuts if key in first.records]
-        n_samples = len(first.target)
-        group = n_samples
-        if not path.runs_whole_batch:
-            group = _group_size(first.records.values(), n_samples, self.max_steps)
-        parts = []
-        for start in range(0, n_samples, group):
-            rows = torch.arange(start, min(start + group, n_samples), device=first.target.device)
-            parts.append(
-                integrate_to(
-                    path.take(rows),
-                    first.take(rows),
-                    self.rule,
-                    tolerance=self.tolerance,
-                    max_steps=self.max_steps,
-                    cuts=cuts,
-                    stack=max(1, stack * n_samples // len(rows)),
-                )
-            )
-        return _join(parts)
+        return integrate_to(
+            path,
+            first,
+            self.rule,
+            tolerance=self.tolerance,
+            max_steps=self.max_steps,
+            cuts=[key for key, cut in cuts.items() if cut and key in first.records],
+            stack=stack,
+        )
 
-    def _layers(
-        self,
-        model: nn.Module,
-        inputs: Tensor,
-        start: Tensor,
-        sites: Sequence[Site],
-        target: Target,
-        first: Point,
-        cuts: Sequence[str],
-    ) -> Integral:
-        """One path for each site, in that site's own space."""
-        by_key = {site.key: site for site in sites}
-        end = InputPath(model, inputs, start, sites, target, first.frozen).end(first)
-        parts: list[Integral] = []
+    def _layers(self, whole: InputPath, first: Point, cuts: Mapping[str, bool]) -> Attribution:
+        """Integrate one path for each site, in that site's own space."""
+        setup, end = whole.setup, whole.end(first)
+        by_key = {site.key: site for site in setup.sites}
+        parts = []
         for key, h in first.records.items():
-            way = LayerPath(
-                split_at(model, inputs, by_key[key]), end.records[key], target, first.frozen
-            )
+            suffix = split_at(setup.model, setup.inputs, by_key[key])
+            path = LayerPath(setup, end.records[key], first.frozen, suffix)
             alone = replace(first, records={key: h}, gradients={key: first.gradients[key]})
-            parts.append(self._integrate(way, alone, cuts))
-        contribution = {key: total for part in parts for key, total in part.contribution.items()}
-        steps = torch.stack([part.steps for part in parts]).amax(0)
-        return Integral(contribution, end.target, steps)
+            parts.append(self._integrate(path, alone, cuts))
+        totals = {key: total for part in parts for key, total in part.contribution.items()}
+        steps = torch.stack([part.steps for part in parts if part.steps is not None]).amax(0)
+        at = (first.records, first.output, first.target)
+        return Attribution(totals, *at, end.target, steps)
+
+
+def _joined(parts: Sequence[Attribution]) -> Attribution:
+    """Join parts of a batch, one after the other."""
+
+    def each(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if isinstance(values[0], dict):
+            return {key: torch.cat([value[key] for value in values]) for key in values[0]}
+        return torch.cat(values)
+
+    return Attribution(**{f.name: each(f.name) for f in fields(Attribution)})
+
+
+def _mean(draws: Sequence[Attribution]) -> Attribution:
+    """Average over baselines; of the steps, take the most."""
+    totals = {
+        key: reduce(torch.add, [d.contribution[key] for d in draws]) / len(draws)
+        for key in draws[0].contribution
+    }
+    before = torch.stack([d.target_baseline for d in draws]).mean(0)
+    steps = torch.stack([d.steps for d in draws if d.steps is not None]).amax(0)
+    return replace(draws[0], contribution=totals, target_baseline=before, steps=steps)
 
 
 def _stack_size(path: Path, first: Point) -> int:
     """Points of a batch that may share a pass."""
     limit = _RECORD_BYTES.get(first.target.device.type, _RECORD_BYTES["cpu"])
-    largest = max(
-        _WIDENING * _bytes(path.moved),
-        *(_bytes(h) for h in first.records.values()),
-    )
+    largest = max(_WIDENING * _bytes(path.moved), *map(_bytes, first.records.values()))
     return min(_LARGEST_STACK, max(1, limit // max(1, largest)))
-
-
-def _group_size(records: Iterable[Tensor], n_samples: int, max_steps: int) -> int:
-    """Samples whose points, records and gradients, may be kept together."""
-    a_point = 2 * sum(_bytes(h) for h in records)
-    return min(n_samples, max(1, _KEPT_BYTES * n_samples // max(1, a_point * (max_steps + 1))))
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _join_attributions(parts: Sequence[Attribution]) -> Attribution:
-    """Parts of a batch, one after the other."""
-
-    def each(name: str) -> dict[str, Tensor]:
-        keys = getattr(parts[0], name)
-        return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in keys}
-
-    return Attribution(
-        each("contribution"),
-        each("activation"),
-        torch.cat([part.output for part in parts]),
-        torch.cat([part.target for part in parts]),
-        torch.cat([part.target_baseline for part in parts]),
-        torch.cat([part.steps for part in parts if part.steps is not None]),
-    )
-
-
-def _join(parts: Sequence[Integral]) -> Integral:
-    """Parts of a batch, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    keys = parts[0].contribution
-    return Integral(
-        {key: torch.cat([part.contribution[key] for part in parts]) for key in keys},
-        torch.cat([part.target_baseline for part in parts]),
-        torch.cat([part.steps for part in parts]),
-    )
-
-
-def _average(draws: Sequence[Integral]) -> Integral:
-    """Mean over baselines; of the steps, the most."""
-    if len(draws) == 1:
-        return draws[0]
-    keys = draws[0].contribution
-    return Integral(
-        {key: sum(d.contribution[key] for d in draws) / len(draws) for key in keys},  # type: ignore[misc]
-        torch.stack([d.target_baseline for d in draws]).mean(0),
-        torch.stack([d.steps for d in draws]).amax(0),
-    )

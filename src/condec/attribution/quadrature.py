@@ -3,14 +3,15 @@
 import itertools
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from condec.attribution.base import wide
-from condec.attribution.engine import Path, Point
+from condec.attribution.base import Attribution
+from condec.attribution.engine import LayerPath, Path, Point
+from condec.attribution.targets.base import wide
 
 Rule = Literal["trapezoid", "left", "right", "gauss"]
 Totals = dict[str, Tensor]
@@ -21,30 +22,31 @@ _FIRST_STEPS: Final = 4
 _SMALL_CHANGE: Final = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
-class Integral:
-    """What a quadrature gives: contributions, the target at the baseline, intervals a sample."""
-
-    contribution: Totals
-    target_baseline: Tensor
-    steps: Tensor
-
-
-def integrate(path: Path, first: Point, steps: int, rule: Rule, stack: int) -> Integral:
-    """A fixed number of intervals, from the inputs back to the baseline.
+def integrate(path: Path, first: Point, steps: int, rule: Rule, stack: int) -> Attribution:
+    """Sum over a fixed number of intervals, from the inputs back to the baseline.
 
     No point is kept but the last one (with those it was stacked with).
     """
-    if rule == "gauss":
-        return _gauss(path, first, steps, stack)
     total, later = _zeros(first), first
-    for chunk in _chunks([k / steps for k in range(steps - 1, 0, -1)], stack):
-        for point in path.at(chunk):
-            _add_interval(total, later, point, rule)
-            later = point
+    if rule == "gauss":
+        places, weights = np.polynomial.legendre.leggauss(steps)
+        share = iter((weights / 2).tolist())
+        for chunk in _chunks(((places + 1) / 2).tolist(), stack):
+            for point in path.at(chunk, speeds=True):
+                weight = next(share)
+                for key, sums in total.items():
+                    speed, slope = point.speeds[key], point.gradients[key]
+                    sums.addcmul_(speed.to(sums.dtype), slope.to(sums.dtype), value=weight)
+    else:
+        for chunk in _chunks([k / steps for k in range(steps - 1, 0, -1)], stack):
+            for point in path.at(chunk):
+                _add_interval(total, later, point, rule)
+                later = point
     end = path.end(first)
-    _add_interval(total, later, end, rule)
-    return Integral(total, end.target, torch.full_like(first.target, steps, dtype=torch.int64))
+    if rule != "gauss":
+        _add_interval(total, later, end, rule)
+    taken = torch.full_like(first.target, steps, dtype=torch.int64)
+    return Attribution(total, first.records, first.output, first.target, end.target, taken)
 
 
 def integrate_to(
@@ -56,8 +58,8 @@ def integrate_to(
     max_steps: int,
     cuts: Collection[str],
     stack: int,
-) -> Integral:
-    """Intervals doubled for each sample until it is within the tolerance; points are kept.
+) -> Attribution:
+    """Double the intervals of each sample until it is within the tolerance; points are kept.
 
     Parameters
     ----------
@@ -73,7 +75,7 @@ def integrate_to(
     n_steps, points = 1, [end, first]
     coarse = _total(points, rule)
     while len(rows):
-        freed = 1 if path.runs_whole_batch else len(change) // len(rows)
+        freed = 1 if isinstance(path, LayerPath) else len(change) // len(rows)
         points = _doubled(path, points, stack * freed)
         n_steps *= 2
         fine = _total(points, rule)
@@ -89,24 +91,7 @@ def integrate_to(
             points = [point.take(going) for point in points]
             fine = {key: total[going] for key, total in fine.items()}
         coarse = fine
-    return Integral(contribution, end.target, taken)
-
-
-def _gauss(path: Path, first: Point, steps: int, stack: int) -> Integral:
-    import numpy
-
-    places, weights = numpy.polynomial.legendre.leggauss(steps)
-    total = _zeros(first)
-    share = iter((weights / 2).tolist())
-    for chunk in _chunks(((places + 1) / 2).tolist(), stack):
-        for point in path.at(chunk, speeds=True):
-            weight = next(share)
-            for key, sums in total.items():
-                dtype = sums.dtype
-                speed, slope = point.speeds[key].to(dtype), point.gradients[key].to(dtype)
-                sums.addcmul_(speed, slope, value=weight)
-    end = path.end(first)
-    return Integral(total, end.target, torch.full_like(first.target, steps, dtype=torch.int64))
+    return Attribution(contribution, first.records, first.output, first.target, end.target, taken)
 
 
 def _chunks(alphas: Sequence[float], size: int) -> list[Sequence[float]]:
@@ -166,7 +151,7 @@ def _gap(total: Totals, change: Tensor, cuts: Collection[str]) -> Tensor:
 
 
 def _warn_unfinished(off: Tensor, n_samples: int, tolerance: float, n_steps: int) -> None:
-    """Say how many of the samples that are done are not within the tolerance."""
+    """Count the samples that are done and not within the tolerance."""
     n_off = int((~(off <= tolerance)).sum())
     if n_off:
         warnings.warn(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from condec.attribution.targets.base import wide
 from condec.basis.shapes import Activation, SignedUnits, UnitMatrix
 from condec.network import Units
 
@@ -38,7 +39,7 @@ def split_and_sum(values: Activation, units: Units) -> SignedUnits:
     expanded = units.expand(values)
     axes = units.axes(expanded.ndim)
     positions = [axis for axis in range(1, expanded.ndim) if axis not in axes]
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    dtype = wide(values)
 
     def total(part: Tensor) -> Tensor:
         summed = part.sum(positions, dtype=dtype) if positions else part.to(dtype)

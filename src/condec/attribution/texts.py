@@ -54,7 +54,7 @@ def _constant_text(b: Constant) -> str:
     return f"constant:{','.join(map(_short, values))}"
 
 
-_BASELINES: Final[Texts[Baseline]] = Texts(
+BASELINES: Final[Texts[Baseline]] = Texts(
     "baseline",
     {
         Zeros: Form("zeros", r"zeros", Zeros, lambda b: "zeros"),
@@ -116,7 +116,7 @@ def _plain(kind: type[Method]) -> Form:
     return Form(name, name, kind, lambda m: name)
 
 
-_METHODS: Final[Texts[Method]] = Texts(
+METHODS: Final[Texts[Method]] = Texts(
     "method",
     {
         IntegratedGradients: Form(
@@ -149,8 +149,8 @@ _METHODS: Final[Texts[Method]] = Texts(
     },
 )
 _INSIDE: Final[dict[str, dict[str, Any]]] = {
-    "baseline": _BASELINES.classes,
-    "inner": _METHODS.classes,
+    "baseline": BASELINES.classes,
+    "inner": METHODS.classes,
 }
 
 
@@ -162,7 +162,7 @@ def parse_method(text: str) -> Method:
     OptionError
         There is no such method, or a number is out of range.
     """
-    return _METHODS.parse(text)
+    return METHODS.parse(text)
 
 
 def method_text(method: Method) -> str:
@@ -173,7 +173,7 @@ def method_text(method: Method) -> str:
     OptionError
         The method has options that no text says.
     """
-    return _METHODS.text(method)
+    return METHODS.text(method)
 
 
 def parse_baseline(text: str) -> Baseline:
@@ -189,7 +189,7 @@ def parse_baseline(text: str) -> Baseline:
     >>> parse_baseline("constant:0.5")
     Constant(value=0.5)
     """
-    return _BASELINES.parse(text)
+    return BASELINES.parse(text)
 
 
 def baseline_text(baseline: Baseline) -> str:
@@ -200,7 +200,7 @@ def baseline_text(baseline: Baseline) -> str:
     OptionError
         The baseline has options that no text says.
     """
-    return _BASELINES.text(baseline)
+    return BASELINES.text(baseline)
 
 
 def method_from_dict(record: Mapping[str, Any]) -> Method:
@@ -211,5 +211,5 @@ def method_from_dict(record: Mapping[str, Any]) -> Method:
     OptionError
         No method has that name or those fields.
     """
-    method: Method = option_from_dict("method", _METHODS.classes, _INSIDE, record)
+    method: Method = option_from_dict("method", METHODS.classes, _INSIDE, record)
     return method

@@ -19,8 +19,9 @@ from condec.attribution import (
     Contributions,
     IntegratedGradients,
     Method,
+    Setup,
     Sites,
-    assemble,
+    make_setup,
     prepare_inputs,
     run_batch,
 )
@@ -127,7 +128,8 @@ class BatchPlan:
         fitted_target = target
         if not target.is_fitted:
             fitted_target = target.fitted(_outputs(model, fit_on or inputs, on_bad))
-        batch = run_batch(model, sample, sites, ActGrad(), fitted_target, labels)
+        setup = make_setup(model, sample, sites, fitted_target, labels)
+        batch = run_batch(setup, ActGrad(), Compute())
         infos = tuple(
             SiteInfo(
                 site=part.site,
@@ -261,11 +263,11 @@ class BatchPlan:
         return Rows(ids=ids, **(values | {"label": label}))
 
     def _attribute(self, method: Method, batch: "LoadedBatch") -> Contributions:
-        inputs = self.compute.arrange(prepare_inputs(self.model, batch.inputs))
-        sites = [info.site for info in self.infos]
-        with torch.inference_mode(False), self.compute.running(inputs.device):
-            result = method.attribute(self.model, inputs, sites, self.fitted_target, batch.labels)
-        return assemble(result, sites, {info.site.key: info.cut for info in self.infos})
+        inputs = prepare_inputs(self.model, batch.inputs)
+        sites = tuple(info.site for info in self.infos)
+        setup = Setup(self.model, inputs, sites, self.fitted_target, batch.labels)
+        cuts = {info.site.key: info.cut for info in self.infos}
+        return run_batch(setup, method, self.compute, cuts)
 
     def _empty(self, n_rows: int) -> dict[str, Any]:
         def units() -> dict[str, Tensor]:

@@ -58,9 +58,9 @@ TargetLike = Target | Callable[[Tensor], Tensor]
 """What stands for a target in every call: a target, or a function of the output."""
 
 
-def wide(output: Tensor) -> Tensor:
-    """The output in at least single precision: sums in half precision lose digits."""
-    return output if output.dtype == torch.float64 else output.float()
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the type of sums and products: at least float32, for half precision loses digits."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def scores(output: Tensor, *, probability: bool = False, at_least: int = 1) -> Tensor:
@@ -90,7 +90,8 @@ def scores(output: Tensor, *, probability: bool = False, at_least: int = 1) -> T
             f"the target needs at least {at_least} labels; the model gave {output.shape[1]}"
             + (" (the softmax of a single output is always 1)" if probability else "")
         )
-    return wide(output).softmax(1) if probability else wide(output)
+    values = output.to(wide(output))
+    return values.softmax(1) if probability else values
 
 
 def gather(output: Tensor, frozen: Tensor | None, *, probability: bool = False) -> Tensor:

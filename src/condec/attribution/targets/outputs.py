@@ -69,7 +69,7 @@ class Sum(Target):
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """Sum over everything but the sample axis, shape [sample]."""
-        values = scores(output, probability=True) if self.probability else wide(output)
+        values = scores(output, probability=True) if self.probability else output.to(wide(output))
         values = values[:, None] if values.ndim == 1 else values
         return _pick("Sum", values, self.indices).flatten(1).sum(1)
 
@@ -207,7 +207,7 @@ class Surprisal(Target):
             )
         away = values - self.mean.to(output.device)
         half = 0.5 * ((away @ self.precision.to(output.device)) * away).sum(1)
-        return half.to(wide(output).dtype)
+        return half.to(wide(output))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, with all numbers: it gives the same target back."""

@@ -35,7 +35,7 @@ def _sum_text(t: Sum) -> str:
     return "sum" if t.indices is None else f"sum:{','.join(map(str, t.indices))}{_soft(t)}"
 
 
-_TEXTS: Final[Texts[Target]] = Texts(
+TARGETS: Final[Texts[Target]] = Texts(
     "target",
     {
         TopK: Form(
@@ -102,7 +102,7 @@ def parse_target(text: str) -> Target:
     OptionError
         There is no such target, or a number is out of range.
     """
-    return _TEXTS.parse(text)
+    return TARGETS.parse(text)
 
 
 def target_text(target: Target) -> str:
@@ -113,7 +113,7 @@ def target_text(target: Target) -> str:
     OptionError
         The target has no text: it holds numbers or a function.
     """
-    return _TEXTS.text(target)
+    return TARGETS.text(target)
 
 
 def target_from_dict(record: Mapping[str, Any]) -> Target:
@@ -136,5 +136,5 @@ def target_from_dict(record: Mapping[str, Any]) -> Target:
         for key in ("mean", "precision"):
             given = record.get(key)
             fields[key] = None if given is None else torch.tensor(given, dtype=torch.float64)
-    target: Target = option_from_dict("target", _TEXTS.classes, {}, fields)
+    target: Target = option_from_dict("target", TARGETS.classes, {}, fields)
     return target

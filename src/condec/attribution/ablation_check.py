@@ -1,4 +1,4 @@
-"""How well contributions tell what ablating each unit really does."""
+"""Check contributions against ablation: their rank correlation with the exact effects of units."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from condec.attribution.ablation import UnitAblation, unit_effects
-from condec.attribution.contributions import Contributions, Setup, SiteContributions
-from condec.attribution.reduce import merge_signs, split_and_sum
+from condec.attribution.contributions import Contributions, UnitContributions
+from condec.attribution.reduce import merge_signs
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import pearson
+from condec.basis.records import short_repr
 from condec.basis.shapes import PerSample, UnitMatrix
-from condec.network import record, run_model
 
 if TYPE_CHECKING:
     import pandas
@@ -24,9 +24,10 @@ COLUMNS = (
 """Columns of what `faithfulness` returns."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How two quantities of the same units agree.
+    """Agreement of two quantities of the same units.
 
     Attributes
     ----------
@@ -48,14 +49,14 @@ class Agreement:
 
 
 def faithfulness(
-    batch: Contributions,
+    batch: Contributions | UnitContributions,
     *,
     ablation: UnitAblation | None = None,
     max_units: int | None = 512,
     top: float = 0.1,
     seed: int = 0,
 ) -> "pandas.DataFrame":
-    """Agreement of contributions with the effect of ablating every unit, site by site.
+    """Compare contributions with the effect of ablating every unit, site by site.
 
     The contribution of a unit is summed over its positions, both signs together; the effect is
     the exact change of the target when the unit is replaced (`UnitAblation`), target and
@@ -66,7 +67,7 @@ def faithfulness(
 
     Parameters
     ----------
-    batch : Contributions
+    batch : Contributions or UnitContributions
         From `contribute`, reduced or not.
     ablation : UnitAblation, optional
         By default units are set to zero. ``"mean"`` and ``"resample"`` stay nearer to the data.
@@ -94,8 +95,7 @@ def faithfulness(
 
     Examples
     --------
-    >>> from condec.attribution import ActGrad
-    >>> from condec.contributions import contribute
+    >>> from condec.attribution import ActGrad, contribute
     >>> from condec.testing.models import small_mlp
     >>> batch = contribute(small_mlp(), torch.eye(5), "3", method=ActGrad())
     >>> print(faithfulness(batch)["spearman_median"].round(3)[0])      # linear from there on
@@ -110,19 +110,14 @@ def faithfulness(
         )
     if max_units is not None and max_units < 2:
         raise OptionError(f"faithfulness: max_units must be at least 2, or None; got {max_units}")
-    rows = []
-    for part in batch.by_site:
-        contribution = _a_unit(batch.setup, part)
+    setup, rows = batch.setup, []
+    for part in (batch.reduce() if isinstance(batch, Contributions) else batch).by_site:
+        contribution = merge_signs(part.contribution)
         chosen = _chosen(contribution.shape[1], max_units, seed)
         effects = unit_effects(
-            batch.setup.model,
-            batch.setup.inputs,
-            part.site,
-            batch.setup.target,
-            batch.setup.labels,
-            method=ablation or UnitAblation(),
-            units=chosen,
-        )
+            setup.model, setup.inputs, part.site, setup.target, setup.labels,
+            method=ablation, units=chosen,
+        )  # fmt: skip
         found = agreement(contribution[:, chosen.to(contribution.device)], effects, top=top)
         rows.append([part.site.key, contribution.shape[1], len(chosen), *_summary(found)])
     return pandas.DataFrame(rows, columns=list(COLUMNS))
@@ -157,24 +152,10 @@ def agreement(first: UnitMatrix, second: UnitMatrix, *, top: float = 0.1) -> Agr
     return Agreement(
         spearman=_correlation(_ranks(a), _ranks(b)),
         pearson=_correlation(a, b),
-        spearman_pooled=float(_correlation(_ranks(a.view(1, -1)), _ranks(b.view(1, -1)))),
+        spearman_pooled=float(_correlation(_ranks(a.reshape(1, -1)), _ranks(b.reshape(1, -1)))),
         top_k=top_k,
         top_overlap=shared.double().mean(1),
     )
-
-
-def _a_unit(setup: Setup, part: SiteContributions) -> Tensor:
-    """Contribution of each unit, [sample, unit]."""
-    with record(setup.model, [part.site]) as tape, torch.no_grad():
-        run_model(setup.model, setup.inputs[:1])
-    (activation,) = (tensor.detach() for tensor in tape.records.values())
-    given = part.activation[:1]
-    # A reduced record may have the shape of a full one of two tokens.
-    full = given.shape == activation.shape and torch.allclose(
-        given.to(activation), activation, rtol=1e-2, atol=1e-2 * float(activation.abs().max())
-    )
-    values = part.contribution
-    return merge_signs(split_and_sum(values, part.units) if full else values)
 
 
 def _chosen(n_units: int, max_units: int | None, seed: int) -> Tensor:
@@ -186,18 +167,13 @@ def _chosen(n_units: int, max_units: int | None, seed: int) -> Tensor:
 
 def _summary(found: Agreement) -> list[int | float]:
     """Numbers of one row, from ``n_samples`` on."""
-    defined = found.spearman[~found.spearman.isnan()]
-    quartiles = [float("nan")] * 3
-    if len(defined):
-        at = torch.tensor([0.5, 0.25, 0.75], dtype=defined.dtype)
-        quartiles = torch.quantile(defined, at).tolist()
-    linear = found.pearson[~found.pearson.isnan()]
+    at = torch.tensor([0.5, 0.25, 0.75], dtype=found.spearman.dtype)
     return [
         len(found.spearman),
-        len(defined),
-        *quartiles,
+        int((~found.spearman.isnan()).sum()),
+        *found.spearman.nanquantile(at).tolist(),
         found.spearman_pooled,
-        float(linear.quantile(0.5)) if len(linear) else float("nan"),
+        float(found.pearson.nanquantile(0.5)),
         found.top_k,
         float(found.top_overlap.mean()),
     ]
