@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Replacement = Literal["zero", "mean", "resample", "baseline"]
 _TYPICAL_UNITS: Final = 256
+_Instead = Callable[[int], Tensor]
 
 
 @final
@@ -38,7 +39,7 @@ class UnitAblation(Method):
     for each other each has little, and effects do not add up. What the target froze stays as
     at the inputs; ``target_baseline`` is NaN.
 
-    The network after the site runs for every unit and sample (`condec.network.suffix`), the one
+    The network after the site runs for every unit and sample (`condec.network.AfterSite`), the one
     before it once.
 
     Parameters
@@ -223,9 +224,7 @@ def _effects(
     return torch.cat(effects, 1), value
 
 
-def _replacements(
-    method: UnitAblation, suffix: AfterSite, layout: Units
-) -> Callable[[int], Tensor]:
+def _replacements(method: UnitAblation, suffix: AfterSite, layout: Units) -> _Instead:
     """Values that stand in the place of a unit, by its number."""
     h, site = suffix.activation, suffix.site
     if method.replacement == "resample":
