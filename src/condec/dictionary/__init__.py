@@ -13,9 +13,8 @@ from condec.dictionary.fitting.preparation import Preparation
 from condec.dictionary.fitting.rows import split_rows
 from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit, forget_checkpoint
 from condec.dictionary.learners.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
-from condec.dictionary.learners.pursuit import MatchingPursuit
 from condec.dictionary.learners.sae import ThresholdSAE
-from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE
+from condec.dictionary.learners.sparse import JumpReLUSAE, MatchingPursuit, ReLUSAE
 from condec.dictionary.learners.topk import BatchTopKSAE, MatryoshkaSAE, TopKSAE
 from condec.dictionary.measure.pareto import best_at_equal_l0, over_seeds, pareto_front
 from condec.dictionary.measure.quality import mode_table, quality

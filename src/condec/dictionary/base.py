@@ -87,8 +87,7 @@ class Dictionary:
     tensors : dict of str to Tensor
         The learner's numbers, for prepared data; and the centre and scales of `Preparation`.
     scale : float
-        Standard deviation of all entries of the training rows (of their deviations from the
-        centre, where that is taken out); 1 where nothing is scaled.
+        Standard deviation of all entries of the (centred) training rows; 1 where nothing is scaled.
     training : Training, optional
         How it came about.
     """
@@ -128,10 +127,7 @@ class Dictionary:
     def encode(self, matrix: UnitMatrix | np.ndarray) -> Loadings:
         """Encode rows: loadings of shape [sample, mode], where the matrix is; float32.
 
-        Raises
-        ------
-        DataError
-            The rows have another width, or hold entries that are not finite.
+        DataError where the rows have another width, or hold entries that are not finite.
         """
         rows = as_matrix(matrix, "encode")
         if rows.shape[1] != self.n_units:
@@ -149,13 +145,7 @@ class Dictionary:
         return loadings
 
     def decode(self, loadings: Loadings) -> UnitMatrix:
-        r"""Decode loadings to rows in the data's units: :math:`\hat X = Z D + o`.
-
-        Raises
-        ------
-        DataError
-            The loadings are not of shape [sample, mode].
-        """
+        r"""Decode loadings [sample, mode] to rows in the data's units: :math:`\hat X = Z D + o`."""
         if loadings.ndim != 2 or loadings.shape[1] != self.n_modes:
             raise DataError(
                 f"decode: expected loadings [sample, {self.n_modes}], one for every mode, dead "
@@ -166,13 +156,7 @@ class Dictionary:
         return loadings.to(torch.float32) @ atoms + offset
 
     def save(self, folder: str | Path) -> None:
-        """Write dictionary.safetensors and dictionary.json, replacing those of an earlier fit.
-
-        Raises
-        ------
-        StoreError
-            The folder cannot be written.
-        """
+        """Write dictionary.safetensors and dictionary.json, replacing those of an earlier fit."""
         from safetensors.torch import save
 
         folder = Path(folder)
@@ -251,13 +235,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def as_matrix(matrix: Tensor | np.ndarray, who: str) -> Tensor:
+def as_matrix(matrix: Tensor | np.ndarray, who: str, first: int = 0) -> Tensor:
     """Return a finite matrix [sample, unit] as a float32 tensor; a copy only of another type.
 
-    Raises
-    ------
-    DataError
-        Another number of axes, no rows or units, or entries that are not finite.
+    `first` is the number of its first row, for messages.
     """
     if not isinstance(matrix, Tensor):
         # A copy: torch cannot share memory that numpy marks read-only.
@@ -272,7 +253,7 @@ def as_matrix(matrix: Tensor | np.ndarray, who: str) -> Tensor:
     if not bool(matrix.sum().isfinite()):
         bad = (~matrix.isfinite()).any(1).nonzero().flatten().tolist()
         if bad:
-            some = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+            some = ", ".join(str(first + b) for b in bad[:8]) + (", ..." if len(bad) > 8 else "")
             raise DataError(
                 f"{who}: {len(bad)} of {len(matrix)} rows hold NaN or infinite entries (rows "
                 f"{some}); leave those samples out, as Store.matrix does"

@@ -44,18 +44,8 @@ _EXPORTED: Final[dict[type, Architecture]] = {
 class LinearCode:
     """A linear encoder, its activation, and the decoder; in the data's units.
 
-    Attributes
-    ----------
-    architecture : {"standard", "topk", "jumprelu"}
-        SAELens' name of the activation.
-    encoder : Tensor of shape [unit, mode]
-    bias : Tensor of shape [mode]
-    atoms : Tensor of shape [mode, unit]
-    offset : Tensor of shape [unit]
-    threshold : Tensor of shape [mode], optional
-        Of "jumprelu".
-    k : int, optional
-        Of "topk".
+    `architecture` is SAELens' name of the activation; `encoder` [unit, mode], `bias` [mode],
+    `atoms` [mode, unit], `offset` [unit]; `threshold` [mode] belongs to "jumprelu", `k` to "topk".
     """
 
     architecture: Architecture
@@ -81,10 +71,7 @@ class LinearCode:
 def linear_code(dictionary: Dictionary) -> LinearCode:
     """Fold the preparation of a dictionary into its weights.
 
-    Raises
-    ------
-    DataError
-        Its learner has no linear encoder, or one with another activation than SAELens knows.
+    DataError where its learner has no linear encoder, or none with an activation of SAELens.
     """
     learner, tensors = dictionary.learner, dictionary.tensors
     architecture = _EXPORTED.get(type(learner))
@@ -121,20 +108,13 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
     """Write a dictionary for SAELens (``SAE.load_from_disk``, version 6).
 
     `ReLUSAE` becomes "standard", `TopKSAE` "topk"; `JumpReLUSAE`, `BatchTopKSAE` and
-    `MatryoshkaSAE` become "jumprelu". Other learners have no linear encoder.
-
-    Parameters
-    ----------
-    dictionary : Dictionary
-    folder : str or Path
-        Gets cfg.json and sae_weights.safetensors.
-    hook_name : str
-        Name of the place in the model, a note for people.
+    `MatryoshkaSAE` become "jumprelu". The folder gets cfg.json and sae_weights.safetensors;
+    `hook_name`, the name of the place in the model, is a note for people.
 
     Raises
     ------
     DataError
-        The learner cannot be exported.
+        The learner has no linear encoder.
     StoreError
         The folder cannot be written.
     """
@@ -174,11 +154,8 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
 def read_saelens(folder: str | Path) -> LinearCode:
     """Read the layout that `write_saelens` and SAELens write.
 
-    Raises
-    ------
-    StoreError
-        Files are missing or damaged, or the architecture is one that is not read: gated, or
-        with activations normalised or rescaled on the way.
+    StoreError where files are missing or damaged, or the architecture is one that is not read:
+    gated, or with activations normalised or rescaled on the way.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

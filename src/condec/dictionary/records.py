@@ -149,11 +149,8 @@ class TrainConfig:
         >>> TrainConfig.paper(seed=1).lr
         5e-05
         """
-        recipe: dict[str, Any] = {
-            "epochs": 300, "batch_size": 128, "lr": 5e-5, "schedule": "plateau",
-            "threshold_warmup": 0.0,
-        }  # fmt: skip
-        return cls(**recipe | changes)
+        recipe = {"epochs": 300, "lr": 5e-5, "schedule": "plateau", "threshold_warmup": 0.0}
+        return cls(**{"batch_size": 128} | recipe | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form."""
@@ -255,8 +252,8 @@ class Training:
         With all that was left open filled in.
     n_rows : int
         Rows of the matrix, of both splits.
-    held_out_rows : Tensor of shape [sample]
-        Rows of the matrix that took no part, ascending.
+    held_out_rows, train_rows : Tensor of shape [sample]
+        Rows that took no part, and those that were fitted, ascending.
     metrics : dict of str to Quality
         By split: ``"train"`` and, where rows were held out, ``"held_out"``.
     n_alive : int
@@ -277,34 +274,19 @@ class Training:
         """Rows of the matrix that were fitted, ascending."""
         return complement(self.held_out_rows, self.n_rows)
 
-    @property
-    def r2(self) -> float:
-        """R2 on the held-out rows; see `Quality`."""
-        return self._held_out.r2
-
-    @property
-    def r2_grand(self) -> float:
-        """The paper's R2 on the held-out rows."""
-        return self._held_out.r2_grand
-
-    @property
-    def cosine(self) -> float:
-        """Mean cosine on the held-out rows."""
-        return self._held_out.cosine
-
-    @property
-    def l0(self) -> float:
-        """Mean number of loadings of a held-out row that are not 0."""
-        return self._held_out.l0
-
-    @property
-    def _held_out(self) -> Quality:
+    def _held_out(self, name: str) -> float:
         if "held_out" not in self.metrics:
             raise DataError(
                 f"{type(self).__name__}: no rows were held out, so there is no held-out figure; "
                 "take metrics['train'], or fit with TrainConfig(held_out=0.2)"
             )
-        return self.metrics["held_out"]
+        figure: float = getattr(self.metrics["held_out"], name)
+        return figure
+
+    r2 = property(lambda self: self._held_out("r2"), doc="R2 on the held-out rows.")
+    r2_grand = property(lambda self: self._held_out("r2_grand"), doc="The paper's R2 on them.")
+    cosine = property(lambda self: self._held_out("cosine"), doc="Mean cosine on them.")
+    l0 = property(lambda self: self._held_out("l0"), doc="Mean L0 on the held-out rows.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form, but for `held_out_rows`."""

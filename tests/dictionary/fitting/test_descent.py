@@ -40,12 +40,7 @@ BEFORE = {
     "constant": (
         ThresholdSAE(8, threshold=0.6, dropout=0.0, **PAPER),
         TrainConfig(
-            epochs=12,
-            schedule="constant",
-            lr=3e-3,
-            threshold_warmup=0.0,
-            batch_size=64,
-            seed=7,
+            epochs=12, schedule="constant", lr=3e-3, threshold_warmup=0.0, batch_size=64, seed=7
         ),
     ),
 }

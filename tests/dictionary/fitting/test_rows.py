@@ -173,7 +173,7 @@ def test_errors():
     with pytest.raises(DataError, match="the matrix is constant"):
         fit(TopKSAE(4, k=2), Blocks(torch.ones(600, 24), 50), config=config)
     matrix[333, 1] = float("nan")
-    with pytest.raises(DataError, match=r"rows 300 ... 349 hold NaN .*first is row 333"):
+    with pytest.raises(DataError, match=r"fit: 1 of 50 rows hold NaN .* \(rows 333\)"):
         fit(TopKSAE(4, k=2), Blocks(matrix, 50), config=config)
 
 

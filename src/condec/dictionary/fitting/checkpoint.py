@@ -38,8 +38,7 @@ class Keeper:
     folder : path
         Of this fit alone; made when there is something to keep.
     identity : mapping
-        Options and rows of the fit, as values that JSON holds. A checkpoint of anything else is
-        refused.
+        Options and rows of the fit, as JSON values. A checkpoint of anything else is refused.
     seconds : float
         Between two checkpoints; 0 for one after every step.
     """
@@ -60,10 +59,7 @@ class Keeper:
     def restore(self) -> State | None:
         """Read the last checkpoint, if there is one.
 
-        Raises
-        ------
-        StoreError
-            The checkpoint is damaged, or belongs to another fit.
+        StoreError where it is damaged, or belongs to another fit.
         """
         if not (self.folder / _RECORD).exists():
             return None

@@ -34,6 +34,7 @@ _CANDIDATES: Final = 1024
 """Rows out of which those are drawn that dead modes are set to."""
 _REVIVALS: Final = 4
 """Times that dead modes are set to rows, evenly over the first half of the steps."""
+_COUNTS: Final = ("step", "done", "waited", "history")
 _BETTER: Final = 1e-3
 """Share by which a training loss must fall to count as better, for `TrainConfig.patience`."""
 
@@ -106,11 +107,9 @@ class _Descent:
         self.learner, self.rows, self.config = learner, rows, configs[0]
         self.alone, device = len(rows) == 1, rows[0].device
         self.lr, self.n_epochs = self.config.lr or DEFAULT_LR, self.config.epochs or 1
-        self.parameters: dict[str, Tensor] = (
-            dict(starts[0])
-            if self.alone
-            else {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
-        )
+        self.parameters: dict[str, Tensor] = dict(starts[0])
+        if not self.alone:
+            self.parameters = {n: torch.stack([start[n] for start in starts]) for n in starts[0]}
         half = {"encoder": {*self.parameters} - {ATOMS, OFFSET}, "decoder": {ATOMS}}
         stay = half.get(self.config.freeze or "", set()) - {*learner.fixed}
         self.frozen = {name: self.parameters[name].detach().clone() for name in stay}
@@ -310,12 +309,8 @@ class _Descent:
         for index, (draw, order) in enumerate(zip(self.draw, self.order, strict=True)):
             tensors |= {f"draw.{index}": draw.get_state(), f"order.{index}": order}
         plateau = self.plateau
-        record = {
-            "step": self.step,
-            "done": self.done,
-            "waited": self.waited,
+        record = {name: getattr(self, name) for name in _COUNTS} | {
             "best": None if math.isinf(self.best) else self.best,
-            "history": self.history,
             "lr": self._rate(),
             "plateau": None if math.isinf(plateau.best) else [plateau.best, plateau.num_bad_epochs],
         }
@@ -342,9 +337,9 @@ class _Descent:
         for index, (draw, shuffle) in enumerate(zip(self.draw, self.shuffle, strict=True)):
             draw.set_state(tensors[f"draw.{index}"])
             shuffle.set_state(tensors[f"order.{index}"])
-        self.step, self.done, self.waited = record["step"], record["done"], record["waited"]
+        for name in _COUNTS:
+            setattr(self, name, record[name])
         self.best = math.inf if record["best"] is None else record["best"]
-        self.history = record["history"]
         self._set_rate(record["lr"])
         if record["plateau"] is not None:
             self.plateau.best, self.plateau.num_bad_epochs = record["plateau"]

@@ -64,17 +64,7 @@ Matrix = UnitMatrix | np.ndarray | StoredRows
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One fit of a list.
-
-    Parameters
-    ----------
-    learner : Learner
-    matrix : Tensor of shape [sample, unit], or stored rows
-        May be that of other jobs.
-    config : TrainConfig
-    held_out_rows : Tensor of int, optional
-        As in `fit`.
-    """
+    """One fit of a list: what `fit` takes; `matrix` may be that of other jobs."""
 
     learner: Learner
     matrix: Matrix
@@ -100,10 +90,10 @@ def fit_many(
     progress: bool = False,
     on_done: Callable[[str, FitReport], None] | None = None,
 ) -> dict[str, FitReport]:
-    """Fit dictionaries; the reports by the names of the jobs, in their order.
+    """Fit dictionaries; return the reports by the names of the jobs, in their order.
 
     Fits that run as one give what each would give alone, up to rounding; those with dropout run
-    by themselves. They share `seconds` evenly.
+    by themselves. They share `seconds` evenly. Errors and warnings are those of `fit`.
 
     Parameters
     ----------
@@ -111,13 +101,11 @@ def fit_many(
     folder : path, optional
         For checkpoints of this list alone: where interrupted fits by gradient descent go on.
         All that is left there is removed when all are done.
-    checkpoint_seconds : float
+    checkpoint_seconds, progress
         As in `fit`.
     workers : int, optional
         Processes; by default as many as torch has threads, where the work is worth it. They do
         not run the calling script again: no ``if __name__ == "__main__"`` is needed.
-    progress : bool
-        Show a bar.
     on_done : callable, optional
         Called in this process with a job's name and report as soon as it is done, not always
         in order: the place to save it.
@@ -127,14 +115,9 @@ def fit_many(
     OptionError
         Less than one worker.
     CondecError
-        As from `fit`, of the first job that cannot be fitted; a worker process that ended.
+        A worker process ended before its fits were done.
     StoreError
         The folder cannot be written.
-
-    Warns
-    -----
-    DeadModesWarning
-        For every dictionary with many dead modes, as from `fit`.
     """
     if workers is not None and workers < 1:
         raise OptionError(f"fit_many: workers must be at least 1; got {workers}")
@@ -222,8 +205,7 @@ def _in_processes(
 ) -> Iterator[tuple[tuple[str, ...], _Done]]:
     """Do groups of fits in processes, which are given options and the names of files.
 
-    All workers map the rows from one file; they end when the folder of these files goes, or the
-    process that made it.
+    They end when the folder of these files goes, or the process that made it.
     """
     from multiprocessing import get_context
 
@@ -248,7 +230,9 @@ def _in_processes(
             waiting[future] = (names, out)
         for future in as_completed(waiting):
             names, out = waiting[future]
-            yield names, _read(out, *future.result())
+            seconds_each, checkpoint = future.result()
+            reports = [_read(out / str(n), each) for n, each in enumerate(seconds_each)]
+            yield names, _Done(reports, checkpoint)
     except BrokenProcessPool as error:
         raise CondecError(
             "fit_many: a worker process ended before its fits were done (out of memory?); take "
@@ -261,22 +245,16 @@ def _in_processes(
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _read(out: Path, seconds: Sequence[float], checkpoint: Path | None) -> _Done:
-    reports = []
-    for index, share in enumerate(seconds):
-        dictionary = load_dictionary(out / str(index))
-        if dictionary.training is None:
-            raise CondecError(f"fit_many: a worker saved no figures in {out / str(index)}")
-        reports.append(FitReport.of(dictionary, dictionary.training, share))
-    return _Done(reports, checkpoint)
+def _read(folder: Path, seconds: float) -> FitReport:
+    dictionary = load_dictionary(folder)
+    if dictionary.training is None:
+        raise CondecError(f"fit_many: a worker saved no figures in {folder}")
+    return FitReport.of(dictionary, dictionary.training, seconds)
 
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hide the calling script while a worker starts.
-
-    It would run it again, to find classes that it may need; ours are all in condec.
-    """
+    """Hide the calling script while a worker starts: it would run it again, and needs it not."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:

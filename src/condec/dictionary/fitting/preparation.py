@@ -56,14 +56,9 @@ class Moments:
 class Preparation:
     r"""Rows become :math:`x' = (x / s - c) \oslash u`; decoding undoes it.
 
-    Attributes
-    ----------
-    scale : float
-        s: standard deviation of all entries; 1 where nothing is scaled.
-    centre : Tensor of shape [unit], optional
-        c: mean of every unit, of rows divided by s.
-    unit_scale : Tensor of shape [unit], optional
-        u: standard deviation of every unit, of rows divided by s; 1 for units that do not vary.
+    `scale` s is the standard deviation of all entries, 1 where nothing is scaled; `centre` c the
+    mean of every unit of rows divided by s; `unit_scale` u their standard deviation, 1 for units
+    that do not vary.
     """
 
     scale: float
@@ -74,10 +69,7 @@ class Preparation:
     def fitted(cls, moments: Moments, scaling: Scaling, centre: bool) -> "Preparation":
         """Work it out from the moments of training rows.
 
-        Raises
-        ------
-        DataError
-            Constant rows, or a spread that float32 cannot hold.
+        DataError where they are constant, or have a spread that float32 cannot hold.
         """
         if bool((moments.low == moments.high).all()):
             raise DataError(

@@ -128,8 +128,7 @@ class RowsInBlocks(TrainingRows):
         found: list[list[Tensor]] = [[], []]
         moments: Moments | None = None
         for block, (start, stop) in enumerate(bounds):
-            rows = matrix.read(block)
-            _all_finite(rows, start)
+            rows = as_matrix(matrix.read(block), "fit", start)
             for chosen, parts in zip(wanted, found, strict=True):
                 parts.append(rows[_within(chosen, start, stop)])
             if len(self._rows[block]):
@@ -311,15 +310,6 @@ def _some(rows: SampleIndex, most: int) -> Tensor:
         return rows
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return rows[order[:most].sort().values]
-
-
-def _all_finite(rows: Tensor, start: int) -> None:
-    bad = (~rows.isfinite()).any(1).nonzero().flatten()
-    if len(bad):
-        raise DataError(
-            f"fit: {len(bad)} of the rows {start} ... {start + len(rows) - 1} hold NaN or infinite "
-            f"entries (the first is row {start + int(bad[0])}); leave those samples out"
-        )
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -36,15 +36,8 @@ class DeadModesWarning(UserWarning):
 class FitReport(Training):
     """A dictionary, how it came about, and how good it is.
 
-    `r2`, `r2_grand`, `cosine` and `l0` are those of the held-out rows; `metrics` has them
-    for both splits.
-
-    Attributes
-    ----------
-    dictionary : Dictionary
-        Carries all of this but `seconds` as its `training`, and saves it.
-    seconds : float
-        Time the learner took.
+    `r2`, `r2_grand`, `cosine` and `l0` are those of the held-out rows; `metrics` has them for both
+    splits. `dictionary` carries all of this but `seconds`, the time that the learner took.
     """
 
     dictionary: Dictionary
@@ -72,9 +65,7 @@ def fit(
     progress: bool = False,
     on_epoch: OnEpoch | None = None,
 ) -> FitReport:
-    """Learn a dictionary from a matrix.
-
-    Rows are held out first; scale and atoms are those of the training rows alone.
+    """Learn a dictionary from a matrix; scale and atoms are those of the training rows alone.
 
     Parameters
     ----------
@@ -83,7 +74,7 @@ def fit(
     matrix : Tensor of shape [sample, unit], or stored rows
         In any unit: the scale is taken out and put back. Rows from `Store.rows` are read in
         blocks where they are larger than `TrainConfig.memory_gib` allows; metrics are then those
-        of a sample of the rows (`Quality.n_rows`), and a pass before works out the scale.
+        of a sample of the rows (`Quality.n_rows`).
     config : TrainConfig, optional
     held_out_rows : Tensor of int, optional
         Rows to hold out, instead of a share drawn by `config.split_seed`.
@@ -112,19 +103,15 @@ def fit(
     Warns
     -----
     DeadModesWarning
-        More than 20 % of the modes are dead on the held-out rows.
-    UserWarning
-        Every mode is dead.
+        More than 20 % of the modes are dead on the held-out rows; UserWarning: every mode is.
 
     Examples
     --------
     >>> matrix = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
     >>> from condec.dictionary import PCA
     >>> report = fit(PCA(3), matrix)
-    >>> report.metrics["train"].n_rows, report.metrics["held_out"].n_rows
-    (32, 8)
-    >>> round(report.r2, 4)
-    1.0
+    >>> report.metrics["train"].n_rows, round(report.r2, 4)
+    (32, 1.0)
     """
     config = config or TrainConfig()
     prepared = prepare(learner, matrix, config, held_out_rows)
@@ -152,13 +139,7 @@ def fit(
 
 
 def forget_checkpoint(folder: str | Path) -> None:
-    """Remove the checkpoint that `fit` left in a folder; nothing happens where there is none.
-
-    Raises
-    ------
-    StoreError
-        A file cannot be removed.
-    """
+    """Remove the checkpoint that `fit` left in a folder, if there is one."""
     Keeper(folder, {}, 0.0).remove()
 
 

@@ -45,14 +45,9 @@ class Classical(Learner):
 class NMF(Classical):
     r"""Non-negative matrix factorisation: :math:`X \approx Z D` with Z and D not negative.
 
-    Coordinate descent on the squared error (`sklearn.decomposition.NMF`), in float64. The
-    data must not be negative: take ``sign="positive"``, or the negated negative part.
-
-    Parameters
-    ----------
-    n_modes : int
-    max_iter : int
-        Passes of coordinate descent at most; scikit-learn warns where they do not suffice.
+    Coordinate descent on the squared error (`sklearn.decomposition.NMF`), in float64, at most
+    `max_iter` passes; scikit-learn warns where they do not suffice. The data must not be negative:
+    take ``sign="positive"``, or the negated negative part.
     """
 
     n_modes: int
@@ -121,15 +116,9 @@ class PCA(Classical):
 class KMeans(Classical):
     """Clusters of rows: atoms are their centres, loadings 1 for the nearest and 0 otherwise.
 
-    `sklearn.cluster.KMeans` by Lloyd's algorithm. Loadings do not scale with the size of a
-    row: a row is replaced by the centre of its cluster.
-
-    Parameters
-    ----------
-    n_modes : int
-        At most the number of different training rows.
-    n_starts : int
-        Runs from different starts, of which the best is kept.
+    `sklearn.cluster.KMeans` by Lloyd's algorithm, the best of `n_starts` runs. Loadings do not
+    scale with the size of a row: a row is replaced by the centre of its cluster. `n_modes` is at
+    most the number of different training rows.
     """
 
     n_modes: int
@@ -170,17 +159,11 @@ class KMeans(Classical):
 class FastICA(Classical):
     r"""Independent components: :math:`X \approx Z D + \bar x` with loadings far from normal.
 
-    `sklearn.decomposition.FastICA` (parallel, log cosh) on whitened rows; loadings of the
-    training rows have variance 1. A component and its atom may both change sign: they are
-    turned so that the mean cube of the loadings is positive, which makes the long tail, the
-    samples that a mode is about, positive. Loadings are centred, so many are below 0.
-
-    Parameters
-    ----------
-    n_modes : int
-        At most the number of training rows and of units.
-    max_iter : int
-        Iterations at most; scikit-learn warns where they do not suffice.
+    `sklearn.decomposition.FastICA` (parallel, log cosh, at most `max_iter` iterations) on whitened
+    rows; loadings of the training rows have variance 1. A component and its atom may both change
+    sign: they are turned so that the mean cube of the loadings is positive, which makes the long
+    tail, the samples that a mode is about, positive. Loadings are centred, so many are below 0.
+    `n_modes` is at most the number of training rows and of units.
     """
 
     of_rank: ClassVar[bool] = True
@@ -224,18 +207,10 @@ class DictionaryLearning(Classical):
 
     .. math:: \min_{Z, D}\; \tfrac12 \sum (X - ZD)^2 + \alpha \sqrt{d} \sum |Z|
 
-    `sklearn.decomposition.MiniBatchDictionaryLearning` with coordinate descent; loadings of
-    new rows solve the lasso for the atoms found.
-
-    Parameters
-    ----------
-    n_modes : int
-    alpha : float
-        Weight of the penalty, relative to :math:`\sqrt d` for d units (the length of a row).
-    positive_loadings, positive_atoms : bool
-        Keep them at 0 or above.
-    max_iter : int
-        Passes over the training rows at most.
+    `sklearn.decomposition.MiniBatchDictionaryLearning` with coordinate descent, at most `max_iter`
+    passes; loadings of new rows solve the lasso for the atoms found. `alpha` is the weight of the
+    penalty relative to :math:`\sqrt d` for d units (the length of a row); `positive_loadings` and
+    `positive_atoms` keep them at 0 or above.
     """
 
     n_modes: int
@@ -312,12 +287,7 @@ def _nonnegative(row: np.ndarray, atoms: np.ndarray, max_iter: int) -> np.ndarra
     except RuntimeError:
         # More atoms than units can send it round in circles: then by coordinate descent.
         loadings = non_negative_factorization(
-            row[None],
-            H=atoms,
-            n_components=len(atoms),
-            update_H=False,
-            tol=1e-8,
-            max_iter=max_iter,
+            row[None], H=atoms, n_components=len(atoms), update_H=False, tol=1e-8, max_iter=max_iter
         )[0][0]
     return loadings
 

@@ -86,8 +86,7 @@ class ThresholdSAE(GradientLearner):
     nonnegative : bool
         Keep the entries of the atoms at 0 or above, by projection after every step.
     width : int, optional
-        h; by default the number of units d. The scripts released with the paper take 2048 for
-        every site: ``width=2048`` is their encoder.
+        h; by default the number of units d. The scripts released with the paper take 2048.
     dropout : float
         Probability, while fitting.
     resample : bool
@@ -97,13 +96,7 @@ class ThresholdSAE(GradientLearner):
         Learning rate of the atoms relative to the encoder's; by default 4 up to a width of 256,
         and beyond 4 times the root of width / 256. 1 in the paper.
     jump : float
-        w, the width in the logit within which a code is near the threshold; 0 for none, as in
-        the paper.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range.
+        w, the width in the logit within which a code is near the threshold; 0 in the paper.
     """
 
     freezes: ClassVar[bool] = True

@@ -35,9 +35,9 @@ _REVIVED: Final = 0.2
 class UnitAtoms(GradientLearner):
     """Base of learners that descend on atoms of length 1 and an offset.
 
-    The offset begins at the median of every unit, atoms are drawn evenly over directions, and
-    the loss is per entry of data with standard deviation 1, so that one set of options suits
-    any number of units.
+    The offset begins at the median of every unit, atoms are drawn evenly over directions, and the
+    loss is per entry of data with standard deviation 1: one set of options suits any number of
+    units.
     """
 
     __slots__ = ()
@@ -98,8 +98,8 @@ class ReLUSAE(LinearSAE):
        \langle (x - \hat x)^2 \rangle + \frac{\lambda}{\sqrt d} \sum_j z_j
 
     (angles: mean over entries; the sum is a mean over rows, d units). The atoms are kept at
-    length 1, so that codes cannot shrink while atoms grow. Modes that a whole pass does not
-    use are set to badly described rows, four times in the first half of the steps.
+    length 1, so that codes cannot shrink while atoms grow. With `resample`, modes that a whole pass
+    does not use are set to badly described rows, four times in the first half of the steps.
 
     Parameters
     ----------
@@ -107,12 +107,6 @@ class ReLUSAE(LinearSAE):
     l1 : float
         :math:`\lambda`.
     resample : bool
-        Whether dead modes are set to rows.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range.
     """
 
     # AuxK cannot reach codes that are below 0 for every row.
@@ -168,7 +162,8 @@ class JumpReLUSAE(LinearSAE):
 
     Parameters
     ----------
-    n_modes : int
+    n_modes, aux_weight
+        As in `TopKSAE`.
     target_l0 : float, optional
         :math:`L^*`, about as many loadings a row has; None for the plain penalty.
     l0_weight : float
@@ -176,13 +171,6 @@ class JumpReLUSAE(LinearSAE):
     bandwidth : float
         :math:`\varepsilon`, and the initial thresholds, relative to :math:`\sqrt d` for d
         units, the length of a row of the prepared data. The paper's 0.001 needs millions of rows.
-    aux_weight : float
-        As in `TopKSAE`.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range.
     """
 
     n_modes: int
@@ -241,6 +229,59 @@ class JumpReLUSAE(LinearSAE):
         return above(pre_activations(tensors, matrix), tensors["threshold"])
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class MatchingPursuit(UnitAtoms):
+    r"""Dictionary of unit atoms, encoded by matching pursuit (Mallat & Zhang 1993).
+
+    From the residual :math:`r = x - o`, k times: take the mode whose atom has the largest
+    product with r, add the product to its loading, and take it out of r. There is no encoder
+    to be trained; the atoms and the offset o descend on
+    :math:`\langle (x - zD - o)^2 \rangle` with the loadings held constant, as in Costa et al.
+    2025 but for the gradient through the loadings.
+
+    Parameters
+    ----------
+    n_modes : int
+    k : int
+        Steps of the pursuit: the most loadings of a row that are not 0.
+    nonnegative : bool
+        Take positive products only: loadings are 0 or above. Otherwise the largest in size.
+    resample : bool
+        Set dead modes to what is left of badly described rows, four times in the first half of the
+        steps.
+    """
+
+    travel: ClassVar[float] = 2.0
+    lr_limit: ClassVar[float] = 2e-3
+
+    n_modes: int
+    _: KW_ONLY
+    k: int = 8
+    nonnegative: bool = True
+    resample: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, n_modes="count", k="count")
+
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Pursue rows, less the offset."""
+        return pursue(
+            matrix - tensors[OFFSET], tensors[ATOMS], self.k, nonnegative=self.nonnegative
+        )
+
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Return squared error, the loadings held constant."""
+        del step
+        with torch.no_grad():
+            loadings = self.encode(parameters, rows)
+        return Cost((rows - decode(parameters, loadings)).square().mean(), loadings)
+
+    def revive(self, parameters: Parameters, revival: Revival) -> None:
+        """Give dead modes the direction of what is left of a row."""
+        parameters[ATOMS][revival.modes] = unit_rows(revival.residuals)
+
+
 def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:
     """Apply a linear encoder to rows."""
     return encoded(rows - parameters[OFFSET], parameters["encoder"]) + parameters["bias"]
@@ -286,3 +327,20 @@ def aux_loss(
     share = left / error.square().mean().clamp(min=1e-12)
     # The engine asks on a CPU only whether any mode is dead.
     return torch.where(dead.any(), weight * share, 0.0)
+
+
+def pursue(rows: Tensor, atoms: Tensor, k: int, *, nonnegative: bool) -> Tensor:
+    """Encode rows by k steps of matching pursuit, for atoms of length 1.
+
+    >>> pursue(torch.tensor([[3.0, 1.0]]), torch.eye(2), 1, nonnegative=True)
+    tensor([[3., 0.]])
+    """
+    products = rows @ atoms.T
+    loadings = torch.zeros_like(products)
+    for _ in range(k):
+        best = (products if nonnegative else products.abs()).argmax(1, keepdim=True)
+        value = products.gather(1, best)
+        value = value.clamp(min=0.0) if nonnegative else value
+        loadings.scatter_add_(1, best, value)
+        products = products - value * (atoms[best.flatten()] @ atoms.T)
+    return loadings

@@ -77,11 +77,6 @@ class TopKSAE(CountingSAE):
         Codes of a row that are kept, at most `n_modes`; those below 0 are 0.
     aux_weight : float
         :math:`\alpha`.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range; when fitted, k larger than `n_modes`.
     """
 
     def keep(self, pre: Tensor) -> Loadings:
@@ -116,14 +111,12 @@ class SharingSAE(CountingSAE):
 @final
 @dataclass(frozen=True, slots=True)
 class BatchTopKSAE(SharingSAE):
-    r"""Sparse autoencoder with k codes a row on average (Bussmann et al. 2024).
+    """Sparse autoencoder with k codes a row on average (Bussmann et al. 2024).
 
     While fitting, the k times n largest pre-activations of a batch of n rows are kept, where
     they are above 0: simple rows may use few, others many. The loss is that of `TopKSAE`.
     After fitting, the mean over batches of training rows of the smallest code kept becomes one
-    threshold for all, so that rows are encoded one by one.
-
-    Parameters and errors are those of `TopKSAE`; `k` is the mean number of codes of a row.
+    threshold for all, so that rows are encoded one by one. Parameters are those of `TopKSAE`.
     """
 
 
@@ -135,19 +128,8 @@ class MatryoshkaSAE(SharingSAE):
     .. math:: \frac{1}{|M|} \sum_{m \in M} \langle (x - z_{1 \dots m} D_{1 \dots m} - o)^2 \rangle
 
     over nested prefixes M of the modes, with codes and AuxK as in `BatchTopKSAE`: few general
-    modes come first, special ones later.
-
-    Parameters
-    ----------
-    n_modes, k, aux_weight
-        As in `BatchTopKSAE`.
-    prefixes : tuple of float
-        Shares of the modes, ascending, above 0; the last is 1.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range; when fitted, k larger than `n_modes`.
+    modes come first, special ones later. `prefixes` are shares of the modes, above 0, ascending,
+    the last 1; the other parameters are those of `BatchTopKSAE`.
     """
 
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)

@@ -18,20 +18,10 @@ _SAID: Final = ["configuration", "learner", "l0", "r2", "r2_low", "r2_high", "n_
 def over_seeds(table: "pandas.DataFrame") -> "pandas.DataFrame":
     """Average fits over their seeds: one row a site and configuration, in the order of `table`.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        One row a fit: `site`, `configuration`, `l0`, `r2`, and columns to be carried along (of
-        texts and truth values the first; of numbers the mean). DataError where one is missing.
+    `table` has one row a fit: `site`, `configuration`, `l0`, `r2`, and columns to be carried along
+    (of texts and truth values the first, of numbers the mean). The result has `n_seeds`, `l0_low`,
+    `l0_high`, `r2_low`, `r2_high` over the seeds, and no `seed`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        With `n_seeds`, and `l0_low`, `l0_high`, `r2_low`, `r2_high` over the seeds; without
-        `seed`.
-
-    Examples
-    --------
     >>> import pandas
     >>> fits = pandas.DataFrame({
     ...     "site": "block1", "configuration": "topk 1x", "l0": [3.0, 5.0], "r2": [0.5, 0.75],
@@ -61,20 +51,9 @@ def pareto_front(table: "pandas.DataFrame") -> "pandas.Series[bool]":
     """Mark the rows that no other row of their site beats: R2 as high, L0 as low, one better.
 
     Rows that are equal in both do not beat each other. A row without loadings (L0 of 0) or
-    without a finite R2 is never on the front.
+    without a finite R2 is never on the front. `table` is of fits, or of `over_seeds`, where luck
+    counts less.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With `site`, `l0` and `r2`: of fits, or of `over_seeds`, where luck counts less.
-
-    Returns
-    -------
-    pandas.Series of bool
-        With the index of `table`.
-
-    Examples
-    --------
     >>> import pandas
     >>> fits = pandas.DataFrame({"site": "block1", "l0": [2, 4, 8], "r2": [0.5, 0.8, 0.7]})
     >>> pareto_front(fits).tolist()
@@ -101,21 +80,11 @@ def pareto_front(table: "pandas.DataFrame") -> "pandas.Series[bool]":
 def best_at_equal_l0(table: "pandas.DataFrame") -> "pandas.DataFrame":
     """Find the configuration of highest R2 at about equal L0, and the best of another learner.
 
-    About equal is within half a power of two of 1, 2, 4, 8 and so on.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `over_seeds`, with `learner`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a site and power of two that has configurations: `site`, `about_l0`, then
-        `configuration`, `learner`, `l0`, `r2`, `r2_low`, `r2_high`, `n_seeds` of the best; of
-        the best of another learner the same as `next_...` (missing without one);
-        `told_apart`, whether the ranges of R2 over at least two seeds of each do not
-        overlap; `n_configurations`, how many there were to choose from.
+    About equal is within half a power of two of 1, 2, 4, 8 and so on. `table` is that of
+    `over_seeds`, with `learner`. The result has one row a site and power of two: `site`,
+    `about_l0`, then `configuration`, `learner`, `l0`, `r2`, `r2_low`, `r2_high`, `n_seeds` of the
+    best; of the best of another learner the same as `next_...`; `told_apart`, whether the ranges of
+    R2 over at least two seeds of each do not overlap; `n_configurations`, how many there were.
     """
     import pandas as pd
 

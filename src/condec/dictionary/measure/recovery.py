@@ -17,14 +17,9 @@ from condec.basis.shapes import Atoms
 class Recovery:
     """How well learned atoms cover known ones.
 
-    Attributes
-    ----------
-    cosine : Tensor of shape [known mode]
-        With the partner of a one-to-one matching; 0 where no learned atom was left for it.
-    closest : Tensor of shape [learned mode]
-        Largest cosine of every learned atom with any known one.
-    threshold : float
-        Cosine above which two atoms count as the same mode.
+    `cosine` [known mode] is that with the partner of a one-to-one matching, 0 where no learned atom
+    was left; `closest` [learned mode] the largest cosine with any known one; `threshold` the cosine
+    above which two atoms count as the same mode.
     """
 
     cosine: Tensor
@@ -57,22 +52,9 @@ def recovery(
 ) -> Recovery:
     """Match learned atoms to known ones, one to one, so that the sum of cosines is largest.
 
-    Parameters
-    ----------
-    atoms : Tensor of shape [mode, unit]
-        Of alive modes: an atom that nothing uses is no mode.
-    known : Tensor of shape [known mode, unit]
-        Such as those of `condec.testing.planted.Planted`.
-    threshold : float
-        Cosine above which two atoms count as the same mode; OptionError outside 0 to 1.
+    `atoms` [mode, unit] are those of alive modes: an atom that nothing uses is no mode. A
+    `threshold` outside 0 to 1 is an OptionError, other numbers of units a DataError.
 
-    Raises
-    ------
-    DataError
-        The atoms differ in the number of units, or none is known.
-
-    Examples
-    --------
     >>> found = recovery(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.eye(2))
     >>> found.share, found.n_false
     (0.5, 1)

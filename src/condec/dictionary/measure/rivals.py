@@ -12,11 +12,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
-from condec.basis.metrics import correlation_matrix, cosine, l0, r2, r2_grand
+from condec.basis.metrics import correlation_matrix, l0
 from condec.basis.shapes import Loadings, UnitMatrix
 from condec.dictionary.base import Dictionary, Learner, as_matrix
 from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit
 from condec.dictionary.learners.classical import NMF, PCA
+from condec.dictionary.measure.quality import quality_of
 from condec.dictionary.records import TrainConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _NAMES: Final = {
     "pca": "PCA at equal L0",
     "nmf": "NMF at equal L0",
 }
+_FIGURES: Final = ("r2", "r2_grand", "cosine", "l0", "n_alive")
 _MEASURES: Final = {"r2": "R2", "label_correlation": "label correlation"}
 _NMF_PASSES: Final = 300
 """Passes of the rival NMF: the last ones take long and change little."""
@@ -63,8 +65,8 @@ def fit_rivals(
 
     Parameters
     ----------
-    learner : Learner
-    matrix : Tensor of shape [sample, unit]
+    learner, matrix, config, held_out_rows
+        As in `fit`.
     activations : Tensor of shape [sample, other unit], optional
         Of the same samples.
     indicators : Tensor of shape [sample, label], optional
@@ -72,8 +74,6 @@ def fit_rivals(
     rivals : sequence of str, optional
         By default all that can be fitted: ``"activations"`` if they are given, frozen halves if
         the learner trains by gradient descent, NMF if nothing is negative.
-    config, held_out_rows
-        As in `fit`.
     fitted : Dictionary, optional
         Result of `fit` with this learner, matrix and config, if at hand: it is not fitted again,
         and the rivals hold out the rows that it records.
@@ -130,10 +130,7 @@ def fit_rivals(
 
 
 def rival_words(table: "pandas.DataFrame", *, margin: float = 0.05) -> tuple[str, ...]:
-    """Write one sentence for each rival that does as well as the dictionary.
-
-    Parameters and errors are those of `rivals_as_good`.
-    """
+    """Write one sentence for each rival of `rivals_as_good`."""
     figures = {str(line["rival"]): line for line in table.to_dict("records")}
     own, said = figures["dictionary"], []
     for rival, columns in rivals_as_good(table, margin=margin).items():
@@ -155,18 +152,7 @@ def rivals_as_good(
 
     As well means: a held-out R2 or label correlation not more than `margin` below the
     dictionary's. R2 of a rival of other data (activations, shuffled units) counts as well:
-    it says how easily such data are described.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Of `fit_rivals`.
-    margin : float
-
-    Raises
-    ------
-    OptionError
-        A margin that is negative or not finite.
+    it says how easily such data are described. `table` is that of `fit_rivals`.
     """
     if not 0.0 <= margin < math.inf:
         raise OptionError(f"rivals: margin must be finite and not negative; got {margin}")
@@ -182,10 +168,7 @@ def rivals_as_good(
 def strongest_loadings(
     dictionary: Dictionary, loadings: Loadings, keep: Int[torch.Tensor, " sample"]
 ) -> Loadings:
-    """Keep the loadings of each row that move its reconstruction most; the others become 0.
-
-    `keep` says how many of every row; where a row has fewer, all of them stay.
-    """
+    """Keep `keep` loadings of each row, those that move its reconstruction most; others are 0."""
     lengths = torch.linalg.vector_norm(dictionary.atoms, dim=1).to(loadings.device)
     order = (loadings.abs() * lengths).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
@@ -228,17 +211,9 @@ def _measured(
     loadings = dictionary.encode(rows)
     if keep is not None:
         loadings = strongest_loadings(dictionary, loadings, keep)
-    of_held_out = loadings[held_out]
-    x = rows[held_out] / dictionary.scale
-    xhat = dictionary.decode(of_held_out) / dictionary.scale
-    return {
-        "r2": r2(x, xhat),
-        "r2_grand": r2_grand(x, xhat),
-        "cosine": float(cosine(x, xhat).mean()),
-        "l0": float(l0(of_held_out).double().mean()),
-        "n_alive": int((of_held_out > 0).any(0).sum()),
-        "label_correlation": _label_correlation(report, loadings, indicators),
-    }
+    found = quality_of(dictionary, rows[held_out], loadings[held_out])
+    figures = {name: getattr(found, name) for name in _FIGURES}
+    return figures | {"label_correlation": _label_correlation(report, loadings, indicators)}
 
 
 def _label_correlation(report: FitReport, loadings: Tensor, indicators: Tensor | None) -> float:
@@ -256,14 +231,14 @@ def _label_correlation(report: FitReport, loadings: Tensor, indicators: Tensor |
 def _chosen(
     rivals: Sequence[Rival] | None, learner: Learner, rows: Tensor, activations: Tensor | None
 ) -> tuple[Rival, ...]:
-    refused: dict[Rival, str] = {}
-    if activations is None:
-        refused["activations"] = "no activations are given"
-    if not learner.freezes:
-        for half in ("frozen_decoder", "frozen_encoder"):
-            refused[half] = f"{type(learner).__name__} has no half that could stay random"
-    if bool((rows < 0).any()):
-        refused["nmf"] = "the matrix has negative entries"
+    half = "" if learner.freezes else f"{type(learner).__name__} has no half that could stay random"
+    reasons: dict[Rival, str] = {
+        "activations": "no activations are given" if activations is None else "",
+        "frozen_decoder": half,
+        "frozen_encoder": half,
+        "nmf": "the matrix has negative entries" if bool((rows < 0).any()) else "",
+    }
+    refused = {rival: reason for rival, reason in reasons.items() if reason}
     if rivals is None:
         return tuple(rival for rival in RIVALS if rival not in refused)
     for rival in rivals:

@@ -42,9 +42,8 @@ class Stability:
 
     Attributes
     ----------
-    reports : tuple of FitReport
+    reports, seeds : tuple of FitReport, tuple of int
         One for each seed, of the same rows.
-    seeds : tuple of int
     seed_cosine : Tensor of shape [mode]
         Mean over the fits of other seeds.
     half_cosine : Tensor of shape [mode]
@@ -53,8 +52,7 @@ class Stability:
         As `seed_cosine`, with the entries of each of the other fits' atoms permuted: atoms
         of the same lengths and sparsity that have nothing to do with the first fit's.
     between_halves : float
-        Mean cosine of the modes of one half's fit with those of the other's, which have no
-        row in common.
+        Mean cosine of the modes of the two halves' fits, which have no row in common.
     """
 
     reports: tuple[FitReport, ...]
@@ -63,21 +61,6 @@ class Stability:
     half_cosine: Float[torch.Tensor, " mode"]
     chance: Float[torch.Tensor, " mode"]
     between_halves: float
-
-    @property
-    def mean_seed_cosine(self) -> float:
-        """Mean of `seed_cosine` over alive modes."""
-        return float(self.seed_cosine.nanmean())
-
-    @property
-    def mean_half_cosine(self) -> float:
-        """Mean of `half_cosine` over alive modes."""
-        return float(self.half_cosine.nanmean())
-
-    @property
-    def mean_chance(self) -> float:
-        """Mean of `chance` over alive modes."""
-        return float(self.chance.nanmean())
 
     def stable(self, threshold: float = 0.9) -> Int[torch.Tensor, " stable"]:
         """Modes of the first fit, ascending, whose two cosines are at least the threshold."""
@@ -132,7 +115,7 @@ def stability(
     >>> from condec.dictionary import PCA
     >>> rows = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
     >>> found = stability(PCA(2), rows * torch.tensor([4.0, 2.0, 1.0]))
-    >>> round(found.mean_seed_cosine, 4), found.stable().tolist()
+    >>> round(float(found.seed_cosine.mean()), 4), found.stable().tolist()
     (1.0, [0, 1])
     """
     config = config or TrainConfig()
@@ -145,14 +128,18 @@ def stability(
     with warnings.catch_warnings():
         # Dead modes are NaN here: no need to say so once for every fit.
         warnings.simplefilter("ignore", DeadModesWarning)
-        jobs = {f"seed {seed}": _job(learner, rows, config, seed) for seed in chosen[len(known) :]}
+        every = [(rows, seed) for seed in chosen[len(known) :]]
         for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False):
-            jobs[f"half, seed {seed}"] = _job(learner, rows[part.sort().values], config, seed)
+            every.append((rows[part.sort().values], seed))
+        jobs = {
+            str(number): Job(learner, some, config=dataclasses.replace(config, seed=seed))
+            for number, (some, seed) in enumerate(every)
+        }
         found = known + list(fit_many(jobs).values())
-    reports, halves = tuple(found[: len(chosen)]), found[len(chosen) :]
-    first = alive_modes(reports[0].dictionary, rows)
-    others = [_alive_atoms(report.dictionary, rows) for report in reports[1:]]
-    parts = [_alive_atoms(report.dictionary, rows) for report in halves]
+    reports = tuple(found[: len(chosen)])
+    alive = [alive_modes(report.dictionary, rows) for report in found]
+    used = [report.dictionary.atoms[a] for report, a in zip(found, alive, strict=True)]
+    first, others, parts = alive[0], used[1 : len(chosen)], used[len(chosen) :]
     generator = torch.Generator().manual_seed(config.seed)
     atoms = reports[0].dictionary.atoms
     return Stability(
@@ -163,10 +150,6 @@ def stability(
         chance=_mean_cosine(atoms, first, [_permuted(other, generator) for other in others]),
         between_halves=float(matched_cosine(*parts).nan_to_num(0.0).mean()),
     )
-
-
-def _job(learner: Learner, rows: Tensor, config: TrainConfig, seed: int) -> Job:
-    return Job(learner, rows, config=dataclasses.replace(config, seed=seed))
 
 
 def alive_modes(
@@ -184,22 +167,9 @@ def alive_modes(
 def seed_agreement(atoms: Sequence[Float[torch.Tensor, "_ unit"]]) -> Float[torch.Tensor, " fit"]:
     """Average how well the modes of every fit are found in the others, as `Stability` does.
 
-    Mean, over a fit's modes and over the other fits, of the cosine of a mode with its partner,
-    by the one-to-one matching that makes the sum of cosines largest; a mode for which the
-    other fit has none left counts 0. NaN for a fit without modes.
+    `atoms` [mode, unit] are those of the alive modes of at least two fits that differ in their
+    seed. A mode for which another fit has none left counts 0; NaN for a fit without modes.
 
-    Parameters
-    ----------
-    atoms : sequence of Tensor of shape [mode, unit]
-        Those of the alive modes of fits that differ in their seed.
-
-    Raises
-    ------
-    OptionError
-        Fewer than two fits.
-
-    Examples
-    --------
     >>> seed_agreement([torch.eye(3), 2 * torch.eye(3).flip(0), torch.eye(3)[:2]])
     tensor([0.8333, 0.8333, 1.0000])
     """
@@ -222,10 +192,6 @@ def _seeds(seeds: int | Sequence[int], config: TrainConfig) -> tuple[int, ...]:
             f"stability: seeds must be at least {LEAST_SEEDS}, all different; got {seeds}"
         )
     return chosen
-
-
-def _alive_atoms(dictionary: Dictionary, rows: Tensor) -> Atoms:
-    return dictionary.atoms[alive_modes(dictionary, rows)]
 
 
 def _mean_cosine(atoms: Tensor, alive: Tensor, others: Sequence[Tensor]) -> Tensor:
