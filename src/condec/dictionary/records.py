@@ -149,8 +149,8 @@ class TrainConfig:
         >>> TrainConfig.paper(seed=1).lr
         5e-05
         """
-        recipe = {"epochs": 300, "lr": 5e-5, "schedule": "plateau", "threshold_warmup": 0.0}
-        return cls(**{"batch_size": 128} | recipe | changes)
+        recipe: dict[str, Any] = {"epochs": 300, "batch_size": 128, "lr": 5e-5}
+        return cls(**recipe | {"schedule": "plateau", "threshold_warmup": 0.0} | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form."""
