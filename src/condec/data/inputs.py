@@ -93,21 +93,33 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         return self.load(index), label
 
     def load(self, index: int) -> Tensor:
-        """One sample as the model takes it, without a sample axis.
+        """Load one sample as the model takes it, without a sample axis.
 
         Raises
         ------
         DataError
             It cannot be read, has another shape than the others, or is not finite.
         """
-        return self._checked(index, self._prepared(index))
+        sample = self._prepared(index)
+        if tuple(sample.shape) != self.sample_shape:
+            raise DataError(
+                f"{self.name}: sample {self.ids[index]!r} has shape {tuple(sample.shape)}; "
+                f"{'the model' if self.shape else 'the first sample'} has {self.sample_shape}. "
+                "Resize it, or choose a preprocessing that does."
+            )
+        if wrong := int((~sample.isfinite()).sum()):
+            raise DataError(
+                f"{self.name}: sample {self.ids[index]!r}: {wrong} of {sample.numel()} values are "
+                "not finite (NaN or infinite)"
+            )
+        return sample
 
     def batch(self, indices: Iterable[int] | Tensor) -> Tensor:
-        """Several samples as the model takes them, shape [sample, ...]; errors as in `load`."""
+        """Load several samples, shape [sample, ...]; errors as in `load`."""
         return torch.stack([self.load(int(index)) for index in indices])
 
     def picture(self, index: int) -> Tensor:
-        """One sample as the model sees it, for display: uint8, shape [y, x, 3].
+        """Show one sample as the model sees it: uint8, shape [y, x, 3].
 
         Where the sample is a picture, the preprocessing's scaling is undone: what it makes
         of black and of white becomes 0 and 255 again, channel by channel; its resizing and
@@ -135,7 +147,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         return pixels.permute(1, 2, 0).contiguous()
 
     def select(self, indices: Sequence[int]) -> "Inputs":
-        """The samples at `indices`, in that order, under the same ids."""
+        """Take the samples at `indices`, in that order, under the same ids."""
         rows = [int(index) for index in indices]
         stored = self.stored
         return replace(
@@ -147,13 +159,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         )
 
     def needed_labels(self, purpose: str) -> Labels:
-        """Labels of all samples.
-
-        Raises
-        ------
-        DataError
-            There are none; `purpose` says what needs them.
-        """
+        """Return the labels of all samples; DataError, naming the `purpose`, where none are."""
         if self.labels is None or bool((self.labels == UNLABELLED).all()):
             raise DataError(
                 f"{self.name}: labels missing, and {purpose} needs them; give an array 'labels', "
@@ -163,7 +169,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one preprocessed sample, without the sample axis."""
+        """Find the shape of one preprocessed sample, without the sample axis."""
         if self.shape is not None:
             return self.shape
         for index in range(len(self)):
@@ -177,16 +183,14 @@ class Inputs(Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the samples, their ids and labels, and of what the preprocessing makes of some.
+        """Hash the samples, their ids and labels, and what the preprocessing makes of some.
 
         It sees every id, every label and the shape of a prepared sample, and
 
         - of arrays in memory (tensors, ``.npz``, ``.npy``, digits): every value;
-        - of folders: the size of every file, and the contents of all files where they come to
-          256 MiB at most, else of 1,000 files spread evenly over the set; neither the place of
-          the folder nor dates, so that copies agree;
-        - of torch data sets, and `Inputs` without `stored`: 1,000 samples spread evenly over
-          the set, or all of fewer;
+        - of folders: the size of every file, and the contents of all files up to 256 MiB in
+          all, else of 1,000 spread evenly over the set; no places or dates, so that copies agree;
+        - of torch data sets, and `Inputs` without `stored`: up to 1,000 samples, evenly spread;
         - of the preprocessing: 16 samples spread evenly over the set, prepared, and what
           becomes of black and white images of their shape.
 
@@ -240,28 +244,13 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         return out
 
     def _black_and_white(self, raw: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What the preprocessing makes of one black and one white pixel, shape [channel, 1, 1]."""
+        """Preprocess one black and one white pixel, shape [channel, 1, 1]."""
         if raw.dtype != torch.uint8:
             return None, None
         both = torch.stack((torch.zeros_like(raw), torch.full_like(raw, 255)))
         out = self._apply(both)
         centre = out[..., out.shape[-2] // 2, out.shape[-1] // 2, None, None]
         return centre[0], centre[1]
-
-    def _checked(self, index: int, sample: Tensor) -> Tensor:
-        if tuple(sample.shape) != self.sample_shape:
-            raise DataError(
-                f"{self.name}: sample {self.ids[index]!r} has shape {tuple(sample.shape)}; "
-                f"{'the model' if self.shape else 'the first sample'} has {self.sample_shape}. "
-                "Resize it, or choose a preprocessing that does."
-            )
-        wrong = int((~sample.isfinite()).sum())
-        if wrong:
-            raise DataError(
-                f"{self.name}: sample {self.ids[index]!r}: {wrong} of {sample.numel()} values are "
-                "not finite (NaN or infinite)"
-            )
-        return sample
 
     def _check_labels(self, labels: Labels) -> None:
         if len(labels) != len(self):
@@ -291,7 +280,7 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def bytes_of(tensor: Tensor) -> bytes:
-    """Type, shape and values of a tensor, for hashes."""
+    """Return the type, shape and values of a tensor, for hashes."""
     # By way of uint8, since numpy has no bfloat16.
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return (
@@ -301,12 +290,6 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 
 def spread(total: int, number: int) -> list[int]:
-    """At most `number` indices, evenly over 0 .. total - 1.
-
-    Examples
-    --------
-    >>> spread(10, 3)
-    [0, 3, 6]
-    """
+    """Spread at most `number` indices evenly over 0 .. total - 1: 0, 3, 6 for 10 and 3."""
     number = min(number, total)
     return [index * total // number for index in range(number)]

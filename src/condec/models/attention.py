@@ -40,12 +40,12 @@ class ExposedAttention(nn.Module):
 
     @property
     def in_proj_weight(self) -> Tensor:
-        """Weights of queries, keys and values, as `torch.nn.MultiheadAttention` calls them."""
+        """Return what `torch.nn.MultiheadAttention` has under this name."""
         return self.in_proj.weight
 
     @property
     def in_proj_bias(self) -> Tensor | None:
-        """Biases of queries, keys and values."""
+        """Return what `torch.nn.MultiheadAttention` has under this name."""
         return self.in_proj.bias
 
     def forward(
@@ -59,8 +59,10 @@ class ExposedAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attended values and, if asked for, the weights; as `torch.nn.MultiheadAttention`."""
-        q, k, v = (self._heads(part) for part in self._project(query, key, value))
+        """Return attended values and, if asked for, the weights, as the original does."""
+        parts = self._project(query, key, value)
+        # From [sample, token, head * dim] to [sample, head, token, dim].
+        q, k, v = (x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in parts)
         mask = self._mask(key_padding_mask, attn_mask, q)
         if mask is None and is_causal and need_weights:
             size = q.shape[2], k.shape[2]
@@ -76,7 +78,9 @@ class ExposedAttention(nn.Module):
             causal = is_causal and mask is None
             mixed = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
         out = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return self._as_given(out, query), self._weights_as_given(weights, query)
+        if query.ndim == 2:
+            return out[0], None if weights is None else weights[0]
+        return out if self.batch_first else out.transpose(0, 1), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         if query is key and key is value:
@@ -92,20 +96,8 @@ class ExposedAttention(nn.Module):
             return x[None]
         return x if self.batch_first else x.transpose(0, 1)
 
-    def _as_given(self, out: Tensor, query: Tensor) -> Tensor:
-        if query.ndim == 2:
-            return out[0]
-        return out if self.batch_first else out.transpose(0, 1)
-
-    def _weights_as_given(self, weights: Tensor | None, query: Tensor) -> Tensor | None:
-        return weights[0] if weights is not None and query.ndim == 2 else weights
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """From [sample, token, head * dim] to [sample, head, token, dim]."""
-        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
-
     def _mask(self, padding: Tensor | None, mask: Tensor | None, q: Tensor) -> Tensor | None:
-        """One mask to add to the scores, [sample or 1, head or 1, query, key]."""
+        """Make one mask to add to the scores, [sample or 1, head or 1, query, key]."""
         total = None
         if mask is not None:
             total = _additive(mask, q)
@@ -119,7 +111,7 @@ class ExposedAttention(nn.Module):
 
 
 def expose_attention(model: nn.Module) -> nn.Module:
-    """A model equal to another, in which attention runs its projections as modules.
+    """Make a model equal to another, in which attention runs its projections as modules.
 
     Every `torch.nn.MultiheadAttention` is replaced by an `ExposedAttention`, so that
     ``"**.out_proj:input@heads"`` finds the attention heads. Models of torchvision that
@@ -136,13 +128,6 @@ def expose_attention(model: nn.Module) -> nn.Module:
         A copy that shares parameters and buffers. In its ``state_dict``, ``in_proj_weight``
         and ``in_proj_bias`` are ``in_proj.weight`` and ``in_proj.bias``. Attention with a bias
         for keys and values, or with other sizes of these, stays as it is.
-
-    Examples
-    --------
-    >>> from condec.sites import find_sites
-    >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    >>> find_sites(expose_attention(layer), "self_attn.out_proj:input@heads")[0].key
-    'self_attn.out_proj:input@heads(2)'
     """
     shared: dict[int, Any] = {id(p): p for p in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)
@@ -159,7 +144,7 @@ def expose_attention(model: nn.Module) -> nn.Module:
 
 
 def can_be_exposed(attention: nn.MultiheadAttention) -> bool:
-    """Whether an attention is of the usual kind: one size, no bias of keys and values."""
+    """Tell whether an attention is of the usual kind: one size, no bias of keys and values."""
     return (
         attention._qkv_same_embed_dim
         and attention.bias_k is None

@@ -1,4 +1,4 @@
-"""Language models as condec sees them: from embeddings of tokens to logits of the next one."""
+"""Language models, from embeddings of tokens to logits of the next one."""
 
 import inspect
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class LanguageModel(nn.Module):
 
     @property
     def table(self) -> nn.Embedding:
-        """The embeddings of all tokens."""
+        """Return the embeddings of all tokens."""
         table: nn.Embedding = self.lm.get_input_embeddings()  # type: ignore[operator]
         return table
 
@@ -62,7 +62,7 @@ class LanguageModel(nn.Module):
         ids: Int[Tensor, "sample token"],
         mask: Int[Tensor, "sample token"] | None = None,
     ) -> Float[Tensor, "sample token channel"]:
-        """Embeddings of tokens, the input of this model.
+        """Make the input of this model: embeddings of tokens.
 
         Parameters
         ----------
@@ -102,31 +102,23 @@ class LanguageModel(nn.Module):
         return torch.cat([embedded * real, real.to(embedded.dtype)], dim=-1)
 
     def embed_text(self, texts: str | Sequence[str]) -> Float[Tensor, "sample token channel"]:
-        """Embeddings of texts, padded on the left where they differ in length.
+        """Embed texts, padded on the left where they differ in length.
 
-        Raises
-        ------
-        ModelError
-            The model has no tokenizer.
-        DataError
-            A text without a token.
+        Raises ModelError where the model has no tokenizer, DataError for a text without a token.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = [self._tokenizer()(text)["input_ids"] for text in texts]
         if not rows or not all(rows):
             raise DataError(f"embed_text: expected texts of at least one token; got {texts[:3]}")
         longest = max(map(len, rows))
-        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        return self.embed(ids, mask)
+        lengths = [(longest - len(row), len(row)) for row in rows]
+        ids = torch.tensor([[0] * n + list(row) for (n, _), row in zip(lengths, rows, strict=True)])
+        return self.embed(ids, torch.tensor([[0] * n + [1] * m for n, m in lengths]))
 
     def token(self, text: str) -> int:
-        """Number of the one token that a text is, for ``Logit(model.token(" Paris"))``.
+        """Find the one token that a text is, for ``Logit(model.token(" Paris"))``.
 
-        Raises
-        ------
-        OptionError
-            The text is not one token.
+        Raises OptionError where the text is not one token.
         """
         ids = self._tokenizer()(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
@@ -139,7 +131,7 @@ class LanguageModel(nn.Module):
     def forward(
         self, embeddings: Float[Tensor, "sample token channel"]
     ) -> Float[Tensor, "sample label"]:
-        """Logits of the token after the last, shape [sample, label]."""
+        """Return logits of the token after the last, shape [sample, label]."""
         dim = self.table.embedding_dim
         if embeddings.ndim != 3 or embeddings.shape[-1] not in (dim, dim + 1):
             raise ModelError(
