@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from condec.basis.errors import DataError, StoreError
-from condec.basis.files import digest_of, remove_partial, to_json, write_file, write_folder, writing
+from condec.basis.files import (
+    file_digest,
+    remove_partial,
+    to_json,
+    write_file,
+    write_folder,
+    writing,
+)
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_old_one(
@@ -31,7 +38,7 @@ def test_a_written_file_is_readable_by_others_as_any_file_is(tmp_path: Path) -> 
     write_file(tmp_path / "a", b"1")
     (tmp_path / "b").write_bytes(b"1")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
-    assert digest_of(tmp_path / "a") == hashlib.sha256(b"1").hexdigest()
+    assert file_digest(tmp_path / "a") == hashlib.sha256(b"1").hexdigest()
 
 
 def test_leftovers_of_one_file_only_are_removed(tmp_path: Path) -> None:

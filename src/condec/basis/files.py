@@ -19,7 +19,7 @@ from condec.basis.errors import StoreError
 
 
 def to_json(value: Any) -> bytes:
-    """Readable JSON."""
+    """Write readable JSON."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -82,7 +82,7 @@ def writing(who: str, so_far: Callable[[], str] = lambda: "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Advisory lock on a folder; the system lifts it when its holder is killed."""
+    """Lock a folder, by advice; the system lifts it when its holder is killed."""
     if sys.platform == "win32":
         yield
         return
@@ -108,7 +108,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
+def file_digest(path: Path) -> str:
+    """Hash a file (SHA-256)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -371,7 +371,7 @@ def mean_coherence(atoms: Atoms) -> float:
 
 
 def _between_atoms(atoms: Tensor) -> Tensor:
-    """Absolute cosines, 0 on the diagonal."""
+    """Compute absolute cosines, 0 on the diagonal."""
     unit = unit_length(atoms, 1)
     return (unit @ unit.T).abs_().fill_diagonal_(0.0)
 
@@ -398,7 +398,7 @@ def _same_shape(x: Tensor, xhat: Tensor, who: str) -> None:
 
 
 def _standardised(x: Tensor, dim: int) -> Tensor:
-    """Centred and of length 1 along `dim`; exactly 0 where all entries are alike."""
+    """Centre and scale to length 1 along `dim`; exactly 0 where all entries are alike."""
     x = _at_least_single(x)
     mean = x.mean(dim, keepdim=True)
     highest, lowest = x.amax(dim, keepdim=True), x.amin(dim, keepdim=True)
@@ -409,7 +409,7 @@ def _standardised(x: Tensor, dim: int) -> Tensor:
 
 
 def _divide_by_length(x: Tensor, dim: int) -> Tensor:
-    """In place: `x` must be a fresh tensor."""
+    """Divide in place: `x` must be a fresh tensor."""
     return x.div_(_or_one(torch.linalg.vector_norm(x, dim=dim, keepdim=True)))
 
 
@@ -418,7 +418,7 @@ def _or_one(size: Tensor) -> Tensor:
 
 
 def _eigenvalues(gram: Tensor, size: int) -> Tensor:
-    """Eigenvalues above rounding noise, ascending; `size` is the longer side of the matrix."""
+    """Compute eigenvalues above rounding noise, ascending; `size` is the matrix's longer side."""
     values: Tensor = torch.linalg.eigvalsh(gram)
     # Those of a rank-deficient matrix come out as rounding noise, some below 0.
     noise = values[-1] * size * torch.finfo(torch.float64).eps
@@ -438,6 +438,6 @@ def _column_mean(matrix: Tensor) -> Tensor:
 
 
 def _sum_of_squares(x: Tensor, other: Tensor) -> float:
-    """Sum of squared differences, in float64."""
+    """Sum squared differences, in float64."""
     blocks = zip(_blocks(x), _blocks(other), strict=True)
     return sum(float((rows - others).square_().sum()) for rows, others in blocks)

@@ -23,7 +23,7 @@ class Option:
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form: the class name and the fields that the constructor takes.
+        """Return the plain form: the class name and the fields that the constructor takes.
 
         A tensor stands there as its digest, so that a recipe says which it was; such an
         option cannot be made from its plain form.
@@ -51,7 +51,7 @@ def option_from_dict(
     inside: Mapping[str, Mapping[str, type]],
     record: Mapping[str, Any],
 ) -> Any:
-    """Inverse of `Option.to_dict`.
+    """Make an option of its plain form, as `Option.to_dict` leaves it.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def option_from_dict(
 
 
 def digest_of(tensor: Tensor | None) -> str:
-    """SHA-256 of a tensor's shape, type and bytes, shortened; empty for None."""
+    """Hash (SHA-256) a tensor's shape, type and bytes, shortened; empty for None."""
     if tensor is None:
         return ""
     flat = tensor.detach().cpu().contiguous().flatten()

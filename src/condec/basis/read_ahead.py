@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, n_workers: int = 1
 ) -> Iterator[Result]:
-    """Results of `function`, in the order of the items, worked out ahead of their use.
+    """Yield results of `function`, in the order of the items, worked out ahead of their use.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def ahead(
 
 @contextmanager
 def behind(function: Callable[[Item], None]) -> Iterator[Callable[[Item], None]]:
-    """A way to hand items to `function`, which runs in one other thread, one item at a time.
+    """Hand items to `function`, which runs in one other thread, one item at a time.
 
     A second item waits until the first is done. An error is raised at the next item, or at
     the end of the context; leaving it waits for what is under way.

@@ -23,7 +23,7 @@ def from_arrays(
     label_names: tuple[str, ...] | None = None,
     preprocess: Preprocess = scale_pixels,
 ) -> Inputs:
-    """Samples of one array; ids are the indices unless given."""
+    """Make inputs of one array; ids are the indices unless given."""
     ids = tuple(str(i) for i in (range(len(images)) if ids is None else ids))
     if len(ids) != len(images):
         raise DataError(f"{name}: {len(images)} samples, but {len(ids)} ids")
@@ -39,7 +39,7 @@ def from_arrays(
 
 
 def as_images(name: str, images: Any) -> Tensor:
-    """Images or other samples as a tensor; a uint8 array without channels is grey."""
+    """Make images or other samples a tensor; a uint8 array without channels is grey."""
     array = _as_tensor(f"{name}: images", images)
     if array.dtype == torch.uint8 and array.ndim == 3:
         array = array.unsqueeze(-1)
@@ -54,7 +54,7 @@ def as_images(name: str, images: Any) -> Tensor:
 
 
 def as_labels(name: str, labels: Any) -> Tensor:
-    """Labels as int64 of shape [sample]."""
+    """Make labels int64 of shape [sample]."""
     array = _as_tensor(f"{name}: labels", labels)
     if array.ndim != 1 or array.is_floating_point() or array.is_complex():
         raise DataError(
@@ -72,7 +72,7 @@ def _as_tensor(what: str, values: Any) -> Tensor:
 
 
 def digits() -> Inputs:
-    """Handwritten digits that the embedded model has not seen: every second ten of the 1,797."""
+    """Load digits that the embedded model has not seen: every second ten of the 1,797."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -88,7 +88,7 @@ def digits() -> Inputs:
 
 
 def from_file(path: Path) -> Inputs:
-    """Samples of a ``.npz`` or ``.npy`` file; floats are float32."""
+    """Read samples of a ``.npz`` or ``.npy`` file; floats are float32."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     try:
@@ -114,7 +114,7 @@ def from_file(path: Path) -> Inputs:
 
 
 def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:
-    """Samples of a torch data set, read one by one when they are wanted."""
+    """Make inputs of a torch data set, read one by one when they are wanted."""
 
     def read(index: int) -> Tensor:
         try:
@@ -138,7 +138,7 @@ def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:
 
 
 def _dataset_labels(data: Any) -> Tensor | None:
-    """Labels by the conventions of torch and torchvision, else by reading every item once."""
+    """Find labels by the conventions of torch and torchvision, else by reading every item once."""
     if isinstance(data, Subset):
         inner = _dataset_labels(data.dataset)
         return None if inner is None else inner[torch.as_tensor(list(data.indices))]

@@ -23,7 +23,7 @@ N_OPENED: Final = 1_000
 
 
 def from_folder(path: Path, table: Path | None) -> Inputs:
-    """Images of a folder, one subfolder a class; or those that a table lists."""
+    """Read images of a folder, one subfolder a class; or those that a table lists."""
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder")
     if table is not None:
@@ -83,7 +83,7 @@ def _from_images(
 
 
 def _stored(files: Sequence[Path]) -> Iterator[bytes]:
-    """Size of every file, and a hash of the contents of all, or of some where they are large."""
+    """Yield the size of every file, and hashes of all, or of some where they are large."""
     sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     few = sum(sizes) <= WHOLE_BYTES
     opened = range(len(files)) if few else frozenset(spread(len(files), N_OPENED))

@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape [sample, channel, y, x] to [sample, channel, y / stride, x / stride]."""
+        """Map [sample, channel, y, x] to [sample, channel, y / stride, x / stride]."""
         branch = self.conv2(self.relu1(self.conv1(x)))
         out: Tensor = self.relu2(branch + self.shortcut(x))
         return out
@@ -68,7 +68,7 @@ class DigitsNet(nn.Module):
         self.linear = nn.Linear(WIDTHS[3] * 4, len(LABEL_NAMES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape [sample, label=10]."""
+        """Return logits, shape [sample, label=10]."""
         x = self.block4(self.block3(self.block2(self.block1(x))))
         out: Tensor = self.linear(self.flatten(x))
         return out
@@ -146,7 +146,7 @@ def _training_half() -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """One thread (sums in one order), grad on, a seed of its own; the caller's are put back."""
+    """Run on one thread (sums in one order), with grad and a seed; put the caller's back."""
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float32)

@@ -35,7 +35,7 @@ class PooledEncoder(nn.Module):
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pooled output of shape [sample, feature]; of the first token where none is pooled."""
+        """Return the pooled output, else that of the first token, of shape [sample, feature]."""
         output = self.encoder(images)
         pooled: Tensor | None = getattr(output, "pooler_output", None)
         if pooled is None:
@@ -102,7 +102,7 @@ def load_huggingface_model(
 
 
 def _place(name: str, folder: Path) -> str:
-    """A folder as a path, the name of a repository as it is."""
+    """Return a folder as a path, the name of a repository as it is."""
     path = folder / Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -114,7 +114,7 @@ def _place(name: str, folder: Path) -> str:
 
 
 def _task(config: Any) -> str:
-    """Name of the Auto class that makes what the configuration describes."""
+    """Name the Auto class that makes what the configuration describes."""
     architecture = (config.architectures or [""])[0]
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "AutoModelForCausalLM"
@@ -144,7 +144,7 @@ def _fetched(name: str, make: Callable[[], Any]) -> Any:
 
 
 def _pretrained(kind: Any, name: str, place: str | None, **options: Any) -> nn.Module:
-    """A model with all its weights: what a checkpoint lacks would be random, and said in a log."""
+    """Load a model with all its weights: what a checkpoint lacks would be random."""
     options |= {"dtype": torch.float32, "output_loading_info": True}
     model, info = _fetched(name, lambda: kind.from_pretrained(place, **options))
     lacking = sorted(info["missing_keys"])
@@ -158,7 +158,7 @@ def _pretrained(kind: Any, name: str, place: str | None, **options: Any) -> nn.M
 
 
 def _tokenizer(library: Any, place: str) -> Any:
-    """The tokenizer, or None where the model brings none."""
+    """Load the tokenizer, or None where the model brings none."""
     try:
         return library.AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, TypeError, ImportError):
@@ -166,7 +166,7 @@ def _tokenizer(library: Any, place: str) -> Any:
 
 
 def _preprocess(library: Any, name: str, place: str) -> Callable[[Tensor], Tensor] | None:
-    """What the image processor does; None for a folder that holds no processor."""
+    """Make a function of the image processor; None for a folder that holds no processor."""
     if Path(place).is_dir() and not any((Path(place) / f).is_file() for f in _PROCESSOR_FILES):
         return None
     processor = _fetched(name, lambda: library.AutoImageProcessor.from_pretrained(place))
@@ -179,7 +179,7 @@ def _preprocess(library: Any, name: str, place: str) -> Callable[[Tensor], Tenso
 
 
 def _input_shape(config: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Shape | None:
-    """What the image processor makes of a picture; else what the configuration says."""
+    """Measure what the image processor makes of a picture; else what the configuration says."""
     if preprocess is not None:
         return tuple(preprocess(torch.zeros(1, 512, 512, 3, dtype=torch.uint8)).shape[1:])
     size = getattr(config, "image_size", None)

@@ -163,7 +163,7 @@ class LanguageModel(nn.Module):
 
 
 def _read_mask(channel: Tensor) -> Tensor:
-    """Which tokens are real, from the last channel of embeddings."""
+    """Read which tokens are real from the last channel of embeddings."""
     mask = channel == 1
     if not bool((mask | (channel == 0)).all()) or not bool(mask.any(1).all()):
         raise ModelError(

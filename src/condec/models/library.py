@@ -120,7 +120,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """Tensors by name, from a ``.safetensors`` or a tensors-only ``.pt`` file.
+    """Read tensors by name, from a ``.safetensors`` or a tensors-only ``.pt`` file.
 
     Raises
     ------

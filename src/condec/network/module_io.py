@@ -14,7 +14,7 @@ TensorMap = Callable[[Tensor], Tensor]
 
 
 def first_tensor(value: object) -> Tensor | None:
-    """The tensor of an output: itself, its ``logits``, or the first floating one it holds.
+    """Return the tensor of an output: itself, its ``logits``, or the first floating one it holds.
 
     Containers are tuples, lists, mappings (so the outputs of Hugging Face models too) and
     instances of dataclasses; where no tensor in it is floating, its first tensor.
@@ -29,7 +29,7 @@ def first_tensor(value: object) -> Tensor | None:
 
 
 def with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
-    """Copy of an output with its tensor exchanged; the container's type is kept."""
+    """Copy an output with its tensor exchanged; the container's type is kept."""
     if tensor is None or isinstance(value, Tensor):
         return tensor if isinstance(value, Tensor) else value
     old = first_tensor(value)
@@ -49,7 +49,7 @@ def with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
 
 
 def _items(value: object) -> dict[Any, Any]:
-    """What a container holds, by key, place or field; empty for anything else."""
+    """List what a container holds, by key, place or field; empty for anything else."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, tuple | list):
@@ -95,13 +95,13 @@ def map_tensors(value: Any, change: TensorMap) -> Any:
 
 
 def is_recordable(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, floating and not quantised."""
+    """Tell whether a tensor is dense, floating and not quantised."""
     dense = tensor.layout == torch.strided and not tensor.is_nested
     return dense and tensor.is_floating_point() and not tensor.is_quantized
 
 
 def describe(whole: object, tensor: Tensor | None) -> str:
-    """What came instead of a tensor that can be recorded."""
+    """Describe what came instead of a tensor that can be recorded."""
     if tensor is None:
         empty = isinstance(whole, tuple | list | Mapping) and not whole
         return "nothing" if empty or whole is None else f"{type(whole).__name__} without a tensor"

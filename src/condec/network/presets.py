@@ -214,7 +214,7 @@ def tokens_above(model: nn.Module, name: str, kind: Kind) -> Span:
 
 
 def _matches(model: nn.Module, preset: Preset) -> Iterator[str]:
-    """Names of a preset's sites; those that never run as modules are left out."""
+    """Yield names of a preset's sites; those that never run as modules are left out."""
     for name, block in _outermost(model, preset):
         if preset is PRESETS["alexnet"]:
             relus = (n for n, m in block.named_modules() if isinstance(m, nn.ReLU))
@@ -231,7 +231,7 @@ def _matches(model: nn.Module, preset: Preset) -> Iterator[str]:
 
 
 def _outermost(model: nn.Module, preset: Preset) -> Iterator[tuple[str, nn.Module]]:
-    """Blocks of a preset that lie in no other one; the model itself only where it has sites."""
+    """Yield blocks of a preset that lie in no other one; the model only where it has sites."""
     last = None
     for name, module in model.named_modules():
         if last is not None and name.startswith(f"{last}."):
@@ -257,7 +257,7 @@ def _has_hidden_attention(model: nn.Module) -> bool:
 
 
 def _token_counts(module: nn.Module) -> tuple[int, int] | None:
-    """Number of class tokens (and of distillation), and of registers, if a module knows."""
+    """Count class tokens (and of distillation), and of registers, if a module knows."""
     for holder in (module, *module.children()):
         tokens = dict(holder.named_parameters(recurse=False))
         first = _count(tokens, _CLASS_TOKENS)
@@ -274,7 +274,7 @@ def _count(tokens: dict[str, nn.Parameter], names: tuple[str, ...]) -> int:
 
 
 def _outwards(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    """The module of that name and those around it, the nearest first."""
+    """Yield the module of that name and those around it, the nearest first."""
     parts = name.split(".") if name else []
     for end in range(len(parts), -1, -1):
         yield model.get_submodule(".".join(parts[:end]))

@@ -151,7 +151,7 @@ def answered(
     unused: frozenset[CallKey],
     versions: Versions,
 ) -> Iterator[list[bool]]:
-    """Inside, answer remembered calls from memory, and the site with another activation.
+    """Answer remembered calls from memory, and the site with another activation.
 
     The yielded list is empty until the site is reached.
     """
@@ -228,7 +228,7 @@ def thin(leaf: Tensor) -> Tensor:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, note which answers operations work on, and how much memory they need.
+    """Notes which answers operations work on, and how much memory they need.
 
     Attributes
     ----------
@@ -250,12 +250,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def held_bytes(self) -> int:
-        """Memory of the answers that are used, repeated for all versions."""
+        """Sum up the memory of the answers that are used, repeated for all versions."""
         return sum(self._bytes.get(key, 0) for key in self.used)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Inside, operations are not looked at."""
+        """Look at no operations inside the context."""
         self._is_paused = True
         try:
             yield

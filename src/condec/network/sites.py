@@ -71,7 +71,7 @@ class Site:
 
     @property
     def key(self) -> str:
-        """Text form, unique in a model: what stores, reports and the command line use."""
+        """Return the text form, unique in a model: that of stores and of the command line."""
         tap = ":input" if self.tap == "input" else ""
         call = "" if self.call is None else f"#{self.call}"
         units = "" if self.units is None else f"@{self.units}"
@@ -254,7 +254,7 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
 
 
 def _glob_to_regex(glob: str) -> str:
-    """Glob over dotted names: ``*`` and ``?`` stay inside one part, ``**`` does not."""
+    """Translate a glob over dotted names: ``*`` and ``?`` stay inside one part, ``**`` does not."""
     out = []
     for token in re.findall(r"\*\*|\*|\?|\[[^\]]+\]|.", glob):
         if token.startswith("[") and len(token) > 2:

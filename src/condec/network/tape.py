@@ -299,7 +299,7 @@ def _recorder(
 
 
 def _node(tensor: Tensor, *, alias: bool) -> Tensor:
-    """The tensor as a node of its own in the graph, with its tangent if it carries one."""
+    """Make the tensor a node of its own in the graph, with its tangent if it carries one."""
     if tensor.requires_grad:
         # A node of its own, so that the gradient is that of this use of the tensor only;
         # memory of its own where somebody else holds the same.

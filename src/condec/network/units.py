@@ -147,7 +147,7 @@ class Units:
         return spread
 
     def _counted(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape without the tokens that do not count."""
+        """Return a shape without the tokens that do not count."""
         self._check(shape)
         sizes = tuple(int(size) for size in shape)
         if self.tokens is None:

@@ -32,17 +32,14 @@ _QUANTISED: Final = (
 
 
 def original(model: nn.Module) -> nn.Module:
-    """The model itself, or the one under `torch.compile`."""
+    """Return the model itself, or the one under `torch.compile`."""
     inside = getattr(model, "_orig_mod", None)
     return original(inside) if isinstance(inside, nn.Module) else model
 
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
-    """Inside, compiled parts of the model run uncompiled, so that hooks see them.
-
-    Nothing is compiled anew afterwards.
-    """
+    """Run compiled parts of the model uncompiled inside the context, so that hooks see them."""
     if not any(_is_compiled(module) for module in model.modules()):
         yield
         return
@@ -85,7 +82,7 @@ def refuse_scripted(modules: Mapping[str, nn.Module], name: str) -> None:
 
 @functools.cache
 def _reason(kind: type) -> str | None:
-    """Why modules of this class cannot be read; None if they can."""
+    """Say why modules of this class cannot be read; None if they can."""
     for base in kind.__mro__:
         if base.__module__.startswith("torch.") and base.__name__ in _PARALLEL:
             return _PARALLEL[base.__name__]

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import digest_of, remove_partial, to_json, write_file, write_folder, writing
+from condec.basis.files import (
+    file_digest,
+    remove_partial,
+    to_json,
+    write_file,
+    write_folder,
+    writing,
+)
 from condec.basis.shapes import SIGNS, Labels, Mask, PerSample, UnitMatrix
 from condec.network import Site, find_site
 from condec.store.matrix import Sign, StoredMatrix
@@ -216,7 +223,7 @@ class Store:
             for name, expected in record.files.items():
                 path = shard_file(self.path, name, record.index)
                 try:
-                    got = digest_of(path)
+                    got = file_digest(path)
                 except OSError as error:
                     raise self._damaged(record.index, name, "its file", repr(error)) from error
                 if got != expected:

@@ -7,10 +7,12 @@ Subclass a contract in a test module, say how to make the object, and pytest run
             return MyEdit(site)
 """
 
+import copy
 import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,15 +45,15 @@ class AttributionContract:
 
     @abstractmethod
     def make_method(self) -> Method:
-        """The method under test."""
+        """Make the method under test."""
         raise NotImplementedError
 
     def read_method(self, record: Mapping[str, Any]) -> Method:
-        """The method again, from its plain form."""
+        """Read the method from its plain form."""
         return method_from_dict(record)
 
     def contribute(self, model: nn.Module, images: torch.Tensor) -> Contributions:
-        """Contributions to the largest logit at both blocks."""
+        """Compute contributions to the largest logit at both blocks."""
         return contribute(model, images, "block*", method=self.make_method())
 
     def test_shapes_and_types(self) -> None:
@@ -67,12 +69,9 @@ class AttributionContract:
     def test_nothing_is_changed_or_left_behind(self) -> None:
         """Inputs, weights, gradients, hooks and trainability are as before."""
         model, images = small_resnet(inplace=True), _images()
-        weights = {name: value.clone() for name, value in model.state_dict().items()}
-        self.contribute(model, images)
-        assert count_hooks(model) == 0
-        assert torch.equal(images, _images())
+        with _left_alone(model, images):
+            self.contribute(model, images)
         assert all(p.requires_grad and p.grad is None for p in model.parameters())
-        assert all(torch.equal(weights[name], v) for name, v in model.state_dict().items())
 
     def test_samples_do_not_see_each_other(self) -> None:
         """Order and company of the samples do not matter."""
@@ -81,12 +80,12 @@ class AttributionContract:
         swapped = self.contribute(model, images.flip(0))
         alone = self.contribute(model, images[:1])
         for site in ("block1", "block2"):
-            torch.testing.assert_close(
-                both[site].contribution, swapped[site].contribution.flip(0), rtol=0, atol=1e-12
-            )
-            torch.testing.assert_close(
-                both[site].contribution[:1], alone[site].contribution, rtol=0, atol=1e-12
-            )
+            whole = both[site].contribution
+            for part, other in (
+                (whole, swapped[site].contribution.flip(0)),
+                (whole[:1], alone[site].contribution),
+            ):
+                torch.testing.assert_close(part, other, rtol=0, atol=1e-12)
 
     def test_float32_is_close_to_float64(self) -> None:
         """Both precisions agree to a few parts in ten thousand of the largest entry."""
@@ -116,19 +115,19 @@ class EditInModelContract:
 
     @abstractmethod
     def make_edit(self, site: str) -> Edit:
-        """An edit of this kind at one of `sites`, that changes something there."""
+        """Make an edit of this kind at one of `sites`, that changes something there."""
         raise NotImplementedError
 
     def make_model(self) -> nn.Module:
-        """The model, the same every time, in evaluation mode."""
+        """Make the model, the same every time, in evaluation mode."""
         return small_resnet()
 
     def make_inputs(self) -> torch.Tensor:
-        """Two inputs of the model."""
+        """Make two inputs of the model."""
         return _images()
 
     def read_edit(self, record: Mapping[str, Any]) -> Edit:
-        """The edit again, from its plain form."""
+        """Read the edit from its plain form."""
         return edit_from_dict(record)
 
     def test_plain_form_gives_the_edit_back(self) -> None:
@@ -142,25 +141,21 @@ class EditInModelContract:
             assert again == edit
             assert hash(again) == hash(edit)
             return
-        message = ""
+        refused = False
         try:
             self.read_edit(record)
         except OptionError as error:
-            message = str(error)
-        assert "holds a tensor" in message
+            refused = "holds a tensor" in str(error)
+        assert refused
 
     def test_model_is_as_before_after_the_context(self) -> None:
         """No hook, no weight, no output differs afterwards; inside, the output does."""
         for site in self.sites:
             model, inputs = self.make_model(), self.make_inputs()
-            weights = {name: value.clone() for name, value in model.state_dict().items()}
-            before, given = model(inputs), inputs.clone()
-            with edited(model, [self.make_edit(site)]):
+            before = model(inputs)
+            with _left_alone(model, inputs), edited(model, [self.make_edit(site)]):
                 assert not torch.equal(model(inputs), before)
-            assert count_hooks(model) == 0
             assert torch.equal(model(inputs), before)
-            assert torch.equal(inputs, given)
-            assert all(torch.equal(weights[name], v) for name, v in model.state_dict().items())
 
     def test_hooks_are_gone_after_an_error(self) -> None:
         """An error in the model, or in the body of the context, passes and leaves no hook."""
@@ -279,6 +274,15 @@ class DictionaryContract:
     learner: Learner
     config = TrainConfig(epochs=8, batch_size=16, lr=3e-3)
 
+    _report: FitReport
+
+    def fitted(self) -> FitReport:
+        """Fit the rows of these tests, once for all of them."""
+        kind = type(self)
+        if "_report" not in kind.__dict__:
+            kind._report = self.fit(_rows())
+        return kind._report
+
     def fit(self, matrix: torch.Tensor | np.ndarray, **changes: Any) -> FitReport:
         """Fit the learner under test; on so few rows, modes may well be dead."""
         with warnings.catch_warnings():
@@ -287,7 +291,7 @@ class DictionaryContract:
 
     def test_shapes_and_types(self) -> None:
         """Atoms [mode, unit], loadings [sample, mode], rows [sample, unit], all float32."""
-        dictionary = self.fit(_rows()).dictionary
+        dictionary = self.fitted().dictionary
         loadings = dictionary.encode(_rows())
         assert dictionary.atoms.shape == (self.learner.n_modes, 8)
         assert (dictionary.n_modes, dictionary.n_units) == dictionary.atoms.shape
@@ -301,14 +305,14 @@ class DictionaryContract:
 
     def test_decoding_is_linear(self) -> None:
         """Rows are loadings times atoms, plus the offset."""
-        dictionary = self.fit(_rows()).dictionary
+        dictionary = self.fitted().dictionary
         loadings = dictionary.encode(_rows())
         expected = loadings @ dictionary.atoms + dictionary.offset
         torch.testing.assert_close(dictionary.decode(loadings), expected)
 
     def test_empty_batch(self) -> None:
         """No rows have no loadings."""
-        dictionary = self.fit(_rows()).dictionary
+        dictionary = self.fitted().dictionary
         assert dictionary.encode(_rows()[:0]).shape == (0, self.learner.n_modes)
 
     def test_input_is_left_alone(self) -> None:
@@ -325,7 +329,7 @@ class DictionaryContract:
 
     def test_same_seed_same_answer(self) -> None:
         """Bit for bit, and whatever the global random state is; that state is left as it was."""
-        first = self.fit(_rows())
+        first = self.fitted()
         torch.manual_seed(99)
         before = torch.get_rng_state()
         second = self.fit(_rows())
@@ -335,7 +339,7 @@ class DictionaryContract:
 
     def test_held_out_rows_do_not_influence_the_fit(self) -> None:
         """With other values in the held-out rows: the same tensors and the same scale."""
-        first, changed = self.fit(_rows()), _rows()
+        first, changed = self.fitted(), _rows()
         assert len(first.held_out_rows) == 12
         changed[first.held_out_rows] = 100.0 * changed[first.held_out_rows].flip(1) + 7.0
         second = self.fit(changed)
@@ -346,7 +350,7 @@ class DictionaryContract:
 
     def test_splits_are_apart_and_cover_all_rows(self) -> None:
         """Each row is in one split, and the figures say how many rows they are of."""
-        report = self.fit(_rows())
+        report = self.fitted()
         both = torch.cat((report.train_rows, report.held_out_rows)).sort().values
         assert torch.equal(both, torch.arange(60))
         assert report.metrics["train"].n_rows == len(report.train_rows) == 48
@@ -354,20 +358,20 @@ class DictionaryContract:
 
     def test_units_of_the_data_do_not_matter(self) -> None:
         """Data 1024 times as large: the same loadings, atoms 1024 times as large."""
-        small, large = self.fit(_rows()).dictionary, self.fit(1024 * _rows()).dictionary
+        small, large = self.fitted().dictionary, self.fit(1024 * _rows()).dictionary
         torch.testing.assert_close(1024 * small.atoms, large.atoms)
         torch.testing.assert_close(small.encode(_rows()), large.encode(1024 * _rows()))
 
     def test_rows_are_encoded_one_by_one(self) -> None:
         """The company of a row does not matter."""
-        dictionary = self.fit(_rows()).dictionary
+        dictionary = self.fitted().dictionary
         together = dictionary.encode(_rows())
         alone = torch.cat([dictionary.encode(row) for row in torch.split(_rows(), 1)])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
     def test_file_gives_the_dictionary_back(self, tmp_path: Path) -> None:
         """Bit for bit: numbers, options, split and metrics; saving twice gives equal files."""
-        report = self.fit(_rows())
+        report = self.fitted()
         report.save(tmp_path / "a")
         again = load_dictionary(tmp_path / "a")
         assert again.learner == self.learner
@@ -386,8 +390,18 @@ class DictionaryContract:
         assert Learner.from_dict(json.loads(json.dumps(self.learner.to_dict()))) == self.learner
 
 
+@contextmanager
+def _left_alone(model: nn.Module, inputs: torch.Tensor) -> Iterator[None]:
+    """Check that afterwards no hook is left, and weights and inputs are as before."""
+    weights, given = copy.deepcopy(model.state_dict()), inputs.clone()
+    yield
+    assert count_hooks(model) == 0
+    assert torch.equal(inputs, given)
+    assert all(torch.equal(weights[name], v) for name, v in model.state_dict().items())
+
+
 def count_hooks(model: nn.Module) -> int:
-    """Number of hooks registered in all modules of a model."""
+    """Count the hooks registered in all modules of a model."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
@@ -401,7 +415,7 @@ def _activation() -> torch.Tensor:
 
 
 def _rows() -> torch.Tensor:
-    """Three patterns of units in all mixtures, 60 rows that differ; nothing is negative."""
+    """Make three patterns of units in all mixtures, 60 rows that differ; nothing is negative."""
     patterns = torch.tensor(
         [[4, 2, 0, 0, 0, 0, 0, 0], [0, 0, 3, 3, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 2, 5]],
         dtype=torch.float32,

@@ -16,7 +16,7 @@ class ResidualBlock(nn.Module):
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activation of shape [sample, channel, y, x]."""
+        """Return an activation of shape [sample, channel, y, x]."""
         y: Tensor = self.conv2(self.relu(self.conv1(x)))
         if self.inplace:
             y += x
@@ -38,21 +38,21 @@ class SmallResNet(nn.Module):
         self.head = nn.Linear(channels, labels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape [sample, label]."""
+        """Return logits of shape [sample, label]."""
         x = self.block2(self.block1(self.relu(self.stem(x))))
         logits: Tensor = self.head(x.mean((2, 3)))
         return logits
 
 
 def small_resnet(*, seed: int = 0, inplace: bool = False, labels: int = 3) -> SmallResNet:
-    """A `SmallResNet` with fixed random weights, in evaluation mode."""
+    """Make a `SmallResNet` with fixed random weights, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SmallResNet(inplace=inplace, labels=labels).eval()
 
 
 def small_mlp(*, seed: int = 0, units: int = 6, inputs: int = 5, labels: int = 3) -> nn.Sequential:
-    """Linear-tanh-linear-tanh-linear with fixed random weights; input [sample, unit]."""
+    """Make linear-tanh-linear-tanh-linear with fixed random weights; input [sample, unit]."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(

@@ -20,12 +20,9 @@ from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atoms, Loadings, UnitMatrix
 
-_RARE: Final = 0.2
-"""How often a rare mode is drawn, relative to a common one."""
-_TOGETHER: Final = 0.5
-"""Probability that a mode of a pair takes the place of another one in a row with its partner."""
-_SUPPORT: Final = 0.06
-"""Share of the units that an atom has."""
+_RARE: Final = 0.2  # how often a rare mode is drawn, relative to a common one
+_TOGETHER: Final = 0.5  # probability that a mode comes with its partner
+_SUPPORT: Final = 0.06  # share of the units that an atom has
 
 
 @short_repr
@@ -55,7 +52,7 @@ class Planted:
 
     @classmethod
     def standard(cls, seed: int = 0) -> "Planted":
-        """The instance of the benchmarks: 200 modes, 256 units, 5 active, 20,000 rows.
+        """Make the instance of the benchmarks: 200 modes, 256 units, 5 active, 20,000 rows.
 
         Noise of a tenth of the signal, a tenth of the modes in pairs, a twentieth rare.
         """
@@ -63,7 +60,7 @@ class Planted:
 
     @classmethod
     def small(cls, seed: int = 0) -> "Planted":
-        """An instance that is fitted in a second: 8 modes, 24 units, 2 active, 600 rows."""
+        """Make an instance that is fitted in a second: 8 modes, 24 units, 2 active, 600 rows."""
         return planted(8, 24, 2, 600, 0.1, correlated=0.25, rare=0.125, seed=seed)
 
 
@@ -78,7 +75,7 @@ def planted(
     rare: float = 0.0,
     seed: int = 0,
 ) -> Planted:
-    """Rows made from known modes; the same for the same arguments.
+    """Make rows from known modes; the same for the same arguments.
 
     An atom has six of every hundred units (3 at least), with entries drawn evenly from 0.5 to
     1.5, scaled to length 1. A row has `n_active` different modes with loadings drawn evenly
@@ -102,7 +99,18 @@ def planted(
     OptionError
         A number outside its range, or more pairs and rare modes than modes.
     """
-    _check(n_modes, n_units, n_active, n_rows, noise, correlated, rare)
+    for name, value in (("n_modes", n_modes), ("n_units", n_units), ("n_rows", n_rows)):
+        if value < 1:
+            raise OptionError(f"planted: {name} must be at least 1; got {value}")
+    if not 1 <= n_active <= n_modes:
+        raise OptionError(f"planted: n_active must be from 1 to {n_modes} modes; got {n_active}")
+    if not 0.0 <= noise < math.inf:
+        raise OptionError(f"planted: noise must be finite and not negative; got {noise}")
+    if not (correlated >= 0.0 and rare >= 0.0 and correlated + rare <= 1.0):
+        raise OptionError(
+            "planted: correlated and rare must be shares of the modes, together at most 1; got "
+            f"{correlated} and {rare}"
+        )
     generator = torch.Generator().manual_seed(seed)
     atoms = _atoms(n_modes, n_units, generator)
     n_pairs, n_rare = int(correlated * n_modes) // 2, int(rare * n_modes)
@@ -134,7 +142,7 @@ def _atoms(n_modes: int, n_units: int, generator: torch.Generator) -> Tensor:
 def _active(
     rare: Tensor, partner: Tensor, n_active: int, n_rows: int, generator: torch.Generator
 ) -> Tensor:
-    """Which modes are in which rows, shape [sample, mode]."""
+    """Draw which modes are in which rows, shape [sample, mode]."""
     shares = torch.where(rare, _RARE, 1.0).to(torch.float32)
     chosen = torch.multinomial(shares.expand(n_rows, -1), n_active, generator=generator)
     if n_active > 1:
@@ -144,26 +152,3 @@ def _active(
         comes &= ~(chosen == with_partner[:, None]).any(1)
         chosen[comes, -1] = with_partner[comes]
     return torch.zeros(n_rows, len(rare), dtype=torch.bool).scatter_(1, chosen, True)
-
-
-def _check(
-    n_modes: int,
-    n_units: int,
-    n_active: int,
-    n_rows: int,
-    noise: float,
-    correlated: float,
-    rare: float,
-) -> None:
-    for name, value in (("n_modes", n_modes), ("n_units", n_units), ("n_rows", n_rows)):
-        if value < 1:
-            raise OptionError(f"planted: {name} must be at least 1; got {value}")
-    if not 1 <= n_active <= n_modes:
-        raise OptionError(f"planted: n_active must be from 1 to {n_modes} modes; got {n_active}")
-    if not 0.0 <= noise < math.inf:
-        raise OptionError(f"planted: noise must be finite and not negative; got {noise}")
-    if not (correlated >= 0.0 and rare >= 0.0 and correlated + rare <= 1.0):
-        raise OptionError(
-            "planted: correlated and rare must be shares of the modes, together at most 1; got "
-            f"{correlated} and {rare}"
-        )

@@ -36,7 +36,7 @@ LABEL_NAMES: Final = ("cat", "dog & <b>wolf</b>", "owl")
 
 
 def small_inputs(*, n_samples: int = 60, seed: int = 0, bad: Sequence[int] = ()) -> Inputs:
-    """Random images [1, 8, 8] of three labels, a bright bar in another place for each."""
+    """Make random images [1, 8, 8] of three labels, a bright bar in another place for each."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n_samples) % 3
     images = torch.rand(n_samples, 1, 8, 8, generator=generator)
