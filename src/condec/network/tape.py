@@ -5,7 +5,7 @@ place further on cannot rewrite the record; gradients are taken by `torch.autogr
 the stored tensors alone. While a tape runs, the parameters are frozen: no gradient of a
 parameter is ever computed, and the autograd graph begins at the first site.
 
-This is the only module of condec that registers hooks to read.
+Hooks that read are registered here and in `condec.network.replay`, nowhere else.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
