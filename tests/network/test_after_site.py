@@ -278,18 +278,16 @@ def test_only_what_lies_after_the_site_runs() -> None:
         assert calls_of(model, lambda s=after: s.run(s.activation)) == expected
 
 
-def test_layouts_and_answers_that_are_never_copied() -> None:
-    """Memory is shared for one sample, unless the model goes on in place."""
-    one, two = torch.randn(1, 1, 5, 5), torch.randn(2, 1, 5, 5)
-    assert split_at(small_resnet(), one, Site("block1")).stacking == "views"
-    assert split_at(small_resnet(), two, Site("block1")).stacking == "copies"
+def test_stacks_and_answers_that_are_never_copied() -> None:
+    two = torch.randn(2, 1, 5, 5)
+    assert split_at(small_resnet(), two, Site("block1")).stacks
     after = split_at(small_resnet(), two, Site("block2.conv1"))
     assert after.unused == {("", -1), ("stem", 0), ("relu", 0)}
     assert set(after.answers) - after.unused == {("block1", 0), ("block2.conv1", 0)}
     assert after.answers["stem", 0].out.stride()[0] == 0
     state, series = Recurrent(state=True).eval(), torch.randn(3, 5, 3)
-    assert split_at(state, series, Site("relu")).stacking == "apart"
-    assert split_at(Recurrent().eval(), torch.randn(3, 5, 3), Site("relu")).stacking == "copies"
+    assert not split_at(state, series, Site("relu")).stacks
+    assert split_at(Recurrent().eval(), torch.randn(3, 5, 3), Site("relu")).stacks
 
 
 class KeepsInPlace(nn.Module):
@@ -310,7 +308,6 @@ class KeepsInPlace(nn.Module):
 def test_changes_in_place_between_the_modules_are_done_again(n_samples: int) -> None:
     model, inputs = seeded(KeepsInPlace), torch.randn(n_samples, 3, dtype=torch.float64)
     after = split_at(model, inputs, Site("b"))
-    assert after.stacking == "copies"
     versions = torch.randn(2 * n_samples, 3, dtype=torch.float64)
     for _ in range(2):
         assert torch.allclose(

@@ -134,7 +134,7 @@ class Passes:
         h = after.activation
         gib = self.memory_gib or _GIB.get(h.device.type, _GIB["cpu"])
         fit = int(gib * 2**30 // max(1, after.version_bytes))
-        most = 1 if after.stacking == "apart" else max(1, min(fit, _MOST_VERSIONS))
+        most = 1 if not after.stacks else max(1, min(fit, _MOST_VERSIONS))
         for start in range(0, len(group.numbers), most):
             numbers = group.numbers[start : start + most]
             versions = torch.cat([self._changed(n, group.site.place, h) for n in numbers])

@@ -1,8 +1,8 @@
 """Looking into a model: which places there are, what passes them, and what lies after them.
 
-`find_sites` names places, `record` reads what passes, `split_at` runs what lies after one.
-Imports `basis` only. A new model family adds a preset in `presets.py`; what can be counted at a
-site stands in `units.py`. Hooks that read are registered in `tape.py` and `replay.py`, nowhere else.
+`find_sites` names places, `record` reads what passes, `split_at` runs what lies after one. Imports
+`basis` only. A new model family adds a preset in `presets.py`; what can be counted at a site stands
+in `units.py`. Hooks that read are registered in `tape.py` and `replay.py`, nowhere else.
 """
 
 from condec.network.after_site import AfterSite, Splitter, split_at

@@ -26,7 +26,6 @@ from condec.network.replay import (
     INPUTS,
     Answer,
     CallKey,
-    Stacking,
     Versions,
     Watch,
     answered,
@@ -61,10 +60,9 @@ class AfterSite:
         What calls before the site returned, and the inputs.
     unused : frozenset of (module, call)
         Answers that no operation works on: their values are not kept.
-    stacking : {"views", "copies", "apart"}
-        How several versions run: in one pass on shared memory (a single sample, where nothing
-        is changed in place), in one pass on copies, or one pass each (where the first axis
-        alone does not make versions, as in a recurrent network's state).
+    stacks : bool
+        Whether several versions run in one pass; else in one pass each, where the first axis
+        alone does not make versions, as in a recurrent network's state.
     version_bytes : int
         Memory that one version takes in a run without gradients, about: its activation, its
         copies of what is kept, and the tensors of the largest operation.
@@ -78,7 +76,7 @@ class AfterSite:
     output: Tensor
     answers: Mapping[CallKey, Answer] = field(repr=False)
     unused: frozenset[CallKey] = field(default=frozenset(), repr=False)
-    stacking: Stacking = "copies"
+    stacks: bool = True
     version_bytes: int = 0
 
     def run(self, activation: Tensor, changes: Mapping[Site, TensorMap] | None = None) -> Tensor:
@@ -118,15 +116,15 @@ class AfterSite:
                 f"{unknown[0][0]} cannot be changed in a run from {self.site.key} on: the network "
                 "was not split for it; name the site in split_at(..., also=...)"
             )
-        if self.stacking != "apart":
-            return self._pass(Versions(activation, n_samples, self.stacking, at))
+        if self.stacks:
+            return self._pass(Versions(activation, n_samples, at))
         if n_versions > 1 and at:
             raise SiteError(
                 f"{self.site.key}: {type(self.model).__name__} runs one version at a time, so "
                 "changes at later sites belong to one; run each version by itself"
             )
         parts = torch.split(activation, n_samples)
-        return torch.cat([self._pass(Versions(part, n_samples, "apart", at)) for part in parts])
+        return torch.cat([self._pass(Versions(part, n_samples, at)) for part in parts])
 
     def _pass(self, versions: Versions) -> Tensor:
         model, name = self.model, type(self.model).__name__
@@ -159,7 +157,7 @@ class AfterSite:
 class _Tried:
     """How to run batches of one shape, as a trial showed."""
 
-    stacking: Stacking
+    stacks: bool
     unused: frozenset[CallKey]
     version_bytes: int
 
@@ -220,12 +218,7 @@ class Splitter:
                 for call, answer in after.answers.items()
             }
             after = replace(after, answers=thinned)
-        return replace(
-            after,
-            unused=tried.unused,
-            stacking=tried.stacking,
-            version_bytes=tried.version_bytes,
-        )
+        return replace(after, **vars(tried))
 
     def _full_pass(self, inputs: Tensor, unused: frozenset[CallKey] = frozenset()) -> AfterSite:
         model, site = self.model, self.site
@@ -252,15 +245,13 @@ def split_at(
 
 
 def _try(after: AfterSite) -> _Tried:
-    """Find the cheapest stacking that gives the output back."""
+    """Run two versions in one pass, else one, with nothing changed, and compare the output."""
     failure = "with nothing changed its output is another"
     own = (after.site.name, after.site.call or 0)
-    stackings: tuple[Stacking, ...] = ("copies", "apart")
-    for stacking in ("views", *stackings) if len(after.inputs) == 1 else stackings:
-        n_versions = 1 if stacking == "apart" else 2
+    for n_versions in (2, 1):
         watch = Watch(after.model)
         activation = torch.cat([after.activation] * n_versions)
-        versions = Versions(activation, len(after.inputs), stacking, watch=watch)
+        versions = Versions(activation, len(after.inputs), watch=watch)
         try:
             with torch.inference_mode(False), torch.no_grad(), watch:
                 again = after._pass(versions)
@@ -271,9 +262,7 @@ def _try(after: AfterSite) -> _Tried:
             unused = frozenset(after.answers) - watch.used - {own}
             bytes_ = activation.numel() * activation.element_size()
             needed = watch.most_bytes + watch.held_bytes + 2 * bytes_
-            # Views share the memory of one sample anyway.
-            unused = frozenset() if stacking == "views" else unused
-            return _Tried(stacking, unused, needed // n_versions)
+            return _Tried(n_versions == 2, unused, needed // n_versions)
     raise ModelError(
         f"{type(after.model).__name__} cannot be run from {after.site.key} on: {failure}. "
         "A module before the site keeps a state or draws random numbers, or the model goes on "

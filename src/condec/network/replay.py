@@ -7,9 +7,9 @@ the site returns the activation to try. Operations outside modules run again on 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from condec.network.sites import Place, Site
 
 CallKey = tuple[str, int]
 """A module's name and the number of its call in one forward pass."""
-Stacking = Literal["views", "copies", "apart"]
 INPUTS: CallKey = ("", -1)
 """Key of the model's own inputs among what is remembered."""
 
@@ -42,8 +41,6 @@ class Versions:
     ----------
     activation : Tensor of shape [n_versions * n_samples, ...]
     n_samples : int
-    stacking : {"views", "copies", "apart"}
-        See `condec.network.after_site.AfterSite`.
     changes : dict of Place to callable
         What to do at later places.
     watch : Watch, optional
@@ -51,16 +48,14 @@ class Versions:
 
     activation: Tensor
     n_samples: int
-    stacking: Stacking
     changes: Mapping[Place, TensorMap] = field(default_factory=dict)
     watch: "Watch | None" = None
 
     def repeat(self, call: CallKey, answer: Answer, *, unused: bool) -> Any:
         """Repeat each tensor of an answer that has a sample axis; of unused ones the shape only."""
-        if self.watch is None:
-            return map_tensors(answer.out, lambda leaf: self._repeat(leaf, unused=unused))
-        with self.watch.pause():
+        with nullcontext() if self.watch is None else self.watch.pause():
             value = map_tensors(answer.out, lambda leaf: self._repeat(leaf, unused=unused))
+        if self.watch is not None:
             self.watch.note(call, value)
         return value
 
@@ -77,7 +72,7 @@ class Versions:
         if leaf.ndim == 0 or len(leaf) != self.n_samples:
             return leaf.clone()
         n, rest = len(self.activation) // self.n_samples, leaf.shape[1:]
-        if unused or (self.stacking == "views" and n > 1):
+        if unused:
             return leaf[:1].expand(n * len(leaf), *rest)
         return leaf.repeat(n, *(1 for _ in rest))
 
