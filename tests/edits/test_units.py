@@ -328,6 +328,12 @@ def test_bad_units(unchecked, units, message):
         Ablate("fc", units=units)
 
 
+def test_edits_print_no_long_numbers():
+    edit = Preserve("fc", units=range(99), replacement=[0.5] * 99)
+    assert repr(edit).splitlines()[0] == "Preserve"
+    assert len(repr(edit)) < 200
+
+
 def test_preserving_no_unit_replaces_the_whole_site():
     x, edit = torch.randn(2, 6), Preserve("x", units=[], replacement=0.5)
     assert torch.equal(edit.apply(x), torch.full((2, 6), 0.5))

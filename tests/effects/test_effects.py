@@ -468,6 +468,7 @@ def test_a_ranking_is_equal_to_itself_and_better_than_chance(chain):
     for edit in ("ablate", "preserve"):
         options = CurveOptions(fractions=(0.17, 0.34, 0.5), rankings=rankings, edit=edit)
         curves = measure_curves(*chain, options)
+        assert "curves    (9 Curve)" in repr(curves)
         for by in ("auc_difference", "area_between"):
             table = compare(curves, by=by)
             same = table[table["against"] == "again"].iloc[0]

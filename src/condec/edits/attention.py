@@ -26,7 +26,7 @@ _ATTENTION_AXES: Final = (3, 4)
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class CutAttention(Edit):
     r"""Cut edges of attention: the token ``to`` no longer reads from the token ``from``.
 

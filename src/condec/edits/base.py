@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError, SiteError
+from condec.basis.records import short_repr
 from condec.edits.replacement import Donors
 from condec.network import Site, Units, units_of
 
 
+@short_repr
 class Edit(ABC):
     """One change of what passes through a site: a frozen option with the site it belongs to.
 

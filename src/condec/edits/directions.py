@@ -29,7 +29,7 @@ _DEPENDENT: Final = 1e-9
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Steer(Edit):
     r"""Add along a direction, at every position.
 
@@ -94,7 +94,7 @@ class Steer(Edit):
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Corrupt(Edit):
     r"""Add noise along a direction: one normal number for every sample and position.
 
@@ -152,7 +152,7 @@ class Corrupt(Edit):
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Project(Edit):
     r"""Remove the span of directions from an activation, at every position.
 

@@ -15,7 +15,7 @@ from condec.network import Site
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Patch(Edit):
     r"""Put in units, or the component along a direction, of another input's activation.
 

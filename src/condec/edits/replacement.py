@@ -1,4 +1,4 @@
-"""What replaces the values of units: numbers, means over data, activations of other inputs."""
+"""Values that replace those of units: numbers, means over data, activations of other inputs."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from condec.attribution import prepare_inputs
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.options import digest_of
+from condec.basis.records import short_repr
 from condec.basis.shapes import Activation, Atom, Mask
 from condec.network import Site, check_samples, find_sites, record, run_model
 from condec.store import Store
 
 
+@short_repr
 @dataclass(frozen=True, slots=True, eq=False)
 class Donors(ABC):
     """Contract: activations of other inputs, which replace those at a site.
@@ -78,7 +80,7 @@ class Donors(ABC):
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Recorded(Donors):
     """Activations of other inputs, sample by sample; a single one serves all samples.
 
@@ -98,7 +100,7 @@ class Recorded(Donors):
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Resample(Donors):
     """Activations drawn, with replacement, from those of other inputs, for batches of any size.
 

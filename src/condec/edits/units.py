@@ -14,7 +14,7 @@ from condec.edits.replacement import Donors, Replacement, checked_replacement
 from condec.network import Site
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Replacing(Edit):
     """Base of the edits that replace units: those named, or all others."""
 
@@ -63,7 +63,7 @@ class Replacing(Edit):
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Ablate(Replacing):
     """Replace some units of a site at all positions, by 0 or by given values.
 
@@ -94,7 +94,7 @@ class Ablate(Replacing):
     --------
     >>> Ablate("layer1.0", units=[5, 2])
     Ablate(site=Site(name='layer1.0', tap='output', units=None, call=None), units=(2, 5),
-           replacement=0.0)
+           replacement=0)
     >>> Ablate("fc", units=[0]).apply(torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[0., 2., 3.]])
     """
@@ -103,7 +103,7 @@ class Ablate(Replacing):
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Preserve(Replacing):
     """Replace all units of a site but some at all positions, by 0 or by given values.
 
@@ -121,7 +121,7 @@ class Preserve(Replacing):
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Scale(Edit):
     """Multiply some units of a site at all positions by a factor: turn them up or down.
 

@@ -22,7 +22,7 @@ FixedReplacement = Literal["zero", "mean"]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """How many of a site's units are taken, and how these are edited. Made by `choice_of`.
+    """Number of a site's units that are taken, and their edit. Made by `choice_of`.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ _FEWEST_TO_ORDER: Final = 3
 @short_repr
 @dataclass(frozen=True, eq=False)
 class GroupAgreement:
-    """How well the overlap of labels goes with a hierarchy (`ControlMatrix.agreement`).
+    """Agreement of the overlap of labels with a hierarchy (`ControlMatrix.agreement`).
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class ControlMatrix:
 
     @property
     def defined(self) -> Bool[torch.Tensor, "edited label"]:
-        """Where the relative accuracy is: the unedited network gets a sample right."""
+        """Pairs of labels of which the unedited network gets a sample right."""
         return ~self.accuracy.isnan()
 
     def to_frame(self) -> "pandas.DataFrame":

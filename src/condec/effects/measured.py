@@ -50,7 +50,7 @@ class Measured:
 
     @property
     def right(self) -> Bool[torch.Tensor, "edit sample"]:
-        """Whether the sample's own label is predicted."""
+        """Samples whose own label is predicted."""
         return self.predicted == self.labels
 
 

@@ -47,7 +47,7 @@ class SuperclassControl:
     labels : Tensor of shape [sample]
     label_names : tuple of str, or None
     members, neighbours : tuple of int
-        Labels of the superclass, and labels to look at besides.
+        Labels of the superclass, and labels to look at, too.
     top1, top5, probability : Tensor of shape [ranking, sample]
         Whether the sample's label is the largest output, or one of the five largest, and its
         probability; means over random draws.
@@ -161,8 +161,8 @@ def superclass_control(
     modes : Modes, or several
         One for each site; of one store, with the same held-out rows.
     members, neighbours : sequence of int
-        Labels of the superclass, as from `Hierarchy.labels`, and labels outside it to look at
-        besides: those most like it.
+        Labels of the superclass, as from `Hierarchy.labels`, and labels outside it to look
+        at, too: those most like it.
     fraction : float
         Share of every site's units to ablate or preserve.
     least_correlation : float

@@ -42,7 +42,7 @@ _CHANGES: Final = ("probability", "logit", "entropy")
 
 @dataclass(frozen=True, kw_only=True)
 class CurveOptions:
-    """How control curves are made; every field is an argument of `control_curve`.
+    """Options of control curves; every field is an argument of `control_curve`.
 
     Raises
     ------
