@@ -53,7 +53,7 @@ def test_each_label_has_two_units_of_its_own(chain):
     assert summary.loc["accuracy", ["own", "others", "difference"]].tolist() == [0.0, 1.0, -1.0]
     assert summary.loc["logit", "own"] == pytest.approx(float(matrix.logit.diagonal().mean()))
     assert count_hooks(model) == 0
-    assert "accuracy      Tensor[3, 3] float64" in repr(matrix)
+    assert "logit        Tensor[3, 3] float64" in repr(matrix)
 
 
 def test_a_row_is_a_point_of_the_control_curve(chain):
