@@ -108,8 +108,8 @@ def test_figure(chain):
         ({"strengths": ()}, r"strengths must be finite and in ascending order.*got \(\)"),
         ({"strengths": (1.0, 0.5)}, r"strengths must be .* ascending order.*got \(1\.0, 0\.5\)"),
         ({"strengths": (math.inf,)}, r"strengths must be finite.*got \(inf,\)"),
-        ({"directions": []}, "expected directions of activation, .* got none"),
-        ({"directions": ["up"]}, "expected directions of activation, .* got up"),
+        ({"directions": []}, "expected some of activation, .* got none"),
+        ({"directions": ["up"]}, "directions must be one of activation, .* got 'up'"),
         ({"n_random": 0}, "n_random must be at least 1; got 0"),
     ],
 )

@@ -164,12 +164,10 @@ def _check(strengths: Sequence[float], directions: Sequence[str], n_random: int)
     who = "steering_curve"
     expected = "strengths must be finite and in ascending order, for example (0.5, 1.0, 2.0)"
     ascending(who, strengths, expected, low=-math.inf, high=math.inf)
-    unknown = [name for name in directions if name not in get_args(DirectionKind)]
-    if unknown or not directions:
-        raise OptionError(
-            f"{who}: expected directions of {', '.join(get_args(DirectionKind))}; got "
-            f"{', '.join(unknown) or 'none'}"
-        )
+    if not directions:
+        raise OptionError(f"{who}: expected some of {', '.join(get_args(DirectionKind))}; got none")
+    for direction in directions:
+        one_of(who, "directions", direction, DirectionKind)
     at_least(who, 1, n_random=n_random)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from condec.basis.checks import at_least
@@ -18,6 +18,7 @@ from condec.effects.rankings import ByMean, ByModeSum, RandomUnits, descending, 
 from condec.effects.samples import HeldOut, held_out
 from condec.modes import Modes, label_name
 from condec.network import refuse_training
+from condec.store import Sign
 
 if TYPE_CHECKING:
     import pandas
@@ -77,20 +78,18 @@ class SuperclassControl:
         import pandas
 
         groups = dict.fromkeys(self.neighbours, "neighbour") | dict.fromkeys(self.members, "member")
-        rows = []
+        rows: list[dict[str, object]] = []
         for number, ranking in list(enumerate(self.rankings))[1:]:
             for label in sorted(set(self.labels.tolist())):
                 mine = self.labels == label
-                row: dict[str, object] = {
+                rows.append({
                     "ranking": ranking, "label": label,
                     "label_name": label_name(self.label_names, label),
                     "group": groups.get(label, "other"), "n_samples": int(mine.sum()),
-                }  # fmt: skip
+                })  # fmt: skip
                 for quantity in _QUANTITIES:
-                    values = getattr(self, quantity)[:, mine].mean(1)
-                    row[f"{quantity}_unedited"] = float(values[0])
-                    row[quantity] = float(values[number])
-                rows.append(row)
+                    means = getattr(self, quantity)[:, mine].mean(1).tolist()
+                    rows[-1] |= {f"{quantity}_unedited": means[0], quantity: means[number]}
         return pandas.DataFrame(rows)
 
     def means(self, *, n_bootstrap: int = 1000, seed: int = 0) -> "pandas.DataFrame":
@@ -101,29 +100,23 @@ class SuperclassControl:
         """
         import pandas
 
-        members = _is_one(self.labels, self.members)
+        members = torch.isin(self.labels, torch.tensor(self.members))
         groups = {"members": members, "others": ~members}
         if self.neighbours:
-            groups["neighbours"] = _is_one(self.labels, self.neighbours)
-        rows = []
+            groups["neighbours"] = torch.isin(self.labels, torch.tensor(self.neighbours))
+        tables = []
         for group, mine in groups.items():
-            shared = {
-                "group": group, "n_labels": len(set(self.labels[mine].tolist())),
-                "n_samples": int(mine.sum()),
+            columns: dict[str, object] = {
+                "ranking": self.rankings, "group": group,
+                "n_labels": len(set(self.labels[mine].tolist())), "n_samples": int(mine.sum()),
             }  # fmt: skip
-            of_group: list[dict[str, object]] = [
-                {"ranking": ranking, **shared} for ranking in self.rankings
-            ]
             for quantity in _QUANTITIES:
                 values = getattr(self, quantity)[:, mine]
-                low, high = interval_of_means(values, n_bootstrap=n_bootstrap, seed=seed)
-                for number, row in enumerate(of_group):
-                    row[quantity] = float(values[number].mean())
-                    row[f"{quantity}_low"], row[f"{quantity}_high"] = (
-                        float(low[number]), float(high[number]),
-                    )  # fmt: skip
-            rows += of_group
-        return pandas.DataFrame(rows)
+                low, high = interval_of_means(values, n_bootstrap=n_bootstrap, seed=seed).tolist()
+                columns |= {quantity: values.mean(1).tolist(), f"{quantity}_low": low}
+                columns[f"{quantity}_high"] = high
+            tables.append(pandas.DataFrame(columns))
+        return pandas.concat(tables, ignore_index=True)
 
 
 def superclass_control(
@@ -184,13 +177,11 @@ def superclass_control(
     several = (modes,) if isinstance(modes, Modes) else tuple(modes)
     members = tuple(dict.fromkeys(int(label) for label in members))
     _check(several, least_correlation, n_random)
+    who = "superclass_control"
     choices = [
-        choice_of(
-            "superclass_control", one, edit=edit, fraction=fraction, count=None,
-            replacement=replacement,
-        )
+        choice_of(who, one, edit=edit, fraction=fraction, count=None, replacement=replacement)
         for one in several
-    ]  # fmt: skip
+    ]
     refuse_training(model)
     samples = held_out(data, several[0], "superclass_control")
     _check_labels(samples, several[0], members, neighbours)
@@ -256,14 +247,13 @@ def _check_labels(
 def _above(modes: Modes, members: Sequence[int], least: float) -> tuple[int, ...]:
     """Return the original ids of the modes that go with a superclass on training rows."""
     found = member_correlation(modes, members)
-    above = found > least
-    if not bool(above.any()):
+    if not float(found.max()) > least:
         raise OptionError(
             f"superclass_control: {modes.site.key}: no mode's correlation with the superclass is "
             f"above {least}; the highest is {float(found.max()):.3f}. Lower least_correlation, or "
             "leave the site out."
         )
-    return tuple(modes.ids[above].tolist())
+    return tuple(modes.ids[found > least].tolist())
 
 
 def _edits(
@@ -275,16 +265,18 @@ def _edits(
     seed: int,
 ) -> dict[str, list[Edits]]:
     """Return the edits of every ranking, all sites together; several for random draws."""
-    of_modes, of_means, random = [], [], []
-    for at, (one, choice) in enumerate(zip(several, choices, strict=True)):
-        of_modes.append([_order(ByModeSum(modes=one, weight="above", least=least), members)])
-        sign = "sum" if one.sign == "concat" else one.sign
-        mean = ByMean(store=one.store, site=one.site, rows=~one.held_out, sign=sign)
-        of_means.append([_order(mean, members)])
-        if n_random:  # sites of one size draw apart
-            units = RandomUnits(n_units=choice.n_units, n_draws=n_random, seed=seed + at)
-            random.append(list(units.ranked(members[0]).orders))
-    orders = {"modes": of_modes, "mean_contribution": of_means, "random": random}
+    orders: dict[str, list[list[Tensor]]] = {"modes": [], "mean_contribution": []}
+    for one in several:
+        sign: Sign = "sum" if one.sign == "concat" else one.sign
+        of_modes = ByModeSum(modes=one, weight="above", least=least)
+        of_means = ByMean(store=one.store, site=one.site, rows=~one.held_out, sign=sign)
+        orders["modes"].append([descending(of_modes.scores(members))])
+        orders["mean_contribution"].append([descending(of_means.scores(members))])
+    if n_random:  # sites of one size draw apart
+        orders["random"] = [
+            list(RandomUnits(n_units=one.n_units, n_draws=n_random, seed=at).ranked(0).orders)
+            for at, one in enumerate(choices, seed)
+        ]
     return {
         ranking: [
             tuple(
@@ -295,13 +287,4 @@ def _edits(
             for draw in zip(*by_site, strict=True)
         ]
         for ranking, by_site in orders.items()
-        if by_site
     }
-
-
-def _order(ranking: ByModeSum | ByMean, members: Sequence[int]) -> Tensor:
-    return descending(ranking.scores(members))
-
-
-def _is_one(labels: Tensor, wanted: Sequence[int]) -> Bool[torch.Tensor, " sample"]:
-    return torch.isin(labels, torch.tensor(list(wanted)))
