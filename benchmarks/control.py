@@ -65,7 +65,7 @@ def at_site(
     """Edits a second by each route at one site."""
     counts: dict[Route, int] = {"full": WHOLE, "replay": n_edits}
     labels = torch.arange(len(images))
-    samples = HeldOut(as_inputs((images.cpu(), labels)), labels.tolist(), labels, LABELS)
+    samples = HeldOut(as_inputs((images.cpu(), labels)), labels.tolist(), labels)
     found: dict[Route, Measured] = {}
 
     def run(route: Route) -> None:

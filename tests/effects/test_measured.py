@@ -69,7 +69,7 @@ class Fixed(nn.Module):
 
 def samples_of(x: Tensor, n_labels: int = 3) -> HeldOut:
     labels = torch.arange(len(x)) % n_labels
-    return HeldOut(as_inputs((x, labels)), list(range(len(x))), labels, n_labels)
+    return HeldOut(as_inputs((x, labels)), list(range(len(x))), labels)
 
 
 def plain(model: nn.Module, samples: HeldOut, edits: Any, batch_size: int) -> Tensor:
@@ -346,7 +346,7 @@ def real(name: str, folder: Any) -> tuple[nn.Module, HeldOut, list[str], int]:
         record = json.loads((folder / "digits" / "vit_digits.json").read_text())
         vit = timm.models.VisionTransformer(**record["constructor_args"]).eval()
         vit.load_state_dict(load_file(folder / "digits" / "vit_digits.safetensors"))
-        images = load_data("digits", limit=40).batch(range(40))
+        images = load_data("digits", limit=12).batch(range(12))
         return vit, samples_of(images, 10), ["blocks.0", "blocks.2.mlp.fc2:input", "blocks.3"], 32
     file, load, weights = {
         "resnet20": ("cifar10/cifar_resnet.py", "load_resnet", "cifar10/resnet20_cifar10"),
@@ -360,13 +360,9 @@ def real(name: str, folder: Any) -> tuple[nn.Module, HeldOut, list[str], int]:
     preprocess = load_function(f"{folder / file}:preprocess")
     if name == "resnet20":
         data = load_data(f"npz:{folder / 'cifar10/test_2000.npz'}", preprocess=preprocess)
-        return (
-            model,
-            samples_of(data.batch(range(40)), 10),
-            ["layer1.1", "layer2.1", "layer3.1"],
-            16,
-        )
-    photos = torch.rand(2, 3, 224, 224)
+        images = samples_of(data.batch(range(12)), 10)
+        return model, images, ["layer1.1", "layer2.1", "layer3.1"], 16
+    photos = torch.rand(2, 3, 96, 96)
     return model, samples_of(photos, 1000), ["blocks.10", "blocks.14", "blocks.16"], 64
 
 
@@ -378,8 +374,8 @@ def test_real_networks(name: str, shared_data: Any) -> None:
     edits = [(Ablate(site, units=some[k::4]),) for site in sites for k in range(4)] + [
         tuple(Preserve(site, units=some[:k]) for site in sites) for k in (8, 12, 14)
     ]
-    reference = measure(model, samples, edits, batch_size=32, route="full")
-    measured = measure(model, samples, edits, batch_size=32, route="replay")
+    reference = measure(model, samples, edits, batch_size=8, route="full")
+    measured = measure(model, samples, edits, batch_size=8, route="replay")
     assert torch.equal(measured.predicted, reference.predicted)
     torch.testing.assert_close(measured.logit, reference.logit, rtol=1e-4, atol=1e-4)
     assert len(measured.predicted.unique(dim=0)) > 3

@@ -32,9 +32,8 @@ def choose_units(
 ) -> tuple[int, ...]:
     r"""Return the units with the highest scores, highest first; of equal ones the lower number.
 
-    Scores are an atom (`Modes.best`), or the sum of all modes correlated with a label or a
-    superclass above r (``ByModeSum(modes=modes, weight="above", least=r).scores(labels)``,
-    which is how Melander et al. 2026 choose for superclasses), or any others.
+    Scores are an atom (`Modes.best`), or the sum of modes that go with a superclass
+    (`ByModeSum.scores`), or any others.
 
     Parameters
     ----------
@@ -48,11 +47,6 @@ def choose_units(
     mass : float
         m from 0 to 1; the fewest units C that hold this share of the sum of all positive
         scores, :math:`\sum_{u \in C} s_u \geq m \sum_u \max(s_u, 0)`.
-
-    Returns
-    -------
-    tuple of int
-        May be empty.
 
     Raises
     ------

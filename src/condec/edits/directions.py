@@ -1,9 +1,7 @@
 r"""Edits along directions: combinations of units, such as the atom of a mode.
 
 An activation has one vector :math:`h_p` over the units at every position p of every sample.
-For layouts ``channels`` and ``features`` positions are places or tokens; for ``tokens`` and
-``positions``, where tokens or places are the units, they are features or channels. Heads have
-no such vector: their entries belong to another basis in every head.
+Heads have no such vector: their entries belong to another basis in every head.
 """
 
 import functools
@@ -101,21 +99,8 @@ class Corrupt(Edit):
     .. math:: h_p \leftarrow h_p + \epsilon_p \, \frac{d}{\|d\|}, \quad
               \epsilon_p \sim N(0, \sigma^2)
 
-    The numbers are drawn from the seed for sample 0, 1, ... of a batch: sample i gets the same
-    ones in every batch, on every machine. For others give another seed.
-
-    Parameters
-    ----------
-    site : Site, or its text
-    direction : Tensor of shape [unit]
-    std : float
-        :math:`\sigma`, in the unit of the activation.
-    seed : int
-
-    Raises
-    ------
-    OptionError, SiteError
-        As in `Steer`; a standard deviation that is negative or not finite.
+    with :math:`\sigma` the `std`, in the unit of the activation. Sample i of a batch gets the i-th
+    draw of the `seed`, the same in every batch, on every machine. Errors are those of `Steer`.
 
     Examples
     --------
@@ -158,18 +143,8 @@ class Project(Edit):
 
     .. math:: h_p \leftarrow h_p - Q^T Q \, h_p
 
-    with the rows of Q an orthonormal basis of the directions.
-
-    Parameters
-    ----------
-    site : Site, or its text
-    directions : Tensor of shape [unit], or [direction, unit]
-        One, or several that need be neither orthogonal nor independent.
-
-    Raises
-    ------
-    OptionError, SiteError
-        As in `Steer`; no directions, or directions of different widths.
+    with the rows of Q an orthonormal basis of the directions: one, or several, [direction, unit],
+    that need be neither orthogonal nor independent. Errors are those of `Steer`.
 
     Examples
     --------

@@ -36,12 +36,9 @@ class Patch(Edit):
 
     Raises
     ------
-    OptionError
-        Both of `units` and `direction`, or none; units as in `Ablate`, a direction as in
-        `Steer`; a source that is no activation, or not finite.
-    SiteError
-        At the first forward pass: a source of another shape or number of samples, a unit
-        that the site does not have, or a direction where the units are heads.
+    OptionError, SiteError
+        Both of `units` and `direction`, or none; a source that is no activation, not finite, or of
+        another shape or number of samples; and as in `Ablate` and `Steer`.
 
     Examples
     --------

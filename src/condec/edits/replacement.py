@@ -153,20 +153,14 @@ def checked_replacement(who: str, replacement: Replacement) -> float | tuple[flo
 def unit_means(
     store: Store, site: Site | str, rows: Mask | None = None, *, label: int | None = None
 ) -> Atom:
-    """Return the mean activation of every unit, over samples and positions.
+    """Return the mean activation of every unit, [unit], over samples and positions.
 
     Parameters
     ----------
-    store : Store
-    site : Site, or its name
     rows : Tensor of shape [sample], optional
         Samples to take; by default all.
     label : int, optional
         Of these, the samples of one label only.
-
-    Returns
-    -------
-    Tensor of shape [unit], in the unit of the activation: a replacement for edits.
 
     Raises
     ------
@@ -188,16 +182,7 @@ def unit_means(
 def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Activation:
     """Return what a site holds for some inputs, [sample, ...]: a source for `Patch`, for one.
 
-    Under `edited`, it is that of the edited network.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    inputs : Tensor of shape [sample, ...]
-        Moved to the device and floating type of the model.
-    site : Site, or its text
-        One site; which of its units count does not matter.
+    Under `edited`, it is that of the edited network, which must be in evaluation mode.
 
     Raises
     ------

@@ -67,19 +67,18 @@ class Replacing(Edit):
 class Ablate(Replacing):
     """Replace some units of a site at all positions, by 0 or by given values.
 
-    "Ablate" of Melander et al. 2026: the units of a mode are set to 0 in the output of a
-    block.
+    "Ablate" of Melander et al. 2026: the units of a mode are set to 0 in the output of a block.
 
     Parameters
     ----------
     site : Site, or its text
     units : sequence of int
-        The units to replace, in any order; kept sorted.
+        The units to replace; kept sorted.
     replacement : float, one float for every unit of the site, or whole activations
-        In the unit of the activation. One number, or one for every unit, stands at every
-        position: `unit_means` gives the mean over the data or over one label. A tensor of shape
-        [sample or 1, ...], as `record_activation` gives it, holds activations of other inputs
-        (`Recorded`); `Resample` draws from some. Values of units that stay are not used.
+        In the unit of the activation. Numbers stand at every position: `unit_means` gives the mean
+        over the data or over one label. A tensor of shape [sample or 1, ...], as
+        `record_activation` gives it, holds activations of other inputs (`Recorded`); `Resample`
+        draws from some. Values of units that stay are not used.
 
     Raises
     ------
@@ -92,9 +91,6 @@ class Ablate(Replacing):
 
     Examples
     --------
-    >>> Ablate("layer1.0", units=[5, 2])
-    Ablate(site=Site(name='layer1.0', tap='output', units=None, call=None), units=(2, 5),
-           replacement=0)
     >>> Ablate("fc", units=[0]).apply(torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[0., 2., 3.]])
     """
@@ -125,20 +121,8 @@ class Preserve(Replacing):
 class Scale(Edit):
     """Multiply some units of a site at all positions by a factor: turn them up or down.
 
-    Parameters
-    ----------
-    site : Site, or its text
-    units : sequence of int
-        The units to scale, in any order; kept sorted.
-    factor : float
-        1 changes nothing; 0 is `Ablate`, whatever the units hold; below 0 flips the sign.
-
-    Raises
-    ------
-    OptionError
-        Units as in `Ablate`; a factor that is not finite.
-    SiteError
-        At the first forward pass: a unit that the site does not have.
+    A factor of 1 changes nothing; 0 is `Ablate`, whatever the units hold; below 0 flips the sign.
+    It must be finite. Units and errors are those of `Ablate`.
 
     Examples
     --------

@@ -25,7 +25,6 @@ class Measured:
     Attributes
     ----------
     labels : Tensor of shape [sample]
-    n_labels : int
     predicted : Tensor of shape [edit, sample], int64
         The label with the largest output.
     rank : Tensor of shape [edit, sample], int64
@@ -39,7 +38,6 @@ class Measured:
     """
 
     labels: Int[torch.Tensor, " sample"]
-    n_labels: int
     predicted: Int[torch.Tensor, "edit sample"]
     rank: Int[torch.Tensor, "edit sample"]
     logit: Float[torch.Tensor, "edit sample"]
@@ -116,7 +114,7 @@ def measure(
         in_order = [found[number] for number in range(len(edits))]
         parts.append({name: torch.stack([f[name] for f in in_order]).cpu() for name in in_order[0]})
     whole = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
-    return Measured(labels=samples.labels, n_labels=samples.n_labels, **whole)
+    return Measured(labels=samples.labels, **whole)
 
 
 def _numbers(output: Tensor, labels: Tensor, target: int | None) -> dict[str, Tensor]:

@@ -26,13 +26,11 @@ class HeldOut:
         Where the rows are in `inputs`.
     labels : Tensor of shape [sample]
         Of these rows, all 0 or more.
-    n_labels : int
     """
 
     inputs: Inputs
     indices: list[int]
     labels: Int[torch.Tensor, " sample"]
-    n_labels: int
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -89,7 +87,7 @@ def held_out(data: Any, modes: Modes, who: str = "control_curve") -> HeldOut:
             f"store; the first is {wanted[first]}: {int(given[first])} in the data, "
             f"{int(labels[first])} in the store. Give the data that were collected."
         )
-    return HeldOut(inputs, indices, labels, int(store.labels.max()) + 1)
+    return HeldOut(inputs, indices, labels)
 
 
 def labels_of(samples: HeldOut, modes: Modes, wanted: Sequence[int] | None, who: str) -> list[int]:
