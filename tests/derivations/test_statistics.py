@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from condec.network.sites import Site, Units
+from condec.store.shards import SiteInfo
 from condec.store.statistics import layer_statistics
-from condec.store.store import Rows, SiteInfo, Store
+from condec.store.store import Store
 
 
 def median(values):
@@ -90,11 +91,12 @@ def test_statistics_by_loops(tmp_path, n_samples):
         shard_size=n_samples,
     )
     none = torch.full((n_samples,), -1)
-    store.write_shard(0, Rows(
-        ids=tuple(map(str, range(n_samples))), label=none, prediction=none, target=target,
-        target_baseline=baseline, valid=torch.ones(n_samples, dtype=torch.bool),
-        contribution={"layer": contribution}, activation={"layer": activation},
-    ))  # fmt: skip
+    store.write_shard(0, {
+        "inputs/id": tuple(map(str, range(n_samples))), "inputs/label": none,
+        "inputs/prediction": none, "inputs/steps": none, "inputs/target": target,
+        "inputs/target_baseline": baseline, "inputs/valid": torch.ones(n_samples, dtype=torch.bool),
+        "sites/layer/contribution": contribution, "sites/layer/activation": activation,
+    })  # fmt: skip
 
     positive, negative = contribution[:, 0].double().tolist(), contribution[:, 1].double().tolist()
     signs = list(zip(positive, negative, strict=True))

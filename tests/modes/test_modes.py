@@ -197,39 +197,55 @@ def test_a_dictionary_without_record_holds_nothing_out(
         modes.correlation(split="held_out")
 
 
-def test_earlier_modes_stay_when_new_ones_cannot_take_their_place(
-    modes: Modes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [OSError, KeyboardInterrupt], ids=["refused", "killed"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_modes_are_readable_whatever_stops_the_switch(
+    modes: Modes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, fails: type
 ) -> None:
     modes.save(tmp_path)
-    rename = Path.rename
+    rename, calls = Path.rename, []
 
-    def refuse(self: Path, target: Path) -> Path:
-        if self.name.endswith(".new"):
-            raise OSError("no")
+    def stop(self: Path, target: Path) -> Path:
+        calls.append(self.name)
+        if len(calls) == at:
+            raise fails("no")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(StoreError, match=r"modes.zarr: writing failed \(no\)"):
-        modes.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["modes.zarr"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        if fails is OSError:
+            with pytest.raises(StoreError, match=r"modes.zarr: writing failed \(no\)"):
+                modes.save(tmp_path)
+            assert [path.name for path in tmp_path.iterdir()] == ["modes.zarr"]
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                modes.save(tmp_path)
+    assert calls[:at] == ["modes.zarr", ".modes.zarr.new"][:at]
     assert torch.equal(Modes.load(tmp_path, modes.store).loadings, modes.loadings)
+    modes.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["modes.zarr"]
 
 
-def test_earlier_modes_are_removed_last(
+def test_a_switch_that_nothing_stops_leaves_a_readable_folder_before_each_rename(
     modes: Modes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = modes.save(tmp_path)
-    rename = Path.rename
-    seen = []
+    rename, read = Path.rename, []
 
     def watch(self: Path, target: Path) -> Path:
-        seen.append(len(list(tmp_path.glob("*modes.zarr*/zarr.json"))))
+        read.append(len(Modes.load(tmp_path, modes.store)))
         return rename(self, target)
 
+    modes.save(tmp_path)
     monkeypatch.setattr(Path, "rename", watch)
     modes.save(tmp_path)
-    assert seen == [2, 2]
-    assert list(tmp_path.iterdir()) == [path]
+    assert read == [len(modes)] * 2
+
+
+def test_modes_print_as_one_table(modes: Modes) -> None:
+    text = repr(modes)
+    assert text.startswith("Modes\n  atoms     Tensor[")
+    assert text.count("\n") < 12
+    assert repr(modes.best(0)).startswith("ModeMatch(mode=")
 
 
 def test_changing_a_correlation_changes_no_other(modes: Modes) -> None:

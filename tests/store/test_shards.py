@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -64,7 +65,7 @@ def test_site_info_comes_back_equal_from_json(units: Units | None) -> None:
         site=Site("blocks.1.proj", "input", units, 2),
         units=units or Units("features"), n_units=3, n_positions=5, cut=True,
     )  # fmt: skip
-    assert SiteInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    assert SiteInfo.from_dict(json.loads(json.dumps(asdict(info)))) == info
 
 
 def test_names_that_no_file_system_likes_are_quoted() -> None:

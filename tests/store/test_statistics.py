@@ -12,8 +12,9 @@ from condec.basis.errors import DataError
 from condec.network.sites import Site, Units
 from condec.store import statistics
 from condec.store.collection import collect
+from condec.store.shards import SiteInfo
 from condec.store.statistics import compare_trends, layer_statistics
-from condec.store.store import Rows, SiteInfo, Store
+from condec.store.store import Store
 from condec.testing.models import small_mlp, small_resnet
 
 COLUMNS = [
@@ -33,12 +34,14 @@ def make_store(path, contribution, activation, *, cut=True, valid=None):
         path, recipe={"made": "by hand"}, sites=[info], n_samples=n_samples, shard_size=n_samples
     )
     none = torch.full((n_samples,), -1)
-    store.write_shard(0, Rows(
-        ids=tuple(map(str, range(n_samples))), label=none, prediction=none,
-        target=torch.full((n_samples,), 2.0), target_baseline=torch.zeros(n_samples),
-        valid=torch.ones(n_samples, dtype=torch.bool) if valid is None else valid,
-        contribution={"x": contribution}, activation={"x": activation},
-    ))  # fmt: skip
+    store.write_shard(0, {
+        "inputs/id": tuple(map(str, range(n_samples))), "inputs/label": none,
+        "inputs/prediction": none, "inputs/steps": none,
+        "inputs/target": torch.full((n_samples,), 2.0),
+        "inputs/target_baseline": torch.zeros(n_samples),
+        "inputs/valid": torch.ones(n_samples, dtype=torch.bool) if valid is None else valid,
+        "sites/x/contribution": contribution, "sites/x/activation": activation,
+    })  # fmt: skip
     return store
 
 

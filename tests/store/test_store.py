@@ -21,12 +21,12 @@ import xarray
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError
 from condec.basis.files import write_file
 from condec.network.sites import Site, Units
-from condec.store.store import Rows, SiteInfo, Store
+from condec.store.shards import SiteInfo
+from condec.store.store import Store
 
 INFOS = (
     SiteInfo(
@@ -41,26 +41,25 @@ RECIPE = {"model": "net 1a2b", "method": {"name": "ig", "steps": 10}, "target": 
 IDS = ("café/ü.png", "", "日本 語", "🎉", "a\0b", " x\n", "0")
 
 
-def _rows(n: int, *, seed: int = 0, infos: Sequence[SiteInfo] = INFOS, **other: Any) -> Rows:
+def _rows(
+    n: int, *, seed: int = 0, infos: Sequence[SiteInfo] = INFOS, **other: Any
+) -> dict[str, Any]:
     gen = torch.Generator().manual_seed(seed)
-
-    def units() -> dict[str, Tensor]:
-        drawn = {i.site.key: torch.randn(n, 2, i.n_units, generator=gen) for i in infos}
-        signs = torch.tensor([1.0, -1.0])[:, None]
-        return {key: signs * values.abs() for key, values in drawn.items()}
-
-    given: dict[str, Any] = {
-        "ids": tuple(f"{IDS[(3 * seed + i) % len(IDS)]}{seed}-{i}" for i in range(n)),
+    inputs: dict[str, Any] = {
+        "id": tuple(f"{IDS[(3 * seed + i) % len(IDS)]}{seed}-{i}" for i in range(n)),
         "label": torch.randint(-1, 9, (n,), generator=gen),
         "prediction": torch.randint(0, 9, (n,), generator=gen),
         "target": torch.randn(n, generator=gen),
         "target_baseline": torch.randn(n, generator=gen),
         "steps": torch.randint(-1, 99, (n,), generator=gen),
         "valid": torch.ones(n, dtype=torch.bool),
-        "contribution": units(),
-        "activation": units(),
+    } | other
+    signs = torch.tensor([1.0, -1.0])[:, None]
+    return {f"inputs/{name}": value for name, value in inputs.items()} | {
+        f"{i.folder}/{quantity}": signs * torch.randn(n, 2, i.n_units, generator=gen).abs()
+        for quantity in ("contribution", "activation")
+        for i in infos
     }
-    return Rows(**(given | other))
 
 
 def _create(path: Path, n_samples: int = 7, shard_size: int = 3, **other: Any) -> Store:
@@ -103,20 +102,19 @@ def test_rows_come_back_valid_ones_only_whatever_the_sizes(
     store = _create(path, n, shard, sites=[info])
     for index in store.missing():
         span = store.shard_rows(index)
-        store.write_shard(index, _slice(rows, slice(span.start, span.stop)))
+        store.write_shard(index, {name: v[span.start : span.stop] for name, v in rows.items()})
     store = Store.open(path)
     store.verify()
     assert len(store) == int(valid.sum())
     assert torch.equal(store.valid, valid)
-    assert store.sample_ids == tuple(i for i, v in zip(rows.ids, valid, strict=True) if v)
-    assert torch.equal(store.labels, rows.label[valid])
-    assert torch.equal(store.predictions, rows.prediction[valid])
-    assert torch.equal(store.target, rows.target[valid])
-    assert torch.equal(store.target_baseline, rows.target_baseline[valid])
-    assert rows.steps is not None
-    assert torch.equal(store.steps, rows.steps[valid])
+    assert store.sample_ids == tuple(i for i, v in zip(rows["inputs/id"], valid, strict=True) if v)
+    assert torch.equal(store.labels, rows["inputs/label"][valid])
+    assert torch.equal(store.predictions, rows["inputs/prediction"][valid])
+    assert torch.equal(store.target, rows["inputs/target"][valid])
+    assert torch.equal(store.target_baseline, rows["inputs/target_baseline"][valid])
+    assert torch.equal(store.steps, rows["inputs/steps"][valid])
     for quantity in ("contribution", "activation"):
-        positive, negative = getattr(rows, quantity)["a"][valid].unbind(1)
+        positive, negative = rows[f"sites/a/{quantity}"][valid].unbind(1)
         for sign, wanted in (
             ("positive", positive),
             ("negative", negative),
@@ -129,13 +127,6 @@ def test_rows_come_back_valid_ones_only_whatever_the_sizes(
             assert torch.equal(got, wanted)
 
 
-def _slice(rows: Rows, part: slice) -> Rows:
-    def cut(value: Any) -> Any:
-        return {k: v[part] for k, v in value.items()} if isinstance(value, dict) else value[part]
-
-    return Rows(**{name: cut(value) for name, value in vars(rows).items()})
-
-
 def test_what_the_store_knows_of_itself(tmp_path: Path) -> None:
     store = Store.open(_full(tmp_path / "s.zarr").path)
     assert store.sites == tuple(info.site for info in INFOS)
@@ -146,7 +137,10 @@ def test_what_the_store_knows_of_itself(tmp_path: Path) -> None:
     assert [list(store.shard_rows(i)) for i in range(3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [(r.index, r.start, r.rows) for r in store.manifest] == [(0, 0, 3), (1, 3, 3), (2, 6, 1)]
     assert {r.config_hash for r in store.manifest} == {store.config_hash}
-    assert repr(store).endswith("s.zarr': 7 samples, 2 sites, 3 of 3 shards)")
+    head, *sites = repr(store).splitlines()
+    assert head.endswith("s.zarr': 7 samples, 2 sites, 3 of 3 shards, 0.0 MiB uncompressed)")
+    assert sites[0].split() == ["layer1.0", "5", "units", "(channels)"]
+    assert len(sites) == 2
     with pytest.raises(SiteError, match=r"'layer9' is not among the sites"):
         store.info("layer9")
 
@@ -165,17 +159,16 @@ def test_other_devices_types_and_gradients_are_taken_and_left_alone(tmp_path: Pa
     store = _create(tmp_path / "s.zarr", 3)
     valid = torch.tensor([True, False, True])
     rows = _rows(3, valid=valid)
-    half = {key: value.bfloat16().requires_grad_() for key, value in rows.contribution.items()}
-    rows = Rows(**(vars(rows) | {"contribution": half, "target": rows.target.double()}))
-    before = {key: value.detach().clone() for key, value in half.items()}
-    activation = {key: value.clone() for key, value in rows.activation.items()}
+    rows["inputs/target"] = rows["inputs/target"].double()
+    for info in INFOS:
+        name = f"{info.folder}/contribution"
+        rows[name] = rows[name].bfloat16().requires_grad_()
+    before = {name: value.detach().clone() for name, value in rows.items() if name != "inputs/id"}
     store.write_shard(0, rows)
-    for key, value in rows.activation.items():
-        assert torch.equal(value, activation[key])
-    for key, value in half.items():
-        assert torch.equal(value.detach(), before[key])
-        signed = value.detach().float()[valid]
-        assert torch.equal(store.matrix(key), signed[:, 0])
+    assert all(torch.equal(rows[name].detach(), value) for name, value in before.items())
+    for info in INFOS:
+        signed = before[f"{info.folder}/contribution"].float()[valid]
+        assert torch.equal(store.matrix(info.site), signed[:, 0])
 
 
 def test_the_mask_that_is_handed_out_is_a_copy(tmp_path: Path) -> None:
@@ -188,8 +181,10 @@ def test_the_mask_that_is_handed_out_is_a_copy(tmp_path: Path) -> None:
 
 def test_rows_left_out_and_rows_not_written_never_look_like_numbers(tmp_path: Path) -> None:
     store = _create(tmp_path / "s.zarr")
-    zeros = {i.site.key: torch.zeros(3, 2, i.n_units) for i in INFOS}
-    store.write_shard(0, _rows(3, valid=torch.zeros(3, dtype=torch.bool), contribution=zeros))
+    rows = _rows(3, valid=torch.zeros(3, dtype=torch.bool))
+    store.write_shard(
+        0, rows | {f"{i.folder}/contribution": torch.zeros(3, 2, i.n_units) for i in INFOS}
+    )
     group = zarr.open_group(store.path, mode="r")
     for quantity in ("contribution", "activation"):
         assert np.isnan(group[f"sites/layer1.0/{quantity}"][:]).all()
@@ -225,16 +220,12 @@ def test_xarray_reads_all_of_it_without_a_warning(tmp_path: Path) -> None:
         assert xarray.open_zarr(store.path, consolidated=consolidated).sizes == {}
 
 
-def test_the_tree_holds_all_rows_and_a_site_the_valid_ones(tmp_path: Path) -> None:
+def test_the_tree_holds_all_rows(tmp_path: Path) -> None:
     store = _create(tmp_path / "s.zarr", 4, 4)
     store.write_shard(0, _rows(4, valid=torch.tensor([True, True, False, True])))
     tree = store.to_xarray()
     assert tree["sites/layer1.0/activation"].shape == (4, 2, 5)
-    data = store.to_dataset("layer1.0")
-    assert data["contribution"].sel(sign="negative").shape == (3, 5)
-    assert tuple(str(name) for name in data["id"].values) == store.sample_ids
-    got = torch.from_numpy(data["activation"].sel(sign="positive").values)
-    assert torch.equal(got, store.matrix("layer1.0", quantity="activation"))
+    assert len(store) == 3
 
 
 # --- the same bytes, always -------------------------------------------------------------
@@ -258,8 +249,8 @@ def test_two_stores_of_the_same_data_are_the_same_bytes(tmp_path: Path) -> None:
 _WORKER = """
 import json, os, signal, sys
 import torch, zarr, zarr.storage, zarr.codecs
-from condec.sites import Site, Units
-from condec.store import Rows, SiteInfo, Store
+from condec.network import Site, Units
+from condec.store import SiteInfo, Store
 
 torch.set_num_threads(1)
 INFOS = tuple(
@@ -270,13 +261,16 @@ N, SHARD = 420, 64
 
 def rows(index, n):
     gen = torch.Generator().manual_seed(index)
-    units = lambda: {i.site.key: torch.randn(n, 2, i.n_units, generator=gen) for i in INFOS}
-    return Rows(
-        ids=tuple(f"{index}-{k}" for k in range(n)), label=torch.arange(n),
-        prediction=torch.arange(n), target=torch.randn(n, generator=gen),
-        target_baseline=torch.zeros(n), valid=torch.ones(n, dtype=torch.bool),
-        contribution=units(), activation=units(),
-    )
+    inputs = {
+        "id": tuple(f"{index}-{k}" for k in range(n)), "label": torch.arange(n),
+        "prediction": torch.arange(n), "target": torch.randn(n, generator=gen),
+        "target_baseline": torch.zeros(n), "valid": torch.ones(n, dtype=torch.bool),
+        "steps": torch.full((n,), -1),
+    }
+    return {f"inputs/{name}": value for name, value in inputs.items()} | {
+        f"sites/{i.site.key}/{quantity}": torch.randn(n, 2, i.n_units, generator=gen)
+        for quantity in ("contribution", "activation") for i in INFOS
+    }
 
 def work(path, shards, die_at):
     calls, fsync = 0, os.fsync
@@ -498,8 +492,12 @@ def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
     monkeypatch.undo()
     store.write_shard(0, _rows(3, seed=7))
     store.verify()
-    assert store.labels[:3].tolist() == _rows(3, seed=7).label.tolist() != before[:3].tolist()
-    assert store.sample_ids[:3] == _rows(3, seed=7).ids != ids[:3]
+    assert (
+        store.labels[:3].tolist()
+        == _rows(3, seed=7)["inputs/label"].tolist()
+        != before[:3].tolist()
+    )
+    assert store.sample_ids[:3] == _rows(3, seed=7)["inputs/id"] != ids[:3]
 
 
 def test_a_record_that_is_not_of_this_store_does_not_pass(tmp_path: Path) -> None:
@@ -636,7 +634,7 @@ def test_the_same_recipe_goes_on(tmp_path: Path) -> None:
 def test_an_incomplete_store_opens_and_says_what_is_missing(tmp_path: Path) -> None:
     _create(tmp_path / "s.zarr", 30).write_shard(4, _rows(3))
     store = Store.open(tmp_path / "s.zarr")
-    assert repr(store).endswith("1 of 10 shards)")
+    assert "1 of 10 shards" in repr(store)
     for use in (
         lambda: store.matrix("layer1.0"),
         lambda: store.labels,
@@ -714,16 +712,16 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(
     store = _create(tmp_path / "s.zarr")
     before = _bytes(store.path)
     good = _rows(3)
-    key = INFOS[0].site.key
-    narrow = {**good.contribution, key: torch.ones(3, 2, 4)}
+    narrow = good | {f"{INFOS[0].folder}/contribution": torch.ones(3, 2, 4)}
+    fewer = {name: rows for name, rows in good.items() if name != f"{INFOS[1].folder}/activation"}
     for rows, message in (
         (_rows(2), "shard 0: expected 3 samples, got (2,)"),
-        (_rows(3, contribution=narrow), f"contribution of {key}: expected shape (3, 2, 5), got"),
-        (_rows(3, activation={key: good.activation[key]}), "activation: expected the sites ["),
+        (narrow, "sites/layer1.0/contribution: expected shape (3, 2, 5), got"),
+        (fewer, f"of no other; differing: {INFOS[1].folder}/activation"),
         (_rows(3, label=torch.ones(2)), "label: expected shape (3,), got (2,)"),
-        (_rows(3, ids=("a", "b")), "expected 3 ids, got 2"),
-        (_rows(3, ids=("a", "b", 7)), "ids must be strings that can be written as UTF-8; got 7"),
-        (_rows(3, ids=("a", "b", "\udcff")), r"written as UTF-8; got '\udcff'"),
+        (_rows(3, id=("a", "b")), "expected 3 ids, got 2"),
+        (_rows(3, id=("a", "b", 7)), "ids must be strings that can be written as UTF-8; got 7"),
+        (_rows(3, id=("a", "b", "\udcff")), r"written as UTF-8; got '\udcff'"),
     ):
         with pytest.raises(DataError) as caught:
             store.write_shard(0, rows)

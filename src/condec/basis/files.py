@@ -64,6 +64,31 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         _sync_folder(path.parent)
 
 
+def replace_folder(path: Path, fresh: Path) -> None:
+    """Put a folder in the place of another; `folder_in_place` finds one or the other meanwhile."""
+    earlier = _earlier(path)
+    if path.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        path.rename(earlier)
+    try:
+        fresh.rename(path)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def folder_in_place(path: Path) -> Path:
+    """Return a folder, or the earlier one where a process was killed that was to replace it."""
+    return _earlier(path) if not path.exists() and _earlier(path).exists() else path
+
+
+def _earlier(path: Path) -> Path:
+    return path.with_name(f".{path.name}.earlier")
+
+
 @contextlib.contextmanager
 def writing(who: str, so_far: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Turn a failure to write into a StoreError that says what counts and what to do."""

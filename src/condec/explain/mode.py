@@ -1,21 +1,19 @@
 """Input-space maps of a mode: receptive field times projective field.
 
-Which part of an input makes the units of a mode move the target? Melander et al. 2026 (their
-figure 7) multiply, for every unit c of the mode and every position p, what the input does to
-the unit with what the unit does to the target, and weight by the input:
+Melander et al. 2026 (their figure 7) multiply, for every unit c of the mode and every position p,
+what the input does to the unit with what the unit does to the target, and weight by the input:
 
     A_i^(c,p) = (dT / dh_(c,p)) (dh_(c,p) / dx_i),        C_i = x_i sum_(c,p) A_i^(c,p)
 
-Done by the letter this takes one backward pass for every unit and position. The sum over
-(c, p), whole or over any subset, is one vector-Jacobian product; and the sign of a single
-(c, p), which says in which subset it belongs, is that of (dT / dh) (J_h x), of which one
-forward-mode pass gives all J_h x at once. `mode_map` therefore takes one forward pass with
-dual numbers and three backward passes, whatever the number of units and positions.
+By the letter this takes one backward pass for every unit and position. But the sum over (c, p),
+whole or over any subset, is one vector-Jacobian product; and the sign of a single (c, p), which
+says in which subset it belongs, is that of (dT / dh) (J_h x), of which one forward-mode pass gives
+all J_h x at once. So `mode_map` takes one forward pass with dual numbers and three backward passes,
+whatever the number of units and positions.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from condec.attribution import prepare_inputs
 from condec.attribution.targets import Predicted, TargetLike, as_target
 from condec.basis.errors import ModelError, OptionError, SiteError
+from condec.basis.records import short_repr
 from condec.explain.tangent import AffineTangents
 from condec.network import Site, find_sites, record, refuse_training, run_model, units_of
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     import numpy
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class ModeMap:
     """Maps of one set of units, each of the input's shape [sample, *input].
@@ -68,7 +68,7 @@ def mode_map(
     target: TargetLike | None = None,
     labels: "Tensor | numpy.ndarray | None" = None,
 ) -> ModeMap:
-    """Which part of every input drives these units to drive the target.
+    """Map the part of every input that drives these units to drive the target.
 
     Parameters
     ----------
@@ -85,10 +85,6 @@ def mode_map(
         image's own class, ``Label(probability=True)``.
     labels : Tensor of shape [sample], optional
         For targets that need them.
-
-    Returns
-    -------
-    ModeMap
 
     Raises
     ------
@@ -118,13 +114,15 @@ def mode_map(
     inputs = prepare_inputs(model, torch.as_tensor(images).detach()).clone()
     target = as_target(Predicted() if target is None else target)
     labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
-    with record(model, [chosen], hand_on=_primal_copy) as tape, _plain_attention():
+    # Fused attention kernels have no forward-mode derivative; the plain one does.
+    with record(model, [chosen], hand_on=_primal_copy) as tape, sdpa_kernel(SDPBackend.MATH):
         x = inputs.requires_grad_()
         with forward_ad.dual_level(), AffineTangents():
-            # The tangent x makes the forward pass carry J_h x beside every activation h.
+            # The tangent x makes the forward pass carry J_h x along with every activation h.
             output = _run_dual(model, x)
             hidden = tape.records[chosen.key]
-            pushed = _tangent(hidden)
+            pushed: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
+            pushed = None if pushed is None else pushed.detach().clone()
         # Outside the level the tangents are gone, so the backward passes below cost no more
         # than usual.
         value = target.value(output, target.freeze(output.detach(), labels)).sum()
@@ -150,15 +148,8 @@ def _one_site(model: nn.Module, site: Site | str) -> Site:
     return sites[0]
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Fused attention kernels have no forward-mode derivative; the plain one does."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
 def _run_dual(model: nn.Module, x: Tensor) -> Tensor:
-    """Output of the forward pass that carries the tangent x; the output's own is dropped."""
+    """Run the forward pass that carries the tangent x; the output's own tangent is dropped."""
     with warnings.catch_warnings():
         # On first use torch compiles derivatives with a helper that it has deprecated itself.
         warnings.filterwarnings("ignore", "`?torch.jit", DeprecationWarning)
@@ -181,13 +172,8 @@ def _primal(tensor: Tensor) -> Tensor:
 
 
 def _primal_copy(tensor: Tensor) -> Tensor:
-    """Beyond the site nobody reads the tangent, so it is not carried on."""
+    """Drop the tangent: nobody reads it beyond the site."""
     return _primal(tensor).clone()
-
-
-def _tangent(hidden: Tensor) -> Tensor | None:
-    tangent: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
-    return None if tangent is None else tangent.detach().clone()
 
 
 def _gradient(value: Tensor, hidden: Tensor, site: Site) -> Tensor:
@@ -202,7 +188,7 @@ def _gradient(value: Tensor, hidden: Tensor, site: Site) -> Tensor:
 
 
 def _selection(hidden: Tensor, site: Site, units: Sequence[int] | Tensor) -> Tensor:
-    """One where a unit is chosen, zero elsewhere, ready to multiply with the activation."""
+    """Make a mask that is one where a unit is chosen, in the shape of the activation."""
     layout = units_of(site, hidden)
     count = layout.count(hidden.shape)
     wanted = [int(unit) for unit in units]
@@ -218,7 +204,7 @@ def _selection(hidden: Tensor, site: Site, units: Sequence[int] | Tensor) -> Ten
 
 
 def _pull_back(hidden: Tensor, x: Tensor, vector: Tensor, site: Site, *, keep: bool) -> Tensor:
-    """vector^T J_h."""
+    """Return vector^T J_h."""
     (pulled,) = torch.autograd.grad(hidden, x, vector, retain_graph=keep, allow_unused=True)
     if pulled is None:
         raise SiteError(f"{site.key} does not depend on the input, so no map leads to it")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from condec.attribution.targets import Predicted, TargetLike, as_target
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import write_file, writing
+from condec.basis.records import short_repr
 from condec.data import Inputs
 from condec.explain.mode import mode_map
 from condec.modes import Modes
@@ -25,6 +27,7 @@ _WORDS: Final = ("site", "target", "ids")
 """Fields of `SiteMaps` that are kept as JSON; the others are arrays."""
 
 
+@short_repr
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SiteMaps:
     """Maps of the leading modes of one site, with the pictures they belong to.
@@ -36,7 +39,7 @@ class SiteMaps:
     site : str
         Key of the site.
     target : dict
-        What the units drive, as from `Target.to_dict`.
+        The target that the units drive, as from `Target.to_dict`.
     mode_ids : Tensor of shape [mode]
         Original ids, the mode most correlated with a label first.
     units : Tensor of shape [mode, unit]
@@ -80,14 +83,12 @@ class SiteMaps:
         StoreError
             The place cannot be written.
         """
-        import numpy
-
         path = Path(path)
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         words = {name: arrays.pop(name) for name in _WORDS}
         tensors = {name: tensor.numpy() for name, tensor in arrays.items()}
         content = io.BytesIO()
-        numpy.savez_compressed(content, words=json.dumps(words), **tensors)
+        np.savez_compressed(content, words=json.dumps(words), **tensors)
         with writing(f"{path}: maps"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, content.getvalue())
@@ -95,18 +96,16 @@ class SiteMaps:
 
     @classmethod
     def load(cls, path: str | Path) -> "SiteMaps":
-        """Read what `save` wrote.
+        """Read maps that `save` wrote.
 
         Raises
         ------
         StoreError
             There is no such file, or it holds no maps.
         """
-        import numpy
-
         path = Path(path)
         try:
-            with path.open("rb") as file, numpy.load(file, allow_pickle=False) as opened:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
                 words: dict[str, Any] = json.loads(str(opened["words"]))
                 fields: dict[str, Any] = {
                     name: torch.from_numpy(opened[name]) for name in opened.files if name != "words"
@@ -129,7 +128,7 @@ def site_maps(
     n_units: int = 3,
     target: TargetLike | None = None,
 ) -> SiteMaps:
-    """Maps of the leading modes of one site, on the inputs for which each is used most.
+    """Map the leading modes of one site, on the inputs for which each is used most.
 
     The best mode of every label comes first, the most correlated before the others, then the
     remaining modes by correlation; without labels, modes by their mean loading. Correlations
@@ -147,10 +146,6 @@ def site_maps(
         At most so many modes, inputs of each, and units of each.
     target : Target, or function from the output to Tensor[sample], optional
         As in `mode_map`.
-
-    Returns
-    -------
-    SiteMaps
 
     Raises
     ------
@@ -201,7 +196,7 @@ def site_maps(
 
 
 def leading_modes(modes: Modes) -> list[int]:
-    """Modes in the order in which they are shown, as rows of ``modes.atoms``.
+    """Order modes as they are shown; gives rows of ``modes.atoms``.
 
     The best mode of every label, the most correlated first, then all others by correlation
     with their best label, on training rows; without labels, by mean loading.
@@ -219,13 +214,13 @@ def leading_modes(modes: Modes) -> list[int]:
 
 
 def _strongest_rows(loadings: Float[Tensor, " sample"], n_inputs: int) -> list[int]:
-    """Rows with the highest loadings, those only for which the mode is used."""
+    """Return the rows with the highest loadings, those only for which the mode is used."""
     order = _order(loadings)[:n_inputs]
     return [row for row in order if loadings[row] > 0] or order[:1]
 
 
 def strongest_units(modes: Modes, mode: int) -> Int[Tensor, " unit"]:
-    """Units of a mode's atom, those that move the target most first, shape [unit]."""
+    """Order the units of a mode's atom, those that move the target most first, shape [unit]."""
     n_units = modes.store.info(modes.site).n_units
     # The two halves of an atom of concatenated parts are one unit's adding and taking, and
     # what a negative part holds most of has the lowest value.
@@ -238,7 +233,7 @@ def _order(values: Float[Tensor, " _"]) -> list[int]:
 
 
 def _where(inputs: Inputs, modes: Modes, rows: Sequence[int]) -> dict[int, int]:
-    """Index in the inputs of every row of the store."""
+    """Find the index in the inputs of every row of the store."""
     index = {sample_id: place for place, sample_id in enumerate(inputs.ids)}
     ids = modes.store.sample_ids
     missing = [ids[row] for row in rows if ids[row] not in index]

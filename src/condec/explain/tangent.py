@@ -30,7 +30,7 @@ class AffineTangents(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run `func`, its affine part apart where it is known."""
+        """Run `func`, with the tangent apart where it is affine."""
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **kwargs)
@@ -47,11 +47,10 @@ def _convolution(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    plain, tangent = _split(input, weight, bias)
-    if tangent is None:
-        return func(input, weight, bias, *args, **kwargs)
-    moved = func(tangent, weight, None, *args, **kwargs)
-    return _join(func(plain, weight, bias, *args, **kwargs), moved)
+    def run(x: Tensor, offset: bool) -> Tensor:
+        return func(x, weight, bias if offset else None, *args, **kwargs)
+
+    return _affine(run, input, weight, bias)
 
 
 def _batch_norm(
@@ -61,30 +60,27 @@ def _batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    plain, tangent = _split(input, running_mean, running_var, weight, bias)
-    options = (training, momentum, eps)
-    if tangent is None or training or running_mean is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, *options)
-    nowhere = torch.zeros_like(running_mean)
-    moved = F.batch_norm(tangent, nowhere, running_var, weight, None, *options)
-    return _join(F.batch_norm(plain, running_mean, running_var, weight, bias, *options), moved)
+    def run(x: Tensor, offset: bool) -> Tensor:
+        if offset or running_mean is None:
+            mean, shift = running_mean, bias
+        else:
+            mean, shift = torch.zeros_like(running_mean), None
+        return F.batch_norm(x, mean, running_var, weight, shift, training, *args, **kwargs)
+
+    if training or running_mean is None:
+        return run(input, True)
+    return _affine(run, input, running_mean, running_var, weight, bias)
 
 
-def _split(tensor: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Primal and tangent; no tangent where another argument has one, too."""
-    if any(one is not None and _unpack(one)[1] is not None for one in others):
-        return tensor, None
-    return _unpack(tensor)
-
-
-def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
-    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-    return primal, tangent
-
-
-def _join(primal: Tensor, tangent: Tensor) -> Tensor:
-    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
-    return dual
+def _affine(run: Callable[[Tensor, bool], Tensor], dual: Tensor, *others: Tensor | None) -> Tensor:
+    """Run primal and tangent apart, the tangent without offset, unless other arguments move."""
+    primal, tangent = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
+    moving = (forward_ad.unpack_dual(o).tangent for o in others if o is not None)  # type: ignore[no-untyped-call]
+    if tangent is None or any(one is not None for one in moving):
+        return run(dual, True)
+    moved = run(tangent, False)
+    joined: Tensor = forward_ad.make_dual(run(primal, True), moved)  # type: ignore[no-untyped-call]
+    return joined

@@ -1,4 +1,4 @@
-"""Labels: which samples belong to which class, and which classes to which superclass."""
+"""Labels of samples, their names, and the superclasses that they belong to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
+from condec.basis.records import short_repr
 from condec.basis.shapes import Labels, Membership
 from condec.data import UNLABELLED
 
 
 def membership(labels: Labels, n_labels: int | None = None) -> Membership:
-    """Indicator of each label: entry (s, l) says whether sample s carries label l.
+    """Make the indicator of each label: entry (s, l) is True where sample s carries label l.
 
     Parameters
     ----------
@@ -47,6 +48,7 @@ def membership(labels: Labels, n_labels: int | None = None) -> Membership:
     return labels[:, None] == torch.arange(n_labels, device=labels.device)
 
 
+@short_repr
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
     """Superclasses: a group name for each label.
@@ -76,7 +78,7 @@ class Hierarchy:
 
     @staticmethod
     def from_mapping(groups: Mapping[int, str]) -> "Hierarchy":
-        """From a mapping of label to group name."""
+        """Make one from a mapping of label to group name."""
         top = max(groups, default=-1)
         return Hierarchy(tuple(groups.get(label, "") for label in range(top + 1)))
 
@@ -86,7 +88,7 @@ class Hierarchy:
         return tuple(dict.fromkeys(group for group in self.groups if group))
 
     def labels(self, name: str) -> tuple[int, ...]:
-        """Labels of one group.
+        """Return the labels of one group.
 
         Raises
         ------
@@ -98,7 +100,7 @@ class Hierarchy:
         return tuple(label for label, group in enumerate(self.groups) if group == name)
 
     def group_of(self, labels: Labels) -> Labels:
-        """Index into `names` of every sample's group; -1 where it has none."""
+        """Return every sample's group, as an index into `names`; -1 where it has none."""
         index = {name: i for i, name in enumerate(self.names)}
         table = torch.tensor([index.get(group, UNLABELLED) for group in self.groups])
         known = (labels >= 0) & (labels < len(table))
@@ -106,12 +108,12 @@ class Hierarchy:
 
 
 def label_name(names: Sequence[str] | None, label: int) -> str:
-    """Name of a label, or its number where labels have no names."""
+    """Return the name of a label, or its number where labels have no names."""
     return str(label) if names is None or label >= len(names) else names[label]
 
 
 def check_labels(labels: Tensor, n_samples: int) -> Labels:
-    """Labels as int64, one for each sample; NaN, as tables have it, means unlabelled.
+    """Convert labels to int64, one for each sample; NaN, as tables have it, means unlabelled.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Modes: the atoms and loadings of a dictionary on the samples of a store, and what they mean."""
+"""Modes: atoms and loadings of a dictionary on the samples of a store, by label."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError, StoreError
+from condec.basis.files import folder_in_place, replace_folder
 from condec.basis.metrics import correlation_matrix
+from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
 from condec.dictionary import Dictionary
 from condec.modes.labels import check_labels, membership
@@ -20,11 +22,18 @@ from condec.store import Quantity, Sign, Store
 Split = Literal["all", "train", "held_out"]
 _SCHEMA: Final = 1
 _ROWS_AT_ONCE: Final = 8192
+_AXES: Final = {
+    "atoms": ("mode", "unit"), "loadings": ("sample", "mode"), "ids": ("mode",),
+    "held_out": ("sample",),
+}  # fmt: skip
+"""Tensors of `Modes` on disk, with the names of their axes."""
+_WORDS: Final = ("sign", "quantity", "n_modes", "name")
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class ModeMatch:
-    """The mode that fits a label, as `Modes.best` found it.
+    """The mode that fits a label best, from `Modes.best`.
 
     Attributes
     ----------
@@ -45,6 +54,7 @@ class ModeMatch:
     correlation: float
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Modes:
     """Alive modes of one site: which units act together, and for which samples.
@@ -126,8 +136,9 @@ class Modes:
             ]
         )
         alive = (loadings > 0).any(0)
-        if held_out_rows is None:
-            held_out_rows = _recorded(dictionary, len(loadings))
+        training = dictionary.training
+        if held_out_rows is None and training and training.n_rows == len(loadings):
+            held_out_rows = training.held_out_rows
         return Modes(
             atoms=dictionary.atoms.detach().cpu()[alive],
             loadings=loadings[:, alive],
@@ -150,11 +161,11 @@ class Modes:
         return 1.0 - len(self) / max(self.n_modes, 1)
 
     def matrix(self) -> UnitMatrix:
-        """The matrix that was decomposed, read from the store."""
+        """Read the matrix that was decomposed from the store."""
         return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
 
     def rows(self, split: Split) -> Mask:
-        """Which samples belong to a split.
+        """Return the mask of the samples of a split.
 
         Raises
         ------
@@ -173,7 +184,7 @@ class Modes:
         return chosen
 
     def correlation(self, labels: Tensor | None = None, split: Split = "all") -> ModeLabel:
-        """Pearson correlation of loadings with the 0/1 indicator of each label.
+        """Correlate loadings (Pearson) with the 0/1 indicator of each label.
 
         Samples without label are left out. A mode or label that does not vary on the split
         has correlation 0 (Melander et al. 2026 replace NaN by 0, too).
@@ -202,7 +213,7 @@ class Modes:
         return self._correlate(check_labels(labels, len(self.loadings)), split)
 
     def best(self, label: int, rank: int = 0, split: Split = "train") -> ModeMatch:
-        """The mode most correlated with a label; rank 1 is the second most, and so on.
+        """Return the mode most correlated with a label; rank 1 is the second most, and so on.
 
         By default chosen on the training rows, so that held-out rows stay unseen.
 
@@ -235,7 +246,7 @@ class Modes:
         )
 
     def label_means(self, labels: Tensor | None = None, split: Split = "train") -> Tensor:
-        """Mean of the decomposed matrix over the samples of each label; NaN for none.
+        """Average the decomposed matrix over the samples of each label; NaN for none.
 
         Returns
         -------
@@ -249,7 +260,7 @@ class Modes:
     def save(self, folder: str | Path) -> Path:
         """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
 
-        Earlier modes stay until the new ones are in their place.
+        At every moment `load` reads either the earlier modes or the new ones.
 
         Raises
         ------
@@ -261,12 +272,18 @@ class Modes:
         path = Path(folder) / "modes.zarr"
         fresh = path.with_name(".modes.zarr.new")
         shutil.rmtree(fresh, ignore_errors=True)
+        attributes = {
+            "schema": _SCHEMA,
+            "store": self.store.config_hash,
+            "site": self.site.key,
+            **{name: getattr(self, name) for name in _WORDS},
+        }
         try:
             fresh.parent.mkdir(parents=True, exist_ok=True)
-            group = zarr.create_group(fresh, attributes=self._attributes())
-            for name, (values, axes) in self._arrays().items():
-                group.create_array(name, data=values.numpy(), dimension_names=axes)
-            _replace(path, fresh)
+            group = zarr.create_group(fresh, attributes=attributes)
+            for name, axes in _AXES.items():
+                group.create_array(name, data=getattr(self, name).numpy(), dimension_names=axes)
+            replace_folder(path, fresh)
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise StoreError(f"{path}: writing failed ({error}); nothing was kept") from error
@@ -274,7 +291,7 @@ class Modes:
 
     @staticmethod
     def load(folder: str | Path, store: Store) -> "Modes":
-        """Read what `save` wrote.
+        """Read modes that `save` wrote.
 
         Raises
         ------
@@ -283,7 +300,7 @@ class Modes:
         """
         import zarr
 
-        path = Path(folder) / "modes.zarr"
+        path = folder_in_place(Path(folder) / "modes.zarr")
         if not (path / "zarr.json").exists():
             raise StoreError(f"{path}: no modes are there; fit a dictionary first")
         group = zarr.open_group(path, mode="r")
@@ -297,58 +314,13 @@ class Modes:
             **arrays,
             store=store,
             site=store.info(kept["site"]).site,
-            sign=kept["sign"],
-            quantity=kept["quantity"],
-            n_modes=kept["n_modes"],
-            name=kept["name"],
+            **{name: kept[name] for name in _WORDS},
         )
 
     def _correlate(self, labels: Tensor, split: Split) -> Tensor:
         member = membership(labels)
         rows = self.rows(split) & (labels >= 0)
         return correlation_matrix(self.loadings[rows], member[rows])
-
-    def _attributes(self) -> dict[str, Any]:
-        return {
-            "schema": _SCHEMA,
-            "store": self.store.config_hash,
-            "site": self.site.key,
-            "sign": self.sign,
-            "quantity": self.quantity,
-            "n_modes": self.n_modes,
-            "name": self.name,
-        }
-
-    def _arrays(self) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
-        return {name: (getattr(self, name), axes) for name, axes in _AXES.items()}
-
-
-_AXES: Final = {
-    "atoms": ("mode", "unit"),
-    "loadings": ("sample", "mode"),
-    "ids": ("mode",),
-    "held_out": ("sample",),
-}
-
-
-def _replace(path: Path, fresh: Path) -> None:
-    """Put a folder in the place of another, which is removed last."""
-    earlier = path.with_name(f".{path.name}.earlier")
-    shutil.rmtree(earlier, ignore_errors=True)
-    if path.exists():
-        path.rename(earlier)
-    try:
-        fresh.rename(path)
-    except OSError:
-        if earlier.exists():
-            earlier.rename(path)
-        raise
-    shutil.rmtree(earlier, ignore_errors=True)
-
-
-def _recorded(dictionary: Dictionary, n_rows: int) -> Tensor | None:
-    training = dictionary.training
-    return training.held_out_rows if training and training.n_rows == n_rows else None
 
 
 def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:

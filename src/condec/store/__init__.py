@@ -8,10 +8,11 @@
 from condec.store.batches import fingerprint
 from condec.store.collection import collect, usable_device
 from condec.store.folder import SIDE_EFFECTS, RunFolder
+from condec.store.matrix import Sign
 from condec.store.random_weights import randomize
-from condec.store.shards import QUANTITIES, Quantity
+from condec.store.shards import QUANTITIES, Quantity, SiteInfo
 from condec.store.statistics import TREND, compare_trends, layer_statistics
-from condec.store.store import Rows, Sign, SiteInfo, Store
+from condec.store.store import Store
 from condec.store.twins import (
     RandomWeights,
     ShuffledLabels,
@@ -22,25 +23,8 @@ from condec.store.twins import (
 )
 
 __all__ = [
-    "QUANTITIES",
-    "SIDE_EFFECTS",
-    "TREND",
-    "Quantity",
-    "RandomWeights",
-    "Rows",
-    "RunFolder",
-    "ShuffledLabels",
-    "Sign",
-    "SiteInfo",
-    "Store",
-    "Twin",
-    "collect",
-    "collect_twin",
-    "compare_trends",
-    "fingerprint",
-    "is_twin",
-    "layer_statistics",
-    "parse_twin",
-    "randomize",
-    "usable_device",
-]
+    "QUANTITIES", "SIDE_EFFECTS", "TREND", "Quantity", "RandomWeights", "RunFolder",
+    "ShuffledLabels", "Sign", "SiteInfo", "Store", "Twin", "collect", "collect_twin",
+    "compare_trends", "fingerprint", "is_twin", "layer_statistics", "parse_twin",
+    "randomize", "usable_device",
+]  # fmt: skip

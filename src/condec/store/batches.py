@@ -4,9 +4,10 @@ import copy
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,8 @@ from condec.basis.errors import DataError, StoreError
 from condec.basis.options import require
 from condec.data import Inputs
 from condec.network import original, refuse_training, run_model
-from condec.store.store import Rows, SiteInfo, Store
+from condec.store.shards import QUANTITIES, SiteInfo, arrays_of
+from condec.store.store import Store
 
 # Running totals, two records and two gradients a site, the autograd graph and what the
 # convolutions need: measured at 6 to 9 times the recorded activations on CPU.
@@ -42,71 +44,29 @@ _FIT_BATCH: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
-    """What a collection will take; times are measured on one pass, the rest is counted.
+class LoadedBatch:
+    """Inputs of some rows of the data, in memory: of those at the places `good` in `rows`."""
 
-    Attributes
-    ----------
-    n_samples, n_sites, n_passes : int
-        Samples left to do, sites, and forward and backward passes a batch.
-    seconds : float
-        Time for the samples left.
-    memory_bytes : int
-        Memory a batch takes on the model's device, without the model.
-    disk_bytes : int
-        Size of the whole store before compression.
-    """
-
-    n_samples: int
-    n_sites: int
-    n_passes: int
-    seconds: float
-    memory_bytes: int
-    disk_bytes: int
-
-    def __str__(self) -> str:
-        minutes = f"{self.seconds / 60:.1f} min" if self.seconds > 90 else f"{self.seconds:.0f} s"
-        return (
-            f"{self.n_samples} samples, {self.n_sites} sites, {self.n_passes} passes a batch: "
-            f"about {minutes}, {self.memory_bytes / 2**20:.0f} MiB of memory, at most "
-            f"{self.disk_bytes / 2**20:.0f} MiB of disk"
-        )
+    rows: tuple[int, ...]
+    good: tuple[int, ...]
+    inputs: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class BatchPlan:
-    """All that one collection needs, worked out once.
-
-    Attributes
-    ----------
-    model : torch.nn.Module
-    inputs : Inputs
-    infos : tuple of SiteInfo
-        Sites in execution order.
-    method, fitted : Method
-        As it was given, and with what it takes from the data.
-    target, fitted_target : Target
-        As it was given, and with what it takes from the model's outputs to the data.
-    compute : Compute
-    on_bad : {"raise", "skip"}
-    entries : int
-        Entries of one sample that decide the memory of a pass: at all sites together, and
-        before them.
-    fit_on : Inputs, or None
-        What method and target take from data, they take from these; None: from `inputs`.
-    """
+    """All that one collection needs, worked out once; options as in `condec.collect`."""
 
     model: nn.Module
     inputs: Inputs
-    infos: tuple[SiteInfo, ...]
+    infos: tuple[SiteInfo, ...]  # in execution order
     method: Method
-    fitted: Method
+    fitted: Method  # with what it takes from the data
     target: Target
-    fitted_target: Target
+    fitted_target: Target  # with what it takes from the model's outputs to the data
     compute: Compute
     on_bad: str
-    entries: int
-    fit_on: Inputs | None = None
+    entries: int  # of one sample, that decide the memory of a pass: at all sites, and before
+    fit_on: Inputs | None
 
     @staticmethod
     def make(
@@ -119,7 +79,7 @@ class BatchPlan:
         on_bad: str,
         fit_on: Inputs | None = None,
     ) -> "BatchPlan":
-        """Runs one sample, to see the sites' shapes."""
+        """Run one sample, to see the sites' shapes."""
         model = original(model)
         method, target = method or IntegratedGradients(), as_target(target or TopK())
         require("collect", "method", method, Method)
@@ -142,183 +102,140 @@ class BatchPlan:
         )
         # What is recorded, and what runs before the first site: images are widened there.
         recorded = sum(part.activation.numel() for part in batch.by_site)
-        entries = recorded + _WIDENED * sample.numel()
-        fitted = method.fit(fit_on or inputs)
         return BatchPlan(
             model=model,
             inputs=inputs,
             infos=infos,
             method=method,
-            fitted=fitted,
+            fitted=method.fit(fit_on or inputs),
             target=target,
             fitted_target=fitted_target,
             compute=compute or Compute(),
             on_bad=on_bad,
-            entries=entries,
+            entries=recorded + _WIDENED * sample.numel(),
             fit_on=fit_on,
         )
 
     def on(self, device: torch.device) -> "BatchPlan":
-        """The same plan for a copy of the model on another device."""
+        """Return the same plan for a copy of the model on another device."""
         return replace(self, model=copy.deepcopy(self.model).to(device))
 
     def recipe(self, batch_size: int) -> dict[str, Any]:
-        """Everything that decides the numbers in the store."""
-        elsewhere = {} if self.fit_on is None else {"fit_on": self.fit_on.fingerprint}
-        return elsewhere | {
-            "model": fingerprint(self.model),
-            "data": self.inputs.fingerprint,
-            "n_samples": len(self.inputs),
-            "sites": [info.site.key for info in self.infos],
-            "method": self.method.to_dict(),
-            "target": self.target.to_dict(),
-            "compute": self.compute.to_dict(),
+        """Return everything that decides the numbers in the store."""
+        keys = [info.site.key for info in self.infos]
+        options = self.method, self.target, self.compute
+        return recipe_of(self.model, self.inputs, keys, *options, self.fit_on) | {
             "reduction": "sum over positions after the sign split",
             "batch_size": batch_size,
             "condec": metadata.version("condec"),
         }
 
-    def estimate(self, batch_size: int, n_samples: int) -> Estimate:
-        """Time one pass, and count the rest."""
-        n_samples = min(n_samples, len(self.inputs))
+    def estimate(self, batch_size: int, n_samples: int) -> str:
+        """Say what `n_samples` will take: one pass is timed, the rest is counted."""
+        n_samples, n_passes = min(n_samples, len(self.inputs)), self.fitted.n_passes
         size = min(batch_size, n_samples)
-        seconds = self.time_pass(self.example(size)) / size
-        units = sum(info.n_units for info in self.infos)
-        return Estimate(
-            n_samples=n_samples,
-            n_sites=len(self.infos),
-            n_passes=self.fitted.n_passes,
-            seconds=seconds * self.fitted.n_passes * n_samples,
-            memory_bytes=self.memory(size),
-            disk_bytes=len(self.inputs) * units * 2 * 2 * 4,
+        seconds = self.time_pass(self.example(size)) / size * n_passes * n_samples
+        disk = len(self.inputs) * sum(16 * info.n_units for info in self.infos)
+        return (
+            f"{n_samples} samples, {len(self.infos)} sites, {n_passes} passes a batch: about "
+            f"{f'{seconds / 60:.1f} min' if seconds > 90 else f'{seconds:.0f} s'}, "
+            f"{self.memory(size) / 2**20:.0f} MiB of memory, at most {disk / 2**20:.0f} MiB of disk"
         )
 
     def memory(self, n_samples: int) -> int:
-        """Bytes that a batch takes, without the model."""
+        """Estimate the bytes that a batch takes, without the model."""
         return _MEMORY_FACTOR * 4 * self.entries * n_samples
 
-    def example(self, n_samples: int) -> "LoadedBatch":
-        """A batch to time: the first sample that can be used, again and again."""
+    def example(self, n_samples: int) -> LoadedBatch:
+        """Make a batch to time: the first sample that can be used, again and again."""
         row, sample = _first_good(self.inputs, self.on_bad)
-        labels = self.inputs.labels
-        return LoadedBatch(
-            (row,) * n_samples,
-            sample.expand(n_samples, *sample.shape[1:]).clone(),
-            None if labels is None else labels[[row] * n_samples],
-            tuple(range(n_samples)),
-        )
+        samples = sample.expand(n_samples, *sample.shape[1:]).clone()
+        return LoadedBatch((row,) * n_samples, tuple(range(n_samples)), samples)
 
-    def time_pass(self, batch: "LoadedBatch") -> float:
-        """Seconds of one forward and backward pass."""
+    def time_pass(self, batch: LoadedBatch) -> float:
+        """Measure the seconds of one forward and backward pass."""
         started = time.perf_counter()
         self._attribute(ActGrad(), batch)
         return time.perf_counter() - started
 
-    def load(self, rows: Sequence[int]) -> "LoadedBatch":
-        """Inputs of `rows`, checked; those that cannot be used are left out or refused."""
-        good: list[int] = []
-        samples: list[Tensor] = []
-        for place, row in enumerate(rows):
-            try:
-                samples.append(self.inputs.load(row))
-            except DataError:
-                if self.on_bad == "raise":
-                    raise
-                continue
-            good.append(place)
-        labels = self.inputs.labels
-        chosen = None if labels is None else labels[[rows[place] for place in good]]
-        stacked = torch.stack(samples) if samples else torch.empty(0)
+    def load(self, rows: Sequence[int]) -> LoadedBatch:
+        """Load the inputs of `rows`, checked; those that cannot be used are left out or refused."""
+        good = dict(usable(self.inputs, rows, self.on_bad))
+        samples = torch.stack(list(good.values())) if good else torch.empty(0)
         # Page-locked memory is copied to a GPU while the GPU computes.
         on_gpu = any(p.is_cuda for p in self.model.parameters())
-        stacked = stacked.pin_memory() if on_gpu and samples else stacked
-        return LoadedBatch(tuple(rows), stacked, chosen, tuple(good))
+        samples = samples.pin_memory() if on_gpu and good else samples
+        return LoadedBatch(tuple(rows), tuple(good), samples)
 
-    def run(self, batch: "LoadedBatch") -> Rows:
-        """Reduced contributions of one batch.
+    def run(self, batch: LoadedBatch) -> dict[str, Any]:
+        """Compute what `Store.write_shard` takes of one batch.
 
         Raises
         ------
         DataError
             The target or contributions are not finite; the samples' ids are named.
         """
-        given, good = self.inputs.labels, list(batch.good)
-        values = self._empty(len(batch.rows))
-        label = values["label"] if given is None else given[list(batch.rows)]
-        ids = tuple(self.inputs.ids[row] for row in batch.rows)
-        if good:
-            try:
-                reduced = self._attribute(self.fitted, batch).reduce()
-            except DataError as error:
-                raise _named(error, [ids[place] for place in good]) from error
-            values["prediction"][good] = reduced.prediction.cpu()
-            values["target"][good] = reduced.target.float().cpu()
-            values["target_baseline"][good] = reduced.target_baseline.float().cpu()
-            if reduced.steps is not None:
-                values["steps"][good] = reduced.steps.cpu()
-            for part in reduced.by_site:
-                values["contribution"][part.site.key][good] = part.contribution.float().cpu()
-                values["activation"][part.site.key][good] = part.activation.float().cpu()
-        values["valid"][good] = True
-        return Rows(ids=ids, **(values | {"label": label}))
+        rows, good, arrays = list(batch.rows), list(batch.good), arrays_of(self.infos)
+        ids = tuple(self.inputs.ids[row] for row in rows)
+        found: dict[str, Any] = {"inputs/id": ids}
+        for name, array in arrays.items():
+            if name != "inputs/id":
+                shape, dtype = (len(rows), *array.tail), getattr(torch, array.dtype)
+                found[name] = torch.full(shape, array.fill, dtype=dtype)
+        found["inputs/valid"][good] = True
+        if self.inputs.labels is not None:
+            found["inputs/label"] = self.inputs.labels[rows]
+        if not good:
+            return found
+        try:
+            reduced = self._attribute(self.fitted, batch).reduce()
+        except DataError as error:
+            raise _named(error, [ids[place] for place in good]) from error
+        values = {
+            f"inputs/{name}": getattr(reduced, name)
+            for name in ("prediction", "target", "target_baseline", "steps")
+        }
+        for info in self.infos:
+            for quantity in QUANTITIES:
+                values[f"{info.folder}/{quantity}"] = getattr(reduced[info.site], quantity)
+        for name, value in values.items():
+            if value is not None:
+                found[name][good] = value.cpu().to(found[name].dtype)
+        return found
 
-    def _attribute(self, method: Method, batch: "LoadedBatch") -> Contributions:
-        inputs = prepare_inputs(self.model, batch.inputs)
+    def _attribute(self, method: Method, batch: LoadedBatch) -> Contributions:
+        inputs, labels = prepare_inputs(self.model, batch.inputs), self.inputs.labels
+        labels = None if labels is None else labels[[batch.rows[place] for place in batch.good]]
         sites = tuple(info.site for info in self.infos)
-        setup = Setup(self.model, inputs, sites, self.fitted_target, batch.labels)
+        setup = Setup(self.model, inputs, sites, self.fitted_target, labels)
         cuts = {info.site.key: info.cut for info in self.infos}
         return run_batch(setup, method, self.compute, cuts)
 
-    def _empty(self, n_rows: int) -> dict[str, Any]:
-        def units() -> dict[str, Tensor]:
-            return {
-                info.site.key: torch.full((n_rows, 2, info.n_units), torch.nan)
-                for info in self.infos
-            }
 
-        return {
-            "label": torch.full((n_rows,), -1),
-            "prediction": torch.full((n_rows,), -1),
-            "target": torch.full((n_rows,), torch.nan),
-            "target_baseline": torch.full((n_rows,), torch.nan),
-            "steps": torch.full((n_rows,), -1),
-            "valid": torch.zeros(n_rows, dtype=torch.bool),
-            "contribution": units(),
-            "activation": units(),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedBatch:
-    """Inputs of some rows, in memory.
-
-    Attributes
-    ----------
-    rows : tuple of int
-        Rows of the data set that were asked for.
-    inputs : Tensor of shape [good sample, ...]
-    labels : Tensor of shape [good sample], or None
-    good : tuple of int
-        Places in `rows` of the inputs that could be used.
-    """
-
-    rows: tuple[int, ...]
-    inputs: Tensor
-    labels: Tensor | None
-    good: tuple[int, ...]
-
-
-def _named(error: DataError, ids: Sequence[str]) -> DataError:
-    """The error with the ids of the samples that it is about."""
-    if not error.samples:
-        return DataError(f"samples {ids[0]!r} to {ids[-1]!r}: {error}")
-    named = [repr(ids[place]) for place in error.samples]
-    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-    return DataError(f"samples {', '.join(named[:5])}{more}: {error}")
+def recipe_of(
+    model: nn.Module,
+    inputs: Inputs,
+    sites: Sequence[str],
+    method: Method,
+    target: Target,
+    compute: Compute,
+    fit_on: Inputs | None,
+) -> dict[str, Any]:
+    """Return what decides the numbers in a store, but for the size of its batches."""
+    elsewhere = {} if fit_on is None else {"fit_on": fit_on.fingerprint}
+    return elsewhere | {
+        "model": fingerprint(model),
+        "data": inputs.fingerprint,
+        "n_samples": len(inputs),
+        "sites": list(sites),
+        "method": method.to_dict(),
+        "target": target.to_dict(),
+        "compute": compute.to_dict(),
+    }
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Name and SHA-256 of a model's class, parameters and buffers: changes if any of them does."""
+    """Hash a model's class, parameters and buffers: changes if any of them does."""
     model = original(model)
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -330,7 +247,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def chosen_batch(plan: BatchPlan, out: str | Path) -> int:
-    """Batch size for a collection: that of the store where one is, else by timing passes.
+    """Choose the batch size of a collection: that of the store where one is, else by timing.
 
     Sizes are doubled from 1 on, until two in a row are no faster a sample than the best by 5 %,
     or half of the free memory would be taken; the smallest within 5 % of the best is chosen.
@@ -354,8 +271,46 @@ def chosen_batch(plan: BatchPlan, out: str | Path) -> int:
     return min((n for n, each in seconds.items() if each <= 1.05 * best), default=1)
 
 
+def usable(inputs: Inputs, rows: Sequence[int], on_bad: str) -> Iterator[tuple[int, Tensor]]:
+    """Load rows: place in `rows` and sample of each; what cannot be used is skipped, or raises."""
+    for place, row in enumerate(rows):
+        try:
+            sample = inputs.load(row)
+        except DataError:
+            if on_bad == "raise":
+                raise
+            continue
+        yield place, sample
+
+
+def _first_good(inputs: Inputs, on_bad: str) -> tuple[int, Tensor]:
+    for row, sample in usable(inputs, range(len(inputs)), on_bad):
+        return row, sample[None]
+    raise DataError(f"{inputs.name}: none of the {len(inputs)} samples can be used")
+
+
+def _outputs(model: nn.Module, inputs: Inputs, on_bad: str) -> Tensor:
+    """Return the model's outputs to all samples that can be used, on the CPU."""
+    refuse_training(model)
+    samples = (sample for _, sample in usable(inputs, range(len(inputs)), on_bad))
+    found: list[Tensor] = []
+    while some := list(islice(samples, _FIT_BATCH)):
+        with torch.no_grad():
+            found.append(run_model(model, prepare_inputs(model, torch.stack(some))).cpu())
+    return torch.cat(found)
+
+
+def _named(error: DataError, ids: Sequence[str]) -> DataError:
+    """Return the error with the ids of the samples that it is about."""
+    if not error.samples:
+        return DataError(f"samples {ids[0]!r} to {ids[-1]!r}: {error}")
+    named = [repr(ids[place]) for place in error.samples]
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    return DataError(f"samples {', '.join(named[:5])}{more}: {error}")
+
+
 def _free_memory(model: nn.Module) -> int:
-    """Bytes free on the model's device."""
+    """Return the bytes that are free on the model's device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -363,52 +318,3 @@ def _free_memory(model: nn.Module) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 2**32
-
-
-def _outputs(model: nn.Module, inputs: Inputs, on_bad: str) -> Tensor:
-    """The model's outputs to all samples that can be used, on the CPU."""
-    refuse_training(model)
-    found: list[Tensor] = []
-    samples: list[Tensor] = []
-    for row in range(len(inputs)):
-        try:
-            samples.append(inputs.load(row))
-        except DataError:
-            if on_bad == "raise":
-                raise
-        if samples and (len(samples) == _FIT_BATCH or row == len(inputs) - 1):
-            with torch.no_grad():
-                batch = prepare_inputs(model, torch.stack(samples))
-                found.append(run_model(model, batch).cpu())
-            samples = []
-    return torch.cat(found)
-
-
-def _first_good(inputs: Inputs, on_bad: str) -> tuple[int, Tensor]:
-    for row in range(len(inputs)):
-        try:
-            return row, inputs.load(row)[None]
-        except DataError:
-            if on_bad == "raise":
-                raise
-    raise DataError(f"{inputs.name}: none of the {len(inputs)} samples can be used")
-
-
-def join_rows(parts: Sequence[Rows]) -> Rows:
-    """Rows of several batches, one after the other."""
-
-    def units(quantity: str) -> dict[str, Tensor]:
-        keys = getattr(parts[0], quantity)
-        return {key: torch.cat([getattr(part, quantity)[key] for part in parts]) for key in keys}
-
-    return Rows(
-        ids=tuple(i for part in parts for i in part.ids),
-        label=torch.cat([part.label for part in parts]),
-        prediction=torch.cat([part.prediction for part in parts]),
-        target=torch.cat([part.target for part in parts]),
-        target_baseline=torch.cat([part.target_baseline for part in parts]),
-        valid=torch.cat([part.valid for part in parts]),
-        contribution=units("contribution"),
-        activation=units("activation"),
-        steps=torch.cat([torch.as_tensor(part.steps) for part in parts]),
-    )

@@ -6,6 +6,7 @@ whole, so that a killed run goes on at the first missing shard.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -19,8 +20,9 @@ from condec.basis.errors import OptionError, StoreError
 from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead, behind
 from condec.data import as_inputs
-from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch, join_rows
-from condec.store.store import Rows, Store
+from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch
+from condec.store.shards import QUANTITIES, SiteInfo
+from condec.store.store import Store
 
 
 def collect(
@@ -40,7 +42,7 @@ def collect(
     fit_on: Any | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> Store:
-    """Contributions of a whole data set, reduced to units, into a store on disk.
+    """Collect contributions of a whole data set, reduced to units, into a store on disk.
 
     Each shard is computed and written whole. A run that was interrupted goes on at the
     first missing shard when the same call is made again, and ends with the same bytes.
@@ -78,7 +80,7 @@ def collect(
         are others. By default from `data`.
     recorded : mapping, optional
         Entries that join those of the recipe, or stand in their place; how `condec.store.twins`
-        says which control a store is.
+        says which twin a store is.
 
     Returns
     -------
@@ -139,40 +141,39 @@ def _run_shards(
 ) -> None:
     """Compute and write shards: the next batch is read, and the last shard written, meanwhile."""
     spans = {index: store.shard_rows(index) for index in missing}
-    batches = [
-        range(start, min(start + batch_size, span.stop))
-        for span in spans.values()
-        for start in range(span.start, span.stop, batch_size)
-    ]
-    results = _results(plan, batches, devices)
-
-    def write_shard(shard: tuple[int, Rows]) -> None:
-        store.write_shard(*shard)
-
-    keys = [info.site.key for info in plan.infos]
-    silent = set(keys)
-    with behind(write_shard) as write:
-        for index, span in spans.items():
-            parts, n_rows = [], 0
-            while n_rows < len(span):
+    batches = {
+        index: [span[start : start + batch_size] for start in range(0, len(span), batch_size)]
+        for index, span in spans.items()
+    }
+    results = _results(plan, list(chain.from_iterable(batches.values())), devices)
+    silent = plan.infos
+    with behind(lambda shard: store.write_shard(*shard)) as write:
+        for index, of_shard in batches.items():
+            parts = []
+            for batch in of_shard:
                 parts.append(next(results))
-                n_rows += len(parts[-1].ids)
-                advance(len(parts[-1].ids))
-            rows = join_rows(parts)
-            contributed, active = rows.contribution, rows.activation
-            silent = {
-                key
-                for key in silent
-                if is_silent(contributed[key][rows.valid], active[key][rows.valid])
+                advance(len(batch))
+            rows = {
+                name: tuple(chain.from_iterable(part[name] for part in parts))
+                if name == "inputs/id"
+                else torch.cat([part[name] for part in parts])
+                for name in parts[0]
             }
+            silent = tuple(info for info in silent if _is_silent(rows, info))
             write((index, rows))
-    warn_of_silence([key for key in keys if key in silent], sum(map(len, spans.values())))
+    warn_of_silence([info.site.key for info in silent], sum(map(len, spans.values())))
+
+
+def _is_silent(rows: dict[str, Any], info: SiteInfo) -> bool:
+    valid = rows["inputs/valid"]
+    contribution, activation = (rows[f"{info.folder}/{name}"][valid] for name in QUANTITIES)
+    return is_silent(contribution, activation)
 
 
 def _results(
     plan: BatchPlan, batches: Sequence[range], devices: Sequence[str | torch.device]
-) -> Iterator[Rows]:
-    """Results of all batches, in their order, each from one of the devices."""
+) -> Iterator[dict[str, Any]]:
+    """Yield the results of all batches, in their order, each from one of the devices."""
     loaded = ahead(plan.load, batches)
     if len(devices) < 2:
         plan = plan.on(torch.device(devices[0])) if devices else plan
@@ -182,7 +183,7 @@ def _results(
     for device in devices:
         free.put(plan.on(torch.device(device)))
 
-    def run(batch: LoadedBatch) -> Rows:
+    def run(batch: LoadedBatch) -> dict[str, Any]:
         mine = free.get()
         try:
             return mine.run(batch)
@@ -200,7 +201,7 @@ def _is_complete(out: str | Path) -> bool:
 
 
 def usable_device(name: str | torch.device) -> torch.device:
-    """A device on which numbers can be computed.
+    """Return a device on which numbers can be computed.
 
     Raises
     ------
@@ -231,22 +232,13 @@ def _check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
     """Refuse batches that are too small for the method, before anything is computed."""
     needed, n_samples = plan.fitted.least_samples, len(plan.inputs)
     spans = {min(shard_size, n_samples), n_samples % shard_size} - {0}
-
-    def smallest(size: int) -> int:
-        return min(min(span % size or size, span) for span in spans)
-
-    if smallest(batch_size) >= needed:
-        return
-    sizes = (*range(batch_size - 1, 0, -1), *range(batch_size + 1, batch_size + 64))
-    good = next((size for size in sizes if smallest(size) >= needed), None)
-    advice = f"choose batch_size={good}" if good else f"{n_samples} samples need another shard_size"
-    if n_samples < needed:
-        advice = "give more samples"
-    raise OptionError(
-        f"collect: {type(plan.method).__name__} with these options needs at least {needed} samples "
-        f"in every batch, and batch_size={batch_size} leaves a batch of {smallest(batch_size)} (of "
-        f"{n_samples} samples in shards of {shard_size}); {advice}"
-    )
+    smallest = min(min(span % batch_size or batch_size, span) for span in spans)
+    if smallest < needed:
+        raise OptionError(
+            f"collect: {type(plan.method).__name__} with these options needs at least {needed} "
+            f"samples in every batch, and batch_size={batch_size} leaves a batch of {smallest} (of "
+            f"{n_samples} samples in shards of {shard_size}); choose sizes that leave no such rest"
+        )
 
 
 def _check_options(batch_size: int | str, shard_size: int, on_bad: str) -> None:

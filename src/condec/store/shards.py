@@ -1,4 +1,4 @@
-"""What a store looks like on disk, and how its bytes get there without ever being half there.
+"""The bytes of a store on disk, and how they get there without ever being half there.
 
     contributions.zarr/
         zarr.json                   schema version, recipe, sites; metadata of all arrays
@@ -18,33 +18,39 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import to_json
-from condec.basis.shapes import Labels, Mask, PerSample
 from condec.network import Site, Units
 
 Quantity = Literal["contribution", "activation"]
-QUANTITIES: Final[tuple[str, ...]] = get_args(Quantity)
+QUANTITIES: Final[tuple[Quantity, ...]] = get_args(Quantity)
 
 SCHEMA: Final = 2
 
-# What rows that were never written read as: nothing that could pass for a number.
-INPUTS: Final[Mapping[str, tuple[str, object]]] = {
-    "id": ("string", ""),
-    "label": ("int64", -1),
-    "prediction": ("int64", -1),
-    "target": ("float32", float("nan")),
-    "target_baseline": ("float32", float("nan")),
-    "steps": ("int64", -1),
-    "valid": ("bool", False),
+
+class Array(NamedTuple):
+    """Type of one array, what rows that hold no sample read as, and its axes after the sample."""
+
+    dtype: str
+    fill: Any
+    tail: tuple[int, ...] = ()
+
+
+# What was never written reads as nothing that could pass for a number.
+INPUTS: Final[Mapping[str, Array]] = {
+    "inputs/id": Array("string", ""),
+    "inputs/label": Array("int64", -1),
+    "inputs/prediction": Array("int64", -1),
+    "inputs/target": Array("float32", float("nan")),
+    "inputs/target_baseline": Array("float32", float("nan")),
+    "inputs/steps": Array("int64", -1),
+    "inputs/valid": Array("bool", False),
 }
 
 # 512 KiB of float32, of one sign. Measured on 4,096 x 2 x 2,048 (one core, from memory): a row
@@ -62,33 +68,17 @@ _ZSTD_LEVEL: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteInfo:
-    """What a store knows about one site.
-
-    Attributes
-    ----------
-    site : Site
-    units : Units
-        Which axes of the activation are units.
-    n_units : int
-    n_positions : int
-        Entries of one sample's activation that were summed into one unit.
-    cut : bool
-        Whether all flow from the input to the output passes through the site.
-    """
+    """Layout of one site in a store."""
 
     site: Site
-    units: Units
+    units: Units  # which axes of the activation are units
     n_units: int
-    n_positions: int
-    cut: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings and dictionaries only, for JSON."""
-        return asdict(self)
+    n_positions: int  # entries of one sample's activation that were summed into one unit
+    cut: bool  # all flow from the input to the output passes through the site
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "SiteInfo":
-        """Inverse of `to_dict`."""
+        """Read what `dataclasses.asdict` and JSON make of it."""
         site = dict(values["site"])
         site["units"] = site["units"] and Units.from_dict(site["units"])
         units = Units.from_dict(values["units"])
@@ -96,63 +86,30 @@ class SiteInfo:
 
     @property
     def folder(self) -> str:
-        """Where the site's arrays lie in a store."""
+        """Path of the site's arrays in a store."""
         return f"sites/{quote(self.site.key, safe='')}"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Rows:
-    """All that a store keeps of some consecutive samples: what a worker hands over.
-
-    Attributes
-    ----------
-    ids : tuple of str
-        Identity of every sample.
-    label, prediction : Tensor of shape [sample]
-        Classes; -1 where there is none.
-    target, target_baseline : Tensor of shape [sample]
-        Target at the sample and at the baseline.
-    valid : Tensor of shape [sample]
-        False where a sample could not be used; its numbers are stored as NaN.
-    contribution, activation : mapping of Tensor of shape [sample, sign, unit]
-        By key of the site; the sign axis in the order of `condec.basis.shapes.SIGNS`.
-    steps : Tensor of shape [sample], optional
-        Intervals of the path that each sample took; -1, the default, for methods without one.
-    """
-
-    ids: tuple[str, ...]
-    label: Labels
-    prediction: Labels
-    target: PerSample
-    target_baseline: PerSample
-    valid: Mask
-    contribution: Mapping[str, Float[torch.Tensor, "sample 2 _"]]
-    activation: Mapping[str, Float[torch.Tensor, "sample 2 _"]]
-    steps: Labels | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRecord:
-    """Manifest record of one shard: proof that it was written whole.
-
-    Attributes
-    ----------
-    index, start, rows : int
-        Which shard, its first row, and its number of rows.
-    config_hash : str
-        SHA-256 of the recipe, sites and sizes under which it was written.
-    files : mapping of str
-        SHA-256 of the shard's file of every array, by the array's path in the store.
-    checksum : str
-        SHA-256 of these, in the order of the paths.
-    """
+    """Manifest record of one shard: proof that it was written whole."""
 
     index: int
-    start: int
-    rows: int
-    config_hash: str
-    files: Mapping[str, str]
-    checksum: str
+    start: int  # its first row
+    rows: int  # their number
+    config_hash: str  # of the recipe, sites and sizes under which it was written
+    files: Mapping[str, str]  # SHA-256 of the shard's file, by the array's path in the store
+    checksum: str  # SHA-256 of these, in the order of the paths
+
+
+def arrays_of(infos: Sequence[SiteInfo]) -> dict[str, Array]:
+    """Return every array of a store, by its path there, sorted."""
+    sites = {
+        f"{info.folder}/{quantity}": Array("float32", float("nan"), (2, info.n_units))
+        for info in infos
+        for quantity in QUANTITIES
+    }
+    return dict(sorted({**INPUTS, **sites}.items()))
 
 
 # --- the configuration of a store -----------------------------------------------------------
@@ -161,7 +118,7 @@ class ShardRecord:
 def make_config(
     recipe: Mapping[str, Any], sites: Sequence[SiteInfo], n_samples: int, shard_size: int
 ) -> dict[str, Any]:
-    """What decides the bytes of a store, as JSON will give it back; OptionError if it cannot."""
+    """Collect all that decides the bytes of a store, as JSON will give it back."""
     for name, size in (("n_samples", n_samples), ("shard_size", shard_size)):
         if size < 1:
             raise OptionError(f"Store: {name} must be at least 1; got {size}")
@@ -180,7 +137,7 @@ def make_config(
         "schema": SCHEMA,
         "n_samples": n_samples,
         "shard_size": shard_size,
-        "sites": [info.to_dict() for info in sites],
+        "sites": [asdict(info) for info in sites],
         "recipe": recipe,
     }
 
@@ -192,7 +149,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Configuration of the store at `path`; StoreError if there is none that we can read."""
+    """Read the configuration of the store at `path`; StoreError if there is none."""
     try:
         root = json.loads((path / "zarr.json").read_bytes())
         config, digest = root["attributes"]["condec"], root["attributes"]["config_hash"]
@@ -211,16 +168,15 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} is written in schema {schema}; this version of condec reads schema {SCHEMA}. "
             "Install the version of condec that its recipe names, or collect again."
         )
-    if config_hash(config) != digest:
+    if (found := config_hash(config)) != digest:
         raise _damaged(
-            path,
-            f"zarr.json: expected a configuration of SHA-256 {digest}, got {config_hash(config)}",
+            path, f"zarr.json: expected a configuration of SHA-256 {digest}, got {found}"
         )
     return dict(config)
 
 
 def differences(had: Mapping[str, Any], wants: Mapping[str, Any]) -> list[str]:
-    """One line for every entry in which two configurations differ."""
+    """Return one line for every entry in which two configurations differ."""
     old, new = _flat(had), _flat(wants)
     return [
         f"{key}: had {old.get(key, 'nothing')}, wants {new.get(key, 'nothing')}"
@@ -236,7 +192,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, str]:
         **config["recipe"],
         "recipe": {},
         "sites": [info.site.key for info in infos],
-        "site": {info.site.key: info.to_dict() for info in infos},
+        "site": {info.site.key: asdict(info) for info in infos},
     }
 
     def leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -253,18 +209,14 @@ def _flat(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def skeleton(config: Mapping[str, Any]) -> dict[str, bytes]:
-    """All files of a store without shards, by their path in it."""
+    """Return all files of a store without shards, by their path in it."""
     infos = [SiteInfo.from_dict(values) for values in config["sites"]]
     n_samples, shard_size = config["n_samples"], min(config["shard_size"], config["n_samples"])
-    nodes = dict.fromkeys(("inputs", "sites", "manifest"), _GROUP)
-    for name, (dtype, fill) in INPUTS.items():
-        nodes[f"inputs/{name}"] = _array_metadata((n_samples,), (shard_size,), dtype, fill)
-    for info in infos:
-        nodes[info.folder] = _GROUP
-        for quantity in QUANTITIES:
-            nodes[f"{info.folder}/{quantity}"] = _array_metadata(
-                (n_samples, 2, info.n_units), (shard_size, 2, info.n_units), "float32", float("nan")
-            )
+    groups = ("inputs", "sites", "manifest", *(info.folder for info in infos))
+    nodes = dict.fromkeys(groups, _GROUP) | {
+        path: _array_metadata((n_samples, *array.tail), (shard_size, *array.tail), array)
+        for path, array in arrays_of(infos).items()
+    }
     files = {f"{name}/zarr.json": to_json(node) for name, node in nodes.items()}
     return {"zarr.json": to_json(_root(config, nodes)), **files}
 
@@ -275,18 +227,13 @@ _GROUP: Final[dict[str, Any]] = {"attributes": {}, "zarr_format": 3, "node_type"
 def _root(config: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, Any]:
     # Consolidated metadata: xarray warns where there are none, and readers that find them do
     # not list folders, so that the manifest's records (no Zarr objects) are never in the way.
-    consolidated = {
-        "kind": "inline",
-        "must_understand": False,
-        "metadata": dict(sorted(nodes.items())),
-    }
+    metadata = dict(sorted(nodes.items()))
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": metadata}
     attributes = {"condec": dict(config), "config_hash": config_hash(config)}
     return {**_GROUP, "attributes": attributes, "consolidated_metadata": consolidated}
 
 
-def _array_metadata(
-    shape: tuple[int, ...], shard: tuple[int, ...], dtype: str, fill: object
-) -> dict[str, Any]:
+def _array_metadata(shape: tuple[int, ...], shard: tuple[int, ...], array: Array) -> dict[str, Any]:
     import zarr
     from zarr.codecs import ZstdCodec
 
@@ -296,8 +243,8 @@ def _array_metadata(
         shape=shape,
         shards=shard,
         chunks=_chunk(shard),
-        dtype=dtype,
-        fill_value=fill,
+        dtype=array.dtype,
+        fill_value=array.fill,
         compressors=ZstdCodec(level=_ZSTD_LEVEL),
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("sample", "sign", "unit")[: len(shape)],
@@ -323,7 +270,7 @@ def verify_metadata(path: Path) -> None:
     """Compare the metadata at the root with those of every array; StoreError if they differ."""
     config = read_config(path)
     infos = [SiteInfo.from_dict(values) for values in config["sites"]]
-    names = ["inputs", "sites", "manifest", *(info.folder for info in infos), *array_paths(infos)]
+    names = ["inputs", "sites", "manifest", *(info.folder for info in infos), *arrays_of(infos)]
     found: dict[str, Any] = {}
     for name in names:
         try:
@@ -334,10 +281,8 @@ def verify_metadata(path: Path) -> None:
     if root != _root(config, found):
         noted = root.get("consolidated_metadata", {}).get("metadata", {})
         differ = [f"{name}/zarr.json" for name in names if noted.get(name) != found[name]]
-        raise _damaged(
-            path,
-            f"expected zarr.json to agree with {', '.join(differ) or 'itself'}, but it does not",
-        )
+        differing = ", ".join(differ) or "itself"
+        raise _damaged(path, f"expected zarr.json to agree with {differing}, but it does not")
 
 
 def _damaged(path: Path, problem: str) -> StoreError:
@@ -347,58 +292,39 @@ def _damaged(path: Path, problem: str) -> StoreError:
     )
 
 
-def array_paths(infos: Sequence[SiteInfo]) -> tuple[str, ...]:
-    """Paths of all arrays in a store, sorted."""
-    inputs = (f"inputs/{name}" for name in INPUTS)
-    sites = (f"{info.folder}/{quantity}" for info in infos for quantity in QUANTITIES)
-    return tuple(sorted((*inputs, *sites)))
-
-
 # --- one shard ------------------------------------------------------------------------------
 
 
 def shard_file(path: Path, array: str, index: int) -> Path:
-    """File of one shard of one array."""
+    """Return the file of one shard of one array."""
     return path / array / (f"c.{index}" if array.startswith("inputs/") else f"c.{index}.0.0")
 
 
-def shard_values(rows: Rows, n_rows: int, infos: Sequence[SiteInfo], who: str) -> dict[str, Any]:
-    """Numpy arrays of a shard, by path of the array; DataError where `rows` do not fit."""
-    if rows.valid.shape != (n_rows,):
-        raise DataError(f"{who}: expected {n_rows} samples, got {tuple(rows.valid.shape)}")
-    valid = rows.valid.cpu()
-    values: dict[str, Any] = {"inputs/id": _ids(rows.ids, n_rows, who)}
-    for name, (dtype, fill) in INPUTS.items():
-        if name != "id":
-            blank = None if name in ("valid", "label") else fill
-            given = getattr(rows, name)
-            given = torch.full((n_rows,), -1) if given is None else given
-            values[f"inputs/{name}"] = _array(
-                given, (n_rows,), dtype, valid, blank, f"{who}: {name}"
-            )
-    for quantity in QUANTITIES:
-        given = getattr(rows, quantity)
-        wanted = [info.site.key for info in infos]
-        if sorted(given) != sorted(wanted):
-            raise DataError(f"{who}: {quantity}: expected the sites {wanted}, got {list(given)}")
-        for info in infos:
-            key, shape = info.site.key, (n_rows, 2, info.n_units)
-            values[f"{info.folder}/{quantity}"] = _array(
-                given[key], shape, "float32", valid, float("nan"), f"{who}: {quantity} of {key}"
-            )
+def shard_values(
+    rows: Mapping[str, Any], n_rows: int, arrays: Mapping[str, Array], who: str
+) -> dict[str, Any]:
+    """Turn rows into numpy arrays, by path of the array; DataError where they do not fit."""
+    if rows.keys() != arrays.keys():
+        raise DataError(
+            f"{who}: expected rows of every array of the store and of no other; differing: "
+            f"{', '.join(sorted(rows.keys() ^ arrays.keys()))}"
+        )
+    valid = rows["inputs/valid"].cpu()
+    if valid.shape != (n_rows,):
+        raise DataError(f"{who}: expected {n_rows} samples, got {tuple(valid.shape)}")
+    values: dict[str, Any] = {"inputs/id": _ids(rows["inputs/id"], n_rows, who)}
+    for path, array in arrays.items():
+        if path == "inputs/id":
+            continue
+        given, shape = rows[path], (n_rows, *array.tail)
+        if given.shape != shape:
+            raise DataError(f"{who}: {path}: expected shape {shape}, got {tuple(given.shape)}")
+        value = given.detach().to("cpu", getattr(torch, array.dtype))
+        if path != "inputs/label" and not bool(valid.all()):
+            value = value.clone()
+            value[~valid] = array.fill
+        values[path] = value.numpy()
     return values
-
-
-def _array(
-    given: Tensor, shape: tuple[int, ...], dtype: str, valid: Tensor, blank: Any, who: str
-) -> "np.typing.NDArray[Any]":
-    if given.shape != shape:
-        raise DataError(f"{who}: expected shape {shape}, got {tuple(given.shape)}")
-    values = given.detach().to("cpu", getattr(torch, dtype))
-    if blank is not None and not bool(valid.all()):
-        values = values.clone()
-        values[~valid] = blank
-    return values.numpy()
 
 
 def _ids(ids: Sequence[str], n_rows: int, who: str) -> "np.typing.NDArray[Any]":
@@ -415,7 +341,7 @@ def _ids(ids: Sequence[str], n_rows: int, who: str) -> "np.typing.NDArray[Any]":
 
 
 def encode_shard(metadata: bytes, start: int, values: Any) -> bytes:
-    """Bytes of one shard file of the array with these metadata."""
+    """Encode one shard file of the array with these metadata."""
     import zarr
     from zarr.core.buffer import default_buffer_prototype
 

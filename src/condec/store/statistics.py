@@ -1,11 +1,12 @@
 """Statistics of contributions and activations, site by site.
 
 How sparse, how high-dimensional, and whether what a unit adds to the target and what it
-takes away go together: figure 3 of Melander et al. 2026.
+takes away go together: figure 3 of Melander et al. 2026. To add one, add it to `STATISTICS`.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from condec.basis.errors import DataError
 from condec.basis.metrics import hoyer, participation_ratio, pca_dimensions, pearson
+from condec.basis.shapes import SIGNS
 from condec.network import Site
+from condec.store.shards import QUANTITIES, Quantity
 from condec.store.store import Store
 
 if TYPE_CHECKING:
@@ -26,8 +29,27 @@ TREND: Final = 0.5
 """Rank correlation with the order of the sites from which on a figure rises or falls."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SiteStatistic:
+    """One statistic of a site, and its words."""
+
+    name: str
+    function: Callable[..., float]  # of Tensor[sample, unit]
+    head: str  # of a table's column
+    title: str  # of a figure
+    axis: str
+    subject: str  # in a sentence
+    digits: int = 3  # after the point, in a table
+    of: tuple[Quantity, ...] = QUANTITIES
+    signed: bool = False  # `function` takes the positive and the negative part
+
+    def column(self, quantity: Quantity) -> str:
+        """Return the column of a quantity, for example ``hoyer_contribution``."""
+        return f"{self.name}_{quantity}" if len(self.of) > 1 else self.name
+
+
 def layer_statistics(store: Store) -> "pandas.DataFrame":
-    """Sparsity, dimensions, sign correlation and completeness of every site of a store.
+    """Work out sparsity, dimensions, sign correlation and completeness of every site of a store.
 
     Contributions are positive plus negative part, activations the sum over positions. Of
     figures that every sample has for itself, the median over samples is given, after
@@ -71,20 +93,17 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
         )
     completeness = store.completeness()
     rows = [
-        {"site": site.key, "units": store.info(site).n_units}
-        | _of_contributions(store, site)
-        | _of_activations(store, site)
-        | {"completeness": _median(completeness.get(site.key, _UNDEFINED))}
-        for site in store.sites
+        {"site": info.site.key, "units": info.n_units}
+        | _of_site(store, info.site)
+        | {"completeness": _median(completeness.get(info.site.key, _UNDEFINED))}
+        for info in store.infos
     ]
-    names = ("hoyer", "dims95", "participation_ratio")
-    pairs = [f"{name}_{of}" for name in names for of in ("contribution", "activation")]
-    columns = ["site", "units", *pairs, "sign_correlation", "completeness"]
-    return pandas.DataFrame(rows, columns=columns)
+    columns = [one.column(quantity) for one in STATISTICS for quantity in one.of]
+    return pandas.DataFrame(rows, columns=["site", "units", *columns, "completeness"])
 
 
 def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> "pandas.DataFrame":
-    """Which statistics rise or fall along the network, and whether those of a twin do, too.
+    """Tell which statistics rise or fall along the network, and whether those of a twin do, too.
 
     A trend that an untrained network shows as well is no result of the training.
 
@@ -139,7 +158,7 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
 
 
 def _trend(values: Tensor) -> float:
-    """Spearman's rank correlation with 0, 1, 2, ..., of the values that are defined."""
+    """Correlate the ranks of the values that are defined (Spearman) with 0, 1, 2, ..."""
     import pandas
 
     known = values[values.isfinite()]
@@ -150,39 +169,68 @@ def _trend(values: Tensor) -> float:
     return float(pearson(ranks, order, 0))
 
 
-def _of_contributions(store: Store, site: Site) -> dict[str, float]:
-    positive = store.matrix(site, quantity="contribution", sign="positive")
-    negative = store.matrix(site, quantity="contribution", sign="negative")
-    correlation = _per_sample(lambda p, n: -pearson(p, n, 1), positive, negative)
-    total = positive + negative
-    del positive, negative
-    return {
-        "hoyer_contribution": _median_hoyer(total),
-        "dims95_contribution": pca_dimensions(total),
-        "participation_ratio_contribution": _median(_per_sample(participation_ratio, total)),
-        "sign_correlation": _median(correlation),
-    }
+def _of_site(store: Store, site: Site) -> dict[str, float]:
+    found = {}
+    for quantity in QUANTITIES:
+        mine = [one for one in STATISTICS if quantity in one.of]
+        if any(one.signed for one in mine):
+            parts = [store.matrix(site, quantity, sign) for sign in SIGNS]
+            found |= {one.column(quantity): one.function(*parts) for one in mine if one.signed}
+            total = parts[0] + parts[1]
+            del parts
+        else:
+            total = store.matrix(site, quantity, "sum")
+        found |= {one.column(quantity): one.function(total) for one in mine if not one.signed}
+    return found
 
 
-def _of_activations(store: Store, site: Site) -> dict[str, float]:
-    total = store.matrix(site, quantity="activation", sign="sum")
-    return {
-        "hoyer_activation": _median_hoyer(total),
-        "dims95_activation": pca_dimensions(total),
-        "participation_ratio_activation": _median(_per_sample(participation_ratio, total)),
-    }
-
-
-def _median_hoyer(matrix: Tensor) -> float:
-    return math.nan if matrix.shape[1] < 2 else _median(_per_sample(hoyer, matrix))
-
-
-def _per_sample(figure: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
-    """A figure of every sample, shape [sample], a block of rows at a time."""
+def _median_of(figure: Callable[..., Tensor], *matrices: Tensor) -> float:
+    """Return the median over samples of a figure, worked out for a block of rows at a time."""
     blocks = zip(*(torch.split(matrix, _ROWS_AT_ONCE) for matrix in matrices), strict=True)
-    return torch.cat([figure(*rows) for rows in blocks])
+    return _median(torch.cat([figure(*rows) for rows in blocks]))
 
 
 def _median(values: Tensor) -> float:
-    """Median of the values that are defined; the mean of the middle two of an even number."""
+    """Return the median of defined values; the mean of the middle two of an even number."""
     return float(values.to(torch.float64).nanquantile(0.5))
+
+
+STATISTICS: Final = (
+    SiteStatistic(
+        name="hoyer",
+        function=lambda x: math.nan if x.shape[1] < 2 else _median_of(hoyer, x),
+        head="Hoyer",
+        title="Sparsity",
+        axis="Hoyer index, median of inputs: 0 all units alike, 1 one unit",
+        subject="sparsity",
+    ),
+    SiteStatistic(
+        name="dims95",
+        function=pca_dimensions,
+        head="Dims 95 %",
+        title="Dimensions",
+        axis="principal components that hold 95 % of the variance",
+        subject="the dimension",
+        digits=0,
+    ),
+    SiteStatistic(
+        name="participation_ratio",
+        function=lambda x: _median_of(participation_ratio, x),
+        head="Part. ratio",
+        title="Participation ratio",
+        axis="units that take part, median of inputs",
+        subject="the participation ratio",
+        digits=1,
+    ),
+    SiteStatistic(
+        name="sign_correlation",
+        function=lambda p, n: _median_of(lambda p, n: -pearson(p, n, 1), p, n),
+        head="Sign corr.",
+        title="Positive against negative part",
+        axis="correlation over units, median of inputs",
+        subject="the correlation of positive and negative part",
+        of=("contribution",),
+        signed=True,
+    ),
+)
+"""Statistics of every site, in the order of the table's columns."""

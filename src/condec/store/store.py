@@ -1,7 +1,6 @@
-"""The Zarr store: contributions and activations of many samples on disk.
+"""The store: contributions and activations of many samples on disk, read as tensors.
 
-Written shard by shard, by as many processes as one likes, resumed where it stopped, and
-read as tensors. What the files look like is told in `condec.store.shards`.
+Written shard by shard, by as many processes as one likes, and resumed where it stopped.
 """
 
 import hashlib
@@ -11,29 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import (
-    file_digest,
-    remove_partial,
-    to_json,
-    write_file,
-    write_folder,
-    writing,
-)
-from condec.basis.shapes import SIGNS, Labels, Mask, PerSample, UnitMatrix
+from condec.basis.files import file_digest, remove_partial, to_json, write_file, write_folder, writing
+from condec.basis.shapes import Labels, Mask, PerSample, UnitMatrix
 from condec.network import Site, find_site
 from condec.store.matrix import Sign, StoredMatrix
 from condec.store.shards import (
-    QUANTITIES,
     Quantity,
-    Rows,
     ShardRecord,
     SiteInfo,
-    array_paths,
+    arrays_of,
     checksum_of,
     config_hash,
     differences,
@@ -48,8 +37,6 @@ from condec.store.shards import (
 
 if TYPE_CHECKING:
     import xarray
-
-__all__ = ["Quantity", "Rows", "ShardRecord", "Sign", "SiteInfo", "Store", "StoredMatrix"]
 
 
 class Store:
@@ -75,8 +62,8 @@ class Store:
         self.path = Path(path)
         config = read_config(self.path)
         self.recipe: dict[str, Any] = config["recipe"]
-        self._infos = tuple(SiteInfo.from_dict(info) for info in config["sites"])
-        self.sites = tuple(info.site for info in self._infos)
+        self.infos = tuple(SiteInfo.from_dict(info) for info in config["sites"])
+        self.sites = tuple(info.site for info in self.infos)
         self.n_samples: int = config["n_samples"]
         self.shard_size: int = config["shard_size"]
         self.n_shards = -(-self.n_samples // self.shard_size)
@@ -151,7 +138,7 @@ class Store:
         return tuple(self._record(i) for i in range(self.n_shards) if i not in missing)
 
     def missing(self) -> tuple[int, ...]:
-        """Indices of the shards that are still to be written."""
+        """Return the indices of the shards that are still to be written."""
         missing = () if self._complete else self._look_for_missing()
         self._complete = not missing
         return missing
@@ -162,17 +149,35 @@ class Store:
         return not self.missing()
 
     def shard_rows(self, index: int) -> range:
-        """Rows of the store that a shard holds."""
+        """Return the rows of the store that a shard holds."""
         if not 0 <= index < self.n_shards:
             raise OptionError(f"{self.path}: shard {index} is not one of 0 ... {self.n_shards - 1}")
         start = index * self.shard_size
         return range(start, min(start + self.shard_size, self.n_samples))
 
-    def write_shard(self, index: int, rows: Rows) -> None:
+    def read_shard(self, index: int) -> dict[str, Any]:
+        """Read all rows of a shard, valid or not, as `write_shard` takes them."""
+        span = self.shard_rows(index)
+        rows = {name: self._open(name)[span.start : span.stop] for name in arrays_of(self.infos)}
+        return {
+            name: tuple(map(str, values)) if name == "inputs/id" else torch.from_numpy(values)
+            for name, values in rows.items()
+        }
+
+    def write_shard(self, index: int, rows: Mapping[str, Any]) -> None:
         """Write one shard, whole, and make it count.
 
         Different processes may write different shards at once. What a killed writer left of
         this shard is removed; writing a shard again replaces it.
+
+        Parameters
+        ----------
+        index : int
+        rows : mapping
+            What every array of the store holds of these samples, by its path: ``inputs/id`` a
+            sequence of str, else Tensor[sample, ...]; ``inputs/label``, ``prediction`` and
+            ``steps`` are -1 where there is none, ``inputs/valid`` is False where a sample could
+            not be used, ``sites/<quoted key>/{contribution,activation}`` are [sample, sign, unit].
 
         Raises
         ------
@@ -182,8 +187,8 @@ class Store:
             The disk is full, or cannot be written; the shard does not count then.
         """
         who = f"{self.path}: shard {index}"
-        span = self.shard_rows(index)
-        values = shard_values(rows, len(span), self._infos, who)
+        span, arrays = self.shard_rows(index), arrays_of(self.infos)
+        values = shard_values(rows, len(span), arrays, who)
         self._complete = False
         self._inputs.clear()
         self._ids = None
@@ -191,23 +196,15 @@ class Store:
         with writing(who, self._how_far):
             record = self._record_path(index)
             record.unlink(missing_ok=True)
-            for name in array_paths(self._infos):
+            for name in arrays:
                 metadata = (self.path / name / "zarr.json").read_bytes()
                 content = encode_shard(metadata, span.start, values[name])
                 target = shard_file(self.path, name, index)
                 remove_partial(target)
                 write_file(target, content)
                 files[name] = hashlib.sha256(content).hexdigest()
-            written = ShardRecord(
-                index=index,
-                start=span.start,
-                rows=len(span),
-                config_hash=self.config_hash,
-                files=files,
-                checksum=checksum_of(files),
-            )
             remove_partial(record)
-            write_file(record, to_json(asdict(written)))
+            write_file(record, to_json(asdict(self._new_record(index, files))))
 
     def verify(self) -> None:
         """Read every byte of the shards that count, and compare it with the manifest.
@@ -232,18 +229,24 @@ class Store:
     # --- reading --------------------------------------------------------------------------
 
     def info(self, site: Site | str) -> SiteInfo:
-        """Layout of a site, given as a Site, its key or its module's name."""
-        return self._infos[self.sites.index(find_site(self.sites, site))]
+        """Return the layout of a site, given as a Site, its key or its module's name."""
+        return self.infos[self.sites.index(find_site(self.sites, site))]
 
     def __len__(self) -> int:
         return int(self.valid.sum())
 
     def __repr__(self) -> str:
         done = self.n_shards - len(self.missing())
-        return (
-            f"Store({str(self.path)!r}: {self.n_samples} samples, {len(self.sites)} sites, "
-            f"{done} of {self.n_shards} shards)"
+        size = sum(16 * info.n_units for info in self.infos) * self.n_samples / 2**20
+        width = max(len(info.site.key) for info in self.infos)
+        head = (
+            f"Store({str(self.path)!r}: {self.n_samples} samples, {len(self.sites)} sites, {done} "
+            f"of {self.n_shards} shards, {size:.1f} MiB uncompressed)"
         )
+        lines = (
+            f"  {info.site.key:{width}}  {info.n_units} units ({info.units})" for info in self.infos
+        )
+        return "\n".join((head, *lines))
 
     @property
     def valid(self) -> Mask:
@@ -254,7 +257,8 @@ class Store:
     def sample_ids(self) -> tuple[str, ...]:
         """Identities of the valid samples."""
         if self._ids is None:
-            ids, valid = _open_array(self.path / "inputs" / "id")[:], self.valid.tolist()
+            valid = self.valid.tolist()
+            ids = self._open("inputs/id")[:]
             self._ids = tuple(str(name) for name, good in zip(ids, valid, strict=True) if good)
         return self._ids
 
@@ -289,7 +293,7 @@ class Store:
         quantity: Quantity = "contribution",
         sign: Sign = "positive",
     ) -> UnitMatrix:
-        """Contributions or activations at a site, of all valid samples.
+        """Read contributions or activations at a site, of all valid samples.
 
         Parameters
         ----------
@@ -311,18 +315,15 @@ class Store:
         quantity: Quantity = "contribution",
         sign: Sign = "positive",
     ) -> StoredMatrix:
-        """The same matrix, left on disk: it is read block by block.
+        """Return the same matrix, left on disk, where it is read block by block.
 
         `condec.fit` takes it as it takes a tensor, and reads it again and again where it is
         larger than `TrainConfig.memory_gib` allows.
-
-        Parameters
-        ----------
-        site, quantity, sign
-            As in `matrix`.
         """
-        _one_of(quantity, QUANTITIES, "quantity")
-        _one_of(sign, get_args(Sign), "sign")
+        for name, value, kind in (("quantity", quantity, Quantity), ("sign", sign, Sign)):
+            if value not in get_args(kind):
+                allowed = ", ".join(get_args(kind))
+                raise OptionError(f"Store.matrix: {name} must be one of {allowed}; got {value!r}")
         self._require_complete()
         info = self.info(site)
         spans = [self.shard_rows(index) for index in range(self.n_shards)]
@@ -336,16 +337,15 @@ class Store:
         target does not change. By key of the site.
         """
         change = (self.target - self.target_baseline).to(torch.float64)
-        return {
-            info.site.key: (
-                self.matrix(info.site, sign="sum").sum(1, dtype=torch.float64) / change
-            ).to(torch.float32)
-            for info in self._infos
+        sums = {
+            info.site.key: self.matrix(info.site, sign="sum").sum(1, dtype=torch.float64)
+            for info in self.infos
             if info.cut
         }
+        return {key: (total / change).to(torch.float32) for key, total in sums.items()}
 
     def to_xarray(self) -> "xarray.DataTree":
-        """The store as an xarray tree, read lazily: ``inputs`` and ``sites/<quoted key>``.
+        """Open the store as an xarray tree, read lazily: ``inputs`` and ``sites/<quoted key>``.
 
         All rows are there, also those with ``valid`` False (which hold NaN).
         """
@@ -354,26 +354,17 @@ class Store:
         self._require_complete()
         return xarray.open_datatree(self.path, engine="zarr", chunks=None)
 
-    def to_dataset(self, site: Site | str) -> "xarray.Dataset":
-        """One site as an xarray data set of its valid samples, read lazily.
-
-        Variables ``contribution`` and ``activation`` over (sample, sign, unit), with the
-        inputs' id, label, prediction, target, target_baseline and steps as coordinates.
-        """
-        tree = self.to_xarray()
-        inputs = tree["inputs"].to_dataset()
-        dataset = tree[self.info(site).folder].to_dataset()
-        dataset = dataset.assign_coords(
-            {"sign": list(SIGNS)} | {name: inputs[name] for name in inputs if name != "valid"}
-        )
-        return dataset.isel(sample=np.flatnonzero(self.valid.numpy()))
-
     # --- private --------------------------------------------------------------------------
+
+    def _open(self, array: str) -> Any:
+        import zarr
+
+        self._require_complete()
+        return zarr.open_array(self.path / array, mode="r")
 
     def _input(self, name: str) -> Tensor:
         if name not in self._inputs:
-            self._require_complete()
-            self._inputs[name] = torch.from_numpy(_open_array(self.path / "inputs" / name)[:])
+            self._inputs[name] = torch.from_numpy(self._open(f"inputs/{name}")[:])
         return self._inputs[name]
 
     def _look_for_missing(self) -> tuple[int, ...]:
@@ -395,25 +386,29 @@ class Store:
     def _record_path(self, index: int) -> Path:
         return self.path / "manifest" / f"shard-{index:05d}.json"
 
+    def _new_record(self, index: int, files: Mapping[str, str]) -> ShardRecord:
+        span, checksum = self.shard_rows(index), checksum_of(files)
+        return ShardRecord(
+            index=index,
+            start=span.start,
+            rows=len(span),
+            config_hash=self.config_hash,
+            files=files,
+            checksum=checksum,
+        )
+
     def _record(self, index: int) -> ShardRecord:
-        path, span = self._record_path(index), self.shard_rows(index)
+        path = self._record_path(index)
         try:
             record = ShardRecord(**json.loads(path.read_bytes()))
-            checksum = checksum_of(record.files)
+            expected = asdict(self._new_record(index, record.files))
         except (ValueError, TypeError, AttributeError, OSError) as error:
             raise self._damaged(index, path.name, "a manifest record", repr(error)) from error
-        expected = {
-            "index": index,
-            "start": span.start,
-            "rows": len(span),
-            "config_hash": self.config_hash,
-            "checksum": checksum,
-        }
         for field, wanted in expected.items():
             got = getattr(record, field)
             if got != wanted:
                 raise self._damaged(index, f"{field} in {path.name}", wanted, got)
-        if tuple(sorted(record.files)) != array_paths(self._infos):
+        if record.files.keys() != arrays_of(self.infos).keys():
             raise self._damaged(index, f"files in {path.name}", "every array", sorted(record.files))
         return record
 
@@ -421,18 +416,5 @@ class Store:
         return StoreError(
             f"{self.path}: shard {index} is damaged: {what}: expected {expected}, got {got}. "
             f"Delete manifest/{self._record_path(index).name} in the store and run the command "
-            "that made it again: that shard is written anew."
-        )
-
-
-def _open_array(path: Path) -> Any:
-    import zarr
-
-    return zarr.open_array(path, mode="r")
-
-
-def _one_of(value: str, allowed: Sequence[str], name: str) -> None:
-    if value not in allowed:
-        raise OptionError(
-            f"Store.matrix: {name} must be one of {', '.join(allowed)}; got {value!r}"
+            "that made it again: that shard is written again."
         )

@@ -21,11 +21,10 @@ from condec.basis.options import Option
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
 from condec.data.inputs import bytes_of
 from condec.network import find_sites
-from condec.store.batches import fingerprint
+from condec.store.batches import fingerprint, recipe_of, usable
 from condec.store.collection import collect
 from condec.store.random_weights import modules_from, randomize
-from condec.store.shards import INPUTS, QUANTITIES
-from condec.store.store import Rows, Store
+from condec.store.store import Store
 
 N_ESTIMATE: Final = 256
 """Inputs on which batch normalization is estimated."""
@@ -233,13 +232,7 @@ def _seed_text(seed: int) -> str:
 
 def _spread_batches(model: nn.Module, inputs: Inputs, on_bad: str) -> Iterator[Tensor]:
     """Up to `N_ESTIMATE` samples, evenly spread over the data, in batches of similar size."""
-    good = []
-    for row in spread(len(inputs), N_ESTIMATE):
-        try:
-            good.append(inputs.load(row))
-        except DataError:
-            if on_bad == "raise":
-                raise
+    good = [sample for _, sample in usable(inputs, spread(len(inputs), N_ESTIMATE), on_bad)]
     if good:
         for batch in torch.stack(good).tensor_split(-(-len(good) // _BATCH)):
             yield prepare_inputs(model, batch)
@@ -261,15 +254,16 @@ def _check_real(
     of: Store, model: nn.Module, inputs: Inputs, sites: Sites, options: Mapping[str, Any]
 ) -> None:
     """Refuse to copy numbers of something else."""
-    wanted = {
-        "model": fingerprint(model),
-        "data": inputs.fingerprint,
-        "n_samples": len(inputs),
-        "method": (options.get("method") or IntegratedGradients()).to_dict(),
-        "target": as_target(options.get("target") or TopK()).to_dict(),
-        "compute": (options.get("compute") or Compute()).to_dict(),
-        "sites": sorted(site.key for site in find_sites(model, sites)),
-    }
+    fit_on = options.get("fit_on")
+    wanted = {"fit_on": None} | recipe_of(
+        model,
+        inputs,
+        sorted(site.key for site in find_sites(model, sites)),
+        options.get("method") or IntegratedGradients(),
+        as_target(options.get("target") or TopK()),
+        options.get("compute") or Compute(),
+        None if fit_on is None else as_inputs(fit_on),
+    )
     found = of.recipe | {"sites": sorted(of.recipe.get("sites", ()))}
     lines = [
         f"  {key}: had {found.get(key)}, wants {value}"
@@ -284,36 +278,16 @@ def _check_real(
 
 
 def _copied(of: Store, labels: Tensor, out: Path, recorded: Mapping[str, Any]) -> Store:
-    """A store of the same numbers with other labels."""
-    infos = [of.info(site) for site in of.sites]
+    """Write a store of the same numbers with other labels."""
     store = Store.create(
         out,
         recipe=of.recipe | dict(recorded),
-        sites=infos,
+        sites=of.infos,
         n_samples=of.n_samples,
         shard_size=of.shard_size,
     )
-    missing = store.missing()
-    tree: Any = of.to_xarray() if missing else {}
-
-    def read(path: str, span: range) -> Any:
-        return tree[path].isel(sample=slice(span.start, span.stop)).to_numpy()
-
-    for index in missing:
+    for index in store.missing():
         span = of.shard_rows(index)
-        numbers: dict[str, Any] = {
-            name: torch.from_numpy(read(f"inputs/{name}", span))
-            for name in INPUTS
-            if name not in ("id", "label")
-        }
-        parts: dict[str, Any] = {
-            quantity: {
-                info.site.key: torch.from_numpy(read(f"{info.folder}/{quantity}", span))
-                for info in infos
-            }
-            for quantity in QUANTITIES
-        }
-        ids = tuple(str(name) for name in read("inputs/id", span))
-        label = labels[span.start : span.stop]
-        store.write_shard(index, Rows(ids=ids, label=label, **numbers, **parts))
+        changed = {"inputs/label": labels[span.start : span.stop]}
+        store.write_shard(index, of.read_shard(index) | changed)
     return Store.open(out)
