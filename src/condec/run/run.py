@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from condec.basis.errors import StoreError
+from condec.basis.files import folder_in_place
 from condec.basis.records import short_repr
 from condec.data import Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
@@ -211,7 +212,7 @@ class Run:
         chosen = self.sites(patterns, fitted)
         folders = [self.folder.modes(site.key, self.plan.fit.name) for site in chosen]
         for site, folder in zip(chosen, folders, strict=True):
-            if not (folder / "modes.zarr").is_dir():
+            if not folder_in_place(folder / "modes.zarr").is_dir():
                 raise StoreError(f"{folder}: no modes of {site.key} yet; run 'condec fit' first")
         return tuple(Modes.load(folder, self.store) for folder in folders)
 

@@ -147,7 +147,11 @@ def _run_shards(
     }
     results = _results(plan, list(chain.from_iterable(batches.values())), devices)
     silent = plan.infos
-    with behind(lambda shard: store.write_shard(*shard)) as write:
+
+    def write_shard(shard: tuple[int, dict[str, Any]]) -> None:
+        store.write_shard(*shard)
+
+    with behind(write_shard) as write:
         for index, of_shard in batches.items():
             parts = []
             for batch in of_shard:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from condec.basis.errors import StoreError
-from condec.basis.files import remove_partial, to_json, write_file, writing
+from condec.basis.files import folder_in_place, remove_partial, to_json, write_file, writing
 
 if TYPE_CHECKING:
     import pandas
@@ -111,8 +111,9 @@ class RunFolder:
 
     def learners(self, site: str) -> tuple[str, ...]:
         """List the learners whose modes of a site lie here, sorted."""
-        found = (self.path / "modes" / quote(site, safe="")).glob("*/modes.zarr")
-        return tuple(sorted(path.parent.name for path in found))
+        found = (self.path / "modes" / quote(site, safe="")).glob("*")
+        whole = (one for one in found if folder_in_place(one / "modes.zarr").is_dir())
+        return tuple(sorted(one.name for one in whole))
 
     def maps(self, site: str, learner: str) -> Path:
         """Return the file of a site's input-space maps."""

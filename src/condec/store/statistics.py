@@ -14,8 +14,8 @@ from torch import Tensor
 
 from condec.basis.errors import DataError
 from condec.basis.metrics import hoyer, participation_ratio, pca_dimensions, pearson
-from condec.basis.shapes import SIGNS
 from condec.network import Site
+from condec.store.matrix import Sign
 from condec.store.shards import QUANTITIES, Quantity
 from condec.store.store import Store
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE: Final = 4096
 """Samples worked on at a time: a whole matrix is held once, its by-products are not."""
+_PARTS: Final[tuple[Sign, Sign]] = ("positive", "negative")
 _UNDEFINED: Final = torch.tensor([math.nan])
 TREND: Final = 0.5
 """Rank correlation with the order of the sites from which on a figure rises or falls."""
@@ -170,14 +171,16 @@ def _trend(values: Tensor) -> float:
 
 
 def _of_site(store: Store, site: Site) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for quantity in QUANTITIES:
         mine = [one for one in STATISTICS if quantity in one.of]
         if any(one.signed for one in mine):
-            parts = [store.matrix(site, quantity, sign) for sign in SIGNS]
-            found |= {one.column(quantity): one.function(*parts) for one in mine if one.signed}
-            total = parts[0] + parts[1]
-            del parts
+            positive, negative = (store.matrix(site, quantity, sign) for sign in _PARTS)
+            found |= {
+                one.column(quantity): one.function(positive, negative) for one in mine if one.signed
+            }
+            total = positive + negative
+            del positive, negative
         else:
             total = store.matrix(site, quantity, "sum")
         found |= {one.column(quantity): one.function(total) for one in mine if not one.signed}
