@@ -153,9 +153,13 @@ def start(folder: Path, out: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
-def test_kill_9_at_random_moments_then_the_same_command(tmp_path: Path, seed: int) -> None:
-    """Five kills, each at another moment of the work; then the bytes of an undisturbed run."""
+@pytest.mark.parametrize(
+    ("seed", "n_kills"), [(0, 2), *(pytest.param(n, 5, marks=pytest.mark.slow) for n in (1, 2, 3))]
+)
+def test_kill_9_at_random_moments_then_the_same_command(
+    tmp_path: Path, seed: int, n_kills: int
+) -> None:
+    """Kills, each at another moment of the work; then the bytes of an undisturbed run."""
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "run.toml").write_text(PLAN)
     pixels = torch.randn(300, 1, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -167,7 +171,7 @@ def test_kill_9_at_random_moments_then_the_same_command(tmp_path: Path, seed: in
     whole = time.monotonic() - started
     kills = 0
     generator = torch.Generator().manual_seed(seed)
-    for part in torch.rand(5, generator=generator).mul(0.3).tolist():
+    for part in torch.rand(n_kills, generator=generator).mul(0.3).tolist():
         with start(tmp_path, "b") as process:
             time.sleep(part * whole)
             if process.poll() is None:
@@ -175,7 +179,7 @@ def test_kill_9_at_random_moments_then_the_same_command(tmp_path: Path, seed: in
                 kills += 1
             process.wait()
         Store.open(killed).verify()  # what counts is whole, whenever the kill came
-    assert kills == 5
+    assert kills == n_kills
     with start(tmp_path, "b") as process:
         assert process.wait() == 0
     assert digest(killed) == digest(undisturbed)
@@ -414,16 +418,16 @@ def test_contributions_that_are_not_finite_name_the_samples(tmp_path: Path) -> N
 
 
 def test_memory_does_not_grow_over_batches() -> None:
-    """Resident memory after 200 batches is that after 50, but for what the allocator keeps."""
+    """Resident memory after 100 batches is that after 25, but for what the allocator keeps."""
     psutil = pytest.importorskip("psutil")
     process, model, x = psutil.Process(), small_resnet(), torch.randn(16, 1, 24, 24)
     sizes = []
-    for k in range(200):
+    for k in range(100):
         contribute(model, x, "block*", method=IntegratedGradients(steps=2)).reduce()
-        if k in (49, 199):
+        if k in (24, 99):
             gc.collect()
             sizes.append(process.memory_info().rss)
-    a_batch = 2 * 16 * 4 * 24 * 24 * 4  # records at both sites: 150 leaked ones are 88 MB
+    a_batch = 2 * 16 * 4 * 24 * 24 * 4  # records at both sites: 75 leaked ones are 44 MB
     assert sizes[1] - sizes[0] < 20 * a_batch
 
 

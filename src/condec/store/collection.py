@@ -44,8 +44,8 @@ def collect(
 ) -> Store:
     """Collect contributions of a whole data set, reduced to units, into a store on disk.
 
-    Each shard is computed and written whole. A run that was interrupted goes on at the
-    first missing shard when the same call is made again, and ends with the same bytes.
+    A run that was interrupted goes on at the first missing shard when the same call is made
+    again, and ends with the same bytes. The store that is returned is complete.
 
     Parameters
     ----------
@@ -69,23 +69,15 @@ def collect(
     compute : Compute, optional
         Precision and memory order of the passes; part of the recipe.
     devices : sequence of str or torch.device
-        Devices of this machine that share the batches, each with a copy of the model, for
-        example ``("cuda:0", "cuda:1")``; by default the one the model is on. Shards are as
-        they would be from one device of the same kind.
+        Devices that share the batches, each with a copy of the model, for example ``("cuda:0",
+        "cuda:1")``; by default the one the model is on. The numbers do not depend on it.
     progress : bool
         Show the estimate and a progress bar on standard error.
     fit_on : as `data`, optional
-        What the method and the target take from data, such as the mean and covariance of
-        `Surprisal` or the baseline `Mean`, they take from these: training inputs, where `data`
-        are others. By default from `data`.
+        Training inputs, from which the method and the target take what they take from data
+        (the covariance of `Surprisal`, the baseline `Mean`); by default from `data`.
     recorded : mapping, optional
-        Entries that join those of the recipe, or stand in their place; how `condec.store.twins`
-        says which twin a store is.
-
-    Returns
-    -------
-    Store
-        Complete.
+        Entries that join those of the recipe, or stand in their place (of a twin).
 
     Raises
     ------
@@ -247,9 +239,8 @@ def _check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
 
 def _check_options(batch_size: int | str, shard_size: int, on_bad: str) -> None:
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if value == "auto" and name == "batch_size":
-            continue
-        if not isinstance(value, int) or value < 1:
+        automatic = value == "auto" and name == "batch_size"
+        if not automatic and (not isinstance(value, int) or value < 1):
             raise OptionError(f"collect: {name} must be at least 1; got {value!r}")
     if on_bad not in ("raise", "skip"):
         raise OptionError(f"collect: on_bad must be 'raise' or 'skip'; got {on_bad!r}")

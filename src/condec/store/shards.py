@@ -90,7 +90,7 @@ class SiteInfo:
         return f"sites/{quote(self.site.key, safe='')}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
     """Manifest record of one shard: proof that it was written whole."""
 

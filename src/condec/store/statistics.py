@@ -52,11 +52,9 @@ class SiteStatistic:
 def layer_statistics(store: Store) -> "pandas.DataFrame":
     """Work out sparsity, dimensions, sign correlation and completeness of every site of a store.
 
-    Contributions are positive plus negative part, activations the sum over positions. Of
-    figures that every sample has for itself, the median over samples is given, after
-    leaving out samples for which the figure is not defined. Formulas: Melander et al. 2026
-    (CODEC); the dimensions, however, are those of single samples, where the paper takes
-    the mean vectors of the classes.
+    Contributions are positive plus negative part, activations the sum over positions. Figures
+    of a sample are given by their median over the samples for which they are defined. Formulas:
+    Melander et al. 2026 (CODEC), who take the dimensions, however, of the classes' mean vectors.
 
     Parameters
     ----------

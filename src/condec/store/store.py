@@ -86,16 +86,8 @@ class Store:
     ) -> "Store":
         """Make an empty store, or open the one that is there to go on with it.
 
-        Parameters
-        ----------
-        path : path
-        recipe : mapping
-            Everything that decides the numbers, as JSON can hold it.
-        sites : sequence of SiteInfo
-            In order of execution.
-        n_samples : int
-        shard_size : int
-            Samples in a shard, the unit of work.
+        The recipe is everything that decides the numbers, as JSON can hold it; sites are in order
+        of execution; a shard of `shard_size` samples is the unit of work.
 
         Raises
         ------
@@ -212,8 +204,8 @@ class Store:
         Raises
         ------
         StoreError
-            At the first of: metadata that do not agree, a record or a file that is damaged
-            or missing. Names the shard, the array, and what was expected and found.
+            At the first metadata that do not agree, record or file that is damaged or missing; it
+            names the shard, the array, and what was expected and found.
         """
         verify_metadata(self.path)
         for record in self.manifest:
@@ -288,10 +280,7 @@ class Store:
         return self._input("steps")[self.valid]
 
     def matrix(
-        self,
-        site: Site | str,
-        quantity: Quantity = "contribution",
-        sign: Sign = "positive",
+        self, site: Site | str, quantity: Quantity = "contribution", sign: Sign = "positive"
     ) -> UnitMatrix:
         """Read contributions or activations at a site, of all valid samples.
 
@@ -310,10 +299,7 @@ class Store:
         return self.rows(site, quantity, sign).all()
 
     def rows(
-        self,
-        site: Site | str,
-        quantity: Quantity = "contribution",
-        sign: Sign = "positive",
+        self, site: Site | str, quantity: Quantity = "contribution", sign: Sign = "positive"
     ) -> StoredMatrix:
         """Return the same matrix, left on disk, where it is read block by block.
 
@@ -388,14 +374,7 @@ class Store:
 
     def _new_record(self, index: int, files: Mapping[str, str]) -> ShardRecord:
         span, checksum = self.shard_rows(index), checksum_of(files)
-        return ShardRecord(
-            index=index,
-            start=span.start,
-            rows=len(span),
-            config_hash=self.config_hash,
-            files=files,
-            checksum=checksum,
-        )
+        return ShardRecord(index, span.start, len(span), self.config_hash, files, checksum)
 
     def _record(self, index: int) -> ShardRecord:
         path = self._record_path(index)

@@ -57,7 +57,7 @@ class RandomWeights(Option):
     def name(self) -> str:
         """Text form, as `parse_twin` reads it."""
         begin = f":{self.from_module}" if self.from_module else ""
-        return f"random-weights{begin}{_seed_text(self.seed)}"
+        return f"random-weights{begin}{f'#{self.seed}' if self.seed else ''}"
 
     def check(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuse a module that is not there: OptionError lists the nearest."""
@@ -87,7 +87,7 @@ class ShuffledLabels(Option):
     @property
     def name(self) -> str:
         """Text form, as `parse_twin` reads it."""
-        return f"shuffled-labels{_seed_text(self.seed)}"
+        return f"shuffled-labels{f'#{self.seed}' if self.seed else ''}"
 
     def check(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuse data without two different labels, by a DataError."""
@@ -165,8 +165,8 @@ def collect_twin(
 ) -> Store:
     """Collect contributions of a whole data set under a twin, into a store of its own.
 
-    Resumes, and ends with the same bytes, as `condec.collect` does. The recipe is that of the
-    real store, with the twin added; `model` and `data` in it are the real ones.
+    Resumes as `condec.collect` does. The recipe is that of the real store, with the twin added;
+    `model` and `data` in it are the real ones.
 
     Parameters
     ----------
@@ -183,12 +183,10 @@ def collect_twin(
 
     Raises
     ------
-    OptionError
-        The module from which weights are to be drawn does not exist.
-    DataError
-        Labels are missing, or as in `condec.collect`.
-    StoreError
-        `of` was made from something else; or as in `condec.collect`.
+    CondecError
+        As in `condec.collect`; the module from which weights are to be drawn does not exist
+        (OptionError), there are no labels to shuffle (DataError), or `of` was made from something
+        else (StoreError).
 
     Examples
     --------
@@ -226,10 +224,6 @@ def is_twin(store: Store, of: Store) -> bool:
     return same and "twin" in store.recipe
 
 
-def _seed_text(seed: int) -> str:
-    return f"#{seed}" if seed else ""
-
-
 def _spread_batches(model: nn.Module, inputs: Inputs, on_bad: str) -> Iterator[Tensor]:
     """Up to `N_ESTIMATE` samples, evenly spread over the data, in batches of similar size."""
     good = [sample for _, sample in usable(inputs, spread(len(inputs), N_ESTIMATE), on_bad)]
@@ -239,11 +233,9 @@ def _spread_batches(model: nn.Module, inputs: Inputs, on_bad: str) -> Iterator[T
 
 
 def _digest(model: nn.Module) -> str:
-    """Hash of the parameters alone.
-
-    Estimated statistics may differ in their last bits with the number of threads, and a run
-    that goes on after an interruption must not be refused for that.
-    """
+    """Hash the parameters alone."""
+    # Estimated statistics may differ in their last bits with the number of threads, and a run
+    # that goes on after an interruption must not be refused for that.
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode() + bytes_of(parameter))
@@ -279,12 +271,9 @@ def _check_real(
 
 def _copied(of: Store, labels: Tensor, out: Path, recorded: Mapping[str, Any]) -> Store:
     """Write a store of the same numbers with other labels."""
+    recipe, size = of.recipe | dict(recorded), of.shard_size
     store = Store.create(
-        out,
-        recipe=of.recipe | dict(recorded),
-        sites=of.infos,
-        n_samples=of.n_samples,
-        shard_size=of.shard_size,
+        out, recipe=recipe, sites=of.infos, n_samples=of.n_samples, shard_size=size
     )
     for index in store.missing():
         span = of.shard_rows(index)
