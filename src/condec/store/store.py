@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import file_digest, remove_partial, to_json, write_file, write_folder, writing
+from condec.basis.files import (
+    file_digest,
+    remove_partial,
+    to_json,
+    write_file,
+    write_folder,
+    writing,
+)
 from condec.basis.shapes import Labels, Mask, PerSample, UnitMatrix
 from condec.network import Site, find_site
 from condec.store.matrix import Sign, StoredMatrix
