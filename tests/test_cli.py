@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -323,7 +324,7 @@ def test_demo_is_the_chain_on_the_embedded_model(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source)
-    monkeypatch.setattr(config, "DEMO", config.read_record(source / "run.toml"))
+    monkeypatch.setattr(config, "DEMO", tomllib.loads((source / "run.toml").read_text()))
     result = condec_command("demo", "--out", "d", "-q")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"Report: {source / 'd' / 'report' / 'index.html'}"

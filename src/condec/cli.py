@@ -179,7 +179,7 @@ def compare_command(
     second: Path = typer.Argument(help="Another one."),
     debug: Debug = False,
 ) -> None:
-    """What differs between two runs: recipe, statistics, quality, control, tables and arrays.
+    """Differences between two runs: recipe, statistics, quality, control, tables and arrays.
 
     The exit status is 0 where all is equal, 1 where something differs.
     """

@@ -24,8 +24,9 @@ from condec.explain import SiteMaps
 from condec.modes.modes import Modes
 from condec.retina import Windows
 from condec.run import FUNCTIONS, LINKS, Outcome, Run, chain, config, links
-from condec.run.plan import ControlPlan, Plan
+from condec.run.plan import ControlPlan
 from condec.run.side_effects import likely_pairs
+from condec.store import RunFolder
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, is_twin
 
@@ -113,6 +114,10 @@ def prepare(run: Run) -> None:
         MADE[key] = MADE[()] / str(len(MADE))
 
 
+def table(source: Path, *parts: str) -> pandas.DataFrame:
+    return pandas.read_parquet(RunFolder(source / "run").table(*parts))
+
+
 def change(source: Path, old: str, new: str) -> None:
     text = (source / "run.toml").read_text()
     assert old in text
@@ -136,10 +141,7 @@ def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     store = Store.open(out / "contributions.zarr")
     assert len(store) == 40
     assert store.sample_ids[:2] == ("0", "1")
-    assert pandas.read_parquet(out / "analysis" / "statistics.parquet")["site"].tolist() == [
-        "block1",
-        "block2",
-    ]
+    assert table(source, "statistics")["site"].tolist() == ["block1", "block2"]
     assert json.loads((out / "analysis" / "labels.json").read_text()) == ["a", "b", "c"]
     modes = Modes.load(out / "modes" / "block2" / "kmeans", store)
     assert modes.name == "kmeans"
@@ -147,7 +149,7 @@ def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     maps = SiteMaps.load(out / "analysis" / "maps" / "block1" / "kmeans.npz")
     assert maps.total.shape[2:] == (6, 6)
     assert maps.target == Predicted().to_dict()
-    curves = pandas.read_parquet(out / "analysis" / "control.parquet")
+    curves = table(source, "control")
     assert set(curves["site"]) == {"block2"}
     assert set(curves["ranking"]) == {*LOG_ODDS_NAMES, *RANKINGS}
     log_odds = Store.open(out / "log_odds" / "contributions.zarr")
@@ -298,13 +300,13 @@ def test_other_sites_of_control_are_measured_in_the_same_folder(source: Path) ->
     change(source, 'control = {sites = "block2"', 'control = {sites = "block*"')
     links.control_link(run_of(source))
     assert [site.key for site in Store.open(log_odds).sites] == ["block1", "block2"]
-    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    curves = table(source, "control")
     assert set(curves["site"]) == {"block1", "block2"}
     before = files(log_odds)
     change(source, 'control = {sites = "block*"', 'control = {sites = "block1"')
     links.control_link(run_of(source))
     assert files(log_odds) == before  # fewer sites: what is there has them
-    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    curves = table(source, "control")
     assert set(curves["site"]) == {"block1"}
 
 
@@ -348,7 +350,7 @@ def test_log_odds_need_a_label_for_every_sample(source: Path) -> None:
     assert note == (
         "log_odds_modes, log_odds_difference: left out, samples without label have no log-odds"
     )
-    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    curves = table(source, "control")
     assert set(curves["ranking"]) == set(RANKINGS)
     assert not (source / "run" / "log_odds").exists()
 
@@ -560,7 +562,7 @@ def test_a_site_without_alive_modes_is_left_out(source: Path) -> None:
     for link in ("control", "map"):
         assert outcomes[link].state == "made"
         assert outcomes[link].notes == ("block1: left out, no mode is alive",)
-    curves = pandas.read_parquet(source / "run" / "analysis" / "control.parquet")
+    curves = table(source, "control")
     assert set(curves["site"]) == {"block2"}
     assert outcomes["report"].state == "made"
 
@@ -616,12 +618,6 @@ def test_failure_to_write_names_the_file(source: Path) -> None:
     ]
 
 
-def test_plan_for_the_tests_is_what_it_says(source: Path) -> None:
-    plan = config.read(source / "run.toml")
-    assert isinstance(plan, Plan)
-    assert plan.out == source / "run"
-
-
 @pytest.mark.parametrize("device", ["cuda:77", "meta"])
 def test_a_device_that_is_not_there_is_told(source: Path, device: str) -> None:
     change(source, 'device = "cpu"', f'device = "{device}"')
@@ -661,8 +657,7 @@ def test_statistics_of_shuffled_labels_where_the_target_uses_them(source: Path) 
     change(source, "shard_size = 16", 'shard_size = 16, twins = ["shuffled-labels"]')
     change(source, 'target = "predicted"', 'target = "label"')
     prepare(run_of(source, links=("collect", "stats")))
-    table = pandas.read_parquet(source / "run" / "analysis" / "statistics_twins.parquet")
-    assert set(table["twin"]) == {"shuffled-labels"}
+    assert set(table(source, "statistics_twins")["twin"]) == {"shuffled-labels"}
 
 
 def test_twins_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
@@ -797,12 +792,10 @@ def test_checks_without_labels_or_activations(source: Path) -> None:
     np.savez(source / "data.npz", images=images)
     change(source, "held_out = 0.4", CHECKS.replace("stability_seeds = 5, ", "sign = 'negative', "))
     prepare(run_of(source, links=("collect", "fit")))
-    table = pandas.read_parquet(
-        source / "run" / "analysis" / "rivals" / "block2" / "kmeans.parquet"
-    )
+    rivals = table(source, "rivals", "block2", "kmeans")
     # After a ReLU the negative part of the activations is 0 throughout.
-    assert table["rival"].tolist() == ["dictionary", "shuffled_units", "pca"]
-    assert table["label_correlation"].isna().all()
+    assert rivals["rival"].tolist() == ["dictionary", "shuffled_units", "pca"]
+    assert rivals["label_correlation"].isna().all()
 
 
 # --- what else edits do -------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Whether a site's dictionary can be believed: its rivals, and how stable its modes are."""
+"""Checks of a site's dictionary: rivals that should do worse, and stability of its modes."""
 
 from pathlib import Path
 

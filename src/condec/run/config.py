@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Union
+from typing import Annotated, Any, Final, Literal, TypeVar, Union
 
 import tomli_w
 from pydantic import (
@@ -53,6 +53,7 @@ from condec.run.plan import (
 from condec.run.plugins import default_links, default_options, link_names
 from condec.store import RunFolder, Twin, parse_twin
 
+Made = TypeVar("Made")
 DEFAULT_MODES: Final = dict.fromkeys(LEARNERS, "1x") | {"sae": "3x"}
 _SECTIONS: Final = {
     "model": ModelPlan,
@@ -88,7 +89,7 @@ DEMO: Final[Mapping[str, Any]] = {
     },
     "report": {"title": "Handwritten digits"},
 }
-"""What ``condec demo`` runs: the embedded model on the digits that it has not seen."""
+"""The plan of ``condec demo``: the embedded model on the digits that it has not seen."""
 
 
 def read(path: str | Path) -> Plan:
@@ -99,22 +100,22 @@ def read(path: str | Path) -> Plan:
     OptionError
         No such file, not TOML, or keys or values that a plan does not have.
     """
+    return read_file(path, "run.toml", from_dict)
+
+
+def read_file(path: str | Path, name: str, parse: Callable[..., Made]) -> Made:
+    """Parse a TOML file, or the one of this name in a folder; errors say which file it is."""
     file = Path(path)
-    file = RunFolder(file).plan if file.is_dir() else file
+    file = file / name if file.is_dir() else file
     try:
-        return from_dict(read_record(file), folder=file.parent)
+        return parse(tomllib.loads(file.read_text(encoding="utf-8")), folder=file.parent)
+    except OSError as error:
+        expected = f"expected a {name} or a folder with one"
+        raise OptionError(f"{file}: not readable ({error.strerror}); {expected}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"{file}: not TOML: {error}") from error
     except OptionError as error:
         raise OptionError(f"{file}: {error}") from error
-
-
-def read_record(file: Path, expected: str = "a run.toml or a run folder") -> dict[str, Any]:
-    """Read a TOML file that is not yet a plan; errors as in `read`."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"not readable ({error.strerror}); expected {expected}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"not TOML: {error}") from error
 
 
 def write(plan: Plan) -> Path:
@@ -155,7 +156,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     """
     fit = record.get("fit", {})
     learner = fit.get("learner", "sae") if isinstance(fit, Mapping) else "sae"
-    if learner not in LEARNERS:
+    if not isinstance(learner, str) or learner not in LEARNERS:
         raise OptionError(f"fit: learner: expected one of {', '.join(LEARNERS)}; got {learner!r}")
     found = checked(_file_model(learner), record)
     made: dict[str, Any] = {
@@ -320,7 +321,7 @@ def _fields(option: type) -> dict[str, Any]:
 
 
 def _fit_model(learner: str) -> type[BaseModel]:
-    """Return the model of [fit]: what is learnt, options of the learner and of the training."""
+    """Return the model of [fit]: keys of the plan, of the learner and of the training."""
     of_plan = {name: kind for name, kind in _fields(FitPlan).items() if name in _OF_FIT}
     fields = of_plan | _fields(LEARNERS[learner]) | _fields(TrainConfig)
     fields["n_modes"] = (_N_MODES, DEFAULT_MODES[learner])

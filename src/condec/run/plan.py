@@ -1,4 +1,4 @@
-"""What a run is to do: one frozen record for each section of a run.toml, and one for all.
+"""The plan of a run: one frozen record for each section of a run.toml, and one for all.
 
 `condec.run.config` reads a plan from a run.toml and writes it back; the functions of
 `condec.run.links` carry it out. What every key means, and its default, stands in the reference
@@ -67,7 +67,7 @@ LEARNERS: Final[dict[str, type[Learner]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
-    """Which model, for `condec.models.load_model`; ``[model]``."""
+    """The model, for `condec.models.load_model`; ``[model]``."""
 
     spec: str = "digits"
     weights: str | None = None
@@ -82,7 +82,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Which inputs, for `condec.data.load_data`; ``[data]``."""
+    """The inputs, for `condec.data.load_data`; ``[data]``."""
 
     source: str = "digits"
     csv: str | None = None
@@ -94,7 +94,7 @@ class DataPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectPlan:
-    """How contributions are collected, for `condec.store.collect`; ``[collect]``.
+    """Collecting contributions, by `condec.store.collect`; ``[collect]``.
 
     `fit_on` is the source of other data, from which a fitted target (surprisal) or baseline takes
     its numbers: training frames, where those of ``[data]`` are test frames.
@@ -113,7 +113,7 @@ class CollectPlan:
 
     @property
     def compute(self) -> Compute:
-        """How the passes are computed."""
+        """Precision and memory order of the passes."""
         return Compute(precision=self.precision, channels_last=self.channels_last)
 
     def __post_init__(self) -> None:
@@ -125,25 +125,10 @@ class CollectPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitPlan:
-    """How dictionaries are learnt, one for every site.
+    """Learning dictionaries, one for every site; ``[fit]``.
 
-    Parameters
-    ----------
-    learner : Learner
-    modes_per_unit : float, optional
-        Number of modes as a multiple of the site's units; overrides the learner's own.
-    train : TrainConfig
-    sign : {"positive", "negative", "sum", "concat"}
-        Which part of the contributions is learnt.
-    sites : tuple of str
-        Patterns among the collected sites; empty: all of them.
-    rivals : bool
-        Whether rivals are fitted as well; see `condec.dictionary.fit_rivals`.
-    stability_seeds : int
-        Seeds to fit again with, and either half of the rows; see
-        `condec.dictionary.stability`. 0: none.
-    check_sites : tuple of str
-        Patterns among the fitted sites: those of rivals and stability. Empty: all of them.
+    `modes_per_unit` is the number of modes as a multiple of the site's units; it overrides the
+    learner's own.
     """
 
     learner: Learner
@@ -182,7 +167,7 @@ class FitPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPlan:
-    """Which control curves and side effects are made; ``[control]``.
+    """Control curves and side effects of edits; ``[control]``.
 
     Curves: `condec.effects.control_curve`, for every edit with every replacement. Side effects:
     `control_matrix` (`matrix`), `steering_curve` (`steering`), and `mode_interactions` of so many
@@ -239,7 +224,7 @@ class ControlPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapsPlan:
-    """Which input-space maps are made, by `condec.explain.mode_map`; ``[maps]``."""
+    """Input-space maps, by `condec.explain.mode_map`; ``[maps]``."""
 
     sites: tuple[str, ...] = ()
     n_modes: int = 12
@@ -253,7 +238,7 @@ class MapsPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPlan:
-    """What the report is called; ``[report]``."""
+    """Title of the report; ``[report]``."""
 
     title: str = ""
 

@@ -48,7 +48,7 @@ class SiteRankings:
 
     @cached_property
     def found(self) -> tuple[Ranking, ...]:
-        """Those of the plan, as far as there is what they are made from."""
+        """Rankings of the plan, as far as the run has what they are made from."""
         plan, folder, key = self.run.plan.control, self.run.folder, self.modes.site.key
         wanted = set(plan.rankings)
         log_odds = activation = None

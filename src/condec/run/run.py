@@ -26,7 +26,7 @@ from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_de
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one link did.
+    """Outcome of one link.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What else edits do, as tasks of the link control: one table a kind and site.
+"""Side effects of edits, as tasks of the link control: one table a kind and site.
 
 The control matrix, steering, and interactions of pairs of modes. All are measured on held-out
 rows, with units and modes chosen on training rows.

@@ -75,24 +75,11 @@ _FILE: Final = create_model(
 @short_repr
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """What a sweep fits: every configuration, at every site, with every seed.
+    """The fits of a sweep: every configuration, at every site, with every seed.
 
-    Attributes
-    ----------
-    store, out : Path
-        The store of contributions, and the folder of the results.
-    sites : tuple of str
-        Patterns among the sites of the store; empty: all of them.
-    quantity : {"contribution", "activation"}
-    sign : {"positive", "negative", "sum", "concat"}
-    seeds : tuple of int
-        Of the fits, all with the same held-out rows.
-    configurations : dict of str to FitPlan
-        By name: the learner, its number of modes, and the options in which fits differ.
-    options : tuple of str
-        Options that the grids name: columns of the table.
-    record : dict
-        The content of sweep.toml.
+    Names of configurations are the learner, its number of modes, and the options in which fits
+    differ; `options` are those that the grids name, columns of the table; `record` is the
+    content of sweep.toml.
     """
 
     store: Path
@@ -109,7 +96,7 @@ class SweepPlan:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class SweepResult:
-    """What came of a sweep.
+    """Results of a sweep.
 
     Attributes
     ----------
@@ -158,13 +145,7 @@ def read(path: str | Path) -> SweepPlan:
     OptionError
         No such file, not TOML, or keys or values that a plan does not have.
     """
-    file = Path(path)
-    file = file / "sweep.toml" if file.is_dir() else file
-    try:
-        record = config.read_record(file, "a sweep.toml or a folder with one")
-        return from_dict(record, folder=file.parent)
-    except OptionError as error:
-        raise OptionError(f"{file}: {error}") from error
+    return config.read_file(path, "sweep.toml", from_dict)
 
 
 def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPlan:
