@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from condec import cli
 from condec.basis import registry
-from condec.basis.errors import OptionError
+from condec.basis.errors import DependencyError, OptionError
 from condec.run import Link, Outcome, Plan, Run, config, plugins
 from condec.run.links import chain, function
 
@@ -59,3 +62,16 @@ def test_it_is_carried_out(tmp_path):
     plan = Plan(out=tmp_path, base=tmp_path, sites=("a",), links=("count",))
     assert [outcome.seconds for outcome in chain(Run(plan))] == [3.0]
     assert function("count") is count
+
+
+def test_a_package_that_does_not_import_takes_only_its_own_command_away(monkeypatch):
+    def broken(group, name):
+        raise DependencyError(f"{group} {name!r}: broken")
+
+    monkeypatch.setattr(registry, "find", broken)
+    monkeypatch.setattr(cli, "app", typer.Typer())
+    for link in ("stats", "count"):
+        cli._add_command(link)
+    text = CliRunner().invoke(cli.app, ["--help"]).stdout
+    assert "Statistics of contributions" in text
+    assert "Cannot be used: condec.links 'count': broken" in " ".join(text.split())
