@@ -41,7 +41,7 @@ def test_every_kind_of_difference_is_told(made, tmp_path):
     file.write_text(file.read_text().replace('"cosine": 0.', '"cosine": 1.', 1))
     array = zarr.open_group(other / "contributions.zarr")["sites/block1/contribution"]
     array[3, 0, 1] += np.float32(0.5)
-    (other / "analysis" / "control.parquet").unlink()
+    (other / "analysis" / "control" / "block1" / "sae.parquet").unlink()
     maps = next((other / "analysis" / "maps").glob("*/*.npz"))
     with np.load(maps) as arrays:
         kept = dict(arrays)
@@ -49,7 +49,7 @@ def test_every_kind_of_difference_is_told(made, tmp_path):
     found = {(one.part, one.name.partition(": ")[0]): one.text for one in compare_runs(made, other)}
     assert found["statistics", "statistics"] == "1 of 2 values, by up to 0.25"
     assert found["arrays", "contributions.zarr"].endswith("values, by up to 0.5")
-    assert found["control", "control"] == "only in the first run"
+    assert found["control", "control/block1/sae"] == "only in the first run"
     assert found["quality", file.parent.relative_to(other).as_posix()].startswith("1 of 1 values")
     assert " against " in found["arrays", maps.relative_to(other).as_posix()]
     assert len(found) == 5

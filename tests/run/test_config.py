@@ -218,7 +218,7 @@ def test_number_of_modes_follows_the_units_of_a_site() -> None:
         ("[fit]\nn_modes = 'many'", "n_modes: expected a number, or a multiple"),
         ("[fit]\nn_modes = '0x'", "n_modes must be above 0; got 0.0x"),
         ("[fit]\nn_modes = true", "n_modes: expected a number"),
-        ("[fit]\nn_modes = 0", "n_modes must be at least 1"),
+        ("[fit]\nn_modes = 0", "n_modes must be .*at least 1"),
         ("[fit]\nheld_out = 2.0", "held_out must be"),
         ("[fit]\nstability_seeds = 4", "stability_seeds must be at least 5, or 0"),
         (
