@@ -67,6 +67,13 @@ def test_agreement_equals_the_loop(seed: int, n_units: int, ties: bool) -> None:
     assert found.spearman_pooled == pytest.approx(flat, abs=1e-9)
 
 
+def test_transposed_quantities_agree_as_their_copies_do() -> None:
+    a, b = torch.randn(7, 5).double().T, torch.randn(7, 5).double().T
+    found, wanted = agreement(a, b), agreement(a.contiguous(), b.contiguous())
+    assert found.spearman_pooled == wanted.spearman_pooled
+    assert torch.equal(found.spearman, wanted.spearman)
+
+
 def test_act_grad_is_exact_where_the_network_is_linear() -> None:
     x = torch.randn(12, 5)
     batch = contribute(wide_mlp(), x, "1, 2", method=ActGrad(), target=Predicted())

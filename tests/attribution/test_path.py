@@ -241,6 +241,21 @@ def test_auto_gives_up_at_max_steps_and_says_so() -> None:
     assert batch.steps.tolist() == [16, 16, 16]
 
 
+def test_a_target_that_hardly_moves_is_measured_against_its_contributions() -> None:
+    """Two large contributions cancel: their small error is not measured by what is left."""
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Tanh(), nn.Linear(2, 1, bias=False))
+    ends = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    model[0].weight.data = ends[:, None]
+    model[2].weight.data = torch.tensor([[1.0, -1.0]]) / ends.tanh() + torch.tensor([[1e-9, 0.0]])
+    method = IntegratedGradients(steps="auto", tolerance=0.05, max_steps=512)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = contribute(model.eval(), x, "0", method=method, target=Logit(0))
+    assert batch.steps is not None
+    assert batch.steps.tolist() == [16]
+
+
 def test_auto_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     from condec.attribution import path
 

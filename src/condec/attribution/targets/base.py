@@ -1,4 +1,4 @@
-"""What every target is, and how outputs become scores and predictions."""
+"""Targets in general, and how outputs become scores and predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Target(Option, ABC):
     uses_labels: ClassVar[bool] = False
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
-        """What is fixed at the input itself and kept along the path; None if nothing is.
+        """Fix at the input itself what is kept along the path; None if nothing is.
 
         Parameters
         ----------
@@ -42,11 +42,11 @@ class Target(Option, ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the target has what it takes from the model's outputs to a data set."""
+        """Whether the target needs nothing more from the model's outputs to a data set."""
         return True
 
     def fitted(self, outputs: Tensor) -> "Target":
-        """The target with what it takes from the outputs to a data set; itself if nothing."""
+        """Take what the target needs from the outputs to a data set; itself if nothing."""
         return self
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Target(Option, ABC):
 
 
 TargetLike = Target | Callable[[Tensor], Tensor]
-"""What stands for a target in every call: a target, or a function of the output."""
+"""Target in every call: a target, or a function of the output."""
 
 
 def wide(tensor: Tensor) -> torch.dtype:
@@ -64,7 +64,7 @@ def wide(tensor: Tensor) -> torch.dtype:
 
 
 def scores(output: Tensor, *, probability: bool = False, at_least: int = 1) -> Tensor:
-    """Logits or softmax probabilities of the labels, in at least single precision.
+    """Return logits or softmax probabilities of the labels, in at least single precision.
 
     Parameters
     ----------
@@ -95,21 +95,21 @@ def scores(output: Tensor, *, probability: bool = False, at_least: int = 1) -> T
 
 
 def gather(output: Tensor, frozen: Tensor | None, *, probability: bool = False) -> Tensor:
-    """The scores at the frozen labels: [sample] or [sample, several] as `frozen` is."""
+    """Gather scores at the frozen labels: [sample] or [sample, several] as `frozen` is."""
     where = kept(frozen)
     picked = scores(output, probability=probability).gather(1, where.view(len(where), -1))
     return picked.view(where.shape)
 
 
 def kept(frozen: Tensor | None) -> Tensor:
-    """What was frozen; ModelError if nothing was."""
+    """Return what was frozen; ModelError if nothing was."""
     if frozen is None:
         raise ModelError("this target must be frozen at the inputs before it is evaluated")
     return frozen
 
 
 def predictions(output: Tensor) -> Tensor:
-    """Predicted class of every sample; -1 where the output is not a matrix of classes."""
+    """Return the predicted class of each sample; -1 where the output is no matrix of classes."""
     if output.ndim != 2 or output.shape[1] < 2:
         return torch.full((len(output),), -1, dtype=torch.int64, device=output.device)
     return output.argmax(1)

@@ -19,7 +19,7 @@ _RESTS: Final[tuple[str, ...]] = get_args(Rest)
 @final
 @dataclass(frozen=True, slots=True)
 class TopK(Target):
-    """Sum of the `k` largest outputs, chosen anew at every step of the path.
+    """Sum of the `k` largest outputs, chosen again at every step of the path.
 
     The target of the paper's ResNet figures (k = 1, logits). The largest class may change
     along the path: the sum of contributions is then the change of the *largest* logit, not
@@ -60,8 +60,8 @@ class Logit(Target):
     Parameters
     ----------
     index : int, or tuple of int
-        Which output. For outputs with several axes after the sample, one index for each, the
-        label last: ``Logit((-1, 262))`` is the logit of word 262 at the last token of
+        Number of the output. For outputs with several axes after the sample, one index for each,
+        the label last: ``Logit((-1, 262))`` is the logit of word 262 at the last token of
         [sample, token, label]. A negative label is refused rather than counted from the end;
         other indices may be negative.
     probability : bool
@@ -131,7 +131,7 @@ class Label(Target):
     probability: bool = False
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The labels, shape [sample]."""
+        """Keep the labels, shape [sample]."""
         return _labels_of("Label", output, labels)
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
@@ -153,7 +153,7 @@ class Predicted(Target):
     probability: bool = False
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The predicted class, shape [sample]."""
+        """Keep the predicted class, shape [sample]."""
         return scores(output).argmax(1)
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
@@ -167,7 +167,7 @@ class Contrast(Target):
     """The largest output minus the second largest: why this class and not the next.
 
     What raises all classes alike drops out. The contrastive target of Melander et al. 2026
-    chooses both classes anew at every step; ``frozen=True`` fixes both at the input, so that
+    chooses both classes again at every step; ``frozen=True`` fixes both at the input, so that
     contributions are of one pair of classes.
 
     Parameters
@@ -182,7 +182,7 @@ class Contrast(Target):
     probability: bool = False
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The two classes, shape [sample, 2]; None where they are chosen anew."""
+        """Keep the two classes, shape [sample, 2]; None where they are chosen again."""
         if not self.frozen:
             return None
         return scores(output, at_least=2).topk(2, dim=1).indices
@@ -205,7 +205,7 @@ class Margin(Target):
     Parameters
     ----------
     against : {"mean", "largest", "logsumexp"}
-        What is subtracted: the mean of the other outputs; the largest of them, chosen anew at
+        Subtracted: the mean of the other outputs; the largest of them, chosen again at
         every step (the margin of support vector machines, negative where the sample is
         misclassified); or their log-sum-exp, which makes the target the log-odds
         :math:`\log(p / (1 - p))` of the label's softmax probability.
@@ -236,23 +236,20 @@ class Margin(Target):
             )
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The labels, shape [sample]."""
+        """Keep the labels, shape [sample]."""
         return _labels_of("Margin", output, labels)
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """The label's output minus that of the rest, shape [sample]."""
         values = scores(output, probability=self.probability, at_least=2)
         own = gather(output, frozen, probability=self.probability)
-        # The others' indices: all labels, with those from the own one on moved up by one.
+        # Indices of the others: all labels, with those from the own one on moved up by one.
         place = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
         others = values.gather(1, place + (place >= kept(frozen)[:, None]))
-        match self.against:
-            case "mean":
-                rest = others.mean(1)
-            case "largest":
-                rest = others.max(1).values
-            case _:
-                rest = others.logsumexp(1)
+        if self.against == "mean":
+            rest = others.mean(1)
+        else:
+            rest = others.max(1).values if self.against == "largest" else others.logsumexp(1)
         return own - rest
 
 

@@ -91,7 +91,7 @@ class Surprisal(Target):
     precision : Tensor of shape [output, output], optional
         :math:`\Sigma^{-1}`.
     indices : tuple of int, optional
-        Which outputs these are; all by default.
+        Numbers of these outputs; all by default.
     shrinkage : float or "auto"
         How far the covariance is (or was) drawn towards a multiple of the identity, see `fit`.
 
@@ -115,7 +115,11 @@ class Surprisal(Target):
     shrinkage: float | str = dataclasses.field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_shrinkage(self.shrinkage)
+        share = self.shrinkage
+        if share != "auto" and not (isinstance(share, int | float) and 0 <= share <= 1):
+            raise OptionError(
+                f"Surprisal: shrinkage must be 'auto' or between 0 and 1; got {share!r}"
+            )
         if self.indices is not None:
             object.__setattr__(self, "indices", tuple(self.indices))
             _check_indices("Surprisal", self.indices)
@@ -143,7 +147,7 @@ class Surprisal(Target):
         return self.mean is not None
 
     def fitted(self, outputs: Tensor) -> "Surprisal":
-        """With mean and covariance of these outputs, unless it has them already."""
+        """Fit mean and covariance to these outputs, unless they are there."""
         if self.is_fitted:
             return self
         return Surprisal.fit(outputs, shrinkage=self.shrinkage, indices=self.indices)
@@ -155,7 +159,7 @@ class Surprisal(Target):
         shrinkage: float | str = "auto",
         indices: Sequence[int] | None = None,
     ) -> "Surprisal":
-        r"""Mean and covariance of outputs.
+        r"""Fit mean and covariance to outputs.
 
         Parameters
         ----------
@@ -176,16 +180,16 @@ class Surprisal(Target):
         OptionError
             `shrinkage` is neither.
         """
-        _check_shrinkage(shrinkage)
         chosen = None if indices is None else tuple(int(i) for i in indices)
-        given = torch.as_tensor(outputs).detach()
-        rows = _rows(given.to("cpu", torch.float64), chosen)
-        _refuse_constant(rows, chosen, given.dtype)
-        amount = _ledoit_wolf(rows) if isinstance(shrinkage, str) else float(shrinkage)
-        covariance = _covariance(rows, amount, chosen)
-        return Surprisal(
-            rows.mean(0), torch.linalg.inv(covariance), indices=chosen, shrinkage=amount
-        )
+        Surprisal(indices=chosen, shrinkage=shrinkage)  # checks both
+        rows = _rows(torch.as_tensor(outputs).detach(), chosen)
+        amount = shrinkage
+        if isinstance(amount, str):
+            from sklearn.covariance import ledoit_wolf_shrinkage
+
+            amount = float(ledoit_wolf_shrinkage(rows.numpy()))
+        precision = torch.linalg.inv(_covariance(rows, amount, chosen))
+        return Surprisal(rows.mean(0), precision, indices=chosen, shrinkage=float(amount))
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """Surprisal of every sample, in nats, shape [sample]."""
@@ -210,14 +214,13 @@ class Surprisal(Target):
         return half.to(wide(output))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form, with all numbers: it gives the same target back."""
-        return {
-            "name": "Surprisal",
-            "mean": None if self.mean is None else self.mean.tolist(),
-            "precision": None if self.precision is None else self.precision.tolist(),
-            "indices": None if self.indices is None else list(self.indices),
-            "shrinkage": self.shrinkage,
+        """Return the plain form, with all numbers: it gives the same target back."""
+        numbers = {
+            name: None if given is None else given.tolist()
+            for name, given in (("mean", self.mean), ("precision", self.precision))
         }
+        indices = None if self.indices is None else list(self.indices)
+        return {"name": "Surprisal", **numbers, "indices": indices, "shrinkage": self.shrinkage}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Surprisal) and self.to_dict() == other.to_dict()
@@ -225,12 +228,6 @@ class Surprisal(Target):
     def __hash__(self) -> int:
         mean = None if self.mean is None else tuple(self.mean.tolist())
         return hash((mean, self.indices, self.shrinkage))
-
-
-def _check_shrinkage(shrinkage: object) -> None:
-    if shrinkage == "auto" or (isinstance(shrinkage, int | float) and 0 <= shrinkage <= 1):
-        return
-    raise OptionError(f"Surprisal: shrinkage must be 'auto' or between 0 and 1; got {shrinkage!r}")
 
 
 def _check_indices(name: str, indices: tuple[int, ...]) -> None:
@@ -241,7 +238,7 @@ def _check_indices(name: str, indices: tuple[int, ...]) -> None:
 
 
 def _pick(name: str, values: Tensor, indices: tuple[int, ...] | None) -> Tensor:
-    """The chosen entries of the last axis."""
+    """Entries of the last axis."""
     if indices is None:
         return values
     size = values.shape[-1]
@@ -253,49 +250,40 @@ def _pick(name: str, values: Tensor, indices: tuple[int, ...] | None) -> Tensor:
     return values[..., list(indices)]
 
 
+def _names(numbers: Tensor, indices: tuple[int, ...] | None) -> list[int]:
+    """Numbers that chosen outputs have in the model's output."""
+    return [n if indices is None else indices[n] for n in numbers.flatten().tolist()]
+
+
 def _rows(outputs: Tensor, indices: tuple[int, ...] | None) -> Tensor:
-    """The outputs to fit to, checked."""
+    """Check the outputs to fit to; in double precision."""
     if outputs.ndim != 2 or min(outputs.shape) < 1 or len(outputs) < 2:
         raise DataError(
             "Surprisal: expected outputs of shape [sample, output], two samples or more; got "
             f"shape {tuple(outputs.shape)}"
         )
-    if indices is not None:
-        _check_indices("Surprisal", indices)
-    rows = _pick("Surprisal", outputs, indices)
+    rows = _pick("Surprisal", outputs.to("cpu", torch.float64), indices)
     wrong = (~rows.isfinite()).any(1).nonzero().flatten().tolist()
     if wrong:
         raise DataError(
             f"Surprisal: {len(wrong)} rows hold NaN or infinity; the first are {wrong[:5]}"
         )
-    return rows
-
-
-def _ledoit_wolf(rows: Tensor) -> float:
-    from sklearn.covariance import ledoit_wolf_shrinkage
-
-    return float(ledoit_wolf_shrinkage(rows.numpy()))
-
-
-def _refuse_constant(rows: Tensor, indices: tuple[int, ...] | None, given: torch.dtype) -> None:
-    n_rows, n_outputs = rows.shape
-    names = torch.tensor(range(n_outputs) if indices is None else indices)
     # A constant output may differ in the last digit it was computed with, from batch to batch.
-    digit = torch.finfo(given).eps if given.is_floating_point else 0.0
+    digit = torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0
     spread, size = rows.amax(0) - rows.amin(0), rows.abs().amax(0)
-    constant = names[spread <= max(2 * digit, 1e-12) * size].tolist()
+    constant = _names((spread <= max(2 * digit, 1e-12) * size).nonzero(), indices)
     if constant:
         raise DataError(
-            f"Surprisal: {len(constant)} of {n_outputs} outputs are the same for all {n_rows} "
-            f"samples: {constant[:8]}; nothing is surprising there: leave them out with "
-            "Surprisal.fit(outputs, indices=[...])"
+            f"Surprisal: {len(constant)} of {rows.shape[1]} outputs are the same for all "
+            f"{len(rows)} samples: {constant[:8]}; nothing is surprising there: leave them out "
+            "with Surprisal.fit(outputs, indices=[...])"
         )
+    return rows
 
 
 def _covariance(rows: Tensor, shrinkage: float, indices: tuple[int, ...] | None) -> Tensor:
     """Shrunk covariance, refused where it cannot be inverted."""
     n_rows, n_outputs = rows.shape
-    names = torch.tensor(range(n_outputs) if indices is None else indices)
     if n_rows <= n_outputs and shrinkage == 0:
         raise DataError(
             f"Surprisal: {n_rows} samples of {n_outputs} outputs: the covariance is singular. "
@@ -308,10 +296,11 @@ def _covariance(rows: Tensor, shrinkage: float, indices: tuple[int, ...] | None)
     scale = shrunk.diagonal().sqrt()
     values, vectors = torch.linalg.eigh(shrunk / scale / scale[:, None])
     if values[0] < _SINGULAR:
-        dependent = names[vectors[:, 0].abs() > 0.1 * vectors[:, 0].abs().max()].tolist()
+        weights = vectors[:, 0].abs()
+        dependent = _names((weights > 0.1 * weights.max()).nonzero(), indices)
         raise DataError(
             f"Surprisal: outputs {dependent[:8]} depend on one another, so the covariance is "
-            f"singular; leave some out with Surprisal.fit(outputs, indices=[...]), or give "
+            "singular; leave some out with Surprisal.fit(outputs, indices=[...]), or give "
             "shrinkage='auto'"
         )
     return shrunk
