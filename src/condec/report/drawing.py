@@ -21,6 +21,7 @@ from condec.report.figures.style import described
 from condec.report.reading import DictionaryPart, RunPart, SitePart
 from condec.report.sentences import matrices
 from condec.report.words import fixed, twin_words
+from condec.store import STATISTICS
 
 PARTS: Final = ("total", "positive", "negative")
 SQUARES_UP_TO: Final = 64
@@ -32,7 +33,6 @@ _MOST_LABELS: Final = 40
 _RANKINGS_BY_LABEL: Final = 4
 _BY_LABEL: Final = ("log_odds_modes", "modes", "contribution_difference", "random")
 """The rankings that are drawn for every label where there are more."""
-_STATISTICS: Final = ("hoyer", "dims95", "participation_ratio", "sign_correlation")
 _MATRICES: Final[tuple[MatrixQuantity, ...]] = ("accuracy", "logit")
 
 
@@ -134,9 +134,9 @@ def charts_of_run(run: RunPart) -> Iterator[Chart]:
     """Draw the figures of the first page: places statistics, completeness, control."""
     if run.statistics is not None:
         twins = {twin_words(t.twin): t.statistics for t in run.twins if t.statistics is not None}
-        for name in _STATISTICS:
-            figure = figures.layer_statistics_figure(run.statistics, (name,), twins=twins)
-            yield Chart("statistics", name, figure)
+        for one in STATISTICS:
+            figure = figures.layer_statistics_figure(run.statistics, (one.name,), twins=twins)
+            yield Chart("statistics", one.name, figure)
     complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
     if complete:
         yield Chart("completeness", "completeness", figures.completeness_figure(complete))

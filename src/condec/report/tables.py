@@ -17,6 +17,7 @@ from condec.explain import strongest_units
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent
+from condec.store import STATISTICS as OF_SITES
 
 STABLE: Final = 0.9
 """Least cosine, over seeds and over halves, of a mode that is called stable."""
@@ -340,16 +341,17 @@ MODES: Final = (
 
 # --- statistics and control curves --------------------------------------------------------
 
+_SHORT: Final[dict[str, str]] = {"contribution": "contrib.", "activation": "activ."}
 STATISTICS: Final = (
     Column("Site", lambda row: breakable(row["site"]), kind="head"),
     Column("Units", lambda row: count(row["units"])),
-    _number("Hoyer, contrib.", "hoyer_contribution", 3),
-    _number("Hoyer, activ.", "hoyer_activation", 3),
-    _number("Dims 95 %, contrib.", "dims95_contribution", 0),
-    _number("Dims 95 %, activ.", "dims95_activation", 0),
-    _number("Part. ratio, contrib.", "participation_ratio_contribution", 1),
-    _number("Part. ratio, activ.", "participation_ratio_activation", 1),
-    _number("Sign corr.", "sign_correlation", 3),
+    *(
+        _number(
+            one.head + (f", {_SHORT[of]}" if len(one.of) > 1 else ""), one.column(of), one.digits
+        )
+        for one in OF_SITES
+        for of in one.of
+    ),
     _number("Complete", "completeness", 3),
 )
 """The table of `layer_statistics`."""

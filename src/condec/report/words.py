@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from condec.store import STATISTICS as OF_SITES
 from condec.store import TREND
 
 DASH: Final = "\N{EN DASH}"
@@ -196,10 +197,8 @@ def compute_words(compute: Mapping[str, Any]) -> str:
 
 
 STATISTICS: Final[Mapping[str, str]] = {
-    "hoyer_contribution": "sparsity of contributions",
-    "dims95_contribution": "the dimension of contributions",
-    "participation_ratio_contribution": "the participation ratio of contributions",
-    "sign_correlation": "the correlation of positive and negative part",
+    one.column("contribution"): one.subject + (" of contributions" if len(one.of) > 1 else "")
+    for one in OF_SITES
 }
 """Statistics whose trends are put into words, and how they are called there."""
 

@@ -198,40 +198,26 @@ def _median(values: Tensor) -> float:
 
 STATISTICS: Final = (
     SiteStatistic(
-        name="hoyer",
+        name="hoyer", head="Hoyer", title="Sparsity", subject="sparsity",
         function=lambda x: math.nan if x.shape[1] < 2 else _median_of(hoyer, x),
-        head="Hoyer",
-        title="Sparsity",
         axis="Hoyer index, median of inputs: 0 all units alike, 1 one unit",
-        subject="sparsity",
     ),
     SiteStatistic(
-        name="dims95",
-        function=pca_dimensions,
-        head="Dims 95 %",
-        title="Dimensions",
+        name="dims95", head="Dims 95 %", title="Dimensions", subject="the dimension",
+        function=pca_dimensions, digits=0,
         axis="principal components that hold 95 % of the variance",
-        subject="the dimension",
-        digits=0,
     ),
     SiteStatistic(
-        name="participation_ratio",
+        name="participation_ratio", head="Part. ratio", title="Participation ratio",
+        subject="the participation ratio", digits=1,
         function=lambda x: _median_of(participation_ratio, x),
-        head="Part. ratio",
-        title="Participation ratio",
         axis="units that take part, median of inputs",
-        subject="the participation ratio",
-        digits=1,
     ),
     SiteStatistic(
-        name="sign_correlation",
+        name="sign_correlation", head="Sign corr.", title="Positive against negative part",
+        subject="the correlation of positive and negative part", of=("contribution",), signed=True,
         function=lambda p, n: _median_of(lambda p, n: -pearson(p, n, 1), p, n),
-        head="Sign corr.",
-        title="Positive against negative part",
         axis="correlation over units, median of inputs",
-        subject="the correlation of positive and negative part",
-        of=("contribution",),
-        signed=True,
     ),
-)
+)  # fmt: skip
 """Statistics of every site, in the order of the table's columns."""

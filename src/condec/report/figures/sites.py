@@ -11,16 +11,9 @@ from torch import Tensor
 from condec.basis.errors import DataError, OptionError
 from condec.report.figures import style
 from condec.report.figures.style import ACTIVATION, CONTRIBUTION, chart, panels, styled, title
+from condec.store import STATISTICS
 
-_QUANTITIES: Final = {
-    "hoyer": ("Sparsity", "Hoyer index, median of inputs: 0 all units alike, 1 one unit"),
-    "dims95": ("Dimensions", "principal components that hold 95 % of the variance"),
-    "participation_ratio": ("Participation ratio", "units that take part, median of inputs"),
-    "sign_correlation": (
-        "Positive against negative part",
-        "correlation over units, median of inputs",
-    ),
-}
+_QUANTITIES: Final = {one.name: one for one in STATISTICS}
 _DASHES: Final = ((3.0, 2.0), (1.2, 1.6), (5.0, 1.5, 1.2, 1.5))
 """Dashes of one twin after the other."""
 
@@ -38,7 +31,7 @@ def layer_statistics_figure(
     statistics : pandas.DataFrame
         From `layer_statistics`.
     quantities : sequence of str
-        Of ``hoyer``, ``dims95``, ``participation_ratio``, ``sign_correlation``; a panel each.
+        Names of `condec.store.STATISTICS`; a panel each.
     twins : mapping of str to pandas.DataFrame, optional
         The same statistics of twins, by the name that stands at their dashed lines.
 
@@ -61,12 +54,12 @@ def layer_statistics_figure(
     with styled():
         figure, axes = panels(len(quantities), height=2.9)
         for axis, name in zip(axes, quantities, strict=True):
-            title(axis, *_QUANTITIES[name])
+            title(axis, _QUANTITIES[name].title, _QUANTITIES[name].axis)
             lines = [
                 ("activations", ACTIVATION, f"{name}_activation"),
                 ("contributions", CONTRIBUTION, f"{name}_contribution"),
             ]
-            if name == "sign_correlation":
+            if alone := len(_QUANTITIES[name].of) == 1:
                 lines = [("this network" if tables else "", CONTRIBUTION, name)]
                 axis.axhline(0, color=style.RULE, linewidth=0.9, zorder=0)
             ends = []
@@ -79,7 +72,7 @@ def layer_statistics_figure(
                         linestyle=(0, _DASHES[number % len(_DASHES)]), dash_capstyle="butt",
                     )  # fmt: skip
                     ends.append((float(table[column].iloc[-1]), twin, colour))
-            if name != "sign_correlation":
+            if not alone:
                 axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
             style.name_lines(axis, ends)
             style.site_axis(axis, sites)
