@@ -159,26 +159,24 @@ class _Cut(TorchFunctionMode):
         named = given.arguments
         query, n_heads = named["query"], named["num_heads"]
         size = query.shape[0], named["key"].shape[0]
-        cut = self._edges(*size, n_heads, query.device)
-        if cut.ndim == 3 and query.ndim == 3:
-            cut = cut.repeat(query.shape[1], 1, 1)  # the function has samples and heads on one axis
-        mask = _additive(named["attn_mask"], query, size if named["is_causal"] else None)
+
+        def by_head(mask: Tensor) -> Tensor:
+            """Set samples and heads apart, which the function has on one axis."""
+            return mask.view(-1, n_heads, *size) if mask.ndim == 3 else mask
+
+        cut = by_head(self._edges(*size, n_heads, query.device))
+        mask = by_head(_additive(named["attn_mask"], query, size if named["is_causal"] else None))
         shut, padding = _is_shut(mask), named["key_padding_mask"]
         if padding is not None:
             padding = _additive(padding, query)
-            by_head = (-1, n_heads, *size)
-            shut = (shut.view(by_head) if shut.ndim == 3 else shut) | _is_shut(padding).view(
-                -1, 1, 1, size[1]
-            )
-            self._check_open(shut, cut.view(by_head) if cut.ndim == 3 else cut)
-        else:
-            self._check_open(shut, cut)
+            shut = shut | _is_shut(padding).view(-1, 1, 1, size[1])
+        self._check_open(shut, cut)
+        mask = torch.where(cut, -torch.inf, mask)
+        if mask.ndim == 4:
+            n_samples = query.shape[1] if query.ndim == 3 else 1
+            mask = mask.expand(n_samples, -1, -1, -1).flatten(0, 1)
         # With is_causal the function would drop the mask.
-        named |= {
-            "attn_mask": torch.where(cut, -torch.inf, mask),
-            "key_padding_mask": padding,
-            "is_causal": False,
-        }
+        named |= {"attn_mask": mask, "key_padding_mask": padding, "is_causal": False}
         return F.multi_head_attention_forward(*given.args, **given.kwargs)
 
     def _softmax(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

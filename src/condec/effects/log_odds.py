@@ -9,7 +9,6 @@ from condec.attribution import ActGrad
 from condec.attribution.targets import Margin
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig, fit
 from condec.modes import Modes
-from condec.network import Site
 from condec.store import Store, collect
 
 LOG_ODDS: Final = Margin(against="logsumexp")
@@ -34,12 +33,7 @@ def collect_log_odds(
 
 
 def fit_log_odds(
-    store: Store,
-    like: Modes,
-    *,
-    site: Site | str | None = None,
-    learner: Learner | None = None,
-    config: TrainConfig | None = None,
+    store: Store, like: Modes, *, learner: Learner | None = None, config: TrainConfig | None = None
 ) -> Modes:
     """Fit modes of those contributions, signed, with the same training rows as other modes.
 
@@ -49,8 +43,6 @@ def fit_log_odds(
         From `collect_log_odds`, of the samples that the other modes are of.
     like : Modes
         With held-out rows, which stay held out.
-    site : Site or str, optional
-        By default that of the other modes.
     learner : Learner, optional
         By default `ThresholdSAE` with three modes a unit. It must take negative entries.
     config : TrainConfig, optional
@@ -58,9 +50,9 @@ def fit_log_odds(
     Returns
     -------
     Modes
-        Of sign ``sum``; for `ByModeSum`, or the `log_odds` of `standard_rankings`.
+        Of sign ``sum`` at the site of the other modes; the `log_odds` of `standard_rankings`.
     """
-    site = like.site if site is None else site
+    site = like.site
     rows = store.matrix(site, sign="sum")
     learner = ThresholdSAE(MODES_PER_UNIT * rows.shape[1]) if learner is None else learner
     held_out = like.held_out.nonzero().flatten()
