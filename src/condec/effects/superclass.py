@@ -1,4 +1,4 @@
-"""Control of a superclass: all its modes, at several sites together, against baselines."""
+"""A superclass edited at several sites together: all its modes, against baselines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
