@@ -5,7 +5,6 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from condec.basis.errors import OptionError
 
@@ -82,16 +81,13 @@ def choose_units(
             f"choose_units: {rule} must be {expected.get(rule, 'from 0 to 1')}; got {value}"
         )
     order = torch.argsort(scores, descending=True, stable=True)
-    return tuple(order[: _how_many(scores[order].double(), rule, value)].tolist())
-
-
-def _how_many(descending: Tensor, rule: str, value: float | int) -> int:
-    if rule == "count":
-        return int(value)
+    ranked = scores[order].double()
     if rule == "fraction":
-        return count_units(len(descending), value)
-    if rule == "above":
-        return int((descending > value).sum())
-    sums = descending.clamp(min=0.0).cumsum(0)
-    needed = value * float(sums[-1]) * (1.0 - _ROUNDING)
-    return int((sums < needed).sum()) + 1 if needed else 0
+        value = count_units(len(ranked), value)
+    elif rule == "above":
+        value = int((ranked > value).sum())
+    elif rule == "mass":
+        sums = ranked.clamp(min=0.0).cumsum(0)
+        needed = value * float(sums[-1]) * (1.0 - _ROUNDING)
+        value = int((sums < needed).sum()) + 1 if needed else 0
+    return tuple(order[: int(value)].tolist())

@@ -1,7 +1,6 @@
 """Numbers of whole control curves, and comparison of two rankings by them."""
 
 import math
-from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from condec.basis.checks import one_of
 from condec.basis.errors import DataError, OptionError
-from condec.effects.choice import EditKind
 from condec.effects.intervals import lead, mean_of_resampled, selectivity
 from condec.effects.table import Curves
 
@@ -179,7 +177,7 @@ def compare(
             "compare: expected curves with n_bootstrap above 0 and at least two fractions; got "
             f"n_bootstrap={options.n_bootstrap}, fractions={options.fractions}"
         )
-    values = _by_ranking(curves, by, options.edit, options.fractions)
+    values = _by_ranking(curves, by)
     sign = -1.0 if by == "auc_difference" and options.edit == "ablate" else 1.0
     rows = []
     for one, other in combinations(rankings, 2) if against is None else (
@@ -200,13 +198,12 @@ def compare(
     return pandas.DataFrame(rows)
 
 
-def _by_ranking(
-    curves: Curves, by: By, edit: EditKind, fractions: Sequence[float]
-) -> dict[str, Float[Tensor, "label resample"]]:
+def _by_ranking(curves: Curves, by: By) -> dict[str, Float[Tensor, "label resample"]]:
     """Return what is compared, for every label and resample."""
     found: dict[str, list[Tensor]] = {name: [] for name in curves.rankings}
+    turned = by == "area_between" and curves.options.edit == "preserve"
     for curve, relative in zip(curves.curves, curves.relative, strict=True):
-        value = (selectivity if by == "auc_difference" else lead)(relative, fractions)
-        turned = by == "area_between" and edit == "preserve"
+        number = selectivity if by == "auc_difference" else lead
+        value = number(relative, curves.options.fractions)
         found[curve.ranked.name].append(-value if turned else value)
     return {name: torch.stack(values) for name, values in found.items()}

@@ -8,7 +8,7 @@ from torch import nn
 
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
-from condec.effects.choice import Choice, FixedReplacement, choice_of
+from condec.effects.choice import FixedReplacement, choice_of
 from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
 from condec.effects.rankings import by_unit, descending
@@ -90,8 +90,12 @@ def mode_interactions(
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
     samples = samples.of(chosen)
-    asked = _best_pairs(modes, chosen) if pairs is None else _checked(modes, pairs)
-    units = {mode: _units(modes, choice, mode) for mode in sorted({m for ab in asked for m in ab})}
+    asked = _checked(modes, chosen, pairs)
+    row = {mode: number for number, mode in enumerate(modes.ids.tolist())}
+    units = {
+        mode: frozenset(choice.first(descending(by_unit(modes, modes.atoms[row[mode]]))))
+        for mode in sorted({mode for pair in asked for mode in pair})
+    }
     edits: dict[Edits, int] = {(): 0}
     wanted = [*units.values(), *(units[a] | units[b] for a, b in asked)]
     number = {some: edits.setdefault(choice.edits(some), len(edits)) for some in wanted}
@@ -124,33 +128,28 @@ def mode_interactions(
     return pandas.DataFrame(rows, columns=list(INTERACTION_COLUMNS))
 
 
-def _units(modes: Modes, choice: Choice, mode: int) -> frozenset[int]:
-    """Return the first units of a mode's atom."""
-    row = int((modes.ids == mode).nonzero()[0, 0])
-    return frozenset(choice.first(descending(by_unit(modes, modes.atoms[row]))))
-
-
-def _best_pairs(modes: Modes, labels: Sequence[int]) -> list[tuple[int, int]]:
-    best = dict.fromkeys(modes.best(label, split="train").id for label in labels)
-    if len(best) < 2:
-        raise OptionError(
-            f"mode_interactions: {len(labels)} labels have one best mode between them, "
-            f"{next(iter(best))}; a pair needs two: name more labels, or give pairs"
-        )
-    return list(combinations(best, 2))
-
-
-def _checked(modes: Modes, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _checked(
+    modes: Modes, labels: Sequence[int], pairs: Sequence[tuple[int, int]] | None
+) -> list[tuple[int, int]]:
+    """Return the pairs asked for, or all of the labels' best modes."""
+    who, alive = "mode_interactions", modes.ids.tolist()
+    if pairs is None:
+        best = dict.fromkeys(modes.best(label, split="train").id for label in labels)
+        if len(best) < 2:
+            raise OptionError(
+                f"{who}: {len(labels)} labels have one best mode between them, {next(iter(best))}; "
+                "a pair needs two: name more labels, or give pairs"
+            )
+        return list(combinations(best, 2))
     asked = [(int(a), int(b)) for a, b in pairs]
-    alive = modes.ids.tolist()
     unknown = sorted({mode for pair in asked for mode in pair} - set(alive))
     if unknown:
         raise OptionError(
-            f"mode_interactions: {modes.site.key}: modes {unknown[:5]} are not alive; pairs name "
-            f"modes by their number in the dictionary, such as {alive[:5]}"
+            f"{who}: {modes.site.key}: modes {unknown[:5]} are not alive; pairs name modes by "
+            f"their number in the dictionary, such as {alive[:5]}"
         )
     if not asked or any(a == b for a, b in asked):
         raise OptionError(
-            f"mode_interactions: expected pairs of two modes each, such as {[(3, 7)]}; got {asked}"
+            f"{who}: expected pairs of two modes each, such as {[(3, 7)]}; got {asked}"
         )
     return asked

@@ -94,7 +94,13 @@ def steering_curve(
 
     who = "steering_curve"
     strengths = tuple(float(strength) for strength in strengths)
-    _check(strengths, directions, n_random)
+    expected = "strengths must be finite and in ascending order, for example (0.5, 1.0, 2.0)"
+    ascending(who, strengths, expected, low=-math.inf, high=math.inf)
+    if not directions:
+        raise OptionError(f"{who}: expected some of {', '.join(get_args(DirectionKind))}; got none")
+    for direction in directions:
+        one_of(who, "directions", direction, DirectionKind)
+    at_least(who, 1, n_random=n_random)
     refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
@@ -158,17 +164,6 @@ def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: 
     if kind == "atom":
         return _of_length_one(by_unit(modes, match.atom), f"the atom of mode {match.id} is 0")
     return _mode_activation(modes, match.mode)
-
-
-def _check(strengths: Sequence[float], directions: Sequence[str], n_random: int) -> None:
-    who = "steering_curve"
-    expected = "strengths must be finite and in ascending order, for example (0.5, 1.0, 2.0)"
-    ascending(who, strengths, expected, low=-math.inf, high=math.inf)
-    if not directions:
-        raise OptionError(f"{who}: expected some of {', '.join(get_args(DirectionKind))}; got none")
-    for direction in directions:
-        one_of(who, "directions", direction, DirectionKind)
-    at_least(who, 1, n_random=n_random)
 
 
 def _drawn(modes: Modes, name: DirectionKind, but: int, n_random: int, seed: int) -> list[Atom]:

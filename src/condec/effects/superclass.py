@@ -183,9 +183,18 @@ def superclass_control(
         for one in several
     ]
     refuse_training(model)
-    samples = held_out(data, several[0], "superclass_control")
+    samples = held_out(data, several[0], who)
     _check_labels(samples, several[0], members, neighbours)
-    above = tuple(_above(one, members, least_correlation) for one in several)
+    above = []
+    for one in several:
+        found = member_correlation(one, members)
+        if not bool((found > least_correlation).any()):
+            raise OptionError(
+                f"{who}: {one.site.key}: no mode's correlation with the superclass is above "
+                f"{least_correlation}; the highest is {float(found.max()):.3f}. Lower "
+                "least_correlation, or leave the site out."
+            )
+        above.append(tuple(one.ids[found > least_correlation].tolist()))
     by_ranking = _edits(several, choices, members, least_correlation, n_random, seed)
     edits: dict[Edits, int] = {(): 0}
     numbers = [[edits.setdefault(one, len(edits)) for one in made] for made in by_ranking.values()]
@@ -198,7 +207,7 @@ def superclass_control(
         name=name, edit=edit, replacement=replacement,
         sites=tuple(one.site.key for one in several),
         counts=tuple(choice.count for choice in choices),
-        modes=above, rankings=("unedited", *by_ranking),
+        modes=tuple(above), rankings=("unedited", *by_ranking),
         labels=samples.labels, label_names=samples.inputs.label_names,
         members=members, neighbours=tuple(neighbours),
         top1=by_row(measured.right), top5=by_row(measured.rank < _TOP),
@@ -242,18 +251,6 @@ def _check_labels(
     both = sorted(set(neighbours) & set(members))
     if both:
         raise DataError(f"{who}: labels {both[:5]} are members and neighbours; name them once")
-
-
-def _above(modes: Modes, members: Sequence[int], least: float) -> tuple[int, ...]:
-    """Return the original ids of the modes that go with a superclass on training rows."""
-    found = member_correlation(modes, members)
-    if not float(found.max()) > least:
-        raise OptionError(
-            f"superclass_control: {modes.site.key}: no mode's correlation with the superclass is "
-            f"above {least}; the highest is {float(found.max()):.3f}. Lower least_correlation, or "
-            "leave the site out."
-        )
-    return tuple(modes.ids[found > least].tolist())
 
 
 def _edits(
