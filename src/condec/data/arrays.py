@@ -1,7 +1,7 @@
 """Inputs from tensors, from files of arrays, and from torch data sets."""
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,12 @@ def from_arrays(
     ids = tuple(str(i) for i in (range(len(images)) if ids is None else ids))
     if len(ids) != len(images):
         raise DataError(f"{name}: {len(images)} samples, but {len(ids)} ids")
-    return Inputs(
-        name,
-        ids,
-        images.__getitem__,
-        labels,
-        label_names,
-        preprocess,
-        stored=lambda rows: (bytes_of(images[row]) for row in rows),
-    )
+
+    def stored(rows: Iterable[int]) -> Iterator[bytes]:
+        return (bytes_of(images[row]) for row in rows)
+
+    read = images.__getitem__
+    return Inputs(name, ids, read, labels, label_names, preprocess, stored=stored)
 
 
 def as_images(name: str, images: Any) -> Tensor:

@@ -37,7 +37,7 @@ FAMILIES: Final = {
 @short_repr
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model in evaluation mode and what is known about its inputs and outputs.
+    """A model in evaluation mode, and facts about its inputs and outputs.
 
     Attributes
     ----------

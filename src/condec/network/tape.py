@@ -81,23 +81,23 @@ class Tape:
 
     def _call(self, site: Site) -> Call:
         calls = self.calls.get((site.name, site.tap), [])
+        n_calls, number = len(calls), site.call or 0
         if not calls:
             raise SiteError(
                 f"{site.key}: the module did not run in this forward pass. Where a model hands its "
                 "weights to a function, as nn.MultiheadAttention does, "
                 "condec.expose_attention(model) gives an equal model that runs it"
             )
-        if site.call is None and len(calls) > 1:
-            names = ", ".join(f"{site.name}#{i}" for i in range(len(calls)))
+        if site.call is None and n_calls > 1:
+            names = ", ".join(f"{site.name}#{i}" for i in range(n_calls))
             raise SiteError(
-                f"{site.name} is called {len(calls)} times in one forward pass; say which call "
-                f"is meant: {names}"
+                f"{site.name} is called {n_calls} times in one forward pass; say which call is "
+                f"meant: {names}"
             )
-        number = site.call or 0
-        if number >= len(calls):
+        if number >= n_calls:
             raise SiteError(
-                f"{site.key}: the module is called {len(calls)} times in one forward pass, "
-                f"#0 to #{len(calls) - 1}"
+                f"{site.key}: the module is called {n_calls} times in one forward pass, #0 to "
+                f"#{n_calls - 1}"
             )
         call = calls[number]
         if isinstance(call, NoRecord):
@@ -148,10 +148,9 @@ def record(
     Examples
     --------
     >>> from condec.testing.models import small_resnet
-    >>> model, images = small_resnet(), torch.ones(2, 1, 5, 5)
+    >>> model = small_resnet()
     >>> with record(model, [Site("block1")]) as tape:
-    ...     logits = model(images)
-    ...     gradient = tape.gradients(logits[:, 0].sum())
+    ...     gradient = tape.gradients(model(torch.ones(2, 1, 5, 5))[:, 0].sum())
     >>> tape.records["block1"].shape == gradient["block1"].shape
     True
     """

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 from torch import Tensor
 
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError, SiteError
 
 Layout = Literal["channels", "features", "heads", "tokens", "positions"]
@@ -56,17 +57,13 @@ class Units:
     tokens: Span | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise OptionError(
-                f"Units: layout must be one of {', '.join(LAYOUTS)}; got {self.layout!r}"
-            )
+        one_of("Units", "layout", self.layout, LAYOUTS)
         if (self.layout == "heads") != (self.n_heads is not None):
             raise OptionError(
                 "Units: n_heads belongs to layout 'heads' and to no other; got "
                 f"layout={self.layout!r}, n_heads={self.n_heads}"
             )
-        if self.n_heads is not None and self.n_heads < 1:
-            raise OptionError(f"Units: n_heads must be at least 1; got {self.n_heads}")
+        at_least("Units", 1, n_heads=1 if self.n_heads is None else self.n_heads)
         if self.tokens is not None and self.layout not in _WITH_TOKENS:
             raise OptionError(
                 f"Units: tokens belong to layouts {', '.join(_WITH_TOKENS)}; got "

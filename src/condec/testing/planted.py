@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atoms, Loadings, UnitMatrix
@@ -99,9 +100,7 @@ def planted(
     OptionError
         A number outside its range, or more pairs and rare modes than modes.
     """
-    for name, value in (("n_modes", n_modes), ("n_units", n_units), ("n_rows", n_rows)):
-        if value < 1:
-            raise OptionError(f"planted: {name} must be at least 1; got {value}")
+    at_least("planted", 1, n_modes=n_modes, n_units=n_units, n_rows=n_rows)
     if not 1 <= n_active <= n_modes:
         raise OptionError(f"planted: n_active must be from 1 to {n_modes} modes; got {n_active}")
     if not 0.0 <= noise < math.inf:
