@@ -1,4 +1,4 @@
-"""Correlation of modes with cells, clusters of cells, and modes that say the same."""
+"""Correlation of modes with cells, and clusters of cells."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
-from condec.retina.cells import cluster, mode_cell_correlation, near_duplicates
+from condec.retina.cells import cluster, mode_cell_correlation
 
 METHODS = ("kmeans", "hierarchical")
 
@@ -123,29 +123,3 @@ def test_cluster_refuses(unchecked: None) -> None:
     matrix[3, 0] = math.nan
     with pytest.raises(DataError, match=r"the matrix: 1 of 10 rows .* \[3\]"):
         cluster(matrix)
-
-
-# --- modes that say the same --------------------------------------------------------------
-
-
-def test_near_duplicates() -> None:
-    loadings = torch.rand(50, 4)
-    loadings[:, 2] = 2 * loadings[:, 0]
-    loadings[:, 3] = loadings[:, 1] + 0.05 * torch.rand(50)
-    atoms = torch.eye(4)
-    atoms[2] = atoms[0]
-    table = near_duplicates(loadings, atoms, least=0.9)
-    assert table[["mode", "other"]].to_numpy().tolist() == [[0, 2], [1, 3]]
-    assert table["correlation"].tolist() == pytest.approx([1.0, 1.0], abs=0.02)
-    assert table["cosine"].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
-    assert len(near_duplicates(loadings, atoms, least=1.0)) == 1
-    assert len(near_duplicates(torch.eye(3), torch.eye(3))) == 0
-
-
-def test_near_duplicates_refuses(unchecked: None) -> None:
-    loadings = torch.rand(5, 3)
-    with pytest.raises(OptionError, match="above 0 and at most 1; got 0"):
-        near_duplicates(loadings, torch.eye(3), least=0.0)
-    loadings[1] = math.nan
-    with pytest.raises(DataError, match="loadings: 1 of 5 rows"):
-        near_duplicates(loadings, torch.eye(3))

@@ -6,7 +6,7 @@ any user's package could, by the entry points in pyproject.toml: models (`models
 (`movies/`), a link of the chain (`link.py`) and a page of the report (`page.py`).
 """
 
-from condec.retina.cells import Clustering, cluster, mode_cell_correlation, near_duplicates
+from condec.retina.cells import Clustering, cluster, mode_cell_correlation
 from condec.retina.combinations import (
     CombinationFields,
     active_modes,
@@ -27,7 +27,7 @@ __all__ = [
     "PROBES", "Clustering", "CombinationFields", "FittedRetina", "RankOne", "ReceptiveFields",
     "Recording", "Responses", "RetinaEpoch", "RetinaOptions", "RetinaTraining", "Scaling",
     "Windows", "active_modes", "cluster", "combinations", "correlation", "explained_variance",
-    "fields_of_combinations", "fit_model", "mode_cell_correlation", "near_duplicates",
+    "fields_of_combinations", "fit_model", "mode_cell_correlation",
     "poisson_loss", "pooled_stimulus", "probe", "read_recording", "receptive_fields", "respond",
     "separate", "standard_probes", "write_recording",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -10,12 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
-from condec.basis.metrics import correlation_matrix, cosine
+from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
 from condec.retina.checks import finite_rows, one_of
-
-if TYPE_CHECKING:
-    import pandas
 
 ClusterMethod = Literal["kmeans", "hierarchical"]
 
@@ -140,47 +137,6 @@ def cluster(
     leaves = torch.as_tensor(leaves_list(tree).copy(), dtype=torch.int64)
     order = leaves[labels[leaves].argsort(stable=True)]
     return Clustering(labels=labels, k=tried[best], ks=tried, silhouettes=scores, order=order)
-
-
-def near_duplicates(
-    loadings: Float[torch.Tensor, "sample mode"],
-    atoms: Float[torch.Tensor, "mode unit"],
-    *,
-    least: float = 0.9,
-) -> "pandas.DataFrame":
-    """List pairs of modes that say the same: their loadings correlate by `least` or more.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a pair, the most alike first: ``mode`` and ``other`` (int, ``mode`` the smaller),
-        ``correlation`` of their loadings, ``cosine`` of their atoms.
-
-    Raises
-    ------
-    OptionError
-        `least` is not above 0 and at most 1.
-    DataError
-        Loadings that are not finite.
-    """
-    import pandas
-
-    if not 0 < least <= 1:
-        raise OptionError(f"near_duplicates: least must be above 0 and at most 1; got {least}")
-    finite_rows("near_duplicates: loadings", loadings)
-    # Rounding must not hide a copy from least=1.
-    together = correlation_matrix(loadings, loadings).triu(1)
-    one, other = (together >= least - 1e-6).nonzero().unbind(1)
-    table = pandas.DataFrame(
-        {
-            "mode": one.numpy(),
-            "other": other.numpy(),
-            "correlation": together[one, other].double().numpy(),
-            "cosine": cosine(atoms[one], atoms[other]).double().numpy(),
-        }
-    )
-    keys, rising = ["correlation", "mode", "other"], [False, True, True]
-    return table.sort_values(keys, ascending=rising, ignore_index=True)
 
 
 def _standardised(matrix: Tensor) -> Tensor:

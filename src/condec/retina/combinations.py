@@ -100,13 +100,9 @@ def active_modes(
 
 
 def combinations(
-    loadings: Float[torch.Tensor, "sample mode"],
-    *,
-    threshold: float = 0.0,
-    relative: bool = False,
-    n_shifts: int = 500,
-    seed: int = 0,
-) -> "pandas.DataFrame":
+    loadings: Float[torch.Tensor, "sample mode"], *, threshold: float = 0.0,
+    relative: bool = False, n_shifts: int = 500, seed: int = 0,
+) -> "pandas.DataFrame":  # fmt: skip
     r"""Count each combination of modes, and compare with counts of independent modes.
 
     A frame belongs to the one combination of all modes that are active in it. Of modes that are
@@ -184,14 +180,9 @@ def combinations(
 
 
 def fields_of_combinations(
-    fields: ReceptiveFields,
-    loadings: Float[torch.Tensor, "sample mode"],
-    *,
-    most: int = 12,
-    least_frames: int = 10,
-    threshold: float = 0.0,
-    relative: bool = False,
-) -> CombinationFields:
+    fields: ReceptiveFields, loadings: Float[torch.Tensor, "sample mode"], *, most: int = 12,
+    least_frames: int = 10, threshold: float = 0.0, relative: bool = False,
+) -> CombinationFields:  # fmt: skip
     """Average the receptive fields of each frequent combination, and separate the mean again.
 
     Melander et al. 2026, Figure 8D.

@@ -44,18 +44,12 @@ COMPARED: Final = {
 
 
 def explained_variance(
-    fields: ReceptiveFields,
-    loadings: Float[torch.Tensor, "sample mode"],
+    fields: ReceptiveFields, loadings: Float[torch.Tensor, "sample mode"],
     stimulus: Float[torch.Tensor, "sample ..."] | None = None,
-    activations: Float[torch.Tensor, "sample ..."] | None = None,
-    *,
-    of: FieldPart = "picture",
-    folds: int = 5,
-    variance: float = 0.95,
-    n_shifts: int = 5,
-    n_bootstrap: int = 1000,
+    activations: Float[torch.Tensor, "sample ..."] | None = None, *, of: FieldPart = "picture",
+    folds: int = 5, variance: float = 0.95, n_shifts: int = 5, n_bootstrap: int = 1000,
     seed: int = 0,
-) -> "pandas.DataFrame":
+) -> "pandas.DataFrame":  # fmt: skip
     r"""Score modes, and what they must beat, by R2 of each cell's receptive field over time.
 
     The field of a frame is its picture, with aligned signs (`ReceptiveFields.aligned`), along the

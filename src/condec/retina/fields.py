@@ -165,14 +165,9 @@ def separate(field: Float[torch.Tensor, "... history y x"]) -> RankOne:
 
 
 def receptive_fields(
-    model: nn.Module,
-    inputs: Inputs,
-    *,
-    cells: Sequence[int] | None = None,
-    rows: Sequence[int] | Tensor | None = None,
-    crop: int | None = 20,
-    batch_size: int = 64,
-) -> ReceptiveFields:
+    model: nn.Module, inputs: Inputs, *, cells: Sequence[int] | None = None,
+    rows: Sequence[int] | Tensor | None = None, crop: int | None = 20, batch_size: int = 64,
+) -> ReceptiveFields:  # fmt: skip
     r"""Take the gradient of every cell's rate in the clip, as picture times time course.
 
     Clips pass through in batches; no gradient outlives its batch. A cell's pictures are all
@@ -250,13 +245,9 @@ def receptive_fields(
 
 
 def _gradients(
-    model: nn.Module,
-    inputs: Inputs,
-    cells: Sequence[int] | None,
-    rows: list[int],
-    batch_size: int,
-    reduce: Callable[[int, Tensor], _Reduced],
-) -> Iterator[list[_Reduced]]:
+    model: nn.Module, inputs: Inputs, cells: Sequence[int] | None, rows: list[int],
+    batch_size: int, reduce: Callable[[int, Tensor], _Reduced],
+) -> Iterator[list[_Reduced]]:  # fmt: skip
     """Reduce each cell's gradient, named by its place; yield them batch by batch."""
     for start in range(0, len(rows), batch_size):
         some, found = rows[start : start + batch_size], []

@@ -35,33 +35,15 @@ _WIDTH: Final = 8.4
 
 
 def traces_figure(
-    seconds: Float[Tensor, " frame"],
-    rates: Mapping[str, Float[Tensor, " frame"]],
-    contributions: Float[Tensor, "frame unit"],
-    loadings: Mapping[str, Float[Tensor, " frame"]],
-    *,
-    events: Mapping[str, Float[Tensor, " frame"]] | None = None,
-    cell: str = "",
-) -> Figure:
-    """Rates, contributions of every unit and loadings over time (Melander et al. 2026, fig. 8B).
+    seconds: Float[Tensor, " frame"], rates: Mapping[str, Float[Tensor, " frame"]],
+    contributions: Float[Tensor, "frame unit"], loadings: Mapping[str, Float[Tensor, " frame"]],
+    *, events: Mapping[str, Float[Tensor, " frame"]] | None = None, cell: str = "",
+) -> Figure:  # fmt: skip
+    """Draw rates, contributions of every unit and loadings over time (Melander et al., fig. 8B).
 
-    Parameters
-    ----------
-    seconds : Tensor of shape [frame]
-    rates : mapping of str to Tensor of shape [frame]
-        ``model``, and ``recorded`` where there are recordings, in spikes a second.
-    contributions : Tensor of shape [frame, unit]
-    loadings : mapping of str to Tensor of shape [frame]
-        By the name of the mode; each is drawn over its own maximum.
-    events : mapping of str to Tensor of shape [frame], optional
-        What is known of the movie, for example which gate was open; above 0 is drawn as a bar.
-    cell : str
-        Whose rates they are.
-
-    Raises
-    ------
-    DataError
-        There are no frames, or lengths differ.
+    Rates are ``model`` and, where there are recordings, ``recorded``; loadings stand by the name
+    of the mode, each over its own maximum; events above 0 are drawn as a bar. `cell` is the name
+    of the cell that has the rates. DataError where there are no frames, or lengths differ.
     """
     events = events or {}
     lengths = {len(seconds), len(contributions), *map(len, (*rates.values(), *loadings.values()))}
@@ -70,14 +52,19 @@ def traces_figure(
             "traces_figure: expected one value a frame of all that is drawn, at least one frame; "
             f"got lengths {', '.join(map(str, sorted(lengths)))}"
         )
-    shown = [name for name, values in events.items() if bool((values > 0).any())]
+    shown = {name: values for name, values in events.items() if bool((values > 0).any())}
     heights = [1.3, 0.16 * len(shown) + 0.1, 1.6, 0.34 * len(loadings) + 0.3]
     with styled():
         figure = Figure(figsize=(_WIDTH, sum(heights) + 1.6), layout="constrained")
         grid = figure.subplots(4, 1, sharex=True, gridspec_kw={"height_ratios": heights})
         _rates(grid[0], seconds, rates, cell)
-        _events(grid[1], seconds, {name: events[name] for name in shown})
-        _heat(grid[2], seconds, contributions)
+        _events(grid[1], seconds, shown)
+        title(grid[2], "Contributions", "of every unit; vermilion raises the target, violet lowers")
+        scale = float(contributions.abs().max())
+        if contributions.numel() < 2**24:  # torch's quantile takes no more
+            scale = float(contributions.abs().flatten().quantile(0.99)) or scale
+        _heat(grid[2], contributions, scale or 1.0, (float(seconds[0]), float(seconds[-1])))
+        grid[2].set_ylabel("unit")
         _loadings(grid[3], seconds, loadings)
         grid[3].set_xlabel("seconds")
         grid[3].set_xlim(float(seconds[0]), float(seconds[-1]))
@@ -86,18 +73,14 @@ def traces_figure(
 
 def _rates(axis: Axes, seconds: Tensor, rates: Mapping[str, Tensor], cell: str) -> None:
     title(axis, f"Cell {cell}" if cell else "Rates", "rate, as the model gives it")
-    colours = {"recorded": "#9AA1A9", "model": INK}
-    names = []
-    for name in sorted(rates, key=lambda name: name == "model"):
-        axis.plot(
-            seconds.numpy(),
-            rates[name].numpy(),
-            color=colours.get(name, CONTRIBUTION),
-            linewidth=1.3,
-        )
-        names.append((name, colours.get(name, CONTRIBUTION)))
+    colours = {
+        name: {"recorded": "#9AA1A9", "model": INK}.get(name, CONTRIBUTION) for name in rates
+    }
+    names = sorted(rates, key=lambda name: name == "model")  # drawn last
+    for name in names:
+        axis.plot(seconds.numpy(), rates[name].numpy(), color=colours[name], linewidth=1.3)
     axis.set_ylim(bottom=min(0.0, *(float(values.min()) for values in rates.values())))
-    list_names(axis, names)
+    list_names(axis, [(name, colours[name]) for name in names])
 
 
 def _events(axis: Axes, seconds: Tensor, events: Mapping[str, Tensor]) -> None:
@@ -109,31 +92,25 @@ def _events(axis: Axes, seconds: Tensor, events: Mapping[str, Tensor]) -> None:
     axis.set_yticks(range(len(events)), list(events), fontsize=7.5)
     axis.set_ylim(max(len(events), 1) - 0.5, -0.5)
     axis.tick_params(axis="both", length=0)
-    for side in axis.spines.values():
-        side.set_visible(False)
+    axis.spines[:].set_visible(False)
 
 
-def _heat(axis: Axes, seconds: Tensor, values: Tensor) -> None:
-    title(axis, "Contributions", "of every unit; vermilion raises the target, violet lowers it")
-    scale = float(values.abs().flatten().quantile(0.99)) if values.numel() < 2**24 else None
-    scale = scale or float(values.abs().max()) or 1.0
-    edges = (float(seconds[0]), float(seconds[-1]), values.shape[1] - 0.5, -0.5)
+def _heat(axis: Axes, values: Tensor, scale: float, ends: tuple[float, float]) -> None:
+    """Draw values [frame, row] as colours, time to the right."""
     axis.imshow(
-        values.T.numpy(), cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto", extent=edges,
-        interpolation="nearest",
+        values.T.numpy(), cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto",
+        extent=(*ends, values.shape[1] - 0.5, -0.5), interpolation="nearest",
     )  # fmt: skip
     axis.set_yticks([0, values.shape[1] - 1])
-    axis.set_ylabel("unit")
 
 
 def _loadings(axis: Axes, seconds: Tensor, loadings: Mapping[str, Tensor]) -> None:
     title(axis, "Loadings", "of modes, each over its maximum here")
     for row, values in enumerate(loadings.values()):
-        top = float(values.max()) or 1.0
+        heights = (values / (float(values.max()) or 1.0)).clamp(min=0) * 0.9 - row
         colour = _MODE_COLOURS[row % len(_MODE_COLOURS)]
-        heights = (values / top).clamp(min=0) * 0.9
         axis.fill_between(
-            seconds.numpy(), -row, (heights - row).numpy(), color=colour, alpha=0.75, linewidth=0
+            seconds.numpy(), -row, heights.numpy(), color=colour, alpha=0.75, linewidth=0
         )
         axis.axhline(-row, color=RULE, linewidth=0.6, zorder=0)
     axis.set_yticks([-row + 0.3 for row in range(len(loadings))], list(loadings), fontsize=8)
@@ -143,33 +120,14 @@ def _loadings(axis: Axes, seconds: Tensor, loadings: Mapping[str, Tensor]) -> No
 
 
 def fields_figure(
-    spatial: Float[Tensor, "field y x"],
-    temporal: Float[Tensor, "field history"],
-    names: Sequence[str],
-    *,
-    notes: Sequence[str] = (),
-    heading: str = "Receptive fields",
-    unit: str = "space above, time below; one scale",
-    seconds_per_frame: float = 0.01,
-) -> Figure:
-    """Receptive fields side by side, space above and time below (Melander et al. 2026, fig. 8D).
+    spatial: Float[Tensor, "field y x"], temporal: Float[Tensor, "field history"],
+    names: Sequence[str], *, notes: Sequence[str] = (), heading: str = "Receptive fields",
+    unit: str = "space above, time below; one scale", seconds_per_frame: float = 0.01,
+) -> Figure:  # fmt: skip
+    """Draw receptive fields side by side, space above and time below (Melander et al., fig. 8D).
 
-    Parameters
-    ----------
-    spatial : Tensor of shape [field, y, x]
-        Times the strength, so that fields can be compared.
-    temporal : Tensor of shape [field, history]
-        Oldest frame first.
-    names, notes : sequence of str
-        Above and below every field.
-    heading, unit : str
-        What the figure is, and what it shows.
-    seconds_per_frame : float
-
-    Raises
-    ------
-    DataError
-        There are no fields.
+    Pictures are times the strength, so that fields can be compared; time courses begin with the
+    oldest frame. Names stand above every field, notes below. DataError where there are no fields.
     """
     number = len(spatial)
     if not number or len(temporal) != number or len(names) != number:
@@ -180,6 +138,7 @@ def fields_figure(
     scale = float(spatial.abs().max()) or 1.0
     rows = -(-number // 8)
     columns = -(-number // rows)
+    past = -np.arange(temporal.shape[1])[::-1] * seconds_per_frame
     with styled():
         size = (max(3.4, 1.06 * columns), 1.75 * rows + 0.5)
         figure = Figure(figsize=size, layout="constrained")
@@ -195,32 +154,18 @@ def fields_figure(
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
             above.imshow(spatial[place].numpy(), cmap=SIGNED, vmin=-scale, vmax=scale)
             above.set_title(names[place], fontsize=8, loc="center", fontweight="normal")
-            _kernel(below, temporal[place], seconds_per_frame)
+            below.axhline(0, color=RULE, linewidth=0.7)
+            below.plot(past, temporal[place].numpy(), color=INK, linewidth=1.1)
             if notes:
                 below.set_title(notes[place], fontsize=7, loc="center", y=-0.75, color=MUTED,
                                 fontweight="normal")  # fmt: skip
     return figure
 
 
-def _kernel(axis: Axes, values: Tensor, seconds_per_frame: float) -> None:
-    past = -np.arange(len(values))[::-1] * seconds_per_frame
-    axis.axhline(0, color=RULE, linewidth=0.7)
-    axis.plot(past, values.numpy(), color=INK, linewidth=1.1)
-
-
 def field_film(spatial: Float[Tensor, "frame y x"], *, zoom: int = 8) -> list[np.ndarray]:
-    """Receptive fields from frame to frame as pictures, all on one scale.
+    """Draw receptive fields from frame to frame as pictures [y, x, 3] of uint8, on one scale.
 
-    Parameters
-    ----------
-    spatial : Tensor of shape [frame, y, x]
-        Times the strength.
-    zoom : int
-        Pixels a side of each pixel.
-
-    Returns
-    -------
-    list of uint8 array of shape [y, x, 3]
+    Fields are times the strength; each of their pixels has `zoom` pixels a side.
     """
     scale = float(spatial.abs().max()) or 1.0
     colours = SIGNED(((spatial / scale).clamp(-1, 1) / 2 + 0.5).numpy())[..., :3]
@@ -234,20 +179,10 @@ def probes_figure(
     *,
     seconds_per_frame: float = 0.01,
 ) -> Figure:
-    """Change of every cell's rate from that before the probe, over its largest change to any.
+    """Draw the change of every cell's rate from that before the probe, the first frame.
 
-    Parameters
-    ----------
-    rates : mapping of str to Tensor of shape [frame, cell]
-        By the name of the probe; the first frame is the rate before it.
-    events : mapping of str to mapping of str to Tensor of shape [frame]
-        Of each probe; drawn as a line above, over its largest value.
-    seconds_per_frame : float
-
-    Raises
-    ------
-    DataError
-        There are no probes.
+    Each cell is drawn over its largest change to any probe; events of a probe are lines above it,
+    each over its largest value. DataError where there are no probes.
     """
     if not rates:
         raise DataError("probes_figure: no probes; nothing to draw")
@@ -256,10 +191,8 @@ def probes_figure(
     rows = -(-len(rates) // 2)
     with styled():
         figure = Figure(figsize=(_WIDTH, 1.75 * rows + 0.2), layout="constrained")
-        ratios = (1.0, 4.0) * rows
-        grid = figure.subplots(
-            2 * rows, 2, squeeze=False, gridspec_kw={"height_ratios": ratios, "hspace": 0.02}
-        )
+        ratios = {"height_ratios": (1.0, 4.0) * rows, "hspace": 0.02}
+        grid = figure.subplots(2 * rows, 2, squeeze=False, gridspec_kw=ratios)
         for axis in grid[2 * rows - 2 :, 1] if len(rates) % 2 else ():
             axis.set_axis_off()
         for place, (name, values) in enumerate(changes.items()):
@@ -267,11 +200,7 @@ def probes_figure(
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
             seconds = len(values) * seconds_per_frame
             _courses(above, name, events.get(name, {}), seconds)
-            below.imshow(
-                (values / most).T.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto",
-                extent=(0, seconds, values.shape[1] - 0.5, -0.5), interpolation="nearest",
-            )  # fmt: skip
-            below.set_yticks([0, values.shape[1] - 1])
+            _heat(below, values / most, 1.0, (0, seconds))
             below.set_ylabel("cell", fontsize=8)
             if place >= len(rates) - 2:
                 below.set_xlabel("seconds")
@@ -279,7 +208,7 @@ def probes_figure(
 
 
 def _courses(axis: Axes, name: str, events: Mapping[str, Tensor], seconds: float) -> None:
-    """Events of a probe as thin lines, named on the left."""
+    """Draw events of a probe as thin lines, named on the left."""
     axis.set_title(name, fontsize=9)
     for number, (event, values) in enumerate(events.items()):
         top = float(values.abs().max()) or 1.0
@@ -295,6 +224,14 @@ def _courses(axis: Axes, name: str, events: Mapping[str, Tensor], seconds: float
     axis.title.set_visible(True)
 
 
+def _chart(size: tuple[float, float], text: str, unit: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    title(axis, text, unit)
+    axis.tick_params(axis="y", length=0)
+    return figure, axis
+
+
 def mode_cell_figure(
     correlation: Float[Tensor, "cell mode"],
     cells: Sequence[str],
@@ -302,21 +239,10 @@ def mode_cell_figure(
     *,
     clusters: Sequence[int] = (),
 ) -> Figure:
-    """Correlation of modes with the rates of cells (Melander et al. 2026, figure 8C).
+    """Draw the correlation of modes with the rates of cells (Melander et al. 2026, figure 8C).
 
-    Parameters
-    ----------
-    correlation : Tensor of shape [cell, mode]
-        As it is to stand, cells and modes in the order of the clusters.
-    cells, modes : sequence of str
-        Names in that order.
-    clusters : sequence of int, optional
-        Cluster of every cell; lines are drawn between them.
-
-    Raises
-    ------
-    DataError
-        There are no cells or no modes.
+    Cells and modes stand in the order that is given, with lines between clusters of cells.
+    DataError where there are no cells or no modes.
     """
     if not correlation.numel():
         raise DataError(f"mode_cell_figure: expected [cell, mode]; got {tuple(correlation.shape)}")
@@ -324,9 +250,7 @@ def mode_cell_figure(
     scale = float(correlation.abs().nan_to_num().max()) or 1.0
     with styled():
         size = (max(3.6, 0.2 * n_modes + 1.6), max(1.9, 0.19 * n_cells + 1.2))
-        figure = Figure(figsize=size, layout="constrained")
-        axis = figure.subplots()
-        title(axis, "Modes and cells", "correlation of loading and rate")
+        figure, axis = _chart(size, "Modes and cells", "correlation of loading and rate")
         image = axis.imshow(
             correlation.numpy(), cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto"
         )
@@ -343,37 +267,26 @@ def mode_cell_figure(
 
 
 def combinations_figure(table: "pandas.DataFrame", *, most: int = 12) -> Figure:
-    """How often modes are active together, against independent modes.
+    """Draw how often modes are active together, against independent modes.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `condec.retina.combinations`: columns ``combination``, ``count``, ``expected``.
-    most : int
-        Combinations at most, the most frequent ones.
-
-    Raises
-    ------
-    DataError
-        The table is empty.
+    The table is that of `condec.retina.combinations`; its `most` frequent rows are drawn.
+    DataError where it is empty.
     """
     not_empty(table, "combinations_figure")
     rows = table.sort_values("count", ascending=False).head(most).iloc[::-1]
     names = [short_combination(str(name)) for name in rows["combination"]]
+    unit = "frames; mark: expected of independent modes"
     with styled():
         size = (4.6, max(1.9, 0.2 * len(rows) + 1.1))
-        figure = Figure(figsize=size, layout="constrained")
-        axis = figure.subplots()
-        title(axis, "Modes that are active together", "frames; mark: expected of independent modes")
+        figure, axis = _chart(size, "Modes that are active together", unit)
         axis.barh(range(len(rows)), rows["count"], color=CONTRIBUTION, height=0.66)
         axis.plot(rows["expected"], range(len(rows)), "|", color=INK, markersize=9, mew=1.8)
         axis.set_yticks(range(len(rows)), names, fontsize=7.5)
-        axis.tick_params(axis="y", length=0)
     return figure
 
 
 def short_combination(name: str, most: int = 4) -> str:
-    """A combination of many modes by its first ones and the number of the others.
+    """Name a combination of many modes by its first ones and the number of the others.
 
     >>> short_combination("3, 5, 8, 13, 21, 34"), short_combination("")
     ('3, 5, 8, 13 + 2', 'none')
@@ -384,26 +297,17 @@ def short_combination(name: str, most: int = 4) -> str:
 
 
 def explained_figure(table: "pandas.DataFrame", *, cell: int) -> Figure:
-    """How much of the change of receptive fields is explained, and by what.
+    """Draw how much of the change of receptive fields is explained, and by which predictor.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `condec.retina.explained_variance`.
-    cell : int
-        The cell that stands out, with its interval; the others are small dots.
-
-    Raises
-    ------
-    DataError
-        The table is empty.
+    The table is that of `condec.retina.explained_variance`; one cell stands out, with its
+    interval, the others are small dots. DataError where it is empty.
     """
     not_empty(table, "explained_figure")
     names = list(dict.fromkeys(table["predictor"]))[::-1]
+    unit = "cross-validated R2 of every cell"
     with styled():
-        figure = Figure(figsize=(5.2, max(1.8, 0.3 * len(names) + 1.0)), layout="constrained")
-        axis = figure.subplots()
-        title(axis, "What explains the change of the fields", "cross-validated R2 of every cell")
+        size = (5.2, max(1.8, 0.3 * len(names) + 1.0))
+        figure, axis = _chart(size, "What explains the change of the fields", unit)
         for place, name in enumerate(names):
             colour = CONTRIBUTION if name == "modes" else "#8A8F96"
             rows = table[table["predictor"] == name]
@@ -416,6 +320,5 @@ def explained_figure(table: "pandas.DataFrame", *, cell: int) -> Figure:
         axis.set_xlim(max(-0.5, axis.get_xlim()[0]), min(1.02, max(0.1, axis.get_xlim()[1])))
         axis.axvline(0, color=RULE, linewidth=0.9, zorder=0)
         axis.set_yticks(range(len(names)), names)
-        axis.tick_params(axis="y", length=0)
         axis.set_ylim(-0.6, len(names) - 0.4)
     return figure

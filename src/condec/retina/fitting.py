@@ -42,15 +42,10 @@ def poisson_loss(
 
 
 def fit_model(
-    model: nn.Module,
-    recording: Recording,
-    config: RetinaTraining | None = None,
-    *,
-    checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
-    progress: bool = False,
-    on_epoch: Callable[[RetinaEpoch], None] | None = None,
-) -> FittedRetina:
+    model: nn.Module, recording: Recording, config: RetinaTraining | None = None, *,
+    checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0,
+    progress: bool = False, on_epoch: Callable[[RetinaEpoch], None] | None = None,
+) -> FittedRetina:  # fmt: skip
     """Train a model of the retina on a movie and the responses to it.
 
     Poisson loss, Adam; stops when held-out blocks of time are predicted no better, and keeps the

@@ -63,16 +63,10 @@ class Stimulus:
 
 
 def white_noise(
-    *,
-    n_frames: int = 1000,
-    size: int = 50,
-    kind: Noise = "binary",
-    contrast: float = 0.35,
-    checker: int = 2,
-    frames_per_pattern: int = 3,
-    seed: int = 0,
+    *, n_frames: int = 1000, size: int = 50, kind: Noise = "binary", contrast: float = 0.35,
+    checker: int = 2, frames_per_pattern: int = 3, seed: int = 0,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:
+) -> Stimulus:  # fmt: skip
     """Draw checkers independently of each other, pattern after pattern.
 
     Parameters
@@ -83,10 +77,7 @@ def white_noise(
     checker : int
         Side of a checker in pixels; `size` for a uniform field.
 
-    Returns
-    -------
-    Stimulus
-        Event ``pattern``: frames in which a new one appears.
+    The event ``pattern`` is the frames in which a new one appears.
     """
     above("white_noise", n_frames=n_frames, size=size, checker=checker, contrast=contrast)
     above("white_noise", frames_per_pattern=frames_per_pattern)
@@ -105,17 +96,10 @@ def white_noise(
 
 
 def natural_movie(
-    *,
-    n_frames: int = 1000,
-    size: int = 50,
-    contrast: float = 0.3,
-    exponent: float = 2.0,
-    n_images: int = 8,
-    jitter: float = 0.5,
-    saccade_seconds: float = 1.0,
-    seed: int = 0,
+    *, n_frames: int = 1000, size: int = 50, contrast: float = 0.3, exponent: float = 2.0,
+    n_images: int = 8, jitter: float = 0.5, saccade_seconds: float = 1.0, seed: int = 0,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:
+) -> Stimulus:  # fmt: skip
     """Draw images of natural statistics, seen by an eye that drifts and jumps.
 
     The power of an image falls with the square of spatial frequency, as that of photographs does
@@ -134,10 +118,7 @@ def natural_movie(
     saccade_seconds : float
         Mean time between two jumps; each is drawn evenly from 0.5 to 1.5 of it.
 
-    Returns
-    -------
-    Stimulus
-        Event ``saccade``: frames in which the gaze has jumped.
+    The event ``saccade`` is the frames in which the gaze has jumped.
     """
     above("natural_movie", n_frames=n_frames, size=size, contrast=contrast, n_images=n_images)
     at_least("natural_movie", 0, jitter=jitter, exponent=exponent)
@@ -162,30 +143,15 @@ def natural_movie(
 
 
 def flashes(
-    *,
-    n_flashes: int = 5,
-    size: int = 50,
-    contrast: float = 1.0,
-    on_seconds: float = 0.5,
-    off_seconds: float = 0.5,
-    radius: float | None = None,
+    *, n_flashes: int = 5, size: int = 50, contrast: float = 1.0, on_seconds: float = 0.5,
+    off_seconds: float = 0.5, radius: float | None = None,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:
+) -> Stimulus:  # fmt: skip
     """Step from the mean to another light and back, one step after the other.
 
-    Parameters
-    ----------
-    contrast : float
-        Below 0 for dark flashes.
-    on_seconds, off_seconds : float
-        Length of a flash, and of the mean light before each and after the last.
-    radius : float, optional
-        Of a disc in the centre, in pixels; by default the whole field.
-
-    Returns
-    -------
-    Stimulus
-        Event ``flash``: frames of the flashes.
+    Before each flash and after the last there are `off_seconds` of mean light. `radius` is that of
+    a disc in the centre, in pixels; by default the whole field flashes. The event ``flash`` is the
+    frames of the flashes.
     """
     above("flashes", n_flashes=n_flashes, size=size)
     if radius is not None:
@@ -199,32 +165,16 @@ def flashes(
 
 
 def omitted_stimulus(
-    *,
-    n_before: int = 12,
-    n_after: int = 3,
-    size: int = 50,
-    contrast: float = -1.0,
-    period_seconds: float = 0.1,
-    flash_seconds: float = 0.04,
-    lead_seconds: float = 0.5,
+    *, n_before: int = 12, n_after: int = 3, size: int = 50, contrast: float = -1.0,
+    period_seconds: float = 0.1, flash_seconds: float = 0.04, lead_seconds: float = 0.5,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:
+) -> Stimulus:  # fmt: skip
     """Flash in a steady rhythm, and leave one flash out (Schwartz et al. 2007).
 
-    Parameters
-    ----------
-    n_before, n_after : int
-        Flashes before and after the one that is left out. None after it: the rhythm ends.
-    period_seconds, flash_seconds : float
-        From one flash to the next, and length of a flash.
-    lead_seconds : float
-        Mean light before the first flash and after the last period.
-
-    Returns
-    -------
-    Stimulus
-        Events ``flash``: frames of the flashes, and ``omitted``: frames that the missing one
-        would have had.
+    There are `n_before` flashes before the one that is left out and `n_after` after it (0: the
+    rhythm ends there), and `lead_seconds` of mean light before the first and after the last period.
+    Events are ``flash``, the frames of the flashes, and ``omitted``, the frames that the missing
+    one would have had.
     """
     above("omitted_stimulus", n_before=n_before, size=size)
     period = _frames("period_seconds", period_seconds, seconds_per_frame)
@@ -246,23 +196,14 @@ def omitted_stimulus(
 
 
 def moving_bar(
-    *,
-    directions: tuple[float, ...] = (0.0,),
-    size: int = 50,
-    contrast: float = 1.0,
-    width: float = 6.0,
-    pixels_per_second: float = 60.0,
-    pause_seconds: float = 0.4,
+    *, directions: tuple[float, ...] = (0.0,), size: int = 50, contrast: float = 1.0,
+    width: float = 6.0, pixels_per_second: float = 60.0, pause_seconds: float = 0.4,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:
+) -> Stimulus:  # fmt: skip
     """Sweep a long bar over the field, at right angles to itself, once in every direction.
 
-    There is mean light of `pause_seconds` before each sweep and after the last.
-
-    Returns
-    -------
-    Stimulus
-        An event for every direction, such as ``0 degrees``: frames of its sweep.
+    There is mean light of `pause_seconds` before each sweep and after the last. There is an event
+    for every direction, such as ``0 degrees``: the frames of its sweep.
     """
     above("moving_bar", size=size, width=width, pixels_per_second=pixels_per_second)
     names = [f"{direction:g} degrees" for direction in directions]
@@ -282,33 +223,15 @@ def moving_bar(
 
 
 def reversal(
-    *,
-    direction: float = 0.0,
-    size: int = 50,
-    contrast: float = -1.0,
-    width: float = 6.0,
-    pixels_per_second: float = 60.0,
-    at: float = 0.0,
-    pause_seconds: float = 0.4,
+    *, direction: float = 0.0, size: int = 50, contrast: float = -1.0, width: float = 6.0,
+    pixels_per_second: float = 60.0, at: float = 0.0, pause_seconds: float = 0.4,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:
+) -> Stimulus:  # fmt: skip
     """Move a bar in, turn it round at once, and move it out again (Schwartz et al. 2007).
 
-    Parameters
-    ----------
-    direction : float
-        Direction of the first movement.
-    at : float
-        Where the centre of the bar turns: pixels beyond the centre of the field, along
-        `direction`.
-    pause_seconds : float
-        Mean light before and after.
-
-    Returns
-    -------
-    Stimulus
-        Events ``forth`` and ``back``: frames of either movement; the bar is farthest in the last
-        frame of ``forth``, and ``reversal`` is the frame after it.
+    It first moves along `direction`, and turns where its centre is `at` pixels beyond the centre of
+    the field. Events are ``forth`` and ``back``, the frames of either movement, and ``reversal``,
+    the frame after the last of ``forth``, in which the bar is farthest.
     """
     above("reversal", size=size, width=width, pixels_per_second=pixels_per_second)
     if not abs(at) < size / 2:
@@ -332,29 +255,15 @@ def reversal(
 
 
 def contrast_steps(
-    *,
-    contrasts: tuple[float, ...] = (0.05, 0.35, 0.05, 0.35),
-    step_seconds: float = 5.0,
-    size: int = 50,
-    kind: Noise = "gaussian",
-    checker: int | None = None,
-    frames_per_pattern: int = 3,
-    seed: int = 0,
-    seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:
+    *, contrasts: tuple[float, ...] = (0.05, 0.35, 0.05, 0.35), step_seconds: float = 5.0,
+    size: int = 50, kind: Noise = "gaussian", checker: int | None = None,
+    frames_per_pattern: int = 3, seed: int = 0, seconds_per_frame: float = SECONDS_PER_FRAME,
+) -> Stimulus:  # fmt: skip
     """Draw white noise whose contrast changes at once, its mean never (Smirnakis et al. 1997).
 
-    Parameters
-    ----------
-    contrasts : tuple of float
-        One after the other, for `step_seconds` each.
-    kind, checker, frames_per_pattern
-        As in `white_noise`; by default the whole field is one checker.
-
-    Returns
-    -------
-    Stimulus
-        Events ``contrast``: the contrast of every frame; ``step``: frames in which it changes.
+    Each of `contrasts` lasts `step_seconds`; other options are those of `white_noise`, by default
+    with the whole field as one checker. Events are ``contrast``, the contrast of every frame, and
+    ``step``, the frames in which it changes.
     """
     if not contrasts:
         raise OptionError("contrast_steps: expected at least one contrast; got none")

@@ -1,7 +1,7 @@
 """Ground truth for modes of the retina: pathways and gates that are known, and scores.
 
-What a decomposition should find in `condec.retina.models.circuit` is known by construction: the two
-channels of a pathway act together, and they act while its gate is open.
+By construction of `condec.retina.models.circuit`, the two channels of a pathway act together, and
+they act while its gate is open.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import correlation_matrix, matched_cosine, unit_length
+from condec.basis.records import short_repr
 from condec.retina import Recording
 from condec.retina.fields import ReceptiveFields
 from condec.retina.models.circuit import (
@@ -32,33 +33,27 @@ _RARE: Final = 0.01
 _FAINT: Final = 0.1
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class PlantedRetina:
-    """A circuit, a recording of it, and what is to be found.
-
-    Attributes
-    ----------
-    circuit : RetinaCircuit
-    recording : Recording
-        With the gates as events.
-    """
+    """A circuit, a recording of it with the gates as events, and what is to be found."""
 
     circuit: RetinaCircuit
     recording: Recording
 
     @classmethod
     def standard(cls, seed: int = 0) -> "PlantedRetina":
-        """The instance of the benchmarks: 4,000 frames of `standard_circuit`."""
+        """Make the instance of the benchmarks: 4,000 frames of `standard_circuit`."""
         return cls.of(4000, seed)
 
     @classmethod
     def small(cls, seed: int = 0) -> "PlantedRetina":
-        """An instance that is analysed in seconds: 1,000 frames, gates that change sooner."""
+        """Make an instance that is analysed in seconds: 1,000 frames, gates that change sooner."""
         return cls.of(1000, seed, dwell=15.0)
 
     @classmethod
     def of(cls, n_frames: int, seed: int = 0, *, dwell: float = 40.0) -> "PlantedRetina":
-        """The standard circuit and so many frames, both of one seed."""
+        """Make the standard circuit and so many frames, both of one seed."""
         circuit = standard_circuit(seed)
         return cls(circuit, circuit_recording(circuit, n_frames, seed=seed, dwell=dwell))
 
@@ -68,36 +63,24 @@ class PlantedRetina:
         return self.recording.windows(HISTORY)
 
     @property
-    def n_train(self) -> int:
-        """Samples before the last quarter, less those that share a frame with it."""
-        return round((1 - _HELD_OUT) * len(self.windows)) - HISTORY
-
-    @property
     def train(self) -> Int[Tensor, " row"]:
-        """Samples to fit and choose on: the first three quarters."""
-        return torch.arange(self.n_train)
+        """Return the samples to fit and choose on: those that share no frame with the others."""
+        return torch.arange(round((1 - _HELD_OUT) * len(self.windows)) - HISTORY)
 
     @property
     def held_out(self) -> Int[Tensor, " row"]:
-        """Samples to judge on: the last quarter."""
-        return torch.arange(self.n_train + HISTORY, len(self.windows))
+        """Return the samples to judge on: the last quarter."""
+        return torch.arange(len(self.train) + HISTORY, len(self.windows))
 
     @cached_property
     def gates(self) -> Bool[Tensor, "sample pathway"]:
-        """Which gates are open."""
+        """Tell which gates are open."""
         return torch.stack(list(self.recording.events.values()), 1)[HISTORY:] > 0
 
     def atoms(self, site: str) -> Float[Tensor, "pathway unit"]:
-        """Planted atoms: 1 for the two channels of a pathway, else 0.
+        """Return the planted atoms of site conv1, relu1, conv2 or relu2.
 
-        Parameters
-        ----------
-        site : {"conv1", "relu1", "conv2", "relu2"}
-
-        Raises
-        ------
-        OptionError
-            Another site.
+        They are 1 for the two channels of a pathway, else 0.
         """
         wiring = self.circuit.wiring
         known = {"1": wiring.subunits, "2": wiring.interneurons}
@@ -112,15 +95,10 @@ class PlantedRetina:
 
 
 def folded(atoms: Float[Tensor, "mode entry"], n_units: int) -> Float[Tensor, "mode unit"]:
-    """Which units take part in an atom, whatever their sign: sum of the halves' absolute entries.
+    """Sum the absolute entries of the halves of atoms: the units that take part in each.
 
     Atoms of the sign ``concat`` have an entry for the positive and one for the negative part of
-    every unit; others have one, whose absolute value is taken.
-
-    Raises
-    ------
-    DataError
-        Atoms have neither `n_units` entries nor twice as many.
+    every unit; others have one.
 
     Examples
     --------
@@ -137,11 +115,11 @@ def folded(atoms: Float[Tensor, "mode entry"], n_units: int) -> Float[Tensor, "m
 
 
 def even_rows(matrix: Float[Tensor, "sample unit"], train: Tensor) -> Float[Tensor, "sample unit"]:
-    r"""Rows brought to nearly the same length: :math:`x / (|x| + 0.1\,\mathrm{rms}|x|)`.
+    r"""Bring rows to nearly the same length: :math:`x / (|x| + 0.1\,\mathrm{rms}|x|)`.
 
-    Loadings that are nearly binary (`condec.dictionary.ThresholdSAE`) leave out what is weak, and
-    contributions to a surprisal are weak wherever the rates are near their mean. Rows far below the
-    root mean square length of the training samples stay short.
+    Loadings that are nearly binary (`condec.dictionary.ThresholdSAE`) leave out weak rows, and
+    contributions to a surprisal are weak wherever the rates are near their mean. Rows far below
+    the root mean square length of the training samples stay short.
     """
     length = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
     even: Tensor = matrix / (length + _FAINT * length[train].square().mean().sqrt())
@@ -172,7 +150,7 @@ class FoundModes:
     def by_atoms(
         cls, atoms: Tensor, loadings: Tensor, planted: Float[Tensor, "pathway unit"], train: Tensor
     ) -> "FoundModes":
-        """Each mode belongs to the planted atom that its own is closest to; no gate is used."""
+        """Assign each mode to the planted atom that its own is closest to; no gate is used."""
         alive = _alive(loadings, train)
         found = folded(atoms[alive], planted.shape[1])
         closest = unit_length(found, 1) @ unit_length(planted, 1).T
@@ -184,7 +162,7 @@ class FoundModes:
     def by_gates(
         cls, atoms: Tensor, loadings: Tensor, gates: Tensor, train: Tensor
     ) -> "FoundModes":
-        """Each mode belongs to the gate that its loading correlates with most in training.
+        """Assign each mode to the gate that its loading correlates with most in training.
 
         For networks whose channels are not known.
         """
@@ -196,12 +174,12 @@ class FoundModes:
 
     @property
     def strength(self) -> Float[Tensor, "sample mode"]:
-        """Loading times size: how much of each mode is in a sample, in the unit of the data."""
+        """Return loading times size, in the unit of the data."""
         return self.loadings * self.size
 
     @property
     def pathway_loadings(self) -> Float[Tensor, "sample pathway"]:
-        """Sum of `strength` over the modes of each pathway."""
+        """Sum `strength` over the modes of each pathway."""
         member = torch.nn.functional.one_hot(self.pathway, len(PATHWAYS)).to(self.loadings.dtype)
         return self.strength @ member
 
@@ -216,10 +194,10 @@ def _alive(loadings: Tensor, train: Tensor) -> Tensor:
 def gate_auroc(
     found: FoundModes, gates: Bool[Tensor, "sample pathway"], held_out: Tensor
 ) -> Float[Tensor, " pathway"]:
-    """How well the loadings of a pathway's modes together tell that its gate is open.
+    """Score how well the loadings of a pathway's modes together tell that its gate is open.
 
-    Area under the receiver operating characteristic on held-out samples: 0.5 is chance, and what
-    a pathway without any mode gets.
+    Area under the receiver operating characteristic on held-out samples: 0.5 is chance, and the
+    score of a pathway without any mode.
     """
     scores = found.pathway_loadings[held_out]
     return torch.tensor([_auroc(scores[:, p], gates[held_out, p]) for p in range(gates.shape[1])])
@@ -228,7 +206,7 @@ def gate_auroc(
 def best_mode_auroc(
     found: FoundModes, gates: Bool[Tensor, "sample pathway"], train: Tensor, held_out: Tensor
 ) -> Float[Tensor, " pathway"]:
-    """The same of a single mode for each gate: the one that is best on training samples."""
+    """Score a single mode for each gate: the one that is best on training samples."""
     areas = []
     for gate in gates.T:
         on_train = [_auroc(column, gate[train]) for column in found.loadings[train].T]
@@ -247,7 +225,7 @@ def _auroc(scores: Tensor, truth: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class SignAttribution:
-    """Whether modes tell why a receptive field is ON at one moment and OFF at another.
+    """Shares of receptive fields whose sign, ON or OFF, modes tell.
 
     Attributes
     ----------
@@ -277,18 +255,10 @@ def sign_attribution(
 ) -> SignAttribution:
     """Attribute the sign of each receptive field to the pathway of the strongest mode.
 
-    Of the cell's two pathways, one is ON and one OFF. The strongest of their modes at that
-    moment (loading times size) says which sign the field should have. Fields below a tenth of
-    the cell's median strength are left out: both gates are closed.
-
-    Parameters
-    ----------
-    found : FoundModes
-    fields : ReceptiveFields
-        Of the circuit's cells, at held-out samples.
-    planted : PlantedRetina
-    n_shifts : int
-        For chance.
+    Of a cell's two pathways, one is ON and one OFF. The strongest of their modes at that moment
+    (loading times size) says which sign the field should have. Fields, of held-out samples, below a
+    tenth of the cell's median strength are left out: both gates are closed. `n_shifts` is for
+    chance.
     """
     strongest = _strongest(found)[fields.rows]
     gates = planted.gates[fields.rows]
@@ -314,20 +284,20 @@ def sign_attribution(
 
 
 def _strongest(found: FoundModes) -> Tensor:
-    """Strength of each pathway's strongest mode, [sample, pathway]; 0 without any."""
+    """Return the strength of each pathway's strongest mode, [sample, pathway]; 0 without any."""
     strength = torch.zeros(len(found.loadings), len(PATHWAYS), dtype=found.loadings.dtype)
     where = found.pathway.expand(len(strength), -1)
     return strength.scatter_reduce(1, where, found.strength, "amax")
 
 
 def _answers(strongest: Tensor, pathways: list[int]) -> Tensor:
-    """Sign that the stronger of two pathways gives, [sample]; 0 where neither is active."""
+    """Return the sign of the stronger of two pathways, [sample]; 0 where neither is active."""
     signs = torch.tensor([float(POLARITY[pathway]) for pathway in pathways])
     top = strongest.max(1)
     return torch.where(top.values > 0, signs[top.indices], 0.0)
 
 
 def _balanced(answer: Tensor, sign: Tensor, among: Tensor) -> float:
-    """Mean of the share right of ON fields and of OFF fields; NaN where one is missing."""
+    """Average the share right of ON fields and of OFF fields; NaN where one is missing."""
     shares = [(answer == s)[among & (sign == s)].float().mean() for s in (1.0, -1.0)]
     return float(torch.stack(shares).mean())

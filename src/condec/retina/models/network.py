@@ -89,16 +89,9 @@ class StackedConv2d(nn.Sequential):
     """
 
     def __init__(
-        self,
-        n_inputs: int,
-        n_outputs: int,
-        kernel: int,
-        side: int,
-        *,
-        between: int | None = None,
-        bias: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
+        self, n_inputs: int, n_outputs: int, kernel: int, side: int, *,
+        between: int | None = None, bias: bool = True, dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         sides = [side] * ((kernel - 1) // (side - 1))
         if (kernel - 1) % (side - 1):
             sides.append((kernel - 1) % (side - 1) + 1)

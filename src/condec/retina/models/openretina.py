@@ -48,15 +48,10 @@ class OpenRetina(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        session: str | None = None,
-        *,
-        cells: Sequence[int] | None = None,
-        channels: int = 1,
-        frame: int = -1,
+        self, model: nn.Module, session: str | None = None, *,
+        cells: Sequence[int] | None = None, channels: int = 1, frame: int = -1,
         **arguments: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
         self.session = _session(model, session)

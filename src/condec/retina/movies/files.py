@@ -28,23 +28,17 @@ _KEYS: Final = ("split", "cells", "response", "history", "frames", "scaling", "u
 
 
 def read_recording(
-    path: str | Path,
-    *,
-    split: str | None = None,
-    cells: Sequence[str | int] | None = None,
-    response: str | None = None,
-    scaling: Scaling | None = None,
+    path: str | Path, *, split: str | None = None, cells: Sequence[str | int] | None = None,
+    response: str | None = None, scaling: Scaling | None = None,
     frames: tuple[int, int] | None = None,
-) -> Recording:
+) -> Recording:  # fmt: skip
     """Read a movie and its responses from an h5 or npz file.
 
     - h5, as those of McIntosh et al. 2016 and Maheswaranathan et al. 2023: groups ``train`` and
       ``test``, each with ``time`` (seconds, [frame]), ``stimulus`` ([frame, y, x]) and
       ``response/firing_rate_10ms`` or others ([cell, frame]). Cells are named by their row:
       ``"0"``, ``"1"``, ... Read in blocks, so that the movie is in memory once, as float32.
-    - npz: ``movie`` [frame, y, x] and, if there, ``rates`` [frame, cell], ``cells``,
-      ``seconds_per_frame``, ``scaling`` (mean and standard deviation that were taken out),
-      ``name``, and ``event/NAME`` [frame] (`write_recording`).
+    - npz: as `write_recording` writes it, or just ``movie`` [frame, y, x].
 
     Parameters
     ----------
@@ -55,7 +49,7 @@ def read_recording(
     cells : sequence of str or int, optional
         Cells to keep, in this order, by name; by default all.
     response : str, optional
-        Which of the responses of an h5 file; by default ``firing_rate_10ms``.
+        One of the responses of an h5 file; by default ``firing_rate_10ms``.
     scaling : (float, float), optional
         Mean and standard deviation to take out of the movie: those that the model was trained
         with. By default of an h5 file those of its split ``train``; of an npz nothing more than
@@ -122,14 +116,10 @@ def write_recording(path: str | Path, recording: Recording) -> None:
 
 
 def from_movie(
-    rest: str,
-    keys: Mapping[str, str],
-    *,
-    folder: str | Path = ".",
-    shape: tuple[int, ...] | None = None,
-    scaling: Scaling | None = None,
+    rest: str, keys: Mapping[str, str], *, folder: str | Path = ".",
+    shape: tuple[int, ...] | None = None, scaling: Scaling | None = None,
     cells: Sequence[str] | None = None,
-) -> Windows:
+) -> Windows:  # fmt: skip
     """Open clips of a movie by ``movie:FILE?KEY=VALUE&...``, for `condec.data.load_data`.
 
     Keys are ``split``, ``cells`` (``0,2``), ``response``, ``frames`` (``START:STOP``) and

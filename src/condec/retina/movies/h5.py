@@ -25,13 +25,9 @@ RESPONSE: Final = "firing_rate_10ms"
 
 
 def read_h5(
-    path: Path,
-    split: str,
-    cells: list[str] | None,
-    response: str,
-    scaling: Scaling | None,
+    path: Path, split: str, cells: list[str] | None, response: str, scaling: Scaling | None,
     frames: tuple[int, int] | None,
-) -> Recording:
+) -> Recording:  # fmt: skip
     """Read a recording from an h5 file; see `condec.retina.read_recording`."""
     try:
         import h5py
@@ -104,19 +100,16 @@ def _blocks(stimulus: "h5py.Dataset", start: int, stop: int) -> Iterator[tuple[i
 
 
 def _moments(stimulus: "h5py.Dataset") -> Scaling:
-    """Work out mean and standard deviation of all pixels, block by block (Welford's merge)."""
+    """Work out mean and standard deviation of all pixels in float64, block by block, twice."""
     where = f"{stimulus.file.filename}: {stimulus.name}"
-    count, mean, squares = 0, 0.0, 0.0
+    mean = squares = 0.0
     for _, block in _blocks(stimulus, 0, len(stimulus)):
-        pixels = block.astype(np.float64)
-        if not np.isfinite(pixels).all():
-            raise DataError(f"{where}: the movie is not finite; mend the file, or give scaling")
-        away = float(pixels.mean()) - mean
-        total = count + pixels.size
-        squares += float(pixels.var()) * pixels.size + away**2 * count * pixels.size / total
-        mean += away * pixels.size / total
-        count = total
-    std = math.sqrt(squares / count)
+        mean += float(block.sum(dtype=np.float64)) / stimulus.size
+    if not math.isfinite(mean):
+        raise DataError(f"{where}: the movie is not finite; mend the file, or give scaling")
+    for _, block in _blocks(stimulus, 0, len(stimulus)):
+        squares += float(np.square(block.astype(np.float64) - mean).sum())
+    std = math.sqrt(squares / stimulus.size)
     if std == 0.0:
         raise DataError(
             f"{where}: the movie is constant, so its standard deviation cannot be divided by; "

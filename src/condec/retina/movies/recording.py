@@ -85,11 +85,7 @@ class Recording:
 
         Sample j is frames j .. j + history - 1, oldest first; its response is that during frame
         j + history, whose number is the sample's id. There are ``len(recording) - history``.
-
-        Raises
-        ------
-        DataError
-            The movie is not longer than the history.
+        DataError where the movie is not longer than the history.
         """
         self._check_history(history)
         movie = self.movie
@@ -102,24 +98,12 @@ class Recording:
         )
 
     def responses(self, history: int) -> Float[Tensor, "sample cell"]:
-        """Return the rates that belong to the clips of `windows`: those from `history` on.
-
-        Raises
-        ------
-        DataError
-            There are no rates, or the movie is not longer than the history.
-        """
+        """Return the rates that belong to the clips of `windows`: those from `history` on."""
         self._check_history(history)
         return self._needed_rates("responses")[history:]
 
     def scaled(self, scaling: Scaling) -> "Recording":
-        """Return the same recording, with another mean and standard deviation taken out.
-
-        Raises
-        ------
-        OptionError
-            A mean that is not finite, or a standard deviation that is not above 0.
-        """
+        """Return the recording with another mean and (above 0) standard deviation taken out."""
         check_scaling(self.name, scaling)
         if scaling == self.scaling:
             return self
@@ -128,13 +112,7 @@ class Recording:
         return replace(self, movie=movie, scaling=scaling)
 
     def part(self, start: int, stop: int) -> "Recording":
-        """Return frames `start` to below `stop`, numbered from 0 again.
-
-        Raises
-        ------
-        OptionError
-            They are not in the recording.
-        """
+        """Return frames `start` to below `stop`, numbered from 0 again."""
         check_frames(self.name, start, stop, len(self))
         return replace(
             self,
@@ -145,27 +123,13 @@ class Recording:
         )
 
     def of_cells(self, cells: Sequence[str]) -> "Recording":
-        """Return the same movie with the responses of some cells, in the order given.
-
-        Raises
-        ------
-        DataError
-            A cell that the recording lacks, or that is named twice.
-        """
+        """Return the same movie with the responses of some cells, in the order given."""
         rates = self._needed_rates("a choice of cells")
         chosen = columns(self.name, self.cells, cells)
         return replace(self, rates=rates[:, chosen], cells=tuple(cells))
 
     def in_units_of(self, unit: float) -> "Recording":
-        """Return the recording with rates divided by `unit`: those of about 1 are learnt fastest.
-
-        Raises
-        ------
-        DataError
-            There are no rates.
-        OptionError
-            A unit that is not above 0 and finite.
-        """
+        """Return the recording with rates divided by `unit`; those of about 1 train fastest."""
         above(self.name, unit=unit)
         return replace(self, rates=self._needed_rates("a unit") / unit)
 
