@@ -80,7 +80,7 @@ def demo(
     """All links, on the embedded model of handwritten digits, or on a circuit of the retina."""
     with _messages(debug=debug):
         if retina:
-            from condec.run.retina import demo_plan
+            from condec.retina.link import demo_plan
 
             plan = demo_plan(out)
         else:

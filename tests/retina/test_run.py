@@ -87,7 +87,7 @@ def table(run: Run, part: str, site: str = "relu1") -> pd.DataFrame:
 
 
 def test_responses_are_those_of_model_and_recording(run: Run) -> None:
-    found = load_record(run.folder.retina("responses.npz"), Responses)
+    found = load_record(run.folder.analysis("retina", "responses.npz"), Responses)
     recording = movie().part(0, 125)
     clips = torch.stack([recording.movie[i : i + 5] for i in range(120)])
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_responses_are_those_of_model_and_recording(run: Run) -> None:
 
 
 def test_fields_are_at_frames_spread_over_the_movie(run: Run) -> None:
-    found = load_record(run.folder.retina("fields.npz"), ReceptiveFields)
+    found = load_record(run.folder.analysis("retina", "fields.npz"), ReceptiveFields)
     assert found.rows.tolist() == list(range(0, 120, 2))
     assert found.spatial.shape == (60, 4, 6, 6)
     again = receptive_fields(run.loaded.model, run.inputs, rows=found.rows, crop=6).aligned()
@@ -114,7 +114,7 @@ def test_fields_are_at_frames_spread_over_the_movie(run: Run) -> None:
 
 def test_tables_of_a_site(run: Run) -> None:
     (modes,) = run.modes(["relu1"])
-    responses = load_record(run.folder.retina("responses.npz"), Responses)
+    responses = load_record(run.folder.analysis("retina", "responses.npz"), Responses)
     cells = table(run, "cells")
     matrix = cells.pivot(index="cell", columns="mode", values="correlation")
     expected = mode_cell_correlation(modes.loadings, responses.rates)
@@ -182,7 +182,7 @@ def test_the_page_shows_it_all_and_escapes_names(run: Run) -> None:
 
 
 def test_the_leading_cell_is_the_one_whose_field_changes(run: Run) -> None:
-    retina = Retina.read(run.folder.path)
+    retina = Retina.read(run.folder)
     fields = retina.fields
     course = (fields.strength[..., None, None] * fields.spatial).double()
     shares = course.var(0, correction=0).sum((1, 2)) / course.square().mean(0).sum((1, 2))
@@ -226,7 +226,7 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
 
 
 def test_data_that_are_no_movie() -> None:
-    from condec.run.retina import retina
+    from condec.retina.link import retina
 
     plan = config.from_dict({"sites": "block1", "links": ["retina"]})
     with pytest.raises(OptionError, match="'digits' are no movie; give"):

@@ -1,10 +1,9 @@
 """The page of a retina: rates, contributions and loadings over time, fields, modes and cells."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from condec.retina.fields import ReceptiveFields
 from condec.retina.probes import PROBES
 from condec.retina.records import load_record
 from condec.retina.responses import Responses
+from condec.store import RunFolder
 
 if TYPE_CHECKING:
     import pandas
@@ -35,58 +35,24 @@ _COMBINATIONS: Final = 40
 
 @dataclass(frozen=True, eq=False)
 class Retina:
-    """What a run has of a retina.
+    """Results of a run about a retina, and the cell that stands out."""
 
-    Attributes
-    ----------
-    folder : Path
-        ``analysis/retina`` of the run folder.
-    responses : Responses
-    fields : ReceptiveFields
-    """
-
-    folder: Path
+    folder: RunFolder
     responses: Responses
     fields: ReceptiveFields
 
     @classmethod
-    def read(cls, run_folder: str | Path) -> "Retina":
-        """From a run folder.
-
-        Raises
-        ------
-        StoreError
-            There are no results, or they are damaged.
-        """
-        folder = Path(run_folder) / "analysis" / "retina"
+    def read(cls, folder: RunFolder) -> "Retina":
+        """Read the results of a run folder; StoreError where there are none."""
         return cls(
             folder,
-            load_record(folder / "responses.npz", Responses),
-            load_record(folder / "fields.npz", ReceptiveFields),
+            load_record(folder.analysis("retina", "responses.npz"), Responses),
+            load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields),
         )
-
-    def table(self, site: SitePart, fitted: DictionaryPart, part: str) -> "pandas.DataFrame | None":
-        """A table of one site; None where it was not made."""
-        import pandas
-
-        file = self.folder / quote(site.key, safe="") / fitted.name / f"{part}.parquet"
-        return pandas.read_parquet(file) if file.is_file() else None
-
-    def combination_fields(
-        self, site: SitePart, fitted: DictionaryPart
-    ) -> CombinationFields | None:
-        """Mean fields of combinations of one site; None where none is frequent enough."""
-        file = self.folder / quote(site.key, safe="") / fitted.name / "fields.npz"
-        return load_record(file, CombinationFields) if file.is_file() else None
-
-    def probes(self) -> dict[str, Responses]:
-        """Rates to each of the standard probes that were shown, in their order."""
-        files = {name: self.folder / "probes" / f"{quote(name)}.npz" for name in PROBES}
-        return {n: load_record(file, Responses) for n, file in files.items() if file.is_file()}
 
     @property
     def leading(self) -> int:
-        """Place among the cells with fields of the one whose field changes most.
+        """Return the place, among the cells with fields, of the one whose field changes most.
 
         By the share of the squared fields that is not in their mean.
         """
@@ -97,8 +63,13 @@ class Retina:
         return int(((whole - constant) / whole.clamp(min=1e-30)).argmax())
 
     @property
+    def cell(self) -> str:
+        """Return the name of the leading cell."""
+        return self.responses.cells[int(self.fields.cells[self.leading])]
+
+    @property
     def stretch(self) -> slice:
-        """The samples that are drawn over time: where the leading cell's rate varies most."""
+        """Return the samples to draw over time: where the leading cell's rate varies most."""
         rate = self.responses.rates[:, int(self.fields.cells[self.leading])].double()
         length = min(STRETCH, len(rate))
         sums, squares = (torch.cat([torch.zeros(1), v.cumsum(0)]) for v in (rate, rate.square()))
@@ -108,21 +79,20 @@ class Retina:
 
 
 def _values(run: RunPart, studio: Studio) -> dict[str, Any]:
-    retina = Retina.read(run.folder.path)
-    responses, place = retina.responses, retina.leading
-    cell = responses.cells[int(retina.fields.cells[place])]
+    retina = Retina.read(run.folder)
+    rows, part = retina.fields.rows, retina.stretch
+    inside = retina.fields.select((rows >= part.start) & (rows < part.stop))
     return {
-        "responses": responses,
         "found": list(_facts(retina)),
-        "cell": cell,
-        "film": _film(retina, studio, place),
-        "strip": _strip(retina, studio, place, cell),
+        "cell": retina.cell,
+        "film": _film(retina, inside, studio),
+        "strip": _strip(retina, inside, studio),
         "probes": _probes(retina, studio),
         "site_parts": [
-            _site(retina, site, fitted, studio, place)
+            _site(retina, site, part, studio)
             for site in run.sites
-            for fitted in site.parts
-            if retina.table(site, fitted, "cells") is not None
+            for part in site.parts
+            if run.folder.read_table("retina", site.key, part.name, "cells") is not None
         ],
     }
 
@@ -147,38 +117,45 @@ def _facts(retina: Retina) -> Iterator[Fact]:
     )
 
 
-def _film(retina: Retina, studio: Studio, place: int) -> Drawn | None:
-    """The leading cell's field from frame to frame, as a moving picture."""
-    inside = _inside(retina)
+def _film(retina: Retina, inside: ReceptiveFields, studio: Studio) -> Drawn | None:
+    """Draw the leading cell's field from frame to frame, as a moving picture."""
     if len(inside) < 2:
         return None
-    fields = retina.fields.select(inside)
-    pictures = figures.field_film(fields.spatial[:, place] * fields.strength[:, place, None, None])
+    pictures = figures.field_film(_scaled(inside, retina.leading))
     file = studio.moving(pictures, "figures/retina-film", seconds=0.08)
     return Drawn(file, "Receptive field from frame to frame", f"{len(inside)} frames")
 
 
-def _strip(retina: Retina, studio: Studio, place: int, cell: str) -> list[Drawn]:
-    """The strongest fields of the stretch that are apart in time."""
-    inside = _inside(retina)
+def _strip(retina: Retina, inside: ReceptiveFields, studio: Studio) -> list[Drawn]:
+    """Draw the leading cell's strongest fields of the stretch that are apart in time."""
     if not len(inside):
         return []
-    fields = retina.fields.select(_strongest(retina.fields.select(inside), place) + inside[0])
-    seconds = retina.responses.seconds[fields.rows]
+    apart, place, chosen = max(1, len(inside) // (3 * _STRIP)), retina.leading, list[int]()
+    for sample in inside.strength[:, place].argsort(descending=True).tolist():
+        if len(chosen) < _STRIP and all(abs(sample - other) > apart for other in chosen):
+            chosen.append(sample)
+    fields = inside.select(sorted(chosen))
     figure = figures.fields_figure(
-        fields.spatial[:, place] * fields.strength[:, place, None, None],
+        _scaled(fields, place),
         fields.temporal[:, place],
-        [f"{float(at):.2f} s" for at in seconds],
-        heading=f"Receptive field of cell {cell}",
+        [f"{float(at):.2f} s" for at in retina.responses.seconds[fields.rows]],
+        heading=f"Receptive field of cell {retina.cell}",
         unit="space above, time below; pictures on one scale; vermilion: light raises the rate",
         seconds_per_frame=retina.responses.seconds_per_frame,
     )
-    return [studio.figure(figure, "retina-fields", f"Receptive field of cell {cell} over time")]
+    alt = f"Receptive field of cell {retina.cell} over time"
+    return [studio.figure(figure, "retina-fields", alt)]
+
+
+def _scaled(fields: ReceptiveFields | CombinationFields, place: int) -> Tensor:
+    """Return a cell's pictures times their strength."""
+    return fields.spatial[:, place] * fields.strength[:, place, None, None]
 
 
 def _probes(retina: Retina, studio: Studio) -> list[Drawn]:
-    """Rates of all cells to the standard probes, where they were shown."""
-    found = retina.probes()
+    """Draw the rates of all cells to the standard probes that were shown."""
+    files = {name: retina.folder.analysis("retina", "probes", f"{name}.npz") for name in PROBES}
+    found = {n: load_record(file, Responses) for n, file in files.items() if file.is_file()}
     if not found:
         return []
     figure = figures.probes_figure(
@@ -189,95 +166,100 @@ def _probes(retina: Retina, studio: Studio) -> list[Drawn]:
     return [studio.figure(figure, "retina-probes", "Rates of all cells to standard probes")]
 
 
-def _strongest(fields: ReceptiveFields, place: int) -> Tensor:
-    """Places of the strongest fields of a cell that are apart in time, in its order."""
-    apart = max(1, len(fields) // (3 * _STRIP))
-    chosen: list[int] = []
-    for sample in fields.strength[:, place].argsort(descending=True).tolist():
-        if len(chosen) < _STRIP and all(abs(sample - other) > apart for other in chosen):
-            chosen.append(sample)
-    return torch.tensor(sorted(chosen))
+def _site(retina: Retina, site: SitePart, part: DictionaryPart, studio: Studio) -> dict[str, Any]:
+    """Draw everything that the page shows of one site."""
 
+    def table(name: str) -> "pandas.DataFrame":
+        found = retina.folder.read_table("retina", site.key, part.name, name)
+        if found is None:
+            raise StoreError(
+                f"{retina.folder.path}: no table {name} of {site.key}; run 'condec retina' again"
+            )
+        return found
 
-def _inside(retina: Retina) -> Tensor:
-    """Places of the fields that lie in the stretch."""
-    rows, part = retina.fields.rows, retina.stretch
-    inside: Tensor = (rows >= part.start) & (rows < part.stop)
-    return inside.nonzero().flatten()
+    def draw(figure: Any, name: str, alt: str) -> list[Drawn]:
+        return [studio.figure(figure, f"retina-{site.folder}-{part.name}-{name}", alt)]
 
-
-def _site(
-    retina: Retina, site: SitePart, fitted: DictionaryPart, studio: Studio, place: int
-) -> dict[str, Any]:
-    """Everything that the page shows of one site."""
-    stem = f"retina-{site.folder}-{fitted.name}"
-    cells, table, explained = (
-        _needed(retina, site, fitted, part) for part in ("cells", "combinations", "explained")
-    )
+    cells, combined, explained = table("cells"), table("combinations"), table("explained")
+    cell = int(retina.fields.cells[retina.leading])
+    mean_fields = _combination_fields(retina, site, part)
     return {
         "site": site,
-        "name": fitted.name,
-        "traces": [_traces(retina, site, fitted, studio, place, stem)],
-        "cells": [_mode_cells(cells, studio, stem)],
+        "name": part.name,
+        "traces": draw(
+            _traces(retina, part), "traces", f"Rates, contributions and loadings, {site.key}"
+        ),
+        "cells": draw(_mode_cells(cells), "cells", "Correlation of every mode with every cell"),
         "clusters": _cluster_words(cells),
-        "combinations": [_counts(table, studio, stem)],
-        "combination_fields": _combination_fields(retina, site, fitted, studio, place, stem),
-        "rows": table.head(_COMBINATIONS).to_dict("records"),
-        "n_rows": len(table),
-        "explained": _explained(explained, int(retina.fields.cells[place]), studio, stem),
+        "combinations": draw(
+            figures.combinations_figure(combined), "combinations", "Counts of combinations"
+        ),
+        "combination_fields": [] if mean_fields is None else draw(
+            mean_fields, "combination-fields",
+            f"Mean receptive field of cell {retina.cell} for each combination of modes",
+        ),
+        "rows": combined.head(_COMBINATIONS).to_dict("records"),
+        "n_rows": len(combined),
+        "explained": draw(
+            figures.explained_figure(explained, cell=cell),
+            "explained", "What explains the change of fields",
+        ),
         "explained_words": _explained_words(explained),
-    }
+    }  # fmt: skip
 
 
-def _needed(
-    retina: Retina, site: SitePart, fitted: DictionaryPart, part: str
-) -> "pandas.DataFrame":
-    table = retina.table(site, fitted, part)
-    if table is None:
-        raise StoreError(
-            f"{retina.folder}: no table {part} of {site.key}; run 'condec retina' again"
-        )
-    return table
-
-
-def _traces(
-    retina: Retina, site: SitePart, fitted: DictionaryPart, studio: Studio, place: int, stem: str
-) -> Drawn:
-    responses, part, modes = retina.responses, retina.stretch, fitted.modes
-    number = int(retina.fields.cells[place])
-    rates = {"model": responses.rates[part, number]}
+def _traces(retina: Retina, part: DictionaryPart) -> Any:
+    responses, some, modes = retina.responses, retina.stretch, part.modes
+    number = int(retina.fields.cells[retina.leading])
+    rates = {"model": responses.rates[some, number]}
     if responses.recorded is not None:
-        rates["recorded"] = responses.recorded[part, number]
-    loadings = modes.loadings[part]
+        rates["recorded"] = responses.recorded[some, number]
+    loadings = modes.loadings[some]
     used = loadings.double().std(0) / modes.loadings.double().std(0).clamp(min=1e-30)
     weight = used * (modes.loadings.double().norm(dim=0) * modes.atoms.double().norm(dim=1))
     leading = sorted(weight.argsort(descending=True)[:_MODES].tolist())
-    figure = figures.traces_figure(
-        responses.seconds[part],
+    return figures.traces_figure(
+        responses.seconds[some],
         rates,
-        modes.store.matrix(modes.site, quantity=modes.quantity, sign="sum")[part],
+        modes.store.matrix(modes.site, quantity=modes.quantity, sign="sum")[some],
         {f"mode {int(modes.ids[mode])}": loadings[:, mode] for mode in leading},
-        events=dict(zip(responses.event_names, responses.events[:, part], strict=True)),
-        cell=responses.cells[number],
+        events=dict(zip(responses.event_names, responses.events[:, some], strict=True)),
+        cell=retina.cell,
     )
-    return studio.figure(figure, f"{stem}-traces", f"Rates, contributions and loadings, {site.key}")
 
 
-def _mode_cells(table: "pandas.DataFrame", studio: Studio, stem: str) -> Drawn:
+def _mode_cells(table: "pandas.DataFrame") -> Any:
     by_place = table.pivot_table(index="cell_place", columns="mode_place", values="correlation")
     rows = table.drop_duplicates("cell_place").sort_values("cell_place")
     modes = table.drop_duplicates("mode_place").sort_values("mode_place")["mode"]
-    figure = figures.mode_cell_figure(
+    return figures.mode_cell_figure(
         torch.tensor(by_place.to_numpy(), dtype=torch.float32),
         [str(cell) for cell in rows["cell"]],
         [str(mode) for mode in modes],
         clusters=[int(cluster) for cluster in rows["cluster"]],
     )
-    return studio.figure(figure, f"{stem}-cells", "Correlation of every mode with every cell")
+
+
+def _combination_fields(retina: Retina, site: SitePart, part: DictionaryPart) -> Any:
+    """Draw the mean field of each frequent combination, if there is one."""
+    file = retina.folder.analysis("retina", site.key, part.name, "fields.npz")
+    if not file.is_file():
+        return None
+    found, place = load_record(file, CombinationFields), retina.leading
+    names = [named(columns, part.modes.ids) for columns in found.combinations]
+    return figures.fields_figure(
+        _scaled(found, place),
+        found.temporal[:, place],
+        [figures.short_combination(name, most=3) for name in names],
+        notes=[f"{int(n)} frames" for n in found.counts],
+        heading=f"Mean field of cell {retina.cell} by the modes that are active",
+        unit="pictures on one scale; vermilion: light raises the rate",
+        seconds_per_frame=retina.responses.seconds_per_frame,
+    )
 
 
 def _cluster_words(table: "pandas.DataFrame") -> str:
-    """How many groups of cells there are."""
+    """Say how many groups of cells there are."""
     rows = table.drop_duplicates("cell")
     silhouette = float(rows["silhouette"].iloc[0])
     if silhouette != silhouette:
@@ -290,40 +272,8 @@ def _cluster_words(table: "pandas.DataFrame") -> str:
     )
 
 
-def _counts(table: "pandas.DataFrame", studio: Studio, stem: str) -> Drawn:
-    figure = figures.combinations_figure(table)
-    return studio.figure(figure, f"{stem}-combinations", "Counts of combinations")
-
-
-def _combination_fields(
-    retina: Retina, site: SitePart, fitted: DictionaryPart, studio: Studio, place: int, stem: str
-) -> list[Drawn]:
-    """Mean field of each frequent combination."""
-    found = retina.combination_fields(site, fitted)
-    if found is None:
-        return []
-    names = [named(columns, fitted.modes.ids) for columns in found.combinations]
-    cell = retina.responses.cells[int(found.cells[place])]
-    figure = figures.fields_figure(
-        found.spatial[:, place] * found.strength[:, place, None, None],
-        found.temporal[:, place],
-        [figures.short_combination(name, most=3) for name in names],
-        notes=[f"{int(n)} frames" for n in found.counts],
-        heading=f"Mean field of cell {cell} by the modes that are active",
-        unit="pictures on one scale; vermilion: light raises the rate",
-        seconds_per_frame=retina.responses.seconds_per_frame,
-    )
-    alt = f"Mean receptive field of cell {cell} for each combination of modes"
-    return [studio.figure(figure, f"{stem}-combination-fields", alt)]
-
-
-def _explained(table: "pandas.DataFrame", cell: int, studio: Studio, stem: str) -> Sequence[Drawn]:
-    figure = figures.explained_figure(table, cell=cell)
-    return [studio.figure(figure, f"{stem}-explained", "What explains the change of fields")]
-
-
 def _explained_words(table: "pandas.DataFrame") -> str:
-    """What modes explain of the median cell, and the best of what they must beat."""
+    """Say what modes explain of the median cell, and the best of what they must beat."""
     median = table.groupby("predictor", sort=False)["r2"].median()
     others = median.drop(["modes", "shifted modes"], errors="ignore").dropna()
     words = (
@@ -345,7 +295,7 @@ PAGE: Final = Page(
     name="Retina",
     file="retina.html",
     template=Path(__file__).with_name("page.html.jinja"),
-    applies=lambda folder: folder.retina("fields.npz").is_file(),
+    applies=lambda folder: folder.analysis("retina", "fields.npz").is_file(),
     values=_values,
 )
 """The page of runs of a retina."""

@@ -123,10 +123,6 @@ class RunFolder:
         """Return a place below analysis/; characters that file systems refuse are quoted."""
         return self.path.joinpath("analysis", *(quote(part, safe="") for part in parts))
 
-    def retina(self, name: str) -> Path:
-        """Return the file of a record of all cells of a retina."""
-        return self.analysis("retina", name)
-
     def table(self, *parts: str) -> Path:
         """Return the file of a table: of the run, or of a kind of `TABLES`, a site, a learner."""
         place = self.analysis(*parts)

@@ -1,0 +1,135 @@
+"""The link ``retina``: responses and receptive fields of cells, and modes with both."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from condec.basis.errors import OptionError
+from condec.modes import Modes
+from condec.retina.analysis import analyse, fields_of
+from condec.retina.fields import ReceptiveFields
+from condec.retina.movies.gated import write_circuit_recording
+from condec.retina.movies.recording import Windows
+from condec.retina.options import RetinaOptions
+from condec.retina.probes import probe, standard_probes
+from condec.retina.records import load_record, save_record
+from condec.retina.responses import Responses, respond
+from condec.run import Link, Outcome, Plan, Run, config
+from condec.run.tasks import Task, carry_out, fit_digest, with_modes
+
+_TABLES: Final = ("cells", "combinations", "explained")
+DEMO: Final[dict[str, Any]] = {
+    "sites": ["conv1", "relu1", "conv2", "relu2"],
+    "out": "runs/retina",
+    "model": {"spec": "circuit"},
+    "data": {"source": "movie:recording.npz"},
+    "collect": {"method": "ig:20", "target": "surprisal"},
+    "fit": {"learner": "sae", "n_modes": "10x", "sign": "concat", "steps": 3000},
+    "retina": {"n_fields": 600, "probe_contrast": 2.0},
+    "report": {"title": "A retina whose circuit is known"},
+}
+
+
+def demo_plan(out: Path | None = None) -> Plan:
+    """Return the plan of ``condec demo --retina``: the embedded circuit on a movie.
+
+    The movie opens the circuit's gates. It is written into the run folder, so that it can be
+    exchanged.
+    """
+    plan = config.from_dict(DEMO)
+    plan = replace(plan, out=out or plan.out, base=out or plan.out)
+    write_circuit_recording(plan.out / "recording.npz")
+    return plan
+
+
+def retina(run: Run) -> Outcome:
+    """Modes beside the cells of a retina: correlations, combinations, receptive fields.
+
+    All goes into analysis/retina/. A site of which no mode is alive is left out, with a note.
+
+    Raises
+    ------
+    OptionError
+        The data are no movie.
+    """
+    plan, windows = run.plan.options["retina"], run.inputs
+    if not isinstance(windows, Windows):
+        raise OptionError(
+            f"retina: the data {run.plan.data.source!r} are no movie; give [data] source = "
+            "'movie:FILE', or leave that link out"
+        )
+    chosen, notes = with_modes(run.modes(plan.sites))
+    tasks = [*_of_cells(run, windows)]
+    for modes in chosen:
+        made_from = run.digest(fit_digest(run, modes.site), plan)
+        make = partial(_of_site, run, windows, modes)
+        tasks.append(Task(f"retina {modes.site.key}", made_from, make))
+    return replace(carry_out(run, "retina", tasks), notes=notes)
+
+
+def _of_cells(run: Run, windows: Windows) -> Iterator[Task]:
+    """Yield the tasks that need no modes: rates, receptive fields, and rates to the probes."""
+    plan, place = run.plan.options["retina"], partial(run.folder.analysis, "retina")
+
+    def responses() -> list[Path]:
+        found = respond(run.model_of_store, windows, batch_size=plan.batch_size)
+        return [save_record(place("responses.npz"), found)]
+
+    def fields() -> list[Path]:
+        return [save_record(place("fields.npz"), fields_of(run.model_of_store, windows, plan))]
+
+    def probes() -> list[Path]:
+        history, height, width = windows.sample_shape
+        seconds = windows.recording.seconds_per_frame
+        options = {"contrast": plan.probe_contrast, "batch_size": plan.batch_size}
+        stimuli = standard_probes((height, width), seconds_per_frame=seconds)
+        return [
+            save_record(
+                place("probes", f"{name}.npz"),
+                probe(run.model_of_store, stimulus, history, **options),
+            )
+            for name, stimulus in stimuli.items()
+        ]
+
+    made_from = run.digest("retina fields", plan.n_fields, plan.cells, plan.crop)
+    yield Task("retina responses", run.digest("retina responses"), responses)
+    yield Task("retina fields", made_from, fields)
+    if plan.probes:
+        made_from = run.digest("retina probes", plan.probe_contrast)
+        yield Task("retina probes", made_from, probes)
+    else:
+        run.folder.forget("retina probes", sorted(place("probes").glob("*.npz")))
+
+
+def _of_site(run: Run, windows: Windows, modes: Modes) -> list[Path]:
+    """Write the tables of one site, and the fields of combinations if there are any."""
+    folder, site, name = run.folder, modes.site.key, run.plan.fit.name
+    found = analyse(
+        modes,
+        load_record(folder.analysis("retina", "responses.npz"), Responses),
+        load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields),
+        windows,
+        run.plan.options["retina"],
+    )
+    made = [
+        folder.write_table(getattr(found, part), "retina", site, name, part) for part in _TABLES
+    ]
+    file = folder.analysis("retina", site, name, "fields.npz")
+    file.unlink(missing_ok=True)
+    if found.combination_fields is not None:
+        made.append(save_record(file, found.combination_fields))
+    return made
+
+
+def forget_retina(run: Run, site: str, learner: str) -> None:
+    """Remove what was made from a site's earlier modes."""
+    files = [run.folder.table("retina", site, learner, part) for part in _TABLES]
+    files.append(run.folder.analysis("retina", site, learner, "fields.npz"))
+    run.folder.forget(f"retina {site}", files)
+
+
+LINK: Final = Link(
+    name="retina", function=retina, options=RetinaOptions, kinds=("movie",), forget=forget_retina
+)
