@@ -200,7 +200,7 @@ def probes_figure(
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
             seconds = len(values) * seconds_per_frame
             _courses(above, name, events.get(name, {}), seconds)
-            _heat(below, values / most, 1.0, (0, seconds))
+            _heat(below, values / most, 1.0, (0.0, seconds))
             below.set_ylabel("cell", fontsize=8)
             if place >= len(rates) - 2:
                 below.set_xlabel("seconds")
