@@ -23,45 +23,24 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union
 
+import pydantic
 import tomli_w
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    WithJsonSchema,
-    create_model,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model
 
 from condec.attribution import Method, method_text, parse_method
 from condec.attribution.targets import Target, parse_target, target_text
 from condec.basis.errors import OptionError
 from condec.dictionary import TrainConfig
-from condec.run.plan import (
-    LEARNERS,
-    CollectPlan,
-    ControlPlan,
-    DataPlan,
-    FitPlan,
-    MapsPlan,
-    ModelPlan,
-    Plan,
-    ReportPlan,
-)
+from condec.run.plan import LEARNERS, FitPlan, Plan
 from condec.run.plugins import default_links, default_options, link_names
 from condec.store import RunFolder, Twin, parse_twin
 
 Made = TypeVar("Made")
 DEFAULT_MODES: Final = dict.fromkeys(LEARNERS, "1x") | {"sae": "3x"}
-_SECTIONS: Final = {
-    "model": ModelPlan,
-    "data": DataPlan,
-    "collect": CollectPlan,
-    "control": ControlPlan,
-    "maps": MapsPlan,
-    "report": ReportPlan,
+_SECTIONS: Final[dict[str, Any]] = {
+    name: kind
+    for name, kind in typing.get_type_hints(Plan).items()
+    if dataclasses.is_dataclass(kind) and kind is not FitPlan
 }
 _OF_FIT: Final = ("sign", "sites", "rivals", "stability_seeds", "check_sites")
 """Keys of [fit] that belong neither to the learner nor to its training."""
@@ -76,19 +55,15 @@ DEMO: Final[Mapping[str, Any]] = {
     "model": {"spec": "digits"},
     "data": {"source": "digits"},
     "collect": {
-        "method": "ig:10",
-        "target": "predicted",
-        "shard_size": 256,
+        "method": "ig:10", "target": "predicted", "shard_size": 256,
         "twins": ["random-weights", "shuffled-labels"],
     },
     "fit": {"learner": "sae", "n_modes": "3x", "steps": 1500},
     "control": {
-        "fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8],
-        "matrix": True,
-        "interactions": 10,
+        "fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8], "matrix": True, "interactions": 10,
     },
     "report": {"title": "Handwritten digits"},
-}
+}  # fmt: skip
 """The plan of ``condec demo``: the embedded model on the digits that it has not seen."""
 
 
@@ -218,7 +193,7 @@ def checked(model: type[BaseModel], record: Mapping[str, Any]) -> dict[str, Any]
     """
     try:
         return _given(model.model_validate(dict(record)))
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         # A wrong key explains one that is missing.
         found = sorted(error.errors(include_url=False), key=lambda e: e["type"] == "missing")
         raise OptionError(_message(model, found[0])) from error
@@ -232,6 +207,7 @@ def relative(path: Path, start: Path) -> str:
 def changed(options: Any, section: str, changes: Mapping[str, Any]) -> Any:
     """Return the options of a section with some keys as a run.toml would say them.
 
+    >>> from condec.run.plan import CollectPlan
     >>> changed(CollectPlan(), "collect", {"method": "ig:20", "batch_size": "auto"}).method.n_passes
     21
     """
@@ -257,7 +233,7 @@ def _listed(value: Any) -> Any:
 def list_of(kind: Any) -> Any:
     """Return the type of a list in a TOML file, where one value stands for a list of one."""
     inner = Annotated[tuple[kind, ...], BeforeValidator(_listed)]
-    return Annotated[inner, WithJsonSchema(TypeAdapter(list[kind] | kind).json_schema())]
+    return Annotated[inner, pydantic.WithJsonSchema(TypeAdapter(list[kind] | kind).json_schema())]
 
 
 def _text_of(parse: Callable[[str], object]) -> Any:

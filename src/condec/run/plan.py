@@ -12,55 +12,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
+from condec import dictionary, effects
 from condec.attribution import Compute, IntegratedGradients, Method, Precision
 from condec.attribution.targets import Predicted, Target, TopK
 from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
-from condec.dictionary import (
-    NMF,
-    PCA,
-    BatchTopKSAE,
-    DictionaryLearning,
-    FastICA,
-    JumpReLUSAE,
-    KMeans,
-    Learner,
-    MatchingPursuit,
-    MatryoshkaSAE,
-    ReLUSAE,
-    ThresholdSAE,
-    TopKSAE,
-    TrainConfig,
-)
+from condec.dictionary import Learner, ThresholdSAE, TrainConfig
 from condec.dictionary.measure.stability import LEAST_SEEDS
-from condec.effects import (
-    LOG_ODDS_NAMES,
-    PAPER_FRACTIONS,
-    RANKING_NAMES,
-    RANKINGS,
-    EditKind,
-    OffTarget,
-    ReplacementKind,
-)
+from condec.effects import EditKind, OffTarget, ReplacementKind
 from condec.run.plugins import LINKS, default_options, link_names
 from condec.store import Sign, Twin
 
-KNOWN_RANKINGS: Final = (*RANKING_NAMES, "activation_modes", "head_weights")
+KNOWN_RANKINGS: Final = (*effects.RANKING_NAMES, "activation_modes", "head_weights")
 """Rankings that a plan can ask for."""
 
 LEARNERS: Final[dict[str, type[Learner]]] = {
     "sae": ThresholdSAE,
-    "nmf": NMF,
-    "pca": PCA,
-    "kmeans": KMeans,
-    "relu": ReLUSAE,
-    "topk": TopKSAE,
-    "batch_topk": BatchTopKSAE,
-    "jumprelu": JumpReLUSAE,
-    "matryoshka": MatryoshkaSAE,
-    "mp": MatchingPursuit,
-    "ica": FastICA,
-    "dictionary_learning": DictionaryLearning,
+    "nmf": dictionary.NMF,
+    "pca": dictionary.PCA,
+    "kmeans": dictionary.KMeans,
+    "relu": dictionary.ReLUSAE,
+    "topk": dictionary.TopKSAE,
+    "batch_topk": dictionary.BatchTopKSAE,
+    "jumprelu": dictionary.JumpReLUSAE,
+    "matryoshka": dictionary.MatryoshkaSAE,
+    "mp": dictionary.MatchingPursuit,
+    "ica": dictionary.FastICA,
+    "dictionary_learning": dictionary.DictionaryLearning,
 }
 """Learners by the names of their folders."""
 
@@ -176,10 +154,10 @@ class ControlPlan:
 
     sites: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
-    fractions: tuple[float, ...] = PAPER_FRACTIONS
+    fractions: tuple[float, ...] = effects.PAPER_FRACTIONS
     edits: tuple[EditKind, ...] = get_args(EditKind)
     replacements: tuple[ReplacementKind, ...] = ("zero",)
-    rankings: tuple[str, ...] = (*LOG_ODDS_NAMES, *RANKINGS)
+    rankings: tuple[str, ...] = (*effects.LOG_ODDS_NAMES, *effects.RANKINGS)
     off: OffTarget = "others"
     n_random: int = 5
     n_bootstrap: int = 1000

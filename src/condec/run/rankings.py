@@ -9,17 +9,10 @@ from typing import Final
 import torch
 from jaxtyping import Float
 
+from condec import effects
 from condec.basis.errors import DataError, SiteError
 from condec.dictionary import DeadModesWarning, ThresholdSAE, fit
-from condec.effects import (
-    LOG_ODDS_NAMES,
-    RANKINGS,
-    ByMode,
-    Ranking,
-    head_weights,
-    held_out,
-    standard_rankings,
-)
+from condec.effects import Ranking
 from condec.modes import Modes
 from condec.run.run import Run
 from condec.store import Quantity, Store
@@ -52,13 +45,13 @@ class SiteRankings:
         plan, folder, key = self.run.plan.control, self.run.folder, self.modes.site.key
         wanted = set(plan.rankings)
         log_odds = activation = None
-        if self.log_odds is not None and wanted & set(LOG_ODDS_NAMES):
-            place, names = folder.log_odds_modes(key), ", ".join(LOG_ODDS_NAMES)
+        if self.log_odds is not None and wanted & set(effects.LOG_ODDS_NAMES):
+            place, names = folder.log_odds_modes(key), ", ".join(effects.LOG_ODDS_NAMES)
             log_odds = self._fitted(self.log_odds, "contribution", names, place)
         if "activation_modes" in wanted:
             place = folder.activation_modes(key)
             activation = self._fitted(self.modes.store, "activation", "activation_modes", place)
-        every = standard_rankings(
+        every = effects.standard_rankings(
             self.modes,
             log_odds=log_odds,
             activation_modes=activation,
@@ -67,14 +60,14 @@ class SiteRankings:
             seed=plan.seed,
         )
         chosen = tuple(ranking for ranking in every if ranking.name in wanted)
-        return chosen or tuple(ranking for ranking in every if ranking.name in RANKINGS)
+        return chosen or tuple(ranking for ranking in every if ranking.name in effects.RANKINGS)
 
     @property
     def leading(self) -> Ranking:
         """The choice by modes that side effects are looked at with."""
         named = {ranking.name: ranking for ranking in self.found}
         first = next((named[name] for name in _LEADING if name in named), None)
-        return ByMode(modes=self.modes) if first is None else first
+        return effects.ByMode(modes=self.modes) if first is None else first
 
     def _fitted(self, store: Store, quantity: Quantity, names: str, place: Path) -> Modes | None:
         """Signed modes of a matrix, by the run's learner where that takes signs; saved."""
@@ -104,10 +97,10 @@ class SiteRankings:
     def _head(self) -> LabelUnit | None:
         """Final-layer weights, where a site is followed by nothing but averaging and them."""
         run = self.run
-        samples = held_out(run.inputs, self.modes, "control")
+        samples = effects.held_out(run.inputs, self.modes, "control")
         # Two tell: the gradient is the same for all inputs, or there are no such weights.
         few = run.inputs.batch((samples.indices * 2)[:2])
         try:
-            return head_weights(run.model_of_store, self.modes.site, few)
+            return effects.head_weights(run.model_of_store, self.modes.site, few)
         except SiteError:
             return None

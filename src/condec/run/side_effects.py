@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from condec import effects
 from condec.basis.errors import DataError
 from condec.basis.files import to_json
 from condec.basis.metrics import unit_length
-from condec.effects import (
-    Ranking,
-    control_matrix,
-    held_out,
-    labels_of,
-    mode_interactions,
-    steering_curve,
-)
+from condec.effects import Ranking
 from condec.modes import Modes
 from condec.run.plan import ControlPlan
 from condec.run.rankings import SiteRankings
@@ -101,7 +95,7 @@ def _matrix(run: Run, modes: Modes, ranking: Ranking) -> "pandas.DataFrame":
 
     plan = run.plan.control
     made = [
-        control_matrix(
+        effects.control_matrix(
             run.model_of_store,
             run.inputs,
             modes,
@@ -123,7 +117,7 @@ def _matrix(run: Run, modes: Modes, ranking: Ranking) -> "pandas.DataFrame":
 
 def _steering(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     plan = run.plan.control
-    return steering_curve(
+    return effects.steering_curve(
         run.model_of_store,
         run.inputs,
         modes,
@@ -137,9 +131,9 @@ def _steering(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
 
 def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     plan = run.plan.control
-    samples = held_out(run.inputs, modes, "control")
-    labels = labels_of(samples, modes, plan.labels or None, "control")
-    return mode_interactions(
+    samples = effects.held_out(run.inputs, modes, "control")
+    labels = effects.labels_of(samples, modes, plan.labels or None, "control")
+    return effects.mode_interactions(
         run.model_of_store,
         run.inputs,
         modes,
