@@ -19,8 +19,8 @@ from condec.store import Store
 def control_link(run: Run) -> Outcome:
     """Control curves: what ablating modes does to accuracy.
 
-    They go into analysis/control.parquet, and the comparison of their rankings into
-    control_comparison.parquet. Rankings by log-odds need contributions of their own, in
+    They go into analysis/control.parquet, those of one site and the comparison of its rankings
+    into analysis/control/ and analysis/control_comparison/. Rankings by log-odds need contributions of their own, in
     log_odds/contributions.zarr; where they cannot be had, they are left out, with a note. So is
     a site of which no mode is alive. What else edits do stands in tables of its own
     (`condec.run.side_effects`), as far as the plan asks for it.
@@ -111,13 +111,9 @@ def _site_curves(run: Run, site: SiteRankings) -> list[Path]:
 
 
 def _join_curves(run: Run, sites: Sequence[str]) -> list[Path]:
-    """Put the tables of all sites together."""
+    """Put the curves of all sites into one table."""
     import pandas
 
     folder, name = run.folder, run.plan.fit.name
-    folder.forget("control", [folder.table("control_comparison")])
-    made = []
-    for kind in ("control", "control_comparison") if run.plan.control.n_bootstrap else ("control",):
-        tables = [pandas.read_parquet(folder.table(kind, site, name)) for site in sites]
-        made.append(folder.write_table(pandas.concat(tables, ignore_index=True), kind))
-    return made
+    tables = [pandas.read_parquet(folder.table("control", site, name)) for site in sites]
+    return [folder.write_table(pandas.concat(tables, ignore_index=True), "control")]

@@ -158,7 +158,7 @@ def _about_dead_modes(site: Site, report: FitReport) -> Iterator[str]:
 def _forget_results(run: Run, site: str) -> None:
     """Remove what was made from a site's earlier modes: it says nothing about the new ones."""
     folder, name = run.folder, run.plan.fit.name
-    folder.forget("control", [folder.table("control"), folder.table("control_comparison")])
+    folder.forget("control", [folder.table("control")])
     for kind in TABLES:
         forget_table(run, kind, site)
     folder.forget(f"map {site}", [folder.maps(site, name)])

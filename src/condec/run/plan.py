@@ -272,20 +272,14 @@ def digest(*parts: Any) -> str:
     >>> digest({"a": 1}) == digest({"a": 1}), digest((1, 2)) == digest((2, 1))
     (True, False)
     """
-    text = json.dumps([_plain(part) for part in parts], sort_keys=True)
+    text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
+def _plain(option: Any) -> Any:
+    if hasattr(option, "to_dict"):
+        return option.to_dict()
+    return {name: getattr(option, name) for name in option.__dataclass_fields__}
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -12,7 +12,6 @@ analysis/superclasses.json               superclass of every label: a list
 analysis/statistics.parquet              one row a site
 analysis/statistics_twins.parquet        the same of the twins, with a column `twin`
 analysis/control.parquet                 control curves of all sites
-analysis/control_comparison.parquet      which of two rankings is the more selective one
 analysis/<kind>/<site>/<learner>.parquet   tables of one dictionary, of the kinds of `TABLES`
 analysis/maps/<site>/<learner>.npz       input-space maps
 analysis/retina/                         what the link of `condec.retina` makes
