@@ -20,10 +20,10 @@ def control_link(run: Run) -> Outcome:
     """Control curves: what ablating modes does to accuracy.
 
     They go into analysis/control.parquet, those of one site and the comparison of its rankings
-    into analysis/control/ and analysis/control_comparison/. Rankings by log-odds need contributions of their own, in
-    log_odds/contributions.zarr; where they cannot be had, they are left out, with a note. So is
-    a site of which no mode is alive. What else edits do stands in tables of its own
-    (`condec.run.side_effects`), as far as the plan asks for it.
+    into analysis/control/ and analysis/control_comparison/. Rankings by log-odds need
+    contributions of their own, in log_odds/contributions.zarr; where they cannot be had, they
+    are left out, with a note. So is a site of which no mode is alive. What else edits do stands
+    in tables of its own (`condec.run.side_effects`), as far as the plan asks for it.
     """
     plan = run.plan.control
     run.inputs.needed_labels("control")
