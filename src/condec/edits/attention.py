@@ -51,8 +51,7 @@ class CutAttention(Edit):
     Raises
     ------
     OptionError
-        No edge, a token that is no integer or negative, bad heads; a site with ``:input`` or a
-        layout.
+        Bad edges or heads; a site with ``:input`` or a layout.
     SiteError
         At the first forward pass: a token or head that is not there; a query of which all
         keys are cut; a module that computes no attention, or several in one call.

@@ -33,7 +33,8 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
     Parameters
     ----------
     model : torch.nn.Module
-        In evaluation mode; left as it is.
+        In evaluation mode; left as it is. Of what `torch.compile` made, the module underneath is
+        copied.
     edits : Ablate, Preserve or Scale, or several
         They act in the order given, as under `edited`. Replacements are numbers. Sites are
         outputs of Linear, Conv, BatchNorm, GroupNorm or LayerNorm, or inputs of Linear.
@@ -41,19 +42,12 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
         On these the outputs of the copy and of the edited model may differ by the root of the
         floating type's epsilon, of the largest output.
 
-    Returns
-    -------
-    torch.nn.Module
-        Its ``state_dict`` has the names and shapes of the model's. Of a model that
-        `torch.compile` made, a copy of the module underneath.
-
     Raises
     ------
     OptionError
         Another kind of edit, or activations of other inputs for a replacement.
     SiteError
-        There is no such site or unit; another kind of module; no weight, or no bias where one is
-        needed.
+        No such site or unit; another kind of module; no weight, or no bias where one is needed.
     ModelError
         The outputs differ; the model is under `edited`, or in training mode.
 

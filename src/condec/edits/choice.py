@@ -37,10 +37,8 @@ def choose_units(
     Parameters
     ----------
     scores : Tensor of shape [unit]
-    fraction : float
-        From 0 to 1; ``int(n_units * fraction)`` units, as in the paper.
-    count : int
-        That many units.
+    fraction, count : float, int
+        ``int(n_units * fraction)`` units, as in the paper; or that many.
     above : float
         All units whose score is above it.
     mass : float

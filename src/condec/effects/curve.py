@@ -148,11 +148,10 @@ def control_curve(
     Raises
     ------
     OptionError
-        An option outside its range; two rankings of one name, or one over another number of
-        units than the site has.
+        An option outside its range; two rankings of one name, or one over other units.
     DataError
-        Labels are missing, no rows are held out, a label has no training or no held-out
-        row, `data` lacks samples of the store, or a ranking is made from other rows.
+        Labels or held-out rows are missing, `data` lacks samples of the store, or a ranking is
+        made from other rows.
     ModelError
         The model is in training mode, or its output is not [sample, label].
     """

@@ -26,20 +26,8 @@ def head_weights(
 
     .. math:: w_{ku} = \sum_\text{positions} \frac{\partial y_k}{\partial h_u}.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode; its output is [sample, label].
-    site : Site, or its text
-    inputs : Tensor of shape [sample, ...]
-        At least two, to tell a gradient that depends on the input from one that does not.
-    tolerance : float
-        Largest difference between gradients, relative to the largest of them.
-
-    Returns
-    -------
-    Tensor of shape [label, unit]
-        For `ByScores`.
+    Returned are weights [label, unit], for `ByScores`. Of the `inputs` there are at least two, to
+    tell a gradient that depends on the input; `tolerance` is relative to the largest gradient.
 
     Raises
     ------

@@ -35,7 +35,7 @@ def collect_log_odds(
 def fit_log_odds(
     store: Store, like: Modes, *, learner: Learner | None = None, config: TrainConfig | None = None
 ) -> Modes:
-    """Fit modes of those contributions, signed, with the same training rows as other modes.
+    """Fit modes of those contributions, signed, for the `log_odds` of `standard_rankings`.
 
     Parameters
     ----------
@@ -45,12 +45,6 @@ def fit_log_odds(
         With held-out rows, which stay held out.
     learner : Learner, optional
         By default `ThresholdSAE` with three modes a unit. It must take negative entries.
-    config : TrainConfig, optional
-
-    Returns
-    -------
-    Modes
-        Of sign ``sum`` at the site of the other modes; the `log_odds` of `standard_rankings`.
     """
     site = like.site
     rows = store.matrix(site, sign="sum")

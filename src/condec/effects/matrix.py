@@ -182,14 +182,8 @@ class ControlMatrix:
     ) -> GroupAgreement:
         """Test whether labels of one superclass share more than labels of two (Mantel's test).
 
-        Labels of no group are left out. The p value is at least 1 / (`n_permutations` + 1).
-
-        Raises
-        ------
-        DataError
-            Fewer than three labels belong to a group and have an overlap.
-        OptionError
-            No permutations.
+        Labels of no group are left out; three must be left, with an overlap, or it is a DataError.
+        The p value is at least 1 / (`n_permutations` + 1).
         """
         at_least("agreement", 1, n_permutations=n_permutations)
         group = hierarchy.group_of(torch.tensor(self.labels))

@@ -92,11 +92,10 @@ def measure(
     Raises
     ------
     OptionError
-        No edits, not one target for each, a target that the model does not have, an unknown
-        route, or no memory.
+        No edits, not one target for each, a target that the model does not have, or bad options.
     ModelError
-        The model is in training mode, or its output is not [sample, label]; or it cannot be
-        run by the route that is asked for.
+        The model is in training mode, its output is not [sample, label], or it cannot be run by
+        the route that is asked for.
     """
     refuse_training(model)
     targets = [None] * len(edits) if targets is None else list(targets)

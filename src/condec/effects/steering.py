@@ -143,13 +143,8 @@ def steering_curve(
 def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: int = 0) -> Atom:
     """Return one direction of a label, [unit], of length 1: see `steering_curve`.
 
-    Raises
-    ------
-    OptionError
-        Another kind.
-    DataError
-        The direction has no length: a mode whose loading does not vary on training rows, or
-        one label alone.
+    It is a DataError where it has no length: a mode whose loading does not vary on training rows,
+    or one label alone.
     """
     one_of("steering_direction", "kind", kind, LabelDirection)
     if kind == "mean_activation":
