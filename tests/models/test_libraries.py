@@ -118,35 +118,36 @@ def test_missing_package_names_the_extra() -> None:
 
 
 FOREIGN_BUILD = """
-import importlib, sys, torch
+import importlib, torch
+from condec.basis.errors import DependencyError
 from condec.models import torchvision as ours
-real, calls = importlib.import_module, []
+
+calls, message = [], "operator torchvision::nms does not exist"
 
 def first_fails(name):
     calls.append(name)
     if len(calls) == 1:
-        raise RuntimeError(MESSAGE)
+        raise RuntimeError(message)
     return "imported"
 
 importlib.import_module = first_fails
+assert ours.import_torchvision() == "imported", calls
+assert torch.ops.torchvision.nms.default and torch.ops.torchvision.qnms.default
+assert calls == ["torchvision", "torchvision"]
+# Asked for again after the repair.
+assert ours.import_torchvision() == "imported"
+assert len(ours._DECLARED) == 1
+
+calls, message = [], "undefined symbol"
+try:
+    ours.import_torchvision()
+except DependencyError as error:
+    assert "fails: undefined symbol" in str(error)
+else:
+    raise SystemExit(1)
 """
 
 
-@pytest.mark.parametrize("declared_before", [False, True])
-def test_foreign_build_gets_the_two_schemas(declared_before: bool) -> None:
+def test_a_foreign_build_gets_the_two_schemas_and_other_failures_are_reported() -> None:
     """In a process of its own: schemas of torch cannot be taken back."""
-    code = FOREIGN_BUILD.replace("MESSAGE", '"operator torchvision::nms does not exist"')
-    code += "assert ours.import_torchvision() == 'imported', calls\n"
-    code += "assert torch.ops.torchvision.nms.default and torch.ops.torchvision.qnms.default\n"
-    code += "assert calls == ['torchvision', 'torchvision']\n"
-    if declared_before:  # asked for again after the repair
-        code += "assert ours.import_torchvision() == 'imported'\nassert len(ours._DECLARED) == 1\n"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_other_failures_of_torchvision_are_reported_as_they_are() -> None:
-    code = FOREIGN_BUILD.replace("MESSAGE", '"undefined symbol"')
-    code += "try:\n    ours.import_torchvision()\n"
-    code += "except ImportError as error:\n    assert 'fails: undefined symbol' in str(error)\n"
-    code += "else:\n    raise SystemExit(1)\n"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", FOREIGN_BUILD], check=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from condec.basis.errors import CondecError, ModelError, SiteError
+from condec.basis.records import short_repr
 from condec.network.module_io import describe, first_tensor, is_recordable, with_first_tensor
 from condec.network.sites import Site
 from condec.network.unwrap import eager, original, refuse_scripted, refuse_unreadable
@@ -39,6 +40,7 @@ class NoRecord:
     gave: str
 
 
+@short_repr
 @dataclass(frozen=True, eq=False)
 class Tape:
     """What one forward pass left at the sites. Made by `record`."""
