@@ -38,7 +38,7 @@ def test_nan_is_unlabelled() -> None:
 
 
 def test_hierarchy() -> None:
-    kinds = Hierarchy.from_mapping({1: "dog", 4: "bird", 2: "dog"})
+    kinds = Hierarchy(("", "dog", "dog", "", "bird"))
     assert kinds.names == ("dog", "bird")
     assert kinds.labels("dog") == (1, 2)
     assert kinds.group_of(torch.tensor([0, 1, 2, 3, 4, 9, -1])).tolist() == [

@@ -103,13 +103,6 @@ def test_best_ranks_by_correlation_on_the_training_rows(modes: Modes) -> None:
         assert torch.equal(first.loadings, modes.loadings[:, first.mode])
 
 
-def test_label_means_are_of_training_rows(modes: Modes) -> None:
-    means, matrix = modes.label_means(), modes.matrix()
-    for label in range(len(means)):
-        rows = (modes.store.labels == label) & ~modes.held_out
-        torch.testing.assert_close(means[label], matrix[rows].mean(0), equal_nan=True)
-
-
 @pytest.mark.parametrize("sign", ["positive", "negative", "sum", "concat"])
 def test_every_sign_and_quantity(store: Store, sign, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     matrix = store.matrix("block1.conv2", quantity="activation", sign=sign)

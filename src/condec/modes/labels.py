@@ -1,6 +1,6 @@
 """Labels of samples, their names, and the superclasses that they belong to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +65,7 @@ class Hierarchy:
 
     Examples
     --------
-    >>> animals = Hierarchy.from_mapping({0: "dog", 2: "bird", 3: "dog"})
+    >>> animals = Hierarchy(("dog", "", "bird", "dog"))
     >>> animals.names, animals.labels("dog")
     (('dog', 'bird'), (0, 3))
     """
@@ -75,12 +75,6 @@ class Hierarchy:
     def __post_init__(self) -> None:
         if not any(self.groups):
             raise OptionError("Hierarchy: expected at least one label that belongs to a group")
-
-    @staticmethod
-    def from_mapping(groups: Mapping[int, str]) -> "Hierarchy":
-        """Make one from a mapping of label to group name."""
-        top = max(groups, default=-1)
-        return Hierarchy(tuple(groups.get(label, "") for label in range(top + 1)))
 
     @property
     def names(self) -> tuple[str, ...]:

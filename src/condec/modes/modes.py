@@ -245,18 +245,6 @@ class Modes:
             correlation=float(correlation[mode, label]),
         )
 
-    def label_means(self, labels: Tensor | None = None, split: Split = "train") -> Tensor:
-        """Average the decomposed matrix over the samples of each label; NaN for none.
-
-        Returns
-        -------
-        Tensor of shape [label, unit]
-        """
-        rows = self.rows(split)
-        chosen = self.store.labels if labels is None else check_labels(labels, len(rows))
-        member = membership(chosen)[rows].to(torch.float32)
-        return (member.T @ self.matrix()[rows]) / member.sum(0)[:, None]
-
     def save(self, folder: str | Path) -> Path:
         """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
 

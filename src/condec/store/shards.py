@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from condec.basis.errors import DataError, OptionError, StoreError
-from condec.basis.files import to_json
+from condec.basis.files import remove_partial, to_json, write_file
 from condec.network import Site, Units
 
 Quantity = Literal["contribution", "activation"]
@@ -340,7 +340,19 @@ def _ids(ids: Sequence[str], n_rows: int, who: str) -> "np.typing.NDArray[Any]":
     return np.array(ids, dtype=object)
 
 
-def encode_shard(metadata: bytes, start: int, values: Any) -> bytes:
+def write_arrays(path: Path, index: int, start: int, values: Mapping[str, Any]) -> dict[str, str]:
+    """Write the files of one shard of the store at `path`, and return their SHA-256 by array."""
+    files: dict[str, str] = {}
+    for name, value in values.items():
+        content = _encoded((path / name / "zarr.json").read_bytes(), start, value)
+        target = shard_file(path, name, index)
+        remove_partial(target)
+        write_file(target, content)
+        files[name] = hashlib.sha256(content).hexdigest()
+    return files
+
+
+def _encoded(metadata: bytes, start: int, values: Any) -> bytes:
     """Encode one shard file of the array with these metadata."""
     import zarr
     from zarr.core.buffer import default_buffer_prototype

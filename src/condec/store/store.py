@@ -3,7 +3,6 @@
 Written shard by shard, by as many processes as one likes, and resumed where it stopped.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,13 +32,13 @@ from condec.store.shards import (
     checksum_of,
     config_hash,
     differences,
-    encode_shard,
     make_config,
     read_config,
     shard_file,
     shard_values,
     skeleton,
     verify_metadata,
+    write_arrays,
 )
 
 if TYPE_CHECKING:
@@ -186,22 +185,15 @@ class Store:
             The disk is full, or cannot be written; the shard does not count then.
         """
         who = f"{self.path}: shard {index}"
-        span, arrays = self.shard_rows(index), arrays_of(self.infos)
-        values = shard_values(rows, len(span), arrays, who)
+        span = self.shard_rows(index)
+        values = shard_values(rows, len(span), arrays_of(self.infos), who)
         self._complete = False
         self._inputs.clear()
         self._ids = None
-        files: dict[str, str] = {}
         with writing(who, self._how_far):
             record = self._record_path(index)
             record.unlink(missing_ok=True)
-            for name in arrays:
-                metadata = (self.path / name / "zarr.json").read_bytes()
-                content = encode_shard(metadata, span.start, values[name])
-                target = shard_file(self.path, name, index)
-                remove_partial(target)
-                write_file(target, content)
-                files[name] = hashlib.sha256(content).hexdigest()
+            files = write_arrays(self.path, index, span.start, values)
             remove_partial(record)
             write_file(record, to_json(asdict(self._new_record(index, files))))
 
