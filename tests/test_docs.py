@@ -21,7 +21,8 @@ from typer.main import get_command
 import condec
 from condec.cli import app
 from condec.dictionary import TrainConfig
-from condec.run import config, plan, sweeps
+from condec.retina import RetinaOptions
+from condec.run import config, plan, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -151,7 +152,7 @@ def test_every_block_has_a_language(page):
 def test_plans_can_be_read(page):
     for block in blocks(page, "toml"):
         record = tomllib.loads(block.code)
-        (sweeps if "grid" in record else config).from_dict(record)
+        (sweep if "grid" in record else config).from_dict(record)
 
 
 # --- commands -----------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def keys_of_plans() -> set[tuple[str, str]]:
     for section in ("model", "data", "collect", "control", "maps", "report"):
         kind = getattr(plan, f"{section.capitalize()}Plan")
         found |= {(section, field.name) for field in dataclasses.fields(kind)}
-    found |= {("retina", field.name) for field in dataclasses.fields(plan.RetinaOptions)}
+    found |= {("retina", field.name) for field in dataclasses.fields(RetinaOptions)}
     options = (plan.FitPlan, TrainConfig, *plan.LEARNERS.values())
     of_fit = {field.name for kind in options for field in dataclasses.fields(kind)}
     internal = {"modes_per_unit", "train"}
