@@ -320,7 +320,7 @@ def test_dollars_in_code_are_no_formulas():
 
 
 @pytest.mark.parametrize(
-    ("file", "most"), [("CONTRIBUTING.md", 79), ("README.md", 120), ("src/condec/__init__.py", 60)]
+    ("file", "most"), [("CONTRIBUTING.md", 95), ("README.md", 120), ("src/condec/__init__.py", 60)]
 )
 def test_files_stay_short(file, most):
     assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= most

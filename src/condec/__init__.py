@@ -1,7 +1,7 @@
 """Contribution decomposition: why a network gives an output, by what its hidden units do.
 
-    model + inputs -> sites -> tape -> attribution -> contributions -> store
-    store -> dictionary -> modes -> control, maps -> effects -> figures, report
+    model + inputs -> network -> attribution -> store -> dictionary -> modes
+    modes -> edits -> effects, explain -> report
 
 >>> import condec, torch
 >>> from condec.testing import small_resnet
@@ -18,71 +18,26 @@ torch.Size([2, 4])
 """
 
 from condec.basis.errors import (
-    CondecError,
-    DataError,
-    DependencyError,
-    ModelError,
-    OptionError,
-    SiteError,
-    StoreError,
-)
+    CondecError, DataError, DependencyError, ModelError, OptionError, SiteError, StoreError,
+)  # fmt: skip
 from condec.network import (
-    Site,
-    Units,
-    find_cuts,
-    find_site,
-    find_sites,
-    inspect_model,
-    presets_of,
-    record,
-)
+    Site, Units, find_cuts, find_site, find_sites, inspect_model, presets_of, record,
+)  # fmt: skip
 from condec.models import LanguageModel, LoadedModel, expose_attention, load_model
 from condec.data import Inputs, as_inputs, load_data
 from condec.attribution.targets import (
-    Contrast,
-    Custom,
-    Entropy,
-    Label,
-    Logit,
-    Margin,
-    Predicted,
-    Sum,
-    Surprisal,
-    Target,
-    TopK,
-)
+    Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum, Surprisal, Target, TopK,
+)  # fmt: skip
 from condec.attribution import (
-    ActGrad,
-    Compute,
-    Constant,
-    Contributions,
-    IntegratedGradients,
-    Method,
-    UnitAblation,
-    Zeros,
-    contribute,
-    faithfulness,
-    split_and_sum,
-)
+    ActGrad, Compute, Constant, Contributions, IntegratedGradients, Method, UnitAblation, Zeros,
+    contribute, faithfulness, split_and_sum,
+)  # fmt: skip
 from condec.store import (
-    RandomWeights,
-    ShuffledLabels,
-    Store,
-    collect,
-    collect_twin,
-    layer_statistics,
-)
+    RandomWeights, ShuffledLabels, Store, collect, collect_twin, layer_statistics,
+)  # fmt: skip
 from condec.dictionary import (
-    Dictionary,
-    FitReport,
-    KMeans,
-    NMF,
-    PCA,
-    ThresholdSAE,
-    TrainConfig,
-    fit,
-    load_dictionary,
-)
+    Dictionary, FitReport, KMeans, NMF, PCA, ThresholdSAE, TrainConfig, fit, load_dictionary,
+)  # fmt: skip
 from condec.modes import Hierarchy, ModeMatch, Modes, membership
 from condec.edits import Ablate, Preserve, edited, unit_means
 from condec.explain import ModeMap, mode_map
