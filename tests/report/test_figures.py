@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 
 from condec.basis.errors import DataError, OptionError
 from condec.report import figures
 from condec.report.figures.style import ACTIVATION, CONTRIBUTION, NEGATIVE, POSITIVE
-from condec.retina import figures as retina_figures
 
 SITES = [f"layer{i // 3 + 1}.{i % 3}" for i in range(9)]
 EDITS = ("ablate", "preserve")
@@ -296,11 +296,11 @@ def test_small_pictures_show_signs_and_large_ones_are_lit(size):
     drawn = figures.draw_maps(values, picture)
     for one, same in zip(drawn, figures.draw_maps(values, picture, display=wanted), strict=True):
         np.testing.assert_array_equal(one, same)
-    flat = [figures.flatten_colours(one) for one in values]
+    flat = [one.double().numpy().sum(0) for one in values]
     if wanted == "signed":
         expected = figures.overlay(flat[1], picture, scale=figures.map_scale(flat))
     else:
-        sizes = [figures.smooth_map(np.abs(one), 1.0) for one in flat]
+        sizes = [ndimage.gaussian_filter(np.abs(one), 1.0) for one in flat]
         expected = figures.lit(sizes[1], picture, scale=figures.map_scale(sizes, 97.0))
     np.testing.assert_array_equal(drawn[1], expected)
 
@@ -318,24 +318,8 @@ def test_map_scale_of_nothing_is_one():
     assert figures.map_scale([np.ones((9, 9)), -3 * np.ones((9, 9))]) == pytest.approx(3.0)
 
 
-def test_flatten_adds_colours():
-    assert figures.flatten_colours(torch.ones(3, 2, 2)).tolist() == [[3, 3], [3, 3]]
-    assert figures.flatten_colours(torch.ones(2, 2)).tolist() == [[1, 1], [1, 1]]
-
-
-def test_smoothing_keeps_the_sum():
-    values = np.zeros((21, 21))
-    values[10, 10] = 1.0
-    smooth = figures.smooth_map(values, 2.0)
-    assert smooth.sum() == pytest.approx(1.0)
-    assert smooth.max() < 0.1
-    assert figures.smooth_map(values, 0.0) is values
-
-
 def test_paper_display_follows_its_recipe():
     """Median filter of 4, mean over colours, 0 ... 1, times 7, cut off, times the picture."""
-    from scipy import ndimage
-
     rng = np.random.default_rng(0)
     total, picture = rng.normal(size=(3, 9, 9)), rng.integers(0, 255, (9, 9, 3), np.uint8)
     light = sum(ndimage.median_filter(np.abs(total[c]), 4) for c in range(3)) / 3
@@ -451,92 +435,3 @@ def test_pareto_figure_of_nothing():
         figures.pareto_figure(swept().drop(columns="learner"))
     with pytest.raises(DataError, match="pareto_figure: no fit has loadings"):
         figures.pareto_figure(swept().assign(l0=0.0))
-
-
-# --- the retina ---------------------------------------------------------------------------
-
-
-def traces(**changes):
-    time = torch.arange(30)
-    given = {
-        "seconds": time / 100,
-        "rates": {"model": torch.rand(30), "recorded": torch.rand(30)},
-        "contributions": torch.randn(30, 4),
-        "loadings": {"mode 3": torch.rand(30), "mode 8": torch.zeros(30)},
-        "events": {"gate": (time > 10).float(), "never": torch.zeros(30)},
-        "cell": "7",
-    }
-    return retina_figures.traces_figure(**(given | changes))
-
-
-def test_traces_show_rates_events_contributions_and_loadings():
-    figure = traces()
-    rates, events, heat, loadings = figure.axes
-    assert len(rates.lines) == 2
-    assert [label.get_text() for label in events.get_yticklabels()] == ["gate"]
-    assert heat.images[0].get_array().shape == (4, 30)
-    assert [label.get_text() for label in loadings.get_yticklabels()] == ["mode 3", "mode 8"]
-
-
-def test_traces_without_events_or_recording():
-    figure = traces(events=None, rates={"model": torch.rand(30)})
-    assert not figure.axes[1].get_yticks().size
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_traces_of_other_lengths_are_refused():
-    with pytest.raises(DataError, match="got lengths 12, 30"):
-        traces(contributions=torch.randn(12, 4))
-
-
-def test_fields_share_one_scale_and_films_too():
-    spatial = torch.zeros(9, 5, 5)
-    spatial[0, 2, 2], spatial[8, 1, 1] = 1.0, -4.0
-    figure = retina_figures.fields_figure(spatial, torch.rand(9, 6), list("abcdefghi"))
-    limits = {image.get_clim() for axis in figure.axes for image in axis.images}
-    assert limits == {(-4.0, 4.0)}
-    film = retina_figures.field_film(spatial, zoom=3)
-    assert [one.shape for one in film] == [(15, 15, 3)] * 9
-    assert film[8][3, 3].tolist() == [int(NEGATIVE[i : i + 2], 16) for i in (1, 3, 5)]
-    assert (film[4] >= 254).all()  # white, within rounding of the colour map
-    with pytest.raises(DataError, match="at least one; got 0, 0 and 0"):
-        retina_figures.fields_figure(spatial[:0], torch.rand(0, 6), [])
-
-
-def test_mode_cell_matrix_has_lines_between_clusters():
-    figure = retina_figures.mode_cell_figure(
-        torch.tensor([[0.5, -0.2], [0.1, 0.4], [0.0, 0.3]]), ["a", "b", "c"], ["1", "2"],
-        clusters=[0, 1, 1],
-    )  # fmt: skip
-    axis = figure.axes[0]
-    assert axis.images[0].get_clim() == (-0.5, 0.5)
-    assert [line.get_ydata()[0] for line in axis.lines] == [0.5]
-    with pytest.raises(DataError, match=r"expected \[cell, mode\]"):
-        retina_figures.mode_cell_figure(torch.zeros(0, 2), [], ["1", "2"])
-
-
-def test_combinations_stand_by_their_counts():
-    table = pd.DataFrame(
-        {"combination": ["1, 2, 3, 4, 5, 6", "", "2"], "count": [5, 90, 30],
-         "expected": [1.0, 70.0, 40.0]}
-    )  # fmt: skip
-    axis = retina_figures.combinations_figure(table, most=2).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["2", "none"]
-    assert [bar.get_width() for bar in axis.patches] == [30, 90]
-    assert retina_figures.combinations_figure(table).axes[0].get_yticklabels()[0].get_text() == (
-        "1, 2, 3, 4 + 2"
-    )
-    with pytest.raises(DataError, match="no such row"):
-        retina_figures.combinations_figure(table[:0])
-
-
-def test_explained_shows_the_cell_and_the_others():
-    rows = [
-        {"cell": cell, "predictor": name, "r2": 0.1 * cell, "r2_low": 0.0, "r2_high": 0.5}
-        for cell in range(3)
-        for name in ("modes", "stimulus clusters")
-    ]
-    axis = retina_figures.explained_figure(pd.DataFrame(rows), cell=2).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["stimulus clusters", "modes"]
-    points = [line.get_xdata() for line in axis.lines if line.get_marker() == "."]
-    np.testing.assert_allclose(points, [[0.0, 0.1], [0.0, 0.1]])

@@ -8,8 +8,9 @@ labels' images, the network with random weights. Lines are named where they end 
 an axis stands under the title.
 
 Figures are made without pyplot, so nothing global changes, and `save_figure` writes the same
-bytes every time. This is the only part of condec that imports matplotlib. A new figure is a
-function in the file of its subject; `style` has its colours, titles and names.
+bytes every time. All refuse, by a DataError, to draw nothing. This is the only part of condec
+that imports matplotlib. A new figure is a function in the file of its subject; `style` has its
+colours, titles and names.
 """
 
 from condec.report.figures.curves import auc_figure, control_figure
@@ -24,13 +25,11 @@ from condec.report.figures.pareto import pareto_figure
 from condec.report.figures.pixels import (
     display_for,
     draw_maps,
-    flatten_colours,
     lit,
     map_scale,
     mode_map_figure,
     overlay,
     paper_display,
-    smooth_map,
     smoothing,
 )
 from condec.report.figures.side_effects import (
@@ -45,8 +44,8 @@ from condec.report.figures.style import NEGATIVE, POSITIVE, RANKINGS, rankings_i
 __all__ = [
     "NEGATIVE", "POSITIVE", "RANKINGS", "auc_figure", "completeness_figure", "control_figure",
     "control_matrix_figure", "correlation_heatmap_figure", "correlation_histogram_figure",
-    "density_figure", "display_for", "draw_maps", "flatten_colours", "interactions_figure",
+    "density_figure", "display_for", "draw_maps", "interactions_figure",
     "layer_statistics_figure", "lit", "map_scale", "mode_map_figure", "overlay", "paper_display",
-    "pareto_figure", "rankings_in", "save_figure", "smooth_map", "smoothing", "stability_figure",
+    "pareto_figure", "rankings_in", "save_figure", "smoothing", "stability_figure",
     "steering_figure", "superclass_figure", "training_history_figure",
 ]  # fmt: skip

@@ -36,11 +36,6 @@ def control_figure(curve: pandas.DataFrame, *, edit: str, replacement: str) -> F
         From `control_curve`, of one site; further edits and replacements are left out.
     edit : {"ablate", "preserve"}
     replacement : {"zero", "mean", "class_mean", "resample"}
-
-    Raises
-    ------
-    DataError
-        The curve holds no row of that edit and replacement.
     """
     part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
     not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
@@ -109,11 +104,6 @@ def auc_figure(
         images where there is one site.
     of : str
         Stands after the title.
-
-    Raises
-    ------
-    DataError
-        No row of that edit.
     """
     part = differences[differences["edit"] == edit]
     not_empty(part, f"auc_figure: edit {edit!r}")

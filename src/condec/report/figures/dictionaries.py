@@ -32,11 +32,6 @@ def training_history_figure(history: Sequence[float]) -> Figure:
     ----------
     history : sequence of float
         From `FitReport.history`.
-
-    Raises
-    ------
-    DataError
-        The history is empty.
     """
     if not history:
         raise DataError("training_history_figure: the history is empty; nothing was trained")
@@ -105,11 +100,6 @@ def stability_figure(
     ----------
     seeds, halves, chance : Tensor of shape [mode]
         `seed_cosine`, `half_cosine` and `chance` of a `Stability`; NaN for dead modes.
-
-    Raises
-    ------
-    DataError
-        No mode has values.
     """
     named = _finite({"other seeds": seeds, "half the data": halves, "chance": chance})
     if not all(len(values) for values in named.values()):
@@ -125,11 +115,6 @@ def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
     ----------
     best : mapping of str to Tensor of shape [mode]
         Highest correlation with any label; first the modes, then what they compare with.
-
-    Raises
-    ------
-    DataError
-        There are no values.
     """
     kept = _finite(best)
     if not any(len(values) for values in kept.values()):

@@ -76,16 +76,19 @@ def draw_maps(
     OptionError
         Another display.
     """
+    from scipy import ndimage
+
     display = display_for(picture) if display is None else display
+    arrays = [np.asarray(values, dtype=np.float64) for values in maps]
+    coloured = [one.reshape(-1, *one.shape[-2:]) for one in arrays]
     if display == "paper":
-        arrays = [np.asarray(values) for values in maps]
-        return [paper_display(one.reshape(-1, *one.shape[-2:]), picture) for one in arrays]
-    flat = [_fitted_to(flatten_colours(values), picture) for values in maps]
+        return [paper_display(one, picture) for one in coloured]
+    flat = [_fitted_to(one.sum(0), picture) for one in coloured]
     if display == "signed":
         scale = map_scale(flat)
         return [overlay(values, picture, scale=scale) for values in flat]
     if display == "lit":
-        sizes = [smooth_map(np.abs(values), smoothing(picture)) for values in flat]
+        sizes = [ndimage.gaussian_filter(np.abs(one), smoothing(picture)) for one in flat]
         scale = map_scale(sizes, 97.0)
         return [lit(size, picture, scale=scale) for size in sizes]
     raise OptionError(f"draw_maps: display must be signed, lit or paper; got {display!r}")
@@ -104,23 +107,10 @@ def smoothing(picture: UInt8[np.ndarray, "y x colour"]) -> float:
     return max(1.0, float(picture.shape[0]) / 56)
 
 
-def flatten_colours(values: "Tensor | np.ndarray") -> Float[np.ndarray, "y x"]:
-    """Sum a map [channel, y, x] over its channels; return a map [y, x] as it is."""
-    array = np.asarray(values, dtype=np.float64)
-    return array.sum(0) if array.ndim == 3 else array
-
-
 def map_scale(maps: Sequence[Float[np.ndarray, "y x"]], percentile: float = 99.5) -> float:
     """Return one scale for several maps: a high percentile of their sizes; 1 if all are zero."""
     sizes = np.abs(np.concatenate([values.ravel() for values in maps]))
     return float(np.percentile(sizes, percentile)) or float(sizes.max()) or 1.0
-
-
-def smooth_map(values: Float[np.ndarray, "y x"], width: float) -> Float[np.ndarray, "y x"]:
-    """Smooth a map by a Gaussian of standard deviation `width`, in pixels; 0 leaves it as it is."""
-    from scipy import ndimage
-
-    return ndimage.gaussian_filter(values, width) if width else values
 
 
 def overlay(
@@ -131,13 +121,7 @@ def overlay(
 ) -> UInt8[np.ndarray, "py px 3"]:
     """Draw a signed map over the faded picture: vermilion raises the target, violet lowers it.
 
-    Parameters
-    ----------
-    values : array of shape [y, x]
-        Brought to the picture's size.
-    picture : uint8 array of shape [y, x, colour]
-    scale : float
-        Size of a value that is drawn in full colour.
+    The map is brought to the picture's size; a value of size `scale` has its full colour.
     """
     values = _fitted_to(values, picture)
     grey = 255 * 0.82 + 0.18 * picture.mean(2, keepdims=True)
@@ -151,13 +135,7 @@ def lit(
 ) -> UInt8[np.ndarray, "y x colour"]:
     """Draw the picture where a map is large, fading into grey where it is small.
 
-    Parameters
-    ----------
-    size : array of shape [y, x]
-        Size of the map, 0 or above, smoothed.
-    picture : uint8 array of shape [y, x, colour]
-    scale : float
-        Size at which the picture stands out in full.
+    `size` is that of the map, smoothed; from `scale` on the picture stands out in full.
     """
     light = 0.08 + 0.92 * np.clip(size / scale, 0, 1)[..., None]
     return _pixels(FADED * (1 - light) + picture * light)

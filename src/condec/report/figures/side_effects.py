@@ -129,11 +129,6 @@ def interactions_figure(
         Whose output or probability; by default means over all labels of the table. For one
         label a dot marks pairs whose interval excludes 0.
     quantity : {"logit", "probability"}
-
-    Raises
-    ------
-    DataError
-        The table holds no such row.
     """
     part = table[table["quantity"] == quantity]
     part = part if label is None else part[part["label"] == label]
@@ -169,11 +164,6 @@ def steering_figure(curve: pandas.DataFrame) -> Figure:
     ----------
     curve : pandas.DataFrame
         From `steering_curve`, of one site.
-
-    Raises
-    ------
-    DataError
-        The table is empty.
     """
     style.not_empty(curve, "steering_figure")
     with styled():

@@ -39,8 +39,6 @@ def layer_statistics_figure(
     ------
     OptionError
         Another quantity.
-    DataError
-        The table is empty.
     """
     unknown = [name for name in quantities if name not in _QUANTITIES]
     if unknown or not quantities:
@@ -86,11 +84,6 @@ def completeness_figure(completeness: Mapping[str, Tensor]) -> Figure:
     ----------
     completeness : mapping of site key to Tensor of shape [sample]
         From `Store.completeness`: 1 is complete.
-
-    Raises
-    ------
-    DataError
-        There is no cut site.
     """
     if not completeness:
         raise DataError("completeness_figure: no site cuts the network, so there is none to draw")
