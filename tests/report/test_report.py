@@ -749,8 +749,8 @@ def test_pages_name_each_of_several_learners(both, tmp_path, quick):
 def other_page(folder: Path, applies) -> OtherPage:
     template = folder / "other.html.jinja"
     template.write_text(
-        '{% extends "base.html.jinja" %}{% from "parts.html.jinja" import facts %}'
-        "{% block main %}{{ facts(found) }}{{ page.name }} of {{ title }}{% endblock %}"
+        '{% extends "base.html.jinja" %}{% from "parts.html.jinja" import show_facts %}'
+        "{% block main %}{{ show_facts(found) }}{{ page.name }} of {{ title }}{% endblock %}"
     )
     return OtherPage(
         name="Others <i>", file="other.html", template=template, applies=applies,
@@ -840,7 +840,7 @@ def test_without_twins_the_page_says_how_to_add_one(report):
 def test_trends_in_words(twinned):
     run, name = read_run(twinned), "random weights, seed 3"
     rising, falling, flat = [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.2, 0.1, 0.1, 0.2]
-    columns = ["site", *words.STATISTICS, "hoyer_activation"]
+    columns = ["site", *sentences._STATISTICS, "hoyer_activation"]
     sites, above = ["a", "b", "c", "d"], [0.0, 0.3, 0.4, 0.5]
     real, other = (
         pd.DataFrame(dict(zip(columns, values, strict=True)))

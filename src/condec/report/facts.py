@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import tomli_w
 import torch
 
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
@@ -108,6 +109,11 @@ def lede(run: RunPart) -> str:
         f"{target_words(made.get('target', {}))}, by {method_words(made.get('method', {}))}, "
         f"for {count(len(run.store))} inputs, decomposed into modes."
     )
+
+
+def plan(run: RunPart) -> str:
+    """Return the plan of the run as TOML."""
+    return tomli_w.dumps(dict(run.plan))
 
 
 def recipe(run: RunPart) -> Iterator[tuple[str, str]]:

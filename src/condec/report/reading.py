@@ -4,6 +4,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,13 +103,12 @@ class DictionaryPart:
     @cached_property
     def held_out_correlation(self) -> Tensor:
         """The same on held-out rows; NaN where a label is not among them, or no other is."""
-        nowhere = torch.full_like(self.correlation, torch.nan)
         labels = self.modes.store.labels[self.modes.held_out]
         if not bool((labels >= 0).any()):
-            return nowhere
+            return torch.full_like(self.correlation, torch.nan)
         shares = membership(labels, self.correlation.shape[1])[labels >= 0].float().mean(0)
         varies = (shares > 0) & (shares < 1)
-        return torch.where(varies, self.modes.correlation(split="held_out"), nowhere)
+        return self.modes.correlation(split="held_out").where(varies, torch.nan)
 
     @cached_property
     def best(self) -> tuple[Tensor, Tensor]:
@@ -301,10 +301,8 @@ def _date(file: Path) -> str:
     """Return the day of the last line that is not about the report itself."""
     day = ""
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
+        with suppress(ValueError):  # a run that was killed may leave half a line
             event = json.loads(line)
-        except ValueError:  # a run that was killed may leave half a line
-            continue
-        if isinstance(event, dict) and event.get("link") != "report":
-            day = str(event.get("time", ""))[:10] or day
+            if isinstance(event, dict) and event.get("link") != "report":
+                day = str(event.get("time", ""))[:10] or day
     return day

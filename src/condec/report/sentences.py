@@ -1,8 +1,8 @@
 """What was found, in sentences: of the run, of its dictionaries, of edits."""
 
 import math
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, Final
 
 import pandas
 import torch
@@ -16,16 +16,14 @@ from condec.modes import Hierarchy
 from condec.report.figures import rankings_in
 from condec.report.reading import DictionaryPart, RunPart
 from condec.report.tables import STABLE, leading_ranking, mean_cosine, rivals_in_words, stable_modes
-from condec.report.words import (
-    STATISTICS,
-    count,
-    fixed,
-    percent,
-    trend_words,
-    twin_words,
-)
-from condec.store import compare_trends
+from condec.report.words import count, fixed, percent, twin_words
+from condec.store import STATISTICS, TREND, compare_trends
 
+_STATISTICS: Final = {
+    one.column("contribution"): one.subject + (" of contributions" if len(one.of) > 1 else "")
+    for one in STATISTICS
+}
+"""Statistics whose trends are put into words."""
 COMPLETE_WITHIN: Final = 0.05
 """A median completeness further from 1 than this is worth a warning."""
 SPREAD_WITHIN: Final = 0.5
@@ -64,10 +62,12 @@ def warnings(run: RunPart) -> Iterator[str]:
     yield from _about_completeness(run)
     named = [(f"{s.key} ({p.name})" if several else s.key, p) for s, p in run.parts]
     for held_out, whom in ((True, "no held-out input"), (False, "no input")):
-        of = [(name, part) for name, part in named if part.has_held_out is held_out]
-        shares = [(n, p.dead_share if held_out else p.modes.share_dead, p) for n, p in of]
-        dead = [f"{n} {percent(s)} of {count(p.modes.n_modes)}" for n, s, p in shares
-                if s > MANY_DEAD]  # fmt: skip
+        dead = [
+            f"{name} {percent(share)} of {count(part.modes.n_modes)}"
+            for name, part in named
+            if part.has_held_out is held_out
+            and (share := part.dead_share if held_out else part.modes.share_dead) > MANY_DEAD
+        ]
         if dead:
             yield f"Many modes are dead, that is, used by {whom}: {'; '.join(dead)}."
     equal = [f"{name}: {found}" for name, part in named
@@ -107,12 +107,29 @@ def trends(run: RunPart) -> list[str]:
     if run.statistics is None:
         return []
     return [
-        trend_words({str(k): v for k, v in row.items()}, twin_words(twin.twin))
+        _trend(row, twin_words(twin.twin))
         for twin in run.twins
         if twin.statistics is not None
         for row in compare_trends(run.statistics, twin.statistics).to_dict("records")
-        if row["statistic"] in STATISTICS and math.isfinite(row["trend"] + row["twin_trend"])
+        if row["statistic"] in _STATISTICS and math.isfinite(row["trend"] + row["twin_trend"])
     ]
+
+
+def _trend(row: Mapping[Hashable, Any], twin: str) -> str:
+    subject = _STATISTICS[row["statistic"]]
+    own, other = (
+        "has no trend" if abs(trend) < TREND else "rises" if trend > 0 else "falls"
+        for trend in (row["trend"], row["twin_trend"])
+    )
+    with_twin = f"; with {twin} it {other}"
+    if row["shared"]:
+        with_twin = f", and with {twin} as well: by itself no sign of training"
+    elif own == other:
+        with_twin = f", nor with {twin}"
+    return (
+        f"{subject[0].upper()}{subject[1:]} {own} along the network{with_twin}. It is above that of "
+        f"{twin} at {row['above']} of {row['sites']} sites."
+    )
 
 
 # --- a dictionary -------------------------------------------------------------------------
@@ -177,17 +194,14 @@ def about_curves(part: DictionaryPart) -> Iterator[str]:
     rows = compared[(compared["ranking"] == leading) & (compared["verdict"] != "undefined")]
     rows = rows[~rows["against"].isin(_OF_MODES)]
     for (edit, replacement), some in rows.groupby(["edit", "replacement"], sort=False):
-        beaten = [
-            f"{words} {', '.join(found)}"
-            for verdict, words in _VERDICTS.items()
-            if (
-                found := [
-                    f"{named[row['against']][0]} ({fixed(row['difference'], 3)}, "
-                    f"{fixed(row['low'], 3)} to {fixed(row['high'], 3)})"
-                    for row in some[some["verdict"] == verdict].to_dict("records")
-                ]
-            )
-        ]
+        beaten = []
+        for verdict, words in _VERDICTS.items():
+            found = [
+                f"{named[row['against']][0]} ({fixed(row['difference'], 3)}, "
+                f"{fixed(row['low'], 3)} to {fixed(row['high'], 3)})"
+                for row in some[some["verdict"] == verdict].to_dict("records")
+            ]
+            beaten += [f"{words} {', '.join(found)}"] if found else []
         free = some[~some["against"].isin(_WITHOUT_LABEL)]["verdict"]
         does = "does better" if (free == "worse").any() else "does as well"
         end = "" if (free == "better").all() else f" So a ranking without a dictionary {does} here."

@@ -16,7 +16,7 @@ from condec.effects import mean_over_labels
 from condec.explain import strongest_units
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
-from condec.report.words import DASH, breakable, count, fixed, percent
+from condec.report.words import DASH, breakable, count, fixed, percent, twin_words
 from condec.store import STATISTICS as OF_SITES
 
 STABLE: Final = 0.9
@@ -192,6 +192,12 @@ def as_good(part: DictionaryPart) -> dict[str, str]:
     return {rival: " and ".join(MEASURES[c] for c in columns) for rival, columns in equal.items()}
 
 
+def checked(run: RunPart) -> bool:
+    """Tell whether some dictionary has rivals, and some its stability measured."""
+    found = [(part.table("rivals"), part.table("stability")) for _, part in run.parts]
+    return all(any(table is not None for table in kind) for kind in zip(*found, strict=True))
+
+
 def rivals_in_words(part: DictionaryPart) -> str:
     """List rivals that do as well; "none" if none does, empty if there are none."""
     found = [f"{RIVALS[rival][0]} ({what})" for rival, what in as_good(part).items()]
@@ -355,6 +361,14 @@ STATISTICS: Final = (
     _number("Complete", "completeness", 3),
 )
 """The table of `layer_statistics`."""
+
+
+def statistics(run: RunPart) -> Iterator[tuple[str, Table]]:
+    """Give the statistics of the network and of its twins, with the words of the twin."""
+    twins = [(twin_words(twin.twin), twin.statistics) for twin in run.twins]
+    for name, found in (("", run.statistics), *twins):
+        if found is not None:
+            yield name, table(STATISTICS, found.to_dict("records"))
 
 
 def curve_rows(part: DictionaryPart) -> Iterator[dict[str, Any]]:

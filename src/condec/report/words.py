@@ -6,9 +6,6 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from condec.store import STATISTICS as OF_SITES
-from condec.store import TREND
-
 DASH: Final = "\N{EN DASH}"
 
 
@@ -107,8 +104,8 @@ TARGETS: Final[Mapping[str, str]] = {
     "TopK": "the {largest}",
 }
 TWINS: Final[Mapping[str, str]] = {
-    "RandomWeights": "random weights{begin}{other_seed}",
-    "ShuffledLabels": "shuffled labels{other_seed}",
+    "RandomWeights": "random weights{begin}",
+    "ShuffledLabels": "shuffled labels",
 }
 
 
@@ -127,12 +124,9 @@ def method_words(method: Mapping[str, Any]) -> str:
     >>> method_words({"name": "SmoothGrad", "inner": {"name": "ActGrad"}, "n_samples": 16})
     'activation times gradient, averaged over 16 noisy inputs'
     """
-    steps, rule = method.get("steps"), method.get("rule", "trapezoid")
-    path = [
-        f"{steps} steps"
-        if steps != "auto"
-        else f"steps to a tolerance of {plain(method.get('tolerance'))}"
-    ]
+    path, rule = [f"{method.get('steps')} steps"], method.get("rule", "trapezoid")
+    if method.get("steps") == "auto":
+        path = [f"steps to a tolerance of {plain(method.get('tolerance'))}"]
     if rule != "trapezoid":
         path.append({"gauss": "Gauss-Legendre"}.get(rule, f"{rule} rule"))
     if method.get("path") == "layer":
@@ -177,12 +171,8 @@ def twin_words(twin: Mapping[str, Any]) -> str:
     'shuffled labels, seed 2'
     """
     begin, seed = twin.get("from_module"), twin.get("seed")
-    return _filled(
-        TWINS,
-        twin,
-        begin=f" from {begin}" if begin else "",
-        other_seed=f", seed {seed}" if seed else "",
-    )
+    found = _filled(TWINS, twin, begin=f" from {begin}" if begin else "")
+    return found + (f", seed {seed}" if seed else "")
 
 
 def compute_words(compute: Mapping[str, Any]) -> str:
@@ -194,33 +184,3 @@ def compute_words(compute: Mapping[str, Any]) -> str:
     precision = compute.get("precision")
     words = "the model's precision" if precision == "model" else f"{precision}, by autocast"
     return words + (", channels last" if compute.get("channels_last") else "")
-
-
-STATISTICS: Final[Mapping[str, str]] = {
-    one.column("contribution"): one.subject + (" of contributions" if len(one.of) > 1 else "")
-    for one in OF_SITES
-}
-"""Statistics whose trends are put into words, and how they are called there."""
-
-
-def trend_words(row: Mapping[str, Any], twin: str) -> str:
-    """Write one row of `compare_trends` as a sentence; `twin` are the words of the twin.
-
-    >>> row = {"statistic": "hoyer_contribution", "trend": 1.0, "twin_trend": 0.8, "shared": True,
-    ...        "above": 1, "sites": 4}
-    >>> trend_words(row, "random weights")
-    'Sparsity of contributions rises along the network, and with random weights as well: by ...'
-    """
-    subject = STATISTICS[row["statistic"]]
-
-    def goes(trend: float) -> str:
-        return "has no trend" if abs(trend) < TREND else "rises" if trend > 0 else "falls"
-
-    own, other = goes(row["trend"]), goes(row["twin_trend"])
-    begin = f"{subject[0].upper()}{subject[1:]} {own} along the network"
-    above = f"It is above that of {twin} at {row['above']} of {row['sites']} sites."
-    if row["shared"]:
-        return f"{begin}, and with {twin} as well: by itself no sign of training. {above}"
-    if own == other:
-        return f"{begin}, nor with {twin}. {above}"
-    return f"{begin}; with {twin} it {other}. {above}"

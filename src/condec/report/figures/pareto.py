@@ -80,10 +80,7 @@ def pareto_figure(table: pandas.DataFrame) -> Figure:
 
 
 def _points(
-    axis: Axes,
-    means: pandas.DataFrame,
-    learners: Mapping[str, str],
-    markers: Mapping[float, str],
+    axis: Axes, means: pandas.DataFrame, learners: Mapping[str, str], markers: Mapping[float, str]
 ) -> None:
     front = means[pareto_front(means)].sort_values("l0")
     axis.plot(front["l0"], 1 - front["r2"], zorder=1, **_FRONT)

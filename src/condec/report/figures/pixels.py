@@ -114,10 +114,7 @@ def map_scale(maps: Sequence[Float[np.ndarray, "y x"]], percentile: float = 99.5
 
 
 def overlay(
-    values: Float[np.ndarray, "y x"],
-    picture: UInt8[np.ndarray, "py px colour"],
-    *,
-    scale: float,
+    values: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "py px colour"], *, scale: float
 ) -> UInt8[np.ndarray, "py px 3"]:
     """Draw a signed map over the faded picture: vermilion raises the target, violet lowers it.
 
