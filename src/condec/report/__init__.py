@@ -4,7 +4,7 @@
 ``report/sites/``, and the pictures they show. The pages load nothing from outside, link
 relatively, read well on a phone and on paper, and lack nothing but comforts (sorting,
 filtering) where scripts are off. The same run folder gives the same bytes. All but the store
-is optional; what is missing is left out, and the page says so.
+is optional; parts that are missing are left out, and the page says so.
 
 A column of a table is one entry in `tables`, a sentence one function in `sentences`, a figure
 one line in `drawing`. A page for a run of another kind comes from its package (`Page`).

@@ -1,4 +1,4 @@
-"""Cards: what is shown of one mode."""
+"""Cards of modes: atom, labels, and the units that are drawn in maps."""
 
 from collections.abc import Iterator
 from typing import Any, Final

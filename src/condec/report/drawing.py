@@ -56,7 +56,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Studio:
-    """Stores what is drawn for one report, in its folder."""
+    """Stores figures and pictures in the folder of one report."""
 
     folder: Path
 

@@ -31,7 +31,7 @@ SPLITS: Mapping[str, str] = {"held_out": "held out", "train": "training"}
 @short_repr
 @dataclass(frozen=True, eq=False)
 class DictionaryPart:
-    """What a run has of one learner at one site.
+    """Results of one learner at one site.
 
     Attributes
     ----------
@@ -74,12 +74,12 @@ class DictionaryPart:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there are modes, and labels to compare them with."""
+        """True where there are modes, and labels to compare them with."""
         return bool((self.modes.store.labels >= 0).any()) and len(self.modes) > 0
 
     @property
     def has_held_out(self) -> bool:
-        """Whether there are rows that were not fitted."""
+        """True where there are rows that were not fitted."""
         return bool(self.modes.held_out.any())
 
     @cached_property
@@ -102,7 +102,7 @@ class DictionaryPart:
 
     @cached_property
     def held_out_correlation(self) -> Tensor:
-        """The same on held-out rows; NaN where a label is not among them, or no other is."""
+        """The same on held-out rows; NaN where a label is missing among them, or alone."""
         labels = self.modes.store.labels[self.modes.held_out]
         if not bool((labels >= 0).any()):
             return torch.full_like(self.correlation, torch.nan)
@@ -120,7 +120,7 @@ class DictionaryPart:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class SitePart:
-    """What a run has of one site.
+    """Results at one site.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class SitePart:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class TwinPart:
-    """What a run has of one twin.
+    """Results of one twin.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ class TwinPart:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class RunPart:
-    """What a run folder holds.
+    """Content of a run folder.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What was found, in sentences: of the run, of its dictionaries, of edits."""
+"""Sentences on what was found: about the run, about its dictionaries, about edits."""
 
 import math
 from collections.abc import Hashable, Iterator, Mapping
@@ -75,7 +75,7 @@ def warnings(run: RunPart) -> Iterator[str]:
     if equal:
         yield f"Rivals do as well as the dictionary: {'; '.join(equal)}."
     if not bool((store.labels >= 0).any()):
-        yield "The inputs have no labels, so correlations with labels and control are left out."
+        yield "The inputs have no labels: correlations with labels and control curves are left out."
     elif run.sites and not any(part.has_held_out for _, part in run.parts):
         yield "No inputs were held out: all figures are those of the inputs that were fitted."
 

@@ -32,7 +32,7 @@ RIVALS: Final = {
     "pca": ("PCA", "at equal L0"),
     "nmf": ("NMF", "at equal L0"),
 }
-"""Name of each rival, and what is said of it."""
+"""Name of each rival, and a note on it."""
 _LEADING: Final = ("log_odds_modes", "modes", "best_mode")
 """The choice by modes that curves are read for is the first of these that was made."""
 _REPLACEMENTS: Final = ("zero", "mean", "class_mean", "resample")

@@ -47,7 +47,7 @@ def training_history_figure(history: Sequence[float]) -> Figure:
 def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
     """Draw how many modes are used by how many inputs; dead ones stand apart on the left.
 
-    Bins are half a power of ten each; the first holds what is rarer, too.
+    Bins are half a power of ten each; the first holds all rarer ones, too.
 
     Parameters
     ----------

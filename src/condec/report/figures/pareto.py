@@ -29,11 +29,11 @@ _FRONT: Final[dict[str, Any]] = {"color": MUTED, "linewidth": 5, "alpha": 0.28}
 
 
 def pareto_figure(table: pandas.DataFrame) -> Figure:
-    """Draw R2 against L0 on held-out rows, a panel a site, with the front of what nothing beats.
+    """Draw R2 against L0 on held-out rows, a panel a site, with the front of each.
 
     A point is the mean of a configuration over its seeds; its cross reaches from the lowest to
     the highest of them. Colours are learners, markers numbers of modes relative to the units.
-    The scale of R2 is logarithmic in what is left, 1 - R2, and begins at 0.
+    The scale of R2 is logarithmic in the rest, 1 - R2, and begins at 0.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def pareto_figure(table: pandas.DataFrame) -> Figure:
     learners = dict(zip(means["learner"].unique(), cycle(_COLOURS)))
     markers = dict(zip(sorted(means["width"].unique()), cycle(_MARKERS)))
     sites = list(means["site"].unique())
-    # One scale for all panels, so that sites compare; what is below 0 is only counted.
+    # One scale for all panels, so that sites compare; points below 0 are only counted.
     l0 = (0.8 * drawn["l0_low"].clip(lower=0.05).min(), 1.25 * drawn["l0_high"].max())
     least = max(1 - float(drawn["r2_high"].max()), 1e-6)
     most = min(1 - float(drawn["r2_low"].min()), 1.0)
@@ -103,7 +103,7 @@ def _points(
 
 
 def _scales(axis: Axes, l0: tuple[float, float], rest: tuple[float, float]) -> None:
-    """Make both logarithmic: R2 by what is left of the variance, where good fits differ."""
+    """Make both logarithmic: R2 by the variance that is left, where good fits differ."""
     powers = [2.0**power for power in range(-6, 20) if l0[0] <= 2.0**power <= l0[1]]
     left = [step * 10.0**-power for power in range(7) for step in (1, 0.5, 0.2)]
     axis.set(xscale="log", yscale="log", xlim=l0, ylim=rest)
