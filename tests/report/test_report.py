@@ -684,7 +684,7 @@ def test_control_of_an_earlier_version_is_read(run, tmp_path):
     folder = RunFolder(shutil.copytree(run.folder.path, tmp_path / "run"))
     folder.table("control_comparison", "block1", "sae").unlink()
     file = folder.table("control", "block1", "sae")
-    later = "_(low|high|edited|probability|logit|entropy)$|^off(_label)?$|^n_bootstrap$"
+    later = "_(?:low|high|edited|probability|logit|entropy)$|^off(?:_label)?$|^n_bootstrap$"
     curve = pd.read_parquet(file)
     curve.loc[:, ~curve.columns.str.contains(later)].to_parquet(file, index=False)
     (part,) = read_run(folder.path).sites[0].parts

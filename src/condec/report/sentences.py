@@ -127,8 +127,8 @@ def _trend(row: Mapping[Hashable, Any], twin: str) -> str:
     elif own == other:
         with_twin = f", nor with {twin}"
     return (
-        f"{subject[0].upper()}{subject[1:]} {own} along the network{with_twin}. It is above that of "
-        f"{twin} at {row['above']} of {row['sites']} sites."
+        f"{subject[0].upper()}{subject[1:]} {own} along the network{with_twin}. It is above that "
+        f"of {twin} at {row['above']} of {row['sites']} sites."
     )
 
 
