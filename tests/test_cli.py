@@ -59,9 +59,14 @@ def condec_command(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
-def test_run_says_what_was_made_and_ends_with_the_report(source: Path) -> None:
-    result = condec_command("run", source / "run.toml", "--quiet")
+def done(*arguments: object) -> Result:
+    result = condec_command(*arguments)
     assert result.exit_code == 0, result.output
+    return result
+
+
+def test_run_says_what_was_made_and_ends_with_the_report(source: Path) -> None:
+    result = done("run", source / "run.toml", "--quiet")
     lines = result.stdout.splitlines()
     assert [line.split()[:2] for line in lines[:-1]] == [
         [link, "made"] for link in ("collect", "stats", "fit", "control", "map", "report")
@@ -72,7 +77,7 @@ def test_run_says_what_was_made_and_ends_with_the_report(source: Path) -> None:
 
 
 def test_links_one_by_one_on_the_run_folder(source: Path) -> None:
-    assert condec_command("collect", source / "run.toml", "-q").exit_code == 0
+    done("collect", source / "run.toml", "-q")
     for link in ("stats", "fit", "control", "map", "report"):
         result = condec_command(link, source / "run", "--quiet")
         assert result.exit_code == 0, result.output
@@ -89,13 +94,12 @@ def test_a_chain_without_collect_needs_a_store_of_its_plan(source: Path) -> None
     assert result.exit_code == 2
     assert not (source / "run").exists()
     condec_command("collect", source / "run.toml", "-q")
-    assert condec_command("run", source / "some.toml", "-q").exit_code == 0
+    done("run", source / "some.toml", "-q")
     assert config.read(source / "run").links == ("stats",)
 
 
 def test_out_is_another_run_folder(source: Path) -> None:
-    result = condec_command("run", source / "run.toml", "-q", "--out", source / "elsewhere")
-    assert result.exit_code == 0, result.output
+    done("run", source / "run.toml", "-q", "--out", source / "elsewhere")
     assert (source / "elsewhere" / "run.toml").is_file()
     assert not (source / "run").exists()
     assert condec_command("stats", source / "elsewhere", "-q").stdout.startswith("stats    kept")
@@ -116,23 +120,21 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     assert (method_text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
     assert (plan.collect.batch_size, plan.collect.precision) == ("auto", "bfloat16")
     assert plan.collect.devices == ("cpu", "cpu")
-    assert condec_command("stats", source / "run", "-q").exit_code == 0
+    done("stats", source / "run", "-q")
 
 
 def test_twins_join_those_of_the_plan(source: Path) -> None:
     arguments = ("collect", source / "run.toml", "-q", "--twin")
-    result = condec_command(*arguments, "random-weights:block2", "--twin", "shuffled-labels")
-    assert result.exit_code == 0, result.output
+    result = done(*arguments, "random-weights:block2", "--twin", "shuffled-labels")
     assert "and 2 more" in result.stdout
     folder = source / "run" / "twins"
     assert {path.name for path in folder.iterdir()} == {
         "random-weights%3Ablock2", "shuffled-labels",
     }  # fmt: skip
-    result = condec_command("collect", source / "run", "-q", "--twin", "shuffled-labels#1")
-    assert result.exit_code == 0, result.output
+    done("collect", source / "run", "-q", "--twin", "shuffled-labels#1")
     names = [twin.name for twin in config.read(source / "run").collect.twins]
     assert names == ["random-weights:block2", "shuffled-labels", "shuffled-labels#1"]
-    assert condec_command("stats", source / "run", "-q").exit_code == 0
+    done("stats", source / "run", "-q")
 
 
 def twin_names(source: Path) -> list[str]:
@@ -142,30 +144,29 @@ def twin_names(source: Path) -> list[str]:
 def test_twins_are_not_forgotten_by_the_next_command(source: Path) -> None:
     plan, folder = source / "run.toml", source / "run"
     table = folder / "analysis" / "statistics_twins.parquet"
-    assert condec_command("collect", plan, "-q", "--twin", "random-weights").exit_code == 0
-    assert condec_command("stats", plan, "-q").exit_code == 0
+    done("collect", plan, "-q", "--twin", "random-weights")
+    done("stats", plan, "-q")
     assert table.is_file()
     for link in ("fit", "collect", "report"):
-        assert condec_command(link, plan, "-q").exit_code == 0
+        done(link, plan, "-q")
         assert twin_names(source) == ["random-weights"]
     assert condec_command("stats", folder, "-q").stdout.startswith("stats    kept")
     assert table.is_file()
-    result = condec_command("collect", plan, "-q", "--twin", "random-weights#1")
-    assert result.exit_code == 0, result.output
+    done("collect", plan, "-q", "--twin", "random-weights#1")
     assert twin_names(source) == ["random-weights", "random-weights#1"]
-    assert condec_command("run", plan, "-q").exit_code == 0
+    done("run", plan, "-q")
     assert twin_names(source) == ["random-weights", "random-weights#1"]
     assert set(pandas.read_parquet(table)["twin"]) == {"random-weights", "random-weights#1"}
 
 
 def test_twins_in_the_run_folder_are_found_without_a_plan(source: Path) -> None:
     plan, folder = source / "run.toml", source / "run"
-    assert condec_command("collect", plan, "-q", "--twin", "random-weights:block2").exit_code == 0
+    done("collect", plan, "-q", "--twin", "random-weights:block2")
     for name in ("random-weights%231", "other"):
         shutil.copytree(folder / "twins" / "random-weights%3Ablock2", folder / "twins" / name)
     next((folder / "twins" / "random-weights%231").rglob("shard-00001.json")).unlink()
     (folder / "run.toml").unlink()
-    assert condec_command("stats", plan, "-q").exit_code == 0
+    done("stats", plan, "-q")
     assert twin_names(source) == ["random-weights:block2"]
     assert (folder / "analysis" / "statistics_twins.parquet").is_file()
 
@@ -282,8 +283,7 @@ def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
 
 
 def test_inspect_lists_modules_shapes_and_cuts(source: Path) -> None:
-    result = condec_command("inspect", f"python:{source / 'net.py'}:make", "--input-shape", "1,6,6")
-    assert result.exit_code == 0, result.output
+    result = done("inspect", f"python:{source / 'net.py'}:make", "--input-shape", "1,6,6")
     rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
     assert "4 x 6 x 6" in rows["block1"]
     assert rows["block1"].rstrip().endswith("cut")
@@ -294,8 +294,7 @@ def test_inspect_lists_modules_shapes_and_cuts(source: Path) -> None:
 
 
 def test_inspect_shows_the_presets_that_fit() -> None:
-    result = condec_command("inspect", "timm:resnet10t", "--input-shape", "3,32,32")
-    assert result.exit_code == 0, result.output
+    result = done("inspect", "timm:resnet10t", "--input-shape", "3,32,32")
     assert result.stdout.splitlines()[-1] == "presets: preset:resnet_blocks"
 
 
@@ -305,8 +304,7 @@ def test_inspect_of_a_run_file_and_of_some_sites(
     text = TOML.replace('device = "cpu"', "input_shape = [1, 6, 6]")
     (source / "run.toml").write_text(text)
     monkeypatch.chdir(source.parent)
-    result = condec_command("inspect", source / "run.toml", "--sites", "block*")
-    assert result.exit_code == 0, result.output
+    result = done("inspect", source / "run.toml", "--sites", "block*")
     first = [line.split()[0] for line in result.stdout.splitlines()[2:] if line.strip()]
     assert first == ["block1", "block2"]
 
@@ -315,8 +313,7 @@ def test_notes_are_printed(source: Path) -> None:
     images = np.zeros((20, 1, 6, 6), dtype=np.float32)
     images[3] = np.nan
     np.savez(source / "data.npz", images=images)
-    result = condec_command("collect", source / "run.toml", "-q", "--on-bad", "skip")
-    assert result.exit_code == 0, result.output
+    result = done("collect", source / "run.toml", "-q", "--on-bad", "skip")
     assert "note: 1 of 20 inputs could not be used, left out: 3" in result.stdout
 
 
@@ -325,8 +322,7 @@ def test_demo_is_the_chain_on_the_embedded_model(
 ) -> None:
     monkeypatch.chdir(source)
     monkeypatch.setattr(config, "DEMO", tomllib.loads((source / "run.toml").read_text()))
-    result = condec_command("demo", "--out", "d", "-q")
-    assert result.exit_code == 0, result.output
+    result = done("demo", "--out", "d", "-q")
     assert result.stdout.splitlines()[-1] == f"Report: {source / 'd' / 'report' / 'index.html'}"
 
 
