@@ -52,32 +52,7 @@ class Responses:
 
     @property
     def correlation(self) -> Float[Tensor, " cell"]:
-        """Correlate predicted and recorded rates over time, cell by cell (Pearson).
-
-        Parameters
-        ----------
-        model : torch.nn.Module
-            From clips [sample, history, y, x] to rates [sample, cell]; in evaluation mode.
-        recording : Recording
-            With rates.
-        history : int
-            Frames of a clip.
-        rows : sequence of int, optional
-            Samples to take, numbered as in `Recording.windows`; by default all.
-        batch_size : int
-
-        Returns
-        -------
-        Tensor of shape [cell]
-            0 where either of both does not change.
-
-        Raises
-        ------
-        DataError
-            No rates, rates that are not finite, or a movie that is not longer than the history.
-        ModelError
-            The model is in training mode, fails, or gives another number of cells.
-        """
+        """Correlate model and recording for every cell (Pearson); NaN without a recording."""
         if self.recorded is None:
             return torch.full((len(self.cells),), torch.nan)
         return correlation_matrix(self.rates, self.recorded).diagonal()
