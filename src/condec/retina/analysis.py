@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class SiteAnalysis:
-    """What the modes of one site have to do with the cells.
+    """Relations of the modes of one site to cells, to each other, and to receptive fields.
 
     Attributes
     ----------
@@ -66,19 +66,8 @@ def analyse(
 ) -> SiteAnalysis:  # fmt: skip
     """Relate the modes of one site to cells, to each other, and to receptive fields.
 
-    Parameters
-    ----------
-    modes : Modes
-        Of a store of the same clips; at least one is alive.
-    responses : Responses
-    fields : ReceptiveFields
-    windows : Windows
-    options : RetinaOptions
-
-    Raises
-    ------
-    DataError
-        The store has other samples than the recording has clips.
+    The modes are those of a store of the same clips, at least one of them alive. DataError where
+    the store has other samples than the recording has clips.
     """
     loadings = modes.loadings
     if len(loadings) != len(responses.rates):

@@ -120,12 +120,7 @@ def split_blocks(
     """Split samples into rows to train on and blocks to hold out that share no frame with them.
 
     Sample j takes frames j .. j + history, its response included; training samples within
-    `history` of a block are left out.
-
-    Raises
-    ------
-    DataError
-        Nothing is left on either side.
+    `history` of a block are left out. DataError where nothing is left on either side.
     """
     length = round(n_samples * held_out / n_blocks)
     centres = (torch.arange(n_blocks) + 0.5) * n_samples / n_blocks

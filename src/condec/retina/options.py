@@ -1,14 +1,15 @@
-"""What is worked out of the modes of a retina."""
+"""Options of the analysis of a retina."""
 
 from dataclasses import dataclass
 
 from condec.basis.errors import OptionError
 from condec.retina.cells import ClusterMethod
+from condec.retina.checks import above, at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetinaOptions:
-    """What is worked out of the modes of a retina; ``[retina]`` of a run.toml.
+    """Options of the analysis of a retina; ``[retina]`` of a run.toml.
 
     Parameters
     ----------
@@ -21,9 +22,9 @@ class RetinaOptions:
     crop : int
         Height and width in pixels of the window around a cell (the paper: 20).
     probes : bool
-        Whether the standard probes are shown to the model (`condec.retina.probes`).
+        Show the standard probes to the model (`condec.retina.probes`).
     probe_contrast : float
-        What contrast 1 of a probe is in the unit that the model takes.
+        Number in the model's unit that stands for contrast 1 of a probe.
     threshold : float
         A mode is active where its loading is above this share of its largest one.
     method : {"kmeans", "hierarchical"}
@@ -54,15 +55,11 @@ class RetinaOptions:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("n_fields", 10), ("crop", 1), ("n_shifts", 0), ("folds", 2), ("batch_size", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise OptionError(
-                    f"retina: {name} must be at least {least}; got {getattr(self, name)}"
-                )
-        if not self.probe_contrast > 0:
-            raise OptionError(f"retina: probe_contrast must be above 0; got {self.probe_contrast}")
+        at_least("retina", 1, crop=self.crop, batch_size=self.batch_size)
+        at_least("retina", 0, n_shifts=self.n_shifts)
+        at_least("retina", 2, folds=self.folds)
+        at_least("retina", 10, n_fields=self.n_fields)
+        above("retina", probe_contrast=self.probe_contrast)
         if not 0 <= self.threshold < 1:
             raise OptionError(
                 f"retina: threshold is a share from 0 to below 1; got {self.threshold}"

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -18,26 +19,16 @@ _WORDS: Final = "words"
 
 
 def save_record(path: str | Path, record: Any) -> Path:
-    """Write a frozen record as one ``.npz``, whole or not at all; the same bytes every time.
+    """Write a frozen record of tensors and JSON values as one ``.npz``, whole or not at all.
 
-    Parameters
-    ----------
-    path : path
-    record : dataclass instance
-        Its fields are tensors, or what JSON holds.
-
-    Raises
-    ------
-    StoreError
-        The place cannot be written.
+    The same record gives the same bytes. StoreError where the place cannot be written.
     """
-    import numpy
-
     path = Path(path)
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-    words = {name: value for name, value in fields.items() if name not in tensors}
-    arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    arrays: dict[str, Any] = {
+        k: v.cpu().numpy() for k, v in fields.items() if isinstance(v, Tensor)
+    }
+    words = {name: value for name, value in fields.items() if name not in arrays}
     content = io.BytesIO()
     numpy.savez_compressed(content, **(arrays | {_WORDS: json.dumps(words)}))
     with writing(f"{path}: {type(record).__name__}"):
@@ -47,15 +38,7 @@ def save_record(path: str | Path, record: Any) -> Path:
 
 
 def load_record(path: str | Path, kind: type[Record]) -> Record:
-    """Read what `save_record` wrote; lists come back as tuples.
-
-    Raises
-    ------
-    StoreError
-        There is no such file, or it holds something else.
-    """
-    import numpy
-
+    """Read the file of `save_record`, lists as tuples; StoreError where it cannot be read."""
     path = Path(path)
     try:
         with path.open("rb") as file, numpy.load(file, allow_pickle=False) as opened:

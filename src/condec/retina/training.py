@@ -122,8 +122,7 @@ class FittedRetina:
     best_epoch : int
         Index of the epoch with the lowest held-out loss.
     correlation : Tensor of shape [cell]
-        Of predicted and recorded rates on the held-out samples, as
-        `condec.retina.correlation` defines it.
+        Of predicted and recorded rates on the held-out samples.
     cells : tuple of str
     train_rows, held_out_rows : Tensor of shape [sample]
         Samples, numbered as in `Recording.windows`.
@@ -142,13 +141,7 @@ class FittedRetina:
     seconds: float
 
     def save(self, folder: str | Path) -> None:
-        """Write ``weights.safetensors``, which ``[model] weights`` takes, and ``fit.json``.
-
-        Raises
-        ------
-        StoreError
-            The folder cannot be written.
-        """
+        """Write ``weights.safetensors``, which ``[model] weights`` takes, and ``fit.json``."""
         from safetensors.torch import save
 
         folder = Path(folder)

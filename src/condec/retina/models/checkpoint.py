@@ -52,15 +52,7 @@ def load_checkpoint(
 
 
 def save_checkpoint(path: str | Path, checkpoint: RetinaCheckpoint) -> None:
-    """Write a network and what is known about it as safetensors; `load_checkpoint` reads it.
-
-    Raises
-    ------
-    OptionError
-        The path does not end in ``.safetensors``.
-    StoreError
-        The file cannot be written.
-    """
+    """Write a network and what is known about it as ``.safetensors``, for `load_checkpoint`."""
     from safetensors.torch import save
 
     path = Path(path)

@@ -47,17 +47,11 @@ _N_RECENT: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """Connections of a circuit.
+    """Connections of a circuit, pathway by pathway.
 
-    Attributes
-    ----------
-    subunits, interneurons : tuple of (int, int)
-        For each pathway, its two channels of the first and of the second layer.
-    quadrants : tuple of int
-        For each pathway, where light opens its gate: 0 top left, 1 top right, 2 bottom left,
-        3 bottom right.
-    cells : tuple of tuple of int
-        For each ganglion cell, the pathways that it draws on.
+    `subunits` and `interneurons` are its two channels of the first and of the second layer;
+    `quadrants` says where light opens its gate (0 top left, 1 top right, 2 bottom left, 3 bottom
+    right). `cells` are the pathways that each ganglion cell draws on.
     """
 
     subunits: tuple[tuple[int, int], ...]

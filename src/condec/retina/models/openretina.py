@@ -30,19 +30,17 @@ class OpenRetina(nn.Module):
     cells : sequence of int, optional
         Cells of the session to keep, in this order; by default all.
     channels : int
-        Colour channels of the movie that the model takes; a grey clip [sample, time, y, x] is
-        given to each of them.
+        Colour channels of the movie that the model takes, all with the same grey clip.
     frame : int
-        Which frame of the model's output. The last, -1, is that of the last frame of the clip
-        in models that pad nothing in time.
+        Frame of the model's output. The last, -1, is that of the last frame of the clip in
+        models that pad nothing in time.
     **arguments : object
         Further arguments of the model's call, by name.
 
     Raises
     ------
     ModelError
-        The model has no readout of sessions; or, in a pass, gives something else than rates
-        [sample, time, cell].
+        The model has no readout of sessions, or gives something else than such rates.
     OptionError
         A session or cell that it lacks, or no session where there are several.
     """

@@ -87,15 +87,7 @@ def read_recording(
 
 
 def write_recording(path: str | Path, recording: Recording) -> None:
-    """Write a recording as npz; `read_recording` gives it back to the bit.
-
-    Raises
-    ------
-    OptionError
-        The path does not end in ``.npz``.
-    StoreError
-        The file cannot be written.
-    """
+    """Write a recording as ``.npz``; `read_recording` gives it back to the bit."""
     path = Path(path)
     if path.suffix != ".npz":
         raise OptionError(f"{path}: a recording is written as .npz; give such a name")
