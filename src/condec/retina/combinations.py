@@ -29,18 +29,15 @@ class CombinationFields:
         Columns of the loadings that are active, in ascending order; empty: none is.
     counts : Tensor of shape [combination], int64
         Frames of each.
-    spatial : Tensor of shape [combination, cell, y, x]
+    spatial, temporal, strength, separability : Tensor of shape [combination, cell, ...]
         As in `ReceptiveFields`, of the mean field; of length 1 within the window.
-    temporal : Tensor of shape [combination, cell, history]
-    strength, separability : Tensor of shape [combination, cell]
     consistency : Tensor of shape [combination, cell]
         Squared length of the mean field over the mean squared length of the fields, 0 to 1: 1
         where all frames of the combination have the same field. NaN without any field.
     likeness : Tensor of shape [combination, cell]
         Cosine of the mean field with the cell's mean field over all frames; below 0 where the
         combination turns it over.
-    cells : Tensor of shape [cell], int64
-    corners : Tensor of shape [cell, 2], int64
+    cells, corners : Tensor of shape [cell] and [cell, 2], int64
     """
 
     combinations: tuple[tuple[int, ...], ...]
@@ -200,8 +197,7 @@ def fields_of_combinations(
     Raises
     ------
     DataError
-        Loadings of another number of frames, no combination of so many frames; or as in
-        `active_modes`.
+        Loadings of another number of frames, or no combination of so many frames.
     """
     if len(loadings) != len(fields):
         raise DataError(

@@ -177,16 +177,14 @@ def pooled_stimulus(
     rows : sequence of int, optional
         Samples, such as ``fields.rows``; all by default.
     shape : (int, int, int)
-        Boxes along history, y and x; as many as the clip has entries where it has fewer.
+        Boxes along history, y and x, at most the entries of the clip.
     batch_size : int
         Clips in memory at one time.
 
     Raises
     ------
-    OptionError
-        No box along an axis, or no clip at one time.
-    DataError
-        Samples are no clips.
+    OptionError, DataError
+        A number below 1; samples that are no clips.
     """
     is_clips("pooled_stimulus", inputs.name, inputs.sample_shape)
     if min(*shape, batch_size) < 1:
@@ -235,10 +233,10 @@ class _Blocks:
 
     def errors_of_mean(self, y: Tensor) -> Tensor:
         """Return the squared errors of the mean of the fitted frames, [sample, cell]."""
-        found = y.new_zeros(len(y), self._n_cells)
+        found = torch.empty_like(y)
         for test, train in self._splits(torch.arange(len(y))):
-            found[test] = self._of_cells((y[test] - y[train].mean(0)).square())
-        return found
+            found[test] = (y[test] - y[train].mean(0)).square()
+        return self._of_cells(found)
 
     def _of_cells(self, squares: Tensor) -> Tensor:
         """Sum over each cell's components, which are the last axis."""

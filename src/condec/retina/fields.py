@@ -29,7 +29,7 @@ _N_LOOKED_AT: Final = 32
 @short_repr
 @dataclass(frozen=True, eq=False)
 class RankOne:
-    r"""One picture times one time course, the nearest to each field: :math:`s\,t\,p^T`.
+    r"""A picture times a time course, the nearest to each field: :math:`s\,t\,p^T`.
 
     Attributes
     ----------
@@ -60,17 +60,10 @@ class ReceptiveFields:
     spatial : Tensor of shape [sample, cell, y, x]
         Picture of length 1, cropped around the cell (the part that was cropped away counts for
         the length). Positive where light raises the rate.
-    temporal : Tensor of shape [sample, cell, history]
-        Time course of length 1, oldest frame first; its largest entry is positive.
-    strength : Tensor of shape [sample, cell]
-        First singular value: change of the rate with the movie's unit, along both.
-    separability : Tensor of shape [sample, cell]
-        Share of the gradient's squared entries that picture times time course holds, 0 to 1;
-        NaN where the gradient is 0.
-    rows : Tensor of shape [sample], int64
-        Which samples of the inputs these are.
-    cells : Tensor of shape [cell], int64
-        Which outputs of the model these are.
+    temporal, strength, separability : Tensor of shape [sample, cell, history] or [sample, cell]
+        As in `RankOne`.
+    rows, cells : Tensor of shape [sample] and [cell], int64
+        Samples of the inputs, and outputs of the model.
     corners : Tensor of shape [cell, 2], int64
         Row and column, in the whole picture, of the first pixel that is kept.
     """
@@ -104,11 +97,10 @@ class ReceptiveFields:
     def aligned(self) -> "ReceptiveFields":
         """Return the same fields with signs that do not jump from one frame to the next.
 
-        Where a time course has two lobes of nearly one size, the larger one may change from
-        frame to frame, and the sign of the picture with it. Here, each time course instead has
-        a positive product with the cell's main one: the first principal direction of all its
-        courses, weighted by strength, with a positive largest entry. Products of picture and
-        time course stay as they are.
+        Where a time course has two lobes of nearly one size, the larger one may change from frame
+        to frame, and the sign of the picture with it. Here, each time course instead has a positive
+        product with the cell's main one: the first principal direction of all its courses, weighted
+        by strength, with a positive largest entry. Products of both stay as they are.
         """
         weighted = (self.strength[..., None] * self.temporal).transpose(0, 1).double()
         main = torch.linalg.eigh(weighted.mT @ weighted).eigenvectors[..., -1]

@@ -33,19 +33,18 @@ class RetinaLayout(Option):
     kernels : tuple of int
         Side of the kernel of each hidden convolution and of the last, which has one channel a
         cell; a linear readout has no last one.
-    stack : tuple of int, optional
+    stack, stack_channels : tuple of int, optional
         Build each hidden convolution of smaller ones with kernels of this side, nothing
-        nonlinear between them; one entry for each. None: plain convolutions.
-    stack_channels : tuple of int, optional
-        Channels between the smaller ones; by default as many as come out.
+        nonlinear between them, and so many channels (by default those that come out). None:
+        plain convolutions.
     dropout : float
         Probability with which numbers between the smaller ones are dropped in training.
     bias, last_bias : bool
-        Whether the hidden convolutions, and the last one, have a bias.
+        Give the hidden convolutions, and the last one, a bias.
     norm : {"channel", "unit", "none"}
         Normalise each channel over its map, or every unit of a map by itself.
     last_norm : bool
-        Normalise what the readout gives, cell by cell.
+        Normalise the numbers of the readout, cell by cell.
     absolute : bool
         Normalisation multiplies by the absolute value of its weight, so that no sign flips.
     momentum : float
@@ -59,9 +58,7 @@ class RetinaLayout(Option):
         Row and column of each cell in its map, for ``grabbed``; `positions_of` makes them
         of centres in the movie. Negative ones count from the end.
     rate : {"softplus", "exp"}
-        What makes the rate positive.
-    exponential : bool
-        One more exponential at the end.
+        Makes the rate positive; `exponential` adds one more exponential at the end.
 
     Raises
     ------

@@ -38,10 +38,6 @@ class RetinaNetwork(nn.Module):
     Children run in this order: ``conv1``, ``norm1``, ``noise1``, ``relu1``, ``conv2``, ...,
     ``conv3``; then, by the readout, ``norm3``, ``rate``, ``readout`` (one-hot) or ``readout``,
     ``norm3``, ``rate``; then ``exponential`` where the layout wants one.
-
-    Parameters
-    ----------
-    layout : RetinaLayout
     """
 
     def __init__(self, layout: RetinaLayout) -> None:
@@ -205,10 +201,8 @@ class RetinaCheckpoint:
         Name of every ganglion cell, as in the recording.
     scaling : (float, float), or None
         Mean and standard deviation of the training movie, which movies must have taken out.
-    dataset : str, or None
-        Recording that it was trained on.
-    stim_type : str, or None
-        Kind of movie that it was trained on.
+    dataset, stim_type : str, or None
+        Recording, and kind of movie, that it was trained on.
     """
 
     network: RetinaNetwork
