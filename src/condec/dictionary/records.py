@@ -57,8 +57,9 @@ class TrainConfig:
 
     The sum of the learning rates decides how far a fit goes (Adam moves every weight by about
     that much). The default fixes the number of steps and that sum, for any number of rows; give
-    `epochs` or `lr` to set them by hand. A number outside its range, an unknown word or device
-    is an OptionError.
+    `epochs` or `lr` to set them by hand. `lr`, `schedule`, `clip`, `precision`, `patience` and
+    `freeze` are of learners by gradient descent. A number outside its range, an unknown word or
+    device is an OptionError.
 
     Parameters
     ----------
@@ -75,14 +76,14 @@ class TrainConfig:
         Share of the steps in which the threshold of the codes rises to its value, from where
         about 64 codes of a row pass it. With 0, most or all modes are dead on small data.
     held_out : float
-        Share of the rows split off before anything is fitted; 0 for none.
+        Share of the rows split off before anything is fitted.
     seed, split_seed : int
         Of initial values, order of the batches and dropout; and of the split, so that fits of
         several seeds share their rows.
     device : str, optional
         Where to fit; by default where the matrix is.
     clip : float, optional
-        Longest gradient, over all weights at once, of a learner by gradient descent.
+        Longest gradient, over all weights at once.
     scaling : {"global", "unit", "none"}
         Divisor of the rows: the standard deviation of all entries, that of every unit, none.
         Decoding puts it back; with "unit" the error of every unit counts alike.
@@ -90,16 +91,15 @@ class TrainConfig:
         Take the mean of every unit out of the rows; decoding puts it back. Rows are then
         partly negative: not for `NMF`.
     precision : {"float32", "bfloat16"}
-        Of the products of a learner by gradient descent; weights, gradients, the optimiser and
-        later encoding stay in float32.
+        Of products; weights, gradients, the optimiser and later encoding stay in float32.
     patience : int, optional
-        Stop after so many epochs in which the training loss of a learner by gradient descent
-        did not fall by a thousandth; epochs in which the threshold rises do not count.
+        Stop after so many epochs in which the training loss did not fall by a thousandth;
+        epochs in which the threshold rises do not count.
     memory_gib : float
         Memory for rows, in GiB. A stored matrix (`Store.rows`) that needs more, with the
         copies that fitting makes, is read in blocks, pass by pass.
     freeze : {"encoder", "decoder"}, optional
-        Half of a learner by gradient descent that stays as it was drawn (`fit_rivals`).
+        Half of a dictionary that stays as it was drawn (`fit_rivals`).
     """
 
     epochs: int | None = None

@@ -11,7 +11,7 @@ from condec.basis.errors import OptionError
 from condec.dictionary import BatchTopKSAE, ThresholdSAE, TopKSAE, TrainConfig, fit
 from condec.dictionary.fitting.descent import learn_together
 from condec.dictionary.fitting.gradient import Cost, GradientLearner, filled, steps_of
-from condec.dictionary.fitting.rows import RowsInMemory
+from condec.dictionary.fitting.rows import TrainingRows
 from condec.testing.planted import Planted
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -112,7 +112,7 @@ class Fed(Toy):
 
 def run(learner, matrix, config):
     """One fit of prepared rows."""
-    return learn_together(learner, [RowsInMemory(matrix)], [config], lambda epoch: None)[0]
+    return learn_together(learner, [TrainingRows(matrix)], [config], lambda epoch: None)[0]
 
 
 def loop_before(learner, matrix, config):

@@ -61,8 +61,8 @@ class GradientLearner(Learner):
     """A learner that gives its parameters and its loss; the engine does the rest.
 
     It can be fitted to rows that do not fit in memory, be interrupted and resumed, and learn
-    together with others of the same shapes. `cost` is pure but for random numbers, and does not
-    look at values: several fits run as one under `torch.func.vmap`.
+    together with others of the same shapes: `cost` is pure but for random numbers, and does not
+    look at values, since several fits run as one under `torch.func.vmap`.
     """
 
     __slots__ = ()
@@ -123,9 +123,9 @@ class GradientLearner(Learner):
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Descend on batches that stay on the device."""
         from condec.dictionary.fitting.descent import learn_together
-        from condec.dictionary.fitting.rows import RowsInMemory
+        from condec.dictionary.fitting.rows import TrainingRows
 
-        rows = RowsInMemory(matrix.to(device_of(config, matrix)))
+        rows = TrainingRows(matrix.to(device_of(config, matrix)))
         return learn_together(self, [rows], [config], on_epoch)[0]
 
 

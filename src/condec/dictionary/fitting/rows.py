@@ -1,7 +1,6 @@
 """Rows of a fit: split, prepared, in memory or read in blocks where they do not fit there."""
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,15 +52,15 @@ def fits(matrix: StoredRows, memory_gib: float) -> bool:
     return _COPIES * _FLOAT * n_rows * n_units <= memory_gib * 2**30
 
 
-class TrainingRows(ABC):
-    """Prepared rows that a learner descends on, `n_rows` in all.
+class TrainingRows:
+    """Prepared rows that a learner descends on: here, those of a tensor, where it is.
 
-    `sample` [row, unit], on the device, are all of them, or as many as the memory allows, drawn
-    at random.
+    Of `n_rows` rows, `sample` [row, unit], on the device, are all, or as many as the memory
+    allows, drawn at random.
     """
 
-    sample: UnitMatrix
-    n_rows: int
+    def __init__(self, matrix: UnitMatrix) -> None:
+        self.sample, self.n_rows = matrix, len(matrix)
 
     @property
     def n_units(self) -> int:
@@ -73,35 +72,17 @@ class TrainingRows(ABC):
         """Where batches are."""
         return self.sample.device
 
-    @abstractmethod
     def batches(
         self, generator: torch.Generator, batch_size: int, done: int = 0
     ) -> Iterator[UnitMatrix]:
         """Pass over all rows once, in an order drawn from `generator`, less the first `done`."""
-
-    @property
-    @abstractmethod
-    def digest(self) -> str:
-        """Digest that tells these rows from others."""
-
-
-class RowsInMemory(TrainingRows):
-    """Rows of a tensor, where it is, in random order."""
-
-    def __init__(self, matrix: UnitMatrix) -> None:
-        self.sample, self.n_rows = matrix, len(matrix)
-
-    def batches(
-        self, generator: torch.Generator, batch_size: int, done: int = 0
-    ) -> Iterator[UnitMatrix]:
-        """Pass over all rows in random order."""
         order = torch.randperm(self.n_rows, generator=generator).to(self.device)
         for rows in torch.split(order, batch_size)[done:]:
             yield self.sample[rows]
 
     @cached_property
     def digest(self) -> str:
-        """Digest of all numbers."""
+        """Digest that tells these rows from others."""
         return _digest(self.sample)
 
 
@@ -230,7 +211,7 @@ def prepare(
         rows = preparation.apply(train)
         rows = rows.to(device_of(config, given)) if by_descent else rows
         held_out = given[apart.to(given.device)]
-        found = Prepared(RowsInMemory(rows), preparation, train, held_out, len(given), apart)
+        found = Prepared(TrainingRows(rows), preparation, train, held_out, len(given), apart)
     elif not by_descent:
         raise DataError(
             f"fit: {type(learner).__name__} needs all rows in memory, and {matrix.shape[0]} rows "
