@@ -228,7 +228,7 @@ def test_targets_without_a_text() -> None:
 @pytest.mark.parametrize(
     "text",
     ["top", "topk", "logit", "logit:-1", "Label", "", "top1:prob", "entropy:softmax", "sum:",
-     "margin:best", "sum:softmax",
+     "margin:best",
      "surprisal:", "surprisal:x", "custom", "logit:1,-2", "contrast:softmax:x"],
 )  # fmt: skip
 def test_targets_that_do_not_exist(text: str) -> None:
@@ -239,3 +239,5 @@ def test_targets_that_do_not_exist(text: str) -> None:
 def test_a_text_of_options_that_contradict_each_other_says_so() -> None:
     with pytest.raises(OptionError, match="against='logsumexp' is the log-odds already"):
         parse_target("margin:logsumexp:softmax")
+    with pytest.raises(OptionError, match="all probabilities add up to 1"):
+        parse_target("sum:softmax")

@@ -61,14 +61,13 @@ def faithfulness(
     The contribution of a unit is summed over its positions, both signs together; the effect is
     the exact change of the target when the unit is replaced (`UnitAblation`), target and
     inputs being those of the contributions. Correlations are taken over the units of each
-    sample, then summed up over samples: 1 means that contributions order the units as
-    ablating them one by one does, 0 that they tell nothing about it. Effects of single units
-    are themselves a choice: they miss what units do together.
+    sample: 1 means that contributions order the units as ablating them one by one does, 0 that
+    they tell nothing about it. Effects of single units miss what units do together.
 
     Parameters
     ----------
     batch : Contributions or UnitContributions
-        From `contribute`, reduced or not.
+        From `contribute`.
     ablation : UnitAblation, optional
         By default units are set to zero. ``"mean"`` and ``"resample"`` stay nearer to the data.
     max_units : int, optional
@@ -81,10 +80,8 @@ def faithfulness(
     Returns
     -------
     pandas.DataFrame
-        One row a site: ``site``, ``units``, ``units_tested``, ``n_samples``, ``n_defined``
-        (samples where both quantities differ between units), ``spearman_median``,
-        ``spearman_q25``, ``spearman_q75``, ``spearman_pooled``, ``pearson_median``, ``top_k``,
-        ``top_overlap`` (mean).
+        One row a site, with `COLUMNS`: statistics over the samples, ``n_defined`` of which have
+        units that differ in both quantities; ``top_overlap`` is the mean.
 
     Raises
     ------
@@ -168,15 +165,11 @@ def _chosen(n_units: int, max_units: int | None, seed: int) -> Tensor:
 def _summary(found: Agreement) -> list[int | float]:
     """Numbers of one row, from ``n_samples`` on."""
     at = torch.tensor([0.5, 0.25, 0.75], dtype=found.spearman.dtype)
-    return [
-        len(found.spearman),
-        int((~found.spearman.isnan()).sum()),
-        *found.spearman.nanquantile(at).tolist(),
-        found.spearman_pooled,
-        float(found.pearson.nanquantile(0.5)),
-        found.top_k,
-        float(found.top_overlap.mean()),
-    ]
+    defined = int((~found.spearman.isnan()).sum())
+    quartiles = found.spearman.nanquantile(at).tolist()
+    linear, overlap = float(found.pearson.nanquantile(0.5)), float(found.top_overlap.mean())
+    pooled = found.spearman_pooled
+    return [len(found.spearman), defined, *quartiles, pooled, linear, found.top_k, overlap]
 
 
 def _ranks(values: Tensor) -> Tensor:

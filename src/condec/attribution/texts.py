@@ -33,7 +33,7 @@ from condec.attribution.gradients import (
 )
 from condec.attribution.path import IntegratedGradients
 from condec.basis.options import option_from_dict
-from condec.basis.texts import Form, Texts
+from condec.basis.texts import Part, Texts, choice, count
 
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
@@ -41,111 +41,82 @@ _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 def _short(value: float) -> str:
     """Write a number without a superfluous ``.0``, and back exactly."""
     short = f"{value:g}"
-    return short if float(short) == value else repr(float(value))
+    return f":{short if float(short) == value else repr(float(value))}"
 
 
-def _constant(text: str) -> Constant:
+def _constant(text: str) -> float | tuple[float, ...]:
     values = tuple(map(float, text.split(",")))
-    return Constant(values if len(values) > 1 else values[0])
+    return values if len(values) > 1 else values[0]
 
 
-def _constant_text(b: Constant) -> str:
-    values = b.value if isinstance(b.value, tuple) else (b.value,)
-    return f"constant:{','.join(map(_short, values))}"
+def _constant_text(value: float | tuple[float, ...]) -> str:
+    return (
+        _short(value)
+        if not isinstance(value, tuple)
+        else ":" + ",".join(_short(v)[1:] for v in value)
+    )
 
 
 BASELINES: Final[Texts[Baseline]] = Texts(
     "baseline",
     {
-        Zeros: Form("zeros", r"zeros", Zeros, lambda b: "zeros"),
-        ZeroTokens: Form("zero_tokens", r"zero_tokens", ZeroTokens, lambda b: "zero_tokens"),
-        Constant: Form(
-            "constant:VALUE[,VALUE...]",
-            rf"constant:({_NUMBER}(?:,{_NUMBER})*)",
-            _constant,
-            _constant_text,
+        Zeros: ("zeros",),
+        ZeroTokens: ("zero_tokens",),
+        Constant: (
+            "constant",
+            Part(
+                "value",
+                ":VALUE[,VALUE...]",
+                rf":({_NUMBER}(?:,{_NUMBER})*)",
+                _constant,
+                _constant_text,
+            ),
         ),
-        Blur: Form(
-            "blur:SIGMA",
-            rf"blur:({_NUMBER})",
-            lambda sigma: Blur(float(sigma)),
-            lambda b: f"blur:{_short(b.sigma)}",
+        Blur: ("blur", Part("sigma", ":SIGMA", rf":({_NUMBER})", float, _short)),
+        Mean: ("mean", count("n_samples", "SAMPLES")),
+        Noise: (
+            "noise",
+            Part("std", ":STD", rf":({_NUMBER})", float, _short),
+            count("n_draws", "DRAWS"),
         ),
-        Mean: Form(
-            "mean[:SAMPLES]",
-            r"mean(?::(\d+))?",
-            lambda n: Mean(n_samples=int(n or 256)),
-            lambda b: f"mean:{b.n_samples}",
-        ),
-        Noise: Form(
-            "noise:STD[:DRAWS]",
-            rf"noise:({_NUMBER})(?::(\d+))?",
-            lambda std, n: Noise(std=float(std), n_draws=int(n or 4)),
-            lambda b: f"noise:{_short(b.std)}:{b.n_draws}",
-        ),
-        Samples: Form(
-            "samples[:SAMPLES]",
-            r"samples(?::(\d+))?",
-            lambda n: Samples(n_samples=int(n or 8)),
-            lambda b: f"samples:{b.n_samples}",
-        ),
+        Samples: ("samples", count("n_samples", "SAMPLES")),
     },
 )
-
-
-def _integrated(
-    steps: str | None, layer: str | None, rule: Any, baseline: str | None
-) -> IntegratedGradients:
-    return IntegratedGradients(
-        steps="auto" if steps == "auto" else int(steps or 10),
-        path="layer" if layer else "input",
-        rule=rule or "trapezoid",
-        baseline=Zeros() if baseline is None else parse_baseline(baseline),
-    )
-
-
-def _integrated_text(method: IntegratedGradients) -> str:
-    layer = ":layer" if method.path == "layer" else ""
-    rule = "" if method.rule == "trapezoid" else f":{method.rule}"
-    start = "" if method.baseline == Zeros() else f"@{baseline_text(method.baseline)}"
-    return f"ig:{method.steps}{layer}{rule}{start}"
-
-
-def _plain(kind: type[Method]) -> Form:
-    name = kind.__name__.lower()
-    return Form(name, name, kind, lambda m: name)
-
-
+_PLAIN: Final = (ActGrad, ActNormGrad, NormActNormGrad, Activation, Gradient, GradCAM, InputGrad)
 METHODS: Final[Texts[Method]] = Texts(
     "method",
     {
-        IntegratedGradients: Form(
-            "ig[:STEPS|:auto][:layer][:left|:right|:gauss][@BASELINE]",
-            r"ig(?::(\d+|auto))?(:layer)?(?::(left|right|gauss))?(?:@(.*))?",
-            _integrated,
-            _integrated_text,
-        ),
-        ActGrad: _plain(ActGrad),
-        ActNormGrad: _plain(ActNormGrad),
-        NormActNormGrad: _plain(NormActNormGrad),
-        Activation: _plain(Activation),
-        Gradient: _plain(Gradient),
-        GradCAM: _plain(GradCAM),
-        InputGrad: _plain(InputGrad),
-        SmoothGrad: Form(
-            "smoothgrad[:COPIES][(METHOD)]",
-            r"smoothgrad(?::(\d+))?(?:\((.*)\))?",
-            lambda n, inner: SmoothGrad(
-                n_samples=int(n or 16), inner=parse_method(inner or "actgrad")
+        IntegratedGradients: (
+            "ig",
+            Part(
+                "steps",
+                "[:STEPS|:auto]",
+                r"(?::(\d+|auto))?",
+                lambda text: "auto" if text == "auto" else int(text),
             ),
-            lambda m: f"smoothgrad:{m.n_samples}({method_text(m.inner)})",
+            choice("path", "layer", default="input"),
+            choice("rule", "left|right|gauss", default="trapezoid"),
+            Part(
+                "baseline",
+                "[@BASELINE]",
+                r"(?:@(.*))?",
+                BASELINES.parse,
+                lambda baseline: "" if baseline == Zeros() else f"@{BASELINES.text(baseline)}",
+            ),
         ),
-        UnitAblation: Form(
-            "unit_ablation[:zero|:mean|:resample|:baseline]",
-            r"unit_ablation(?::(zero|mean|resample|baseline))?",
-            lambda replacement: UnitAblation(replacement=replacement or "zero"),
-            lambda m: f"unit_ablation:{m.replacement}",
+        **{kind: (kind.__name__.lower(),) for kind in _PLAIN},
+        SmoothGrad: (
+            "smoothgrad",
+            count("n_samples", "COPIES"),
+            Part(
+                "inner",
+                "[(METHOD)]",
+                r"(?:\((.*)\))?",
+                lambda text: METHODS.parse(text),  # noqa: PLW0108  # not there yet
+                lambda inner: f"({METHODS.text(inner)})",
+            ),
         ),
+        UnitAblation: ("unit_ablation", choice("replacement", "zero|mean|resample|baseline")),
     },
 )
 _INSIDE: Final[dict[str, dict[str, Any]]] = {

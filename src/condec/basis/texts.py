@@ -10,25 +10,43 @@ from condec.basis.errors import OptionError
 T = TypeVar("T")
 
 
-class Form(NamedTuple):
-    """Text form of one class of options.
+class Part(NamedTuple):
+    """One field of an option in its text; where it is absent the field keeps its default.
 
     Attributes
     ----------
+    field : str
     usage : str
         As error messages show it.
     pattern : str
-        Regular expression of all of its texts.
+        Regular expression with one group.
     read : callable
-        From the groups of the pattern, None where one is absent, to the option.
+        From the group to the value of the field.
     write : callable
-        From the option to a text, which need not say everything about it.
+        From the value to its part of the text.
     """
 
+    field: str
     usage: str
     pattern: str
-    read: Callable[..., Any]
-    write: Callable[[Any], str]
+    read: Callable[[str], Any]
+    write: Callable[[Any], str] = lambda value: f":{value}"
+
+
+def flag(field: str, word: str) -> Part:
+    """Make a part ``:word`` that sets a field to True."""
+    return Part(field, f"[:{word}]", f"(:{word})?", bool, lambda on: f":{word}" if on else "")
+
+
+def choice(field: str, words: str, default: str = "") -> Part:
+    """Make a part ``:word`` of several words, as in ``"mean|largest"``."""
+    usage = f"[:{words.replace('|', '|:')}]"
+    return Part(field, usage, f"(?::({words}))?", str, lambda v: "" if v == default else f":{v}")
+
+
+def count(field: str, usage: str) -> Part:
+    """Make a part ``:NUMBER`` of a whole number."""
+    return Part(field, f"[:{usage}]", r"(?::(\d+))?", int)
 
 
 @dataclass(frozen=True)
@@ -39,11 +57,12 @@ class Texts(Generic[T]):
     ----------
     kind : str
         Names the options in messages: ``"target"``.
-    forms : mapping of class to Form
+    forms : mapping of class to (word, part, ...)
+        Word that the text begins with, and the fields that follow it.
     """
 
     kind: str
-    forms: Mapping[type[T], Form]
+    forms: Mapping[type[T], tuple[Any, ...]]
 
     @property
     def classes(self) -> dict[str, type[T]]:
@@ -58,11 +77,12 @@ class Texts(Generic[T]):
         OptionError
             The text fits no form, or a value in it is out of range.
         """
-        for form in self.forms.values():
-            if found := re.fullmatch(form.pattern, text):
-                option: T = form.read(*found.groups())
-                return option
-        usages = ", ".join(form.usage for form in self.forms.values())
+        for kind, (word, *parts) in self.forms.items():
+            if found := re.fullmatch(word + "".join(part.pattern for part in parts), text):
+                given = zip(parts, found.groups(), strict=True)
+                return kind(**{p.field: p.read(value) for p, value in given if value is not None})
+        forms = self.forms.values()
+        usages = ", ".join(word + "".join(part.usage for part in parts) for word, *parts in forms)
         raise OptionError(f"{self.kind} {text!r}: expected {usages}")
 
     def text(self, option: T) -> str:
@@ -73,10 +93,13 @@ class Texts(Generic[T]):
         OptionError
             There is none.
         """
-        if (form := self.forms.get(type(option))) is not None:
-            text = form.write(option)
-            if re.fullmatch(form.pattern, text) and self.parse(text) == option:
+        word, *parts = self.forms.get(type(option), ("",))
+        text: str = word + "".join(part.write(getattr(option, part.field)) for part in parts)
+        try:
+            if word and self.parse(text) == option:
                 return text
+        except OptionError:
+            pass
         raise OptionError(
             f"{self.kind} {type(option).__name__}: no text says all of its options, so a run.toml "
             "cannot hold it; collect in Python, with condec.collect"

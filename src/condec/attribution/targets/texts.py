@@ -10,82 +10,53 @@ from condec.attribution.targets.classes import Contrast, Label, Logit, Margin, P
 from condec.attribution.targets.outputs import Entropy, Sum, Surprisal
 from condec.basis.errors import OptionError
 from condec.basis.options import option_from_dict
-from condec.basis.texts import Form, Texts
+from condec.basis.texts import Part, Texts, choice, flag
 
 
-def _soft(target: Any) -> str:
-    return ":softmax" if target.probability else ""
+def _indices(text: str) -> int | tuple[int, ...]:
+    numbers = tuple(map(int, text.split(",")))
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+def _index_text(index: int | tuple[int, ...]) -> str:
+    return f":{','.join(map(str, index if isinstance(index, tuple) else (index,)))}"
 
 
-def _logit(index: str, soft: str | None) -> Logit:
-    numbers = _numbers(index)
-    return Logit(numbers if len(numbers) > 1 else numbers[0], probability=bool(soft))
-
-
-def _logit_text(t: Logit) -> str:
-    indices = t.index if isinstance(t.index, tuple) else (t.index,)
-    return f"logit:{','.join(map(str, indices))}{_soft(t)}"
-
-
-def _sum_text(t: Sum) -> str:
-    return "sum" if t.indices is None else f"sum:{','.join(map(str, t.indices))}{_soft(t)}"
-
-
+_SOFT: Final = flag("probability", "softmax")
 TARGETS: Final[Texts[Target]] = Texts(
     "target",
     {
-        TopK: Form(
-            "topK[:softmax]",
-            r"top(\d+)(:softmax)?",
-            lambda k, soft: TopK(int(k), bool(soft)),
-            lambda t: f"top{t.k}{_soft(t)}",
+        TopK: ("top", Part("k", "K", r"(\d+)", int, str), _SOFT),
+        Logit: (
+            "logit",
+            Part("index", ":INDEX[,INDEX...]", r":((?:-?\d+,)*\d+)", _indices, _index_text),
+            _SOFT,
         ),
-        Logit: Form(
-            "logit:INDEX[,INDEX...][:softmax]",
-            r"logit:((?:-?\d+,)*\d+)(:softmax)?",
-            _logit,
-            _logit_text,
+        Label: ("label", _SOFT),
+        Predicted: ("predicted", _SOFT),
+        Contrast: ("contrast", flag("frozen", "frozen"), _SOFT),
+        Margin: ("margin", choice("against", "mean|largest|logsumexp"), _SOFT),
+        Entropy: ("entropy",),
+        Sum: (
+            "sum",
+            Part(
+                "indices",
+                "[:INDEX[,INDEX...]]",
+                r"(?::(\d+(?:,\d+)*))?",
+                lambda text: tuple(map(int, text.split(","))),
+                lambda some: "" if some is None else _index_text(some),
+            ),
+            _SOFT,
         ),
-        Label: Form(
-            "label[:softmax]",
-            r"label(:softmax)?",
-            lambda soft: Label(probability=bool(soft)),
-            lambda t: f"label{_soft(t)}",
-        ),
-        Predicted: Form(
-            "predicted[:softmax]",
-            r"predicted(:softmax)?",
-            lambda soft: Predicted(probability=bool(soft)),
-            lambda t: f"predicted{_soft(t)}",
-        ),
-        Contrast: Form(
-            "contrast[:frozen][:softmax]",
-            r"contrast(:frozen)?(:softmax)?",
-            lambda frozen, soft: Contrast(frozen=bool(frozen), probability=bool(soft)),
-            lambda t: f"contrast{':frozen' if t.frozen else ''}{_soft(t)}",
-        ),
-        Margin: Form(
-            "margin[:mean|:largest|:logsumexp][:softmax]",
-            r"margin(?::(mean|largest|logsumexp))?(:softmax)?",
-            lambda rest, soft: Margin(against=rest or "mean", probability=bool(soft)),
-            lambda t: f"margin:{t.against}{_soft(t)}",
-        ),
-        Entropy: Form("entropy", r"entropy", Entropy, lambda t: "entropy"),
-        Sum: Form(
-            "sum[:INDEX[,INDEX...][:softmax]]",
-            r"sum(?::(\d+(?:,\d+)*)(:softmax)?)?",
-            lambda some, soft: Sum(_numbers(some) if some else None, probability=bool(soft)),
-            _sum_text,
-        ),
-        Surprisal: Form(
-            "surprisal[:SHRINKAGE]",
-            r"surprisal(?::(\d+(?:\.\d+)?(?:e-\d+)?))?",
-            lambda share: Surprisal(shrinkage=float(share) if share else "auto"),
-            lambda t: "surprisal" if t.shrinkage == "auto" else f"surprisal:{t.shrinkage}",
+        Surprisal: (
+            "surprisal",
+            Part(
+                "shrinkage",
+                "[:SHRINKAGE]",
+                r"(?::(\d+(?:\.\d+)?(?:e-\d+)?))?",
+                float,
+                lambda share: "" if share == "auto" else f":{share}",
+            ),
         ),
     },
 )
