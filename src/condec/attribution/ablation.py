@@ -1,13 +1,13 @@
 """Ground truth: what the target does when one unit is replaced."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, final, get_args
+from dataclasses import dataclass, field
+from typing import Final, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from condec.attribution.base import Attribution, Method, Setup, check_finite
+from condec.attribution.base import Attribution, Method, Setup, check_finite, without_baseline
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
 from condec.attribution.targets import Target
@@ -15,9 +15,6 @@ from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.options import require
 from condec.basis.shapes import UnitMatrix
 from condec.network import AfterSite, Site, Units, record, run_model, split_at, units_of
-
-if TYPE_CHECKING:
-    import condec.data
 
 Replacement = Literal["zero", "mean", "resample", "baseline"]
 _TYPICAL_UNITS: Final = 256
@@ -114,10 +111,6 @@ class UnitAblation(Method):
         """
         return 4 + _TYPICAL_UNITS // 2
 
-    def fit(self, data: "condec.data.Inputs") -> Method:
-        """Take the baseline's values from the data set, if it needs any."""
-        return replace(self, baseline=self.baseline.fit(data))
-
     def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         contribution, activation = {}, {}
@@ -133,8 +126,7 @@ class UnitAblation(Method):
             activation[site.key] = h
         if output is None or value is None:
             raise SiteError("UnitAblation: no site is given")
-        unknown = torch.full_like(value, torch.nan)
-        return Attribution(contribution, activation, output, value, unknown)
+        return without_baseline(contribution, activation, output, value)
 
 
 def unit_effects(

@@ -1,11 +1,13 @@
 """Methods of attribution: what they are given, and what they return."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
+from condec.attribution.baselines import Baseline
 from condec.attribution.targets import Target
 from condec.basis.errors import DataError
 from condec.basis.options import Option
@@ -66,6 +68,14 @@ class Attribution:
     steps: SampleIndex | None = None
 
 
+def without_baseline(
+    contribution: dict[str, Tensor], activation: dict[str, Tensor], output: Tensor, target: Tensor
+) -> Attribution:
+    """Record the contributions of a method that has no baseline."""
+    unknown = torch.full_like(target, torch.nan)
+    return Attribution(contribution, activation, output, target, unknown)
+
+
 class Method(Option, ABC):
     """A way to attribute a target to hidden units."""
 
@@ -100,15 +110,24 @@ class Method(Option, ABC):
         """
 
     def fit(self, data: "condec.data.Inputs") -> "Method":
-        """Take what the method needs from a data set (a mean image, say); itself if nothing."""
-        return self
+        """Take what baselines and methods inside need from a data set; itself if nothing."""
+        inside = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        fitted = {
+            name: value.fit(data)
+            for name, value in inside.items()
+            if isinstance(value, Baseline | Method)
+        }
+        return replace(self, **fitted) if fitted else self  # type: ignore[type-var]
 
 
-def check_finite(values: Tensor, what: str) -> None:
+def check_finite(values: Tensor, what: str, why: str = "") -> None:
     """Raise DataError naming the samples whose value is NaN or infinite."""
     wrong = (~values.detach().isfinite()).nonzero().flatten().tolist()
     if wrong:
-        raise DataError(
+        error = DataError(
             f"{what} is not finite for {len(wrong)} of {len(values)} samples of the batch (first: "
-            f"{wrong[:5]}); look at these inputs, or at a model that overflows in its precision"
+            f"{wrong[:5]}); look at {why or 'these inputs'}, or at a model that overflows in its "
+            "precision"
         )
+        error.samples = tuple(wrong)
+        raise error

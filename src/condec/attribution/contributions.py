@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condec.attribution.base import Method, Setup
+from condec.attribution.base import Method, Setup, check_finite
 from condec.attribution.path import IntegratedGradients
 from condec.attribution.precision import Compute
 from condec.attribution.reduce import split_and_sum
@@ -289,9 +289,14 @@ def run_batch(
     by_key = {site.key: site for site in setup.sites}
     parts = []
     for key, h in found.activation.items():
-        _refuse_non_finite(key, found.contribution[key])
-        units = units_of(by_key[key], h)
-        parts.append(SiteContributions(by_key[key], units, cuts[key], found.contribution[key], h))
+        contribution, units = found.contribution[key], units_of(by_key[key], h)
+        check_finite(
+            contribution.flatten(1).sum(1),
+            f"the contribution at {key}",
+            "a gradient on the path that is infinite or NaN, as that of a square root or "
+            "logarithm at 0",
+        )
+        parts.append(SiteContributions(by_key[key], units, cuts[key], contribution, h))
     return Contributions(
         by_site=tuple(parts),
         output=found.output,
@@ -348,16 +353,3 @@ def warn_of_silence(sites: Sequence[str], n_samples: int) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _refuse_non_finite(key: str, contribution: Tensor) -> None:
-    finite = contribution.flatten(1).sum(1).isfinite()
-    wrong = (~finite).nonzero().flatten().tolist()
-    if wrong:
-        error = DataError(
-            f"the contribution at {key} is not finite for {len(wrong)} of {len(finite)} samples of "
-            f"the batch (first: {wrong[:5]}): a gradient on the path is infinite or NaN, as that "
-            "of a square root or logarithm at 0, or overflows in the model's precision"
-        )
-        error.samples = tuple(wrong)
-        raise error

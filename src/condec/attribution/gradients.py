@@ -2,12 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import torch
 from torch import Tensor
 
-from condec.attribution.base import Attribution, Method, Setup
+from condec.attribution.base import Attribution, Method, Setup, without_baseline
 from condec.attribution.baselines import standard_normal
 from condec.attribution.engine import Kept, run_point
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units
@@ -15,9 +15,6 @@ from condec.attribution.targets.base import wide
 from condec.basis.errors import OptionError, SiteError
 from condec.basis.options import require
 from condec.network import Site, units_of
-
-if TYPE_CHECKING:
-    import condec.data
 
 _SMALLEST_NORM: Final = 1e-8
 
@@ -47,8 +44,7 @@ class Pointwise(Method):
             key: self.combine(by_key[key], h.to(wide(h)), at.gradients[key].to(wide(h)))
             for key, h in at.records.items()
         }
-        unknown = torch.full_like(at.target, torch.nan)
-        return Attribution(contribution, at.records, at.output, at.target, unknown)
+        return without_baseline(contribution, at.records, at.output, at.target)
 
 
 @final
@@ -220,10 +216,6 @@ class SmoothGrad(Method):
         """Those of the inner method for every copy, and one at the clean input."""
         return 1 + self.n_samples * self.inner.n_passes
 
-    def fit(self, data: "condec.data.Inputs") -> Method:
-        """Fit the inner method."""
-        return replace(self, inner=self.inner.fit(data))
-
     def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         at = run_point(setup, setup.inputs)
@@ -234,8 +226,7 @@ class SmoothGrad(Method):
             part = self.inner.attribute(noisy).contribution
             total = {key: total[key] + c if total else c for key, c in part.items()}
         mean = {key: c / self.n_samples for key, c in total.items()}
-        unknown = torch.full_like(at.target, torch.nan)
-        return Attribution(mean, at.records, at.output, at.target, unknown)
+        return without_baseline(mean, at.records, at.output, at.target)
 
     def _noisy(self, inputs: Tensor, draw: int) -> Tensor:
         flat = inputs.flatten(1)

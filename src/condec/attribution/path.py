@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Final, Literal, final
+from typing import Any, Final, Literal, final
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from condec.attribution.quadrature import Rule, integrate, integrate_to
 from condec.basis.errors import OptionError
 from condec.basis.options import require
 from condec.network import find_cuts, split_at
-
-if TYPE_CHECKING:
-    import condec.data
 
 _KEPT_BYTES: Final = 2**32
 # Measured on 2 cores with a ResNet-20, largest record 64 KiB a sample: a path of 10 steps takes
@@ -134,10 +131,6 @@ class IntegratedGradients(Method):
         steps = self.max_steps if self.steps == "auto" else self.steps
         points = steps + 2 if self.rule == "gauss" else steps + 1
         return points * self.baseline.n_draws
-
-    def fit(self, data: "condec.data.Inputs") -> "Method":
-        """Take the baseline's values from the data set, if it needs any."""
-        return replace(self, baseline=self.baseline.fit(data))
 
     def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""

@@ -23,7 +23,7 @@ def split_and_sum(values: Activation, units: Units) -> SignedUnits:
     values : Tensor of shape [sample, ...]
         Contributions or activations at one site.
     units : Units
-        Which axes are units; all others but the first are positions.
+        Axes that are units; all others but the first are positions.
 
     Returns
     -------
@@ -41,20 +41,18 @@ def split_and_sum(values: Activation, units: Units) -> SignedUnits:
     positions = [axis for axis in range(1, expanded.ndim) if axis not in axes]
     dtype = wide(values)
 
-    def total(part: Tensor) -> Tensor:
-        summed = part.sum(positions, dtype=dtype) if positions else part.to(dtype)
-        return summed.flatten(1)
-
-    return torch.stack((total(expanded.clamp(min=0)), total(expanded.clamp(max=0))), dim=1)
+    signs = (expanded.clamp(min=0), expanded.clamp(max=0))
+    sums = [part.sum(positions, dtype=dtype) if positions else part.to(dtype) for part in signs]
+    return torch.stack([part.flatten(1) for part in sums], dim=1)
 
 
 def merge_signs(reduced: SignedUnits) -> Tensor:
-    """Inverse of the sign split: positive plus negative, shape [sample, unit]."""
+    """Add positive and negative sums, shape [sample, unit]."""
     return reduced.sum(1)
 
 
 def spread_units(values: UnitMatrix, units: Units, shape: Sequence[int]) -> Activation:
-    """One value a unit, laid over all its positions.
+    """Lay one value a unit over all its positions.
 
     Parameters
     ----------
@@ -78,7 +76,7 @@ def spread_units(values: UnitMatrix, units: Units, shape: Sequence[int]) -> Acti
 
 
 def unit_numbers(units: Units, shape: Sequence[int]) -> Tensor:
-    """Which unit every entry of one sample's activation belongs to; -1 where to none.
+    """Number every entry of one sample's activation by its unit; -1 where it has none.
 
     Returns
     -------
