@@ -117,11 +117,6 @@ def expose_attention(model: nn.Module) -> nn.Module:
     ``"**.out_proj:input@heads"`` finds the attention heads. Models of torchvision that
     `load_model` returns are exposed already.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Left as it is.
-
     Returns
     -------
     torch.nn.Module

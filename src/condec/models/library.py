@@ -16,13 +16,7 @@ Made = TypeVar("Made")
 
 
 def import_optional(name: str, *, extra: str = "vision") -> ModuleType:
-    """Import an optional package, which `extra` of condec installs.
-
-    Raises
-    ------
-    DependencyError
-        It is not installed; says how to install it.
-    """
+    """Import an optional package, or raise DependencyError, naming the `extra` that installs it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -45,21 +39,8 @@ def classifier(
 ) -> nn.Module:
     """Make a library's model with its own trained weights, those of a file, or random ones.
 
-    Parameters
-    ----------
-    name : str
-        For messages.
-    weights : str or Path, optional
-        See `condec.models.load_model`.
-    folder : path
-        What a relative path of weights starts from.
-    make : callable
-        Takes whether to fetch the trained weights.
-
-    Raises
-    ------
-    ModelError
-        The weights cannot be fetched or read, or do not fit.
+    `make` takes whether to fetch the trained weights; `weights` and `folder` are those of
+    `condec.models.load_model`.
     """
     if weights != "default":
         model = seeded(lambda: make(False))
@@ -94,13 +75,7 @@ def seeded(make: Callable[[], Made]) -> Made:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a ``.safetensors`` or a tensors-only ``.pt`` file into a model.
-
-    Raises
-    ------
-    ModelError
-        The file cannot be read without running code from it, or does not fit the model.
-    """
+    """Load a ``.safetensors`` or a tensors-only ``.pt`` file into a model that it fits."""
     state = read_state(path)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -122,10 +97,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """Read tensors by name, from a ``.safetensors`` or a tensors-only ``.pt`` file.
 
-    Raises
-    ------
-    ModelError
-        The file cannot be read without running code from it, or holds something else.
+    A file that cannot be read without running code from it is refused, by ModelError.
     """
     from safetensors.torch import load_file
 

@@ -46,11 +46,7 @@ def load_python_model(spec: str, weights: str | Path | None, *, folder: Path) ->
 def load_function(spec: str, *, folder: str | Path = ".") -> Callable[..., Any]:
     """Import ``FILE.py:FUNCTION``; a leading ``python:`` is allowed.
 
-    Parameters
-    ----------
-    spec : str
-    folder : path
-        What a relative FILE starts from. Its own folder is importable while it runs.
+    A relative FILE starts from `folder`; the file's own folder is importable while it runs.
 
     Raises
     ------

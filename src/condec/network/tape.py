@@ -183,13 +183,7 @@ def record(
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Run a forward pass, and return the output's one tensor.
-
-    Raises
-    ------
-    ModelError
-        The model fails on inputs of this shape, or gives no tensor.
-    """
+    """Run a forward pass, and return the output's one tensor; ModelError where it fails."""
     model = original(model)
     try:
         output = model(inputs)

@@ -50,11 +50,8 @@ def eager(model: nn.Module) -> Iterator[None]:
 def refuse_unreadable(model: nn.Module) -> None:
     """Raise ModelError where a model cannot be recorded or differentiated, saying why.
 
-    Raises
-    ------
-    ModelError
-        The model, or a part of it, is wrapped for several devices or processes, is TorchScript
-        or quantised; or its parameters are on several devices, or on none.
+    That is where it, or a part of it, is wrapped for several devices or processes, is TorchScript
+    or quantised; or where its parameters are on several devices, or on none.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
