@@ -15,13 +15,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from condec.attribution import (
-    ActGrad,
-    IntegratedGradients,
-    Mean,
-    SmoothGrad,
-    UnitAblation,
-)
+from condec.attribution import ActGrad, IntegratedGradients, Mean, SmoothGrad, UnitAblation
 from condec.attribution.contributions import contribute
 from condec.attribution.targets import Label, Logit, Surprisal, TopK
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError, StoreError
@@ -397,11 +391,7 @@ def test_a_baseline_is_taken_from_the_data(tmp_path: Path) -> None:
     fitted = IntegratedGradients(steps=3, baseline=Mean(values=images().double().mean(0)))
     batch = contribute(small_resnet(), images(), "block*", method=fitted).reduce()
     torch.testing.assert_close(store.matrix("block1"), batch["block1"].contribution[:, 0])
-    assert store.recipe["method"]["baseline"] == {
-        "name": "Mean",
-        "n_samples": 256,
-        "values": None,
-    }
+    assert store.recipe["method"]["baseline"] == {"name": "Mean", "n_samples": 256, "values": None}
 
 
 def test_contributions_that_are_not_finite_name_the_samples(tmp_path: Path) -> None:

@@ -274,10 +274,7 @@ def test_statistics_before_the_first_module_drawn_stay() -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
-    [
-        (torch.rand(1, 5), r"need more inputs .*at least 2 samples"),
-        ([], r"no inputs to estimate"),
-    ],
+    [(torch.rand(1, 5), r"need more inputs .*at least 2 samples"), ([], r"no inputs to estimate")],
 )
 def test_too_few_inputs(inputs, message: str) -> None:  # type: ignore[no-untyped-def]
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval()

@@ -82,13 +82,7 @@ class Hierarchy:
         return tuple(dict.fromkeys(group for group in self.groups if group))
 
     def labels(self, name: str) -> tuple[int, ...]:
-        """Return the labels of one group.
-
-        Raises
-        ------
-        OptionError
-            No group has that name.
-        """
+        """Return the labels of one group; OptionError where none has that name."""
         if name not in self.names:
             raise OptionError(f"Hierarchy: no group {name!r}; groups: {', '.join(self.names)}")
         return tuple(label for label, group in enumerate(self.groups) if group == name)

@@ -35,16 +35,8 @@ _WORDS: Final = ("sign", "quantity", "n_modes", "name")
 class ModeMatch:
     """The mode that fits a label best, from `Modes.best`.
 
-    Attributes
-    ----------
-    mode : int
-        Row of `Modes.atoms`.
-    id : int
-        Number of the mode in the dictionary, alive and dead ones counted.
-    atom : Tensor of shape [unit]
-    loadings : Tensor of shape [sample]
-    correlation : float
-        With the label, on the split that was asked for.
+    `mode` is its row of `Modes.atoms`, `id` its number in the dictionary, alive and dead ones
+    counted; the correlation with the label is that on the split that was asked for.
     """
 
     mode: int

@@ -40,14 +40,9 @@ _SAME: Final = (
 class RandomWeights(Option):
     """The same network with its weights drawn again, see `randomize`.
 
+    Only those of `from_module` and the modules registered after it are, where it is given.
     Statistics of batch normalization are estimated on up to 256 inputs, evenly spread over the
     data.
-
-    Parameters
-    ----------
-    seed : int
-    from_module : str, optional
-        Only this module and those registered after it; None: all.
     """
 
     seed: int = 0
@@ -71,15 +66,11 @@ class RandomWeights(Option):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffledLabels(Option):
-    """The same network and inputs, the labels in another order.
+    """The same network and inputs, the labels in another order, drawn with the seed.
 
     No labelled sample keeps its own label: each has that of another sample (which is an equal
     one where samples share a label). All labels stay as frequent as they are, and samples
     without one stay without. Contributions change only where the target depends on labels.
-
-    Parameters
-    ----------
-    seed : int
     """
 
     seed: int = 0
