@@ -16,18 +16,31 @@ from condec.retina.combinations import (
 from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
 from condec.retina.fitting import fit_model, poisson_loss
+from condec.retina.models.checkpoint import load_checkpoint, save_checkpoint
+from condec.retina.models.circuit import RetinaCircuit, standard_circuit
+from condec.retina.models.network import (
+    RetinaCheckpoint,
+    RetinaLayout,
+    RetinaNetwork,
+    bn_cnn,
+    nips_cnn,
+)
+from condec.retina.models.openretina import OpenRetina
 from condec.retina.movies.files import read_recording, write_recording
 from condec.retina.movies.recording import Recording, Scaling, Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import PROBES, probe, standard_probes
 from condec.retina.responses import Responses, correlation, respond
+from condec.retina.stimuli import Stimulus
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining
 
 __all__ = [
-    "PROBES", "Clustering", "CombinationFields", "FittedRetina", "RankOne", "ReceptiveFields",
-    "Recording", "Responses", "RetinaEpoch", "RetinaOptions", "RetinaTraining", "Scaling",
-    "Windows", "active_modes", "cluster", "combinations", "correlation", "explained_variance",
-    "fields_of_combinations", "fit_model", "mode_cell_correlation",
-    "poisson_loss", "pooled_stimulus", "probe", "read_recording", "receptive_fields", "respond",
-    "separate", "standard_probes", "write_recording",
+    "PROBES", "Clustering", "CombinationFields", "FittedRetina", "OpenRetina", "RankOne",
+    "ReceptiveFields", "Recording", "Responses", "RetinaCheckpoint", "RetinaCircuit",
+    "RetinaEpoch", "RetinaLayout", "RetinaNetwork", "RetinaOptions", "RetinaTraining", "Scaling",
+    "Stimulus", "Windows", "active_modes", "bn_cnn", "cluster", "combinations", "correlation",
+    "explained_variance", "fields_of_combinations", "fit_model", "load_checkpoint",
+    "mode_cell_correlation", "nips_cnn", "poisson_loss", "pooled_stimulus", "probe",
+    "read_recording", "receptive_fields", "respond", "save_checkpoint", "separate",
+    "standard_circuit", "standard_probes", "write_recording",
 ]  # fmt: skip
