@@ -101,7 +101,7 @@ def mode_map(
 
     Examples
     --------
-    >>> from condec.targets import Logit
+    >>> from condec import Logit
     >>> from condec.testing.models import small_resnet
     >>> picture = mode_map(small_resnet(), torch.ones(2, 1, 5, 5), "block1", [0, 3], Logit(1))
     >>> picture.total.shape
