@@ -22,13 +22,7 @@ FixedReplacement = Literal["zero", "mean"]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Number of a site's units that are taken, and their edit. Made by `choice_of`.
-
-    Attributes
-    ----------
-    n_units, count : int
-        Units of the site, and how many of them are ablated or preserved.
-    """
+    """How many of a site's units are ablated or preserved (`count`). Made by `choice_of`."""
 
     site: Site
     n_units: int
@@ -61,14 +55,9 @@ def is_nothing(edit: EditKind, count: int, n_units: int) -> bool:
 
 
 def choice_of(
-    who: str,
-    modes: Modes,
-    *,
-    edit: EditKind,
-    fraction: float | None,
-    count: int | None,
-    replacement: FixedReplacement,
-) -> Choice:
+    who: str, modes: Modes, edit: EditKind, replacement: FixedReplacement,
+    fraction: float | None, count: int | None = None,
+) -> Choice:  # fmt: skip
     """Check how units are to be taken, and edited; one of `fraction` and `count` says how many."""
     one_of(who, "edit", edit, EditKind)
     one_of(who, "replacement", replacement, FixedReplacement)
@@ -86,6 +75,5 @@ def choice_of(
         raise OptionError(
             f"{who}: count must be from 0 to {n_units}, the units of {modes.site.key}; got {count}"
         )
-    mean = replacement == "mean"
-    value = unit_means(modes.store, modes.site, ~modes.held_out) if mean else 0.0
+    value = 0.0 if replacement == "zero" else unit_means(modes.store, modes.site, ~modes.held_out)
     return Choice(modes.site, n_units, count, edit, value)

@@ -47,22 +47,17 @@ def mode_interactions(
 
     with E the change, by ablating the first units of a mode's atom (or of both), of the output
     or the probability of a label, a mean over its held-out samples. I is below 0 where the two
-    stand in for each other (docs/how-to/side-effects.md). Units that both have are ablated once,
-    and so counted twice in the sum; ``n_shared`` says how many.
+    stand in for each other. Units that both have (``n_shared``) count twice in the sum.
 
     Parameters
     ----------
-    model, data, modes, labels, batch_size
+    model, data, modes, labels, replacement, batch_size
         As in `control_curve`.
     pairs : sequence of (int, int), optional
         Modes, by their number in the dictionary (`Modes.ids`); by default all pairs of the
         labels' best modes.
-    fraction : float
-        Share of the site's units to take of each mode; or
-    count : int
-        how many.
-    replacement : {"zero", "mean"}
-        As in `control_curve`.
+    fraction, count : float, int
+        Share of the site's units to take of each mode, or how many.
     n_bootstrap, seed : int
         Draws of samples behind the interval.
 
@@ -83,26 +78,23 @@ def mode_interactions(
 
     who = "mode_interactions"
     at_least(who, 1, n_bootstrap=n_bootstrap)
-    choice = choice_of(
-        who, modes, edit="ablate", fraction=fraction, count=count, replacement=replacement
-    )
+    choice = choice_of(who, modes, "ablate", replacement, fraction, count)
     refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
     samples = samples.of(chosen)
     asked = _checked(modes, chosen, pairs)
-    row = {mode: number for number, mode in enumerate(modes.ids.tolist())}
+    ids, names = modes.ids.tolist(), samples.inputs.label_names
     units = {
-        mode: frozenset(choice.first(descending(by_unit(modes, modes.atoms[row[mode]]))))
+        mode: frozenset(choice.first(descending(by_unit(modes, modes.atoms[ids.index(mode)]))))
         for mode in sorted({mode for pair in asked for mode in pair})
     }
     edits: dict[Edits, int] = {(): 0}
     wanted = [*units.values(), *(units[a] | units[b] for a, b in asked)]
     number = {some: edits.setdefault(choice.edits(some), len(edits)) for some in wanted}
     measured = measure(model, samples, list(edits), batch_size=batch_size)
-    names = samples.inputs.label_names
     best = modes.correlation(split="train").argmax(1).tolist()
-    called = {i: label_name(names, of) for i, of in zip(modes.ids.tolist(), best, strict=True)}
+    called = {mode: label_name(names, label) for mode, label in zip(ids, best, strict=True)}
     rows = []
     for a, b in asked:
         which = [number[units[a]], number[units[b]], number[units[a] | units[b]]]
@@ -149,7 +141,5 @@ def _checked(
             f"their number in the dictionary, such as {alive[:5]}"
         )
     if not asked or any(a == b for a, b in asked):
-        raise OptionError(
-            f"{who}: expected pairs of two modes each, such as {[(3, 7)]}; got {asked}"
-        )
+        raise OptionError(f"{who}: expected pairs of two modes each, such as [(3, 7)]; got {asked}")
     return asked

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MatrixQuantity = Literal["accuracy", "probability", "logit"]
 LabelPair = Float[torch.Tensor, "edited label"]
 _FEWEST_TO_ORDER: Final = 3
+_SHARED: Final = ("site", "ranking", "edit", "replacement", "count")
 
 
 @short_repr
@@ -32,15 +33,9 @@ _FEWEST_TO_ORDER: Final = 3
 class GroupAgreement:
     """Agreement of the overlap of labels with a hierarchy (`ControlMatrix.agreement`).
 
-    Attributes
-    ----------
-    correlation : float
-        Pearson correlation, over pairs of labels, of the overlap with the indicator of a
-        common group; NaN where all pairs, or none, have one.
-    p_value : float
-        Share of permutations of the labels whose correlation is as high.
-    within, between, n_within, n_between : float, int
-        Mean overlap of pairs of one group, and of two, and the number of these pairs.
+    `correlation` is Pearson's, over pairs of labels, of the overlap with the indicator of a common
+    group, NaN where all pairs, or none, have one; `p_value` the share of permutations of the labels
+    that reach it; `within` and `between` are the mean overlaps of pairs of one group, and of two.
     """
 
     correlation: float
@@ -61,7 +56,6 @@ class ControlMatrix:
 
     Attributes
     ----------
-    site, ranking, edit, replacement : str
     labels, label_names : tuple of int, tuple of str
         Of rows and columns alike.
     count, n_units : int
@@ -100,38 +94,32 @@ class ControlMatrix:
         """Return one row for every pair of an edited label and a label looked at."""
         import pandas
 
-        n = len(self.labels)
-        of_rows = {"edited": self.labels, "edited_name": self.label_names, "mode": self.modes}
-        of_columns = {
+        shared = {name: getattr(self, name) for name in _SHARED}
+        rows = {"edited": self.labels, "edited_name": self.label_names, "mode": self.modes}
+        columns = {
             "label": self.labels, "label_name": self.label_names,
             "n_samples": self.n_samples.tolist(), "unedited": self.unedited.tolist(),
         }  # fmt: skip
-        table: dict[str, Any] = {
-            name: getattr(self, name) for name in ("site", "ranking", "edit", "replacement")
-        }
-        table["count"] = self.count
-        table |= {name: [v for v in values for _ in range(n)] for name, values in of_rows.items()}
-        table |= {name: [*values] * n for name, values in of_columns.items()}
-        for name in (*get_args(MatrixQuantity), "defined"):
-            table[name] = getattr(self, name).flatten().tolist()
-        return pandas.DataFrame(table).astype({"mode": "Int64"})
+        names = (*get_args(MatrixQuantity), "defined")
+        table = pandas.DataFrame(shared | rows).merge(pandas.DataFrame(columns), how="cross")
+        table = table.assign(**{name: getattr(self, name).flatten().tolist() for name in names})
+        return table.astype({"mode": "Int64"})
 
     def summary(self) -> "pandas.DataFrame":
         """Compare the diagonal (a label's own units) with all else, a row for every quantity.
 
         The ``difference`` of ``own`` and ``others``, means over labels where it is defined, is
-        below 0 where edits take the label and not the others (ablate), above 0 where they keep
-        it and not the others (preserve).
+        below 0 where edits take the label alone (ablate), above 0 where they keep it alone.
         """
         import pandas
 
-        own = torch.eye(len(self.labels), dtype=torch.bool)
-        rows = []
-        for name in get_args(MatrixQuantity):
-            values = getattr(self, name)
-            means = [float(values[which].nanmean()) for which in (own, ~own)]
-            rows.append([name, *means, means[0] - means[1]])
-        return pandas.DataFrame(rows, columns=["quantity", "own", "others", "difference"])
+        names, own = get_args(MatrixQuantity), torch.eye(len(self.labels), dtype=torch.bool)
+        means = {
+            called: [float(getattr(self, name)[which].nanmean()) for name in names]
+            for called, which in (("own", own), ("others", ~own))
+        }
+        table = pandas.DataFrame({"quantity": names} | means)
+        return table.assign(difference=table["own"] - table["others"])
 
     def overlap(self, quantity: MatrixQuantity = "logit") -> LabelPair:
         r"""Return what two labels share, [label, label]: what the edit of either does to the other.
@@ -139,9 +127,8 @@ class ControlMatrix:
         .. math:: S_{ij} = \pm \tfrac12 (E_{ij} + E_{ji})
 
         with the effect E of editing label i on label j, and minus where units are ablated,
-        so that a high overlap is much lost together, or much kept together; NaN where E is. The
-        default is the change of the output, which labels do not compete for: where one of two
-        labels that the network confuses is lost, the other's *probability* rises.
+        so that a high overlap is much lost together, or much kept together; NaN where E is. Labels
+        compete for probability, but not for the output, which is the default.
         """
         one_of("overlap", "quantity", quantity, MatrixQuantity)
         effect: Tensor = getattr(self, quantity)
@@ -154,8 +141,7 @@ class ControlMatrix:
         """Return the same with labels in another order, rows and columns alike.
 
         Labels of a group stand together, in the hierarchy's order; those of no group come last.
-        Without a hierarchy, labels that share much stand together: the leaves of average linkage
-        over `overlap`, turned so that neighbours are alike (scipy).
+        Without a hierarchy, labels that share much do: leaves of average linkage over `overlap`.
         """
         if hierarchy is None:
             order = _by_likeness(self.overlap(quantity))
@@ -163,13 +149,12 @@ class ControlMatrix:
             group = hierarchy.group_of(torch.tensor(self.labels))
             group = torch.where(group < 0, len(hierarchy.names), group)
             order = group.argsort(stable=True).tolist()
-        taken: dict[str, Any] = {
-            name: tuple(getattr(self, name)[i] for i in order)
-            for name in ("labels", "label_names", "modes")
-        }
-        taken |= {name: getattr(self, name)[order] for name in ("n_samples", "unedited")}
-        for name in get_args(MatrixQuantity):
-            taken[name] = getattr(self, name)[order][:, order]
+        taken: dict[str, Any] = {}
+        for name in ("labels", "label_names", "modes"):
+            taken[name] = tuple(getattr(self, name)[i] for i in order)
+        for name in ("n_samples", "unedited", *get_args(MatrixQuantity)):
+            values = getattr(self, name)[order]
+            taken[name] = values[:, order] if values.ndim > 1 else values
         return replace(self, **taken)
 
     def agreement(
@@ -194,24 +179,20 @@ class ControlMatrix:
                 f"agreement: at least {_FEWEST_TO_ORDER} labels of the matrix must belong to a "
                 f"group of the hierarchy, with an overlap that is defined; got {len(kept)}"
             )
-        shared, group = shared[kept][:, kept], group[kept]
-        same = group[:, None] == group
+        same = group[kept][:, None] == group[kept]
         upper = torch.ones_like(same).triu(1)
-        values, alike = shared[upper], same[upper]
-        found = _correlation(values, alike)
+        values, alike = shared[kept][:, kept][upper], same[upper]
+        found, as_high = _correlation(values, alike), 1
         generator = torch.Generator().manual_seed(seed)
-        as_high = 1
         for _ in range(n_permutations):
             order = torch.randperm(len(kept), generator=generator)
             as_high += _correlation(values, same[order][:, order][upper]) >= found - 1e-12
         return GroupAgreement(
             correlation=found,
             p_value=as_high / (n_permutations + 1) if found == found else torch.nan,
-            within=float(values[alike].mean()),
-            between=float(values[~alike].mean()),
-            n_within=int(alike.sum()),
-            n_between=int((~alike).sum()),
-        )
+            within=float(values[alike].mean()), between=float(values[~alike].mean()),
+            n_within=int(alike.sum()), n_between=int((~alike).sum()),
+        )  # fmt: skip
 
 
 def control_matrix(
@@ -236,28 +217,20 @@ def control_matrix(
         A_{ij} = \frac{\text{right}_j(\text{edit } i)}{\text{right}_j(\text{no edit})}, \qquad
         P_{ij} = \overline{p_j}(\text{edit } i) - \overline{p_j}(\text{no edit})
 
-    and the same difference of the output. The diagonal is what the edit is for, a row its side
-    effects, and what two labels do to each other says whether they share units
-    (`ControlMatrix.overlap`). Melander et al. 2026, figure 6 C, is one row of it.
+    and the same difference of the output. Melander et al. 2026, figure 6 C, is one row of it.
 
     Parameters
     ----------
-    model, data, modes, edit, labels, batch_size
+    model, data, modes, edit, labels, replacement, batch_size
         As in `control_curve`; so are the errors.
-    fraction : float
-        Share of the site's units to take; or
-    count : int
-        how many.
+    fraction, count : float, int
+        Share of the site's units to take, or how many.
     ranking : Ranking, optional
         Which units of a label come first; by default the atom of its best mode (`ByMode`).
         Over several orders (random draws) effects are means.
-    replacement : {"zero", "mean"}
-        As in `control_curve`.
     """
     who = "control_matrix"
-    choice = choice_of(
-        who, modes, edit=edit, fraction=fraction, count=count, replacement=replacement
-    )
+    choice = choice_of(who, modes, edit, replacement, fraction, count)
     refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)

@@ -52,10 +52,8 @@ def steering_curve(
 
     - ``activation``: how activations go with the loading z of the label's best mode, the
       slope of their regression, :math:`b_u = \operatorname{cov}(h_u, z) / \operatorname{var}(z)`;
-    - ``atom``: the mode's atom, which says which units matter, not what they hold;
-    - ``mean_activation``: mean activation of the label's samples minus that of all others.
-      No dictionary takes part;
-    - ``random_mode``: as ``activation``, for modes drawn at random among the others;
+    - ``atom``: the mode's atom; ``random_mode``: as ``activation``, for other modes at random;
+    - ``mean_activation``: mean activation of the label's samples minus that of all others;
     - ``random``: normally distributed, the same draws for all labels.
 
     Activations are means over positions. Directions are those of training rows, effects those
@@ -63,14 +61,12 @@ def steering_curve(
 
     Parameters
     ----------
-    model, data, modes, labels, batch_size
+    model, data, modes, labels, rank, batch_size
         As in `control_curve`.
     strengths : sequence of float
         In ascending order; 0 is the network as it is, below 0 steers away.
     directions : sequence of str
         Of the five above.
-    rank : int
-        Which mode of a label: 0 the most correlated on training rows.
     n_random, seed : int
         Draws of random modes and directions.
 
@@ -81,8 +77,7 @@ def steering_curve(
         labels: the share ``converted``, for which the label is predicted; the mean
         ``probability`` and ``logit`` of the label; ``own_accuracy``, how many keep their own label,
         relative to the unedited model (NaN, and ``defined`` False, where that gets none right);
-        each also ``_unedited``; ``_std`` over draws; ``mode``: original id, missing for directions
-        of no mode or several.
+        each also ``_unedited``; ``_std`` over draws; ``mode``, where there is one.
 
     Raises
     ------
@@ -111,29 +106,28 @@ def steering_curve(
         if bool((samples.labels == label).all()):
             raise DataError(f"{who}: all held-out samples have label {label}; none is to steer")
         mode = modes.best(label, rank=rank)
+        key = {
+            "site": modes.site.key, "label": label,
+            "label_name": label_name(samples.inputs.label_names, label),
+        }  # fmt: skip
         for name in dict.fromkeys(directions):
             if name == "random" or name == "random_mode":
                 draws = _drawn(modes, name, mode.mode, n_random, seed)
+                key |= {"direction": name, "mode": None, "n_draws": len(draws)}
             else:
                 draws = [steering_direction(modes, label, name, rank=rank)]
+                of = None if name == "mean_activation" else mode.id
+                key |= {"direction": name, "mode": of, "n_draws": 0}
             for strength in strengths:
-                made = [
-                    (Steer(modes.site, direction=draw, strength=strength),) if strength else ()
-                    for draw in draws
-                ]
-                numbers = [edits.setdefault((one, label), len(edits)) for one in made]
-                key = {
-                    "site": modes.site.key, "label": label,
-                    "label_name": label_name(samples.inputs.label_names, label),
-                    "direction": name, "strength": strength,
-                    "mode": mode.id if name in ("atom", "activation") else None,
-                    "n_draws": len(numbers) if name in ("random", "random_mode") else 0,
-                }  # fmt: skip
-                points.append((key, label, numbers))
-    measured = measure(
-        model, samples, [some for some, _ in edits], targets=[label for _, label in edits],
-        batch_size=batch_size,
-    )  # fmt: skip
+                numbers = []
+                for draw in draws:
+                    one = Steer(modes.site, direction=draw, strength=strength)
+                    numbers.append(
+                        edits.setdefault(((one,) if strength else (), label), len(edits))
+                    )
+                points.append((key | {"strength": strength}, label, numbers))
+    some, targets = zip(*edits, strict=True)
+    measured = measure(model, samples, some, targets=targets, batch_size=batch_size)
     rows = [
         key | _point(measured, label, numbers, edits[((), label)]) for key, label, numbers in points
     ]
@@ -141,11 +135,7 @@ def steering_curve(
 
 
 def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: int = 0) -> Atom:
-    """Return one direction of a label, [unit], of length 1: see `steering_curve`.
-
-    It is a DataError where it has no length: a mode whose loading does not vary on training rows,
-    or one label alone.
-    """
+    """Return one direction of a label, [unit], of length 1, as `steering_curve` does."""
     one_of("steering_direction", "kind", kind, LabelDirection)
     if kind == "mean_activation":
         training = ~modes.held_out & (modes.store.labels >= 0)
@@ -156,9 +146,9 @@ def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: 
             f"label {label} and the others have one mean activation, or no training rows",
         )
     match = modes.best(label, rank=rank, split="train")
-    if kind == "atom":
-        return _of_length_one(by_unit(modes, match.atom), f"the atom of mode {match.id} is 0")
-    return _mode_activation(modes, match.mode)
+    if kind == "activation":
+        return _mode_activation(modes, match.mode)
+    return _of_length_one(by_unit(modes, match.atom), f"the atom of mode {match.id} is 0")
 
 
 def _drawn(modes: Modes, name: DirectionKind, but: int, n_random: int, seed: int) -> list[Atom]:
@@ -211,16 +201,16 @@ def _point(
 ) -> dict[str, object]:
     """Return the numbers of the other labels' samples; `numbers` are the rows of the draws."""
     others = measured.labels != label
-    found: dict[str, object] = {}
+    found: dict[str, object] = {"n_samples": int(others.sum())}
     for name, values in (
         ("converted", measured.predicted == label), ("probability", measured.target_probability),
         ("logit", measured.target_logit), ("own", measured.right),
     ):  # fmt: skip
         means = values[:, others].double().mean(1)
         before, after = float(means[unedited]), means[numbers]
-        found[f"{name}_unedited"] = before
         if name == "own":
             after = after / (before or math.nan)
-        found["own_accuracy" if name == "own" else name] = float(after.mean())
+            found["defined"] = bool(before)
+        found |= {f"{name}_unedited": before, name: float(after.mean())}
         found[f"{name}_std"] = float(after.std()) if len(numbers) > 1 else math.nan
-    return found | {"defined": bool(found["own_unedited"]), "n_samples": int(others.sum())}
+    return found | {"own_accuracy": found["own"]}

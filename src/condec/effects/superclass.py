@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
-from condec.effects.choice import Choice, EditKind, FixedReplacement, choice_of
+from condec.effects.choice import EditKind, FixedReplacement, choice_of
 from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
 from condec.effects.rankings import ByMean, ByModeSum, RandomUnits, descending, member_correlation
@@ -23,6 +23,7 @@ from condec.store import Sign
 if TYPE_CHECKING:
     import pandas
 
+_WHO: Final = "superclass_control"
 _TOP: Final = 5
 SuperclassQuantity = Literal["top1", "top5", "probability"]
 _QUANTITIES: Final = get_args(SuperclassQuantity)
@@ -35,18 +36,12 @@ class SuperclassControl:
 
     Attributes
     ----------
-    name : str
-        The superclass.
-    edit, replacement : str
     sites, counts : tuple of str, tuple of int
         Edited together, and the units ablated or preserved at each.
     modes : tuple of tuple of int
         Original ids of the modes summed at each site.
     rankings : tuple of str
-        ``unedited``, ``modes``, ``mean_contribution`` and ``random``: rows of `top1`, `top5` and
-        `probability`.
-    labels : Tensor of shape [sample]
-    label_names : tuple of str, or None
+        ``unedited``, ``modes``, ``mean_contribution`` and ``random``: rows of the tensors below.
     members, neighbours : tuple of int
         Labels of the superclass, and labels to look at, too.
     top1, top5, probability : Tensor of shape [ranking, sample]
@@ -78,18 +73,16 @@ class SuperclassControl:
         import pandas
 
         groups = dict.fromkeys(self.neighbours, "neighbour") | dict.fromkeys(self.members, "member")
-        rows: list[dict[str, object]] = []
-        for number, ranking in list(enumerate(self.rankings))[1:]:
+        rows = []
+        for number, ranking in enumerate(self.rankings[1:], 1):
             for label in sorted(set(self.labels.tolist())):
-                mine = self.labels == label
-                rows.append({
-                    "ranking": ranking, "label": label,
-                    "label_name": label_name(self.label_names, label),
-                    "group": groups.get(label, "other"), "n_samples": int(mine.sum()),
-                })  # fmt: skip
+                mine, name = self.labels == label, label_name(self.label_names, label)
+                row: dict[str, object] = {"ranking": ranking, "label": label, "label_name": name}
+                row |= {"group": groups.get(label, "other"), "n_samples": int(mine.sum())}
                 for quantity in _QUANTITIES:
                     means = getattr(self, quantity)[:, mine].mean(1).tolist()
-                    rows[-1] |= {f"{quantity}_unedited": means[0], quantity: means[number]}
+                    row |= {f"{quantity}_unedited": means[0], quantity: means[number]}
+                rows.append(row)
         return pandas.DataFrame(rows)
 
     def means(self, *, n_bootstrap: int = 1000, seed: int = 0) -> "pandas.DataFrame":
@@ -106,16 +99,15 @@ class SuperclassControl:
             groups["neighbours"] = torch.isin(self.labels, torch.tensor(self.neighbours))
         tables = []
         for group, mine in groups.items():
-            columns: dict[str, object] = {
-                "ranking": self.rankings, "group": group,
-                "n_labels": len(set(self.labels[mine].tolist())), "n_samples": int(mine.sum()),
-            }  # fmt: skip
+            n_labels = len(set(self.labels[mine].tolist()))
+            table = pandas.DataFrame({"ranking": self.rankings, "group": group})
+            table = table.assign(n_labels=n_labels, n_samples=int(mine.sum()))
             for quantity in _QUANTITIES:
                 values = getattr(self, quantity)[:, mine]
-                low, high = interval_of_means(values, n_bootstrap=n_bootstrap, seed=seed).tolist()
-                columns |= {quantity: values.mean(1).tolist(), f"{quantity}_low": low}
-                columns[f"{quantity}_high"] = high
-            tables.append(pandas.DataFrame(columns))
+                table[quantity] = values.mean(1).tolist()
+                bounds = interval_of_means(values, n_bootstrap=n_bootstrap, seed=seed)
+                table[f"{quantity}_low"], table[f"{quantity}_high"] = bounds.tolist()
+            tables.append(table)
         return pandas.concat(tables, ignore_index=True)
 
 
@@ -135,17 +127,15 @@ def superclass_control(
     name: str = "superclass",
     batch_size: int = 64,
 ) -> SuperclassControl:
-    r"""Ablate or preserve a superclass at several sites together.
+    """Ablate or preserve a superclass at several sites together.
 
     At every site the modes whose correlation with membership of the superclass is above
     `least_correlation` are added up, each atom with its mean loading on the members
     (`ByModeSum`), and the first ``int(n_units * fraction)`` units of the sum are ablated, or
     preserved, at all sites at once. Melander et al. 2026 do this for dogs (118 labels, four
     sites, 9 % ablated or 37 % preserved). Correlations and means are those of training rows,
-    accuracies those of held-out rows, of any label.
-
-    Baselines of equal size at the same sites are the units with the largest mean contribution
-    over the members (no dictionary takes part), and random units.
+    accuracies those of held-out rows, of any label. Baselines of equal size are the units with the
+    largest mean contribution over the members (no dictionary takes part), and random units.
 
     Parameters
     ----------
@@ -154,8 +144,7 @@ def superclass_control(
     modes : Modes, or several
         One for each site; of one store, with the same held-out rows.
     members, neighbours : sequence of int
-        Labels of the superclass, as from `Hierarchy.labels`, and labels outside it to look
-        at, too: those most like it.
+        Labels of the superclass, as from `Hierarchy.labels`, and labels outside it to look at.
     fraction : float
         Share of every site's units to ablate or preserve.
     least_correlation : float
@@ -177,25 +166,24 @@ def superclass_control(
     several = (modes,) if isinstance(modes, Modes) else tuple(modes)
     members = tuple(dict.fromkeys(int(label) for label in members))
     _check(several, least_correlation, n_random)
-    who = "superclass_control"
-    choices = [
-        choice_of(who, one, edit=edit, fraction=fraction, count=None, replacement=replacement)
-        for one in several
-    ]
+    choices = [choice_of(_WHO, one, edit, replacement, fraction) for one in several]
     refuse_training(model)
-    samples = held_out(data, several[0], who)
+    samples = held_out(data, several[0], _WHO)
     _check_labels(samples, several[0], members, neighbours)
-    above = []
-    for one in several:
-        found = member_correlation(one, members)
-        if not bool((found > least_correlation).any()):
-            raise OptionError(
-                f"{who}: {one.site.key}: no mode's correlation with the superclass is above "
-                f"{least_correlation}; the highest is {float(found.max()):.3f}. Lower "
-                "least_correlation, or leave the site out."
-            )
-        above.append(tuple(one.ids[found > least_correlation].tolist()))
-    by_ranking = _edits(several, choices, members, least_correlation, n_random, seed)
+    above = [_above(one, members, least_correlation) for one in several]
+    # Sites of one size draw apart.
+    orders = [
+        _orders(one, members, least_correlation, n_random, at)
+        for at, one in enumerate(several, seed)
+    ]
+    by_ranking = {
+        ranking: [
+            tuple(edit for choice, order in zip(choices, draw, strict=True)
+                  for edit in choice.edits(choice.first(order)))
+            for draw in zip(*(of_site[ranking] for of_site in orders), strict=True)
+        ]
+        for ranking in orders[0]
+    }  # fmt: skip
     edits: dict[Edits, int] = {(): 0}
     numbers = [[edits.setdefault(one, len(edits)) for one in made] for made in by_ranking.values()]
     measured = measure(model, samples, list(edits), batch_size=batch_size)
@@ -215,22 +203,21 @@ def superclass_control(
     )  # fmt: skip
 
 
-def _check(several: Sequence[Modes], least_correlation: float, n_random: int) -> None:
-    who = "superclass_control"
+def _check(several: Sequence[Modes], least: float, n_random: int) -> None:
     if not several:
-        raise OptionError(f"{who}: expected modes of at least one site; got none")
+        raise OptionError(f"{_WHO}: expected modes of at least one site; got none")
     sites = [one.site.key for one in several]
     if len(set(sites)) < len(sites):
-        raise OptionError(f"{who}: expected one Modes for each site; got {', '.join(sites)}")
-    if not -1.0 <= least_correlation <= 1.0:
-        raise OptionError(f"{who}: least_correlation must be from -1 to 1; got {least_correlation}")
-    at_least(who, 0, n_random=n_random)
+        raise OptionError(f"{_WHO}: expected one Modes for each site; got {', '.join(sites)}")
+    if not -1.0 <= least <= 1.0:
+        raise OptionError(f"{_WHO}: least_correlation must be from -1 to 1; got {least}")
+    at_least(_WHO, 0, n_random=n_random)
     first = several[0]
     for one in several[1:]:
         same = one.store.sample_ids == first.store.sample_ids
         if not same or not torch.equal(one.held_out, first.held_out):
             raise DataError(
-                f"{who}: {one.site.key} and {first.site.key} have different samples or held-out "
+                f"{_WHO}: {one.site.key} and {first.site.key} have different samples or held-out "
                 "rows; fit all sites on the same rows (TrainConfig with one seed and held_out)"
             )
 
@@ -238,50 +225,45 @@ def _check(several: Sequence[Modes], least_correlation: float, n_random: int) ->
 def _check_labels(
     samples: HeldOut, modes: Modes, members: Sequence[int], neighbours: Sequence[int]
 ) -> None:
-    who = "superclass_control"
     training = set(modes.store.labels[~modes.held_out].tolist())
-    for what, present in (("training", training), ("held-out", set(samples.labels.tolist()))):
+    held = set(samples.labels.tolist())
+    for what, present in (("training", training), ("held-out", held)):
         if not present & set(members):
             raise DataError(
-                f"{who}: no {what} sample has one of the {len(members)} member labels "
+                f"{_WHO}: no {what} sample has one of the {len(members)} member labels "
                 f"{list(members[:5])}; name labels of the data, or use another split"
             )
-    if not set(samples.labels.tolist()) - set(members):
-        raise DataError(f"{who}: all held-out samples are members; there is no other to compare")
+    if not held - set(members):
+        raise DataError(f"{_WHO}: all held-out samples are members; there is no other to compare")
     both = sorted(set(neighbours) & set(members))
     if both:
-        raise DataError(f"{who}: labels {both[:5]} are members and neighbours; name them once")
+        raise DataError(f"{_WHO}: labels {both[:5]} are members and neighbours; name them once")
 
 
-def _edits(
-    several: Sequence[Modes],
-    choices: Sequence[Choice],
-    members: Sequence[int],
-    least: float,
-    n_random: int,
-    seed: int,
-) -> dict[str, list[Edits]]:
-    """Return the edits of every ranking, all sites together; several for random draws."""
-    orders: dict[str, list[list[Tensor]]] = {"modes": [], "mean_contribution": []}
-    for one in several:
-        sign: Sign = "sum" if one.sign == "concat" else one.sign
-        of_modes = ByModeSum(modes=one, weight="above", least=least)
-        of_means = ByMean(store=one.store, site=one.site, rows=~one.held_out, sign=sign)
-        orders["modes"].append([descending(of_modes.scores(members))])
-        orders["mean_contribution"].append([descending(of_means.scores(members))])
-    if n_random:  # sites of one size draw apart
-        orders["random"] = [
-            list(RandomUnits(n_units=one.n_units, n_draws=n_random, seed=at).ranked(0).orders)
-            for at, one in enumerate(choices, seed)
-        ]
-    return {
-        ranking: [
-            tuple(
-                edit
-                for choice, order in zip(choices, draw, strict=True)
-                for edit in choice.edits(choice.first(order))
-            )
-            for draw in zip(*by_site, strict=True)
-        ]
-        for ranking, by_site in orders.items()
-    }
+def _above(modes: Modes, members: Sequence[int], least: float) -> tuple[int, ...]:
+    """Return the ids of the modes that go with the members."""
+    found = member_correlation(modes, members)
+    if not bool((found > least).any()):
+        raise OptionError(
+            f"{_WHO}: {modes.site.key}: no mode's correlation with the superclass is above "
+            f"{least}; the highest is {float(found.max()):.3f}. Lower least_correlation, or leave "
+            "the site out."
+        )
+    return tuple(modes.ids[found > least].tolist())
+
+
+def _orders(
+    modes: Modes, members: Sequence[int], least: float, n_random: int, seed: int
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return the orders of a site's units by every ranking; several for random draws."""
+    store, rows = modes.store, ~modes.held_out
+    sign: Sign = "sum" if modes.sign == "concat" else modes.sign
+    of_modes = ByModeSum(modes=modes, weight="above", least=least).scores(members)
+    of_means = ByMean(store=store, site=modes.site, rows=rows, sign=sign).scores(members)
+    found: dict[str, tuple[Tensor, ...]]
+    found = {"modes": (descending(of_modes),), "mean_contribution": (descending(of_means),)}
+    if not n_random:
+        return found
+    n_units = store.info(modes.site).n_units
+    random = RandomUnits(n_units=n_units, n_draws=n_random, seed=seed)
+    return found | {"random": random.ranked(0).orders}
