@@ -203,11 +203,7 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("rates", "error", "message"),
     [
-        (
-            lambda x: x.sum((1, 2, 3)),
-            ModelError,
-            r"shape \[sample, cell\]; .* gave \(2,\)",
-        ),
+        (lambda x: x.sum((1, 2, 3)), ModelError, r"shape \[sample, cell\]; .* gave \(2,\)"),
         (lambda x: x.detach().sum((2, 3)), ModelError, "no gradient in the clip"),
         (lambda x: x.sum((2, 3)) / 0, DataError, "a rate is NaN or infinite for 2 .*'0', '1'"),
         (lambda x: (x - x).sum((2, 3)).sqrt(), DataError, "gradient of cell 0 is NaN or infinite"),

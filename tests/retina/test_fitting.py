@@ -90,9 +90,7 @@ def test_a_known_network_is_learnt(recording: Recording) -> None:
     assert best.correlation == pytest.approx(float(fitted.correlation.mean()), abs=1e-5)
 
 
-def test_stops_when_the_held_out_loss_does_not_fall_and_keeps_best(
-    recording: Recording,
-) -> None:
+def test_stops_when_the_held_out_loss_does_not_fall_and_keeps_best(recording: Recording) -> None:
     torch.manual_seed(0)
     noise = dataclasses.replace(recording, rates=torch.rand(900, CELLS))  # nothing to learn
     seen: list[RetinaEpoch] = []

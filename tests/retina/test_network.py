@@ -123,10 +123,7 @@ def test_places_of_centres() -> None:
         ({"dropout": 1.0}, "dropout must be from 0 to below 1; got 1.0"),
         ({"noise": -0.1}, "noise must be at least 0 and finite; got -0.1"),
         ({"kernels": (5, 5, 5)}, r"kernels \(5, 5, 5\) are too large for frames of 12 x 12"),
-        (
-            {"positions": ((0, 0),)},
-            "expected no positions with a one-hot readout of 3 cells",
-        ),
+        ({"positions": ((0, 0),)}, "expected no positions with a one-hot readout of 3 cells"),
         (
             {"readout": "grabbed", "positions": ((0, 0),)},
             "expected one position for each cell with a grabbed readout of 3 cells; got 1",

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from condec.basis.checks import one_of
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
-from condec.retina.checks import finite_rows, one_of
+from condec.retina.checks import finite_rows
 
 ClusterMethod = Literal["kmeans", "hierarchical"]
 

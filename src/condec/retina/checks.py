@@ -1,27 +1,10 @@
 """Checks that several parts of this room make, each with one message."""
 
 import math
-from typing import Any, get_args
 
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
-
-
-def one_of(owner: str, name: str, value: Any, known: Any) -> None:
-    """Raise OptionError where a value is none of a Literal's."""
-    if value not in get_args(known):
-        raise OptionError(
-            f"{owner}: {name} must be one of {', '.join(get_args(known))}; got {value!r}"
-        )
-
-
-def at_least(owner: str, least: float | int, **values: float | int) -> None:
-    """Raise OptionError where a number is below `least`, infinite or NaN."""
-    for name, value in values.items():
-        if not least <= value < math.inf:
-            finite = " and finite" if isinstance(value, float) else ""
-            raise OptionError(f"{owner}: {name} must be at least {least}{finite}; got {value}")
 
 
 def above(owner: str, **values: float | int) -> None:

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
 from condec.retina.chance import binomial_p, chance_of, holm, keys_of, kinds_of, likely, shifted
-from condec.retina.checks import at_least, finite_rows
+from condec.retina.checks import finite_rows
 from condec.retina.fields import ReceptiveFields, separate
 
 if TYPE_CHECKING:

@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from condec.basis.checks import one_of
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import pca_dimensions
 from condec.data.inputs import Inputs
 from condec.effects import interval, resample_counts
-from condec.retina.checks import finite_rows, is_clips, one_of
+from condec.retina.checks import finite_rows, is_clips
 from condec.retina.fields import ReceptiveFields
 
 if TYPE_CHECKING:
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
 FieldPart = Literal["picture", "field"]
 
 _PENALTIES: Final = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, float("inf"))
-_N_SEGMENTS: Final = 20
-"""Stretches of time that are drawn again for the intervals."""
+_N_SEGMENTS: Final = 20  # stretches of time that are drawn again for the intervals
 _N_STARTS: Final = 4
-_COLUMNS: Final = 4096
-"""Of a wide matrix: made double at one time."""
+_COLUMNS: Final = 4096  # of a wide matrix, made double at one time
 
 MODES: Final = "modes"
 COMPARED: Final = {
@@ -132,7 +131,7 @@ def explained_variance(
             f"explained_variance: none of {loadings.shape[1]} modes varies over {len(fields)} "
             "frames; nothing can be predicted from them"
         )
-    targets = [_components(field, variance) for field in _pictures(fields, of)]
+    targets = _targets(fields, of, variance)
     y = torch.cat(targets, 1)
     owner = torch.cat([torch.full((t.shape[1],), cell) for cell, t in enumerate(targets)])
     blocks = _Blocks(fields.rows, folds, gap=fields.temporal.shape[-1], owner=owner)
@@ -148,27 +147,17 @@ def explained_variance(
     for place, cell in enumerate(fields.cells.tolist()):
         for name, score in scores.items():
             lead = scores[MODES][:, place] - score[:, place]
-            rows.append(
-                {
-                    "cell": cell,
-                    "predictor": name,
-                    "compared": COMPARED[name],
-                    "n_predictors": widths[name],
-                    "n_components": targets[place].shape[1],
-                    **_with_interval("r2", score[:, place]),
-                    **_with_interval("lead", lead if name != MODES else lead * torch.nan),
-                }
-            )
+            row = {"cell": cell, "predictor": name, "compared": COMPARED[name]}
+            row |= {"n_predictors": widths[name], "n_components": targets[place].shape[1]}
+            row |= _with_interval("r2", score[:, place])
+            rows.append(row | _with_interval("lead", lead * torch.nan if name == MODES else lead))
     return pandas.DataFrame(rows)
 
 
 def pooled_stimulus(
-    inputs: Inputs,
-    rows: Sequence[int] | Tensor | None = None,
-    *,
-    shape: tuple[int, int, int] = (8, 10, 10),
-    batch_size: int = 64,
-) -> Float[torch.Tensor, "sample entry"]:
+    inputs: Inputs, rows: Sequence[int] | Tensor | None = None, *,
+    shape: tuple[int, int, int] = (8, 10, 10), batch_size: int = 64,
+) -> Float[torch.Tensor, "sample entry"]:  # fmt: skip
     """Average clips [history, y, x] over boxes, so that those of a whole movie fit into memory.
 
     Parameters
@@ -179,7 +168,6 @@ def pooled_stimulus(
     shape : (int, int, int)
         Boxes along history, y and x, at most the entries of the clip.
     batch_size : int
-        Clips in memory at one time.
 
     Raises
     ------
@@ -311,16 +299,12 @@ def _clusters(scores: Tensor, n_clusters: int, seed: int) -> Tensor:
     return F.one_hot(labels, n_clusters).to(scores.dtype)
 
 
-def _pictures(fields: ReceptiveFields, of: FieldPart) -> list[Tensor]:
-    """Return the picture of each cell, times its strength or not, [sample, pixel]."""
+def _targets(fields: ReceptiveFields, of: FieldPart, variance: float) -> list[Tensor]:
+    """Return the components of each cell that hold so much of its variance; one at least."""
     whole = fields.aligned()
     pictures = whole.spatial.flatten(2).double()
-    return list((whole.strength[..., None] * pictures if of == "field" else pictures).unbind(1))
-
-
-def _components(field: Tensor, variance: float) -> Tensor:
-    """Reduce a field to the components that hold so much of its variance; one at least."""
-    return _scores(field)[:, : max(pca_dimensions(field, variance), 1)]
+    each = whole.strength[..., None] * pictures if of == "field" else pictures
+    return [_scores(one)[:, : max(pca_dimensions(one, variance), 1)] for one in each.unbind(1)]
 
 
 def _r2(residual: Tensor, total: Tensor, counts: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class RankOne:
 
 @short_repr
 @dataclass(frozen=True, eq=False)
-class ReceptiveFields:
+class ReceptiveFields(RankOne):
     """Instantaneous receptive fields of some cells at some frames.
 
     Attributes
@@ -68,10 +68,6 @@ class ReceptiveFields:
         Row and column, in the whole picture, of the first pixel that is kept.
     """
 
-    spatial: Float[torch.Tensor, "sample cell y x"]
-    temporal: Float[torch.Tensor, "sample cell history"]
-    strength: Float[torch.Tensor, "sample cell"]
-    separability: Float[torch.Tensor, "sample cell"]
     rows: Int[torch.Tensor, " sample"]
     cells: Int[torch.Tensor, " cell"]
     corners: Int[torch.Tensor, "cell 2"]
@@ -121,8 +117,6 @@ class ReceptiveFields:
 
 def separate(field: Float[torch.Tensor, "... history y x"]) -> RankOne:
     r"""Find the picture and time course whose product is nearest to a field.
-
-    This is its first singular pair.
 
     With the field as a matrix A [history, pixel], the time course is the eigenvector of
     :math:`A A^T` of the largest eigenvalue, and the picture :math:`A^T t / s`.

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.retina.cells import ClusterMethod
-from condec.retina.checks import above, at_least
+from condec.retina.checks import above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

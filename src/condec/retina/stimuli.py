@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
-from condec.retina.checks import above, at_least, one_of
+from condec.retina.checks import above
 from condec.retina.light import bars, disc, natural_images, reach, seen
 from condec.retina.movies.recording import SECONDS_PER_FRAME, Recording
 

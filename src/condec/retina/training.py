@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.basis.files import to_json, write_file, writing
 from condec.basis.options import Option
 from condec.basis.records import short_repr
-from condec.retina.checks import above, at_least
+from condec.retina.checks import above
 
 _NAME: Final = "RetinaTraining"
 

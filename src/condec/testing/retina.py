@@ -247,11 +247,7 @@ class SignAttribution:
 
 
 def sign_attribution(
-    found: FoundModes,
-    fields: ReceptiveFields,
-    planted: PlantedRetina,
-    *,
-    n_shifts: int = 20,
+    found: FoundModes, fields: ReceptiveFields, planted: PlantedRetina, *, n_shifts: int = 20
 ) -> SignAttribution:
     """Attribute the sign of each receptive field to the pathway of the strongest mode.
 

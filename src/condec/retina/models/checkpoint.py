@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from condec.basis.checks import one_of
 from condec.basis.errors import ModelError, OptionError
 from condec.basis.files import write_file, writing
 from condec.models import LoadedModel, refuse_weights
-from condec.retina.checks import one_of
 from condec.retina.models.layout import RetinaLayout
 from condec.retina.models.network import RetinaCheckpoint, RetinaNetwork
 from condec.retina.models.torch_deep_retina import PositionsFrom, read_torch_deep_retina

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError
 from condec.basis.options import Option
-from condec.retina.checks import at_least, one_of
 
 Norm = Literal["channel", "unit", "none"]
 Readout = Literal["one-hot", "grabbed", "linear"]

@@ -75,8 +75,7 @@ class OpenRetina(nn.Module):
         return None if mean is None or std is None else (float(mean), float(std))
 
     def forward(
-        self,
-        clip: Float[Tensor, "sample time y x"] | Float[Tensor, "sample channel time y x"],
+        self, clip: Float[Tensor, "sample time y x"] | Float[Tensor, "sample channel time y x"]
     ) -> Float[Tensor, "sample cell"]:
         """Rates at the chosen frame; a clip with channels of its own is handed on as it is."""
         if clip.ndim == 4:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
-from condec.retina.checks import at_least
 from condec.retina.models.circuit import (
     BORDER,
     HISTORY,

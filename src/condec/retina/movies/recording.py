@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
 from condec.data.inputs import Inputs, bytes_of
-from condec.retina.checks import above, at_least
+from condec.retina.checks import above
 
 SECONDS_PER_FRAME: Final = 0.01
 BLOCK_BYTES: Final = 2**24
