@@ -7,11 +7,13 @@ that was normalised, and not black.
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.options import Option, digest_of
 from condec.data import as_inputs
@@ -136,16 +138,12 @@ class Blur(Baseline):
                 "Blur: expected inputs of shape [sample, channel, *space]; got "
                 f"{tuple(inputs.shape)}"
             )
-        blurred = inputs
-        for axis in range(2, inputs.ndim):
-            blurred = self._along(blurred, axis)
-        return blurred
+        return reduce(self._along, range(2, inputs.ndim), inputs)
 
     def _along(self, images: Tensor, axis: int) -> Tensor:
-        radius = max(int(3 * self.sigma + 0.5), 1)
+        radius, size = max(int(3 * self.sigma + 0.5), 1), images.shape[axis]
         offsets = torch.arange(-radius, radius + 1, device=images.device)
         kernel = torch.exp(-0.5 * (offsets.double() / self.sigma) ** 2)
-        size = images.shape[axis]
         places = torch.arange(size, device=images.device)[:, None] + offsets
         # One row a place: weights of the places it sees, the edges repeated.
         weights = images.new_zeros(size, size, dtype=torch.float64)
@@ -197,16 +195,12 @@ class _FromData(Baseline):
     digest: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        if self.n_samples < 1:
-            raise OptionError(
-                f"{type(self).__name__}: n_samples must be at least 1; got {self.n_samples}"
-            )
+        at_least(type(self).__name__, 1, n_samples=self.n_samples)
         object.__setattr__(self, "digest", digest_of(self.values))
 
     def _load(self, data: "condec.data.Inputs") -> list[Tensor]:
         """Readable samples, evenly spread over a data set."""
-        n_rows = min(self.n_samples, len(data))
-        found = []
+        n_rows, found = min(self.n_samples, len(data)), []
         for row in torch.linspace(0, len(data) - 1, n_rows).round().long().tolist():
             with suppress(DataError):
                 found.append(data.load(row))

@@ -64,11 +64,7 @@ class Point:
 
 
 def run_point(
-    setup: Setup,
-    inputs: Tensor,
-    *,
-    frozen: Tensor | None = None,
-    direction: Tensor | None = None,
+    setup: Setup, inputs: Tensor, *, frozen: Tensor | None = None, direction: Tensor | None = None
 ) -> Point:
     """Run one forward and one backward pass; freezes the target unless it is frozen already.
 
@@ -271,11 +267,7 @@ class LayerPath(Path):
         whole, key = self.suffix.activation, self.suffix.site.key
         stacked = torch.cat([torch.lerp(self.start, whole, alpha) for alpha in alphas])
         stacked.requires_grad_()
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            frozen_parameters(self.suffix.model),
-        ):
+        with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(self.suffix.model):
             output = self.suffix.run(stacked)
             value = self.setup.target.value(output, self._frozen(len(alphas)))
             check_finite(value, "the target")

@@ -20,17 +20,11 @@ _SMALLEST_NORM: Final = 1e-8
 
 
 class Pointwise(Method):
-    """A formula of activation and gradient at the input: one pass, and no baseline.
-
-    ``target_baseline`` is NaN, and there is no completeness.
-    """
+    """A formula of activation and gradient at the input: one pass, no baseline, not complete."""
 
     __slots__ = ()
 
-    @property
-    def n_passes(self) -> int:
-        """One."""
-        return 1
+    n_passes = 1
 
     @abstractmethod
     def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:

@@ -9,33 +9,15 @@ IntegratedGradients(steps=20, baseline=Blur(sigma=3.0), path='layer', ...)
 from collections.abc import Mapping
 from typing import Any, Final
 
+from condec.attribution import baselines, gradients
 from condec.attribution.ablation import UnitAblation
 from condec.attribution.base import Method
-from condec.attribution.baselines import (
-    Baseline,
-    Blur,
-    Constant,
-    Mean,
-    Noise,
-    Samples,
-    Zeros,
-    ZeroTokens,
-)
-from condec.attribution.gradients import (
-    ActGrad,
-    Activation,
-    ActNormGrad,
-    GradCAM,
-    Gradient,
-    InputGrad,
-    NormActNormGrad,
-    SmoothGrad,
-)
 from condec.attribution.path import IntegratedGradients
 from condec.basis.options import option_from_dict
 from condec.basis.texts import Part, Texts, choice, count
 
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_NUMBERS: Final = rf":({_NUMBER}(?:,{_NUMBER})*)"
 
 
 def _short(value: float) -> str:
@@ -50,39 +32,28 @@ def _constant(text: str) -> float | tuple[float, ...]:
 
 
 def _constant_text(value: float | tuple[float, ...]) -> str:
-    return (
-        _short(value)
-        if not isinstance(value, tuple)
-        else ":" + ",".join(_short(v)[1:] for v in value)
-    )
+    values = value if isinstance(value, tuple) else (value,)
+    return ":" + ",".join(_short(v)[1:] for v in values)
 
 
-BASELINES: Final[Texts[Baseline]] = Texts(
+_VALUE: Final = Part("value", ":VALUE[,VALUE...]", _NUMBERS, _constant, _constant_text)
+_STD: Final = Part("std", ":STD", rf":({_NUMBER})", float, _short)
+BASELINES: Final[Texts[baselines.Baseline]] = Texts(
     "baseline",
     {
-        Zeros: ("zeros",),
-        ZeroTokens: ("zero_tokens",),
-        Constant: (
-            "constant",
-            Part(
-                "value",
-                ":VALUE[,VALUE...]",
-                rf":({_NUMBER}(?:,{_NUMBER})*)",
-                _constant,
-                _constant_text,
-            ),
-        ),
-        Blur: ("blur", Part("sigma", ":SIGMA", rf":({_NUMBER})", float, _short)),
-        Mean: ("mean", count("n_samples", "SAMPLES")),
-        Noise: (
-            "noise",
-            Part("std", ":STD", rf":({_NUMBER})", float, _short),
-            count("n_draws", "DRAWS"),
-        ),
-        Samples: ("samples", count("n_samples", "SAMPLES")),
+        baselines.Zeros: ("zeros",),
+        baselines.ZeroTokens: ("zero_tokens",),
+        baselines.Constant: ("constant", _VALUE),
+        baselines.Blur: ("blur", Part("sigma", ":SIGMA", rf":({_NUMBER})", float, _short)),
+        baselines.Mean: ("mean", count("n_samples", "SAMPLES")),
+        baselines.Noise: ("noise", _STD, count("n_draws", "DRAWS")),
+        baselines.Samples: ("samples", count("n_samples", "SAMPLES")),
     },
 )
-_PLAIN: Final = (ActGrad, ActNormGrad, NormActNormGrad, Activation, Gradient, GradCAM, InputGrad)
+_PLAIN: Final = (
+    gradients.ActGrad, gradients.ActNormGrad, gradients.NormActNormGrad, gradients.Activation,
+    gradients.Gradient, gradients.GradCAM, gradients.InputGrad,
+)  # fmt: skip
 METHODS: Final[Texts[Method]] = Texts(
     "method",
     {
@@ -101,11 +72,13 @@ METHODS: Final[Texts[Method]] = Texts(
                 "[@BASELINE]",
                 r"(?:@(.*))?",
                 BASELINES.parse,
-                lambda baseline: "" if baseline == Zeros() else f"@{BASELINES.text(baseline)}",
+                lambda baseline: (
+                    "" if baseline == baselines.Zeros() else f"@{BASELINES.text(baseline)}"
+                ),
             ),
         ),
         **{kind: (kind.__name__.lower(),) for kind in _PLAIN},
-        SmoothGrad: (
+        gradients.SmoothGrad: (
             "smoothgrad",
             count("n_samples", "COPIES"),
             Part(
@@ -128,59 +101,33 @@ _INSIDE: Final[dict[str, dict[str, Any]]] = {
 def parse_method(text: str) -> Method:
     """Make a method of its text; [Choose a method](../how-to/method.md) lists them.
 
-    Raises
-    ------
-    OptionError
-        There is no such method, or a number is out of range.
+    OptionError where there is no such method, or a number is out of range.
     """
     return METHODS.parse(text)
 
 
 def method_text(method: Method) -> str:
-    """Inverse of `parse_method`.
-
-    Raises
-    ------
-    OptionError
-        The method has options that no text says.
-    """
+    """Write the text that `parse_method` reads; OptionError where no text says all options."""
     return METHODS.text(method)
 
 
-def parse_baseline(text: str) -> Baseline:
+def parse_baseline(text: str) -> baselines.Baseline:
     """Make a baseline of its text, as it stands after the ``@`` of a method.
 
-    Raises
-    ------
-    OptionError
-        There is no such baseline, or a number is out of range.
+    OptionError where there is no such baseline, or a number is out of range.
 
-    Examples
-    --------
     >>> parse_baseline("constant:0.5")
     Constant(value=0.5)
     """
     return BASELINES.parse(text)
 
 
-def baseline_text(baseline: Baseline) -> str:
-    """Inverse of `parse_baseline`.
-
-    Raises
-    ------
-    OptionError
-        The baseline has options that no text says.
-    """
+def baseline_text(baseline: baselines.Baseline) -> str:
+    """Write the text that `parse_baseline` reads; OptionError where no text says all options."""
     return BASELINES.text(baseline)
 
 
 def method_from_dict(record: Mapping[str, Any]) -> Method:
-    """Inverse of `Method.to_dict`.
-
-    Raises
-    ------
-    OptionError
-        No method has that name or those fields.
-    """
+    """Read what `Method.to_dict` wrote; OptionError for another name or other fields."""
     method: Method = option_from_dict("method", METHODS.classes, _INSIDE, record)
     return method

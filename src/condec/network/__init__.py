@@ -16,13 +16,7 @@ from condec.network.module_io import (
 )
 from condec.network.presets import presets_of
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
-from condec.network.tape import (
-    check_samples,
-    frozen_parameters,
-    record,
-    refuse_training,
-    run_model,
-)
+from condec.network.tape import check_samples, frozen_parameters, record, refuse_training, run_model
 from condec.network.units import Layout, Units
 from condec.network.unwrap import eager, original
 

@@ -117,10 +117,7 @@ class Tape:
 
 @contextmanager
 def record(
-    model: nn.Module,
-    sites: Iterable[Site],
-    *,
-    hand_on: Callable[[Tensor], Tensor] = torch.clone,
+    model: nn.Module, sites: Iterable[Site], *, hand_on: Callable[[Tensor], Tensor] = torch.clone
 ) -> Iterator[Tape]:
     """Record the sites of one forward pass run inside the context.
 

@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from condec.attribution.targets.base import Target, gather, kept, scores
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import DataError, OptionError
 from condec.basis.shapes import PerSample
 
 Rest = Literal["mean", "largest", "logsumexp"]
-_RESTS: Final[tuple[str, ...]] = get_args(Rest)
 
 
 @final
@@ -41,8 +41,7 @@ class TopK(Target):
     probability: bool = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise OptionError(f"TopK: k must be at least 1; got {self.k}")
+        at_least("TopK", 1, k=self.k)
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """Sum of the k largest entries, shape [sample]."""
@@ -111,9 +110,20 @@ class Logit(Target):
         return scores(whole, probability=self.probability)[:, where[-1]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OneClass(Target):
+    """The output of one class of each sample, fixed along the path."""
+
+    probability: bool = False
+
+    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
+        """The output at each sample's class, shape [sample]."""
+        return gather(output, frozen, probability=self.probability)
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Label(Target):
+class Label(_OneClass):
     """The output of each sample's own label, fixed along the path.
 
     Parameters
@@ -128,20 +138,15 @@ class Label(Target):
     """
 
     uses_labels: ClassVar[bool] = True
-    probability: bool = False
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
         """Keep the labels, shape [sample]."""
         return _labels_of("Label", output, labels)
 
-    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
-        """The output at each sample's label, shape [sample]."""
-        return gather(output, frozen, probability=self.probability)
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Predicted(Target):
+class Predicted(_OneClass):
     """The output of the class that the model predicts at the input, fixed along the path.
 
     Parameters
@@ -150,15 +155,9 @@ class Predicted(Target):
         Softmax probability instead of the logit.
     """
 
-    probability: bool = False
-
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
         """Keep the predicted class, shape [sample]."""
         return scores(output).argmax(1)
-
-    def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
-        """The output at each sample's predicted class, shape [sample]."""
-        return gather(output, frozen, probability=self.probability)
 
 
 @final
@@ -183,17 +182,14 @@ class Contrast(Target):
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
         """Keep the two classes, shape [sample, 2]; None where they are chosen again."""
-        if not self.frozen:
-            return None
-        return scores(output, at_least=2).topk(2, dim=1).indices
+        return scores(output, at_least=2).topk(2, dim=1).indices if self.frozen else None
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """Difference of the two outputs, shape [sample]; not negative unless frozen."""
         if self.frozen:
             pair = gather(output, frozen, probability=self.probability)
         else:
-            values = scores(output, probability=self.probability, at_least=2)
-            pair = values.topk(2, dim=1).values
+            pair = scores(output, probability=self.probability, at_least=2).topk(2).values
         return pair[:, 0] - pair[:, 1]
 
 
@@ -225,10 +221,7 @@ class Margin(Target):
     probability: bool = False
 
     def __post_init__(self) -> None:
-        if self.against not in _RESTS:
-            raise OptionError(
-                f"Margin: against must be one of {', '.join(_RESTS)}; got {self.against!r}"
-            )
+        one_of("Margin", "against", self.against, Rest)
         if self.probability and self.against == "logsumexp":
             raise OptionError(
                 "Margin: against='logsumexp' is the log-odds already, of logits; leave "
@@ -246,11 +239,9 @@ class Margin(Target):
         # Indices of the others: all labels, with those from the own one on moved up by one.
         place = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
         others = values.gather(1, place + (place >= kept(frozen)[:, None]))
-        if self.against == "mean":
-            rest = others.mean(1)
-        else:
-            rest = others.max(1).values if self.against == "largest" else others.logsumexp(1)
-        return own - rest
+        if self.against == "largest":
+            return own - others.max(1).values
+        return own - (others.mean(1) if self.against == "mean" else others.logsumexp(1))
 
 
 def _labels_of(name: str, output: Tensor, labels: Tensor | None) -> Tensor:
@@ -272,11 +263,10 @@ def _labels_of(name: str, output: Tensor, labels: Tensor | None) -> Tensor:
             f"{name}: expected one label for each of {len(output)} samples; got shape "
             f"{tuple(labels.shape)}"
         )
-    wrong = ((labels < 0) | (labels >= n_labels)).nonzero().flatten()
-    if len(wrong):
-        first = int(wrong[0])
+    wrong = ((labels < 0) | (labels >= n_labels)).nonzero().flatten().tolist()
+    if wrong:
         raise DataError(
             f"{name}: {len(wrong)} labels are not among the output's 0 to {n_labels - 1}; "
-            f"the first is {int(labels[first])}, at sample {first} of the batch"
+            f"the first is {int(labels[wrong[0]])}, at sample {wrong[0]} of the batch"
         )
     return labels.long()

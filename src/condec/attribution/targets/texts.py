@@ -65,37 +65,21 @@ TARGETS: Final[Texts[Target]] = Texts(
 def parse_target(text: str) -> Target:
     """Make a target of its text; [Choose a target](../how-to/target.md) lists them.
 
+    OptionError where there is no such target, or a number is out of range.
+
     >>> parse_target("logit:285:softmax")
     Logit(index=285, probability=True)
-
-    Raises
-    ------
-    OptionError
-        There is no such target, or a number is out of range.
     """
     return TARGETS.parse(text)
 
 
 def target_text(target: Target) -> str:
-    """Inverse of `parse_target`.
-
-    Raises
-    ------
-    OptionError
-        The target has no text: it holds numbers or a function.
-    """
+    """Write the text that `parse_target` reads; OptionError for numbers and functions held."""
     return TARGETS.text(target)
 
 
 def target_from_dict(record: Mapping[str, Any]) -> Target:
-    """Inverse of `Target.to_dict`.
-
-    Raises
-    ------
-    OptionError
-        No target has that name or those fields, or it is a function of the user's own, which
-        a record does not hold.
-    """
+    """Read what `Target.to_dict` wrote; OptionError for another name, and for functions."""
     name = record.get("name")
     if name == "Custom":
         raise OptionError(
