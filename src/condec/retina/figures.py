@@ -73,9 +73,7 @@ def traces_figure(
 
 def _rates(axis: Axes, seconds: Tensor, rates: Mapping[str, Tensor], cell: str) -> None:
     title(axis, f"Cell {cell}" if cell else "Rates", "rate, as the model gives it")
-    colours = {
-        name: {"recorded": "#9AA1A9", "model": INK}.get(name, CONTRIBUTION) for name in rates
-    }
+    colours = dict.fromkeys(rates, CONTRIBUTION) | {"recorded": "#9AA1A9", "model": INK}
     names = sorted(rates, key=lambda name: name == "model")  # drawn last
     for name in names:
         axis.plot(seconds.numpy(), rates[name].numpy(), color=colours[name], linewidth=1.3)
@@ -109,9 +107,8 @@ def _loadings(axis: Axes, seconds: Tensor, loadings: Mapping[str, Tensor]) -> No
     for row, values in enumerate(loadings.values()):
         heights = (values / (float(values.max()) or 1.0)).clamp(min=0) * 0.9 - row
         colour = _MODE_COLOURS[row % len(_MODE_COLOURS)]
-        axis.fill_between(
-            seconds.numpy(), -row, heights.numpy(), color=colour, alpha=0.75, linewidth=0
-        )
+        tops = heights.numpy()
+        axis.fill_between(seconds.numpy(), -row, tops, color=colour, alpha=0.75, linewidth=0)
         axis.axhline(-row, color=RULE, linewidth=0.6, zorder=0)
     axis.set_yticks([-row + 0.3 for row in range(len(loadings))], list(loadings), fontsize=8)
     axis.tick_params(axis="y", length=0)
@@ -144,9 +141,8 @@ def fields_figure(
         figure = Figure(figsize=size, layout="constrained")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         figure.supxlabel(unit, x=0.01, ha="left", fontsize=8, color=MUTED)
-        grid = figure.subplots(
-            2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": (3, 1) * rows}
-        )
+        ratios = {"height_ratios": (3, 1) * rows}
+        grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw=ratios)
         for axis in grid.flat:
             axis.set_axis_off()
         for place in range(number):
@@ -174,11 +170,9 @@ def field_film(spatial: Float[Tensor, "frame y x"], *, zoom: int = 8) -> list[np
 
 
 def probes_figure(
-    rates: Mapping[str, Float[Tensor, "frame cell"]],
-    events: Mapping[str, Mapping[str, Tensor]],
-    *,
-    seconds_per_frame: float = 0.01,
-) -> Figure:
+    rates: Mapping[str, Float[Tensor, "frame cell"]], events: Mapping[str, Mapping[str, Tensor]],
+    *, seconds_per_frame: float = 0.01,
+) -> Figure:  # fmt: skip
     """Draw the change of every cell's rate from that before the probe, the first frame.
 
     Each cell is drawn over its largest change to any probe; events of a probe are lines above it,
@@ -233,12 +227,9 @@ def _chart(size: tuple[float, float], text: str, unit: str) -> tuple[Figure, Axe
 
 
 def mode_cell_figure(
-    correlation: Float[Tensor, "cell mode"],
-    cells: Sequence[str],
-    modes: Sequence[str],
-    *,
+    correlation: Float[Tensor, "cell mode"], cells: Sequence[str], modes: Sequence[str], *,
     clusters: Sequence[int] = (),
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Draw the correlation of modes with the rates of cells (Melander et al. 2026, figure 8C).
 
     Cells and modes stand in the order that is given, with lines between clusters of cells.
@@ -251,9 +242,8 @@ def mode_cell_figure(
     with styled():
         size = (max(3.6, 0.2 * n_modes + 1.6), max(1.9, 0.19 * n_cells + 1.2))
         figure, axis = _chart(size, "Modes and cells", "correlation of loading and rate")
-        image = axis.imshow(
-            correlation.numpy(), cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto"
-        )
+        picture = correlation.numpy()
+        image = axis.imshow(picture, cmap=SIGNED, vmin=-scale, vmax=scale, aspect="auto")
         axis.set_yticks(range(n_cells), cells, fontsize=7.5)
         axis.set_xticks(range(n_modes), modes, fontsize=7, rotation=90 if n_modes > 12 else 0)
         axis.tick_params(length=0)
@@ -261,8 +251,7 @@ def mode_cell_figure(
             if clusters[row] != clusters[row - 1]:
                 axis.axhline(row - 0.5, color=INK, linewidth=1.2)
         axis.set_xlabel("mode")
-        bar = figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02)
-        bar.outline.set_visible(False)
+        figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02).outline.set_visible(False)
     return figure
 
 

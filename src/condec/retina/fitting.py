@@ -1,6 +1,5 @@
 """Training a model of the retina on a movie and the responses to it."""
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -69,15 +68,15 @@ def fit_model(
     progress : bool
         Show a bar on standard error.
     on_epoch : callable, optional
-        Called with a `RetinaEpoch` after every epoch.
+        Called with each `RetinaEpoch`.
 
     Raises
     ------
     DataError
         No rates, rates below 0, or a movie too short for the history and the held-out blocks.
     ModelError
-        The model has nothing to train, fails, gives another number of cells, or rates below 0;
-        or the loss became infinite.
+        The model has nothing to train, fails, gives other cells or rates below 0; or the loss
+        became infinite.
     StoreError
         The checkpoint is that of another fit, is damaged, or cannot be written.
 
@@ -102,11 +101,8 @@ def fit_model(
             epoch = training.step()
             if keeper is not None:
                 keeper.offer(training.state)
-            move(
-                completed=epoch.index + 1,
-                total=config.epochs,
-                note=f"loss {epoch.held_out_loss:.4f}",
-            )
+            note = f"loss {epoch.held_out_loss:.4f}"
+            move(completed=epoch.index + 1, total=config.epochs, note=note)
             if on_epoch is not None:
                 on_epoch(epoch)
     if keeper is not None:
@@ -163,17 +159,23 @@ class _Training:
         self.movie, self.answers = recording.movie.to(self.device), answers.to(self.device)
         self.history: list[RetinaEpoch] = []
         self.best = copied(self.model.state_dict())
-        self._check_model()
+        predicted = self._predicted(self.held_out_rows[: config.batch_size])
+        check_cells(model, predicted, answers)
+        if bool((predicted < 0).any()):
+            raise ModelError(
+                f"{type(model).__name__}: gives rates below 0 (the least is "
+                f"{float(predicted.min()):.3g}), which have no Poisson loss; end it with "
+                "torch.nn.Softplus()"
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
         """Return what tells the checkpoint of this fit from others."""
-        movie = self.recording.windows(self.config.history).fingerprint
         return {
             "versions": {"condec": metadata.version("condec"), "torch": torch.__version__},
             "model": fingerprint(self.given),
             "config": self.config.to_dict(),
-            "movie": movie,
+            "movie": self.recording.windows(self.config.history).fingerprint,
             "rates": digest_of(self.recording.rates),
         }
 
@@ -186,15 +188,16 @@ class _Training:
     @property
     def done(self) -> bool:
         """Tell whether all epochs are run, or the last ones were no better."""
-        n_done, config = len(self.history), self.config
-        return n_done >= config.epochs or bool(
-            n_done and n_done - self.best_epoch > config.patience
-        )
+        n_done = len(self.history)
+        worse = n_done - self.best_epoch if n_done else 0
+        return n_done >= self.config.epochs or worse > self.config.patience
 
     def step(self) -> RetinaEpoch:
         """Run one epoch, and measure it."""
         index = len(self.history)
-        with _drawing(self.config.seed, index, self.device):
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            seed((self.config.seed << 20) + index, self.device)
             loss = self._descend()
         predicted, answers = self._held_out()
         epoch = RetinaEpoch(
@@ -285,25 +288,6 @@ class _Training:
     def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         config = self.config
         return batches(self.model, self.movie, rows, config.history, config.batch_size)
-
-    def _check_model(self) -> None:
-        predicted = self._predicted(self.held_out_rows[: self.config.batch_size])
-        check_cells(self.given, predicted, self.answers)
-        if bool((predicted < 0).any()):
-            raise ModelError(
-                f"{type(self.given).__name__}: gives rates below 0 (the least is "
-                f"{float(predicted.min()):.3g}), which have no Poisson loss; end it with "
-                "torch.nn.Softplus()"
-            )
-
-
-@contextlib.contextmanager
-def _drawing(number: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Switch gradients on, and draw random numbers of this epoch; put both back after."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad():
-        seed((number << 20) + epoch, device)
-        yield
 
 
 def _named(head: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

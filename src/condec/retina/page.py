@@ -1,7 +1,7 @@
 """The page of a retina: rates, contributions and loadings over time, fields, modes and cells."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,29 +33,17 @@ _MODES: Final = 8
 _COMBINATIONS: Final = 40
 
 
-@dataclass(frozen=True, eq=False)
 class Retina:
     """Results of a run about a retina, and the cell that stands out."""
 
-    folder: RunFolder
-    responses: Responses
-    fields: ReceptiveFields
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.responses = load_record(folder.analysis("retina", "responses.npz"), Responses)
+        self.fields = load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields)
 
-    @classmethod
-    def read(cls, folder: RunFolder) -> "Retina":
-        """Read the results of a run folder; StoreError where there are none."""
-        return cls(
-            folder,
-            load_record(folder.analysis("retina", "responses.npz"), Responses),
-            load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields),
-        )
-
-    @property
+    @cached_property
     def leading(self) -> int:
-        """Return the place, among the cells with fields, of the one whose field changes most.
-
-        By the share of the squared fields that is not in their mean.
-        """
+        """Return the place of the field with the largest share of squares that is not its mean."""
         fields = self.fields
         course = fields.strength[..., None, None] * fields.spatial
         whole = course.square().sum((0, 2, 3))
@@ -63,14 +51,19 @@ class Retina:
         return int(((whole - constant) / whole.clamp(min=1e-30)).argmax())
 
     @property
-    def cell(self) -> str:
-        """Return the name of the leading cell."""
-        return self.responses.cells[int(self.fields.cells[self.leading])]
+    def number(self) -> int:
+        """Return the output of the model that is the leading cell."""
+        return int(self.fields.cells[self.leading])
 
     @property
+    def cell(self) -> str:
+        """Return the name of the leading cell."""
+        return self.responses.cells[self.number]
+
+    @cached_property
     def stretch(self) -> slice:
         """Return the samples to draw over time: where the leading cell's rate varies most."""
-        rate = self.responses.rates[:, int(self.fields.cells[self.leading])].double()
+        rate = self.responses.rates[:, self.number].double()
         length = min(STRETCH, len(rate))
         sums, squares = (torch.cat([torch.zeros(1), v.cumsum(0)]) for v in (rate, rate.square()))
         mean = (sums[length:] - sums[:-length]) / length
@@ -79,7 +72,7 @@ class Retina:
 
 
 def _values(run: RunPart, studio: Studio) -> dict[str, Any]:
-    retina = Retina.read(run.folder)
+    retina = Retina(run.folder)
     rows, part = retina.fields.rows, retina.stretch
     inside = retina.fields.select((rows >= part.start) & (rows < part.stop))
     return {
@@ -105,16 +98,14 @@ def _facts(retina: Retina) -> Iterator[Fact]:
     yield Fact(count(len(responses.cells)), "cells", responses.name)
     known = responses.correlation
     if bool(known.isfinite().any()):
-        yield Fact(
-            fixed(float(known.nanmedian())), "correlation with the recording", "median of cells"
-        )
+        median = fixed(float(known.nanmedian()))
+        yield Fact(median, "correlation with the recording", "median of cells")
     share = float(fields.separability.nanmedian())
     yield Fact(percent(share), "of a field is one picture times one time course", "median")
     polarity = fields.polarity
-    both = ((polarity > 0).any(0) & (polarity < 0).any(0)).sum()
-    yield Fact(
-        f"{int(both)} of {polarity.shape[1]}", "cells whose field changes its sign", "somewhere"
-    )
+    both = int(((polarity > 0).any(0) & (polarity < 0).any(0)).sum())
+    changing = f"{both} of {polarity.shape[1]}"
+    yield Fact(changing, "cells whose field changes its sign", "somewhere")
 
 
 def _film(retina: Retina, inside: ReceptiveFields, studio: Studio) -> Drawn | None:
@@ -181,7 +172,6 @@ def _site(retina: Retina, site: SitePart, part: DictionaryPart, studio: Studio) 
         return [studio.figure(figure, f"retina-{site.folder}-{part.name}-{name}", alt)]
 
     cells, combined, explained = table("cells"), table("combinations"), table("explained")
-    cell = int(retina.fields.cells[retina.leading])
     mean_fields = _combination_fields(retina, site, part)
     return {
         "site": site,
@@ -201,7 +191,7 @@ def _site(retina: Retina, site: SitePart, part: DictionaryPart, studio: Studio) 
         "rows": combined.head(_COMBINATIONS).to_dict("records"),
         "n_rows": len(combined),
         "explained": draw(
-            figures.explained_figure(explained, cell=cell),
+            figures.explained_figure(explained, cell=retina.number),
             "explained", "What explains the change of fields",
         ),
         "explained_words": _explained_words(explained),
@@ -210,10 +200,9 @@ def _site(retina: Retina, site: SitePart, part: DictionaryPart, studio: Studio) 
 
 def _traces(retina: Retina, part: DictionaryPart) -> Any:
     responses, some, modes = retina.responses, retina.stretch, part.modes
-    number = int(retina.fields.cells[retina.leading])
-    rates = {"model": responses.rates[some, number]}
+    rates = {"model": responses.rates[some, retina.number]}
     if responses.recorded is not None:
-        rates["recorded"] = responses.recorded[some, number]
+        rates["recorded"] = responses.recorded[some, retina.number]
     loadings = modes.loadings[some]
     used = loadings.double().std(0) / modes.loadings.double().std(0).clamp(min=1e-30)
     weight = used * (modes.loadings.double().norm(dim=0) * modes.atoms.double().norm(dim=1))
@@ -265,11 +254,8 @@ def _cluster_words(table: "pandas.DataFrame") -> str:
     if silhouette != silhouette:
         return ""
     sizes = rows["cluster"].value_counts().sort_index()
-    groups = ", ".join(str(size) for size in sizes)
-    return (
-        f"{len(sizes)} groups of cells by their modes (of {groups} cells; mean silhouette "
-        f"{fixed(silhouette)})."
-    )
+    of, mean = ", ".join(map(str, sizes)), fixed(silhouette)
+    return f"{len(sizes)} groups of cells by their modes (of {of} cells; mean silhouette {mean})."
 
 
 def _explained_words(table: "pandas.DataFrame") -> str:

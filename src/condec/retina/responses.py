@@ -101,7 +101,7 @@ def correlation(
     model: nn.Module, recording: Recording, *, history: int = 40,
     rows: Sequence[int] | Tensor | None = None, batch_size: int = 128,
 ) -> Float[Tensor, " cell"]:  # fmt: skip
-    """Correlate predicted and recorded rates over time, cell by cell (Pearson).
+    """Correlate predicted and recorded rates over time (Pearson); 0 where either is constant.
 
     Parameters
     ----------
@@ -114,11 +114,6 @@ def correlation(
     rows : sequence of int, optional
         Samples to take, numbered as in `Recording.windows`; by default all.
     batch_size : int
-
-    Returns
-    -------
-    Tensor of shape [cell]
-        0 where either of both does not change.
 
     Raises
     ------
