@@ -63,13 +63,7 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
         else:  # Made from the run's own data, and can be made again with the sites of today.
             shutil.rmtree(out.parent)
     try:
-        store = collect_log_odds(
-            run.model_of_store,
-            run.inputs,
-            sites,
-            out=out,
-            **run.collecting,
-        )
+        store = collect_log_odds(run.model_of_store, run.inputs, sites, out=out, **run.collecting)
     except DataError as error:
         return None, str(error)
     if store.sample_ids != run.store.sample_ids:
