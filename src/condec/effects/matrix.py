@@ -105,6 +105,23 @@ class ControlMatrix:
         table = table.assign(**{name: getattr(self, name).flatten().tolist() for name in names})
         return table.astype({"mode": "Int64"})
 
+    @classmethod
+    def from_frame(cls, table: "pandas.DataFrame", n_units: int) -> "ControlMatrix":
+        """Make the matrix again whose `to_frame` is this table."""
+        number = table["edited"].nunique()
+        edited, seen = table[::number], table[:number]
+        by_label = {name: seen[name] for name in ("n_samples", "unedited")}
+        by_pair = {name: table[name] for name in get_args(MatrixQuantity)}
+        columns: dict[str, Any] = {
+            n: torch.tensor(c.to_numpy()) for n, c in (by_label | by_pair).items()
+        }
+        columns |= {name: columns[name].view(number, number) for name in by_pair}
+        return cls(
+            **table[list(_SHARED)].iloc[0].to_dict(), n_units=n_units, **columns,
+            labels=tuple(seen["label"].tolist()), label_names=tuple(seen["label_name"].tolist()),
+            modes=tuple(edited["mode"].astype(object).where(edited["mode"].notna(), None)),
+        )  # fmt: skip
+
     def summary(self) -> "pandas.DataFrame":
         """Compare the diagonal (a label's own units) with all else, a row for every quantity.
 

@@ -112,12 +112,9 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
 
 def _environment(*folders: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(folders), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     # Templates ask for what they show: a new table or sentence is one line there.
     for module in (cards, drawing, facts, figures, sentences, tables, words):
         environment.globals[module.__name__.rpartition(".")[2]] = module

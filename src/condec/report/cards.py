@@ -68,14 +68,11 @@ def stems(atom: Tensor, chosen: list[int]) -> dict[str, Any]:
     strongest = [int(group[values[group].abs().argmax()]) for group in groups]
     rest = [unit for unit in strongest if unit not in set(chosen)]
     return {
-        "width": _WIDTH,
-        "height": _HEIGHT,
-        "zero": round(zero, 1),
+        "width": _WIDTH, "height": _HEIGHT, "zero": round(zero, 1),
         "stroke": round(max(0.8, min(0.6 * _WIDTH / columns, 7.0)), 2),
         "above": path([unit for unit in rest if values[unit] > 0]),
-        "below": path([unit for unit in rest if values[unit] < 0]),
-        "chosen": path(chosen),
-    }
+        "below": path([unit for unit in rest if values[unit] < 0]), "chosen": path(chosen),
+    }  # fmt: skip
 
 
 def _label_bars(run: RunPart, part: DictionaryPart, row: int) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import pandas
 import torch
-from torch import Tensor
 
 from condec.basis.errors import DataError
 from condec.dictionary import rival_words
@@ -237,35 +236,7 @@ def matrices(part: DictionaryPart, n_units: int) -> list[ControlMatrix]:
     if found is None:
         return []
     groups = found.groupby(["edit", "replacement"], sort=False)
-    return [_matrix(rows, n_units) for _, rows in groups]
-
-
-def _matrix(rows: pandas.DataFrame, n_units: int) -> ControlMatrix:
-    labels = list(dict.fromkeys(rows["edited"]))
-
-    def square(column: str) -> Tensor:
-        wide = rows.pivot_table(index="edited", columns="label", values=column, dropna=False)
-        return torch.from_numpy(wide.loc[labels, labels].to_numpy(copy=True))
-
-    first = rows.iloc[0]
-    seen = rows.drop_duplicates("label").set_index("label").loc[labels]
-    edited = rows.drop_duplicates("edited")
-    return ControlMatrix(
-        site=str(first["site"]),
-        ranking=str(first["ranking"]),
-        edit=first["edit"],
-        replacement=first["replacement"],
-        labels=tuple(int(label) for label in labels),
-        label_names=tuple(str(name) for name in edited["edited_name"]),
-        count=int(first["count"]),
-        n_units=n_units,
-        n_samples=torch.tensor(seen["n_samples"].tolist()),
-        unedited=torch.tensor(seen["unedited"].tolist(), dtype=torch.float64),
-        accuracy=square("accuracy"),
-        probability=square("probability"),
-        logit=square("logit"),
-        modes=tuple(edited["mode"].astype(object).where(edited["mode"].notna(), None)),
-    )
+    return [ControlMatrix.from_frame(rows, n_units) for _, rows in groups]
 
 
 def _own_and_others(matrix: ControlMatrix) -> str:

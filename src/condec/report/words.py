@@ -133,12 +133,10 @@ def method_words(method: Mapping[str, Any]) -> str:
         path.append("along the layer's own path")
     baseline = method.get("baseline")
     return _filled(
-        METHODS,
-        method,
-        path=", ".join(path),
+        METHODS, method, path=", ".join(path),
         start=_filled(BASELINES, baseline) if baseline else "a baseline",
         of=method_words(method["inner"]) if "inner" in method else "",
-    )
+    )  # fmt: skip
 
 
 def target_words(target: Mapping[str, Any]) -> str:
@@ -153,13 +151,11 @@ def target_words(target: Mapping[str, Any]) -> str:
     several = "probabilities" if target.get("probability") else "logits"
     k, chosen = target.get("k"), target.get("indices")
     return _filled(
-        TARGETS,
-        target,
-        what=what,
+        TARGETS, target, what=what,
         largest=f"largest {what}" if k == 1 else f"sum of the {k} largest {several}",
         frozen=" of the classes at the input" if target.get("frozen") else "",
         outputs=f"outputs {plain(chosen)}" if chosen else "all outputs",
-    )
+    )  # fmt: skip
 
 
 def twin_words(twin: Mapping[str, Any]) -> str:

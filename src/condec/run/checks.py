@@ -22,13 +22,10 @@ def fit_rivals(run: Run, site: Site) -> list[Path]:
     # A part that is 0 throughout, such as the negative one after a ReLU, cannot be compared.
     varies = bool((activations != activations[0]).any())
     table = dictionary.fit_rivals(
-        plan.learner_for(store.info(site).n_units),
-        _matrix(run, site, "contribution"),
-        activations=activations if varies else None,
-        indicators=_indicators(store.labels),
-        config=plan.train,
-        fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
-    )
+        plan.learner_for(store.info(site).n_units), _matrix(run, site, "contribution"),
+        activations=activations if varies else None, indicators=_indicators(store.labels),
+        config=plan.train, fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
+    )  # fmt: skip
     return [folder.write_table(table, "rivals", site.key, plan.name)]
 
 
@@ -37,12 +34,10 @@ def measure_stability(run: Run, site: Site) -> list[Path]:
     plan, folder = run.plan.fit, run.folder
     run.say(f"{site.key}: stability")
     again = dictionary.stability(
-        plan.learner_for(run.store.info(site).n_units),
-        _matrix(run, site, "contribution"),
-        seeds=plan.stability_seeds,
-        config=plan.train,
+        plan.learner_for(run.store.info(site).n_units), _matrix(run, site, "contribution"),
+        seeds=plan.stability_seeds, config=plan.train,
         fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
-    )
+    )  # fmt: skip
     table = again.table().assign(between_halves=again.between_halves, n_seeds=len(again.seeds))
     return [folder.write_table(table, "stability", site.key, plan.name)]
 

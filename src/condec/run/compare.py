@@ -5,16 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from condec.basis.errors import StoreError
 from condec.store import RunFolder, Store
-
-if TYPE_CHECKING:
-    import pandas
 
 Values = NDArray[Any]
 PARTS: Final = ("recipe", "statistics", "quality", "control", "tables", "arrays")
@@ -60,13 +57,15 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
 
 def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], Values]]]:
     """Yield all that a run holds, by part and name, read when it is called for."""
+    import pandas
+
     if not folder.store.exists():
         raise StoreError(f"{folder.path}: expected a run folder; it has no {folder.store.name}")
     for name, value in _leaves(Store.open(folder.store).recipe):
         yield ("recipe", name), partial(np.asarray, value)
     for name, file in folder.tables().items():
         kind = name.partition("/")[0].partition("_")[0]
-        for column, values in _columns(file).items():
+        for column, values in pandas.read_parquet(file).items():
             part = kind if kind in ("statistics", "control") else "tables"
             yield (part, f"{name}: {column}"), partial(np.asarray, values)
     for file in sorted(folder.path.glob("modes/*/*/dictionary.json")):
@@ -82,12 +81,6 @@ def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], 
             for name in arrays.files:
                 place = file.relative_to(folder.path).as_posix()
                 yield ("arrays", f"{place}: {name}"), partial(np.asarray, arrays[name])
-
-
-def _columns(file: Path) -> "pandas.DataFrame":
-    import pandas
-
-    return pandas.read_parquet(file)
 
 
 def _arrays(path: Path) -> Iterator[tuple[str, Callable[[], Values]]]:

@@ -138,14 +138,12 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
         name: option(**found.get(name, {})) for name, option in _SECTIONS.items()
     }
     return Plan(
-        **made,
-        out=Path(folder) / found.get("out", "run"),
-        base=Path(folder) / found.get("base", "."),
-        sites=found.get("sites", ()),
+        **made, out=Path(folder) / found.get("out", "run"),
+        base=Path(folder) / found.get("base", "."), sites=found.get("sites", ()),
         links=found.get("links", default_links(made["data"].source)),
         fit=_fit_plan(learner, found.get("fit", {})),
         options={n: type(o)(**found.get(n, {})) for n, o in default_options().items()},
-    )
+    )  # fmt: skip
 
 
 def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
@@ -319,15 +317,9 @@ def _file_model(*learners: str) -> type[BaseModel]:
     fit: Any = Union[tuple(map(_fit_model, learners))]  # noqa: UP007  # not known how many
     links: Any = Literal[link_names()]
     return create_model(
-        "run",
-        __config__=_STRICT,
-        sites=(list_of(str), ...),
-        out=(str, "run"),
-        base=(str, "."),
-        links=(list_of(links), None),
-        fit=(fit, {}),
-        **sections,
-    )
+        "run", __config__=_STRICT, sites=(list_of(str), ...), out=(str, "run"), base=(str, "."),
+        links=(list_of(links), None), fit=(fit, {}), **sections,
+    )  # fmt: skip
 
 
 def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
@@ -338,11 +330,9 @@ def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
         for option in options
     ]
     return FitPlan(
-        learner=LEARNERS[learner](**parts[0] | {"n_modes": number}),
-        modes_per_unit=per_unit,
-        train=TrainConfig(**parts[1]),
-        **{name: values[name] for name in _OF_FIT if name in values},
-    )
+        learner=LEARNERS[learner](**parts[0] | {"n_modes": number}), modes_per_unit=per_unit,
+        train=TrainConfig(**parts[1]), **{name: values[name] for name in _OF_FIT if name in values},
+    )  # fmt: skip
 
 
 def _given(model: BaseModel) -> dict[str, Any]:
@@ -352,13 +342,9 @@ def _given(model: BaseModel) -> dict[str, Any]:
 
 
 _WORDS: Final = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "dict_type": "a table",
-    "list_type": "tables",
-}
+    "int_type": "a whole number", "float_type": "a number", "string_type": "text",
+    "bool_type": "true or false", "dict_type": "a table", "list_type": "tables",
+}  # fmt: skip
 
 
 def _message(model: type[BaseModel], error: Any) -> str:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from condec.basis.errors import DataError
@@ -77,26 +78,15 @@ def _site_curves(run: Run, site: SiteRankings) -> list[Path]:
 
     modes, plan, folder, name = site.modes, run.plan.control, run.folder, run.plan.fit.name
     key = modes.site.key
-    curves = [
-        measure_curves(
-            run.model_of_store,
-            run.inputs,
-            modes,
-            CurveOptions(
-                labels=plan.labels or None,
-                fractions=plan.fractions,
-                edit=edit,
-                replacement=replacement,
-                off=plan.off,
-                rankings=site.found,
-                n_bootstrap=plan.n_bootstrap,
-                seed=plan.seed,
-                batch_size=plan.batch_size,
-            ),
-        )
-        for edit in plan.edits
-        for replacement in plan.replacements
+    model = run.model_of_store
+    shared = CurveOptions(
+        labels=plan.labels or None, fractions=plan.fractions, off=plan.off, rankings=site.found,
+        n_bootstrap=plan.n_bootstrap, seed=plan.seed, batch_size=plan.batch_size,
+    )  # fmt: skip
+    each = [
+        replace(shared, edit=e, replacement=r) for e, r in product(plan.edits, plan.replacements)
     ]
+    curves = [measure_curves(model, run.inputs, modes, options) for options in each]
     made = {"control": pandas.concat([one.to_frame() for one in curves])}
     if plan.n_bootstrap:
         made["control_comparison"] = pandas.concat([compare(one) for one in curves])

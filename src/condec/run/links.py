@@ -114,21 +114,15 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
         # Said below, for all sites together; the report says it again.
         warnings.simplefilter("ignore", DeadModesWarning)
         report = fit(
-            plan.learner_for(run.store.info(site).n_units),
-            run.store.rows(site, sign=plan.sign),
-            config=plan.train,
-            checkpoint=folder / f"{_CHECKPOINT}{fit_digest(run, site)[:12]}",
+            plan.learner_for(run.store.info(site).n_units), run.store.rows(site, sign=plan.sign),
+            config=plan.train, checkpoint=folder / f"{_CHECKPOINT}{fit_digest(run, site)[:12]}",
             progress=run.progress,
-        )
+        )  # fmt: skip
     notes.extend(_about_dead_modes(site, report))
     modes = Modes.build(
-        report.dictionary,
-        run.store,
-        site,
-        plan.sign,
-        held_out_rows=report.held_out_rows,
+        report.dictionary, run.store, site, plan.sign, held_out_rows=report.held_out_rows,
         name=plan.name,
-    )
+    )  # fmt: skip
     _forget_results(run, site.key)
     report.save(folder)
     saved = modes.save(folder)
@@ -177,14 +171,9 @@ def map_link(run: Run) -> Outcome:
 
     def make(modes: Modes) -> list[Path]:
         made = site_maps(
-            run.model_of_store,
-            run.inputs,
-            modes,
-            n_modes=plan.n_modes,
-            n_inputs=plan.n_inputs,
-            n_units=plan.n_units,
-            target=plan.target,
-        )
+            run.model_of_store, run.inputs, modes, n_modes=plan.n_modes, n_inputs=plan.n_inputs,
+            n_units=plan.n_units, target=plan.target,
+        )  # fmt: skip
         return [made.save(run.folder.maps(modes.site.key, run.plan.fit.name))]
 
     tasks = [

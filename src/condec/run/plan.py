@@ -27,19 +27,12 @@ KNOWN_RANKINGS: Final = (*effects.RANKING_NAMES, "activation_modes", "head_weigh
 """Rankings that a plan can ask for."""
 
 LEARNERS: Final[dict[str, type[Learner]]] = {
-    "sae": ThresholdSAE,
-    "nmf": dictionary.NMF,
-    "pca": dictionary.PCA,
-    "kmeans": dictionary.KMeans,
-    "relu": dictionary.ReLUSAE,
-    "topk": dictionary.TopKSAE,
-    "batch_topk": dictionary.BatchTopKSAE,
-    "jumprelu": dictionary.JumpReLUSAE,
-    "matryoshka": dictionary.MatryoshkaSAE,
-    "mp": dictionary.MatchingPursuit,
-    "ica": dictionary.FastICA,
+    "sae": ThresholdSAE, "nmf": dictionary.NMF, "pca": dictionary.PCA, "kmeans": dictionary.KMeans,
+    "relu": dictionary.ReLUSAE, "topk": dictionary.TopKSAE, "batch_topk": dictionary.BatchTopKSAE,
+    "jumprelu": dictionary.JumpReLUSAE, "matryoshka": dictionary.MatryoshkaSAE,
+    "mp": dictionary.MatchingPursuit, "ica": dictionary.FastICA,
     "dictionary_learning": dictionary.DictionaryLearning,
-}
+}  # fmt: skip
 """Learners by the names of their folders."""
 
 

@@ -52,13 +52,10 @@ class SiteRankings:
             place = folder.activation_modes(key)
             activation = self._fitted(self.modes.store, "activation", "activation_modes", place)
         every = effects.standard_rankings(
-            self.modes,
-            log_odds=log_odds,
-            activation_modes=activation,
-            head=self._head() if "head_weights" in wanted else None,
-            n_random=plan.n_random,
+            self.modes, log_odds=log_odds, activation_modes=activation,
+            head=self._head() if "head_weights" in wanted else None, n_random=plan.n_random,
             seed=plan.seed,
-        )
+        )  # fmt: skip
         chosen = tuple(ranking for ranking in every if ranking.name in wanted)
         return chosen or tuple(ranking for ranking in every if ranking.name in effects.RANKINGS)
 

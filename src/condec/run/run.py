@@ -116,16 +116,11 @@ class Run:
         plan, base = self.plan.data, self.plan.base
         own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
         return load_data(
-            source,
-            csv=plan.csv if source == plan.source else None,
-            label_names=plan.label_names,
+            source, csv=plan.csv if source == plan.source else None, label_names=plan.label_names,
             preprocess=own or self.loaded.preprocess,
-            shape=self.plan.model.input_shape or self.loaded.input_shape,
-            limit=plan.limit,
-            scaling=self.loaded.scaling,
-            cells=self.loaded.label_names,
-            folder=base,
-        )
+            shape=self.plan.model.input_shape or self.loaded.input_shape, limit=plan.limit,
+            scaling=self.loaded.scaling, cells=self.loaded.label_names, folder=base,
+        )  # fmt: skip
 
     @cached_property
     def store(self) -> Store:

@@ -96,20 +96,13 @@ def _matrix(run: Run, modes: Modes, ranking: Ranking) -> "pandas.DataFrame":
     plan = run.plan.control
     made = [
         effects.control_matrix(
-            run.model_of_store,
-            run.inputs,
-            modes,
-            edit=edit,
-            fraction=plan.share,
-            ranking=ranking,
-            labels=plan.labels or None,
-            replacement=replacement,
-            batch_size=plan.batch_size,
+            run.model_of_store, run.inputs, modes, edit=edit, fraction=plan.share, ranking=ranking,
+            labels=plan.labels or None, replacement=replacement, batch_size=plan.batch_size,
         ).to_frame()
         for edit in plan.edits
         for replacement in plan.replacements
         if replacement in ("zero", "mean")
-    ]
+    ]  # fmt: skip
     if not made:
         raise DataError("replacements: the control matrix knows zero and mean")
     return pandas.concat(made, ignore_index=True)
@@ -118,15 +111,9 @@ def _matrix(run: Run, modes: Modes, ranking: Ranking) -> "pandas.DataFrame":
 def _steering(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     plan = run.plan.control
     return effects.steering_curve(
-        run.model_of_store,
-        run.inputs,
-        modes,
-        strengths=plan.strengths,
-        labels=plan.labels or None,
-        n_random=plan.n_random,
-        seed=plan.seed,
-        batch_size=plan.batch_size,
-    )
+        run.model_of_store, run.inputs, modes, strengths=plan.strengths, labels=plan.labels or None,
+        n_random=plan.n_random, seed=plan.seed, batch_size=plan.batch_size,
+    )  # fmt: skip
 
 
 def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
@@ -134,16 +121,10 @@ def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     samples = effects.held_out(run.inputs, modes, "control")
     labels = effects.labels_of(samples, modes, plan.labels or None, "control")
     return effects.mode_interactions(
-        run.model_of_store,
-        run.inputs,
-        modes,
-        labels=labels,
-        pairs=likely_pairs(modes, labels, plan.interactions),
-        fraction=plan.share,
-        n_bootstrap=plan.n_bootstrap,
-        seed=plan.seed,
-        batch_size=plan.batch_size,
-    )
+        run.model_of_store, run.inputs, modes, labels=labels,
+        pairs=likely_pairs(modes, labels, plan.interactions), fraction=plan.share,
+        n_bootstrap=plan.n_bootstrap, seed=plan.seed, batch_size=plan.batch_size,
+    )  # fmt: skip
 
 
 _MEASURES: Final[dict[str, "Callable[[Run, Modes, Ranking], pandas.DataFrame]"]] = {

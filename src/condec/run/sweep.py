@@ -195,13 +195,9 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
         for seed in found["seeds"]:
             replace(fit.train, seed=seed)
     return SweepPlan(
-        store=path,
-        out=Path(folder) / found["out"],
-        configurations=configurations,
-        options=names,
-        record=record,
-        **{name: found[name] for name in ("sites", "quantity", "sign", "seeds")},
-    )
+        store=path, out=Path(folder) / found["out"], configurations=configurations, options=names,
+        record=record, **{name: found[name] for name in ("sites", "quantity", "sign", "seeds")},
+    )  # fmt: skip
 
 
 def _fits(grid: Mapping[str, Any], sign: Sign) -> list[tuple[str, FitPlan]]:

@@ -7,6 +7,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from condec.basis.checks import one_of
 from condec.effects.matrix import ControlMatrix, MatrixQuantity
 from condec.effects.superclass import SuperclassControl, SuperclassQuantity
 from condec.modes import Hierarchy
@@ -64,7 +65,7 @@ def control_matrix_figure(
     OptionError
         Another quantity.
     """
-    style.one_of(quantity, MatrixQuantity, "control_matrix_figure: quantity")
+    one_of("control_matrix_figure", "quantity", quantity, MatrixQuantity)
     matrix = matrix.ordered(hierarchy)
     values = getattr(matrix, quantity).numpy()
     middle = 1.0 if quantity == "accuracy" else 0.0
@@ -204,7 +205,7 @@ def superclass_figure(
     OptionError
         Another quantity.
     """
-    style.one_of(quantity, SuperclassQuantity, "superclass_figure: quantity")
+    one_of("superclass_figure", "quantity", quantity, SuperclassQuantity)
     table = control.to_frame()
     verb = "ablated" if control.edit == "ablate" else "preserved"
     what = {**_QUANTITIES, "probability": "probability of the label"}[quantity]

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -247,9 +247,3 @@ def not_empty(table: pandas.DataFrame, what: str) -> None:
     """Refuse to draw nothing."""
     if table.empty:
         raise DataError(f"{what}: the table holds no such row; nothing to draw")
-
-
-def one_of(value: str, kinds: Any, what: str) -> None:
-    """Refuse a value that is not of a Literal."""
-    if value not in get_args(kinds):
-        raise OptionError(f"{what} must be one of {', '.join(get_args(kinds))}; got {value!r}")
