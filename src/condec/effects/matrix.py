@@ -117,7 +117,7 @@ class ControlMatrix:
         }
         columns |= {name: columns[name].view(number, number) for name in by_pair}
         return cls(
-            **table[list(_SHARED)].iloc[0].to_dict(), n_units=n_units, **columns,
+            **{name: table[name].tolist()[0] for name in _SHARED}, n_units=n_units, **columns,
             labels=tuple(seen["label"].tolist()), label_names=tuple(seen["label_name"].tolist()),
             modes=tuple(edited["mode"].astype(object).where(edited["mode"].notna(), None)),
         )  # fmt: skip
