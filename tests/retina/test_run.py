@@ -182,7 +182,7 @@ def test_the_page_shows_it_all_and_escapes_names(run: Run) -> None:
 
 
 def test_the_leading_cell_is_the_one_whose_field_changes(run: Run) -> None:
-    retina = Retina.read(run.folder)
+    retina = Retina(run.folder)
     fields = retina.fields
     course = (fields.strength[..., None, None] * fields.spatial).double()
     shares = course.var(0, correction=0).sum((1, 2)) / course.square().mean(0).sum((1, 2))
