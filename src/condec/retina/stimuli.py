@@ -8,6 +8,7 @@ right, 90 downwards. Every function takes `size`, the pixels along y and x, and
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 import torch
@@ -54,13 +55,9 @@ class Stimulus:
     ) -> Recording:
         """Return the movie with responses to it, or with none."""
         return Recording(
-            movie=self.movie,
-            rates=rates,
-            cells=cells,
+            movie=self.movie, rates=rates, cells=cells, name=self.name, events=self.events,
             seconds_per_frame=self.seconds_per_frame,
-            name=self.name,
-            events=self.events,
-        )
+        )  # fmt: skip
 
 
 def white_noise(
@@ -248,10 +245,10 @@ def reversal(
     blank = torch.zeros(n_pause, size, size)
     movie = torch.cat((blank, light, blank))
     turn = n_pause + len(there)
-    parts = {"forth": (n_pause, turn), "back": (turn, turn + len(back)), "reversal": (turn,)}
-    events = {name: torch.zeros(len(movie)) for name in parts}
-    for name, (first, *last) in parts.items():
-        events[name][first : last[0] if last else first + 1] = 1
+    last = turn + len(back)
+    spans = {"forth": (n_pause, turn), "back": (turn, last), "reversal": (turn, turn + 1)}
+    frames = torch.arange(len(movie))
+    events = {n: ((a <= frames) & (frames < b)).float() for n, (a, b) in spans.items()}
     return Stimulus("reversal", movie, events, seconds_per_frame)
 
 
@@ -269,18 +266,11 @@ def contrast_steps(
     if not contrasts:
         raise OptionError("contrast_steps: expected at least one contrast; got none")
     length = _frames("step_seconds", step_seconds, seconds_per_frame)
-    parts = [
-        white_noise(
-            n_frames=length,
-            size=size,
-            kind=kind,
-            contrast=contrast,
-            checker=size if checker is None else checker,
-            frames_per_pattern=frames_per_pattern,
-            seed=seed + number,
-        ).movie
-        for number, contrast in enumerate(contrasts)
-    ]
+    make = partial(
+        white_noise, n_frames=length, size=size, kind=kind, frames_per_pattern=frames_per_pattern,
+        checker=size if checker is None else checker,
+    )  # fmt: skip
+    parts = [make(contrast=each, seed=seed + place).movie for place, each in enumerate(contrasts)]
     step = torch.zeros(length * len(contrasts))
     step[length::length] = 1
     events = {"contrast": torch.tensor(contrasts).repeat_interleave(length), "step": step}

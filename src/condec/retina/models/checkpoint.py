@@ -40,8 +40,7 @@ def load_checkpoint(
     OptionError
         There is no such file.
     ModelError
-        The file holds anything else than expected: says which key, what was expected and what
-        is there.
+        The file holds anything else than expected.
     """
     path = Path(path)
     one_of("load_checkpoint", "positions", positions, PositionsFrom)
@@ -71,13 +70,7 @@ def save_checkpoint(path: str | Path, checkpoint: RetinaCheckpoint) -> None:
 def load_retina_model(
     rest: str, weights: str | Path | None = None, *, folder: str | Path = "."
 ) -> LoadedModel:
-    """Load ``retina:FILE`` or ``retina:FILE?positions=centres`` for `condec.models.load_model`.
-
-    Raises
-    ------
-    OptionError
-        No file, a key that does not exist, or weights are given.
-    """
+    """Load ``retina:FILE`` or ``retina:FILE?positions=centres`` for `condec.models.load_model`."""
     refuse_weights(f"retina:{rest}", weights)
     file, _, query = rest.partition("?")
     keys = dict(parse_qsl(query, keep_blank_values=True))
@@ -85,13 +78,8 @@ def load_retina_model(
     if keys:
         raise OptionError(f"retina:{rest}: {', '.join(keys)}: no such key; expected positions")
     found = load_checkpoint(Path(folder) / file, positions=positions)
-    return LoadedModel(
-        found.network,
-        f"retina:{rest}",
-        found.layout.image_shape,
-        label_names=found.cells,
-        scaling=found.scaling,
-    )
+    known: Any = {"label_names": found.cells, "scaling": found.scaling}
+    return LoadedModel(found.network, f"retina:{rest}", found.layout.image_shape, **known)
 
 
 def _read_own(path: Path) -> RetinaCheckpoint:

@@ -157,13 +157,7 @@ def standard_circuit(seed: int = 0) -> RetinaCircuit:
 def load_circuit(
     rest: str = "", weights: str | Path | None = None, *, folder: str | Path = "."
 ) -> LoadedModel:
-    """Load ``circuit`` or ``circuit:SEED`` for `condec.models.load_model`.
-
-    Raises
-    ------
-    OptionError
-        The seed is no number, or weights are given.
-    """
+    """Load ``circuit`` or ``circuit:SEED`` for `condec.models.load_model`; it has no weights."""
     if rest and not rest.isdecimal():
         raise OptionError(f"model 'circuit:{rest}': expected 'circuit' or 'circuit:SEED'")
     refuse_weights("circuit", weights)

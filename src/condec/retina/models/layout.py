@@ -88,7 +88,15 @@ class RetinaLayout(Option):
     def __post_init__(self) -> None:
         for name, known in (("norm", Norm), ("readout", Readout), ("rate", Rate)):
             one_of(_NAME, name, getattr(self, name), known)
-        self._check_lengths()
+        n_hidden = len(self.channels)
+        lengths = {"stack": n_hidden, "stack_channels": n_hidden}
+        for name, n in (lengths | {"kernels": n_hidden + (self.readout != "linear")}).items():
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise OptionError(
+                    f"{_NAME}: expected {n} {name} for {n_hidden} hidden convolutions and a "
+                    f"{self.readout} readout; got {value}"
+                )
         for name in ("n_cells", "image_shape", "channels", "kernels", "stack_channels"):
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (1 if value is None else value,)
@@ -110,17 +118,6 @@ class RetinaLayout(Option):
                 f"maps would be {self.maps}"
             )
         self._check_positions()
-
-    def _check_lengths(self) -> None:
-        n_hidden = len(self.channels)
-        lengths = {"stack": n_hidden, "stack_channels": n_hidden}
-        for name, n in (lengths | {"kernels": n_hidden + (self.readout != "linear")}).items():
-            value = getattr(self, name)
-            if value is not None and len(value) != n:
-                raise OptionError(
-                    f"{_NAME}: expected {n} {name} for {n_hidden} hidden convolutions and a "
-                    f"{self.readout} readout; got {value}"
-                )
 
     def _check_positions(self) -> None:
         wanted = self.readout == "grabbed"

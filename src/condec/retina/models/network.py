@@ -138,10 +138,6 @@ class OneHotReadout(nn.Module):
     r"""Read each cell as a weighted mean over the places of its own map.
 
     :math:`p = (w - \min w) / \sum (w - \min w)`, so weights are at least 0 and add up to 1.
-
-    Parameters
-    ----------
-    n_cells, height, width : int
     """
 
     def __init__(self, n_cells: int, height: int, width: int) -> None:

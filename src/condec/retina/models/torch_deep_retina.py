@@ -52,8 +52,7 @@ _HYPS: Final[dict[str, tuple[Any, str, Fits]]] = {
     "noise": (0.05, "a number", _number),
     "activ_fxn": ("ReLU", "'ReLU'", lambda v: v == "ReLU"),
     "centers": (
-        None,
-        "a list of (row, column) of the cells, since units are grabbed (convgc)",
+        None, "a list of (row, column) of the cells, since units are grabbed (convgc)",
         lambda v: isinstance(v, list | tuple) and all(_wholes(c) and len(c) == 2 for c in v),
     ),
 } | {
@@ -97,13 +96,10 @@ def read_torch_deep_retina(path: Path, positions: PositionsFrom) -> RetinaCheckp
     cells = tuple(str(cell) for cell in listed or range(layout.n_cells))
     if len(cells) != layout.n_cells:
         raise ModelError(f"{path}: cells: expected {layout.n_cells} names; got {', '.join(cells)}")
+    scaling = _scaling(path, _plain(record.get("norm_stats")))
     texts = {key: record.get(key) for key in ("dataset", "stim_type")}
-    return RetinaCheckpoint(
-        network=network,
-        cells=cells,
-        scaling=_scaling(path, _plain(record.get("norm_stats"))),
-        **{key: None if text is None else str(text) for key, text in texts.items()},
-    )
+    words = {key: None if text is None else str(text) for key, text in texts.items()}
+    return RetinaCheckpoint(network=network, cells=cells, scaling=scaling, **words)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -187,9 +183,8 @@ def _layout(
     grabs = not retinotopic and bool(take("convgc"))
     readout: Any = "one-hot" if retinotopic else "grabbed" if grabs else "linear"
     last = kernels[-1:] if retinotopic else kernels[len(channels) : len(channels) + 1]
-    stacked = model_type == "LinearStackedBNCNN" or (
-        model_type != "BNCNN" and bool(take("stackconvs"))
-    )
+    always = model_type == "LinearStackedBNCNN"
+    stacked = always or (model_type != "BNCNN" and bool(take("stackconvs")))
     fields: dict[str, Any] = {
         "n_cells": take("n_units"),
         "image_shape": take("img_shape"),
@@ -244,8 +239,7 @@ def _positions(
     half = kernels[0] + kernels[1] + kernels[2] // 2 - 2
     ends = [side - 2 * (half - 1) for side in (height, width)]
     rule = tuple(
-        (min(max(0, row - half), ends[0]), min(max(0, column - half), ends[1]))
-        for row, column in centres
+        (min(max(0, y - half), ends[0]), min(max(0, x - half), ends[1])) for y, x in centres
     )
     probe = RetinaLayout(**{**fields, "positions": rule})
     sides = probe.maps[-1]
@@ -278,16 +272,13 @@ def _load_state(path: Path, network: RetinaNetwork, state: Mapping[str, Tensor])
         module, _, leaf = key.rpartition(".")
         if leaf != "num_batches_tracked":
             theirs.setdefault(module, {})[leaf] = tensor
-    ours = {
-        name: module
-        for name, module in network.named_modules()
-        if any(not key.count(".") for key in module.state_dict())
-    }
+    modules = dict(network.named_modules())
+    ours = [n for n, m in modules.items() if any("." not in key for key in m.state_dict())]
     names = dict(zip(theirs, ours, strict=False))
     for name, own in names.items():
-        _fill(f"{path}: model_state_dict: {name}", own, ours[own], theirs[name])
+        _fill(f"{path}: model_state_dict: {name}", own, modules[own], theirs[name])
     if len(theirs) != len(ours):
-        rest = list(theirs)[len(ours) :] or list(ours)[len(theirs) :]
+        rest = list(theirs)[len(ours) :] or ours[len(theirs) :]
         side = "lacks" if len(theirs) < len(ours) else "has beyond them"
         raise ModelError(
             f"{path}: model_state_dict: expected tensors of {len(ours)} modules for these hyps; "
