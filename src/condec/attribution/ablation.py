@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, final, get_args
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from condec.attribution.base import Attribution, Method, Setup, check_finite, wi
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
 from condec.attribution.targets import Target
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.options import require
 from condec.basis.shapes import UnitMatrix
 from condec.network import AfterSite, Site, Units, record, run_model, split_at, units_of
 
 Replacement = Literal["zero", "mean", "resample", "baseline"]
-_TYPICAL_UNITS: Final = 256
 _Instead = Callable[[int], Tensor]
 
 
@@ -74,15 +74,8 @@ class UnitAblation(Method):
 
     def __post_init__(self) -> None:
         require("UnitAblation", "baseline", self.baseline, Baseline)
-        if self.replacement not in get_args(Replacement):
-            raise OptionError(
-                f"UnitAblation: replacement must be one of {', '.join(get_args(Replacement))}; "
-                f"got {self.replacement!r}"
-            )
-        if self.rows_per_pass < 1:
-            raise OptionError(
-                f"UnitAblation: rows_per_pass must be at least 1; got {self.rows_per_pass}"
-            )
+        one_of("UnitAblation", "replacement", self.replacement, Replacement)
+        at_least("UnitAblation", 1, rows_per_pass=self.rows_per_pass)
         if self.baseline.n_draws != 1:
             raise OptionError(
                 "UnitAblation: baseline must be one input, not several draws; got "
@@ -104,29 +97,27 @@ class UnitAblation(Method):
 
     @property
     def n_passes(self) -> int:
-        """Forward passes that one site of 256 units in mid-network costs: half a pass a unit.
+        """Forward passes that one site of 256 units in mid-network costs: an order of size only.
 
-        The true number is that of the units of all sites, each counted by the share of the
-        network after its site, so that this is an order of size only.
+        Half a pass a unit; truly each unit costs the share of the network after its site.
         """
-        return 4 + _TYPICAL_UNITS // 2
+        return 4 + 256 // 2
 
     def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
-        contribution, activation = {}, {}
-        value = output = None
-        for site in _in_order(setup):
-            suffix = split_at(setup.model, setup.inputs, site)
-            effects, value = _effects(self, suffix, setup.target, setup.labels)
-            h, output = suffix.activation, suffix.output
-            units = units_of(site, h)
-            contribution[site.key] = spread_units(
-                effects / units.positions(h.shape), units, h.shape
-            )
-            activation[site.key] = h
-        if output is None or value is None:
+        if not setup.sites:
             raise SiteError("UnitAblation: no site is given")
-        return without_baseline(contribution, activation, output, value)
+        by_key = {site.key: site for site in setup.sites}
+        with record(setup.model, setup.sites) as tape, torch.no_grad():
+            run_model(setup.model, setup.inputs[:1])
+        contribution, activation = {}, {}
+        for key in tape.records:
+            suffix = split_at(setup.model, setup.inputs, by_key[key])
+            effects, value = _effects(self, suffix, setup.target, setup.labels)
+            h = activation[key] = suffix.activation
+            units = units_of(by_key[key], h)
+            contribution[key] = spread_units(effects / units.positions(h.shape), units, h.shape)
+        return without_baseline(contribution, activation, suffix.output, value)
 
 
 def unit_effects(
@@ -177,14 +168,6 @@ def unit_effects(
     return _effects(method or UnitAblation(), suffix, target, labels, chosen)[0]
 
 
-def _in_order(setup: Setup) -> list[Site]:
-    """Sites in execution order."""
-    by_key = {site.key: site for site in setup.sites}
-    with record(setup.model, setup.sites) as tape, torch.no_grad():
-        run_model(setup.model, setup.inputs[:1])
-    return [by_key[key] for key in tape.records]
-
-
 @torch.no_grad()
 def _effects(
     method: UnitAblation,
@@ -202,8 +185,7 @@ def _effects(
     check_finite(value, "the target")
     instead = _replacements(method, suffix, layout)
     chosen = torch.arange(n_units) if units is None else units
-    wrong = [int(u) for u in chosen if not 0 <= int(u) < n_units]
-    if wrong:
+    if wrong := [u for u in chosen.tolist() if not 0 <= u < n_units]:
         raise SiteError(f"{key}: has units 0 to {n_units - 1}; got {wrong[:5]}")
     numbers = unit_numbers(layout, h.shape).to(h.device)
     effects = []

@@ -164,12 +164,10 @@ def _chosen(n_units: int, max_units: int | None, seed: int) -> Tensor:
 
 def _summary(found: Agreement) -> list[int | float]:
     """Numbers of one row, from ``n_samples`` on."""
-    at = torch.tensor([0.5, 0.25, 0.75], dtype=found.spearman.dtype)
-    defined = int((~found.spearman.isnan()).sum())
-    quartiles = found.spearman.nanquantile(at).tolist()
-    linear, overlap = float(found.pearson.nanquantile(0.5)), float(found.top_overlap.mean())
-    pooled = found.spearman_pooled
-    return [len(found.spearman), defined, *quartiles, pooled, linear, found.top_k, overlap]
+    ranked, linear = found.spearman, float(found.pearson.nanquantile(0.5))
+    quartiles = ranked.nanquantile(torch.tensor([0.5, 0.25, 0.75], dtype=ranked.dtype)).tolist()
+    counts, overlap = [len(ranked), int((~ranked.isnan()).sum())], float(found.top_overlap.mean())
+    return [*counts, *quartiles, found.spearman_pooled, linear, found.top_k, overlap]
 
 
 def _ranks(values: Tensor) -> Tensor:

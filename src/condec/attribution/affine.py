@@ -128,12 +128,10 @@ class _Watch:
             if not is_first or len(args) != 1 or kwargs or not self._is_affine(args[0]):
                 self.noted.pop(name, None)
                 return plain(*args, **kwargs)
-            given, output = args[0], None
+            given = args[0]
             layout = (given.shape[1:], given.stride()[1:], given.storage_offset(), given.dtype)
-            if self.answers is not None and name in self.answers:
-                answer = self.answers[name]
-                output = answer.output if answer.layout == layout else None
-            output = plain(given) if output is None else output
+            known = None if self.answers is None else self.answers.get(name)
+            output = known.output if known and known.layout == layout else plain(given)
             self._know(output)
             if self.answers is None and _is_worth(module) and len(output) == self.n_samples:
                 self.noted[name] = Called(output.detach().clone(), layout)
@@ -154,14 +152,13 @@ def _has_a_sample_a_row(view: Tensor, base: Tensor) -> bool:
 
 def _is_affine_kind(module: nn.Module) -> bool:
     """By its very class: one that inherits from it may do something else."""
-    kind = type(module)
-    if kind in _HEAVY:
-        return True
     has_statistics = getattr(module, "running_mean", True) is not None
-    return kind in _LIGHT and not module.training and has_statistics
+    is_light = type(module) in _LIGHT and not module.training and has_statistics
+    return is_light or type(module) in _HEAVY
 
 
 def _is_worth(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    is_heavy = type(module) in _HEAVY and isinstance(weight, Tensor)
-    return is_heavy and weight is not None and weight[0].numel() >= _LEAST_FAN_IN
+    if type(module) not in _HEAVY or not isinstance(weight, Tensor):
+        return False
+    return weight[0].numel() >= _LEAST_FAN_IN

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -51,10 +51,8 @@ class SiteContributions:
 
     def reduce(self) -> "SiteUnits":
         """Split by sign and sum over positions, see `split_and_sum`."""
-        contribution = split_and_sum(self.contribution, self.units)
-        return SiteUnits(
-            self.site, self.cut, contribution, split_and_sum(self.activation, self.units)
-        )
+        values = (split_and_sum(v, self.units) for v in (self.contribution, self.activation))
+        return SiteUnits(self.site, self.cut, *values)
 
 
 @short_repr
@@ -62,13 +60,8 @@ class SiteContributions:
 class SiteUnits:
     """Contributions of one site per unit, for every sample of a batch.
 
-    Attributes
-    ----------
-    site : Site
-    cut : bool
-        Whether all flow from input to output passes this site.
-    contribution, activation : Tensor of shape [sample, sign=2, unit]
-        Sums over positions, in the order of `condec.basis.shapes.SIGNS`.
+    Sums over positions of shape [sample, sign=2, unit], signs in the order of
+    `condec.basis.shapes.SIGNS`; site and cut as in `SiteContributions`.
     """
 
     site: Site
@@ -107,15 +100,11 @@ class _Batch(Generic[Part]):
         import pandas
 
         complete = self.completeness()
-        rows = [
-            [
-                part.site.key,
-                list(part.contribution.shape),
-                "yes" if part.cut else "no",
-                f"{complete[part.site.key].nanmedian():.4g}" if part.cut else "",
-            ]
-            for part in self.by_site
-        ]
+        rows = []
+        for part in self.by_site:
+            share = f"{complete[part.site.key].nanmedian():.4g}" if part.cut else ""
+            shape, cut = list(part.contribution.shape), "yes" if part.cut else "no"
+            rows.append([part.site.key, shape, cut, share])
         table = pandas.DataFrame(rows, columns=["site", "shape", "cut", "completeness (median)"])
         head = f"{type(self).__name__} of {len(self)} samples at {len(rows)} sites"
         return f"{head}\n{table.to_string(index=False)}"
@@ -169,21 +158,9 @@ class Contributions(_Batch[SiteContributions]):
     output: Tensor
 
     def reduce(self) -> UnitContributions:
-        """Split contributions and activations by sign and sum them over positions.
-
-        Returns
-        -------
-        UnitContributions
-            Contribution and activation of shape [sample, sign=2, unit].
-        """
-        return UnitContributions(
-            by_site=tuple(part.reduce() for part in self.by_site),
-            prediction=self.prediction,
-            target=self.target,
-            target_baseline=self.target_baseline,
-            steps=self.steps,
-            setup=self.setup,
-        )
+        """Split contributions and activations by sign, sum over positions: [sample, sign, unit]."""
+        others = {f.name: getattr(self, f.name) for f in fields(UnitContributions)}
+        return UnitContributions(**others | {"by_site": tuple(p.reduce() for p in self.by_site)})
 
 
 def contribute(

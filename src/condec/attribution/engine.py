@@ -22,17 +22,10 @@ from condec.network import AfterSite, check_samples, frozen_parameters, record, 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One forward and backward pass: detached records and gradients at all sites.
+    """One forward and backward pass: detached records and gradients at all sites, by their keys.
 
-    Attributes
-    ----------
-    output : Tensor of shape [sample, ...]
-    frozen : Tensor of shape [sample, ...], or None
-        What the target fixed.
-    target : Tensor of shape [sample]
-    records, gradients : dict of site key to Tensor
-    speeds : dict of site key to Tensor
-        Derivative of the record along the path, where it was asked for.
+    `frozen` is what the target fixed, `speeds` the derivatives of the records along the path,
+    where they were asked for.
     """
 
     output: Tensor
@@ -48,14 +41,9 @@ class Point:
         def each(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {key: tensor[rows] for key, tensor in tensors.items()}
 
-        return Point(
-            self.output[rows],
-            None if self.frozen is None else self.frozen[rows],
-            self.target[rows],
-            each(self.records),
-            each(self.gradients),
-            each(self.speeds),
-        )
+        frozen = None if self.frozen is None else self.frozen[rows]
+        parts = map(each, (self.records, self.gradients, self.speeds))
+        return Point(self.output[rows], frozen, self.target[rows], *parts)
 
     def split(self, n_samples: int) -> "list[Point]":
         """Undo the stacking of points along the sample axis, `n_samples` each."""
@@ -142,15 +130,9 @@ class Kept(Target):
 
 @dataclass(frozen=True, eq=False)
 class Path(ABC):
-    """Points between a baseline (0) and the inputs (1).
+    """Points between a baseline (0) and the inputs (1), where the target fixed `frozen`.
 
-    Attributes
-    ----------
-    setup : Setup
-    start : Tensor of shape [sample, ...], or of the input space [1, ...]
-        Where the path begins.
-    frozen : Tensor of shape [sample, ...], or None
-        What the target fixed at the inputs.
+    `start`, of shape [sample, ...], or of the input space [1, ...], is where the path begins.
     """
 
     setup: Setup
@@ -207,12 +189,11 @@ class InputPath(Path):
         where = [torch.lerp(self.start, inputs, alpha) for alpha in alphas]
         stacked = where[0] if len(where) == 1 else torch.cat(where)
         direction = torch.cat([inputs - self.start] * len(where)) if speeds else None
+        frozen = self._frozen(len(where))
         # Outputs that were interpolated would carry no tangents.
         known = None if self.affine is None or speeds else self.affine.at(alphas)
         with nullcontext() if known is None else watched(self.setup.model, stacked, known):
-            point = run_point(
-                self.setup, stacked, frozen=self._frozen(len(where)), direction=direction
-            )
+            point = run_point(self.setup, stacked, frozen=frozen, direction=direction)
         return [point] if len(where) == 1 else point.split(len(inputs))
 
     def end(self, first: Point) -> Point:
@@ -233,13 +214,9 @@ class InputPath(Path):
         def spread(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {key: t.expand_as(first.records[key]) for key, t in tensors.items()}
 
-        return Point(
-            end.output.expand(n_samples, *end.output.shape[1:]),
-            None,
-            end.target.expand(n_samples),
-            spread(end.records),
-            spread(end.gradients),
-        )
+        output = end.output.expand(n_samples, *end.output.shape[1:])
+        target = end.target.expand(n_samples)
+        return Point(output, None, target, spread(end.records), spread(end.gradients))
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +240,7 @@ class LayerPath(Path):
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
     def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
-        """Run points of the path in one pass, stacked along the sample axis."""
+        """Run points of the path in one pass."""
         whole, key = self.suffix.activation, self.suffix.site.key
         stacked = torch.cat([torch.lerp(self.start, whole, alpha) for alpha in alphas])
         stacked.requires_grad_()
@@ -272,14 +249,9 @@ class LayerPath(Path):
             value = self.setup.target.value(output, self._frozen(len(alphas)))
             check_finite(value, "the target")
             (gradient,) = torch.autograd.grad(value.sum(), (stacked,))
-        point = Point(
-            output.detach(),
-            None,
-            value.detach(),
-            {key: stacked.detach()},
-            {key: gradient},
-            {key: torch.cat([whole - self.start] * len(alphas))} if speeds else {},
-        )
+        moves = {key: torch.cat([whole - self.start] * len(alphas))} if speeds else {}
+        records, gradients = {key: stacked.detach()}, {key: gradient}
+        point = Point(output.detach(), None, value.detach(), records, gradients, moves)
         points = point.split(len(whole))
         return points if self.rows is None else [p.take(self.rows) for p in points]
 

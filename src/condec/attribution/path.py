@@ -14,6 +14,7 @@ from condec.attribution.base import Attribution, Method, Setup
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
 from condec.attribution.quadrature import Rule, integrate, integrate_to
+from condec.basis.checks import one_of
 from condec.basis.errors import OptionError
 from condec.basis.options import require
 from condec.network import find_cuts, split_at
@@ -99,14 +100,8 @@ class IntegratedGradients(Method):
             raise OptionError(
                 f"IntegratedGradients: steps must be at least 1, or 'auto'; got {self.steps!r}"
             )
-        for name, value, known in (
-            ("path", self.path, ("input", "layer")),
-            ("rule", self.rule, ("trapezoid", "left", "right", "gauss")),
-        ):
-            if value not in known:
-                raise OptionError(
-                    f"IntegratedGradients: {name} must be one of {', '.join(known)}; got {value!r}"
-                )
+        one_of("IntegratedGradients", "path", self.path, ("input", "layer"))
+        one_of("IntegratedGradients", "rule", self.rule, Rule)
         few = self.stack != "auto" and not (isinstance(self.stack, int) and self.stack >= 1)
         if not self.tolerance > 0 or self.max_steps < 8 or few:
             raise OptionError(
@@ -149,19 +144,13 @@ class IntegratedGradients(Method):
                 some = replace(setup, inputs=inputs[at : at + size], target=kept, labels=None)
                 parts.append(self.attribute(some))
             return _joined(parts)
-        cuts: dict[str, bool] = {}
-        if self.steps == "auto":
-            cuts = find_cuts(setup.model, inputs[:1], setup.sites)
-        draws = []
+        is_auto = self.steps == "auto"
+        cuts = find_cuts(setup.model, inputs[:1], setup.sites) if is_auto else {}
+        draws, along = [], self._layers if self.path == "layer" else self._integrate
         for draw in range(self.baseline.n_draws):
             start = self.baseline.make(inputs, draw)
-            if self.path == "layer":
-                path = InputPath(setup, start, first.frozen)
-                draws.append(self._layers(path, first, cuts))
-            else:
-                affine = AffineParts.between(setup.model, start, calls)
-                path = InputPath(setup, start, first.frozen, affine)
-                draws.append(self._integrate(path, first, cuts))
+            affine = AffineParts.between(setup.model, start, calls)  # none for a layer's path
+            draws.append(along(InputPath(setup, start, first.frozen, affine), first, cuts))
         return draws[0] if len(draws) == 1 else _mean(draws)
 
     def _group(self, first: Point) -> int:

@@ -61,12 +61,8 @@ def integrate_to(
 ) -> Attribution:
     """Double the intervals of each sample until it is within the tolerance; points are kept.
 
-    Parameters
-    ----------
-    cuts : collection of site keys
-        Sites where the completeness gap counts.
-    stack : int
-        Points of the whole batch in one pass; as samples drop out, more points take their place.
+    The completeness gap counts at the sites `cuts`. A pass takes `stack` points of the whole
+    batch; as samples drop out, more points take their place.
     """
     end = path.end(first)
     change = first.target - end.target

@@ -136,8 +136,7 @@ class Surprisal(Target):
         for name, given in (("mean", self.mean), ("precision", self.precision)):
             if not given.isfinite().all():
                 raise OptionError(f"Surprisal: {name} holds NaN or infinity")
-            own = given.detach().to("cpu", torch.float64, copy=True)
-            object.__setattr__(self, name, own)
+            object.__setattr__(self, name, given.detach().to("cpu", torch.float64, copy=True))
         if self.indices is not None and len(self.indices) != n:
             raise OptionError(f"Surprisal: {len(self.indices)} indices for a mean of {n} outputs")
 
@@ -215,12 +214,9 @@ class Surprisal(Target):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form, with all numbers: it gives the same target back."""
-        numbers = {
-            name: None if given is None else given.tolist()
-            for name, given in (("mean", self.mean), ("precision", self.precision))
-        }
-        indices = None if self.indices is None else list(self.indices)
-        return {"name": "Surprisal", **numbers, "indices": indices, "shrinkage": self.shrinkage}
+        given = {"mean": self.mean, "precision": self.precision}
+        numbers = {name: None if v is None else v.tolist() for name, v in given.items()}
+        return Target.to_dict(self) | numbers
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Surprisal) and self.to_dict() == other.to_dict()
@@ -263,16 +259,14 @@ def _rows(outputs: Tensor, indices: tuple[int, ...] | None) -> Tensor:
             f"shape {tuple(outputs.shape)}"
         )
     rows = _pick("Surprisal", outputs.to("cpu", torch.float64), indices)
-    wrong = (~rows.isfinite()).any(1).nonzero().flatten().tolist()
-    if wrong:
+    if wrong := (~rows.isfinite()).any(1).nonzero().flatten().tolist():
         raise DataError(
             f"Surprisal: {len(wrong)} rows hold NaN or infinity; the first are {wrong[:5]}"
         )
     # A constant output may differ in the last digit it was computed with, from batch to batch.
     digit = torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0
     spread, size = rows.amax(0) - rows.amin(0), rows.abs().amax(0)
-    constant = _names((spread <= max(2 * digit, 1e-12) * size).nonzero(), indices)
-    if constant:
+    if constant := _names((spread <= max(2 * digit, 1e-12) * size).nonzero(), indices):
         raise DataError(
             f"Surprisal: {len(constant)} of {rows.shape[1]} outputs are the same for all "
             f"{len(rows)} samples: {constant[:8]}; nothing is surprising there: leave them out "
