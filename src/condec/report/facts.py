@@ -7,17 +7,9 @@ from typing import Final
 import tomli_w
 import torch
 
+from condec.report import words
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
-from condec.report.words import (
-    compute_words,
-    count,
-    fixed,
-    method_words,
-    percent,
-    plain,
-    target_words,
-    twin_words,
-)
+from condec.report.words import count, fixed, percent
 
 _RECIPE: Final = {
     "model": "Fingerprint of the model",
@@ -104,10 +96,11 @@ def title(run: RunPart) -> str:
 def lede(run: RunPart) -> str:
     """Say in one sentence what was done."""
     made, number = run.store.recipe, len(run.sites)
+    target = words.target_words(made.get("target", {}))
+    method = words.method_words(made.get("method", {}))
     return (
         f"Contributions of hidden units at {number} {'site' if number == 1 else 'sites'} to "
-        f"{target_words(made.get('target', {}))}, by {method_words(made.get('method', {}))}, "
-        f"for {count(len(run.store))} inputs, decomposed into modes."
+        f"{target}, by {method}, for {count(len(run.store))} inputs, decomposed into modes."
     )
 
 
@@ -123,10 +116,10 @@ def recipe(run: RunPart) -> Iterator[tuple[str, str]]:
         value = run.plan.get(section, {}).get(key)
         if value:
             yield name, str(value)
-    yield "Method", method_words(made.pop("method", {}))
-    yield "Target", target_words(made.pop("target", {}))
+    yield "Method", words.method_words(made.pop("method", {}))
+    yield "Target", words.target_words(made.pop("target", {}))
     if "compute" in made:
-        yield "Computed in", compute_words(made.pop("compute"))
-    yield from ((_RECIPE.get(key, key), plain(value)) for key, value in made.items())
+        yield "Computed in", words.compute_words(made.pop("compute"))
+    yield from ((_RECIPE.get(key, key), words.plain(value)) for key, value in made.items())
     if run.twins:
-        yield "Twins", "; ".join(twin_words(twin.twin) for twin in run.twins)
+        yield "Twins", "; ".join(words.twin_words(twin.twin) for twin in run.twins)

@@ -33,15 +33,8 @@ SPLITS: Mapping[str, str] = {"held_out": "held out", "train": "training"}
 class DictionaryPart:
     """Results of one learner at one site.
 
-    Attributes
-    ----------
-    name : str
-        Of the learner; it is that of the dictionary's folder.
-    dictionary : Dictionary
-    modes : Modes
-    maps : SiteMaps, or None
-    tables : mapping of str to pandas.DataFrame
-        By kind (`condec.store.folder.TABLES`), those that were made.
+    `name` is the learner's, and that of the dictionary's folder; `tables` are those that were
+    made, by kind (`condec.store.folder.TABLES`).
     """
 
     name: str
@@ -120,16 +113,7 @@ class DictionaryPart:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class SitePart:
-    """Results at one site.
-
-    Attributes
-    ----------
-    info : SiteInfo
-    completeness : Tensor of shape [sample], or None
-        The finite values.
-    parts : tuple of DictionaryPart
-        One for each learner.
-    """
+    """Results at one site: the finite values of completeness, [sample], and a part a learner."""
 
     info: SiteInfo
     completeness: Tensor | None
@@ -149,15 +133,7 @@ class SitePart:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class TwinPart:
-    """Results of one twin.
-
-    Attributes
-    ----------
-    twin : dict
-        From the recipe of its store.
-    store : Store
-    statistics : pandas.DataFrame, or None
-    """
+    """Results of one twin; `twin` is what the recipe of its store says."""
 
     twin: Mapping[str, Any]
     store: Store
@@ -169,20 +145,9 @@ class TwinPart:
 class RunPart:
     """Content of a run folder.
 
-    Attributes
-    ----------
-    folder : RunFolder
-    store : Store
-    sites : tuple of SitePart
-    twins : tuple of TwinPart
-        Complete ones of this store; others are passed over.
-    statistics : pandas.DataFrame, or None
-    plan : dict
-        Content of run.toml; empty where there is none.
-    date : str
-        Day on which the run ended; empty where the log does not say.
-    label_names : tuple of str, or None
-    hierarchy : Hierarchy, or None
+    `twins` are the complete ones of this store, others are passed over; `plan` is the content of
+    run.toml, empty where there is none; `date` is the day on which the run ended, empty where the
+    log does not say.
     """
 
     folder: RunFolder

@@ -43,15 +43,9 @@ _REPLACEMENTS: Final = ("zero", "mean", "class_mean", "resample")
 class Column:
     """One column of a table.
 
-    Attributes
-    ----------
-    name, title : str
-        Head, and what shows when the mouse rests on it.
-    text : callable
-        From a row to what stands in it; Markup stays as it is.
-    kind : {"number", "head", "word", "note"}
-    shown : callable, optional
-        From all rows to whether the column stands in the table; by default always.
+    `name` is its head, and `title` shows when the mouse rests on it; `text` writes a row's cell
+    (Markup stays as it is), and `shown` tells from all rows whether the column stands in the
+    table, by default always.
     """
 
     name: str

@@ -19,17 +19,7 @@ PARTS: Final = ("recipe", "statistics", "quality", "control", "tables", "arrays"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something in which two runs differ.
-
-    Attributes
-    ----------
-    part : str
-        Of `PARTS`.
-    name : str
-        Key, column or array, with where it is.
-    text : str
-        How it differs: the largest difference, of numbers.
-    """
+    """Difference of two runs in a key, column or array of one of `PARTS`, in words."""
 
     part: str
     name: str

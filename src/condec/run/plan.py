@@ -217,22 +217,10 @@ class ReportPlan:
 @short_repr
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that a run does.
+    """Everything that a run does: the run folder `out`, and the sections of a run.toml.
 
-    Parameters
-    ----------
-    out : Path
-        The run folder.
-    base : Path
-        What relative paths in the plan start from.
-    sites : tuple of str
-        Patterns; see `condec.network.sites.find_sites`.
-    links : tuple of str
-        What ``condec run`` does; see `condec.run.plugins`.
-    model, data, collect, fit, control, maps, report
-        Sections of a run.toml.
-    options : mapping of str to object
-        Sections of links that packages bring, by name.
+    Relative paths start from `base`; `sites` are patterns of `condec.network.find_sites`; `links`
+    are what ``condec run`` does, and `options` the sections of those that packages bring, by name.
     """
 
     out: Path

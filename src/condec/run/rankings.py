@@ -25,14 +25,9 @@ _LEADING: Final = ("log_odds_modes", "modes", "best_mode")
 class SiteRankings:
     """Rankings of one site, made when first asked for.
 
-    Attributes
-    ----------
-    run : Run
-    modes : Modes
-    log_odds : Store, or None
-        Contributions to the label's log-odds; without them, the rankings that need them are
-        left out. So are final-layer weights where more than averaging and a linear layer
-        follows.
+    `log_odds` are contributions to the label's log-odds; without them, the rankings that need
+    them are left out. So are final-layer weights where more than averaging and a linear layer
+    follows.
     """
 
     run: Run

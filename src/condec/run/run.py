@@ -28,15 +28,8 @@ from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_de
 class Outcome:
     """Outcome of one link.
 
-    Attributes
-    ----------
-    link : str
-    state : str
-        ``made``, ``kept`` (nothing had changed) or ``left out``.
-    outputs : tuple of Path
-    seconds : float
-    notes : tuple of str
-        What the user should know: inputs left out, and the like.
+    `state` is ``made``, ``kept`` (nothing had changed) or ``left out``; `notes` say what the user
+    should know, such as inputs that were left out.
     """
 
     link: str
@@ -51,14 +44,8 @@ class Outcome:
 class Run:
     """A plan, and what it needs, loaded when first asked for.
 
-    Attributes
-    ----------
-    plan : Plan
-    progress : bool
-        Show progress on standard error.
-    again : bool
-        Do tasks again although nothing has changed. Shards of contributions are never
-        computed twice.
+    `progress` is shown on standard error. `again` does tasks although nothing has changed; but
+    shards of contributions are never computed twice.
     """
 
     plan: Plan

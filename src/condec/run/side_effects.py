@@ -31,14 +31,8 @@ if TYPE_CHECKING:
 def side_effects(run: Run, site: SiteRankings, made_from: str, notes: list[str]) -> Iterator[Task]:
     """Yield a task for each kind that the plan asks for.
 
-    Parameters
-    ----------
-    run : Run
-    site : SiteRankings
-    made_from : str
-        Digest of the site's curves, whose rankings are taken.
-    notes : list of str
-        What could not be measured is added here, with the reason.
+    `made_from` is the digest of the site's curves, whose rankings are taken; what could not be
+    measured is added to `notes`, with the reason.
     """
     key = site.modes.site.key
     for kind, parts in _asked(run.plan.control).items():

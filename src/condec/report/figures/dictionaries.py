@@ -10,16 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.report.figures.style import (
-    CONTRIBUTION,
-    GREEN,
-    GREY,
-    SHUFFLED,
-    chart,
-    draw_matrix,
-    in_percent,
-    list_names,
-)
+from condec.report.figures import style
+from condec.report.figures.style import chart, draw_matrix, in_percent, list_names
 
 _BINS: Final = tuple(-5.0 + 0.5 * step for step in range(11))
 """Edges, in powers of ten: from 1 row of 100,000 to every row."""
@@ -36,7 +28,7 @@ def training_history_figure(history: Sequence[float]) -> Figure:
     if not history:
         raise DataError("training_history_figure: the history is empty; nothing was trained")
     with chart("Training", "loss over epochs, logarithmic") as (figure, axis):
-        axis.plot(range(1, len(history) + 1), history, color=CONTRIBUTION, linewidth=1.5)
+        axis.plot(range(1, len(history) + 1), history, color=style.CONTRIBUTION, linewidth=1.5)
         axis.set_yscale("log")
         axis.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -70,7 +62,7 @@ def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
     places = [np.digitize(np.log10(v[v > 0]).round(6), inner) for v in shares.values()]
     counts = [np.bincount(place, minlength=len(inner) + 1) for place in places]
     first = min(int(place.min(initial=len(inner))) for place in places)
-    colours = (GREY, CONTRIBUTION)[-len(shares) :]
+    colours = (style.GREY, style.CONTRIBUTION)[-len(shares) :]
     width = 0.84 / len(shares)
     unit = "number of modes by the share of the inputs that use them"
     with chart("Density", unit) as (figure, axis):
@@ -105,7 +97,8 @@ def stability_figure(
     if not all(len(values) for values in named.values()):
         raise DataError("stability_figure: every mode is dead; nothing to draw")
     unit = "cosine of each mode with its partner in another fit"
-    return _shares("Stability", unit, named, (CONTRIBUTION, GREEN, SHUFFLED), "cosine")
+    colours = (style.CONTRIBUTION, style.GREEN, style.SHUFFLED)
+    return _shares("Stability", unit, named, colours, "cosine")
 
 
 def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
@@ -119,7 +112,8 @@ def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
     kept = _finite(best)
     if not any(len(values) for values in kept.values()):
         raise DataError("correlation_histogram_figure: no finite correlations to draw")
-    unit, colours = "highest correlation of each with any label", (CONTRIBUTION, GREY, SHUFFLED)
+    unit = "highest correlation of each with any label"
+    colours = (style.CONTRIBUTION, style.GREY, style.SHUFFLED)
     return _shares("Top label correlation", unit, kept, colours, "Pearson correlation")
 
 
