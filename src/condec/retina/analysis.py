@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,9 @@ class SiteAnalysis:
 def fields_of(model: nn.Module, windows: Windows, options: RetinaOptions) -> ReceptiveFields:
     """Take receptive fields at frames spread evenly over the movie; signs do not jump."""
     return receptive_fields(
-        model,
-        windows,
-        cells=options.cells or None,
-        rows=spread(len(windows), options.n_fields),
-        crop=options.crop,
-        batch_size=options.batch_size,
-    ).aligned()
+        model, windows, cells=options.cells or None, rows=spread(len(windows), options.n_fields),
+        crop=options.crop, batch_size=options.batch_size,
+    ).aligned()  # fmt: skip
 
 
 def analyse(
@@ -75,35 +71,20 @@ def analyse(
             f"{modes.site.key}: modes of {len(loadings)} samples, responses of "
             f"{len(responses.rates)}; collect and analyse the same recording, without skipped ones"
         )
-    table = combinations(
-        loadings,
-        threshold=options.threshold,
-        relative=True,
-        n_shifts=options.n_shifts,
-        seed=options.seed,
-    )
+    active: Any = {"threshold": options.threshold, "relative": True}
+    table = combinations(loadings, n_shifts=options.n_shifts, seed=options.seed, **active)
     try:
-        found = fields_of_combinations(
-            fields, loadings[fields.rows], threshold=options.threshold, relative=True
-        )
+        found = fields_of_combinations(fields, loadings[fields.rows], **active)
     except DataError:  # every combination is rare: there is no mean field to show
         found = None
     activations = modes.store.matrix(modes.site, quantity="activation", sign=modes.sign)
-    return SiteAnalysis(
-        cells=_cells(modes, responses, options),
-        combinations=table.assign(
-            combination=[named(columns, modes.ids) for columns in table["combination"]]
-        ),
-        combination_fields=found,
-        explained=explained_variance(
-            fields,
-            loadings[fields.rows],
-            pooled_stimulus(windows, fields.rows),
-            activations[fields.rows],
-            folds=options.folds,
-            seed=options.seed,
-        ),
-    )
+    names = [named(columns, modes.ids) for columns in table["combination"]]
+    explained = explained_variance(
+        fields, loadings[fields.rows], pooled_stimulus(windows, fields.rows),
+        activations[fields.rows], folds=options.folds, seed=options.seed,
+    )  # fmt: skip
+    cells = _cells(modes, responses, options)
+    return SiteAnalysis(cells, table.assign(combination=names), found, explained)
 
 
 def named(columns: Sequence[int], ids: Tensor) -> str:

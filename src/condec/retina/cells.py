@@ -84,12 +84,9 @@ def mode_cell_correlation(
 
 
 def cluster(
-    matrix: Float[torch.Tensor, "row column"],
-    method: ClusterMethod = "kmeans",
-    *,
-    ks: Sequence[int] = range(2, 9),
-    seed: int = 0,
-) -> Clustering:
+    matrix: Float[torch.Tensor, "row column"], method: ClusterMethod = "kmeans", *,
+    ks: Sequence[int] = range(2, 9), seed: int = 0,
+) -> Clustering:  # fmt: skip
     """Group the rows of a matrix, in as many clusters as separate best by the mean silhouette.
 
     Every column is first brought to mean 0 and standard deviation 1 (one that does not vary, to
@@ -128,10 +125,8 @@ def cluster(
     if method == "hierarchical":
         groups = [cut_tree(tree, n_clusters=k)[:, 0] for k in tried]
     else:
-        groups = [
-            KMeans(n_clusters=k, n_init=_N_STARTS, random_state=seed).fit_predict(rows)
-            for k in tried
-        ]
+        means = (KMeans(n_clusters=k, n_init=_N_STARTS, random_state=seed) for k in tried)
+        groups = [each.fit_predict(rows) for each in means]
     scores = torch.tensor([float(silhouette_score(rows, labels)) for labels in groups])
     best = int((scores >= scores.max() - 1e-6).nonzero()[0])  # rounding is no reason for more
     labels = _by_size(groups[best])

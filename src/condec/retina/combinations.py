@@ -227,10 +227,7 @@ def fields_of_combinations(
     return CombinationFields(
         combinations=tuple(modes[kind] for kind in frequent),
         counts=torch.from_numpy(counts[frequent]),
-        spatial=both.spatial.float(),
-        temporal=both.temporal.float(),
-        strength=both.strength.float(),
-        separability=both.separability.float(),
+        **{name: part.float() for name, part in vars(both).items()},
         consistency=(squares / mean_lengths).float(),
         likeness=(along / product).float(),
         cells=fields.cells,

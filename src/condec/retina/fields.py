@@ -156,9 +156,9 @@ def receptive_fields(
 ) -> ReceptiveFields:  # fmt: skip
     r"""Take the gradient of every cell's rate in the clip, as picture times time course.
 
-    Clips pass through in batches; no gradient outlives its batch. A cell's pictures are all
-    cropped to the same window, the one with the largest sum of squared gradients over up to 32
-    of the frames. Melander et al. 2026, Figure 8: rank-1 SVD, spatial part cropped to 20 x 20.
+    A cell's pictures are all cropped to the same window, the one with the largest sum of squared
+    gradients over up to 32 of the frames. Melander et al. 2026, Figure 8: rank-1 SVD, spatial part
+    cropped to 20 x 20. Fields are on the CPU, in the order of `rows` and `cells`.
 
     Parameters
     ----------
@@ -174,11 +174,6 @@ def receptive_fields(
         Height and width of the pictures that are kept; None, or a picture that is smaller:
         nothing is cropped.
     batch_size : int
-
-    Returns
-    -------
-    ReceptiveFields
-        On the CPU, in the order of `rows` and `cells`.
 
     Raises
     ------
@@ -210,12 +205,9 @@ def receptive_fields(
         top, left = corners[place].tolist()
         both = separate(gradient)
         kept = both.spatial[..., top : top + size[0], left : left + size[1]]
-        return RankOne(
-            spatial=kept.to("cpu", torch.float32, copy=True),  # a view would hold all of it
-            temporal=both.temporal.float().cpu(),
-            strength=both.strength.float().cpu(),
-            separability=both.separability.float().cpu(),
-        )
+        parts = vars(replace(both, spatial=kept))
+        # Copies: a view would hold all of it.
+        return RankOne(**{k: v.to("cpu", torch.float32, copy=True) for k, v in parts.items()})
 
     batches = reduced(chosen, of_cell)
 

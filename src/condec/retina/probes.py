@@ -31,12 +31,8 @@ def standard_probes(
 ) -> dict[str, Stimulus]:
     """Make all probes of `PROBES`, a few seconds each.
 
-    Parameters
-    ----------
-    size : (int, int)
-        Pixels along y and x: those of the model. A field that is not square shows the middle of
-        a square one.
-    seconds_per_frame : float
+    `size` is the model's pixels along y and x; a field that is not square shows the middle of a
+    square one.
     """
     side = max(size)
     made = {
@@ -47,13 +43,9 @@ def standard_probes(
 
 
 def probe(
-    model: nn.Module,
-    stimulus: Stimulus,
-    history: int,
-    *,
-    contrast: float = 1.0,
+    model: nn.Module, stimulus: Stimulus, history: int, *, contrast: float = 1.0,
     batch_size: int = 64,
-) -> Responses:
+) -> Responses:  # fmt: skip
     """Show a stimulus to a model, and return the rates of its cells and the events.
 
     Grey light stands still for one history before the stimulus begins, so that the first response
@@ -73,10 +65,8 @@ def probe(
 
     Raises
     ------
-    OptionError
-        The contrast is 0.
-    DataError
-        As in `condec.retina.responses.respond`.
+    OptionError, DataError
+        The contrast is 0; as in `condec.retina.responses.respond`.
     """
     if contrast == 0:
         raise OptionError("probe: contrast must not be 0; got 0")

@@ -60,8 +60,8 @@ def read_recording(
     Raises
     ------
     DataError
-        No such file, a file of another kind, a group or cell that it lacks (those it has are
-        listed), a movie or responses that are not finite or do not fit each other.
+        No such file, one of another kind, a group or cell that it lacks, a movie or responses
+        that are not finite or do not fit each other.
     OptionError
         `split` or `response` for an npz, frames that are not there, scaling by 0.
     DependencyError
@@ -116,14 +116,8 @@ def from_movie(
 
     Keys are ``split``, ``cells`` (``0,2``), ``response``, ``frames`` (``START:STOP``) and
     ``scaling`` (``MEAN,STD``) of `read_recording`; ``history``, the frames of a clip (by default
-    those that the model takes, or 40); and ``unit``, by which rates are divided.
-
-    Raises
-    ------
-    OptionError
-        A key that does not exist, or no file is named.
-    DataError
-        As `read_recording`.
+    those that the model takes, or 40); and ``unit``, by which rates are divided. OptionError for
+    others, or without a file.
     """
     if not rest:
         raise OptionError("data 'movie': expected movie:FILE")
@@ -143,13 +137,10 @@ def from_movie(
                 f"has {', '.join(cells or ())}"
             )
     recording = read_recording(
-        Path(folder) / rest,
-        split=given["split"],
-        cells=chosen,
-        response=given["response"],
+        Path(folder) / rest, split=given["split"], cells=chosen, response=given["response"],
         scaling=_numbers("scaling", given["scaling"], ",", float) or scaling,
         frames=_numbers("frames", given["frames"], ":", int),
-    )
+    )  # fmt: skip
     if chosen is None and cells and set(cells) <= set(recording.cells):
         recording = recording.of_cells(cells)
     if unit := _numbers("unit", given["unit"], "", float):

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
@@ -34,21 +33,7 @@ def gated_movie(
     quadrant of the periphery is 1 or -1: now and then, on average every `dwell` frames, it is
     drawn again, whatever the others are.
 
-    Parameters
-    ----------
-    n_frames, seed : int
-    dwell : float
-        Frames, 1 or more.
-
-    Returns
-    -------
-    Tensor of shape [frame, y=24, x=24]
-        0 is grey.
-
-    Raises
-    ------
-    OptionError
-        A number outside its range.
+    Frames are 24 x 24 and 0 is grey. OptionError where `n_frames` or `dwell` is below 1.
     """
     at_least("gated_movie", 1, n_frames=n_frames, dwell=dwell)
     generator = torch.Generator().manual_seed(seed)
@@ -69,17 +54,9 @@ def circuit_recording(
 ) -> Recording:
     """Record the responses of a circuit to a `gated_movie`, and its gates.
 
-    Returns
-    -------
-    Recording
-        Event ``gate NAME`` for every pathway: 1 in frames during which its gate is open (more
-        than half of the pathway is let through), else 0. Rates and gates of the first 16
-        frames, which have no whole clip before them, are 0.
-
-    Raises
-    ------
-    OptionError
-        Not more frames than a clip has, or a number that `gated_movie` refuses.
+    The event ``gate NAME`` of every pathway is 1 in frames during which its gate is open (more
+    than half of the pathway is let through), else 0. Rates and gates of the first 16 frames,
+    which have no whole clip before them, are 0. OptionError where there are no more frames.
     """
     if n_frames <= HISTORY:
         raise OptionError(
@@ -87,10 +64,9 @@ def circuit_recording(
         )
     movie = gated_movie(n_frames, seed=seed, dwell=dwell)
     rows = torch.arange(n_frames - HISTORY)
-    found: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        for clips, _ in batches(circuit, movie, rows, HISTORY, _BATCH):
-            found.append((circuit(clips), circuit.gates(clips)))
+        parts = batches(circuit, movie, rows, HISTORY, _BATCH)
+        found = [(circuit(clips), circuit.gates(clips)) for clips, _ in parts]
     rates, gates = (torch.cat(parts) for parts in zip(*found, strict=True))
     before = torch.zeros(HISTORY, 1)
     opened = torch.cat((before.expand(-1, len(PATHWAYS)), (gates > 0.5).float()))
