@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _CURVE: Final = ("site", "label", "label_name", "ranking", "edit", "replacement")
 _POINT: Final = ("fraction", "target_accuracy", "off_accuracy")
 _AUC: Final = ("auc_target", "auc_off", "auc_difference", "auc_low", "auc_high", "defined")
+_SUMMARY: Final = ("area_between", "half_dose", "off_damage")
 _HALF: Final = 0.5
 
 By = Literal["auc_difference", "area_between"]
@@ -29,9 +30,7 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
 
     .. math:: \frac{A_\text{target} - A_\text{off}}{A_\text{off}}
 
-    with areas by the trapezoid rule over the fractions (Melander et al. 2026, figure 6E). Below 0
-    the target suffers more than the others; -1, the lowest value, is a target lost from the first
-    fraction on. When units are preserved, the higher the better.
+    with areas by the trapezoid rule over the fractions (Melander et al. 2026, figure 6E).
 
     Parameters
     ----------
@@ -66,8 +65,7 @@ def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
         One row a curve, with the columns of `auc_difference` and
 
         - ``area_between``: the mean of off-target minus target accuracy over the fractions
-          (ablate), or of target minus off-target (preserve); above 0 is selective. It is defined
-          without an off-target area, too;
+          (ablate), or of target minus off-target (preserve); above 0 is selective;
         - ``half_dose``: the smallest fraction at which half the target is lost (ablate) or
           kept (preserve), at most that where the first fraction keeps half; NaN where none does;
         - ``off_damage``: share of the off-target accuracy that is lost at that dose.
@@ -89,8 +87,7 @@ def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
                 f"{points['fraction'].tolist()}"
             )
         rows.append(key | _numbers(points.sort_values("fraction"), str(key["edit"])))
-    columns = [*_CURVE, *_AUC, "area_between", "half_dose", "off_damage"]
-    return pandas.DataFrame(rows, columns=columns)
+    return pandas.DataFrame(rows, columns=[*_CURVE, *_AUC, *_SUMMARY])
 
 
 def _numbers(points: "pandas.DataFrame", edit: str) -> dict[str, object]:
@@ -100,16 +97,14 @@ def _numbers(points: "pandas.DataFrame", edit: str) -> dict[str, object]:
     area_target, area_off = torch.trapezoid(relative[:, 0], x).tolist()
     difference, between = float(selectivity(relative, fractions)), float(lead(relative, fractions))
     half_dose, off_damage = _half(x, target, off, edit)
-    bounds = {
-        name: float(points[name].iloc[0]) if name in points.columns else math.nan
-        for name in ("auc_low", "auc_high")
-    }
-    return {
-        "auc_target": area_target, "auc_off": area_off, "auc_difference": difference, **bounds,
+    found = {
+        "auc_target": area_target, "auc_off": area_off, "auc_difference": difference,
         "defined": not math.isnan(difference),
         "area_between": between if edit == "ablate" else -between,
         "half_dose": half_dose, "off_damage": off_damage,
     }  # fmt: skip
+    bounds = [name for name in ("auc_low", "auc_high") if name in points.columns]
+    return found | {name: float(points[name].iloc[0]) for name in bounds}
 
 
 def _half(x: Tensor, target: Tensor, off: Tensor, edit: str) -> tuple[float, float]:
@@ -137,9 +132,9 @@ def compare(
 ) -> "pandas.DataFrame":
     r"""Compare rankings two at a time: which is more selective, beyond chance.
 
-    The difference of two rankings is taken label by label and averaged over the labels for
-    which both are defined. Its 95 % interval is by bootstrap over images, drawn again within
-    each label, and over labels, drawn again as well: the same for both rankings.
+    The difference is taken label by label and averaged over the labels for which both are defined.
+    Its 95 % interval is by bootstrap over images within each label and over labels, the same for
+    both rankings.
 
     Parameters
     ----------

@@ -1,21 +1,16 @@
-"""Control curves: accuracy over the share of units edited, with baselines.
+"""Control curves: accuracy over the share of units edited, with baselines."""
 
-A control curve edits a growing share of a site's units, those first that a ranking puts
-first, and follows the accuracy on a label (the target) and on all others (off-target).
-Units are chosen on the training rows of the modes, accuracies are those of held-out rows.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from condec.basis.errors import DataError
 from condec.edits import Recorded, count_units, record_activation, unit_means
 from condec.effects.choice import EditKind, ReplacementKind, edits_of, is_nothing
-from condec.effects.measured import Edits, Measured, measure
+from condec.effects.measured import Measured, measure
 from condec.effects.rankings import Order, Ranking
 from condec.effects.samples import HeldOut, held_out, labels_of
 from condec.effects.standard import RANKINGS, check_rankings, ranked_units, standard_rankings
@@ -56,23 +51,18 @@ def measure_curves(
     for label in labels:
         for ranking in rankings:
             ranked = ranked_units(ranking, label, n_units)
-            numbers = [
-                [
-                    chosen.setdefault(chosen_of(options, order, count, label), len(chosen))
-                    for order in ranked.orders
-                ]
-                for count in counts
-            ]
-            curves.append(Curve(ranked, others[label], torch.tensor(numbers)))
+            taken = [
+                chosen.setdefault(chosen_of(options, order, count, label), len(chosen))
+                for count in counts for order in ranked.orders
+            ]  # fmt: skip
+            numbers = torch.tensor(taken).view(len(counts), -1)
+            curves.append(Curve(ranked, others[label], numbers))
     return Curves(
-        site=modes.site.key,
-        n_units=n_units,
-        options=options,
+        site=modes.site.key, n_units=n_units, options=options,
         label_names=samples.inputs.label_names,
-        rankings=tuple(ranking.name for ranking in rankings),
-        curves=tuple(curves),
+        rankings=tuple(ranking.name for ranking in rankings), curves=tuple(curves),
         measured=_measured(model, samples, modes, list(chosen), options),
-    )
+    )  # fmt: skip
 
 
 def control_curve(
@@ -101,9 +91,7 @@ def control_curve(
 
     .. math:: \frac{\text{right, edited}}{\text{right, unedited}},
 
-    over the label's images (target), or over all images of all other labels together
-    (off-target). No unit to ablate is no edit, and gives 1; no unit to preserve is a site
-    that is replaced as a whole.
+    over the label's images (target), or over all images of all other labels together (off-target).
 
     Parameters
     ----------
@@ -123,8 +111,7 @@ def control_curve(
         (`unit_means`), or over the label's own training rows; or what another held-out
         sample, drawn once, has there, position by position.
     off : {"others", "drawn"}
-        Off-target: all other labels together, or one of them for each label, drawn once. The
-        paper draws another pair of labels at every point, so that its curves are not paired.
+        Off-target: all other labels together, or one of them for each label, drawn once.
     rankings : sequence of Ranking
         Other orders to compare; `rank` and `n_random` are then not used.
     rank : int
@@ -141,9 +128,8 @@ def control_curve(
     -------
     pandas.DataFrame
         One row for every label, ranking and fraction, with `COLUMNS`; see docs/how-to/control.md.
-        Accuracies are NaN, and ``defined`` is False, where the unedited model gets no image right;
-        ``_std`` is over random draws; ``_probability``, ``_logit`` and ``_entropy`` (nats) are
-        mean changes by the edit; ``auc_low`` and ``auc_high`` are of the whole curve.
+        ``_std`` is over random draws; ``_entropy`` is in nats; ``auc_low`` and ``auc_high`` are of
+        the whole curve.
 
     Raises
     ------
@@ -172,39 +158,28 @@ def chosen_of(options: CurveOptions, order: Order, count: int, label: int) -> Ch
 
 
 def _measured(
-    model: nn.Module,
-    samples: HeldOut,
-    modes: Modes,
-    chosen: Sequence[Chosen],
-    options: CurveOptions,
+    model: nn.Module, samples: HeldOut, modes: Modes, chosen: list[Chosen], options: CurveOptions
 ) -> Measured:
     """Return the outputs of held-out samples under the edit of each set of units."""
-    n_units, size = modes.store.info(modes.site).n_units, options.batch_size
+    store, site, size = modes.store, modes.site, options.batch_size
+    n_units = store.info(site).n_units
 
-    def edits(replacements: dict[int | None, Any]) -> list[Edits]:
-        return [
-            edits_of(options.edit, modes.site, n_units, units, replacements[label])
-            for units, label in chosen
-        ]
+    def under(samples: HeldOut, values: Mapping[int | None, Any]) -> Measured:
+        edits = [edits_of(options.edit, site, n_units, units, values[of]) for units, of in chosen]
+        return measure(model, samples, edits, batch_size=size)
 
     if options.replacement == "resample":
-        parts = [
-            measure(model, part, edits({None: donors}), batch_size=size)
-            for part, donors in _with_donors(model, samples, modes, options)
-        ]
-        whole: dict[str, Any] = {
+        batches = _with_donors(model, samples, modes, options)
+        parts = [under(part, {None: donors}) for part, donors in batches]
+        return Measured(**{
             field.name: torch.cat([getattr(part, field.name) for part in parts], -1)
             for field in fields(Measured)
-            if isinstance(getattr(parts[0], field.name), Tensor)
-        }
-        return replace(parts[0], **whole)
+        })  # fmt: skip
     labels = {label for _, label in chosen}
-    replacements: dict[int | None, Any] = dict.fromkeys(labels, 0.0)
-    if options.replacement != "zero":
-        for label in labels:
-            means = unit_means(modes.store, modes.site, ~modes.held_out, label=label)
-            replacements[label] = means
-    return measure(model, samples, edits(replacements), batch_size=size)
+    if options.replacement == "zero":
+        return under(samples, dict.fromkeys(labels, 0.0))
+    rows = ~modes.held_out
+    return under(samples, {of: unit_means(store, site, rows, label=of) for of in labels})
 
 
 def _with_donors(
@@ -244,10 +219,9 @@ def _other_labels(
     found: dict[int, int | None] = dict.fromkeys(labels)
     if options.off == "others":
         return found
-    present = sorted(set(samples.labels.tolist()))
     generator = torch.Generator().manual_seed(options.seed)
     for label in labels:
-        rest = [other for other in present if other != label]
+        rest = sorted(set(samples.labels.tolist()) - {label})
         place = torch.randint(max(len(rest), 1), (1,), generator=generator)
         found[label] = rest[int(place)] if rest else None
     return found

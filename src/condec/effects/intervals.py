@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 LEVEL: Final = 0.95
@@ -66,7 +66,7 @@ def mean_over_labels(
     NaN, where a label has no value, is passed over; bounds are NaN with a single label.
     """
     n_labels, values = len(values), values.double()
-    weights = _weights(n_labels, n_bootstrap if n_labels > 1 else 0, seed)
+    weights = draw_weights(n_labels, n_bootstrap if n_labels > 1 else 0, seed)
     flat = values.reshape(n_labels, -1)
     # Means of those that are not NaN; NaN where all are.
     means = (weights @ flat.nan_to_num()) / (weights @ (~flat.isnan()).double())
@@ -80,58 +80,14 @@ def mean_of_resampled(
     """Return the mean over labels and its interval: images and labels drawn again together."""
     if not len(values):
         return torch.full((3,), torch.nan, dtype=torch.float64)
-    weights = _weights(len(values), values.shape[1] - 1, seed).T * ~values.isnan()
+    weights = draw_weights(len(values), values.shape[1] - 1, seed).T * ~values.isnan()
     means = (weights * values.nan_to_num()).sum(0) / weights.sum(0)
     return torch.cat([means[:1], interval(means)])
 
 
-def _weights(n: int, n_bootstrap: int, seed: int) -> Float[torch.Tensor, "resample draw"]:
+def draw_weights(n: int, n_bootstrap: int, seed: int) -> Float[torch.Tensor, "resample draw"]:
+    """Return the share of each of n draws in every resample."""
     return resample_counts(n, n_bootstrap, seed).double() / n
-
-
-class Resampled:
-    """Numbers of images that are right under every edit, in every resample.
-
-    Edit 0 of `right` is the network as it is. Images are drawn again within each label.
-    """
-
-    def __init__(
-        self,
-        right: Bool[torch.Tensor, "edit sample"],
-        labels: Int[torch.Tensor, " sample"],
-        *,
-        n_bootstrap: int,
-        seed: int,
-    ) -> None:
-        self._right, self._labels = right.float(), labels
-        self._counts = resample_counts(labels, n_bootstrap, seed)
-        self._all = self._right @ self._counts.T
-        self._of: dict[int, Tensor] = {}
-        self._n_bootstrap, self._seed = n_bootstrap, seed
-
-    def relative(
-        self, numbers: Int[torch.Tensor, "fraction draw"], label: int, off: int | None
-    ) -> Float[torch.Tensor, "of resample fraction"]:
-        """Return accuracy relative to the unedited network's, of target and off-target.
-
-        Random draws of units are drawn again as well, and averaged. Off-target is another label,
-        or, if None, all others. NaN where the unedited network gets nothing right.
-        """
-        target = self._sums(label)
-        others = self._all - target if off is None else self._sums(off)
-        right = torch.stack([target, others]).double()
-        unedited = right[:, 0]
-        # Nothing right without an edit: no ratio, rather than one that is infinite.
-        unedited = torch.where(unedited > 0, unedited, torch.nan)
-        ratio = right[:, numbers] / unedited[:, None, None]  # [of, fraction, draw, resample]
-        weights = _weights(numbers.shape[1], self._n_bootstrap, self._seed)
-        return torch.einsum("ofdr,rd->orf", ratio, weights)
-
-    def _sums(self, label: int) -> Tensor:
-        if label not in self._of:
-            mine = self._labels == label
-            self._of[label] = self._right[:, mine] @ self._counts[:, mine].T
-        return self._of[label]
 
 
 def selectivity(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.records import short_repr
 from condec.edits import count_units
 from condec.effects.choice import EditKind, ReplacementKind
-from condec.effects.intervals import Resampled, interval, selectivity
+from condec.effects.intervals import draw_weights, interval, resample_counts, selectivity
 from condec.effects.measured import Measured
 from condec.effects.rankings import Ranked, Ranking
 from condec.modes import label_name
@@ -38,6 +39,7 @@ COLUMNS: Final = (
 """Columns of `control_curve`."""
 
 _CHANGES: Final = ("probability", "logit", "entropy")
+Relative = Float[torch.Tensor, "of resample fraction"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +82,9 @@ class CurveOptions:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One label under one ranking.
+    """One label under one ranking, with rows of `Curves.measured` (`numbers`).
 
-    Attributes
-    ----------
-    ranked : Ranked
-    off : int, or None
-        The other label, where one is drawn.
-    numbers : Tensor of shape [fraction, draw]
-        Rows of `Curves.measured`.
+    `off` is the other label, where one is drawn.
     """
 
     ranked: Ranked
@@ -101,18 +97,8 @@ class Curve:
 class Curves:
     """Control curves with the numbers of every image. Made by `measure_curves`.
 
-    Attributes
-    ----------
-    site : str
-    n_units : int
-        Units of the site.
-    options : CurveOptions
-    label_names : tuple of str, or None
-    rankings : tuple of str
-    curves : tuple of Curve
-        All rankings of the first label, then those of the next.
-    measured : Measured
-        Row 0 is the network as it is.
+    `curves` are all rankings of the first label, then those of the next; row 0 of `measured` is
+    the network as it is.
     """
 
     site: str
@@ -133,27 +119,40 @@ class Curves:
         return table.astype({"mode": "Int64", "off_label": "Int64"})
 
     @cached_property
-    def relative(self) -> tuple[Float[torch.Tensor, "of resample fraction"], ...]:
-        """Relative accuracies of every curve: target and off-target, in every resample."""
-        resampled = Resampled(
-            self.measured.right, self.measured.labels,
-            n_bootstrap=self.options.n_bootstrap, seed=self.options.seed,
-        )  # fmt: skip
-        return tuple(
-            resampled.relative(curve.numbers, curve.ranked.label, curve.off)
-            for curve in self.curves
-        )
+    def relative(self) -> tuple[Relative, ...]:
+        """Accuracies of every curve relative to the unedited network's: target and off-target.
 
-    def _rows(
-        self, curve: Curve, relative: Float[torch.Tensor, "of resample fraction"]
-    ) -> list[dict[str, object]]:
+        Images are drawn again within each label, and random draws of units, which are averaged,
+        as well. NaN where the unedited network gets nothing right.
+        """
+        n_bootstrap, seed = self.options.n_bootstrap, self.options.seed
+        labels = self.measured.labels
+        right, counts = self.measured.right.float(), resample_counts(labels, n_bootstrap, seed)
+        every, by_label, found = right @ counts.T, {}, []
+        for label in sorted(set(labels.tolist())):
+            mine = labels == label
+            by_label[label] = right[:, mine] @ counts[:, mine].T
+        for curve in self.curves:
+            target = by_label[curve.ranked.label]
+            off = every - target if curve.off is None else by_label[curve.off]
+            sums = torch.stack([target, off]).double()  # [of, edit, resample]
+            # Nothing right without an edit: no ratio, rather than one that is infinite.
+            unedited = torch.where(sums[:, 0] > 0, sums[:, 0], torch.nan)
+            ratio = sums[:, curve.numbers] / unedited[:, None, None]
+            weights = draw_weights(curve.numbers.shape[1], n_bootstrap, seed)
+            found.append(torch.einsum("ofdr,rd->orf", ratio, weights))
+        return tuple(found)
+
+    def _rows(self, curve: Curve, relative: Relative) -> list[dict[str, object]]:
         """Return the rows of one curve."""
         ranked, options = curve.ranked, self.options
         bounds = interval(relative.transpose(0, 1))  # [bound, of, fraction]
         auc_low, auc_high = interval(selectivity(relative, options.fractions)).tolist()
-        labels = torch.tensor(self._labels)
+        counts = torch.bincount(self.measured.labels)
+        labels = counts.nonzero().flatten()
         target = labels == ranked.label
         masks = {"target": target, "off": ~target if curve.off is None else labels == curve.off}
+        n_samples = {name: int(counts[labels[mask]].sum()) for name, mask in masks.items()}
         shared = {
             "site": self.site, "label": ranked.label,
             "label_name": label_name(self.label_names, ranked.label),
@@ -162,7 +161,7 @@ class Curves:
             "mode": ranked.mode, "correlation": ranked.correlation,
             "n_draws": len(ranked.orders) if ranked.drawn else 0,
             "n_bootstrap": options.n_bootstrap,
-            **{f"n_{name}": int(self._counts[mask].sum()) for name, mask in masks.items()},
+            "n_target": n_samples["target"], "n_off": n_samples["off"],
             "defined": not bool(relative[:, 0].isnan().any()),
             "auc_low": auc_low, "auc_high": auc_high,
         }  # fmt: skip
@@ -172,48 +171,32 @@ class Curves:
             for of, (name, mask) in enumerate(masks.items()):
                 row[f"{name}_accuracy"] = float(relative[of, 0, place])
                 row[f"{name}_low"], row[f"{name}_high"] = bounds[:, of, place].tolist()
-                point = self._point(mask, curve.numbers[place])
+                point = self._point(mask, n_samples[name] or math.nan, curve.numbers[place])
                 row |= {f"{name}_{what}": value for what, value in point.items()}
             rows.append(row)
         return rows
 
     def _point(
-        self, mask: Bool[torch.Tensor, " label"], numbers: Int[torch.Tensor, " draw"]
+        self, mask: Bool[Tensor, " label"], n_samples: float, numbers: Int[Tensor, " draw"]
     ) -> dict[str, float]:
         """Return numbers of one point over the samples of some labels, means over draws."""
-        n_samples = float(self._counts[mask].sum()) or math.nan
         means = {
             what: values[numbers][:, mask].sum(1) / n_samples for what, values in self._sums.items()
         }
-        edited = means.pop("right")
         unedited = float(self._sums["right"][0, mask].sum() / n_samples)
-        relative = edited / (unedited or math.nan)
-        return {
-            "unedited": unedited,
-            "edited": float(edited.mean()),
-            "std": float(relative.std()) if len(numbers) > 1 else math.nan,
-            **{what: float(mean.mean()) for what, mean in means.items()},
-        }
-
-    @cached_property
-    def _labels(self) -> list[int]:
-        """Labels of the held-out samples."""
-        return sorted(set(self.measured.labels.tolist()))
-
-    @cached_property
-    def _counts(self) -> Float[torch.Tensor, " label"]:
-        """Samples of each of them."""
-        return torch.bincount(self.measured.labels)[self._labels].double()
+        relative = means["right"] / (unedited or math.nan)
+        found = {what: float(mean.mean()) for what, mean in means.items()}
+        std = float(relative.std()) if len(numbers) > 1 else math.nan
+        return found | {"unedited": unedited, "edited": found["right"], "std": std}
 
     @cached_property
     def _sums(self) -> dict[str, Float[torch.Tensor, "edit label"]]:
         """Over the samples of each label: how many are right, and changes by the edit."""
-        measured = self.measured
-        values = {"right": measured.right.double()}
+        measured, values = self.measured, {"right": self.measured.right.double()}
         for what in _CHANGES:
             of_edits = getattr(measured, what).double()
             values[what] = of_edits - of_edits[0]
-        parts = [measured.labels == one for one in self._labels]
+        parts = [measured.labels == label for label in sorted(set(measured.labels.tolist()))]
         return {
             what: torch.stack([of[:, mine].sum(1) for mine in parts], 1)
             for what, of in values.items()
