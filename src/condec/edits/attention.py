@@ -35,13 +35,12 @@ class CutAttention(Edit):
     .. math:: o_i = \frac{\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d}) \, v_j}
                          {\sum_{j \notin C_i} \exp(q_i^T k_j / \sqrt{d})}
 
-    so the weights of the other keys still add up to 1. Masks of the model stay in force.
+    Masks of the model stay in force.
 
     Parameters
     ----------
     site : Site, or its text
-        The module that computes attention, once a call: with
-        ``scaled_dot_product_attention``, ``multi_head_attention_forward`` or a softmax over
+        The module that computes attention, once a call, by a function of torch or a softmax over
         the last axis of its scores, as in timm, torch.nn and Hugging Face.
     edges : sequence of (from, to)
         Numbers of tokens, from 0, as that call counts them: class and register tokens too.
@@ -58,8 +57,6 @@ class CutAttention(Edit):
 
     Examples
     --------
-    The second token may not read from the first:
-
     >>> from condec.edits import edited
     >>> attention = torch.nn.MultiheadAttention(4, 1, batch_first=True).eval()
     >>> x = torch.ones(1, 3, 4)
@@ -133,15 +130,9 @@ class _Cut(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _fused(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **options: Any,
-    ) -> Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, **options: Any,
+    ) -> Tensor:  # fmt: skip
         size = query.shape[-2], key.shape[-2]
         cut = self._edges(*size, query.shape[-3] if query.ndim > 3 else None, query.device)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -158,22 +149,19 @@ class _Cut(TorchFunctionMode):
         named = given.arguments
         query, n_heads = named["query"], named["num_heads"]
         size = query.shape[0], named["key"].shape[0]
-
-        def by_head(mask: Tensor) -> Tensor:
-            """Set samples and heads apart, which the function has on one axis."""
-            return mask.view(-1, n_heads, *size) if mask.ndim == 3 else mask
-
-        cut = by_head(self._edges(*size, n_heads, query.device))
-        mask = by_head(_additive(named["attn_mask"], query, size if named["is_causal"] else None))
+        cut = self._edges(*size, n_heads, query.device)
+        mask = _additive(named["attn_mask"], query, size if named["is_causal"] else None)
+        if mask.ndim == 3:  # samples and heads are on one axis
+            mask = mask.view(-1, n_heads, *size)
         shut, padding = _is_shut(mask), named["key_padding_mask"]
         if padding is not None:
             padding = _additive(padding, query)
             shut = shut | _is_shut(padding).view(-1, 1, 1, size[1])
         self._check_open(shut, cut)
         mask = torch.where(cut, -torch.inf, mask)
-        if mask.ndim == 4:
+        if mask.ndim > 2:
             n_samples = query.shape[1] if query.ndim == 3 else 1
-            mask = mask.expand(n_samples, -1, -1, -1).flatten(0, 1)
+            mask = mask.expand(n_samples, n_heads, -1, -1).flatten(0, 1)
         # With is_causal the function would drop the mask.
         named |= {"attn_mask": mask, "key_padding_mask": padding, "is_causal": False}
         return F.multi_head_attention_forward(*given.args, **given.kwargs)

@@ -26,15 +26,14 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
     r"""Return a copy of a model whose weights hold the edits, compared with them on a batch.
 
     An edit of units is :math:`h_u \leftarrow a_u h_u + c_u`. At the output of a linear map
-    :math:`h = W x + b` that is row u of W and entry u of b times :math:`a_u`, plus :math:`c_u` in
-    b; so for normalisation with weight and bias. At the input of a Linear it is column u of W
-    times :math:`a_u`, and :math:`W_{\cdot u} c_u` more in b.
+    :math:`h = W x + b`, or of a normalisation, that is row u of W and entry u of b times
+    :math:`a_u`, plus :math:`c_u` in b. At the input of a Linear it is column u of W times
+    :math:`a_u`, and :math:`W_{\cdot u} c_u` more in b.
 
     Parameters
     ----------
     model : torch.nn.Module
-        In evaluation mode; left as it is. Of what `torch.compile` made, the module underneath is
-        copied.
+        In evaluation mode; left as it is.
     edits : Ablate, Preserve or Scale, or several
         They act in the order given, as under `edited`. Replacements are numbers. Sites are
         outputs of Linear, Conv, BatchNorm, GroupNorm or LayerNorm, or inputs of Linear.
@@ -83,20 +82,9 @@ def save_baked(
 ) -> None:
     """Write the weights of `baked` as safetensors, with the edits among the metadata.
 
-    Parameters
-    ----------
-    model, edits, inputs
-        As for `baked`, and so are the errors.
-    file : path
-        Ends in ``.safetensors``. The weights fit wherever the model's own do:
-        ``load_model(name, weights=file)``, or ``load_state_dict``.
-
-    Raises
-    ------
-    OptionError
-        The file is named otherwise.
-    StoreError
-        It cannot be written.
+    They fit wherever the model's own do: ``load_model(name, weights=file)``. Errors are those of
+    `baked`; a file not named ``.safetensors`` is an OptionError, one that cannot be written a
+    StoreError.
     """
     from safetensors.torch import save
 

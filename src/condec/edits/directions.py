@@ -1,8 +1,4 @@
-r"""Edits along directions: combinations of units, such as the atom of a mode.
-
-An activation has one vector :math:`h_p` over the units at every position p of every sample.
-Heads have no such vector: their entries belong to another basis in every head.
-"""
+r"""Edits along directions: of one vector :math:`h_p` over the units, at every position p."""
 
 import functools
 import math
@@ -42,8 +38,7 @@ class Steer(Edit):
         s; below 0 steers away, 0 changes nothing.
     norm : {"activation", "one", "own"}
         Length of the added vector at strength 1, :math:`\ell_p`: that of the activation's own
-        vector at that position, :math:`\|h_p\|` (norm-matched); 1, in the unit of the
-        activation; or that of the direction, :math:`\|d\|`.
+        vector, :math:`\|h_p\|` (norm-matched); 1; or that of the direction, :math:`\|d\|`.
 
     Raises
     ------
@@ -158,17 +153,13 @@ class Project(Edit):
     def __init__(self, site: Site | str, *, directions: Vector | Sequence[Vector]) -> None:
         who = set_site(self, site)
         several: list[Any] = list(directions)
-        if several and all(
-            isinstance(one, SupportsFloat) and not getattr(one, "ndim", 0) for one in several
-        ):
-            several = [directions]
         if not several:
             raise OptionError(
                 f"{who}: directions is empty; name at least one, or leave the edit out"
             )
-        found = tuple(
-            checked_direction(who, one, f"direction {number}") for number, one in enumerate(several)
-        )
+        if all(isinstance(d, SupportsFloat) and not getattr(d, "ndim", 0) for d in several):
+            several = [directions]
+        found = tuple(checked_direction(who, d, f"direction {i}") for i, d in enumerate(several))
         widths = sorted({len(one) for one in found})
         if len(widths) > 1:
             raise OptionError(f"{who}: directions must be equally wide; got widths {widths}")
@@ -191,7 +182,7 @@ def along(
     """Return a changed copy of an activation; half precision is changed in single.
 
     `change` gets the activation (without tokens that do not count), its unit axes, and the
-    directions, each of length 1 and laid over these axes.
+    directions, of length 1 and laid over these axes.
     """
     units, n_units = units_at(edit, activation)
     if units.layout == "heads":

@@ -21,19 +21,9 @@ from condec.store import Store
 @short_repr
 @dataclass(frozen=True, slots=True, eq=False)
 class Donors(ABC):
-    """Contract: activations of other inputs, which replace those at a site.
+    """Contract: activations of other inputs, [donor, ...], which replace those at a site.
 
-    Two are equal if they are one object. The tensor is copied.
-
-    Parameters
-    ----------
-    tensor : Tensor of shape [donor, ...]
-        As `record_activation` gives it.
-
-    Raises
-    ------
-    OptionError
-        No donor, no floating type, or entries that are not finite.
+    The tensor, as `record_activation` gives it, is copied; it is floating and finite.
     """
 
     tensor: Activation
@@ -58,10 +48,7 @@ class Donors(ABC):
         object.__setattr__(self, "tensor", tensor.detach().clone())
 
     def rows(self, who: str, activation: Tensor) -> Tensor:
-        """Return one row for every sample of an activation, of its shape, dtype and device.
-
-        Donors that do not fit it are a SiteError, whose message begins with `who`.
-        """
+        """Return one row for every sample of an activation; SiteError where donors do not fit."""
         if self.tensor.shape[1:] != activation.shape[1:]:
             raise SiteError(
                 f"{who}: recorded values must be of the shape at the site, [sample, "
@@ -85,7 +72,6 @@ class Recorded(Donors):
     """Activations of other inputs, sample by sample; a single one serves all samples.
 
     Where an edit meets several versions of the batch one after the other, each gets all rows.
-    Parameters and errors are those of `Donors`.
     """
 
     def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
@@ -104,8 +90,7 @@ class Recorded(Donors):
 class Resample(Donors):
     """Activations drawn, with replacement, from those of other inputs, for batches of any size.
 
-    Sample i of a batch gets the i-th draw of the `seed`, the same in every batch. Errors are
-    those of `Donors`.
+    Sample i of a batch gets the i-th draw of the `seed`, the same in every batch.
     """
 
     seed: int = field(default=0, kw_only=True)
@@ -155,17 +140,8 @@ def unit_means(
 ) -> Atom:
     """Return the mean activation of every unit, [unit], over samples and positions.
 
-    Parameters
-    ----------
-    rows : Tensor of shape [sample], optional
-        Samples to take; by default all.
-    label : int, optional
-        Of these, the samples of one label only.
-
-    Raises
-    ------
-    DataError
-        There is no such sample.
+    Of the `rows` [sample], by default all, the samples of one `label`, if it is given. No such
+    sample is a DataError.
     """
     # Stores hold activations summed over a unit's positions.
     summed = store.matrix(site, quantity="activation", sign="sum")
@@ -182,13 +158,12 @@ def unit_means(
 def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Activation:
     """Return what a site holds for some inputs, [sample, ...]: a source for `Patch`, for one.
 
-    Under `edited`, it is that of the edited network, which must be in evaluation mode.
+    Under `edited`, it is that of the edited network.
 
     Raises
     ------
     SiteError
-        There is not one such site, it does not run, or runs more than once and the site does
-        not say which call is meant.
+        There is not one such site, or it does not run once.
     ModelError
         The model is in training mode, or fails on the inputs.
 

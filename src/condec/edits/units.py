@@ -29,11 +29,8 @@ class Replacing(Edit):
         self, site: Site | str, *, units: Sequence[int] | Tensor, replacement: Replacement = 0.0
     ) -> None:
         who = set_site(self, site)
-        set_fields(
-            self,
-            units=checked_units(who, units, least=self.least),
-            replacement=checked_replacement(who, replacement),
-        )
+        units = checked_units(who, units, least=self.least)
+        set_fields(self, units=units, replacement=checked_replacement(who, replacement))
 
     def replaced(self, n_units: int) -> Tensor:
         """Return a mask of the units that are replaced, of a site with so many."""
@@ -65,9 +62,7 @@ class Replacing(Edit):
 @final
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class Ablate(Replacing):
-    """Replace some units of a site at all positions, by 0 or by given values.
-
-    "Ablate" of Melander et al. 2026: the units of a mode are set to 0 in the output of a block.
+    """Replace some units of a site at all positions ("Ablate" of Melander et al. 2026).
 
     Parameters
     ----------
@@ -83,8 +78,8 @@ class Ablate(Replacing):
     Raises
     ------
     OptionError
-        No units, a unit twice, negative, or no integer; a replacement that is not finite;
-        at the first forward pass, a replacement of another length than the site.
+        No units, a unit twice, negative, or no integer; a replacement that is not finite, or, at
+        the first forward pass, of another length than the site.
     SiteError
         At the first forward pass: a unit that the site does not have; a whole activation of
         another shape, or of another number of samples.
@@ -101,11 +96,10 @@ class Ablate(Replacing):
 @final
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class Preserve(Replacing):
-    """Replace all units of a site but some at all positions, by 0 or by given values.
+    """Replace all units of a site but some at all positions ("Preserve" of Melander et al. 2026).
 
-    "Preserve" of Melander et al. 2026: all units but those of a mode are set to 0 in the
-    output of a block. Parameters and errors are those of `Ablate`, but that `units` are those
-    to keep; with none, the whole site is replaced.
+    Parameters and errors are those of `Ablate`, but that `units` are those to keep; with none, the
+    whole site is replaced.
 
     Examples
     --------
@@ -119,10 +113,7 @@ class Preserve(Replacing):
 @final
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class Scale(Edit):
-    """Multiply some units of a site at all positions by a factor: turn them up or down.
-
-    A factor of 1 changes nothing; 0 is `Ablate`, whatever the units hold; below 0 flips the sign.
-    It must be finite. Units and errors are those of `Ablate`.
+    """Multiply some units of a site at all positions by a finite factor; 0 is `Ablate`.
 
     Examples
     --------

@@ -21,20 +21,13 @@ def head_weights(
     r"""Return the weights of the last layer, where a site is followed by nothing but it.
 
     Where only an average over positions and a linear layer follow, every logit is
-    :math:`\sum_u w_{ku} \bar h_u + b_k`, and its gradient the same for all inputs and
-    positions. That is checked, with the gradients of all logits; the weights are
+    :math:`\sum_u w_{ku} \bar h_u + b_k`, and its gradient the same for all inputs (two
+    at least) and positions, up to a `tolerance` relative to the largest. The weights, for
+    `ByScores`, are
 
     .. math:: w_{ku} = \sum_\text{positions} \frac{\partial y_k}{\partial h_u}.
 
-    Returned are weights [label, unit], for `ByScores`. Of the `inputs` there are at least two, to
-    tell a gradient that depends on the input; `tolerance` is relative to the largest gradient.
-
-    Raises
-    ------
-    OptionError, ModelError
-        Fewer than two inputs; a model in training mode.
-    SiteError
-        The gradients differ: more than averaging and a linear layer follows.
+    Gradients that differ, where more follows, are a SiteError.
     """
     refuse_training(model)
     (site,) = find_sites(original(model), site)

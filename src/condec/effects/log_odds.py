@@ -37,20 +37,12 @@ def fit_log_odds(
 ) -> Modes:
     """Fit modes of those contributions, signed, for the `log_odds` of `standard_rankings`.
 
-    Parameters
-    ----------
-    store : Store
-        From `collect_log_odds`, of the samples that the other modes are of.
-    like : Modes
-        With held-out rows, which stay held out.
-    learner : Learner, optional
-        By default `ThresholdSAE` with three modes a unit. It must take negative entries.
+    The `store`, from `collect_log_odds`, has the samples of the modes `like`, whose held-out rows
+    stay held out. The `learner`, by default `ThresholdSAE` with three modes a unit, must take
+    negative entries.
     """
-    site = like.site
+    site, held_out = like.site, like.held_out.nonzero().flatten()
     rows = store.matrix(site, sign="sum")
     learner = ThresholdSAE(MODES_PER_UNIT * rows.shape[1]) if learner is None else learner
-    held_out = like.held_out.nonzero().flatten()
-    report = fit(learner, rows, config=config, held_out_rows=held_out)
-    return Modes.build(
-        report.dictionary, store, site, "sum", held_out_rows=held_out, name="log_odds"
-    )
+    fitted = fit(learner, rows, config=config, held_out_rows=held_out).dictionary
+    return Modes.build(fitted, store, site, "sum", held_out_rows=held_out, name="log_odds")

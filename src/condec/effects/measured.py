@@ -20,19 +20,15 @@ __all__ = ["Edits", "Measured", "Route", "measure"]
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Outputs of a network under each of several sets of edits.
+    """Outputs of a network under each of several sets of edits, [edit, sample].
 
     Attributes
     ----------
     labels : Tensor of shape [sample]
-    predicted : Tensor of shape [edit, sample], int64
-        The label with the largest output.
-    rank : Tensor of shape [edit, sample], int64
-        How many outputs are above that of the sample's label; 0 to 4 is top-5.
-    logit, probability : Tensor of shape [edit, sample]
-        Output of the sample's own label, and its softmax.
-    entropy : Tensor of shape [edit, sample]
-        Of the softmax over all outputs, in nats.
+    predicted, rank : Tensor of shape [edit, sample], int64
+        The label with the largest output; how many outputs are above the own label's.
+    logit, probability, entropy : Tensor of shape [edit, sample]
+        Output of the sample's own label, its softmax; entropy of the softmax over all, in nats.
     target_logit, target_probability : Tensor of shape [edit, sample]
         Of the label that is followed under that edit, on all samples; NaN where none is.
     """
@@ -64,10 +60,9 @@ def measure(
 ) -> Measured:
     """Run held-out samples under many edits.
 
-    Sets of edits that begin at the same place share what lies before it, which runs once for
-    every batch; what lies after it runs on several versions of the batch at a time
-    (`condec.network.split_at`). Numbers are those of a whole pass for every set of edits, up to the
-    rounding of another batch size.
+    Sets of edits that begin at the same place share what lies before it (docs/how-to/control.md).
+    Numbers are those of a whole pass for every set of edits, up to the rounding of another batch
+    size.
 
     Parameters
     ----------
@@ -81,13 +76,12 @@ def measure(
     batch_size : int
         Samples that pass the model together. Memory holds one batch of them.
     memory_gib : float, optional
-        Memory, about, for the versions that pass together; one always does. By default 1/16 on
-        a processor, whose caches more would overflow, and 2 on a GPU.
+        Memory, about, for the versions of a batch that pass together; one always does. By default
+        1/16 on a processor, whose caches more would overflow, and 2 on a GPU.
     route : {"auto", "replay", "full"}
         ``"full"`` is a whole pass for every set of edits; ``"replay"`` runs what lies after a
-        place (`condec.network.split_at`), and is an error where that does not work. ``"auto"``
-        replays, but for few sets of edits that begin at a place, edits within modules, and
-        models that cannot be run in parts, which take whole passes.
+        place (`condec.network.split_at`), or is an error; ``"auto"`` replays where that works and
+        pays.
 
     Raises
     ------
@@ -107,9 +101,10 @@ def measure(
     passes = Passes(model, edits, route=route, memory_gib=memory_gib)
     parts: list[dict[str, Tensor]] = []
     for inputs, labels in samples.batches(batch_size):
-        found: dict[int, dict[str, Tensor]] = {}
-        for number, output in passes.outputs(prepare_inputs(model, inputs)):
-            found[number] = _numbers(output, labels, targets[number])
+        found = {
+            number: _numbers(output, labels, targets[number])
+            for number, output in passes.outputs(prepare_inputs(model, inputs))
+        }
         in_order = [found[number] for number in range(len(edits))]
         parts.append({name: torch.stack([f[name] for f in in_order]).cpu() for name in in_order[0]})
     whole = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}

@@ -1,12 +1,13 @@
 """Outputs of a batch under many edits, in few and short passes.
 
-Sets of edits are grouped by their earliest place in the network. For each group, what lies
-before that place runs once a batch (`condec.network.split_at`); what lies after it runs on several
-versions of the batch, one for every set, stacked along the sample axis.
+Sets of edits are grouped by their earliest place in the network. What lies before it runs once a
+batch (`condec.network.split_at`), what lies after it on versions of the batch, one for every set,
+stacked along the sample axis.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal
 
 import torch
@@ -48,8 +49,7 @@ class Passes:
         one_of("measure", "route", route, Route)
         if memory_gib is not None and not memory_gib > 0:
             raise OptionError(f"measure: memory_gib must be above 0; got {memory_gib}")
-        self.model, self.edits, self.route = model, list(edits), route
-        self.memory_gib = memory_gib
+        self.model, self.edits, self.route, self.memory_gib = model, list(edits), route, memory_gib
         self._groups: list[_Group] | None = None
         self._whole: list[int] = []
 
@@ -60,8 +60,14 @@ class Passes:
             self._groups = self._grouped(inputs[:1])
         plain = None
         for group in list(self._groups):
-            after = self._split(group, inputs)
-            if after is None:
+            try:
+                if group.splitter is None:
+                    also = group.later.values()
+                    group.splitter = Splitter(self.model, group.site, also=also)
+                after = group.splitter.at(inputs)
+            except (ModelError, SiteError):
+                if self.route != "auto":
+                    raise
                 self._groups.remove(group)
                 self._whole += group.numbers
                 continue
@@ -118,17 +124,6 @@ class Passes:
         by_key = {site.key: site for site in sites}
         return [by_key[key] for key in tape.records]
 
-    def _split(self, group: _Group, inputs: Tensor) -> AfterSite | None:
-        """Return the network from a group's place on; None where only whole passes will do."""
-        try:
-            if group.splitter is None:
-                group.splitter = Splitter(self.model, group.site, also=group.later.values())
-            return group.splitter.at(inputs)
-        except (ModelError, SiteError):
-            if self.route != "auto":
-                raise
-            return None
-
     def _stacked(self, group: _Group, after: AfterSite) -> Iterator[tuple[int, Tensor]]:
         """Yield outputs of a group, several sets of edits in one pass."""
         h = after.activation
@@ -137,28 +132,26 @@ class Passes:
         most = 1 if not after.stacks else max(1, min(fit, _MOST_VERSIONS))
         for start in range(0, len(group.numbers), most):
             numbers = group.numbers[start : start + most]
-            versions = torch.cat([self._changed(n, group.site.place, h) for n in numbers])
-            changes = {
-                site: self._change(numbers, place, len(h)) for place, site in group.later.items()
+            versions = self._changed([h] * len(numbers), numbers, group.site.place)
+
+            def change(stacked: Tensor, numbers: Sequence[int], place: Place) -> Tensor:
+                return self._changed(torch.split(stacked, len(h)), numbers, place)
+
+            changes: dict[Site, TensorMap] = {
+                site: partial(change, numbers=numbers, place=place)
+                for place, site in group.later.items()
             }
             output = self._checked(after.run(versions, changes), versions)
             yield from zip(numbers, torch.split(output, len(h)), strict=True)
 
-    def _change(self, numbers: Sequence[int], place: Place, n_samples: int) -> TensorMap:
-        """Return the change of stacked versions at a later place, each by its set of edits."""
-
-        def change(stacked: Tensor) -> Tensor:
-            parts = zip(numbers, torch.split(stacked, n_samples), strict=True)
-            return torch.cat([self._changed(number, place, part) for number, part in parts])
-
-        return change
-
-    def _changed(self, number: int, place: Place, activation: Tensor) -> Tensor:
-        """Return the activation at a place under a set of edits."""
-        for edit in self.edits[number]:
-            if edit.site.place == place:
-                activation = edit.apply(activation)
-        return activation
+    def _changed(self, parts: Sequence[Tensor], numbers: Sequence[int], place: Place) -> Tensor:
+        """Return versions of the activation at a place, each under its set of edits, stacked."""
+        changed = []
+        for part, number in zip(parts, numbers, strict=True):
+            for edit in self.edits[number]:
+                part = edit.apply(part) if edit.site.place == place else part
+            changed.append(part)
+        return torch.cat(changed)
 
     def _checked(self, output: Tensor, inputs: Tensor) -> Tensor:
         if output.ndim != 2 or len(output) != len(inputs):

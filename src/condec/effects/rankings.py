@@ -1,9 +1,4 @@
-"""Orders in which edits take the units of a site, for each label.
-
-A ranking gives every unit a score for every label; edits take the highest first. Scores come
-from training rows alone: from the modes of a dictionary, from plain means of a store without any
-dictionary, from weights, or by chance.
-"""
+"""Orders in which edits take the units of a site, for each label, from training rows alone."""
 
 import math
 from abc import ABC, abstractmethod
@@ -32,19 +27,10 @@ Order = Int[torch.Tensor, " unit"]
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Units in the order in which edits take them; several orders are random draws.
+    """Units in the order in which edits take them; several `orders` are random draws (`drawn`).
 
-    Attributes
-    ----------
-    label : int
-    name : str
-        The ranking's.
-    orders : tuple of Tensor of shape [unit]
-    mode, correlation : int or None, float
-        Original id of the mode whose atom gives the order, and its correlation with the label on
-        training rows; None and NaN without a mode.
-    drawn : bool
-        Whether the orders are random draws.
+    `mode` is the original id of the mode whose atom gives the order, `correlation` its correlation
+    with the label on training rows; None and NaN without a mode.
     """
 
     label: int
@@ -94,11 +80,9 @@ class OfModes(Ranking):
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ByMode(OfModes):
-    """The atom of the label's best mode, largest signed entry first.
+    """The atom of the label's best mode, largest signed entry first (`by_unit`).
 
-    Melander et al. 2026, figure 6. For modes of negative parts the lowest entry comes first;
-    for modes of both parts side by side (``concat``) a unit's two entries are added. Of `rank` 0
-    is the mode most correlated on training rows.
+    Melander et al. 2026, figure 6. Of `rank` 0 is the mode most correlated on training rows.
     """
 
     modes: Modes
@@ -133,7 +117,7 @@ class ByModeSum(OfModes, ByUnitScores):
     name: str = "modes"
 
     def scores(self, labels: Sequence[int]) -> Scores:
-        """Score every unit for one label, or for several taken together (a superclass)."""
+        """Score every unit for labels taken together."""
         modes = self.modes
         mine, others = _rows(modes.store, ~modes.held_out, labels)
         weights = modes.loadings[mine].mean(0)
@@ -141,33 +125,16 @@ class ByModeSum(OfModes, ByUnitScores):
             weights = weights - _mean(modes.loadings[others])
         else:
             correlation = member_correlation(modes, labels)
-            chosen = correlation > self.least
-            weights = weights * torch.where(
-                chosen, correlation if self.weight == "correlation" else 1.0, 0.0
-            )
+            factor = correlation if self.weight == "correlation" else torch.ones(())
+            weights = weights * torch.where(correlation > self.least, factor, 0.0)
         return by_unit(modes, weights @ modes.atoms)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OfStore(ByUnitScores):
-    """Base of the rankings by the rows of a store, without a dictionary.
+    """Base of the rankings by the training `rows` [sample] of a store, without a dictionary.
 
-    Parameters
-    ----------
-    store : Store
-        Of any method and target.
-    site : Site or str
-    rows : Tensor of shape [sample], bool
-        The training rows.
-    quantity : {"contribution", "activation"}
-    sign : {"positive", "negative", "sum"}
-        Of negative parts the lowest score comes first.
-    name : str
-
-    Raises
-    ------
-    OptionError
-        The sign ``concat``.
+    Of negative parts the lowest score comes first; the `sign` is not ``concat``.
     """
 
     store: Store
@@ -197,10 +164,7 @@ class OfStore(ByUnitScores):
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ByMean(OfStore):
-    """The label's mean of contributions or activations, largest first.
-
-    Parameters are those of `OfStore`, and `against_others`: minus the mean of all other labels.
-    """
+    """The label's mean, minus that of all other labels if `against_others`, largest first."""
 
     against_others: bool = False
 
@@ -216,19 +180,14 @@ class ByMean(OfStore):
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ByCorrelation(OfStore):
-    """Correlation of each single unit with the label, highest first: the best channel leads.
-
-    Parameters are those of `OfStore`.
-    """
+    """Correlation of each single unit with the label, highest first: the best channel leads."""
 
     name: str = "unit_correlation"
 
     def scores(self, labels: Sequence[int]) -> Scores:
         """Score every unit for one label, or for several taken together."""
         mine, others = _rows(self.store, self.rows, labels)
-        rows = mine | others
-        found = correlation_matrix(self._matrix[rows], mine[rows].to(torch.float32)[:, None])
-        return _turn(self.sign) * found[:, 0]
+        return _turn(self.sign) * _correlation(self._matrix, mine, mine | others)
 
 
 @final
@@ -310,9 +269,11 @@ def descending(scores: Tensor) -> Order:
 def member_correlation(modes: Modes, labels: Sequence[int]) -> Float[torch.Tensor, " mode"]:
     """Return the correlation of every mode's loading with having one of the labels."""
     mine, others = _rows(modes.store, ~modes.held_out, labels)
-    rows = mine | others
-    member = mine[rows].to(torch.float32)[:, None]
-    return correlation_matrix(modes.loadings[rows], member)[:, 0]
+    return _correlation(modes.loadings, mine, mine | others)
+
+
+def _correlation(values: Tensor, mine: Mask, rows: Mask) -> Float[torch.Tensor, " column"]:
+    return correlation_matrix(values[rows], mine[rows].to(torch.float32)[:, None])[:, 0]
 
 
 def _turn(sign: Sign) -> float:

@@ -17,15 +17,9 @@ from condec.modes import Modes
 @short_repr
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out rows of the data with their labels. Made by `held_out`.
+    """Held-out rows of the data with their labels, and where they are in `inputs` (`indices`).
 
-    Attributes
-    ----------
-    inputs : Inputs
-    indices : list of int
-        Where the rows are in `inputs`.
-    labels : Tensor of shape [sample]
-        Of these rows, all 0 or more.
+    Made by `held_out`.
     """
 
     inputs: Inputs
@@ -51,11 +45,8 @@ class HeldOut:
 def held_out(data: Any, modes: Modes, who: str = "control_curve") -> HeldOut:
     """Find the labelled held-out rows of modes in the data that were collected, by id.
 
-    Raises
-    ------
-    DataError
-        Labels are missing, no rows are held out, or `data` lacks samples of the store, or has
-        other labels. The message begins with `who`.
+    It is a DataError, beginning with `who`, where labels are missing, no rows are held out, or
+    `data` lacks samples of the store or has other labels.
     """
     inputs, store = as_inputs(data), modes.store
     if not bool((store.labels >= 0).any()):

@@ -57,30 +57,17 @@ def standard_rankings(
       the same minus that of all other labels; one more difference for each of `stores`, of the
       same samples by another method, as ``{"act_grad": store}``;
     - ``activation_difference``: its mean activation minus that of all other labels;
-    - ``unit_correlation``: the correlation of every single unit's contribution with the label;
-    - ``head_weights``: with `head` from `head_weights`;
-    - ``random``: random units; ``random_modes``: modes drawn at random.
+    - ``unit_correlation`` (`ByCorrelation`); ``head_weights``: with `head` from `head_weights`;
+    - ``random``: random units; ``random_modes``: modes drawn at random, `n_random` times each.
 
-    Parameters
-    ----------
-    names : sequence of str, optional
-        Of `RANKING_NAMES`: only these.
-    rank : int
-        Which mode of a label ``best_mode`` is.
-    n_random, seed : int
-        Draws of random units and modes; 0 leaves both out.
-
-    Raises
-    ------
-    OptionError
-        No names, one that is not known, or one that needs `log_odds`.
+    Of these only `names`, where given (`RANKING_NAMES`); of `rank` is ``best_mode``. No names, one
+    that is not known, or one that needs `log_odds` are an OptionError.
     """
     own, rows, site, sign = modes.store, ~modes.held_out, modes.site, _sign(modes)
 
     def difference(
         name: str, store: Store, like: Modes = modes, quantity: Quantity = "contribution"
     ) -> ByMean:
-        """Return the label's mean minus that of the others, on the training rows of modes."""
         sign = "sum" if quantity == "activation" else _sign(like)
         return ByMean(
             store=store, site=like.site, rows=~like.held_out, quantity=quantity, sign=sign,
