@@ -24,16 +24,10 @@ _HERE: Final = Path(__file__).parent
 class Page:
     """A page that a package adds to reports, declared in the group ``condec.pages``.
 
-    Attributes
-    ----------
-    name, file : str
-        What links to it are called, and its file: ``Retina``, ``retina.html``.
-    template : Path
-        Of Jinja; it may extend ``base.html.jinja`` and import macros of ``parts.html.jinja``.
-    applies : callable
-        From a run folder to whether it has what the page shows.
-    values : callable
-        From the run, and where figures are stored, to what the template takes.
+    `name` and `file` are what links to it are called, and its file: ``Retina``, ``retina.html``.
+    The Jinja `template` may extend ``base.html.jinja`` and import macros of ``parts.html.jinja``;
+    it takes `values`, made from the run and where figures are stored. `applies` tells whether a
+    run folder has what the page shows.
     """
 
     name: str
@@ -46,19 +40,9 @@ class Page:
 def build_report(run_folder: str | Path, pages: Sequence[Page] | None = None) -> Path:
     """Make the report of a run folder.
 
-    An earlier report is replaced once the new one is whole.
-
-    Parameters
-    ----------
-    run_folder : path
-    pages : sequence of Page, optional
-        Pages besides those of the sites; by default those of all installed packages. Only those
-        that apply to the run are made.
-
-    Returns
-    -------
-    Path
-        ``report/index.html`` in the run folder; open it with any browser.
+    An earlier report is replaced once the new one is whole. `pages` are those besides the sites',
+    by default those of all installed packages; only those that apply to the run are made. Returns
+    ``report/index.html`` in the run folder; open it with any browser.
 
     Raises
     ------

@@ -116,13 +116,7 @@ def write(plan: Plan) -> Path:
 
 
 def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
-    """Make a plan from the content of a run.toml.
-
-    Parameters
-    ----------
-    record : mapping
-    folder : path
-        Where the file is: ``out`` and ``base`` start from there.
+    """Make a plan from the content of a run.toml; ``out`` and ``base`` start from `folder`.
 
     Raises
     ------

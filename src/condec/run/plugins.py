@@ -28,20 +28,13 @@ OF_IMAGES: Final = ("control", "map")
 class Link:
     """A link of the chain that a package brings.
 
-    Attributes
-    ----------
-    name : str
-        Of the entry point, of the command ``condec NAME RUN``, and of its section ``[NAME]``.
-    function : callable
-        Does it in a `Run`; the first line of its docstring is the help of the command.
-    options : type, optional
-        Frozen dataclass of its section; the function finds it in ``run.plan.options[name]``.
-    kinds : tuple of str
-        Kinds of data (``"movie"`` of ``movie:FILE``) for which it is in the default chain,
-        where control and map then are not.
-    forget : callable, optional
-        Removes what was made from a site's earlier modes, when these are fitted again; takes
-        the run, the key of the site and the name of the learner.
+    `name` is that of the entry point, of the command ``condec NAME RUN``, and of its section
+    ``[NAME]``. `function` does it in a `Run`, with the first line of its docstring as the
+    command's help; it finds its section, of the frozen dataclass `options`, in
+    ``run.plan.options[name]``. `kinds` are kinds of data (``"movie"`` of ``movie:FILE``) for which
+    it is in the default chain, where control and map then are not. `forget` takes the run, the
+    key of a site and the name of the learner, and removes what was made from the site's earlier
+    modes, when these are fitted again.
     """
 
     name: str

@@ -98,19 +98,12 @@ class SweepPlan:
 class SweepResult:
     """Results of a sweep.
 
-    Attributes
-    ----------
-    table : pandas.DataFrame
-        One row a fit: `site`, `configuration`, `learner`, `n_units`, `n_modes`,
-        `modes_per_unit`, the options that the plan names (missing where a learner has no such),
-        `seed`; every field of `Quality`, of the held-out rows, and with ``_train`` of
-        the training rows; `n_epochs`, `seconds`; `stability` over the seeds (missing for a
-        single one); `on_front`, whether the means over the seeds are on the front of R2 against
-        L0; `folder` of the dictionary.
-    n_made, n_kept : int
-        Fits that were made now, and that had been made before.
-    files : tuple of Path
-        Table and figure.
+    `table` has one row a fit: `site`, `configuration`, `learner`, `n_units`, `n_modes`,
+    `modes_per_unit`, the options that the plan names (missing where a learner has no such),
+    `seed`; every field of `Quality`, of the held-out rows, and with ``_train`` of the training
+    rows; `n_epochs`, `seconds`; `stability` over the seeds (missing for a single one); `on_front`,
+    whether the means over the seeds are on the front of R2 against L0; `folder` of the dictionary.
+    `n_made` fits were made now, `n_kept` before; `files` are the table and the figure.
     """
 
     table: "pandas.DataFrame"

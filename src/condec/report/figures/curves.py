@@ -28,14 +28,8 @@ def control_figure(curve: pandas.DataFrame, *, edit: str, replacement: str) -> F
 
     Means over labels; solid: the label's own images, dashed: all others. Bands are 95 %
     intervals of the means, labels drawn again; those of a single label are over its images.
-    Of more than four rankings only modes and random units have bands.
-
-    Parameters
-    ----------
-    curve : pandas.DataFrame
-        From `control_curve`, of one site; further edits and replacements are left out.
-    edit : {"ablate", "preserve"}
-    replacement : {"zero", "mean", "class_mean", "resample"}
+    Of more than four rankings only modes and random units have bands. `curve` is from
+    `control_curve`, of one site; edits and replacements other than those given are left out.
     """
     part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
     not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
@@ -92,18 +86,11 @@ def auc_figure(
 ) -> Figure:
     """Draw selectivity of edits, (AUC target - AUC off-target) / AUC off-target, by site or label.
 
-    Parameters
-    ----------
-    differences : pandas.DataFrame
-        From `auc_difference`: columns ``site``, ``label_name``, ``ranking``, ``edit``,
-        ``auc_difference``.
-    edit : {"ablate", "preserve"}
-    by : {"site", "label_name"}
-        Bars (dots, of more than four rankings) are means over the labels of a site, with their
-        95 % interval, labels drawn again; or one label's mean over sites, with that over its
-        images where there is one site.
-    of : str
-        Stands after the title.
+    `differences` are from `auc_difference`: columns ``site``, ``label_name``, ``ranking``,
+    ``edit``, ``auc_difference``. By ``site``, bars (dots, of more than four rankings) are means
+    over the labels of a site, with their 95 % interval, labels drawn again; by ``label_name``, one
+    label's mean over sites, with that over its images where there is one site. `of` stands after
+    the title.
     """
     part = differences[differences["edit"] == edit]
     not_empty(part, f"auc_figure: edit {edit!r}")

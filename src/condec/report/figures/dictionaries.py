@@ -18,13 +18,7 @@ _BINS: Final = tuple(-5.0 + 0.5 * step for step in range(11))
 
 
 def training_history_figure(history: Sequence[float]) -> Figure:
-    """Draw the training loss of a dictionary over its epochs.
-
-    Parameters
-    ----------
-    history : sequence of float
-        From `FitReport.history`.
-    """
+    """Draw the training loss of a dictionary over its epochs, from `FitReport.history`."""
     if not history:
         raise DataError("training_history_figure: the history is empty; nothing was trained")
     with chart("Training", "loss over epochs, logarithmic") as (figure, axis):
@@ -39,17 +33,9 @@ def training_history_figure(history: Sequence[float]) -> Figure:
 def density_figure(density: Mapping[str, Float[Tensor, " mode"]]) -> Figure:
     """Draw how many modes are used by how many inputs; dead ones stand apart on the left.
 
-    Bins are half a power of ten each; the first holds all rarer ones, too.
-
-    Parameters
-    ----------
-    density : mapping of str to Tensor of shape [mode]
-        Share of the inputs of a split that use each mode, 0 for dead ones; one or two splits.
-
-    Raises
-    ------
-    DataError
-        There are no modes, or more than two splits.
+    Bins are half a power of ten each; the first holds all rarer ones, too. `density` is the share
+    of the inputs of a split that use each mode, 0 for dead ones, of one or two splits; without
+    modes, or of more splits, it is a DataError.
     """
     shares = {name: values.double().numpy() for name, values in density.items()}
     if not 1 <= len(shares) <= 2 or not all(len(values) for values in shares.values()):
@@ -88,10 +74,7 @@ def stability_figure(
 ) -> Figure:
     """Draw how well modes are found again: by other seeds, on either half of the data, by chance.
 
-    Parameters
-    ----------
-    seeds, halves, chance : Tensor of shape [mode]
-        `seed_cosine`, `half_cosine` and `chance` of a `Stability`; NaN for dead modes.
+    The cosines are `seed_cosine`, `half_cosine` and `chance` of a `Stability`; NaN for dead modes.
     """
     named = _finite({"other seeds": seeds, "half the data": halves, "chance": chance})
     if not all(len(values) for values in named.values()):
@@ -104,10 +87,8 @@ def stability_figure(
 def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
     """Draw how well modes, and single units, single out a label (Melander et al. 2026, fig. 5).
 
-    Parameters
-    ----------
-    best : mapping of str to Tensor of shape [mode]
-        Highest correlation with any label; first the modes, then what they compare with.
+    `best` is the highest correlation with any label: first of the modes, then of what they
+    compare with.
     """
     kept = _finite(best)
     if not any(len(values) for values in kept.values()):
@@ -147,16 +128,7 @@ def correlation_heatmap_figure(
 ) -> Figure:
     """Draw the correlation of every mode with every label; modes ordered by their best label.
 
-    Parameters
-    ----------
-    correlation : Tensor of shape [mode, label]
-    label_names : sequence of str
-    mode_ids : sequence of int
-
-    Raises
-    ------
-    DataError
-        Names or ids do not fit the matrix, or it is empty.
+    Where names or ids do not fit the matrix, or it is empty, it is a DataError.
     """
     values = correlation.nan_to_num().numpy()
     if values.shape != (len(mode_ids), len(label_names)) or not values.size:

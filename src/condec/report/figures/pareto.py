@@ -33,17 +33,9 @@ def pareto_figure(table: pandas.DataFrame) -> Figure:
 
     A point is the mean of a configuration over its seeds; its cross reaches from the lowest to
     the highest of them. Colours are learners, markers numbers of modes relative to the units.
-    The scale of R2 is logarithmic in the rest, 1 - R2, and begins at 0.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        One row a fit: `site`, `configuration`, `learner`, `modes_per_unit`, `l0`, `r2`.
-
-    Raises
-    ------
-    DataError
-        The table is empty, a column is missing, or no fit has loadings.
+    The scale of R2 is logarithmic in the rest, 1 - R2, and begins at 0. The table has one row a
+    fit: `site`, `configuration`, `learner`, `modes_per_unit`, `l0`, `r2`; where it is empty, a
+    column is missing, or no fit has loadings, it is a DataError.
     """
     not_empty(table, "pareto_figure")
     missing = [name for name in ("learner", "modes_per_unit") if name not in table]

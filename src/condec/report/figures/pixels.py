@@ -25,15 +25,9 @@ def mode_map_figure(
     *,
     display: Display | None = None,
 ) -> Figure:
-    """Draw one input and its maps, side by side.
+    """Draw one input and its maps, side by side, as `draw_maps` does.
 
-    Parameters
-    ----------
-    picture : uint8 array of shape [y, x, colour]
-    maps : mapping of str to Tensor of shape [channel, y, x] or [y, x]
-        For example ``{"total": ..., "positive": ..., "negative": ...}``.
-    display : {"signed", "lit", "paper"}, optional
-        As in `draw_maps`.
+    Maps, [channel, y, x] or [y, x], go by their names: ``{"total": ..., "positive": ...}``.
     """
     pictures = [
         picture if picture.shape[2] > 1 else picture[..., 0],
@@ -55,26 +49,12 @@ def draw_maps(
     *,
     display: Display | None = None,
 ) -> list[np.ndarray]:
-    """Draw maps of one input over its picture.
+    """Draw maps of one input, [channel, y, x] or [y, x], over its picture: uint8, [y, x, 3] each.
 
-    Parameters
-    ----------
-    maps : sequence of array of shape [channel, y, x] or [y, x]
-    picture : uint8 array of shape [y, x, colour]
-    display : {"signed", "lit", "paper"}, optional
-        ``signed``: sign and size at every pixel over the faded picture, on one scale, see
-        `overlay`. ``lit``: the picture where the smoothed size is large, on one scale, see
-        `lit`. ``paper``: as in figure 7 of Melander et al. 2026, every map on its own scale,
-        see `paper_display`. By default `display_for` the picture's size.
-
-    Returns
-    -------
-    list of uint8 array of shape [y, x, 3]
-
-    Raises
-    ------
-    OptionError
-        Another display.
+    Displays are ``signed``: sign and size at every pixel over the faded picture, on one scale, see
+    `overlay`; ``lit``: the picture where the smoothed size is large, on one scale, see `lit`;
+    ``paper``: as in figure 7 of Melander et al. 2026, every map on its own scale, see
+    `paper_display`. By default it is `display_for` the picture's size; another is an OptionError.
     """
     from scipy import ndimage
 

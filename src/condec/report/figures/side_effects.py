@@ -50,20 +50,9 @@ def control_matrix_figure(
 ) -> Figure:
     """Draw the effect of editing every label's units (rows) on every label (columns).
 
-    White is no change, violet is loss, vermilion gain; grey is not defined.
-
-    Parameters
-    ----------
-    matrix : ControlMatrix
-    hierarchy : Hierarchy, optional
-        Labels of a superclass stand together, with a line between superclasses; without it,
-        labels that share much do.
-    quantity : {"accuracy", "probability", "logit"}
-
-    Raises
-    ------
-    OptionError
-        Another quantity.
+    White is no change, violet is loss, vermilion gain; grey is not defined. With a hierarchy,
+    labels of a superclass stand together, with a line between superclasses; without it, labels
+    that share much do. Another quantity is an OptionError.
     """
     one_of("control_matrix_figure", "quantity", quantity, MatrixQuantity)
     matrix = matrix.ordered(hierarchy)
@@ -120,16 +109,9 @@ def interactions_figure(
 ) -> Figure:
     """Draw interactions of pairs of modes below the diagonal, and each mode alone on it.
 
-    Grey pairs were not measured.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `mode_interactions`, of one site.
-    label : int, optional
-        Whose output or probability; by default means over all labels of the table. For one
-        label a dot marks pairs whose interval excludes 0.
-    quantity : {"logit", "probability"}
+    Grey pairs were not measured. `table` is from `mode_interactions`, of one site. The output or
+    probability is that of `label`, with a dot on pairs whose interval excludes 0; by default the
+    mean over all labels of the table.
     """
     part = table[table["quantity"] == quantity]
     part = part if label is None else part[part["label"] == label]
@@ -161,10 +143,7 @@ def interactions_figure(
 def steering_figure(curve: pandas.DataFrame) -> Figure:
     """Draw what becomes of other labels' samples over the strength of steering; label means.
 
-    Parameters
-    ----------
-    curve : pandas.DataFrame
-        From `steering_curve`, of one site.
+    `curve` is from `steering_curve`, of one site.
     """
     style.not_empty(curve, "steering_figure")
     with styled():
@@ -192,18 +171,8 @@ def superclass_figure(
     """Draw every label before and after a superclass is edited, a panel for each ranking.
 
     A line leads from the unedited network (its end) to the edited one (the dot), for every
-    label; black lines are means over samples, before (dashed) and after.
-
-    Parameters
-    ----------
-    control : SuperclassControl
-    quantity : {"top1", "top5", "probability"}
-        Where labels have one sample each, the probability says most.
-
-    Raises
-    ------
-    OptionError
-        Another quantity.
+    label; black lines are means over samples, before (dashed) and after. Where labels have one
+    sample each, the probability says most. Another quantity is an OptionError.
     """
     one_of("superclass_figure", "quantity", quantity, SuperclassQuantity)
     table = control.to_frame()

@@ -26,19 +26,9 @@ def layer_statistics_figure(
 ) -> Figure:
     """Draw statistics of contributions and activations over sites (Melander et al. 2026, fig. 3).
 
-    Parameters
-    ----------
-    statistics : pandas.DataFrame
-        From `layer_statistics`.
-    quantities : sequence of str
-        Names of `condec.store.STATISTICS`; a panel each.
-    twins : mapping of str to pandas.DataFrame, optional
-        The same statistics of twins, by the name that stands at their dashed lines.
-
-    Raises
-    ------
-    OptionError
-        Another quantity.
+    `statistics` are from `layer_statistics`; every quantity, a name of `condec.store.STATISTICS`,
+    has a panel, and another name is an OptionError. `twins` are the same statistics of twins, by
+    the name that stands at their dashed lines.
     """
     unknown = [name for name in quantities if name not in _QUANTITIES]
     if unknown or not quantities:
@@ -80,10 +70,7 @@ def layer_statistics_figure(
 def completeness_figure(completeness: Mapping[str, Tensor]) -> Figure:
     """Draw how completely the contributions of every cut site account for the target.
 
-    Parameters
-    ----------
-    completeness : mapping of site key to Tensor of shape [sample]
-        From `Store.completeness`: 1 is complete.
+    `completeness` is from `Store.completeness`, [sample] by keys of sites: 1 is complete.
     """
     if not completeness:
         raise DataError("completeness_figure: no site cuts the network, so there is none to draw")

@@ -91,16 +91,8 @@ def styled() -> AbstractContextManager[None]:
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, the same bytes every time: no date, no random identifier.
 
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-    path : path
-        Ends in ``.svg`` (line plots; its text stays text) or ``.png``.
-
-    Raises
-    ------
-    OptionError
-        Another ending.
+    The path ends in ``.svg`` (line plots; its text stays text) or ``.png``, or it is an
+    OptionError.
     """
     path = Path(path)
     with styled():
