@@ -44,10 +44,8 @@ def build_report(run_folder: str | Path, pages: Sequence[Page] | None = None) ->
     by default those of all installed packages; only those that apply to the run are made. Returns
     ``report/index.html`` in the run folder; open it with any browser.
 
-    Raises
-    ------
-    StoreError
-        There is no complete store, a file is damaged, or the report cannot be written.
+    Raises StoreError: there is no complete store, a file is damaged, or the report cannot be
+    written.
     """
     folder = Path(run_folder)
     run = read_run(folder)

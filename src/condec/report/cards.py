@@ -24,12 +24,12 @@ def mode_cards(
     `units` those that are drawn in the maps, with their weights.
     """
     modes, maps = part.modes, part.maps
-    places: dict[int, int | None] = {}
+    places: dict[int, int | None]
     if maps is None:
-        places |= dict.fromkeys(int(modes.ids[row]) for row in leading_modes(modes))
-        places = dict(list(places.items())[:CARDS_WITHOUT_MAPS])
+        leading = [int(modes.ids[row]) for row in leading_modes(modes)]
+        places = dict.fromkeys(leading[:CARDS_WITHOUT_MAPS])
     else:
-        places |= {number: place for place, number in enumerate(maps.mode_ids.tolist())}
+        places = {number: place for place, number in enumerate(maps.mode_ids.tolist())}
     n_units = modes.store.info(modes.site).n_units
     for line in lines:
         if line["id"] not in places:

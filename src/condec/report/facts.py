@@ -12,14 +12,10 @@ from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import count, fixed, percent
 
 _RECIPE: Final = {
-    "model": "Fingerprint of the model",
-    "data": "Fingerprint of the data",
-    "n_samples": "Inputs",
-    "sites": "Sites",
-    "reduction": "Reduction",
-    "batch_size": "Batch size",
+    "model": "Fingerprint of the model", "data": "Fingerprint of the data", "n_samples": "Inputs",
+    "sites": "Sites", "reduction": "Reduction", "batch_size": "Batch size",
     "condec": "Version of condec",
-}
+}  # fmt: skip
 """Entries of a store's recipe that need another name."""
 
 

@@ -188,10 +188,7 @@ class RunPart:
 def read_run(path: Path) -> RunPart:
     """Read a run folder.
 
-    Raises
-    ------
-    StoreError
-        There is no complete store in it, or a part of it is damaged.
+    Raises StoreError: there is no complete store in it, or a part of it is damaged.
     """
     folder = RunFolder(path)
     if not folder.store.is_dir():

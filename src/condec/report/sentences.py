@@ -241,11 +241,8 @@ def matrices(part: DictionaryPart, n_units: int) -> list[ControlMatrix]:
 
 def _own_and_others(matrix: ControlMatrix) -> str:
     row = matrix.summary().set_index("quantity").loc["accuracy"]
-    verb, which = (
-        ("ablated", "they are")
-        if matrix.edit == "ablate"
-        else ("preserved alone", "all others are")
-    )
+    ablated = matrix.edit == "ablate"
+    verb, which = ("ablated", "they are") if ablated else ("preserved alone", "all others are")
     to = "0" if matrix.replacement == "zero" else "their mean"
     return (
         f"With {matrix.count} of {matrix.n_units} units of a label {verb} ({which} set to {to}), "

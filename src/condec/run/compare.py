@@ -31,10 +31,7 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
 
     Numbers have to be equal to the last bit; NaN equals NaN.
 
-    Raises
-    ------
-    StoreError
-        One of them is not a run folder.
+    Raises StoreError: one of them is not a run folder.
     """
     a, b = (dict(_content(RunFolder(Path(folder)))) for folder in (first, second))
     found = []

@@ -70,10 +70,7 @@ DEMO: Final[Mapping[str, Any]] = {
 def read(path: str | Path) -> Plan:
     """Read a plan from a run.toml, or from the one in a run folder.
 
-    Raises
-    ------
-    OptionError
-        No such file, not TOML, or keys or values that a plan does not have.
+    Raises OptionError: no such file, not TOML, or keys or values that a plan does not have.
     """
     return read_file(path, "run.toml", from_dict)
 
@@ -99,10 +96,7 @@ def write(plan: Plan) -> Path:
     Paths in it then start from `Plan.base`, written relative to the run folder, so that both
     can be moved together.
 
-    Raises
-    ------
-    OptionError
-        The run.toml that is there was written by hand: it would be lost.
+    Raises OptionError: the run.toml that is there was written by hand: it would be lost.
     """
     folder = RunFolder(plan.out)
     by_hand = folder.plan.is_file() and not folder.plan.read_text("utf-8").startswith(_MARK)
@@ -118,10 +112,8 @@ def write(plan: Plan) -> Path:
 def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     """Make a plan from the content of a run.toml; ``out`` and ``base`` start from `folder`.
 
-    Raises
-    ------
-    OptionError
-        A key does not exist (the nearest is named), or a value is of the wrong kind.
+    Raises OptionError: a key does not exist (the nearest is named), or a value is of the wrong
+    kind.
     """
     fit = record.get("fit", {})
     learner = fit.get("learner", "sae") if isinstance(fit, Mapping) else "sae"
@@ -178,10 +170,8 @@ def schema() -> dict[str, Any]:
 def checked(model: type[BaseModel], record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a record, tables in it as dictionaries, as a model takes them.
 
-    Raises
-    ------
-    OptionError
-        A key does not exist (the nearest is named), or a value is of the wrong kind.
+    Raises OptionError: a key does not exist (the nearest is named), or a value is of the wrong
+    kind.
     """
     try:
         return _given(model.model_validate(dict(record)))

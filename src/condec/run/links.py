@@ -200,13 +200,9 @@ def report_link(run: Run) -> Outcome:
 
 
 FUNCTIONS: Final[dict[str, Callable[[Run], Outcome]]] = {
-    "collect": collect_link,
-    "stats": stats_link,
-    "fit": fit_link,
-    "control": control_link,
-    "map": map_link,
-    "report": report_link,
-}
+    "collect": collect_link, "stats": stats_link, "fit": fit_link,
+    "control": control_link, "map": map_link, "report": report_link,
+}  # fmt: skip
 """Links of condec itself; see `function` for those of packages as well."""
 
 
@@ -223,15 +219,14 @@ def chain(run: Run) -> Iterator[Outcome]:
     for link in link_names():
         if link not in run.plan.links:
             continue
-        reason = _no_control(run) if link == "control" else None
-        if reason is not None:
+        if link == "control" and (reason := _no_control(run)):
             yield Outcome("control", "left out", (), 0.0, (reason,))
-            continue
-        yield function(link)(run)
+        else:
+            yield function(link)(run)
 
 
-def _no_control(run: Run) -> str | None:
+def _no_control(run: Run) -> str:
     """Tell why there can be no control curves, if so."""
     if not bool((run.store.labels >= 0).any()):
         return "the data have no labels"
-    return None if run.plan.fit.train.held_out else "no rows are held out (fit.held_out is 0)"
+    return "" if run.plan.fit.train.held_out else "no rows are held out (fit.held_out is 0)"

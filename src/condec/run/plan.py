@@ -7,6 +7,7 @@ of the command line.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 from condec import dictionary, effects
 from condec.attribution import Compute, IntegratedGradients, Method, Precision
 from condec.attribution.targets import Predicted, Target, TopK
+from condec.basis.checks import ascending
 from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig
@@ -179,18 +181,14 @@ class ControlPlan:
             _one_of("control: rankings", ranking, KNOWN_RANKINGS)
         if not self.n_random and not set(self.rankings) - {"random", "random_modes"}:
             raise OptionError("control: n_random is 0, and rankings has nothing else to compare")
-        in_range = all(0 <= fraction <= 1 for fraction in self.fractions)
-        if not in_range or not _ascending(self.fractions) or len(self.fractions) < 2:
-            raise OptionError(
-                "control: fractions lie between 0 and 1, at least two in ascending order; got "
-                f"{self.fractions}"
-            )
+        expected = "fractions lie between 0 and 1, at least two in ascending order"
+        if len(self.fractions) == 1:
+            raise OptionError(f"control: {expected}; got {self.fractions}")
+        ascending("control", self.fractions, expected, low=0, high=1)
         if not 0 < self.share < 1:
             raise OptionError(f"control: share must lie between 0 and 1; got {self.share}")
-        if not self.strengths or not _ascending(self.strengths):
-            raise OptionError(
-                f"control: strengths: expected some in ascending order; got {self.strengths}"
-            )
+        expected = "strengths: expected some in ascending order"
+        ascending("control", self.strengths, expected, low=-math.inf, high=math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,10 +264,6 @@ def _plain(option: Any) -> Any:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise OptionError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
-
-
-def _ascending(values: tuple[float, ...]) -> bool:
-    return list(values) == sorted(set(values))
 
 
 def check_fields(section: str, options: Any, **least: int) -> None:

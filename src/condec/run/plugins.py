@@ -48,10 +48,7 @@ class Link:
 def brought() -> dict[str, Link]:
     """Import the links that installed packages bring, by name.
 
-    Raises
-    ------
-    DependencyError
-        One is declared and cannot be imported.
+    Raises DependencyError: one is declared and cannot be imported.
     """
     return {name: registry.find("condec.links", name) for name in registry.names("condec.links")}
 

@@ -113,10 +113,8 @@ class Run:
     def store(self) -> Store:
         """The collected contributions.
 
-        Raises
-        ------
-        StoreError
-            There are none, some shards are missing, or the plan has another method or target.
+        Raises StoreError: there are none, some shards are missing, or the plan has another method
+        or target.
         """
         path = self.folder.store
         if not path.exists():
@@ -134,10 +132,7 @@ class Run:
     def twin(self, twin: Twin) -> Store:
         """Open the store of a twin.
 
-        Raises
-        ------
-        StoreError
-            There is none, some shards are missing, or it belongs to another store.
+        Raises StoreError: there is none, some shards are missing, or it belongs to another store.
         """
         path = self.folder.twin(twin.name)
         if not path.exists():
@@ -154,10 +149,7 @@ class Run:
     def model_of_store(self) -> nn.Module:
         """The model, if it and the data are those that the store was made from.
 
-        Raises
-        ------
-        StoreError
-            The model or the data have changed since.
+        Raises StoreError: the model or the data have changed since.
         """
         now = {"model": fingerprint(self.loaded.model), "data": self.inputs.fingerprint}
         for key, found in now.items():
@@ -185,10 +177,7 @@ class Run:
     def modes(self, patterns: Sequence[str] = ()) -> tuple[Modes, ...]:
         """Load the fitted modes of the sites that match.
 
-        Raises
-        ------
-        StoreError
-            A site has none.
+        Raises StoreError: a site has none.
         """
         fitted = self.sites(self.plan.fit.sites, self.store.sites)
         chosen = self.sites(patterns, fitted)

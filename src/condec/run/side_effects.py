@@ -133,10 +133,7 @@ def likely_pairs(modes: Modes, labels: Sequence[int], n_pairs: int) -> list[tupl
 
     Modes that use the same units are the likeliest to stand in for each other.
 
-    Raises
-    ------
-    DataError
-        All labels have one best mode.
+    Raises DataError: all labels have one best mode.
     """
     best = {(match := modes.best(label, split="train")).id: match.atom for label in labels}
     if len(best) < 2:

@@ -10,14 +10,9 @@
 >>> plan.configurations["topk 3x k=4"].learner_for(32)
 TopKSAE(n_modes=96, k=4, aux_weight=0.03125)
 
-The folder of a sweep:
-
-sweep.toml                         the plan
-fits/<site>/<learner>/<id>/        dictionary.json, dictionary.safetensors, and last fit.json
-stability/<id>.json                how alike the fits of one configuration are
-checkpoints/                       of fits that were interrupted; gone when all are done
-results.parquet                    one row a fit
-pareto.png                         R2 against L0, a panel a site
+Besides what docs/how-to/sweep.md lists, the folder of a sweep has fit.json of every fit, written
+last; stability/, how alike the fits of one configuration are; and checkpoints/ of fits that were
+interrupted, gone when all are done.
 """
 
 import dataclasses
@@ -133,10 +128,7 @@ class _Fit:
 def read(path: str | Path) -> SweepPlan:
     """Read a plan from a sweep.toml, or from the one in a folder of results.
 
-    Raises
-    ------
-    OptionError
-        No such file, not TOML, or keys or values that a plan does not have.
+    Raises OptionError: no such file, not TOML, or keys or values that a plan does not have.
     """
     return config.read_file(path, "sweep.toml", from_dict)
 
@@ -144,11 +136,8 @@ def read(path: str | Path) -> SweepPlan:
 def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPlan:
     """Make a plan from the content of a sweep.toml; its paths start from `folder`.
 
-    Raises
-    ------
-    OptionError
-        A key or a learner does not exist, a value is of the wrong kind, no grid or seed is
-        given or one twice, or a configuration holds no rows out.
+    Raises OptionError: a key or a learner does not exist, a value is of the wrong kind, no grid or
+    seed is given or one twice, or a configuration holds no rows out.
     """
     defaults = {name: field.default for name, field in _FILE.model_fields.items()}
     found = defaults | config.checked(_FILE, record)
