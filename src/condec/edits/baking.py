@@ -35,8 +35,8 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
     model : torch.nn.Module
         In evaluation mode; left as it is.
     edits : Ablate, Preserve or Scale, or several
-        They act in the order given, as under `edited`. Replacements are numbers. Sites are
-        outputs of Linear, Conv, BatchNorm, GroupNorm or LayerNorm, or inputs of Linear.
+        By numbers, in the order given, as under `edited`. Sites are outputs of Linear, Conv,
+        BatchNorm, GroupNorm or LayerNorm, or inputs of Linear.
     inputs : Tensor of shape [sample, ...]
         On these the outputs of the copy and of the edited model may differ by the root of the
         floating type's epsilon, of the largest output.

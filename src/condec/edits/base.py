@@ -35,13 +35,7 @@ class Edit(ABC):
 
     @abstractmethod
     def apply(self, activation: Tensor) -> Tensor:
-        """Return the edited activation, of the same shape, dtype and device, in its own memory.
-
-        Parameters
-        ----------
-        activation : Tensor of shape [sample, ...]
-            What the site holds; not to be modified.
-        """
+        """Return the edited activation [sample, ...], of the same kind, in its own memory."""
 
     def during(self) -> AbstractContextManager[object]:
         """Return what is in force while the site's module runs: nothing, except `within`."""

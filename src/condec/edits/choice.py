@@ -31,12 +31,10 @@ def choose_units(
 ) -> tuple[int, ...]:
     r"""Return the units with the highest scores, highest first; of equal ones the lower number.
 
-    Scores are an atom (`Modes.best`), or the sum of modes that go with a superclass
-    (`ByModeSum.scores`), or any others.
-
     Parameters
     ----------
     scores : Tensor of shape [unit]
+        An atom (`Modes.best`), `ByModeSum.scores`, or any others.
     fraction, count : float, int
         ``int(n_units * fraction)`` units, as in the paper; or that many.
     above : float
@@ -55,8 +53,6 @@ def choose_units(
     >>> scores = torch.tensor([0.1, 4.0, -2.0, 3.0, 1.0])
     >>> choose_units(scores, fraction=0.5)
     (1, 3)
-    >>> choose_units(scores, above=0.5)
-    (1, 3, 4)
     >>> choose_units(scores, mass=0.4)
     (1,)
     """

@@ -29,18 +29,13 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     and without gradients; tensors that others hold are never written to. What is recorded inside
     (`contribute`, say) is the edited network.
 
-    Yields
-    ------
-    torch.nn.Module
-        The same model; of one that `torch.compile` made, the module underneath, which runs
-        uncompiled inside.
+    The same model is yielded; of one that `torch.compile` made, the module underneath, uncompiled.
 
     Raises
     ------
     SiteError
         A site is not in the model, holds no floating tensor, or is ambiguous because its
-        module is called more than once; on leaving, a site that never ran inside the
-        context (unless another error is on its way already).
+        module is called more than once; on leaving, a site that never ran inside the context.
     OptionError
         Something in `edits` is not an edit.
     """
@@ -69,12 +64,9 @@ class _Attached:
     """An edit at its site: counts the calls of the module and edits the one that is meant."""
 
     def __init__(self, edit: Edit, site: Site) -> None:
-        self.edit = edit
-        self.site = site
-        self.n_calls = 0
-        self.most_calls = 0
-        self.has_run = False
-        self._in_pass = False
+        self.edit, self.site = edit, site
+        self.n_calls = self.most_calls = 0
+        self.has_run = self._in_pass = False
 
     def attach(self, model: nn.Module) -> Iterator[Callable[[], object]]:
         """Attach to a model, step by step, and yield how to undo each step."""
@@ -100,9 +92,7 @@ class _Attached:
     def _on_output(self, _: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         return self._exchange(out) if self.is_meant() else out
 
-    def _on_input(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, Any]:
+    def _on_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         if not self.is_meant():
             return args, kwargs
         if first_tensor(args) is None:
@@ -138,10 +128,9 @@ class _Attached:
 
 
 class _Surrounded:
-    """A module's forward function, with what edits have in force around it.
+    """A module's forward function, with what edits have in force around it, in any order.
 
-    It is an attribute of the instance, which hides the method of the class, until the last edit
-    leaves; edits may leave in any order.
+    An attribute of the instance, which hides the method of the class until the last edit leaves.
     """
 
     def __init__(self, module: nn.Module) -> None:

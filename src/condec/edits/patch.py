@@ -29,10 +29,8 @@ class Patch(Edit):
     source : Tensor of shape [sample or 1, ...]
         What the site holds for the other inputs, as `record_activation` gives it: one for
         every sample of the batch, or one for all. `Resample` draws from several.
-    units : sequence of int
-        The units to take over; or
-    direction : Tensor of shape [unit]
-        the direction whose component to take over. One of the two.
+    units, direction : sequence of int, Tensor of shape [unit]
+        The units, or the direction whose component, to take over.
 
     Raises
     ------
@@ -56,13 +54,9 @@ class Patch(Edit):
     direction: Direction | None
 
     def __init__(
-        self,
-        site: Site | str,
-        *,
-        source: Tensor | Donors,
-        units: Sequence[int] | Tensor | None = None,
-        direction: Vector | None = None,
-    ) -> None:
+        self, site: Site | str, *, source: Tensor | Donors,
+        units: Sequence[int] | Tensor | None = None, direction: Vector | None = None,
+    ) -> None:  # fmt: skip
         who = set_site(self, site)
         if (units is None) == (direction is None):
             raise OptionError(

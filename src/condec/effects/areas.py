@@ -40,10 +40,9 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
     Returns
     -------
     pandas.DataFrame
-        One row for every site, label, ranking, edit and replacement, with the columns
-        ``auc_target``, ``auc_off``, ``auc_difference``, its interval ``auc_low`` and
-        ``auc_high``, and ``defined`` (False, and the difference NaN, where an accuracy is not
-        defined or the off-target area is 0).
+        One row for every site, label, ranking, edit and replacement, with the areas, the
+        difference and its interval, and ``defined`` (False, and the difference NaN, where an
+        accuracy is not defined or the off-target area is 0).
 
     Raises
     ------
@@ -54,21 +53,17 @@ def auc_difference(curve: "pandas.DataFrame") -> "pandas.DataFrame":
 
 
 def summarise(curve: "pandas.DataFrame") -> "pandas.DataFrame":
-    r"""Return every curve in a few numbers. Parameters and errors are those of `auc_difference`.
+    """Return every curve in a few numbers. Parameters and errors are those of `auc_difference`.
 
     Between the points a curve is a straight line. Both accuracies are 1 at fraction 0 of an
     ablated, and at fraction 1 of a preserved site, whether or not the curve has the point.
+    The columns are those of `auc_difference` and
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row a curve, with the columns of `auc_difference` and
-
-        - ``area_between``: the mean of off-target minus target accuracy over the fractions
-          (ablate), or of target minus off-target (preserve); above 0 is selective;
-        - ``half_dose``: the smallest fraction at which half the target is lost (ablate) or
-          kept (preserve), at most that where the first fraction keeps half; NaN where none does;
-        - ``off_damage``: share of the off-target accuracy that is lost at that dose.
+    - ``area_between``: the mean of off-target minus target accuracy over the fractions
+      (ablate), or of target minus off-target (preserve); above 0 is selective;
+    - ``half_dose``: the smallest fraction at which half the target is lost (ablate) or
+      kept (preserve), at most that where the first fraction keeps half; NaN where none does;
+    - ``off_damage``: share of the off-target accuracy that is lost at that dose.
     """
     import pandas
 
@@ -151,8 +146,7 @@ def compare(
     pandas.DataFrame
         One row a pair. ``value`` and ``against_value`` are means over ``n_labels`` labels,
         ``low`` to ``high`` the interval of their ``difference``. The ``verdict`` on ``ranking`` is
-        ``better``, ``equal`` (0 lies within the interval), ``worse``, or ``undefined`` where no
-        label has both.
+        ``better``, ``equal`` (0 lies within the interval), ``worse``, or ``undefined``.
 
     Raises
     ------

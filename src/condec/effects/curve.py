@@ -28,10 +28,7 @@ Chosen = tuple[tuple[int, ...], int | None]
 def measure_curves(
     model: nn.Module, data: Any, modes: Modes, options: CurveOptions | None = None
 ) -> Curves:
-    """Measure control curves with the numbers of every image, for `compare` and tables by label.
-
-    Options and errors are those of `control_curve`, which gives the table of these curves.
-    """
+    """Measure control curves with the numbers of every image; errors as in `control_curve`."""
     options = CurveOptions() if options is None else options
     refuse_training(model)
     samples = held_out(data, modes)
@@ -66,22 +63,12 @@ def measure_curves(
 
 
 def control_curve(
-    model: nn.Module,
-    data: Any,
-    modes: Modes,
-    *,
-    labels: Sequence[int] | None = None,
-    fractions: Sequence[float] = PAPER_FRACTIONS,
-    edit: EditKind = "ablate",
-    replacement: ReplacementKind = "zero",
-    off: OffTarget = "others",
-    rankings: Sequence[Ranking] = (),
-    rank: int = 0,
-    n_random: int = 5,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> "pandas.DataFrame":
+    model: nn.Module, data: Any, modes: Modes, *, labels: Sequence[int] | None = None,
+    fractions: Sequence[float] = PAPER_FRACTIONS, edit: EditKind = "ablate",
+    replacement: ReplacementKind = "zero", off: OffTarget = "others",
+    rankings: Sequence[Ranking] = (), rank: int = 0, n_random: int = 5, n_bootstrap: int = 1000,
+    seed: int = 0, batch_size: int = 64,
+) -> "pandas.DataFrame":  # fmt: skip
     r"""Measure accuracy on a label and on all others, over the share of units edited.
 
     For every label, units of the modes' site are put in order by four rankings (`RANKINGS`, see

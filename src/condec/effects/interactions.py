@@ -28,19 +28,11 @@ INTERACTION_COLUMNS: Final = (
 
 
 def mode_interactions(
-    model: nn.Module,
-    data: Any,
-    modes: Modes,
-    *,
-    labels: Sequence[int] | None = None,
-    pairs: Sequence[tuple[int, int]] | None = None,
-    fraction: float | None = None,
-    count: int | None = None,
-    replacement: FixedReplacement = "zero",
-    n_bootstrap: int = 1000,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> "pandas.DataFrame":
+    model: nn.Module, data: Any, modes: Modes, *, labels: Sequence[int] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None, fraction: float | None = None,
+    count: int | None = None, replacement: FixedReplacement = "zero", n_bootstrap: int = 1000,
+    seed: int = 0, batch_size: int = 64,
+) -> "pandas.DataFrame":  # fmt: skip
     r"""Ablate two modes together, and compare the effect with the sum of their single effects.
 
     .. math:: I_{ab} = E_{ab} - (E_a + E_b)
@@ -64,10 +56,9 @@ def mode_interactions(
     Returns
     -------
     pandas.DataFrame
-        One row for every pair, label and quantity (``logit``, the label's output, and
-        ``probability``), with `INTERACTION_COLUMNS`: ``name_a``, ``name_b``, the label that each
-        mode correlates with most on training rows; ``low`` to ``high``, the 95 % interval of the
-        ``interaction`` over samples; ``n_units`` of each mode.
+        One row for every pair, label and quantity (``logit`` and ``probability``), with
+        `INTERACTION_COLUMNS`: ``name_a``, ``name_b``, the label that each mode correlates with
+        most on training rows; ``low`` to ``high``, the 95 % interval of the ``interaction``.
 
     Raises
     ------

@@ -51,13 +51,10 @@ class GroupAgreement:
 class ControlMatrix:
     """Effect of editing every label's units on every label. Made by `control_matrix`.
 
-    Rows are the labels whose units are edited, columns those whose held-out samples are
-    looked at. Changes are edited minus unedited, means over the column's samples.
+    Rows are the labels whose units are edited, columns those whose held-out samples are looked at.
 
     Attributes
     ----------
-    labels, label_names : tuple of int, tuple of str
-        Of rows and columns alike.
     count, n_units : int
         Units ablated or preserved in every row, and units of the site.
     n_samples, unedited : Tensor of shape [label]
@@ -65,7 +62,7 @@ class ControlMatrix:
     accuracy : Tensor of shape [edited, label]
         Relative to the unedited network's; NaN where that gets no sample right.
     probability, logit : Tensor of shape [edited, label]
-        Change of the label's own probability and output.
+        Mean change (edited minus unedited) of the label's own probability and output.
     modes : tuple of int or None
         Original id of every row's mode; None for rankings without modes.
     """
@@ -213,18 +210,11 @@ class ControlMatrix:
 
 
 def control_matrix(
-    model: nn.Module,
-    data: Any,
-    modes: Modes,
-    *,
-    edit: EditKind = "ablate",
-    fraction: float | None = None,
-    count: int | None = None,
-    ranking: Ranking | None = None,
-    labels: Sequence[int] | None = None,
-    replacement: FixedReplacement = "zero",
+    model: nn.Module, data: Any, modes: Modes, *, edit: EditKind = "ablate",
+    fraction: float | None = None, count: int | None = None, ranking: Ranking | None = None,
+    labels: Sequence[int] | None = None, replacement: FixedReplacement = "zero",
     batch_size: int = 64,
-) -> ControlMatrix:
+) -> ControlMatrix:  # fmt: skip
     r"""Edit every label's units, and look at every label.
 
     Row i edits the units that a ranking puts first for label i; column j is what becomes of

@@ -49,15 +49,10 @@ class Measured:
 
 
 def measure(
-    model: nn.Module,
-    samples: HeldOut,
-    edits: Sequence[Edits],
-    *,
-    targets: Sequence[int | None] | None = None,
-    batch_size: int = 64,
-    memory_gib: float | None = None,
-    route: Route = "auto",
-) -> Measured:
+    model: nn.Module, samples: HeldOut, edits: Sequence[Edits], *,
+    targets: Sequence[int | None] | None = None, batch_size: int = 64,
+    memory_gib: float | None = None, route: Route = "auto",
+) -> Measured:  # fmt: skip
     """Run held-out samples under many edits.
 
     Sets of edits that begin at the same place share what lies before it (docs/how-to/control.md).
@@ -85,11 +80,9 @@ def measure(
 
     Raises
     ------
-    OptionError
-        No edits, not one target for each, a target that the model does not have, or bad options.
-    ModelError
-        The model is in training mode, its output is not [sample, label], or it cannot be run by
-        the route that is asked for.
+    OptionError, ModelError
+        Bad options or targets; a model in training mode, of another output, or that cannot be run
+        by the route that is asked for.
     """
     refuse_training(model)
     targets = [None] * len(edits) if targets is None else list(targets)

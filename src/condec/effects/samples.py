@@ -17,10 +17,7 @@ from condec.modes import Modes
 @short_repr
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out rows of the data with their labels, and where they are in `inputs` (`indices`).
-
-    Made by `held_out`.
-    """
+    """Held-out rows of the data (`indices` of `inputs`) with their labels. Made by `held_out`."""
 
     inputs: Inputs
     indices: list[int]

@@ -34,17 +34,11 @@ RANKING_NAMES: Final = (
 
 
 def standard_rankings(
-    modes: Modes,
-    *,
-    names: Sequence[str] | None = None,
-    log_odds: Modes | None = None,
-    activation_modes: Modes | None = None,
-    stores: Mapping[str, Store] | None = None,
-    head: Float[torch.Tensor, "label unit"] | None = None,
-    rank: int = 0,
-    n_random: int = 5,
+    modes: Modes, *, names: Sequence[str] | None = None, log_odds: Modes | None = None,
+    activation_modes: Modes | None = None, stores: Mapping[str, Store] | None = None,
+    head: Float[torch.Tensor, "label unit"] | None = None, rank: int = 0, n_random: int = 5,
     seed: int = 0,
-) -> list[Ranking]:
+) -> list[Ranking]:  # fmt: skip
     """Return rankings that modes should be compared with, under names of their own.
 
     - ``modes``: all modes, each by how much more the label uses it than the others do

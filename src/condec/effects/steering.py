@@ -33,18 +33,11 @@ STEERING_COLUMNS: Final = (
 
 
 def steering_curve(
-    model: nn.Module,
-    data: Any,
-    modes: Modes,
-    *,
-    strengths: Sequence[float],
+    model: nn.Module, data: Any, modes: Modes, *, strengths: Sequence[float],
     labels: Sequence[int] | None = None,
-    directions: Sequence[DirectionKind] = get_args(DirectionKind),
-    rank: int = 0,
-    n_random: int = 5,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> "pandas.DataFrame":
+    directions: Sequence[DirectionKind] = get_args(DirectionKind), rank: int = 0, n_random: int = 5,
+    seed: int = 0, batch_size: int = 64,
+) -> "pandas.DataFrame":  # fmt: skip
     r"""Add along a label's direction to samples of all other labels.
 
     At every position a vector is added that is `strength` times as long as the activation
@@ -56,8 +49,7 @@ def steering_curve(
     - ``mean_activation``: mean activation of the label's samples minus that of all others;
     - ``random``: normally distributed, the same draws for all labels.
 
-    Activations are means over positions. Directions are those of training rows, effects those
-    of held-out rows.
+    Activations are means over positions; directions are those of training rows.
 
     Parameters
     ----------

@@ -112,30 +112,18 @@ class SuperclassControl:
 
 
 def superclass_control(
-    model: nn.Module,
-    data: Any,
-    modes: Modes | Sequence[Modes],
-    members: Sequence[int],
-    *,
-    fraction: float,
-    edit: EditKind = "ablate",
-    least_correlation: float = 0.2,
-    replacement: FixedReplacement = "zero",
-    neighbours: Sequence[int] = (),
-    n_random: int = 5,
-    seed: int = 0,
-    name: str = "superclass",
-    batch_size: int = 64,
-) -> SuperclassControl:
+    model: nn.Module, data: Any, modes: Modes | Sequence[Modes], members: Sequence[int], *,
+    fraction: float, edit: EditKind = "ablate", least_correlation: float = 0.2,
+    replacement: FixedReplacement = "zero", neighbours: Sequence[int] = (), n_random: int = 5,
+    seed: int = 0, name: str = "superclass", batch_size: int = 64,
+) -> SuperclassControl:  # fmt: skip
     """Ablate or preserve a superclass at several sites together.
 
     At every site the modes whose correlation with membership of the superclass is above
     `least_correlation` are added up, each atom with its mean loading on the members
     (`ByModeSum`), and the first ``int(n_units * fraction)`` units of the sum are ablated, or
-    preserved, at all sites at once. Melander et al. 2026 do this for dogs (118 labels, four
-    sites, 9 % ablated or 37 % preserved). Correlations and means are those of training rows,
-    accuracies those of held-out rows, of any label. Baselines of equal size are the units with the
-    largest mean contribution over the members (no dictionary takes part), and random units.
+    preserved, at all sites at once, as Melander et al. 2026 do for dogs. Baselines of equal size
+    are the units with the largest mean contribution over the members, and random units.
 
     Parameters
     ----------
@@ -147,8 +135,6 @@ def superclass_control(
         Labels of the superclass, as from `Hierarchy.labels`, and labels outside it to look at.
     fraction : float
         Share of every site's units to ablate or preserve.
-    least_correlation : float
-        -1 to 1; modes above it are added up.
     n_random, seed : int
         Random draws; 0 leaves them out.
     name : str
@@ -156,12 +142,9 @@ def superclass_control(
 
     Raises
     ------
-    OptionError
-        An option outside its range, two modes of one site, or no mode above
-        `least_correlation` at a site.
-    DataError, ModelError
-        No members, members without training or held-out samples, neighbours among them, modes
-        of different stores or held-out rows; and as in `control_curve`.
+    OptionError, DataError, ModelError
+        Two modes of one site, no mode above `least_correlation`, members without training or
+        held-out samples, neighbours among them, modes of other rows; and as in `control_curve`.
     """
     several = (modes,) if isinstance(modes, Modes) else tuple(modes)
     members = tuple(dict.fromkeys(int(label) for label in members))

@@ -44,13 +44,7 @@ Relative = Float[torch.Tensor, "of resample fraction"]
 
 @dataclass(frozen=True, kw_only=True)
 class CurveOptions:
-    """Options of control curves; every field is an argument of `control_curve`.
-
-    Raises
-    ------
-    OptionError
-        A value outside its range.
-    """
+    """Options of control curves, checked: every field is an argument of `control_curve`."""
 
     labels: Sequence[int] | None = None
     fractions: Sequence[float] = PAPER_FRACTIONS
@@ -70,9 +64,7 @@ class CurveOptions:
         one_of(who, "replacement", self.replacement, ReplacementKind)
         one_of(who, "off", self.off, OffTarget)
         fractions = tuple(float(fraction) for fraction in self.fractions)
-        expected = (
-            "fractions must be in ascending order, each from 0 to 1, for example (0.05, 0.1, 0.25)"
-        )
+        expected = "fractions must be in ascending order, each from 0 to 1, for example (0.05, 0.1)"
         ascending(who, fractions, expected, low=0.0, high=1.0)
         object.__setattr__(self, "fractions", fractions)
         at_least(who, 0, n_random=self.n_random, n_bootstrap=self.n_bootstrap)
