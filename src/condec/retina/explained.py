@@ -68,11 +68,9 @@ def explained_variance(
         Of frames in the order of time.
     loadings : Tensor of shape [sample, mode]
         Of the same frames: ``loadings[fields.rows]`` where those are of all samples.
-    stimulus : Tensor of shape [sample, ...], optional
-        Of the same frames, as `pooled_stimulus` gives it; clips of many pixels take long.
-    activations : Tensor of shape [sample, ...], optional
-        Of the same frames; those at the site of the modes, such as
-        ``store.matrix(site, quantity="activation", sign="concat")``.
+    stimulus, activations : Tensor of shape [sample, ...], optional
+        Of the same frames: clips, as `pooled_stimulus` gives them, and activations of the modes'
+        site, such as ``store.matrix(site, quantity="activation", sign="concat")``.
     of : {"picture", "field"}
         The picture of length 1: shape and sign, weak fields as much as strong ones. Or picture
         times strength, which follows the gain of the cell as well.
@@ -102,11 +100,9 @@ def explained_variance(
 
     Raises
     ------
-    OptionError
-        A number is out of range.
-    DataError
-        Other numbers of frames, frames that are not in the order of time, too few, entries that
-        are not finite, or no mode that varies.
+    OptionError, DataError
+        A number is out of range; other numbers of frames, frames that are not in the order of
+        time, too few, entries that are not finite, or no mode that varies.
     """
     import pandas
 

@@ -201,11 +201,9 @@ class _Training:
             loss = self._descend()
         predicted, answers = self._held_out()
         epoch = RetinaEpoch(
-            index=index,
-            loss=loss,
-            held_out_loss=float(poisson_loss(predicted, answers)),
+            index=index, loss=loss, held_out_loss=float(poisson_loss(predicted, answers)),
             correlation=float(pearson(predicted, answers, dim=0).mean()),
-        )
+        )  # fmt: skip
         if not (math.isfinite(epoch.loss) and math.isfinite(epoch.held_out_loss)):
             raise ModelError(
                 f"{type(self.given).__name__}: the loss is {epoch.loss} on the training samples "
@@ -241,16 +239,11 @@ class _Training:
         self.model.load_state_dict(self.best)
         predicted, answers = self._held_out()
         return FittedRetina(
-            model=self.model.to(self.home).eval(),
-            config=self.config,
-            history=tuple(self.history),
-            best_epoch=self.best_epoch,
-            correlation=pearson(predicted, answers, dim=0),
-            cells=self.recording.cells,
-            train_rows=self.train_rows,
-            held_out_rows=self.held_out_rows,
-            seconds=seconds,
-        )
+            model=self.model.to(self.home).eval(), config=self.config, history=tuple(self.history),
+            best_epoch=self.best_epoch, correlation=pearson(predicted, answers, dim=0),
+            cells=self.recording.cells, train_rows=self.train_rows,
+            held_out_rows=self.held_out_rows, seconds=seconds,
+        )  # fmt: skip
 
     def _descend(self) -> float:
         """Pass over the training samples once; return the mean loss."""

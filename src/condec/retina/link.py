@@ -33,11 +33,7 @@ DEMO: Final[dict[str, Any]] = {
 
 
 def demo_plan(out: Path | None = None) -> Plan:
-    """Return the plan of ``condec demo --retina``: the embedded circuit on a movie.
-
-    The movie opens the circuit's gates. It is written into the run folder, so that it can be
-    exchanged.
-    """
+    """Return the plan of ``condec demo --retina``; its movie is written into the run folder."""
     plan = config.from_dict(DEMO)
     plan = replace(plan, out=out or plan.out, base=out or plan.out)
     write_circuit_recording(plan.out / "recording.npz")
@@ -45,14 +41,10 @@ def demo_plan(out: Path | None = None) -> Plan:
 
 
 def retina(run: Run) -> Outcome:
-    """Modes beside the cells of a retina: correlations, combinations, receptive fields.
+    """Relate modes to the cells of a retina: correlations, combinations, receptive fields.
 
     All goes into analysis/retina/. A site of which no mode is alive is left out, with a note.
-
-    Raises
-    ------
-    OptionError
-        The data are no movie.
+    OptionError where the data are no movie.
     """
     plan, windows = run.plan.options["retina"], run.inputs
     if not isinstance(windows, Windows):
@@ -83,15 +75,13 @@ def _of_cells(run: Run, windows: Windows) -> Iterator[Task]:
     def probes() -> list[Path]:
         history, height, width = windows.sample_shape
         seconds = windows.recording.seconds_per_frame
-        options = {"contrast": plan.probe_contrast, "batch_size": plan.batch_size}
-        stimuli = standard_probes((height, width), seconds_per_frame=seconds)
-        return [
-            save_record(
-                place("probes", f"{name}.npz"),
-                probe(run.model_of_store, stimulus, history, **options),
-            )
-            for name, stimulus in stimuli.items()
-        ]
+        shown = standard_probes((height, width), seconds_per_frame=seconds)
+        answer = partial(
+            probe, run.model_of_store, history=history, contrast=plan.probe_contrast,
+            batch_size=plan.batch_size,
+        )  # fmt: skip
+        files = {place("probes", f"{name}.npz"): one for name, one in shown.items()}
+        return [save_record(file, answer(stimulus)) for file, stimulus in files.items()]
 
     made_from = run.digest("retina fields", plan.n_fields, plan.cells, plan.crop)
     yield Task("retina responses", run.digest("retina responses"), responses)

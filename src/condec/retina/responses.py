@@ -86,15 +86,11 @@ def respond(model: nn.Module, windows: Windows, *, batch_size: int = 64) -> Resp
     recorded = recording.rates if recording.cells == cells else None
     events = [course.float()[frames] for course in recording.events.values()]
     return Responses(
-        rates=rates,
-        recorded=None if recorded is None else recorded[frames],
-        events=torch.stack(events) if events else rates.new_zeros(0, len(rates)),
-        frames=frames,
+        rates=rates, recorded=None if recorded is None else recorded[frames], cells=cells,
+        events=torch.stack(events) if events else rates.new_zeros(0, len(rates)), frames=frames,
+        event_names=tuple(recording.events), name=recording.name,
         seconds_per_frame=recording.seconds_per_frame,
-        cells=cells,
-        event_names=tuple(recording.events),
-        name=recording.name,
-    )
+    )  # fmt: skip
 
 
 def correlation(

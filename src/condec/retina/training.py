@@ -116,8 +116,7 @@ class FittedRetina:
     Attributes
     ----------
     model : torch.nn.Module
-        A copy of the model that was given, with the weights of the best epoch; in evaluation
-        mode, on the device of that model.
+        A copy, with the weights of the best epoch; in evaluation mode, on the model's device.
     config : RetinaTraining
     history : tuple of RetinaEpoch
     best_epoch : int

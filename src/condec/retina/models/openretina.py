@@ -1,8 +1,4 @@
-"""Core-readout models of openretina, as models of the retina: a clip in, the rates of cells out.
-
-openretina need not be imported for this: the adapter is given a model, and asks only for what
-all of its core-readout models have.
-"""
+"""Core-readout models of openretina, which need not be imported, as models of the retina."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,10 +28,9 @@ class OpenRetina(nn.Module):
     channels : int
         Colour channels of the movie that the model takes, all with the same grey clip.
     frame : int
-        Frame of the model's output. The last, -1, is that of the last frame of the clip in
-        models that pad nothing in time.
+        Frame of the model's output; -1 is that of the clip's last in models without padding.
     **arguments : object
-        Further arguments of the model's call, by name.
+        Of the model's call.
 
     Raises
     ------

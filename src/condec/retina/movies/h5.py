@@ -59,14 +59,11 @@ def read_h5(
             names = tuple(str(row) for row in range(stored.shape[0]))
             if cells is not None:
                 rates, names = rates[:, columns(f"{path}: {key}", names, cells)], tuple(cells)
+            part = f" frames {start}:{stop}" if frames else ""
             return Recording(
-                movie=movie,
-                rates=rates,
-                cells=names,
-                seconds_per_frame=_frame_seconds(file, split),
-                name=f"{path.name} {split}" + (f" frames {start}:{stop}" if frames else ""),
-                scaling=(mean, std),
-            )
+                movie=movie, rates=rates, cells=names, name=f"{path.name} {split}{part}",
+                seconds_per_frame=_frame_seconds(file, split), scaling=(mean, std),
+            )  # fmt: skip
     except OSError as error:  # what h5py raises on damaged blocks
         raise DataError(f"{path}: not readable as an h5 file: {error}") from error
 

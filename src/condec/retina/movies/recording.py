@@ -85,8 +85,7 @@ class Recording:
         """Return clips of `history` frames, as inputs of a model; none of them is a copy.
 
         Sample j is frames j .. j + history - 1, oldest first; its response is that during frame
-        j + history, whose number is the sample's id. There are ``len(recording) - history``.
-        DataError where the movie is not longer than the history.
+        j + history, whose number is the sample's id. DataError where there are no more frames.
         """
         self._check_history(history)
         movie = self.movie
@@ -115,13 +114,10 @@ class Recording:
     def part(self, start: int, stop: int) -> "Recording":
         """Return frames `start` to below `stop`, numbered from 0 again."""
         check_frames(self.name, start, stop, len(self))
-        return replace(
-            self,
-            movie=self.movie[start:stop],
-            rates=None if self.rates is None else self.rates[start:stop],
-            events={name: course[start:stop] for name, course in self.events.items()},
-            name=f"{self.name} frames {start}:{stop}",
-        )
+        events = {name: course[start:stop] for name, course in self.events.items()}
+        rates = None if self.rates is None else self.rates[start:stop]
+        name = f"{self.name} frames {start}:{stop}"
+        return replace(self, movie=self.movie[start:stop], rates=rates, events=events, name=name)
 
     def of_cells(self, cells: Sequence[str]) -> "Recording":
         """Return the same movie with the responses of some cells, in the order given."""
