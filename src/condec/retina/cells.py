@@ -108,10 +108,9 @@ def cluster(
 
     Raises
     ------
-    DataError
-        Fewer than three rows, all rows alike, or entries that are not finite.
-    OptionError
-        Another method, or no number of clusters that can be tried.
+    DataError, OptionError
+        Fewer than three rows, all rows alike, or entries that are not finite; another method, or
+        no number of clusters that can be tried.
     """
     from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage
     from sklearn.cluster import KMeans

@@ -71,10 +71,9 @@ def active_modes(
 
     Raises
     ------
-    OptionError
-        The threshold is out of range.
-    DataError
-        Fewer than two frames, no modes, loadings that are not finite, or no mode is ever active.
+    OptionError, DataError
+        The threshold is out of range; fewer than two frames, no modes, loadings that are not
+        finite, or no mode is ever active.
     """
     if not 0.0 <= threshold < (1.0 if relative else float("inf")):
         raise OptionError(
@@ -139,10 +138,8 @@ def combinations(
 
     Raises
     ------
-    OptionError
-        The threshold or `n_shifts` is out of range.
-    DataError
-        As in `active_modes`.
+    OptionError, DataError
+        `n_shifts` is below 0; as in `active_modes`.
 
     Examples
     --------

@@ -11,7 +11,7 @@ FINE: Final = 2
 
 
 def natural_images(number: int, side: int, exponent: float, generator: torch.Generator) -> Tensor:
-    """Periodic images of standard deviation 1 whose power falls as frequency**-exponent.
+    """Draw periodic images of standard deviation 1 whose power falls as frequency**-exponent.
 
     `side` is in pixels; there are several points a pixel, but nothing finer than a pixel shows.
     """
@@ -25,7 +25,7 @@ def natural_images(number: int, side: int, exponent: float, generator: torch.Gen
 
 
 def seen(image: Tensor, gaze: Tensor, size: int) -> Tensor:
-    """Field of view with its corner at pixel `gaze` (y, x), linear between the image's points."""
+    """Return the field with its corner at pixel `gaze` (y, x), linear between image points."""
     fine = gaze * FINE
     first = fine.floor()
     in_y, in_x = (float(part) for part in fine - first)
@@ -36,13 +36,13 @@ def seen(image: Tensor, gaze: Tensor, size: int) -> Tensor:
 
 
 def _grid(size: int) -> tuple[Tensor, Tensor]:
-    """Distances of the pixels from the centre along y and x."""
+    """Return the distances of the pixels from the centre along y and x."""
     along = torch.arange(size) - (size - 1) / 2
     return along[:, None], along[None]
 
 
 def disc(size: int, radius: float | None) -> Tensor:
-    """Share of every pixel that a disc in the centre covers; None: the whole field."""
+    """Return the share of every pixel that a disc in the centre covers; None: the whole field."""
     if radius is None:
         return torch.ones(size, size)
     y, x = _grid(size)
@@ -50,7 +50,7 @@ def disc(size: int, radius: float | None) -> Tensor:
 
 
 def bars(places: Tensor, size: int, width: float, direction: float) -> Tensor:
-    """Share of every pixel that a bar covers whose centre is at each place along `direction`."""
+    """Return shares of pixels that a bar covers with its centre at each place along `direction`."""
     y, x = _grid(size)
     angle = math.radians(direction)
     along = x * math.cos(angle) + y * math.sin(angle)
@@ -59,7 +59,7 @@ def bars(places: Tensor, size: int, width: float, direction: float) -> Tensor:
 
 
 def reach(size: int, width: float, direction: float) -> float:
-    """How far from the centre a bar is just out of sight."""
+    """Return how far from the centre a bar is just out of sight."""
     angle = math.radians(direction)
     corner = (abs(math.cos(angle)) + abs(math.sin(angle))) * (size - 1) / 2
     return corner + (width + 1) / 2

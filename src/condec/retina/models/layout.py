@@ -135,7 +135,7 @@ class RetinaLayout(Option):
 
     @property
     def maps(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of what each convolution gives."""
+        """Return height and width of what each convolution gives."""
         sides, _, height, width = [], *self.image_shape
         for kernel in self.kernels:
             height, width = height - kernel + 1, width - kernel + 1
@@ -143,7 +143,7 @@ class RetinaLayout(Option):
         return tuple(sides)
 
     def positions_of(self, centres: Sequence[tuple[int, int]]) -> Positions:
-        """Places of a last map whose receptive fields are centred on these pixels of the movie.
+        """Return places of a last map whose receptive fields are centred on these pixels.
 
         Place j of a map sees the pixels j to j + r, where r is the sum of all (kernel - 1): its
         centre is j + r / 2. Centres nearer to a border than r / 2 get the place at that border.
@@ -157,7 +157,7 @@ class RetinaLayout(Option):
 
 
 def bn_cnn(n_cells: int, image_shape: tuple[int, int, int] = (40, 50, 50)) -> RetinaLayout:
-    """Layout of the network of Maheswaranathan et al. 2023: normalised unit by unit."""
+    """Return the layout of Maheswaranathan et al. 2023: normalised unit by unit."""
     return RetinaLayout(
         n_cells=n_cells, image_shape=image_shape, channels=(8, 8), kernels=(15, 11), stack=None,
         norm="unit", absolute=False, noise=0.05, readout="linear", last_bias=False,
@@ -165,7 +165,7 @@ def bn_cnn(n_cells: int, image_shape: tuple[int, int, int] = (40, 50, 50)) -> Re
 
 
 def nips_cnn(n_cells: int, image_shape: tuple[int, int, int] = (40, 50, 50)) -> RetinaLayout:
-    """Layout of the network of McIntosh et al. 2016: without normalisation."""
+    """Return the layout of McIntosh et al. 2016: without normalisation."""
     return RetinaLayout(
         n_cells=n_cells, image_shape=image_shape, channels=(16, 8), kernels=(15, 9), stack=None,
         norm="none", last_norm=False, noise=0.1, readout="linear",

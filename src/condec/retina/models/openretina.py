@@ -34,10 +34,9 @@ class OpenRetina(nn.Module):
 
     Raises
     ------
-    ModelError
-        The model has no readout of sessions, or gives something else than such rates.
-    OptionError
-        A session or cell that it lacks, or no session where there are several.
+    ModelError, OptionError
+        The model has no readout of sessions, or gives something else than such rates; a session
+        or cell that it lacks, or no session where there are several.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class OpenRetina(nn.Module):
 
     @property
     def scaling(self) -> tuple[float, float] | None:
-        """Mean and standard deviation taken out of the training movie, where the model says so."""
+        """Return mean and standard deviation of the training movie, where the model says so."""
         info = getattr(self.model, "data_info", {}).get("movie_norm_dict", {})
         stats: Mapping[str, Any] = info.get(self.session, info.get("default", {}))
         mean, std = stats.get("norm_mean"), stats.get("norm_std")

@@ -62,10 +62,8 @@ def read_recording(
     DataError
         No such file, one of another kind, a group or cell that it lacks, a movie or responses
         that are not finite or do not fit each other.
-    OptionError
-        `split` or `response` for an npz, frames that are not there, scaling by 0.
-    DependencyError
-        h5py is not installed, and the file is no npz.
+    OptionError, DependencyError
+        `split` or `response` for an npz, frames that are not there, scaling by 0; no h5py.
     """
     path = Path(path)
     if not path.is_file():
