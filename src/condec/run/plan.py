@@ -184,7 +184,7 @@ class ControlPlan:
         expected = "fractions lie between 0 and 1, at least two in ascending order"
         if len(self.fractions) == 1:
             raise OptionError(f"control: {expected}; got {self.fractions}")
-        ascending("control", self.fractions, expected, low=0, high=1)
+        ascending("control", self.fractions, expected, low=0.0, high=1.0)
         if not 0 < self.share < 1:
             raise OptionError(f"control: share must lie between 0 and 1; got {self.share}")
         expected = "strengths: expected some in ascending order"
