@@ -1,6 +1,7 @@
 """Patterns find the right modules; layouts name the right axes; mistakes are explained."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_slices_of_tokens_are_read_and_written(text: str) -> None:
         assert Site.parse(key).key == key
         site = Site.parse(key)
         info = SiteInfo(site=site, units=site.units, n_units=4, n_positions=1, cut=False)
-        assert SiteInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+        assert SiteInfo.from_dict(json.loads(json.dumps(asdict(info)))) == info
 
 
 class Tokens(nn.Module):

@@ -109,9 +109,8 @@ class AfterSite:
                 f"{self.site.key}: expected an activation of shape [n * {n_samples}, "
                 f"{', '.join(map(str, shape))}]; got {tuple(activation.shape)}"
             )
-        known = {site.place for site in self.also}
         at = {site.place: change for site, change in (changes or {}).items()}
-        if unknown := [place for place in at if place not in known]:
+        if unknown := [p for p in at if p not in {site.place for site in self.also}]:
             raise SiteError(
                 f"{unknown[0][0]} cannot be changed in a run from {self.site.key} on: the network "
                 "was not split for it; name the site in split_at(..., also=...)"
@@ -165,18 +164,8 @@ class _Tried:
 class Splitter:
     """Splits a network at a site, for many batches: the trial is made once a shape.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    site : Site
-    also : iterable of Site
-        Later sites (in order of execution) whose activation runs may change.
-
-    Raises
-    ------
-    SiteError
-        The model has no such module.
+    `also` are later sites (in order of execution) whose activation runs may change. SiteError
+    where the model has no such module.
     """
 
     def __init__(self, model: nn.Module, site: Site, *, also: Iterable[Site] = ()) -> None:
@@ -207,26 +196,18 @@ class Splitter:
         key = (inputs.shape, inputs.dtype, inputs.device, autocast)
         if key in self._tried:
             tried = self._tried[key]
-            after = self._full_pass(inputs, tried.unused)
-        else:
-            after = self._full_pass(inputs)
-            tried = self._tried[key] = _try(after)
-            thinned = {
-                call: replace(answer, out=map_tensors(answer.out, thin))
-                if call in tried.unused
-                else answer
-                for call, answer in after.answers.items()
-            }
-            after = replace(after, answers=thinned)
-        return replace(after, **vars(tried))
+            return replace(self._full_pass(inputs, tried.unused), **vars(tried))
+        after = self._full_pass(inputs)
+        tried = self._tried[key] = _try(after)
+        answers = dict(after.answers)
+        for call in tried.unused:
+            answers[call] = replace(answers[call], out=map_tensors(answers[call].out, thin))
+        return replace(after, answers=answers, **vars(tried))
 
     def _full_pass(self, inputs: Tensor, unused: frozenset[CallKey] = frozenset()) -> AfterSite:
         model, site = self.model, self.site
-        with (
-            record(model, [site]) as tape,
-            remembered(model, site, unused) as answers,
-            torch.no_grad(),
-        ):
+        kept = remembered(model, site, unused)
+        with record(model, [site]) as tape, kept as answers, torch.no_grad():
             output = run_model(model, inputs)
             check_samples(tape.records, len(inputs))
             (activation,) = (tensor.detach() for tensor in tape.records.values())

@@ -1,5 +1,6 @@
 """Cuts: sites that all flow from the input to the output passes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +87,8 @@ def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
     (paths above it) x (paths below it) equals the number of all paths.
     """
     order = _topological(output.grad_fn)
-    above: dict[Any, int] = dict.fromkeys(order, 0)
-    below: dict[Any, int] = dict.fromkeys(order, 0)
-    if order:
-        above[order[0]] = 1
+    above: Counter[Any] = Counter(order[:1])
+    below: Counter[Any] = Counter()
     for node in order:
         for child in _children(node):
             above[child] += above[node]
@@ -104,8 +103,7 @@ def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
         )
 
     def on_every_path(tensor: Tensor) -> bool:
-        node = tensor.grad_fn
-        return node in above and above[node] * below[node] == total
+        return above[tensor.grad_fn] * below[tensor.grad_fn] == total
 
     return on_every_path
 

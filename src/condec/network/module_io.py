@@ -37,9 +37,7 @@ def with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
         items = [tensor if item is old else item for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     made = copy.copy(value)
-    for key, item in _items(value).items():
-        if item is not old:
-            continue
+    for key in [key for key, item in _items(value).items() if item is old]:
         if isinstance(value, Mapping):
             made[key] = tensor
         else:

@@ -17,15 +17,15 @@ import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final
 
 from torch import nn
 
 from condec.basis.errors import OptionError, SiteError
 from condec.network.units import Span
 
-Kind = Literal["class", "register", "patch"]
-KINDS: Final[tuple[str, ...]] = get_args(Kind)
+KINDS: Final = ("class", "register", "patch")
+"""Kinds of tokens."""
 
 _RESNET: Final = (
     "BasicBlock", "Bottleneck", "PreActBasic", "PreActBottleneck", "ResNetBasicLayer",
@@ -72,19 +72,10 @@ _LATE_CLASS: Final = ("Cait", "ConVit", "Xcit")
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Sites that are usual for a kind of network.
+    """Sites (`about`) that are usual for a kind of network, whose `blocks` are of these classes.
 
-    Attributes
-    ----------
-    about : str
-        What the sites are.
-    blocks : tuple of str
-        Classes of the blocks, by name.
-    inside : tuple of str
-        Modules in a block whose input is the site, the first that is there; none: what the
-        block returns.
-    layout : str
-        Which axes are units, as after ``@``; empty: read off the rank.
+    A site is the input of the first module of `inside` that a block has; without any, what the
+    block returns. Units are as after ``@``; an empty layout is read off the rank.
     """
 
     about: str
@@ -121,20 +112,8 @@ def presets_of(model: nn.Module) -> tuple[str, ...]:
 def preset_sites(model: nn.Module, name: str, layout: str | None = None) -> tuple[str, ...]:
     """List patterns of a preset's sites in a model, in the order of its modules.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-    name : str
-        One of `PRESETS`.
-    layout : str, optional
-        Which axes are units, instead of the preset's own.
-
-    Raises
-    ------
-    OptionError
-        There is no such preset.
-    SiteError
-        It does not fit the model; the presets that fit are listed.
+    A `layout` replaces the preset's own. OptionError where there is no such preset, SiteError
+    where it does not fit the model.
     """
     preset = PRESETS.get(name)
     if preset is None:
@@ -148,7 +127,8 @@ def preset_sites(model: nn.Module, name: str, layout: str | None = None) -> tupl
         fit = presets_of(model)
         others = f"presets that fit: {', '.join(fit)}" if fit else "no preset fits it"
         why = ""
-        if preset.inside == _VIT_ATTENTION and _has_hidden_attention(model):
+        hidden = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
+        if preset.inside == _VIT_ATTENTION and hidden:
             why = (
                 ". Its nn.MultiheadAttention never runs its projections as modules; "
                 "condec.expose_attention(model) gives an equal model that does"
@@ -175,16 +155,11 @@ def heads_above(model: nn.Module, name: str) -> int:
     )
 
 
-def tokens_above(model: nn.Module, name: str, kind: Kind) -> Span:
+def tokens_above(model: nn.Module, name: str, kind: str) -> Span:
     """Find the tokens of a kind, from the nearest module around `name` that holds them.
 
-    The order is that of all vision transformers that are known here: class token (with that
-    of distillation, where there is one), registers, patches.
-
-    Raises
-    ------
-    SiteError
-        No module says, or the model has no token of this kind.
+    The order is that of all vision transformers known here: class token (and that of
+    distillation), registers, patches. SiteError where no module says, or there is no such token.
     """
     for module in _outwards(model, name):
         if type(module).__name__ in _LATE_CLASS:
@@ -200,13 +175,12 @@ def tokens_above(model: nn.Module, name: str, kind: Kind) -> Span:
         spans: dict[str, Span] = {
             "class": (0, first), "register": (first, prefix), "patch": (prefix, None),
         }  # fmt: skip
-        span = spans[kind]
-        if span[0] == span[1]:
-            there = [k for k, (a, b) in spans.items() if a != b]
+        there = [k for k, (a, b) in spans.items() if a != b]
+        if kind not in there:
             raise SiteError(
                 f"{name}: {type(module).__name__} has no {kind} token; it has {', '.join(there)}"
             )
-        return span
+        return spans[kind]
     raise SiteError(
         f"{name}: no enclosing module says which tokens are {' or '.join(KINDS)}; write them as a "
         f"slice, for example '{name}@features[1:]' for all but the first"
@@ -252,16 +226,11 @@ def _is_block(module: nn.Module, preset: Preset) -> bool:
     return kind in preset.blocks
 
 
-def _has_hidden_attention(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
-
-
 def _token_counts(module: nn.Module) -> tuple[int, int] | None:
     """Count class tokens (and of distillation), and of registers, if a module knows."""
     for holder in (module, *module.children()):
         tokens = dict(holder.named_parameters(recurse=False))
-        first = _count(tokens, _CLASS_TOKENS)
-        registers = _count(tokens, _REGISTERS)
+        first, registers = _count(tokens, _CLASS_TOKENS), _count(tokens, _REGISTERS)
         if first or registers:
             return first, registers
     prefix = getattr(module, "num_prefix_tokens", None)

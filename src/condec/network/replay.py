@@ -35,15 +35,9 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Versions:
-    """Hold the activation of several versions of a batch, and repeat the rest for them.
+    """Hold the activation [n_versions * n_samples, ...] of versions of a batch; repeat the rest.
 
-    Attributes
-    ----------
-    activation : Tensor of shape [n_versions * n_samples, ...]
-    n_samples : int
-    changes : dict of Place to callable
-        What to do at later places.
-    watch : Watch, optional
+    `changes` are made at later places.
     """
 
     activation: Tensor
@@ -164,7 +158,7 @@ def answered(
                 changes = dict(versions.changes)
                 if here:
                     changes[site.place] = lambda _: versions.activation.clone()
-                return _changed(run, args, kwargs, call, changes)
+                return _changed(run, (args, kwargs), call, changes)
             counts.update(answers[call].inside)
             if here:
                 return versions.at_site(answers[call].out)
@@ -198,17 +192,11 @@ def _restore(own: dict[str, Any], exchanged: Iterable[str], before: dict[str, An
 
 
 def _changed(
-    run: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    call: CallKey,
-    changes: Mapping[Place, TensorMap],
+    run: Callable[..., Any], given: tuple[Any, Any], call: CallKey, at: Mapping[Place, TensorMap]
 ) -> Any:
-    """Run a call, with changes of what it gets and gives."""
-    before = changes.get((call[0], "input", call[1]))
-    after = changes.get((call[0], "output", call[1]))
-    if before is not None:
-        args, kwargs = change_input((args, kwargs), before)
+    """Run a call, with changes of what it gets (arguments and keyword arguments) and gives."""
+    before, after = at.get((call[0], "input", call[1])), at.get((call[0], "output", call[1]))
+    args, kwargs = given if before is None else change_input(given, before)
     out = run(*args, **kwargs)
     return out if after is None else change_first(out, after)
 
@@ -223,15 +211,7 @@ def thin(leaf: Tensor) -> Tensor:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes which answers operations work on, and how much memory they need.
-
-    Attributes
-    ----------
-    used : set of CallKey
-        Answers that an operation worked on.
-    most_bytes : int
-        Largest memory of one operation's tensors, parameters aside.
-    """
+    """Notes the answers that operations worked on, and the most bytes of one's tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from condec.basis.errors import OptionError, SiteError
-from condec.network.presets import KINDS, Kind, heads_above, preset_sites, tokens_above
+from condec.network.presets import KINDS, heads_above, preset_sites, tokens_above
 from condec.network.units import LAYOUTS, Layout, Span, Units, read_span
 from condec.network.unwrap import original
 
@@ -230,8 +230,7 @@ def _site(name: str, parsed: re.Match[str], heads: int | None, tokens: Span | No
 
 def _expand(model: nn.Module, text: str) -> list[Site]:
     """Find the sites of one pattern or preset in a model."""
-    preset = _PRESET.fullmatch(text)
-    if preset is not None:
+    if preset := _PRESET.fullmatch(text):
         parts = preset_sites(model, preset["name"], preset["layout"])
         return [site for part in parts for site in _expand(model, part)]
     parsed = _match(text)
@@ -245,10 +244,9 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
         heads = int(parsed["heads"]) if parsed["heads"] else None
         if parsed["layout"] == "heads" and heads is None:
             heads = heads_above(model, name)
-        tokens = None
-        if (text := parsed["tokens"]) is not None:
-            kind: Kind | None = next((kind for kind in get_args(Kind) if kind == text), None)
-            tokens = read_span(text) if kind is None else tokens_above(model, name, kind)
+        tokens = parsed["tokens"]
+        if tokens is not None:
+            tokens = tokens_above(model, name, tokens) if tokens in KINDS else read_span(tokens)
         found.append(_site(name, parsed, heads, tokens))
     return found
 

@@ -83,7 +83,7 @@ class Tape:
 
     def _call(self, site: Site) -> Call:
         calls = self.calls.get((site.name, site.tap), [])
-        n_calls, number = len(calls), site.call or 0
+        n_calls = len(calls)
         if not calls:
             raise SiteError(
                 f"{site.key}: the module did not run in this forward pass. Where a model hands its "
@@ -96,12 +96,12 @@ class Tape:
                 f"{site.name} is called {n_calls} times in one forward pass; say which call is "
                 f"meant: {names}"
             )
-        if number >= n_calls:
+        if (site.call or 0) >= n_calls:
             raise SiteError(
                 f"{site.key}: the module is called {n_calls} times in one forward pass, #0 to "
                 f"#{n_calls - 1}"
             )
-        call = calls[number]
+        call = calls[site.call or 0]
         if isinstance(call, NoRecord):
             raise SiteError(
                 f"{site.key}: expected a dense floating-point tensor as the module's {site.tap}; "
@@ -124,8 +124,7 @@ def record(
     Parameters
     ----------
     model : torch.nn.Module
-        In evaluation mode. Its parameters are frozen inside the context, and as they were
-        after it.
+        In evaluation mode. Its parameters are frozen inside the context.
     sites : iterable of Site
     hand_on : callable
         What the network goes on with, from the record; it must share no memory with it. By
@@ -162,13 +161,11 @@ def record(
             "through it; make or load it outside"
         )
     sites = tuple(sites)
-    tape = Tape(sites)
-    modules = dict(model.named_modules())
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(eager(model))
-        stack.enter_context(frozen_parameters(model))
+    tape, modules = Tape(sites), dict(model.named_modules())
+    with (
+        torch.inference_mode(False), torch.enable_grad(), eager(model), frozen_parameters(model),
+        ExitStack() as stack,
+    ):  # fmt: skip
         for name, tap in dict.fromkeys((site.name, site.tap) for site in sites):
             if name not in modules:
                 raise SiteError(f"{type(model).__name__} has no module {name!r}")
@@ -214,8 +211,7 @@ def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
 
 def refuse_training(model: nn.Module) -> None:
     """Raise ModelError if the model, or a part of it, is in training mode."""
-    training = [name or "the model" for name, m in model.named_modules() if m.training]
-    if training:
+    if training := [name or "the model" for name, m in model.named_modules() if m.training]:
         raise ModelError(
             f"{type(model).__name__} is in training mode ({', '.join(training[:3])}"
             f"{', ...' if len(training) > 3 else ''}): dropout would draw noise and batch norm "
@@ -303,6 +299,5 @@ def _node(tensor: Tensor, *, alias: bool) -> Tensor:
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    if not (is_recordable(a) and is_recordable(b)):
-        return False
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    both = is_recordable(a) and is_recordable(b)
+    return both and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -102,27 +102,17 @@ class Units:
     def count(self, shape: Sequence[int]) -> int:
         """Count the units in an activation of `shape` (with its sample axis)."""
         sizes = self._counted(shape)
-        if self.n_heads is not None:
-            return self.n_heads
-        return math.prod(sizes[axis] for axis in self.axes(len(sizes)))
+        return self.n_heads or math.prod(sizes[axis] for axis in self.axes(len(sizes)))
 
     def positions(self, shape: Sequence[int]) -> int:
         """Count the entries of one sample's activation that belong to one unit."""
         return math.prod(self._counted(shape)[1:]) // max(self.count(shape), 1)
 
     def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
-        """Lay one value a unit over an activation of `shape`, ready to broadcast.
+        """Lay one value a unit over an activation of `shape` (with its sample axis), to broadcast.
 
-        Parameters
-        ----------
-        values : Tensor of shape [unit]
-        shape : shape of the activation, with its sample axis
-
-        Returns
-        -------
-        Tensor
-            With as many axes as the activation; axes along which nothing changes have size 1.
-            Zero (False) at tokens that do not count.
+        The tensor has as many axes as the activation; those along which nothing changes have size
+        1. Zero (False) at tokens that do not count.
         """
         n_units = self.count(shape)
         if values.shape != (n_units,):
@@ -183,8 +173,7 @@ class Units:
 
 def read_span(text: str) -> Span | None:
     """Read a span from the text inside brackets; None where the text names tokens instead."""
-    parsed = _SPAN.fullmatch(text)
-    if parsed is None:
+    if not (parsed := _SPAN.fullmatch(text)):
         return None
     first, last = (None if number is None else int(number) for number in parsed.groups())
-    return (first, last)
+    return first, last

@@ -6,6 +6,7 @@ devices, TorchScript and quantised layers are refused.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -67,9 +68,7 @@ def refuse_unreadable(model: nn.Module) -> None:
 
 def refuse_scripted(modules: Mapping[str, nn.Module], name: str) -> None:
     """Raise SiteError where a module is, or lies inside, TorchScript, which takes no hooks."""
-    parts = name.split(".")
-    for end in range(1, len(parts) + 1):
-        above = ".".join(parts[:end])
+    for above in itertools.accumulate(name.split("."), "{}.{}".format):
         if isinstance(modules.get(above), torch.jit.ScriptModule):
             raise SiteError(
                 f"{name}: {above} runs as TorchScript, where nothing can be recorded; choose a "
@@ -99,9 +98,7 @@ def _check_devices(model: nn.Module) -> None:
             "has no values; load the weights, model.load_state_dict(..., assign=True)"
         )
     if len(first) > 1:
-        places = ", ".join(f"{name} on {device}" for device, name in sorted(
-            first.items(), key=lambda item: str(item[0])
-        ))  # fmt: skip
+        places = ", ".join(f"{first[at]} on {at}" for at in sorted(first, key=str))
         raise ModelError(
             f"{type(model).__name__}: parameters are on several devices ({places}); move the "
             "model to one, model.to(device)"
