@@ -27,18 +27,12 @@ COLUMNS = (
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """Agreement of two quantities of the same units.
+    """Agreement of two quantities of the same units, for every sample.
 
-    Attributes
-    ----------
-    spearman, pearson : Tensor of shape [sample]
-        Rank and linear correlation over units; NaN where one of both is the same for all units.
-    spearman_pooled : float
-        Rank correlation over all pairs of sample and unit.
-    top_k : int
-    top_overlap : Tensor of shape [sample]
-        Share of the `top_k` units of largest size in one that are among those of the other;
-        by chance it is `top_k` over the number of units.
+    Rank and linear correlation over units are NaN where one of both is the same for all units;
+    `spearman_pooled` is the rank correlation over all pairs of sample and unit. `top_overlap` is
+    the share of the `top_k` units of largest size in one that are among those of the other; by
+    chance it is `top_k` over the number of units.
     """
 
     spearman: PerSample
@@ -121,21 +115,11 @@ def faithfulness(
 
 
 def agreement(first: UnitMatrix, second: UnitMatrix, *, top: float = 0.1) -> Agreement:
-    """Compare two quantities of the same samples and units.
+    """Compare two quantities of the same samples and units, both [sample, unit].
 
-    Parameters
-    ----------
-    first, second : Tensor of shape [sample, unit]
-    top : float
-        Share of the units that count as the largest; at least one.
+    At least one unit, and the share `top` of them, counts as the largest; OptionError unless it
+    is above 0 and at most 1.
 
-    Raises
-    ------
-    OptionError
-        `top` is not above 0 and at most 1.
-
-    Examples
-    --------
     >>> values = torch.tensor([[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
     >>> agreement(values, -values).spearman.round(decimals=6).tolist()
     [-1.0, -1.0]

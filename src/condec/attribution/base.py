@@ -24,15 +24,7 @@ if TYPE_CHECKING:
 class Setup:
     """One batch, and what is asked about it: references, nothing is copied.
 
-    Attributes
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    inputs : Tensor of shape [sample, ...]
-        On the model's device and in its type.
-    sites : tuple of Site
-    target : Target
-    labels : Tensor of shape [sample], or None
+    The model is in evaluation mode; inputs [sample, ...] are on its device and in its type.
     """
 
     model: nn.Module
@@ -47,17 +39,8 @@ class Setup:
 class Attribution:
     """Contributions of one batch at several sites, as the method left them.
 
-    Attributes
-    ----------
-    contribution, activation : dict of site key to Tensor
-        In execution order; shape of the activation at the site; contribution in the unit of
-        the target.
-    output : Tensor of shape [sample, ...]
-        The model's output at the inputs.
-    target, target_baseline : Tensor of shape [sample]
-        The target at the inputs and at the baseline; NaN where a method has no baseline.
-    steps : Tensor of shape [sample], or None
-        Intervals of the path that each sample took, for methods with a path.
+    Contributions (in the unit of the target) and activations have the shape of the activation,
+    and stand by site key in execution order; the rest is as in `Contributions`.
     """
 
     contribution: dict[str, Tensor]

@@ -34,18 +34,7 @@ class Baseline(Option, ABC):
 
     @abstractmethod
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Make the baseline of a batch.
-
-        Parameters
-        ----------
-        inputs : Tensor of shape [sample, ...]
-        draw : int
-            Number among the `n_draws` baselines.
-
-        Returns
-        -------
-        Tensor of shape [1, ...] (one for all samples) or [sample, ...] (one for each)
-        """
+        """Make baseline number `draw` of a batch: [1, ...] for all samples, or [sample, ...]."""
 
     def fit(self, data: "condec.data.Inputs") -> "Baseline":
         """Take what the baseline needs from a data set; itself if nothing."""

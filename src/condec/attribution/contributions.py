@@ -251,12 +251,8 @@ def run_batch(
 ) -> Contributions:
     """Attribute one batch, as `contribute` does, without its warning.
 
-    `cuts` says which sites cut the network, where that is known.
-
-    Raises
-    ------
-    DataError
-        Contributions are not finite, as where a gradient is infinite at the baseline.
+    `cuts` says which sites cut the network, where that is known. DataError where contributions
+    are not finite, as where a gradient is infinite at the baseline.
     """
     setup = replace(setup, inputs=compute.arrange(setup.inputs))
     if cuts is None:
@@ -274,24 +270,15 @@ def run_batch(
             "logarithm at 0",
         )
         parts.append(SiteContributions(by_key[key], units, cuts[key], contribution, h))
-    return Contributions(
-        by_site=tuple(parts),
-        output=found.output,
-        prediction=predictions(found.output),
-        target=found.target,
-        target_baseline=found.target_baseline,
-        steps=found.steps,
-        setup=setup,
-    )
+    same = {n: getattr(found, n) for n in ("output", "target", "target_baseline", "steps")}
+    prediction = predictions(found.output)
+    return Contributions(by_site=tuple(parts), prediction=prediction, setup=setup, **same)
 
 
 def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Check inputs, and move them to the device and floating type of the model.
 
-    Raises
-    ------
-    DataError
-        No sample, an integer type, or entries that are not finite (samples are named).
+    DataError: no sample, an integer type, or entries that are not finite (samples are named).
     """
     if not inputs.is_floating_point():
         raise DataError(
@@ -302,8 +289,7 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
         raise DataError(
             f"inputs: expected at least one sample, shape [sample, ...]; got {tuple(inputs.shape)}"
         )
-    wrong = (~inputs.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if wrong:
+    if wrong := (~inputs.isfinite()).flatten(1).any(1).nonzero().flatten().tolist():
         raise DataError(
             f"inputs: {len(wrong)} of {len(inputs)} samples hold NaN or infinity; the first are "
             f"samples {wrong[:5]}"

@@ -80,7 +80,14 @@ def integrate_to(
         for key, total in fine.items():
             contribution[key][rows[done]] = total[done]
         taken[rows[done]] = n_steps
-        _warn_unfinished(off[done], len(change), tolerance, n_steps)
+        if n_off := int((~(off[done] <= tolerance)).sum()):
+            warnings.warn(
+                f"{n_off} of {len(change)} samples are not within the tolerance of {tolerance:g} "
+                f"after {n_steps} steps (worst: {float(off[done].max()):.3g}); raise max_steps or "
+                "the tolerance, and see that the target follows one thing along the path (TopK "
+                "does not)",
+                stacklevel=1,
+            )
         if bool(done.any()):
             going = (~done).nonzero().flatten()
             rows, path = rows[going], path.take(going)
@@ -144,15 +151,3 @@ def _gap(total: Totals, change: Tensor, cuts: Collection[str]) -> Tensor:
         scale = torch.maximum(change.double().abs(), _SMALL_CHANGE * flat.abs().sum(1))
         gaps.append((flat.sum(1) - change).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny))
     return torch.stack(gaps).amax(0)
-
-
-def _warn_unfinished(off: Tensor, n_samples: int, tolerance: float, n_steps: int) -> None:
-    """Count the samples that are done and not within the tolerance."""
-    n_off = int((~(off <= tolerance)).sum())
-    if n_off:
-        warnings.warn(
-            f"{n_off} of {n_samples} samples are not within the tolerance of {tolerance:g} after "
-            f"{n_steps} steps (worst: {float(off.max()):.3g}); raise max_steps or the tolerance, "
-            "and see that the target follows one thing along the path (TopK does not)",
-            stacklevel=2,
-        )

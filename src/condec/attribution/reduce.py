@@ -52,21 +52,10 @@ def merge_signs(reduced: SignedUnits) -> Tensor:
 
 
 def spread_units(values: UnitMatrix, units: Units, shape: Sequence[int]) -> Activation:
-    """Lay one value a unit over all its positions.
+    """Lay values [sample, unit] over all positions of an activation of `shape` (with samples).
 
-    Parameters
-    ----------
-    values : Tensor of shape [sample, unit]
-    units : Units
-    shape : shape of the activation, with its sample axis
+    Zero at tokens that do not count.
 
-    Returns
-    -------
-    Tensor of shape [sample, ...]
-        As the activation; zero at tokens that do not count.
-
-    Examples
-    --------
     >>> spread_units(torch.tensor([[1.0, 2.0]]), Units("channels"), (1, 2, 3)).tolist()
     [[[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]]
     """
@@ -76,11 +65,6 @@ def spread_units(values: UnitMatrix, units: Units, shape: Sequence[int]) -> Acti
 
 
 def unit_numbers(units: Units, shape: Sequence[int]) -> Tensor:
-    """Number every entry of one sample's activation by its unit; -1 where it has none.
-
-    Returns
-    -------
-    Tensor of int64, of `shape` without the sample axis
-    """
+    """Number every entry of one sample's activation (int64) by its unit; -1 where it has none."""
     numbers = torch.arange(1, units.count(shape) + 1)
     return units.broadcast(numbers, shape).expand(1, *shape[1:])[0] - 1

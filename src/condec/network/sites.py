@@ -170,17 +170,8 @@ def find_site(sites: Iterable[Site], wanted: "Site | str") -> Site:
 def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[Site, ...]:
     """Find those of `sites` that patterns fit, in their order, where there is no model.
 
-    Parameters
-    ----------
-    sites : iterable of Site
-    patterns : str or iterable of str
-        Keys of sites, or globs over keys or names of modules; a preset needs the model
-        (`find_sites`).
-
-    Raises
-    ------
-    SiteError
-        A pattern fits none of them.
+    Patterns are keys of sites, or globs over keys or names of modules; a preset needs the model
+    (`find_sites`). SiteError where one fits none of them.
     """
     sites = tuple(sites)
     found: set[Site] = set()

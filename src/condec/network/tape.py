@@ -52,11 +52,8 @@ class Tape:
     def records(self) -> dict[str, Tensor]:
         """Return recorded tensors by site key, in execution order, attached to the graph.
 
-        Raises
-        ------
-        SiteError
-            A site's module did not run, or ran more than once and the site does not say
-            which call is meant.
+        SiteError where a module did not run, or more than once and the site does not say which
+        call is meant.
         """
         found = {site.key: self._call(site) for site in self.sites}
         return {key: found[key].tensor for key in sorted(found, key=lambda key: found[key].order)}
@@ -64,10 +61,7 @@ class Tape:
     def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
         """Return the gradient of `scalar` at every record, by site key; frees the graph.
 
-        Raises
-        ------
-        SiteError
-            `scalar` does not depend on a site.
+        SiteError where `scalar` does not depend on a site.
         """
         records = self.records
         if not scalar.requires_grad:
@@ -76,10 +70,10 @@ class Tape:
                 "computes it without them, or detaches on the way"
             )
         grads = torch.autograd.grad(scalar, tuple(records.values()), allow_unused=True)
-        unused = [key for key, grad in zip(records, grads, strict=True) if grad is None]
-        if unused:
+        found = {key: grad for key, grad in zip(records, grads, strict=True) if grad is not None}
+        if unused := [key for key in records if key not in found]:
             raise SiteError(f"the target does not depend on: {', '.join(unused)}; leave them out")
-        return {key: grad for key, grad in zip(records, grads, strict=True) if grad is not None}
+        return found
 
     def _call(self, site: Site) -> Call:
         calls = self.calls.get((site.name, site.tap), [])
@@ -254,12 +248,11 @@ def _attach(
         return with_first_tensor(out, keep(out, tensor, alias))
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
-        tensor = first_tensor(args)
         # The caller still holds the input and may change it in place: always copied.
-        if tensor is not None:
+        if (tensor := first_tensor(args)) is not None:
             return with_first_tensor(args, keep(args, tensor, True)), kwargs
-        tensor = first_tensor(kwargs)
-        return args, with_first_tensor(kwargs, keep(kwargs or args, tensor, True))
+        kept = keep(kwargs or args, first_tensor(kwargs), True)
+        return args, with_first_tensor(kwargs, kept)
 
     if tap == "input":
         return module.register_forward_pre_hook(on_input, with_kwargs=True)

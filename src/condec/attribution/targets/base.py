@@ -13,13 +13,7 @@ from condec.basis.shapes import PerSample
 
 
 class Target(Option, ABC):
-    """One number a sample, from the output of a model.
-
-    Attributes
-    ----------
-    uses_labels : bool
-        Whether the number depends on the sample's label.
-    """
+    """One number a sample, from the output of a model; `uses_labels` where it needs the label."""
 
     __slots__ = ()
     uses_labels: ClassVar[bool] = False
@@ -66,17 +60,7 @@ def wide(tensor: Tensor) -> torch.dtype:
 def scores(output: Tensor, *, probability: bool = False, at_least: int = 1) -> Tensor:
     """Return logits or softmax probabilities of the labels, in at least single precision.
 
-    Parameters
-    ----------
-    output : Tensor of shape [sample, label]
-    probability : bool
-    at_least : int
-        Number of labels that the target needs.
-
-    Raises
-    ------
-    ModelError
-        The output is no matrix of labels, or has too few of them.
+    ModelError where the output is no matrix [sample, label], or has fewer labels than `at_least`.
     """
     if output.ndim != 2:
         raise ModelError(

@@ -97,10 +97,7 @@ class Custom(Target):
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form: the label, or name and source; it cannot be read back.
 
-        Raises
-        ------
-        OptionError
-            The function has no label, and its source does not tell what it computes.
+        OptionError where there is no label, and the source does not tell what is computed.
         """
         record = {"name": "Custom", "function": self.shown}
         return record if self.label else record | {"source": _source(self.function)}
@@ -122,13 +119,7 @@ def _source(function: Callable[..., Any]) -> str:
 
 
 def as_target(target: TargetLike) -> Target:
-    """Return the target itself, or wrap a function of the output.
-
-    Raises
-    ------
-    OptionError
-        Neither a target nor a function.
-    """
+    """Return the target itself, or wrap a function of the output; OptionError for all else."""
     if isinstance(target, Target):
         return target
     if isinstance(target, type) or not callable(target):
