@@ -22,8 +22,7 @@ from condec.edits.baking import baked, save_baked
 from condec.edits.base import Edit
 from condec.edits.choice import choose_units, count_units
 from condec.edits.context import edited
-from condec.edits.directions import Corrupt, Project, Steer
-from condec.edits.patch import Patch
+from condec.edits.directions import Corrupt, Patch, Project, Steer
 from condec.edits.replacement import (
     Donors,
     Recorded,
@@ -49,14 +48,8 @@ _EDITS: dict[str, type[Edit]] = {
 def edit_from_dict(record: Mapping[str, Any]) -> Edit:
     """Make an edit from its plain form, the inverse of `Edit.to_dict`.
 
-    Raises
-    ------
-    OptionError
-        No edit has that name or those fields, or it holds a tensor, of which the plain form
-        has the digest only.
+    It is an OptionError where no edit has that name or those fields, or it holds a tensor.
 
-    Examples
-    --------
     >>> edit_from_dict(Ablate("fc", units=[1]).to_dict()) == Ablate("fc", units=[1])
     True
     """

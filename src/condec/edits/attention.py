@@ -49,11 +49,9 @@ class CutAttention(Edit):
 
     Raises
     ------
-    OptionError
-        Bad edges or heads; a site with ``:input`` or a layout.
-    SiteError
-        At the first forward pass: a token or head that is not there; a query of which all
-        keys are cut; a module that computes no attention, or several in one call.
+    OptionError, SiteError
+        Bad edges or heads; a site with ``:input`` or a layout; at the first forward pass, a token
+        or head that is not there, a query of which all keys are cut, or not one attention a call.
 
     Examples
     --------
@@ -190,8 +188,8 @@ class _Cut(TorchFunctionMode):
                     "read"
                 )
         cut = torch.zeros(n_queries, n_keys, dtype=torch.bool)
-        keys, queries = zip(*edit.edges, strict=True)
-        cut[list(queries), list(keys)] = True
+        keys, queries = torch.tensor(edit.edges).T
+        cut[queries, keys] = True
         if edit.heads is None:
             return cut.to(device)
         if n_heads is None:

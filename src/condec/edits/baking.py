@@ -43,12 +43,9 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
 
     Raises
     ------
-    OptionError
-        Another kind of edit, or activations of other inputs for a replacement.
-    SiteError
-        No such site or unit; another kind of module; no weight, or no bias where one is needed.
-    ModelError
-        The outputs differ; the model is under `edited`, or in training mode.
+    OptionError, SiteError, ModelError
+        Another kind of edit, replacement or module; no weight, or no bias where one is needed; the
+        outputs differ; the model is under `edited`, or in training mode.
 
     Examples
     --------
@@ -69,9 +66,9 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
         )
     refuse_training(model)
     made = copy.deepcopy(model)
-    at_inputs = [edit for edit in edits if edit.site.tap == "input"]
     # At an input, the last edit is nearest to the weights.
-    for edit in (*(e for e in edits if e.site.tap == "output"), *reversed(at_inputs)):
+    at_inputs = [edit for edit in reversed(edits) if edit.site.tap == "input"]
+    for edit in (*(edit for edit in edits if edit.site.tap == "output"), *at_inputs):
         _write(made, edit)
     _check_same(model, edits, made, inputs)
     return made

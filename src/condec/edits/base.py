@@ -85,17 +85,15 @@ def checked_edits(who: str, edits: Any) -> tuple[Edit, ...]:
 def checked_units(who: str, units: Sequence[int] | Tensor, *, least: int = 1) -> tuple[int, ...]:
     """Return numbers of units, sorted; OptionError unless `least` integers from 0, each once."""
     given: Any = units.tolist() if isinstance(units, Tensor) else units
-    numbers: list[int] = []
     try:
-        numbers += (operator.index(unit) for unit in given)
-        is_wrong = any(isinstance(unit, bool) for unit in given)
-    except TypeError:
-        is_wrong = True
-    if is_wrong:
+        numbers = [operator.index(unit) for unit in given]
+        if any(isinstance(unit, bool) for unit in given):
+            raise TypeError("truth values")
+    except TypeError as error:
         raise OptionError(
             f"{who}: units must be integers, for example [3, 7]; got {reprlib.repr(given)}. Of a "
             "mask take mask.nonzero().flatten()."
-        )
+        ) from error
     if len(numbers) < least:
         raise OptionError(f"{who}: units is empty; name at least one unit, or leave the edit out")
     negative = [unit for unit in numbers if unit < 0]

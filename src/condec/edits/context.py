@@ -33,11 +33,9 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
 
     Raises
     ------
-    SiteError
-        A site is not in the model, holds no floating tensor, or is ambiguous because its
-        module is called more than once; on leaving, a site that never ran inside the context.
-    OptionError
-        Something in `edits` is not an edit.
+    OptionError, SiteError
+        No edit; a site that is not in the model, holds no floating tensor, or is ambiguous because
+        its module is called more than once; on leaving, one that never ran inside the context.
     """
     edits = checked_edits("edited", edits)
     model = original(model)
@@ -186,14 +184,14 @@ def _found(model: nn.Module, site: Site) -> Site:
 
 
 def _check_all_ran(model: nn.Module, places: Sequence[_Attached]) -> None:
-    missed = [place for place in places if not place.has_run]
-    if not missed:
-        return
-    why, most = "its module did not run", missed[0].most_calls
-    if most:
-        why = f"its module is called {most} times in one forward pass, #0 to #{most - 1}"
-    raise SiteError(
-        f"edited: {missed[0].site.key} never ran inside the context, so the edit did nothing: "
-        f"{why} ({type(model).__name__}). Run the model inside the context, and choose sites "
-        "that its forward pass calls."
-    )
+    for place in places:
+        if place.has_run:
+            continue
+        why, most = "its module did not run", place.most_calls
+        if most:
+            why = f"its module is called {most} times in one forward pass, #0 to #{most - 1}"
+        raise SiteError(
+            f"edited: {place.site.key} never ran inside the context, so the edit did nothing: "
+            f"{why} ({type(model).__name__}). Run the model inside the context, and choose sites "
+            "that its forward pass calls."
+        )

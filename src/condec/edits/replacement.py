@@ -146,7 +146,7 @@ def unit_means(
     # Stores hold activations summed over a unit's positions.
     summed = store.matrix(site, quantity="activation", sign="sum")
     if label is not None:
-        rows = (store.labels == label) & (rows if rows is not None else True)
+        rows = (store.labels == label) & (True if rows is None else rows)
     summed = summed if rows is None else summed[rows]
     if not len(summed):
         of = "" if label is None else f" of label {label}"
@@ -162,10 +162,8 @@ def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Act
 
     Raises
     ------
-    SiteError
-        There is not one such site, or it does not run once.
-    ModelError
-        The model is in training mode, or fails on the inputs.
+    SiteError, ModelError
+        There is not one such site, or it does not run once; the model is in training mode.
 
     Examples
     --------

@@ -77,12 +77,9 @@ class Ablate(Replacing):
 
     Raises
     ------
-    OptionError
-        No units, a unit twice, negative, or no integer; a replacement that is not finite, or, at
-        the first forward pass, of another length than the site.
-    SiteError
-        At the first forward pass: a unit that the site does not have; a whole activation of
-        another shape, or of another number of samples.
+    OptionError, SiteError
+        No units, a unit twice, negative, or no integer; a replacement that is not finite; at the
+        first forward pass, a unit that the site does not have, or a replacement that does not fit.
 
     Examples
     --------

@@ -103,13 +103,11 @@ def control_curve(
         Other orders to compare; `rank` and `n_random` are then not used.
     rank : int
         Which mode of a label ``best_mode`` is: 0 the most correlated.
-    n_random, n_bootstrap : int
+    n_random, n_bootstrap, seed : int
         Random draws, 0 leaves the ranking out; resamples behind the 95 % intervals, 0 leaves
-        them out (NaN).
-    seed : int
-        Of all that is drawn: random units, off-target labels, samples, resamples.
+        them out (NaN); of all that is drawn.
     batch_size : int
-        Held-out inputs that pass the model together. Memory holds one batch of them.
+        Held-out inputs that pass the model together.
 
     Returns
     -------
@@ -123,8 +121,7 @@ def control_curve(
     OptionError
         An option outside its range; two rankings of one name, or one over other units.
     DataError
-        Labels or held-out rows are missing, `data` lacks samples of the store, or a ranking is
-        made from other rows.
+        Labels or held-out rows are missing, or `data` or a ranking is of other samples or rows.
     ModelError
         The model is in training mode, or its output is not [sample, label].
     """

@@ -107,12 +107,11 @@ class ControlMatrix:
         """Make the matrix again whose `to_frame` is this table."""
         number = table["edited"].nunique()
         edited, seen = table[::number], table[:number]
-        by_label = {name: seen[name] for name in ("n_samples", "unedited")}
-        by_pair = {name: table[name] for name in get_args(MatrixQuantity)}
         columns: dict[str, Any] = {
-            n: torch.tensor(c.to_numpy()) for n, c in (by_label | by_pair).items()
+            name: torch.tensor(seen[name].to_numpy()) for name in ("n_samples", "unedited")
         }
-        columns |= {name: columns[name].view(number, number) for name in by_pair}
+        for name in get_args(MatrixQuantity):
+            columns[name] = torch.tensor(table[name].to_numpy()).view(number, number)
         return cls(
             **{name: table[name].tolist()[0] for name in _SHARED}, n_units=n_units, **columns,
             labels=tuple(seen["label"].tolist()), label_names=tuple(seen["label_name"].tolist()),

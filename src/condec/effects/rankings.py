@@ -105,10 +105,9 @@ class ByModeSum(OfModes, ByUnitScores):
 
     with atoms d, mean loadings on the label's training rows :math:`\bar z` and, for
     ``correlation``, :math:`w_m` the mode's correlation with the label; for ``above``, 1 where
-    that correlation is above `least` and 0 elsewhere (Melander et al. 2026 sum the modes whose
-    correlation with a superclass is above 0.2). For ``difference``, the default,
-    :math:`w_m \bar z_m` is the mean loading on the label's rows minus that on all others: what
-    the modes describe of the difference between the labels.
+    that correlation is above `least` and 0 elsewhere (Melander et al. 2026: 0.2). For
+    ``difference``, :math:`w_m \bar z_m` is the mean loading on the label's rows minus that on all
+    others.
     """
 
     modes: Modes

@@ -74,8 +74,7 @@ def steering_curve(
     Raises
     ------
     OptionError, DataError, ModelError
-        As in `control_curve`; a direction without length (a mode whose loading does not vary
-        on training rows, or one label alone).
+        As in `control_curve`; a direction without length (a mode that does not vary, one label).
     """
     import pandas
 
