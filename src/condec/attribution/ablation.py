@@ -36,9 +36,6 @@ class UnitAblation(Method):
     for each other each has little, and effects do not add up. What the target froze stays as
     at the inputs; ``target_baseline`` is NaN.
 
-    The network after the site runs for every unit and sample (`condec.network.AfterSite`), the one
-    before it once.
-
     Parameters
     ----------
     replacement : {"zero", "mean", "resample", "baseline"}
@@ -134,12 +131,9 @@ def unit_effects(
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    inputs : Tensor of shape [sample, ...]
+    model, inputs, target, labels
+        As for `contribute`.
     site : Site, or its text
-    target : Target
-    labels : Tensor of shape [sample], optional
     method : UnitAblation, optional
         By default, units are set to zero.
     units : sequence of int, optional

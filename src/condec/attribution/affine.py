@@ -77,11 +77,10 @@ class AffineParts:
 
 @contextmanager
 def watched(model: nn.Module, inputs: Tensor, answers: Calls | None = None) -> Iterator[Calls]:
-    """Inside, affine calls of one pass over `inputs` are noted, or answered from `answers`.
+    """Note affine calls of one pass over `inputs`, or answer them from `answers`.
 
-    Yields a dictionary that is filled as the model runs, with copies of the outputs of those
-    affine calls that are worth an answer; a module that is called more than once is left out.
-    `inputs` must be the very tensor that the model is called with.
+    The yielded dictionary fills, as the model runs, with copies of the outputs worth an answer;
+    a module called more than once is left out. The model must be called with `inputs` itself.
     """
     watch = _Watch(inputs, answers)
     with ExitStack() as stack:

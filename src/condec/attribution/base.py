@@ -95,11 +95,8 @@ class Method(Option, ABC):
     def fit(self, data: "condec.data.Inputs") -> "Method":
         """Take what baselines and methods inside need from a data set; itself if nothing."""
         inside = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        fitted = {
-            name: value.fit(data)
-            for name, value in inside.items()
-            if isinstance(value, Baseline | Method)
-        }
+        kinds = Baseline, Method
+        fitted = {name: v.fit(data) for name, v in inside.items() if isinstance(v, kinds)}
         return replace(self, **fitted) if fitted else self  # type: ignore[type-var]
 
 

@@ -129,10 +129,7 @@ class _Batch(Generic[Part]):
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class UnitContributions(_Batch[SiteUnits]):
-    """Contributions of one batch per unit; ``batch["layer3.5"]`` is a `SiteUnits`.
-
-    Attributes are those of `Contributions`, but the output.
-    """
+    """Contributions of one batch per unit: as `Contributions`, of `SiteUnits`, without output."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -259,8 +256,7 @@ def run_batch(
         cuts = find_cuts(setup.model, setup.inputs[:1], setup.sites)
     with torch.inference_mode(False), compute.running(setup.inputs.device):
         found = method.attribute(setup)
-    by_key = {site.key: site for site in setup.sites}
-    parts = []
+    by_key, parts = {site.key: site for site in setup.sites}, []
     for key, h in found.activation.items():
         contribution, units = found.contribution[key], units_of(by_key[key], h)
         check_finite(

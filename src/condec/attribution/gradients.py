@@ -230,6 +230,5 @@ class SmoothGrad(Method):
 
 
 def _of_length_one(tensor: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(tensor.flatten(1), dim=1).clamp(min=_SMALLEST_NORM)
-    unit: Tensor = tensor / norms.view(-1, *(1 for _ in tensor.shape[1:]))
-    return unit
+    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1).clamp(min=_SMALLEST_NORM)
+    return tensor / norms.view(-1, *(1 for _ in tensor.shape[1:]))

@@ -20,9 +20,8 @@ from condec.basis.options import require
 from condec.network import find_cuts, split_at
 
 _KEPT_BYTES: Final = 2**32
-# Measured on 2 cores with a ResNet-20, largest record 64 KiB a sample: a path of 10 steps takes
-# 0.21 s at one point of 8 samples a pass, 0.12 s at ten; with 64 samples, 1.1 s, 0.9 s at three
-# points, and at ten 4 s: larger tensors than 32 MiB come from the system each time.
+# Measured: small batches gain from several points a pass, large ones lose, since tensors above
+# 32 MiB come from the system each time.
 # What runs before the first site is not recorded: a first convolution widens an image to about
 # five times its size.
 _WIDENING: Final = 8

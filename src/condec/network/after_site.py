@@ -47,15 +47,10 @@ class AfterSite:
 
     Attributes
     ----------
-    model : torch.nn.Module
-    inputs : Tensor of shape [sample, ...]
-    site : Site
     also : tuple of Site
         Later sites whose activation a run may change.
-    activation : Tensor of shape [sample, ...]
-        What came out at the site.
-    output : Tensor of shape [sample, ...]
-        The model's output.
+    activation, output : Tensor of shape [sample, ...]
+        What came out at the site, and of the model.
     answers : dict of (module, call) to Answer
         What calls before the site returned, and the inputs.
     unused : frozenset of (module, call)
@@ -177,10 +172,6 @@ class Splitter:
 
     def at(self, inputs: Tensor) -> AfterSite:
         """Run a batch once, and keep what is needed to run what lies after the site again.
-
-        Parameters
-        ----------
-        inputs : Tensor of shape [sample, ...]
 
         Raises
         ------

@@ -81,10 +81,7 @@ class Site:
     def parse(text: str) -> "Site":
         """Read the text form of one site; heads carry their number, tokens are a slice.
 
-        Raises
-        ------
-        OptionError
-            The text does not follow the grammar.
+        OptionError where the text does not follow the grammar.
         """
         parsed = _match(text)
         heads, tokens = parsed["heads"], parsed["tokens"]

@@ -4,8 +4,6 @@ One forward hook a site stores what came out and hands on a clone, so that an op
 place further on cannot rewrite the record; gradients are taken by `torch.autograd.grad` on
 the stored tensors alone. While a tape runs, the parameters are frozen: no gradient of a
 parameter is ever computed, and the autograd graph begins at the first site.
-
-Hooks that read are registered here and in `condec.network.replay`, nowhere else.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -82,10 +82,7 @@ class Units:
         return Units(**{**record, "tokens": None if tokens is None else tuple(tokens)})
 
     def expand(self, activation: Tensor) -> Tensor:
-        """Return a view in which every unit is one index of the unit axes.
-
-        Heads are split from their dims; tokens that do not count are left out.
-        """
+        """Return a view with every unit one index of the unit axes; tokens not counted are out."""
         self._check(activation.shape)
         if self.tokens is not None:
             activation = activation[:, slice(*self.tokens)]

@@ -49,19 +49,14 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_unreadable(model: nn.Module) -> None:
-    """Raise ModelError where a model cannot be recorded or differentiated, saying why.
-
-    That is where it, or a part of it, is wrapped for several devices or processes, is TorchScript
-    or quantised; or where its parameters are on several devices, or on none.
-    """
+    """Raise ModelError where a model cannot be recorded or differentiated, saying why."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             f"{type(model).__name__}: its parts run as TorchScript, where nothing can be recorded; "
             "give the module that it was scripted or traced from"
         )
     for name, module in model.named_modules():
-        reason = _reason(type(module))  # type: ignore[arg-type]  # classes can be hashed
-        if reason is not None:
+        if reason := _reason(type(module)):  # type: ignore[arg-type]  # classes can be hashed
             raise ModelError(f"{name or 'the model'} is a {type(module).__name__}: {reason}")
     _check_devices(model)
 

@@ -174,8 +174,8 @@ class Surprisal(Target):
         Raises
         ------
         DataError
-            Rows are not finite (they are named), outputs are constant or, together, dependent
-            (they are named), or there are not more rows than outputs and no shrinkage.
+            Rows are not finite, outputs are constant or, together, dependent (all are named), or
+            there are not more rows than outputs and no shrinkage.
         OptionError
             `shrinkage` is neither.
         """
