@@ -274,19 +274,35 @@ class Training:
         """Rows of the matrix that were fitted, ascending."""
         return complement(self.held_out_rows, self.n_rows)
 
-    def _held_out(self, name: str) -> float:
+    @property
+    def held_out(self) -> Quality:
+        """Metrics of the held-out rows; DataError where there are none."""
         if "held_out" not in self.metrics:
             raise DataError(
                 f"{type(self).__name__}: no rows were held out, so there is no held-out figure; "
                 "take metrics['train'], or fit with TrainConfig(held_out=0.2)"
             )
-        figure: float = getattr(self.metrics["held_out"], name)
-        return figure
+        return self.metrics["held_out"]
 
-    r2 = property(lambda self: self._held_out("r2"), doc="R2 on the held-out rows.")
-    r2_grand = property(lambda self: self._held_out("r2_grand"), doc="The paper's R2 on them.")
-    cosine = property(lambda self: self._held_out("cosine"), doc="Mean cosine on them.")
-    l0 = property(lambda self: self._held_out("l0"), doc="Mean L0 on the held-out rows.")
+    @property
+    def r2(self) -> float:
+        """R2 on the held-out rows."""
+        return self.held_out.r2
+
+    @property
+    def r2_grand(self) -> float:
+        """The paper's R2 on the held-out rows."""
+        return self.held_out.r2_grand
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine on the held-out rows."""
+        return self.held_out.cosine
+
+    @property
+    def l0(self) -> float:
+        """Mean L0 on the held-out rows."""
+        return self.held_out.l0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form, but for `held_out_rows`."""

@@ -95,8 +95,8 @@ class Toy(GradientLearner):
         if self.change is not None:
             self.change(parameters)
 
-    def revive(self, parameters, revival):
-        self.revival(parameters, revival)
+    def revive(self, parameters, modes, rows, residuals):
+        self.revival(parameters, modes, rows, residuals)
 
     def reconstruct(self, parameters, rows):
         return torch.ones_like(rows)
@@ -231,18 +231,18 @@ def test_dead_modes_are_set_to_badly_described_rows():
         used = torch.tensor([[1.0, 0.0]]).expand(len(rows), 2)
         return Cost(parameters["atoms"].square().sum(), used)
 
-    def revive(parameters, revival):
-        revived.append(revival)
-        parameters["atoms"][revival.modes] = revival.residuals
+    def revive(parameters, modes, rows, residuals):
+        revived.append((modes.tolist(), rows, residuals))
+        parameters["atoms"][modes] = residuals
 
     rows = torch.ones(20, 2)
     rows[3] = bad + 1
     config = TrainConfig(epochs=8, batch_size=5, lr=1e-9)
     found = run(Toy(2, loss, revival=revive), rows, config)
     assert len(revived) == 4
-    assert all(revival.modes.tolist() == [1] for revival in revived)
-    assert torch.equal(revived[0].residuals[0], bad)
-    assert torch.equal(revived[0].rows[0], bad + 1)
+    assert all(modes == [1] for modes, _, _ in revived)
+    assert torch.equal(revived[0][2][0], bad)
+    assert torch.equal(revived[0][1][0], bad + 1)
     torch.testing.assert_close(found.tensors["atoms"][1], bad)
 
 

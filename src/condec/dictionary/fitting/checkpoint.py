@@ -63,11 +63,22 @@ class Keeper:
         """
         if not (self.folder / _RECORD).exists():
             return None
-        record = self._read_record()
+        from safetensors.torch import load
+
+        try:
+            record = json.loads(self._read(_RECORD))
+        except ValueError as error:
+            raise self._damaged(_RECORD, f"cannot be read ({error})") from error
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise self._damaged(_RECORD, f"expected a checkpoint of format {_FORMAT}")
         self._check(record["identity"])
-        tensors = self._read_tensors(record)
+        content = self._read(record["tensors"])
+        found = hashlib.sha256(content).hexdigest()
+        if found != record["sha256"]:
+            expected = f"expected SHA-256 {record['sha256']}, got {found}"
+            raise self._damaged(record["tensors"], f"{expected}: the file is damaged")
         self._before, self._since = record["seconds"], time.monotonic()
-        return State(tensors, record["state"])
+        return State(load(content), record["state"])
 
     def offer(self, state: Callable[[], State]) -> None:
         """Write a checkpoint if it is time."""
@@ -121,25 +132,6 @@ class Keeper:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise self._damaged(name, f"cannot be read ({error})") from error
-
-    def _read_record(self) -> dict[str, Any]:
-        try:
-            record = json.loads(self._read(_RECORD))
-        except ValueError as error:
-            raise self._damaged(_RECORD, f"cannot be read ({error})") from error
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise self._damaged(_RECORD, f"expected a checkpoint of format {_FORMAT}")
-        return record
-
-    def _read_tensors(self, record: Mapping[str, Any]) -> dict[str, Tensor]:
-        from safetensors.torch import load
-
-        content = self._read(record["tensors"])
-        found = hashlib.sha256(content).hexdigest()
-        if found != record["sha256"]:
-            expected = f"expected SHA-256 {record['sha256']}, got {found}"
-            raise self._damaged(record["tensors"], f"{expected}: the file is damaged")
-        return load(content)
 
     def _check(self, had: Mapping[str, Any]) -> None:
         names = sorted({*had, *self.identity})

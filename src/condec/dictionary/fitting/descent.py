@@ -20,7 +20,6 @@ from condec.dictionary.fitting.gradient import (
     OFFSET,
     GradientLearner,
     Parameters,
-    Revival,
     Step,
     steps_of,
 )
@@ -285,7 +284,7 @@ class _Descent:
             return
         chosen = torch.multinomial(weight, len(modes), replacement=True, generator=draw)
         chosen = chosen.to(rows.device)
-        self.learner.revive(parameters, Revival(modes, rows[chosen], residuals[chosen]))
+        self.learner.revive(parameters, modes, rows[chosen], residuals[chosen])
         self._project()
         idle[modes] = 0.0
         # Adam forgets what it knew of these modes.

@@ -45,18 +45,6 @@ class Cost:
     loadings: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Revival:
-    """Dead modes, and for each a row [dead mode, unit] that it may be set to, with its residual.
-
-    Rows are drawn with a probability that grows with the square of their error.
-    """
-
-    modes: Tensor
-    rows: Tensor
-    residuals: Tensor
-
-
 class GradientLearner(Learner):
     """A learner that gives its parameters and its loss; the engine does the rest.
 
@@ -109,8 +97,10 @@ class GradientLearner(Learner):
         """Return prepared rows as the dictionary describes them."""
         return self.encode(parameters, rows) @ parameters[ATOMS]
 
-    def revive(self, parameters: Parameters, revival: Revival) -> None:
-        """Set dead modes to new values, in place."""
+    def revive(
+        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
+    ) -> None:
+        """Set dead modes in place, each to a badly described row [dead mode, unit], if it helps."""
         raise NotImplementedError
 
     def finish(

@@ -59,6 +59,8 @@ _PRODUCTS_A_SECOND: Final = 1e10
 _MATRIX: Final = "matrix"
 
 Matrix = UnitMatrix | np.ndarray | StoredRows
+_Done = tuple[list[FitReport], Path | None]
+"""Reports of fits that ran as one, and the folder of their checkpoint."""
 
 
 @short_repr
@@ -71,14 +73,6 @@ class Job:
     _: KW_ONLY
     config: TrainConfig = field(default_factory=TrainConfig)
     held_out_rows: Int[torch.Tensor, " held_out"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Done:
-    """Reports of fits that ran as one, and the folder of their checkpoint."""
-
-    reports: list[FitReport]
-    checkpoint: Path | None
 
 
 def fit_many(
@@ -129,15 +123,16 @@ def fit_many(
             place.mkdir(parents=True, exist_ok=True)
     reports: dict[str, FitReport] = {}
     with progress_bar("fits", len(jobs), shown=progress) as move:
-        for names, done in _results(jobs, groups, number, place, checkpoint_seconds):
-            for name, report in zip(names, done.reports, strict=True):
+        every = _results(jobs, groups, number, place, checkpoint_seconds)
+        for names, (found, kept) in every:
+            for name, report in zip(names, found, strict=True):
                 warn_of_dead_modes(report, stacklevel=3)
                 reports[name] = report
                 if on_done is not None:
                     on_done(name, report)
                 move(advance=1)
-            if done.checkpoint is not None:
-                forget_checkpoint(done.checkpoint)
+            if kept is not None:
+                forget_checkpoint(kept)
     if place is not None and place.exists():
         # Also those that earlier calls left.
         for path in filter(Path.is_dir, list(place.iterdir())):
@@ -156,12 +151,12 @@ def _results(
 ) -> Iterator[tuple[tuple[str, ...], _Done]]:
     """Yield groups as they are done: in processes those that can go there, the others here."""
     parts = {names: [jobs[name] for name in names] for names in groups}
-    away = [names for names in groups if workers > 1 and _can_leave(jobs[names[0]])]
+    away = {names: part for names, part in parts.items() if workers > 1 and _can_leave(part[0])}
     if len(away) > 1:
-        yield from _in_processes({n: parts[n] for n in away}, workers, folder, seconds)
-    for names in groups:
+        yield from _in_processes(away, workers, folder, seconds)
+    for names, part in parts.items():
         if len(away) <= 1 or names not in away:
-            yield names, _carry_out(parts[names], folder, seconds)
+            yield names, _carry_out(part, folder, seconds)
 
 
 def _can_leave(job: Job) -> bool:
@@ -175,8 +170,7 @@ def _carry_out(jobs: Sequence[Job], folder: Path | None, seconds: float) -> _Don
     learner, shared = jobs[0].learner, dict[Any, Prepared]()
     fits: list[Prepared] = []
     for job in jobs:
-        rows = None if job.held_out_rows is None else tuple(job.held_out_rows.tolist())
-        key = (id(job.matrix), dataclasses.replace(job.config, seed=0), rows)
+        key = (id(job.matrix), dataclasses.replace(job.config, seed=0), str(_rows_of(job)))
         if key not in shared:
             shared[key] = prepare(learner, job.matrix, job.config, job.held_out_rows)
         fits.append(shared[key])
@@ -194,7 +188,7 @@ def _carry_out(jobs: Sequence[Job], folder: Path | None, seconds: float) -> _Don
     took = time.perf_counter() - started if keeper is None else keeper.elapsed
     share = took / len(fits)
     reports = [report_of(learner, fit, of, share) for fit, of in zip(fits, learned, strict=True)]
-    return _Done(reports, None if keeper is None else keeper.folder)
+    return reports, None if keeper is None else keeper.folder
 
 
 def _in_processes(
@@ -222,8 +216,7 @@ def _in_processes(
                 rows = as_matrix(job.matrix, "fit_many").cpu().contiguous()
                 save_file({_MATRIX: rows}, file)
         for number, (names, jobs) in enumerate(parts.items()):
-            plain = [(files[id(job.matrix)], job.config, job.held_out_rows) for job in jobs]
-            given = [(f, c, None if r is None else r.tolist()) for f, c, r in plain]
+            given = [(files[id(job.matrix)], job.config, _rows_of(job)) for job in jobs]
             out = place / f"fits-{number}"
             with _without_main():
                 future = pool.submit(_work, jobs[0].learner, given, out, folder, seconds)
@@ -232,7 +225,7 @@ def _in_processes(
             names, out = waiting[future]
             seconds_each, checkpoint = future.result()
             reports = [_read(out / str(n), each) for n, each in enumerate(seconds_each)]
-            yield names, _Done(reports, checkpoint)
+            yield names, (reports, checkpoint)
     except BrokenProcessPool as error:
         raise CondecError(
             "fit_many: a worker process ended before its fits were done (out of memory?); take "
@@ -288,19 +281,14 @@ def _work(
     from safetensors.torch import load_file
 
     matrices = {file: load_file(file)[_MATRIX] for file in {file for file, _, _ in given}}
-    jobs = [
-        Job(
-            learner,
-            matrices[file],
-            config=config,
-            held_out_rows=None if rows is None else torch.tensor(rows, dtype=torch.int64),
-        )
-        for file, config, rows in given
-    ]
-    done = _carry_out(jobs, folder, seconds)
-    for index, report in enumerate(done.reports):
+    jobs = []
+    for file, config, rows in given:
+        held_out = None if rows is None else torch.tensor(rows, dtype=torch.int64)
+        jobs.append(Job(learner, matrices[file], config=config, held_out_rows=held_out))
+    reports, checkpoint = _carry_out(jobs, folder, seconds)
+    for index, report in enumerate(reports):
         report.save(out / str(index))
-    return [report.seconds for report in done.reports], done.checkpoint
+    return [report.seconds for report in reports], checkpoint
 
 
 def _groups(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
@@ -333,6 +321,10 @@ def _alike(name: str, job: Job) -> Any:
     held_out = None if job.held_out_rows is None else len(job.held_out_rows)
     plain = dataclasses.replace(config, seed=0, split_seed=0)
     return (job.learner, plain, tuple(matrix.shape), held_out, device)
+
+
+def _rows_of(job: Job) -> list[int] | None:
+    return None if job.held_out_rows is None else job.held_out_rows.tolist()
 
 
 def _device(job: Job) -> torch.device:

@@ -16,7 +16,6 @@ from condec.dictionary.fitting.gradient import (
     Cost,
     GradientLearner,
     Parameters,
-    Revival,
     Step,
     filled,
 )
@@ -165,17 +164,19 @@ class ThresholdSAE(GradientLearner):
         if self.nonnegative:
             parameters[ATOMS].data.clamp_(min=0.0)
 
-    def revive(self, parameters: Parameters, revival: Revival) -> None:
+    def revive(
+        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
+    ) -> None:
         """Give dead modes a code above the threshold for a row, and a short atom.
 
         A code in use is never small, and several modes may be given the same row: atoms of full
         length would describe it many times over, and all of them would be pushed out again.
         """
-        hidden = self._hidden(parameters, revival.rows, training=False)
+        hidden = self._hidden(parameters, rows, training=False)
         logit = _logit(self.threshold) if self.threshold else 0.0
         length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
-        parameters[_LAST][revival.modes] = (logit + _ABOVE) * hidden / length
-        parameters[ATOMS][revival.modes] = _SHORT * revival.residuals
+        parameters[_LAST][modes] = (logit + _ABOVE) * hidden / length
+        parameters[ATOMS][modes] = _SHORT * residuals
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Keep codes at or above the threshold; the others become 0."""
@@ -185,10 +186,8 @@ class ThresholdSAE(GradientLearner):
     def _encoder(self, n_units: int) -> nn.Sequential:
         """Make an encoder; `_hidden` is its forward pass, without the last two layers."""
         width = self.width or n_units
-        linear, norm = (
-            partial(nn.Linear, dtype=torch.float32),
-            partial(nn.LayerNorm, dtype=torch.float32),
-        )
+        linear = partial(nn.Linear, dtype=torch.float32)
+        norm = partial(nn.LayerNorm, dtype=torch.float32)
         return nn.Sequential(
             *(linear(n_units, width), nn.Dropout(self.dropout), nn.ReLU(), norm(width)),
             *(linear(width, width), nn.Dropout(self.dropout), nn.ReLU(), norm(width)),

@@ -19,7 +19,6 @@ from condec.dictionary.fitting.gradient import (
     Cost,
     GradientLearner,
     Parameters,
-    Revival,
     Step,
     filled,
 )
@@ -88,6 +87,10 @@ class LinearSAE(UnitAtoms):
         atoms = parameters[ATOMS]
         return {"encoder": atoms.clone(), "bias": atoms.new_zeros(self.n_modes), **parameters}
 
+    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+        """Keep pre-activations above the threshold, of all modes or of each."""
+        return above(pre_activations(tensors, matrix), tensors["threshold"])
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -129,16 +132,18 @@ class ReLUSAE(LinearSAE):
         penalty = loadings.sum(1).mean() / math.sqrt(rows.shape[1])
         return Cost(error.square().mean() + self.l1 * penalty, loadings)
 
-    def revive(self, parameters: Parameters, revival: Revival) -> None:
+    def revive(
+        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
+    ) -> None:
         """Set dead modes to rows, with a short encoder row (Bricken et al. 2023, appendix)."""
-        direction = unit_rows(revival.rows - parameters[OFFSET])
+        direction = unit_rows(rows - parameters[OFFSET])
         alive = torch.ones(len(parameters["bias"]), dtype=torch.bool, device=direction.device)
-        alive[revival.modes] = False
+        alive[modes] = False
         lengths = parameters["encoder"][alive].norm(dim=1)
         length = lengths.mean() if len(lengths) else direction.new_ones(())
-        parameters[ATOMS][revival.modes] = direction
-        parameters["encoder"][revival.modes] = _REVIVED * length * direction
-        parameters["bias"][revival.modes] = 0.0
+        parameters[ATOMS][modes] = direction
+        parameters["encoder"][modes] = _REVIVED * length * direction
+        parameters["bias"][modes] = 0.0
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Keep pre-activations above 0."""
@@ -202,9 +207,8 @@ class JumpReLUSAE(LinearSAE):
         """Replace the logarithms by the thresholds themselves."""
         del config
         tensors = dict(parameters)
-        size = math.sqrt(sample.shape[1])
-        tensors["threshold"] = (size * tensors.pop("log_threshold")).exp()
-        return tensors
+        logarithms = tensors.pop("log_threshold")
+        return tensors | {"threshold": (math.sqrt(sample.shape[1]) * logarithms).exp()}
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Return squared error, count of codes and AuxK."""
@@ -223,10 +227,6 @@ class JumpReLUSAE(LinearSAE):
         sparse = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1.0).square()
         aux = aux_loss(parameters, pre, error, step.dead, self.aux_weight)
         return Cost(error.square().mean() + self.l0_weight * sparse + aux, loadings)
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Keep pre-activations above their mode's threshold."""
-        return above(pre_activations(tensors, matrix), tensors["threshold"])
 
 
 @final
@@ -277,9 +277,11 @@ class MatchingPursuit(UnitAtoms):
             loadings = self.encode(parameters, rows)
         return Cost((rows - decode(parameters, loadings)).square().mean(), loadings)
 
-    def revive(self, parameters: Parameters, revival: Revival) -> None:
+    def revive(
+        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
+    ) -> None:
         """Give dead modes the direction of what is left of a row."""
-        parameters[ATOMS][revival.modes] = unit_rows(revival.residuals)
+        parameters[ATOMS][modes] = unit_rows(residuals)
 
 
 def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:

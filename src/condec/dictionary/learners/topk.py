@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import final
 
@@ -12,14 +12,7 @@ from torch import Tensor
 from condec.basis.errors import OptionError
 from condec.basis.shapes import Loadings, UnitMatrix
 from condec.dictionary.fitting.gradient import ATOMS, OFFSET, Cost, Parameters, Step
-from condec.dictionary.learners.sparse import (
-    LinearSAE,
-    above,
-    aux_loss,
-    decode,
-    largest,
-    pre_activations,
-)
+from condec.dictionary.learners.sparse import LinearSAE, aux_loss, decode, largest, pre_activations
 from condec.dictionary.records import TrainConfig, check_fields
 
 
@@ -85,7 +78,7 @@ class TopKSAE(CountingSAE):
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Keep the k largest pre-activations of every row, where they are above 0."""
-        return largest(pre_activations(tensors, matrix), self.k)
+        return self.keep(pre_activations(tensors, matrix))
 
 
 class SharingSAE(CountingSAE):
@@ -100,12 +93,17 @@ class SharingSAE(CountingSAE):
     def finish(
         self, parameters: Parameters, sample: Tensor, config: TrainConfig
     ) -> dict[str, Tensor]:
-        """Add the threshold that stands for the batch."""
-        return {**parameters, "threshold": mean_threshold(parameters, sample, self.k, config)}
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
-        """Keep pre-activations above the threshold."""
-        return above(pre_activations(tensors, matrix), tensors["threshold"])
+        """Add the threshold: the mean over batches of the smallest code that is kept."""
+        order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(config.seed))
+        lowest = []
+        for rows in torch.split(order.to(sample.device), config.batch_size):
+            kept = self.keep(pre_activations(parameters, sample[rows]))
+            lowest.append(torch.where(kept > 0, kept, math.inf).min())
+        found = torch.stack(lowest)
+        found = found[found.isfinite()]
+        # Just below the smallest code that is kept: encoding takes what is above.
+        threshold = found.mean() * (1.0 - 1e-6) if len(found) else sample.new_zeros(())
+        return {**parameters, "threshold": threshold}
 
 
 @final
@@ -152,8 +150,11 @@ class MatryoshkaSAE(SharingSAE):
         """Return the mean squared error over prefixes, and AuxK."""
         pre = pre_activations(parameters, rows)
         loadings = self.keep(pre)
-        described = nested(loadings, parameters[ATOMS], self.sizes)
-        errors = [rows - parameters[OFFSET] - part for part in described]
+        errors, start, described = [], 0, loadings.new_zeros(rows.shape)
+        for size in self.sizes:  # Every mode is multiplied once.
+            described = described + loadings[:, start:size] @ parameters[ATOMS][start:size]
+            errors.append(rows - parameters[OFFSET] - described)
+            start = size
         loss = torch.stack([error.square().mean() for error in errors]).mean()
         aux = aux_loss(parameters, pre, errors[-1], step.dead, self.aux_weight)
         return Cost(loss + aux, loadings)
@@ -169,27 +170,3 @@ def largest_of_batch(pre: Tensor, k: int) -> Tensor:
     flat = pre.flatten()
     top = flat.topk(min(k * len(pre), flat.numel()), sorted=False)
     return torch.zeros_like(flat).scatter(0, top.indices, top.values.relu()).view_as(pre)
-
-
-def nested(loadings: Tensor, atoms: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Decode the first `sizes` modes each; every mode is multiplied once."""
-    parts, start = [], 0
-    total = loadings.new_zeros(len(loadings), atoms.shape[1])
-    for size in sizes:
-        total = total + loadings[:, start:size] @ atoms[start:size]
-        parts.append(total)
-        start = size
-    return parts
-
-
-def mean_threshold(parameters: Parameters, matrix: Tensor, k: int, config: TrainConfig) -> Tensor:
-    """Average the smallest code that is kept over batches of training rows (one number)."""
-    order = torch.randperm(len(matrix), generator=torch.Generator().manual_seed(config.seed))
-    lowest = []
-    for rows in torch.split(order.to(matrix.device), config.batch_size):
-        kept = largest_of_batch(pre_activations(parameters, matrix[rows]), k)
-        lowest.append(torch.where(kept > 0, kept, math.inf).min())
-    found = torch.stack(lowest)
-    found = found[found.isfinite()]
-    # Just below the smallest code that is kept: encoding takes what is above.
-    return found.mean() * (1.0 - 1e-6) if len(found) else matrix.new_zeros(())

@@ -6,19 +6,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from condec.basis import metrics as measures
 from condec.basis.errors import DataError
-from condec.basis.metrics import (
-    atom_coherence,
-    cosine,
-    effective_rank,
-    hoyer,
-    l0,
-    mean_coherence,
-    r2,
-    r2_grand,
-    shrinkage,
-    unit_length,
-)
 from condec.basis.shapes import Loadings, UnitMatrix
 from condec.dictionary.base import Dictionary, as_matrix
 from condec.dictionary.records import Quality
@@ -69,7 +58,7 @@ def mode_table(dictionary: Dictionary, rows: UnitMatrix | np.ndarray) -> "pandas
     loadings = dictionary.encode(_checked(rows, "mode_table"))
     alive, atoms = (loadings > 0).any(0).cpu(), dictionary.atoms.cpu()
     coherence = atoms.new_full((len(atoms),), _NAN)
-    coherence[alive] = atom_coherence(atoms[alive])
+    coherence[alive] = measures.atom_coherence(atoms[alive])
     return pd.DataFrame({
         "mode": range(len(alive)),
         "alive": alive.numpy(),
@@ -85,22 +74,24 @@ def quality_of(dictionary: Dictionary, matrix: UnitMatrix, loadings: Loadings) -
     alive = (loadings > 0).any(0).cpu()
     n_alive, n_modes = int(alive.sum()), len(alive)
     used = dictionary.atoms.cpu()[alive]
-    coherence = atom_coherence(used)
+    coherence = measures.atom_coherence(used)
     known = coherence[~coherence.isnan()]
     return Quality(
         n_rows=len(matrix),
-        r2=r2(x, xhat),
-        r2_grand=r2_grand(x, xhat),
-        cosine=float(cosine(x, xhat).mean()),
-        l0=float(l0(loadings).double().mean()),
+        r2=measures.r2(x, xhat),
+        r2_grand=measures.r2_grand(x, xhat),
+        cosine=float(measures.cosine(x, xhat).mean()),
+        l0=float(measures.l0(loadings).double().mean()),
         n_alive=n_alive,
         dead_share=(n_modes - n_alive) / n_modes,
-        shrinkage=_or_none(shrinkage(x, xhat)),
+        shrinkage=_or_none(measures.shrinkage(x, xhat)),
         atom_hoyer=_or_none(float(_hoyer(used).double().nanmean())),
         loading_hoyer=_or_none(float(_hoyer(loadings).double().nanmean())),
         coherence=_or_none(float(known.max()) if len(known) else _NAN),
-        mean_coherence=_or_none(mean_coherence(used)),
-        effective_rank=_or_none(effective_rank(unit_length(used, 1)) if n_alive else _NAN),
+        mean_coherence=_or_none(measures.mean_coherence(used)),
+        effective_rank=_or_none(
+            measures.effective_rank(measures.unit_length(used, 1)) if n_alive else _NAN
+        ),
     )
 
 
@@ -115,7 +106,7 @@ def _hoyer(vectors: torch.Tensor) -> torch.Tensor:
     """Hoyer sparsity of rows; NaN for rows of zeros, and for all where they have one entry."""
     if vectors.shape[1] < 2:
         return vectors.new_full((len(vectors),), _NAN)
-    return hoyer(vectors, eps=0.0)
+    return measures.hoyer(vectors, eps=0.0)
 
 
 def _or_none(value: float) -> float | None:
