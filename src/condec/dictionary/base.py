@@ -226,13 +226,13 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(_read(folder, _RECORD))
     except ValueError as error:
         raise StoreError(f"{folder / _RECORD} is not JSON ({error}); fit again") from error
-    if not isinstance(record, dict) or record.get("format") not in (1, _FORMAT):
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if found not in (1, _FORMAT):
         raise StoreError(
             f"{folder / _RECORD}: expected a dictionary of format {_FORMAT}, got {found!r}; read "
             "it with the version of condec that wrote it, or fit again"
         )
-    return record
+    return dict(record)
 
 
 def as_matrix(matrix: Tensor | np.ndarray, who: str, first: int = 0) -> Tensor:

@@ -122,23 +122,16 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
 
     code, folder = linear_code(dictionary), Path(folder)
     weights = {"W_enc": code.encoder, "b_enc": code.bias, "W_dec": code.atoms, "b_dec": code.offset}
+    # The offset is in the encoder's bias already: the decoder's is not taken off the input.
     config: dict[str, Any] = {
-        "architecture": code.architecture,
-        "d_in": dictionary.n_units,
-        "d_sae": dictionary.n_modes,
-        "dtype": "float32",
-        "device": "cpu",
-        # The offset is in the encoder's bias already.
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
+        "architecture": code.architecture, "d_in": dictionary.n_units, "d_sae": dictionary.n_modes,
+        "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": False,
+        "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {
-            "sae_lens_version": _LAYOUT,
-            "sae_lens_training_version": None,
-            "hook_name": hook_name or None,
-            "condec_learner": dictionary.learner.to_dict(),
+            "sae_lens_version": _LAYOUT, "sae_lens_training_version": None,
+            "hook_name": hook_name or None, "condec_learner": dictionary.learner.to_dict(),
         },
-    }
+    }  # fmt: skip
     if code.threshold is not None:
         weights["threshold"] = code.threshold
     if code.k is not None:

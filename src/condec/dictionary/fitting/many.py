@@ -1,7 +1,7 @@
 """Many fits as one list: sites x learners x widths x seeds.
 
-Small fits whose shapes agree run as one, stacked along a first axis; the others are shared out
-to processes of one thread each, which is faster than threads within a step.
+Small fits of one shape run as one; the others are shared out to processes of one thread each,
+which is faster than threads within a step.
 """
 
 import dataclasses
@@ -35,14 +35,13 @@ from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Learner, as_matrix, load_dictionary
 from condec.dictionary.fitting.checkpoint import Keeper
-from condec.dictionary.fitting.descent import learn_together
 from condec.dictionary.fitting.gradient import GradientLearner, device_of, steps_of
 from condec.dictionary.fitting.rows import Prepared, StoredRows, prepare
 from condec.dictionary.fitting.train import (
     FitReport,
     forget_checkpoint,
     identity_of,
-    report_of,
+    reports_of,
     warn_of_dead_modes,
 )
 from condec.dictionary.records import TrainConfig
@@ -174,20 +173,13 @@ def _carry_out(jobs: Sequence[Job], folder: Path | None, seconds: float) -> _Don
         if key not in shared:
             shared[key] = prepare(learner, job.matrix, job.config, job.held_out_rows)
         fits.append(shared[key])
-    configs, keeper, started = [job.config for job in jobs], None, time.perf_counter()
-    if isinstance(learner, GradientLearner):
-        if folder is not None:
-            each = zip(fits, configs, strict=True)
-            identity = identity_of([(learner, fit, config) for fit, config in each])
-            name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-            keeper = Keeper(folder / name, identity, seconds)
-        prepared = [fit.rows for fit in fits]
-        learned = learn_together(learner, prepared, configs, lambda epoch: None, keeper)
-    else:
-        learned = [learner.learn(fits[0].rows.sample, configs[0], lambda epoch: None)]
-    took = time.perf_counter() - started if keeper is None else keeper.elapsed
-    share = took / len(fits)
-    reports = [report_of(learner, fit, of, share) for fit, of in zip(fits, learned, strict=True)]
+    configs, keeper = [job.config for job in jobs], None
+    if isinstance(learner, GradientLearner) and folder is not None:
+        each = zip(fits, configs, strict=True)
+        identity = identity_of([(learner, fit, config) for fit, config in each])
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        keeper = Keeper(folder / name, identity, seconds)
+    reports = reports_of(learner, fits, configs, lambda epoch: None, keeper)
     return reports, None if keeper is None else keeper.folder
 
 
@@ -224,8 +216,8 @@ def _in_processes(
         for future in as_completed(waiting):
             names, out = waiting[future]
             seconds_each, checkpoint = future.result()
-            reports = [_read(out / str(n), each) for n, each in enumerate(seconds_each)]
-            yield names, (reports, checkpoint)
+            saved = ((load_dictionary(out / str(n)), each) for n, each in enumerate(seconds_each))
+            yield names, ([FitReport.of(*pair) for pair in saved], checkpoint)
     except BrokenProcessPool as error:
         raise CondecError(
             "fit_many: a worker process ended before its fits were done (out of memory?); take "
@@ -236,13 +228,6 @@ def _in_processes(
             shutil.rmtree(place, ignore_errors=True)  # Workers that are still at work end.
         pool.shutdown(cancel_futures=True)
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _read(folder: Path, seconds: float) -> FitReport:
-    dictionary = load_dictionary(folder)
-    if dictionary.training is None:
-        raise CondecError(f"fit_many: a worker saved no figures in {folder}")
-    return FitReport.of(dictionary, dictionary.training, seconds)
 
 
 @contextmanager
@@ -277,7 +262,7 @@ def _work(
     folder: Path | None,
     seconds: float,
 ) -> tuple[list[float], Path | None]:
-    """Do fits that run as one, in a worker; seconds of each, and the folder of the checkpoint."""
+    """Do fits that run as one, in a worker; return what `_Done` has, but save the reports."""
     from safetensors.torch import load_file
 
     matrices = {file: load_file(file)[_MATRIX] for file in {file for file, _, _ in given}}
@@ -307,16 +292,12 @@ def _groups(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
 def _alike(name: str, job: Job) -> Any:
     """Return a key that is equal for fits that can run as one and gain by it."""
     config, matrix = job.config, job.matrix
-    if (
-        not isinstance(job.learner, GradientLearner)
-        or not isinstance(matrix, Tensor | np.ndarray)
-        or config.schedule == "plateau"
-        or config.patience is not None
-        or job.learner.draws
-    ):
+    by_itself = config.schedule == "plateau" or config.patience is not None
+    if by_itself or not isinstance(job.learner, GradientLearner) or job.learner.draws:
         return name
     device = _device(job)
-    if _step_products(job) > _SMALL.get(device.type, 0):
+    stored = not isinstance(matrix, Tensor | np.ndarray)
+    if stored or _step_products(job) > _SMALL.get(device.type, 0):
         return name
     held_out = None if job.held_out_rows is None else len(job.held_out_rows)
     plain = dataclasses.replace(config, seed=0, split_seed=0)

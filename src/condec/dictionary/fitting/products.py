@@ -1,11 +1,8 @@
 """Matrix products that go over the codes in use only: on a CPU, most of a step is saved.
 
-Of a dense step's five products of batch x modes x units, one is left, the encoder's; the other
-four go over the entries that are not 0. Where many entries are not, on a GPU, in half precision
-and for small steps, they are the plain products.
-
-A gradient of weights has a row for every mode in use, and is added in place to a dense one that
-the engine keeps from step to step: new memory costs as much as the optimiser.
+Where many entries are not 0, on a GPU, in half precision and for small steps, they are the plain
+products. A gradient of weights has a row for every mode in use, and is added in place to a dense
+one that the engine keeps from step to step: new memory costs as much as the optimiser.
 """
 
 import warnings

@@ -1,6 +1,5 @@
 """Rows of a fit: split, prepared, in memory or read in blocks where they do not fit there."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
+from condec.basis.options import digest_of
 from condec.basis.read_ahead import ahead
 from condec.basis.shapes import SampleIndex, UnitMatrix
 from condec.dictionary.base import Learner, as_matrix
@@ -83,23 +83,28 @@ class TrainingRows:
     @cached_property
     def digest(self) -> str:
         """Digest that tells these rows from others."""
-        return _digest(self.sample)
+        return digest_of(self.sample)
 
 
 class RowsInBlocks(TrainingRows):
     """Training rows of a stored matrix, prepared as they are read.
 
-    Blocks come in random order; those that fit into the memory together are shuffled together,
-    and the next ones are read meanwhile. A pass before works out `moments` and `preparation`,
-    and keeps rows of either split as they are stored (`train`, `held_out`): as many as the memory
-    allows, drawn at random.
+    Blocks come in random order; those that fit into the memory together are shuffled together. A
+    pass before works out `moments` and `preparation`, and draws rows of either split that stay, as
+    they are stored (`train`, `held_out`): as many as the memory allows.
     """
 
     def __init__(self, matrix: StoredRows, held_out_rows: SampleIndex, config: TrainConfig) -> None:
         n_rows, n_units = matrix.shape
         self._matrix = matrix
         self._room = int(_BUFFER * config.memory_gib * 2**30) // (_FLOAT * n_units)
-        self._check_blocks(config.memory_gib)
+        if max(matrix.blocks) > self._room:
+            needed = max(matrix.blocks) * _FLOAT * n_units / _BUFFER / 2**30
+            raise DataError(
+                f"fit: a block of the stored matrix has {max(matrix.blocks)} rows of {n_units} "
+                f"units; to fit in blocks, memory_gib must be at least {needed:.3g}, got "
+                f"{config.memory_gib:g}. Raise it, or collect with a smaller shard_size."
+            )
         stops = torch.tensor(matrix.blocks).cumsum(0).tolist()
         bounds = list(zip([0, *stops[:-1]], stops, strict=True))
         train_rows = complement(held_out_rows, n_rows)
@@ -146,22 +151,12 @@ class RowsInBlocks(TrainingRows):
     def digest(self) -> str:
         """Digest of the moments, the sample and the blocks, which decide on the order."""
         blocks = torch.tensor([*map(len, self._rows), self._room])
-        return _digest(self.moments.mean, self.moments.m2, self.train, blocks)
-
-    def _check_blocks(self, memory_gib: float) -> None:
-        n_units, largest = self._matrix.shape[1], max(self._matrix.blocks)
-        if largest > self._room:
-            needed = largest * _FLOAT * n_units / _BUFFER / 2**30
-            raise DataError(
-                f"fit: a block of the stored matrix has {largest} rows of {n_units} units; to fit "
-                f"in blocks, memory_gib must be at least {needed:.3g}, got {memory_gib:g}. Raise "
-                "it, or collect with a smaller shard_size."
-            )
+        parts = (self.moments.mean, self.moments.m2, self.train, blocks)
+        return "-".join(map(digest_of, parts))
 
     def _order(self, generator: torch.Generator) -> Iterator[tuple[list[int], Tensor]]:
         """Yield blocks that are read together, and the order of their training rows."""
-        group: list[int] = []
-        number = 0
+        group, number = list[int](), 0
         for block in torch.randperm(len(self._rows), generator=generator).tolist():
             size = len(self._rows[block])
             if group and number + size > self._room:
@@ -222,9 +217,8 @@ def prepare(
     else:
         apart = _held_out(matrix.shape, config, held_out_rows)
         blocks = RowsInBlocks(matrix, apart, config)
-        found = Prepared(
-            blocks, blocks.preparation, blocks.train, blocks.held_out, matrix.shape[0], apart
-        )
+        shown = (blocks.train, blocks.held_out)
+        found = Prepared(blocks, blocks.preparation, *shown, matrix.shape[0], apart)
     learner.check(found.rows.sample)
     return found
 
@@ -291,11 +285,3 @@ def _some(rows: SampleIndex, most: int) -> Tensor:
         return rows
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return rows[order[:most].sort().values]
-
-
-def _digest(*tensors: Tensor) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(str(tuple(tensor.shape)).encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()

@@ -44,9 +44,10 @@ class FitReport(Training):
     seconds: float
 
     @classmethod
-    def of(cls, dictionary: Dictionary, training: Training, seconds: float) -> "FitReport":
-        """Join a dictionary with its record."""
-        fields = {name: getattr(training, name) for name in Training.__dataclass_fields__}
+    def of(cls, dictionary: Dictionary, seconds: float) -> "FitReport":
+        """Join a dictionary with the record that it carries."""
+        kept = Training.__dataclass_fields__
+        fields = {name: getattr(dictionary.training, name) for name in kept}
         return cls(dictionary=dictionary, seconds=seconds, **fields)
 
     def save(self, folder: str | Path) -> None:
@@ -115,11 +116,10 @@ def fit(
     """
     config = config or TrainConfig()
     prepared = prepare(learner, matrix, config, held_out_rows)
-    keeper, by_descent = None, isinstance(learner, GradientLearner)
-    if checkpoint is not None and by_descent:
+    keeper = None
+    if checkpoint is not None and isinstance(learner, GradientLearner):
         identity = identity_of([(learner, prepared, config)])
         keeper = Keeper(checkpoint, identity, checkpoint_seconds)
-    start = time.perf_counter()
     with progress_bar(type(learner).__name__, None, unit="epochs", shown=progress) as move:
 
         def after(epoch: Epoch) -> None:
@@ -128,12 +128,7 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch)
 
-        if isinstance(learner, GradientLearner):
-            learned = learn_together(learner, [prepared.rows], [config], after, keeper)[0]
-        else:
-            learned = learner.learn(prepared.rows.sample, config, after)
-    seconds = time.perf_counter() - start if keeper is None else keeper.elapsed
-    report = report_of(learner, prepared, learned, seconds)
+        report = reports_of(learner, [prepared], [config], after, keeper)[0]
     warn_of_dead_modes(report, stacklevel=3)
     return report
 
@@ -153,7 +148,25 @@ def identity_of(fits: Sequence[tuple[Learner, Prepared, TrainConfig]]) -> dict[s
     }
 
 
-def report_of(learner: Learner, prepared: Prepared, learned: Learned, seconds: float) -> FitReport:
+def reports_of(
+    learner: Learner,
+    fits: Sequence[Prepared],
+    configs: Sequence[TrainConfig],
+    on_epoch: OnEpoch,
+    keeper: Keeper | None,
+) -> list[FitReport]:
+    """Do fits that run as one (one alone, unless by gradient descent), and measure each."""
+    start = time.perf_counter()
+    if isinstance(learner, GradientLearner):
+        found = learn_together(learner, [fit.rows for fit in fits], configs, on_epoch, keeper)
+    else:
+        found = [learner.learn(fits[0].rows.sample, configs[0], on_epoch)]
+    seconds = time.perf_counter() - start if keeper is None else keeper.elapsed
+    each = zip(fits, found, strict=True)
+    return [_report(learner, fit, learned, seconds / len(fits)) for fit, learned in each]
+
+
+def _report(learner: Learner, prepared: Prepared, learned: Learned, seconds: float) -> FitReport:
     """Measure a learner's outcome on either split."""
     preparation = prepared.preparation
     tensors = {name: tensor.cpu() for name, tensor in learned.tensors.items()}
@@ -173,8 +186,7 @@ def report_of(learner: Learner, prepared: Prepared, learned: Learned, seconds: f
         n_alive=int(alive.sum()),
         history=learned.history,
     )
-    dictionary = Dictionary(learner, tensors, preparation.scale, training)
-    return FitReport.of(dictionary, training, seconds)
+    return FitReport.of(Dictionary(learner, tensors, preparation.scale, training), seconds)
 
 
 def warn_of_dead_modes(report: FitReport, stacklevel: int = 2) -> None:

@@ -185,7 +185,7 @@ def known_report(fitted: Dictionary, n_rows: int, who: str) -> FitReport:
             f"{who}: fitted records {rows}, the matrix has {n_rows}; give the dictionary that fit "
             "made of this matrix"
         )
-    return FitReport.of(fitted, training, 0.0)
+    return FitReport.of(fitted, 0.0)
 
 
 def _fitted(
@@ -212,33 +212,26 @@ def _measured(
     if keep is not None:
         loadings = strongest_loadings(dictionary, loadings, keep)
     found = quality_of(dictionary, rows[held_out], loadings[held_out])
-    figures = {name: getattr(found, name) for name in _FIGURES}
-    return figures | {"label_correlation": _label_correlation(report, loadings, indicators)}
-
-
-def _label_correlation(report: FitReport, loadings: Tensor, indicators: Tensor | None) -> float:
-    if indicators is None:
-        return math.nan
-    indicators = indicators.to(loadings.device)
-    splits = (report.train_rows, report.held_out_rows)
-    train, held_out = (
-        correlation_matrix(loadings[rows], indicators[rows])
-        for rows in (split.to(loadings.device) for split in splits)
-    )
-    return float(held_out.gather(0, train.argmax(0, keepdim=True)).double().mean())
+    figures = {name: getattr(found, name) for name in _FIGURES} | {"label_correlation": math.nan}
+    if indicators is not None:
+        indicators, train = indicators.to(rows.device), report.train_rows.to(rows.device)
+        best = correlation_matrix(loadings[train], indicators[train]).argmax(0, keepdim=True)
+        apart = correlation_matrix(loadings[held_out], indicators[held_out])
+        figures["label_correlation"] = float(apart.gather(0, best).double().mean())
+    return figures
 
 
 def _chosen(
     rivals: Sequence[Rival] | None, learner: Learner, rows: Tensor, activations: Tensor | None
 ) -> tuple[Rival, ...]:
-    half = "" if learner.freezes else f"{type(learner).__name__} has no half that could stay random"
-    reasons: dict[Rival, str] = {
-        "activations": "no activations are given" if activations is None else "",
-        "frozen_decoder": half,
-        "frozen_encoder": half,
-        "nmf": "the matrix has negative entries" if bool((rows < 0).any()) else "",
-    }
-    refused = {rival: reason for rival, reason in reasons.items() if reason}
+    refused: dict[Rival, str] = {}
+    if activations is None:
+        refused["activations"] = "no activations are given"
+    if not learner.freezes:
+        half = f"{type(learner).__name__} has no half that could stay random"
+        refused |= {"frozen_decoder": half, "frozen_encoder": half}
+    if bool((rows < 0).any()):
+        refused["nmf"] = "the matrix has negative entries"
     if rivals is None:
         return tuple(rival for rival in RIVALS if rival not in refused)
     for rival in rivals:
