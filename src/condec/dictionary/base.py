@@ -27,7 +27,7 @@ from condec.basis.options import Option, option_from_dict
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
 from condec.dictionary.fitting.preparation import Preparation
-from condec.dictionary.records import Learned, OnEpoch, TrainConfig, Training
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig, Training, check_fields
 
 ROWS_AT_ONCE: Final = 4096
 """Rows encoded at a time: the memory between matrix and loadings stays small."""
@@ -46,11 +46,16 @@ class Learner(Option, ABC):
     known: ClassVar[dict[str, type["Learner"]]] = {}
     freezes: ClassVar[bool] = False
     """Whether `learn` heeds `TrainConfig.freeze`."""
+    rules: ClassVar[Mapping[str, str]] = {}
+    """What fields other than `n_modes` must be, in the words of `check_fields`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # By name, so that a saved dictionary finds its learner, also one of another package.
         Learner.known[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        check_fields(self, n_modes="count", **self.rules)
 
     def check(self, matrix: UnitMatrix) -> None:  # most learners take any data
         """Refuse training rows that this learner cannot fit, by a DataError with the reason."""

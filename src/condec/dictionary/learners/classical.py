@@ -15,7 +15,7 @@ from torch import Tensor
 from condec.basis.errors import DataError
 from condec.basis.shapes import Loadings, UnitMatrix
 from condec.dictionary.base import Learner
-from condec.dictionary.records import Learned, OnEpoch, TrainConfig, check_fields
+from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 
 
 class Classical(Learner):
@@ -50,11 +50,9 @@ class NMF(Classical):
     take ``sign="positive"``, or the negated negative part.
     """
 
+    rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
     n_modes: int
     max_iter: int = 1000
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", max_iter="count")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse negative entries, and fewer rows than modes."""
@@ -94,9 +92,6 @@ class PCA(Classical):
     of_rank: ClassVar[bool] = True
     n_modes: int
 
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count")
-
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Find directions of largest variance."""
         import sklearn.decomposition
@@ -121,11 +116,9 @@ class KMeans(Classical):
     most the number of different training rows.
     """
 
+    rules: ClassVar[Mapping[str, str]] = {"n_starts": "count"}
     n_modes: int
     n_starts: int = 4
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", n_starts="count")
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Find the centres of the best of several runs."""
@@ -167,11 +160,9 @@ class FastICA(Classical):
     """
 
     of_rank: ClassVar[bool] = True
+    rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
     n_modes: int
     max_iter: int = 1000
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", max_iter="count")
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Find directions of loadings that are far from normal."""
@@ -213,15 +204,13 @@ class DictionaryLearning(Classical):
     `positive_atoms` keep them at 0 or above.
     """
 
+    rules: ClassVar[Mapping[str, str]] = {"max_iter": "count", "alpha": "positive"}
     n_modes: int
     _: KW_ONLY
     alpha: float = 0.1
     positive_loadings: bool = True
     positive_atoms: bool = False
     max_iter: int = 50
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", max_iter="count", alpha="positive")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse fewer rows than modes, and rows that atoms and loadings above 0 cannot make."""

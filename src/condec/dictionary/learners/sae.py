@@ -20,7 +20,7 @@ from condec.dictionary.fitting.gradient import (
     filled,
 )
 from condec.dictionary.fitting.products import decoded, encoded, mean_absolute, products_at
-from condec.dictionary.records import TrainConfig, check_fields
+from condec.dictionary.records import TrainConfig
 
 _TRAVEL: Final = 1.5
 """Sum of the encoder's learning rates in a default fit, up to `_LR_UNITS` hidden units; beyond,
@@ -103,6 +103,10 @@ class ThresholdSAE(GradientLearner):
     by_mode: ClassVar[tuple[str, ...]] = (_LAST, ATOMS)
     fixed: ClassVar[tuple[str, ...]] = (_FIRST_LOGIT,)
 
+    rules: ClassVar[Mapping[str, str]] = {
+        "width": "count", "threshold": "share", "dropout": "share", "atom_l1": "size",
+        "jump": "size", "atom_rate": "positive",
+    }  # fmt: skip
     n_modes: int
     _: KW_ONLY
     threshold: float = 0.9
@@ -113,10 +117,6 @@ class ThresholdSAE(GradientLearner):
     resample: bool = True
     atom_rate: float | None = None
     jump: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", width="count", threshold="share", dropout="share")
-        check_fields(self, atom_l1="size", jump="size", atom_rate="positive")
 
     @property
     def draws(self) -> bool:

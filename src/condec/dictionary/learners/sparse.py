@@ -23,7 +23,7 @@ from condec.dictionary.fitting.gradient import (
     filled,
 )
 from condec.dictionary.fitting.products import decoded, encoded
-from condec.dictionary.records import TrainConfig, check_fields
+from condec.dictionary.records import TrainConfig
 
 _AUX_SHARE: Final = 0.5
 """Dead modes that AuxK uses at most, as a share of the units (Gao et al. 2024, appendix A.2)."""
@@ -116,13 +116,11 @@ class ReLUSAE(LinearSAE):
     feeds_dead: ClassVar[bool] = False
     by_mode: ClassVar[tuple[str, ...]] = ("encoder", "bias", ATOMS)
 
+    rules: ClassVar[Mapping[str, str]] = {"l1": "size"}
     n_modes: int
     _: KW_ONLY
     l1: float = 0.05
     resample: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", l1="size")
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Return squared error and the sum of the codes."""
@@ -178,16 +176,16 @@ class JumpReLUSAE(LinearSAE):
         units, the length of a row of the prepared data. The paper's 0.001 needs millions of rows.
     """
 
+    rules: ClassVar[Mapping[str, str]] = {
+        "l0_weight": "size", "aux_weight": "size", "bandwidth": "positive",
+        "target_l0": "positive",
+    }  # fmt: skip
     n_modes: int
     _: KW_ONLY
     target_l0: float | None = 8.0
     l0_weight: float = 1.0
     bandwidth: float = 0.05
     aux_weight: float = 1 / 32
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", l0_weight="size", aux_weight="size")
-        check_fields(self, bandwidth="positive", target_l0="positive")
 
     def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
         """Add the logarithm of the thresholds, which keeps them above 0, over sqrt(d).
@@ -255,14 +253,12 @@ class MatchingPursuit(UnitAtoms):
     travel: ClassVar[float] = 2.0
     lr_limit: ClassVar[float] = 2e-3
 
+    rules: ClassVar[Mapping[str, str]] = {"k": "count"}
     n_modes: int
     _: KW_ONLY
     k: int = 8
     nonnegative: bool = True
     resample: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", k="count")
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Pursue rows, less the offset."""

@@ -4,29 +4,28 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from condec.basis.errors import OptionError
 from condec.basis.shapes import Loadings, UnitMatrix
+from condec.dictionary.base import Learner
 from condec.dictionary.fitting.gradient import ATOMS, OFFSET, Cost, Parameters, Step
 from condec.dictionary.learners.sparse import LinearSAE, aux_loss, decode, largest, pre_activations
-from condec.dictionary.records import TrainConfig, check_fields
+from condec.dictionary.records import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
 class CountingSAE(LinearSAE):
     """Base of autoencoders that keep a number of codes."""
 
+    rules: ClassVar[Mapping[str, str]] = {"k": "count", "aux_weight": "size"}
     n_modes: int
     _: KW_ONLY
     k: int = 8
     aux_weight: float = 1 / 32
-
-    def __post_init__(self) -> None:
-        check_fields(self, n_modes="count", k="count", aux_weight="size")
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more codes of a row than there are modes; only now is their number settled."""
@@ -133,7 +132,7 @@ class MatryoshkaSAE(SharingSAE):
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
     def __post_init__(self) -> None:
-        CountingSAE.__post_init__(self)
+        Learner.__post_init__(self)
         ascending = list(self.prefixes) == sorted(set(self.prefixes))
         if not self.prefixes or not ascending or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
             raise OptionError(
