@@ -200,30 +200,14 @@ class Learned:
 @short_repr
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How well a dictionary describes some rows, and how it does so.
+    """How well a dictionary describes some rows; docs/how-to/believe.md has the formulas.
 
-    Numbers of atoms are over modes that are alive on these rows: the others are as they were
-    drawn. None where a number is not defined, and in dictionaries saved before it was measured.
-
-    Attributes
-    ----------
-    n_rows : int
-    r2, r2_grand : float
-        Share of the variance within units explained (predicting every unit's mean scores 0); and
-        the paper's R2, against one mean for all entries.
-    cosine, shrinkage : float
-        Means over rows of the cosine between row and reconstruction, and of the reconstruction's
-        length relative to the row's.
-    l0 : float
-        Mean number of loadings that are not 0.
-    n_alive, dead_share : int, float
-        Modes with a loading above 0 in at least one row; share of the others.
-    atom_hoyer, loading_hoyer : float
-        Mean Hoyer sparsity of the atoms; of the loadings of rows that have any.
-    coherence, mean_coherence : float
-        Largest and mean absolute cosine between two different atoms.
-    effective_rank : float
-        Directions that the atoms, each of length 1, use.
+    `r2` is against the mean of every unit, `r2_grand` against one mean for all entries (the
+    paper's); `cosine`, `shrinkage`, `l0` and `loading_hoyer` are means over rows; `n_alive` modes
+    have a loading above 0 in at least one row, `dead_share` is the share of the others. Numbers of
+    atoms (`atom_hoyer`, `coherence`, the largest, `mean_coherence`, `effective_rank`) are over
+    alive modes: the others are as they were drawn. None where a number is not defined, and in
+    dictionaries saved before it was measured.
     """
 
     n_rows: int
@@ -246,20 +230,10 @@ class Quality:
 class Training:
     """How a dictionary came about, and how good it is on either split; saved with it.
 
-    Attributes
-    ----------
-    config : TrainConfig
-        With all that was left open filled in.
-    n_rows : int
-        Rows of the matrix, of both splits.
-    held_out_rows, train_rows : Tensor of shape [sample]
-        Rows that took no part, and those that were fitted, ascending.
-    metrics : dict of str to Quality
-        By split: ``"train"`` and, where rows were held out, ``"held_out"``.
-    n_alive : int
-        Modes with a loading above 0 in any row of either split: those that `Modes` keeps.
-    history : tuple of float
-        Training loss by epoch; empty for learners without epochs.
+    `config` has all that was left open filled in; `n_rows` counts the rows of both splits, of which
+    `held_out_rows` [sample], ascending, took no part. `metrics` is by split: ``"train"`` and, where
+    rows were held out, ``"held_out"``. `n_alive` modes have a loading above 0 in any row of either
+    split (those that `Modes` keeps). `history` is the training loss by epoch; empty without epochs.
     """
 
     config: TrainConfig

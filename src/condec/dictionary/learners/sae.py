@@ -74,18 +74,13 @@ class ThresholdSAE(GradientLearner):
     of the error instead of its slope. ``ThresholdSAE(k, atom_rate=1, jump=0, resample=False)``
     with ``TrainConfig.paper()`` is the published procedure.
 
+    `n_modes` is k (in the paper 3 times the number of units), `threshold` :math:`\tau`, from 0 to
+    below 1, `atom_l1` :math:`\lambda`, and `width` h, by default d (2048 in the paper's scripts).
+
     Parameters
     ----------
-    n_modes : int
-        k; the paper takes 3 times the number of units.
-    threshold : float
-        :math:`\tau`, from 0 to below 1.
-    atom_l1 : float
-        :math:`\lambda`.
     nonnegative : bool
         Keep the entries of the atoms at 0 or above, by projection after every step.
-    width : int, optional
-        h; by default the number of units d. The scripts released with the paper take 2048.
     dropout : float
         Probability, while fitting.
     resample : bool

@@ -102,14 +102,8 @@ class ReLUSAE(LinearSAE):
 
     (angles: mean over entries; the sum is a mean over rows, d units). The atoms are kept at
     length 1, so that codes cannot shrink while atoms grow. With `resample`, modes that a whole pass
-    does not use are set to badly described rows, four times in the first half of the steps.
-
-    Parameters
-    ----------
-    n_modes : int
-    l1 : float
-        :math:`\lambda`.
-    resample : bool
+    does not use are set to badly described rows, four times in the first half of the steps. `l1` is
+    :math:`\lambda`.
     """
 
     # AuxK cannot reach codes that are below 0 for every row.
@@ -238,16 +232,9 @@ class MatchingPursuit(UnitAtoms):
     :math:`\langle (x - zD - o)^2 \rangle` with the loadings held constant, as in Costa et al.
     2025 but for the gradient through the loadings.
 
-    Parameters
-    ----------
-    n_modes : int
-    k : int
-        Steps of the pursuit: the most loadings of a row that are not 0.
-    nonnegative : bool
-        Take positive products only: loadings are 0 or above. Otherwise the largest in size.
-    resample : bool
-        Set dead modes to what is left of badly described rows, four times in the first half of the
-        steps.
+    `k` is the most loadings of a row that are not 0. With `nonnegative` only positive products are
+    taken, otherwise the largest in size. With `resample` dead modes are set to what is left of
+    badly described rows, four times in the first half of the steps.
     """
 
     travel: ClassVar[float] = 2.0

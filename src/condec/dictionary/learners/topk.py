@@ -60,15 +60,7 @@ class TopKSAE(CountingSAE):
 
     with the error :math:`e = x - \hat x` held constant and :math:`\hat e` its description by
     the largest codes of dead modes, at most half as many as units (AuxK). A mode is dead that
-    no row of the last pass used.
-
-    Parameters
-    ----------
-    n_modes : int
-    k : int
-        Codes of a row that are kept, at most `n_modes`; those below 0 are 0.
-    aux_weight : float
-        :math:`\alpha`.
+    no row of the last pass used. `k` is at most `n_modes`; `aux_weight` is :math:`\alpha`.
     """
 
     def keep(self, pre: Tensor) -> Loadings:

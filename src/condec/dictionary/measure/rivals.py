@@ -54,8 +54,7 @@ def fit_rivals(
 
     - ``"frozen_decoder"``, ``"frozen_encoder"``: half of a learner by gradient descent stays
       random (`TrainConfig.freeze`).
-    - ``"shuffled_units"``: each column of the matrix permuted by itself: the units' own
-      distributions, and nothing that they do together. Measured on shuffled held-out rows.
+    - ``"shuffled_units"``: each column of the matrix permuted by itself, within either split.
     - ``"activations"``: the same learner on `activations`.
     - ``"pca"``, ``"nmf"``: as many modes, as far as rows and units allow.
 
@@ -65,8 +64,7 @@ def fit_rivals(
 
     Parameters
     ----------
-    learner, matrix, config, held_out_rows
-        As in `fit`.
+    learner, matrix, config, held_out_rows : as in `fit`
     activations : Tensor of shape [sample, other unit], optional
         Of the same samples.
     indicators : Tensor of shape [sample, label], optional

@@ -36,23 +36,13 @@ class Stability:
     """How alike fits of several seeds, and of either half of the data, are.
 
     All numbers are of the modes of the first fit, `reports[0]`: the cosine of each with its
-    partner in another fit, by the one-to-one matching of alive modes that makes the sum
-    of cosines largest. A mode for which the other fit has no mode left scores 0; modes that
-    are dead in the first fit have NaN.
+    partner in another fit, by the one-to-one matching of alive modes that makes the sum of cosines
+    largest; 0 where the other fit has no mode left, NaN for modes that are dead in the first.
 
-    Attributes
-    ----------
-    reports, seeds : tuple of FitReport, tuple of int
-        One for each seed, of the same rows.
-    seed_cosine : Tensor of shape [mode]
-        Mean over the fits of other seeds.
-    half_cosine : Tensor of shape [mode]
-        Mean over a fit of either half of the rows, each with a seed of its own.
-    chance : Tensor of shape [mode]
-        As `seed_cosine`, with the entries of each of the other fits' atoms permuted: atoms
-        of the same lengths and sparsity that have nothing to do with the first fit's.
-    between_halves : float
-        Mean cosine of the modes of the two halves' fits, which have no row in common.
+    `reports` and `seeds` are of fits to the same rows. Of shape [mode], `seed_cosine` is the mean
+    over the fits of other seeds, `half_cosine` over a fit of either half of the rows, each with a
+    seed of its own, and `chance` as `seed_cosine` with the entries of each of the other fits' atoms
+    permuted. `between_halves` is the mean cosine of the modes of the two halves' fits.
     """
 
     reports: tuple[FitReport, ...]
