@@ -86,15 +86,9 @@ class Learner(Option, ABC):
 class Dictionary:
     """Atoms, and how to find loadings for them: the result of a learner for one matrix.
 
-    Attributes
-    ----------
-    learner : Learner
-    tensors : dict of str to Tensor
-        The learner's numbers, for prepared data; and the centre and scales of `Preparation`.
-    scale : float
-        Standard deviation of all entries of the (centred) training rows; 1 where nothing is scaled.
-    training : Training, optional
-        How it came about.
+    `tensors` are the learner's numbers, for prepared data, with the centre and scales of
+    `Preparation`. `scale` is the standard deviation of all entries of the (centred) training rows,
+    1 where nothing is scaled; `training`, if known, says how the dictionary came about.
     """
 
     learner: Learner
@@ -182,10 +176,7 @@ class Dictionary:
 def load_dictionary(folder: str | Path) -> Dictionary:
     """Read a dictionary that `Dictionary.save` or `FitReport.save` wrote; equal bit for bit.
 
-    Raises
-    ------
-    StoreError
-        The files are missing, damaged, of another format, or name an unknown learner.
+    StoreError where files are missing, damaged, of another format, or name an unknown learner.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

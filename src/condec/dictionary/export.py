@@ -30,12 +30,9 @@ _WEIGHTS: Final = "sae_weights.safetensors"
 _LAYOUT: Final = "6.0.0"
 """Version of SAELens with this layout; without one, its loader drops the metadata."""
 _EXPORTED: Final[dict[type, Architecture]] = {
-    ReLUSAE: "standard",
-    TopKSAE: "topk",
-    JumpReLUSAE: "jumprelu",
-    BatchTopKSAE: "jumprelu",
-    MatryoshkaSAE: "jumprelu",
-}
+    ReLUSAE: "standard", TopKSAE: "topk",
+    JumpReLUSAE: "jumprelu", BatchTopKSAE: "jumprelu", MatryoshkaSAE: "jumprelu",
+}  # fmt: skip
 """Architectures by learner; a threshold for all modes is one for every mode."""
 
 
@@ -109,14 +106,8 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
 
     `ReLUSAE` becomes "standard", `TopKSAE` "topk"; `JumpReLUSAE`, `BatchTopKSAE` and
     `MatryoshkaSAE` become "jumprelu". The folder gets cfg.json and sae_weights.safetensors;
-    `hook_name`, the name of the place in the model, is a note for people.
-
-    Raises
-    ------
-    DataError
-        The learner has no linear encoder.
-    StoreError
-        The folder cannot be written.
+    `hook_name`, the name of the place in the model, is a note for people. DataError where the
+    learner has no linear encoder, StoreError where the folder cannot be written.
     """
     from safetensors.torch import save
 

@@ -31,16 +31,10 @@ class State:
 
 
 class Keeper:
-    """Keeps the state of one fit in a folder.
+    """Keeps the state of one fit in a folder of its own, made when there is something to keep.
 
-    Parameters
-    ----------
-    folder : path
-        Of this fit alone; made when there is something to keep.
-    identity : mapping
-        Options and rows of the fit, as JSON values. A checkpoint of anything else is refused.
-    seconds : float
-        Between two checkpoints; 0 for one after every step.
+    `identity` has options and rows of the fit, as JSON values: a checkpoint of anything else is
+    refused. `seconds` pass between two checkpoints; 0 for one after every step.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any], seconds: float) -> None:

@@ -60,9 +60,14 @@ def learn_together(
             seed(config.seed, each.device)
             starts.insert(0, learner.start(each.sample, config))
         descent = _Descent(learner, starts, rows, settled)
-        n_weights = sum(p.numel() for p in descent.parameters.values())
-        with _threads_for(n_weights * settled[0].batch_size):
+        products = sum(p.numel() for p in descent.parameters.values()) * settled[0].batch_size
+        threads = torch.get_num_threads()
+        # More than one gain nothing while steps are small, and wait if the machine is busy.
+        torch.set_num_threads(1 if products < _SMALL_STEP else threads)
+        try:
             histories = descent.run(on_epoch, keeper)
+        finally:
+            torch.set_num_threads(threads)
         found = []
         with torch.no_grad():
             for index, (each, config) in enumerate(zip(rows, settled, strict=True)):
@@ -205,8 +210,7 @@ class _Descent:
         return mean
 
     def _rate(self) -> float:
-        rate: float = self.optimiser.param_groups[0]["lr"] / self.rates[0]
-        return rate
+        return float(self.optimiser.param_groups[0]["lr"] / self.rates[0])
 
     def _set_rate(self, rate: float) -> None:
         for group, relative in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -342,14 +346,3 @@ class _Descent:
         self._set_rate(record["lr"])
         if record["plateau"] is not None:
             self.plateau.best, self.plateau.num_bad_epochs = record["plateau"]
-
-
-@contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """Take one CPU thread while steps are small: more gain nothing, and wait if it is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if products < _SMALL_STEP else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -19,10 +19,7 @@ _UNIT_SCALE: Final = "prepared_unit_scale"
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and spread of every unit over rows, in float64.
-
-    `m2` is the sum of the squared deviations from the mean; `low` and `high` are the extremes.
-    """
+    """Mean, sum of squared deviations from it (float64) and extremes of every unit over rows."""
 
     n_rows: int
     mean: Atom

@@ -157,17 +157,10 @@ class JumpReLUSAE(LinearSAE):
     :math:`-\theta K((p - \theta) / \varepsilon) / \varepsilon` from z and
     :math:`-K((p - \theta) / \varepsilon) / \varepsilon` from the count.
 
-    Parameters
-    ----------
-    n_modes, aux_weight
-        As in `TopKSAE`.
-    target_l0 : float, optional
-        :math:`L^*`, about as many loadings a row has; None for the plain penalty.
-    l0_weight : float
-        :math:`\lambda`.
-    bandwidth : float
-        :math:`\varepsilon`, and the initial thresholds, relative to :math:`\sqrt d` for d
-        units, the length of a row of the prepared data. The paper's 0.001 needs millions of rows.
+    `target_l0` is :math:`L^*`, about as many loadings a row has, or None; `l0_weight`
+    :math:`\lambda`. `bandwidth`, :math:`\varepsilon` and the initial thresholds, is relative to
+    :math:`\sqrt d` for d units, the length of a row of the prepared data (the paper's 0.001 needs
+    millions of rows); `aux_weight` as in `TopKSAE`.
     """
 
     rules: ClassVar[Mapping[str, str]] = {

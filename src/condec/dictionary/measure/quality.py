@@ -22,12 +22,8 @@ def quality(dictionary: Dictionary, rows: UnitMatrix | np.ndarray) -> Quality:
     """Measure a dictionary on rows; take rows that it was not fitted to.
 
     Everything is worked out for data divided by the dictionary's scale, where the paper's R2
-    is not bent by its epsilon.
-
-    Raises
-    ------
-    DataError
-        No rows, of another width, or with entries that are not finite.
+    is not bent by its epsilon. DataError where there are no rows, or of another width, or with
+    entries that are not finite.
 
     Examples
     --------
@@ -43,15 +39,12 @@ def quality(dictionary: Dictionary, rows: UnitMatrix | np.ndarray) -> Quality:
 
 
 def mode_table(dictionary: Dictionary, rows: UnitMatrix | np.ndarray) -> "pandas.DataFrame":
-    """Measure every mode of a dictionary on rows.
+    """Measure every mode of a dictionary on rows: a table of one row a mode.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row a mode: `mode`; `alive`, with a loading above 0 in a row; `density`, share of the
-        rows in which its loading is not 0; `atom_hoyer`, Hoyer sparsity of its atom (NaN for an
-        atom of zeros, or of one unit); `coherence`, largest absolute cosine of its atom with that
-        of another mode that is alive (NaN for a dead one).
+    Columns: `mode`; `alive`, with a loading above 0 in a row; `density`, share of the rows in which
+    its loading is not 0; `atom_hoyer`, Hoyer sparsity of its atom (NaN for an atom of zeros, or of
+    one unit); `coherence`, largest absolute cosine of its atom with that of another mode that is
+    alive (NaN for a dead one).
     """
     import pandas as pd
 

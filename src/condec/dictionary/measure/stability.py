@@ -15,7 +15,7 @@ from torch import Tensor
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import matched_cosine
 from condec.basis.records import short_repr
-from condec.basis.shapes import Atoms, UnitMatrix
+from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import ROWS_AT_ONCE, Dictionary, Learner, as_matrix
 from condec.dictionary.fitting.many import Job, fit_many
 from condec.dictionary.fitting.rows import StoredRows
@@ -84,8 +84,7 @@ def stability(
 
     Parameters
     ----------
-    learner : Learner
-    matrix : Tensor of shape [sample, unit]
+    learner, matrix : as in `fit`
     seeds : int or sequence of int
         How many, from ``config.seed`` on, or which; at least 5. The split is that of `config`.
     config : TrainConfig, optional
@@ -131,13 +130,15 @@ def stability(
     used = [report.dictionary.atoms[a] for report, a in zip(found, alive, strict=True)]
     first, others, parts = alive[0], used[1 : len(chosen)], used[len(chosen) :]
     generator = torch.Generator().manual_seed(config.seed)
+    places = [torch.rand(other.shape, generator=generator).argsort(1) for other in others]
+    permuted = [other.gather(1, order) for other, order in zip(others, places, strict=True)]
     atoms = reports[0].dictionary.atoms
     return Stability(
         reports=reports,
         seeds=chosen,
         seed_cosine=_mean_cosine(atoms, first, others),
         half_cosine=_mean_cosine(atoms, first, parts),
-        chance=_mean_cosine(atoms, first, [_permuted(other, generator) for other in others]),
+        chance=_mean_cosine(atoms, first, permuted),
         between_halves=float(matched_cosine(*parts).nan_to_num(0.0).mean()),
     )
 
@@ -174,9 +175,8 @@ def seed_agreement(atoms: Sequence[Float[torch.Tensor, "_ unit"]]) -> Float[torc
 
 
 def _seeds(seeds: int | Sequence[int], config: TrainConfig) -> tuple[int, ...]:
-    chosen = (
-        tuple(range(config.seed, config.seed + seeds)) if isinstance(seeds, int) else tuple(seeds)
-    )
+    every = range(config.seed, config.seed + seeds) if isinstance(seeds, int) else seeds
+    chosen = tuple(every)
     if len(set(chosen)) < max(LEAST_SEEDS, len(chosen)):
         raise OptionError(
             f"stability: seeds must be at least {LEAST_SEEDS}, all different; got {seeds}"
@@ -190,8 +190,3 @@ def _mean_cosine(atoms: Tensor, alive: Tensor, others: Sequence[Tensor]) -> Tens
     matched = [matched_cosine(atoms[alive], other).nan_to_num(0.0) for other in others]
     mean[alive] = torch.stack(matched).mean(0)
     return mean
-
-
-def _permuted(atoms: Atoms, generator: torch.Generator) -> Atoms:
-    places = torch.rand(atoms.shape, generator=generator).argsort(1)
-    return atoms.gather(1, places)
