@@ -188,8 +188,7 @@ class Learned:
     """Outcome of a learner, on any device.
 
     `tensors` are ``"atoms"`` [mode, unit], where there is one ``"offset"`` [unit], and all else
-    that encoding needs, for prepared data (see `Preparation`); `config` has all that was left
-    open filled in; `history` is the training loss by epoch, empty where there are no epochs.
+    that encoding needs, for prepared data; `config` and `history` are as in `Training`.
     """
 
     tensors: dict[str, Tensor]
@@ -280,13 +279,11 @@ class Training:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form, but for `held_out_rows`."""
+        metrics = {k: dataclasses.asdict(v) for k, v in self.metrics.items()}
         return {
-            "config": self.config.to_dict(),
-            "n_rows": self.n_rows,
-            "metrics": {k: dataclasses.asdict(v) for k, v in self.metrics.items()},
-            "n_alive": self.n_alive,
-            "history": list(self.history),
-        }
+            "config": self.config.to_dict(), "n_rows": self.n_rows, "metrics": metrics,
+            "n_alive": self.n_alive, "history": list(self.history),
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], held_out_rows: SampleIndex) -> "Training":

@@ -90,7 +90,6 @@ def fit_many(
 
     Parameters
     ----------
-    jobs : mapping of str to Job
     folder : path, optional
         For checkpoints of this list alone: where interrupted fits by gradient descent go on.
         All that is left there is removed when all are done.
@@ -105,12 +104,10 @@ def fit_many(
 
     Raises
     ------
-    OptionError
-        Less than one worker.
+    OptionError, StoreError
+        Less than one worker; the folder cannot be written.
     CondecError
         A worker process ended before its fits were done.
-    StoreError
-        The folder cannot be written.
     """
     if workers is not None and workers < 1:
         raise OptionError(f"fit_many: workers must be at least 1; got {workers}")

@@ -55,8 +55,7 @@ def fits(matrix: StoredRows, memory_gib: float) -> bool:
 class TrainingRows:
     """Prepared rows that a learner descends on: here, those of a tensor, where it is.
 
-    Of `n_rows` rows, `sample` [row, unit], on the device, are all, or as many as the memory
-    allows, drawn at random.
+    `sample` [row, unit], on the device, has all `n_rows`, or as many as the memory allows.
     """
 
     def __init__(self, matrix: UnitMatrix) -> None:

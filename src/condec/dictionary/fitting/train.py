@@ -85,19 +85,16 @@ def fit(
         before the report is saved; `forget_checkpoint` removes it.
     checkpoint_seconds : float
         Between two checkpoints; none is written by fits that are done earlier.
-    progress : bool
-        Show a bar.
-    on_epoch : callable, optional
-        Called with an `Epoch` after every pass.
+    progress, on_epoch
+        Show a bar; a function called with an `Epoch` after every pass.
 
     Raises
     ------
     OptionError
         `config.freeze` with a learner that has nothing to freeze.
     DataError
-        The matrix holds NaN, is constant, or does not suit the learner; rows to hold out
-        that do not exist; stored rows that do not fit in memory, for a learner that needs
-        them there.
+        The matrix holds NaN, is constant, does not suit the learner, or does not fit in memory for
+        one that needs all rows there; rows to hold out that do not exist.
     StoreError
         The checkpoint is that of another fit, is damaged, or cannot be written.
 

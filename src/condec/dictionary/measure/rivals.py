@@ -18,7 +18,7 @@ from condec.dictionary.base import Dictionary, Learner, as_matrix
 from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit
 from condec.dictionary.learners.classical import NMF, PCA
 from condec.dictionary.measure.quality import quality_of
-from condec.dictionary.records import TrainConfig
+from condec.dictionary.records import Freeze, TrainConfig, complement
 
 if TYPE_CHECKING:
     import pandas
@@ -33,6 +33,7 @@ _NAMES: Final = {
     "pca": "PCA at equal L0",
     "nmf": "NMF at equal L0",
 }
+_FROZEN: Final[dict[str, Freeze]] = {"frozen_decoder": "decoder", "frozen_encoder": "encoder"}
 _FIGURES: Final = ("r2", "r2_grand", "cosine", "l0", "n_alive")
 _MEASURES: Final = {"r2": "R2", "label_correlation": "label correlation"}
 _NMF_PASSES: Final = 300
@@ -76,20 +77,15 @@ def fit_rivals(
         Result of `fit` with this learner, matrix and config, if at hand: it is not fitted again,
         and the rivals hold out the rows that it records.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row for ``"dictionary"`` and each rival: `rival`, and on held-out rows `r2`,
-        `r2_grand`, `cosine`, `l0`, `n_alive`, and `label_correlation`: of every label's best
-        mode, chosen on training rows, the mean over labels (NaN without indicators).
+    The table has one row for ``"dictionary"`` and each rival: `rival`, and on held-out rows `r2`,
+    `r2_grand`, `cosine`, `l0`, `n_alive`, and `label_correlation`: of every label's best mode,
+    chosen on training rows, the mean over labels (NaN without indicators).
 
     Raises
     ------
-    OptionError
-        An unknown rival, or one that the learner or the data do not allow.
-    DataError
-        Activations or indicators of other samples; `fitted` to other rows; no rows held out;
-        else as `fit`.
+    OptionError, DataError
+        An unknown rival, or one that the learner or the data do not allow; activations or
+        indicators of other samples, `fitted` to other rows, no rows held out; else as `fit`.
     """
     import pandas as pd
 
@@ -194,10 +190,8 @@ def _fitted(
         learner = PCA(n_classical)
     elif rival == "nmf":
         learner = NMF(n_classical, max_iter=_NMF_PASSES)
-    elif rival == "frozen_decoder":
-        config = dataclasses.replace(config, freeze="decoder")
-    elif rival == "frozen_encoder":
-        config = dataclasses.replace(config, freeze="encoder")
+    elif rival in _FROZEN:
+        config = dataclasses.replace(config, freeze=_FROZEN[rival])
     return fit(learner, data, config=config, held_out_rows=base.held_out_rows)
 
 
@@ -234,9 +228,8 @@ def _chosen(
         return tuple(rival for rival in RIVALS if rival not in refused)
     for rival in rivals:
         if rival not in RIVALS:
-            raise OptionError(
-                f"fit_rivals: expected rivals among {', '.join(RIVALS)}; got {rival!r}"
-            )
+            known = ", ".join(RIVALS)
+            raise OptionError(f"fit_rivals: expected rivals among {known}; got {rival!r}")
         if rival in refused:
             raise OptionError(f"fit_rivals: {rival} cannot be fitted: {refused[rival]}")
     return tuple(rivals)
@@ -244,12 +237,9 @@ def _chosen(
 
 def _shuffled(rows: Tensor, held_out: Tensor, seed: int) -> Tensor:
     """Permute each column by itself, within either split, so that they share no value."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = rows.clone()
-    is_held_out = torch.zeros(len(rows), dtype=torch.bool)
-    is_held_out[held_out] = True
-    for part in (is_held_out, ~is_held_out):
-        index = part.nonzero().flatten().to(rows.device)
+    generator, shuffled = torch.Generator().manual_seed(seed), rows.clone()
+    for part in (held_out, complement(held_out, len(rows))):
+        index = part.to(rows.device)
         order = torch.rand(len(index), rows.shape[1], generator=generator).argsort(0)
         shuffled[index] = rows[index].gather(0, order.to(rows.device))
     return shuffled

@@ -94,10 +94,8 @@ def stability(
 
     Raises
     ------
-    OptionError
-        Fewer than five different seeds.
-    DataError
-        Fewer than four rows, or `fitted` to other rows; else as `fit`.
+    OptionError, DataError
+        Fewer than five different seeds; fewer than four rows, or `fitted` to others; else as `fit`.
 
     Examples
     --------
