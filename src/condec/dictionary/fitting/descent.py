@@ -27,8 +27,7 @@ from condec.dictionary.fitting.rows import TrainingRows
 from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig
 
 _SMALL_STEP: Final = 10_000_000
-"""Products in a forward step up to which one CPU thread is as fast as two (64 units: 0.45 s
-against 0.49 s for 400 steps on a quiet machine, and ten times faster on a busy one)."""
+"""Products in a forward step up to which one CPU thread is as fast as two, on a quiet machine."""
 _CANDIDATES: Final = 1024
 """Rows out of which those are drawn that dead modes are set to."""
 _REVIVALS: Final = 4

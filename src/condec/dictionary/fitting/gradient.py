@@ -66,7 +66,7 @@ class GradientLearner(Learner):
     @property
     def draws(self) -> bool:
         """Whether the loss draws random numbers: such a fit would depend on its company."""
-        return False
+        return bool(getattr(self, "dropout", 0.0) > 0.0)
 
     @property
     def revives(self) -> bool:

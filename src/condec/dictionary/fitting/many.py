@@ -47,8 +47,7 @@ from condec.dictionary.fitting.train import (
 from condec.dictionary.records import TrainConfig
 
 _SMALL: Final = {"cpu": 10_000_000, "cuda": 1_000_000_000}
-"""Products of one fit's step up to which fits gain by running as one. On a CPU 16 units run
-2 to 5 times as fast, 64 units 1.3 to 1.8 times, 256 units no faster (8 seeds, 128 rows)."""
+"""Products of one fit's step up to which fits gain by running as one (docs/decisions.md)."""
 _MOST: Final = 32
 """Fits that run as one at most: memory grows with them."""
 _PROCESS_SECONDS: Final = 20.0

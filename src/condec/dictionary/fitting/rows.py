@@ -59,17 +59,8 @@ class TrainingRows:
     """
 
     def __init__(self, matrix: UnitMatrix) -> None:
-        self.sample, self.n_rows = matrix, len(matrix)
-
-    @property
-    def n_units(self) -> int:
-        """Width of the rows."""
-        return self.sample.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches are."""
-        return self.sample.device
+        self.sample, self.device = matrix, matrix.device
+        self.n_rows, self.n_units = matrix.shape
 
     def batches(
         self, generator: torch.Generator, batch_size: int, done: int = 0
@@ -124,7 +115,7 @@ class RowsInBlocks(TrainingRows):
         self.moments = moments
         self.preparation = Preparation.fitted(moments, config.scaling, config.centre)
         self.train, self.held_out = torch.cat(found[0]), torch.cat(found[1])
-        self.sample = self.preparation.apply(self.train).to(torch.device(config.device or "cpu"))
+        super().__init__(self.preparation.apply(self.train).to(config.device or "cpu"))
         self.n_rows = len(train_rows)
 
     def batches(

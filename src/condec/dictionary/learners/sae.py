@@ -113,11 +113,6 @@ class ThresholdSAE(GradientLearner):
     atom_rate: float | None = None
     jump: float = 2.0
 
-    @property
-    def draws(self) -> bool:
-        """Whether there is dropout."""
-        return self.dropout > 0.0
-
     def rates(self, n_units: int) -> Mapping[str, float]:
         """Return how much faster atoms move than the encoder's weights."""
         width = self.width or n_units

@@ -91,9 +91,13 @@ def best_at_equal_l0(table: "pandas.DataFrame") -> "pandas.DataFrame":
     _need(table, ["site", *_SAID], "best_at_equal_l0")
     usable = table[(table["l0"] > 0) & np.isfinite(table["r2"])]
     about = 2.0 ** np.round(np.log2(usable["l0"].astype(float)))
-    groups = usable.assign(about_l0=about).groupby(["site", "about_l0"], sort=False)
-    found = []
-    for (site, l0), group in groups:
+    usable, found = usable.assign(about_l0=about), []
+    groups = (
+        (site, l0, group)
+        for site in table["site"].unique()
+        for l0, group in usable[usable["site"] == site].groupby("about_l0")
+    )
+    for site, l0, group in groups:
         ordered = group.sort_values("r2", ascending=False, kind="stable")
         best = ordered.iloc[0]
         others = ordered[ordered["learner"] != best["learner"]]
@@ -106,11 +110,7 @@ def best_at_equal_l0(table: "pandas.DataFrame") -> "pandas.DataFrame":
             )
         found.append({**row, "n_configurations": len(group)})
     columns = ["site", "about_l0", *_SAID, *(f"next_{name}" for name in _SAID)]
-    made = pd.DataFrame(found, columns=[*columns, "told_apart", "n_configurations"])
-    order = {site: place for place, site in enumerate(table["site"].unique())}
-    return made.sort_values(
-        ["site", "about_l0"], key=lambda c: c.map(order) if c.name == "site" else c
-    ).reset_index(drop=True)
+    return pd.DataFrame(found, columns=[*columns, "told_apart", "n_configurations"])
 
 
 def _need(table: "pandas.DataFrame", columns: list[str], who: str) -> None:

@@ -61,12 +61,8 @@ class Stability:
         """One row a mode: `mode`, `seed_cosine`, `half_cosine`, `chance`."""
         import pandas as pd
 
-        return pd.DataFrame({
-            "mode": range(len(self.seed_cosine)),
-            "seed_cosine": self.seed_cosine.numpy(),
-            "half_cosine": self.half_cosine.numpy(),
-            "chance": self.chance.numpy(),
-        })  # fmt: skip
+        columns = {n: getattr(self, n).numpy() for n in ("seed_cosine", "half_cosine", "chance")}
+        return pd.DataFrame({"mode": range(len(self.seed_cosine)), **columns})
 
 
 def stability(
