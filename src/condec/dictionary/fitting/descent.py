@@ -133,9 +133,8 @@ class _Descent:
             for p, rate in zip(self.moving, self.rates, strict=True)
         ]
         self.optimiser = torch.optim.Adam(groups, lr=self.lr, fused=True)
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimiser, factor=0.5, patience=10
-        )
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        self.plateau = plateau(self.optimiser, factor=0.5, patience=10)
         n_rows = rows[0].n_rows
         self.n_steps = steps_of(self.config, n_rows)
         # A mode is dead when a whole pass does not use it; in a fit of few passes, a tenth of it.
@@ -270,7 +269,10 @@ class _Descent:
             self.parameters[name].copy_(value)
 
     def _revive(self, index: int) -> None:
-        """Set dead modes to rows that are described badly (Bricken et al. 2023)."""
+        """Set dead modes to rows that are described badly (Bricken et al. 2023).
+
+        Rows are drawn with a probability that grows with the square of their error.
+        """
         if self.idle is None:
             return
         idle = self.idle if self.alone else self.idle[index]

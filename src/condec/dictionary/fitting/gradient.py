@@ -97,10 +97,8 @@ class GradientLearner(Learner):
         """Return prepared rows as the dictionary describes them."""
         return self.encode(parameters, rows) @ parameters[ATOMS]
 
-    def revive(
-        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
-    ) -> None:
-        """Set dead modes in place, each to a badly described row [dead mode, unit], if it helps."""
+    def revive(self, parameters: Parameters, modes: Tensor, rows: Tensor, left: Tensor) -> None:
+        """Set dead modes in place, by badly described rows [dead mode, unit] and what is left."""
         raise NotImplementedError
 
     def finish(

@@ -112,6 +112,11 @@ class _Saving(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
 
+def _together(product: Any) -> Any:
+    """Make the rule for several fits that run as one: the plain product."""
+    return staticmethod(lambda _, axes, *inputs: (torch.func.vmap(product, axes)(*inputs), 0))
+
+
 class _Decoded(_Saving):
     @staticmethod
     def forward(loadings: Tensor, atoms: Tensor) -> Tensor:
@@ -129,11 +134,7 @@ class _Decoded(_Saving):
             codes.transposed_times(gradient) if second else None,
         )
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Tensor, int]:
-        """Take the plain product: several fits run as one."""
-        del info
-        return torch.func.vmap(torch.matmul, in_dims)(*inputs), 0
+    vmap = _together(torch.matmul)
 
 
 class _Encoded(_Saving):
@@ -153,11 +154,7 @@ class _Encoded(_Saving):
             codes.transposed_times(rows) if second else None,
         )
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Tensor, int]:
-        """Take the plain product: several fits run as one."""
-        del info
-        return torch.func.vmap(F.linear, in_dims)(*inputs), 0
+    vmap = _together(F.linear)
 
 
 class _MeanAbsolute(_Saving):

@@ -154,9 +154,7 @@ class ThresholdSAE(GradientLearner):
         if self.nonnegative:
             parameters[ATOMS].data.clamp_(min=0.0)
 
-    def revive(
-        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
-    ) -> None:
+    def revive(self, parameters: Parameters, modes: Tensor, rows: Tensor, left: Tensor) -> None:
         """Give dead modes a code above the threshold for a row, and a short atom.
 
         A code in use is never small, and several modes may be given the same row: atoms of full
@@ -166,7 +164,7 @@ class ThresholdSAE(GradientLearner):
         logit = _logit(self.threshold) if self.threshold else 0.0
         length = hidden.square().sum(1, keepdim=True).clamp(min=1e-12)
         parameters[_LAST][modes] = (logit + _ABOVE) * hidden / length
-        parameters[ATOMS][modes] = _SHORT * residuals
+        parameters[ATOMS][modes] = _SHORT * left
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Keep codes at or above the threshold; the others become 0."""

@@ -124,9 +124,7 @@ class ReLUSAE(LinearSAE):
         penalty = loadings.sum(1).mean() / math.sqrt(rows.shape[1])
         return Cost(error.square().mean() + self.l1 * penalty, loadings)
 
-    def revive(
-        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
-    ) -> None:
+    def revive(self, parameters: Parameters, modes: Tensor, rows: Tensor, left: Tensor) -> None:
         """Set dead modes to rows, with a short encoder row (Bricken et al. 2023, appendix)."""
         direction = unit_rows(rows - parameters[OFFSET])
         alive = torch.ones(len(parameters["bias"]), dtype=torch.bool, device=direction.device)
@@ -253,11 +251,9 @@ class MatchingPursuit(UnitAtoms):
             loadings = self.encode(parameters, rows)
         return Cost((rows - decode(parameters, loadings)).square().mean(), loadings)
 
-    def revive(
-        self, parameters: Parameters, modes: Tensor, rows: Tensor, residuals: Tensor
-    ) -> None:
+    def revive(self, parameters: Parameters, modes: Tensor, rows: Tensor, left: Tensor) -> None:
         """Give dead modes the direction of what is left of a row."""
-        parameters[ATOMS][modes] = unit_rows(residuals)
+        parameters[ATOMS][modes] = unit_rows(left)
 
 
 def pre_activations(parameters: Parameters, rows: Tensor) -> Tensor:
