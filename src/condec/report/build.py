@@ -74,12 +74,9 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
     templates = _environment(_HERE / "templates", *(page.template.parent for page in pages))
     studio = Studio(folder)
     templates.globals |= {
-        "run": run,
-        "studio": studio,
-        "title": facts.title(run),
+        "run": run, "studio": studio, "title": facts.title(run), "pages": pages,
         "version": str(run.store.recipe.get("condec") or metadata.version("condec")),
-        "pages": pages,
-    }
+    }  # fmt: skip
 
     def write(file: str, template: str, root: str = "", **values: Any) -> None:
         text = templates.get_template(template).render(root=root, **values)

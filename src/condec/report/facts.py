@@ -41,18 +41,15 @@ def of_run(run: RunPart) -> Iterator[Fact]:
     for learner in run.learners:
         parts = [part for _, part in run.parts if part.name == learner]
         of = f", {learner}" if len(run.learners) > 1 else ""
+        used = count(sum(len(part.modes) for part in parts))
         whole = count(sum(part.modes.n_modes for part in parts))
-        yield Fact(
-            count(sum(len(part.modes) for part in parts)), f"modes in use{of}", f"of {whole}"
-        )
+        yield Fact(used, f"modes in use{of}", f"of {whole}")
         middle = _median([part.measured("r2") for part in parts])
         yield Fact(fixed(middle), _r2(parts) + of, "median of the sites")
-    complete = [
-        float(s.completeness.quantile(0.5)) for s in run.sites if s.completeness is not None
-    ]
-    if complete:
-        note = f"median of {len(complete)} cuts"
-        yield Fact(fixed(_median(complete)), "completeness", note)
+    known = [site.completeness for site in run.sites if site.completeness is not None]
+    if known:
+        middle = _median([float(values.quantile(0.5)) for values in known])
+        yield Fact(fixed(middle), "completeness", f"median of {len(known)} cuts")
 
 
 def of_site(site: SitePart) -> Iterator[Fact]:

@@ -381,12 +381,10 @@ def curve_rows(part: DictionaryPart) -> Iterator[dict[str, Any]]:
     for (edit, replacement), rows in part.areas.groupby(["edit", "replacement"], sort=False):
         for name, (words, _) in rankings_in(rows).items():
             yield {
-                "edit": edit,
-                "replacement": str(replacement).replace("_", " "),
-                "ranking": words,
-                "of": rows[rows["ranking"] == name],
+                "edit": edit, "replacement": str(replacement).replace("_", " "),
+                "ranking": words, "of": rows[rows["ranking"] == name],
                 "verdict": verdicts.get((edit, replacement, name), ""),
-            }
+            }  # fmt: skip
 
 
 def _selectivity_words(row: Mapping[str, Any]) -> str:

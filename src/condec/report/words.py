@@ -83,14 +83,10 @@ METHODS: Final[Mapping[str, str]] = {
     "UnitAblation": "ablation of every unit, replaced by {replacement}",
 }
 BASELINES: Final[Mapping[str, str]] = {
-    "Blur": "the blurred image (sigma {sigma})",
-    "Constant": "the constant {value}",
-    "Mean": "the mean of the data",
-    "Noise": "{n_draws} draws of noise",
-    "Samples": "{n_samples} samples of the data",
-    "Zeros": "zeros",
-    "ZeroTokens": "zero embeddings",
-}
+    "Blur": "the blurred image (sigma {sigma})", "Constant": "the constant {value}",
+    "Mean": "the mean of the data", "Noise": "{n_draws} draws of noise",
+    "Samples": "{n_samples} samples of the data", "Zeros": "zeros", "ZeroTokens": "zero embeddings",
+}  # fmt: skip
 TARGETS: Final[Mapping[str, str]] = {
     "Contrast": "the largest {what}{frozen} less the second largest",
     "Custom": "the function {function}",

@@ -216,14 +216,9 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     plan or store makes only the fits that it changes. Fits of an earlier plan stay in the
     folder, and are in the table of a plan that asks for them again.
 
-    Raises
-    ------
-    StoreError
-        There is no store, it is not complete, or the results cannot be written.
-    SiteError
-        A pattern fits no site of the store.
-    DataError
-        A learner cannot fit a site's rows; found before anything is fitted.
+    Raises StoreError: there is no store, it is not complete, or the results cannot be written;
+    SiteError: a pattern fits no site of the store; DataError: a learner cannot fit a site's rows,
+    found before anything is fitted.
     """
     if not plan.store.exists():
         raise StoreError(f"{plan.store}: no contributions yet; run 'condec collect' first")
