@@ -184,8 +184,7 @@ class _Cut(TorchFunctionMode):
             if key >= n_keys or query >= n_queries:
                 raise SiteError(
                     f"{who}: edges[{number}] goes from token {key} to token {query}, but there "
-                    f"are tokens 0 to {n_keys - 1} to read from, and 0 to {n_queries - 1} that "
-                    "read"
+                    f"are tokens 0 to {n_keys - 1} to read from, 0 to {n_queries - 1} that read"
                 )
         cut = torch.zeros(n_queries, n_keys, dtype=torch.bool)
         keys, queries = torch.tensor(edit.edges).T

@@ -43,15 +43,15 @@ def edits_of(
     edit: EditKind, site: Site, n_units: int, units: Sequence[int], replacement: Any
 ) -> Edits:
     """Return the edit of some units of a site; none where nothing would change."""
-    if is_nothing(edit, len(units), n_units):
+    if len(units) == nothing(edit, n_units):
         return ()
     kind = Ablate if edit == "ablate" else Preserve
     return (kind(site, units=units, replacement=replacement),)
 
 
-def is_nothing(edit: EditKind, count: int, n_units: int) -> bool:
-    """Return whether an edit of so many units of a site leaves everything as it is."""
-    return count == (0 if edit == "ablate" else n_units)
+def nothing(edit: EditKind, n_units: int) -> int:
+    """Return the number of units whose edit leaves everything as it is."""
+    return 0 if edit == "ablate" else n_units
 
 
 def choice_of(

@@ -9,7 +9,7 @@ from torch import nn
 
 from condec.basis.errors import DataError
 from condec.edits import Recorded, count_units, record_activation, unit_means
-from condec.effects.choice import EditKind, ReplacementKind, edits_of, is_nothing
+from condec.effects.choice import EditKind, ReplacementKind, edits_of, nothing
 from condec.effects.measured import Measured, measure
 from condec.effects.rankings import Order, Ranking
 from condec.effects.samples import HeldOut, held_out, labels_of
@@ -42,9 +42,8 @@ def measure_curves(
     others = _other_labels(samples, labels, options)
     # Rankings agree on many sets of units (random draws serve all labels): each runs once. The
     # first leaves the network as it is.
-    nothing = 0 if options.edit == "ablate" else n_units
-    chosen = {chosen_of(options, torch.arange(n_units), nothing, -1): 0}
-    curves = []
+    first = chosen_of(options, torch.arange(n_units), nothing(options.edit, n_units), -1)
+    chosen, curves = {first: 0}, []
     for label in labels:
         for ranking in rankings:
             ranked = ranked_units(ranking, label, n_units)
@@ -135,10 +134,8 @@ def control_curve(
 
 def chosen_of(options: CurveOptions, order: Order, count: int, label: int) -> Chosen:
     """Return the first `count` units of an order, and the label whose mean replaces."""
-    units = tuple(sorted(order[:count].tolist()))
-    by_label = options.replacement == "class_mean"
-    by_label = by_label and not is_nothing(options.edit, len(units), len(order))
-    return units, label if by_label else None
+    by_label = options.replacement == "class_mean" and count != nothing(options.edit, len(order))
+    return tuple(sorted(order[:count].tolist())), label if by_label else None
 
 
 def _measured(

@@ -55,8 +55,6 @@ class ControlMatrix:
 
     Attributes
     ----------
-    count, n_units : int
-        Units ablated or preserved in every row, and units of the site.
     n_samples, unedited : Tensor of shape [label]
         Held-out samples of every column, and the accuracy of the network as it is.
     accuracy : Tensor of shape [edited, label]
@@ -151,10 +149,9 @@ class ControlMatrix:
     def ordered(
         self, hierarchy: Hierarchy | None = None, *, quantity: MatrixQuantity = "logit"
     ) -> "ControlMatrix":
-        """Return the same with labels in another order, rows and columns alike.
+        """Return the same with labels in the hierarchy's order, those of no group last.
 
-        Labels of a group stand together, in the hierarchy's order; those of no group come last.
-        Without a hierarchy, labels that share much do: leaves of average linkage over `overlap`.
+        Without a hierarchy, labels that share much stand together: average linkage by `overlap`.
         """
         if hierarchy is None:
             order = _by_likeness(self.overlap(quantity))

@@ -71,8 +71,7 @@ def measure(
     batch_size : int
         Samples that pass the model together. Memory holds one batch of them.
     memory_gib : float, optional
-        Memory, about, for the versions of a batch that pass together; one always does. By default
-        1/16 on a processor, whose caches more would overflow, and 2 on a GPU.
+        About what versions of a batch that pass together may take; by default 1/16, 2 on a GPU.
     route : {"auto", "replay", "full"}
         ``"full"`` is a whole pass for every set of edits; ``"replay"`` runs what lies after a
         place (`condec.network.split_at`), or is an error; ``"auto"`` replays where that works and

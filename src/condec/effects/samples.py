@@ -42,8 +42,7 @@ class HeldOut:
 def held_out(data: Any, modes: Modes, who: str = "control_curve") -> HeldOut:
     """Find the labelled held-out rows of modes in the data that were collected, by id.
 
-    It is a DataError, beginning with `who`, where labels are missing, no rows are held out, or
-    `data` lacks samples of the store or has other labels.
+    Without labels or held-out rows, or for other data, it is a DataError, beginning with `who`.
     """
     inputs, store = as_inputs(data), modes.store
     if not bool((store.labels >= 0).any()):

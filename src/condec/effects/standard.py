@@ -117,10 +117,7 @@ def check_rankings(rankings: Sequence[Ranking], modes: Modes) -> None:
             "than once (rankings take name=...)"
         )
     for ranking in rankings:
-        source = ranking.source()
-        if source is None:
-            continue
-        store, rows = source
+        store, rows = ranking.source() or (modes.store, ~modes.held_out)
         if store is not modes.store and store.sample_ids != modes.store.sample_ids:
             raise DataError(
                 f"control_curve: ranking {ranking.name!r} is made from other samples "

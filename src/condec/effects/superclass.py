@@ -15,7 +15,7 @@ from condec.effects.choice import EditKind, FixedReplacement, choice_of
 from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
 from condec.effects.rankings import ByMean, ByModeSum, RandomUnits, descending, member_correlation
-from condec.effects.samples import HeldOut, held_out
+from condec.effects.samples import held_out
 from condec.modes import Modes, label_name
 from condec.network import refuse_training
 from condec.store import Sign
@@ -65,11 +65,7 @@ class SuperclassControl:
     probability: Float[torch.Tensor, "ranking sample"]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return one row for every ranking and label with held-out samples.
-
-        The ``group`` is ``member``, ``neighbour`` or ``other``; accuracies ``top1`` and ``top5``,
-        and the ``probability`` of the label, stand there also ``_unedited``.
-        """
+        """Return one row for every ranking and label (``member``, ``neighbour`` or ``other``)."""
         import pandas
 
         groups = dict.fromkeys(self.neighbours, "neighbour") | dict.fromkeys(self.members, "member")
@@ -88,8 +84,7 @@ class SuperclassControl:
     def means(self, *, n_bootstrap: int = 1000, seed: int = 0) -> "pandas.DataFrame":
         """Return the accuracy on members, neighbours and others, for every ranking and unedited.
 
-        Every sample counts once. Neighbours are among the others, too. The 95 % intervals, ``_low``
-        to ``_high``, speak of these samples alone, not of other modes or draws of units.
+        Neighbours are among the others, too. The 95 % intervals speak of these samples alone.
         """
         import pandas
 
@@ -152,13 +147,12 @@ def superclass_control(
     choices = [choice_of(_WHO, one, edit, replacement, fraction) for one in several]
     refuse_training(model)
     samples = held_out(data, several[0], _WHO)
-    _check_labels(samples, several[0], members, neighbours)
+    training = several[0].store.labels[~several[0].held_out]
+    _check_labels({*samples.labels.tolist()}, {*training.tolist()}, members, neighbours)
     above = [_above(one, members, least_correlation) for one in several]
     # Sites of one size draw apart.
-    orders = [
-        _orders(one, members, least_correlation, n_random, at)
-        for at, one in enumerate(several, seed)
-    ]
+    asked = members, least_correlation, n_random
+    orders = [_orders(one, *asked, at) for at, one in enumerate(several, seed)]
     by_ranking = {
         ranking: [
             tuple(edit for choice, order in zip(choices, draw, strict=True)
@@ -206,10 +200,8 @@ def _check(several: Sequence[Modes], least: float, n_random: int) -> None:
 
 
 def _check_labels(
-    samples: HeldOut, modes: Modes, members: Sequence[int], neighbours: Sequence[int]
+    held: set[int], training: set[int], members: Sequence[int], neighbours: Sequence[int]
 ) -> None:
-    training = set(modes.store.labels[~modes.held_out].tolist())
-    held = set(samples.labels.tolist())
     for what, present in (("training", training), ("held-out", held)):
         if not present & set(members):
             raise DataError(

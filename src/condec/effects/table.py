@@ -74,10 +74,7 @@ class CurveOptions:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One label under one ranking, with rows of `Curves.measured` (`numbers`).
-
-    `off` is the other label, where one is drawn.
-    """
+    """One label under one ranking; `numbers` are rows of `Curves.measured`, `off` a drawn label."""
 
     ranked: Ranked
     off: int | None
@@ -87,10 +84,9 @@ class Curve:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Control curves with the numbers of every image. Made by `measure_curves`.
+    """Control curves, label by label, with the numbers of every image. Made by `measure_curves`.
 
-    `curves` are all rankings of the first label, then those of the next; row 0 of `measured` is
-    the network as it is.
+    Row 0 of `measured` is the network as it is.
     """
 
     site: str
@@ -112,11 +108,7 @@ class Curves:
 
     @cached_property
     def relative(self) -> tuple[Relative, ...]:
-        """Accuracies of every curve relative to the unedited network's: target and off-target.
-
-        Images are drawn again within each label, and random draws of units, which are averaged,
-        as well. NaN where the unedited network gets nothing right.
-        """
+        """Relative accuracies, NaN without a right image; images and draws are drawn again."""
         n_bootstrap, seed = self.options.n_bootstrap, self.options.seed
         labels = self.measured.labels
         right, counts = self.measured.right.float(), resample_counts(labels, n_bootstrap, seed)
@@ -163,7 +155,7 @@ class Curves:
             for of, (name, mask) in enumerate(masks.items()):
                 row[f"{name}_accuracy"] = float(relative[of, 0, place])
                 row[f"{name}_low"], row[f"{name}_high"] = bounds[:, of, place].tolist()
-                point = self._point(mask, n_samples[name] or math.nan, curve.numbers[place])
+                point = self._point(mask, float(n_samples[name]) or math.nan, curve.numbers[place])
                 row |= {f"{name}_{what}": value for what, value in point.items()}
             rows.append(row)
         return rows
@@ -172,10 +164,9 @@ class Curves:
         self, mask: Bool[Tensor, " label"], n_samples: float, numbers: Int[Tensor, " draw"]
     ) -> dict[str, float]:
         """Return numbers of one point over the samples of some labels, means over draws."""
-        means = {
-            what: values[numbers][:, mask].sum(1) / n_samples for what, values in self._sums.items()
-        }
-        unedited = float(self._sums["right"][0, mask].sum() / n_samples)
+        sums = self._sums
+        means = {name: sums[name][numbers][:, mask].sum(1) / n_samples for name in sums}
+        unedited = float(sums["right"][0, mask].sum() / n_samples)
         relative = means["right"] / (unedited or math.nan)
         found = {what: float(mean.mean()) for what, mean in means.items()}
         std = float(relative.std()) if len(numbers) > 1 else math.nan
