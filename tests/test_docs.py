@@ -227,7 +227,7 @@ def test_command_line_page_has_every_key_of_a_plan():
 
 
 def test_command_line_page_has_the_defaults():
-    defaults = config.to_dict(config.from_dict({"sites": "x"}))
+    defaults = config.to_dict(config.from_dict({"sites": "x", "links": ["retina"]}))
     for (section, key), said in rows_of_keys().items():
         value = (defaults[section] if section else defaults).get(key)
         if isinstance(value, str):

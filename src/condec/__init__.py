@@ -4,7 +4,7 @@
     modes -> edits -> effects, explain -> report
 
 >>> import condec, torch
->>> from condec.testing import small_resnet
+>>> from condec.testing.models import small_resnet
 >>> model, images = small_resnet(), torch.rand(40, 1, 8, 8)
 >>> batch = condec.contribute(model, images, "block*", target=condec.Predicted())
 >>> batch["block2"].contribution.shape                        # as the activation there

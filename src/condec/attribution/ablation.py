@@ -109,12 +109,12 @@ class UnitAblation(Method):
             run_model(setup.model, setup.inputs[:1])
         contribution, activation = {}, {}
         for key in tape.records:
-            suffix = split_at(setup.model, setup.inputs, by_key[key])
-            effects, value = _effects(self, suffix, setup.target, setup.labels)
-            h = activation[key] = suffix.activation
+            after = split_at(setup.model, setup.inputs, by_key[key])
+            effects, value = _effects(self, after, setup.target, setup.labels)
+            h = activation[key] = after.activation
             units = units_of(by_key[key], h)
             contribution[key] = spread_units(effects / units.positions(h.shape), units, h.shape)
-        return without_baseline(contribution, activation, suffix.output, value)
+        return without_baseline(contribution, activation, after.output, value)
 
 
 def unit_effects(
@@ -151,33 +151,33 @@ def unit_effects(
 
     Examples
     --------
-    >>> from condec.targets import Logit
+    >>> from condec.attribution.targets import Logit
     >>> from condec.testing.models import small_resnet
     >>> unit_effects(small_resnet(), torch.ones(2, 1, 5, 5), "block1", Logit(0)).shape
     torch.Size([2, 4])
     """
     site = Site.parse(site) if isinstance(site, str) else site
-    suffix = split_at(model, inputs, site)
+    after = split_at(model, inputs, site)
     chosen = None if units is None else torch.as_tensor(units, dtype=torch.int64)
-    return _effects(method or UnitAblation(), suffix, target, labels, chosen)[0]
+    return _effects(method or UnitAblation(), after, target, labels, chosen)[0]
 
 
 @torch.no_grad()
 def _effects(
     method: UnitAblation,
-    suffix: AfterSite,
+    after: AfterSite,
     target: Target,
     labels: Tensor | None,
     units: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Effects [sample, unit], and the target at the inputs."""
-    h, key = suffix.activation, suffix.site.key
-    layout = units_of(suffix.site, h)
+    h, key = after.activation, after.site.key
+    layout = units_of(after.site, h)
     n_units = layout.count(h.shape)
-    frozen = target.freeze(suffix.output, labels)
-    value = target.value(suffix.output, frozen)
+    frozen = target.freeze(after.output, labels)
+    value = target.value(after.output, frozen)
     check_finite(value, "the target")
-    instead = _replacements(method, suffix, layout)
+    instead = _replacements(method, after, layout)
     chosen = torch.arange(n_units) if units is None else units
     if wrong := [u for u in chosen.tolist() if not 0 <= u < n_units]:
         raise SiteError(f"{key}: has units 0 to {n_units - 1}; got {wrong[:5]}")
@@ -186,15 +186,15 @@ def _effects(
     for some in torch.split(chosen, max(1, method.rows_per_pass // len(value))):
         versions = torch.cat([torch.where(numbers == u, instead(u), h) for u in some.tolist()])
         kept = None if frozen is None else torch.cat([frozen] * len(some))
-        changed = target.value(suffix.run(versions), kept)
+        changed = target.value(after.run(versions), kept)
         check_finite(changed, f"the target with a unit of {key} replaced")
         effects.append(value[:, None] - changed.view(len(some), -1).T)
     return torch.cat(effects, 1), value
 
 
-def _replacements(method: UnitAblation, suffix: AfterSite, layout: Units) -> _Instead:
+def _replacements(method: UnitAblation, after: AfterSite, layout: Units) -> _Instead:
     """Values that stand in the place of a unit, by its number."""
-    h, site = suffix.activation, suffix.site
+    h, site = after.activation, after.site
     if method.replacement == "resample":
         if len(h) < 2:
             raise DataError(
@@ -203,8 +203,8 @@ def _replacements(method: UnitAblation, suffix: AfterSite, layout: Units) -> _In
             )
         return lambda unit: h[_others(len(h), method.seed, unit).to(h.device)]
     if method.replacement == "baseline":
-        with record(suffix.model, [site]) as tape, torch.no_grad():
-            run_model(suffix.model, method.baseline.make(suffix.inputs))
+        with record(after.model, [site]) as tape, torch.no_grad():
+            run_model(after.model, method.baseline.make(after.inputs))
         (start,) = (tensor.detach() for tensor in tape.records.values())
         return lambda unit: start
     n_units = layout.count(h.shape)

@@ -223,17 +223,17 @@ class InputPath(Path):
 class LayerPath(Path):
     """The straight path of one site's activation; what bypasses the site stays as at the inputs.
 
-    `suffix` runs what lies after the site. It remembers the batch as a whole, so that a pass
+    `after` runs what lies after the site. It remembers the batch as a whole, so that a pass
     costs as much for some samples, chosen by `rows`, as for all.
     """
 
-    suffix: AfterSite
+    after: AfterSite
     rows: Tensor | None = None
 
     @property
     def moved(self) -> Tensor:
         """The activation."""
-        return self.suffix.activation
+        return self.after.activation
 
     def take(self, rows: Tensor) -> "LayerPath":
         """Choose samples."""
@@ -241,11 +241,11 @@ class LayerPath(Path):
 
     def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
         """Run points of the path in one pass."""
-        whole, key = self.suffix.activation, self.suffix.site.key
+        whole, key = self.after.activation, self.after.site.key
         stacked = torch.cat([torch.lerp(self.start, whole, alpha) for alpha in alphas])
         stacked.requires_grad_()
-        with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(self.suffix.model):
-            output = self.suffix.run(stacked)
+        with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(self.after.model):
+            output = self.after.run(stacked)
             value = self.setup.target.value(output, self._frozen(len(alphas)))
             check_finite(value, "the target")
             (gradient,) = torch.autograd.grad(value.sum(), (stacked,))

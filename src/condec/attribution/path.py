@@ -179,8 +179,8 @@ class IntegratedGradients(Method):
         by_key = {site.key: site for site in setup.sites}
         parts = []
         for key, h in first.records.items():
-            suffix = split_at(setup.model, setup.inputs, by_key[key])
-            path = LayerPath(setup, end.records[key], first.frozen, suffix)
+            after = split_at(setup.model, setup.inputs, by_key[key])
+            path = LayerPath(setup, end.records[key], first.frozen, after)
             alone = replace(first, records={key: h}, gradients={key: first.gradients[key]})
             parts.append(self._integrate(path, alone, cuts))
         totals = {key: total for part in parts for key, total in part.contribution.items()}

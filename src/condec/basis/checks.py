@@ -22,7 +22,9 @@ def at_least(owner: str, least: float | int, **values: float | int) -> None:
             raise OptionError(f"{owner}: {name} must be at least {least}{finite}; got {value}")
 
 
-def ascending(owner: str, values: Sequence[float], what: str, *, low: float, high: float) -> None:
+def ascending(
+    owner: str, values: Sequence[float], what: str, *, low: float | int, high: float | int
+) -> None:
     """Raise OptionError where numbers are none, not in ascending order, or out of a range."""
     in_range = all(low <= value <= high and abs(value) < math.inf for value in values)
     if not values or not in_range or list(values) != sorted(set(values)):
