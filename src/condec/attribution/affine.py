@@ -140,7 +140,7 @@ class _Watch:
 
 
 def _has_a_sample_a_row(view: Tensor, base: Tensor) -> bool:
-    """Whether row i of a view holds entries of sample i alone, and so for any number of samples."""
+    """Tell whether row i of a view holds entries of sample i alone, for any number of samples."""
     if len(base) == 1:
         return len(view) == 1
     reach = sum((n - 1) * step for n, step in zip(view.shape[1:], view.stride()[1:], strict=True))

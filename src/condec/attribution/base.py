@@ -71,7 +71,7 @@ class Method(Option, ABC):
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether two batches must not run in one process at once, as on several devices."""
+        """Tell whether two batches must not run in one process at once (on several devices)."""
         return False
 
     @property

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Baseline(Option, ABC):
-    """Where the path of integrated gradients begins, in the model's input space."""
+    """The start of the path of integrated gradients, in the model's input space."""
 
     __slots__ = ()
 

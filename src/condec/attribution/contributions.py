@@ -298,7 +298,7 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def is_silent(contribution: Tensor, activation: Tensor) -> bool:
-    """Whether nothing is contributed at all, by units that are active."""
+    """Tell whether active units contribute nothing at all."""
     return not bool(contribution.any()) and bool(activation.any())
 
 

@@ -1,4 +1,4 @@
-"""How passes are computed: precision and memory order. Changes rounding, nothing else."""
+"""Precision and memory order of passes. They change rounding, nothing else."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _TYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute(Option):
-    """How the passes of a method are computed.
+    """Precision and memory order of a method's passes.
 
     Parameters
     ----------

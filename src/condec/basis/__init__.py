@@ -1,4 +1,4 @@
-"""What every room may use, and what itself uses no room.
+"""Ground of the house: used by every room, uses none.
 
 `errors`, `shapes` (words for axes), `options` (frozen records with a plain form), `records` (that
 print in one line), `files` (whole or not at all), `read_ahead` (threads), `registry` (parts that

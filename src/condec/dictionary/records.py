@@ -53,7 +53,7 @@ def check_fields(option: Any, **rules: str | tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    r"""How a dictionary is fitted: the split, the seeds, the scale, the optimisation.
+    r"""Options of fitting a dictionary: the split, the seeds, the scale, the optimisation.
 
     The sum of the learning rates decides how far a fit goes (Adam moves every weight by about
     that much). The default fixes the number of steps and that sum, for any number of rows; give
@@ -199,7 +199,7 @@ class Learned:
 @short_repr
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How well a dictionary describes some rows; docs/how-to/believe.md has the formulas.
+    """Quality of a dictionary on some rows; docs/how-to/believe.md has the formulas.
 
     `r2` is against the mean of every unit, `r2_grand` against one mean for all entries (the
     paper's); `cosine`, `shrinkage`, `l0` and `loading_hoyer` are means over rows; `n_alive` modes
@@ -227,7 +227,7 @@ class Quality:
 @short_repr
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Training:
-    """How a dictionary came about, and how good it is on either split; saved with it.
+    """Record of a fit, and of the dictionary's quality on either split; saved with it.
 
     `config` has all that was left open filled in; `n_rows` counts the rows of both splits, of which
     `held_out_rows` [sample], ascending, took no part. `metrics` is by split: ``"train"`` and, where

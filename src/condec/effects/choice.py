@@ -22,7 +22,7 @@ FixedReplacement = Literal["zero", "mean"]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """How many of a site's units are ablated or preserved (`count`). Made by `choice_of`."""
+    """Number of a site's units to ablate or preserve (`count`). Made by `choice_of`."""
 
     site: Site
     n_units: int

@@ -1,4 +1,4 @@
-"""Where in an input: the part through which a mode's units move the target.
+"""Maps of an input: the part through which a mode's units move the target.
 
 `mode_map` draws one batch, `site_maps` the strongest modes of a site. Imports `modes` and what
 lies below.

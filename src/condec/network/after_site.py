@@ -1,4 +1,4 @@
-"""What lies after a site, run by itself with other activations there.
+"""Run the part of a network after a site, with other activations there.
 
 One full pass of a batch keeps what is needed to run what lies after a site again
 (`condec.network.replay`). Several versions of the batch, each with its own activation at the
@@ -149,7 +149,7 @@ class AfterSite:
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """How to run batches of one shape, as a trial showed."""
+    """Way to run batches of one shape, found by a trial."""
 
     stacks: bool
     unused: frozenset[CallKey]

@@ -41,7 +41,7 @@ class NoRecord:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Tape:
-    """What one forward pass left at the sites. Made by `record`."""
+    """Record of one forward pass at the sites. Made by `record`."""
 
     sites: tuple[Site, ...]
     calls: dict[tuple[str, str], list[Call | NoRecord]] = field(default_factory=dict)

@@ -24,7 +24,7 @@ _SPAN: Final = re.compile(r"(-?\d+)?:(-?\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Which axes of an activation are units; all others but ``sample`` are positions.
+    """The axes of an activation that are units; all others but ``sample`` are positions.
 
     Parameters
     ----------

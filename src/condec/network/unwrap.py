@@ -1,4 +1,4 @@
-"""What a model comes wrapped in: seen through where that is safe, else refused with the reason.
+"""Wrappers around a model: seen through where that is safe, else refused with the reason.
 
 A model compiled by `torch.compile` is read as the module underneath, and runs uncompiled while
 it is read: compiled code would pass by the hooks that record. Wrappers that spread a model over

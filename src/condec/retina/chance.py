@@ -1,4 +1,4 @@
-"""What chance would do: how often independent modes meet, and how far from that counts stray.
+"""Chance: how often independent modes meet, and how far from that counts stray.
 
 A *kind* is one combination as a row of bools [mode]; its *key* is the row packed into bytes.
 """

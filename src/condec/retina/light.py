@@ -1,4 +1,4 @@
-"""What stimuli are drawn with: natural images and the gaze on them, bars, discs."""
+"""Parts of stimuli: natural images and the gaze on them, bars, discs."""
 
 import math
 from typing import Final

@@ -143,7 +143,7 @@ class Store:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every shard counts."""
+        """Tell whether every shard counts."""
         return not self.missing()
 
     def shard_rows(self, index: int) -> range:
@@ -241,7 +241,7 @@ class Store:
 
     @property
     def valid(self) -> Mask:
-        """Which of all rows hold a usable sample, shape [n_samples]."""
+        """Mask of the rows that hold a usable sample, shape [n_samples]."""
         return self._input("valid").clone()
 
     @property

@@ -29,7 +29,7 @@ _SUPPORT: Final = 0.06  # share of the units that an atom has
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """What was planted, and the rows that came of it.
+    """Planted modes, and the rows made from them.
 
     Attributes
     ----------

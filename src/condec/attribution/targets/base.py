@@ -36,7 +36,7 @@ class Target(Option, ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the target needs nothing more from the model's outputs to a data set."""
+        """Tell whether the target needs nothing more from the outputs to a data set."""
         return True
 
     def fitted(self, outputs: Tensor) -> "Target":

@@ -77,7 +77,7 @@ class Sum(Target):
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Surprisal(Target):
-    r"""How unusual the outputs are: :math:`\tfrac12 (y - \mu)^T \Sigma^{-1} (y - \mu)`.
+    r"""Explain how unusual the outputs are: :math:`\tfrac12 (y - \mu)^T \Sigma^{-1} (y - \mu)`.
 
     For populations of neurons (the retina of Melander et al. 2026): up to a constant, minus
     the logarithm of a Gaussian's density in nats, with the mean and covariance of the outputs
@@ -142,7 +142,7 @@ class Surprisal(Target):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether mean and precision are there."""
+        """Tell whether mean and precision are there."""
         return self.mean is not None
 
     def fitted(self, outputs: Tensor) -> "Surprisal":

@@ -1,1 +1,1 @@
-"""How learners are trained: rows in blocks, gradient descent, checkpoints, many fits as one."""
+"""Training of learners: rows in blocks, gradient descent, checkpoints, many fits as one."""

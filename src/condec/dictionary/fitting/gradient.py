@@ -25,7 +25,7 @@ DEFAULT_LR: Final = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Where a fit is: step `index` of `n_steps`, from 0.
+    """Position of a fit: step `index` of `n_steps`, from 0.
 
     `dead` marks the modes [mode] that no row of the last pass used; only for learners that ask
     for it, and on a CPU only while there are any. `warmup` is `TrainConfig.threshold_warmup`.
@@ -65,12 +65,12 @@ class GradientLearner(Learner):
 
     @property
     def draws(self) -> bool:
-        """Whether the loss draws random numbers: such a fit would depend on its company."""
+        """Tell whether the loss draws random numbers: such a fit would depend on its company."""
         return bool(getattr(self, "dropout", 0.0) > 0.0)
 
     @property
     def revives(self) -> bool:
-        """Whether `revive` sets dead modes to new values, evenly over the first half of a fit."""
+        """Tell whether `revive` renews dead modes, evenly over the first half of a fit."""
         return bool(getattr(self, "resample", False))
 
     def rates(self, n_units: int) -> Mapping[str, float]:

@@ -1,1 +1,1 @@
-"""Whether to believe a dictionary: quality, rivals, stability, recovery of known modes."""
+"""Evidence for or against a dictionary: quality, rivals, stability, recovery of known modes."""

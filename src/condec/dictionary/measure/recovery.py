@@ -15,7 +15,7 @@ from condec.basis.shapes import Atoms
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Recovery:
-    """How well learned atoms cover known ones.
+    """Likeness of learned atoms to known ones.
 
     `cosine` [known mode] is that with the partner of a one-to-one matching, 0 where no learned atom
     was left; `closest` [learned mode] the largest cosine with any known one; `threshold` the cosine

@@ -33,7 +33,7 @@ LEAST_SEEDS: Final = 5
 @short_repr
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stability:
-    """How alike fits of several seeds, and of either half of the data, are.
+    """Likeness of fits of several seeds, and of either half of the data.
 
     All numbers are of the modes of the first fit, `reports[0]`: the cosine of each with its
     partner in another fit, by the one-to-one matching of alive modes that makes the sum of cosines
