@@ -212,7 +212,6 @@ IMAGES, ROWS = torch.randn(3, 1, 5, 5), torch.randn(3, 4)
     [
         (lambda: Renormalised().eval(), Ablate("layer", units=[0]), ROWS),
         (lambda: Twice().eval(), Ablate("layer#1@features", units=[0]), ROWS),
-        (shared_weights, Ablate("1@features", units=[0]), ROWS),
         (Zoo, Ablate("conv1@positions", units=[0], replacement=1.0), IMAGES),
         (Zoo, Ablate("norm2@positions", units=[0]), IMAGES),
         (one(nn.LayerNorm(4)), Ablate("0@features[1:]", units=[0]), torch.randn(3, 5, 4)),
@@ -237,6 +236,11 @@ def test_a_copy_that_computes_something_else_is_refused(make_model, edit, x, tmp
         (Zoo, Ablate("norm2:input", units=[0]), "the input of a BatchNorm2d cannot be held"),
         (Zoo, Ablate("linear@features", units=[5]), "has 5 units, 0 to 4; there is no unit 5"),
         (Zoo, Ablate("none", units=[0]), "no module of Zoo matches 'none'"),
+        (
+            shared_weights,
+            Ablate("1@features", units=[0]),
+            "weights are shared by 0, 1, so",
+        ),
         (small_resnet, Ablate("block1", units=[0]), "the output of a ResidualBlock cannot be held"),
         (one(nn.BatchNorm2d(4, affine=False)), Ablate("0", units=[0]), "no weight of its own"),
         (
@@ -254,7 +258,7 @@ def test_a_copy_that_computes_something_else_is_refused(make_model, edit, x, tmp
 )
 def test_what_weights_cannot_hold(make_model, edit, message):
     with pytest.raises(SiteError, match=message):
-        baked(make_model(), edit, inputs=IMAGES)
+        baked(make_model().eval(), edit, inputs=IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -271,3 +275,11 @@ def test_what_weights_cannot_hold(make_model, edit, message):
 def test_edits_that_weights_cannot_hold(edit, message):
     with pytest.raises(OptionError, match=message):
         baked(Zoo(), edit, inputs=IMAGES)
+
+
+def test_factors_are_exact_in_double_precision():
+    model, x = nn.Sequential(nn.Linear(4, 4)).double().eval(), torch.randn(3, 4).double()
+    edit = Scale("0@features", units=[0, 2], factor=0.1)
+    with edited(model, edit):
+        expected = model(x)
+    assert torch.allclose(baked(model, edit, inputs=x)(x), expected, rtol=1e-14, atol=1e-15)

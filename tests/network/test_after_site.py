@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from condec.attribution import unit_effects
+from condec.attribution.targets import TopK
 from condec.basis.errors import ModelError, SiteError
 from condec.models.torchvision import import_torchvision
 from condec.network import Splitter, split_at
@@ -113,6 +115,7 @@ def in_library(name: str, size: int, **options: Any) -> tuple[Callable[[], nn.Mo
         library, _, model = name.partition(":")
         if library == "torchvision":
             return import_torchvision().models.get_model(model, weights=None, **options)
+        import_torchvision()  # timm imports it, and needs the same cure.
         return pytest.importorskip("timm").create_model(model, **options)
 
     return make, (3, size, size)
@@ -659,3 +662,27 @@ def test_bad_requests_for_later_sites() -> None:
     torch.testing.assert_close(negated, -apart.output)
     with pytest.raises(SiteError, match="relu: Recurrent runs one version at a time, so changes"):
         apart.run(torch.cat([apart.activation] * 2), {Site("head"): torch.neg})
+
+
+class Heads(nn.Module):
+    """A head whose output is made before another one runs, and returned as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head, self.aux = nn.Linear(5, 4), nn.Linear(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        out = self.head(h)
+        self.last = self.aux(h)
+        return out
+
+
+def test_an_output_made_before_the_site_is_that_of_every_sample() -> None:
+    model, splitter = Heads().eval(), Splitter(Heads().eval(), Site("aux"))
+    for x in (torch.randn(3, 5), torch.randn(3, 5)):  # The second batch keeps only what is used.
+        after = splitter.at(x)
+        assert torch.equal(after.run(after.activation), after.output)
+        assert torch.equal(after.run(torch.cat([after.activation] * 2)), after.output.repeat(2, 1))
+    effects = unit_effects(model, torch.randn(3, 5), Site("aux"), TopK())
+    assert torch.equal(effects, torch.zeros_like(effects))

@@ -58,6 +58,16 @@ def test_every_kind_of_difference_is_told(made, tmp_path):
     assert "statistics: hoyer_contribution: 1 of 2 values, by up to 0.25" in result.stdout
 
 
+def test_values_that_are_missing_in_both_do_not_count(made, tmp_path):
+    for run, second in ((made, 1.0), (tmp_path / "b", 2.0)):
+        folder = shutil.copytree(made, run) if run != made else made
+        table = pandas.DataFrame({"x": [float("nan"), second, float("inf")]})
+        table.to_parquet(folder / "analysis" / "more.parquet")
+    (found,) = compare_runs(made, tmp_path / "b")
+    (made / "analysis" / "more.parquet").unlink()
+    assert found.text == "1 of 3 values, by up to 1"
+
+
 def test_other_data_differ_in_the_recipe(made, tmp_path):
     other = small_run(tmp_path / "b", bad=[3], links=())
     found = {(one.part, one.name): one.text for one in compare_runs(made, other)}

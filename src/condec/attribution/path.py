@@ -140,7 +140,9 @@ class IntegratedGradients(Method):
             for at in range(0, len(inputs), size):
                 frozen = None if first.frozen is None else first.frozen[at : at + size]
                 kept = Kept(setup.target, frozen)
-                some = replace(setup, inputs=inputs[at : at + size], target=kept, labels=None)
+                # A copy: what is affine in the input is known by where in memory it begins.
+                group = inputs[at : at + size].clone()
+                some = replace(setup, inputs=group, target=kept, labels=None)
                 parts.append(self.attribute(some))
             return _joined(parts)
         is_auto = self.steps == "auto"

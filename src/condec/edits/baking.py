@@ -103,6 +103,7 @@ def _write(model: nn.Module, edit: Edit) -> None:
     """Write one edit into the weights of its module."""
     site, who = find_sites(model, edit.site)[0], f"baked: {name_of(edit)}"
     module = model.get_submodule(site.name)
+    _check_alone(model, module, who)
     rows = site.tap == "output"
     if not isinstance(module, (nn.Linear, *_CONVS, *_NORMS) if rows else nn.Linear):
         raise SiteError(
@@ -129,11 +130,26 @@ def _write(model: nn.Module, edit: Edit) -> None:
     weight.mul_(factor.to(weight).view(along))
 
 
+def _check_alone(model: nn.Module, module: nn.Module, who: str) -> None:
+    """Raise SiteError where the weights serve other places too, which a batch may not show."""
+    own = {id(part) for part in module._parameters.values() if part is not None}
+    names = [
+        name
+        for name, other in model.named_modules(remove_duplicate=False)
+        if other is module or any(id(part) in own for part in other._parameters.values())
+    ]
+    if len(names) > 1:
+        raise SiteError(
+            f"{who}: its weights are shared by {', '.join(names)}, so the edit would act there too"
+        )
+
+
 def _map_of(edit: Edit, who: str, n_units: int) -> tuple[Tensor, Tensor]:
     """Return the factor and the shift of every unit, float64."""
     if isinstance(edit, Scale):
         named = mask_of(edit, edit.units, n_units)
-        return torch.where(named, edit.factor, 1.0).double(), torch.zeros(n_units).double()
+        factor = torch.tensor(edit.factor, dtype=torch.float64)
+        return torch.where(named, factor, 1.0), torch.zeros(n_units).double()
     if not isinstance(edit, Replacing):
         raise OptionError(
             "baked: only edits that replace or scale units (Ablate, Preserve, Scale) can be held "

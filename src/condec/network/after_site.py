@@ -231,6 +231,7 @@ def _try(after: AfterSite) -> _Tried:
             failure = str(error)
             continue
         if _same(again, torch.cat([after.output] * n_versions)):
+            watch.use(again)  # An output made before the site: no operation works on it.
             unused = frozenset(after.answers) - watch.used - {own}
             bytes_ = activation.numel() * activation.element_size()
             needed = watch.most_bytes + watch.held_bytes + 2 * bytes_

@@ -249,13 +249,17 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         map_tensors(value, leaf_at)
 
+    def use(self, tensor: Tensor) -> None:
+        """Count the answers that a tensor lies in as used."""
+        self.used |= self._keys.get(_address(tensor), set())
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if self._is_paused:
             return out
         given = _dense((args, kwargs))
         for leaf in given:
-            self.used |= self._keys.get(_address(leaf), set())
+            self.use(leaf)
         sizes = {_address(leaf): leaf.untyped_storage().nbytes() for leaf in given + _dense(out)}
         total = sum(size for where, size in sizes.items() if where not in self._own)
         self.most_bytes = max(self.most_bytes, total)

@@ -96,9 +96,11 @@ def _difference(a: Values | None, b: Values | None) -> str:
     if a.dtype.kind in "fiub" and b.dtype.kind in "fiub":
         if np.array_equal(a, b, equal_nan=True):
             return ""
-        apart = np.abs(a.astype(float) - b.astype(float))
+        x, y = a.astype(float), b.astype(float)
+        differ = ~((x == y) | (np.isnan(x) & np.isnan(y)))
+        apart = np.abs(x[differ] - y[differ])
         largest = float(np.nanmax(apart)) if np.isfinite(apart).any() else np.nan
-        return f"{int((apart != 0).sum())} of {a.size} values, by up to {largest:.3g}"
+        return f"{int(differ.sum())} of {a.size} values, by up to {largest:.3g}"
     different = np.asarray([str(x) != str(y) for x, y in zip(a.flat, b.flat, strict=True)])
     if not different.any():
         return ""

@@ -56,15 +56,16 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
     out = run.folder.log_odds
     if bool((run.inputs.needed_labels("control") < 0).any()):
         return None, "samples without label have no log-odds"
-    sites = [modes.site for modes in chosen]
+    model, sites = run.model_of_store, [modes.site for modes in chosen]
     if out.exists():
         stored = Store.open(out).sites
         if set(sites) <= set(stored):
             sites = list(stored)
-        else:  # Made from the run's own data, and can be made again with the sites of today.
+        else:  # Made from the run's own data, and can be made again, for the sites of today too.
+            sites = [site for site in run.store.sites if site in {*sites, *stored}]
             shutil.rmtree(out.parent)
     try:
-        store = collect_log_odds(run.model_of_store, run.inputs, sites, out=out, **run.collecting)
+        store = collect_log_odds(model, run.inputs, sites, out=out, **run.collecting)
     except DataError as error:
         return None, str(error)
     if store.sample_ids != run.store.sample_ids:

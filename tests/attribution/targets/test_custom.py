@@ -84,6 +84,17 @@ def test_a_store_is_not_gone_on_with_by_another_function(tmp_path: Path) -> None
     assert record["source"] == "def helper(output: Tensor) -> Tensor:\n    return output[:, 0]\n"
 
 
+INDEX = 0
+
+
+def reads_a_value(output: Tensor) -> Tensor:
+    return output[:, INDEX]
+
+
+def calls_its_file(output: Tensor) -> Tensor:
+    return torch.stack([helper(row) for row in output[None]])[0]
+
+
 def test_plain_form_has_the_label_or_the_source_and_no_way_back() -> None:
     assert Custom(scaled_by(2.0), "double").to_dict() == {"name": "Custom", "function": "double"}
     plain = Custom(helper).to_dict()
@@ -96,7 +107,8 @@ def test_plain_form_has_the_label_or_the_source_and_no_way_back() -> None:
     "function",
     [
         lambda output: output[:, 0], scaled_by(2.0), scaled, functools.partial(scaled, factor=3.0),
-        Probe(), nn.Flatten(0), torch.numel, eval("lambda output: output[:, 0]"),
+        reads_a_value, calls_its_file, Probe(), nn.Flatten(0), torch.numel,
+        eval("lambda output: output[:, 0]"),
         types.FunctionType(compile("def f(o):\n  return o", "x", "exec").co_consts[0], {}, "f"),
     ],
 )  # fmt: skip

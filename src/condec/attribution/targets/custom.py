@@ -35,7 +35,8 @@ class Custom(Target):
     OptionError
         `function` cannot be called; or, at the first output, it fails, does not give one
         floating-point number a sample, or mixes the samples; or, when a store is made, it needs a
-        label (a lambda, an object, a function that closes over values or has no source).
+        label (a lambda, an object, a function that has no source, or that takes values from
+        around it or from its file).
 
     Examples
     --------
@@ -109,13 +110,29 @@ def _source(function: Callable[..., Any]) -> str:
     if isinstance(function, types.FunctionType) and function.__name__ != "<lambda>":
         held = (function.__closure__, function.__defaults__, function.__kwdefaults__)
         with contextlib.suppress(OSError):
-            if not any(held):
+            if not any(held) and not _own_globals(function):
                 return textwrap.dedent(inspect.getsource(function))
     raise OptionError(
         f"Custom: a store cannot tell {function!r} from another function, as it can those that are "
-        "defined by def in a file, without defaults, and close over nothing; give it a label that "
-        "stands for it: target=Custom(function, label='...')"
+        "defined by def in a file, without defaults, close over nothing, and read no value or "
+        "function of that file; give it a label that stands for it: "
+        "target=Custom(function, label='...')"
     )
+
+
+def _own_globals(function: types.FunctionType) -> set[str]:
+    """List the values, functions and classes of its own file that a function may read."""
+    codes, names = [function.__code__], set[str]()
+    for code in codes:
+        names |= set(code.co_names)
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    found = {name: function.__globals__[name] for name in names & set(function.__globals__)}
+    return {
+        name
+        for name, value in found.items()
+        if not isinstance(value, types.ModuleType)
+        and getattr(value, "__module__", function.__module__) == function.__module__
+    }
 
 
 def as_target(target: TargetLike) -> Target:
