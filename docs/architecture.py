@@ -78,7 +78,7 @@ def draw(picture: Path = PICTURE) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams.update({"svg.hashsalt": "condec", "font.size": 8.5})
+    mpl.rcParams.update({"svg.hashsalt": "condec", "svg.fonttype": "none", "font.size": 8.5})
     from matplotlib import pyplot as plt
 
     counts, rows = imports(), [(room, i) for i, layer in enumerate(layers()) for room in layer]

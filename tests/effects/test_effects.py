@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from tests.effects.conftest import N_LABELS, N_UNITS, make_modes
 from torch import nn
 
 from condec.attribution.targets import Label
@@ -30,11 +31,8 @@ from condec.effects import (
 from condec.effects import curve as curves
 from condec.models import load_model
 from condec.modes.modes import Modes
-from condec.network.sites import Site
 from condec.store.collection import collect
 from condec.testing.contracts import count_hooks
-
-N_LABELS, N_UNITS = 3, 6
 
 
 class Readout(nn.Module):
@@ -62,26 +60,6 @@ def make_data(n_samples=30, *, seed=0):
     for unit in (0, 1):
         x[torch.arange(n_samples), 2 * labels + unit] += 1.0
     return x, labels
-
-
-def make_modes(store, **changes):
-    """One mode a label: its two units, loaded by its samples; every second block held out."""
-    labels = store.labels
-    atoms = torch.zeros(N_LABELS, N_UNITS)
-    for label in range(N_LABELS):
-        atoms[label, 2 * label : 2 * label + 2] = torch.tensor([2.0, 1.0])
-    fields = {
-        "atoms": atoms,
-        "loadings": (labels[:, None] == torch.arange(N_LABELS)).float(),
-        "ids": torch.tensor([10, 11, 12]),
-        "held_out": torch.arange(len(store)) // N_LABELS % 2 == 1,
-        "store": store,
-        "site": Site("hidden"),
-        "sign": "positive",
-        "quantity": "contribution",
-        "n_modes": 20,
-    }
-    return Modes(**(fields | changes))
 
 
 @pytest.fixture(scope="module")

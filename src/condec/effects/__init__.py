@@ -27,7 +27,13 @@ from condec.effects.rankings import (
     Ranking,
 )
 from condec.effects.samples import HeldOut, held_out, labels_of
-from condec.effects.standard import LOG_ODDS_NAMES, RANKING_NAMES, RANKINGS, standard_rankings
+from condec.effects.standard import (
+    LEADING,
+    LOG_ODDS_NAMES,
+    RANKING_NAMES,
+    RANKINGS,
+    standard_rankings,
+)
 from condec.effects.steering import (
     STEERING_COLUMNS,
     DirectionKind,
@@ -38,11 +44,11 @@ from condec.effects.superclass import SuperclassControl, SuperclassQuantity, sup
 from condec.effects.table import COLUMNS, PAPER_FRACTIONS, Curve, CurveOptions, Curves, OffTarget
 
 __all__ = [
-    "COLUMNS", "INTERACTION_COLUMNS", "LOG_ODDS", "LOG_ODDS_NAMES", "PAPER_FRACTIONS", "RANKINGS",
-    "RANKING_NAMES", "STEERING_COLUMNS", "ByCorrelation", "ByMean", "ByMode", "ByModeSum",
-    "ByScores", "ControlMatrix", "Curve", "CurveOptions", "Curves", "DirectionKind", "EditKind",
-    "Edits", "FixedReplacement", "GroupAgreement", "HeldOut", "MatrixQuantity", "Measured",
-    "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking", "ReplacementKind",
+    "COLUMNS", "INTERACTION_COLUMNS", "LEADING", "LOG_ODDS", "LOG_ODDS_NAMES", "PAPER_FRACTIONS",
+    "RANKINGS", "RANKING_NAMES", "STEERING_COLUMNS", "ByCorrelation", "ByMean", "ByMode",
+    "ByModeSum", "ByScores", "ControlMatrix", "Curve", "CurveOptions", "Curves", "DirectionKind",
+    "EditKind", "Edits", "FixedReplacement", "GroupAgreement", "HeldOut", "MatrixQuantity",
+    "Measured", "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking", "ReplacementKind",
     "SuperclassControl", "SuperclassQuantity", "auc_difference", "collect_log_odds", "compare",
     "control_curve", "control_matrix", "fit_log_odds", "head_weights", "held_out", "interval",
     "labels_of", "mean_over_labels", "measure", "measure_curves", "mode_interactions",

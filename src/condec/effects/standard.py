@@ -31,6 +31,8 @@ RANKING_NAMES: Final = (
     "random_modes",
 )  # fmt: skip
 """Rankings that can be asked for by name, in run.toml and `standard_rankings`."""
+LEADING: Final = ("log_odds_modes", "modes", "best_mode")
+"""The choice by modes that is read first is the first of these that was made."""
 
 
 def standard_rankings(

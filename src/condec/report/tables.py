@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from condec.dictionary import rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
-from condec.effects import mean_over_labels
+from condec.effects import LEADING, mean_over_labels
 from condec.explain import strongest_units
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
@@ -33,8 +33,6 @@ RIVALS: Final = {
     "nmf": ("NMF", "at equal L0"),
 }
 """Name of each rival, and a note on it."""
-_LEADING: Final = ("log_odds_modes", "modes", "best_mode")
-"""The choice by modes that curves are read for is the first of these that was made."""
 _REPLACEMENTS: Final = ("zero", "mean", "class_mean", "resample")
 """The site's selectivity is that of the first of these that was made."""
 
@@ -138,7 +136,7 @@ def selectivity(part: DictionaryPart, edit: str) -> float:
 def leading_ranking(rankings: pandas.DataFrame) -> str:
     """Return the choice by modes that a table of rankings is read for."""
     present = set(rankings["ranking"])
-    return next((name for name in _LEADING if name in present), "modes")
+    return next((name for name in LEADING if name in present), "modes")
 
 
 _LEARNER: Final = Column("Learner", _of(lambda p: p.name), kind="word", shown=_several)

@@ -4,7 +4,6 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,6 @@ from condec.run.run import Run
 from condec.store import Quantity, Store
 
 LabelUnit = Float[torch.Tensor, "label unit"]
-_LEADING: Final = ("log_odds_modes", "modes", "best_mode")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,7 @@ class SiteRankings:
     def leading(self) -> Ranking:
         """The choice by modes that side effects are looked at with."""
         named = {ranking.name: ranking for ranking in self.found}
-        first = next((named[name] for name in _LEADING if name in named), None)
+        first = next((named[name] for name in effects.LEADING if name in named), None)
         return effects.ByMode(modes=self.modes) if first is None else first
 
     def _fitted(self, store: Store, quantity: Quantity, names: str, place: Path) -> Modes | None:
