@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas
 import pytest
 
+from condec.basis.npz import load_record
 from condec.effects import summarise
 from condec.explain import SiteMaps
 from condec.run import Run, chain, config
@@ -107,7 +108,7 @@ def test_photos_from_files_to_maps(tmp_path: Path) -> None:
     correct = (run.store.predictions == run.store.labels).sum()
     assert int(correct) >= 16
     for site in ("blocks.6", "blocks.12"):
-        maps = SiteMaps.load(tmp_path / "analysis" / "maps" / site / "nmf.npz")
+        maps = load_record(tmp_path / "analysis" / "maps" / site / "nmf.npz", SiteMaps)
         assert maps.pictures.shape[1:] == (224, 224, 3)
         assert maps.total.shape == (8, 4, 224, 224)
         assert bool(maps.total.isfinite().all())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from condec.attribution.targets import Label, Logit, Predicted
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError, StoreError
+from condec.basis.npz import load_record, save_record
 from condec.explain import SiteMaps, leading_modes, mode_map, site_maps, strongest_units
 from condec.explain.tangent import AffineTangents
 from condec.modes.modes import Modes
@@ -367,11 +368,11 @@ def test_site_maps_without_labels(tmp_path):
 
 def test_saved_maps_come_back_and_are_the_same_bytes(modes, tmp_path):
     made = site_maps(small_resnet(), small_inputs(), modes, n_modes=2, n_inputs=2)
-    first = made.save(tmp_path / "deep" / "a.npz")
-    again = made.save(tmp_path / "b.npz")
+    first = save_record(tmp_path / "deep" / "a.npz", made)
+    again = save_record(tmp_path / "b.npz", made)
     assert first.read_bytes() == again.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.npz", "deep"]
-    back = SiteMaps.load(first)
+    back = load_record(first, SiteMaps)
     assert (back.site, back.ids, back.target) == (made.site, made.ids, made.target)
     for name in ("mode_ids", "units", "samples", "pictures", "held_out", "total", "negative"):
         assert torch.equal(getattr(back, name), getattr(made, name))
@@ -379,8 +380,8 @@ def test_saved_maps_come_back_and_are_the_same_bytes(modes, tmp_path):
 
 
 def test_files_without_maps_are_refused(tmp_path):
-    with pytest.raises(StoreError, match=r"holds no maps.*make them again"):
-        SiteMaps.load(tmp_path / "none.npz")
+    with pytest.raises(StoreError, match=r"holds no SiteMaps.*make it again .*'condec map'"):
+        load_record(tmp_path / "none.npz", SiteMaps)
     for name, content in (
         ("text.npz", b"no zip"),
         ("other.npz", None),
@@ -391,15 +392,15 @@ def test_files_without_maps_are_refused(tmp_path):
             path.write_bytes(content)
         else:
             np.savez(path, words=np.zeros(2) if content is None else content)
-        with pytest.raises(StoreError, match=f"{name} holds no maps"):
-            SiteMaps.load(path)
+        with pytest.raises(StoreError, match=f"{name} holds no SiteMaps"):
+            load_record(path, SiteMaps)
 
 
 def test_maps_that_cannot_be_written(modes, tmp_path):
     made = site_maps(small_resnet(), small_inputs(), modes, n_modes=1, n_inputs=1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"a\.npz: maps: cannot write"):
-        made.save(tmp_path / "file" / "a.npz")
+    with pytest.raises(StoreError, match=r"a\.npz: SiteMaps: cannot write"):
+        save_record(tmp_path / "file" / "a.npz", made)
 
 
 @pytest.mark.parametrize("name", ["n_modes", "n_inputs", "n_units"])

@@ -18,6 +18,7 @@ from PIL import Image
 import condec.report
 from condec.attribution.targets import Predicted
 from condec.basis.errors import CondecError, DataError, OptionError, StoreError
+from condec.basis.npz import load_record
 from condec.dictionary import KMeans, TrainConfig, load_dictionary, stability
 from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
 from condec.explain import SiteMaps
@@ -146,7 +147,7 @@ def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     modes = Modes.load(out / "modes" / "block2" / "kmeans", store)
     assert modes.name == "kmeans"
     assert int(modes.held_out.sum()) == 16
-    maps = SiteMaps.load(out / "analysis" / "maps" / "block1" / "kmeans.npz")
+    maps = load_record(out / "analysis" / "maps" / "block1" / "kmeans.npz", SiteMaps)
     assert maps.total.shape[2:] == (6, 6)
     assert maps.target == Predicted().to_dict()
     curves = table(source, "control")

@@ -1,30 +1,21 @@
 """Maps of the leading modes of a site, with the pictures they belong to."""
 
-import dataclasses
-import io
-import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from condec.attribution.targets import Predicted, TargetLike, as_target
-from condec.basis.errors import DataError, OptionError, StoreError
-from condec.basis.files import write_file, writing
+from condec.basis.checks import at_least
+from condec.basis.errors import DataError
 from condec.basis.records import short_repr
 from condec.data import Inputs
 from condec.explain.mode import mode_map
 from condec.modes import Modes
 from condec.network import refuse_training
-
-_WORDS: Final = ("site", "target", "ids")
-"""Fields of `SiteMaps` that are kept as JSON; the others are arrays."""
 
 
 @short_repr
@@ -32,32 +23,13 @@ _WORDS: Final = ("site", "target", "ids")
 class SiteMaps:
     """Maps of the leading modes of one site, with the pictures they belong to.
 
-    Made by `site_maps`; kept in ``analysis/maps/<quoted site>/<name>.npz`` of a run folder.
-
-    Attributes
-    ----------
-    site : str
-        Key of the site.
-    target : dict
-        The target that the units drive, as from `Target.to_dict`.
-    mode_ids : Tensor of shape [mode]
-        Original ids, the mode most correlated with a label first.
-    units : Tensor of shape [mode, unit]
-        The units of every mode whose maps these are: the strongest of its atom.
-    samples : Tensor of shape [mode, input]
-        The inputs with the highest loadings, highest first, as indices into `pictures`; -1
-        where a mode is used for fewer.
-    loadings : Tensor of shape [mode, input]
-    ids : tuple of str
-        Identity of every picture.
-    labels, predictions : Tensor of shape [picture]
-        -1 where there is none.
-    held_out : Tensor of shape [picture]
-        Whether the modes were fitted without it.
-    pictures : Tensor of shape [picture, y, x, 3]
-        uint8; every input once, however many modes it serves.
-    total, positive, negative : Tensor of shape [mode, input, y, x]
-        As in `ModeMap`, summed over the channels of the input.
+    Made by `site_maps`; kept in ``analysis/maps/<quoted site>/<name>.npz`` of a run folder by
+    `condec.basis.npz`. `target`, as from `Target.to_dict`, is what the `units` drive, the strongest
+    of every mode's atom; `mode_ids` are original ids, the mode most correlated with a label first.
+    `samples` are the inputs with the highest loadings, highest first, as indices into `pictures`,
+    where every input stands once; -1 where a mode is used for fewer. Labels and predictions are -1
+    where there is none. `total`, `positive` and `negative` are those of `ModeMap`, summed over the
+    channels of the input.
     """
 
     site: str
@@ -75,48 +47,6 @@ class SiteMaps:
     positive: Float[Tensor, "mode input y x"]
     negative: Float[Tensor, "mode input y x"]
 
-    def save(self, path: str | Path) -> Path:
-        """Write one ``.npz`` file, whole or not at all; the same bytes every time.
-
-        Raises
-        ------
-        StoreError
-            The place cannot be written.
-        """
-        path = Path(path)
-        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        words = {name: arrays.pop(name) for name in _WORDS}
-        tensors = {name: tensor.numpy() for name, tensor in arrays.items()}
-        content = io.BytesIO()
-        np.savez_compressed(content, words=json.dumps(words), **tensors)
-        with writing(f"{path}: maps"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, content.getvalue())
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> "SiteMaps":
-        """Read maps that `save` wrote.
-
-        Raises
-        ------
-        StoreError
-            There is no such file, or it holds no maps.
-        """
-        path = Path(path)
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
-                words: dict[str, Any] = json.loads(str(opened["words"]))
-                fields: dict[str, Any] = {
-                    name: torch.from_numpy(opened[name]) for name in opened.files if name != "words"
-                }
-            return cls(**fields, **(words | {"ids": tuple(words["ids"])}))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise StoreError(
-                f"{path} holds no maps ({type(error).__name__}: {error}); make them again with "
-                "'condec map'"
-            ) from error
-
 
 def site_maps(
     model: nn.Module,
@@ -130,33 +60,15 @@ def site_maps(
 ) -> SiteMaps:
     """Map the leading modes of one site, on the inputs for which each is used most.
 
-    The best mode of every label comes first, the most correlated before the others, then the
-    remaining modes by correlation; without labels, modes by their mean loading. Correlations
-    are those of training rows. A mode is drawn by the `n_units` largest entries of its atom,
-    as in Melander et al. 2026, figure 7.
+    At most `n_modes` are drawn, in the order of `leading_modes`, on `n_inputs` each, by the
+    `n_units` largest entries of the atom, as in Melander et al. 2026, figure 7. The inputs are
+    images, and hold the samples of ``modes.store``, found by their ids; model and target are as in
+    `mode_map`.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    inputs : Inputs
-        Images; holds the samples of ``modes.store``, found by their ids.
-    modes : Modes
-    n_modes, n_inputs, n_units : int
-        At most so many modes, inputs of each, and units of each.
-    target : Target, or function from the output to Tensor[sample], optional
-        As in `mode_map`.
-
-    Raises
-    ------
-    OptionError
-        A number below 1.
-    DataError
-        There is no mode, the inputs lack a sample of the store, or they are no images.
+    Raises OptionError: a number below 1; DataError: there is no mode, the inputs lack a sample of
+    the store, or they are no images.
     """
-    for what, number in (("n_modes", n_modes), ("n_inputs", n_inputs), ("n_units", n_units)):
-        if number < 1:
-            raise OptionError(f"site_maps: {what} must be at least 1; got {number}")
+    at_least("site_maps", 1, n_modes=n_modes, n_inputs=n_inputs, n_units=n_units)
     refuse_training(model)
     target = as_target(Predicted() if target is None else target)
     chosen = leading_modes(modes)[:n_modes]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
+from condec.basis.npz import load_record
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
@@ -231,7 +232,7 @@ def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart
             name=name,
             dictionary=load_dictionary(place),
             modes=Modes.load(place, store),
-            maps=SiteMaps.load(maps) if maps.is_file() else None,
+            maps=load_record(maps, SiteMaps) if maps.is_file() else None,
             tables={kind: table for kind, table in tables.items() if table is not None},
         )
 

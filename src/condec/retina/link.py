@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec.basis.errors import OptionError
+from condec.basis.npz import load_record, save_record
 from condec.modes import Modes
 from condec.retina.analysis import analyse, fields_of
 from condec.retina.fields import ReceptiveFields
@@ -14,7 +15,6 @@ from condec.retina.movies.gated import write_circuit_recording
 from condec.retina.movies.recording import Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import probe, standard_probes
-from condec.retina.records import load_record, save_record
 from condec.retina.responses import Responses, respond
 from condec.run import Link, Outcome, Plan, Run, config
 from condec.run.tasks import Task, carry_out, fit_digest, with_modes

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
+from condec.basis.npz import load_record
 from condec.report import Page
 from condec.report.drawing import Drawn, Studio
 from condec.report.facts import Fact
@@ -19,7 +20,6 @@ from condec.retina.analysis import named
 from condec.retina.combinations import CombinationFields
 from condec.retina.fields import ReceptiveFields
 from condec.retina.probes import PROBES
-from condec.retina.records import load_record
 from condec.retina.responses import Responses
 from condec.store import RunFolder
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec.basis.files import to_json
+from condec.basis.npz import save_record
 from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, FitReport, fit, forget_checkpoint
 from condec.dictionary.fitting.train import MANY_DEAD
@@ -174,7 +175,7 @@ def map_link(run: Run) -> Outcome:
             run.model_of_store, run.inputs, modes, n_modes=plan.n_modes, n_inputs=plan.n_inputs,
             n_units=plan.n_units, target=plan.target,
         )  # fmt: skip
-        return [made.save(run.folder.maps(modes.site.key, run.plan.fit.name))]
+        return [save_record(run.folder.maps(modes.site.key, run.plan.fit.name), made)]
 
     tasks = [
         Task(f"map {m.site.key}", run.digest(fit_digest(run, m.site), plan), partial(make, m))

@@ -10,6 +10,7 @@ import torch
 
 from condec.attribution import IntegratedGradients
 from condec.basis.files import to_json
+from condec.basis.npz import save_record
 from condec.data import Inputs, as_inputs
 from condec.dictionary import (
     DeadModesWarning,
@@ -118,7 +119,7 @@ def add_results(
     model = small_resnet()
     if "map" in links:
         maps = site_maps(model, inputs, modes, n_modes=3, n_inputs=3, n_units=2)
-        maps.save(place.maps(key, name))
+        save_record(place.maps(key, name), maps)
     if "control" in links and labelled:
         options = (CurveOptions(fractions=FRACTIONS, edit=e) for e in ("ablate", "preserve"))
         curves = [measure_curves(model, inputs, modes, one) for one in options]

@@ -9,11 +9,11 @@ from urllib.parse import parse_qsl
 from condec.basis.checks import one_of
 from condec.basis.errors import ModelError, OptionError
 from condec.basis.files import write_file, writing
+from condec.basis.npz import tuples
 from condec.models import LoadedModel, refuse_weights
 from condec.retina.models.layout import RetinaLayout
 from condec.retina.models.network import RetinaCheckpoint, RetinaNetwork
 from condec.retina.models.torch_deep_retina import PositionsFrom, read_torch_deep_retina
-from condec.retina.records import tuples
 
 _KEY: Final = "condec_retina"
 _KNOWN: Final = ("cells", "scaling", "dataset", "stim_type")

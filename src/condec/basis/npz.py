@@ -1,4 +1,4 @@
-"""Frozen records of tensors and words in one ``.npz`` each: what a run folder keeps of a retina."""
+"""Frozen records of tensors and words in one ``.npz`` each, as a run folder keeps them."""
 
 import dataclasses
 import io
@@ -50,7 +50,7 @@ def load_record(path: str | Path, kind: type[Record]) -> Record:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(
             f"{path} holds no {kind.__name__} ({type(error).__name__}: {error}); make it again "
-            "with 'condec retina'"
+            "with the command that wrote it, such as 'condec map' or 'condec retina'"
         ) from error
 
 
