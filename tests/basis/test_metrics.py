@@ -212,16 +212,7 @@ def test_l0_counts_per_sample() -> None:
     assert metrics.l0(z, dim=0).tolist() == [1, 2, 1]
 
 
-# --- curves and matching ----------------------------------------------------------------
-
-
-def test_auc_refuses_what_is_no_curve(unchecked: None) -> None:
-    with pytest.raises(DataError, match="ascending order"):
-        metrics.auc(torch.ones(3), torch.tensor([0.0, 2.0, 1.0]))
-    with pytest.raises(DataError, match=r"at least 2 points; got shapes \(1,\) and \(1,\)"):
-        metrics.auc(torch.ones(1), torch.ones(1))
-    with pytest.raises(DataError, match="of one length"):
-        metrics.auc(torch.ones(3), torch.ones(2))
+# --- matching ---------------------------------------------------------------------------
 
 
 @given(seeds, st.integers(1, 10))

@@ -131,14 +131,6 @@ def test_cosine_and_l0() -> None:
     assert int(metrics.l0(_tensor(code))) == sum(1 for v in code if v != 0)
 
 
-def test_auc() -> None:
-    x, y = [0.0, 1.0, 2.5, 7.0], _vector(4, 0)
-    wanted = 0.0
-    for k in range(3):
-        wanted += (x[k + 1] - x[k]) * (y[k] + y[k + 1]) / 2
-    assert metrics.auc(_tensor(y), _tensor(x)) == pytest.approx(wanted, abs=1e-12)
-
-
 @pytest.mark.parametrize(("n_a", "n_b"), [(4, 4), (3, 5), (5, 3)])
 def test_matched_cosine_tries_every_assignment(n_a: int, n_b: int) -> None:
     a, b = _tensor(_rows(n_a, 6, 5)), _tensor(_rows(n_b, 6, 6))

@@ -22,15 +22,10 @@ class ModelError(CondecError, RuntimeError):
 
 
 class DataError(CondecError, ValueError):
-    """Inputs or labels cannot be used: wrong shape, not finite, missing, unreadable.
-
-    Attributes
-    ----------
-    samples : tuple of int
-        Places in the batch of the samples that it is about; empty where it is not about some.
-    """
+    """Inputs or labels cannot be used: wrong shape, not finite, missing, unreadable."""
 
     samples: tuple[int, ...] = ()
+    """Places in the batch of the samples that it is about; empty where it is not about some."""
 
 
 class StoreError(CondecError, OSError):

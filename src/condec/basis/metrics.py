@@ -22,7 +22,7 @@ from condec.basis.errors import DataError, OptionError
 from condec.basis.shapes import Atoms, ModeLabel, UnitMatrix
 
 __all__ = [
-    "atom_coherence", "auc", "correlation_matrix", "cosine", "effective_rank", "hoyer", "l0",
+    "atom_coherence", "correlation_matrix", "cosine", "effective_rank", "hoyer", "l0",
     "matched_cosine", "mean_coherence", "participation_ratio", "pca_dimensions", "pearson", "r2",
     "r2_grand", "shrinkage", "unit_length",
 ]  # fmt: skip
@@ -42,26 +42,14 @@ def hoyer(
     Melander et al. 2026, "Hoyer sparsity", per sample over units. Their `eps` bends the
     scale for tiny vectors: a zero vector gets sqrt(d) / (sqrt(d) - 1), above 1. With
     ``eps=0`` the value does not depend on the vector's length, and is NaN for a zero vector.
-
-    Parameters
-    ----------
-    x : Tensor
-    dim : int
-        Axis of the d entries of a vector, which is removed.
-    eps : float
-
-    Raises
-    ------
-    DataError
-        Vectors of fewer than two entries.
+    The axis `dim`, of at least two entries, is removed.
     """
     entries = _size(x, dim, "hoyer", least=2)
     x = _at_least_single(x)
     ones = torch.linalg.vector_norm(x, 1, dim=dim)
     twos = torch.linalg.vector_norm(x, 2, dim=dim)
     root = math.sqrt(entries)
-    sparsity: Tensor = (root - ones / (twos + eps)) / (root - 1.0)
-    return sparsity
+    return (root - ones / (twos + eps)) / (root - 1.0)
 
 
 def participation_ratio(x: Float[torch.Tensor, "..."], dim: int = -1) -> Float[torch.Tensor, "..."]:
@@ -86,18 +74,8 @@ def pearson(
 
     Where one of the two is constant along `dim` the correlation is not defined; it is given
     as 0, as in Melander et al. 2026 ("NaN is replaced by 0"). Constant means that all
-    entries are equal bit for bit, not that a rounded variance happens to be 0.
-
-    Parameters
-    ----------
-    a, b : Tensor
-        Of shapes that broadcast, and of one size along `dim`.
-    dim : int
-
-    Raises
-    ------
-    DataError
-        The two differ in size along `dim`.
+    entries are equal bit for bit, not that a rounded variance happens to be 0. Shapes broadcast,
+    but not along `dim`.
     """
     if _size(a, dim, "pearson") != _size(b, dim, "pearson"):
         raise DataError(
@@ -113,22 +91,9 @@ def correlation_matrix(
     """Compute the Pearson correlation of every mode with every label, over samples.
 
     One matrix product of the standardised columns. A constant column (a mode never used, a
-    label nobody has) has correlation 0 with everything, as in `pearson`.
-
-    Parameters
-    ----------
-    loadings : Tensor of shape [sample, mode]
-    indicators : Tensor of shape [sample, label]
-        Membership (bool, 0 or 1), or any number a sample.
-
-    Returns
-    -------
-    Tensor of shape [mode, label], in the dtype of `loadings`, at least float32.
-
-    Raises
-    ------
-    DataError
-        The two differ in the number of samples.
+    label nobody has) has correlation 0 with everything, as in `pearson`. `indicators` are
+    membership (bool, 0 or 1), or any number a sample; the result has the dtype of `loadings`, at
+    least float32.
     """
     if loadings.shape[0] != indicators.shape[0]:
         raise DataError(
@@ -160,53 +125,12 @@ def l0(loadings: Float[torch.Tensor, "..."], dim: int = -1) -> Int[torch.Tensor,
     return loadings.count_nonzero(dim)
 
 
-def auc(y: Float[torch.Tensor, " point"], x: Float[torch.Tensor, " point"]) -> float:
-    """Compute the area under a curve through points, by the trapezoid rule.
-
-    Parameters
-    ----------
-    y, x : Tensor of shape [point]
-        `x` in ascending order.
-
-    Raises
-    ------
-    DataError
-        Fewer than two points, `y` and `x` of different lengths, or `x` not ascending.
-
-    Examples
-    --------
-    >>> auc(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, 1.0, 3.0]))
-    2.5
-    """
-    if y.shape != x.shape or y.ndim != 1 or len(x) < 2:
-        raise DataError(
-            "auc: expected y and x of one length, at least 2 points; got shapes "
-            f"{tuple(y.shape)} and {tuple(x.shape)}"
-        )
-    if bool((x.diff() < 0).any()):
-        raise DataError(f"auc: x must be in ascending order; got {x.tolist()}")
-    return float(torch.trapezoid(y.to(torch.float64), x.to(torch.float64)))
-
-
 def pca_dimensions(matrix: UnitMatrix, variance: float = 0.95) -> int:
     """Count the principal components that hold a share of the variance.
 
     The smallest k whose k largest eigenvalues of the covariance between units (in float64)
     sum to at least `variance` of their total. Melander et al. 2026 apply it to class means;
-    `matrix` may be those or single samples. 0 where nothing varies.
-
-    Parameters
-    ----------
-    matrix : Tensor of shape [sample, unit]
-    variance : float
-        Share, above 0 and at most 1.
-
-    Raises
-    ------
-    OptionError
-        `variance` outside its range.
-    DataError
-        No rows or units, or an entry is not finite.
+    `matrix` may be those or single samples, all finite. 0 where nothing varies.
     """
     if not 0.0 < variance <= 1.0:
         raise OptionError(f"pca_dimensions: variance must be above 0 and at most 1; got {variance}")
@@ -239,8 +163,7 @@ def r2(x: UnitMatrix, xhat: UnitMatrix) -> float:
     .. math:: R^2 = 1 - \frac{\sum_{su} (x_{su} - \hat x_{su})^2}{\sum_{su} (x_{su} - \bar x_u)^2}
 
     Predicting every unit's own mean scores 0 (the paper's `r2_grand` scores that above 0).
-    NaN where no unit varies. `x` and `xhat` are [sample, unit]; DataError where they differ in
-    shape.
+    NaN where no unit varies.
     """
     _same_shape(x, xhat, "r2")
     residual = _sum_of_squares(x, xhat)
@@ -271,8 +194,6 @@ def shrinkage(x: UnitMatrix, xhat: UnitMatrix) -> float:
     1 where lengths are kept, below 1 where a penalty pulls loadings towards 0. Rows of zeros
     have no such ratio and are left out; NaN where all are.
 
-    Examples
-    --------
     >>> shrinkage(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     0.55
     """
@@ -290,13 +211,6 @@ def effective_rank(matrix: Float[torch.Tensor, "row column"]) -> float:
     Roy and Vetterli (2007), "The effective rank". 1 for one direction, d for d orthogonal
     rows of one length; NaN for a matrix of zeros.
 
-    Raises
-    ------
-    DataError
-        Another number of axes, no entries, or entries that are not finite.
-
-    Examples
-    --------
     >>> round(effective_rank(torch.eye(4)), 6)
     4.0
     """
@@ -323,16 +237,6 @@ def matched_cosine(
     Partners are assigned one to one so that the sum of cosines is largest (Hungarian
     method). With more atoms in the first dictionary than in the second, those left over get
     NaN; ``nanmean()`` of the result is the stability of a dictionary over two fits.
-
-    Parameters
-    ----------
-    atoms_a : Tensor of shape [mode, unit]
-    atoms_b : Tensor of shape [other mode, unit]
-
-    Raises
-    ------
-    DataError
-        The dictionaries differ in the number of units.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -355,7 +259,7 @@ def atom_coherence(atoms: Atoms) -> Float[torch.Tensor, " mode"]:
     .. math:: \mu_m = \max_{n \ne m} |\cos(d_m, d_n)|
 
     The maximum over modes is the coherence of a dictionary: 0 for orthogonal atoms, 1 where
-    two are the same up to a factor. NaN for a single atom. `atoms` are [mode, unit].
+    two are the same up to a factor. NaN for a single atom.
     """
     if len(atoms) < 2:
         return torch.full_like(unit_length(atoms, 1)[:, 0], float("nan"))

@@ -53,20 +53,9 @@ def option_from_dict(
 ) -> Any:
     """Make an option of its plain form, as `Option.to_dict` leaves it.
 
-    Parameters
-    ----------
-    kind : str
-        What is expected, for messages: ``"method"``.
-    known : mapping of class name to class
-        Classes that may stand there.
-    inside : mapping of field name to mapping of class name to class
-        Classes that may stand in fields that are options themselves.
-    record : mapping
-
-    Raises
-    ------
-    OptionError
-        No such class, or it has no such fields.
+    `kind` names it in messages; `known` are the classes that may stand there, by name, and `inside`
+    those that may stand in its fields, by field and name. OptionError where there is no such class,
+    or it has no such fields.
     """
     fields = dict(record)
     if any(isinstance(value, str) and value.startswith(_TENSOR) for value in fields.values()):

@@ -11,42 +11,21 @@ def progress_bar(
 ) -> Iterator[Callable[..., None]]:
     """Show a bar while the context lasts, and give the function that moves it.
 
-    Parameters
-    ----------
-    title : str
-    total : int, or None
-        Steps in all; None where it is told later, by the function.
-    done : int
-        Steps done before.
-    unit : str
-        Word behind the numbers, for example ``"samples"``.
-    shown : bool
-        False: nothing is printed, and rich is not imported. The same where nothing is left.
-
-    Yields
-    ------
-    callable
-        Takes the keywords of rich's `Progress.update`: ``move(advance=1)``, or
-        ``move(completed=3, total=10)``; ``note="loss 0.3"`` stands behind the unit.
+    It takes the keywords of rich's `Progress.update`: ``move(advance=1)``, or
+    ``move(completed=3, total=10)``, for a `total` that is None; ``note="loss 0.3"`` stands behind
+    the `unit`. Where nothing is shown, or left to do, rich is not imported.
     """
     if not shown or done == total:
         yield lambda **_: None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )  # fmt: skip
+    from rich import progress
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn(f"{unit} {{task.fields[note]}}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
+        f"{unit} {{task.fields[note]}}", progress.TimeElapsedColumn(), "left",
+        progress.TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
         yield partial(bar.update, task)

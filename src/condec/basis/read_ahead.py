@@ -15,16 +15,9 @@ def ahead(
 ) -> Iterator[Result]:
     """Yield results of `function`, in the order of the items, worked out ahead of their use.
 
-    Parameters
-    ----------
-    function : callable
-        Runs in other threads. An error it raises is raised here, in its item's turn.
-    items : iterable
-        Drawn only as far ahead as there are workers, and one more.
-    n_workers : int
+    It runs in other threads; its errors are raised here, in the turn of their item. Items are drawn
+    only as far ahead as there are workers, and one more.
 
-    Examples
-    --------
     >>> list(ahead(lambda n: n * n, range(5)))
     [0, 1, 4, 9, 16]
     """

@@ -27,10 +27,7 @@ def names(group: Group) -> tuple[str, ...]:
 def find(group: Group, name: str) -> Any:
     """Import what a package declares under a name; None where no package does.
 
-    Raises
-    ------
-    DependencyError
-        It is declared and cannot be imported.
+    Raises DependencyError: it is declared and cannot be imported.
     """
     for point in metadata.entry_points(group=group, name=name):
         try:

@@ -13,17 +13,7 @@ T = TypeVar("T")
 class Part(NamedTuple):
     """One field of an option in its text; where it is absent the field keeps its default.
 
-    Attributes
-    ----------
-    field : str
-    usage : str
-        As error messages show it.
-    pattern : str
-        Regular expression with one group.
-    read : callable
-        From the group to the value of the field.
-    write : callable
-        From the value to its part of the text.
+    Error messages show `usage`; `pattern` has one group, which `read` turns into the value.
     """
 
     field: str
@@ -53,12 +43,8 @@ def count(field: str, usage: str) -> Part:
 class Texts(Generic[T]):
     """Text forms of all options of one kind, both ways.
 
-    Attributes
-    ----------
-    kind : str
-        Names the options in messages: ``"target"``.
-    forms : mapping of class to (word, part, ...)
-        Word that the text begins with, and the fields that follow it.
+    `kind` names them in messages; `forms` are, by class, the word that the text begins with, and
+    the `Part` of every field that follows it.
     """
 
     kind: str
@@ -70,13 +56,7 @@ class Texts(Generic[T]):
         return {kind.__name__: kind for kind in self.forms}
 
     def parse(self, text: str) -> T:
-        """Make an option of its text.
-
-        Raises
-        ------
-        OptionError
-            The text fits no form, or a value in it is out of range.
-        """
+        """Make an option of its text; OptionError where it fits no form."""
         for kind, (word, *parts) in self.forms.items():
             if found := re.fullmatch(word + "".join(part.pattern for part in parts), text):
                 given = zip(parts, found.groups(), strict=True)
@@ -86,13 +66,7 @@ class Texts(Generic[T]):
         raise OptionError(f"{self.kind} {text!r}: expected {usages}")
 
     def text(self, option: T) -> str:
-        """Write the text that `parse` makes the same option of.
-
-        Raises
-        ------
-        OptionError
-            There is none.
-        """
+        """Write the text that `parse` makes the same option of; OptionError without one."""
         word, *parts = self.forms.get(type(option), ("",))
         text: str = word + "".join(part.write(getattr(option, part.field)) for part in parts)
         try:
