@@ -18,8 +18,8 @@ def progress_bar(
     if not shown or done == total:
         yield lambda **_: None
         return
-    from rich.console import Console
     from rich import progress
+    from rich.console import Console
 
     columns = (
         "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
