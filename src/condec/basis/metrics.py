@@ -49,7 +49,8 @@ def hoyer(
     ones = torch.linalg.vector_norm(x, 1, dim=dim)
     twos = torch.linalg.vector_norm(x, 2, dim=dim)
     root = math.sqrt(entries)
-    return (root - ones / (twos + eps)) / (root - 1.0)
+    sparsity: Tensor = (root - ones / (twos + eps)) / (root - 1.0)
+    return sparsity
 
 
 def participation_ratio(x: Float[torch.Tensor, "..."], dim: int = -1) -> Float[torch.Tensor, "..."]:
