@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from condec.report import build_report
-from condec.testing.runs import small_run
+from small_runs import small_run
 
 pytestmark = pytest.mark.browser
 EVIL = ("cat", "<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>')

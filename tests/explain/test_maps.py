@@ -19,7 +19,7 @@ from condec.modes.modes import Modes
 from condec.network.sites import Site
 from condec.store.store import Store
 from condec.testing.models import small_mlp, small_resnet
-from condec.testing.runs import small_inputs, small_run
+from small_runs import small_inputs, small_run
 
 
 def images(n: int = 2) -> Tensor:

@@ -32,7 +32,7 @@ from condec.store.statistics import layer_statistics
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, collect_twin
 from condec.testing.models import small_resnet
-from condec.testing.runs import SITES, add_modes, add_results, small_inputs, small_run
+from small_runs import SITES, add_modes, add_results, small_inputs, small_run
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }} & 'x'")
 VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}

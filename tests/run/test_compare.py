@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from condec import cli
 from condec.basis.errors import StoreError
 from condec.run.compare import compare_runs
-from condec.testing.runs import small_run
+from small_runs import small_run
 
 
 @pytest.fixture(scope="module")

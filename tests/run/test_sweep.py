@@ -31,7 +31,7 @@ from condec.network.sites import Site, match_sites
 from condec.run import sweep as sweeps
 from condec.store.store import Store
 from condec.testing.planted import Planted
-from condec.testing.runs import small_run
+from small_runs import small_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "sweep"
 GRID = {"learner": "topk", "n_modes": ["1x", 12], "k": [1, 2]}

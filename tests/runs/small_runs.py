@@ -22,7 +22,7 @@ from condec.dictionary import (
     fit_rivals,
     load_dictionary,
     stability,
-)
+)  # fmt: skip
 from condec.effects import CurveOptions, compare, measure_curves
 from condec.explain import site_maps
 from condec.modes import Modes, membership
