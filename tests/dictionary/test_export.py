@@ -15,7 +15,6 @@ from condec.dictionary import (
     TopKSAE,
     TrainConfig,
     fit,
-    linear_code,
     read_saelens,
     write_saelens,
 )
@@ -103,13 +102,16 @@ def test_layout(tmp_path):
 
 
 def test_bias_of_the_decoder_on_the_input_is_read(tmp_path):
+    from safetensors.torch import load_file
+
     dictionary = fit(ReLUSAE(6), _rows(), config=FAST).dictionary
     write_saelens(dictionary, tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(config | {"apply_b_dec_to_input": True}))
-    code, plain = read_saelens(tmp_path), linear_code(dictionary)
-    expected = ((_rows() - plain.offset) @ plain.encoder + plain.bias).relu()
-    torch.testing.assert_close(code.encode(_rows()), expected, rtol=1e-3, atol=1e-4)
+    plain = load_file(tmp_path / "sae_weights.safetensors")
+    expected = ((_rows() - plain["b_dec"]) @ plain["W_enc"] + plain["b_enc"]).relu()
+    found = read_saelens(tmp_path).encode(_rows())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("learner", [PCA(2), ThresholdSAE(6, threshold=0.3)])

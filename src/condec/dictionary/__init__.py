@@ -7,7 +7,7 @@ learner is one class in `learners`, exported here.
 """
 
 from condec.dictionary.base import Dictionary, Learner, load_dictionary
-from condec.dictionary.export import LinearCode, linear_code, read_saelens, write_saelens
+from condec.dictionary.export import read_saelens, write_saelens
 from condec.dictionary.fitting.many import Job, fit_many
 from condec.dictionary.fitting.preparation import Preparation
 from condec.dictionary.fitting.rows import split_rows
@@ -26,10 +26,10 @@ from condec.dictionary.records import Epoch, Learned, Quality, TrainConfig, Trai
 __all__ = [
     "NMF", "PCA", "RIVALS", "BatchTopKSAE", "DeadModesWarning", "Dictionary",
     "DictionaryLearning", "Epoch", "FastICA", "FitReport", "Job", "JumpReLUSAE", "KMeans",
-    "Learned", "Learner", "LinearCode", "MatchingPursuit", "MatryoshkaSAE", "Preparation",
+    "Learned", "Learner", "MatchingPursuit", "MatryoshkaSAE", "Preparation",
     "Quality", "ReLUSAE", "Recovery", "Stability", "ThresholdSAE", "TopKSAE", "TrainConfig",
     "Training", "alive_modes", "best_at_equal_l0", "fit", "fit_many", "fit_rivals",
-    "forget_checkpoint", "linear_code", "load_dictionary", "mode_table", "over_seeds",
+    "forget_checkpoint", "load_dictionary", "mode_table", "over_seeds",
     "pareto_front", "quality", "read_saelens", "recovery", "rival_words", "rivals_as_good",
     "seed_agreement", "split_rows", "stability", "write_saelens",
 ]  # fmt: skip

@@ -8,97 +8,30 @@ so that loadings are those of `Dictionary.encode`.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, StoreError
 from condec.basis.files import remove_partial, to_json, write_file, writing
-from condec.basis.records import short_repr
-from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
-from condec.dictionary.base import Dictionary
-from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE, above, largest
+from condec.dictionary.base import Dictionary, Learner
+from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE
 from condec.dictionary.learners.topk import BatchTopKSAE, MatryoshkaSAE, TopKSAE
-
-Architecture = Literal["standard", "topk", "jumprelu"]
 
 _CONFIG: Final = "cfg.json"
 _WEIGHTS: Final = "sae_weights.safetensors"
 _LAYOUT: Final = "6.0.0"
 """Version of SAELens with this layout; without one, its loader drops the metadata."""
-_EXPORTED: Final[dict[type, Architecture]] = {
-    ReLUSAE: "standard", TopKSAE: "topk",
-    JumpReLUSAE: "jumprelu", BatchTopKSAE: "jumprelu", MatryoshkaSAE: "jumprelu",
+_READ: Final[dict[str, type[Learner]]] = {
+    "standard": ReLUSAE, "topk": TopKSAE, "jumprelu": JumpReLUSAE,
 }  # fmt: skip
-"""Architectures by learner; a threshold for all modes is one for every mode."""
-
-
-@short_repr
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LinearCode:
-    """A linear encoder, its activation, and the decoder; in the data's units.
-
-    `architecture` is SAELens' name of the activation; `encoder` [unit, mode], `bias` [mode],
-    `atoms` [mode, unit], `offset` [unit]; `threshold` [mode] belongs to "jumprelu", `k` to "topk".
-    """
-
-    architecture: Architecture
-    encoder: Tensor
-    bias: Tensor
-    atoms: Atoms
-    offset: Atom
-    threshold: Tensor | None = None
-    k: int | None = None
-
-    def encode(self, matrix: UnitMatrix) -> Loadings:
-        """Encode rows."""
-        pre = matrix @ self.encoder + self.bias
-        if self.threshold is not None:
-            return above(pre, self.threshold).relu()
-        return pre.relu() if self.k is None else largest(pre, self.k)
-
-    def decode(self, loadings: Loadings) -> UnitMatrix:
-        """Decode loadings."""
-        return loadings @ self.atoms + self.offset
-
-
-def linear_code(dictionary: Dictionary) -> LinearCode:
-    """Fold the preparation of a dictionary into its weights.
-
-    DataError where its learner has no linear encoder, or none with an activation of SAELens.
-    """
-    learner, tensors = dictionary.learner, dictionary.tensors
-    architecture = _EXPORTED.get(type(learner))
-    if architecture is None:
-        raise DataError(
-            f"export: {type(learner).__name__} cannot be written in SAELens' layout, which holds "
-            f"one linear encoder; those that can: {', '.join(k.__name__ for k in _EXPORTED)}"
-        )
-    wide = {name: tensor.double() for name, tensor in tensors.items()}
-    preparation = dictionary.preparation
-    size = torch.full_like(wide["offset"], preparation.scale)
-    if preparation.unit_scale is not None:
-        size = size * preparation.unit_scale.double()
-    # x' = x / size - shift, as in Preparation.apply.
-    shift = torch.zeros_like(size)
-    if preparation.centre is not None:
-        shift = preparation.centre.double() * preparation.scale / size
-    bias = wide["bias"] - wide["encoder"] @ (shift + wide["offset"])
-    threshold = wide.get("threshold")
-    if threshold is not None:
-        threshold = threshold.expand(dictionary.n_modes).to(torch.float32).contiguous()
-    return LinearCode(
-        architecture=architecture,
-        encoder=(wide["encoder"] / size).T.to(torch.float32).contiguous(),
-        bias=bias.to(torch.float32),
-        atoms=dictionary.atoms,
-        offset=dictionary.offset,
-        threshold=threshold,
-        k=learner.k if isinstance(learner, TopKSAE) else None,
-    )
+"""Learners by SAELens' name of their activation."""
+_WRITTEN: Final[dict[type, str]] = {kind: name for name, kind in _READ.items()} | {
+    BatchTopKSAE: "jumprelu", MatryoshkaSAE: "jumprelu",
+}  # fmt: skip
+"""A threshold for all modes is one for every mode."""
 
 
 def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str = "") -> None:
@@ -111,23 +44,26 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
     """
     from safetensors.torch import save
 
-    code, folder = linear_code(dictionary), Path(folder)
-    weights = {"W_enc": code.encoder, "b_enc": code.bias, "W_dec": code.atoms, "b_dec": code.offset}
-    # The offset is in the encoder's bias already: the decoder's is not taken off the input.
+    folder, learner = Path(folder), dictionary.learner
+    architecture = _WRITTEN.get(type(learner))
+    if architecture is None:
+        raise DataError(
+            f"export: {type(learner).__name__} cannot be written in SAELens' layout, which holds "
+            f"one linear encoder; those that can: {', '.join(k.__name__ for k in _WRITTEN)}"
+        )
+    # The offset goes into the encoder's bias: the decoder's is not taken off the input.
     config: dict[str, Any] = {
-        "architecture": code.architecture, "d_in": dictionary.n_units, "d_sae": dictionary.n_modes,
+        "architecture": architecture, "d_in": dictionary.n_units, "d_sae": dictionary.n_modes,
         "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": False,
         "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": _LAYOUT, "sae_lens_training_version": None,
-            "hook_name": hook_name or None, "condec_learner": dictionary.learner.to_dict(),
+            "hook_name": hook_name or None, "condec_learner": learner.to_dict(),
         },
     }  # fmt: skip
-    if code.threshold is not None:
-        weights["threshold"] = code.threshold
-    if code.k is not None:
-        config |= {"k": code.k, "rescale_acts_by_decoder_norm": False}
-    content = save({name: tensor.contiguous() for name, tensor in weights.items()})
+    if isinstance(learner, TopKSAE):
+        config |= {"k": learner.k, "rescale_acts_by_decoder_norm": False}
+    content = save(_folded(dictionary))
     with writing(f"{folder}: SAELens export"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in ((_WEIGHTS, content), (_CONFIG, to_json(config))):
@@ -135,9 +71,32 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
             write_file(folder / name, data)
 
 
-def read_saelens(folder: str | Path) -> LinearCode:
-    """Read the layout that `write_saelens` and SAELens write.
+def _folded(dictionary: Dictionary) -> dict[str, Tensor]:
+    """Fold the preparation of a dictionary into its weights, by SAELens' names."""
+    wide = {name: tensor.double() for name, tensor in dictionary.tensors.items()}
+    preparation = dictionary.preparation
+    size = torch.full_like(wide["offset"], preparation.scale)
+    if preparation.unit_scale is not None:
+        size = size * preparation.unit_scale.double()
+    # x' = x / size - shift, as in Preparation.apply.
+    shift = torch.zeros_like(size)
+    if preparation.centre is not None:
+        shift = preparation.centre.double() * preparation.scale / size
+    weights = {
+        "W_enc": (wide["encoder"] / size).T,
+        "b_enc": wide["bias"] - wide["encoder"] @ (shift + wide["offset"]),
+        "W_dec": dictionary.atoms,
+        "b_dec": dictionary.offset,
+    }
+    if "threshold" in wide:
+        weights["threshold"] = wide["threshold"].expand(dictionary.n_modes)
+    return {name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}
 
+
+def read_saelens(folder: str | Path) -> Dictionary:
+    """Read the layout that `write_saelens` and SAELens write, as a dictionary without a `training`.
+
+    Its learner is a `ReLUSAE`, `TopKSAE` or `JumpReLUSAE`, which encodes as SAELens does.
     StoreError where files are missing or damaged, or the architecture is one that is not read:
     gated, or with activations normalised or rescaled on the way.
     """
@@ -151,25 +110,21 @@ def read_saelens(folder: str | Path) -> LinearCode:
         architecture, n_modes = config["architecture"], config["d_sae"]
         changed = config.get("normalize_activations", "none") != "none"
         changed |= bool(config.get("rescale_acts_by_decoder_norm", False))
-        if architecture not in ("standard", "topk", "jumprelu") or changed:
+        if architecture not in _READ or changed:
             raise StoreError(
                 f"{folder / _CONFIG}: expected architecture standard, topk or jumprelu without "
                 f"normalisation or rescaling; got {architecture!r}"
             )
-        bias = weights["b_enc"]
-        if config.get("apply_b_dec_to_input", True):
-            bias = bias - weights["b_dec"] @ weights["W_enc"]
-        code = LinearCode(
-            architecture=architecture,
-            encoder=weights["W_enc"],
-            bias=bias,
-            atoms=weights["W_dec"],
-            offset=weights["b_dec"],
-            threshold=weights["threshold"] if architecture == "jumprelu" else None,
-            k=int(config["k"]) if architecture == "topk" else None,
-        )
-        if code.encoder.shape != (config["d_in"], n_modes):
-            raise ValueError(f"W_enc of shape {tuple(code.encoder.shape)}")
+        encoder, bias, offset = weights["W_enc"].T, weights["b_enc"], weights["b_dec"]
+        if encoder.shape != (n_modes, config["d_in"]):
+            raise ValueError(f"W_enc of shape {tuple(weights['W_enc'].shape)}")
+        if not config.get("apply_b_dec_to_input", True):
+            bias = bias + encoder @ offset
+        tensors = {"encoder": encoder, "bias": bias, "atoms": weights["W_dec"], "offset": offset}
+        if architecture == "jumprelu":
+            tensors["threshold"] = weights["threshold"]
+        own = {"k": int(config["k"])} if architecture == "topk" else {}
+        learner = _READ[architecture](n_modes, **own)  # type: ignore[call-arg]
     except OSError as error:
         raise StoreError(
             f"{folder} holds no dictionary in SAELens' layout: expected {_CONFIG} and {_WEIGHTS} "
@@ -179,4 +134,5 @@ def read_saelens(folder: str | Path) -> LinearCode:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"{folder}: cannot be read as SAELens' layout: {error!r}") from error
-    return code
+    floats = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    return Dictionary(learner, floats, scale=1.0)

@@ -4,6 +4,7 @@ All options are checked when they are made: a number outside its range is an Opt
 """
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, final
@@ -24,6 +25,8 @@ class Classical(Learner):
     __slots__ = ()
     of_rank: ClassVar[bool] = False
     """Whether modes are directions, of which there are no more than units."""
+    one_thread: ClassVar[bool] = True
+    """Whether more threads would sum in any order: the same seed would not be the same answer."""
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more modes than training rows, or units, can have."""
@@ -39,6 +42,23 @@ class Classical(Learner):
                 f"{len(matrix)}. Take fewer modes, more samples, or hold out less."
             )
 
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Fit scikit-learn's estimator to the rows, in float64."""
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        rows = _numpy(matrix)
+        with threadpool_limits(1 if self.one_thread else None):
+            model = self._model(config, matrix.shape[1]).fit(rows)
+            found = self._found(model, rows)
+        return Learned({name: _tensor(values) for name, values in found.items()}, config)
+
+    @abstractmethod
+    def _model(self, config: TrainConfig, n_units: int) -> Any:
+        """Make the estimator."""
+
+    def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"atoms": model.components_}
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -50,6 +70,7 @@ class NMF(Classical):
     take ``sign="positive"``, or the negated negative part.
     """
 
+    one_thread: ClassVar[bool] = False
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
     n_modes: int
     max_iter: int = 1000
@@ -59,21 +80,15 @@ class NMF(Classical):
         _not_negative(matrix, "NMF: fit")
         Classical.check(self, matrix)
 
-    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Find atoms by alternating coordinate descent."""
-        import sklearn.decomposition
+    def _model(self, config: TrainConfig, n_units: int) -> Any:
+        from sklearn import decomposition
 
-        model = sklearn.decomposition.NMF(
-            self.n_modes, max_iter=self.max_iter, random_state=config.seed
-        )
-        model.fit(_numpy(matrix))
-        return Learned({"atoms": _tensor(model.components_)}, config)
+        return decomposition.NMF(self.n_modes, max_iter=self.max_iter, random_state=config.seed)
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Find the loadings of least squared error that are not negative, exact for every row."""
         _not_negative(matrix, "NMF: encode")
-        atoms = _numpy(tensors["atoms"])
-        loadings = np.zeros((len(matrix), self.n_modes))
+        atoms, loadings = _numpy(tensors["atoms"]), np.zeros((len(matrix), self.n_modes))
         for place, row in enumerate(_numpy(matrix)):
             loadings[place] = _nonnegative(row, atoms, 10 * self.max_iter)
         return _tensor(loadings).to(matrix.device)
@@ -90,16 +105,16 @@ class PCA(Classical):
     """
 
     of_rank: ClassVar[bool] = True
+    one_thread: ClassVar[bool] = False
     n_modes: int
 
-    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Find directions of largest variance."""
-        import sklearn.decomposition
+    def _model(self, config: TrainConfig, n_units: int) -> Any:
+        from sklearn import decomposition
 
-        model = sklearn.decomposition.PCA(self.n_modes, svd_solver="full", random_state=config.seed)
-        model.fit(_numpy(matrix))
-        tensors = {"atoms": _tensor(model.components_), "offset": _tensor(model.mean_)}
-        return Learned(tensors, config)
+        return decomposition.PCA(self.n_modes, svd_solver="full", random_state=config.seed)
+
+    def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"atoms": model.components_, "offset": model.mean_}
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Project the rows, less the mean."""
@@ -122,22 +137,25 @@ class KMeans(Classical):
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Find the centres of the best of several runs."""
-        import sklearn.cluster
         from sklearn.exceptions import ConvergenceWarning
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-        model = sklearn.cluster.KMeans(self.n_modes, n_init=self.n_starts, random_state=config.seed)
-        # More than one thread sums in any order: the same seed would not be the same answer.
-        with threadpool_limits(1), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:
-                model.fit(_numpy(matrix))
+                return Classical.learn(self, matrix, config, on_epoch)
             except ConvergenceWarning as error:
                 raise DataError(
                     f"KMeans: {self.n_modes} modes are more than the training rows that differ "
                     f"({error}); take fewer modes"
                 ) from error
-        return Learned({"atoms": _tensor(model.cluster_centers_)}, config)
+
+    def _model(self, config: TrainConfig, n_units: int) -> Any:
+        from sklearn import cluster
+
+        return cluster.KMeans(self.n_modes, n_init=self.n_starts, random_state=config.seed)
+
+    def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"atoms": model.cluster_centers_}
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Mark the nearest centre of every row."""
@@ -164,27 +182,17 @@ class FastICA(Classical):
     n_modes: int
     max_iter: int = 1000
 
-    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Find directions of loadings that are far from normal."""
-        import sklearn.decomposition
-        from threadpoolctl import threadpool_limits
+    def _model(self, config: TrainConfig, n_units: int) -> Any:
+        from sklearn import decomposition
 
-        model = sklearn.decomposition.FastICA(
-            self.n_modes,
-            whiten="unit-variance",
-            max_iter=self.max_iter,
-            tol=1e-4,
-            random_state=config.seed,
+        return decomposition.FastICA(
+            self.n_modes, whiten="unit-variance", max_iter=self.max_iter, random_state=config.seed
         )
-        with threadpool_limits(1):
-            loadings = model.fit_transform(_numpy(matrix))
-        sign = np.where((loadings**3).mean(0) < 0, -1.0, 1.0)
-        tensors = {
-            "atoms": _tensor(sign[:, None] * model.mixing_.T),
-            "unmixing": _tensor(sign[:, None] * model.components_),
-            "offset": _tensor(model.mean_),
-        }
-        return Learned(tensors, config)
+
+    def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+        sign = np.where((model.transform(rows) ** 3).mean(0) < 0, -1.0, 1.0)[:, None]
+        unmixing = sign * model.components_
+        return {"atoms": sign * model.mixing_.T, "unmixing": unmixing, "offset": model.mean_}
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Unmix the rows, less the mean."""
@@ -218,25 +226,15 @@ class DictionaryLearning(Classical):
         if self.positive_loadings and self.positive_atoms:
             _not_negative(matrix, "DictionaryLearning: fit")
 
-    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
-        """Find atoms by block coordinate descent on batches."""
-        import sklearn.decomposition
-        from threadpoolctl import threadpool_limits
+    def _model(self, config: TrainConfig, n_units: int) -> Any:
+        from sklearn import decomposition
 
-        model = sklearn.decomposition.MiniBatchDictionaryLearning(
-            self.n_modes,
-            alpha=self._penalty(matrix),
-            max_iter=self.max_iter,
-            batch_size=config.batch_size,
-            fit_algorithm="cd",
-            transform_algorithm="lasso_cd",
-            positive_code=self.positive_loadings,
-            positive_dict=self.positive_atoms,
+        return decomposition.MiniBatchDictionaryLearning(
+            self.n_modes, alpha=self._penalty(n_units), max_iter=self.max_iter,
+            batch_size=config.batch_size, fit_algorithm="cd", transform_algorithm="lasso_cd",
+            positive_code=self.positive_loadings, positive_dict=self.positive_atoms,
             random_state=config.seed,
-        )
-        with threadpool_limits(1):
-            model.fit(_numpy(matrix))
-        return Learned({"atoms": _tensor(model.components_)}, config)
+        )  # fmt: skip
 
     def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
         """Solve the lasso for every row."""
@@ -245,17 +243,13 @@ class DictionaryLearning(Classical):
         if not len(matrix):
             return matrix.new_zeros(0, self.n_modes)
         loadings = sparse_encode(
-            _numpy(matrix),
-            _numpy(tensors["atoms"]),
-            algorithm="lasso_cd",
-            alpha=self._penalty(matrix),
-            positive=self.positive_loadings,
-            max_iter=10_000,
-        )
+            _numpy(matrix), _numpy(tensors["atoms"]), algorithm="lasso_cd",
+            alpha=self._penalty(matrix.shape[1]), positive=self.positive_loadings, max_iter=10_000,
+        )  # fmt: skip
         return _tensor(loadings).to(matrix.device)
 
-    def _penalty(self, matrix: Tensor) -> float:
-        return self.alpha * float(np.sqrt(matrix.shape[1]))
+    def _penalty(self, n_units: int) -> float:
+        return self.alpha * float(np.sqrt(n_units))
 
 
 def _numpy(matrix: Tensor) -> np.ndarray:
