@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class _Attached:
         self.edit, self.site = edit, site
         self.n_calls = self.most_calls = 0
         self.has_run = self._in_pass = False
+        self._in_force = ExitStack()
 
     def attach(self, model: nn.Module) -> Iterator[Callable[[], object]]:
         """Attach to a model, step by step, and yield how to undo each step."""
@@ -73,8 +74,9 @@ class _Attached:
         module = model.get_submodule(self.site.name)
         if self.edit.within:
             # Where a module has a hook, no fused kernel of torch passes by it.
-            yield module.register_forward_hook(lambda *_: None).remove
-            yield _Surrounded.of(module).enter(self)
+            yield module.register_forward_pre_hook(self._before).remove
+            yield module.register_forward_hook(self._after, prepend=True, always_call=True).remove
+            yield lambda: self._after(module, (), None)
         elif self.site.tap == "input":
             yield module.register_forward_pre_hook(self._on_input, with_kwargs=True).remove
         else:
@@ -88,16 +90,26 @@ class _Attached:
         self._in_pass = False
 
     def _on_output(self, _: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        return self._exchange(out) if self.is_meant() else out
+        return self._exchange(out) if self._is_meant() else out
 
     def _on_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
-        if not self.is_meant():
+        if not self._is_meant():
             return args, kwargs
         if first_tensor(args) is None:
             return args, self._exchange(kwargs)
         return self._exchange(args), kwargs
 
-    def is_meant(self) -> bool:
+    def _before(self, *_: object) -> None:
+        if self._is_meant():
+            self._in_force.enter_context(self.edit.during())
+            self.has_run = True
+
+    def _after(self, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        # Without an output the module failed, and its own error is the one to see.
+        with suppress(SiteError) if out is None else nullcontext():
+            self._in_force.close()
+
+    def _is_meant(self) -> bool:
         """Count a call of the module, and return whether it is the one to edit."""
         # A part of the model that is called by itself is a forward pass of its own.
         self.n_calls = self.n_calls + 1 if self._in_pass else 1
@@ -123,50 +135,6 @@ class _Attached:
         result = self.edit.apply(tensor)
         self.has_run = True
         return with_first_tensor(value, result)
-
-
-class _Surrounded:
-    """A module's forward function, with what edits have in force around it, in any order.
-
-    An attribute of the instance, which hides the method of the class until the last edit leaves.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.hidden = module.__dict__.get("forward")
-        self.forward = module.forward
-        self.places: list[_Attached] = []
-
-    @staticmethod
-    def of(module: nn.Module) -> "_Surrounded":
-        """Return the one that a module has, or a new one."""
-        found = module.__dict__.get("forward")
-        return found if isinstance(found, _Surrounded) else _Surrounded(module)
-
-    def enter(self, place: _Attached) -> Callable[[], object]:
-        """Put one more edit inside the others, and return how to take it away."""
-        self.module.__dict__["forward"] = self
-        self.places.append(place)
-        return lambda: self._leave(place)
-
-    def _leave(self, place: _Attached) -> None:
-        self.places.remove(place)
-        attributes = self.module.__dict__
-        if self.places or attributes.get("forward") is not self:
-            return
-        del attributes["forward"]
-        if self.hidden is not None:
-            attributes["forward"] = self.hidden
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        meant = [place for place in self.places if place.is_meant()]
-        with ExitStack() as in_force:
-            for place in meant:
-                in_force.enter_context(place.edit.during())
-            out = self.forward(*args, **kwargs)
-        for place in meant:
-            place.has_run = True
-        return out
 
 
 def _found(model: nn.Module, site: Site) -> Site:
