@@ -1,16 +1,12 @@
 """Weights that hold edits: the logits are those under `edited`."""
 
-import json
-
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from condec.basis.errors import DataError, ModelError, OptionError, SiteError, StoreError
-from condec.edits import Ablate, Preserve, Recorded, Scale, Steer, baked, edited, save_baked
+from condec.basis.errors import DataError, ModelError, OptionError, SiteError
+from condec.edits import Ablate, Preserve, Recorded, Scale, Steer, baked, edited
 from condec.testing.contracts import count_hooks
 from condec.testing.models import small_resnet
 
@@ -173,22 +169,6 @@ def test_all_calls_of_a_module_are_edited():
     assert torch.equal(baked(model, edits, inputs=x)(x), run(model, edits, x))
 
 
-def test_saved_weights_fit_the_model_again(tmp_path):
-    model, x = Zoo(), torch.randn(3, 1, 5, 5)
-    edits = [Ablate("norm2", units=[0, 2], replacement=0.5), Scale("conv2", units=[1], factor=2.0)]
-    save_baked(model, edits, tmp_path / "edited.safetensors", inputs=x)
-    again = Zoo()
-    again.load_state_dict(load_file(tmp_path / "edited.safetensors"))
-    assert torch.equal(again(x), baked(model, edits, inputs=x)(x))
-    with safe_open(tmp_path / "edited.safetensors", "pt") as file:
-        recorded = json.loads(file.metadata()["edits"])
-    assert recorded == [edit.to_dict() for edit in edits]
-    with pytest.raises(OptionError, match=r"expected a file name.safetensors; got .*edited.pt"):
-        save_baked(model, edits, tmp_path / "edited.pt", inputs=x)
-    with pytest.raises(StoreError, match="cannot write"):
-        save_baked(model, edits, tmp_path / "none" / "edited.safetensors", inputs=x)
-
-
 class Active(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x).relu()
@@ -218,16 +198,13 @@ IMAGES, ROWS = torch.randn(3, 1, 5, 5), torch.randn(3, 4)
         (one(Active(1)), Ablate("0", units=[0], replacement=-1.0), IMAGES),
     ],
 )
-def test_a_copy_that_computes_something_else_is_refused(make_model, edit, x, tmp_path):
+def test_a_copy_that_computes_something_else_is_refused(make_model, edit, x):
     model = make_model()
     message = (
         r"weights of \w+ do not hold the edits: .* off by [\d.e+]+, where the largest is [\d.]+"
     )
     with pytest.raises(ModelError, match=message):
         baked(model, edit, inputs=x)
-    with pytest.raises(ModelError, match=message):
-        save_baked(model, edit, tmp_path / "edited.safetensors", inputs=x)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Directions: added, made noisy, removed; in every layout where they have a meaning."""
+"""Directions: added, removed; in every layout where they have a meaning."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condec.basis.errors import OptionError, SiteError
-from condec.edits import Ablate, Corrupt, Project, Steer, edited
+from condec.edits import Ablate, Project, Steer, edited
 from condec.network.sites import Site, Units
 from condec.testing.contracts import EditContract
 from condec.testing.models import small_resnet
@@ -31,13 +31,6 @@ class TestSteerContract(EditContract):
 class TestSteerByItsOwnLengthContract(EditContract):
     def make_edit(self, site):
         return Steer(site, direction=ATOM, strength=-1.5, norm="own")
-
-
-class TestCorruptContract(EditContract):
-    repeats = False
-
-    def make_edit(self, site):
-        return Corrupt(site, direction=ATOM, std=2.0, seed=3)
 
 
 class TestProjectContract(EditContract):
@@ -85,8 +78,6 @@ def test_steering_by_nothing_changes_no_bit(norm):
     activation = torch.tensor([[-0.0, float("inf"), float("nan"), 1.0]])
     out = Steer("x", direction=ATOM, strength=0.0, norm=norm).apply(activation)
     assert torch.equal(out.view(torch.int32), activation.view(torch.int32))
-    quiet = Corrupt("x", direction=ATOM, std=0.0).apply(activation)
-    assert torch.equal(quiet.view(torch.int32), activation.view(torch.int32))
 
 
 @settings(max_examples=20, deadline=None)
@@ -117,21 +108,6 @@ def test_projecting_a_unit_is_ablating_it_and_projecting_all_leaves_nothing():
     assert torch.equal(found, Ablate("x", units=[1]).apply(activation))
     none = Project("x", directions=torch.randn(9, 4)).apply(activation)
     assert float(none.abs().max()) < 1e-5
-
-
-def test_noise_is_that_of_the_seed_along_the_direction_only():
-    activation = torch.randn(64, 4, 8, 8, dtype=torch.float64)
-    atom = torch.tensor(ATOM, dtype=torch.float64)
-    one = Corrupt("x", direction=atom, std=1.5, seed=1).apply(activation) - activation
-    other = Corrupt("x", direction=atom, std=1.5, seed=2).apply(activation) - activation
-    assert not torch.equal(one, other)
-    size = one.movedim(1, -1) @ (atom / atom.norm())
-    left = one.movedim(1, -1) - size[..., None] * atom / atom.norm()
-    assert float(left.abs().max()) < 1e-12
-    # 4096 draws of their own: standard error of the mean 0.023, of the deviation 0.017.
-    assert len(size.flatten().unique()) == 64 * 8 * 8
-    assert abs(float(size.mean())) < 0.1
-    assert float(size.std()) == pytest.approx(1.5, abs=0.07)
 
 
 def test_half_precision_is_computed_in_single():
@@ -181,8 +157,6 @@ def steer(direction):
         (lambda: steer("ab"), "one number for every unit.*got 'ab'"),
         (lambda: Steer("x", direction=[1.0], strength=math.inf), "strength must be finite"),
         (lambda: Steer("x", direction=[1.0], strength=1.0, norm="two"), "one of activation, one"),
-        (lambda: Corrupt("x", direction=[1.0], std=-1.0), r"Corrupt\(x\): std must be finite"),
-        (lambda: Corrupt("x", direction=[1.0], std=math.nan), "std must be finite"),
         (lambda: Project("x", directions=[]), r"Project\(x\): directions is empty"),
         (lambda: Project("x", directions=[[1.0], [1.0, 2.0]]), r"equally wide; got widths \[1, 2"),
         (lambda: Project("x", directions=[[1.0], [0.0]]), "direction 1 has no length"),
@@ -197,7 +171,6 @@ def test_bad_directions(unchecked, make_edit, message):
     "edit",
     [
         Steer("x", direction=[1.0, 2.0], strength=1.0),
-        Corrupt("x", direction=[1.0, 2.0], std=1.0),
         Project("x", directions=[1.0, 2.0]),
     ],
 )

@@ -25,28 +25,21 @@ SOURCE = torch.linspace(3.0, -2.0, 200).view(2, 4, 5, 5)
 
 
 class TestPatchUnitsContract(EditContract):
-    written_in_full = False
-
     def make_edit(self, site):
         return Patch(site, source=SOURCE, units=[1, 2])
 
 
 class TestPatchDirectionContract(EditContract):
-    written_in_full = False
-
     def make_edit(self, site):
         return Patch(site, source=SOURCE[:1], direction=[0.5, -1.0, 2.0, 0.25])
 
 
 class TestAblateByOthersContract(EditContract):
-    written_in_full = False
-
     def make_edit(self, site):
         return Ablate(site, units=[3], replacement=SOURCE)
 
 
 class TestPreserveByDrawsContract(EditContract):
-    written_in_full = False
     repeats = False
 
     def make_edit(self, site):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from condec.basis.errors import OptionError, SiteError
-from condec.edits import Ablate, Edit, Preserve, Scale, baked, edit_from_dict, edited
+from condec.edits import Ablate, Edit, Preserve, Scale, baked, edited
 from condec.network.sites import Site, Units
 from condec.network.tape import record
 from condec.testing.contracts import EditContract, count_hooks
@@ -307,8 +307,6 @@ def test_frozen_and_sorted_and_equal_by_value():
     assert len({edit, replace(edit), replace(edit, units=[1])}) == 2
     with pytest.raises(FrozenInstanceError):
         edit.units = (1,)
-    heads = Ablate("attn@heads(4)", units=[0])
-    assert edit_from_dict(heads.to_dict()) == heads
 
 
 @pytest.mark.parametrize(
@@ -337,7 +335,6 @@ def test_edits_print_no_long_numbers():
 def test_preserving_no_unit_replaces_the_whole_site():
     x, edit = torch.randn(2, 6), Preserve("x", units=[], replacement=0.5)
     assert torch.equal(edit.apply(x), torch.full((2, 6), 0.5))
-    assert edit_from_dict(edit.to_dict()) == edit
 
 
 def test_bad_factor():
@@ -504,18 +501,6 @@ def test_the_model_alone_may_be_given_where_it_was_compiled():
         assert torch.equal(whole(images), expected)
         assert torch.equal(function(images), expected)
     assert not torch.equal(model(images), expected)
-
-
-@pytest.mark.parametrize(
-    ("record_", "message"),
-    [
-        ({"name": "Ablte"}, "expected one of Ablate, Preserve, Scale, .*; got 'Ablte'"),
-        ({"name": "Ablate", "site": "x", "unit": [1]}, "edit Ablate: .*unit"),
-    ],
-)
-def test_unreadable_plain_form(record_, message):
-    with pytest.raises(OptionError, match=message):
-        edit_from_dict(record_)
 
 
 def test_an_edit_is_abstract():

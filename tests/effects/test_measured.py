@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.data import as_inputs, load_data
-from condec.edits import Ablate, Corrupt, CutAttention, Edit, Patch, Preserve, edited
+from condec.edits import Ablate, CutAttention, Edit, Patch, Preserve, Steer, edited
 from condec.effects import measure
 from condec.effects.passes import Passes
 from condec.effects.samples import HeldOut
@@ -118,13 +118,13 @@ def resnet_edits() -> list[tuple[Edit, ...]]:
 
 
 def mobilenet_edits() -> list[tuple[Edit, ...]]:
-    noise = Corrupt("blocks.2.project", direction=torch.ones(4), std=1.0, seed=3)
+    steer = Steer("blocks.2.project", direction=torch.ones(4), strength=1.0)
     patch = Patch("blocks.0", source=torch.randn(1, 4, 6, 5), units=[1, 2])
     return [
         *units("relu#0", 2, Ablate("relu#1", units=[0])),
-        *units("blocks.0", 2, noise),
+        *units("blocks.0", 2, steer),
         (patch,),
-        (noise, patch),
+        (steer, patch),
         *units("blocks.1.depth:input", 3),
         (),
     ]
@@ -222,17 +222,6 @@ def test_versions_that_pass_together_fit_the_memory() -> None:
         seen += rows[2:]
     assert set(one) == {2}
     assert 2 < max(few) < 80
-
-
-def test_noise_does_not_depend_on_what_is_stacked() -> None:
-    model, samples = mobilenet(), samples_of(torch.randn(4, 1, 6, 5))
-    noisy = [
-        (Corrupt("blocks.1", direction=torch.ones(4), std=1.0, seed=seed),) for seed in range(6)
-    ]
-    together = measure(model, samples, noisy, memory_gib=1.0)
-    alone = measure(model, samples, noisy[3:4], route="replay")
-    torch.testing.assert_close(together.logit[3:4], alone.logit)
-    assert not torch.equal(together.logit[3], together.logit[4])
 
 
 class Untraced(nn.Module):

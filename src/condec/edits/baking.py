@@ -1,9 +1,7 @@
 """Edits written into the weights of a copy of the model, where that is exact."""
 
 import copy
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -11,7 +9,6 @@ from torch import Tensor, nn
 
 from condec.attribution import prepare_inputs
 from condec.basis.errors import ModelError, OptionError, SiteError
-from condec.basis.files import write_file, writing
 from condec.edits.base import Edit, checked_edits, mask_of, name_of
 from condec.edits.context import edited, is_edited
 from condec.edits.replacement import Donors
@@ -72,30 +69,6 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
         _write(made, edit)
     _check_same(model, edits, made, inputs)
     return made
-
-
-def save_baked(
-    model: nn.Module, edits: Edit | Iterable[Edit], file: str | Path, *, inputs: Tensor
-) -> None:
-    """Write the weights of `baked` as safetensors, with the edits among the metadata.
-
-    They fit wherever the model's own do: ``load_model(name, weights=file)``. Errors are those of
-    `baked`; a file not named ``.safetensors`` is an OptionError, one that cannot be written a
-    StoreError.
-    """
-    from safetensors.torch import save
-
-    file = Path(file)
-    if file.suffix != ".safetensors":
-        raise OptionError(f"save_baked: expected a file name.safetensors; got {file}")
-    edits = checked_edits("save_baked", edits)
-    state = baked(model, edits, inputs=inputs).state_dict()
-    # A copy each: the format has no tensors that share memory.
-    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-               for name, tensor in state.items()}  # fmt: skip
-    plain = json.dumps([edit.to_dict() for edit in edits])
-    with writing(f"save_baked: {file}"):
-        write_file(file, save(tensors, metadata={"edits": plain}))
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The contract of edits, and the checks that edits share."""
 
-import dataclasses
 import operator
 import re
 import reprlib
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from condec.basis.errors import OptionError, SiteError
 from condec.basis.records import short_repr
-from condec.edits.replacement import Donors
 from condec.network import Site, Units, units_of
 
 
@@ -40,12 +38,6 @@ class Edit(ABC):
     def during(self) -> AbstractContextManager[object]:
         """Return what is in force while the site's module runs: nothing, except `within`."""
         return nullcontext()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain form for recipes: class name and fields; of a tensor its digest."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # of the implementation
-        values = {field.name: getattr(self, field.name) for field in fields}
-        return {"name": type(self).__name__} | {key: _plain(v) for key, v in values.items()}
 
 
 def name_of(edit: Edit) -> str:
@@ -125,11 +117,3 @@ def mask_of(edit: Edit, units: tuple[int, ...], n_units: int) -> Tensor:
     chosen = torch.zeros(n_units, dtype=torch.bool)
     chosen[list(units)] = True
     return chosen
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Site):
-        return value.key
-    if isinstance(value, Donors):
-        return value.text
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value

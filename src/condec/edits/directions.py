@@ -90,51 +90,6 @@ class Steer(Edit):
 
 @final
 @dataclass(frozen=True, slots=True, init=False, repr=False)
-class Corrupt(Edit):
-    r"""Add noise along a direction: one normal number for every sample and position.
-
-    .. math:: h_p \leftarrow h_p + \epsilon_p \, \frac{d}{\|d\|}, \quad
-              \epsilon_p \sim N(0, \sigma^2)
-
-    with :math:`\sigma` the `std`, in the unit of the activation. Sample i of a batch gets the i-th
-    draw of the `seed`, the same in every batch, on every machine. Errors are those of `Steer`.
-
-    Examples
-    --------
-    >>> noisy = Corrupt("fc", direction=torch.tensor([0.0, 1.0]), std=1.0, seed=0)
-    >>> noisy.apply(torch.zeros(1, 2))[0, 0]
-    tensor(0.)
-    """
-
-    site: Site
-    direction: Direction
-    std: float
-    seed: int
-
-    def __init__(self, site: Site | str, *, direction: Vector, std: float, seed: int = 0) -> None:
-        who = set_site(self, site)
-        if not (math.isfinite(std) and std >= 0):
-            raise OptionError(f"{who}: std must be finite and not negative; got {std}")
-        direction = checked_direction(who, direction)
-        set_fields(self, direction=direction, std=float(std), seed=int(seed))
-
-    def apply(self, activation: Tensor) -> Tensor:
-        """Return the activation with the noise added."""
-
-        def corrupted(h: Tensor, axes: tuple[int, ...], laid: Tensor) -> Tensor:
-            if not self.std or not len(h):
-                return h
-            shape = [1 if axis in axes else size for axis, size in enumerate(h.shape)][1:]
-            generator = torch.Generator().manual_seed(self.seed)
-            # Row by row, so that a sample's numbers do not depend on how many come after it.
-            noise = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in h]
-            return h + self.std * torch.stack(noise).to(h) * laid
-
-        return along(self, [self.direction], activation, corrupted)
-
-
-@final
-@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Project(Edit):
     r"""Remove the span of directions from an activation, at every position.
 

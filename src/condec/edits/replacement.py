@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from condec.attribution import prepare_inputs
 from condec.basis.errors import DataError, OptionError, SiteError
-from condec.basis.options import digest_of
 from condec.basis.records import short_repr
 from condec.basis.shapes import Activation, Atom, Mask
 from condec.network import Site, check_samples, find_sites, record, run_model
@@ -60,11 +59,6 @@ class Donors(ABC):
     def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
         """Return the rows for a batch of so many samples."""
 
-    @property
-    def text(self) -> str:
-        """The digest of the tensor, which stands for it in plain forms."""
-        return f"tensor {digest_of(self.tensor)}"
-
 
 @final
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -99,11 +93,6 @@ class Resample(Donors):
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randint(len(donors), (n_samples,), generator=generator)
         return donors[drawn.to(donors.device)]
-
-    @property
-    def text(self) -> str:
-        """The digest of the tensor, and the seed."""
-        return f"tensor {digest_of(self.tensor)}, drawn with seed {self.seed}"
 
 
 Replacement = SupportsFloat | Sequence[SupportsFloat] | Tensor | Donors
