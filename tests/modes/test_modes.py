@@ -132,7 +132,7 @@ def test_modes_are_readable_by_xarray(modes: Modes, tmp_path: Path) -> None:
     [
         (lambda m: m.best(9), OptionError, "label 9 is out of range; the store's labels are 0 to"),
         (lambda m: m.best(0, rank=99), OptionError, "rank 99 is out of range; . modes are alive"),
-        (lambda m: m.rows("test"), OptionError, "expected one of all, train, held_out; got 'test'"),
+        (lambda m: m.rows("test"), OptionError, "must be one of all, train, held_out; got 'test'"),
         (lambda m: m.correlation(torch.ones(3).long()), DataError, r"whole numbers of shape \(60,"),
         (
             lambda m: built(m, held_out_rows=[N]),
@@ -203,7 +203,7 @@ def test_modes_are_readable_whatever_stops_the_switch(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", stop)
         if fails is OSError:
-            with pytest.raises(StoreError, match=r"modes.zarr: writing failed \(no\)"):
+            with pytest.raises(StoreError, match=r"modes.zarr: cannot write \(no\)"):
                 modes.save(tmp_path)
             assert [path.name for path in tmp_path.iterdir()] == ["modes.zarr"]
         else:
@@ -234,7 +234,7 @@ def test_modes_of_another_store_are_refused(modes: Modes, tmp_path: Path) -> Non
         progress=False,
     )  # fmt: skip
     modes.save(tmp_path)
-    with pytest.raises(StoreError, match="belong to another store"):
+    with pytest.raises(StoreError, match="modes of another store"):
         Modes.load(tmp_path, other)
     with pytest.raises(DataError, match="labels missing"):
         Modes.build(m_dictionary(modes), other, "block2").best(0)

@@ -39,19 +39,10 @@ if TYPE_CHECKING:
 class ModeMap:
     """Maps of one set of units, each of the input's shape [sample, *input].
 
-    Attributes
-    ----------
-    total : Tensor
-        x * sensitivity; its sum over a sample is the first-order effect of x on the target
-        through the chosen units. Unit: that of the target.
-    positive : Tensor
-        The part of `total` from the (unit, position) pairs whose own sum over the input is
-        above zero.
-    negative : Tensor
-        The part of the other pairs; total = positive + negative.
-    sensitivity : Tensor
-        sum of A over the chosen units and all positions, without the factor x. Unit: that of
-        the target per unit of the input.
+    `sensitivity` is the sum of A over the chosen units and all positions, in units of the target
+    per unit of the input; `total` is x times that: its sum over a sample is the first-order effect
+    of x on the target through these units. `positive` is its part from the (unit, position) pairs
+    whose own sum over the input is above zero, `negative` that of the others.
     """
 
     total: Float[Tensor, "sample ..."]
@@ -70,34 +61,16 @@ def mode_map(
 ) -> ModeMap:
     """Map the part of every input that drives these units to drive the target.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode; left as it is, and no gradient of a parameter is computed.
-    images : Tensor of shape [sample, ...]
-        Inputs, preprocessed.
-    site : Site or str
-        One site; it must lie between input and target.
-    units : sequence of int
-        Units of the site, for example the strongest of a mode's atom.
-    target : Target, or function from the output to Tensor[sample], optional
-        What the units drive; `Predicted()` by default. The paper uses the probability of the
-        image's own class, ``Label(probability=True)``.
-    labels : Tensor of shape [sample], optional
-        For targets that need them.
+    The model is in evaluation mode; it is left as it is, and no gradient of a parameter is
+    computed. `images`, [sample, ...], are preprocessed; `labels`, [sample], are for targets that
+    need them. The target is `Predicted()` by default; the paper uses the probability of the
+    image's own class, ``Label(probability=True)``.
 
-    Raises
-    ------
-    OptionError
-        No units, a unit given twice, or one that the site does not have.
-    SiteError
-        The pattern means several sites, or the site is not on a path from input to target.
-    ModelError
-        The model is in training mode, fails, or holds an operation without a forward-mode
-        derivative.
-    DataError
-        The images are not finite floating-point numbers, there are none, or labels are
-        missing.
+    Raises OptionError: no units, a unit given twice, or one that the site does not have; SiteError:
+    the pattern means several sites, or the site is not on a path from input to target; ModelError:
+    the model is in training mode, fails, or holds an operation without a forward-mode derivative;
+    DataError: there are no images, they are not finite floating-point numbers, or labels are
+    missing.
 
     Examples
     --------
@@ -109,43 +82,48 @@ def mode_map(
     >>> bool(torch.allclose(picture.total, picture.positive + picture.negative))
     True
     """
-    chosen = _one_site(model, site)
+    chosen, *more = find_sites(model, site)
+    if more:
+        keys = ", ".join(one.key for one in (chosen, *more)[:5])
+        raise SiteError(f"a map belongs to one site; {str(site)!r} means {1 + len(more)}: {keys}")
     refuse_training(model)
     inputs = prepare_inputs(model, torch.as_tensor(images).detach()).clone()
     target = as_target(Predicted() if target is None else target)
     labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
+
+    def hand_on(hidden: Tensor) -> Tensor:  # without the tangent: nobody reads it beyond the site
+        return _primal(hidden).clone()
+
     # Fused attention kernels have no forward-mode derivative; the plain one does.
-    with record(model, [chosen], hand_on=_primal_copy) as tape, sdpa_kernel(SDPBackend.MATH):
+    with record(model, [chosen], hand_on=hand_on) as tape, sdpa_kernel(SDPBackend.MATH):
         x = inputs.requires_grad_()
         with forward_ad.dual_level(), AffineTangents():
             # The tangent x makes the forward pass carry J_h x along with every activation h.
             output = _run_dual(model, x)
             hidden = tape.records[chosen.key]
-            pushed: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
-            pushed = None if pushed is None else pushed.detach().clone()
+            tangent: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
+            if tangent is None:
+                raise SiteError(f"{chosen.key} does not depend on the input, so no map leads to it")
+            pushed = tangent.detach().clone()
         # Outside the level the tangents are gone, so the backward passes below cost no more
         # than usual.
         value = target.value(output, target.freeze(output.detach(), labels)).sum()
-        gradient = _gradient(value, hidden, chosen)
-        if pushed is None:
-            raise SiteError(f"{chosen.key} does not depend on the input, so no map leads to it")
+        gradient = None
+        if value.requires_grad:
+            gradient = torch.autograd.grad(value, hidden, retain_graph=True, allow_unused=True)[0]
+        if gradient is None:
+            raise SiteError(
+                f"the target does not depend on {chosen.key}; choose a site between input and "
+                "target"
+            )
         driven = gradient * _selection(hidden, chosen, units)
         upward = driven * (driven * pushed > 0)
-        positive = _pull_back(hidden, x, upward, chosen, keep=True)
-        negative = _pull_back(hidden, x, driven - upward, chosen, keep=False)
+        # vector^T J_h of both halves.
+        (positive,) = torch.autograd.grad(hidden, x, upward, retain_graph=True)
+        (negative,) = torch.autograd.grad(hidden, x, driven - upward)
     with torch.no_grad():
         x, sensitivity = x.detach(), positive + negative
         return ModeMap(x * sensitivity, x * positive, x * negative, sensitivity)
-
-
-def _one_site(model: nn.Module, site: Site | str) -> Site:
-    sites = find_sites(model, site)
-    if len(sites) > 1:
-        raise SiteError(
-            f"a map belongs to one site; {str(site)!r} means {len(sites)}: "
-            f"{', '.join(s.key for s in sites[:5])}"
-        )
-    return sites[0]
 
 
 def _run_dual(model: nn.Module, x: Tensor) -> Tensor:
@@ -171,22 +149,6 @@ def _primal(tensor: Tensor) -> Tensor:
     return primal
 
 
-def _primal_copy(tensor: Tensor) -> Tensor:
-    """Drop the tangent: nobody reads it beyond the site."""
-    return _primal(tensor).clone()
-
-
-def _gradient(value: Tensor, hidden: Tensor, site: Site) -> Tensor:
-    gradient = None
-    if value.requires_grad:
-        gradient = torch.autograd.grad(value, hidden, retain_graph=True, allow_unused=True)[0]
-    if gradient is None:
-        raise SiteError(
-            f"the target does not depend on {site.key}; choose a site between input and target"
-        )
-    return gradient
-
-
 def _selection(hidden: Tensor, site: Site, units: Sequence[int] | Tensor) -> Tensor:
     """Make a mask that is one where a unit is chosen, in the shape of the activation."""
     layout = units_of(site, hidden)
@@ -201,11 +163,3 @@ def _selection(hidden: Tensor, site: Site, units: Sequence[int] | Tensor) -> Ten
     chosen = torch.zeros(count, dtype=hidden.dtype, device=hidden.device)
     chosen[wanted] = 1
     return layout.broadcast(chosen, hidden.shape)
-
-
-def _pull_back(hidden: Tensor, x: Tensor, vector: Tensor, site: Site, *, keep: bool) -> Tensor:
-    """Return vector^T J_h."""
-    (pulled,) = torch.autograd.grad(hidden, x, vector, retain_graph=keep, allow_unused=True)
-    if pulled is None:
-        raise SiteError(f"{site.key} does not depend on the input, so no map leads to it")
-    return pulled

@@ -81,8 +81,7 @@ def site_maps(
     units = torch.stack([strongest_units(modes, mode)[:n_units] for mode in chosen])
     blank = torch.zeros(len(chosen), n_inputs, *pictures.shape[1:3])
     maps = {part: blank.clone() for part in ("total", "positive", "negative")}
-    samples = torch.full((len(chosen), n_inputs), -1)
-    loadings = torch.zeros(len(chosen), n_inputs)
+    samples, loadings = torch.full(blank.shape[:2], -1), torch.zeros(blank.shape[:2])
     for place, mode in enumerate(chosen):
         several, labels = rows[mode], modes.store.labels[rows[mode]]
         images = inputs.batch(where[row] for row in several)
@@ -91,20 +90,13 @@ def site_maps(
         loadings[place, : len(several)] = modes.loadings[several, mode]
         for part, into in maps.items():
             into[place, : len(several)] = getattr(made, part).sum(1).float().cpu()
+    store = modes.store
     return SiteMaps(
-        site=modes.site.key,
-        target=target.to_dict(),
-        mode_ids=modes.ids[chosen],
-        units=units,
-        samples=samples,
-        loadings=loadings,
-        ids=tuple(modes.store.sample_ids[row] for row in used),
-        labels=modes.store.labels[used],
-        predictions=modes.store.predictions[used],
-        held_out=modes.held_out[used],
-        pictures=pictures,
-        **maps,
-    )
+        site=modes.site.key, target=target.to_dict(), mode_ids=modes.ids[chosen], units=units,
+        samples=samples, loadings=loadings, ids=tuple(store.sample_ids[row] for row in used),
+        labels=store.labels[used], predictions=store.predictions[used],
+        held_out=modes.held_out[used], pictures=pictures, **maps,
+    )  # fmt: skip
 
 
 def leading_modes(modes: Modes) -> list[int]:

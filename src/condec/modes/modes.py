@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
+from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import folder_in_place, replace_folder
+from condec.basis.files import folder_in_place, replace_folder, writing
 from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
@@ -51,24 +52,11 @@ class ModeMatch:
 class Modes:
     """Alive modes of one site: which units act together, and for which samples.
 
-    Attributes
-    ----------
-    atoms : Tensor of shape [mode, unit]
-        In the unit of the matrix; for the sign ``concat`` [mode, 2 unit], positive first.
-    loadings : Tensor of shape [sample, mode]
-        On all valid samples of the store.
-    ids : Tensor of shape [mode]
-        Number of each mode in the dictionary.
-    held_out : Tensor of shape [sample], bool
-        Samples that were not used to fit.
-    store : Store
-    site : Site
-    sign, quantity : str
-        Which matrix of the store was decomposed.
-    n_modes : int
-        Modes of the dictionary, dead ones counted.
-    name : str
-        Tells several decompositions of one site apart.
+    `atoms`, [mode, unit], are in the unit of the matrix, which `sign` and `quantity` name; for the
+    sign ``concat`` they are [mode, 2 unit], positive first. `loadings`, [sample, mode], are those
+    of all valid samples of the store, `ids`, [mode], numbers in the dictionary, whose `n_modes`
+    count dead ones, too. `held_out`, [sample], are samples that were not used to fit. `name` tells
+    several decompositions of one site apart.
     """
 
     atoms: Atoms
@@ -97,26 +85,13 @@ class Modes:
         """Encode all samples of a store, and keep the modes that are alive.
 
         A mode is alive if its loading is above 0 for at least one sample (Melander et al. 2026).
+        `sign` and `quantity` name the matrix that was fitted, as in `Store.matrix`.
+        `held_out_rows`, [row], are those of its rows that were not; by default those that the
+        dictionary records, so that selecting on ``"train"`` never sees them, and none where it was
+        fitted to a matrix of another number of rows.
 
-        Parameters
-        ----------
-        dictionary : Dictionary
-        store : Store
-            Complete.
-        site : Site or str
-        sign, quantity : str
-            As in `Store.matrix`; the matrix that the dictionary was fitted to.
-        held_out_rows : Tensor of shape [row], optional
-            Rows of the matrix that were not fitted, as in ``FitReport.held_out_rows``. By
-            default those that the dictionary records, so that selecting on ``"train"`` never
-            sees them; none where it was fitted to a matrix of another number of rows.
-
-        Raises
-        ------
-        DataError
-            The dictionary has another width than the site.
-        OptionError
-            A held-out row is out of range.
+        Raises DataError: the dictionary has another width than the site, or the store is not
+        complete; OptionError: a held-out row is out of range.
         """
         info = store.info(site)
         rows = store.rows(info.site, quantity, sign)
@@ -132,17 +107,11 @@ class Modes:
         if held_out_rows is None and training and training.n_rows == len(loadings):
             held_out_rows = training.held_out_rows
         return Modes(
-            atoms=dictionary.atoms.detach().cpu()[alive],
-            loadings=loadings[:, alive],
-            ids=alive.nonzero().flatten(),
-            held_out=_mask(held_out_rows, len(loadings)),
-            store=store,
-            site=info.site,
-            sign=sign,
-            quantity=quantity,
-            n_modes=dictionary.n_modes,
-            name=name,
-        )
+            atoms=dictionary.atoms.detach().cpu()[alive], loadings=loadings[:, alive],
+            ids=alive.nonzero().flatten(), held_out=_mask(held_out_rows, len(loadings)),
+            store=store, site=info.site, sign=sign, quantity=quantity,
+            n_modes=dictionary.n_modes, name=name,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.atoms)
@@ -157,15 +126,8 @@ class Modes:
         return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
 
     def rows(self, split: Split) -> Mask:
-        """Return the mask of the samples of a split.
-
-        Raises
-        ------
-        OptionError
-            The split has another name, or is empty.
-        """
-        if split not in get_args(Split):
-            raise OptionError(f"split: expected one of {', '.join(get_args(Split))}; got {split!r}")
+        """Return the mask of the samples of a split; OptionError where it is unknown or empty."""
+        one_of(self.site.key, "split", split, Split)
         rows = {"train": ~self.held_out, "held_out": self.held_out}
         chosen = rows.get(split, torch.ones_like(self.held_out))
         if not bool(chosen.any()):
@@ -178,43 +140,26 @@ class Modes:
     def correlation(self, labels: Tensor | None = None, split: Split = "all") -> ModeLabel:
         """Correlate loadings (Pearson) with the 0/1 indicator of each label.
 
-        Samples without label are left out. A mode or label that does not vary on the split
-        has correlation 0 (Melander et al. 2026 replace NaN by 0, too).
+        `labels`, [sample], are the store's by default; samples without label are left out. Returns
+        [mode, label]; 0 where a mode or label does not vary on the split (Melander et al. 2026
+        replace NaN by 0, too).
 
-        Parameters
-        ----------
-        labels : Tensor of shape [sample], optional
-            By default the store's.
-        split : {"all", "train", "held_out"}
-
-        Returns
-        -------
-        Tensor of shape [mode, label]
-
-        Raises
-        ------
-        DataError
-            Labels are missing, or not one for each sample.
-        OptionError
-            The split has another name, or is empty.
+        Raises DataError: labels are missing, or not one for each sample; OptionError: the split is
+        unknown or empty.
         """
-        if labels is None:
-            if split not in self._correlations:
-                self._correlations[split] = self._correlate(self.store.labels, split)
-            return self._correlations[split].clone()
-        return self._correlate(check_labels(labels, len(self.loadings)), split)
+        if labels is not None:
+            return self._correlate(check_labels(labels, len(self.loadings)), split)
+        if split not in self._correlations:
+            self._correlations[split] = self._correlate(self.store.labels, split)
+        return self._correlations[split].clone()
 
     def best(self, label: int, rank: int = 0, split: Split = "train") -> ModeMatch:
         """Return the mode most correlated with a label; rank 1 is the second most, and so on.
 
         By default chosen on the training rows, so that held-out rows stay unseen.
 
-        Raises
-        ------
-        DataError
-            The store has no labels.
-        OptionError
-            No such label, or fewer modes than `rank` + 1.
+        Raises DataError: the store has no labels; OptionError: no such label, or fewer modes than
+        `rank` + 1.
         """
         correlation = self.correlation(split=split)
         if not 0 <= label < correlation.shape[1]:
@@ -227,57 +172,39 @@ class Modes:
                 f"{self.site.key}: rank {rank} is out of range; {len(self)} modes are alive, "
                 "rank 0 is the most correlated"
             )
-        order = correlation[:, label].argsort(descending=True, stable=True)
-        mode = int(order[rank])
+        mode = int(correlation[:, label].argsort(descending=True, stable=True)[rank])
         return ModeMatch(
-            mode=mode,
-            id=int(self.ids[mode]),
-            atom=self.atoms[mode],
-            loadings=self.loadings[:, mode],
-            correlation=float(correlation[mode, label]),
-        )
+            mode=mode, id=int(self.ids[mode]), atom=self.atoms[mode],
+            loadings=self.loadings[:, mode], correlation=float(correlation[mode, label]),
+        )  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
         """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
 
-        At every moment `load` reads either the earlier modes or the new ones.
-
-        Raises
-        ------
-        StoreError
-            The folder cannot be written.
+        At every moment `load` reads either the earlier modes or the new ones. Raises StoreError:
+        the folder cannot be written.
         """
         import zarr
 
         path = Path(folder) / "modes.zarr"
         fresh = path.with_name(".modes.zarr.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        attributes = {
-            "schema": _SCHEMA,
-            "store": self.store.config_hash,
-            "site": self.site.key,
-            **{name: getattr(self, name) for name in _WORDS},
-        }
+        of = {"schema": _SCHEMA, "store": self.store.config_hash, "site": self.site.key}
+        words = {name: getattr(self, name) for name in _WORDS}
         try:
-            fresh.parent.mkdir(parents=True, exist_ok=True)
-            group = zarr.create_group(fresh, attributes=attributes)
-            for name, axes in _AXES.items():
-                group.create_array(name, data=getattr(self, name).numpy(), dimension_names=axes)
-            replace_folder(path, fresh)
-        except OSError as error:
+            with writing(str(path)):
+                fresh.parent.mkdir(parents=True, exist_ok=True)
+                group = zarr.create_group(fresh, attributes=of | words)
+                for name, axes in _AXES.items():
+                    group.create_array(name, data=getattr(self, name).numpy(), dimension_names=axes)
+                replace_folder(path, fresh)
+        finally:
             shutil.rmtree(fresh, ignore_errors=True)
-            raise StoreError(f"{path}: writing failed ({error}); nothing was kept") from error
         return path
 
     @staticmethod
     def load(folder: str | Path, store: Store) -> "Modes":
-        """Read modes that `save` wrote.
-
-        Raises
-        ------
-        StoreError
-            Nothing is there, or it belongs to another store.
-        """
+        """Read what `save` wrote; StoreError where nothing is, or what is of another store."""
         import zarr
 
         path = folder_in_place(Path(folder) / "modes.zarr")
@@ -286,16 +213,10 @@ class Modes:
         group = zarr.open_group(path, mode="r")
         kept: dict[str, Any] = dict(group.attrs)
         if kept.get("schema") != _SCHEMA or kept.get("store") != store.config_hash:
-            raise StoreError(
-                f"{path}: these modes belong to another store than {store.path}; refit"
-            )
+            raise StoreError(f"{path}: modes of another store than {store.path}; refit")
         arrays: dict[str, Any] = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
-        return Modes(
-            **arrays,
-            store=store,
-            site=store.info(kept["site"]).site,
-            **{name: kept[name] for name in _WORDS},
-        )
+        words = {name: kept[name] for name in _WORDS}
+        return Modes(**arrays, **words, store=store, site=store.info(kept["site"]).site)
 
     def _correlate(self, labels: Tensor, split: Split) -> Tensor:
         member = membership(labels)
@@ -305,9 +226,7 @@ class Modes:
 
 def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:
     mask = torch.zeros(n_samples, dtype=torch.bool)
-    if rows is None:
-        return mask
-    index = torch.as_tensor(rows, dtype=torch.int64)
+    index = torch.as_tensor([] if rows is None else rows, dtype=torch.int64)
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
         raise OptionError(f"held_out_rows: expected rows 0 to {n_samples - 1}; got {index}")
     mask[index] = True
