@@ -1,13 +1,11 @@
 """Training models of the retina: what is learnt, held out, kept, and gone on with."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from condec.basis.errors import DataError, ModelError, OptionError, StoreError
@@ -15,7 +13,6 @@ from condec.retina import (
     Recording,
     RetinaEpoch,
     RetinaTraining,
-    correlation,
     fit_model,
     poisson_loss,
     respond,
@@ -72,18 +69,17 @@ def test_a_known_network_is_learnt(recording: Recording) -> None:
     before = weights(model)
     fitted = fit_model(model, recording, config)
     assert float(fitted.correlation.min()) > 0.9
-    assert float(correlation(model, recording, history=HISTORY).max()) < 0.7
+    assert float(respond(model, recording.windows(HISTORY)).correlation.max()) < 0.7
     assert same(weights(model), before)
     assert not fitted.model.training
     assert fitted.cells == ("a", "b", "c")
     # Both are measured again from the model that is handed over.
-    found = correlation(fitted.model, recording, history=HISTORY, rows=fitted.held_out_rows)
+    held_out = recording.windows(HISTORY).select(fitted.held_out_rows.tolist())
+    found = respond(fitted.model, held_out).correlation
     assert torch.allclose(found, fitted.correlation)
     assert recording.rates is not None
     answers = recording.rates[HISTORY:][fitted.held_out_rows]
-    predicted = respond(
-        fitted.model, recording.windows(HISTORY).select(fitted.held_out_rows.tolist())
-    ).rates
+    predicted = respond(fitted.model, held_out).rates
     best = fitted.history[fitted.best_epoch]
     assert float(poisson_loss(predicted, answers)) == pytest.approx(best.held_out_loss, rel=1e-5)
     assert best.held_out_loss == min(epoch.held_out_loss for epoch in fitted.history)
@@ -134,26 +130,14 @@ def test_seeds(recording: Recording) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_is_saved(recording: Recording, tmp_path: Path) -> None:
-    fitted = fit_model(network(), recording, CONFIG)
-    fitted.save(tmp_path / "fit")
-    model = network(seed=5)
-    model.load_state_dict(load_file(tmp_path / "fit" / "weights.safetensors"))
-    assert same(weights(model), weights(fitted.model))
-    record = json.loads((tmp_path / "fit" / "fit.json").read_text())
-    assert record["config"] == CONFIG.to_dict()
-    assert record["best_epoch"] == fitted.best_epoch
-    assert list(record["correlation"]) == ["a", "b", "c"]
-    assert record["held_out_rows"] == fitted.held_out_rows.tolist()
-
-
 @pytest.mark.gpu
 def test_on_a_gpu(recording: Recording) -> None:
     config = dataclasses.replace(CONFIG, epochs=10, device="cuda")
     fitted = fit_model(network(), recording, config)
     assert next(fitted.model.parameters()).device.type == "cpu"
     assert float(fitted.correlation.min()) > 0.7
-    found = correlation(fitted.model.cuda(), recording, history=HISTORY, rows=fitted.held_out_rows)
+    held_out = recording.windows(HISTORY).select(fitted.held_out_rows.tolist())
+    found = respond(fitted.model.cuda(), held_out).correlation
     assert torch.allclose(found, fitted.correlation, atol=1e-3)
 
 
@@ -235,7 +219,7 @@ def test_progress_is_shown(recording: Recording, capsys: pytest.CaptureFixture[s
 def test_correlation_of_each_cell(recording: Recording) -> None:
     model = network()
     rows = [3, 50, 51, 200, 640]
-    found = correlation(model, recording, history=HISTORY, rows=rows, batch_size=2)
+    found = respond(model, recording.windows(HISTORY).select(rows), batch_size=2).correlation
     clips = recording.windows(HISTORY).batch(rows)
     with torch.no_grad():
         predicted = model(clips).numpy()
@@ -244,7 +228,7 @@ def test_correlation_of_each_cell(recording: Recording) -> None:
         wanted = np.corrcoef(predicted[:, cell], answers[:, cell])[0, 1]
         assert float(found[cell]) == pytest.approx(wanted, abs=1e-5)
     silent = dataclasses.replace(recording, rates=torch.zeros(900, CELLS))
-    assert correlation(model, silent, history=HISTORY).tolist() == [0, 0, 0]
+    assert respond(model, silent.windows(HISTORY)).correlation.tolist() == [0, 0, 0]
 
 
 # --- messages --------------------------------------------------------------------------------
@@ -276,8 +260,6 @@ def test_bad_models_and_data(recording: Recording) -> None:
         fit_model(network(), below, CONFIG)
     with pytest.raises(ModelError, match=r"of the 3 cells of the recording; got shape \(128, 2\)"):
         fit_model(network(cells=2), recording, dataclasses.replace(CONFIG, batch_size=128))
-    with pytest.raises(ModelError, match=r"3 cells of the recording; got shape \(894, 2\)"):
-        correlation(network(cells=2), recording, history=HISTORY)
     with pytest.raises(ModelError, match=r"gives rates below 0 .* end it with torch.nn.Softplus"):
         fit_model(network()[:-1], recording, CONFIG)
     with pytest.raises(ModelError, match="Softplus has no parameter to train"):
@@ -285,7 +267,7 @@ def test_bad_models_and_data(recording: Recording) -> None:
     with pytest.raises(ModelError, match="failed on inputs of shape"):
         fit_model(network(), recording, dataclasses.replace(CONFIG, history=4))
     with pytest.raises(ModelError, match="is in training mode"):
-        correlation(network().train(), recording, history=HISTORY)
+        respond(network().train(), recording.windows(HISTORY))
 
 
 def test_a_loss_that_is_not_finite(recording: Recording) -> None:

@@ -99,13 +99,6 @@ def test_a_cell_is_a_mean_over_its_own_map() -> None:
     torch.testing.assert_close(readout(maps), torch.tensor([[5.0, -1.0]]))
 
 
-def test_places_of_centres() -> None:
-    """Half of 4 + 2 + 2 = 8 is 4; maps of 4 x 4 have no places nearer to the border."""
-    layout = RetinaLayout(**SMALL)
-    assert layout.maps[-1] == (4, 4)
-    assert layout.positions_of([(5, 6), (0, 11), (4, 7)]) == ((1, 2), (0, 3), (0, 3))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -75,10 +75,7 @@ def test_rates_at_the_last_frame(core_readout: nn.Module) -> None:
         whole = core_readout(x[:, None], data_key=session)
         assert whole.shape == (3, 12 - 3 - 2, n_cells)
         assert torch.equal(model(x), whole[:, -1])
-        assert torch.equal(OpenRetina(core_readout, session, frame=2)(x), whole[:, 2])
-        assert torch.equal(OpenRetina(core_readout, session, cells=[1])(x), whole[:, -1, 1:2])
         assert torch.equal(model(x[:, None]), model(x))
-        assert model.cells == tuple("012"[:n_cells])
         assert whole[:, -1].std() > 1e-3
     assert not model.training
     assert model.scaling == (30.0, 12.0)
@@ -120,16 +117,16 @@ def test_session_may_be_left_out_where_there_is_one(core_readout: nn.Module) -> 
             super().__init__()
             self.readout = nn.ModuleDict({"only": core_readout.readout["tuesday"]})
 
-        def forward(self, movie: Tensor, data_key: str, gain: float) -> Tensor:
-            """Rates of its cells are the mean of each channel, times `gain`."""
+        def forward(self, movie: Tensor, data_key: str) -> Tensor:
+            """Rates of its cells are the mean of each channel."""
             assert data_key == "only"
-            return gain * movie.mean((3, 4)).transpose(1, 2)
+            return movie.mean((3, 4)).transpose(1, 2)
 
-    model = OpenRetina(One(), channels=2, gain=3.0)
+    model = OpenRetina(One(), channels=2)
     x = clips()
     assert model.session == "only"
     assert model.scaling is None
-    torch.testing.assert_close(model(x), 3 * x[:, -1].mean((1, 2))[:, None].expand(-1, 2))
+    torch.testing.assert_close(model(x), x[:, -1].mean((1, 2))[:, None].expand(-1, 2))
 
 
 def test_as_a_model_by_a_function_of_ones_own(tmp_path: Path, core_readout: nn.Module) -> None:
@@ -157,11 +154,12 @@ def test_messages(core_readout: nn.Module) -> None:
     ):
         with pytest.raises(OptionError, match=message):
             OpenRetina(core_readout, session)
-    with pytest.raises(OptionError, match=r"session 'tuesday' has cells 0 to 1; got \[2\]"):
-        OpenRetina(core_readout, "tuesday", cells=[2])
     with pytest.raises(OptionError, match="channels must be at least 1; got 0"):
         OpenRetina(core_readout, "tuesday", channels=0)
     with pytest.raises(ModelError, match="Linear has NoneType as its readout"):
         OpenRetina(nn.Linear(2, 2))
-    with pytest.raises(ModelError, match=r"a frame 9 from a clip of 12 frames; got shape \(1, 7, "):
-        OpenRetina(core_readout, "tuesday", frame=9)(clips(1))
+    only = nn.Module()
+    only.readout = nn.ModuleDict({"only": nn.Identity()})
+    only.forward = lambda clip, data_key: clip[:, 0]
+    with pytest.raises(ModelError, match=r"a clip of 12 frames; got shape \(1, 12, 8, 8\)"):
+        OpenRetina(only)(clips(1))

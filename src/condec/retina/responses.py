@@ -1,6 +1,6 @@
 """Rates that a model of the retina gives to a movie, and how well they agree with recorded ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from condec.attribution import prepare_inputs
 from condec.basis.errors import DataError, ModelError
-from condec.basis.metrics import correlation_matrix, pearson
+from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
 from condec.data import Inputs
 from condec.network import refuse_training, run_model
-from condec.retina.movies.recording import Recording, Windows
+from condec.retina.movies.recording import Windows
 
 
 @short_repr
@@ -52,7 +52,7 @@ class Responses:
 
     @property
     def correlation(self) -> Float[Tensor, " cell"]:
-        """Correlate model and recording for every cell (Pearson); NaN without a recording."""
+        """Correlate model and recording over time (Pearson); NaN without a recording."""
         if self.recorded is None:
             return torch.full((len(self.cells),), torch.nan)
         return correlation_matrix(self.rates, self.recorded).diagonal()
@@ -91,39 +91,6 @@ def respond(model: nn.Module, windows: Windows, *, batch_size: int = 64) -> Resp
         event_names=tuple(recording.events), name=recording.name,
         seconds_per_frame=recording.seconds_per_frame,
     )  # fmt: skip
-
-
-def correlation(
-    model: nn.Module, recording: Recording, *, history: int = 40,
-    rows: Sequence[int] | Tensor | None = None, batch_size: int = 128,
-) -> Float[Tensor, " cell"]:  # fmt: skip
-    """Correlate predicted and recorded rates over time (Pearson); 0 where either is constant.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        From clips [sample, history, y, x] to rates [sample, cell]; in evaluation mode.
-    recording : Recording
-        With rates.
-    history : int
-        Frames of a clip.
-    rows : sequence of int, optional
-        Samples to take, numbered as in `Recording.windows`; by default all.
-    batch_size : int
-
-    Raises
-    ------
-    DataError
-        No rates, rates that are not finite, or a movie that is not longer than the history.
-    ModelError
-        The model is in training mode, fails, or gives another number of cells.
-    """
-    answers = recording.responses(history)
-    chosen = range(len(answers)) if rows is None else [int(row) for row in rows]
-    predicted = _rates(model, recording.windows(history).select(chosen), batch_size)
-    answers = answers[torch.as_tensor(chosen, device=answers.device)].cpu()
-    check_cells(model, predicted, answers)
-    return pearson(predicted, answers, dim=0)
 
 
 def batches(

@@ -1,9 +1,7 @@
 """Options of the training of a model of the retina, and its result."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
-from condec.basis.files import to_json, write_file, writing
 from condec.basis.options import Option
 from condec.basis.records import short_repr
 from condec.retina.checks import above
@@ -139,26 +136,6 @@ class FittedRetina:
     train_rows: Int[Tensor, " train"]
     held_out_rows: Int[Tensor, " held_out"]
     seconds: float
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``weights.safetensors``, which ``[model] weights`` takes, and ``fit.json``."""
-        from safetensors.torch import save
-
-        folder = Path(folder)
-        correlations = dict(zip(self.cells, self.correlation.tolist(), strict=True))
-        record = {
-            "config": self.config.to_dict(),
-            "history": [dataclasses.asdict(epoch) for epoch in self.history],
-            "best_epoch": self.best_epoch,
-            "correlation": correlations,
-            "held_out_rows": self.held_out_rows.tolist(),
-            "seconds": self.seconds,
-        }
-        with writing(f"{folder}: model of the retina"):
-            folder.mkdir(parents=True, exist_ok=True)
-            weights = save(copied(self.model.state_dict()))
-            write_file(folder / "weights.safetensors", weights)
-            write_file(folder / "fit.json", to_json(record))
 
 
 def copied(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """Sizes and parts of networks of the retina, in every variant that published models have."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -55,8 +54,8 @@ class RetinaLayout(Option):
         ``one-hot``: each cell is a weighted mean of its map, after the rate. ``grabbed``: each
         cell is one place of its map. ``linear``: all units of the last hidden layer.
     positions : tuple of (int, int)
-        Row and column of each cell in its map, for ``grabbed``; `positions_of` makes them
-        of centres in the movie. Negative ones count from the end.
+        Row and column of each cell in its map, for ``grabbed``; negative ones count from the
+        end. Place j sees the pixels j to j + r, where r is the sum of all (kernel - 1).
     rate : {"softplus", "exp"}
         Makes the rate positive; `exponential` adds one more exponential at the end.
 
@@ -141,19 +140,6 @@ class RetinaLayout(Option):
             height, width = height - kernel + 1, width - kernel + 1
             sides.append((height, width))
         return tuple(sides)
-
-    def positions_of(self, centres: Sequence[tuple[int, int]]) -> Positions:
-        """Return places of a last map whose receptive fields are centred on these pixels.
-
-        Place j of a map sees the pixels j to j + r, where r is the sum of all (kernel - 1): its
-        centre is j + r / 2. Centres nearer to a border than r / 2 get the place at that border.
-        """
-        reach = sum(kernel - 1 for kernel in self.kernels) // 2
-        height, width = self.maps[-1]
-        return tuple(
-            (min(max(row - reach, 0), height - 1), min(max(column - reach, 0), width - 1))
-            for row, column in centres
-        )
 
 
 def bn_cnn(n_cells: int, image_shape: tuple[int, int, int] = (40, 50, 50)) -> RetinaLayout:

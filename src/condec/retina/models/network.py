@@ -14,7 +14,7 @@ torch.Size([1, 4])
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from condec.basis.errors import ModelError
 from condec.retina.models.layout import EPS, RetinaLayout, bn_cnn, nips_cnn
 
 __all__ = [
@@ -211,6 +212,15 @@ class RetinaCheckpoint:
     def layout(self) -> RetinaLayout:
         """Return the layout of the network."""
         return self.network.layout
+
+
+def fill(what: str, network: RetinaNetwork, state: Mapping[str, Tensor]) -> None:
+    """Load tensors by name into a network; ModelError where they do not fit its layout."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{what} do not fit the layout: {reason}") from error
 
 
 # --- parts --------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """Core-readout models of openretina, which need not be imported, as models of the retina."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condec.basis.checks import at_least
 from condec.basis.errors import ModelError, OptionError
 
 
@@ -23,41 +24,22 @@ class OpenRetina(nn.Module):
         layer, [sample, channel, time, y, x].
     session : str, optional
         Session whose cells are read out; may be left out where there is one only.
-    cells : sequence of int, optional
-        Cells of the session to keep, in this order; by default all.
     channels : int
         Colour channels of the movie that the model takes, all with the same grey clip.
-    frame : int
-        Frame of the model's output; -1 is that of the clip's last in models without padding.
-    **arguments : object
-        Of the model's call.
 
     Raises
     ------
     ModelError, OptionError
         The model has no readout of sessions, or gives something else than such rates; a session
-        or cell that it lacks, or no session where there are several.
+        that it lacks, or no session where there are several.
     """
 
-    def __init__(
-        self, model: nn.Module, session: str | None = None, *,
-        cells: Sequence[int] | None = None, channels: int = 1, frame: int = -1,
-        **arguments: Any,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: nn.Module, session: str | None = None, *, channels: int = 1) -> None:
         super().__init__()
         self.model = model
         self.session = _session(model, session)
-        self.channels, self.frame, self.arguments = channels, frame, arguments
-        n_cells: int = _readouts(model)[self.session].number_of_neurons()  # type: ignore[operator]
-        kept = list(range(n_cells)) if cells is None else list(cells)
-        if not kept or min(kept) < 0 or max(kept) >= n_cells:
-            raise OptionError(
-                f"OpenRetina: session {self.session!r} has cells 0 to {n_cells - 1}; got {kept}"
-            )
-        if channels < 1:
-            raise OptionError(f"OpenRetina: channels must be at least 1; got {channels}")
-        self.cells = tuple(str(cell) for cell in kept)
-        self._columns = None if cells is None else kept
+        at_least("OpenRetina", 1, channels=channels)
+        self.channels = channels
         self.train(model.training)
 
     @property
@@ -71,35 +53,30 @@ class OpenRetina(nn.Module):
     def forward(
         self, clip: Float[Tensor, "sample time y x"] | Float[Tensor, "sample channel time y x"]
     ) -> Float[Tensor, "sample cell"]:
-        """Rates at the chosen frame; a clip with channels of its own is handed on as it is."""
+        """Rates at the last frame; a clip with channels of its own is handed on as it is."""
         if clip.ndim == 4:
             clip = clip.unsqueeze(1).expand(-1, self.channels, -1, -1, -1)
-        rates: Tensor = self.model(clip, data_key=self.session, **self.arguments)
-        if rates.ndim != 3 or not -rates.shape[1] <= self.frame < rates.shape[1]:
+        rates: Tensor = self.model(clip, data_key=self.session)
+        if rates.ndim != 3 or not rates.shape[1]:
             raise ModelError(
-                f"OpenRetina: expected rates [sample, time, cell] with a frame {self.frame} from a "
-                f"clip of {clip.shape[2]} frames; got shape {tuple(rates.shape)}. Give longer "
-                "clips: the model's kernels in time, and the frames that it cuts, use up some"
+                f"OpenRetina: expected rates [sample, time, cell] from a clip of {clip.shape[2]} "
+                f"frames; got shape {tuple(rates.shape)}. Give longer clips: the model's kernels "
+                "in time, and the frames that it cuts, use up some"
             )
-        rates = rates[:, self.frame]
-        return rates if self._columns is None else rates[:, self._columns]
+        return rates[:, -1]
 
 
 def _session(model: nn.Module, session: str | None) -> str:
-    sessions = list(_readouts(model))
-    if session is None and len(sessions) == 1:
-        return sessions[0]
-    if session not in sessions:
-        given = "none is named" if session is None else f"there is no {session!r}"
-        raise OptionError(f"OpenRetina: {given}; sessions are {', '.join(sessions)}")
-    return session
-
-
-def _readouts(model: nn.Module) -> nn.ModuleDict:
     readout = getattr(model, "readout", None)
     if not isinstance(readout, nn.ModuleDict) or not len(readout):
         raise ModelError(
             "OpenRetina: expected a core-readout model, with a readout for each session; "
             f"{type(model).__name__} has {type(readout).__name__} as its readout"
         )
-    return readout
+    sessions = list(readout)
+    if session is None and len(sessions) == 1:
+        return sessions[0]
+    if session not in sessions:
+        given = "none is named" if session is None else f"there is no {session!r}"
+        raise OptionError(f"OpenRetina: {given}; sessions are {', '.join(sessions)}")
+    return session
