@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -159,18 +158,6 @@ def test_twins_are_not_forgotten_by_the_next_command(source: Path) -> None:
     assert set(pandas.read_parquet(table)["twin"]) == {"random-weights", "random-weights#1"}
 
 
-def test_twins_in_the_run_folder_are_found_without_a_plan(source: Path) -> None:
-    plan, folder = source / "run.toml", source / "run"
-    done("collect", plan, "-q", "--twin", "random-weights:block2")
-    for name in ("random-weights%231", "other"):
-        shutil.copytree(folder / "twins" / "random-weights%3Ablock2", folder / "twins" / name)
-    next((folder / "twins" / "random-weights%231").rglob("shard-00001.json")).unlink()
-    (folder / "run.toml").unlink()
-    done("stats", plan, "-q")
-    assert twin_names(source) == ["random-weights:block2"]
-    assert (folder / "analysis" / "statistics_twins.parquet").is_file()
-
-
 @pytest.mark.parametrize("link", ["collect", "run"])
 def test_a_device_that_is_not_there_leaves_nothing_behind(source: Path, link: str) -> None:
     text = TOML.replace("shard_size = 16", 'shard_size = 16, devices = ["cpu", "cuda:77"]')
@@ -227,7 +214,7 @@ def test_errors_are_one_clean_message(
 
 
 def test_debug_shows_the_traceback(source: Path) -> None:
-    result = condec_command("fit", source / "run.toml", "--debug")
+    result = condec_command("--debug", "fit", source / "run.toml")
     assert result.exit_code == 1
     assert type(result.exception).__name__ == "StoreError"
 

@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from typer.core import TyperGroup
 
 from condec.basis.errors import CondecError, DependencyError, OptionError
 from condec.models import load_model
@@ -19,11 +20,26 @@ from condec.run import Outcome, Plan, Run, chain, config, sweep
 from condec.run.compare import compare_runs
 from condec.run.links import function
 from condec.run.plugins import link_names
-from condec.store import RunFolder, Store, Twin, is_twin, parse_twin
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Print one clean message for what condec raises on purpose, and for Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except (CondecError, KeyboardInterrupt) as error:
+            if ctx.params["debug"]:
+                raise
+            stopped = isinstance(error, KeyboardInterrupt)
+            words = "interrupted; the same command goes on where it stopped" if stopped else error
+            print("\n" * stopped + f"condec: {words}", file=sys.stderr)
+            raise typer.Exit(130 if stopped else 2) from None
+
 
 app = typer.Typer(
     name="condec",
     help="Contribution decomposition: why a network gives an output, by what its hidden units do.",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,7 +51,6 @@ Source = Annotated[
 ]
 Again = Annotated[bool, typer.Option("--again", help="Do it again although nothing has changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; results only.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder, instead of the one in run.toml.")]
 _MODELS = (
     "digits, circuit, torchvision:NAME, timm:NAME, huggingface:NAME, retina:FILE, "
@@ -49,7 +64,10 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", help="Show the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
     if version:
         print(f"condec {metadata.version('condec')}")
         raise typer.Exit
@@ -57,17 +75,12 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
 
 @app.command("run")
 def run_command(
-    source: Source,
-    out: Out = None,
-    again: Again = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    source: Source, out: Out = None, again: Again = False, quiet: Quiet = False
 ) -> None:
     """All links: collect, stats, fit, control, map, report."""
-    with _messages(debug=debug):
-        plan = config.read(source)
-        plan = _with_noted(plan if out is None else replace(plan, out=out))
-        _whole_chain(Run(plan, progress=not quiet, again=again))
+    plan = config.read(source)
+    plan = _with_noted(plan if out is None else replace(plan, out=out))
+    _whole_chain(Run(plan, progress=not quiet, again=again))
 
 
 @app.command()
@@ -75,18 +88,16 @@ def demo(
     out: Path | None = typer.Option(None, help="Run folder; runs/demo or runs/retina by default."),
     retina: bool = typer.Option(False, "--retina", help="A retina whose parts are known."),
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """All links, on the embedded model of handwritten digits, or on a circuit of the retina."""
-    with _messages(debug=debug):
-        if retina:
-            from condec.retina.link import demo_plan
+    if retina:
+        from condec.retina.link import demo_plan
 
-            plan = demo_plan(out)
-        else:
-            plan = config.from_dict(config.DEMO)
-            plan = plan if out is None else replace(plan, out=out)
-        _whole_chain(Run(_with_noted(plan), progress=not quiet))
+        plan = demo_plan(out)
+    else:
+        plan = config.from_dict(config.DEMO)
+        plan = plan if out is None else replace(plan, out=out)
+    _whole_chain(Run(_with_noted(plan), progress=not quiet))
 
 
 @app.command()
@@ -95,43 +106,32 @@ def collect(
     sites: list[str] = typer.Option([], help="Site pattern; may be given several times."),
     method: str | None = typer.Option(None, help="ig:STEPS, ig:auto, actgrad, gradcam and others."),
     target: str | None = typer.Option(None, help="topK, logit:INDEX, label, predicted and others."),
-    batch_size: str | None = typer.Option(
-        None, help="Samples in a pass, or auto: found by timing."
-    ),
+    batch_size: str | None = typer.Option(None, help="Samples in a pass, or auto: by timing."),
     precision: str | None = typer.Option(None, help="model, bfloat16 or float16: of the passes."),
     device: list[str] = typer.Option([], help="Device that shares the batches; one or more."),
-    on_bad: str | None = typer.Option(
-        None, help="raise or skip: what to do about unusable inputs."
-    ),
+    on_bad: str | None = typer.Option(None, help="raise or skip: inputs that cannot be used."),
     twin: list[str] = typer.Option(
-        [],
-        help="random-weights[:FROM_MODULE] or shuffled-labels: stores that twin as well, with "
-        "those of the plan; may be given several times.",
+        [], help="random-weights[:FROM_MODULE] or shuffled-labels, besides those of the plan."
     ),
     out: Out = None,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Contributions of all inputs, into the store; then those of its twins.
 
     Goes on at the first missing shard where it was interrupted.
     """
-    with _messages(debug=debug):
-        plan = config.read(source)
-        size: object = int(batch_size) if batch_size and batch_size.isdecimal() else batch_size
-        given = {
-            "method": method, "target": target, "batch_size": size, "precision": precision,
-            "devices": device, "on_bad": on_bad,
-            "twins": list(dict.fromkeys([*(t.name for t in plan.collect.twins), *twin])),
-        }  # fmt: skip
-        changes = {key: value for key, value in given.items() if value}
-        plan = replace(
-            plan,
-            out=out or plan.out,
-            sites=tuple(sites) or plan.sites,
-            collect=config.changed(plan.collect, "collect", changes),
-        )
-        _one_link(Run(_with_noted(plan), progress=not quiet), "collect")
+    plan = config.read(source)
+    size: object = int(batch_size) if batch_size and batch_size.isdecimal() else batch_size
+    given = {
+        "method": method, "target": target, "batch_size": size, "precision": precision,
+        "devices": device, "on_bad": on_bad,
+        "twins": list(dict.fromkeys([*(t.name for t in plan.collect.twins), *twin])),
+    }  # fmt: skip
+    changes = {key: value for key, value in given.items() if value}
+    collecting = config.changed(plan.collect, "collect", changes)
+    sites_of_plan = tuple(sites) or plan.sites
+    plan = replace(plan, out=out or plan.out, sites=sites_of_plan, collect=collecting)
+    _one_link(Run(_with_noted(plan), progress=not quiet), "collect")
 
 
 def _add_command(link: str) -> None:
@@ -142,12 +142,9 @@ def _add_command(link: str) -> None:
         text = f"Cannot be used: {error}"
 
     @app.command(link, help=text)
-    def command(
-        source: Source, again: Again = False, quiet: Quiet = False, debug: Debug = False
-    ) -> None:
-        with _messages(debug=debug):
-            plan = _with_noted(config.read(source))
-            _one_link(Run(plan, progress=not quiet, again=again), link)
+    def command(source: Source, again: Again = False, quiet: Quiet = False) -> None:
+        plan = _with_noted(config.read(source))
+        _one_link(Run(plan, progress=not quiet, again=again), link)
 
 
 for _name in link_names():
@@ -159,37 +156,33 @@ for _name in link_names():
 def sweep_command(
     plan: Path = typer.Argument(metavar="PLAN", help="A sweep.toml, or a folder of results."),
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Many dictionaries of one store, over learners, widths, sparsities and seeds.
 
     Fits that are done are kept; the same command goes on where it was interrupted.
     """
-    with _messages(debug=debug):
-        result = sweep.sweep(sweep.read(plan), progress=not quiet)
-        print(sweep.sweep_words(result.table))
-        print(f"{result.n_made} fits made, {result.n_kept} kept")
-        for file in result.files:
-            print(file)
+    result = sweep.sweep(sweep.read(plan), progress=not quiet)
+    print(sweep.sweep_words(result.table))
+    print(f"{result.n_made} fits made, {result.n_kept} kept")
+    for file in result.files:
+        print(file)
 
 
 @app.command("compare")
 def compare_command(
     first: Path = typer.Argument(help="A run folder."),
     second: Path = typer.Argument(help="Another one."),
-    debug: Debug = False,
 ) -> None:
     """Differences between two runs: recipe, statistics, quality, control, tables and arrays.
 
     The exit status is 0 where all is equal, 1 where something differs.
     """
-    with _messages(debug=debug):
-        found = compare_runs(first, second)
-        for one in found:
-            print(f"{one.part:10} {one.name}: {one.text}")
-        print(f"{len(found)} differences" if found else "no difference")
-        if found:
-            raise typer.Exit(1)
+    found = compare_runs(first, second)
+    for one in found:
+        print(f"{one.part:10} {one.name}: {one.text}")
+    print(f"{len(found)} differences" if found else "no difference")
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -204,64 +197,49 @@ def inspect(
     weights: str | None = typer.Option(None, help="A .safetensors or .pt file, or 'default'."),
     input_shape: str | None = typer.Option(None, help="Shape of one input, for example 3,224,224."),
     sites: str | None = typer.Option(None, help="Only modules that match."),
-    debug: Debug = False,
 ) -> None:
     """Every module: shape, parameters, and whether it is a cut; presets that fit the model.
 
     Through a cut passes all that flows from the input to the output: only there do the
     contributions of all units add up to the target.
     """
-    with _messages(debug=debug):
-        base, shape = Path(), _shape(input_shape)
-        if Path(model).is_dir() or model.endswith(".toml"):
-            plan = config.read(model)
-            base, weights = plan.base, weights or plan.model.weights
-            shape, model = shape or plan.model.input_shape, plan.model.spec
-        loaded = load_model(model, weights, folder=base)
-        shape = shape or loaded.input_shape
-        if shape is None:
-            raise OptionError(
-                f"{model} does not tell the shape of its inputs; give it, for example "
-                "--input-shape 3,224,224"
-            )
-        table = inspect_model(loaded.model, torch.zeros(1, *shape))
-        if sites is not None:
-            names = {site.name for site in find_sites(loaded.model, sites)}
-            table = table[table["site"].str.partition("#")[0].isin(names)]
-        table = table.assign(
-            shape=[_times(each) for each in table["shape"]],
-            parameters=[f"{number:,}" for number in table["parameters"]],
-            cut=["cut" if cut else "" for cut in table["cut"]],
-        )[["site", "type", "shape", "parameters", "cut"]]
-        print(f"{model}, one input of shape {_times(shape)}")
-        print(table.to_string(index=False))
-        if sites is None:
-            fit = (f"preset:{name}" for name in presets_of(loaded.model))
-            print(f"presets: {', '.join(fit) or 'none fits'}")
+    base, shape = Path(), _shape(input_shape)
+    if Path(model).is_dir() or model.endswith(".toml"):
+        plan = config.read(model)
+        base, weights = plan.base, weights or plan.model.weights
+        shape, model = shape or plan.model.input_shape, plan.model.spec
+    loaded = load_model(model, weights, folder=base)
+    shape = shape or loaded.input_shape
+    if shape is None:
+        raise OptionError(
+            f"{model} does not tell the shape of its inputs; give it, for example "
+            "--input-shape 3,224,224"
+        )
+    table = inspect_model(loaded.model, torch.zeros(1, *shape))
+    if sites is not None:
+        names = {site.name for site in find_sites(loaded.model, sites)}
+        table = table[table["site"].str.partition("#")[0].isin(names)]
+    table = table.assign(
+        shape=[_times(each) for each in table["shape"]],
+        parameters=[f"{number:,}" for number in table["parameters"]],
+        cut=["cut" if cut else "" for cut in table["cut"]],
+    )[["site", "type", "shape", "parameters", "cut"]]
+    print(f"{model}, one input of shape {_times(shape)}")
+    print(table.to_string(index=False))
+    if sites is None:
+        fit = (f"preset:{name}" for name in presets_of(loaded.model))
+        print(f"presets: {', '.join(fit) or 'none fits'}")
 
 
 def _with_noted(plan: Plan) -> Plan:
-    """Return the plan with the twins its run folder notes, and those complete there.
+    """Return the plan with the twins its run folder notes.
 
-    Those of the folder come first, so that their order does not depend on the command.
+    They come first, so that their order does not depend on the command.
     """
-    noted: tuple[Twin, ...] = ()
+    twins = plan.collect.twins
     with suppress(CondecError):  # none yet, or a run.toml that is about to be replaced
-        noted = config.read(plan.out).collect.twins
-    every = dict.fromkeys((*noted, *plan.collect.twins, *_complete_twins(plan.out)))
-    return replace(plan, collect=replace(plan.collect, twins=tuple(every)))
-
-
-def _complete_twins(out: Path) -> Iterator[Twin]:
-    """Yield the twins of the store in a run folder that are stored there in whole."""
-    folder = RunFolder(out)
-    with suppress(CondecError):
-        store = Store.open(folder.store)
-        for name, path in folder.twins().items():
-            with suppress(CondecError):
-                stored, twin = Store.open(path), parse_twin(name)
-                if stored.is_complete and is_twin(stored, store):
-                    yield twin
+        twins = (*config.read(plan.out).collect.twins, *twins)
+    return replace(plan, collect=replace(plan.collect, twins=tuple(dict.fromkeys(twins))))
 
 
 def _one_link(run: Run, link: str) -> None:
@@ -309,23 +287,6 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not shape or min(shape) < 1:
         raise OptionError(f"input shape {text!r}: expected numbers, for example 3,224,224")
     return shape
-
-
-@contextmanager
-def _messages(*, debug: bool) -> Iterator[None]:
-    """Print one clean message for what condec raises on purpose, and for Ctrl-C."""
-    try:
-        yield
-    except CondecError as error:
-        if debug:
-            raise
-        print(f"condec: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("\ncondec: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":
