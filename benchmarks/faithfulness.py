@@ -25,7 +25,6 @@ from condec.attribution import (
     Gradient,
     IntegratedGradients,
     Method,
-    NormActNormGrad,
     SmoothGrad,
     UnitAblation,
 )
@@ -44,7 +43,6 @@ METHODS: dict[str, Method] = {
     "GradCAM()": GradCAM(),
     "SmoothGrad(inner=ActGrad())": SmoothGrad(),
     "ActNormGrad()": ActNormGrad(),
-    "NormActNormGrad()": NormActNormGrad(),
     "Gradient()": Gradient(),
     "Activation()": Activation(),
 }

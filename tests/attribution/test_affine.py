@@ -158,7 +158,7 @@ def both_ways(
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rule": "left"}, {"rule": "right", "stack": 1}, {"rule": "gauss"}, {"steps": "auto"}],
+    [{}, {"stack": 1}, {"steps": "auto"}],
     ids=str,
 )
 def test_contributions_are_those_of_the_plain_path(

@@ -881,8 +881,11 @@ def test_twins_of_another_store_or_half_made_are_passed_over(twinned, tmp_path):
     ("make", "said"),
     [
         (lambda: attribution.IntegratedGradients(steps="auto"), "steps to a tolerance of 0.01"),
-        (lambda: attribution.IntegratedGradients(rule="gauss", path="layer"), "Gauss-Legendre, al"),
-        (lambda: attribution.IntegratedGradients(baseline=attribution.Noise()), "4 draws of noise"),
+        (
+            lambda: attribution.IntegratedGradients(path="layer"),
+            "along the layer's own path",
+        ),
+        (lambda: attribution.IntegratedGradients(baseline=attribution.Samples()), "8 samples of"),
         (lambda: attribution.UnitAblation(replacement="mean"), "every unit, replaced by mean"),
         (attribution.GradCAM, "activation times the mean gradient of its unit"),
     ],

@@ -335,18 +335,6 @@ def test_a_complete_store_is_opened_where_its_devices_are_not(tmp_path: Path) ->
     assert quick(tmp_path / "s.zarr", devices=("cuda:77",)).is_complete
 
 
-def test_methods_with_states_of_the_process_refuse_several_devices(tmp_path: Path) -> None:
-    for method in (
-        IntegratedGradients(rule="gauss"),
-        SmoothGrad(inner=IntegratedGradients(rule="gauss")),
-    ):
-        with pytest.raises(OptionError, match="cannot run on 2 devices at once; give one device"):
-            quick(tmp_path / "s.zarr", method=method, devices=("cpu", "cpu"), target=Logit(0))
-    assert not (tmp_path / "s.zarr").exists()
-    gauss = IntegratedGradients(rule="gauss", steps=2)
-    quick(tmp_path / "s.zarr", method=gauss, devices=("cpu",)).verify()
-
-
 @pytest.mark.parametrize(
     ("n_samples", "options", "message"),
     [

@@ -13,11 +13,10 @@ from condec.attribution.baselines import (
     Blur,
     Constant,
     Mean,
-    Noise,
     Samples,
     Zeros,
     ZeroTokens,
-)
+)  # fmt: skip
 from condec.attribution.contributions import (
     Contributions,
     SiteContributions,
@@ -30,18 +29,16 @@ from condec.attribution.contributions import (
     prepare_inputs,
     run_batch,
     warn_of_silence,
-)
+)  # fmt: skip
 from condec.attribution.gradients import (
     ActGrad,
     Activation,
     ActNormGrad,
     GradCAM,
     Gradient,
-    InputGrad,
-    NormActNormGrad,
     Pointwise,
     SmoothGrad,
-)
+)  # fmt: skip
 from condec.attribution.path import IntegratedGradients
 from condec.attribution.precision import Compute, Precision
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
@@ -51,15 +48,15 @@ from condec.attribution.texts import (
     method_text,
     parse_baseline,
     parse_method,
-)
+)  # fmt: skip
 
 __all__ = [
     "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Compute",
-    "Constant", "Contributions", "GradCAM", "Gradient", "InputGrad", "IntegratedGradients",
-    "Mean", "Method", "Noise", "NormActNormGrad", "Pointwise", "Precision", "Samples", "Setup",
-    "SiteContributions", "SiteUnits", "Sites", "SmoothGrad", "UnitAblation",
-    "UnitContributions", "ZeroTokens", "Zeros", "baseline_text", "check_finite", "contribute",
-    "faithfulness", "is_silent", "make_setup", "merge_signs", "method_from_dict",
-    "method_text", "parse_baseline", "parse_method", "prepare_inputs", "run_batch",
-    "split_and_sum", "spread_units", "unit_effects", "unit_numbers", "warn_of_silence",
+    "Constant", "Contributions", "GradCAM", "Gradient", "IntegratedGradients", "Mean", "Method",
+    "Pointwise", "Precision", "Samples", "Setup", "SiteContributions", "SiteUnits", "Sites",
+    "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros", "baseline_text",
+    "check_finite", "contribute", "faithfulness", "is_silent", "make_setup", "merge_signs",
+    "method_from_dict", "method_text", "parse_baseline", "parse_method", "prepare_inputs",
+    "run_batch", "split_and_sum", "spread_units", "unit_effects", "unit_numbers",
+    "warn_of_silence",
 ]  # fmt: skip

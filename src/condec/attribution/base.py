@@ -70,11 +70,6 @@ class Method(Option, ABC):
         """Forward and backward passes a batch costs; the most, where that depends on it."""
 
     @property
-    def one_at_a_time(self) -> bool:
-        """Tell whether two batches must not run in one process at once (on several devices)."""
-        return False
-
-    @property
     def least_samples(self) -> int:
         """Samples that every batch must have at least."""
         return 1

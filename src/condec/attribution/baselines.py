@@ -141,40 +141,6 @@ class Blur(Baseline):
         return (images.movedim(axis, -1) @ weights.to(images.dtype).T).movedim(-1, axis)
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise(Baseline):
-    """Gaussian noise around zero, the same for all samples; results are averaged over draws.
-
-    Parameters
-    ----------
-    std : float
-        Standard deviation, in the model's input space.
-    n_draws : int
-    seed : int
-
-    Raises
-    ------
-    OptionError
-        `std` is not positive, or `n_draws` below 1.
-    """
-
-    std: float = 1.0
-    n_draws: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.std > 0 or self.n_draws < 1:
-            raise OptionError(
-                f"Noise: expected std above 0 and n_draws of at least 1; got std={self.std}, "
-                f"n_draws={self.n_draws}"
-            )
-
-    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Draw noise of shape [1, ...]; the same at every call."""
-        return (self.std * standard_normal(inputs, self.seed, draw)).to(inputs)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FromData(Baseline):
     """Baselines that are taken from a data set, once."""
@@ -295,9 +261,3 @@ class Samples(_FromData):
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Return one of the samples, shape [1, ...]."""
         return self._checked(None if self.values is None else self.values[draw], inputs)
-
-
-def standard_normal(like: Tensor, seed: int, draw: int) -> Tensor:
-    """Draw float64 noise of shape [1, ...], the same for the same seed and draw."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + draw)
-    return torch.randn((1, *like.shape[1:]), generator=generator, dtype=torch.float64)

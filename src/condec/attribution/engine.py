@@ -4,13 +4,12 @@ No tensor is kept from a pass but the records and the gradients at the sites.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from condec.attribution.affine import AffineParts, watched
 from condec.attribution.base import Setup, check_finite
@@ -24,8 +23,7 @@ from condec.network import AfterSite, check_samples, frozen_parameters, record, 
 class Point:
     """One forward and backward pass: detached records and gradients at all sites, by their keys.
 
-    `frozen` is what the target fixed, `speeds` the derivatives of the records along the path,
-    where they were asked for.
+    `frozen` is what the target fixed.
     """
 
     output: Tensor
@@ -33,7 +31,6 @@ class Point:
     target: Tensor
     records: dict[str, Tensor]
     gradients: dict[str, Tensor]
-    speeds: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, rows: Tensor | slice) -> "Point":
         """Choose samples."""
@@ -42,7 +39,7 @@ class Point:
             return {key: tensor[rows] for key, tensor in tensors.items()}
 
         frozen = None if self.frozen is None else self.frozen[rows]
-        parts = map(each, (self.records, self.gradients, self.speeds))
+        parts = each(self.records), each(self.gradients)
         return Point(self.output[rows], frozen, self.target[rows], *parts)
 
     def split(self, n_samples: int) -> "list[Point]":
@@ -51,65 +48,23 @@ class Point:
         return [self.take(slice(start, start + n_samples)) for start in starts]
 
 
-def run_point(
-    setup: Setup, inputs: Tensor, *, frozen: Tensor | None = None, direction: Tensor | None = None
-) -> Point:
-    """Run one forward and one backward pass; freezes the target unless it is frozen already.
-
-    With a `direction`, the change of the inputs along the path, the pass also carries tangents
-    (forward-mode differentiation), which come back as `Point.speeds`.
-    """
+def run_point(setup: Setup, inputs: Tensor, *, frozen: Tensor | None = None) -> Point:
+    """Run one forward and one backward pass; freezes the target unless it is frozen already."""
     target = setup.target
     with record(setup.model, setup.sites) as tape:
-        with _moving(inputs, direction) as x:
-            output = run_model(setup.model, x)
-            if output.shape[:1] != inputs.shape[:1]:
-                raise ModelError(
-                    f"{type(setup.model).__name__}: expected one output for each of {len(inputs)} "
-                    f"samples; got shape {tuple(output.shape)}"
-                )
-            check_samples(tape.records, len(inputs))
-            frozen = target.freeze(output.detach(), setup.labels) if frozen is None else frozen
-            value = target.value(output, frozen)
-            check_finite(value, "the target")
-            speeds = {}
-            if direction is not None:
-                speeds = {key: _parts(h)[1].detach() for key, h in tape.records.items()}
-                value, output = _parts(value)[0], _parts(output)[0]
-        # Tangents have gone by now: many operations could not carry them backwards.
+        output = run_model(setup.model, inputs)
+        if output.shape[:1] != inputs.shape[:1]:
+            raise ModelError(
+                f"{type(setup.model).__name__}: expected one output for each of {len(inputs)} "
+                f"samples; got shape {tuple(output.shape)}"
+            )
+        check_samples(tape.records, len(inputs))
+        frozen = target.freeze(output.detach(), setup.labels) if frozen is None else frozen
+        value = target.value(output, frozen)
+        check_finite(value, "the target")
         gradients = tape.gradients(value.sum())
         records = {key: tensor.detach() for key, tensor in tape.records.items()}
-    return Point(output.detach(), frozen, value.detach(), records, gradients, speeds)
-
-
-@contextmanager
-def _moving(inputs: Tensor, direction: Tensor | None) -> Iterator[Tensor]:
-    """Inputs, with their change along the path as a tangent if one is given."""
-    if direction is None:
-        yield inputs
-        return
-    # The fused attention kernels have no forward-mode derivative.
-    math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    try:
-        with forward_ad.dual_level(), math:
-            # Attached to the graph: a record that is cut off would lose its tangent.
-            start = inputs.detach().requires_grad_()
-            yield forward_ad.make_dual(start, direction)  # type: ignore[no-untyped-call]
-    except (NotImplementedError, ModelError) as error:
-        if "forward AD" not in str(error):
-            raise
-        cause = error.__cause__ or error
-        raise ModelError(
-            "rule='gauss' needs the derivative of every layer along the path, by forward-mode "
-            f"differentiation, and torch has none for one of them ({str(cause).splitlines()[0]}); "
-            "use another rule"
-        ) from error
-
-
-def _parts(dual: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and tangent; zeros where nothing moves."""
-    parts = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
-    return parts.primal, torch.zeros_like(parts.primal) if parts.tangent is None else parts.tangent
+    return Point(output.detach(), frozen, value.detach(), records, gradients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +95,7 @@ class Path(ABC):
     frozen: Tensor | None
 
     @abstractmethod
-    def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
+    def at(self, alphas: Sequence[float]) -> list[Point]:
         """Run points of the path in one pass, stacked along the sample axis."""
 
     @abstractmethod
@@ -183,17 +138,15 @@ class InputPath(Path):
             None if self.affine is None else self.affine.take(rows),
         )
 
-    def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
+    def at(self, alphas: Sequence[float]) -> list[Point]:
         """Run points of the path in one pass, stacked along the sample axis."""
         inputs = self.setup.inputs
         where = [torch.lerp(self.start, inputs, alpha) for alpha in alphas]
         stacked = where[0] if len(where) == 1 else torch.cat(where)
-        direction = torch.cat([inputs - self.start] * len(where)) if speeds else None
         frozen = self._frozen(len(where))
-        # Outputs that were interpolated would carry no tangents.
-        known = None if self.affine is None or speeds else self.affine.at(alphas)
+        known = None if self.affine is None else self.affine.at(alphas)
         with nullcontext() if known is None else watched(self.setup.model, stacked, known):
-            point = run_point(self.setup, stacked, frozen=frozen, direction=direction)
+            point = run_point(self.setup, stacked, frozen=frozen)
         return [point] if len(where) == 1 else point.split(len(inputs))
 
     def end(self, first: Point) -> Point:
@@ -239,7 +192,7 @@ class LayerPath(Path):
         """Choose samples."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-    def at(self, alphas: Sequence[float], *, speeds: bool = False) -> list[Point]:
+    def at(self, alphas: Sequence[float]) -> list[Point]:
         """Run points of the path in one pass."""
         whole, key = self.after.activation, self.after.site.key
         stacked = torch.cat([torch.lerp(self.start, whole, alpha) for alpha in alphas])
@@ -249,9 +202,8 @@ class LayerPath(Path):
             value = self.setup.target.value(output, self._frozen(len(alphas)))
             check_finite(value, "the target")
             (gradient,) = torch.autograd.grad(value.sum(), (stacked,))
-        moves = {key: torch.cat([whole - self.start] * len(alphas))} if speeds else {}
         records, gradients = {key: stacked.detach()}, {key: gradient}
-        point = Point(output.detach(), None, value.detach(), records, gradients, moves)
+        point = Point(output.detach(), None, value.detach(), records, gradients)
         points = point.split(len(whole))
         return points if self.rows is None else [p.take(self.rows) for p in points]
 

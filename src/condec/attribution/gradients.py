@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from condec.attribution.base import Attribution, Method, Setup, without_baseline
-from condec.attribution.baselines import standard_normal
 from condec.attribution.engine import Kept, run_point
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units
 from condec.attribution.targets.base import wide
-from condec.basis.errors import OptionError, SiteError
+from condec.basis.errors import OptionError
 from condec.basis.options import require
 from condec.network import Site, units_of
 
@@ -72,23 +71,6 @@ class ActNormGrad(Pointwise):
 
 @final
 @dataclass(frozen=True, slots=True)
-class NormActNormGrad(Pointwise):
-    r"""Activation of length 1 times gradient of length 1.
-
-    .. math:: C = \frac{h}{\max(\|h\|_2, \epsilon)} \odot \frac{g}{\max(\|g\|_2, \epsilon)}
-
-    with :math:`\epsilon = 10^{-8}` and norms over the whole of a sample at the site. The sum
-    over all entries is the cosine of activation and gradient. Named in the code of Melander et
-    al. 2026, where it cannot run.
-    """
-
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Multiply both, normalised."""
-        return _of_length_one(activation) * _of_length_one(gradient)
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class Activation(Pointwise):
     """The activation alone, C = h: for comparison, it does not ask what the target is."""
 
@@ -128,30 +110,6 @@ class GradCAM(Pointwise):
         total = merge_signs(split_and_sum(gradient, units))
         weights = total / units.positions(activation.shape)
         return activation * spread_units(weights, units, activation.shape)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class InputGrad(Pointwise):
-    r"""Input times gradient, :math:`C = x \odot \partial T / \partial x`, at the model's own input.
-
-    `ActGrad` of the site ``:input`` and of no other, so that a plan that asks for input
-    attributions cannot fall on a hidden site by mistake.
-
-    Raises
-    ------
-    SiteError
-        A site is not the model's input.
-    """
-
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Multiply entry by entry."""
-        if site.name or site.tap != "input":
-            raise SiteError(
-                f"InputGrad: {site.key} is a hidden site; this method attributes to the model's "
-                "input, the site ':input'. Use ActGrad for hidden sites"
-            )
-        return activation * gradient
 
 
 @final
@@ -196,11 +154,6 @@ class SmoothGrad(Method):
             )
 
     @property
-    def one_at_a_time(self) -> bool:
-        """As the inner method."""
-        return self.inner.one_at_a_time
-
-    @property
     def least_samples(self) -> int:
         """As the inner method."""
         return self.inner.least_samples
@@ -225,7 +178,9 @@ class SmoothGrad(Method):
     def _noisy(self, inputs: Tensor, draw: int) -> Tensor:
         flat = inputs.flatten(1)
         ranges = (flat.amax(1) - flat.amin(1)).view(-1, *(1 for _ in inputs.shape[1:]))
-        noise = standard_normal(inputs, self.seed, draw).to(inputs)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        shape = (1, *inputs.shape[1:])
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)
         return inputs + self.noise * ranges * noise
 
 

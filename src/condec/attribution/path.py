@@ -13,7 +13,7 @@ from condec.attribution.affine import AffineParts, Calls, watched
 from condec.attribution.base import Attribution, Method, Setup
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
-from condec.attribution.quadrature import Rule, integrate, integrate_to
+from condec.attribution.quadrature import integrate, integrate_to
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError
 from condec.basis.options import require
@@ -59,12 +59,6 @@ class IntegratedGradients(Method):
         moves on the straight line from its value at x_0 to that at x, while what bypasses it
         stays as at x (integrated gradients of the layer, as in Captum's
         ``LayerIntegratedGradients``); every site then needs passes of its own.
-    rule : {"trapezoid", "left", "right", "gauss"}
-        How the integral is summed. Left and right take the gradient at one end of each
-        interval. ``"gauss"``: Gauss-Legendre with S nodes,
-        :math:`C = \sum_k w_k\, g_k \odot dh/d\alpha`, the derivative of the activation along
-        the path by forward-mode differentiation; exact for polynomials, no better than the
-        others across the kinks of ReLU.
     tolerance : float
         For ``steps="auto"``.
     max_steps : int
@@ -80,14 +74,12 @@ class IntegratedGradients(Method):
     Raises
     ------
     OptionError
-        A value is out of range, or ``steps="auto"`` is combined with ``rule="gauss"``, whose
-        nodes do not nest.
+        A value is out of range.
     """
 
     steps: int | Literal["auto"] = 10
     baseline: Baseline = field(default_factory=Zeros)
     path: Literal["input", "layer"] = "input"
-    rule: Rule = "trapezoid"
     tolerance: float = 1e-2
     max_steps: int = 128
     stack: int | Literal["auto"] = "auto"
@@ -100,7 +92,6 @@ class IntegratedGradients(Method):
                 f"IntegratedGradients: steps must be at least 1, or 'auto'; got {self.steps!r}"
             )
         one_of("IntegratedGradients", "path", self.path, ("input", "layer"))
-        one_of("IntegratedGradients", "rule", self.rule, Rule)
         few = self.stack != "auto" and not (isinstance(self.stack, int) and self.stack >= 1)
         if not self.tolerance > 0 or self.max_steps < 8 or few:
             raise OptionError(
@@ -108,31 +99,19 @@ class IntegratedGradients(Method):
                 f"stack 'auto' or at least 1; got {self.tolerance}, {self.max_steps}, "
                 f"{self.stack!r}"
             )
-        if self.steps == "auto" and self.rule == "gauss":
-            raise OptionError(
-                "IntegratedGradients: steps='auto' keeps the points of every doubling, and those "
-                "of rule='gauss' do not nest; use another rule, or give the steps"
-            )
-
-    @property
-    def one_at_a_time(self) -> bool:
-        """With ``"gauss"``: forward-mode differentiation is a state of the whole process."""
-        return self.rule == "gauss"
 
     @property
     def n_passes(self) -> int:
         """One for each point, times the baselines; for ``"auto"`` the most it may take."""
         steps = self.max_steps if self.steps == "auto" else self.steps
-        points = steps + 2 if self.rule == "gauss" else steps + 1
-        return points * self.baseline.n_draws
+        return (steps + 1) * self.baseline.n_draws
 
     def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         calls: Calls = {}
         inputs = setup.inputs
         with ExitStack() as stack:
-            # Gauss-Legendre takes the derivative along the path of every layer.
-            if self.path == "input" and self.rule != "gauss":
+            if self.path == "input":
                 calls = stack.enter_context(watched(setup.model, inputs))
             first = run_point(setup, inputs)
         if self.steps == "auto" and (size := self._group(first)) < len(inputs):
@@ -164,16 +143,11 @@ class IntegratedGradients(Method):
     def _integrate(self, path: Path, first: Point, cuts: Mapping[str, bool]) -> Attribution:
         stack = _stack_size(path, first) if self.stack == "auto" else self.stack
         if self.steps != "auto":
-            return integrate(path, first, self.steps, self.rule, stack)
+            return integrate(path, first, self.steps, stack)
         return integrate_to(
-            path,
-            first,
-            self.rule,
-            tolerance=self.tolerance,
-            max_steps=self.max_steps,
+            path, first, tolerance=self.tolerance, max_steps=self.max_steps, stack=stack,
             cuts=[key for key, cut in cuts.items() if cut and key in first.records],
-            stack=stack,
-        )
+        )  # fmt: skip
 
     def _layers(self, whole: InputPath, first: Point, cuts: Mapping[str, bool]) -> Attribution:
         """Integrate one path for each site, in that site's own space."""

@@ -1,11 +1,10 @@
-"""Sums over the points of a path: fixed rules, Gauss-Legendre, and doubling to a tolerance."""
+"""Sums over the points of a path: a fixed number of them, and doubling to a tolerance."""
 
 import itertools
 import warnings
 from collections.abc import Collection, Sequence
-from typing import Final, Literal
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,6 @@ from condec.attribution.base import Attribution
 from condec.attribution.engine import LayerPath, Path, Point
 from condec.attribution.targets.base import wide
 
-Rule = Literal["trapezoid", "left", "right", "gauss"]
 Totals = dict[str, Tensor]
 
 _FIRST_STEPS: Final = 4
@@ -22,29 +20,18 @@ _FIRST_STEPS: Final = 4
 _SMALL_CHANGE: Final = 1e-3
 
 
-def integrate(path: Path, first: Point, steps: int, rule: Rule, stack: int) -> Attribution:
+def integrate(path: Path, first: Point, steps: int, stack: int) -> Attribution:
     """Sum over a fixed number of intervals, from the inputs back to the baseline.
 
     No point is kept but the last one (with those it was stacked with).
     """
     total, later = _zeros(first), first
-    if rule == "gauss":
-        places, weights = np.polynomial.legendre.leggauss(steps)
-        share = iter((weights / 2).tolist())
-        for chunk in _chunks(((places + 1) / 2).tolist(), stack):
-            for point in path.at(chunk, speeds=True):
-                weight = next(share)
-                for key, sums in total.items():
-                    speed, slope = point.speeds[key], point.gradients[key]
-                    sums.addcmul_(speed.to(sums.dtype), slope.to(sums.dtype), value=weight)
-    else:
-        for chunk in _chunks([k / steps for k in range(steps - 1, 0, -1)], stack):
-            for point in path.at(chunk):
-                _add_interval(total, later, point, rule)
-                later = point
+    for chunk in _chunks([k / steps for k in range(steps - 1, 0, -1)], stack):
+        for point in path.at(chunk):
+            _add_interval(total, later, point)
+            later = point
     end = path.end(first)
-    if rule != "gauss":
-        _add_interval(total, later, end, rule)
+    _add_interval(total, later, end)
     taken = torch.full_like(first.target, steps, dtype=torch.int64)
     return Attribution(total, first.records, first.output, first.target, end.target, taken)
 
@@ -52,7 +39,6 @@ def integrate(path: Path, first: Point, steps: int, rule: Rule, stack: int) -> A
 def integrate_to(
     path: Path,
     first: Point,
-    rule: Rule,
     *,
     tolerance: float,
     max_steps: int,
@@ -69,12 +55,12 @@ def integrate_to(
     contribution, taken = _zeros(first), torch.zeros_like(first.target, dtype=torch.int64)
     rows = torch.arange(len(change), device=change.device)
     n_steps, points = 1, [end, first]
-    coarse = _total(points, rule)
+    coarse = _total(points)
     while len(rows):
         freed = 1 if isinstance(path, LayerPath) else len(change) // len(rows)
         points = _doubled(path, points, stack * freed)
         n_steps *= 2
-        fine = _total(points, rule)
+        fine = _total(points)
         off = torch.maximum(_difference(coarse, fine), _gap(fine, change[rows], cuts))
         done = (off <= tolerance) & (n_steps >= _FIRST_STEPS) | (2 * n_steps > max_steps)
         for key, total in fine.items():
@@ -105,23 +91,19 @@ def _zeros(like: Point) -> Totals:
     return {key: torch.zeros_like(h, dtype=wide(h)) for key, h in like.records.items()}
 
 
-def _add_interval(total: Totals, later: Point, earlier: Point, rule: Rule) -> None:
-    """Add one interval to the running totals, in place."""
+def _add_interval(total: Totals, later: Point, earlier: Point) -> None:
+    """Add one interval to the running totals, in place, by the trapezoid rule."""
     for key, sums in total.items():
         dtype = sums.dtype
         change = later.records[key].to(dtype) - earlier.records[key].to(dtype)
-        if rule == "trapezoid":
-            slope = later.gradients[key].to(dtype) + earlier.gradients[key].to(dtype)
-            sums.addcmul_(change, slope, value=0.5)
-        else:
-            end = earlier if rule == "left" else later
-            sums.addcmul_(change, end.gradients[key].to(dtype))
+        slope = later.gradients[key].to(dtype) + earlier.gradients[key].to(dtype)
+        sums.addcmul_(change, slope, value=0.5)
 
 
-def _total(points: Sequence[Point], rule: Rule) -> Totals:
+def _total(points: Sequence[Point]) -> Totals:
     total = _zeros(points[-1])
     for earlier, later in itertools.pairwise(points):
-        _add_interval(total, later, earlier, rule)
+        _add_interval(total, later, earlier)
     return total
 
 

@@ -37,7 +37,6 @@ def _constant_text(value: float | tuple[float, ...]) -> str:
 
 
 _VALUE: Final = Part("value", ":VALUE[,VALUE...]", _NUMBERS, _constant, _constant_text)
-_STD: Final = Part("std", ":STD", rf":({_NUMBER})", float, _short)
 BASELINES: Final[Texts[baselines.Baseline]] = Texts(
     "baseline",
     {
@@ -46,13 +45,12 @@ BASELINES: Final[Texts[baselines.Baseline]] = Texts(
         baselines.Constant: ("constant", _VALUE),
         baselines.Blur: ("blur", Part("sigma", ":SIGMA", rf":({_NUMBER})", float, _short)),
         baselines.Mean: ("mean", count("n_samples", "SAMPLES")),
-        baselines.Noise: ("noise", _STD, count("n_draws", "DRAWS")),
         baselines.Samples: ("samples", count("n_samples", "SAMPLES")),
     },
 )
 _PLAIN: Final = (
-    gradients.ActGrad, gradients.ActNormGrad, gradients.NormActNormGrad, gradients.Activation,
-    gradients.Gradient, gradients.GradCAM, gradients.InputGrad,
+    gradients.ActGrad, gradients.ActNormGrad, gradients.Activation, gradients.Gradient,
+    gradients.GradCAM,
 )  # fmt: skip
 METHODS: Final[Texts[Method]] = Texts(
     "method",
@@ -66,7 +64,6 @@ METHODS: Final[Texts[Method]] = Texts(
                 lambda text: "auto" if text == "auto" else int(text),
             ),
             choice("path", "layer", default="input"),
-            choice("rule", "left|right|gauss", default="trapezoid"),
             Part(
                 "baseline",
                 "[@BASELINE]",

@@ -76,16 +76,14 @@ METHODS: Final[Mapping[str, str]] = {
     "Activation": "the activation alone",
     "GradCAM": "activation times the mean gradient of its unit",
     "Gradient": "the gradient alone",
-    "InputGrad": "input times gradient",
     "IntegratedGradients": "integrated gradients, {path} from {start}",
-    "NormActNormGrad": "normalised activation times normalised gradient",
     "SmoothGrad": "{of}, averaged over {n_samples} noisy inputs",
     "UnitAblation": "ablation of every unit, replaced by {replacement}",
 }
 BASELINES: Final[Mapping[str, str]] = {
     "Blur": "the blurred image (sigma {sigma})", "Constant": "the constant {value}",
-    "Mean": "the mean of the data", "Noise": "{n_draws} draws of noise",
-    "Samples": "{n_samples} samples of the data", "Zeros": "zeros", "ZeroTokens": "zero embeddings",
+    "Mean": "the mean of the data", "Samples": "{n_samples} samples of the data",
+    "Zeros": "zeros", "ZeroTokens": "zero embeddings",
 }  # fmt: skip
 TARGETS: Final[Mapping[str, str]] = {
     "Contrast": "the largest {what}{frozen} less the second largest",
@@ -120,11 +118,9 @@ def method_words(method: Mapping[str, Any]) -> str:
     >>> method_words({"name": "SmoothGrad", "inner": {"name": "ActGrad"}, "n_samples": 16})
     'activation times gradient, averaged over 16 noisy inputs'
     """
-    path, rule = [f"{method.get('steps')} steps"], method.get("rule", "trapezoid")
+    path = [f"{method.get('steps')} steps"]
     if method.get("steps") == "auto":
         path = [f"steps to a tolerance of {plain(method.get('tolerance'))}"]
-    if rule != "trapezoid":
-        path.append({"gauss": "Gauss-Legendre"}.get(rule, f"{rule} rule"))
     if method.get("path") == "layer":
         path.append("along the layer's own path")
     baseline = method.get("baseline")

@@ -97,11 +97,6 @@ def collect(
             usable_device(device)
     others = None if fit_on is None else as_inputs(fit_on)
     plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad, others)
-    if len(devices) > 1 and plan.fitted.one_at_a_time:
-        raise OptionError(
-            f"collect: {type(plan.fitted).__name__} with these options uses states of the whole "
-            f"process, so it cannot run on {len(devices)} devices at once; give one device"
-        )
     size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
     _check_batches(plan, size, shard_size)
     store = Store.create(
