@@ -1,6 +1,5 @@
 """Check contributions against ablation: their rank correlation with the exact effects of units."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,35 +10,10 @@ from condec.attribution.contributions import Contributions, UnitContributions
 from condec.attribution.reduce import merge_signs
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import pearson
-from condec.basis.records import short_repr
-from condec.basis.shapes import PerSample, UnitMatrix
+from condec.basis.shapes import UnitMatrix
 
 if TYPE_CHECKING:
     import pandas
-
-COLUMNS = (
-    "site", "units", "units_tested", "n_samples", "n_defined", "spearman_median", "spearman_q25",
-    "spearman_q75", "spearman_pooled", "pearson_median", "top_k", "top_overlap",
-)  # fmt: skip
-"""Columns of what `faithfulness` returns."""
-
-
-@short_repr
-@dataclass(frozen=True, eq=False)
-class Agreement:
-    """Agreement of two quantities of the same units, for every sample.
-
-    Rank and linear correlation over units are NaN where one of both is the same for all units;
-    `spearman_pooled` is the rank correlation over all pairs of sample and unit. `top_overlap` is
-    the share of the `top_k` units of largest size in one that are among those of the other; by
-    chance it is `top_k` over the number of units.
-    """
-
-    spearman: PerSample
-    pearson: PerSample
-    spearman_pooled: float
-    top_k: int
-    top_overlap: PerSample
 
 
 def faithfulness(
@@ -74,8 +48,12 @@ def faithfulness(
     Returns
     -------
     pandas.DataFrame
-        One row a site, with `COLUMNS`: statistics over the samples, ``n_defined`` of which have
-        units that differ in both quantities; ``top_overlap`` is the mean.
+        One row a site: ``site``, ``units`` (how many), ``units_tested``, and statistics over the
+        samples (``n_samples``, ``n_defined`` of which have units that differ in both quantities):
+        ``spearman_median``, ``spearman_q25``, ``spearman_q75`` and ``pearson_median`` of the
+        correlations over units; ``spearman_pooled``, over all pairs of sample and unit; and
+        ``top_overlap``, the mean share of the ``top_k`` largest units (by size) of one quantity
+        that are among those of the other; by chance it is ``top_k`` over the units.
 
     Raises
     ------
@@ -110,19 +88,20 @@ def faithfulness(
             method=ablation, units=chosen,
         )  # fmt: skip
         found = agreement(contribution[:, chosen.to(contribution.device)], effects, top=top)
-        rows.append([part.site.key, contribution.shape[1], len(chosen), *_summary(found)])
-    return pandas.DataFrame(rows, columns=list(COLUMNS))
+        known = {"site": part.site.key, "units": contribution.shape[1], "units_tested": len(chosen)}
+        rows.append(known | found)
+    return pandas.DataFrame(rows)
 
 
-def agreement(first: UnitMatrix, second: UnitMatrix, *, top: float = 0.1) -> Agreement:
+def agreement(first: UnitMatrix, second: UnitMatrix, *, top: float = 0.1) -> dict[str, int | float]:
     """Compare two quantities of the same samples and units, both [sample, unit].
 
-    At least one unit, and the share `top` of them, counts as the largest; OptionError unless it
-    is above 0 and at most 1.
+    The numbers are those of `faithfulness`, from ``n_samples`` on. At least one unit, and the share
+    `top` of them, counts as the largest; OptionError unless it is above 0 and at most 1.
 
     >>> values = torch.tensor([[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
-    >>> agreement(values, -values).spearman.round(decimals=6).tolist()
-    [-1.0, -1.0]
+    >>> round(agreement(values, -values)["spearman_median"], 6)
+    -1.0
     """
     if not 0 < top <= 1:
         raise OptionError(f"top: expected a share above 0 and at most 1; got {top}")
@@ -130,13 +109,16 @@ def agreement(first: UnitMatrix, second: UnitMatrix, *, top: float = 0.1) -> Agr
     top_k = max(1, round(top * a.shape[1]))
     largest = [x.abs().topk(top_k, dim=1).indices for x in (a, b)]
     shared = (largest[0][:, :, None] == largest[1][:, None, :]).any(2)
-    return Agreement(
-        spearman=_correlation(_ranks(a), _ranks(b)),
-        pearson=_correlation(a, b),
-        spearman_pooled=float(_correlation(_ranks(a.reshape(1, -1)), _ranks(b.reshape(1, -1)))),
-        top_k=top_k,
-        top_overlap=shared.double().mean(1),
-    )
+    ranked = _correlation(_ranks(a), _ranks(b))
+    median, low, high = ranked.nanquantile(ranked.new_tensor([0.5, 0.25, 0.75])).tolist()
+    pooled = _correlation(_ranks(a.reshape(1, -1)), _ranks(b.reshape(1, -1)))
+    return {
+        "n_samples": len(ranked), "n_defined": int((~ranked.isnan()).sum()),
+        "spearman_median": median, "spearman_q25": low, "spearman_q75": high,
+        "spearman_pooled": float(pooled),
+        "pearson_median": float(_correlation(a, b).nanquantile(0.5)),
+        "top_k": top_k, "top_overlap": float(shared.double().mean(1).mean()),
+    }  # fmt: skip
 
 
 def _chosen(n_units: int, max_units: int | None, seed: int) -> Tensor:
@@ -144,14 +126,6 @@ def _chosen(n_units: int, max_units: int | None, seed: int) -> Tensor:
         return torch.arange(n_units)
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(n_units, generator=generator)[:max_units].sort().values
-
-
-def _summary(found: Agreement) -> list[int | float]:
-    """Numbers of one row, from ``n_samples`` on."""
-    ranked, linear = found.spearman, float(found.pearson.nanquantile(0.5))
-    quartiles = ranked.nanquantile(torch.tensor([0.5, 0.25, 0.75], dtype=ranked.dtype)).tolist()
-    counts, overlap = [len(ranked), int((~ranked.isnan()).sum())], float(found.top_overlap.mean())
-    return [*counts, *quartiles, found.spearman_pooled, linear, found.top_k, overlap]
 
 
 def _ranks(values: Tensor) -> Tensor:

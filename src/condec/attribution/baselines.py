@@ -7,7 +7,6 @@ that was normalised, and not black.
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -127,18 +126,12 @@ class Blur(Baseline):
                 "Blur: expected inputs of shape [sample, channel, *space]; got "
                 f"{tuple(inputs.shape)}"
             )
-        return reduce(self._along, range(2, inputs.ndim), inputs)
+        from scipy.ndimage import gaussian_filter
 
-    def _along(self, images: Tensor, axis: int) -> Tensor:
-        radius, size = max(int(3 * self.sigma + 0.5), 1), images.shape[axis]
-        offsets = torch.arange(-radius, radius + 1, device=images.device)
-        kernel = torch.exp(-0.5 * (offsets.double() / self.sigma) ** 2)
-        places = torch.arange(size, device=images.device)[:, None] + offsets
-        # One row a place: weights of the places it sees, the edges repeated.
-        weights = images.new_zeros(size, size, dtype=torch.float64)
-        share = (kernel / kernel.sum()).expand(size, -1).contiguous()
-        weights.scatter_add_(1, places.clamp(0, size - 1), share)
-        return (images.movedim(axis, -1) @ weights.to(images.dtype).T).movedim(-1, axis)
+        sigmas = (0.0, 0.0, *(self.sigma for _ in inputs.shape[2:]))
+        images = inputs.detach().double().cpu().numpy()
+        blurred = gaussian_filter(images, sigmas, mode="nearest", truncate=3.0)
+        return torch.from_numpy(blurred).to(inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,15 +146,22 @@ class _FromData(Baseline):
         at_least(type(self).__name__, 1, n_samples=self.n_samples)
         object.__setattr__(self, "digest", digest_of(self.values))
 
-    def _load(self, data: "condec.data.Inputs") -> list[Tensor]:
-        """Readable samples, evenly spread over a data set."""
-        n_rows, found = min(self.n_samples, len(data)), []
-        for row in torch.linspace(0, len(data) - 1, n_rows).round().long().tolist():
+    @abstractmethod
+    def of(self, samples: Tensor) -> "Baseline":
+        """Take what is needed from samples, shape [n, ...]."""
+
+    def fit(self, data: "condec.data.Inputs") -> "Baseline":
+        """Take what is needed from a data set, once; unreadable samples are left out."""
+        if self.values is not None:
+            return self
+        inputs = as_inputs(data)
+        n_rows, found = min(self.n_samples, len(inputs)), []
+        for row in torch.linspace(0, len(inputs) - 1, n_rows).round().long().tolist():
             with suppress(DataError):
-                found.append(data.load(row))
+                found.append(inputs.load(row))
         if not found:
-            raise DataError(f"{data.name}: none of {n_rows} samples can be read for the baseline")
-        return found
+            raise DataError(f"{inputs.name}: none of {n_rows} samples can be read for the baseline")
+        return self.of(torch.stack(found))
 
     def _checked(self, values: Tensor | None, inputs: Tensor) -> Tensor:
         """Values of one baseline, shape [1, ...]."""
@@ -199,15 +199,9 @@ class Mean(_FromData):
         `n_samples` is below 1; or, when used, no values are there, or of another shape.
     """
 
-    def fit(self, data: "condec.data.Inputs") -> "Mean":
-        """Take the mean of a data set, summed in float64; unreadable samples are left out."""
-        if self.values is not None:
-            return self
-        samples = self._load(as_inputs(data))
-        total = torch.zeros(samples[0].shape, dtype=torch.float64)
-        for sample in samples:
-            total += sample
-        return replace(self, values=total.div_(len(samples)))
+    def of(self, samples: Tensor) -> "Baseline":
+        """Take the mean, summed in float64."""
+        return replace(self, values=samples.mean(0, dtype=torch.float64))
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Return the mean, shape [1, ...]."""
@@ -251,12 +245,9 @@ class Samples(_FromData):
         """One for each of the samples."""
         return self.n_samples
 
-    def fit(self, data: "condec.data.Inputs") -> "Samples":
-        """Take samples of a data set; unreadable ones are left out."""
-        if self.values is not None:
-            return self
-        samples = torch.stack(self._load(as_inputs(data)))
-        return Samples(n_samples=len(samples), values=samples)
+    def of(self, samples: Tensor) -> "Baseline":
+        """Take all of them."""
+        return replace(self, n_samples=len(samples), values=samples)
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Return one of the samples, shape [1, ...]."""

@@ -1,9 +1,5 @@
 """Any function of the output as a target."""
 
-import contextlib
-import inspect
-import textwrap
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -27,16 +23,14 @@ class Custom(Target):
         From the model's output [sample, ...] to one number a sample, Tensor [sample],
         differentiable. It is called with any number of samples, and must look at each alone.
     label : str, optional
-        Identifies the function in the recipe of a store: another function under the same label is
-        taken for the same target. Without one, a store holds the function's source text.
+        Stands for the function in the recipe of a store, which needs one: another function under
+        the same label is taken for the same target.
 
     Raises
     ------
     OptionError
         `function` cannot be called; or, at the first output, it fails, does not give one
-        floating-point number a sample, or mixes the samples; or, when a store is made, it needs a
-        label (a lambda, an object, a function that has no source, or that takes values from
-        around it or from its file).
+        floating-point number a sample, or mixes the samples; or a store is made without a label.
 
     Examples
     --------
@@ -96,43 +90,13 @@ class Custom(Target):
         return self.label or str(getattr(self.function, "__qualname__", kind.__qualname__))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain form: the label, or name and source; it cannot be read back.
-
-        OptionError where there is no label, and the source does not tell what is computed.
-        """
-        record = {"name": "Custom", "function": self.shown}
-        return record if self.label else record | {"source": _source(self.function)}
-
-
-def _source(function: Callable[..., Any]) -> str:
-    """Source text of a function that takes nothing but the output."""
-    # Several lambdas may stand in one line, and values held make other functions of one source.
-    if isinstance(function, types.FunctionType) and function.__name__ != "<lambda>":
-        held = (function.__closure__, function.__defaults__, function.__kwdefaults__)
-        with contextlib.suppress(OSError):
-            if not any(held) and not _own_globals(function):
-                return textwrap.dedent(inspect.getsource(function))
-    raise OptionError(
-        f"Custom: a store cannot tell {function!r} from another function, as it can those that are "
-        "defined by def in a file, without defaults, close over nothing, and read no value or "
-        "function of that file; give it a label that stands for it: "
-        "target=Custom(function, label='...')"
-    )
-
-
-def _own_globals(function: types.FunctionType) -> set[str]:
-    """List the values, functions and classes of its own file that a function may read."""
-    codes, names = [function.__code__], set[str]()
-    for code in codes:
-        names |= set(code.co_names)
-        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    found = {name: function.__globals__[name] for name in names & set(function.__globals__)}
-    return {
-        name
-        for name, value in found.items()
-        if not isinstance(value, types.ModuleType)
-        and getattr(value, "__module__", function.__module__) == function.__module__
-    }
+        """Return the plain form, which holds the label only; OptionError where there is none."""
+        if not self.label:
+            raise OptionError(
+                f"Custom: a store cannot tell {self.shown} from another function; give it a label "
+                "that stands for it: target=Custom(function, label='...')"
+            )
+        return {"name": "Custom", "function": self.label}
 
 
 def as_target(target: TargetLike) -> Target:
