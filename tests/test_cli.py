@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import condec.report
 from condec import cli
-from condec.attribution import method_text
+from condec.attribution import METHODS
 from condec.run import LINKS, config
 from condec.store.store import Store
 
@@ -116,7 +116,7 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     assert store.recipe["method"] == {"name": "ActGrad"}
     plan = config.read(source / "run")
     assert plan.sites == ("block1", "stem")
-    assert (method_text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
+    assert (METHODS.text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
     assert (plan.collect.batch_size, plan.collect.precision) == ("auto", "bfloat16")
     assert plan.collect.devices == ("cpu", "cpu")
     done("stats", source / "run", "-q")

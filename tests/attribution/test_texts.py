@@ -22,12 +22,10 @@ from condec.attribution import (
     UnitAblation,
     Zeros,
     ZeroTokens,
-    baseline_text,
-    method_text,
-    parse_baseline,
-    parse_method,
+    texts,
 )
 from condec.attribution.targets import (
+    TARGETS,
     Contrast,
     Custom,
     Entropy,
@@ -39,8 +37,6 @@ from condec.attribution.targets import (
     Surprisal,
     Target,
     TopK,
-    parse_target,
-    target_text,
 )
 from condec.basis.errors import OptionError
 
@@ -83,14 +79,14 @@ METHODS = {
 
 @pytest.mark.parametrize("text", BASELINES)
 def test_baselines(text: str) -> None:
-    assert parse_baseline(text) == BASELINES[text]
-    assert parse_baseline(baseline_text(BASELINES[text])) == BASELINES[text]
+    assert texts.BASELINES.parse(text) == BASELINES[text]
+    assert texts.BASELINES.parse(texts.BASELINES.text(BASELINES[text])) == BASELINES[text]
 
 
 @pytest.mark.parametrize("text", METHODS)
 def test_methods(text: str) -> None:
-    assert parse_method(text) == METHODS[text]
-    assert parse_method(method_text(METHODS[text])) == METHODS[text]
+    assert texts.METHODS.parse(text) == METHODS[text]
+    assert texts.METHODS.parse(texts.METHODS.text(METHODS[text])) == METHODS[text]
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,7 +94,7 @@ def test_methods(text: str) -> None:
 def test_numbers_come_back_exactly(steps: int, value: float, sigma: float) -> None:
     for baseline in (Constant(value), Constant((value, sigma)), Blur(sigma)):
         method = IntegratedGradients(steps=steps, baseline=baseline)
-        assert parse_method(method_text(method)) == method
+        assert texts.METHODS.parse(texts.METHODS.text(method)) == method
 
 
 @pytest.mark.parametrize(
@@ -108,7 +104,7 @@ def test_numbers_come_back_exactly(steps: int, value: float, sigma: float) -> No
 )  # fmt: skip
 def test_methods_that_do_not_exist(text: str) -> None:
     with pytest.raises(OptionError, match=r"expected ig\[:STEPS\|:auto\]\[:layer\]"):
-        parse_method(text)
+        texts.METHODS.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +121,7 @@ def test_methods_that_do_not_exist(text: str) -> None:
 )
 def test_what_is_out_of_range(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        parse_method(text)
+        texts.METHODS.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +136,7 @@ def test_what_is_out_of_range(text: str, message: str) -> None:
 )
 def test_options_that_no_text_says_are_refused(method: Method) -> None:
     with pytest.raises(OptionError, match="no text says all of its options"):
-        method_text(method)
+        texts.METHODS.text(method)
 
 
 def test_classes_of_the_user_s_own_have_no_text() -> None:
@@ -149,7 +145,7 @@ def test_classes_of_the_user_s_own_have_no_text() -> None:
             return inputs[:1]
 
     with pytest.raises(OptionError, match="baseline Mine: no text says"):
-        method_text(IntegratedGradients(baseline=Mine()))
+        texts.METHODS.text(IntegratedGradients(baseline=Mine()))
 
 
 # --- targets ------------------------------------------------------------------------------
@@ -180,7 +176,7 @@ targets = st.one_of(
 @settings(max_examples=50, deadline=None)
 @given(targets)
 def test_every_target_has_a_text(target: Target) -> None:
-    assert parse_target(target_text(target)) == target
+    assert TARGETS.parse(TARGETS.text(target)) == target
 
 
 @pytest.mark.parametrize(
@@ -198,8 +194,8 @@ def test_every_target_has_a_text(target: Target) -> None:
     ],
 )
 def test_texts_of_targets(text: str, target: Target) -> None:
-    assert parse_target(text) == target
-    assert parse_target(target_text(target)) == target
+    assert TARGETS.parse(text) == target
+    assert TARGETS.parse(TARGETS.text(target)) == target
 
 
 def test_targets_without_a_text() -> None:
@@ -207,7 +203,7 @@ def test_targets_without_a_text() -> None:
     some = Surprisal(indices=(0, 2))
     for target in (fitted, some, Custom(lambda output: output[:, 0])):
         with pytest.raises(OptionError, match=r"no text says all of its options, so a run\.toml"):
-            target_text(target)
+            TARGETS.text(target)
 
 
 @pytest.mark.parametrize(
@@ -218,11 +214,11 @@ def test_targets_without_a_text() -> None:
 )  # fmt: skip
 def test_targets_that_do_not_exist(text: str) -> None:
     with pytest.raises(OptionError, match=rf"target '{text}': expected topK\[:softmax\], logit"):
-        parse_target(text)
+        TARGETS.parse(text)
 
 
 def test_a_text_of_options_that_contradict_each_other_says_so() -> None:
     with pytest.raises(OptionError, match="against='logsumexp' is the log-odds already"):
-        parse_target("margin:logsumexp:softmax")
+        TARGETS.parse("margin:logsumexp:softmax")
     with pytest.raises(OptionError, match="all probabilities add up to 1"):
-        parse_target("sum:softmax")
+        TARGETS.parse("sum:softmax")

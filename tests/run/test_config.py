@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from condec.attribution import ActGrad, IntegratedGradients, parse_method
+from condec.attribution import METHODS, ActGrad, IntegratedGradients
 from condec.attribution.targets import (
     Label,
     Logit,
@@ -182,7 +182,7 @@ def test_the_same_plan_is_written_with_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["ig", "ig:25", "actgrad", "ig:auto:layer@blur:2", "gradcam"])
 def test_methods_are_those_of_their_own_texts(text: str) -> None:
     plan = config.from_dict({"sites": "x", "collect": {"method": text}})
-    assert plan.collect.method == parse_method(text)
+    assert plan.collect.method == METHODS.parse(text)
     again = config.from_dict(config.to_dict(plan))
     assert again.collect.method == plan.collect.method
 

@@ -42,21 +42,14 @@ from condec.attribution.gradients import (
 from condec.attribution.path import IntegratedGradients
 from condec.attribution.precision import Compute, Precision
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
-from condec.attribution.texts import (
-    baseline_text,
-    method_from_dict,
-    method_text,
-    parse_baseline,
-    parse_method,
-)  # fmt: skip
+from condec.attribution.texts import METHODS, method_from_dict
 
 __all__ = [
-    "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Compute",
+    "METHODS", "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Compute",
     "Constant", "Contributions", "GradCAM", "Gradient", "IntegratedGradients", "Mean", "Method",
     "Pointwise", "Precision", "Samples", "Setup", "SiteContributions", "SiteUnits", "Sites",
-    "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros", "baseline_text",
-    "check_finite", "contribute", "faithfulness", "is_silent", "make_setup", "merge_signs",
-    "method_from_dict", "method_text", "parse_baseline", "parse_method", "prepare_inputs",
-    "run_batch", "split_and_sum", "spread_units", "unit_effects", "unit_numbers",
+    "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros", "check_finite",
+    "contribute", "faithfulness", "is_silent", "make_setup", "merge_signs", "method_from_dict",
+    "prepare_inputs", "run_batch", "split_and_sum", "spread_units", "unit_effects", "unit_numbers",
     "warn_of_silence",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Every method and baseline: their texts for run.toml and the command line, and plain records.
 
->>> parse_method("ig:20:layer@blur:3")
+>>> METHODS.parse("ig:20:layer@blur:3")
 IntegratedGradients(steps=20, baseline=Blur(sigma=3.0), path='layer', ...)
->>> method_text(parse_method("smoothgrad:8(gradient)"))
+>>> METHODS.text(METHODS.parse("smoothgrad:8(gradient)"))
 'smoothgrad:8(gradient)'
 """
 
@@ -89,39 +89,11 @@ METHODS: Final[Texts[Method]] = Texts(
         UnitAblation: ("unit_ablation", choice("replacement", "zero|mean|resample|baseline")),
     },
 )
+"""Texts of methods; [Choose a method](../how-to/method.md) lists them."""
 _INSIDE: Final[dict[str, dict[str, Any]]] = {
     "baseline": BASELINES.classes,
     "inner": METHODS.classes,
 }
-
-
-def parse_method(text: str) -> Method:
-    """Make a method of its text; [Choose a method](../how-to/method.md) lists them.
-
-    OptionError where there is no such method, or a number is out of range.
-    """
-    return METHODS.parse(text)
-
-
-def method_text(method: Method) -> str:
-    """Write the text that `parse_method` reads; OptionError where no text says all options."""
-    return METHODS.text(method)
-
-
-def parse_baseline(text: str) -> baselines.Baseline:
-    """Make a baseline of its text, as it stands after the ``@`` of a method.
-
-    OptionError where there is no such baseline, or a number is out of range.
-
-    >>> parse_baseline("constant:0.5")
-    Constant(value=0.5)
-    """
-    return BASELINES.parse(text)
-
-
-def baseline_text(baseline: baselines.Baseline) -> str:
-    """Write the text that `parse_baseline` reads; OptionError where no text says all options."""
-    return BASELINES.text(baseline)
 
 
 def method_from_dict(record: Mapping[str, Any]) -> Method:

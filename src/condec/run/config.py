@@ -27,8 +27,8 @@ import pydantic
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model
 
-from condec.attribution import Method, method_text, parse_method
-from condec.attribution.targets import Target, parse_target, target_text
+from condec.attribution import METHODS, Method
+from condec.attribution.targets import TARGETS, Target
 from condec.basis.errors import OptionError
 from condec.dictionary import TrainConfig
 from condec.run.plan import LEARNERS, FitPlan, Plan
@@ -247,8 +247,8 @@ _N_MODES: Final = Annotated[
     ),
 ]
 _TEXTS: Final[dict[Any, Any]] = {
-    Method: _text_of(parse_method),
-    Target: _text_of(parse_target),
+    Method: _text_of(METHODS.parse),
+    Target: _text_of(TARGETS.parse),
     Twin: _text_of(parse_twin),
 }
 
@@ -361,9 +361,9 @@ def _plain(value: Any) -> Any:
     """Return an option as a TOML value."""
     match value:
         case Method():
-            return method_text(value)
+            return METHODS.text(value)
         case Target():
-            return target_text(value)
+            return TARGETS.text(value)
         case tuple():
             return [item.name if isinstance(item, Twin) else item for item in value]
     return value

@@ -10,10 +10,10 @@ from condec.attribution.targets.base import Target, TargetLike, predictions, sco
 from condec.attribution.targets.classes import Contrast, Label, Logit, Margin, Predicted, TopK
 from condec.attribution.targets.custom import Custom, as_target
 from condec.attribution.targets.outputs import Entropy, Sum, Surprisal
-from condec.attribution.targets.texts import parse_target, target_from_dict, target_text
+from condec.attribution.targets.texts import TARGETS, target_from_dict
 
 __all__ = [
-    "Contrast", "Custom", "Entropy", "Label", "Logit", "Margin", "Predicted", "Sum", "Surprisal",
-    "Target", "TargetLike", "TopK", "as_target", "parse_target", "predictions", "scores",
-    "target_from_dict", "target_text",
+    "TARGETS", "Contrast", "Custom", "Entropy", "Label", "Logit", "Margin", "Predicted", "Sum",
+    "Surprisal", "Target", "TargetLike", "TopK", "as_target", "predictions", "scores",
+    "target_from_dict",
 ]  # fmt: skip

@@ -60,22 +60,11 @@ TARGETS: Final[Texts[Target]] = Texts(
         ),
     },
 )
+"""Texts of targets; [Choose a target](../how-to/target.md) lists them.
 
-
-def parse_target(text: str) -> Target:
-    """Make a target of its text; [Choose a target](../how-to/target.md) lists them.
-
-    OptionError where there is no such target, or a number is out of range.
-
-    >>> parse_target("logit:285:softmax")
-    Logit(index=285, probability=True)
-    """
-    return TARGETS.parse(text)
-
-
-def target_text(target: Target) -> str:
-    """Write the text that `parse_target` reads; OptionError for numbers and functions held."""
-    return TARGETS.text(target)
+>>> TARGETS.parse("logit:285:softmax")
+Logit(index=285, probability=True)
+"""
 
 
 def target_from_dict(record: Mapping[str, Any]) -> Target:
