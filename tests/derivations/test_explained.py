@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from condec.retina import explained
 from condec.retina.explained import _PENALTIES, explained_variance
 from condec.retina.fields import ReceptiveFields
 
@@ -86,7 +87,8 @@ def errors(y: Rows, predicted: Rows, frames: list[int]) -> float:
 
 
 @pytest.mark.parametrize("noise", [0.3, 3.0])
-def test_r2(noise: float) -> None:
+def test_r2(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explained, "_VARIANCE", 1.0)  # all components: the loops have none
     x, wild = random_rows(N, MODES, 0), random_rows(N, PIXELS, 1)
     weights = random_rows(MODES, PIXELS, 2)
     y = [
@@ -111,18 +113,16 @@ def test_r2(noise: float) -> None:
         of_mean += errors(y, predictions(x, y, train, test, math.inf), test)
 
     pictures = torch.tensor(y, dtype=torch.float64).reshape(N, 1, 2, 2)
-    strength = pictures.flatten(2).norm(dim=2)
     fields = ReceptiveFields(
-        spatial=pictures / strength[..., None, None],
+        spatial=pictures,  # not of length 1, as those of a model are
         temporal=torch.tensor([0.6, 0.8], dtype=torch.float64).expand(N, 1, 2).clone(),
-        strength=strength,
+        strength=torch.ones(N, 1, dtype=torch.float64),
         separability=torch.ones(N, 1, dtype=torch.float64),
         rows=torch.tensor(times),
         cells=torch.tensor([0]),
         corners=torch.zeros(1, 2, dtype=torch.int64),
     )
     table = explained_variance(
-        fields, torch.tensor(x, dtype=torch.float64), of="field", folds=FOLDS, variance=1.0,
-        n_shifts=0, n_bootstrap=0,
-    )  # fmt: skip
+        fields, torch.tensor(x, dtype=torch.float64), folds=FOLDS, n_shifts=0, n_bootstrap=0
+    )
     assert float(table["r2"].iloc[0]) == pytest.approx(1 - wrong / of_mean, abs=1e-9)

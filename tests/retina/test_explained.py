@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from condec.basis.errors import DataError, OptionError
 from condec.data import as_inputs
+from condec.retina import explained
 from condec.retina.combinations import fields_of_combinations
 from condec.retina.explained import COMPARED, MODES, explained_variance, pooled_stimulus
 from condec.retina.fields import ReceptiveFields, receptive_fields
@@ -23,13 +24,12 @@ def smooth(n: int, columns: int, seed: int = 0, length: int = 7) -> Tensor:
 
 
 def fields_of(pictures: Tensor) -> ReceptiveFields:
-    """From pictures with their strength [sample, cell, y, x]."""
+    """From pictures [sample, cell, y, x], as they are: not of length 1."""
     n, cells = pictures.shape[:2]
-    strength = pictures.flatten(2).norm(dim=2)
     return ReceptiveFields(
-        spatial=pictures / strength[..., None, None],
+        spatial=pictures,
         temporal=(COURSE / COURSE.norm()).expand(n, cells, 3).clone(),
-        strength=strength * COURSE.norm(),
+        strength=torch.ones(n, cells),
         separability=torch.ones(n, cells),
         rows=torch.arange(n),
         cells=torch.arange(cells) + 4,
@@ -66,7 +66,9 @@ def test_a_gate_is_found_from_model_to_score() -> None:
     clips = torch.randn(90, 3, 6, 6)
     open_ = (clips[:, 0, 0, 0] > 0).float()[:, None]
     fields = receptive_fields(Gated().eval(), as_inputs(clips))
-    table = explained_variance(fields, open_, pooled_stimulus(as_inputs(clips)), n_bootstrap=50)
+    table = explained_variance(
+        fields, open_, pooled_stimulus(as_inputs(clips), fields.rows), n_bootstrap=50
+    )
     assert scores(table)[MODES] == pytest.approx([1], abs=1e-6)
     assert float(table["lead_low"].min()) > 0.3
     means = fields_of_combinations(fields, open_)
@@ -78,7 +80,7 @@ def test_a_gate_is_found_from_model_to_score() -> None:
 
 def test_loadings_that_determine_the_field_explain_all_of_it() -> None:
     fields, loadings = planted()
-    table = explained_variance(fields, loadings, smooth(200, 9, 5), smooth(200, 2, 6), of="field")
+    table = explained_variance(fields, loadings, smooth(200, 9, 5), smooth(200, 2, 6))
     assert table["predictor"].tolist() == list(COMPARED) * 2
     assert table["compared"].tolist() == list(COMPARED.values()) * 2
     assert table["cell"].tolist() == [4] * 6 + [5] * 6
@@ -98,9 +100,7 @@ def test_shifted_loadings_explain_nothing() -> None:
     shifted = []
     for seed in range(4):
         fields, loadings = planted(300)
-        table = explained_variance(
-            fields, loadings, of="field", n_shifts=3, n_bootstrap=0, seed=seed
-        )
+        table = explained_variance(fields, loadings, n_shifts=3, n_bootstrap=0, seed=seed)
         shifted += scores(table)["shifted modes"]
     # 24 predictions of noise: none is good, and on average they are no better than the mean.
     assert max(shifted) < 0.1
@@ -116,9 +116,7 @@ def test_what_determines_the_field_is_told_from_the_rest() -> None:
     weights = torch.randn(2, 1, 3, 3, generator=gen)
     pictures = torch.einsum("sk,kcyx->scyx", leading, weights) + 0.1
     loadings = smooth(200, 2, 8)
-    found = scores(
-        explained_variance(fields_of(pictures), loadings, stimulus, of="field", n_bootstrap=0)
-    )
+    found = scores(explained_variance(fields_of(pictures), loadings, stimulus, n_bootstrap=0))
     assert found["stimulus components"] == pytest.approx([1], abs=1e-5)
     assert found[MODES][0] < 0.2
     assert "activation clusters" not in found
@@ -137,15 +135,11 @@ def test_a_gain_is_no_part_of_the_picture() -> None:
     """The first mode multiplies the field, the second turns it over."""
     loadings = smooth(200, 2)
     gain, sign = 1 + loadings[:, 0], torch.where(loadings[:, 1] > 0, 1.0, -1.0)
-    here = torch.randn(1, 4, 4)
-    fields = fields_of((gain * sign)[:, None, None, None] * here)
-    turned = (sign > 0).float()[:, None]
+    fields = fields_of(sign[:, None, None, None] * torch.randn(1, 4, 4))
+    fields = replace(fields, strength=gain[:, None])
     options = {"n_shifts": 0, "n_bootstrap": 0}
-    picture = explained_variance(fields, turned, **options)
-    assert picture["r2"].tolist() == pytest.approx([1], abs=1e-6)
-    assert (
-        0.5 < float(explained_variance(fields, turned, of="field", **options)["r2"].iloc[0]) < 0.99
-    )
+    turned = explained_variance(fields, (sign > 0).float()[:, None], **options)
+    assert turned["r2"].tolist() == pytest.approx([1], abs=1e-6)
     alone = explained_variance(fields, loadings[:, :1], **options)
     assert float(alone["r2"].iloc[0]) < 0.2
 
@@ -153,9 +147,9 @@ def test_a_gain_is_no_part_of_the_picture() -> None:
 def test_units_of_loadings_and_modes_that_never_vary_do_not_matter() -> None:
     fields, loadings = planted(100)
     noisy = loadings + 0.3 * smooth(100, 3, 7)
-    one = explained_variance(fields, noisy, of="field", n_bootstrap=0)
+    one = explained_variance(fields, noisy, n_bootstrap=0)
     other = torch.cat((noisy * torch.tensor([1e-3, 5.0, 40.0]), torch.ones(100, 1)), 1)
-    two = explained_variance(fields, other, of="field", n_bootstrap=0)
+    two = explained_variance(fields, other, n_bootstrap=0)
     assert 0.2 < one["r2"].max() < 0.99
     assert two["r2"].tolist() == pytest.approx(one["r2"].tolist(), abs=1e-4)
 
@@ -187,7 +181,7 @@ def test_frames_that_share_a_clip_are_not_fitted() -> None:
     age = torch.arange(n)[:, None] - torch.arange(n)
     inside = ((age >= 0) & (age < 3)).float()
     fields = fields_of(torch.randn(n, 1, 3, 3).cumsum(0))
-    options = {"of": "field", "folds": n // 4, "n_shifts": 0, "n_bootstrap": 0}
+    options = {"folds": n // 4, "n_shifts": 0, "n_bootstrap": 0}
     apart = explained_variance(fields, inside, **options)
     shorter = replace(fields, temporal=torch.ones(n, 1, 1))  # as if clips were of one frame
     near = explained_variance(shorter, inside, **options)
@@ -198,12 +192,12 @@ def test_frames_that_share_a_clip_are_not_fitted() -> None:
 def test_intervals_hold_the_score_and_depend_on_the_seed_alone() -> None:
     fields, loadings = planted(100)
     noisy = loadings + 0.3 * smooth(100, 3, 7)
-    table = explained_variance(fields, noisy, of="field", n_bootstrap=100, seed=1)
+    table = explained_variance(fields, noisy, n_bootstrap=100, seed=1)
     mine = table[table["predictor"] == MODES]
     assert (mine["r2_low"] < mine["r2"]).all()
     assert (mine["r2"] < mine["r2_high"]).all()
-    assert table.equals(explained_variance(fields, noisy, of="field", n_bootstrap=100, seed=1))
-    none = explained_variance(fields, noisy, of="field", n_bootstrap=0)
+    assert table.equals(explained_variance(fields, noisy, n_bootstrap=100, seed=1))
+    none = explained_variance(fields, noisy, n_bootstrap=0)
     assert none[["r2_low", "r2_high", "lead_low", "lead_high"]].isna().all(axis=None)
 
 
@@ -219,19 +213,19 @@ def test_a_field_that_never_changes_has_no_score() -> None:
 # --- stimulus -----------------------------------------------------------------------------
 
 
-def test_pooled_stimulus_is_the_mean_over_boxes() -> None:
-    clips = torch.randn(5, 4, 6, 6)
-    pooled = pooled_stimulus(as_inputs(clips), [3, 0, 1], shape=(2, 3, 3), batch_size=2)
+def test_pooled_stimulus_is_the_mean_over_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, rows = torch.randn(5, 4, 6, 6), torch.tensor([3, 0, 1])
+    # Smaller than the boxes.
+    assert pooled_stimulus(as_inputs(clips), rows).equal(clips.flatten(1)[rows])
+    monkeypatch.setattr(explained, "_BOXES", (2, 3, 3))
+    monkeypatch.setattr(explained, "_CLIPS", 2)
     boxes = clips.reshape(5, 2, 2, 3, 2, 3, 2).mean((2, 4, 6)).flatten(1)
-    torch.testing.assert_close(pooled, boxes[[3, 0, 1]])
-    assert pooled_stimulus(as_inputs(clips)).equal(clips.flatten(1))  # smaller than the boxes
+    torch.testing.assert_close(pooled_stimulus(as_inputs(clips), rows), boxes[rows])
 
 
 def test_pooled_stimulus_refuses() -> None:
-    with pytest.raises(OptionError, match=r"must be 1 or more; got \(0, 10, 10\), 64"):
-        pooled_stimulus(as_inputs(torch.randn(2, 4, 6, 6)), shape=(0, 10, 10))
     with pytest.raises(DataError, match=r"clips of shape \[history, y, x\]; .* \(6, 6\)"):
-        pooled_stimulus(as_inputs(torch.randn(2, 6, 6)))
+        pooled_stimulus(as_inputs(torch.randn(2, 6, 6)), torch.arange(2))
 
 
 # --- what is refused ----------------------------------------------------------------------
@@ -239,11 +233,9 @@ def test_pooled_stimulus_refuses() -> None:
 
 def test_explained_variance_refuses(unchecked: None) -> None:
     fields, loadings = planted(40)
-    for wrong in ({"folds": 1}, {"variance": 0.0}, {"n_shifts": -1}, {"n_bootstrap": -1}):
-        with pytest.raises(OptionError, match="expected folds of 2 or more"):
-            explained_variance(fields, loadings, **wrong)
-    with pytest.raises(OptionError, match="of must be one of picture, field; got 'shape'"):
-        explained_variance(fields, loadings, of="shape")
+    for name, wrong, least in (("folds", 1, 2), ("n_shifts", -1, 0), ("n_bootstrap", -1, 0)):
+        with pytest.raises(OptionError, match=f"{name} must be at least {least}; got {wrong}"):
+            explained_variance(fields, loadings, **{name: wrong})
     with pytest.raises(DataError, match=r"loadings of 39 frames, fields of 40; give loadings\["):
         explained_variance(fields, loadings[1:])
     with pytest.raises(DataError, match="stimulus of 39 frames"):

@@ -4,16 +4,16 @@ Fields are predicted from loadings by ridge regression, in blocks of time that w
 and for comparison from clusters and principal components of the stimulus and of activations.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from condec.basis.checks import one_of
-from condec.basis.errors import DataError, OptionError
+from condec.basis.checks import at_least
+from condec.basis.errors import DataError
 from condec.basis.metrics import pca_dimensions
 from condec.data.inputs import Inputs
 from condec.effects import interval, resample_counts
@@ -23,12 +23,12 @@ from condec.retina.fields import ReceptiveFields
 if TYPE_CHECKING:
     import pandas
 
-FieldPart = Literal["picture", "field"]
-
+_VARIANCE: Final = 0.95  # of a field, that is to be predicted
 _PENALTIES: Final = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, float("inf"))
 _N_SEGMENTS: Final = 20  # stretches of time that are drawn again for the intervals
 _N_STARTS: Final = 4
-_COLUMNS: Final = 4096  # of a wide matrix, made double at one time
+_BOXES: Final = (8, 10, 10)  # of a pooled clip, along history, y and x
+_CLIPS: Final = 64  # pooled at one time
 
 MODES: Final = "modes"
 COMPARED: Final = {
@@ -45,18 +45,17 @@ COMPARED: Final = {
 def explained_variance(
     fields: ReceptiveFields, loadings: Float[torch.Tensor, "sample mode"],
     stimulus: Float[torch.Tensor, "sample ..."] | None = None,
-    activations: Float[torch.Tensor, "sample ..."] | None = None, *, of: FieldPart = "picture",
-    folds: int = 5, variance: float = 0.95, n_shifts: int = 5, n_bootstrap: int = 1000,
-    seed: int = 0,
+    activations: Float[torch.Tensor, "sample ..."] | None = None, *, folds: int = 5,
+    n_shifts: int = 5, n_bootstrap: int = 1000, seed: int = 0,
 ) -> "pandas.DataFrame":  # fmt: skip
     r"""Score modes, and what they must beat, by R2 of each cell's receptive field over time.
 
-    The field of a frame is its picture, with aligned signs (`ReceptiveFields.aligned`), along the
-    principal components that hold 95 % of its variance. Time is cut into `folds` blocks; each is
-    predicted from the others by ridge regression, whose penalty (per cell) was chosen within the
-    others in the same manner. Frames that share a part of their clips with the block are left out
-    of what is fitted. With the prediction :math:`\hat y` and the mean :math:`\bar y` of the
-    fitted frames,
+    The field of a frame is its picture of length 1 (shape and sign, weak fields as much as strong
+    ones), with aligned signs (`ReceptiveFields.aligned`), along the principal components that
+    hold 95 % of its variance. Time is cut into `folds` blocks; each is predicted from the others
+    by ridge regression, whose penalty (per cell) was chosen within the others in the same manner.
+    Frames that share a part of their clips with the block are left out of what is fitted. With
+    the prediction :math:`\hat y` and the mean :math:`\bar y` of the fitted frames,
 
     .. math:: R^2 = 1 - \frac{\sum_s \|y_s - \hat y_s\|^2}{\sum_s \|y_s - \bar y\|^2}
 
@@ -69,14 +68,8 @@ def explained_variance(
     loadings : Tensor of shape [sample, mode]
         Of the same frames: ``loadings[fields.rows]`` where those are of all samples.
     stimulus, activations : Tensor of shape [sample, ...], optional
-        Of the same frames: clips, as `pooled_stimulus` gives them, and activations of the modes'
-        site, such as ``store.matrix(site, quantity="activation", sign="concat")``.
-    of : {"picture", "field"}
-        The picture of length 1: shape and sign, weak fields as much as strong ones. Or picture
-        times strength, which follows the gain of the cell as well.
+        Of the same frames: clips, as `pooled_stimulus` gives them, and activations of the site.
     folds : int
-    variance : float
-        Share of the field's variance that is to be predicted, 0 to 1.
     n_shifts : int
         Shifts of the loadings, by a tenth to nine tenths of the time; errors are averaged.
     n_bootstrap : int
@@ -106,13 +99,8 @@ def explained_variance(
     """
     import pandas
 
-    one_of("explained_variance", "of", of, FieldPart)
-    if folds < 2 or n_shifts < 0 or n_bootstrap < 0 or not 0 < variance <= 1:
-        raise OptionError(
-            "explained_variance: expected folds of 2 or more, n_shifts and n_bootstrap of 0 or "
-            f"more, and a variance above 0 and at most 1; got {folds}, {n_shifts}, {n_bootstrap} "
-            f"and {variance}"
-        )
+    at_least("explained_variance", 2, folds=folds)
+    at_least("explained_variance", 0, n_shifts=n_shifts, n_bootstrap=n_bootstrap)
     if bool((fields.rows.diff() <= 0).any()):
         raise DataError(
             "explained_variance: the frames of the fields are not in the order of time; call "
@@ -127,11 +115,13 @@ def explained_variance(
             f"explained_variance: none of {loadings.shape[1]} modes varies over {len(fields)} "
             "frames; nothing can be predicted from them"
         )
-    targets = _targets(fields, of, variance)
+    # Of each cell the components of its pictures that hold so much of their variance; one at least.
+    pictures = fields.aligned().spatial.flatten(2).double().unbind(1)
+    targets = [_scores(one)[:, : max(pca_dimensions(one, _VARIANCE), 1)] for one in pictures]
     y = torch.cat(targets, 1)
     owner = torch.cat([torch.full((t.shape[1],), cell) for cell, t in enumerate(targets)])
     blocks = _Blocks(fields.rows, folds, gap=fields.temporal.shape[-1], owner=owner)
-    total = blocks.errors_of_mean(y)
+    total = blocks.errors(y.new_zeros(len(y), 1), y)  # of the mean: there is nothing to fit
     counts = resample_counts(min(_N_SEGMENTS, len(y)), n_bootstrap, seed)
     scores: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
@@ -150,39 +140,15 @@ def explained_variance(
     return pandas.DataFrame(rows)
 
 
-def pooled_stimulus(
-    inputs: Inputs, rows: Sequence[int] | Tensor | None = None, *,
-    shape: tuple[int, int, int] = (8, 10, 10), batch_size: int = 64,
-) -> Float[torch.Tensor, "sample entry"]:  # fmt: skip
-    """Average clips [history, y, x] over boxes, so that those of a whole movie fit into memory.
+def pooled_stimulus(inputs: Inputs, rows: Tensor) -> Float[torch.Tensor, "sample entry"]:
+    """Average clips [history, y, x] over 8 x 10 x 10 boxes, so that a whole movie fits into memory.
 
-    Parameters
-    ----------
-    inputs : Inputs
-    rows : sequence of int, optional
-        Samples, such as ``fields.rows``; all by default.
-    shape : (int, int, int)
-        Boxes along history, y and x, at most the entries of the clip.
-    batch_size : int
-
-    Raises
-    ------
-    OptionError, DataError
-        A number below 1; samples that are no clips.
+    `rows` are samples of the inputs, such as ``fields.rows``. DataError where they are no clips.
     """
     is_clips("pooled_stimulus", inputs.name, inputs.sample_shape)
-    if min(*shape, batch_size) < 1:
-        raise OptionError(
-            f"pooled_stimulus: shape and batch_size must be 1 or more; got {shape}, {batch_size}"
-        )
-    history, height, width = inputs.sample_shape
-    boxes = min(shape[0], history), min(shape[1], height), min(shape[2], width)
-    chosen = range(len(inputs)) if rows is None else [int(row) for row in rows]
-    found = [
-        F.adaptive_avg_pool3d(inputs.batch(chosen[start : start + batch_size]), boxes).flatten(1)
-        for start in range(0, len(chosen), batch_size)
-    ]
-    return torch.cat(found)
+    boxes = [min(most, size) for most, size in zip(_BOXES, inputs.sample_shape, strict=True)]
+    batches = (inputs.batch(some.tolist()) for some in rows.split(_CLIPS))
+    return torch.cat([F.adaptive_avg_pool3d(clips, boxes).flatten(1) for clips in batches])
 
 
 class _Blocks:
@@ -203,27 +169,17 @@ class _Blocks:
         """Return the squared errors of the predictions of y from x, [sample, cell]."""
         found = y.new_zeros(len(y), self._n_cells)
         for test, train in self._splits(torch.arange(len(y))):
-            within = sum(
-                self._of_cells((_ridge(x, y, fitted, part) - y[part]).square()).sum(1)
-                for part, fitted in self._splits(train)
-            )
-            assert isinstance(within, Tensor)
+            parts = self._splits(train)
+            within = [self._of_cells(x, y, fitted, part).sum(1) for part, fitted in parts]
             # Of equal errors the larger penalty.
-            best = len(_PENALTIES) - 1 - within.flip(0).argmin(0)
-            away = (_ridge(x, y, train, test) - y[test]).square()
-            every = self._of_cells(away)  # [penalty, sample, cell]
+            best = len(_PENALTIES) - 1 - sum(within, y.new_zeros(())).flip(0).argmin(0)
+            every = self._of_cells(x, y, train, test)
             found[test] = every.gather(0, best.expand(1, len(test), -1))[0]
         return found
 
-    def errors_of_mean(self, y: Tensor) -> Tensor:
-        """Return the squared errors of the mean of the fitted frames, [sample, cell]."""
-        found = torch.empty_like(y)
-        for test, train in self._splits(torch.arange(len(y))):
-            found[test] = (y[test] - y[train].mean(0)).square()
-        return self._of_cells(found)
-
-    def _of_cells(self, squares: Tensor) -> Tensor:
-        """Sum over each cell's components, which are the last axis."""
+    def _of_cells(self, x: Tensor, y: Tensor, train: Tensor, test: Tensor) -> Tensor:
+        """Return the squared errors over each cell's components, [penalty, sample, cell]."""
+        squares = (_ridge(x, y, train, test) - y[test]).square()
         sums = squares.new_zeros(*squares.shape[:-1], self._n_cells)
         return sums.index_add_(-1, self._owner, squares)
 
@@ -270,17 +226,11 @@ def _designs(
 
 def _scores(rows: Tensor) -> Tensor:
     """Return all principal components, largest first; distances between rows are kept."""
-    mean = rows.mean(0)
-    if rows.shape[1] > len(rows):  # the smaller of the two matrices, without a copy of the rows
-        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        for start in range(0, rows.shape[1], _COLUMNS):
-            some = slice(start, start + _COLUMNS)
-            away = rows[:, some].double() - mean[some].double()
-            gram.addmm_(away, away.T)
-        values, vectors = torch.linalg.eigh(gram)
+    away = rows.double() - rows.mean(0).double()
+    if rows.shape[1] > len(rows):  # the smaller of the two matrices
+        values, vectors = torch.linalg.eigh(away @ away.T)
         scores: Tensor = vectors * values.clamp(min=0.0).sqrt()
     else:
-        away = rows.double() - mean.double()
         scores = away @ torch.linalg.eigh(away.T @ away).eigenvectors
     return scores.flip(1)
 
@@ -293,14 +243,6 @@ def _clusters(scores: Tensor, n_clusters: int, seed: int) -> Tensor:
     means = KMeans(n_clusters=n_clusters, n_init=_N_STARTS, random_state=seed)
     labels = torch.as_tensor(means.fit_predict(scores.numpy()), dtype=torch.int64)
     return F.one_hot(labels, n_clusters).to(scores.dtype)
-
-
-def _targets(fields: ReceptiveFields, of: FieldPart, variance: float) -> list[Tensor]:
-    """Return the components of each cell that hold so much of its variance; one at least."""
-    whole = fields.aligned()
-    pictures = whole.spatial.flatten(2).double()
-    each = whole.strength[..., None] * pictures if of == "field" else pictures
-    return [_scores(one)[:, : max(pca_dimensions(one, variance), 1)] for one in each.unbind(1)]
 
 
 def _r2(residual: Tensor, total: Tensor, counts: Tensor) -> Tensor:
