@@ -71,10 +71,6 @@ def test_fields(cell: int) -> None:
         assert got.temporal[sample, cell].tolist() == pytest.approx(course, abs=1e-5)
         assert got.spatial[sample, cell].flatten().tolist() == pytest.approx(picture, abs=1e-5)
         assert float(got.separability[sample, cell]) == pytest.approx(value**2 / total, rel=1e-5)
-        rows = [sum(picture[y * SIZE + x] ** 2 for x in range(SIZE)) for y in range(SIZE)]
-        columns = [sum(picture[y * SIZE + x] ** 2 for y in range(SIZE)) for x in range(SIZE)]
-        centre = [sum(i * v for i, v in enumerate(share)) for share in (rows, columns)]
-        assert got.centre[sample, cell].tolist() == pytest.approx(centre, abs=1e-5)
         largest = max(picture, key=abs)
         assert float(got.polarity[sample, cell]) == math.copysign(1, largest)
 

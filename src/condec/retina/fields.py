@@ -4,7 +4,7 @@ The field of a cell at one frame is the gradient of its rate in the clip that le
 separated into one picture and one time course (Melander et al. 2026, Figure 8).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from condec.attribution import prepare_inputs
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, ModelError, OptionError
 from condec.basis.records import short_repr
 from condec.data.inputs import Inputs, spread
@@ -50,6 +51,9 @@ class RankOne:
     separability: Float[torch.Tensor, "..."]
 
 
+_PARTS: Final = tuple(RankOne.__annotations__)
+
+
 @short_repr
 @dataclass(frozen=True, eq=False)
 class ReceptiveFields(RankOne):
@@ -81,15 +85,6 @@ class ReceptiveFields(RankOne):
         flat = self.spatial.flatten(2)
         return flat.gather(2, flat.abs().argmax(2, keepdim=True))[..., 0].sign()
 
-    @property
-    def centre(self) -> Float[torch.Tensor, "sample cell 2"]:
-        """Return row and column, in the whole picture, of the centre of the squared entries."""
-        energy = self.spatial.square()
-        total = energy.sum((2, 3))
-        rows = (energy.sum(3) * torch.arange(energy.shape[2])).sum(2) / total
-        columns = (energy.sum(2) * torch.arange(energy.shape[3])).sum(2) / total
-        return torch.stack((rows, columns), 2) + self.corners
-
     def aligned(self) -> "ReceptiveFields":
         """Return the same fields with signs that do not jump from one frame to the next.
 
@@ -111,8 +106,8 @@ class ReceptiveFields(RankOne):
 
     def select(self, samples: Tensor | Sequence[int]) -> "ReceptiveFields":
         """Return some samples of these, by place or by a mask."""
-        chosen, names = torch.as_tensor(samples), (*RankOne.__annotations__, "rows")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        chosen = torch.as_tensor(samples)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in (*_PARTS, "rows")})
 
 
 def separate(field: Float[torch.Tensor, "... history y x"]) -> RankOne:
@@ -185,17 +180,15 @@ def receptive_fields(
         The model is in training mode, gives no matrix of rates, or cannot be differentiated.
     """
     refuse_training(model)
-    if batch_size < 1 or (crop is not None and crop < 1):
-        raise OptionError(
-            f"receptive_fields: batch_size and crop must be 1 or more; got {batch_size}, {crop}"
-        )
+    at_least("receptive_fields", 1, batch_size=batch_size, crop=1 if crop is None else crop)
     is_clips("receptive_fields", inputs.name, inputs.sample_shape)
     chosen = _chosen("row", rows, len(inputs))
     some = sorted(set(chosen))
     looked_at = [some[place] for place in spread(len(some), _N_LOOKED_AT)]
 
     def reduced(rows: list[int], reduce: Callable[[int, Tensor], _Reduced]) -> list[list[_Reduced]]:
-        return list(_gradients(model, inputs, cells, rows, batch_size, reduce))
+        batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+        return [_gradients(model, inputs, cells, batch, reduce) for batch in batches]
 
     energies = reduced(looked_at, lambda _, each: each.double().square().sum((0, 1)).cpu())
     energy = torch.stack([torch.stack(batch) for batch in energies]).sum(0)
@@ -209,13 +202,12 @@ def receptive_fields(
         # Copies: a view would hold all of it.
         return RankOne(**{k: v.to("cpu", torch.float32, copy=True) for k, v in parts.items()})
 
-    batches = reduced(chosen, of_cell)
-
-    def together(name: str) -> Tensor:
-        return torch.cat([torch.stack([getattr(c, name) for c in batch], 1) for batch in batches])
-
+    batches = [
+        {name: torch.stack([getattr(c, name) for c in batch], 1) for name in _PARTS}
+        for batch in reduced(chosen, of_cell)
+    ]
     return ReceptiveFields(
-        **{name: together(name) for name in RankOne.__annotations__},
+        **{name: torch.cat([batch[name] for batch in batches]) for name in _PARTS},
         rows=torch.tensor(chosen),
         cells=torch.tensor(range(len(energy)) if cells is None else list(cells)),
         corners=corners,
@@ -224,36 +216,27 @@ def receptive_fields(
 
 def _gradients(
     model: nn.Module, inputs: Inputs, cells: Sequence[int] | None, rows: list[int],
-    batch_size: int, reduce: Callable[[int, Tensor], _Reduced],
-) -> Iterator[list[_Reduced]]:  # fmt: skip
-    """Reduce each cell's gradient, named by its place; yield them batch by batch."""
-    for start in range(0, len(rows), batch_size):
-        some, found = rows[start : start + batch_size], []
-        with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(model):
-            clips = prepare_inputs(model, inputs.batch(some)).detach().requires_grad_()
-            rates = _rates(run_model(model, clips), inputs, some)
-            for place, cell in enumerate(_chosen("cell", cells, rates.shape[1])):
-                (gradient,) = torch.autograd.grad(
-                    rates[:, cell].sum(), clips, retain_graph=True, materialize_grads=True
-                )
-                _check_finite(f"the gradient of cell {cell}", gradient, inputs, some)
-                found.append(reduce(place, gradient))
-        yield found
-
-
-def _rates(rates: Tensor, inputs: Inputs, rows: Sequence[int]) -> Tensor:
-    if rates.ndim != 2:
-        raise ModelError(
-            "receptive_fields: expected rates of shape [sample, cell]; the model gave "
-            f"{tuple(rates.shape)}"
-        )
-    if not rates.requires_grad:
-        raise ModelError(
-            "receptive_fields: the rates have no gradient in the clip; the model must be "
-            "differentiable, and not run under torch.no_grad()"
-        )
-    _check_finite("a rate", rates, inputs, rows)
-    return rates
+    reduce: Callable[[int, Tensor], _Reduced],
+) -> list[_Reduced]:  # fmt: skip
+    """Reduce each cell's gradient in some clips, named by its place."""
+    found = []
+    with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(model):
+        clips = prepare_inputs(model, inputs.batch(rows)).detach().requires_grad_()
+        rates = run_model(model, clips)
+        if rates.ndim != 2 or not rates.requires_grad:
+            raise ModelError(
+                "receptive_fields: expected rates of shape [sample, cell] with a gradient in the "
+                f"clip; the model gave {tuple(rates.shape)}, "
+                f"{'with' if rates.requires_grad else 'without'} a gradient"
+            )
+        _check_finite("a rate", rates, inputs, rows)
+        for place, cell in enumerate(_chosen("cell", cells, rates.shape[1])):
+            (gradient,) = torch.autograd.grad(
+                rates[:, cell].sum(), clips, retain_graph=True, materialize_grads=True
+            )
+            _check_finite(f"the gradient of cell {cell}", gradient, inputs, rows)
+            found.append(reduce(place, gradient))
+    return found
 
 
 def _check_finite(what: str, values: Tensor, inputs: Inputs, rows: Sequence[int]) -> None:
@@ -270,9 +253,7 @@ def _check_finite(what: str, values: Tensor, inputs: Inputs, rows: Sequence[int]
 
 def _chosen(what: str, given: Sequence[int] | Tensor | None, n: int) -> list[int]:
     """Check the places that were asked for."""
-    if given is None:
-        return list(range(n))
-    places = [int(place) for place in given]
+    places = list(range(n)) if given is None else [int(place) for place in given]
     wrong = [place for place in places if not 0 <= place < n]
     if wrong or not places:
         raise OptionError(
