@@ -1,5 +1,6 @@
-"""Modes against cells again: correlation, silhouettes and Ward's tree by loops."""
+"""Modes against cells again: correlation, k-means and silhouettes by loops."""
 
+import itertools
 import math
 
 import pytest
@@ -45,23 +46,19 @@ def standardised(rows: Rows) -> Rows:
     return list(map(list, zip(*columns, strict=True)))
 
 
-def ward(rows: Rows, k: int) -> list[set[int]]:
-    """Merge the two clusters whose union adds least to the sum of squares, down to k."""
-    clusters = [{i} for i in range(len(rows))]
+def best_groups(rows: Rows, k: int) -> list[set[int]]:
+    """Find the k groups with the least sum of squares among all that there are."""
 
     def squares(members: set[int]) -> float:
         means = [sum(rows[i][j] for i in members) / len(members) for j in range(len(rows[0]))]
         return sum((rows[i][j] - means[j]) ** 2 for i in members for j in range(len(rows[0])))
 
-    while len(clusters) > k:
-        pairs = [(a, b) for a in range(len(clusters)) for b in range(a)]
-        a, b = min(
-            pairs,
-            key=lambda pair: squares(clusters[pair[0]] | clusters[pair[1]])
-            - squares(clusters[pair[0]]) - squares(clusters[pair[1]]),
-        )  # fmt: skip
-        clusters[b] |= clusters.pop(a)
-    return clusters
+    found: dict[float, list[set[int]]] = {}
+    for member in itertools.product(range(k), repeat=len(rows)):
+        groups = [{i for i, group in enumerate(member) if group == g} for g in range(k)]
+        if all(groups):
+            found[sum(map(squares, groups))] = groups
+    return found[min(found)]
 
 
 def silhouette(rows: Rows, clusters: list[set[int]]) -> float:
@@ -80,15 +77,15 @@ def silhouette(rows: Rows, clusters: list[set[int]]) -> float:
     return total / len(rows)
 
 
-def test_hierarchical_clusters_and_silhouettes() -> None:
-    rows = random_rows(9, 3, 2)
-    found = cluster(tensor(rows), "hierarchical", ks=(2, 3, 4, 5))
+def test_clusters_and_silhouettes() -> None:
+    rows = [[v + 4.0 * (i % 3) for v in row] for i, row in enumerate(random_rows(7, 3, 2))]
+    found = cluster(tensor(rows))
+    assert found.ks == (2, 3, 4, 5, 6)
     at = standardised(rows)
-    groups = {k: ward(at, k) for k in (2, 3, 4, 5)}
-    scores = [silhouette(at, groups[k]) for k in (2, 3, 4, 5)]
-    assert found.silhouettes.tolist() == pytest.approx(scores, abs=1e-6)
-    assert found.k == 2 + scores.index(max(scores))
-    got = {frozenset((found.labels == c).nonzero().flatten().tolist()) for c in range(found.k)}
-    assert got == {frozenset(group) for group in groups[found.k]}
+    for k, score in zip((2, 3), found.silhouettes.tolist(), strict=False):
+        assert score == pytest.approx(silhouette(at, best_groups(at, k)), abs=1e-6)
     sizes = found.labels.bincount().tolist()
     assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) == found.ks[int(found.silhouettes.argmax())]
+    got = [set((found.labels == group).nonzero().flatten().tolist()) for group in range(len(sizes))]
+    assert float(found.silhouettes.max()) == pytest.approx(silhouette(at, got), abs=1e-6)

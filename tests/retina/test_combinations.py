@@ -36,11 +36,10 @@ def fields_of(products: Tensor) -> ReceptiveFields:
 def test_active_is_above_the_threshold() -> None:
     loadings = torch.tensor([[0.0, 1.0], [0.2, 0.5], [1.0, 0.1]])
     assert active_modes(loadings).tolist() == [[False, True], [True, True], [True, True]]
-    assert active_modes(loadings, threshold=0.2).sum(0).tolist() == [1, 2]
-    relative = active_modes(loadings * torch.tensor([10.0, 1.0]), threshold=0.3, relative=True)
-    assert relative.sum(0).tolist() == [1, 2]
+    scaled = loadings * torch.tensor([10.0, 1.0])
+    assert active_modes(scaled, 0.3).sum(0).tolist() == [1, 2]
     never = torch.cat((loadings, -torch.ones(3, 1)), 1)  # such a mode's maximum is no threshold
-    assert active_modes(never, threshold=0.5, relative=True)[:, 2].tolist() == [False] * 3
+    assert active_modes(never, 0.5)[:, 2].tolist() == [False] * 3
 
 
 # --- counts -------------------------------------------------------------------------------
@@ -156,10 +155,7 @@ def test_fields_of_combinations_are_those_that_were_planted() -> None:
     fields = fields_of(torch.einsum("h,scyx->schyx", course, pictures))
     found = fields_of_combinations(fields, on.float(), least_frames=1)
     assert set(found.combinations) == {(), (0,), (1,), (0, 1)}
-    assert len(found) == 4
     assert found.counts.tolist() == sorted(found.counts.tolist(), reverse=True)
-    torch.testing.assert_close(found.consistency, torch.ones(4, 2))
-    torch.testing.assert_close(found.likeness[:, 1], torch.ones(4))
     for modes, spatial, strength in zip(
         found.combinations, found.spatial, found.strength, strict=True
     ):
@@ -168,15 +164,16 @@ def test_fields_of_combinations_are_those_that_were_planted() -> None:
         assert float(strength[0]) == pytest.approx(float(picture.norm() * course.norm()), rel=1e-5)
 
 
-def test_fields_that_differ_are_not_consistent() -> None:
+def test_fields_that_differ_are_averaged() -> None:
     field = torch.zeros(8, 1, 2, 3, 3)
     field[:, 0, 0, 0, 0] = torch.tensor([1.0, -1.0]).repeat(4)
     field[:4, 0, 0, 1, 1] = 1.0
     loadings = torch.tensor([[1.0]] * 4 + [[0.0]] * 4)
     found = fields_of_combinations(fields_of(field), loadings, least_frames=4)
     assert found.combinations == ((), (0,))
-    # Of 2 squared, 1 is left; of the others, nothing.
-    assert found.consistency.flatten().tolist() == pytest.approx([0.0, 0.5], abs=1e-6)
+    # The first pixel turns over from frame to frame, the second is in half of them.
+    assert found.strength.flatten().tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert found.spatial[1, 0].flatten().tolist() == pytest.approx([0, 0, 0, 0, 1, 0, 0, 0, 0])
     order = torch.randperm(8)
     again = fields_of_combinations(fields_of(field[order]), loadings[order], least_frames=4)
     torch.testing.assert_close(again.spatial[1], found.spatial[1])
@@ -187,14 +184,15 @@ def test_fields_that_differ_are_not_consistent() -> None:
 
 def test_combinations_refuse() -> None:
     loadings = torch.rand(6, 2)
-    with pytest.raises(OptionError, match=r"threshold must be 0 or more.* got -1"):
-        combinations(loadings, threshold=-1.0)
-    with pytest.raises(OptionError, match=r"below 1 where it is relative; got 1\.0"):
-        combinations(loadings, threshold=1.0, relative=True)
+    for share in (-1.0, 1.0):
+        with pytest.raises(OptionError, match=f"share from 0 to below 1; got {share}"):
+            combinations(loadings, threshold=share)
     with pytest.raises(OptionError, match="n_shifts must be at least 0; got -1"):
         combinations(loadings, n_shifts=-1)
-    with pytest.raises(DataError, match=r"no mode is active .* of 6 frames; .* 5\.0 \(the larg"):
-        combinations(loadings, threshold=5.0)
+    with pytest.raises(
+        DataError, match=r"no mode is active .* of 6 frames: .* \(the largest is 0\)"
+    ):
+        combinations(loadings * 0)
     with pytest.raises(DataError, match=r"two frames and one mode, or more; got shape \(1, 2\)"):
         combinations(loadings[:1])
     with pytest.raises(DataError, match=r"two frames and one mode, or more; got shape \(6, 0\)"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,11 @@ def analyse(
             f"{modes.site.key}: modes of {len(loadings)} samples, responses of "
             f"{len(responses.rates)}; collect and analyse the same recording, without skipped ones"
         )
-    active: Any = {"threshold": options.threshold, "relative": True}
-    table = combinations(loadings, n_shifts=options.n_shifts, seed=options.seed, **active)
+    table = combinations(
+        loadings, threshold=options.threshold, n_shifts=options.n_shifts, seed=options.seed
+    )
     try:
-        found = fields_of_combinations(fields, loadings[fields.rows], **active)
+        found = fields_of_combinations(fields, loadings[fields.rows], threshold=options.threshold)
     except DataError:  # every combination is rare: there is no mean field to show
         found = None
     activations = modes.store.matrix(modes.site, quantity="activation", sign=modes.sign)
@@ -99,7 +100,7 @@ def _cells(modes: Modes, responses: Responses, options: RetinaOptions) -> "panda
     n_cells, n_modes = found.shape
     clusters, cell_order, silhouette = [0] * n_cells, torch.arange(n_cells), float("nan")
     if n_cells > 2:
-        groups = cluster(found, options.method, seed=options.seed)
+        groups = cluster(found, seed=options.seed)
         clusters, cell_order = groups.labels.tolist(), groups.order
         silhouette = float(groups.silhouettes.max())
     # Modes by the cell that they go with most, in the order of the cells.

@@ -1,22 +1,19 @@
 """Modes against cells: which mode of the interneurons goes with which ganglion cell."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from condec.basis.checks import one_of
-from condec.basis.errors import DataError, OptionError
+from condec.basis.errors import DataError
 from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
 from condec.retina.checks import finite_rows
 
-ClusterMethod = Literal["kmeans", "hierarchical"]
-
+_KS: Final = range(2, 9)
 _N_STARTS: Final = 10
 
 
@@ -30,10 +27,8 @@ class Clustering:
     labels : Tensor of shape [row], int64
         Cluster of every row; 0 is the largest, clusters of one size come in the order of their
         first rows.
-    k : int
-        Number of clusters.
     ks : tuple of int
-        The numbers that were tried.
+        The numbers of clusters that were tried.
     silhouettes : Tensor of shape [k tried]
         Mean silhouette for each, -1 to 1.
     order : Tensor of shape [row], int64
@@ -41,7 +36,6 @@ class Clustering:
     """
 
     labels: Int[torch.Tensor, " row"]
-    k: int
     ks: tuple[int, ...]
     silhouettes: Float[torch.Tensor, " tried"]
     order: Int[torch.Tensor, " row"]
@@ -83,55 +77,48 @@ def mode_cell_correlation(
     return correlation_matrix(rates, loadings)
 
 
-def cluster(
-    matrix: Float[torch.Tensor, "row column"], method: ClusterMethod = "kmeans", *,
-    ks: Sequence[int] = range(2, 9), seed: int = 0,
-) -> Clustering:  # fmt: skip
-    """Group the rows of a matrix, in as many clusters as separate best by the mean silhouette.
+def cluster(matrix: Float[torch.Tensor, "row column"], *, seed: int = 0) -> Clustering:
+    """Group the rows of a matrix by k-means, in as many clusters as have the best mean silhouette.
 
     Every column is first brought to mean 0 and standard deviation 1 (one that does not vary, to
-    0). Melander et al. 2026, Figure 8C: cells by their correlations with modes, k-means, k from
-    2 to 8. For groups of modes, give the transposed matrix.
+    0). Tried are 2 to 8 clusters, fewer than rows and no more than different rows; the best of 10
+    starts counts, and of equal silhouettes the smaller number. Melander et al. 2026, Figure 8C:
+    cells by their correlations with modes. For groups of modes, give the transposed matrix.
 
     Parameters
     ----------
     matrix : Tensor of shape [row, column]
         As `mode_cell_correlation` gives it.
-    method : {"kmeans", "hierarchical"}
-        scikit-learn's k-means, best of 10 starts, or SciPy's tree by Ward's criterion.
-    ks : sequence of int
-        Numbers of clusters to try. Those above the number of rows minus 1, for which there is no
-        silhouette, and above the number of different rows are left out. Of equal silhouettes
-        the smaller number is taken.
     seed : int
-        Of k-means.
 
     Raises
     ------
-    DataError, OptionError
-        Fewer than three rows, all rows alike, or entries that are not finite; another method, or
-        no number of clusters that can be tried.
+    DataError
+        Fewer than three rows, all rows alike, or entries that are not finite.
     """
-    from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage
+    from scipy.cluster.hierarchy import leaves_list, linkage
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    one_of("cluster", "method", method, ClusterMethod)
     finite_rows("cluster: the matrix", matrix)
     rows = _standardised(matrix).numpy()
-    tried = _ks(rows, ks)
-    tree = linkage(rows, method="ward", optimal_ordering=True)
-    if method == "hierarchical":
-        groups = [cut_tree(tree, n_clusters=k)[:, 0] for k in tried]
-    else:
-        means = (KMeans(n_clusters=k, n_init=_N_STARTS, random_state=seed) for k in tried)
-        groups = [each.fit_predict(rows) for each in means]
+    n_different = len(np.unique(rows, axis=0))
+    if len(rows) < 3 or n_different < 2:
+        raise DataError(
+            f"cluster: {len(rows)} rows, {n_different} of them different; two clusters can be told "
+            "apart from three rows on that are not all alike. Take more cells, check that loadings "
+            "and rates vary, or do without clusters"
+        )
+    ks = tuple(k for k in _KS if k < len(rows) and k <= n_different)
+    means = (KMeans(n_clusters=k, n_init=_N_STARTS, random_state=seed) for k in ks)
+    groups = [each.fit_predict(rows) for each in means]
     scores = torch.tensor([float(silhouette_score(rows, labels)) for labels in groups])
     best = int((scores >= scores.max() - 1e-6).nonzero()[0])  # rounding is no reason for more
     labels = _by_size(groups[best])
+    tree = linkage(rows, method="ward", optimal_ordering=True)
     leaves = torch.as_tensor(leaves_list(tree).copy(), dtype=torch.int64)
     order = leaves[labels[leaves].argsort(stable=True)]
-    return Clustering(labels=labels, k=tried[best], ks=tried, silhouettes=scores, order=order)
+    return Clustering(labels=labels, ks=ks, silhouettes=scores, order=order)
 
 
 def _standardised(matrix: Tensor) -> Tensor:
@@ -141,28 +128,6 @@ def _standardised(matrix: Tensor) -> Tensor:
     varies = wide.amax(0) > wide.amin(0)
     spread = away.square().mean(0).sqrt()
     return torch.where(varies, away / spread.where(varies, 1.0), 0.0)
-
-
-def _ks(rows: np.ndarray, ks: Sequence[int]) -> tuple[int, ...]:
-    n_rows, n_different = len(rows), len(np.unique(rows, axis=0))
-    if n_rows < 3:
-        raise DataError(
-            f"cluster: {n_rows} rows; two clusters can be judged from three rows on. Take more "
-            "cells, or do without clusters"
-        )
-    if n_different < 2:
-        raise DataError(
-            f"cluster: all {n_rows} rows are alike, so there is nothing to tell them apart by; "
-            "check that loadings and rates vary"
-        )
-    top = min(n_rows - 1, n_different)
-    tried = tuple(sorted({int(k) for k in ks if 2 <= k <= top}))
-    if not tried:
-        raise OptionError(
-            f"cluster: ks must hold a number from 2 to {top} for {n_rows} rows, {n_different} of "
-            f"them different; got {list(ks)}"
-        )
-    return tried
 
 
 def _by_size(labels: np.ndarray) -> Tensor:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
-from condec.retina.cells import ClusterMethod
 from condec.retina.checks import above
 
 
@@ -28,8 +27,6 @@ class RetinaOptions:
         Number in the model's unit that stands for contrast 1 of a probe.
     threshold : float
         A mode is active where its loading is above this share of its largest one.
-    method : {"kmeans", "hierarchical"}
-        How cells are grouped by their modes.
     n_shifts : int
         Shifts in time by which combinations are judged.
     folds : int
@@ -49,7 +46,6 @@ class RetinaOptions:
     probes: bool = True
     probe_contrast: float = 1.0
     threshold: float = 0.1
-    method: ClusterMethod = "kmeans"
     n_shifts: int = 500
     folds: int = 5
     seed: int = 0
