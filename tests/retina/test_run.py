@@ -11,7 +11,6 @@ import torch
 
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.npz import load_record, save_record
-from condec.modes.modes import Modes
 from condec.retina import (
     ReceptiveFields,
     Recording,
@@ -20,7 +19,7 @@ from condec.retina import (
     receptive_fields,
     write_recording,
 )
-from condec.retina.analysis import analyse, fields_of, named
+from condec.retina.combinations import named
 from condec.retina.page import Retina
 from condec.retina.responses import Responses, respond
 from condec.run import Run, chain, config
@@ -231,17 +230,6 @@ def test_data_that_are_no_movie() -> None:
     plan = config.from_dict({"sites": "block1", "links": ["retina"]})
     with pytest.raises(OptionError, match="'digits' are no movie; give"):
         retina(Run(plan, progress=False))
-
-
-def test_modes_of_other_samples_are_refused(run: Run) -> None:
-    (modes,) = run.modes(["relu1"])
-    shorter = movie().part(0, 60).windows(5)
-    responses = respond(run.loaded.model, shorter)
-    options = RetinaOptions(n_fields=20)
-    fields = fields_of(run.loaded.model, shorter, options)
-    assert isinstance(modes, Modes)
-    with pytest.raises(DataError, match="modes of 120 samples, responses of 55"):
-        analyse(modes, responses, fields, shorter, options)
 
 
 def test_a_model_that_gives_no_rates() -> None:

@@ -1,7 +1,8 @@
 """Modes against cells: which mode of the interneurons goes with which ganglion cell."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from condec.basis.errors import DataError
 from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
 from condec.retina.checks import finite_rows
+
+if TYPE_CHECKING:
+    import pandas
 
 _KS: Final = range(2, 9)
 _N_STARTS: Final = 10
@@ -75,6 +79,33 @@ def mode_cell_correlation(
     finite_rows("mode_cell_correlation: loadings", loadings)
     finite_rows("mode_cell_correlation: rates", rates)
     return correlation_matrix(rates, loadings)
+
+
+def table_of_cells(
+    correlation: Float[torch.Tensor, "cell mode"], cells: Sequence[str], modes: Sequence[int],
+    seed: int,
+) -> "pandas.DataFrame":  # fmt: skip
+    """Return one row for each cell and mode, with groups of cells where there are three or more.
+
+    Columns: ``cell`` (name), ``mode`` (number in the dictionary), ``correlation``, ``cluster`` of
+    the cell, ``cell_place`` and ``mode_place`` in a drawing, ``silhouette`` of the clustering.
+    """
+    import pandas
+
+    clusters, order, silhouette = [0] * len(cells), torch.arange(len(cells)), float("nan")
+    if len(cells) > 2:
+        groups = cluster(correlation, seed=seed)
+        clusters, order = groups.labels.tolist(), groups.order
+        silhouette = float(groups.silhouettes.max())
+    # Modes by the cell that they go with most, in the order of the cells.
+    place = order.argsort()
+    mode_order = (place[correlation.argmax(0)] - correlation.amax(0) / 10).argsort()
+    rows = {"cell": cells, "cluster": clusters, "cell_place": place}
+    columns = {"mode": modes, "mode_place": mode_order.argsort()}
+    pairs = pandas.DataFrame(rows).merge(pandas.DataFrame(columns), how="cross")
+    return pairs.assign(correlation=correlation.double().flatten().numpy(), silhouette=silhouette)[
+        ["cell", "mode", "correlation", "cluster", "cell_place", "mode_place", "silhouette"]
+    ]
 
 
 def cluster(matrix: Float[torch.Tensor, "row column"], *, seed: int = 0) -> Clustering:

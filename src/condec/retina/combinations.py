@@ -1,11 +1,13 @@
 """Modes that act together: how often, against chance, and with which receptive field."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
@@ -151,6 +153,11 @@ def combinations(
     return pandas.DataFrame(table).sort_values(
         ["count", "expected", "combination"], ascending=[False, False, True], ignore_index=True
     )
+
+
+def named(columns: Sequence[int], ids: Tensor) -> str:
+    """Write a combination as numbers of its modes in the dictionary; empty for none."""
+    return ", ".join(str(int(ids[column])) for column in columns)
 
 
 def fields_of_combinations(

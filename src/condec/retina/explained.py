@@ -146,8 +146,9 @@ def pooled_stimulus(inputs: Inputs, rows: Tensor) -> Float[torch.Tensor, "sample
     `rows` are samples of the inputs, such as ``fields.rows``. DataError where they are no clips.
     """
     is_clips("pooled_stimulus", inputs.name, inputs.sample_shape)
-    boxes = [min(most, size) for most, size in zip(_BOXES, inputs.sample_shape, strict=True)]
-    batches = (inputs.batch(some.tolist()) for some in rows.split(_CLIPS))
+    depth, height, width = map(min, _BOXES, inputs.sample_shape)
+    batches = (inputs.batch(some.tolist()) for some in torch.split(rows, _CLIPS))
+    boxes = depth, height, width
     return torch.cat([F.adaptive_avg_pool3d(clips, boxes).flatten(1) for clips in batches])
 
 

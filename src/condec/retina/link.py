@@ -1,16 +1,20 @@
 """The link ``retina``: responses and receptive fields of cells, and modes with both."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from condec.basis.errors import OptionError
+from condec.basis.errors import DataError, OptionError
 from condec.basis.npz import load_record, save_record
+from condec.data.inputs import spread
 from condec.modes import Modes
-from condec.retina.analysis import analyse, fields_of
-from condec.retina.fields import ReceptiveFields
+from condec.retina.cells import mode_cell_correlation, table_of_cells
+from condec.retina.combinations import combinations, fields_of_combinations, named
+from condec.retina.explained import explained_variance, pooled_stimulus
+from condec.retina.fields import ReceptiveFields, receptive_fields
 from condec.retina.movies.gated import write_circuit_recording
 from condec.retina.movies.recording import Windows
 from condec.retina.options import RetinaOptions
@@ -70,7 +74,11 @@ def _of_cells(run: Run, windows: Windows) -> Iterator[Task]:
         return [save_record(place("responses.npz"), found)]
 
     def fields() -> list[Path]:
-        return [save_record(place("fields.npz"), fields_of(run.model_of_store, windows, plan))]
+        found = receptive_fields(
+            run.model_of_store, windows, cells=plan.cells or None,
+            rows=spread(len(windows), plan.n_fields), crop=plan.crop, batch_size=plan.batch_size,
+        )  # fmt: skip
+        return [save_record(place("fields.npz"), found.aligned())]  # signs that do not jump
 
     def probes() -> list[Path]:
         history, height, width = windows.sample_shape
@@ -95,21 +103,31 @@ def _of_cells(run: Run, windows: Windows) -> Iterator[Task]:
 
 def _of_site(run: Run, windows: Windows, modes: Modes) -> list[Path]:
     """Write the tables of one site, and the fields of combinations if there are any."""
-    folder, site, name = run.folder, modes.site.key, run.plan.fit.name
-    found = analyse(
-        modes,
-        load_record(folder.analysis("retina", "responses.npz"), Responses),
-        load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields),
-        windows,
-        run.plan.options["retina"],
+    folder, plan, loadings = run.folder, run.plan.options["retina"], modes.loadings
+    responses = load_record(folder.analysis("retina", "responses.npz"), Responses)
+    fields = load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields)
+    correlation = mode_cell_correlation(loadings, responses.rates)
+    counts = combinations(
+        loadings, threshold=plan.threshold, n_shifts=plan.n_shifts, seed=plan.seed
     )
-    made = [
-        folder.write_table(getattr(found, part), "retina", site, name, part) for part in _TABLES
-    ]
-    file = folder.analysis("retina", site, name, "fields.npz")
+    activations = modes.store.matrix(modes.site, quantity="activation", sign=modes.sign)
+    tables = {
+        "cells": table_of_cells(correlation, responses.cells, modes.ids.tolist(), plan.seed),
+        "combinations": counts.assign(
+            combination=[named(columns, modes.ids) for columns in counts["combination"]]
+        ),
+        "explained": explained_variance(
+            fields, loadings[fields.rows], pooled_stimulus(windows, fields.rows),
+            activations[fields.rows], folds=plan.folds, seed=plan.seed,
+        ),
+    }  # fmt: skip
+    place = "retina", modes.site.key, run.plan.fit.name
+    made = [folder.write_table(table, *place, part) for part, table in tables.items()]
+    file = folder.analysis(*place, "fields.npz")
     file.unlink(missing_ok=True)
-    if found.combination_fields is not None:
-        made.append(save_record(file, found.combination_fields))
+    with suppress(DataError):  # every combination is rare: there is no mean field to show
+        means = fields_of_combinations(fields, loadings[fields.rows], threshold=plan.threshold)
+        made.append(save_record(file, means))
     return made
 
 

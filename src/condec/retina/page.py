@@ -16,8 +16,7 @@ from condec.report.facts import Fact
 from condec.report.reading import DictionaryPart, RunPart, SitePart
 from condec.report.words import count, fixed, percent
 from condec.retina import figures
-from condec.retina.analysis import named
-from condec.retina.combinations import CombinationFields
+from condec.retina.combinations import CombinationFields, named
 from condec.retina.fields import ReceptiveFields
 from condec.retina.probes import PROBES
 from condec.retina.responses import Responses
