@@ -25,7 +25,15 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union
 
 import pydantic
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    create_model,
+)
 
 from condec.attribution import METHODS, Method
 from condec.attribution.targets import TARGETS, Target
@@ -44,9 +52,7 @@ _SECTIONS: Final[dict[str, Any]] = {
 }
 _OF_FIT: Final = ("sign", "sites", "rivals", "stability_seeds", "check_sites")
 """Keys of [fit] that belong neither to the learner nor to its training."""
-_RENAMED: Final = {"collect controls": "twins", "fit controls": "rivals"}
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
-
 _MARK: Final = "# Written by condec: the plan of this run folder.\n"
 
 DEMO: Final[Mapping[str, Any]] = {
@@ -120,9 +126,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     if not isinstance(learner, str) or learner not in LEARNERS:
         raise OptionError(f"fit: learner: expected one of {', '.join(LEARNERS)}; got {learner!r}")
     found = checked(_file_model(learner), record)
-    made: dict[str, Any] = {
-        name: option(**found.get(name, {})) for name, option in _SECTIONS.items()
-    }
+    made: dict[str, Any] = {name: kind(**found.get(name, {})) for name, kind in _SECTIONS.items()}
     return Plan(
         **made, out=Path(folder) / found.get("out", "run"),
         base=Path(folder) / found.get("base", "."), sites=found.get("sites", ()),
@@ -140,7 +144,7 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     """
     start = Path(folder).resolve()
     fit = plan.fit
-    number = getattr(fit.learner, "n_modes")  # noqa: B009  # every learner has it
+    modes = {} if fit.modes_per_unit is None else {"n_modes": f"{fit.modes_per_unit:g}x"}
     record: dict[str, Any] = {
         "sites": list(plan.sites),
         "out": relative(plan.out, start),
@@ -150,7 +154,7 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
         "fit": {
             "learner": fit.name,
             **_plain_fields(fit.learner),
-            "n_modes": number if fit.modes_per_unit is None else f"{fit.modes_per_unit:g}x",
+            **modes,
             **{name: v for name, v in _plain_fields(fit).items() if name in _OF_FIT},
             **_plain_fields(fit.train),
         },
@@ -168,11 +172,7 @@ def schema() -> dict[str, Any]:
 
 
 def checked(model: type[BaseModel], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a record, tables in it as dictionaries, as a model takes them.
-
-    Raises OptionError: a key does not exist (the nearest is named), or a value is of the wrong
-    kind.
-    """
+    """Return the values of a record, tables in it as dictionaries, as a model takes them."""
     try:
         return _given(model.model_validate(dict(record)))
     except pydantic.ValidationError as error:
@@ -201,30 +201,16 @@ def changed(options: Any, section: str, changes: Mapping[str, Any]) -> Any:
 def unknown_key(section: str, key: str, keys: Iterable[str]) -> str:
     """Tell that a key does not exist, which one is nearest, and all that there are."""
     known = tuple(keys)
-    if new := _RENAMED.get(f"{section} {key}"):
-        return f"[{section}] {key} is called {new!r} now"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     where = f"[{section}] has" if section else "there is"
     return f"{where} no key {key!r}; nearest: {near[0]!r}. Keys: {', '.join(known)}"
 
 
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
 def list_of(kind: Any) -> Any:
     """Return the type of a list in a TOML file, where one value stands for a list of one."""
-    inner = Annotated[tuple[kind, ...], BeforeValidator(_listed)]
+    listed = lambda value: tuple(value) if isinstance(value, list | tuple) else (value,)  # noqa: E731
+    inner = Annotated[tuple[kind, ...], BeforeValidator(listed)]
     return Annotated[inner, pydantic.WithJsonSchema(TypeAdapter(list[kind] | kind).json_schema())]
-
-
-def _text_of(parse: Callable[[str], object]) -> Any:
-    def read_text(value: object) -> object:
-        if not isinstance(value, str):
-            raise OptionError(f"expected text; got {value!r}")
-        return parse(value)
-
-    return Annotated[Any, BeforeValidator(read_text, json_schema_input_type=str)]
 
 
 def _number_of_modes(value: object) -> tuple[int, float | None]:
@@ -240,16 +226,14 @@ def _number_of_modes(value: object) -> tuple[int, float | None]:
 
 
 _TIMES: Final = r"(\d+(?:\.\d+)?)x"
+_AS_WRITTEN: Final = int | Annotated[str, Field(pattern=f"^{_TIMES}$")]
 _N_MODES: Final = Annotated[
-    Any,
-    BeforeValidator(
-        _number_of_modes, json_schema_input_type=int | Annotated[str, Field(pattern=f"^{_TIMES}$")]
-    ),
+    Any, BeforeValidator(_number_of_modes, json_schema_input_type=_AS_WRITTEN)
 ]
 _TEXTS: Final[dict[Any, Any]] = {
-    Method: _text_of(METHODS.parse),
-    Target: _text_of(TARGETS.parse),
-    Twin: _text_of(parse_twin),
+    Method: Annotated[str, AfterValidator(METHODS.parse)],
+    Target: Annotated[str, AfterValidator(TARGETS.parse)],
+    Twin: Annotated[str, AfterValidator(parse_twin)],
 }
 
 
@@ -309,10 +293,8 @@ def _file_model(*learners: str) -> type[BaseModel]:
 def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
     number, per_unit = values.get("n_modes", _number_of_modes(DEFAULT_MODES[learner]))
     options: tuple[Any, ...] = (LEARNERS[learner], TrainConfig)
-    parts = [
-        {f.name: values[f.name] for f in dataclasses.fields(option) if f.name in values}
-        for option in options
-    ]
+    names = [[f.name for f in dataclasses.fields(option)] for option in options]
+    parts = [{name: values[name] for name in some if name in values} for some in names]
     return FitPlan(
         learner=LEARNERS[learner](**parts[0] | {"n_modes": number}), modes_per_unit=per_unit,
         train=TrainConfig(**parts[1]), **{name: values[name] for name in _OF_FIT if name in values},

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 from condec import dictionary, effects
 from condec.attribution import Compute, IntegratedGradients, Method, Precision
 from condec.attribution.targets import Predicted, Target, TopK
-from condec.basis.checks import ascending
+from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig
@@ -48,9 +48,8 @@ class ModelPlan:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.input_shape or (1,)) < 1:
-            shape = ", ".join(map(str, self.input_shape or ()))
-            raise OptionError(f"model: input_shape: must be at least 1; got {shape}")
+        for size in self.input_shape or ():
+            at_least("model", 1, input_shape=size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +68,8 @@ class DataPlan:
 class CollectPlan:
     """Collecting contributions, by `condec.store.collect`; ``[collect]``.
 
-    `fit_on` is the source of other data, from which a fitted target (surprisal) or baseline takes
-    its numbers: training frames, where those of ``[data]`` are test frames.
+    From `fit_on`, the source of other data, a fitted target (surprisal) or baseline takes its
+    numbers: training frames, where those of ``[data]`` are test frames.
     """
 
     method: Method = field(default_factory=IntegratedGradients)
@@ -90,7 +89,9 @@ class CollectPlan:
         return Compute(precision=self.precision, channels_last=self.channels_last)
 
     def __post_init__(self) -> None:
-        check_fields("collect", self, batch_size=1, shard_size=1)
+        _check_words("collect", self)
+        size = 1 if self.batch_size == "auto" else self.batch_size
+        at_least("collect", 1, batch_size=size, shard_size=self.shard_size)
         names = [twin.name for twin in self.twins]
         if len(set(names)) < len(names):
             raise OptionError(f"collect: twins: each once; got {', '.join(names)}")
@@ -114,12 +115,9 @@ class FitPlan:
     check_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_fields("fit", self)
-        if self.stability_seeds and self.stability_seeds < LEAST_SEEDS:
-            raise OptionError(
-                f"fit: stability_seeds must be at least {LEAST_SEEDS}, or 0 for none; got "
-                f"{self.stability_seeds}"
-            )
+        _check_words("fit", self)
+        if self.stability_seeds:
+            at_least("fit", LEAST_SEEDS, stability_seeds=self.stability_seeds)
         if self.rivals and not self.train.held_out:
             raise OptionError("fit: rivals are compared on held-out rows; held_out must be above 0")
         if self.modes_per_unit is not None and self.modes_per_unit <= 0:
@@ -175,10 +173,13 @@ class ControlPlan:
         for name in ("edits", "replacements", "fractions", "rankings"):
             if not getattr(self, name):
                 raise OptionError(f"control: {name}: none given; leave the key out for the default")
-        least = {"n_random": int(self.steering), "n_bootstrap": int(self.interactions > 0)}
-        check_fields("control", self, batch_size=1, interactions=0, **least)
+        _check_words("control", self)
+        at_least("control", 1, batch_size=self.batch_size)
+        at_least("control", 0, interactions=self.interactions)
+        at_least("control", int(self.steering), n_random=self.n_random)
+        at_least("control", int(self.interactions > 0), n_bootstrap=self.n_bootstrap)
         for ranking in self.rankings:
-            _one_of("control: rankings", ranking, KNOWN_RANKINGS)
+            one_of("control", "rankings", ranking, KNOWN_RANKINGS)
         if not self.n_random and not set(self.rankings) - {"random", "random_modes"}:
             raise OptionError("control: n_random is 0, and rankings has nothing else to compare")
         expected = "fractions lie between 0 and 1, at least two in ascending order"
@@ -202,7 +203,7 @@ class MapsPlan:
     target: Target = field(default_factory=Predicted)
 
     def __post_init__(self) -> None:
-        check_fields("maps", self, n_modes=1, n_units=1, n_inputs=1)
+        at_least("maps", 1, n_modes=self.n_modes, n_units=self.n_units, n_inputs=self.n_inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +243,7 @@ class Plan:
         if not self.links:
             raise OptionError(f"links: none given; expected some of {', '.join(link_names())}")
         for link in self.links:
-            _one_of("links", link, link_names())
+            one_of("plan", "links", link, link_names())
 
 
 def digest(*parts: Any) -> str:
@@ -261,19 +262,10 @@ def _plain(option: Any) -> Any:
     return {name: getattr(option, name) for name in option.__dataclass_fields__}
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise OptionError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
-
-
-def check_fields(section: str, options: Any, **least: int) -> None:
-    """Refuse words that a field does not know, and numbers below the least they may be."""
+def _check_words(section: str, options: Any) -> None:
+    """Refuse words that a field does not know."""
     for name, kind in get_type_hints(type(options)).items():
         value = getattr(options, name)
-        if get_origin(kind) is tuple:
-            kind = get_args(kind)[0]
-        if get_origin(kind) is Literal:
-            for word in value if isinstance(value, tuple) else (value,):
-                _one_of(f"{section}: {name}", word, get_args(kind))
-        if name in least and not isinstance(value, str) and value < least[name]:
-            raise OptionError(f"{section}: {name} must be at least {least[name]}; got {value}")
+        words, kind = (value, get_args(kind)[0]) if get_origin(kind) is tuple else ((value,), kind)
+        for word in words if get_origin(kind) is Literal else ():
+            one_of(section, name, word, kind)
