@@ -1,30 +1,36 @@
 """Recordings in files: h5 as published, npz as condec writes it, and their text form."""
 
 import io
+import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from condec.basis.errors import DataError, OptionError
+from condec.basis.errors import DataError, DependencyError, OptionError
 from condec.basis.files import write_file, writing
-from condec.retina.movies.h5 import RESPONSE, read_h5
 from condec.retina.movies.recording import (
     SECONDS_PER_FRAME,
     Recording,
     Scaling,
     Windows,
+    check_frames,
     check_scaling,
+    columns,
 )
+
+if TYPE_CHECKING:
+    import h5py
 
 HISTORY: Final = 40
 """Frames of a clip where neither the source nor the model says: 400 ms (McIntosh et al. 2016)."""
 _EVENT: Final = "event/"
-_KEYS: Final = ("split", "cells", "response", "history", "frames", "scaling", "unit")
+_RESPONSE: Final = "firing_rate_10ms"
+_BLOCK_BYTES: Final = 2**24
 
 
 def read_recording(
@@ -81,7 +87,7 @@ def read_recording(
         recording = recording if frames is None else recording.part(*frames)
         recording = recording if names is None else recording.of_cells(names)
         return recording if scaling is None else recording.scaled(scaling)
-    return read_h5(path, split or "test", names, response or RESPONSE, scaling, frames)
+    return _read_h5(path, split or "test", names, response or _RESPONSE, scaling, frames)
 
 
 def write_recording(path: str | Path, recording: Recording) -> None:
@@ -105,6 +111,23 @@ def write_recording(path: str | Path, recording: Recording) -> None:
         write_file(path, content.getvalue())
 
 
+def _pair(text: str, between: str, kind: type) -> tuple[Any, Any]:
+    first, second = text.split(between)
+    return kind(first), kind(second)
+
+
+_KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "split": ("GROUP", str),
+    "cells": ("NAME,NAME,...", lambda text: [cell for cell in text.split(",") if cell]),
+    "response": ("NAME", str),
+    "frames": ("START:STOP", partial(_pair, between=":", kind=int)),
+    "scaling": ("MEAN,STD", partial(_pair, between=",", kind=float)),
+    "history": ("FRAMES", int),
+    "unit": ("NUMBER", float),
+}
+"""Keys of a movie as a source of data, how they are written, and what reads them."""
+
+
 def from_movie(
     rest: str, keys: Mapping[str, str], *, folder: str | Path = ".",
     shape: tuple[int, ...] | None = None, scaling: Scaling | None = None,
@@ -119,82 +142,138 @@ def from_movie(
     """
     if not rest:
         raise OptionError("data 'movie': expected movie:FILE")
-    given: dict[str, str | None] = dict.fromkeys(_KEYS) | dict(keys)
-    unknown = [key for key in given if key not in _KEYS]
-    if unknown:
-        raise OptionError(
-            f"movie:{rest}: {', '.join(unknown)}: no such key; expected {', '.join(_KEYS)}"
+    given: dict[str, Any] = {"scaling": scaling}
+    for key, text in keys.items():
+        if key not in _KEYS:
+            raise OptionError(f"movie:{rest}: {key}: no such key; expected {', '.join(_KEYS)}")
+        usage, read = _KEYS[key]
+        try:
+            given[key] = read(text)
+        except ValueError as error:
+            raise OptionError(f"movie: {key}={text!r}: expected {usage}") from error
+    lacking = [cell for cell in given.get("cells", ()) if cells and cell not in cells]
+    if lacking:
+        raise DataError(
+            f"movie: cells={keys['cells']}: the model has no cell {', '.join(lacking)}; it has "
+            f"{', '.join(cells or ())}"
         )
-    chosen = None
-    if given["cells"] is not None:
-        chosen = [cell for cell in given["cells"].split(",") if cell]
-        lacking = [cell for cell in chosen if cells and cell not in cells]
-        if lacking:
-            raise DataError(
-                f"movie: cells={given['cells']}: the model has no cell {', '.join(lacking)}; it "
-                f"has {', '.join(cells or ())}"
-            )
-    recording = read_recording(
-        Path(folder) / rest, split=given["split"], cells=chosen, response=given["response"],
-        scaling=_numbers("scaling", given["scaling"], ",", float) or scaling,
-        frames=_numbers("frames", given["frames"], ":", int),
-    )  # fmt: skip
-    if chosen is None and cells and set(cells) <= set(recording.cells):
+    of_model = shape[0] if shape is not None and len(shape) == 3 else HISTORY
+    history, unit = given.pop("history", of_model), given.pop("unit", None)
+    recording = read_recording(Path(folder) / rest, **given)
+    if "cells" not in given and cells and set(cells) <= set(recording.cells):
         recording = recording.of_cells(cells)
-    if unit := _numbers("unit", given["unit"], "", float):
-        recording = recording.in_units_of(*unit)
-    if history := _numbers("history", given["history"], "", int):
-        return recording.windows(*history)
-    return recording.windows(shape[0] if shape is not None and len(shape) == 3 else HISTORY)
+    recording = recording if unit is None else recording.in_units_of(unit)
+    return recording.windows(history)
 
 
 def _read_npz(path: Path) -> Recording:
     try:
         with np.load(path, allow_pickle=False) as opened:
             arrays = dict(opened)
+        measured = {
+            key: torch.from_numpy(array.astype(np.float32, copy=False))
+            for key, array in arrays.items()
+            if key in ("movie", "rates") or key.startswith(_EVENT)
+        }
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
         raise DataError(
-            f"{path}: not readable as arrays without pickle ({error}); expected numpy's .npz"
+            f"{path}: not readable as arrays of numbers without pickle ({error}); expected "
+            "numpy's .npz"
         ) from error
     if "movie" not in arrays:
         raise DataError(
             f"{path}: no array 'movie'; it has {', '.join(arrays) or 'none'}. Expected what "
             "write_recording writes"
         )
-    rates = arrays.get("rates")
     mean, std = (float(value) for value in arrays.get("scaling", (0.0, 1.0)))
     return Recording(
-        movie=_float32(path, "movie", arrays["movie"], 3),
-        rates=None if rates is None else _float32(path, "rates", rates, 2),
+        movie=measured.pop("movie"), rates=measured.pop("rates", None),
         cells=tuple(str(cell) for cell in arrays.get("cells", ())),
         seconds_per_frame=float(arrays.get("seconds_per_frame", SECONDS_PER_FRAME)),
-        name=str(arrays.get("name", path.name)),
-        events={
-            key.removeprefix(_EVENT): _float32(path, key, course, 1)
-            for key, course in arrays.items()
-            if key.startswith(_EVENT)
-        },
-        scaling=(mean, std),
-    )
+        name=str(arrays.get("name", path.name)), scaling=(mean, std),
+        events={key.removeprefix(_EVENT): course for key, course in measured.items()},
+    )  # fmt: skip
 
 
-def _float32(path: Path, what: str, array: np.ndarray, n_axes: int) -> Tensor:
-    if array.ndim != n_axes or array.dtype.kind not in "fiub":
-        raise DataError(
-            f"{path}: {what}: expected numbers along {n_axes} axes; got {array.dtype} of shape "
-            f"{array.shape}"
-        )
-    return torch.from_numpy(array.astype(np.float32, copy=False))
-
-
-def _numbers(key: str, text: str | None, between: str, kind: Any) -> Any:
-    """Read one number, or two with a sign between them; None where there is no text."""
-    if text is None:
-        return None
-    parts = text.split(between) if between else [text]
-    if between and len(parts) != 2:
-        raise OptionError(f"movie: {key}={text!r}: expected two numbers with {between!r} between")
+def _read_h5(
+    path: Path, split: str, cells: list[str] | None, response: str, scaling: Scaling | None,
+    frames: tuple[int, int] | None,
+) -> Recording:  # fmt: skip
     try:
-        return tuple(kind(part) for part in parts)
-    except ValueError as error:
-        raise OptionError(f"movie: {key}={text!r}: expected {kind.__name__} numbers") from error
+        import h5py
+    except ImportError as error:
+        raise DependencyError(
+            f"{path}: h5 files are read by h5py, which is not installed; "
+            "pip install 'condec[retina]'"
+        ) from error
+    if not h5py.is_hdf5(path):
+        raise DataError(f"{path}: not an h5 file; expected HDF5, or a name that ends in .npz")
+    try:
+        with h5py.File(path, "r") as file:
+            stimulus = _stored(file, f"{split}/stimulus", 3)
+            start, stop = frames or (0, len(stimulus))
+            check_frames(path.name, start, stop, len(stimulus))
+            mean, std = scaling or _moments(_stored(file, "train/stimulus", 3))
+            movie = np.empty((stop - start, *stimulus.shape[1:]), np.float32)
+            stimulus.read_direct(movie, np.s_[start:stop])
+            movie -= np.float32(mean)
+            movie /= np.float32(std)
+            key = f"{split}/response/{response}"
+            stored = _stored(file, key, 2)
+            if stored.shape[1] != len(stimulus):
+                raise DataError(
+                    f"{path}: {key}: responses of {stored.shape[1]} frames, but the movie has "
+                    f"{len(stimulus)}; expected [cell, frame]"
+                )
+            names = [str(row) for row in range(stored.shape[0])]
+            chosen = columns(f"{path}: {key}", names, names if cells is None else cells)
+            rates = stored[:].astype(np.float32).T[start:stop, chosen]
+            seconds = SECONDS_PER_FRAME
+            if len(file[split].get("time", ())) > 1:
+                seconds = float(np.median(np.diff(_stored(file, f"{split}/time", 1)[:])))
+            part = f" frames {start}:{stop}" if frames else ""
+            return Recording(
+                movie=torch.from_numpy(movie), rates=torch.from_numpy(np.ascontiguousarray(rates)),
+                cells=tuple(names[column] for column in chosen),
+                name=f"{path.name} {split}{part}", seconds_per_frame=seconds, scaling=(mean, std),
+            )  # fmt: skip
+    except OSError as error:  # what h5py raises on damaged blocks
+        raise DataError(f"{path}: not readable as an h5 file: {error}") from error
+
+
+def _stored(file: "h5py.File", key: str, n_axes: int) -> "h5py.Dataset":
+    """Find a data set of the file; where it lacks it, what is there is listed."""
+    here: Any = file
+    for part in key.split("/"):
+        if part not in getattr(here, "keys", tuple)():
+            hint = ""
+            if key == "train/stimulus":
+                hint = ", whose mean and standard deviation are taken out; or give scaling"
+            raise DataError(
+                f"{file.filename}: expected {key!r}{hint}; {here.name} has "
+                f"{', '.join(getattr(here, 'keys', tuple)()) or 'nothing'}"
+            )
+        here = here[part]
+    if getattr(here, "ndim", None) != n_axes or here.dtype.kind not in "fiu" or 0 in here.shape:
+        raise DataError(
+            f"{file.filename}: {key}: expected numbers along {n_axes} axes; got "
+            f"{getattr(here, 'dtype', 'a group')} of shape {getattr(here, 'shape', ())}"
+        )
+    return here
+
+
+def _moments(stimulus: "h5py.Dataset") -> Scaling:
+    """Work out mean and standard deviation of all pixels in float64, block by block, twice."""
+    size = max(1, _BLOCK_BYTES // (8 * math.prod(stimulus.shape[1:])))
+    blocks = [slice(first, first + size) for first in range(0, len(stimulus), size)]
+    with np.errstate(invalid="ignore"):  # what is not finite is found below
+        mean = sum(float(stimulus[b].sum(dtype=np.float64)) for b in blocks) / stimulus.size
+        squares = (float(np.square(stimulus[b] - np.float64(mean)).sum()) for b in blocks)
+        std = math.sqrt(sum(squares) / stimulus.size)
+    if not 0.0 < std < math.inf:
+        raise DataError(
+            f"{stimulus.file.filename}: {stimulus.name}: a movie that is constant or not finite, "
+            f"of standard deviation {std}, which cannot be divided by; mend the file, or give "
+            "scaling"
+        )
+    return mean, std
