@@ -6,9 +6,8 @@ from torch import nn
 
 from condec.basis.errors import DataError, OptionError
 from condec.report.figures.style import POSITIVE
-from condec.retina import PROBES, probe, standard_probes
+from condec.retina import PROBES, Recording, probe, standard_probes
 from condec.retina import figures as retina_figures
-from condec.retina.stimuli import Stimulus
 
 
 class Last(nn.Module):
@@ -18,9 +17,10 @@ class Last(nn.Module):
         return clip[:, [-1, 0]].mean((2, 3))
 
 
-def ramp() -> Stimulus:
+def ramp() -> Recording:
     course = torch.arange(1.0, 7.0)
-    return Stimulus("ramp", course[:, None, None].expand(6, 3, 3).clone(), {"at": course}, 0.02)
+    movie = course[:, None, None].expand(6, 3, 3).clone()
+    return Recording(movie=movie, name="ramp", events={"at": course}, seconds_per_frame=0.02)
 
 
 def test_every_probe_fits_the_model_and_its_clock() -> None:

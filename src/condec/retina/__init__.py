@@ -31,14 +31,13 @@ from condec.retina.movies.recording import Recording, Scaling, Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import PROBES, probe, standard_probes
 from condec.retina.responses import Responses, respond
-from condec.retina.stimuli import Stimulus
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining
 
 __all__ = [
     "PROBES", "Clustering", "CombinationFields", "FittedRetina", "OpenRetina", "RankOne",
     "ReceptiveFields", "Recording", "Responses", "RetinaCheckpoint", "RetinaCircuit",
     "RetinaEpoch", "RetinaLayout", "RetinaNetwork", "RetinaOptions", "RetinaTraining", "Scaling",
-    "Stimulus", "Windows", "active_modes", "bn_cnn", "cluster", "combinations",
+    "Windows", "active_modes", "bn_cnn", "cluster", "combinations",
     "explained_variance", "fields_of_combinations", "fit_model", "load_checkpoint",
     "mode_cell_correlation", "nips_cnn", "poisson_loss", "pooled_stimulus", "probe",
     "read_recording", "receptive_fields", "respond", "save_checkpoint", "separate",

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from condec.basis.errors import OptionError
 from condec.retina import stimuli
-from condec.retina.movies.recording import SECONDS_PER_FRAME
+from condec.retina.movies.recording import SECONDS_PER_FRAME, Recording
 from condec.retina.responses import Responses, respond
-from condec.retina.stimuli import Stimulus
 
-PROBES: Final[Mapping[str, Callable[..., Stimulus]]] = {
+PROBES: Final[Mapping[str, Callable[..., Recording]]] = {
     "white noise": partial(stimuli.white_noise, n_frames=200),
     "natural movie": partial(stimuli.natural_movie, n_frames=200),
     "flashes": partial(stimuli.flashes, n_flashes=2),
@@ -28,7 +27,7 @@ PROBES: Final[Mapping[str, Callable[..., Stimulus]]] = {
 
 def standard_probes(
     size: tuple[int, int], *, seconds_per_frame: float = SECONDS_PER_FRAME
-) -> dict[str, Stimulus]:
+) -> dict[str, Recording]:
     """Make all probes of `PROBES`, a few seconds each.
 
     `size` is the model's pixels along y and x; a field that is not square shows the middle of a
@@ -43,7 +42,7 @@ def standard_probes(
 
 
 def probe(
-    model: nn.Module, stimulus: Stimulus, history: int, *, contrast: float = 1.0,
+    model: nn.Module, stimulus: Recording, history: int, *, contrast: float = 1.0,
     batch_size: int = 64,
 ) -> Responses:  # fmt: skip
     """Show a stimulus to a model, and return the rates of its cells and the events.
@@ -55,7 +54,8 @@ def probe(
     ----------
     model : torch.nn.Module
         From clips [sample, history, y, x] to rates [sample, cell]; in evaluation mode.
-    stimulus : Stimulus
+    stimulus : Recording
+        Of `condec.retina.stimuli`, or any other movie of contrasts.
     history : int
         Frames of a clip.
     contrast : float
@@ -76,5 +76,5 @@ def probe(
 
     events = {name: after_grey(course) for name, course in stimulus.events.items()}
     padded = replace(stimulus, movie=after_grey(stimulus.movie * contrast), events=events)
-    found = respond(model, padded.recording().windows(history), batch_size=batch_size)
+    found = respond(model, padded.windows(history), batch_size=batch_size)
     return replace(found, frames=found.frames - history)

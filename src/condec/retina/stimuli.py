@@ -3,68 +3,35 @@
 Light is given as contrast: 0 is the mean, 1 twice as bright, -1 dark. Distances are in pixels,
 times in seconds. `x` grows to the right and `y` downwards; directions are in degrees, 0 to the
 right, 90 downwards. Every function takes `size`, the pixels along y and x, and
-`seconds_per_frame`, and raises OptionError where an option is out of range.
+`seconds_per_frame`, gives a `Recording` without rates whose events are 1 in the frames of an event
+and 0 elsewhere unless it says otherwise, and raises OptionError where an option is out of range.
 """
 
 import math
-from dataclasses import dataclass
-from functools import partial
 from typing import Final, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError
-from condec.basis.records import short_repr
 from condec.retina.checks import above
-from condec.retina.light import bars, disc, natural_images, reach, seen
 from condec.retina.movies.recording import SECONDS_PER_FRAME, Recording
 
 _DARK: Final = -1.0
 _CANVAS: Final = 4
 """Side of a natural image over that of the field that is seen of it."""
+_FINE: Final = 2
+"""Points of a natural image for each pixel, so that drifting between pixels hardly blurs it."""
 
 Noise = Literal["binary", "gaussian"]
-
-
-@short_repr
-@dataclass(frozen=True, eq=False)
-class Stimulus:
-    """A movie made by rule, and when its events happen.
-
-    Attributes
-    ----------
-    name : str
-    movie : Tensor of shape [frame, y, x]
-        Contrast, float32.
-    events : dict of str to Tensor of shape [frame]
-        Time courses by name: 1 in the frames of an event and 0 elsewhere, unless the function
-        that made the stimulus says otherwise.
-    seconds_per_frame : float
-    """
-
-    name: str
-    movie: Float[Tensor, "frame y x"]
-    events: dict[str, Tensor]
-    seconds_per_frame: float
-
-    def recording(
-        self, rates: Float[Tensor, "frame cell"] | None = None, cells: tuple[str, ...] = ()
-    ) -> Recording:
-        """Return the movie with responses to it, or with none."""
-        return Recording(
-            movie=self.movie, rates=rates, cells=cells, name=self.name, events=self.events,
-            seconds_per_frame=self.seconds_per_frame,
-        )  # fmt: skip
 
 
 def white_noise(
     *, n_frames: int = 1000, size: int = 50, kind: Noise = "binary", contrast: float = 0.35,
     checker: int = 2, frames_per_pattern: int = 3, seed: int = 0,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:  # fmt: skip
+) -> Recording:  # fmt: skip
     """Draw checkers independently of each other, pattern after pattern.
 
     Parameters
@@ -90,14 +57,14 @@ def white_noise(
     movie = light.repeat_interleave(frames_per_pattern, 0)[:n_frames]
     pattern = torch.zeros(n_frames)
     pattern[::frames_per_pattern] = 1
-    return Stimulus("white noise", movie.contiguous(), {"pattern": pattern}, seconds_per_frame)
+    return _made("white noise", movie.contiguous(), {"pattern": pattern}, seconds_per_frame)
 
 
 def natural_movie(
     *, n_frames: int = 1000, size: int = 50, contrast: float = 0.3, exponent: float = 2.0,
     n_images: int = 8, jitter: float = 0.5, saccade_seconds: float = 1.0, seed: int = 0,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:  # fmt: skip
+) -> Recording:  # fmt: skip
     """Draw images of natural statistics, seen by an eye that drifts and jumps.
 
     The power of an image falls with the square of spatial frequency, as that of photographs does
@@ -122,7 +89,7 @@ def natural_movie(
     at_least("natural_movie", 0, jitter=jitter, exponent=exponent)
     between = _frames("saccade_seconds", saccade_seconds, seconds_per_frame)
     generator = torch.Generator().manual_seed(seed)
-    images = natural_images(n_images, _CANVAS * size, exponent, generator) * contrast
+    images = _natural_images(n_images, _CANVAS * size, exponent, generator) * contrast
     images.clamp_(min=_DARK)
     steps = torch.randn(n_frames, 2, generator=generator, dtype=torch.float64) * jitter
     movie = torch.empty(n_frames, size, size)
@@ -136,37 +103,31 @@ def natural_movie(
             wait = between * (0.5 + float(torch.rand((), generator=generator)))
             due += max(1, round(wait))
             saccade[frame] = float(frame > 0)
-        movie[frame] = seen(image, gaze, size)
-    return Stimulus("natural movie", movie, {"saccade": saccade}, seconds_per_frame)
+        movie[frame] = _seen(image, gaze, size)
+    return _made("natural movie", movie, {"saccade": saccade}, seconds_per_frame)
 
 
 def flashes(
     *, n_flashes: int = 5, size: int = 50, contrast: float = 1.0, on_seconds: float = 0.5,
-    off_seconds: float = 0.5, radius: float | None = None,
-    seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:  # fmt: skip
-    """Step from the mean to another light and back, one step after the other.
+    off_seconds: float = 0.5, seconds_per_frame: float = SECONDS_PER_FRAME,
+) -> Recording:  # fmt: skip
+    """Step the whole field from the mean to another light and back, one step after the other.
 
-    Before each flash and after the last there are `off_seconds` of mean light. `radius` is that of
-    a disc in the centre, in pixels; by default the whole field flashes. The event ``flash`` is the
-    frames of the flashes.
+    Before each flash and after the last there are `off_seconds` of mean light. The event ``flash``
+    is the frames of the flashes.
     """
     above("flashes", n_flashes=n_flashes, size=size)
-    if radius is not None:
-        above("flashes", radius=radius)
-    on = _frames("on_seconds", on_seconds, seconds_per_frame)
-    off = _frames("off_seconds", off_seconds, seconds_per_frame)
-    course = torch.cat((torch.zeros(off), torch.ones(on))).repeat(n_flashes)
-    course = torch.cat((course, torch.zeros(off)))
-    light = _contrast(contrast) * course[:, None, None] * disc(size, radius)
-    return Stimulus("flashes", light, {"flash": course}, seconds_per_frame)
+    on = torch.ones(_frames("on_seconds", on_seconds, seconds_per_frame))
+    off = torch.zeros(_frames("off_seconds", off_seconds, seconds_per_frame))
+    course = torch.cat((torch.cat((off, on)).repeat(n_flashes), off))
+    return _whole_field("flashes", size, contrast, {"flash": course}, seconds_per_frame)
 
 
 def omitted_stimulus(
     *, n_before: int = 12, n_after: int = 3, size: int = 50, contrast: float = -1.0,
     period_seconds: float = 0.1, flash_seconds: float = 0.04, lead_seconds: float = 0.5,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:  # fmt: skip
+) -> Recording:  # fmt: skip
     """Flash in a steady rhythm, and leave one flash out (Schwartz et al. 2007).
 
     There are `n_before` flashes before the one that is left out and `n_after` after it (0: the
@@ -188,93 +149,143 @@ def omitted_stimulus(
     flash = torch.cat((lead, beat.repeat(n_before), pause, beat.repeat(n_after), lead))
     before, after = pause.repeat(n_before), pause.repeat(n_after)
     omitted = torch.cat((lead, before, beat, after, lead))
-    light = _contrast(contrast) * flash[:, None, None] * torch.ones(size, size)
     events = {"flash": flash, "omitted": omitted}
-    return Stimulus("omitted stimulus", light, events, seconds_per_frame)
+    return _whole_field("omitted stimulus", size, contrast, events, seconds_per_frame)
 
 
 def moving_bar(
-    *, directions: tuple[float, ...] = (0.0,), size: int = 50, contrast: float = 1.0,
-    width: float = 6.0, pixels_per_second: float = 60.0, pause_seconds: float = 0.4,
+    *, direction: float = 0.0, size: int = 50, contrast: float = 1.0, width: float = 6.0,
+    pixels_per_second: float = 60.0, pause_seconds: float = 0.4,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:  # fmt: skip
-    """Sweep a long bar over the field, at right angles to itself, once in every direction.
+) -> Recording:  # fmt: skip
+    """Sweep a long bar over the field, at right angles to itself.
 
-    There is mean light of `pause_seconds` before each sweep and after the last. There is an event
-    for every direction, such as ``0 degrees``: the frames of its sweep.
+    There is mean light of `pause_seconds` before and after. The event, such as ``0 degrees``, is
+    the frames of the sweep.
     """
     above("moving_bar", size=size, width=width, pixels_per_second=pixels_per_second)
-    names = [f"{direction:g} degrees" for direction in directions]
-    if not names or len(set(names)) < len(names):
-        raise OptionError(f"moving_bar: expected different directions; got {directions}")
-    pause = torch.zeros(_frames("pause_seconds", pause_seconds, seconds_per_frame), size, size)
-    step = pixels_per_second * seconds_per_frame
-    parts, numbers = [pause], [torch.full((len(pause),), -1)]
-    for number, direction in enumerate(directions):
-        far = reach(size, width, direction)
-        places = torch.arange(-far, far + step, step)
-        parts += [_contrast(contrast) * bars(places, size, width, direction), pause]
-        numbers += [torch.full((len(places),), number), numbers[0]]
-    shown = torch.cat(numbers)
-    events = {name: (shown == number).float() for number, name in enumerate(names)}
-    return Stimulus("moving bar", torch.cat(parts), events, seconds_per_frame)
+    step, far = pixels_per_second * seconds_per_frame, _reach(size, width, direction)
+    places = torch.arange(-far, far + step, step)
+    light = _contrast(contrast) * _bars(places, size, width, direction)
+    spans = {f"{direction:g} degrees": (0, len(places))}
+    return _between_pauses("moving bar", light, spans, pause_seconds, seconds_per_frame)
 
 
 def reversal(
     *, direction: float = 0.0, size: int = 50, contrast: float = -1.0, width: float = 6.0,
-    pixels_per_second: float = 60.0, at: float = 0.0, pause_seconds: float = 0.4,
+    pixels_per_second: float = 60.0, pause_seconds: float = 0.4,
     seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:  # fmt: skip
+) -> Recording:  # fmt: skip
     """Move a bar in, turn it round at once, and move it out again (Schwartz et al. 2007).
 
-    It first moves along `direction`, and turns where its centre is `at` pixels beyond the centre of
-    the field. Events are ``forth`` and ``back``, the frames of either movement, and ``reversal``,
-    the frame after the last of ``forth``, in which the bar is farthest.
+    It first moves along `direction`, and turns in the centre of the field. Events are ``forth`` and
+    ``back``, the frames of either movement, and ``reversal``, the frame after the last of
+    ``forth``, in which the bar is farthest.
     """
     above("reversal", size=size, width=width, pixels_per_second=pixels_per_second)
-    if not abs(at) < size / 2:
-        raise OptionError(
-            f"reversal: at must be within the field, {size / 2:g} pixels from its centre; got {at}"
-        )
-    n_pause = _frames("pause_seconds", pause_seconds, seconds_per_frame)
-    step = pixels_per_second * seconds_per_frame
-    far = reach(size, width, direction)
-    there = at - step * torch.arange(math.ceil((at + far) / step) + 1).flip(0)
-    back = there[:-1].flip(0)
-    light = _contrast(contrast) * bars(torch.cat((there, back)), size, width, direction)
-    blank = torch.zeros(n_pause, size, size)
-    movie = torch.cat((blank, light, blank))
-    turn = n_pause + len(there)
-    last = turn + len(back)
-    spans = {"forth": (n_pause, turn), "back": (turn, last), "reversal": (turn, turn + 1)}
-    frames = torch.arange(len(movie))
-    events = {n: ((a <= frames) & (frames < b)).float() for n, (a, b) in spans.items()}
-    return Stimulus("reversal", movie, events, seconds_per_frame)
+    step, far = pixels_per_second * seconds_per_frame, _reach(size, width, direction)
+    there = -step * torch.arange(math.ceil(far / step) + 1).flip(0)
+    places = torch.cat((there, there[:-1].flip(0)))
+    light = _contrast(contrast) * _bars(places, size, width, direction)
+    turn = len(there)
+    spans = {"forth": (0, turn), "back": (turn, len(places)), "reversal": (turn, turn + 1)}
+    return _between_pauses("reversal", light, spans, pause_seconds, seconds_per_frame)
 
 
 def contrast_steps(
     *, contrasts: tuple[float, ...] = (0.05, 0.35, 0.05, 0.35), step_seconds: float = 5.0,
-    size: int = 50, kind: Noise = "gaussian", checker: int | None = None,
-    frames_per_pattern: int = 3, seed: int = 0, seconds_per_frame: float = SECONDS_PER_FRAME,
-) -> Stimulus:  # fmt: skip
-    """Draw white noise whose contrast changes at once, its mean never (Smirnakis et al. 1997).
+    size: int = 50, frames_per_pattern: int = 3, seed: int = 0,
+    seconds_per_frame: float = SECONDS_PER_FRAME,
+) -> Recording:  # fmt: skip
+    """Flicker all of the field: contrast changes at once, the mean never (Smirnakis et al. 1997).
 
-    Each of `contrasts` lasts `step_seconds`; other options are those of `white_noise`, by default
-    with the whole field as one checker. Events are ``contrast``, the contrast of every frame, and
-    ``step``, the frames in which it changes.
+    Light is that of `white_noise`, normal; each of `contrasts` lasts `step_seconds`. Events are
+    ``contrast``, the contrast of every frame, and ``step``, the frames in which it changes.
     """
     if not contrasts:
         raise OptionError("contrast_steps: expected at least one contrast; got none")
     length = _frames("step_seconds", step_seconds, seconds_per_frame)
-    make = partial(
-        white_noise, n_frames=length, size=size, kind=kind, frames_per_pattern=frames_per_pattern,
-        checker=size if checker is None else checker,
-    )  # fmt: skip
-    parts = [make(contrast=each, seed=seed + place).movie for place, each in enumerate(contrasts)]
+    parts = [
+        white_noise(
+            n_frames=length, size=size, kind="gaussian", contrast=contrast, checker=size,
+            frames_per_pattern=frames_per_pattern, seed=seed + place,
+        ).movie
+        for place, contrast in enumerate(contrasts)
+    ]  # fmt: skip
     step = torch.zeros(length * len(contrasts))
     step[length::length] = 1
     events = {"contrast": torch.tensor(contrasts).repeat_interleave(length), "step": step}
-    return Stimulus("contrast steps", torch.cat(parts), events, seconds_per_frame)
+    return _made("contrast steps", torch.cat(parts), events, seconds_per_frame)
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _made(
+    name: str, movie: Tensor, events: dict[str, Tensor], seconds_per_frame: float
+) -> Recording:
+    return Recording(movie=movie, name=name, events=events, seconds_per_frame=seconds_per_frame)
+
+
+def _natural_images(number: int, side: int, exponent: float, generator: torch.Generator) -> Tensor:
+    """Draw periodic images of standard deviation 1 whose power falls as frequency**-exponent.
+
+    `side` is in pixels; there are several points a pixel, but nothing finer than a pixel shows.
+    """
+    noise = torch.randn(number, _FINE * side, _FINE * side, generator=generator)
+    along = torch.fft.fftfreq(_FINE * side) * _FINE  # cycles a pixel
+    gain = torch.hypot(along[:, None], along).clamp(min=1 / side) ** (-exponent / 2)
+    gain *= (along.abs()[:, None] <= 0.5) & (along.abs() <= 0.5)
+    gain[0, 0] = 0.0
+    images: Tensor = torch.fft.ifft2(torch.fft.fft2(noise) * gain).real
+    return images / images.std((1, 2), keepdim=True, correction=0)
+
+
+def _seen(image: Tensor, gaze: Tensor, size: int) -> Tensor:
+    """Return the field with its corner at pixel `gaze` (y, x), linear between image points."""
+    fine = gaze * _FINE
+    first = fine.floor()
+    in_y, in_x = (float(part) for part in fine - first)
+    y, x = ((int(start) + _FINE * torch.arange(size)) % len(image) for start in first)
+    rows = image[y] * (1 - in_y) + image[(y + 1) % len(image)] * in_y
+    left, right = rows[:, x], rows[:, (x + 1) % len(image)]
+    return left * (1 - in_x) + right * in_x
+
+
+def _whole_field(
+    name: str, size: int, contrast: float, events: dict[str, Tensor], seconds_per_frame: float
+) -> Recording:
+    """Light the whole field during the first of the events."""
+    course = next(iter(events.values()))
+    movie = _contrast(contrast) * course[:, None, None] * torch.ones(size, size)
+    return _made(name, movie, events, seconds_per_frame)
+
+
+def _bars(places: Tensor, size: int, width: float, direction: float) -> Tensor:
+    """Return shares of pixels that a bar covers with its centre at each place along `direction`."""
+    from_centre, angle = torch.arange(size) - (size - 1) / 2, math.radians(direction)
+    along = from_centre * math.cos(angle) + from_centre[:, None] * math.sin(angle)
+    away = (along - places[:, None, None]).abs()
+    return ((width + 1) / 2 - away).clamp(0.0, min(1.0, width))
+
+
+def _reach(size: int, width: float, direction: float) -> float:
+    """Return how far from the centre a bar is just out of sight."""
+    angle = math.radians(direction)
+    corner = (abs(math.cos(angle)) + abs(math.sin(angle))) * (size - 1) / 2
+    return corner + (width + 1) / 2
+
+
+def _between_pauses(
+    name: str, light: Tensor, spans: dict[str, tuple[int, int]], pause_seconds: float,
+    seconds_per_frame: float,
+) -> Recording:  # fmt: skip
+    """Put mean light before and after; events are spans of frames of `light`."""
+    before = _frames("pause_seconds", pause_seconds, seconds_per_frame)
+    pause = light.new_zeros(before, *light.shape[1:])
+    frames = torch.arange(len(light) + 2 * before) - before
+    events = {event: ((a <= frames) & (frames < b)).float() for event, (a, b) in spans.items()}
+    return _made(name, torch.cat((pause, light, pause)), events, seconds_per_frame)
 
 
 def _contrast(contrast: float) -> float:
