@@ -34,8 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import synchronize, write
 
 from condec.dictionary import Job, ThresholdSAE, TopKSAE, TrainConfig, fit, fit_many
-from condec.dictionary.fitting.descent import seeded
-from condec.dictionary.fitting.gradient import GradientLearner, Step
+from condec.dictionary.fitting.descent import GradientLearner, Step, seeded
 
 BATCH = 128
 PASSES = 2

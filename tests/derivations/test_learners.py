@@ -21,7 +21,7 @@ from condec.dictionary import (
     TrainConfig,
     fit,
 )
-from condec.dictionary.fitting.gradient import Step
+from condec.dictionary.fitting.descent import Step
 
 UNITS, MODES, ROWS, K = 5, 7, 6, 2
 RANGE = range(MODES)

@@ -51,7 +51,7 @@ def test_tensors_of_another_fit(folder, tmp_path):
 
 def test_not_json(folder):
     (folder / "dictionary.json").write_text("{")
-    with pytest.raises(StoreError, match="is not JSON"):
+    with pytest.raises(StoreError, match="no dictionary to be used: JSONDecodeError"):
         load_dictionary(folder)
 
 
@@ -67,8 +67,8 @@ def test_another_format(folder, content):
     [
         ({"learner": {"name": "Other"}}, "expected one of .* got 'Other'"),
         ({"learner": {"name": "PCA", "n_modes": 3}}, r"atoms of shape \(2, 5\)"),
-        ({"learner": None}, "cannot be used"),
-        ({"training": {}}, "cannot be used"),
+        ({"learner": None}, "no dictionary to be used: Type"),
+        ({"training": {}}, "no dictionary to be used: KeyError"),
     ],
 )
 def test_record_that_does_not_fit(folder, change, message):
@@ -85,7 +85,7 @@ def test_file_that_is_not_safetensors(folder):
     record = json.loads((folder / "dictionary.json").read_text())
     record["sha256"] = hashlib.sha256(b"no tensors").hexdigest()
     (folder / "dictionary.json").write_text(json.dumps(record))
-    with pytest.raises(StoreError, match="is not a safetensors file"):
+    with pytest.raises(StoreError, match="no dictionary to be used: SafetensorError"):
         load_dictionary(folder)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.errors import DataError, StoreError
 from condec.basis.files import remove_partial, to_json, write_file, writing
 from condec.basis.options import Option, option_from_dict
 from condec.basis.records import short_repr
@@ -29,6 +29,12 @@ from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
 from condec.dictionary.fitting.preparation import Preparation
 from condec.dictionary.records import Learned, OnEpoch, TrainConfig, Training, check_fields
 
+Parameters = Mapping[str, Tensor]
+Tensors = dict[str, Tensor]
+ATOMS: Final = "atoms"
+"""Name of the decoder among the tensors of a learner."""
+OFFSET: Final = "offset"
+"""Name of the addend in decoding; with neither half of a learner is it frozen."""
 ROWS_AT_ONCE: Final = 4096
 """Rows encoded at a time: the memory between matrix and loadings stays small."""
 _HELD_OUT: Final = "held_out_rows"
@@ -46,6 +52,8 @@ class Learner(Option, ABC):
     known: ClassVar[dict[str, type["Learner"]]] = {}
     freezes: ClassVar[bool] = False
     """Whether `learn` heeds `TrainConfig.freeze`."""
+    by_descent: ClassVar[bool] = False
+    """Whether it is a `GradientLearner`, which reads rows in batches."""
     rules: ClassVar[Mapping[str, str]] = {}
     """What fields other than `n_modes` must be, in the words of `check_fields`."""
 
@@ -65,17 +73,12 @@ class Learner(Option, ABC):
         """Find atoms in training rows; the same for the same seed, `matrix` left as it is."""
 
     @abstractmethod
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Encode rows, each by itself; `tensors` are those that `learn` gave."""
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> "Learner":
         """Invert `to_dict`; an unknown name or field is an OptionError."""
-        if record.get("name") not in Learner.known:
-            raise OptionError(
-                f"learner: expected one of {', '.join(Learner.known)}; got {record.get('name')!r}. "
-                "Import the module that defines it first."
-            )
         learner: Learner = option_from_dict("learner", Learner.known, {}, record)
         return learner
 
@@ -92,7 +95,7 @@ class Dictionary:
     """
 
     learner: Learner
-    tensors: Mapping[str, Tensor]
+    tensors: Parameters
     scale: float
     training: Training | None = None
 
@@ -104,24 +107,24 @@ class Dictionary:
     @cached_property
     def atoms(self) -> Atoms:
         """Atoms in the data's units, shape [mode, unit]."""
-        return self.preparation.restore_size(self.tensors["atoms"])
+        return self.preparation.restore_size(self.tensors[ATOMS])
 
     @cached_property
     def offset(self) -> Atom:
         """Addend of every decoded row, in the data's units, shape [unit]."""
-        offset = self.tensors.get("offset")
-        empty = self.tensors["atoms"].new_zeros(self.n_units)
+        offset = self.tensors.get(OFFSET)
+        empty = self.tensors[ATOMS].new_zeros(self.n_units)
         return self.preparation.restore(empty if offset is None else offset)
 
     @property
     def n_modes(self) -> int:
         """Number of atoms, dead ones included."""
-        return self.tensors["atoms"].shape[0]
+        return self.tensors[ATOMS].shape[0]
 
     @property
     def n_units(self) -> int:
         """Width of the rows it takes."""
-        return self.tensors["atoms"].shape[1]
+        return self.tensors[ATOMS].shape[1]
 
     def encode(self, matrix: UnitMatrix | np.ndarray) -> Loadings:
         """Encode rows: loadings of shape [sample, mode], where the matrix is; float32.
@@ -182,53 +185,32 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     from safetensors.torch import load
 
     folder = Path(folder)
-    record = _read_record(folder)
-    content = _read(folder, _TENSORS)
-    digest = hashlib.sha256(content).hexdigest()
-    if record.get("sha256") != digest:
-        raise StoreError(
-            f"{folder / _TENSORS} does not belong to its {_RECORD}: expected SHA-256 "
-            f"{record.get('sha256')}, got {digest}. Writing was interrupted or a file was "
-            "exchanged: fit again."
-        )
     try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise StoreError(f"{folder / _TENSORS} is not a safetensors file ({error})") from error
-    held_out = tensors.pop(_HELD_OUT, torch.empty(0, dtype=torch.int64))
-    try:
-        learner, about = Learner.from_dict(record["learner"]), record.get("training")
-        training = None if about is None else Training.from_dict(about, held_out)
-        found = Dictionary(learner, tensors, record["scale"], training)
-        if (found.n_modes, tensors["atoms"].ndim) != (learner.n_modes, 2):
-            raise ValueError(f"atoms of shape {tuple(tensors['atoms'].shape)} for {learner}")
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise StoreError(f"{folder / _RECORD} cannot be used: {error!r}. Fit again.") from error
-    return found
-
-
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
+        content, text = (folder / _TENSORS).read_bytes(), (folder / _RECORD).read_bytes()
     except OSError as error:
         raise StoreError(
             f"{folder} holds no dictionary: expected {_RECORD} and {_TENSORS} ({error}). "
             "'condec fit' or Dictionary.save writes them."
         ) from error
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        record = json.loads(_read(folder, _RECORD))
-    except ValueError as error:
-        raise StoreError(f"{folder / _RECORD} is not JSON ({error}); fit again") from error
-    found = record.get("format") if isinstance(record, dict) else type(record).__name__
-    if found not in (1, _FORMAT):
-        raise StoreError(
-            f"{folder / _RECORD}: expected a dictionary of format {_FORMAT}, got {found!r}; read "
-            "it with the version of condec that wrote it, or fit again"
-        )
-    return dict(record)
+        record, digest = json.loads(text), hashlib.sha256(content).hexdigest()
+        if not isinstance(record, dict) or record.get("format") not in (1, _FORMAT):
+            raise ValueError(f"{_RECORD}: expected a dictionary of format {_FORMAT}")
+        if record.get("sha256") != digest:
+            raise ValueError(
+                f"{_TENSORS} does not belong to its {_RECORD}: expected SHA-256 "
+                f"{record.get('sha256')}, got {digest}. Writing was interrupted or a file exchanged"
+            )
+        tensors = load(content)
+        held_out = tensors.pop(_HELD_OUT, torch.empty(0, dtype=torch.int64))
+        learner, about = Learner.from_dict(record["learner"]), record.get("training")
+        training = None if about is None else Training.from_dict(about, held_out)
+        found = Dictionary(learner, tensors, record["scale"], training)
+        if (found.n_modes, tensors[ATOMS].ndim) != (learner.n_modes, 2):
+            raise ValueError(f"atoms of shape {tuple(tensors[ATOMS].shape)} for {learner}")
+    except (SafetensorError, KeyError, TypeError, IndexError, ValueError) as error:
+        raise StoreError(f"{folder}: no dictionary to be used: {error!r}. Fit again.") from error
+    return found
 
 
 def as_matrix(matrix: Tensor | np.ndarray, who: str, first: int = 0) -> Tensor:

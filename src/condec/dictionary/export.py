@@ -111,8 +111,8 @@ def read_saelens(folder: str | Path) -> Dictionary:
         changed = config.get("normalize_activations", "none") != "none"
         changed |= bool(config.get("rescale_acts_by_decoder_norm", False))
         if architecture not in _READ or changed:
-            raise StoreError(
-                f"{folder / _CONFIG}: expected architecture standard, topk or jumprelu without "
+            raise ValueError(
+                f"{_CONFIG}: expected architecture standard, topk or jumprelu without "
                 f"normalisation or rescaling; got {architecture!r}"
             )
         encoder, bias, offset = weights["W_enc"].T, weights["b_enc"], weights["b_dec"]
@@ -131,8 +131,6 @@ def read_saelens(folder: str | Path) -> Dictionary:
             f"({error})"
         ) from error
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, StoreError):
-            raise
         raise StoreError(f"{folder}: cannot be read as SAELens' layout: {error!r}") from error
     floats = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
     return Dictionary(learner, floats, scale=1.0)

@@ -63,42 +63,38 @@ class TrainConfig:
 
     Parameters
     ----------
-    epochs, steps : int
+    epochs, steps
         Passes over the training rows; by default as many as make about `steps` steps.
-    batch_size : int
-        Rows in a step.
-    lr : float, optional
+    lr
         Learning rate of Adam at its highest. By default chosen by the learner for the number
         of steps and units; `FitReport.config` says which.
-    schedule : {"cosine", "plateau", "constant"}
+    schedule
         Cosine decay to 0; halved after 10 epochs without a better training loss; constant.
-    threshold_warmup : float
+    threshold_warmup
         Share of the steps in which the threshold of the codes rises to its value, from where
         about 64 codes of a row pass it. With 0, most or all modes are dead on small data.
-    held_out : float
-        Share of the rows split off before anything is fitted.
-    seed, split_seed : int
-        Of initial values, order of the batches and dropout; and of the split, so that fits of
+    held_out, split_seed
+        Share of the rows split off before anything is fitted, and the seed of the split: fits of
         several seeds share their rows.
-    device : str, optional
+    seed
+        Of initial values, order of the batches and dropout.
+    device
         Where to fit; by default where the matrix is.
-    clip : float, optional
+    clip
         Longest gradient, over all weights at once.
-    scaling : {"global", "unit", "none"}
-        Divisor of the rows: the standard deviation of all entries, that of every unit, none.
-        Decoding puts it back; with "unit" the error of every unit counts alike.
-    centre : bool
-        Take the mean of every unit out of the rows; decoding puts it back. Rows are then
-        partly negative: not for `NMF`.
-    precision : {"float32", "bfloat16"}
+    scaling, centre
+        Divisor of the rows: the standard deviation of all entries, that of every unit, none. Take
+        the mean of every unit out: rows are then partly negative, not for `NMF`. Decoding undoes
+        both.
+    precision
         Of products; weights, gradients, the optimiser and later encoding stay in float32.
-    patience : int, optional
+    patience
         Stop after so many epochs in which the training loss did not fall by a thousandth;
         epochs in which the threshold rises do not count.
-    memory_gib : float
-        Memory for rows, in GiB. A stored matrix (`Store.rows`) that needs more, with the
-        copies that fitting makes, is read in blocks, pass by pass.
-    freeze : {"encoder", "decoder"}, optional
+    memory_gib
+        Memory for rows. A stored matrix (`Store.rows`) that needs more, with the copies that
+        fitting makes, is read in blocks, pass by pass.
+    freeze
         Half of a dictionary that stays as it was drawn (`fit_rivals`).
     """
 
@@ -127,11 +123,9 @@ class TrainConfig:
             **dict.fromkeys(("lr", "clip", "memory_gib"), "positive"),
             **dict.fromkeys(("threshold_warmup", "held_out"), "share"),
             **dict.fromkeys(("seed", "split_seed"), "seed"),
-            schedule=get_args(Schedule),
-            scaling=get_args(Scaling),
-            precision=get_args(Precision),
-            freeze=get_args(Freeze),
-        )
+            schedule=get_args(Schedule), scaling=get_args(Scaling),
+            precision=get_args(Precision), freeze=get_args(Freeze),
+        )  # fmt: skip
         try:
             torch.device(self.device or "cpu")
         except RuntimeError as error:
@@ -154,7 +148,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "TrainConfig":
@@ -289,13 +283,11 @@ class Training:
     def from_dict(cls, record: Mapping[str, Any], held_out_rows: SampleIndex) -> "Training":
         """Invert `to_dict`."""
         return cls(
-            config=TrainConfig.from_dict(record["config"]),
-            n_rows=record["n_rows"],
+            config=TrainConfig.from_dict(record["config"]), n_rows=record["n_rows"],
             held_out_rows=held_out_rows,
             metrics={k: Quality(**v) for k, v in record["metrics"].items()},
-            n_alive=record["n_alive"],
-            history=tuple(record["history"]),
-        )
+            n_alive=record["n_alive"], history=tuple(record["history"]),
+        )  # fmt: skip
 
 
 def complement(rows: SampleIndex, n_rows: int) -> Int[torch.Tensor, " other"]:

@@ -41,7 +41,6 @@ from condec.basis.files import to_json
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
 from condec.dictionary import Learner, TrainConfig
-from condec.dictionary.fitting.gradient import GradientLearner
 from condec.dictionary.fitting.rows import StoredRows, check_freeze, prepare
 from condec.dictionary.fitting.rows import fits as fits_in
 from condec.dictionary.fitting.train import MANY_DEAD
@@ -270,7 +269,7 @@ def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
     """Refuse what a learner cannot fit, at the start and not after hours."""
 
     def preparation(fit: _Fit) -> tuple[str, ...]:
-        train, by_descent = fit.config, isinstance(fit.learner, GradientLearner)
+        train, by_descent = fit.config, fit.learner.by_descent
         how = (train.scaling, train.centre, train.held_out, train.split_seed, by_descent)
         return (fit.site.key, *map(str, how))
 

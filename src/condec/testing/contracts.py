@@ -272,30 +272,21 @@ class DictionaryContract:
             return fit(self.learner, matrix, config=replace(self.config, **changes))
 
     def test_shapes_and_types(self) -> None:
-        """Atoms [mode, unit], loadings [sample, mode], rows [sample, unit], all float32."""
+        """Atoms [mode, unit], loadings [sample, mode], rows [sample, unit]; decoding is linear."""
         dictionary = self.fitted().dictionary
         loadings = dictionary.encode(_rows())
         assert dictionary.atoms.shape == (self.learner.n_modes, 8)
         assert (dictionary.n_modes, dictionary.n_units) == dictionary.atoms.shape
         assert dictionary.offset.shape == (8,)
         assert loadings.shape == (60, self.learner.n_modes)
+        expected = loadings @ dictionary.atoms + dictionary.offset
+        torch.testing.assert_close(dictionary.decode(loadings), expected)
+        assert dictionary.encode(_rows()[:0]).shape == (0, self.learner.n_modes)
         assert dictionary.decode(loadings).shape == (60, 8)
         for tensor in (dictionary.atoms, loadings, dictionary.decode(loadings)):
             assert tensor.dtype == torch.float32
             assert bool(tensor.isfinite().all())
             assert not tensor.requires_grad
-
-    def test_decoding_is_linear(self) -> None:
-        """Rows are loadings times atoms, plus the offset."""
-        dictionary = self.fitted().dictionary
-        loadings = dictionary.encode(_rows())
-        expected = loadings @ dictionary.atoms + dictionary.offset
-        torch.testing.assert_close(dictionary.decode(loadings), expected)
-
-    def test_empty_batch(self) -> None:
-        """No rows have no loadings."""
-        dictionary = self.fitted().dictionary
-        assert dictionary.encode(_rows()[:0]).shape == (0, self.learner.n_modes)
 
     def test_input_is_left_alone(self) -> None:
         """Neither the tensor nor a read-only array is written to."""
@@ -398,13 +389,10 @@ def _activation() -> torch.Tensor:
 
 def _rows() -> torch.Tensor:
     """Make three patterns of units in all mixtures, 60 rows that differ; nothing is negative."""
-    patterns = torch.tensor(
-        [[4, 2, 0, 0, 0, 0, 0, 0], [0, 0, 3, 3, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 2, 5]],
-        dtype=torch.float32,
-    )
+    patterns = [[4, 2, 0, 0, 0, 0, 0, 0], [0, 0, 3, 3, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 2, 5]]
     index = torch.arange(60)
     mixture = torch.stack((index % 3, index % 4, index % 5), dim=1).to(torch.float32)
-    return mixture @ patterns + 0.05 * (torch.arange(480).view(60, 8) * 7 % 11)
+    return mixture @ torch.tensor(patterns, dtype=torch.float32) + 0.05 * (torch.arange(480).view(60, 8) * 7 % 11)
 
 
 def _same_tensors(a: Dictionary, b: Dictionary) -> bool:

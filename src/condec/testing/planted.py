@@ -29,20 +29,10 @@ _SUPPORT: Final = 0.06  # share of the units that an atom has
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """Planted modes, and the rows made from them.
+    """Planted modes, and the rows made from them: ``clamp(loadings @ atoms + noise, min=0)``.
 
-    Attributes
-    ----------
-    matrix : Tensor of shape [sample, unit]
-        ``clamp(loadings @ atoms + noise, min=0)``, float32.
-    atoms : Tensor of shape [mode, unit]
-        Not negative, of length 1.
-    loadings : Tensor of shape [sample, mode]
-        Not negative; `n_active` of a row are above 0.
-    rare : Bool tensor of shape [mode]
-        Modes drawn a fifth as often as others.
-    partner : Int tensor of shape [mode]
-        The mode that a mode goes together with; -1 for none.
+    Atoms [mode, unit] are not negative and of length 1; `rare` [mode] marks those drawn a fifth
+    as often as others, `partner` [mode] the mode that one goes together with, -1 for none.
     """
 
     matrix: UnitMatrix
@@ -66,39 +56,19 @@ class Planted:
 
 
 def planted(
-    n_modes: int,
-    n_units: int,
-    n_active: int,
-    n_rows: int,
-    noise: float,
-    *,
-    correlated: float = 0.0,
-    rare: float = 0.0,
-    seed: int = 0,
-) -> Planted:
+    n_modes: int, n_units: int, n_active: int, n_rows: int, noise: float, *,
+    correlated: float = 0.0, rare: float = 0.0, seed: int = 0,
+) -> Planted:  # fmt: skip
     """Make rows from known modes; the same for the same arguments.
 
     An atom has six of every hundred units (3 at least), with entries drawn evenly from 0.5 to
     1.5, scaled to length 1. A row has `n_active` different modes with loadings drawn evenly
     from 0.5 to 1.5, plus Gaussian noise, and is cut off at 0 as positive contributions are.
 
-    Parameters
-    ----------
-    n_modes, n_units, n_active, n_rows : int
-        `n_active` modes of each row.
-    noise : float
-        Standard deviation of the noise, relative to that of all entries of the signal.
-    correlated : float
-        Share of the modes that are in pairs: where one is drawn, the other comes with
-        probability 0.5, in the place of another mode.
-    rare : float
-        Share of the modes that are drawn a fifth as often as the others; none of a pair.
-    seed : int
-
-    Raises
-    ------
-    OptionError
-        A number outside its range, or more pairs and rare modes than modes.
+    `noise` is the standard deviation of the noise, relative to that of all entries of the signal;
+    `correlated` the share of the modes that are in pairs: where one is drawn, the other comes with
+    probability 0.5, in the place of another mode; `rare` the share that is drawn a fifth as often
+    as the others, none of a pair. A number outside its range is an OptionError.
     """
     at_least("planted", 1, n_modes=n_modes, n_units=n_units, n_rows=n_rows)
     if not 1 <= n_active <= n_modes:
@@ -130,9 +100,8 @@ def planted(
 
 def _atoms(n_modes: int, n_units: int, generator: torch.Generator) -> Tensor:
     support = min(n_units, max(3, round(_SUPPORT * n_units)))
-    places = torch.rand(n_modes, n_units, generator=generator, dtype=torch.float32).argsort(1)[
-        :, :support
-    ]
+    order = torch.rand(n_modes, n_units, generator=generator, dtype=torch.float32).argsort(1)
+    places = order[:, :support]
     sizes = 0.5 + torch.rand(n_modes, support, generator=generator, dtype=torch.float32)
     atoms = torch.zeros(n_modes, n_units, dtype=torch.float32).scatter_(1, places, sizes)
     return torch.nn.functional.normalize(atoms, dim=1)

@@ -9,8 +9,7 @@ from torch import nn
 
 from condec.basis.errors import OptionError
 from condec.dictionary import BatchTopKSAE, ThresholdSAE, TopKSAE, TrainConfig, fit
-from condec.dictionary.fitting.descent import learn_together
-from condec.dictionary.fitting.gradient import Cost, GradientLearner, filled, steps_of
+from condec.dictionary.fitting.descent import Cost, GradientLearner, learn_together, steps_of
 from condec.dictionary.fitting.rows import TrainingRows
 from condec.testing.planted import Planted
 
@@ -82,8 +81,8 @@ class Toy(GradientLearner):
     def revives(self):
         return self.revival is not None
 
-    def settled(self, config, n_rows, n_units):
-        return config
+    def pace(self, n_units):
+        return 1.0, 1.0
 
     def start(self, sample, config):
         return {"atoms": torch.full((self.n_modes, sample.shape[1]), float(self.revives))}
@@ -103,6 +102,11 @@ class Toy(GradientLearner):
 
     def encode(self, tensors, matrix):
         return matrix @ tensors["atoms"].T
+
+
+class Slow(Toy):
+    def pace(self, n_units):
+        return 1.0, 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,12 +251,13 @@ def test_dead_modes_are_set_to_badly_described_rows():
 
 
 def test_default_rate_makes_the_sum_of_all_rates():
-    config = filled(TrainConfig(steps=1000), 1280, travel=1.0, limit=1.0)
+    quick, slow = Toy(1, None), Slow(1, None)
+    config = quick.settled(TrainConfig(steps=1000), 1280, 2)
     assert (config.epochs, config.lr) == (100, pytest.approx(2e-3))
-    flat = filled(TrainConfig(steps=1000, schedule="constant"), 1280, travel=1.0, limit=1.0)
+    flat = quick.settled(TrainConfig(steps=1000, schedule="constant"), 1280, 2)
     assert flat.lr == pytest.approx(1e-3)
-    assert filled(TrainConfig(steps=10), 1280, travel=1.0, limit=1e-2).lr == 1e-2
-    assert filled(TrainConfig(lr=0.5), 1280, travel=1.0).lr == 0.5
+    assert slow.settled(TrainConfig(steps=10), 1280, 2).lr == 1e-2
+    assert slow.settled(TrainConfig(lr=0.5), 1280, 2).lr == 0.5
 
 
 def test_resampling_brings_dead_modes_of_a_cold_start_back():

@@ -1,28 +1,24 @@
-"""Gradient descent: one engine for every learner that is trained on batches.
+"""Gradient descent: the contract of learners that are trained on batches, and their one engine.
 
 Batches stay on the device; only one number an epoch comes back. Fits whose shapes agree run
 as one: their parameters are stacked along a first axis, and every step moves all of them.
 """
 
+import dataclasses
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from condec.basis.errors import DataError
+from condec.basis.shapes import UnitMatrix
+from condec.dictionary.base import ATOMS, OFFSET, Learner, Parameters, Tensors
 from condec.dictionary.fitting.checkpoint import Keeper, State
-from condec.dictionary.fitting.gradient import (
-    ATOMS,
-    DEFAULT_LR,
-    OFFSET,
-    GradientLearner,
-    Parameters,
-    Step,
-    steps_of,
-)
 from condec.dictionary.fitting.rows import TrainingRows
 from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig
 
@@ -37,13 +33,112 @@ _BETTER: Final = 1e-3
 """Share by which a training loss must fall to count as better, for `TrainConfig.patience`."""
 
 
+def steps_of(config: TrainConfig, n_rows: int) -> int:
+    """Return the number of steps of a fit to `n_rows` rows, whole passes."""
+    batches = math.ceil(n_rows / config.batch_size)
+    return batches * (config.epochs or max(1, round(config.steps / batches)))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Position of a fit: step `index` of `n_steps`, from 0.
+
+    `dead` marks the modes [mode] that no row of the last pass used; only for learners that ask
+    for it, and on a CPU only while there are any. `warmup` is `TrainConfig.threshold_warmup`.
+    """
+
+    index: int
+    n_steps: int
+    dead: Tensor | None = None
+    warmup: float = 0.0
+
+
+class Cost(NamedTuple):
+    """Loss of a batch (one number), and its loadings before anything is added for dead modes."""
+
+    loss: Tensor
+    loadings: Tensor
+
+
+class GradientLearner(Learner):
+    """A learner that gives its parameters and its loss; the engine does the rest.
+
+    It can be fitted to rows that do not fit in memory, be interrupted and resumed, and learn
+    together with others of the same shapes: `cost` is pure but for random numbers, and does not
+    look at values, since several fits run as one under `torch.func.vmap`.
+    """
+
+    __slots__ = ()
+    by_descent: ClassVar[bool] = True
+    feeds_dead: ClassVar[bool] = False
+    """Whether the loss reads `Step.dead`."""
+    warms_up: ClassVar[bool] = False
+    """Whether the loss changes during `TrainConfig.threshold_warmup`: patience waits."""
+    by_mode: ClassVar[tuple[str, ...]] = (ATOMS,)
+    """Parameters whose first axis is modes, all of which `revive` sets."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the loss reads and no step changes."""
+
+    @property
+    def draws(self) -> bool:
+        """Tell whether the loss draws random numbers: such a fit would depend on its company."""
+        return bool(getattr(self, "dropout", 0.0) > 0.0)
+
+    @property
+    def revives(self) -> bool:
+        """Tell whether `revive` renews dead modes, evenly over the first half of a fit."""
+        return bool(getattr(self, "resample", False))
+
+    def rates(self, n_units: int) -> Mapping[str, float]:
+        """Return learning rates of parameters relative to the fit's, where they are not 1."""
+        return {}
+
+    @abstractmethod
+    def pace(self, n_units: int) -> tuple[float, float]:
+        """Return the sum of the learning rates of a default fit, and the highest of them."""
+
+    def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
+        """Return the config with its epochs and learning rate worked out, the rate by `pace`."""
+        travel, limit = self.pace(n_units)
+        n_steps = steps_of(config, n_rows)
+        mean = 0.5 if config.schedule == "cosine" else 1.0
+        lr = config.lr or min(limit, travel / (mean * n_steps))
+        epochs = n_steps // math.ceil(n_rows / config.batch_size)
+        return dataclasses.replace(config, epochs=epochs, lr=lr)
+
+    @abstractmethod
+    def start(self, sample: Tensor, config: TrainConfig) -> Tensors:
+        """Return initial parameters, on the device of the sample; random numbers are seeded."""
+
+    @abstractmethod
+    def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
+        """Return the loss of a batch."""
+
+    def project(self, parameters: Parameters) -> None:
+        """Change parameters in place after a step, for any axes before those of `start`."""
+
+    def reconstruct(self, parameters: Parameters, rows: Tensor) -> Tensor:
+        """Return prepared rows as the dictionary describes them."""
+        return self.encode(parameters, rows) @ parameters[ATOMS]
+
+    def revive(self, parameters: Parameters, modes: Tensor, rows: Tensor, left: Tensor) -> None:
+        """Set dead modes in place, by badly described rows [dead mode, unit] and what is left."""
+        raise NotImplementedError
+
+    def finish(self, parameters: Parameters, sample: Tensor, config: TrainConfig) -> Tensors:
+        """Return the tensors that are kept."""
+        return dict(parameters)
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Descend on batches that stay on the device."""
+        rows = TrainingRows(matrix.to(config.device or matrix.device))
+        return learn_together(self, [rows], [config], on_epoch)[0]
+
+
 def learn_together(
-    learner: GradientLearner,
-    rows: Sequence[TrainingRows],
-    configs: Sequence[TrainConfig],
-    on_epoch: OnEpoch,
-    keeper: Keeper | None = None,
-) -> list[Learned]:
+    learner: GradientLearner, rows: Sequence[TrainingRows], configs: Sequence[TrainConfig],
+    on_epoch: OnEpoch, keeper: Keeper | None = None,
+) -> list[Learned]:  # fmt: skip
     """Fit one learner to several matrices or with several seeds, as one fit.
 
     The results are those of each alone, up to rounding and the numbers that dropout draws.
@@ -67,15 +162,11 @@ def learn_together(
             histories = descent.run(on_epoch, keeper)
         finally:
             torch.set_num_threads(threads)
+        own = {n: p.detach() for n, p in descent.parameters.items() if n not in learner.fixed}
         found = []
         with torch.no_grad():
             for index, (each, config) in enumerate(zip(rows, settled, strict=True)):
-                own = descent.of(index, descent.parameters).items()
-                kept = {
-                    name: value.detach() if descent.alone else value.detach().clone()
-                    for name, value in own
-                    if name not in learner.fixed
-                }
+                kept = {n: p if descent.alone else p[index].clone() for n, p in own.items()}
                 tensors = learner.finish(kept, each.sample, config)
                 found.append(Learned(tensors, config, histories[index]))
         return found
@@ -101,15 +192,13 @@ class _Descent:
     """State of fits that run as one; Adam moves it on, in place."""
 
     def __init__(
-        self,
-        learner: GradientLearner,
-        starts: Sequence[Mapping[str, Tensor]],
-        rows: Sequence[TrainingRows],
-        configs: Sequence[TrainConfig],
-    ) -> None:
+        self, learner: GradientLearner, starts: Sequence[Mapping[str, Tensor]],
+        rows: Sequence[TrainingRows], configs: Sequence[TrainConfig],
+    ) -> None:  # fmt: skip
         self.learner, self.rows, self.config = learner, rows, configs[0]
         self.alone, device = len(rows) == 1, rows[0].device
-        self.lr, self.n_epochs = self.config.lr or DEFAULT_LR, self.config.epochs or 1
+        # Settled: neither is None.
+        self.lr, self.n_epochs = self.config.lr or 1e-3, self.config.epochs or 1
         self.parameters: dict[str, Tensor] = dict(starts[0])
         if not self.alone:
             self.parameters = {n: torch.stack([start[n] for start in starts]) for n in starts[0]}
@@ -128,10 +217,7 @@ class _Descent:
                 parameter.grad = torch.zeros_like(parameter)
         rates = learner.rates(rows[0].n_units)
         self.rates = [rates.get(name, 1.0) for name in moving]
-        groups = [
-            {"params": [p], "lr": self.lr * rate}
-            for p, rate in zip(self.moving, self.rates, strict=True)
-        ]
+        groups = [{"params": [p], "lr": self.lr * rates.get(n, 1.0)} for n, p in moving.items()]
         self.optimiser = torch.optim.Adam(groups, lr=self.lr, fused=True)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         self.plateau = plateau(self.optimiser, factor=0.5, patience=10)
@@ -234,11 +320,10 @@ class _Descent:
                     self._revive(index)
         return loss.detach()
 
-    def _cost(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        def one(parameters: Parameters, rows: Tensor, dead: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _cost(self, rows: Tensor) -> Cost:
+        def one(parameters: Parameters, rows: Tensor, dead: Tensor | None) -> Cost:
             step = Step(self.step, self.n_steps, dead, self.config.threshold_warmup)
-            cost = self.learner.cost(parameters, rows, step)
-            return cost.loss, cost.loadings
+            return self.learner.cost(parameters, rows, step)
 
         dead = None if self.idle is None else self.idle >= self.until_dead
         # On a GPU the question would wait for the device.
@@ -250,7 +335,7 @@ class _Descent:
                 return one(self.parameters, rows, dead)
             axes = (0, 0, None if dead is None else 0)
             together = torch.func.vmap(one, in_dims=axes, randomness="different")
-            found: tuple[Tensor, Tensor] = together(self.parameters, rows, dead)
+            found: Cost = together(self.parameters, rows, dead)
             return found
 
     def _clip(self, longest: float) -> None:

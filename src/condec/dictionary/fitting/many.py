@@ -35,7 +35,7 @@ from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Learner, as_matrix, load_dictionary
 from condec.dictionary.fitting.checkpoint import Keeper
-from condec.dictionary.fitting.gradient import GradientLearner, device_of, steps_of
+from condec.dictionary.fitting.descent import GradientLearner, steps_of
 from condec.dictionary.fitting.rows import Prepared, StoredRows, prepare
 from condec.dictionary.fitting.train import (
     FitReport,
@@ -70,18 +70,14 @@ class Job:
     matrix: Matrix
     _: KW_ONLY
     config: TrainConfig = field(default_factory=TrainConfig)
-    held_out_rows: Int[torch.Tensor, " held_out"] | None = None
+    held_out_rows: Int[torch.Tensor, " held_out"] | np.ndarray | None = None
 
 
 def fit_many(
-    jobs: Mapping[str, Job],
-    *,
-    folder: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
-    workers: int | None = None,
-    progress: bool = False,
+    jobs: Mapping[str, Job], *, folder: str | Path | None = None, checkpoint_seconds: float = 60.0,
+    workers: int | None = None, progress: bool = False,
     on_done: Callable[[str, FitReport], None] | None = None,
-) -> dict[str, FitReport]:
+) -> dict[str, FitReport]:  # fmt: skip
     """Fit dictionaries; return the reports by the names of the jobs, in their order.
 
     Fits that run as one give what each would give alone, up to rounding; those with dropout run
@@ -138,12 +134,9 @@ def fit_many(
 
 
 def _results(
-    jobs: Mapping[str, Job],
-    groups: Sequence[tuple[str, ...]],
-    workers: int,
-    folder: Path | None,
+    jobs: Mapping[str, Job], groups: Sequence[tuple[str, ...]], workers: int, folder: Path | None,
     seconds: float,
-) -> Iterator[tuple[tuple[str, ...], _Done]]:
+) -> Iterator[tuple[tuple[str, ...], _Done]]:  # fmt: skip
     """Yield groups as they are done: in processes those that can go there, the others here."""
     parts = {names: [jobs[name] for name in names] for names in groups}
     away = {names: part for names, part in parts.items() if workers > 1 and _can_leave(part[0])}
@@ -162,17 +155,16 @@ def _can_leave(job: Job) -> bool:
 
 def _carry_out(jobs: Sequence[Job], folder: Path | None, seconds: float) -> _Done:
     """Do fits that run as one."""
-    learner, shared = jobs[0].learner, dict[Any, Prepared]()
-    fits: list[Prepared] = []
+    learner, shared, keeper = jobs[0].learner, dict[Any, Prepared](), None
+    fits, configs = list[Prepared](), [job.config for job in jobs]
     for job in jobs:
-        key = (id(job.matrix), dataclasses.replace(job.config, seed=0), str(_rows_of(job)))
+        held_out = None if job.held_out_rows is None else tuple(job.held_out_rows.tolist())
+        key = (id(job.matrix), dataclasses.replace(job.config, seed=0), held_out)
         if key not in shared:
             shared[key] = prepare(learner, job.matrix, job.config, job.held_out_rows)
         fits.append(shared[key])
-    configs, keeper = [job.config for job in jobs], None
-    if isinstance(learner, GradientLearner) and folder is not None:
-        each = zip(fits, configs, strict=True)
-        identity = identity_of([(learner, fit, config) for fit, config in each])
+    if learner.by_descent and folder is not None:
+        identity = identity_of(learner, fits, configs)
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         keeper = Keeper(folder / name, identity, seconds)
     reports = reports_of(learner, fits, configs, lambda epoch: None, keeper)
@@ -180,11 +172,9 @@ def _carry_out(jobs: Sequence[Job], folder: Path | None, seconds: float) -> _Don
 
 
 def _in_processes(
-    parts: Mapping[tuple[str, ...], Sequence[Job]],
-    workers: int,
-    folder: Path | None,
+    parts: Mapping[tuple[str, ...], Sequence[Job]], workers: int, folder: Path | None,
     seconds: float,
-) -> Iterator[tuple[tuple[str, ...], _Done]]:
+) -> Iterator[tuple[tuple[str, ...], _Done]]:  # fmt: skip
     """Do groups of fits in processes, which are given options and the names of files.
 
     They end when the folder of these files goes, or the process that made it.
@@ -204,7 +194,10 @@ def _in_processes(
                 rows = as_matrix(job.matrix, "fit_many").cpu().contiguous()
                 save_file({_MATRIX: rows}, file)
         for number, (names, jobs) in enumerate(parts.items()):
-            given = [(files[id(job.matrix)], job.config, _rows_of(job)) for job in jobs]
+            # Arrays: tensors would be sent as shared memory.
+            apart = [job.held_out_rows for job in jobs]
+            held = [None if a is None else torch.as_tensor(a).cpu().numpy() for a in apart]
+            given = [(files[id(j.matrix)], j.config, h) for j, h in zip(jobs, held, strict=True)]
             out = place / f"fits-{number}"
             with _without_main():
                 future = pool.submit(_work, jobs[0].learner, given, out, folder, seconds)
@@ -252,20 +245,14 @@ def _begin(place: Path, parent: int) -> None:
 
 
 def _work(
-    learner: Learner,
-    given: Sequence[tuple[Path, TrainConfig, list[int] | None]],
-    out: Path,
-    folder: Path | None,
-    seconds: float,
-) -> tuple[list[float], Path | None]:
+    learner: Learner, given: Sequence[tuple[Path, TrainConfig, np.ndarray | None]], out: Path,
+    folder: Path | None, seconds: float,
+) -> tuple[list[float], Path | None]:  # fmt: skip
     """Do fits that run as one, in a worker; return what `_Done` has, but save the reports."""
     from safetensors.torch import load_file
 
-    matrices = {file: load_file(file)[_MATRIX] for file in {file for file, _, _ in given}}
-    jobs = []
-    for file, config, rows in given:
-        held_out = None if rows is None else torch.tensor(rows, dtype=torch.int64)
-        jobs.append(Job(learner, matrices[file], config=config, held_out_rows=held_out))
+    read = {file: load_file(file)[_MATRIX] for file in {file for file, _, _ in given}}
+    jobs = [Job(learner, read[f], config=c, held_out_rows=held) for f, c, held in given]
     reports, checkpoint = _carry_out(jobs, folder, seconds)
     for index, report in enumerate(reports):
         report.save(out / str(index))
@@ -300,14 +287,9 @@ def _alike(name: str, job: Job) -> Any:
     return (job.learner, plain, tuple(matrix.shape), held_out, device)
 
 
-def _rows_of(job: Job) -> list[int] | None:
-    return None if job.held_out_rows is None else job.held_out_rows.tolist()
-
-
 def _device(job: Job) -> torch.device:
-    if isinstance(job.matrix, Tensor):
-        return device_of(job.config, job.matrix)
-    return torch.device(job.config.device or "cpu")
+    here = job.matrix.device if isinstance(job.matrix, Tensor) else "cpu"
+    return torch.device(job.config.device or here)
 
 
 def _step_products(job: Job) -> float:

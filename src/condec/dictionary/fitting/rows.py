@@ -14,7 +14,6 @@ from condec.basis.options import digest_of
 from condec.basis.read_ahead import ahead
 from condec.basis.shapes import SampleIndex, UnitMatrix
 from condec.dictionary.base import Learner, as_matrix
-from condec.dictionary.fitting.gradient import GradientLearner, device_of
 from condec.dictionary.fitting.preparation import Moments, Preparation
 from condec.dictionary.records import TrainConfig, complement
 
@@ -178,26 +177,23 @@ class Prepared:
 
 
 def prepare(
-    learner: Learner,
-    matrix: Tensor | np.ndarray | StoredRows,
-    config: TrainConfig,
+    learner: Learner, matrix: Tensor | np.ndarray | StoredRows, config: TrainConfig,
     held_out_rows: Tensor | np.ndarray | None,
-) -> Prepared:
+) -> Prepared:  # fmt: skip
     """Split rows and scale them; the errors are those of `fit`."""
     check_freeze(learner, config)
     if not isinstance(matrix, Tensor | np.ndarray) and fits(matrix, config.memory_gib):
         matrix = matrix.all()
-    by_descent = isinstance(learner, GradientLearner)
     if isinstance(matrix, Tensor | np.ndarray):
         given = as_matrix(matrix, "fit")
         apart = _held_out(tuple(given.shape), config, held_out_rows)
         train = given[complement(apart, len(given)).to(given.device)]
         preparation = Preparation.fitted(Moments.of(train), config.scaling, config.centre)
         rows = preparation.apply(train)
-        rows = rows.to(device_of(config, given)) if by_descent else rows
+        rows = rows.to(config.device or given.device) if learner.by_descent else rows
         held_out = given[apart.to(given.device)]
         found = Prepared(TrainingRows(rows), preparation, train, held_out, len(given), apart)
-    elif not by_descent:
+    elif not learner.by_descent:
         raise DataError(
             f"fit: {type(learner).__name__} needs all rows in memory, and {matrix.shape[0]} rows "
             f"of {matrix.shape[1]} units do not fit in {config.memory_gib:g} GiB with the copies "

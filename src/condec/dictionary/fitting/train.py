@@ -17,8 +17,7 @@ from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Dictionary, Learner
 from condec.dictionary.fitting.checkpoint import Keeper
-from condec.dictionary.fitting.descent import learn_together
-from condec.dictionary.fitting.gradient import GradientLearner
+from condec.dictionary.fitting.descent import GradientLearner, learn_together
 from condec.dictionary.fitting.rows import Prepared, StoredRows, prepare
 from condec.dictionary.measure.quality import quality_of
 from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig, Training
@@ -56,27 +55,20 @@ class FitReport(Training):
 
 
 def fit(
-    learner: Learner,
-    matrix: UnitMatrix | np.ndarray | StoredRows,
-    *,
+    learner: Learner, matrix: UnitMatrix | np.ndarray | StoredRows, *,
     config: TrainConfig | None = None,
     held_out_rows: Int[torch.Tensor, " held_out"] | np.ndarray | None = None,
-    checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
-    progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0, progress: bool = False,
     on_epoch: OnEpoch | None = None,
-) -> FitReport:
+) -> FitReport:  # fmt: skip
     """Learn a dictionary from a matrix; scale and atoms are those of the training rows alone.
 
     Parameters
     ----------
-    learner : Learner
-        `ThresholdSAE`, `NMF`, `PCA`, `KMeans`, or one of another package.
     matrix : Tensor of shape [sample, unit], or stored rows
         In any unit: the scale is taken out and put back. Rows from `Store.rows` are read in
         blocks where they are larger than `TrainConfig.memory_gib` allows; metrics are then those
         of a sample of the rows (`Quality.n_rows`).
-    config : TrainConfig, optional
     held_out_rows : Tensor of int, optional
         Rows to hold out, instead of a share drawn by `config.split_seed`.
     checkpoint : path, optional
@@ -85,8 +77,8 @@ def fit(
         before the report is saved; `forget_checkpoint` removes it.
     checkpoint_seconds : float
         Between two checkpoints; none is written by fits that are done earlier.
-    progress, on_epoch
-        Show a bar; a function called with an `Epoch` after every pass.
+    on_epoch : callable, optional
+        Called with an `Epoch` after every pass.
 
     Raises
     ------
@@ -111,12 +103,10 @@ def fit(
     >>> report.metrics["train"].n_rows, round(report.r2, 4)
     (32, 1.0)
     """
-    config = config or TrainConfig()
+    config, keeper = config or TrainConfig(), None
     prepared = prepare(learner, matrix, config, held_out_rows)
-    keeper = None
-    if checkpoint is not None and isinstance(learner, GradientLearner):
-        identity = identity_of([(learner, prepared, config)])
-        keeper = Keeper(checkpoint, identity, checkpoint_seconds)
+    if checkpoint is not None and learner.by_descent:
+        keeper = Keeper(checkpoint, identity_of(learner, [prepared], [config]), checkpoint_seconds)
     with progress_bar(type(learner).__name__, None, unit="epochs", shown=progress) as move:
 
         def after(epoch: Epoch) -> None:
@@ -135,23 +125,22 @@ def forget_checkpoint(folder: str | Path) -> None:
     Keeper(folder, {}, 0.0).remove()
 
 
-def identity_of(fits: Sequence[tuple[Learner, Prepared, TrainConfig]]) -> dict[str, Any]:
+def identity_of(
+    learner: Learner, fits: Sequence[Prepared], configs: Sequence[TrainConfig]
+) -> dict[str, Any]:
     """Return all that tells the checkpoint of fits that run as one from others."""
     return {
         "versions": {"condec": metadata.version("condec"), "torch": torch.__version__},
-        "learner": [learner.to_dict() for learner, _, _ in fits],
-        "config": [config.to_dict() for _, _, config in fits],
-        "rows": [prepared.rows.digest for _, prepared, _ in fits],
+        "learner": learner.to_dict(),
+        "config": [config.to_dict() for config in configs],
+        "rows": [prepared.rows.digest for prepared in fits],
     }
 
 
 def reports_of(
-    learner: Learner,
-    fits: Sequence[Prepared],
-    configs: Sequence[TrainConfig],
-    on_epoch: OnEpoch,
+    learner: Learner, fits: Sequence[Prepared], configs: Sequence[TrainConfig], on_epoch: OnEpoch,
     keeper: Keeper | None,
-) -> list[FitReport]:
+) -> list[FitReport]:  # fmt: skip
     """Do fits that run as one (one alone, unless by gradient descent), and measure each."""
     start = time.perf_counter()
     if isinstance(learner, GradientLearner):
@@ -176,13 +165,9 @@ def _report(learner: Learner, prepared: Prepared, learned: Learned, seconds: flo
             metrics[split] = quality_of(bare, rows, loadings)
             alive |= (loadings > 0).any(0).cpu()
     training = Training(
-        config=learned.config,
-        n_rows=prepared.n_rows,
-        held_out_rows=prepared.held_out_rows,
-        metrics=metrics,
-        n_alive=int(alive.sum()),
-        history=learned.history,
-    )
+        config=learned.config, n_rows=prepared.n_rows, held_out_rows=prepared.held_out_rows,
+        metrics=metrics, n_alive=int(alive.sum()), history=learned.history,
+    )  # fmt: skip
     return FitReport.of(Dictionary(learner, tensors, preparation.scale, training), seconds)
 
 

@@ -4,9 +4,9 @@ All options are checked when they are made: a number outside its range is an Opt
 """
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from importlib import import_module
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from condec.basis.errors import DataError
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.base import Learner
+from condec.dictionary.base import Learner, Parameters
 from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 
 
@@ -25,6 +25,10 @@ class Classical(Learner):
     __slots__ = ()
     of_rank: ClassVar[bool] = False
     """Whether modes are directions, of which there are no more than units."""
+    estimator: ClassVar[str]
+    """Class in `sklearn`."""
+    kept: ClassVar[Mapping[str, str]] = {"atoms": "components_"}
+    """Attributes of the fitted estimator by the tensors that they become."""
     one_thread: ClassVar[bool] = True
     """Whether more threads would sum in any order: the same seed would not be the same answer."""
 
@@ -46,18 +50,20 @@ class Classical(Learner):
         """Fit scikit-learn's estimator to the rows, in float64."""
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-        rows = _numpy(matrix)
+        module, name = self.estimator.split(".")
+        kind, rows = getattr(import_module(f"sklearn.{module}"), name), _numpy(matrix)
+        options = self._options(config, matrix.shape[1])
         with threadpool_limits(1 if self.one_thread else None):
-            model = self._model(config, matrix.shape[1]).fit(rows)
+            model = kind(self.n_modes, random_state=config.seed, **options).fit(rows)
             found = self._found(model, rows)
         return Learned({name: _tensor(values) for name, values in found.items()}, config)
 
-    @abstractmethod
-    def _model(self, config: TrainConfig, n_units: int) -> Any:
-        """Make the estimator."""
+    def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
+        """Return options of the estimator."""
+        return {}
 
     def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"atoms": model.components_}
+        return {name: getattr(model, attribute) for name, attribute in self.kept.items()}
 
 
 @final
@@ -70,6 +76,7 @@ class NMF(Classical):
     take ``sign="positive"``, or the negated negative part.
     """
 
+    estimator: ClassVar[str] = "decomposition.NMF"
     one_thread: ClassVar[bool] = False
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
     n_modes: int
@@ -80,17 +87,25 @@ class NMF(Classical):
         _not_negative(matrix, "NMF: fit")
         Classical.check(self, matrix)
 
-    def _model(self, config: TrainConfig, n_units: int) -> Any:
-        from sklearn import decomposition
+    def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
+        return {"max_iter": self.max_iter}
 
-        return decomposition.NMF(self.n_modes, max_iter=self.max_iter, random_state=config.seed)
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Find the loadings of least squared error that are not negative, exact for every row."""
+        from scipy.optimize import nnls
+        from sklearn.decomposition import non_negative_factorization
+
         _not_negative(matrix, "NMF: encode")
         atoms, loadings = _numpy(tensors["atoms"]), np.zeros((len(matrix), self.n_modes))
         for place, row in enumerate(_numpy(matrix)):
-            loadings[place] = _nonnegative(row, atoms, 10 * self.max_iter)
+            try:  # By the active set method (Lawson and Hanson 1974).
+                loadings[place] = nnls(atoms.T, row)[0]
+            except RuntimeError:
+                # More atoms than units can send it round in circles: then by coordinate descent.
+                loadings[place] = non_negative_factorization(
+                    row[None], H=atoms, n_components=len(atoms), update_H=False, tol=1e-8,
+                    max_iter=10 * self.max_iter,
+                )[0][0]  # fmt: skip
         return _tensor(loadings).to(matrix.device)
 
 
@@ -105,18 +120,15 @@ class PCA(Classical):
     """
 
     of_rank: ClassVar[bool] = True
+    estimator: ClassVar[str] = "decomposition.PCA"
+    kept: ClassVar[Mapping[str, str]] = {"atoms": "components_", "offset": "mean_"}
     one_thread: ClassVar[bool] = False
     n_modes: int
 
-    def _model(self, config: TrainConfig, n_units: int) -> Any:
-        from sklearn import decomposition
+    def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
+        return {"svd_solver": "full"}
 
-        return decomposition.PCA(self.n_modes, svd_solver="full", random_state=config.seed)
-
-    def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"atoms": model.components_, "offset": model.mean_}
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Project the rows, less the mean."""
         return (matrix - tensors["offset"]) @ tensors["atoms"].T
 
@@ -131,6 +143,8 @@ class KMeans(Classical):
     most the number of different training rows.
     """
 
+    estimator: ClassVar[str] = "cluster.KMeans"
+    kept: ClassVar[Mapping[str, str]] = {"atoms": "cluster_centers_"}
     rules: ClassVar[Mapping[str, str]] = {"n_starts": "count"}
     n_modes: int
     n_starts: int = 4
@@ -149,15 +163,10 @@ class KMeans(Classical):
                     f"({error}); take fewer modes"
                 ) from error
 
-    def _model(self, config: TrainConfig, n_units: int) -> Any:
-        from sklearn import cluster
+    def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
+        return {"n_init": self.n_starts}
 
-        return cluster.KMeans(self.n_modes, n_init=self.n_starts, random_state=config.seed)
-
-    def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"atoms": model.cluster_centers_}
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Mark the nearest centre of every row."""
         # Pair by pair: a matrix product would round a row differently in other company.
         exact = "donot_use_mm_for_euclid_dist"
@@ -178,23 +187,20 @@ class FastICA(Classical):
     """
 
     of_rank: ClassVar[bool] = True
+    estimator: ClassVar[str] = "decomposition.FastICA"
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
     n_modes: int
     max_iter: int = 1000
 
-    def _model(self, config: TrainConfig, n_units: int) -> Any:
-        from sklearn import decomposition
-
-        return decomposition.FastICA(
-            self.n_modes, whiten="unit-variance", max_iter=self.max_iter, random_state=config.seed
-        )
+    def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
+        return {"whiten": "unit-variance", "max_iter": self.max_iter}
 
     def _found(self, model: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
         sign = np.where((model.transform(rows) ** 3).mean(0) < 0, -1.0, 1.0)[:, None]
         unmixing = sign * model.components_
         return {"atoms": sign * model.mixing_.T, "unmixing": unmixing, "offset": model.mean_}
 
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Unmix the rows, less the mean."""
         return (matrix - tensors["offset"]) @ tensors["unmixing"].T
 
@@ -212,6 +218,7 @@ class DictionaryLearning(Classical):
     `positive_atoms` keep them at 0 or above.
     """
 
+    estimator: ClassVar[str] = "decomposition.MiniBatchDictionaryLearning"
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count", "alpha": "positive"}
     n_modes: int
     _: KW_ONLY
@@ -226,17 +233,15 @@ class DictionaryLearning(Classical):
         if self.positive_loadings and self.positive_atoms:
             _not_negative(matrix, "DictionaryLearning: fit")
 
-    def _model(self, config: TrainConfig, n_units: int) -> Any:
-        from sklearn import decomposition
+    def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
+        return {
+            "alpha": self._penalty(n_units), "max_iter": self.max_iter,
+            "batch_size": config.batch_size, "fit_algorithm": "cd",
+            "transform_algorithm": "lasso_cd", "positive_code": self.positive_loadings,
+            "positive_dict": self.positive_atoms,
+        }  # fmt: skip
 
-        return decomposition.MiniBatchDictionaryLearning(
-            self.n_modes, alpha=self._penalty(n_units), max_iter=self.max_iter,
-            batch_size=config.batch_size, fit_algorithm="cd", transform_algorithm="lasso_cd",
-            positive_code=self.positive_loadings, positive_dict=self.positive_atoms,
-            random_state=config.seed,
-        )  # fmt: skip
-
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Solve the lasso for every row."""
         from sklearn.decomposition import sparse_encode
 
@@ -258,21 +263,6 @@ def _numpy(matrix: Tensor) -> np.ndarray:
 
 def _tensor(values: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
-
-def _nonnegative(row: np.ndarray, atoms: np.ndarray, max_iter: int) -> np.ndarray:
-    """Solve least squares by the active set method (Lawson and Hanson 1974)."""
-    from scipy.optimize import nnls
-    from sklearn.decomposition import non_negative_factorization
-
-    try:
-        loadings: np.ndarray = nnls(atoms.T, row)[0]
-    except RuntimeError:
-        # More atoms than units can send it round in circles: then by coordinate descent.
-        loadings = non_negative_factorization(
-            row[None], H=atoms, n_components=len(atoms), update_H=False, tol=1e-8, max_iter=max_iter
-        )[0][0]
-    return loadings
 
 
 def _not_negative(matrix: Tensor, who: str) -> None:

@@ -11,14 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.fitting.gradient import (
-    ATOMS,
-    Cost,
-    GradientLearner,
-    Parameters,
-    Step,
-    filled,
-)
+from condec.dictionary.base import ATOMS, Parameters, Tensors
+from condec.dictionary.fitting.descent import Cost, GradientLearner, Step
 from condec.dictionary.fitting.products import decoded, encoded, mean_absolute, products_at
 from condec.dictionary.records import TrainConfig
 
@@ -119,13 +113,12 @@ class ThresholdSAE(GradientLearner):
         rate = self.atom_rate or _ATOM_RATE * max(1.0, math.sqrt(width / _LR_UNITS))
         return {ATOMS: rate}
 
-    def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
-        """Return the config with its epochs and learning rate worked out."""
-        width = self.width or n_units
-        travel = _TRAVEL * min(1.0, math.sqrt(_LR_UNITS / width))
-        return filled(config, n_rows, travel=travel, limit=_LR_LIMIT * min(1.0, _LR_UNITS / width))
+    def pace(self, n_units: int) -> tuple[float, float]:
+        """Return the sum of the learning rates of a default fit, and the highest of them."""
+        narrow = min(1.0, _LR_UNITS / (self.width or n_units))
+        return _TRAVEL * math.sqrt(narrow), _LR_LIMIT * narrow
 
-    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+    def start(self, sample: Tensor, config: TrainConfig) -> Tensors:
         """Return the encoder's parameters, ``atoms``, and the threshold's first logit."""
         # Made on the CPU: one seed starts alike on every device.
         encoder = self._encoder(sample.shape[1]).to(sample.device)
@@ -166,7 +159,7 @@ class ThresholdSAE(GradientLearner):
         parameters[_LAST][modes] = (logit + _ABOVE) * hidden / length
         parameters[ATOMS][modes] = _SHORT * left
 
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Keep codes at or above the threshold; the others become 0."""
         hidden = self._hidden(tensors, matrix, training=False)
         return keep(F.linear(hidden, tensors[_LAST]).sigmoid(), self.threshold)

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.fitting.gradient import (
-    ATOMS,
-    OFFSET,
-    Cost,
-    GradientLearner,
-    Parameters,
-    Step,
-    filled,
-)
+from condec.dictionary.base import ATOMS, OFFSET, Parameters, Tensors
+from condec.dictionary.fitting.descent import Cost, GradientLearner, Step
 from condec.dictionary.fitting.products import decoded, encoded
 from condec.dictionary.records import TrainConfig
 
@@ -45,15 +38,13 @@ class UnitAtoms(GradientLearner):
     lr_limit: ClassVar[float]
     """Highest default rate for 64 units; entries of atoms of length 1 fall as 1 / sqrt(d)."""
 
-    def settled(self, config: TrainConfig, n_rows: int, n_units: int) -> TrainConfig:
-        """Return the config with its epochs and learning rate worked out."""
+    def pace(self, n_units: int) -> tuple[float, float]:
+        """Return the sum of the learning rates of a default fit, and the highest of them."""
         step = math.sqrt(64 / n_units)
-        limit = min(self.lr_limit, step * self.lr_limit)
-        return filled(config, n_rows, travel=step * self.travel, limit=limit)
+        return step * self.travel, min(self.lr_limit, step * self.lr_limit)
 
-    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+    def start(self, sample: Tensor, config: TrainConfig) -> Tensors:
         """Return initial ``atoms`` [mode, unit] and ``offset``."""
-        del config
         # Made on the CPU: one seed starts alike on every device.
         atoms = unit_rows(torch.randn(self.n_modes, sample.shape[1], dtype=torch.float32))
         return {ATOMS: atoms.to(sample.device), OFFSET: sample.median(0).values}
@@ -81,13 +72,13 @@ class LinearSAE(UnitAtoms):
     travel: ClassVar[float] = 8.0
     lr_limit: ClassVar[float] = 6e-3
 
-    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+    def start(self, sample: Tensor, config: TrainConfig) -> Tensors:
         """Return initial ``encoder`` [mode, unit], ``bias``, ``atoms`` and ``offset``."""
         parameters = UnitAtoms.start(self, sample, config)
         atoms = parameters[ATOMS]
         return {"encoder": atoms.clone(), "bias": atoms.new_zeros(self.n_modes), **parameters}
 
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Keep pre-activations above the threshold, of all modes or of each."""
         return above(pre_activations(tensors, matrix), tensors["threshold"])
 
@@ -118,7 +109,6 @@ class ReLUSAE(LinearSAE):
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Return squared error and the sum of the codes."""
-        del step
         loadings = pre_activations(parameters, rows).relu()
         error = rows - decode(parameters, loadings)
         penalty = loadings.sum(1).mean() / math.sqrt(rows.shape[1])
@@ -135,7 +125,7 @@ class ReLUSAE(LinearSAE):
         parameters["encoder"][modes] = _REVIVED * length * direction
         parameters["bias"][modes] = 0.0
 
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Keep pre-activations above 0."""
         return pre_activations(tensors, matrix).relu()
 
@@ -172,7 +162,7 @@ class JumpReLUSAE(LinearSAE):
     bandwidth: float = 0.05
     aux_weight: float = 1 / 32
 
-    def start(self, sample: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+    def start(self, sample: Tensor, config: TrainConfig) -> Tensors:
         """Add the logarithm of the thresholds, which keeps them above 0, over sqrt(d).
 
         Adam moves all weights alike; the rate is made for entries of atoms, about 1 / sqrt(d).
@@ -184,11 +174,8 @@ class JumpReLUSAE(LinearSAE):
         thresholds = parameters["bias"].new_full((self.n_modes,), first)
         return {**parameters, "log_threshold": thresholds}
 
-    def finish(
-        self, parameters: Parameters, sample: Tensor, config: TrainConfig
-    ) -> dict[str, Tensor]:
+    def finish(self, parameters: Parameters, sample: Tensor, config: TrainConfig) -> Tensors:
         """Replace the logarithms by the thresholds themselves."""
-        del config
         tensors = dict(parameters)
         logarithms = tensors.pop("log_threshold")
         return tensors | {"threshold": (math.sqrt(sample.shape[1]) * logarithms).exp()}
@@ -238,7 +225,7 @@ class MatchingPursuit(UnitAtoms):
     nonnegative: bool = True
     resample: bool = True
 
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Pursue rows, less the offset."""
         return pursue(
             matrix - tensors[OFFSET], tensors[ATOMS], self.k, nonnegative=self.nonnegative
@@ -246,7 +233,6 @@ class MatchingPursuit(UnitAtoms):
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Return squared error, the loadings held constant."""
-        del step
         with torch.no_grad():
             loadings = self.encode(parameters, rows)
         return Cost((rows - decode(parameters, loadings)).square().mean(), loadings)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from condec.basis.errors import OptionError
 from condec.basis.shapes import Loadings, UnitMatrix
-from condec.dictionary.base import Learner
-from condec.dictionary.fitting.gradient import ATOMS, OFFSET, Cost, Parameters, Step
+from condec.dictionary.base import ATOMS, OFFSET, Learner, Parameters, Tensors
+from condec.dictionary.fitting.descent import Cost, Step
 from condec.dictionary.learners.sparse import LinearSAE, aux_loss, decode, largest, pre_activations
 from condec.dictionary.records import TrainConfig
 
@@ -29,7 +29,6 @@ class CountingSAE(LinearSAE):
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more codes of a row than there are modes; only now is their number settled."""
-        del matrix
         if self.k > self.n_modes:
             raise OptionError(
                 f"{type(self).__name__}: k = {self.k} codes of a row are more than {self.n_modes} "
@@ -67,7 +66,7 @@ class TopKSAE(CountingSAE):
         """Keep the largest of every row."""
         return largest(pre, self.k)
 
-    def encode(self, tensors: Mapping[str, Tensor], matrix: UnitMatrix) -> Loadings:
+    def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Keep the k largest pre-activations of every row, where they are above 0."""
         return self.keep(pre_activations(tensors, matrix))
 
@@ -81,9 +80,7 @@ class SharingSAE(CountingSAE):
         """Keep the largest of the batch."""
         return largest_of_batch(pre, self.k)
 
-    def finish(
-        self, parameters: Parameters, sample: Tensor, config: TrainConfig
-    ) -> dict[str, Tensor]:
+    def finish(self, parameters: Parameters, sample: Tensor, config: TrainConfig) -> Tensors:
         """Add the threshold: the mean over batches of the smallest code that is kept."""
         order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(config.seed))
         lowest = []

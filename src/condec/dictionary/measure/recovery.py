@@ -67,6 +67,5 @@ def recovery(
             f"shapes {tuple(atoms.shape)} and {tuple(known.shape)}"
         )
     known = known.to(atoms.device, atoms.dtype)
-    cosines = unit_length(known, 1) @ unit_length(atoms, 1).T
-    closest = cosines.amax(0)
+    closest = (unit_length(known, 1) @ unit_length(atoms, 1).T).amax(0)
     return Recovery(matched_cosine(known, atoms).nan_to_num(0.0).cpu(), closest.cpu(), threshold)

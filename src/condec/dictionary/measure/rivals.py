@@ -41,16 +41,12 @@ _NMF_PASSES: Final = 300
 
 
 def fit_rivals(
-    learner: Learner,
-    matrix: UnitMatrix | np.ndarray,
-    *,
+    learner: Learner, matrix: UnitMatrix | np.ndarray, *,
     activations: Float[torch.Tensor, "sample other"] | np.ndarray | None = None,
     indicators: Shaped[torch.Tensor, "sample label"] | None = None,
-    rivals: Sequence[Rival] | None = None,
-    config: TrainConfig | None = None,
-    held_out_rows: Int[torch.Tensor, " held_out"] | None = None,
-    fitted: Dictionary | None = None,
-) -> "pandas.DataFrame":
+    rivals: Sequence[Rival] | None = None, config: TrainConfig | None = None,
+    held_out_rows: Int[torch.Tensor, " held_out"] | None = None, fitted: Dictionary | None = None,
+) -> "pandas.DataFrame":  # fmt: skip
     """Fit a dictionary and its rivals to the same rows, and measure all on the same others.
 
     - ``"frozen_decoder"``, ``"frozen_encoder"``: half of a learner by gradient descent stays
@@ -65,11 +61,8 @@ def fit_rivals(
 
     Parameters
     ----------
-    learner, matrix, config, held_out_rows : as in `fit`
-    activations : Tensor of shape [sample, other unit], optional
-        Of the same samples.
-    indicators : Tensor of shape [sample, label], optional
-        Membership of the samples in labels, for `label_correlation`.
+    activations, indicators : Tensor of shape [sample, other unit], [sample, label]; optional
+        Of the same samples; their membership in labels, for `label_correlation`.
     rivals : sequence of str, optional
         By default all that can be fitted: ``"activations"`` if they are given, frozen halves if
         the learner trains by gradient descent, NMF if nothing is negative.

@@ -66,35 +66,19 @@ class Stability:
 
 
 def stability(
-    learner: Learner,
-    matrix: UnitMatrix | np.ndarray,
-    *,
-    seeds: int | Sequence[int] = LEAST_SEEDS,
-    config: TrainConfig | None = None,
-    fitted: Dictionary | None = None,
-) -> Stability:
+    learner: Learner, matrix: UnitMatrix | np.ndarray, *, seeds: int | Sequence[int] = LEAST_SEEDS,
+    config: TrainConfig | None = None, fitted: Dictionary | None = None,
+) -> Stability:  # fmt: skip
     """Fit again with other seeds and on either half of the rows, and match the modes.
 
     A learner that starts from the data alone (`PCA`, and `NMF` as scikit-learn starts it)
     gives the same for every seed: then only the halves say something.
 
-    Parameters
-    ----------
-    learner, matrix : as in `fit`
-    seeds : int or sequence of int
-        How many, from ``config.seed`` on, or which; at least 5. The split is that of `config`.
-    config : TrainConfig, optional
-    fitted : Dictionary, optional
-        Result of `fit` with this learner, matrix, config and the first seed, if at hand: it is
-        not fitted again, and the numbers are of its modes.
+    `seeds` says how many, from ``config.seed`` on, or which; at least 5. The split is that of
+    `config`. `fitted` is the result of `fit` with this learner, matrix, config and the first seed,
+    if at hand: it is not fitted again, and the numbers are of its modes. Fewer seeds are an
+    OptionError; fewer than four rows, or `fitted` to others, a DataError; others are as of `fit`.
 
-    Raises
-    ------
-    OptionError, DataError
-        Fewer than five different seeds; fewer than four rows, or `fitted` to others; else as `fit`.
-
-    Examples
-    --------
     >>> from condec.dictionary import PCA
     >>> rows = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
     >>> found = stability(PCA(2), rows * torch.tensor([4.0, 2.0, 1.0]))
@@ -128,13 +112,10 @@ def stability(
     permuted = [other.gather(1, order) for other, order in zip(others, places, strict=True)]
     atoms = reports[0].dictionary.atoms
     return Stability(
-        reports=reports,
-        seeds=chosen,
-        seed_cosine=_mean_cosine(atoms, first, others),
-        half_cosine=_mean_cosine(atoms, first, parts),
-        chance=_mean_cosine(atoms, first, permuted),
+        reports=reports, seeds=chosen, seed_cosine=_mean_cosine(atoms, first, others),
+        half_cosine=_mean_cosine(atoms, first, parts), chance=_mean_cosine(atoms, first, permuted),
         between_halves=float(matched_cosine(*parts).nan_to_num(0.0).mean()),
-    )
+    )  # fmt: skip
 
 
 def alive_modes(
