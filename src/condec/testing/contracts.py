@@ -392,7 +392,9 @@ def _rows() -> torch.Tensor:
     patterns = [[4, 2, 0, 0, 0, 0, 0, 0], [0, 0, 3, 3, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 2, 5]]
     index = torch.arange(60)
     mixture = torch.stack((index % 3, index % 4, index % 5), dim=1).to(torch.float32)
-    return mixture @ torch.tensor(patterns, dtype=torch.float32) + 0.05 * (torch.arange(480).view(60, 8) * 7 % 11)
+    return mixture @ torch.tensor(patterns, dtype=torch.float32) + 0.05 * (
+        torch.arange(480).view(60, 8) * 7 % 11
+    )
 
 
 def _same_tensors(a: Dictionary, b: Dictionary) -> bool:
