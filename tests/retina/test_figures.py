@@ -6,67 +6,105 @@ import pytest
 import torch
 
 from condec.basis.errors import DataError
-from condec.report.figures.style import NEGATIVE
-from condec.retina import figures
+from condec.report.figures.style import NEGATIVE, described
+from condec.retina import RankOne, Responses, figures
 
 
-def traces(**changes):
-    time = torch.arange(30)
+def answers(n: int = 30, **changes) -> Responses:
+    time = torch.arange(n)
     given = {
-        "seconds": time / 100,
-        "rates": {"model": torch.rand(30), "recorded": torch.rand(30)},
-        "contributions": torch.randn(30, 4),
-        "loadings": {"mode 3": torch.rand(30), "mode 8": torch.zeros(30)},
-        "events": {"gate": (time > 10).float(), "never": torch.zeros(30)},
-        "cell": "7",
+        "rates": torch.rand(n, 3),
+        "events": torch.stack(((time > 10).float(), torch.zeros(n))),
+        "frames": time,
+        "seconds_per_frame": 0.01,
+        "cells": ("5", "6", "7"),
+        "event_names": ("gate", "never"),
+        "name": "movie",
+        "recorded": torch.rand(n, 3),
     }
-    return figures.traces_figure(**(given | changes))
+    return Responses(**(given | changes))
+
+
+def traces(responses: Responses, n: int = 20):
+    loadings = {"mode 3": torch.rand(20), "mode 8": torch.zeros(20)}
+    return figures.traces_figure(responses, 2, slice(5, 25), torch.randn(n, 4), loadings)
 
 
 def test_traces_show_rates_events_contributions_and_loadings():
-    figure = traces()
+    given = answers()
+    figure = traces(given)
     rates, events, heat, loadings = figure.axes
-    assert len(rates.lines) == 2
+    recorded, model = (line.get_ydata() for line in rates.lines)
+    np.testing.assert_array_equal(recorded, given.recorded[5:25, 2])
+    np.testing.assert_array_equal(model, given.rates[5:25, 2])
+    assert rates.get_ylim()[0] == 0
+    assert "Cell 7" in described(figure)
     assert [label.get_text() for label in events.get_yticklabels()] == ["gate"]
-    assert heat.images[0].get_array().shape == (4, 30)
+    assert heat.images[0].get_array().shape == (4, 20)
     assert [label.get_text() for label in loadings.get_yticklabels()] == ["mode 3", "mode 8"]
 
 
 def test_traces_without_events_or_recording():
-    figure = traces(events=None, rates={"model": torch.rand(30)})
+    figure = traces(answers(event_names=(), events=torch.zeros(0, 30), recorded=None))
+    assert len(figure.axes[0].lines) == 1
     assert not figure.axes[1].get_yticks().size
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_traces_of_other_lengths_are_refused():
-    with pytest.raises(DataError, match="got lengths 12, 30"):
-        traces(contributions=torch.randn(12, 4))
+    with pytest.raises(DataError, match="contributions of 20 frames, one or more; got 12"):
+        traces(answers(), 12)
 
 
 def test_fields_share_one_scale_and_films_too():
-    spatial = torch.zeros(9, 5, 5)
-    spatial[0, 2, 2], spatial[8, 1, 1] = 1.0, -4.0
-    figure = figures.fields_figure(spatial, torch.rand(9, 6), list("abcdefghi"))
+    spatial = torch.zeros(9, 1, 5, 5)
+    spatial[0, 0, 2, 2], spatial[8, 0, 1, 1] = 1.0, -1.0
+    strength = torch.ones(9, 1)
+    strength[8] = 4.0
+    fields = RankOne(
+        spatial=spatial, temporal=torch.rand(9, 1, 6), strength=strength, separability=strength
+    )
+    options = {"heading": "Fields of cell 7", "seconds_per_frame": 0.01}
+    figure = figures.fields_figure(fields, 0, list("abcdefghi"), **options)
     limits = {image.get_clim() for axis in figure.axes for image in axis.images}
     assert limits == {(-4.0, 4.0)}
-    film = figures.field_film(spatial, zoom=3)
+    assert described(figure).startswith("Fields of cell 7: ")
+    film = figures.field_film(fields, 0, zoom=3)
     assert [one.shape for one in film] == [(15, 15, 3)] * 9
     assert film[8][3, 3].tolist() == [int(NEGATIVE[i : i + 2], 16) for i in (1, 3, 5)]
     assert (film[4] >= 254).all()  # white, within rounding of the colour map
-    with pytest.raises(DataError, match="at least one; got 0, 0 and 0"):
-        figures.fields_figure(spatial[:0], torch.rand(0, 6), [])
+    with pytest.raises(DataError, match="names of 9 fields, one or more; got 0"):
+        figures.fields_figure(fields, 0, [], **options)
+
+
+def test_probes_are_drawn_as_changes_over_the_largest_of_each_cell():
+    given = {"flashes": answers(), "bar": answers(20), "steps": answers(10)}
+    figure = figures.probes_figure(given)
+    heats = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert [heat.shape for heat in heats] == [(3, 30), (3, 20), (3, 10)]
+    assert all((heat[:, 0] == 0).all() for heat in heats)
+    largest = np.max([np.abs(heat).max(1) for heat in heats], axis=0)
+    np.testing.assert_allclose(largest, 1.0, rtol=1e-6)
+    assert described(figure) == "Standard probes: rates of all cells"
+    with pytest.raises(DataError, match="no probes"):
+        figures.probes_figure({})
 
 
 def test_mode_cell_matrix_has_lines_between_clusters():
-    figure = figures.mode_cell_figure(
-        torch.tensor([[0.5, -0.2], [0.1, 0.4], [0.0, 0.3]]), ["a", "b", "c"], ["1", "2"],
-        clusters=[0, 1, 1],
-    )  # fmt: skip
-    axis = figure.axes[0]
+    correlation = torch.tensor([[0.1, 0.4], [0.5, -0.2], [0.0, 0.3]])
+    rows = [
+        {"cell": name, "mode": mode, "correlation": float(correlation[row, column]),
+         "cluster": int(row != 1), "cell_place": [1, 0, 2][row], "mode_place": column}
+        for row, name in enumerate("bac") for column, mode in enumerate((4, 9))
+    ]  # fmt: skip
+    axis = figures.mode_cell_figure(pd.DataFrame(rows)).axes[0]
     assert axis.images[0].get_clim() == (-0.5, 0.5)
+    np.testing.assert_allclose(axis.images[0].get_array(), correlation[[1, 0, 2]])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "9"]
     assert [line.get_ydata()[0] for line in axis.lines] == [0.5]
-    with pytest.raises(DataError, match=r"expected \[cell, mode\]"):
-        figures.mode_cell_figure(torch.zeros(0, 2), [], ["1", "2"])
+    with pytest.raises(DataError, match="no such row"):
+        figures.mode_cell_figure(pd.DataFrame(rows[:0]))
 
 
 def test_combinations_stand_by_their_counts():

@@ -23,7 +23,7 @@ from condec.retina.responses import Responses, respond
 from condec.run import Link, Outcome, Plan, Run, config
 from condec.run.tasks import Task, carry_out, fit_digest, with_modes
 
-_TABLES: Final = ("cells", "combinations", "explained")
+TABLES: Final = ("cells", "combinations", "explained")
 DEMO: Final[dict[str, Any]] = {
     "sites": ["conv1", "relu1", "conv2", "relu2"],
     "out": "runs/retina",
@@ -133,7 +133,7 @@ def _of_site(run: Run, windows: Windows, modes: Modes) -> list[Path]:
 
 def forget_retina(run: Run, site: str, learner: str) -> None:
     """Remove what was made from a site's earlier modes."""
-    files = [run.folder.table("retina", site, learner, part) for part in _TABLES]
+    files = [run.folder.table("retina", site, learner, part) for part in TABLES]
     files.append(run.folder.analysis("retina", site, learner, "fields.npz"))
     run.folder.forget(f"retina {site}", files)
 
