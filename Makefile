@@ -50,7 +50,7 @@ check: $(DEV)  ## style, types, layers, documentation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(DEV)  ## side-by-side measurements, one JSON a script in benchmarks/results/
-	set -e; for script in $(filter-out %/measure.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+	set -e; for script in $(filter-out %/measure.py %/retina_scores.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
 
 docs: $(DEV)  ## documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -31,6 +31,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import RESULTS, paste, write
+from retina_scores import (
+    FoundModes,
+    best_mode_auroc,
+    even_rows,
+    gate_auroc,
+    sign_attribution,
+)
 
 from condec import (
     NMF,
@@ -55,14 +62,7 @@ from condec.retina.models.layout import RetinaLayout
 from condec.retina.models.network import RetinaNetwork
 from condec.retina.movies.gated import circuit_recording
 from condec.retina.training import RetinaTraining
-from condec.testing.retina import (
-    FoundModes,
-    PlantedRetina,
-    best_mode_auroc,
-    even_rows,
-    gate_auroc,
-    sign_attribution,
-)
+from condec.testing.retina import PlantedRetina
 
 SITES = ("conv1", "relu1", "conv2", "relu2")
 LEARNERS: dict[str, Learner] = {

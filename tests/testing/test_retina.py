@@ -4,6 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from retina_scores import (
+    FoundModes,
+    best_mode_auroc,
+    even_rows,
+    folded,
+    gate_auroc,
+    sign_attribution,
+)
 from torch import Tensor
 
 from condec import (
@@ -20,20 +28,16 @@ from condec.basis.errors import DataError, OptionError
 from condec.dictionary import Learner, TopKSAE
 from condec.retina import ReceptiveFields, receptive_fields
 from condec.retina.models.circuit import HISTORY
-from condec.testing.retina import (
-    FoundModes,
-    PlantedRetina,
-    best_mode_auroc,
-    even_rows,
-    folded,
-    gate_auroc,
-    sign_attribution,
-)
+from condec.testing.retina import PlantedRetina
+
+
+def small() -> PlantedRetina:
+    return PlantedRetina.standard(n_frames=1000, dwell=15.0)
 
 
 @pytest.fixture(scope="module")
 def planted() -> PlantedRetina:
-    return PlantedRetina.small()
+    return small()
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +58,8 @@ def perfect(planted: PlantedRetina, site: str = "relu1") -> FoundModes:
 
 
 def test_what_is_planted(planted):
-    assert torch.equal(PlantedRetina.small().recording.movie, planted.recording.movie)
-    assert len(PlantedRetina.of(100, seed=1).recording) == 100
+    assert torch.equal(small().recording.movie, planted.recording.movie)
+    assert len(PlantedRetina.standard(1, n_frames=100).recording) == 100
     # No clip of the one and of the other share a frame.
     assert int(planted.train[-1]) + HISTORY < int(planted.held_out[0])
     assert int(planted.held_out[-1]) == len(planted.windows) - 1 == len(planted.gates) - 1
