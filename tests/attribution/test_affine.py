@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from condec import IntegratedGradients, contribute
-from condec.attribution import affine, engine, make_setup
+from condec.attribution import affine, engine, make_setup, path
 from condec.attribution.baselines import Blur
 from condec.attribution.targets import Logit
 
@@ -158,7 +158,7 @@ def both_ways(
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"stack": 1}, {"steps": "auto"}],
+    [{}, {"steps": "auto"}],
     ids=str,
 )
 def test_contributions_are_those_of_the_plain_path(
@@ -219,7 +219,8 @@ def test_calls_are_saved_and_forward_is_put_back(monkeypatch: pytest.MonkeyPatch
         return plain(self, x)
 
     monkeypatch.setattr(nn.Conv2d, "forward", counted)
-    contribute(model, images(), ["4", "7"], method=IntegratedGradients(steps=STEPS, stack=1))
+    monkeypatch.setattr(path, "_LARGEST_STACK", 1)
+    contribute(model, images(), ["4", "7"], method=IntegratedGradients(steps=STEPS))
     # Both ends, and the baseline once more; 6 comes after a nonlinearity.
     assert count == {"0": 4, "6": STEPS + 3}
     assert not any("forward" in module.__dict__ for module in model.modules())

@@ -253,8 +253,8 @@ def test_units_laid_over_their_positions() -> None:
         (lambda: UnitAblation(baseline=Samples()), OptionError, "not several draws; got 8 of Sam"),
         (lambda: UnitAblation(rows_per_pass=0), OptionError, "must be at least 1; got 0"),
         (lambda: UnitAblation(means={"a": [1.0]}), OptionError, "means belong to replacement"),
-        (lambda: SmoothGrad(n_samples=0), OptionError, "n_samples of at least 1 .* got 0"),
-        (lambda: SmoothGrad(noise=0.0), OptionError, "noise above 0; got 16, 0.0"),
+        (lambda: SmoothGrad(n_samples=0), OptionError, "n_samples must be at least 1; got 0"),
+        (lambda: SmoothGrad(noise=0.0), OptionError, "noise must be above 0; got 0.0"),
         (
             lambda: effects(UnitAblation(replacement="resample"), 1),
             DataError,

@@ -22,6 +22,7 @@ from condec.attribution import (
     make_setup,
     method_from_dict,
 )
+from condec.attribution import path as paths
 from condec.attribution.contributions import contribute
 from condec.attribution.targets import Logit, Predicted
 from condec.basis.errors import DataError, OptionError
@@ -42,7 +43,7 @@ class TestAuto(AttributionContract):
 
 class TestStacked(AttributionContract):
     def make_method(self) -> Method:
-        return IntegratedGradients(steps=7, stack=3, baseline=Constant(0.4))
+        return IntegratedGradients(steps=7, baseline=Constant(0.4))
 
 
 class TestBlurred(AttributionContract):
@@ -62,10 +63,12 @@ def images(n: int = 4) -> torch.Tensor:
 )
 def test_stacking_changes_nothing(steps: int, stack: int, path: str) -> None:
     model, x = small_resnet().double(), images(3)
-    one = IntegratedGradients(steps=steps, path=path, stack=1)
-    many = IntegratedGradients(steps=steps, path=path, stack=stack)
-    a = contribute(model, x, "block*", method=one, target=Predicted())
-    b = contribute(model, x, "block*", method=many, target=Predicted())
+    method = IntegratedGradients(steps=steps, path=path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(paths, "_LARGEST_STACK", 1)
+        a = contribute(model, x, "block*", method=method, target=Predicted())
+        patched.setattr(paths, "_LARGEST_STACK", stack)
+        b = contribute(model, x, "block*", method=method, target=Predicted())
     for site in ("block1", "block2"):
         torch.testing.assert_close(a[site].contribution, b[site].contribution, rtol=0, atol=1e-12)
 
@@ -73,14 +76,13 @@ def test_stacking_changes_nothing(steps: int, stack: int, path: str) -> None:
 def test_stacked_points_run_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
-    method = IntegratedGradients(steps=10, stack=4)
+    monkeypatch.setattr(paths, "_LARGEST_STACK", 4)
+    method = IntegratedGradients(steps=10)
     method.attribute(setup(model, images(2)))
     assert batches == [2, 8, 8, 2, 1]  # the inputs, nine points between, the shared baseline
 
 
 def test_stack_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from condec.attribution import path
-
     model, batches = small_resnet(), []
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
     method = IntegratedGradients(steps=4)
@@ -88,7 +90,7 @@ def test_stack_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     a_batch = max(2 * 4 * 6 * 5 * 4, 8 * 2 * 6 * 5 * 4)
     for points, expected in ((1, [2, 2, 2, 2, 1]), (2, [2, 4, 2, 1]), (9, [2, 6, 1])):
         batches.clear()
-        monkeypatch.setitem(path._RECORD_BYTES, "cpu", points * a_batch)
+        monkeypatch.setitem(paths._RECORD_BYTES, "cpu", points * a_batch)
         method.attribute(setup(model, images(2)))
         assert batches == expected
 
@@ -106,13 +108,11 @@ def test_a_small_late_site_does_not_stack_without_bound() -> None:
 
 
 def test_a_layer_path_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from condec.attribution import path
-
     model, x = small_resnet().double(), images(5)
     method = IntegratedGradients(steps="auto", tolerance=2e-2, path="layer")
     smooth = SmoothGrad(inner=method, n_samples=2)
     whole = [contribute(model, x, "block*", method=m, target=Predicted()) for m in (method, smooth)]
-    monkeypatch.setattr(path, "_KEPT_BYTES", 2 * 129 * 2 * 4 * 30 * 8)  # two samples
+    monkeypatch.setattr(paths, "_KEPT_BYTES", 2 * 129 * 2 * 4 * 30 * 8)  # two samples
     parts = [contribute(model, x, "block*", method=m, target=Predicted()) for m in (method, smooth)]
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a["block1"].contribution, b["block1"].contribution)
@@ -122,10 +122,13 @@ def test_a_layer_path_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPa
     assert whole[0].steps.tolist() == parts[0].steps.tolist()
 
 
-def test_a_layer_path_does_not_stack_more_as_samples_drop_out() -> None:
+def test_a_layer_path_does_not_stack_more_as_samples_drop_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paths, "_LARGEST_STACK", 1)
     model, batches = small_resnet().double(), []
     model.head.register_forward_hook(lambda m, x, out: batches.append(len(out)))
-    method = IntegratedGradients(steps="auto", tolerance=5e-3, path="layer", stack=1)
+    method = IntegratedGradients(steps="auto", tolerance=5e-3, path="layer")
     batch = contribute(model, images(6), "block1", method=method, target=Predicted())
     assert batch.steps is not None
     assert len(set(batch.steps.tolist())) > 1
@@ -165,7 +168,7 @@ def test_auto_is_within_its_tolerance_and_says_its_steps() -> None:
     assert set(batch.steps.tolist()) <= {4, 8, 16, 32, 64, 128, 256, 512}
     assert (batch.completeness()["block1"] - 1).abs().max() <= 5e-3
     for i, steps in enumerate(batch.steps.tolist()):
-        fixed = IntegratedGradients(steps=steps, stack=1)
+        fixed = IntegratedGradients(steps=steps)
         same = contribute(model, x[i : i + 1], "block*", method=fixed, target=Predicted())
         for site in ("block1", "block2"):
             torch.testing.assert_close(
@@ -213,12 +216,10 @@ def test_a_target_that_hardly_moves_is_measured_against_its_contributions() -> N
 
 
 def test_auto_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from condec.attribution import path
-
     model, x = small_resnet().double(), images(5)
     method = IntegratedGradients(steps="auto", tolerance=2e-2)
     whole = contribute(model, x, "block*", method=method, target=Predicted())
-    monkeypatch.setattr(path, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(paths, "_KEPT_BYTES", 1)
     parts = contribute(model, x, "block*", method=method, target=Predicted())
     assert whole.steps is not None
     assert parts.steps is not None
@@ -261,8 +262,8 @@ def test_options_round_trip(baseline) -> None:  # type: ignore[no-untyped-def]
     ("make", "message"),
     [
         (lambda: IntegratedGradients(path="layers"), "path must be one of input, layer; got 'lay"),
-        (lambda: IntegratedGradients(tolerance=0.0), "tolerance above 0"),
-        (lambda: IntegratedGradients(stack=0), "stack 'auto' or at least 1; got .*, 0"),
+        (lambda: IntegratedGradients(tolerance=0.0), "tolerance must be above 0"),
+        (lambda: IntegratedGradients(max_steps=4), "max_steps must be at least 8; got 4"),
         (lambda: IntegratedGradients(steps=True), "at least 1, or 'auto'; got True"),
         (
             lambda: IntegratedGradients(baseline=torch.zeros(1, 1, 6, 5)),

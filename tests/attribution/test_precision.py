@@ -54,5 +54,5 @@ def test_options() -> None:
 
 
 def test_an_unknown_precision_is_refused(unchecked) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(OptionError, match=r"precision must be 'model', .*got 'int8'"):
+    with pytest.raises(OptionError, match=r"precision must be one of model, .*got 'int8'"):
         Compute(precision="int8")

@@ -115,7 +115,7 @@ def test_methods_that_do_not_exist(text: str) -> None:
         ("ig@constant:", "baseline 'constant:'"),
         ("ig:10@blur:0", "sigma must be positive"),
         ("ig:0", "steps must be at least 1"),
-        ("smoothgrad:0", "n_samples of at least 1"),
+        ("smoothgrad:0", "n_samples must be at least 1"),
         ("smoothgrad(best)", "method 'best'"),
     ],
 )
@@ -128,7 +128,6 @@ def test_what_is_out_of_range(text: str, message: str) -> None:
     "method",
     [
         IntegratedGradients(steps="auto", tolerance=1e-3),
-        IntegratedGradients(stack=2),
         IntegratedGradients(baseline=Mean(values=torch.ones(3))),
         SmoothGrad(noise=0.2),
         UnitAblation(seed=1),

@@ -40,15 +40,6 @@ def hf(name: str, config: str, **options: Any) -> nn.Module:
     return getattr(library, name)(getattr(library, config)(num_labels=5, **options))
 
 
-def alexnet() -> nn.Module:
-    with torch.device("meta"):  # its 4096 x 9216 weights are never made
-        model = tv().alexnet(num_classes=5)
-        model.classifier[1] = nn.Linear(9216, 6)
-        model.classifier[4] = nn.Linear(6, 7)
-        model.classifier[6] = nn.Linear(7, 5)
-    return model.to_empty(device="cpu")
-
-
 def mobilenet_v3() -> nn.Module:
     setting = tv().mobilenetv3.InvertedResidualConfig
     rows = [(8, 3, 8, 8, True, "RE", 2, 1), (8, 3, 16, 8, False, "HS", 1, 1)]
@@ -148,7 +139,6 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, tuple[str, ...]]] = {
         lambda: hf("MobileNetV2ForImageClassification", "MobileNetV2Config", depth_multiplier=0.1,
                    min_depth=4), 16, ("mobilenet_blocks",),
     ),
-    "alexnet": (alexnet, 63, ("alexnet",)),
 }  # fmt: skip
 
 N_UNITS = {

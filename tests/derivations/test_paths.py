@@ -62,7 +62,7 @@ def slow_input_path(model: nn.Module, name: str, x: Tensor, x0: Tensor, steps: i
 @pytest.mark.parametrize("site", ["block1", "block1.conv1"])
 def test_input_path_equals_the_loop(site: str) -> None:
     model, x = small_resnet().double(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
-    method = IntegratedGradients(steps=5, baseline=Constant(0.3), stack=2)
+    method = IntegratedGradients(steps=5, baseline=Constant(0.3))
     batch = contribute(model, x, site, method=method, target=Logit(1))
     for i in range(2):
         start = torch.full_like(x[i : i + 1], 0.3)
@@ -73,7 +73,7 @@ def test_input_path_equals_the_loop(site: str) -> None:
 @pytest.mark.parametrize("site", ["block1", "block1.conv1"])
 def test_layer_path_equals_the_loop(site: str) -> None:
     model, x = small_resnet().double(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
-    method = IntegratedGradients(steps=5, path="layer", stack=3)
+    method = IntegratedGradients(steps=5, path="layer")
     batch = contribute(model, x, site, method=method, target=Logit(1))
     for i in range(2):
         below, above = parts(site, model, x[i : i + 1])

@@ -32,10 +32,6 @@ class InvertedResidual(nn.Identity):
     pass
 
 
-class AlexNet(nn.Sequential):
-    pass
-
-
 class Block(nn.Module):
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
@@ -110,12 +106,6 @@ def test_decoders_that_attend_to_an_encoder_are_no_language_models() -> None:
     assert presets_of(alone) == ("lm_blocks", "lm_mlp_neurons", "lm_heads")
     other = nn.Sequential(OneDecoderLayer(**parts, encoder_attn=nn.Linear(2, 2)))
     assert presets_of(other) == ()
-
-
-def test_alexnet_itself_may_be_the_model() -> None:
-    model = AlexNet(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Sequential(nn.ReLU()))
-    assert preset_sites(model, "alexnet") == ("1", "2.0")
-    assert preset_sites(nn.Sequential(model), "alexnet") == ("0.1", "0.2.0")
 
 
 def test_transformers_whose_tokens_lie_in_a_plane() -> None:

@@ -30,11 +30,9 @@ class UnitAblation(Method):
         C_{sup} = E_{su} / P_u
 
     A unit that holds the target up has a positive effect, as it has a positive contribution.
-    Each effect is spread evenly over the unit's :math:`P_u` positions, so that the record has
-    the shape of the activation and its sum over positions is the effect; nothing is known
-    about single positions. Effects are those of one unit at a time: of units that stand in
-    for each other each has little, and effects do not add up. What the target froze stays as
-    at the inputs; ``target_baseline`` is NaN.
+    Each effect is spread evenly over the unit's :math:`P_u` positions: nothing is known about
+    single ones. Effects are those of one unit at a time: of units that stand in for each other
+    each has little, and effects do not add up. What the target froze stays as at the inputs.
 
     Parameters
     ----------
@@ -45,8 +43,7 @@ class UnitAblation(Method):
         from which integrated gradients are counted. ``"mean"`` without means and
         ``"resample"`` depend on the batch.
     rows_per_pass : int
-        Samples times units in one pass: the whole batch runs for that many units at a time,
-        which is faster than sample by sample. At least one unit's.
+        Samples times units in one pass; at least one unit's.
     seed : int
         Of the draws of ``"resample"``.
     means : mapping of site key to one number a unit, optional
@@ -94,10 +91,7 @@ class UnitAblation(Method):
 
     @property
     def n_passes(self) -> int:
-        """Forward passes that one site of 256 units in mid-network costs: an order of size only.
-
-        Half a pass a unit; truly each unit costs the share of the network after its site.
-        """
+        """Those of one site of 256 units in mid-network, half a pass a unit: an order of size."""
         return 4 + 256 // 2
 
     def attribute(self, setup: Setup) -> Attribution:
@@ -129,25 +123,8 @@ def unit_effects(
 ) -> UnitMatrix:
     """Measure the change of the target when each unit of a site is replaced, one at a time.
 
-    Parameters
-    ----------
-    model, inputs, target, labels
-        As for `contribute`.
-    site : Site, or its text
-    method : UnitAblation, optional
-        By default, units are set to zero.
-    units : sequence of int, optional
-        All by default.
-
-    Returns
-    -------
-    Tensor of shape [sample, unit]
-        In the order of `units`; in the unit of the target.
-
-    Raises
-    ------
-    SiteError
-        The site does not run, or has no such unit.
+    Takes what `contribute` takes, at one site; gives [sample, unit] in the order of `units` (all by
+    default), in the unit of the target. SiteError where the site does not run, or has no such unit.
 
     Examples
     --------
@@ -164,12 +141,9 @@ def unit_effects(
 
 @torch.no_grad()
 def _effects(
-    method: UnitAblation,
-    after: AfterSite,
-    target: Target,
-    labels: Tensor | None,
+    method: UnitAblation, after: AfterSite, target: Target, labels: Tensor | None,
     units: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Effects [sample, unit], and the target at the inputs."""
     h, key = after.activation, after.site.key
     layout = units_of(after.site, h)

@@ -43,7 +43,6 @@ def faithfulness(
     top : float
         Share of the units that `top_overlap` compares.
     seed : int
-        Of the draw.
 
     Returns
     -------

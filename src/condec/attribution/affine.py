@@ -77,10 +77,10 @@ class AffineParts:
 
 @contextmanager
 def watched(model: nn.Module, inputs: Tensor, answers: Calls | None = None) -> Iterator[Calls]:
-    """Note affine calls of one pass over `inputs`, or answer them from `answers`.
+    """Note affine calls of one pass over `inputs` (the very tensor), or answer from `answers`.
 
     The yielded dictionary fills, as the model runs, with copies of the outputs worth an answer;
-    a module called more than once is left out. The model must be called with `inputs` itself.
+    a module called more than once is left out.
     """
     watch = _Watch(inputs, answers)
     with ExitStack() as stack:
@@ -158,6 +158,5 @@ def _is_affine_kind(module: nn.Module) -> bool:
 
 def _is_worth(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    if type(module) not in _HEAVY or not isinstance(weight, Tensor):
-        return False
-    return weight[0].numel() >= _LEAST_FAN_IN
+    is_heavy = type(module) in _HEAVY
+    return is_heavy and isinstance(weight, Tensor) and weight[0].numel() >= _LEAST_FAN_IN

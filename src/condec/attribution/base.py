@@ -78,13 +78,7 @@ class Method(Option, ABC):
     def attribute(self, setup: Setup) -> Attribution:
         """Attribute the target of one batch to all entries of the activations at the sites.
 
-        Raises
-        ------
-        ModelError
-            The model is in training mode, fails on the inputs, or gives a target that is
-            not finite.
-        SiteError
-            A site does not run, is ambiguous, or has no influence on the target.
+        Errors are those of `contribute`.
         """
 
     def fit(self, data: "condec.data.Inputs") -> "Method":

@@ -68,18 +68,10 @@ class ZeroTokens(Baseline):
 @final
 @dataclass(frozen=True, slots=True)
 class Constant(Baseline):
-    """The same value everywhere, or one value a channel.
+    """The same value everywhere, or one value a channel (axis 1), in the model's input space.
 
-    Parameters
-    ----------
-    value : float or tuple of float
-        In the model's input space; a tuple has one entry for each channel (axis 1). For black
-        in an image normalised by mean and std, give ``-mean / std``.
-
-    Raises
-    ------
-    OptionError
-        At the first batch: the inputs have another number of channels.
+    For black in an image normalised by mean and std, give ``-mean / std``. OptionError at a batch
+    of another number of channels.
     """
 
     value: float | tuple[float, ...]
@@ -102,15 +94,8 @@ class Constant(Baseline):
 class Blur(Baseline):
     """Each image, blurred by a Gaussian: what is left out is detail, not colour.
 
-    Parameters
-    ----------
-    sigma : float
-        Standard deviation in pixels; the kernel ends at 3 sigma, edges are repeated.
-
-    Raises
-    ------
-    OptionError
-        `sigma` is not positive; or, at the first batch, inputs without space axes.
+    `sigma` is its standard deviation in pixels; the kernel ends at 3 sigma, edges are repeated.
+    OptionError where it is not positive or, at the first batch, the inputs have no space axes.
     """
 
     sigma: float
@@ -187,16 +172,10 @@ class Mean(_FromData):
     Parameters
     ----------
     n_samples : int
-        How many samples, spread evenly over the data set, the mean is taken of; all, if there
-        are fewer.
-    values : Tensor of shape [...] of one input, optional
-        The mean. `collect` takes it from its data; for `contribute` give it, or
-        ``Mean().fit(data)``.
-
-    Raises
-    ------
-    OptionError
-        `n_samples` is below 1; or, when used, no values are there, or of another shape.
+        Samples that the mean is taken of, spread evenly over the data set; all, if there are fewer.
+    values : Tensor of the shape of one input, optional
+        `collect` takes it from its data; for `contribute` give it, or ``Mean().fit(data)``.
+        OptionError at a batch where it is missing, or of another shape.
     """
 
     def of(self, samples: Tensor) -> "Baseline":
@@ -221,14 +200,8 @@ class Samples(_FromData):
     n_samples : int
         How many, spread evenly over the data set.
     values : Tensor of shape [n_samples, ...], optional
-        The baselines. `collect` takes them from its data; for `contribute` give them, or
-        ``Samples().fit(data)``.
-
-    Raises
-    ------
-    OptionError
-        `n_samples` is below 1 or not the number of values; or, when used, no values are
-        there, or of another shape.
+        `collect` takes them from its data; for `contribute` give them, or ``Samples().fit(data)``.
+        OptionError at a batch where they are missing, or of another shape.
     """
 
     n_samples: int = 8

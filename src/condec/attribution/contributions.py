@@ -32,15 +32,8 @@ Sites = str | Site | Iterable[str | Site]
 class SiteContributions:
     """Contributions of one site in full shape, for every sample of a batch.
 
-    Attributes
-    ----------
-    site : Site
-    units : Units
-        Axes of the activation that are units.
-    cut : bool
-        Whether all flow from input to output passes this site.
-    contribution, activation : Tensor of the shape of the activation
-        Contribution in the unit of the target.
+    Both tensors have the shape of the activation, contributions are in the unit of the target;
+    `units` are the axes counted as units, `cut` says whether all flow passes this site.
     """
 
     site: Site
@@ -114,17 +107,13 @@ class _Batch(Generic[Part]):
 
         .. math:: \sum_{u,p} C_{sup} / (T(x_s) - T(x_{0s}))
 
-        1 is complete; how far from 1 shows the error of the quadrature. Sites that do not
-        cut the network are left out: their contributions need not add up to the target.
-        NaN for methods without a baseline.
+        How far from 1 shows the error of the quadrature. Sites that do not cut the network are left
+        out: their contributions need not add up. NaN for methods without a baseline.
         """
         change = self.target - self.target_baseline
-        return {
-            part.site.key: part.contribution.flatten(1).sum(1, dtype=torch.float64).to(change)
-            / change
-            for part in self.by_site
-            if part.cut
-        }
+        cuts = [part for part in self.by_site if part.cut]
+        sums = [part.contribution.flatten(1).sum(1, dtype=torch.float64) for part in cuts]
+        return {part.site.key: s.to(change) / change for part, s in zip(cuts, sums, strict=True)}
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -141,7 +130,6 @@ class Contributions(_Batch[SiteContributions]):
     by_site : tuple of SiteContributions
         In execution order.
     output : Tensor of shape [sample, ...]
-        The model's output at the inputs.
     prediction : Tensor of shape [sample]
         Predicted class; -1 where the output is not a matrix of classes.
     target, target_baseline : Tensor of shape [sample]
@@ -149,7 +137,7 @@ class Contributions(_Batch[SiteContributions]):
     steps : Tensor of shape [sample], or None
         Intervals of the path that each sample took; None for methods without a path.
     setup : Setup, or None
-        The batch they were made from.
+        What they were made from.
     """
 
     output: Tensor
@@ -188,10 +176,6 @@ def contribute(
         For targets that need them.
     compute : Compute, optional
         Precision and memory order of the passes.
-
-    Returns
-    -------
-    Contributions
 
     Raises
     ------

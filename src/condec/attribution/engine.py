@@ -106,11 +106,6 @@ class Path(ABC):
     def take(self, rows: Tensor) -> "Path":
         """Choose samples."""
 
-    @property
-    @abstractmethod
-    def moved(self) -> Tensor:
-        """Tensor that moves, at 1: shape [sample, ...]."""
-
     def _frozen(self, n_points: int) -> Tensor | None:
         return None if self.frozen is None else torch.cat([self.frozen] * n_points)
 
@@ -123,11 +118,6 @@ class InputPath(Path):
     """
 
     affine: AffineParts | None = None
-
-    @property
-    def moved(self) -> Tensor:
-        """The inputs."""
-        return self.setup.inputs
 
     def take(self, rows: Tensor) -> "InputPath":
         """Choose samples."""
@@ -182,11 +172,6 @@ class LayerPath(Path):
 
     after: AfterSite
     rows: Tensor | None = None
-
-    @property
-    def moved(self) -> Tensor:
-        """The activation."""
-        return self.after.activation
 
     def take(self, rows: Tensor) -> "LayerPath":
         """Choose samples."""

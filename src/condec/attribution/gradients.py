@@ -11,6 +11,7 @@ from condec.attribution.base import Attribution, Method, Setup, without_baseline
 from condec.attribution.engine import Kept, run_point
 from condec.attribution.reduce import merge_signs, split_and_sum, spread_units
 from condec.attribution.targets.base import wide
+from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.basis.options import require
 from condec.network import Site, units_of
@@ -133,11 +134,6 @@ class SmoothGrad(Method):
         a, standard deviation as a share of the range of each input's own values; Smilkov et
         al. found 0.1 to 0.2 best for images.
     seed : int
-
-    Raises
-    ------
-    OptionError
-        `n_samples` is below 1, or `noise` is not positive.
     """
 
     inner: Method = field(default_factory=ActGrad)
@@ -147,11 +143,9 @@ class SmoothGrad(Method):
 
     def __post_init__(self) -> None:
         require("SmoothGrad", "inner", self.inner, Method)
-        if self.n_samples < 1 or not self.noise > 0:
-            raise OptionError(
-                "SmoothGrad: expected n_samples of at least 1 and noise above 0; got "
-                f"{self.n_samples}, {self.noise}"
-            )
+        at_least("SmoothGrad", 1, n_samples=self.n_samples)
+        if not self.noise > 0:
+            raise OptionError(f"SmoothGrad: noise must be above 0; got {self.noise}")
 
     @property
     def least_samples(self) -> int:

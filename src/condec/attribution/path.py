@@ -14,7 +14,7 @@ from condec.attribution.base import Attribution, Method, Setup
 from condec.attribution.baselines import Baseline, Zeros
 from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
 from condec.attribution.quadrature import integrate, integrate_to
-from condec.basis.checks import one_of
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError
 from condec.basis.options import require
 from condec.network import find_cuts, split_at
@@ -65,11 +65,6 @@ class IntegratedGradients(Method):
         For ``steps="auto"``: where doubling ends; a warning counts the samples that are not
         within the tolerance. Points are kept, so memory grows with the steps here, and only
         here.
-    stack : int or "auto"
-        Points of the path in one pass: faster where a batch alone does not fill the device,
-        at `stack` times the memory of a pass. ``"auto"``: up to 8, while the largest record of
-        a pass, and 8 times its input, stay below 8 MiB (128 MiB on a GPU): large batches run
-        one point at a time. Changes rounding only.
 
     Raises
     ------
@@ -82,7 +77,6 @@ class IntegratedGradients(Method):
     path: Literal["input", "layer"] = "input"
     tolerance: float = 1e-2
     max_steps: int = 128
-    stack: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         require("IntegratedGradients", "baseline", self.baseline, Baseline)
@@ -92,12 +86,10 @@ class IntegratedGradients(Method):
                 f"IntegratedGradients: steps must be at least 1, or 'auto'; got {self.steps!r}"
             )
         one_of("IntegratedGradients", "path", self.path, ("input", "layer"))
-        few = self.stack != "auto" and not (isinstance(self.stack, int) and self.stack >= 1)
-        if not self.tolerance > 0 or self.max_steps < 8 or few:
+        at_least("IntegratedGradients", 8, max_steps=self.max_steps)
+        if not self.tolerance > 0:
             raise OptionError(
-                "IntegratedGradients: expected tolerance above 0, max_steps of at least 8 and "
-                f"stack 'auto' or at least 1; got {self.tolerance}, {self.max_steps}, "
-                f"{self.stack!r}"
+                f"IntegratedGradients: tolerance must be above 0; got {self.tolerance}"
             )
 
     @property
@@ -141,7 +133,7 @@ class IntegratedGradients(Method):
         return max(1, _KEPT_BYTES * n_samples // max(1, a_point * (self.max_steps + 1)))
 
     def _integrate(self, path: Path, first: Point, cuts: Mapping[str, bool]) -> Attribution:
-        stack = _stack_size(path, first) if self.stack == "auto" else self.stack
+        stack = _stack_size(path, first)
         if self.steps != "auto":
             return integrate(path, first, self.steps, stack)
         return integrate_to(
@@ -189,9 +181,10 @@ def _mean(draws: Sequence[Attribution]) -> Attribution:
 
 
 def _stack_size(path: Path, first: Point) -> int:
-    """Points of a batch that may share a pass."""
+    """Points of the path that may share a pass: faster where a batch does not fill the device."""
     limit = _RECORD_BYTES.get(first.target.device.type, _RECORD_BYTES["cpu"])
-    largest = max(_WIDENING * _bytes(path.moved), *map(_bytes, first.records.values()))
+    moved = _bytes(path.start[:1]) * len(first.target)
+    largest = max(_WIDENING * moved, *map(_bytes, first.records.values()))
     return min(_LARGEST_STACK, max(1, limit // max(1, largest)))
 
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from condec.basis.errors import OptionError
+from condec.basis.checks import one_of
 from condec.basis.options import Option
 
 Precision = Literal["model", "bfloat16", "float16"]
@@ -41,11 +41,7 @@ class Compute(Option):
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in ("model", *_TYPES):
-            raise OptionError(
-                f"Compute: precision must be 'model', 'bfloat16' or 'float16'; got "
-                f"{self.precision!r}"
-            )
+        one_of("Compute", "precision", self.precision, Precision)
 
     def arrange(self, inputs: Tensor) -> Tensor:
         """The inputs in the order of memory they are computed in."""

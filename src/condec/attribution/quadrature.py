@@ -37,13 +37,7 @@ def integrate(path: Path, first: Point, steps: int, stack: int) -> Attribution:
 
 
 def integrate_to(
-    path: Path,
-    first: Point,
-    *,
-    tolerance: float,
-    max_steps: int,
-    cuts: Collection[str],
-    stack: int,
+    path: Path, first: Point, *, tolerance: float, max_steps: int, cuts: Collection[str], stack: int
 ) -> Attribution:
     """Double the intervals of each sample until it is within the tolerance; points are kept.
 

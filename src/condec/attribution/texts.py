@@ -20,20 +20,13 @@ _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _NUMBERS: Final = rf":({_NUMBER}(?:,{_NUMBER})*)"
 
 
-def _short(value: float) -> str:
-    """Write a number without a superfluous ``.0``, and back exactly."""
-    short = f"{value:g}"
-    return f":{short if float(short) == value else repr(float(value))}"
-
-
 def _constant(text: str) -> float | tuple[float, ...]:
     values = tuple(map(float, text.split(",")))
     return values if len(values) > 1 else values[0]
 
 
 def _constant_text(value: float | tuple[float, ...]) -> str:
-    values = value if isinstance(value, tuple) else (value,)
-    return ":" + ",".join(_short(v)[1:] for v in values)
+    return f":{','.join(map(str, value if isinstance(value, tuple) else (value,)))}"
 
 
 _VALUE: Final = Part("value", ":VALUE[,VALUE...]", _NUMBERS, _constant, _constant_text)
@@ -43,11 +36,21 @@ BASELINES: Final[Texts[baselines.Baseline]] = Texts(
         baselines.Zeros: ("zeros",),
         baselines.ZeroTokens: ("zero_tokens",),
         baselines.Constant: ("constant", _VALUE),
-        baselines.Blur: ("blur", Part("sigma", ":SIGMA", rf":({_NUMBER})", float, _short)),
+        baselines.Blur: ("blur", Part("sigma", ":SIGMA", rf":({_NUMBER})", float)),
         baselines.Mean: ("mean", count("n_samples", "SAMPLES")),
         baselines.Samples: ("samples", count("n_samples", "SAMPLES")),
     },
 )
+
+
+def _steps(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _baseline_text(baseline: baselines.Baseline) -> str:
+    return "" if baseline == baselines.Zeros() else f"@{BASELINES.text(baseline)}"
+
+
 _PLAIN: Final = (
     gradients.ActGrad, gradients.ActNormGrad, gradients.Activation, gradients.Gradient,
     gradients.GradCAM,
@@ -57,22 +60,9 @@ METHODS: Final[Texts[Method]] = Texts(
     {
         IntegratedGradients: (
             "ig",
-            Part(
-                "steps",
-                "[:STEPS|:auto]",
-                r"(?::(\d+|auto))?",
-                lambda text: "auto" if text == "auto" else int(text),
-            ),
+            Part("steps", "[:STEPS|:auto]", r"(?::(\d+|auto))?", _steps),
             choice("path", "layer", default="input"),
-            Part(
-                "baseline",
-                "[@BASELINE]",
-                r"(?:@(.*))?",
-                BASELINES.parse,
-                lambda baseline: (
-                    "" if baseline == baselines.Zeros() else f"@{BASELINES.text(baseline)}"
-                ),
-            ),
+            Part("baseline", "[@BASELINE]", r"(?:@(.*))?", BASELINES.parse, _baseline_text),
         ),
         **{kind: (kind.__name__.lower(),) for kind in _PLAIN},
         gradients.SmoothGrad: (

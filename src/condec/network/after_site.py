@@ -51,10 +51,9 @@ class AfterSite:
         Later sites whose activation a run may change.
     activation, output : Tensor of shape [sample, ...]
         What came out at the site, and of the model.
-    answers : dict of (module, call) to Answer
-        What calls before the site returned, and the inputs.
-    unused : frozenset of (module, call)
-        Answers that no operation works on: their values are not kept.
+    answers, unused
+        What calls before the site returned, and the inputs; and those of them that no operation
+        works on, of which no values are kept.
     stacks : bool
         Whether several versions run in one pass; else in one pass each, where the first axis
         alone does not make versions, as in a recurrent network's state.
@@ -75,7 +74,9 @@ class AfterSite:
     version_bytes: int = 0
 
     def run(self, activation: Tensor, changes: Mapping[Site, TensorMap] | None = None) -> Tensor:
-        """Return the output with another activation at the site; differentiable in it.
+        """Return the output [n * sample, ...] with another activation at the site.
+
+        It is differentiable in the activation.
 
         Parameters
         ----------
@@ -84,10 +85,6 @@ class AfterSite:
         changes : dict of Site to callable, optional
             What to do to the activation at later sites, each one of `also`: it gets that of all
             versions, and gives another of the same shape without writing to it.
-
-        Returns
-        -------
-        Tensor of shape [n * sample, ...]
 
         Raises
         ------
@@ -173,13 +170,9 @@ class Splitter:
     def at(self, inputs: Tensor) -> AfterSite:
         """Run a batch once, and keep what is needed to run what lies after the site again.
 
-        Raises
-        ------
-        SiteError
-            The site does not run, or ran more than once and does not say which call is meant.
-        ModelError
-            The model fails on the inputs, or cannot be run in parts (the output comes out
-            otherwise when nothing was changed).
+        SiteError where the site does not run, or more than once and does not say which call is
+        meant; ModelError where the model fails, or cannot be run in parts (with nothing changed,
+        the output comes out otherwise).
         """
         refuse_training(self.model)
         inputs = inputs.detach()

@@ -96,7 +96,6 @@ PRESETS: Final[dict[str, Preset]] = {
     "swin_blocks": Preset("outputs of Swin blocks", _SWIN, layout="features"),
     "convnext_blocks": Preset("outputs of ConvNeXt blocks", _CONVNEXT),
     "mobilenet_blocks": Preset("outputs of inverted residual blocks", _MOBILENET),
-    "alexnet": Preset("the ReLUs of an AlexNet", ("AlexNet",)),
     "lm_blocks": Preset("outputs of a language model's blocks", _LANGUAGE),
     "lm_mlp_neurons": Preset("hidden units of a language model's MLPs", _LANGUAGE, _LM_MLP),
     "lm_heads": Preset("attention heads of a language model", _LANGUAGE, _LM_ATTENTION, "heads"),
@@ -190,27 +189,22 @@ def tokens_above(model: nn.Module, name: str, kind: str) -> Span:
 def _matches(model: nn.Module, preset: Preset) -> Iterator[str]:
     """Yield names of a preset's sites; those that never run as modules are left out."""
     for name, block in _outermost(model, preset):
-        if preset is PRESETS["alexnet"]:
-            relus = (n for n, m in block.named_modules() if isinstance(m, nn.ReLU))
-            yield from (_join(name, relu) for relu in relus)
-        elif not preset.inside:
+        if not preset.inside:
             yield name
-        else:
-            inside = dict(block.named_modules())
-            site = next((part for part in preset.inside if part in inside), None)
-            if site is None:
-                continue
-            if not isinstance(inside.get(site.rpartition(".")[0]), nn.MultiheadAttention):
-                yield _join(name, site)
+            continue
+        inside = dict(block.named_modules())
+        site = next((part for part in preset.inside if part in inside), None)
+        if site and not isinstance(inside.get(site.rpartition(".")[0]), nn.MultiheadAttention):
+            yield f"{name}.{site}"
 
 
 def _outermost(model: nn.Module, preset: Preset) -> Iterator[tuple[str, nn.Module]]:
-    """Yield blocks of a preset that lie in no other one; the model only where it has sites."""
+    """Yield blocks of a preset that lie in no other one; the model itself is none."""
     last = None
     for name, module in model.named_modules():
         if last is not None and name.startswith(f"{last}."):
             continue
-        if _is_block(module, preset) and (name or preset is PRESETS["alexnet"]):
+        if name and _is_block(module, preset):
             last = name
             yield name, module
 
@@ -247,7 +241,3 @@ def _outwards(model: nn.Module, name: str) -> Iterator[nn.Module]:
     parts = name.split(".") if name else []
     for end in range(len(parts), -1, -1):
         yield model.get_submodule(".".join(parts[:end]))
-
-
-def _join(name: str, inside: str) -> str:
-    return f"{name}.{inside}" if name else inside

@@ -109,11 +109,8 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
         which tokens are class, register and patch tokens, is taken from the nearest
         enclosing module that knows it, or written out: ``@heads(12)``, ``[1:]``.
 
-    Returns
-    -------
-    tuple of Site
-        In the order in which the modules were registered; `contribute` and `collect` put them
-        in the order of execution.
+    Sites come in the order in which the modules were registered; `contribute` and `collect` put
+    them in the order of execution.
 
     Raises
     ------
@@ -146,10 +143,7 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
 def find_site(sites: Iterable[Site], wanted: "Site | str") -> Site:
     """Find the one of `sites` that is meant: an equal site, its key, or its module's name.
 
-    Raises
-    ------
-    SiteError
-        None, or more than one, fits.
+    SiteError where none, or more than one, fits.
     """
     sites = tuple(sites)
     for fits in (

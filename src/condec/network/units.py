@@ -35,7 +35,7 @@ class Units:
         ``tokens``: (sample, token, feature), one unit a token.
         ``positions``: (sample, channel, *space), one unit a place, row by row.
     n_heads : int, optional
-        Number of heads; for ``heads`` only.
+        For ``heads`` only.
     tokens : pair of int or None, optional
         Only these tokens count, from the first number to before the second, as in a slice
         of Python; for activations (sample, token, feature). By default all count.

@@ -25,16 +25,8 @@ class TopK(Target):
     along the path: the sum of contributions is then the change of the *largest* logit, not
     of one class's. Use `Predicted` to keep the class.
 
-    Parameters
-    ----------
-    k : int
-    probability : bool
-        Softmax probabilities instead of logits.
-
-    Raises
-    ------
-    OptionError
-        `k` is below 1; or, at the first output, above the number of labels.
+    With `probability`, of softmax probabilities instead of logits. OptionError where `k` is below
+    1 or, at the first output, above the number of labels.
     """
 
     k: int = 1
@@ -126,15 +118,8 @@ class _OneClass(Target):
 class Label(_OneClass):
     """The output of each sample's own label, fixed along the path.
 
-    Parameters
-    ----------
-    probability : bool
-        Softmax probability instead of the logit.
-
-    Raises
-    ------
-    DataError
-        No labels are given, a sample has none (negative), or a label is out of range.
+    With `probability`, its softmax probability instead of its logit. DataError where no labels are
+    given, a sample has none (negative), or a label is out of range.
     """
 
     uses_labels: ClassVar[bool] = True
@@ -149,10 +134,7 @@ class Label(_OneClass):
 class Predicted(_OneClass):
     """The output of the class that the model predicts at the input, fixed along the path.
 
-    Parameters
-    ----------
-    probability : bool
-        Softmax probability instead of the logit.
+    With `probability`, its softmax probability instead of its logit.
     """
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -167,14 +149,7 @@ class Contrast(Target):
 
     What raises all classes alike drops out. The contrastive target of Melander et al. 2026
     chooses both classes again at every step; ``frozen=True`` fixes both at the input, so that
-    contributions are of one pair of classes.
-
-    Parameters
-    ----------
-    frozen : bool
-        Keep the two classes of the input along the path.
-    probability : bool
-        Softmax probabilities instead of logits.
+    contributions are of one pair of classes. With `probability`, of softmax probabilities.
     """
 
     frozen: bool = False
@@ -213,7 +188,7 @@ class Margin(Target):
     OptionError
         Another word for `against`, or ``logsumexp`` of probabilities.
     DataError
-        No labels are given, a sample has none (negative), or a label is out of range.
+        As of `Label`.
     """
 
     uses_labels: ClassVar[bool] = True

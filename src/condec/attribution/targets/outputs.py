@@ -59,10 +59,8 @@ class Sum(Target):
     probability: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.indices is not None:
-            object.__setattr__(self, "indices", tuple(self.indices))
-            _check_indices("Sum", self.indices)
-        elif self.probability:
+        object.__setattr__(self, "indices", _checked("Sum", self.indices))
+        if self.indices is None and self.probability:
             raise OptionError(
                 "Sum: all probabilities add up to 1 for every input; give indices, or logits"
             )
@@ -80,16 +78,13 @@ class Surprisal(Target):
     r"""Explain how unusual the outputs are: :math:`\tfrac12 (y - \mu)^T \Sigma^{-1} (y - \mu)`.
 
     For populations of neurons (the retina of Melander et al. 2026): up to a constant, minus
-    the logarithm of a Gaussian's density in nats, with the mean and covariance of the outputs
-    to many inputs: those given to `Surprisal.fit`, or else those to the data that
-    `condec.collect` is called with.
+    the logarithm of a Gaussian's density in nats. Mean and covariance are those of the outputs
+    given to `Surprisal.fit`, or else of those to the data that `condec.collect` is called with.
 
     Parameters
     ----------
-    mean : Tensor of shape [output], optional
-        :math:`\mu`; kept in double precision, as is the next.
-    precision : Tensor of shape [output, output], optional
-        :math:`\Sigma^{-1}`.
+    mean, precision : Tensor of shape [output] and [output, output], optional
+        :math:`\mu` and :math:`\Sigma^{-1}`; kept in double precision.
     indices : tuple of int, optional
         Numbers of these outputs; all by default.
     shrinkage : float or "auto"
@@ -120,13 +115,11 @@ class Surprisal(Target):
             raise OptionError(
                 f"Surprisal: shrinkage must be 'auto' or between 0 and 1; got {share!r}"
             )
-        if self.indices is not None:
-            object.__setattr__(self, "indices", tuple(self.indices))
-            _check_indices("Surprisal", self.indices)
-        if self.mean is None and self.precision is None:
-            return
-        if self.mean is None or self.precision is None:
+        object.__setattr__(self, "indices", _checked("Surprisal", self.indices))
+        if (self.mean is None) != (self.precision is None):
             raise OptionError("Surprisal: give both mean and precision, or neither")
+        if self.mean is None or self.precision is None:
+            return
         n = len(self.mean)
         if self.mean.ndim != 1 or self.precision.shape != (n, n):
             raise OptionError(
@@ -163,13 +156,11 @@ class Surprisal(Target):
         Parameters
         ----------
         outputs : Tensor or array of shape [sample, output]
-            The model's outputs to many inputs.
         shrinkage : "auto", or number between 0 and 1
             s in :math:`(1 - s) S + s \bar v I`, with the covariance S (divided by n - 1) and
             the mean variance :math:`\bar v`. ``"auto"`` takes Ledoit and Wolf's estimate;
             0 is the plain covariance, the paper's.
         indices : sequence of int, optional
-            Take these outputs only.
 
         Raises
         ------
@@ -179,8 +170,8 @@ class Surprisal(Target):
         OptionError
             `shrinkage` is neither.
         """
-        chosen = None if indices is None else tuple(int(i) for i in indices)
-        Surprisal(indices=chosen, shrinkage=shrinkage)  # checks both
+        given = None if indices is None else tuple(int(i) for i in indices)
+        chosen = Surprisal(indices=given, shrinkage=shrinkage).indices  # checks both
         rows = _rows(torch.as_tensor(outputs).detach(), chosen)
         amount = shrinkage
         if isinstance(amount, str):
@@ -226,11 +217,15 @@ class Surprisal(Target):
         return hash((mean, self.indices, self.shrinkage))
 
 
-def _check_indices(name: str, indices: tuple[int, ...]) -> None:
-    if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
+def _checked(name: str, indices: Sequence[int] | None) -> tuple[int, ...] | None:
+    if indices is None:
+        return None
+    chosen = tuple(indices)
+    if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise OptionError(
-            f"{name}: indices must be different numbers from 0 on, at least one; got {indices}"
+            f"{name}: indices must be different numbers from 0 on, at least one; got {chosen}"
         )
+    return chosen
 
 
 def _pick(name: str, values: Tensor, indices: tuple[int, ...] | None) -> Tensor:

@@ -13,13 +13,18 @@ from condec.basis.options import option_from_dict
 from condec.basis.texts import Part, Texts, choice, flag
 
 
-def _indices(text: str) -> int | tuple[int, ...]:
-    numbers = tuple(map(int, text.split(",")))
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def _index(text: str) -> int | tuple[int, ...]:
+    numbers = _numbers(text)
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-def _index_text(index: int | tuple[int, ...]) -> str:
-    return f":{','.join(map(str, index if isinstance(index, tuple) else (index,)))}"
+def _index_text(index: int | tuple[int, ...] | None) -> str:
+    numbers = index if isinstance(index, tuple) else (index,)
+    return "" if index is None else f":{','.join(map(str, numbers))}"
 
 
 _SOFT: Final = flag("probability", "softmax")
@@ -29,7 +34,7 @@ TARGETS: Final[Texts[Target]] = Texts(
         TopK: ("top", Part("k", "K", r"(\d+)", int, str), _SOFT),
         Logit: (
             "logit",
-            Part("index", ":INDEX[,INDEX...]", r":((?:-?\d+,)*\d+)", _indices, _index_text),
+            Part("index", ":INDEX[,INDEX...]", r":((?:-?\d+,)*\d+)", _index, _index_text),
             _SOFT,
         ),
         Label: ("label", _SOFT),
@@ -39,27 +44,18 @@ TARGETS: Final[Texts[Target]] = Texts(
         Entropy: ("entropy",),
         Sum: (
             "sum",
-            Part(
-                "indices",
-                "[:INDEX[,INDEX...]]",
-                r"(?::(\d+(?:,\d+)*))?",
-                lambda text: tuple(map(int, text.split(","))),
-                lambda some: "" if some is None else _index_text(some),
-            ),
+            Part("indices", "[:INDEX[,INDEX...]]", r"(?::(\d+(?:,\d+)*))?", _numbers, _index_text),
             _SOFT,
         ),
         Surprisal: (
             "surprisal",
             Part(
-                "shrinkage",
-                "[:SHRINKAGE]",
-                r"(?::(\d+(?:\.\d+)?(?:e-\d+)?))?",
-                float,
+                "shrinkage", "[:SHRINKAGE]", r"(?::(\d+(?:\.\d+)?(?:e-\d+)?))?", float,
                 lambda share: "" if share == "auto" else f":{share}",
             ),
         ),
     },
-)
+)  # fmt: skip
 """Texts of targets; [Choose a target](../how-to/target.md) lists them.
 
 >>> TARGETS.parse("logit:285:softmax")
