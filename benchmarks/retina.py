@@ -58,8 +58,7 @@ from condec.dictionary import Learner, TopKSAE
 from condec.retina import ReceptiveFields, receptive_fields
 from condec.retina.fitting import fit_model
 from condec.retina.models.circuit import HISTORY, SIZE
-from condec.retina.models.layout import RetinaLayout
-from condec.retina.models.network import RetinaNetwork
+from condec.retina.models.network import RetinaLayout, RetinaNetwork
 from condec.retina.movies.gated import circuit_recording
 from condec.retina.training import RetinaTraining
 from condec.testing.retina import PlantedRetina

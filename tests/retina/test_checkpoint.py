@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from condec.basis.errors import ModelError, OptionError
 from condec.models import load_model
 from condec.retina.models.checkpoint import load_checkpoint, save_checkpoint
-from condec.retina.models.layout import RetinaLayout
-from condec.retina.models.network import RetinaCheckpoint, RetinaNetwork
+from condec.retina.models.network import RetinaCheckpoint, RetinaLayout, RetinaNetwork
 
 # --- the library's networks, written for these tests by its layout ------------------------
 

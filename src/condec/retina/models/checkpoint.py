@@ -8,8 +8,7 @@ from condec.basis.errors import ModelError, OptionError
 from condec.basis.files import write_file, writing
 from condec.basis.npz import tuples
 from condec.models import LoadedModel, refuse_weights
-from condec.retina.models.layout import RetinaLayout
-from condec.retina.models.network import RetinaCheckpoint, RetinaNetwork, fill
+from condec.retina.models.network import RetinaCheckpoint, RetinaLayout, RetinaNetwork, fill
 from condec.retina.models.torch_deep_retina import read_torch_deep_retina
 
 _KEY: Final = "condec_retina"

@@ -17,8 +17,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, OptionError
-from condec.retina.models.layout import Positions, RetinaLayout
-from condec.retina.models.network import RetinaCheckpoint, RetinaNetwork, fill
+from condec.retina.models.network import (
+    Positions,
+    RetinaCheckpoint,
+    RetinaLayout,
+    RetinaNetwork,
+    fill,
+)
 
 _NUMPY: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
 _LEAVES: Final = {"scale": "weight", "shift": "bias", "sigma": "std"}
