@@ -44,8 +44,9 @@ _FORMAT: Final = 2
 """1: without a centre or a scale for every unit among the tensors; still read."""
 
 
+@dataclass(frozen=True)
 class Learner(Option, ABC):
-    """Options of a way to learn a dictionary; a frozen dataclass with a field ``n_modes``."""
+    """Options of a way to learn a dictionary: a frozen dataclass, of which `n_modes` is first."""
 
     __slots__ = ()
     n_modes: int

@@ -124,7 +124,7 @@ def read_saelens(folder: str | Path) -> Dictionary:
         if architecture == "jumprelu":
             tensors["threshold"] = weights["threshold"]
         own = {"k": int(config["k"])} if architecture == "topk" else {}
-        learner = _READ[architecture](n_modes, **own)  # type: ignore[call-arg]
+        learner = _READ[architecture](n_modes, **own)
     except OSError as error:
         raise StoreError(
             f"{folder} holds no dictionary in SAELens' layout: expected {_CONFIG} and {_WEIGHTS} "

@@ -72,7 +72,6 @@ class Toy(GradientLearner):
     """A learner whose loss, projection and revival are given."""
 
     by_mode: ClassVar = ("atoms",)
-    n_modes: int
     loss: Any
     change: Any = None
     revival: Any = None

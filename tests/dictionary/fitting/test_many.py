@@ -232,7 +232,6 @@ def alive(pid):
 class Dies(Learner):
     """Ends the worker that reads it."""
 
-    n_modes = 2
     learn = encode = None
 
     def __reduce__(self):
@@ -241,7 +240,7 @@ class Dies(Learner):
 
 def test_a_worker_that_dies_is_said(monkeypatch):
     monkeypatch.setattr(many_module, "_can_leave", lambda job: True)
-    jobs = {name: Job(Dies(), Planted.small().matrix) for name in "ab"}
+    jobs = {name: Job(Dies(2), Planted.small().matrix) for name in "ab"}
     with pytest.raises(CondecError, match="a worker process ended before its fits were done"):
         fit_many(jobs, workers=2)
 

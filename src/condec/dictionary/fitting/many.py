@@ -30,7 +30,6 @@ from torch import Tensor
 
 from condec.basis.errors import CondecError, OptionError
 from condec.basis.files import writing
-from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Learner, as_matrix, load_dictionary
@@ -75,8 +74,7 @@ class Job:
 
 def fit_many(
     jobs: Mapping[str, Job], *, folder: str | Path | None = None, checkpoint_seconds: float = 60.0,
-    workers: int | None = None, progress: bool = False,
-    on_done: Callable[[str, FitReport], None] | None = None,
+    workers: int | None = None, on_done: Callable[[str, FitReport], None] | None = None,
 ) -> dict[str, FitReport]:  # fmt: skip
     """Fit dictionaries; return the reports by the names of the jobs, in their order.
 
@@ -88,7 +86,7 @@ def fit_many(
     folder : path, optional
         For checkpoints of this list alone: where interrupted fits by gradient descent go on.
         All that is left there is removed when all are done.
-    checkpoint_seconds, progress
+    checkpoint_seconds : float
         As in `fit`.
     workers : int, optional
         Processes; by default as many as torch has threads, where the work is worth it. They do
@@ -97,12 +95,8 @@ def fit_many(
         Called in this process with a job's name and report as soon as it is done, not always
         in order: the place to save it.
 
-    Raises
-    ------
-    OptionError, StoreError
-        Less than one worker; the folder cannot be written.
-    CondecError
-        A worker process ended before its fits were done.
+    Less than one worker is an OptionError, a folder that cannot be written a StoreError, a worker
+    process that ended before its fits were done a CondecError.
     """
     if workers is not None and workers < 1:
         raise OptionError(f"fit_many: workers must be at least 1; got {workers}")
@@ -113,17 +107,14 @@ def fit_many(
         with writing(f"{place}: checkpoints"):
             place.mkdir(parents=True, exist_ok=True)
     reports: dict[str, FitReport] = {}
-    with progress_bar("fits", len(jobs), shown=progress) as move:
-        every = _results(jobs, groups, number, place, checkpoint_seconds)
-        for names, (found, kept) in every:
-            for name, report in zip(names, found, strict=True):
-                warn_of_dead_modes(report, stacklevel=3)
-                reports[name] = report
-                if on_done is not None:
-                    on_done(name, report)
-                move(advance=1)
-            if kept is not None:
-                forget_checkpoint(kept)
+    for names, (found, kept) in _results(jobs, groups, number, place, checkpoint_seconds):
+        for name, report in zip(names, found, strict=True):
+            warn_of_dead_modes(report, stacklevel=3)
+            reports[name] = report
+            if on_done is not None:
+                on_done(name, report)
+        if kept is not None:
+            forget_checkpoint(kept)
     if place is not None and place.exists():
         # Also those that earlier calls left.
         for path in filter(Path.is_dir, list(place.iterdir())):

@@ -90,13 +90,8 @@ def fit(
     StoreError
         The checkpoint is that of another fit, is damaged, or cannot be written.
 
-    Warns
-    -----
-    DeadModesWarning
-        More than 20 % of the modes are dead on the held-out rows; UserWarning: every mode is.
+    A DeadModesWarning says that more than 20 % of the modes are dead on the held-out rows.
 
-    Examples
-    --------
     >>> matrix = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
     >>> from condec.dictionary import PCA
     >>> report = fit(PCA(3), matrix)

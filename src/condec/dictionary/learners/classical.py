@@ -79,7 +79,6 @@ class NMF(Classical):
     estimator: ClassVar[str] = "decomposition.NMF"
     one_thread: ClassVar[bool] = False
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
-    n_modes: int
     max_iter: int = 1000
 
     def check(self, matrix: UnitMatrix) -> None:
@@ -123,7 +122,6 @@ class PCA(Classical):
     estimator: ClassVar[str] = "decomposition.PCA"
     kept: ClassVar[Mapping[str, str]] = {"atoms": "components_", "offset": "mean_"}
     one_thread: ClassVar[bool] = False
-    n_modes: int
 
     def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
         return {"svd_solver": "full"}
@@ -146,7 +144,6 @@ class KMeans(Classical):
     estimator: ClassVar[str] = "cluster.KMeans"
     kept: ClassVar[Mapping[str, str]] = {"atoms": "cluster_centers_"}
     rules: ClassVar[Mapping[str, str]] = {"n_starts": "count"}
-    n_modes: int
     n_starts: int = 4
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
@@ -189,7 +186,6 @@ class FastICA(Classical):
     of_rank: ClassVar[bool] = True
     estimator: ClassVar[str] = "decomposition.FastICA"
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
-    n_modes: int
     max_iter: int = 1000
 
     def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
@@ -220,7 +216,6 @@ class DictionaryLearning(Classical):
 
     estimator: ClassVar[str] = "decomposition.MiniBatchDictionaryLearning"
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count", "alpha": "positive"}
-    n_modes: int
     _: KW_ONLY
     alpha: float = 0.1
     positive_loadings: bool = True

@@ -96,7 +96,6 @@ class ThresholdSAE(GradientLearner):
         "width": "count", "threshold": "share", "dropout": "share", "atom_l1": "size",
         "jump": "size", "atom_rate": "positive",
     }  # fmt: skip
-    n_modes: int
     _: KW_ONLY
     threshold: float = 0.9
     atom_l1: float = 5e-5

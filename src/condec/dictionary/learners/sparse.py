@@ -102,7 +102,6 @@ class ReLUSAE(LinearSAE):
     by_mode: ClassVar[tuple[str, ...]] = ("encoder", "bias", ATOMS)
 
     rules: ClassVar[Mapping[str, str]] = {"l1": "size"}
-    n_modes: int
     _: KW_ONLY
     l1: float = 0.05
     resample: bool = True
@@ -155,7 +154,6 @@ class JumpReLUSAE(LinearSAE):
         "l0_weight": "size", "aux_weight": "size", "bandwidth": "positive",
         "target_l0": "positive",
     }  # fmt: skip
-    n_modes: int
     _: KW_ONLY
     target_l0: float | None = 8.0
     l0_weight: float = 1.0
@@ -219,7 +217,6 @@ class MatchingPursuit(UnitAtoms):
     lr_limit: ClassVar[float] = 2e-3
 
     rules: ClassVar[Mapping[str, str]] = {"k": "count"}
-    n_modes: int
     _: KW_ONLY
     k: int = 8
     nonnegative: bool = True

@@ -22,7 +22,6 @@ class CountingSAE(LinearSAE):
     """Base of autoencoders that keep a number of codes."""
 
     rules: ClassVar[Mapping[str, str]] = {"k": "count", "aux_weight": "size"}
-    n_modes: int
     _: KW_ONLY
     k: int = 8
     aux_weight: float = 1 / 32

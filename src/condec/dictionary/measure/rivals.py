@@ -74,11 +74,8 @@ def fit_rivals(
     `r2_grand`, `cosine`, `l0`, `n_alive`, and `label_correlation`: of every label's best mode,
     chosen on training rows, the mean over labels (NaN without indicators).
 
-    Raises
-    ------
-    OptionError, DataError
-        An unknown rival, or one that the learner or the data do not allow; activations or
-        indicators of other samples, `fitted` to other rows, no rows held out; else as `fit`.
+    A rival that is unknown, or that the learner or the data do not allow, is an OptionError;
+    activations, indicators or `fitted` of other samples, and no rows held out, a DataError.
     """
     import pandas as pd
 
