@@ -91,8 +91,7 @@ class Dictionary:
     """Atoms, and how to find loadings for them: the result of a learner for one matrix.
 
     `tensors` are the learner's numbers, for prepared data, with the centre and scales of
-    `Preparation`. `scale` is the standard deviation of all entries of the (centred) training rows,
-    1 where nothing is scaled; `training`, if known, says how the dictionary came about.
+    `Preparation`, whose `scale` is here; `training`, if known, says how the dictionary came about.
     """
 
     learner: Learner

@@ -39,13 +39,10 @@ class Moments:
         """Return the moments of the rows of both (Chan, Golub & LeVeque 1983)."""
         n_rows = self.n_rows + other.n_rows
         apart = other.mean - self.mean
-        return Moments(
-            n_rows,
-            self.mean + apart * (other.n_rows / n_rows),
-            self.m2 + other.m2 + apart.square() * (self.n_rows * other.n_rows / n_rows),
-            torch.minimum(self.low, other.low),
-            torch.maximum(self.high, other.high),
-        )
+        mean = self.mean + apart * (other.n_rows / n_rows)
+        m2 = self.m2 + other.m2 + apart.square() * (self.n_rows * other.n_rows / n_rows)
+        low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        return Moments(n_rows, mean, m2, low, high)
 
 
 @short_repr

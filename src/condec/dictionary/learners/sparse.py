@@ -27,9 +27,7 @@ _REVIVED: Final = 0.2
 class UnitAtoms(GradientLearner):
     """Base of learners that descend on atoms of length 1 and an offset.
 
-    The offset begins at the median of every unit, atoms are drawn evenly over directions, and the
-    loss is per entry of data with standard deviation 1: one set of options suits any number of
-    units.
+    The offset begins at the median of every unit, atoms are drawn evenly over directions.
     """
 
     __slots__ = ()
@@ -80,7 +78,8 @@ class LinearSAE(UnitAtoms):
 
     def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Keep pre-activations above the threshold, of all modes or of each."""
-        return above(pre_activations(tensors, matrix), tensors["threshold"])
+        pre = pre_activations(tensors, matrix)
+        return pre * (pre > tensors["threshold"])
 
 
 @final
@@ -151,9 +150,9 @@ class JumpReLUSAE(LinearSAE):
     """
 
     rules: ClassVar[Mapping[str, str]] = {
-        "l0_weight": "size", "aux_weight": "size", "bandwidth": "positive",
-        "target_l0": "positive",
-    }  # fmt: skip
+        **dict.fromkeys(("l0_weight", "aux_weight"), "size"),
+        **dict.fromkeys(("bandwidth", "target_l0"), "positive"),
+    }
     _: KW_ONLY
     target_l0: float | None = 8.0
     l0_weight: float = 1.0
@@ -224,9 +223,8 @@ class MatchingPursuit(UnitAtoms):
 
     def encode(self, tensors: Parameters, matrix: UnitMatrix) -> Loadings:
         """Pursue rows, less the offset."""
-        return pursue(
-            matrix - tensors[OFFSET], tensors[ATOMS], self.k, nonnegative=self.nonnegative
-        )
+        rows = matrix - tensors[OFFSET]
+        return pursue(rows, tensors[ATOMS], self.k, nonnegative=self.nonnegative)
 
     def cost(self, parameters: Parameters, rows: Tensor, step: Step) -> Cost:
         """Return squared error, the loadings held constant."""
@@ -253,11 +251,6 @@ def unit_rows(matrix: Tensor) -> Tensor:
     """Divide rows by their length; rows of zeros stay."""
     lengths: Tensor = matrix.norm(dim=-1, keepdim=True)
     return matrix / lengths.clamp(min=1e-12)
-
-
-def above(pre: Tensor, threshold: Tensor) -> Tensor:
-    """Keep entries above a threshold; the others become 0."""
-    return pre * (pre > threshold)
 
 
 def largest(pre: Tensor, k: int) -> Tensor:

@@ -76,8 +76,10 @@ class SharingSAE(CountingSAE):
     __slots__ = ()
 
     def keep(self, pre: Tensor) -> Loadings:
-        """Keep the largest of the batch."""
-        return largest_of_batch(pre, self.k)
+        """Keep the k times n largest entries of n rows, where they are above 0."""
+        flat = pre.flatten()
+        top = flat.topk(min(self.k * len(pre), flat.numel()), sorted=False)
+        return torch.zeros_like(flat).scatter(0, top.indices, top.values.relu()).view_as(pre)
 
     def finish(self, parameters: Parameters, sample: Tensor, config: TrainConfig) -> Tensors:
         """Add the threshold: the mean over batches of the smallest code that is kept."""
@@ -145,15 +147,3 @@ class MatryoshkaSAE(SharingSAE):
         loss = torch.stack([error.square().mean() for error in errors]).mean()
         aux = aux_loss(parameters, pre, errors[-1], step.dead, self.aux_weight)
         return Cost(loss + aux, loadings)
-
-
-def largest_of_batch(pre: Tensor, k: int) -> Tensor:
-    """Keep the k times n largest entries of n rows, where they are above 0; the others become 0.
-
-    >>> largest_of_batch(torch.tensor([[3.0, 4.0], [-1.0, 2.0]]), 1)
-    tensor([[3., 4.],
-            [0., 0.]])
-    """
-    flat = pre.flatten()
-    top = flat.topk(min(k * len(pre), flat.numel()), sorted=False)
-    return torch.zeros_like(flat).scatter(0, top.indices, top.values.relu()).view_as(pre)

@@ -50,9 +50,8 @@ def over_seeds(table: "pandas.DataFrame") -> "pandas.DataFrame":
 def pareto_front(table: "pandas.DataFrame") -> "pandas.Series[bool]":
     """Mark the rows that no other row of their site beats: R2 as high, L0 as low, one better.
 
-    Rows that are equal in both do not beat each other. A row without loadings (L0 of 0) or
-    without a finite R2 is never on the front. `table` is of fits, or of `over_seeds`, where luck
-    counts less.
+    Equal rows do not beat each other; a row with an L0 of 0 or without a finite R2 is never on the
+    front. `table` is of fits, or of `over_seeds`, where luck counts less.
 
     >>> import pandas
     >>> fits = pandas.DataFrame({"site": "block1", "l0": [2, 4, 8], "r2": [0.5, 0.8, 0.7]})
