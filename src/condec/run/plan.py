@@ -133,7 +133,7 @@ class FitPlan:
         if self.modes_per_unit is None:
             return self.learner
         number = max(1, round(self.modes_per_unit * n_units))
-        return replace(self.learner, n_modes=number)  # type: ignore[type-var]
+        return replace(self.learner, n_modes=number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
