@@ -19,39 +19,13 @@ from condec import cli
 from condec.attribution import METHODS
 from condec.run import LINKS, config
 from condec.store.store import Store
-
-NET = """
-from condec.testing.models import small_resnet
-
-def make():
-    return small_resnet(labels=3)
-"""
-TOML = """
-sites = "block*"
-model = {spec = "python:net.py:make", device = "cpu"}
-data = {source = "npz:data.npz"}
-collect = {method = "ig:2", target = "predicted", batch_size = 16, shard_size = 16}
-fit = {learner = "kmeans", n_modes = 3, held_out = 0.4}
-control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1}
-maps = {n_modes = 2, n_inputs = 2, n_units = 1}
-"""
+from small_runs import NET, TOML, quick_report, write_source
 
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A network, 40 images and a run.toml; the report is a stand-in, which takes no time."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
-    (tmp_path / "net.py").write_text(NET)
-    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(40) % 3)
-    (tmp_path / "run.toml").write_text(TOML)
-
-    def stand_in(folder: Path, more: object = ()) -> Path:
-        (folder / "report").mkdir(exist_ok=True)
-        (folder / "report" / "index.html").write_text("report")
-        return folder / "report" / "index.html"
-
-    monkeypatch.setattr(condec.report, "build_report", stand_in)
-    return tmp_path
+    monkeypatch.setattr(condec.report, "build_report", quick_report)
+    return write_source(tmp_path)
 
 
 def condec_command(*arguments: object) -> Result:

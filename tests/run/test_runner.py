@@ -30,35 +30,12 @@ from condec.run.side_effects import likely_pairs
 from condec.store import RunFolder
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, is_twin
-
-NET = """
-from condec.testing.models import small_resnet
-
-def make():
-    return small_resnet(labels=3)
-"""
-TOML = """
-sites = "block*"
-model = {spec = "python:net.py:make", device = "cpu"}
-data = {source = "npz:data.npz"}
-collect = {method = "ig:2", target = "predicted", batch_size = 16, shard_size = 16}
-fit = {learner = "kmeans", n_modes = 3, held_out = 0.4}
-control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1}
-maps = {n_modes = 2, n_inputs = 2, n_units = 1}
-report = {title = "Small"}
-"""
+from small_runs import NET, quick_report, write_source
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A network, 40 images and a run.toml, the run folder to be in ``run``."""
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
-    labels = np.arange(40) % 3
-    (tmp_path / "net.py").write_text(NET)
-    np.savez(tmp_path / "data.npz", images=images, labels=labels, class_names=["a", "b", "c"])
-    (tmp_path / "run.toml").write_text(TOML)
-    return tmp_path
+    return write_source(tmp_path)
 
 
 @pytest.fixture
@@ -68,16 +45,8 @@ def real_report() -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "real_report" in request.fixturenames:
-        return
-
-    def stand_in(folder: Path, more: object = ()) -> Path:
-        page = folder / "report" / "index.html"
-        page.parent.mkdir(exist_ok=True)
-        page.write_text((folder / "run.toml").read_text())
-        return page
-
-    monkeypatch.setattr(condec.report, "build_report", stand_in)
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr(condec.report, "build_report", quick_report)
 
 
 def run_of(source: Path, **changes: object) -> Run:

@@ -1,4 +1,4 @@
-"""A small run folder with everything in it, made in seconds."""
+"""Small runs, made in seconds: a folder with everything, and the sources of a plan."""
 
 import json
 import warnings
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 
 from condec.attribution import IntegratedGradients
@@ -34,6 +35,40 @@ SITES: Final = ("block1", "block2:input")
 FRACTIONS: Final = (0.25, 0.5, 0.75)
 CONFIG: Final = TrainConfig(held_out=0.3, steps=200)
 LABEL_NAMES: Final = ("cat", "dog & <b>wolf</b>", "owl")
+NET: Final = """
+from condec.testing.models import small_resnet
+
+def make():
+    return small_resnet(labels=3)
+"""
+TOML: Final = """
+sites = "block*"
+model = {spec = "python:net.py:make", device = "cpu"}
+data = {source = "npz:data.npz"}
+collect = {method = "ig:2", target = "predicted", batch_size = 16, shard_size = 16}
+fit = {learner = "kmeans", n_modes = 3, held_out = 0.4}
+control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1}
+maps = {n_modes = 2, n_inputs = 2, n_units = 1}
+report = {title = "Small"}
+"""
+
+
+def write_source(folder: Path) -> Path:
+    """Write a network, 40 images and a run.toml, the run folder to be in ``run``."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
+    labels, names = np.arange(40) % 3, ["a", "b", "c"]
+    np.savez(folder / "data.npz", images=images, labels=labels, class_names=names)
+    (folder / "net.py").write_text(NET)
+    (folder / "run.toml").write_text(TOML)
+    return folder
+
+
+def quick_report(folder: Path, more: object = ()) -> Path:
+    """Stand in for the report, which takes seconds."""
+    page = folder / "report" / "index.html"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text((folder / "run.toml").read_text())
+    return page
 
 
 def small_inputs(*, n_samples: int = 60, seed: int = 0, bad: Sequence[int] = ()) -> Inputs:

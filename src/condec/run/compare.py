@@ -60,22 +60,21 @@ def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], 
         for name, value in _leaves(metrics):
             place = file.parent.relative_to(folder.path).as_posix()
             yield ("quality", f"{place}: {name}"), partial(np.asarray, value)
-    for path in sorted(folder.path.rglob("*.zarr")):
-        for name, read in _arrays(path):
-            yield ("arrays", f"{path.relative_to(folder.path).as_posix()}: {name}"), read
-    for file in sorted(folder.path.rglob("*.npz")):
-        with np.load(file) as arrays:
-            for name in arrays.files:
-                place = file.relative_to(folder.path).as_posix()
-                yield ("arrays", f"{place}: {name}"), partial(np.asarray, arrays[name])
+    for path in sorted([*folder.path.rglob("*.zarr"), *folder.path.rglob("*.npz")]):
+        place = path.relative_to(folder.path).as_posix()
+        for name, array in _arrays(path):
+            yield ("arrays", f"{place}: {name}"), partial(np.asarray, array)
 
 
-def _arrays(path: Path) -> Iterator[tuple[str, Callable[[], Values]]]:
-    import zarr
+def _arrays(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            yield from dict(arrays).items()
+    else:
+        import zarr
 
-    for name, member in sorted(zarr.open_group(path, mode="r").members(max_depth=None)):
-        if isinstance(member, zarr.Array):
-            yield name, partial(np.asarray, member)
+        members = zarr.open_group(path, mode="r").members(max_depth=None)
+        yield from sorted((n, m) for n, m in members if isinstance(m, zarr.Array))
 
 
 def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

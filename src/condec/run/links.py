@@ -16,7 +16,7 @@ from typing import Any, Final
 from condec.basis.files import to_json
 from condec.basis.npz import save_record
 from condec.data import Inputs
-from condec.dictionary import DeadModesWarning, FitReport, fit, forget_checkpoint
+from condec.dictionary import DeadModesWarning, fit, forget_checkpoint
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.explain import site_maps
 from condec.modes import Modes
@@ -119,7 +119,10 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
             config=plan.train, checkpoint=folder / f"{_CHECKPOINT}{fit_digest(run, site)[:12]}",
             progress=run.progress,
         )  # fmt: skip
-    notes.extend(_about_dead_modes(site, report))
+    dead = list(report.metrics.values())[-1].dead_share or 0.0
+    if dead > MANY_DEAD:
+        number = f"{dead:.0%} of {report.dictionary.n_modes} modes"
+        notes.append(f"{site.key}: {number} are dead; take fewer, or train longer")
     modes = Modes.build(
         report.dictionary, run.store, site, plan.sign, held_out_rows=report.held_out_rows,
         name=plan.name,
@@ -141,13 +144,6 @@ def _checks(run: Run, site: Site) -> Iterator[Task]:
     if plan.stability_seeds:
         made_from = run.digest(digest, "stability", plan.stability_seeds)
         yield Task(f"stability {site.key}", made_from, partial(measure_stability, run, site))
-
-
-def _about_dead_modes(site: Site, report: FitReport) -> Iterator[str]:
-    last = list(report.metrics.values())[-1]
-    if last.dead_share is not None and last.dead_share > MANY_DEAD:
-        number = f"{last.dead_share:.0%} of {report.dictionary.n_modes} modes"
-        yield f"{site.key}: {number} are dead; take fewer, or train longer"
 
 
 def _forget_results(run: Run, site: str) -> None:
@@ -220,14 +216,9 @@ def chain(run: Run) -> Iterator[Outcome]:
     for link in link_names():
         if link not in run.plan.links:
             continue
-        if link == "control" and (reason := _no_control(run)):
-            yield Outcome("control", "left out", (), 0.0, (reason,))
-        else:
-            yield function(link)(run)
-
-
-def _no_control(run: Run) -> str:
-    """Tell why there can be no control curves, if so."""
-    if not bool((run.store.labels >= 0).any()):
-        return "the data have no labels"
-    return "" if run.plan.fit.train.held_out else "no rows are held out (fit.held_out is 0)"
+        reason = ""
+        if link == "control" and not bool((run.store.labels >= 0).any()):
+            reason = "the data have no labels"
+        elif link == "control" and not run.plan.fit.train.held_out:
+            reason = "no rows are held out (fit.held_out is 0)"
+        yield Outcome(link, "left out", (), 0.0, (reason,)) if reason else function(link)(run)

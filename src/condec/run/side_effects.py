@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -60,14 +60,10 @@ def superclasses(run: Run) -> Iterator[Task]:
         yield Task("superclasses", run.digest(hierarchy.groups), make)
 
 
-def _asked(plan: ControlPlan) -> dict[str, tuple[object, ...]]:
+def _asked(plan: ControlPlan) -> dict[str, list[Any]]:
     """Return the kinds a plan asks for, each with its options besides those of the curves."""
-    every = {
-        "control_matrix": (plan.matrix, plan.share),
-        "steering": (plan.steering, plan.strengths),
-        "interactions": (plan.interactions, plan.share),
-    }
-    return {kind: parts for kind, parts in every.items() if parts[0]}
+    every = {kind: [getattr(plan, name) for name in names] for kind, (names, _) in _KINDS.items()}
+    return {kind: options for kind, options in every.items() if options[0]}
 
 
 def _make(run: Run, site: SiteRankings, kind: str, notes: list[str]) -> list[Path]:
@@ -76,7 +72,7 @@ def _make(run: Run, site: SiteRankings, kind: str, notes: list[str]) -> list[Pat
     ranking = site.leading  # final-layer weights are gradients: found before these are off
     try:
         with torch.no_grad():
-            table = _MEASURES[kind](run, site.modes, ranking)
+            table = _KINDS[kind][1](run, site.modes, ranking)
     except DataError as error:
         notes.append(f"{key}: {kind}: left out, {error}")
         return []
@@ -121,11 +117,12 @@ def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     )  # fmt: skip
 
 
-_MEASURES: Final[dict[str, "Callable[[Run, Modes, Ranking], pandas.DataFrame]"]] = {
-    "control_matrix": _matrix,
-    "steering": _steering,
-    "interactions": _interactions,
+_KINDS: Final[dict[str, tuple[tuple[str, str], Callable[[Run, Modes, Ranking], Any]]]] = {
+    "control_matrix": (("matrix", "share"), _matrix),
+    "steering": (("steering", "strengths"), _steering),
+    "interactions": (("interactions", "share"), _interactions),
 }
+"""Keys of [control], the first of which asks for the kind, and what measures it."""
 
 
 def likely_pairs(modes: Modes, labels: Sequence[int], n_pairs: int) -> list[tuple[int, int]]:

@@ -92,12 +92,11 @@ class SweepPlan:
 class SweepResult:
     """Results of a sweep.
 
-    `table` has one row a fit: `site`, `configuration`, `learner`, `n_units`, `n_modes`,
-    `modes_per_unit`, the options that the plan names (missing where a learner has no such),
-    `seed`; every field of `Quality`, of the held-out rows, and with ``_train`` of the training
-    rows; `n_epochs`, `seconds`; `stability` over the seeds (missing for a single one); `on_front`,
-    whether the means over the seeds are on the front of R2 against L0; `folder` of the dictionary.
-    `n_made` fits were made now, `n_kept` before; `files` are the table and the figure.
+    `table` has one row a fit: what was fitted, with the options that the plan names; every field of
+    `Quality`, of the held-out rows, and with ``_train`` of the training rows; `stability` over the
+    seeds (missing for a single one); `on_front`, whether the means over the seeds are on the front
+    of R2 against L0; `folder` of the dictionary. `n_made` fits were made now, `n_kept` before;
+    `files` are the table and the figure.
     """
 
     table: "pandas.DataFrame"
@@ -108,7 +107,7 @@ class SweepResult:
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """One fit of the list; it is done when its record is there."""
+    """One fit of the list; it is done when its record and its dictionary are there."""
 
     site: Site
     configuration: str
@@ -162,12 +161,11 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
             raise OptionError(f"grid {number}: {error}") from error
     keys = [key for table in (found["train"], *found["grid"]) for key in table]
     names = tuple(dict.fromkeys(key for key in keys if key not in ("learner", "n_modes")))
-    values = {n: {_text(v) for _, fit in fits if (v := _value(fit, n)) is not ...} for n in names}
-    differ = [name for name in names if len(values[name]) > 1]
+    texts = [{n: _text(v) for n, v in _options(fit, names).items()} for _, fit in fits]
+    differ = [n for n in names if len({own[n] for own in texts if n in own}) > 1]
     configurations = dict[str, FitPlan]()
-    for size, fit in fits:
-        own = (f" {n}={_text(v)}" for n in differ if (v := _value(fit, n)) is not ...)
-        name = f"{fit.name} {size}{''.join(own)}"
+    for (size, fit), own in zip(fits, texts, strict=True):
+        name = " ".join([fit.name, size, *(f"{n}={own[n]}" for n in differ if n in own)])
         configurations.setdefault(name, fit)
         if not fit.train.held_out:
             raise OptionError(
@@ -324,11 +322,12 @@ def _stability(plan: SweepPlan, fits: Sequence[_Fit], *, progress: bool) -> dict
     found: dict[str, float] = {}
     with progress_bar("stability", len(groups), shown=progress) as move:
         for group in groups.values():
-            file = plan.out / "stability" / f"{digest([fit.folder.name for fit in group])}.json"
+            names = [fit.folder.name for fit in group]
+            file = plan.out / "stability" / f"{digest(names)}.json"
             known = {} if len(group) == 1 else _read(file)
             if known is None:
-                values = dictionary.seed_agreement([_alive_atoms(fit) for fit in group]).tolist()
-                known = {fit.folder.name: v for fit, v in zip(group, values, strict=True)}
+                values = dictionary.seed_agreement([_alive_atoms(fit) for fit in group])
+                known = dict(zip(names, values.tolist(), strict=True))
                 RunFolder(plan.out).write(file, to_json(known))
             found |= known
             move(advance=1)
@@ -351,25 +350,19 @@ def _table(
 
     rows = []
     for fit in fits:
-        record = fit.record or {}
-        metrics = record["metrics"]["held_out"] | {
-            f"{name}_train": value for name, value in record["metrics"]["train"].items()
-        }
+        record, n_modes = fit.record or {}, fit.learner.n_modes
+        train = {f"{name}_train": value for name, value in record["metrics"]["train"].items()}
+        metrics = record["metrics"]["held_out"] | train
         fit_plan = plan.configurations[fit.configuration]
-        values = {n: v for n in plan.options if (v := _value(fit_plan, n)) is not ...}
+        values = _options(fit_plan, plan.options)
         rows.append({
-            "site": fit.site.key,
-            "configuration": fit.configuration,
-            "learner": fit_plan.name,
-            "n_units": fit.n_units,
-            "n_modes": fit.learner.n_modes,
-            "modes_per_unit": fit.learner.n_modes / fit.n_units,
+            "site": fit.site.key, "configuration": fit.configuration, "learner": fit_plan.name,
+            "n_units": fit.n_units, "n_modes": n_modes, "modes_per_unit": n_modes / fit.n_units,
             **dict.fromkeys(plan.options),
             **{n: _text(v) if isinstance(v, tuple) else v for n, v in values.items()},
             "seed": fit.config.seed,
             **{name: math.nan if value is None else value for name, value in metrics.items()},
-            "n_epochs": record["n_epochs"],
-            "seconds": record["seconds"],
+            "n_epochs": record["n_epochs"], "seconds": record["seconds"],
             "stability": stability.get(fit.folder.name, math.nan),
         })  # fmt: skip
     table = pd.DataFrame(rows)
@@ -398,9 +391,11 @@ def sweep_words(table: "pandas.DataFrame") -> str:
     )
 
 
-def _value(fit: FitPlan, name: str) -> Any:
-    """Return an option of the learner or its training, `...` where there is none."""
-    return getattr(fit.learner, name, getattr(fit.train, name, ...))
+def _options(fit: FitPlan, names: Sequence[str]) -> dict[str, Any]:
+    """Return those options of the names that the learner or its training has."""
+    parts: tuple[Any, ...] = (fit.train, fit.learner)
+    found = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
+    return {name: found[name] for name in names if name in found}
 
 
 def _text(value: Any) -> str:
