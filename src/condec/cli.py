@@ -79,7 +79,7 @@ def run_command(
 ) -> None:
     """All links: collect, stats, fit, control, map, report."""
     plan = config.read(source)
-    plan = _with_noted(plan if out is None else replace(plan, out=out))
+    plan = _with_noted(replace(plan, out=out or plan.out))
     _whole_chain(Run(plan, progress=not quiet, again=again))
 
 
@@ -96,7 +96,7 @@ def demo(
         plan = demo_plan(out)
     else:
         plan = config.from_dict(config.DEMO)
-        plan = plan if out is None else replace(plan, out=out)
+        plan = replace(plan, out=out or plan.out)
     _whole_chain(Run(_with_noted(plan), progress=not quiet))
 
 

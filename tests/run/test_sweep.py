@@ -119,7 +119,7 @@ def test_a_store_is_named_by_itself_by_its_folder_or_by_a_run_toml(tmp_path):
         ({"grid": [GRID | {"seed": 1}]}, "grid 1: seeds are given once for all grids"),
         ({"train": 3}, "train: expected a table; got 3"),
         ({"train": {"step": 3}}, r"grid 1: \[grid\] has no key 'step'; nearest: 'steps'"),
-        ({"train": {"held_out": 0.0}}, "topk 1x k=1: .* held_out must be above 0"),
+        ({"train": {"held_out": 0.0}}, "topk 1x k=1: .* held-out rows: held_out is 0"),
         ({"seeds": []}, "seeds: expected one or more, all different; got none"),
         ({"seeds": [1, 1]}, "seeds: expected one or more, all different; got 1, 1"),
         ({"seeds": [0.5]}, "seeds: expected a whole number; got 0.5"),

@@ -31,9 +31,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     create_model,
-)
+)  # fmt: skip
 
 from condec.attribution import METHODS, Method
 from condec.attribution.targets import TARGETS, Target
@@ -74,10 +73,7 @@ DEMO: Final[Mapping[str, Any]] = {
 
 
 def read(path: str | Path) -> Plan:
-    """Read a plan from a run.toml, or from the one in a run folder.
-
-    Raises OptionError: no such file, not TOML, or keys or values that a plan does not have.
-    """
+    """Read a plan from a run.toml, or from the one in a run folder; OptionError without one."""
     return read_file(path, "run.toml", from_dict)
 
 
@@ -209,8 +205,8 @@ def unknown_key(section: str, key: str, keys: Iterable[str]) -> str:
 def list_of(kind: Any) -> Any:
     """Return the type of a list in a TOML file, where one value stands for a list of one."""
     listed = lambda value: tuple(value) if isinstance(value, list | tuple) else (value,)  # noqa: E731
-    inner = Annotated[tuple[kind, ...], BeforeValidator(listed)]
-    return Annotated[inner, pydantic.WithJsonSchema(TypeAdapter(list[kind] | kind).json_schema())]
+    either = list[kind] | kind
+    return Annotated[tuple[kind, ...], BeforeValidator(listed, json_schema_input_type=either)]
 
 
 def _number_of_modes(value: object) -> tuple[int, float | None]:

@@ -124,10 +124,7 @@ class _Fit:
 
 
 def read(path: str | Path) -> SweepPlan:
-    """Read a plan from a sweep.toml, or from the one in a folder of results.
-
-    Raises OptionError: no such file, not TOML, or keys or values that a plan does not have.
-    """
+    """Read a plan from a sweep.toml, or the one in a folder of results; OptionError without."""
     return config.read_file(path, "sweep.toml", from_dict)
 
 
@@ -168,9 +165,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
         name = " ".join([fit.name, size, *(f"{n}={own[n]}" for n in differ if n in own)])
         configurations.setdefault(name, fit)
         if not fit.train.held_out:
-            raise OptionError(
-                f"{name}: fits are compared on held-out rows; held_out must be above 0"
-            )
+            raise OptionError(f"{name}: fits are compared on held-out rows: held_out is 0")
         for seed in found["seeds"]:
             replace(fit.train, seed=seed)
     return SweepPlan(
@@ -265,23 +260,19 @@ def _all_fits(plan: SweepPlan, store: Store) -> list[_Fit]:
 
 def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
     """Refuse what a learner cannot fit, at the start and not after hours."""
-
-    def preparation(fit: _Fit) -> tuple[str, ...]:
+    ready: dict[Any, Tensor] = {}
+    for fit in fits:
         train, by_descent = fit.config, fit.learner.by_descent
-        how = (train.scaling, train.centre, train.held_out, train.split_seed, by_descent)
-        return (fit.site.key, *map(str, how))
-
-    for key, alike in itertools.groupby(sorted(fits, key=preparation), key=preparation):
-        ready = None  # Prepared rows are copies: one at a time, for all fits that see the same.
-        for fit in alike:
-            try:
-                check_freeze(fit.learner, fit.config)
-                if ready is None:
-                    rows = store.rows(fit.site, plan.quantity, plan.sign)
-                    ready = prepare(fit.learner, rows, fit.config, None)
-                fit.learner.check(ready.rows.sample)
-            except CondecError as error:
-                raise type(error)(f"{key[0]}: {fit.configuration}: {error}") from error
+        how = (fit.site, train.scaling, train.centre, train.held_out, train.split_seed, by_descent)
+        try:
+            check_freeze(fit.learner, train)
+            if how not in ready:
+                ready.clear()  # Prepared rows are copies: one at a time.
+                rows = store.rows(fit.site, plan.quantity, plan.sign)
+                ready[how] = prepare(fit.learner, rows, train, None).rows.sample
+            fit.learner.check(ready[how])
+        except CondecError as error:
+            raise type(error)(f"{fit.site.key}: {fit.configuration}: {error}") from error
 
 
 def _fit_together(
