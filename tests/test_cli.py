@@ -168,7 +168,7 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
         (("collect", "run.toml", "--batch-size", "many"), "batch_size: expected a whole number"),
         (("collect", "run.toml", "--precision", "int8"), "precision: expected one of model, bfl"),
         (("collect", "run.toml", "--sites", "blok1"), "no module of SmallResNet matches 'blok1'"),
-        (("inspect", "resnet"), "'resnet' is not a family of models"),
+        (("inspect", "resnet"), "model 'resnet': expected one of digits"),
         (("inspect", "python:net.py:make"), "give it, for example --input-shape 3,224,224"),
         (("inspect", "digits", "--input-shape", "a"), "input shape 'a': expected numbers"),
         (("inspect", "digits", "--input-shape", "3,0"), "input shape '3,0': expected numbers"),

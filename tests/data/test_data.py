@@ -504,7 +504,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path, photos: Path) -> None
         ("cifar", {}, "data 'cifar': expected one of digits, npz:FILE"),
         ("npz:", {}, "expected one of digits"),
         ("digits:all", {}, "expected one of digits"),
-        ("folder:a?table=b", {}, "expected one of digits"),
+        ("folder:a?table=b", {}, "expected no key but csv; got table"),
         ("npz:a.npz", {"csv": "b.csv"}, "a csv belongs to folder:DIR only; got csv='b.csv'"),
         ("digits", {"limit": 0}, "limit must be at least 1; got 0"),
     ],

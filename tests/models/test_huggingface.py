@@ -16,7 +16,7 @@ from condec.attribution.contributions import contribute
 from condec.attribution.targets import Logit
 from condec.basis.errors import DataError, ModelError, OptionError
 from condec.models import load_model
-from condec.models.huggingface import PooledEncoder, load_huggingface_model
+from condec.models.huggingface import PooledEncoder
 from condec.models.language import LanguageModel
 from condec.models.torchvision import import_torchvision
 from condec.network.sites import find_sites
@@ -76,10 +76,7 @@ def test_classifier_with_its_preprocessing(library: ModuleType, classifier: Path
     assert set(batch.completeness()) == {"vit.layers.0@features", "vit.layers.1@features"}
 
 
-def test_preprocessing_may_be_given_or_missing(classifier: Path, tmp_path: Path) -> None:
-    given = load_huggingface_model(str(classifier), None, preprocess=lambda x: x.float()[:, :3])
-    assert given.preprocess is not None
-    assert given.preprocess(torch.ones(1, 8, 8, 3)).shape == (1, 3, 8, 3)
+def test_preprocessing_may_be_missing(classifier: Path, tmp_path: Path) -> None:
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((classifier / file).read_bytes())
     bare = load_model(f"huggingface:{tmp_path}")

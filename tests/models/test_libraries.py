@@ -89,7 +89,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     [
         ("torchvision:resnet5O", "torchvision has no classifier 'resnet5O'; nearest of .*resnet50"),
         ("timm:resnet10x", "timm has no classifier 'resnet10x'; nearest of .*resnet10t"),
-        ("tim:resnet10t", "'tim' is not a family of models.*Did you mean 'timm'?"),
+        ("tim:resnet10t", "'tim:resnet10t': expected one of .*Did you mean 'timm'?"),
         ("torchvision", "expected one of digits, torchvision:NAME, .*, circuit"),
         ("", "expected one of digits"),
     ],

@@ -214,7 +214,7 @@ def test_bad_inputs_raise_or_are_skipped(tmp_path: Path) -> None:
     [
         ({"batch_size": 0}, OptionError, "batch_size must be at least 1; got 0"),
         ({"shard_size": 0}, OptionError, "shard_size must be at least 1; got 0"),
-        ({"on_bad": "ignore"}, OptionError, "'raise' or 'skip'; got 'ignore'"),
+        ({"on_bad": "ignore"}, OptionError, "on_bad must be one of raise, skip; got 'ignore'"),
         ({"devices": ("cpu", "cuda:77")}, OptionError, "device 'cuda:77' cannot be used, there is"),
         (
             {"devices": ("meta",)},

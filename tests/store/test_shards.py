@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condec.network.sites import Site, Units
-from condec.store.shards import SiteInfo, config_hash, differences, make_config, skeleton
+from condec.store.shards import SiteInfo, config_hash, differences, entries, make_config, skeleton
 
 
 def _info(name: str = "a", n_units: int = 8) -> SiteInfo:
@@ -78,10 +78,10 @@ def test_names_that_no_file_system_likes_are_quoted() -> None:
 
 def test_differences_are_told_entry_by_entry() -> None:
     had = make_config({"a": {"b": 1, "c": (1, 2)}}, [_info("x"), _info("y")], 5, 2)
-    assert differences(had, had) == []
+    assert differences(entries(had), entries(had)) == ""
     wants = make_config({"a": {"b": 2, "c": [1, 2]}}, [_info("y"), _info("x")], 5, 2)
-    assert differences(had, wants) == [
-        "a.b: had 1, wants 2",
-        'sites: had ["x", "y"], wants ["y", "x"]',
+    assert differences(entries(had), entries(wants)).splitlines() == [
+        "  a.b: had 1, wants 2",
+        '  sites: had ["x", "y"], wants ["y", "x"]',
     ]
     assert config_hash(had) != config_hash(wants)

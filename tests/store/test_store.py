@@ -714,7 +714,7 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(
     for rows, message in (
         (_rows(2), "shard 0: expected 3 samples, got (2,)"),
         (narrow, "sites/layer1.0/contribution: expected shape (3, 2, 5), got"),
-        (fewer, f"of no other; differing: {INFOS[1].folder}/activation"),
+        (fewer, f"every array of the store; differing: {INFOS[1].folder}/activation"),
         (_rows(3, label=torch.ones(2)), "label: expected shape (3,), got (2,)"),
         (_rows(3, id=("a", "b")), "expected 3 ids, got 2"),
         (_rows(3, id=("a", "b", 7)), "ids must be strings that can be written as UTF-8; got 7"),

@@ -10,10 +10,12 @@ A package that declares, in its ``pyproject.toml``,
 is asked for the model ``mine:...``. `condec.retina` comes in by the same door.
 """
 
+import difflib
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, Literal
 
-from condec.basis.errors import DependencyError
+from condec.basis.errors import DependencyError, OptionError
 
 Group = Literal["condec.models", "condec.data", "condec.links", "condec.pages"]
 """What can be brought: models, data, links of the chain, pages of the report."""
@@ -39,3 +41,20 @@ def find(group: Group, name: str) -> Any:
                 f"({type(error).__name__}: {error}); mend that package, or uninstall it"
             ) from error
     return None
+
+
+def opener(what: str, text: str, here: Mapping[str, Any], group: Group) -> Any:
+    """Return what opens ``NAME:REST``: as a table of condec has it, else as a package brings it.
+
+    OptionError, which lists what there is, where neither has the name, or it lacks its rest.
+    """
+    name, _, rest = text.partition(":")
+    written = next((one for one in here if one.partition(":")[0] == name), None)
+    if written is None and (found := find(group, name)) is not None:
+        return found
+    if written is not None and bool(rest) == (":" in written):
+        return here[written]
+    known = (*here, *(f"{one}:..." for one in names(group)))
+    near = difflib.get_close_matches(name, [one.partition(":")[0] for one in known], n=1)
+    hint = f". Did you mean {near[0]!r}?" if near and near[0] != name else ""
+    raise OptionError(f"{what} {text!r}: expected one of {', '.join(known)}{hint}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from condec.basis import registry
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.data.arrays import as_images, as_labels, digits, from_arrays, from_dataset, from_file
 from condec.data.images import from_folder
@@ -33,12 +34,14 @@ __all__ = [
     "spread",
 ]  # fmt: skip
 
-SOURCES: Final[dict[str, Callable[[Path, Path | None], Inputs]]] = {
-    "digits": lambda path, csv: digits(),
-    "npz:FILE": lambda path, csv: from_file(path),
-    "folder:DIR[?csv=FILE]": from_folder,
+SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
+    "digits": lambda rest, keys, **facts: digits(),
+    "npz:FILE": lambda rest, keys, *, folder, **facts: from_file(folder / rest),
+    "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, **facts: from_folder(
+        folder / rest, folder / keys["csv"] if "csv" in keys else None
+    ),
 }
-"""Sources here, as they are written, and what opens them, by the path and that of a csv."""
+"""Sources here, as they are written, and what opens them; called as those of other packages."""
 
 
 def load_data(
@@ -62,26 +65,21 @@ def load_data(
         seen. ``npz:FILE``: arrays ``images`` (uint8 [sample, y, x, channel], or float as the
         model takes it), and, if there, ``labels``, ``class_names`` and ``ids``; or a ``.npy``
         of images. ``folder:DIR``: images, one subfolder a class; or, with a csv, the files
-        that it lists. ``movie:FILE?KEY=VALUE&...``: clips of a movie
-        (`condec.retina.movies.files.from_movie`).
+        that it lists. ``movie:FILE?KEY=VALUE&...``: clips (`condec.retina.movies.files`).
     csv : path, optional
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.
     label_names : path, optional
         Json list with the name of every label, for data that bring none or only some.
-    preprocess : callable, optional
-        From uint8 [sample, y, x, channel] to float [sample, channel, y, x]; by default
-        division by 255.
-    shape : tuple of int, optional
-        What the model takes, to be checked sample by sample.
+    preprocess, shape : optional
+        As in `Inputs`.
     limit : int, optional
         At most so many samples, spread evenly over the set.
     scaling : (float, float), optional
         Of movies: the mean and standard deviation that the model was trained with, to be taken
         out unless the source says otherwise.
     cells : sequence of str, optional
-        Of movies: names of the model's outputs. Responses of these cells are taken, in this
-        order, where the file has all of them; a source may name these only.
+        Of movies: names of the model's outputs, whose responses are taken in this order.
     folder : path
         What relative paths start from.
 
@@ -92,27 +90,18 @@ def load_data(
     DataError
         Files missing or damaged, no samples, labels out of range, cells that are not there.
     """
-    kind, _, rest = source.partition(":")
-    rest, _, query = rest.partition("?")
-    keys = dict(parse_qsl(query, keep_blank_values=True))
-    csv = keys.pop("csv", csv)
+    load = registry.opener("data", source, SOURCES, "condec.data")
+    rest, _, query = source.partition(":")[2].partition("?")
+    keys = {} if csv is None else {"csv": str(csv)}
+    keys |= parse_qsl(query, keep_blank_values=True)
+    if "csv" in keys and not source.startswith("folder:"):
+        problem = f"a csv belongs to folder:DIR only; got csv={keys['csv']!r}"
+        raise OptionError(f"data {source!r}: {problem}")
+    if load in SOURCES.values() and (others := keys.keys() - {"csv"}):
+        raise OptionError(f"data {source!r}: expected no key but csv; got {', '.join(others)}")
+    at_least("data", 1, limit=1 if limit is None else limit)
     base = Path(folder)
-    written = next((text for text in SOURCES if text.partition(":")[0] == kind), "")
-    brought = None if written else registry.find("condec.data", kind)
-    if brought is None and (not written or keys or bool(rest) != (":" in written)):
-        others = (f"{name}:..." for name in registry.names("condec.data"))
-        raise OptionError(f"data {source!r}: expected one of {', '.join((*SOURCES, *others))}")
-    if csv is not None and kind != "folder":
-        raise OptionError(
-            f"data {source!r}: a csv belongs to folder:DIR only; got csv={str(csv)!r}"
-        )
-    if limit is not None and limit < 1:
-        raise OptionError(f"data: limit must be at least 1; got {limit}")
-    inputs: Inputs
-    if brought is not None:
-        inputs = brought(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
-    else:
-        inputs = SOURCES[written](base / rest, None if csv is None else base / csv)
+    inputs: Inputs = load(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
     if label_names is not None:
         inputs = replace(inputs, label_names=read_names(base / label_names))
     inputs = replace(inputs, preprocess=preprocess or scale_pixels, shape=shape)

@@ -15,14 +15,9 @@ from condec.data.inputs import UNLABELLED, Inputs, Preprocess, bytes_of, scale_p
 
 
 def from_arrays(
-    name: str,
-    images: Tensor,
-    labels: Tensor | None,
-    *,
-    ids: Iterable[Any] | None = None,
-    label_names: tuple[str, ...] | None = None,
-    preprocess: Preprocess = scale_pixels,
-) -> Inputs:
+    name: str, images: Tensor, labels: Tensor | None, *, ids: Iterable[Any] | None = None,
+    label_names: tuple[str, ...] | None = None, preprocess: Preprocess = scale_pixels,
+) -> Inputs:  # fmt: skip
     """Make inputs of one array; ids are the indices unless given."""
     ids = tuple(str(i) for i in (range(len(images)) if ids is None else ids))
     if len(ids) != len(images):
@@ -75,13 +70,8 @@ def digits() -> Inputs:
     bunch = load_digits()
     rows = np.flatnonzero(np.arange(len(bunch.target)) // 10 % 2 == 1)
     pixels = np.round(bunch.images[rows] * 255 / 16).astype(np.uint8)
-    return from_arrays(
-        "digits",
-        torch.from_numpy(pixels).unsqueeze(-1),
-        torch.from_numpy(bunch.target[rows]).to(torch.int64),
-        ids=rows,
-        label_names=tuple("0123456789"),
-    )
+    images, labels = torch.from_numpy(pixels).unsqueeze(-1), as_labels("", bunch.target[rows])
+    return from_arrays("digits", images, labels, ids=rows, label_names=tuple("0123456789"))
 
 
 def from_file(path: Path) -> Inputs:
@@ -93,21 +83,16 @@ def from_file(path: Path) -> Inputs:
             opened = np.load(file, allow_pickle=False)
             arrays = {"images": opened} if isinstance(opened, np.ndarray) else dict(opened)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: not readable as arrays without pickle ({error}); expected numpy's .npz "
-            "or .npy of plain numbers and text"
-        ) from error
+        problem = f"not readable as arrays without pickle ({error}); expected numpy's .npz or .npy"
+        raise DataError(f"{path}: {problem} of plain numbers and text") from error
     if "images" not in arrays:
         raise DataError(f"{path}: no array 'images'; it has {', '.join(arrays) or 'none'}")
     images = as_images(path.name, arrays["images"])
     names = arrays.get("class_names")
-    return from_arrays(
-        path.name,
-        images if images.dtype == torch.uint8 else images.to(torch.float32),
-        as_labels(path.name, arrays["labels"]) if "labels" in arrays else None,
-        ids=arrays.get("ids"),
-        label_names=None if names is None else tuple(str(name) for name in names),
-    )
+    images = images if images.dtype == torch.uint8 else images.to(torch.float32)
+    labels = as_labels(path.name, arrays["labels"]) if "labels" in arrays else None
+    label_names = None if names is None else tuple(map(str, names))
+    return from_arrays(path.name, images, labels, ids=arrays.get("ids"), label_names=label_names)
 
 
 def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:
@@ -124,14 +109,9 @@ def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:
 
     ids = tuple(str(index) for index in range(len(data)))
     names = getattr(data, "classes", None)
-    return Inputs(
-        type(data).__name__,
-        ids,
-        read,
-        _dataset_labels(data) if ids else None,
-        tuple(str(name) for name in names) if isinstance(names, list | tuple) else None,
-        preprocess,
-    )
+    labels = _dataset_labels(data) if ids else None
+    label_names = tuple(map(str, names)) if isinstance(names, list | tuple) else None
+    return Inputs(type(data).__name__, ids, read, labels, label_names, preprocess)
 
 
 def _dataset_labels(data: Any) -> Tensor | None:

@@ -13,13 +13,12 @@ from torch import Tensor
 from condec.basis.errors import DataError
 from condec.data.inputs import UNLABELLED, Inputs, spread
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+IMAGE_SUFFIXES: Final = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"
+)  # fmt: skip
+# Files of more bytes than this are not all read for the fingerprint, but so many of them.
 WHOLE_BYTES: Final = 256 * 2**20
-"""Files of more bytes than this are not all read for the fingerprint,"""
 N_OPENED: Final = 1_000
-"""but so many of them."""
 
 
 def from_folder(path: Path, table: Path | None) -> Inputs:
@@ -33,12 +32,8 @@ def from_folder(path: Path, table: Path | None) -> Inputs:
         for file in path.rglob("*")
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     )
-    classes = sorted({file.split("/")[0] for file in files if "/" in file})
-    labels = None
-    if classes:
-        index = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([index.get(f.split("/")[0], UNLABELLED) for f in files])
-    return _from_images(path, files, labels, tuple(classes) or None)
+    given = [file.partition("/")[0] if "/" in file else "" for file in files]
+    return _from_images(path, files, *_numbered(given))
 
 
 def _from_table(path: Path, table: Path) -> Inputs:
@@ -50,36 +45,35 @@ def _from_table(path: Path, table: Path) -> Inputs:
     if not rows:
         raise DataError(f"{table}: empty; expected the columns file,label[,name] and a row a file")
     if rows[0].get("file") is None:
-        raise DataError(
-            f"{table}: no column 'file'; expected file,label[,name], got {','.join(rows[0])}"
-        )
+        got = ",".join(rows[0])
+        raise DataError(f"{table}: no column 'file'; expected file,label[,name], got {got}")
     files = [row["file"] for row in rows]
     if not any((path / file).is_file() for file in files):
         raise DataError(f"{table}: none of its {len(files)} files is in {path}")
     given = [row.get("label") or "" for row in rows]
-    if not any(given):
-        return _from_images(path, files, None, None)
-    if not all(text.lstrip("-").isdigit() for text in given if text):
-        classes = sorted({text for text in given if text})
-        labels = [classes.index(text) if text else UNLABELLED for text in given]
-        return _from_images(path, files, torch.tensor(labels), tuple(classes))
+    if not any(given) or not all(text.lstrip("-").isdigit() for text in given if text):
+        return _from_images(path, files, *_numbered(given))
     numbers = [int(text) if text else UNLABELLED for text in given]
     named = {n: row["name"] for n, row in zip(numbers, rows, strict=True) if row.get("name")}
     names = tuple(named.get(i, str(i)) for i in range(max(numbers) + 1)) if named else None
     return _from_images(path, files, torch.tensor(numbers), names)
 
 
+def _numbered(given: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Number names of classes in the order of the alphabet; an empty one is none."""
+    numbers = {name: number for number, name in enumerate(sorted(set(given) - {""}))}
+    labels = torch.tensor([numbers.get(name, UNLABELLED) for name in given])
+    return (labels, tuple(numbers)) if numbers else (None, None)
+
+
 def _from_images(
     path: Path, files: Sequence[str], labels: Tensor | None, names: tuple[str, ...] | None
 ) -> Inputs:
+    places = [path / file for file in files]
     return Inputs(
-        str(path),
-        tuple(files),
-        lambda i: _read_image(path / files[i]),
-        labels,
-        names,
-        stored=lambda rows: _stored([path / files[row] for row in rows]),
-    )
+        str(path), tuple(files), lambda row: _read_image(places[row]), labels, names,
+        stored=lambda rows: _stored([places[row] for row in rows]),
+    )  # fmt: skip
 
 
 def _stored(files: Sequence[Path]) -> Iterator[bytes]:
@@ -98,17 +92,11 @@ def _stored(files: Sequence[Path]) -> Iterator[bytes]:
 
 
 def _read_image(file: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))
     # PIL raises SyntaxError and ValueError on damaged headers.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: not readable as an image: {error}") from error

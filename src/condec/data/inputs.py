@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,10 +22,8 @@ UNLABELLED: Final = -1
 Preprocess = Callable[[Tensor], Tensor]
 Stored = Callable[[Sequence[int]], Iterable[bytes]]
 
-_N_READ: Final = 1_000
-"""Samples that the fingerprint reads where the source does not say what stands for them."""
-_N_PREPARED: Final = 16
-"""Samples that the fingerprint preprocesses."""
+_N_READ: Final = 1_000  # samples that the fingerprint reads where `Inputs.stored` is None
+_N_PREPARED: Final = 16  # samples that it preprocesses
 
 
 def scale_pixels(images: Tensor) -> Tensor:
@@ -43,6 +42,8 @@ def scale_pixels(images: Tensor) -> Tensor:
 class Inputs(Dataset[tuple[Tensor, int]]):
     """Samples to analyse; itself a torch data set of (input, label) pairs.
 
+    DataError where there are none, or labels do not fit them or their names.
+
     Attributes
     ----------
     name : str
@@ -59,15 +60,9 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         From uint8 images [sample, y, x, channel] to float [sample, channel, y, x]; not
         applied to samples that are floats already.
     shape : tuple of int, or None
-        What every preprocessed sample must have; None: what the first readable one has.
+        That of every preprocessed sample; None: that of the first readable one.
     stored : callable, or None
-        From indices to bytes that stand for these samples, for the fingerprint; None: up to
-        1,000 of them, spread evenly, are read.
-
-    Raises
-    ------
-    DataError
-        No samples, or labels that do not fit them or their names.
+        From indices to bytes that stand for these samples, for the fingerprint.
     """
 
     name: str
@@ -95,10 +90,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
     def load(self, index: int) -> Tensor:
         """Load one sample as the model takes it, without a sample axis.
 
-        Raises
-        ------
-        DataError
-            It cannot be read, has another shape than the others, or is not finite.
+        DataError where it cannot be read, has another shape than the others, or is not finite.
         """
         sample = self._prepared(index)
         if tuple(sample.shape) != self.sample_shape:
@@ -121,15 +113,10 @@ class Inputs(Dataset[tuple[Tensor, int]]):
     def picture(self, index: int) -> Tensor:
         """Show one sample as the model sees it: uint8, shape [y, x, 3].
 
-        Where the sample is a picture, the preprocessing's scaling is undone: what it makes
-        of black and of white becomes 0 and 255 again, channel by channel; its resizing and
-        cropping stay, so that a map in the model's input lies exactly over the picture.
-        Floats are stretched from their least to their largest value.
-
-        Raises
-        ------
-        DataError
-            As in `load`; or the sample is not an image [channel, y, x].
+        The preprocessing's scaling of pictures is undone: what it makes of black and of white
+        becomes 0 and 255 again, channel by channel; its resizing and cropping stay, so that a
+        map in the model's input lies exactly over the picture. Floats are stretched from their
+        least to their largest value. DataError as in `load`, or where it is no image.
         """
         image = self.load(index)
         if image.ndim != 3:
@@ -177,27 +164,22 @@ class Inputs(Dataset[tuple[Tensor, int]]):
                 return tuple(self._prepared(index).shape)
             except DataError as error:
                 failure = error
-        raise DataError(
-            f"{self.name}: none of {len(self)} samples can be read; the last: {failure}"
-        )
+        problem = f"none of {len(self)} samples can be read; the last: {failure}"
+        raise DataError(f"{self.name}: {problem}")
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash the samples, their ids and labels, and what the preprocessing makes of some.
 
-        It sees every id, every label and the shape of a prepared sample, and
+        It sees every id, every label and the shape of a prepared sample, but no names of labels,
+        and
 
         - of arrays in memory (tensors, ``.npz``, ``.npy``, digits): every value;
         - of folders: the size of every file, and the contents of all files up to 256 MiB in
           all, else of 1,000 spread evenly over the set; no places or dates, so that copies agree;
         - of torch data sets, and `Inputs` without `stored`: up to 1,000 samples, evenly spread;
-        - of the preprocessing: 16 samples spread evenly over the set, prepared, and what
-          becomes of black and white images of their shape.
-
-        It does not see names of labels; in large folders, other contents of the same size in a
-        file that is not read; in data sets, samples that are not read; nor a preprocessing
-        that differs on other samples only. Prepared values count to the last bit: where a
-        preprocessing rounds otherwise on another machine, the fingerprint differs as well.
+        - of the preprocessing: 16 samples spread evenly over the set, prepared (to the last bit),
+          and what becomes of black and white images of their shape.
         """
         digest = hashlib.sha256(json.dumps(self.ids).encode())
         digest.update(b"" if self.labels is None else bytes_of(self.labels))
@@ -247,8 +229,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         """Preprocess one black and one white pixel, shape [channel, 1, 1]."""
         if raw.dtype != torch.uint8:
             return None, None
-        both = torch.stack((torch.zeros_like(raw), torch.full_like(raw, 255)))
-        out = self._apply(both)
+        out = self._apply(torch.stack((torch.zeros_like(raw), torch.full_like(raw, 255))))
         centre = out[..., out.shape[-2] // 2, out.shape[-1] // 2, None, None]
         return centre[0], centre[1]
 
@@ -256,9 +237,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         if len(labels) != len(self):
             raise DataError(f"{self.name}: {len(self)} samples, but {len(labels)} labels")
         names = self.label_names
-        wrong = labels < UNLABELLED
-        if names is not None:
-            wrong |= labels >= len(names)
+        wrong = (labels < UNLABELLED) | (labels >= (math.inf if names is None else len(names)))
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
             top = "" if names is None else f" to {len(names) - 1} ({len(names)} names)"
@@ -283,10 +262,8 @@ def bytes_of(tensor: Tensor) -> bytes:
     """Return the type, shape and values of a tensor, for hashes."""
     # By way of uint8, since numpy has no bfloat16.
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return (
-        repr((tensor.dtype, tuple(tensor.shape))).encode()
-        + flat.view(torch.uint8).numpy().tobytes()
-    )
+    kind = repr((tensor.dtype, tuple(tensor.shape))).encode()
+    return kind + flat.view(torch.uint8).numpy().tobytes()
 
 
 def spread(total: int, number: int) -> list[int]:

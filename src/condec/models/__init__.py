@@ -5,7 +5,6 @@ folder)`` to `LoadedModel`; other packages bring theirs by `condec.basis.registr
 ``condec.models``. Libraries are imported when one of their models is asked for.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ FAMILIES: Final = {
 @short_repr
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model in evaluation mode, and facts about its inputs and outputs.
+    """A model in evaluation mode, on the CPU, and facts about its inputs and outputs.
 
     Attributes
     ----------
@@ -45,10 +44,9 @@ class LoadedModel:
     name : str
         The text it was asked for by.
     input_shape : tuple of int, or None
-        Shape of one preprocessed sample, without the sample axis; None if not known.
+        Shape of one preprocessed sample, without the sample axis, where it is known.
     preprocess : callable, or None
-        From uint8 images [sample, y, x, channel] to what the model takes, float
-        [sample, channel, y, x]; None means division by 255.
+        As in `condec.Inputs`; None means division by 255.
     label_names : tuple of str, or None
         Name of every output.
     scaling : (float, float), or None
@@ -87,11 +85,6 @@ def load_model(
     folder : path
         What relative paths start from.
 
-    Returns
-    -------
-    LoadedModel
-        The model is in evaluation mode, on the CPU.
-
     Raises
     ------
     OptionError
@@ -99,25 +92,12 @@ def load_model(
     ModelError
         Weights that do not fit, or a user's file or function that fails.
     DependencyError
-        torchvision, timm or transformers is needed and not installed; or another package
-        declares the family, and fails.
+        A library is needed and not installed, or a package that declares the family fails.
     """
-    family, _, rest = spec.partition(":")
-    written = next((text for text in FAMILIES if text.partition(":")[0] == family), "")
-    load: Callable[..., LoadedModel] | None = None
-    if not written:
-        load = registry.find("condec.models", family)
-    elif bool(rest) == (":" in written):
-        load = resolve_name(FAMILIES[written])
-    if load is not None:
-        return load(rest, weights, folder=Path(folder))
-    known = (*FAMILIES, *registry.names("condec.models"))
-    near = difflib.get_close_matches(family, [text.split(":")[0] for text in known], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near and near[0] != family else ""
-    raise OptionError(
-        f"model {spec!r}: {family!r} is not a family of models, or lacks what follows it; "
-        f"expected one of {', '.join(known)}.{hint}"
-    )
+    load = registry.opener("model", spec, FAMILIES, "condec.models")
+    load = resolve_name(load) if isinstance(load, str) else load
+    loaded: LoadedModel = load(spec.partition(":")[2], weights, folder=Path(folder))
+    return loaded
 
 
 def refuse_weights(spec: str, weights: str | Path | None) -> None:

@@ -14,12 +14,7 @@ class ExposedAttention(nn.Module):
     `torch.nn.MultiheadAttention` hands the weights of its projections to a function, so its
     ``out_proj`` never runs and has no input to record. Here ``out_proj`` is given all heads
     side by side, [sample, token, head * dim], and ``in_proj`` returns queries, keys and values
-    (where all three are of the same tensor).
-
-    Parameters
-    ----------
-    attention : torch.nn.MultiheadAttention
-        Its parameters are shared, not copied. One that `can_be_exposed`.
+    (where all three are of the same tensor). Parameters are shared, not copied.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -114,15 +109,15 @@ def expose_attention(model: nn.Module) -> nn.Module:
     """Make a model equal to another, in which attention runs its projections as modules.
 
     Every `torch.nn.MultiheadAttention` is replaced by an `ExposedAttention`, so that
-    ``"**.out_proj:input@heads"`` finds the attention heads. Models of torchvision that
-    `load_model` returns are exposed already.
+    ``"**.out_proj:input@heads"`` finds the attention heads; one with a bias for keys and values,
+    or with other sizes of these, stays. Models of torchvision that `load_model` returns are
+    exposed already.
 
     Returns
     -------
     torch.nn.Module
         A copy that shares parameters and buffers. In its ``state_dict``, ``in_proj_weight``
-        and ``in_proj_bias`` are ``in_proj.weight`` and ``in_proj.bias``. Attention with a bias
-        for keys and values, or with other sizes of these, stays as it is.
+        and ``in_proj_bias`` are ``in_proj.weight`` and ``in_proj.bias``.
     """
     shared: dict[int, Any] = {id(p): p for p in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)

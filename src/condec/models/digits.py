@@ -77,21 +77,22 @@ class DigitsNet(nn.Module):
 def load_digits_model(rest: str, weights: str | Path | None, *, folder: Path) -> LoadedModel:
     """Load the network: from the cache if it was trained before, else trained now.
 
-    The cache is ``$XDG_CACHE_HOME/condec`` or ``~/.cache/condec``; where it cannot be
-    written, the network is trained each time, to the same weights. It takes no `weights`.
+    The cache is ``$XDG_CACHE_HOME/condec`` or ``~/.cache/condec``.
     """
     refuse_weights("digits", weights)
     key = hashlib.sha256(json.dumps(_RECIPE, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_folder() / f"digits-{key}.safetensors"
-    state = _read(file)
-    if state is None:
+    with torch.random.fork_rng(devices=[]):
+        net = DigitsNet()
+    try:
+        net.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError):
         state = _train()
+        net.load_state_dict(state)
         # An unwritable cache costs seconds, not a result.
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, save(state))
-    net = _blank()
-    net.load_state_dict(state)
     return LoadedModel(net.eval(), "digits", (1, 8, 8), None, LABEL_NAMES)
 
 
@@ -99,21 +100,6 @@ def cache_folder() -> Path:
     """Return where condec keeps what it can make again."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "condec"
-
-
-def _blank() -> DigitsNet:
-    """Make an untrained network, drawing no random numbers of the caller's."""
-    with torch.random.fork_rng(devices=[]):
-        return DigitsNet()
-
-
-def _read(file: Path) -> dict[str, Tensor] | None:
-    try:
-        state: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError):
-        return None
-    shapes = {name: value.shape for name, value in _blank().state_dict().items()}
-    return state if {name: value.shape for name, value in state.items()} == shapes else None
 
 
 def _train(epochs: int = EPOCHS) -> dict[str, Tensor]:

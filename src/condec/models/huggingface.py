@@ -23,11 +23,8 @@ Shape = tuple[int, ...]
 class PooledEncoder(nn.Module):
     """An image encoder without a classifier: gives one vector a picture.
 
-    Parameters
-    ----------
-    encoder : torch.nn.Module
-        Returns ``pooler_output`` or ``last_hidden_state``. It is ``encoder`` in the names of
-        sites.
+    In the names of sites it is ``encoder``, which returns ``pooler_output`` or
+    ``last_hidden_state``.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -44,57 +41,36 @@ class PooledEncoder(nn.Module):
 
 
 def load_huggingface_model(
-    name: str,
-    weights: str | Path | None,
-    *,
-    folder: str | Path = ".",
-    preprocess: Callable[[Tensor], Tensor] | None = None,
-    trust_remote_code: bool = False,
+    name: str, weights: str | Path | None, *, folder: str | Path = "."
 ) -> LoadedModel:
     """Load a model of Hugging Face; see `condec.models.load_model`.
 
     What it is (classifier, encoder, language model) is read from its configuration. Weights
     are read from safetensors only, as float32.
 
-    Parameters
-    ----------
-    name : str
-        A folder with ``config.json``, or a name on the hub.
-    weights : str, Path, optional
-        Nothing or ``"default"``: its own. ``"random"``: none, seed 0. Else a file.
-    folder : path
-        What a relative folder or file starts from.
-    preprocess : callable, optional
-        Instead of the model's own image processor.
-    trust_remote_code : bool
-        Run Python code that comes with the model. Off, unless you know what it does.
-
-    Returns
-    -------
-    LoadedModel
-        A language model is a `LanguageModel`, an encoder a `PooledEncoder`.
+    A language model is returned as a `LanguageModel`, an encoder as a `PooledEncoder`. Python code
+    that comes with a model is not run.
     """
     with contextlib.suppress(DependencyError):
         import_torchvision()  # transformers imports it, and fails as it does
     library = import_optional("transformers", extra="hf")
     place = _place(name, Path(folder))
-    trust = {"trust_remote_code": trust_remote_code}
-    config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place, **trust))
+    config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place))
     auto = getattr(library, _task(config))
     if weights == "random":
-        model = seeded(lambda: auto.from_config(config, **trust))
+        model = seeded(lambda: auto.from_config(config))
     elif weights is None or weights == "default":
-        model = _pretrained(auto, name, place, use_safetensors=True, **trust)
+        model = _pretrained(auto, name, place, use_safetensors=True)
     else:
         # Files on the hub name tensors as older versions did; only this translates them.
-        kind = type(auto.from_config(config, **trust))
+        kind = type(auto.from_config(config))
         state = dict(read_state(located(weights, Path(folder))))
         model = _pretrained(kind, name, None, config=config, state_dict=state)
     model = model.eval()
     spec = f"huggingface:{name}"
     if auto is library.AutoModelForCausalLM:
         return LoadedModel(LanguageModel(model, _tokenizer(library, place)), spec)
-    preprocess = preprocess or _preprocess(library, name, place)
+    preprocess = _preprocess(library, name, place)
     shape = _input_shape(config, preprocess)
     if auto is library.AutoModelForImageClassification:
         return LoadedModel(model, spec, shape, preprocess, _label_names(config))

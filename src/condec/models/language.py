@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from condec.basis.errors import DataError, ModelError, OptionError
 
@@ -16,10 +17,8 @@ class LanguageModel(nn.Module):
 
     Token numbers cannot be scaled from a baseline to themselves; their embeddings can. The
     model therefore takes what `embed` makes of tokens, and gives the logits of the token after
-    the last, so that ``contribute(model, model.embed(ids), sites, target=Logit(token))`` works
-    as for images. Where prompts differ in length, `embed` adds a channel that says which
-    tokens are real; the baseline must then leave that channel alone
-    (`condec.attribution.ZeroTokens`).
+    the last. Where prompts differ in length, `embed` adds a channel that says which tokens are
+    real; the baseline must then leave that channel alone (`condec.attribution.ZeroTokens`).
 
     Models that normalise by the root mean square (Llama and its like) jump where the path
     leaves zero; for them take other prompts as the baseline (`condec.attribution.Samples`).
@@ -27,15 +26,10 @@ class LanguageModel(nn.Module):
     Parameters
     ----------
     model : torch.nn.Module
-        Such as ``AutoModelForCausalLM`` makes: takes ``inputs_embeds`` and ``attention_mask``,
-        returns ``logits``. It is ``lm`` in the names of sites.
+        Such as ``AutoModelForCausalLM`` makes; ModelError where it takes no ``inputs_embeds`` and
+        ``attention_mask``. It is ``lm`` in the names of sites.
     tokenizer : optional
         Such as ``AutoTokenizer`` makes, for text.
-
-    Raises
-    ------
-    ModelError
-        The model takes no embeddings.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -58,28 +52,14 @@ class LanguageModel(nn.Module):
         return table
 
     def embed(
-        self,
-        ids: Int[Tensor, "sample token"],
-        mask: Int[Tensor, "sample token"] | None = None,
+        self, ids: Int[Tensor, "sample token"], mask: Int[Tensor, "sample token"] | None = None
     ) -> Float[Tensor, "sample token channel"]:
         """Make the input of this model: embeddings of tokens.
 
-        Parameters
-        ----------
-        ids : Tensor of shape [sample, token]
-        mask : Tensor of shape [sample, token], optional
-            1 for tokens, 0 for padding, on the left or on the right. Padding is not seen by
-            the model and has no contribution.
-
-        Returns
-        -------
-        Tensor of shape [sample, token, channel]
-            One channel more than embeddings have, where there is padding: 1 for real tokens.
-
-        Raises
-        ------
-        DataError
-            A token that the model does not have, or a mask that does not fit.
+        The mask is 1 for tokens, 0 for padding, on the left or on the right: padding is not seen
+        by the model and has no contribution. Where there is some, the embeddings have one channel
+        more, which is 1 for real tokens. DataError for a token that the model does not have, or a
+        mask that does not fit.
         """
         known = self.table.num_embeddings
         if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= known:
@@ -93,10 +73,8 @@ class LanguageModel(nn.Module):
         if mask is None or bool(mask.bool().all()):
             return embedded
         if mask.shape != ids.shape:
-            raise DataError(
-                f"embed: expected a mask of the tokens' shape {tuple(ids.shape)}; got "
-                f"{tuple(mask.shape)}"
-            )
+            shapes = f"{tuple(ids.shape)}; got {tuple(mask.shape)}"
+            raise DataError(f"embed: expected a mask of the tokens' shape {shapes}")
         real = mask.to(device).bool()[..., None]
         _check_mask(real[..., 0])
         return torch.cat([embedded * real, real.to(embedded.dtype)], dim=-1)
@@ -110,10 +88,9 @@ class LanguageModel(nn.Module):
         rows = [self._tokenizer()(text)["input_ids"] for text in texts]
         if not rows or not all(rows):
             raise DataError(f"embed_text: expected texts of at least one token; got {texts[:3]}")
-        longest = max(map(len, rows))
-        lengths = [(longest - len(row), len(row)) for row in rows]
-        ids = torch.tensor([[0] * n + list(row) for (n, _), row in zip(lengths, rows, strict=True)])
-        return self.embed(ids, torch.tensor([[0] * n + [1] * m for n, m in lengths]))
+        tokens = [torch.tensor(row) for row in rows]
+        both = tokens, [torch.ones_like(row) for row in tokens]
+        return self.embed(*(pad_sequence(each, True, padding_side="left") for each in both))
 
     def token(self, text: str) -> int:
         """Find the one token that a text is, for ``Logit(model.token(" Paris"))``.

@@ -37,11 +37,7 @@ def check_name(library: str, name: str, wanted: str, known: list[str]) -> None:
 def classifier(
     name: str, weights: str | Path | None, folder: Path, make: Callable[[bool], nn.Module]
 ) -> nn.Module:
-    """Make a library's model with its own trained weights, those of a file, or random ones.
-
-    `make` takes whether to fetch the trained weights; `weights` and `folder` are those of
-    `condec.models.load_model`.
-    """
+    """Make a library's model; `make` takes whether to fetch the library's trained weights."""
     if weights != "default":
         model = seeded(lambda: make(False))
         if weights is not None:
@@ -80,10 +76,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"weights {path.name} do not fit {type(model).__name__}: {reason}"
-        ) from error
+        reason = f"do not fit {type(model).__name__}: {' '.join(str(error).split())}"
+        raise ModelError(f"weights {path.name} {reason}") from error
     # Files made for inference leave these counters out; evaluation does not read them.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:

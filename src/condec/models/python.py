@@ -35,10 +35,8 @@ def load_python_model(spec: str, weights: str | Path | None, *, folder: Path) ->
             ) from error
     loaded = made if isinstance(made, LoadedModel) else LoadedModel(made, f"python:{spec}")
     if not isinstance(loaded.model, nn.Module):
-        raise ModelError(
-            f"python:{spec}: expected a torch.nn.Module or a LoadedModel; "
-            f"got {type(loaded.model).__name__}"
-        )
+        got = type(loaded.model).__name__
+        raise ModelError(f"python:{spec}: expected a torch.nn.Module or a LoadedModel; got {got}")
     loaded.model.eval()
     return loaded
 
@@ -47,20 +45,13 @@ def load_function(spec: str, *, folder: str | Path = ".") -> Callable[..., Any]:
     """Import ``FILE.py:FUNCTION``; a leading ``python:`` is allowed.
 
     A relative FILE starts from `folder`; the file's own folder is importable while it runs.
-
-    Raises
-    ------
-    OptionError
-        No such file, or no such function in it (those it has are listed).
-    ModelError
-        The file raised while it was imported.
+    OptionError where there is no such file or function, ModelError where the file itself fails.
     """
-    path = _file(spec, folder)
-    name = spec.rpartition(":")[2]
-    module = _module(path)
-    function = getattr(module, name, None)
+    path, name = _file(spec, folder), spec.rpartition(":")[2]
+    module = vars(_module(path))
+    function: Any = module.get(name)
     if not callable(function):
-        own = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        own = [name for name, one in module.items() if callable(one) and not name.startswith("_")]
         raise OptionError(f"{spec!r}: {path.name} has no function {name!r}; it has {own}")
     checked: Callable[..., Any] = function
     return checked

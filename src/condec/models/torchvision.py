@@ -22,12 +22,7 @@ def import_torchvision() -> ModuleType:
     part does not load (a CUDA build of torchvision beside a CPU build of torch, for one), it
     fails with "operator torchvision::nms does not exist", though no classifier uses them.
     Only then, the two operators it asks for are declared, without an implementation, and the
-    import is tried once more.
-
-    Raises
-    ------
-    DependencyError
-        torchvision is not installed, or does not import for another reason.
+    import is tried once more. DependencyError where it fails for another reason.
     """
     try:
         return import_optional("torchvision")
@@ -48,19 +43,10 @@ def load_torchvision_model(name: str, weights: str | Path | None, *, folder: Pat
     known = models.list_models(module=models)
     check_name("torchvision", name, name, known)
     enum = models.get_model_weights(name).DEFAULT
-    model = classifier(
-        f"torchvision:{name}",
-        weights,
-        folder,
-        lambda trained: models.get_model(name, weights=enum if trained else None),
-    )
+    make = lambda trained: models.get_model(name, weights=enum if trained else None)  # noqa: E731
+    model = expose_attention(classifier(f"torchvision:{name}", weights, folder, make))
     transform = enum.transforms()
-    size = int(transform.crop_size[0])
-    names = enum.meta.get("categories") if weights == "default" else None
-    return LoadedModel(
-        expose_attention(model).eval(),
-        f"torchvision:{name}",
-        (3, size, size),
-        per_picture(transform),
-        tuple(names) if names else None,
-    )
+    shape = (3, *[int(transform.crop_size[0])] * 2)
+    names = tuple(enum.meta.get("categories", ())) if weights == "default" else ()
+    use = per_picture(transform)
+    return LoadedModel(model.eval(), f"torchvision:{name}", shape, use, names or None)

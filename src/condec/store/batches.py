@@ -4,7 +4,8 @@ import copy
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import islice
@@ -59,62 +60,46 @@ class BatchPlan:
     model: nn.Module
     inputs: Inputs
     infos: tuple[SiteInfo, ...]  # in execution order
-    method: Method
-    fitted: Method  # with what it takes from the data
-    target: Target
-    fitted_target: Target  # with what it takes from the model's outputs to the data
+    method: Method  # with what it takes from the data
+    target: Target  # with what it takes from the model's outputs to the data
     compute: Compute
     on_bad: str
     entries: int  # of one sample, that decide the memory of a pass: at all sites, and before
-    fit_on: Inputs | None
+    decides: Mapping[str, Any]  # the numbers, see `recipe_of`
 
     @staticmethod
     def make(
-        model: nn.Module,
-        inputs: Inputs,
-        sites: Sites,
-        method: Method | None,
-        target: TargetLike | None,
-        compute: Compute | None,
-        on_bad: str,
-        fit_on: Inputs | None = None,
-    ) -> "BatchPlan":
+        model: nn.Module, inputs: Inputs, sites: Sites, method: Method | None,
+        target: TargetLike | None, compute: Compute | None, on_bad: str, fit_on: Inputs | None,
+    ) -> "BatchPlan":  # fmt: skip
         """Run one sample, to see the sites' shapes."""
-        model = original(model)
+        model, compute = original(model), compute or Compute()
         method, target = method or IntegratedGradients(), as_target(target or TopK())
         require("collect", "method", method, Method)
         index, sample = _first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
-        fitted_target = target
+        fitted = target
         if not target.is_fitted:
-            fitted_target = target.fitted(_outputs(model, fit_on or inputs, on_bad))
-        setup = make_setup(model, sample, sites, fitted_target, labels)
+            fitted = target.fitted(_outputs(model, fit_on or inputs, on_bad))
+        setup = make_setup(model, sample, sites, fitted, labels)
         batch = run_batch(setup, ActGrad(), Compute())
         infos = tuple(
             SiteInfo(
-                site=part.site,
-                units=part.units,
+                site=part.site, units=part.units, cut=part.cut,
                 n_units=part.units.count(part.activation.shape),
                 n_positions=part.units.positions(part.activation.shape),
-                cut=part.cut,
             )
             for part in batch.by_site
-        )
+        )  # fmt: skip
         # What is recorded, and what runs before the first site: images are widened there.
         recorded = sum(part.activation.numel() for part in batch.by_site)
+        keys = [info.site.key for info in infos]
         return BatchPlan(
-            model=model,
-            inputs=inputs,
-            infos=infos,
-            method=method,
-            fitted=method.fit(fit_on or inputs),
-            target=target,
-            fitted_target=fitted_target,
-            compute=compute or Compute(),
-            on_bad=on_bad,
+            model=model, inputs=inputs, infos=infos, compute=compute, on_bad=on_bad,
+            method=method.fit(fit_on or inputs), target=fitted,
             entries=recorded + _WIDENED * sample.numel(),
-            fit_on=fit_on,
-        )
+            decides=recipe_of(model, inputs, keys, method, target, compute, fit_on),
+        )  # fmt: skip
 
     def on(self, device: torch.device) -> "BatchPlan":
         """Return the same plan for a copy of the model on another device."""
@@ -122,9 +107,8 @@ class BatchPlan:
 
     def recipe(self, batch_size: int) -> dict[str, Any]:
         """Return everything that decides the numbers in the store."""
-        keys = [info.site.key for info in self.infos]
-        options = self.method, self.target, self.compute
-        return recipe_of(self.model, self.inputs, keys, *options, self.fit_on) | {
+        return {
+            **self.decides,
             "reduction": "sum over positions after the sign split",
             "batch_size": batch_size,
             "condec": metadata.version("condec"),
@@ -132,7 +116,7 @@ class BatchPlan:
 
     def estimate(self, batch_size: int, n_samples: int) -> str:
         """Say what `n_samples` will take: one pass is timed, the rest is counted."""
-        n_samples, n_passes = min(n_samples, len(self.inputs)), self.fitted.n_passes
+        n_samples, n_passes = min(n_samples, len(self.inputs)), self.method.n_passes
         size = min(batch_size, n_samples)
         seconds = self.time_pass(self.example(size)) / size * n_passes * n_samples
         disk = len(self.inputs) * sum(16 * info.n_units for info in self.infos)
@@ -168,13 +152,7 @@ class BatchPlan:
         return LoadedBatch(tuple(rows), tuple(good), samples)
 
     def run(self, batch: LoadedBatch) -> dict[str, Any]:
-        """Compute what `Store.write_shard` takes of one batch.
-
-        Raises
-        ------
-        DataError
-            The target or contributions are not finite; the samples' ids are named.
-        """
+        """Compute what `Store.write_shard` takes of one batch; DataError names samples by id."""
         rows, good, arrays = list(batch.rows), list(batch.good), arrays_of(self.infos)
         ids = tuple(self.inputs.ids[row] for row in rows)
         found: dict[str, Any] = {"inputs/id": ids}
@@ -188,7 +166,7 @@ class BatchPlan:
         if not good:
             return found
         try:
-            reduced = self._attribute(self.fitted, batch).reduce()
+            reduced = self._attribute(self.method, batch).reduce()
         except DataError as error:
             raise _named(error, [ids[place] for place in good]) from error
         values = {
@@ -207,23 +185,17 @@ class BatchPlan:
         inputs, labels = prepare_inputs(self.model, batch.inputs), self.inputs.labels
         labels = None if labels is None else labels[[batch.rows[place] for place in batch.good]]
         sites = tuple(info.site for info in self.infos)
-        setup = Setup(self.model, inputs, sites, self.fitted_target, labels)
+        setup = Setup(self.model, inputs, sites, self.target, labels)
         cuts = {info.site.key: info.cut for info in self.infos}
         return run_batch(setup, method, self.compute, cuts)
 
 
 def recipe_of(
-    model: nn.Module,
-    inputs: Inputs,
-    sites: Sequence[str],
-    method: Method,
-    target: Target,
-    compute: Compute,
-    fit_on: Inputs | None,
-) -> dict[str, Any]:
+    model: nn.Module, inputs: Inputs, sites: Sequence[str], method: Method, target: Target,
+    compute: Compute, fit_on: Inputs | None,
+) -> dict[str, Any]:  # fmt: skip
     """Return what decides the numbers in a store, but for the size of its batches."""
-    elsewhere = {} if fit_on is None else {"fit_on": fit_on.fingerprint}
-    return elsewhere | {
+    return ({} if fit_on is None else {"fit_on": fit_on.fingerprint}) | {
         "model": fingerprint(model),
         "data": inputs.fingerprint,
         "n_samples": len(inputs),
@@ -252,10 +224,8 @@ def chosen_batch(plan: BatchPlan, out: str | Path) -> int:
     Sizes are doubled from 1 on, until two in a row are no faster a sample than the best by 5 %,
     or half of the free memory would be taken; the smallest within 5 % of the best is chosen.
     """
-    try:
+    with suppress(StoreError, KeyError):
         return int(Store.open(out).recipe["batch_size"])
-    except (StoreError, KeyError):
-        pass
     seconds: dict[int, float] = {}
     size, room = 1, _free_memory(plan.model) // 2
     while size <= min(_LARGEST_BATCH, 2 * len(plan.inputs)) and plan.memory(size) <= room:

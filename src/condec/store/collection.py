@@ -6,6 +6,7 @@ whole, so that a killed run goes on at the first missing shard.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,6 +17,7 @@ from torch import nn
 
 from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silence
 from condec.attribution.targets import TargetLike
+from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead, behind
@@ -51,7 +53,7 @@ def collect(
     ----------
     model : torch.nn.Module
         In evaluation mode; data are moved to the device of its parameters.
-    data : Inputs, torch Dataset of (input, label) pairs, tensors, or a pair of tensors
+    data : as `condec.as_inputs` takes it
     sites : str, Site, or several of them
     out : path
         The store, for example ``"run/contributions.zarr"``.
@@ -64,8 +66,8 @@ def collect(
     shard_size : int
         Samples in one shard, the unit of work that is written and resumed.
     on_bad : {"raise", "skip"}
-        Whether an unreadable or non-finite input ends the run or is left out. Inputs left
-        out keep their row, which is marked invalid and which the accessors pass over.
+        What an unreadable or non-finite input does: end the run, or keep its row, which is
+        marked invalid and which the accessors pass over.
     compute : Compute, optional
         Precision and memory order of the passes; part of the recipe.
     devices : sequence of str or torch.device
@@ -82,36 +84,32 @@ def collect(
     Raises
     ------
     OptionError
-        Options out of range, a device that is not there, or a method that needs more than one
-        sample where a batch would hold one.
+        Options out of range, a device that is not there, or batches too small for the method.
     DataError
-        No data, an unreadable or non-finite input (named), labels missing, or contributions
-        that are not finite.
+        An unreadable or non-finite input (named), labels missing, or contributions that are not
+        finite.
     StoreError
-        The store at `out` was made by another recipe (the difference is listed), or cannot
-        be written; complete shards stay and count.
+        The store at `out` was made by another recipe (listed), or cannot be written; complete
+        shards stay and count.
     """
     _check_options(batch_size, shard_size, on_bad)
-    if not _is_complete(out):  # one that is may be opened where its devices are not
-        for device in devices:
-            usable_device(device)
+    with suppress(StoreError):
+        if Store.open(out).is_complete:  # may be opened where its devices are not
+            devices = ()
+    for device in devices:
+        usable_device(device)
     others = None if fit_on is None else as_inputs(fit_on)
     plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad, others)
     size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
     _check_batches(plan, size, shard_size)
-    store = Store.create(
-        out,
-        recipe=plan.recipe(size) | dict(recorded or {}),
-        sites=plan.infos,
-        n_samples=len(plan.inputs),
-        shard_size=shard_size,
-    )
+    recipe, total = plan.recipe(size) | dict(recorded or {}), len(plan.inputs)
+    sizes = {"n_samples": total, "shard_size": shard_size}
+    store = Store.create(out, recipe=recipe, sites=plan.infos, **sizes)
     missing = store.missing()
     if not missing:
         return store
     if progress:
         sys.stderr.write(f"{plan.estimate(size, len(missing) * shard_size)}\n")
-    total = len(plan.inputs)
     done = total - sum(len(store.shard_rows(index)) for index in missing)
     with progress_bar("contributions", total, done=done, unit="samples", shown=progress) as move:
         _run_shards(plan, store, missing, size, devices, lambda n: move(advance=n))
@@ -184,21 +182,8 @@ def _results(
     yield from ahead(run, loaded, n_workers=len(devices))
 
 
-def _is_complete(out: str | Path) -> bool:
-    try:
-        return Store.open(out).is_complete
-    except StoreError:
-        return False
-
-
 def usable_device(name: str | torch.device) -> torch.device:
-    """Return a device on which numbers can be computed.
-
-    Raises
-    ------
-    OptionError
-        There is no such device (those that are there are listed), or it holds no numbers.
-    """
+    """Return a device that holds numbers; OptionError, with those that there are, otherwise."""
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     there += ["mps"] if torch.backends.mps.is_available() else []
     try:
@@ -216,7 +201,7 @@ def usable_device(name: str | torch.device) -> torch.device:
 
 def _check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
     """Refuse batches that are too small for the method, before anything is computed."""
-    needed, n_samples = plan.fitted.least_samples, len(plan.inputs)
+    needed, n_samples = plan.method.least_samples, len(plan.inputs)
     spans = {min(shard_size, n_samples), n_samples % shard_size} - {0}
     smallest = min(min(span % batch_size or batch_size, span) for span in spans)
     if smallest < needed:
@@ -232,5 +217,4 @@ def _check_options(batch_size: int | str, shard_size: int, on_bad: str) -> None:
         automatic = value == "auto" and name == "batch_size"
         if not automatic and (not isinstance(value, int) or value < 1):
             raise OptionError(f"collect: {name} must be at least 1; got {value!r}")
-    if on_bad not in ("raise", "skip"):
-        raise OptionError(f"collect: on_bad must be 'raise' or 'skip'; got {on_bad!r}")
+    one_of("collect", "on_bad", on_bad, ("raise", "skip"))

@@ -25,7 +25,6 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,49 +42,24 @@ TABLES: Final = ("control", "control_comparison", *SIDE_EFFECTS, "rivals", "stab
 """Tables that a dictionary has of its own."""
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths in a run folder, its tables, and records of its finished tasks.
 
     Sites are given by their keys, learners and twins by their names.
     """
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = path / "run.toml"
+        self.store = path / "contributions.zarr"
+        self.log_odds = path / "log_odds" / "contributions.zarr"
+        self.labels = self.analysis("labels.json")
+        self.superclasses = self.analysis("superclasses.json")
+        self.report = path / "report" / "index.html"
+        self.log_file = path / "log.jsonl"
 
-    @property
-    def plan(self) -> Path:
-        """The plan."""
-        return self.path / "run.toml"
-
-    @property
-    def store(self) -> Path:
-        """The store of contributions."""
-        return self.path / "contributions.zarr"
-
-    @property
-    def log_odds(self) -> Path:
-        """The store of contributions to the label's log-odds, by which control ranks units."""
-        return self.path / "log_odds" / "contributions.zarr"
-
-    @property
-    def labels(self) -> Path:
-        """Names of the labels."""
-        return self.analysis("labels.json")
-
-    @property
-    def superclasses(self) -> Path:
-        """Superclass of every label, where the plan has them."""
-        return self.analysis("superclasses.json")
-
-    @property
-    def report(self) -> Path:
-        """The report's first page."""
-        return self.path / "report" / "index.html"
-
-    @property
-    def log_file(self) -> Path:
-        """The log of events."""
-        return self.path / "log.jsonl"
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
 
     def log_odds_modes(self, site: str) -> Path:
         """Return the folder of a site's modes of contributions to the log-odds."""
@@ -134,13 +108,7 @@ class RunFolder:
         return {name.with_suffix("").as_posix(): path for name, path in found.items()}
 
     def read_table(self, *parts: str) -> "pandas.DataFrame | None":
-        """Read a table; None where there is none, or it has no rows.
-
-        Raises
-        ------
-        StoreError
-            The file is damaged.
-        """
+        """Read a table; None where there is none or it has no rows, StoreError if damaged."""
         import pandas
 
         file = self.table(*parts)
@@ -157,13 +125,7 @@ class RunFolder:
         return self.write(self.table(*parts), to_parquet(table))
 
     def write(self, file: Path, content: bytes) -> Path:
-        """Write a file, whole or not at all; folders are made.
-
-        Raises
-        ------
-        StoreError
-            The place cannot be written.
-        """
+        """Write a file, whole or not at all; folders are made. StoreError where that fails."""
         with writing(f"{file} cannot be written", lambda: "Make room, then run the same again."):
             file.parent.mkdir(parents=True, exist_ok=True)
             remove_partial(file)
@@ -176,17 +138,13 @@ class RunFolder:
             record = json.loads(self._record(task).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return record.get("digest") == digest and all(
-            (self.path / output).exists() for output in record.get("outputs", ())
-        )
+        outputs = (self.path / output for output in record.get("outputs", ()))
+        return record.get("digest") == digest and all(output.exists() for output in outputs)
 
     def mark_done(self, task: str, digest: str, outputs: Sequence[Path]) -> None:
         """Record that a task is finished, and what it was made from."""
-        record = {
-            "task": task,
-            "digest": digest,
-            "outputs": [output.relative_to(self.path).as_posix() for output in outputs],
-        }
+        names = [output.relative_to(self.path).as_posix() for output in outputs]
+        record = {"task": task, "digest": digest, "outputs": names}
         self.write(self._record(task), to_json(record))
 
     def done(self, besides: str) -> list[str]:
@@ -203,25 +161,13 @@ class RunFolder:
                 file.unlink(missing_ok=True)
 
     def log(self, event: str, **details: Any) -> None:
-        """Append one line to the log.
-
-        Raises
-        ------
-        StoreError
-            The log cannot be written.
-        """
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "host": platform.node(),
-            "process": os.getpid(),
-            "event": event,
-            **details,
-        }
-        file = self.log_file
-        with writing(f"{file} cannot be written"):
+        """Append one line to the log; StoreError where it cannot be written."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "host": platform.node(), "process": os.getpid(), "event": event}
+        with writing(f"{self.log_file} cannot be written"):
             self.path.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            with self.log_file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line | details) + "\n")
 
     def _record(self, task: str) -> Path:
         return self.path / "tasks" / f"{quote(task, safe='')}.json"

@@ -29,9 +29,8 @@ def randomize(
 ) -> nn.Module:
     """Copy a model, with its weights drawn again, all of them or from one module on.
 
-    What is drawn depends on the seed and the module's name alone: not on the device, and not
-    on where randomization begins, so that cascades share their last modules. The caller's
-    random numbers and the model stay as they are.
+    What is drawn depends on the seed and the module's name alone, so that cascades share their
+    last modules. The caller's random numbers and the model stay as they are.
 
     Parameters
     ----------
@@ -39,14 +38,11 @@ def randomize(
     seed : int
     from_module : str, optional
         Name of a module, as in ``model.named_modules()``: it and all that are registered
-        after it are drawn again. Modules are registered in the order in which they run in
-        the usual networks; a weight that two modules share counts as drawn with either.
-        None: all.
+        after it are drawn again, and weights that they share. None: all.
     inputs : Tensor of shape [sample, ...], or several of them, optional
-        As the model takes them; where given, the means and variances of batch normalization
-        among the modules drawn are estimated on them: the mean over the tensors of each
-        one's, in evaluation mode otherwise. Where not, means are 0 and variances 1. An iterator
-        is not drawn on where there are no such statistics.
+        As the model takes them: the statistics of batch normalization among the modules drawn
+        are the mean over the tensors of each one's. Where not given, means are 0 and variances
+        1. An iterator is not drawn on where there are no such statistics.
 
     Returns
     -------
@@ -57,10 +53,9 @@ def randomize(
     Raises
     ------
     OptionError
-        `from_module` does not exist; the nearest names are listed.
+        `from_module` does not exist.
     ModelError
-        A weight has no shape yet, or a normalization holds statistics that cannot be
-        estimated.
+        A weight has no shape yet, or a normalization's statistics cannot be estimated.
     DataError
         `inputs` hold too few samples for an estimate, or none.
 
@@ -68,12 +63,9 @@ def randomize(
     -----
     Every parameter is drawn by its module's own ``reset_parameters``, so biases, and the
     factors of a normalization, are the constants that they were before training. Parameters
-    that no such method sets (class tokens, position embeddings, layer scales, those of custom
-    modules) have their entries shuffled: the scale and the signs that such a network needs
-    there stay, what was learnt about which entry is which is gone. Where all entries are
-    alike (a temperature), there is nothing to shuffle, and they are multiplied by one number
-    between 1/2 and 2 (evenly distributed logarithm). Buffers other than the statistics of
-    batch normalization stay.
+    that no such method sets (class tokens, layer scales, those of custom modules) have their
+    entries shuffled; where all entries are alike (a temperature), they are multiplied by one
+    number between 1/2 and 2 (evenly distributed logarithm). Other buffers stay.
 
     Examples
     --------
@@ -109,10 +101,7 @@ def randomize(
 def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
     """Return names of a module and of all that are registered after it; of all for None.
 
-    Raises
-    ------
-    OptionError
-        There is no such module; the nearest names are listed.
+    OptionError, with the nearest names, where there is no such module.
     """
     model = original(model)
     names = [name for name, _ in model.named_modules()]
@@ -133,8 +122,7 @@ def _check(name: str, module: nn.Module) -> None:
         raise ModelError(
             f"{name}: its weights have no shape yet (a lazy module); run the model once first"
         )
-    kept = module._buffers.get("running_mean") is not None
-    if kept and not isinstance(module, _BatchNorm):
+    if module._buffers.get("running_mean") is not None and not isinstance(module, _BatchNorm):
         raise ModelError(
             f"{name}: {type(module).__name__} holds statistics of its training data that cannot "
             "be estimated again; put torch's BatchNorm in its place, or give a later from_module"

@@ -15,7 +15,7 @@ host or process is written down.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -24,6 +24,7 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
+from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import remove_partial, to_json, write_file
 from condec.network import Site, Units
@@ -42,7 +43,7 @@ class Array(NamedTuple):
     tail: tuple[int, ...] = ()
 
 
-# What was never written reads as nothing that could pass for a number.
+# What was never written, or of a sample that could not be used, passes for no number.
 INPUTS: Final[Mapping[str, Array]] = {
     "inputs/id": Array("string", ""),
     "inputs/label": Array("int64", -1),
@@ -119,27 +120,19 @@ def make_config(
     recipe: Mapping[str, Any], sites: Sequence[SiteInfo], n_samples: int, shard_size: int
 ) -> dict[str, Any]:
     """Collect all that decides the bytes of a store, as JSON will give it back."""
-    for name, size in (("n_samples", n_samples), ("shard_size", shard_size)):
-        if size < 1:
-            raise OptionError(f"Store: {name} must be at least 1; got {size}")
+    at_least("Store", 1, n_samples=n_samples, shard_size=shard_size)
     keys = [info.site.key for info in sites]
     if not keys or len(set(keys)) < len(keys) or not all(keys):
-        raise OptionError(
-            f"Store: expected one site or more, each once and with a name; got {keys}"
-        )
+        problem = "expected one site or more, each once and with a name"
+        raise OptionError(f"Store: {problem}; got {keys}")
     try:
         recipe = json.loads(json.dumps(recipe, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise OptionError(
-            f"Store: the recipe must be of the kind JSON can hold: {error}"
-        ) from error
-    return {
-        "schema": SCHEMA,
-        "n_samples": n_samples,
-        "shard_size": shard_size,
-        "sites": [asdict(info) for info in sites],
-        "recipe": recipe,
-    }
+        problem = f"Store: the recipe must be of the kind JSON can hold: {error}"
+        raise OptionError(problem) from error
+    infos = [asdict(info) for info in sites]
+    sizes = {"schema": SCHEMA, "n_samples": n_samples, "shard_size": shard_size}
+    return {**sizes, "sites": infos, "recipe": recipe}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -169,40 +162,30 @@ def read_config(path: Path) -> dict[str, Any]:
             "Install the version of condec that its recipe names, or collect again."
         )
     if (found := config_hash(config)) != digest:
-        raise _damaged(
-            path, f"zarr.json: expected a configuration of SHA-256 {digest}, got {found}"
-        )
+        problem = f"zarr.json: expected a configuration of SHA-256 {digest}, got {found}"
+        raise _damaged(path, problem)
     return dict(config)
 
 
-def differences(had: Mapping[str, Any], wants: Mapping[str, Any]) -> list[str]:
-    """Return one line for every entry in which two configurations differ."""
-    old, new = _flat(had), _flat(wants)
-    return [
-        f"{key}: had {old.get(key, 'nothing')}, wants {new.get(key, 'nothing')}"
-        for key in sorted(old.keys() | new.keys())
+def entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as one tells it: the recipe's entries, and sites by their keys."""
+    infos = {SiteInfo.from_dict(info).site.key: info for info in config["sites"]}
+    return {**config, **config["recipe"], "recipe": None, "sites": list(infos), "site": infos}
+
+
+def differences(had: Mapping[str, Any], wants: Mapping[str, Any]) -> str:
+    """Return a line for every entry, at whatever depth, in which two mappings differ."""
+    import pandas
+
+    old, new = (
+        {key: json.dumps(value[0], ensure_ascii=False) for key, value in leaves.items()}
+        for leaves in (pandas.json_normalize(dict(each)).to_dict("list") for each in (had, wants))
+    )
+    return "\n".join(
+        f"  {key}: had {old.get(key, 'nothing')}, wants {new.get(key, 'nothing')}"
+        for key in sorted(map(str, old.keys() | new.keys()))
         if old.get(key) != new.get(key)
-    ]
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, str]:
-    infos = [SiteInfo.from_dict(values) for values in config["sites"]]
-    nested = {
-        **config,
-        **config["recipe"],
-        "recipe": {},
-        "sites": [info.site.key for info in infos],
-        "site": {info.site.key: asdict(info) for info in infos},
-    }
-
-    def leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
-        if not isinstance(value, Mapping):
-            yield name, json.dumps(value, ensure_ascii=False)
-            return
-        for key, inner in value.items():
-            yield from leaves(f"{name}.{key}" if name else key, inner)
-
-    return dict(leaves("", nested))
+    )
 
 
 # --- metadata -------------------------------------------------------------------------------
@@ -305,10 +288,8 @@ def shard_values(
 ) -> dict[str, Any]:
     """Turn rows into numpy arrays, by path of the array; DataError where they do not fit."""
     if rows.keys() != arrays.keys():
-        raise DataError(
-            f"{who}: expected rows of every array of the store and of no other; differing: "
-            f"{', '.join(sorted(rows.keys() ^ arrays.keys()))}"
-        )
+        differing = ", ".join(sorted(rows.keys() ^ arrays.keys()))
+        raise DataError(f"{who}: expected rows of every array of the store; differing: {differing}")
     valid = rows["inputs/valid"].cpu()
     if valid.shape != (n_rows,):
         raise DataError(f"{who}: expected {n_rows} samples, got {tuple(valid.shape)}")
@@ -334,9 +315,8 @@ def _ids(ids: Sequence[str], n_rows: int, who: str) -> "np.typing.NDArray[Any]":
         try:
             str.encode(name, "utf-8")
         except (TypeError, UnicodeEncodeError) as error:
-            raise DataError(
-                f"{who}: ids must be strings that can be written as UTF-8; got {name!r}"
-            ) from error
+            problem = f"{who}: ids must be strings that can be written as UTF-8; got {name!r}"
+            raise DataError(problem) from error
     return np.array(ids, dtype=object)
 
 

@@ -56,23 +56,18 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
     of a sample are given by their median over the samples for which they are defined. Formulas:
     Melander et al. 2026 (CODEC), who take the dimensions, however, of the classes' mean vectors.
 
-    Parameters
-    ----------
-    store : Store
-        Complete, with at least one valid sample.
-
     Returns
     -------
     pandas.DataFrame
         One row a site, in the order of the store, with the columns
 
         - ``site``: key of the site; ``units``: its number of units;
-        - ``hoyer_contribution``, ``hoyer_activation``: Hoyer sparsity over units, 0 all
-          alike, 1 a single unit; NaN for a site of one unit;
-        - ``dims95_contribution``, ``dims95_activation``: principal components that hold
-          95 % of the variance over all samples;
-        - ``participation_ratio_contribution``, ``participation_ratio_activation``: how many
-          units take part, 1 to ``units``;
+        - ``hoyer_{contribution,activation}``: Hoyer sparsity over units, 0 all alike, 1 a single
+          unit; NaN for a site of one unit;
+        - ``dims95_{contribution,activation}``: principal components that hold 95 % of the
+          variance over all samples;
+        - ``participation_ratio_{contribution,activation}``: how many units take part, 1 to
+          ``units``;
         - ``sign_correlation``: Pearson correlation over units of the positive part with the
           size of the negative part, 1 where the units that add also take away most; 0 for a
           sample whose one part does not vary;
@@ -106,11 +101,8 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
 
     A trend that an untrained network shows as well is no result of the training.
 
-    Parameters
-    ----------
-    statistics, twin : pandas.DataFrame
-        From `layer_statistics`, of the real store and of its twin; the sites that both have
-        are compared, in the order of the first.
+    Both tables are from `layer_statistics`; the sites that both have are compared, in the order
+    of the first.
 
     Returns
     -------
@@ -171,17 +163,13 @@ def _trend(values: Tensor) -> float:
 def _of_site(store: Store, site: Site) -> dict[str, float]:
     found: dict[str, float] = {}
     for quantity in QUANTITIES:
-        mine = [one for one in STATISTICS if quantity in one.of]
-        if any(one.signed for one in mine):
-            positive, negative = (store.matrix(site, quantity, sign) for sign in _PARTS)
-            found |= {
-                one.column(quantity): one.function(positive, negative) for one in mine if one.signed
-            }
-            total = positive + negative
-            del positive, negative
-        else:
-            total = store.matrix(site, quantity, "sum")
-        found |= {one.column(quantity): one.function(total) for one in mine if not one.signed}
+        mine = {one.column(quantity): one for one in STATISTICS if quantity in one.of}
+        if signed := {name: one.function for name, one in mine.items() if one.signed}:
+            parts = [store.matrix(site, quantity, sign) for sign in _PARTS]
+            found |= {name: function(*parts) for name, function in signed.items()}
+            del parts
+        total = store.matrix(site, quantity, "sum")
+        found |= {name: one.function(total) for name, one in mine.items() if not one.signed}
     return found
 
 

@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
     file_digest,
@@ -23,23 +24,9 @@ from condec.basis.files import (
 )
 from condec.basis.shapes import Labels, Mask, PerSample, UnitMatrix
 from condec.network import Site, find_site
+from condec.store import shards
 from condec.store.matrix import Sign, StoredMatrix
-from condec.store.shards import (
-    Quantity,
-    ShardRecord,
-    SiteInfo,
-    arrays_of,
-    checksum_of,
-    config_hash,
-    differences,
-    make_config,
-    read_config,
-    shard_file,
-    shard_values,
-    skeleton,
-    verify_metadata,
-    write_arrays,
-)
+from condec.store.shards import Quantity, ShardRecord, SiteInfo
 
 if TYPE_CHECKING:
     import xarray
@@ -57,43 +44,35 @@ class Store:
     recipe : dict
         What made the store: model, method, target and so on.
     sites : tuple of Site
-    n_samples : int
-        Rows of the store, valid or not; ``len(store)`` counts the valid ones.
-    shard_size, n_shards : int
+    n_samples, n_shards, shard_size : int
+        Rows of the store, valid or not (``len(store)`` counts the valid ones); shards; rows of one.
     config_hash : str
         SHA-256 of recipe, sites and sizes.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        config = read_config(self.path)
+        config = shards.read_config(self.path)
         self.recipe: dict[str, Any] = config["recipe"]
         self.infos = tuple(SiteInfo.from_dict(info) for info in config["sites"])
         self.sites = tuple(info.site for info in self.infos)
         self.n_samples: int = config["n_samples"]
         self.shard_size: int = config["shard_size"]
         self.n_shards = -(-self.n_samples // self.shard_size)
-        self.config_hash = config_hash(config)
+        self.config_hash = shards.config_hash(config)
         self._complete = False
         self._inputs: dict[str, Tensor] = {}
         self._ids: tuple[str, ...] | None = None
 
-    # --- making and finding ---------------------------------------------------------------
-
     @classmethod
     def create(
-        cls,
-        path: str | Path,
-        *,
-        recipe: Mapping[str, Any],
-        sites: Sequence[SiteInfo],
-        n_samples: int,
-        shard_size: int,
-    ) -> "Store":
+        cls, path: str | Path, *,
+        recipe: Mapping[str, Any], sites: Sequence[SiteInfo], n_samples: int, shard_size: int,
+    ) -> "Store":  # fmt: skip
         """Make an empty store, or open the one that is there to go on with it.
 
         The recipe is everything that decides the numbers, as JSON can hold it; sites are in order
-        of execution; a shard of `shard_size` samples is the unit of work.
+        of execution.
 
         Raises
         ------
@@ -104,27 +83,21 @@ class Store:
             No site, a site twice, a size below 1, or a recipe that JSON cannot hold.
         """
         path = Path(path)
-        config = make_config(recipe, sites, n_samples, shard_size)
+        config = shards.make_config(recipe, sites, n_samples, shard_size)
         with writing(f"{path}"):
-            write_folder(path, skeleton(config))
+            write_folder(path, shards.skeleton(config))
         store = cls(path)
-        if store.config_hash != config_hash(config):
-            lines = "\n".join(f"  {line}" for line in differences(read_config(path), config))
+        if store.config_hash != shards.config_hash(config):
+            had, wants = shards.entries(shards.read_config(path)), shards.entries(config)
             raise StoreError(
-                f"{path} was made by another recipe:\n{lines}\n"
+                f"{path} was made by another recipe:\n{shards.differences(had, wants)}\n"
                 "Choose another path, or remove that store first."
             )
         return store
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Find a store again; an incomplete one opens, too.
-
-        Raises
-        ------
-        StoreError
-            Nothing is there, it is not a store of condec, or one of another schema version.
-        """
+        """Find a store again, complete or not; StoreError where there is none of this schema."""
         return cls(path)
 
     # --- the manifest and writing ---------------------------------------------------------
@@ -132,14 +105,16 @@ class Store:
     @property
     def manifest(self) -> tuple[ShardRecord, ...]:
         """Records of the shards that count, in order."""
-        missing = set(self._look_for_missing())
-        return tuple(self._record(i) for i in range(self.n_shards) if i not in missing)
+        there = (i for i in range(self.n_shards) if self._record_path(i).exists())
+        return tuple(self._record(i) for i in there)
 
     def missing(self) -> tuple[int, ...]:
         """Return the indices of the shards that are still to be written."""
-        missing = () if self._complete else self._look_for_missing()
-        self._complete = not missing
-        return missing
+        if self._complete:
+            return ()
+        found = tuple(i for i in range(self.n_shards) if not self._record_path(i).exists())
+        self._complete = not found
+        return found
 
     @property
     def is_complete(self) -> bool:
@@ -156,7 +131,9 @@ class Store:
     def read_shard(self, index: int) -> dict[str, Any]:
         """Read all rows of a shard, valid or not, as `write_shard` takes them."""
         span = self.shard_rows(index)
-        rows = {name: self._open(name)[span.start : span.stop] for name in arrays_of(self.infos)}
+        rows = {
+            name: self._open(name)[span.start : span.stop] for name in shards.arrays_of(self.infos)
+        }
         return {
             name: tuple(map(str, values)) if name == "inputs/id" else torch.from_numpy(values)
             for name, values in rows.items()
@@ -172,28 +149,26 @@ class Store:
         ----------
         index : int
         rows : mapping
-            What every array of the store holds of these samples, by its path: ``inputs/id`` a
-            sequence of str, else Tensor[sample, ...]; ``inputs/label``, ``prediction`` and
-            ``steps`` are -1 where there is none, ``inputs/valid`` is False where a sample could
-            not be used, ``sites/<quoted key>/{contribution,activation}`` are [sample, sign, unit].
+            What every array of the store holds of these samples, by its path, see
+            `condec.store.shards`: ``inputs/id`` a sequence of str, else Tensor[sample, ...].
 
         Raises
         ------
         DataError
-            `rows` do not fit the store: number of samples, sites, units, ids.
+            `rows` do not fit the store.
         StoreError
             The disk is full, or cannot be written; the shard does not count then.
         """
         who = f"{self.path}: shard {index}"
         span = self.shard_rows(index)
-        values = shard_values(rows, len(span), arrays_of(self.infos), who)
+        values = shards.shard_values(rows, len(span), shards.arrays_of(self.infos), who)
         self._complete = False
         self._inputs.clear()
         self._ids = None
-        with writing(who, self._how_far):
+        with writing(who, lambda: f"{self._done} shards are complete and count. "):
             record = self._record_path(index)
             record.unlink(missing_ok=True)
-            files = write_arrays(self.path, index, span.start, values)
+            files = shards.write_arrays(self.path, index, span.start, values)
             remove_partial(record)
             write_file(record, to_json(asdict(self._new_record(index, files))))
 
@@ -203,13 +178,13 @@ class Store:
         Raises
         ------
         StoreError
-            At the first metadata that do not agree, record or file that is damaged or missing; it
-            names the shard, the array, and what was expected and found.
+            At the first thing that is damaged or missing, with the shard, the array, and what was
+            expected and found.
         """
-        verify_metadata(self.path)
+        shards.verify_metadata(self.path)
         for record in self.manifest:
             for name, expected in record.files.items():
-                path = shard_file(self.path, name, record.index)
+                path = shards.shard_file(self.path, name, record.index)
                 try:
                     got = file_digest(path)
                 except OSError as error:
@@ -227,17 +202,13 @@ class Store:
         return int(self.valid.sum())
 
     def __repr__(self) -> str:
-        done = self.n_shards - len(self.missing())
         size = sum(16 * info.n_units for info in self.infos) * self.n_samples / 2**20
         width = max(len(info.site.key) for info in self.infos)
-        head = (
-            f"Store({str(self.path)!r}: {self.n_samples} samples, {len(self.sites)} sites, {done} "
-            f"of {self.n_shards} shards, {size:.1f} MiB uncompressed)"
+        units = (f"\n  {i.site.key:{width}}  {i.n_units} units ({i.units})" for i in self.infos)
+        return (
+            f"Store({str(self.path)!r}: {self.n_samples} samples, {len(self.sites)} sites, "
+            f"{self._done} shards, {size:.1f} MiB uncompressed){''.join(units)}"
         )
-        lines = (
-            f"  {info.site.key:{width}}  {info.n_units} units ({info.units})" for info in self.infos
-        )
-        return "\n".join((head, *lines))
 
     @property
     def valid(self) -> Mask:
@@ -283,32 +254,17 @@ class Store:
     ) -> UnitMatrix:
         """Read contributions or activations at a site, of all valid samples.
 
-        Parameters
-        ----------
-        site : Site or str
-        quantity : {"contribution", "activation"}
-        sign : {"positive", "negative", "sum", "concat"}
-            ``sum``: positive plus negative part. ``concat``: positive parts of all units,
-            then negative parts of all units.
-
-        Returns
-        -------
-        Tensor of shape [sample, unit], or [sample, 2 unit] for ``concat``; float32.
+        Float32 of shape [sample, unit]. The sign ``sum`` is positive plus negative part;
+        ``concat``, of shape [sample, 2 unit], all positive parts, then all negative parts.
         """
         return self.rows(site, quantity, sign).all()
 
     def rows(
         self, site: Site | str, quantity: Quantity = "contribution", sign: Sign = "positive"
     ) -> StoredMatrix:
-        """Return the same matrix, left on disk, where it is read block by block.
-
-        `condec.fit` takes it as it takes a tensor, and reads it again and again where it is
-        larger than `TrainConfig.memory_gib` allows.
-        """
-        for name, value, kind in (("quantity", quantity, Quantity), ("sign", sign, Sign)):
-            if value not in get_args(kind):
-                allowed = ", ".join(get_args(kind))
-                raise OptionError(f"Store.matrix: {name} must be one of {allowed}; got {value!r}")
+        """Return the same matrix, left on disk and read in blocks; `condec.fit` takes it, too."""
+        one_of("Store.matrix", "quantity", quantity, Quantity)
+        one_of("Store.matrix", "sign", sign, Sign)
         self._require_complete()
         info = self.info(site)
         spans = [self.shard_rows(index) for index in range(self.n_shards)]
@@ -318,8 +274,7 @@ class Store:
     def completeness(self) -> dict[str, PerSample]:
         """Sum of all contributions over the change of the target, for sites that cut the network.
 
-        1 where contributions account for ``target - target_baseline``; not finite where the
-        target does not change. By key of the site.
+        By key of the site; not finite where the target does not change.
         """
         change = (self.target - self.target_baseline).to(torch.float64)
         sums = {
@@ -339,8 +294,6 @@ class Store:
         self._require_complete()
         return xarray.open_datatree(self.path, engine="zarr", chunks=None)
 
-    # --- private --------------------------------------------------------------------------
-
     def _open(self, array: str) -> Any:
         import zarr
 
@@ -352,27 +305,23 @@ class Store:
             self._inputs[name] = torch.from_numpy(self._open(f"inputs/{name}")[:])
         return self._inputs[name]
 
-    def _look_for_missing(self) -> tuple[int, ...]:
-        return tuple(i for i in range(self.n_shards) if not self._record_path(i).exists())
+    @property
+    def _done(self) -> str:
+        return f"{self.n_shards - len(self.missing())} of {self.n_shards}"
 
     def _require_complete(self) -> None:
-        missing = self.missing()
-        if missing:
+        if missing := self.missing():
             some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             raise StoreError(
                 f"{self.path} is incomplete: {len(missing)} of {self.n_shards} shards are missing "
                 f"({some}). Run the command that made it again: it goes on where it stopped."
             )
 
-    def _how_far(self) -> str:
-        done = self.n_shards - len(self._look_for_missing())
-        return f"{done} of {self.n_shards} shards are complete and count. "
-
     def _record_path(self, index: int) -> Path:
         return self.path / "manifest" / f"shard-{index:05d}.json"
 
     def _new_record(self, index: int, files: Mapping[str, str]) -> ShardRecord:
-        span, checksum = self.shard_rows(index), checksum_of(files)
+        span, checksum = self.shard_rows(index), shards.checksum_of(files)
         return ShardRecord(index, span.start, len(span), self.config_hash, files, checksum)
 
     def _record(self, index: int) -> ShardRecord:
@@ -386,7 +335,7 @@ class Store:
             got = getattr(record, field)
             if got != wanted:
                 raise self._damaged(index, f"{field} in {path.name}", wanted, got)
-        if record.files.keys() != arrays_of(self.infos).keys():
+        if record.files.keys() != shards.arrays_of(self.infos).keys():
             raise self._damaged(index, f"files in {path.name}", "every array", sorted(record.files))
         return record
 

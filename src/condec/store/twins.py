@@ -24,6 +24,7 @@ from condec.network import find_sites
 from condec.store.batches import fingerprint, recipe_of, usable
 from condec.store.collection import collect
 from condec.store.random_weights import modules_from, randomize
+from condec.store.shards import differences
 from condec.store.store import Store
 
 N_ESTIMATE: Final = 256
@@ -40,9 +41,7 @@ _SAME: Final = (
 class RandomWeights(Option):
     """The same network with its weights drawn again, see `randomize`.
 
-    Only those of `from_module` and the modules registered after it are, where it is given.
-    Statistics of batch normalization are estimated on up to 256 inputs, evenly spread over the
-    data.
+    Statistics of batch normalization are estimated on up to 256 inputs, spread over the data.
     """
 
     seed: int = 0
@@ -68,9 +67,8 @@ class RandomWeights(Option):
 class ShuffledLabels(Option):
     """The same network and inputs, the labels in another order, drawn with the seed.
 
-    No labelled sample keeps its own label: each has that of another sample (which is an equal
-    one where samples share a label). All labels stay as frequent as they are, and samples
-    without one stay without. Contributions change only where the target depends on labels.
+    Each labelled sample has the label of another one (an equal one where samples share a label);
+    samples without stay without. Contributions change only where the target depends on labels.
     """
 
     seed: int = 0
@@ -91,10 +89,7 @@ class ShuffledLabels(Option):
     def shuffle(self, labels: Tensor) -> Tensor:
         """Permute labels, with no labelled sample left in its place.
 
-        Raises
-        ------
-        DataError
-            There are no two different labels.
+        DataError where there are no two different labels.
 
         Examples
         --------
@@ -122,13 +117,8 @@ Twin = RandomWeights | ShuffledLabels
 def parse_twin(text: str) -> Twin:
     """Read ``random-weights[:FROM_MODULE]`` or ``shuffled-labels``, with ``#SEED`` unless it is 0.
 
-    Raises
-    ------
-    OptionError
-        The text is neither.
+    OptionError where it is neither.
 
-    Examples
-    --------
     >>> parse_twin("random-weights:block3#2")
     RandomWeights(seed=2, from_module='block3')
     """
@@ -175,9 +165,7 @@ def collect_twin(
     Raises
     ------
     CondecError
-        As in `condec.collect`; the module from which weights are to be drawn does not exist
-        (OptionError), there are no labels to shuffle (DataError), or `of` was made from something
-        else (StoreError).
+        As in `condec.collect` and the twin's `check`; StoreError: `of` is of something else.
 
     Examples
     --------
@@ -190,15 +178,12 @@ def collect_twin(
     ['block1', 'block2', 'block3', 'block4']
     """
     inputs = as_inputs(data)
-    twin.check(model, inputs)
     if isinstance(twin, RandomWeights):
         # Drawn on only where there is batch normalization to estimate.
         batches = _spread_batches(model, inputs, str(options.get("on_bad", "raise")))
         drawn = randomize(model, seed=twin.seed, from_module=twin.from_module, inputs=batches)
-        recorded = {
-            "model": fingerprint(model),
-            "twin": twin.to_dict() | {"parameters": _digest(drawn)},
-        }
+        noted = twin.to_dict() | {"parameters": _digest(drawn)}
+        recorded = {"model": fingerprint(model), "twin": noted}
         return collect(drawn, inputs, sites, out=out, recorded=recorded, **options)
     recorded = {"data": inputs.fingerprint, "twin": twin.to_dict()}
     labels = twin.shuffle(inputs.needed_labels(twin.name))
@@ -238,34 +223,24 @@ def _check_real(
 ) -> None:
     """Refuse to copy numbers of something else."""
     fit_on = options.get("fit_on")
-    wanted = {"fit_on": None} | recipe_of(
-        model,
-        inputs,
-        sorted(site.key for site in find_sites(model, sites)),
+    wanted = recipe_of(
+        model, inputs, sorted(site.key for site in find_sites(model, sites)),
         options.get("method") or IntegratedGradients(),
-        as_target(options.get("target") or TopK()),
-        options.get("compute") or Compute(),
+        as_target(options.get("target") or TopK()), options.get("compute") or Compute(),
         None if fit_on is None else as_inputs(fit_on),
-    )
-    found = of.recipe | {"sites": sorted(of.recipe.get("sites", ()))}
-    lines = [
-        f"  {key}: had {found.get(key)}, wants {value}"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    ]
-    if lines:
+    )  # fmt: skip
+    found = {name: of.recipe[name] for name in ("fit_on", *wanted) if name in of.recipe}
+    if lines := differences(found | {"sites": sorted(of.recipe.get("sites", ()))}, wanted):
         raise StoreError(
-            f"{of.path} is not the real store of this twin:\n" + "\n".join(lines) + "\nGive that "
-            "store, or leave `of` out to compute all numbers again."
+            f"{of.path} is not the real store of this twin:\n{lines}\nGive that store, or leave "
+            "`of` out to compute all numbers again."
         )
 
 
 def _copied(of: Store, labels: Tensor, out: Path, recorded: Mapping[str, Any]) -> Store:
     """Write a store of the same numbers with other labels."""
-    recipe, size = of.recipe | dict(recorded), of.shard_size
-    store = Store.create(
-        out, recipe=recipe, sites=of.infos, n_samples=of.n_samples, shard_size=size
-    )
+    sizes = {"n_samples": of.n_samples, "shard_size": of.shard_size}
+    store = Store.create(out, recipe=of.recipe | dict(recorded), sites=of.infos, **sizes)
     for index in store.missing():
         span = of.shard_rows(index)
         changed = {"inputs/label": labels[span.start : span.stop]}
