@@ -45,17 +45,12 @@ SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
 
 
 def load_data(
-    source: str,
-    *,
-    csv: str | Path | None = None,
-    label_names: str | Path | None = None,
-    preprocess: Preprocess | None = None,
-    shape: tuple[int, ...] | None = None,
-    limit: int | None = None,
-    scaling: tuple[float, float] | None = None,
-    cells: Sequence[str] | None = None,
-    folder: str | Path = ".",
-) -> Inputs:
+    source: str, *,
+    csv: str | Path | None = None, label_names: str | Path | None = None,
+    preprocess: Preprocess | None = None, shape: tuple[int, ...] | None = None,
+    limit: int | None = None, scaling: tuple[float, float] | None = None,
+    cells: Sequence[str] | None = None, folder: str | Path = ".",
+) -> Inputs:  # fmt: skip
     """Open a data set by its text form.
 
     Parameters
@@ -70,7 +65,7 @@ def load_data(
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.
     label_names : path, optional
-        Json list with the name of every label, for data that bring none or only some.
+        Json list with the name of every label.
     preprocess, shape : optional
         As in `Inputs`.
     limit : int, optional
@@ -118,14 +113,9 @@ def as_inputs(data: Any, *, preprocess: Preprocess | None = None) -> Inputs:
     data : Inputs, Tensor, array, (inputs, labels), or torch Dataset
         Floats are taken as the model's inputs; uint8 as images [sample, y, x, channel], or
         PIL images in a data set. Labels of a data set come from its ``targets`` or
-        ``labels``; where it has neither, its items are read once.
+        ``labels``; where it has neither, its items are read once. DataError for anything else.
     preprocess : callable, optional
-        For uint8 images; see `load_data`.
-
-    Raises
-    ------
-    DataError
-        Anything else; no samples; labels that do not fit.
+        For uint8 images; see `Inputs`.
 
     Examples
     --------

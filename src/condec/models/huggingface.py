@@ -111,11 +111,10 @@ def _fetched(name: str, make: Callable[[], Any]) -> Any:
     except CondecError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:400]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise ModelError(
-            f"huggingface:{name}: not read ({type(error).__name__}: {reason}). Expected a folder, "
-            "or a name that the hub has, with config.json and weights in safetensors; code that "
-            "comes with a model is not run"
+            f"huggingface:{name}: not read ({reason}). Expected a folder, or a name that the hub "
+            "has, with config.json and weights in safetensors; its own code is not run"
         ) from error
 
 

@@ -17,10 +17,9 @@ from condec.models.library import located, seeded
 
 
 def load_python_model(spec: str, weights: str | Path | None, *, folder: Path) -> LoadedModel:
-    """Call ``FILE.py:FUNCTION`` for a model; see `condec.models.load_model`.
+    """Call ``FILE.py:FUNCTION`` for a model, with the same random numbers every time.
 
-    The function may return a `torch.nn.Module` or a whole `LoadedModel`; random numbers that
-    it draws are the same every time.
+    The function may return a `torch.nn.Module` or a whole `LoadedModel`.
     """
     make = load_function(spec, folder=folder)
     if weights is not None and weights != "default":

@@ -18,11 +18,10 @@ _DECLARED: Final[list[torch.library.Library]] = []
 def import_torchvision() -> ModuleType:
     """Import torchvision, also beside a torch build that it was not compiled for.
 
-    torchvision's import registers shapes for the operators of its compiled part. Where that
-    part does not load (a CUDA build of torchvision beside a CPU build of torch, for one), it
-    fails with "operator torchvision::nms does not exist", though no classifier uses them.
-    Only then, the two operators it asks for are declared, without an implementation, and the
-    import is tried once more. DependencyError where it fails for another reason.
+    Where torchvision's compiled part does not load (a CUDA build beside a CPU build of torch),
+    its import fails with "operator torchvision::nms does not exist", though no classifier uses
+    it. Only then, the two operators it asks for are declared, without an implementation, and it
+    is imported once more. DependencyError where it fails for another reason.
     """
     try:
         return import_optional("torchvision")

@@ -11,13 +11,7 @@ from condec.store.folder import SIDE_EFFECTS, RunFolder
 from condec.store.matrix import Sign
 from condec.store.random_weights import randomize
 from condec.store.shards import QUANTITIES, Quantity, SiteInfo
-from condec.store.statistics import (
-    STATISTICS,
-    TREND,
-    SiteStatistic,
-    compare_trends,
-    layer_statistics,
-)
+from condec.store.statistics import STATISTICS, TREND, compare_trends, layer_statistics
 from condec.store.store import Store
 from condec.store.twins import (
     RandomWeights,
@@ -30,7 +24,7 @@ from condec.store.twins import (
 
 __all__ = [
     "QUANTITIES", "SIDE_EFFECTS", "STATISTICS", "TREND", "Quantity", "RandomWeights", "RunFolder",
-    "ShuffledLabels", "Sign", "SiteInfo", "SiteStatistic", "Store", "Twin", "collect",
+    "ShuffledLabels", "Sign", "SiteInfo", "Store", "Twin", "collect",
     "collect_twin", "compare_trends", "fingerprint", "is_twin", "layer_statistics", "parse_twin",
     "randomize", "usable_device",
 ]  # fmt: skip

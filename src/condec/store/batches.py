@@ -118,7 +118,7 @@ class BatchPlan:
         """Say what `n_samples` will take: one pass is timed, the rest is counted."""
         n_samples, n_passes = min(n_samples, len(self.inputs)), self.method.n_passes
         size = min(batch_size, n_samples)
-        seconds = self.time_pass(self.example(size)) / size * n_passes * n_samples
+        seconds = self.time_pass(size) / size * n_passes * n_samples
         disk = len(self.inputs) * sum(16 * info.n_units for info in self.infos)
         return (
             f"{n_samples} samples, {len(self.infos)} sites, {n_passes} passes a batch: about "
@@ -130,17 +130,16 @@ class BatchPlan:
         """Estimate the bytes that a batch takes, without the model."""
         return _MEMORY_FACTOR * 4 * self.entries * n_samples
 
-    def example(self, n_samples: int) -> LoadedBatch:
-        """Make a batch to time: the first sample that can be used, again and again."""
+    def time_pass(self, n_samples: int, *, again: int = 0) -> float:
+        """Measure the seconds of one forward and backward pass, the least of 1 + `again` tries."""
         row, sample = _first_good(self.inputs, self.on_bad)
         samples = sample.expand(n_samples, *sample.shape[1:]).clone()
-        return LoadedBatch((row,) * n_samples, tuple(range(n_samples)), samples)
-
-    def time_pass(self, batch: LoadedBatch) -> float:
-        """Measure the seconds of one forward and backward pass."""
-        started = time.perf_counter()
-        self._attribute(ActGrad(), batch)
-        return time.perf_counter() - started
+        batch, seconds = LoadedBatch((row,) * n_samples, tuple(range(n_samples)), samples), []
+        for _ in range(1 + again):
+            started = time.perf_counter()
+            self._attribute(ActGrad(), batch)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
 
     def load(self, rows: Sequence[int]) -> LoadedBatch:
         """Load the inputs of `rows`, checked; those that cannot be used are left out or refused."""
@@ -229,9 +228,8 @@ def chosen_batch(plan: BatchPlan, out: str | Path) -> int:
     seconds: dict[int, float] = {}
     size, room = 1, _free_memory(plan.model) // 2
     while size <= min(_LARGEST_BATCH, 2 * len(plan.inputs)) and plan.memory(size) <= room:
-        batch = plan.example(size)
         try:
-            seconds[size] = min(plan.time_pass(batch) for _ in range(3)) / size
+            seconds[size] = plan.time_pass(size, again=2) / size
         except torch.OutOfMemoryError:
             break
         best = min(seconds.values())

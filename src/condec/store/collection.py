@@ -28,22 +28,13 @@ from condec.store.store import Store
 
 
 def collect(
-    model: nn.Module,
-    data: Any,
-    sites: Sites,
-    *,
+    model: nn.Module, data: Any, sites: Sites, *,
     out: str | Path,
-    method: Method | None = None,
-    target: TargetLike | None = None,
-    batch_size: int | Literal["auto"] = 64,
-    shard_size: int = 1024,
-    on_bad: str = "raise",
-    compute: Compute | None = None,
-    devices: Sequence[str | torch.device] = (),
-    progress: bool = True,
-    fit_on: Any | None = None,
-    recorded: Mapping[str, Any] | None = None,
-) -> Store:
+    method: Method | None = None, target: TargetLike | None = None,
+    batch_size: int | Literal["auto"] = 64, shard_size: int = 1024, on_bad: str = "raise",
+    compute: Compute | None = None, devices: Sequence[str | torch.device] = (),
+    progress: bool = True, fit_on: Any | None = None, recorded: Mapping[str, Any] | None = None,
+) -> Store:  # fmt: skip
     """Collect contributions of a whole data set, reduced to units, into a store on disk.
 
     A run that was interrupted goes on at the first missing shard when the same call is made
@@ -61,8 +52,7 @@ def collect(
         By default ``IntegratedGradients(steps=10)`` and ``TopK(k=1)``.
     batch_size : int or "auto"
         Samples in one pass; ``"auto"`` times passes of growing size and takes the smallest
-        that is about as fast as the best, within half of the memory that is free. A run that
-        is resumed keeps the size of the store.
+        that is about as fast as the best; a run that is resumed keeps the size of the store.
     shard_size : int
         Samples in one shard, the unit of work that is written and resumed.
     on_bad : {"raise", "skip"}
@@ -71,8 +61,8 @@ def collect(
     compute : Compute, optional
         Precision and memory order of the passes; part of the recipe.
     devices : sequence of str or torch.device
-        Devices that share the batches, each with a copy of the model, for example ``("cuda:0",
-        "cuda:1")``; by default the one the model is on. The numbers do not depend on it.
+        Devices that share the batches, each with a copy of the model; by default the one the
+        model is on. The numbers do not depend on it.
     progress : bool
         Show the estimate and a progress bar on standard error.
     fit_on : as `data`, optional
@@ -117,13 +107,9 @@ def collect(
 
 
 def _run_shards(
-    plan: BatchPlan,
-    store: Store,
-    missing: Sequence[int],
-    batch_size: int,
-    devices: Sequence[str | torch.device],
-    advance: Callable[[int], None],
-) -> None:
+    plan: BatchPlan, store: Store, missing: Sequence[int], batch_size: int,
+    devices: Sequence[str | torch.device], advance: Callable[[int], None],
+) -> None:  # fmt: skip
     """Compute and write shards: the next batch is read, and the last shard written, meanwhile."""
     spans = {index: store.shard_rows(index) for index in missing}
     batches = {
@@ -184,19 +170,15 @@ def _results(
 
 def usable_device(name: str | torch.device) -> torch.device:
     """Return a device that holds numbers; OptionError, with those that there are, otherwise."""
-    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    there += ["mps"] if torch.backends.mps.is_available() else []
     try:
-        device = torch.device(name)
-        if device.type != "meta":
-            torch.zeros(1, device=device)
-            return device
-        problem = "it holds no numbers"
+        float(torch.zeros(1, device=name))  # a meta tensor has no value
+        return torch.device(name)
     except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
         problem = str(error).partition("\n")[0]
-    raise OptionError(
-        f"device {str(name)!r} cannot be used, there is {', '.join(there)}: {problem}"
-    )
+        hint = f"there is {', '.join(there)}: {problem}"
+        raise OptionError(f"device {str(name)!r} cannot be used, {hint}") from error
 
 
 def _check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:

@@ -192,25 +192,22 @@ def _estimate(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Tenso
     momenta = [norm.momentum for norm in norms]
     device, n_batches = next(norms[0].buffers()).device, 0
     model.eval()
+    for norm in norms:
+        # Not `train()`, which would wake dropout inside a subclass, too.
+        norm.training, norm.momentum = True, None
     try:
-        for norm in norms:
-            # Not `train()`, which would wake dropout inside a subclass, too.
-            norm.training = True
-            norm.momentum = None
         with eager(model), torch.no_grad():
             for batch in batches:
                 # A copy: a first layer that works in place must not reach the caller's.
                 model(batch.detach().clone().to(device))
                 n_batches += 1
     except ValueError as error:
-        raise DataError(
-            f"random weights: statistics of batch normalization need more inputs ({error}); give "
-            "at least 2 samples in every tensor"
-        ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        problem = f"statistics of batch normalization need more inputs ({error})"
+        advice = "give at least 2 samples in every tensor"
+        raise DataError(f"random weights: {problem}; {advice}") from error
     if not n_batches:
         raise DataError("random weights: no inputs to estimate batch normalization on; give some")
+    for module, mode in modes.items():
+        module.training = mode
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

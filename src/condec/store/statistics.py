@@ -52,9 +52,9 @@ class SiteStatistic:
 def layer_statistics(store: Store) -> "pandas.DataFrame":
     """Work out sparsity, dimensions, sign correlation and completeness of every site of a store.
 
-    Contributions are positive plus negative part, activations the sum over positions. Figures
-    of a sample are given by their median over the samples for which they are defined. Formulas:
-    Melander et al. 2026 (CODEC), who take the dimensions, however, of the classes' mean vectors.
+    Contributions are positive plus negative part, activations the sum over positions. Figures of
+    a sample are given by their median over those for which they are defined. Formulas: Melander
+    et al. 2026 (CODEC), who take the dimensions, however, of the classes' mean vectors.
 
     Returns
     -------
@@ -111,8 +111,7 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
 
         - ``statistic``: its column;
         - ``trend``, ``twin_trend``: Spearman's rank correlation of the statistic with the order
-          of the sites, 1 where it rises from each to the next, -1 where it falls; NaN with
-          fewer than three sites;
+          of the sites; NaN with fewer than three sites;
         - ``shared``: whether both trends are of size 0.5 at least, and of one sign;
         - ``above``, ``below``: at how many sites the real value is above, or below, the twin's;
           ``sites``: of how many where both are defined.
@@ -131,10 +130,8 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
     for name in statistics.columns:
         if f"{name} of the twin" not in both or name in ("units", "completeness"):
             continue
-        real, other = (
-            torch.tensor(both[column].tolist(), dtype=torch.float64)
-            for column in (name, f"{name} of the twin")
-        )
+        columns = (both[name], both[f"{name} of the twin"])
+        real, other = (torch.tensor(one.tolist(), dtype=torch.float64) for one in columns)
         trends = [_trend(values) for values in (real, other)]
         rows.append({
             "statistic": name,

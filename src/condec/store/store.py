@@ -79,8 +79,6 @@ class Store:
         StoreError
             A store of another recipe is there (every difference is listed), something else
             is there, or the place cannot be written.
-        OptionError
-            No site, a site twice, a size below 1, or a recipe that JSON cannot hold.
         """
         path = Path(path)
         config = shards.make_config(recipe, sites, n_samples, shard_size)
@@ -175,11 +173,8 @@ class Store:
     def verify(self) -> None:
         """Read every byte of the shards that count, and compare it with the manifest.
 
-        Raises
-        ------
-        StoreError
-            At the first thing that is damaged or missing, with the shard, the array, and what was
-            expected and found.
+        StoreError at the first thing that is damaged or missing, with the shard, the array, and
+        what was expected and found.
         """
         shards.verify_metadata(self.path)
         for record in self.manifest:

@@ -135,15 +135,9 @@ def parse_twin(text: str) -> Twin:
 
 
 def collect_twin(
-    twin: Twin,
-    model: nn.Module,
-    data: Any,
-    sites: Sites,
-    *,
-    out: str | Path,
-    of: Store | None = None,
-    **options: Any,
-) -> Store:
+    twin: Twin, model: nn.Module, data: Any, sites: Sites, *,
+    out: str | Path, of: Store | None = None, **options: Any,
+) -> Store:  # fmt: skip
     """Collect contributions of a whole data set under a twin, into a store of its own.
 
     Resumes as `condec.collect` does. The recipe is that of the real store, with the twin added;
