@@ -138,12 +138,10 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         rows = [int(index) for index in indices]
         stored = self.stored
         return replace(
-            self,
-            ids=tuple(self.ids[row] for row in rows),
-            read=lambda index: self.read(rows[index]),
+            self, ids=tuple(self.ids[row] for row in rows), read=lambda i: self.read(rows[i]),
             labels=None if self.labels is None else self.labels[rows],
             stored=None if stored is None else lambda some: stored([rows[i] for i in some]),
-        )
+        )  # fmt: skip
 
     def needed_labels(self, purpose: str) -> Labels:
         """Return the labels of all samples; DataError, naming the `purpose`, where none are."""

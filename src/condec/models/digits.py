@@ -75,10 +75,7 @@ class DigitsNet(nn.Module):
 
 
 def load_digits_model(rest: str, weights: str | Path | None, *, folder: Path) -> LoadedModel:
-    """Load the network: from the cache if it was trained before, else trained now.
-
-    The cache is ``$XDG_CACHE_HOME/condec`` or ``~/.cache/condec``.
-    """
+    """Load the network: from the cache if it was trained before, else trained now."""
     refuse_weights("digits", weights)
     key = hashlib.sha256(json.dumps(_RECIPE, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_folder() / f"digits-{key}.safetensors"
@@ -97,7 +94,7 @@ def load_digits_model(rest: str, weights: str | Path | None, *, folder: Path) ->
 
 
 def cache_folder() -> Path:
-    """Return where condec keeps what it can make again."""
+    """Return where condec keeps what it can make again: by default ``~/.cache/condec``."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "condec"
 

@@ -80,10 +80,7 @@ class LanguageModel(nn.Module):
         return torch.cat([embedded * real, real.to(embedded.dtype)], dim=-1)
 
     def embed_text(self, texts: str | Sequence[str]) -> Float[Tensor, "sample token channel"]:
-        """Embed texts, padded on the left where they differ in length.
-
-        Raises ModelError where the model has no tokenizer, DataError for a text without a token.
-        """
+        """Embed texts, padded on the left where they differ in length; DataError for empty ones."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = [self._tokenizer()(text)["input_ids"] for text in texts]
         if not rows or not all(rows):
@@ -93,10 +90,7 @@ class LanguageModel(nn.Module):
         return self.embed(*(pad_sequence(each, True, padding_side="left") for each in both))
 
     def token(self, text: str) -> int:
-        """Find the one token that a text is, for ``Logit(model.token(" Paris"))``.
-
-        Raises OptionError where the text is not one token.
-        """
+        """Find the one token that a text is, for ``Logit(model.token(" Paris"))``."""
         ids = self._tokenizer()(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise OptionError(

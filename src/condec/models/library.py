@@ -58,7 +58,7 @@ def located(weights: str | Path, folder: Path) -> Path:
     if not path.is_file():
         raise OptionError(
             f"weights {str(weights)!r}: there is no file {path}; expected a .safetensors, .pt or "
-            "'.pth' file, or 'default'"
+            ".pth file, or 'default'"
         )
     return path
 
@@ -114,12 +114,9 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def per_picture(transform: Callable[[Any], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Apply a library's transform for PIL images to uint8 images [sample, y, x, channel].
+    """Apply a library's transform for PIL images to uint8 images [sample, y, x, channel]."""
 
-    The libraries resize PIL images and tensors differently; their published accuracies were
-    measured on the former.
-    """
-
+    # The libraries resize PIL images and tensors differently; their accuracies are of the former.
     def preprocess(images: Tensor) -> Tensor:
         from PIL import Image
 

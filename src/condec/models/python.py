@@ -34,8 +34,10 @@ def load_python_model(spec: str, weights: str | Path | None, *, folder: Path) ->
             ) from error
     loaded = made if isinstance(made, LoadedModel) else LoadedModel(made, f"python:{spec}")
     if not isinstance(loaded.model, nn.Module):
-        got = type(loaded.model).__name__
-        raise ModelError(f"python:{spec}: expected a torch.nn.Module or a LoadedModel; got {got}")
+        raise ModelError(
+            f"python:{spec}: expected a torch.nn.Module or a LoadedModel; "
+            f"got {type(loaded.model).__name__}"
+        )
     loaded.model.eval()
     return loaded
 

@@ -168,13 +168,11 @@ class BatchPlan:
             reduced = self._attribute(self.method, batch).reduce()
         except DataError as error:
             raise _named(error, [ids[place] for place in good]) from error
-        values = {
-            f"inputs/{name}": getattr(reduced, name)
-            for name in ("prediction", "target", "target_baseline", "steps")
-        }
+        of_sample = ("prediction", "target", "target_baseline", "steps")
+        values = {f"inputs/{name}": getattr(reduced, name) for name in of_sample}
         for info in self.infos:
-            for quantity in QUANTITIES:
-                values[f"{info.folder}/{quantity}"] = getattr(reduced[info.site], quantity)
+            part = reduced[info.site]
+            values |= {f"{info.folder}/{name}": getattr(part, name) for name in QUANTITIES}
         for name, value in values.items():
             if value is not None:
                 found[name][good] = value.cpu().to(found[name].dtype)

@@ -99,10 +99,7 @@ def randomize(
 
 
 def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
-    """Return names of a module and of all that are registered after it; of all for None.
-
-    OptionError, with the nearest names, where there is no such module.
-    """
+    """Return names of a module and of all that are registered after it; of all for None."""
     model = original(model)
     names = [name for name, _ in model.named_modules()]
     if from_module is None:

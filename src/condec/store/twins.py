@@ -140,8 +140,7 @@ def collect_twin(
 ) -> Store:  # fmt: skip
     """Collect contributions of a whole data set under a twin, into a store of its own.
 
-    Resumes as `condec.collect` does. The recipe is that of the real store, with the twin added;
-    `model` and `data` in it are the real ones.
+    Resumes as `condec.collect` does. The recipe is that of the real store, with the twin added.
 
     Parameters
     ----------
@@ -149,7 +148,6 @@ def collect_twin(
     model, data, sites
         Those of the real store.
     out : path
-        The twin store.
     of : Store, optional
         The real store. Where the twin changes labels only, its numbers are copied from there
         instead of computed once more (then in shards of the same size).
