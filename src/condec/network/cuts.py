@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -94,15 +95,11 @@ def _children(node: Any) -> list[Any]:
 
 def _topological(root: Any) -> list[Any]:
     """List the nodes of the autograd graph, every node before the ones it leads to."""
-    order: list[Any] = []
-    seen: set[Any] = set()
-    stack: list[tuple[Any, bool]] = [(root, False)] if root is not None else []
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child in _children(node))
-    return order[::-1]
+    leads_to: dict[Any, list[Any]] = {}
+    found = [] if root is None else [root]
+    while found:
+        node = found.pop()
+        if node not in leads_to:
+            leads_to[node] = _children(node)
+            found += leads_to[node]
+    return [*TopologicalSorter(leads_to).static_order()][::-1]
