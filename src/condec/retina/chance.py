@@ -66,16 +66,9 @@ def holm(p: ndarray, family: float) -> ndarray:
 def shifted(
     on: ndarray, kinds: ndarray, counts: ndarray, n_shifts: int, seed: int
 ) -> dict[str, ndarray]:
-    """Work out the columns that come from shifting each mode's time course by itself.
+    """Work out the columns of the shifts of each mode's time course [frame] by itself.
 
-    Parameters
-    ----------
-    on : array of shape [frame, mode], bool
-    kinds : array of shape [kind, mode], bool
-        Every kind that occurs in `on`, and others.
-    counts : array of shape [kind]
-        Frames of each.
-    n_shifts, seed : int
+    `kinds` are every one that occurs in `on` [frame, mode], and others; `counts` their frames.
     """
     names = ("low", "high", "p_shift", "p_shift_corrected")
     if not n_shifts:
