@@ -8,10 +8,11 @@ learner is one class in `learners`, exported here.
 
 from condec.dictionary.base import Dictionary, Learner, load_dictionary
 from condec.dictionary.export import read_saelens, write_saelens
+from condec.dictionary.fitting.checkpoint import forget_checkpoint
 from condec.dictionary.fitting.many import Job, fit_many
 from condec.dictionary.fitting.preparation import Preparation
 from condec.dictionary.fitting.rows import split_rows
-from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit, forget_checkpoint
+from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit
 from condec.dictionary.learners.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
 from condec.dictionary.learners.sae import ThresholdSAE
 from condec.dictionary.learners.sparse import JumpReLUSAE, MatchingPursuit, ReLUSAE

@@ -23,15 +23,8 @@ import torch
 from torch import nn
 
 from condec.attribution import Contributions, Method, contribute, method_from_dict
-from condec.dictionary import (
-    DeadModesWarning,
-    Dictionary,
-    FitReport,
-    Learner,
-    TrainConfig,
-    fit,
-    load_dictionary,
-)  # fmt: skip
+from condec.dictionary import DeadModesWarning, Dictionary, FitReport, Learner, TrainConfig, fit
+from condec.dictionary.base import load_dictionary
 from condec.edits import Edit, edited
 from condec.testing.models import small_resnet
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from condec.basis.errors import StoreError
 from condec.basis.files import remove_partial, to_json, write_file, writing
 
+_FILE: Final = "checkpoint.safetensors"
 _RECORD: Final = "record"
 _FORMAT: Final = 2
 """1: a file of JSON next to the numbers; not read."""
@@ -38,7 +39,7 @@ class Keeper:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any], seconds: float) -> None:
         self.folder, self.seconds = Path(folder), seconds
-        self._file = self.folder / "checkpoint.safetensors"
+        self._file = self.folder / _FILE
         # As it comes back from JSON, so that both can be compared.
         self.identity = json.loads(to_json(dict(identity)))
         self._before, self._since = 0.0, time.monotonic()
@@ -70,7 +71,14 @@ class Keeper:
                 f"{self._file}: no checkpoint that can be read ({error!r}); remove {self.folder} "
                 "to start afresh"
             ) from error
-        self._check(record["identity"])
+        had, wants = record["identity"], self.identity
+        other = [n for n in sorted({*had, *wants}) if had.get(n) != wants.get(n)]
+        if other:
+            each = "; ".join(f"{n}: had {had.get(n)}, wants {wants.get(n)}" for n in other)
+            raise StoreError(
+                f"{self.folder} holds the checkpoint of another fit: {each}. Go on with the same "
+                "options and rows, or take another folder (or remove this one) to start afresh."
+            )
         self._before, self._since = record["seconds"], time.monotonic()
         return State(tensors, record["state"])
 
@@ -83,16 +91,6 @@ class Keeper:
         """Write the end of a fit, if there is a checkpoint: it must not be done again."""
         if self._file.exists():
             self._write(state())
-
-    def remove(self) -> None:
-        """Forget the fit, once its result is saved elsewhere."""
-        if not self.folder.exists():
-            return
-        with writing(f"{self.folder}: checkpoint"):
-            self._file.unlink(missing_ok=True)
-            remove_partial(self._file)
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
 
     def _write(self, state: State) -> None:
         from safetensors.torch import save
@@ -108,12 +106,14 @@ class Keeper:
             write_file(self._file, save(tensors, {_RECORD: json.dumps(record)}))
         self._last = time.monotonic()
 
-    def _check(self, had: Mapping[str, Any]) -> None:
-        names = sorted({*had, *self.identity})
-        other = [n for n in names if had.get(n) != self.identity.get(n)]
-        if other:
-            each = "; ".join(f"{n}: had {had.get(n)}, wants {self.identity.get(n)}" for n in other)
-            raise StoreError(
-                f"{self.folder} holds the checkpoint of another fit: {each}. Go on with the same "
-                "options and rows, or take another folder (or remove this one) to start afresh."
-            )
+
+def forget_checkpoint(folder: str | Path) -> None:
+    """Remove the checkpoint that `fit` left in a folder, if there is one."""
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    with writing(f"{folder}: checkpoint"):
+        (folder / _FILE).unlink(missing_ok=True)
+        remove_partial(folder / _FILE)
+        if not any(folder.iterdir()):
+            folder.rmdir()

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -254,10 +254,6 @@ class _Descent:
             keeper.last(self._state)
         return [tuple(losses) for losses in zip(*self.history, strict=True)]
 
-    def of(self, index: int, values: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-        """Return one fit's part of stacked tensors, in the same memory."""
-        return {key: value if self.alone else value[index] for key, value in values.items()}
-
     def _pass(self, keeper: Keeper | None) -> None:
         """Do the rest of a pass over all rows."""
         self.order = [generator.get_state() for generator in self.shuffle]
@@ -367,7 +363,8 @@ class _Descent:
         sample, draw = self.rows[index].sample, self.draw[index]
         order = torch.randperm(len(sample), generator=draw)[:_CANDIDATES]
         rows = sample[order.to(sample.device)]
-        parameters = self.of(index, self.parameters)
+        part = ... if self.alone else index  # A view: what is set there is set in all.
+        parameters = {name: value[part] for name, value in self.parameters.items()}
         residuals = rows - self.learner.reconstruct(parameters, rows)
         weight = residuals.square().sum(1).square().double().cpu()
         if not 0.0 < float(weight.sum()) < math.inf:
@@ -380,9 +377,8 @@ class _Descent:
         # Adam forgets what it knew of these modes.
         for name in self.learner.by_mode:
             state = self.optimiser.state.get(self.parameters[name], {})
-            moments = {k: v for k, v in state.items() if k in ("exp_avg", "exp_avg_sq")}
-            for moment in self.of(index, moments).values():
-                moment[modes] = 0.0
+            for moment in (state[key] for key in ("exp_avg", "exp_avg_sq") if key in state):
+                moment[part][modes] = 0.0
 
     def _state(self) -> State:
         """Return everything that decides on what comes."""

@@ -33,16 +33,10 @@ from condec.basis.files import writing
 from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Learner, as_matrix, load_dictionary
-from condec.dictionary.fitting.checkpoint import Keeper
+from condec.dictionary.fitting.checkpoint import Keeper, forget_checkpoint
 from condec.dictionary.fitting.descent import GradientLearner, steps_of
 from condec.dictionary.fitting.rows import Prepared, StoredRows, prepare
-from condec.dictionary.fitting.train import (
-    FitReport,
-    forget_checkpoint,
-    identity_of,
-    reports_of,
-    warn_of_dead_modes,
-)
+from condec.dictionary.fitting.train import FitReport, identity_of, reports_of, warn_of_dead_modes
 from condec.dictionary.records import TrainConfig
 
 _SMALL: Final = {"cpu": 10_000_000, "cuda": 1_000_000_000}

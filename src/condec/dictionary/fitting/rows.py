@@ -17,6 +17,8 @@ from condec.dictionary.base import Learner, as_matrix
 from condec.dictionary.fitting.preparation import Moments, Preparation
 from condec.dictionary.records import TrainConfig, complement
 
+Batches = Iterator[UnitMatrix]
+
 _FLOAT: Final = 4
 _BUFFER: Final = 1 / 8
 """Share of the memory for rows that are shuffled at once: some are being read, some copied."""
@@ -61,9 +63,7 @@ class TrainingRows:
         self.sample, self.device = matrix, matrix.device
         self.n_rows, self.n_units = matrix.shape
 
-    def batches(
-        self, generator: torch.Generator, batch_size: int, done: int = 0
-    ) -> Iterator[UnitMatrix]:
+    def batches(self, generator: torch.Generator, batch_size: int, done: int = 0) -> Batches:
         """Pass over all rows once, in an order drawn from `generator`, less the first `done`."""
         order = torch.randperm(self.n_rows, generator=generator).to(self.device)
         for rows in torch.split(order, batch_size)[done:]:
@@ -117,9 +117,7 @@ class RowsInBlocks(TrainingRows):
         super().__init__(self.preparation.apply(self.train).to(config.device or "cpu"))
         self.n_rows = len(train_rows)
 
-    def batches(
-        self, generator: torch.Generator, batch_size: int, done: int = 0
-    ) -> Iterator[UnitMatrix]:
+    def batches(self, generator: torch.Generator, batch_size: int, done: int = 0) -> Batches:
         """Pass over all rows, in an order that is random within blocks that are read together."""
         skip, wanted = done * batch_size, []
         for blocks, order in self._order(generator):

@@ -115,11 +115,6 @@ def fit(
     return report
 
 
-def forget_checkpoint(folder: str | Path) -> None:
-    """Remove the checkpoint that `fit` left in a folder, if there is one."""
-    Keeper(folder, {}, 0.0).remove()
-
-
 def identity_of(
     learner: Learner, fits: Sequence[Prepared], configs: Sequence[TrainConfig]
 ) -> dict[str, Any]:
