@@ -41,10 +41,9 @@ from condec.attribution import ActGrad, IntegratedGradients, UnitAblation
 from condec.attribution.targets import Margin, TopK
 from condec.dictionary import ThresholdSAE, TrainConfig, fit
 from condec.effects import (
-    ByCorrelation,
-    ByMean,
     ByMode,
     ByModeSum,
+    ByUnit,
     CurveOptions,
     RandomUnits,
     Ranking,
@@ -209,8 +208,8 @@ def rankings(kept: dict[str, Store], site: str, seed: int) -> tuple[Modes, list[
     local, exact = (modes_of(store, site, seed, sign="sum") for store in (act_grad, ablation))
     rows, n_units = ~modes.held_out, paper.info(site).n_units
 
-    def mean(name: str, store: Store, **more: Any) -> Ranking:
-        return ByMean(store=store, site=site, rows=rows, name=name, **more)
+    def unit(name: str, store: Store, **more: Any) -> Ranking:
+        return ByUnit(store=store, site=site, rows=rows, name=name, **more)
 
     return modes, [
         ByMode(modes=modes, name="paper"),
@@ -219,13 +218,13 @@ def rankings(kept: dict[str, Store], site: str, seed: int) -> tuple[Modes, list[
         ByMode(modes=local, name="act_grad_mode"),
         ByModeSum(modes=local, weight="difference", name=MODES),
         ByModeSum(modes=exact, weight="difference", name="ablation_modes"),
-        mean("mean_contribution", paper, sign="positive"),
-        mean("contribution_difference", paper, sign="positive", against_others=True),
-        mean("activation_difference", paper, quantity="activation", against_others=True),
-        mean("act_grad_difference", act_grad, against_others=True),
-        mean("layer_path_difference", kept["layer_path"], against_others=True),
-        mean(ORACLE, ablation, against_others=True),
-        ByCorrelation(store=act_grad, site=site, rows=rows, name="act_grad_correlation"),
+        unit("mean_contribution", paper, sign="positive"),
+        unit("contribution_difference", paper, sign="positive", score="difference"),
+        unit("activation_difference", paper, quantity="activation", score="difference"),
+        unit("act_grad_difference", act_grad, score="difference"),
+        unit("layer_path_difference", kept["layer_path"], score="difference"),
+        unit(ORACLE, ablation, score="difference"),
+        unit("act_grad_correlation", act_grad, score="correlation"),
         RandomUnits(n_units=n_units, n_draws=3, seed=seed),
     ]
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from condec.attribution.targets import Label
 from condec.effects import (
-    ByMean,
     ByScores,
+    ByUnit,
     CurveOptions,
     RandomUnits,
     compare,
@@ -72,7 +72,7 @@ SCORES = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 4.0, 3.0, 2.0], [2.0, 1.0, 3.
 def curves_of(chain, **options):
     rankings = [
         ByScores(scores=SCORES, name="given"),
-        ByMean(store=chain[2].store, site="hidden", rows=~chain[2].held_out),
+        ByUnit(store=chain[2].store, site="hidden", rows=~chain[2].held_out),
         RandomUnits(n_units=N_UNITS, n_draws=3, seed=1),
     ]
     fields = {"fractions": FRACTIONS, "rankings": rankings, "n_bootstrap": 40, "batch_size": 7}

@@ -68,7 +68,7 @@ def test_interaction_is_what_the_form_says(chain, count):
     model, (x, labels), modes = chain
     pairs = list(itertools.combinations(range(6), 2))
     table = mode_interactions(
-        model, (x, labels), modes, count=count, n_bootstrap=1,
+        model, (x, labels), modes, fraction=count / N_UNITS, n_bootstrap=1,
         pairs=[(a + 2, b + 2) for a, b in pairs],
     )  # fmt: skip
     logits = table[table["quantity"] == "logit"].set_index(["mode_a", "mode_b", "label"])
@@ -91,7 +91,7 @@ def test_interaction_is_what_the_form_says(chain, count):
 
 def test_overlap_and_agreement_pair_by_pair(chain):
     model, data, modes = chain
-    matrix = control_matrix(model, data, modes, count=2)
+    matrix = control_matrix(model, data, modes, fraction=2 / N_UNITS)
     groups = ("x", "y", "y", "x")
     found = matrix.agreement(Hierarchy(groups), n_permutations=400)
     values, alike = [], []

@@ -17,8 +17,8 @@ from condec.edits import unit_means
 from condec.effects import (
     COLUMNS,
     RANKINGS,
-    ByMean,
     ByMode,
+    ByUnit,
     CurveOptions,
     RandomUnits,
     auc_difference,
@@ -175,7 +175,7 @@ def test_mean_contribution_is_of_training_rows(tmp_path):
     x[held_out & (labels == 0), :2] = torch.tensor([0.0, 5.0])
     store = collect(Readout(), (x, labels), "hidden", out=tmp_path / "s", progress=False)
     modes = make_modes(store)
-    by_mean = ByMean(store=store, site="hidden", rows=~modes.held_out)
+    by_mean = ByUnit(store=store, site="hidden", rows=~modes.held_out)
     table = control_curve(Readout(), (x, labels), modes, fractions=(0.17,), rankings=[by_mean])
     # Training rows say unit 0, with which held-out inputs do nothing.
     assert points(table, "mean_contribution", 0, "target_accuracy") == [1.0]
@@ -566,7 +566,6 @@ def test_whole_chain_on_the_embedded_digits(tmp_path):
         ({"n_random": -1}, "n_random must be at least 0; got -1"),
         ({"n_bootstrap": -1}, "n_bootstrap must be at least 0; got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"rank": 3}, "rank 3 is out of range"),
     ],
 )
 def test_options_out_of_range(unchecked, chain, changes, message):

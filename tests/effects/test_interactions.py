@@ -8,6 +8,7 @@ from condec.effects import INTERACTION_COLUMNS, mode_interactions
 from condec.report import figures
 
 N_LABELS = 3
+FIRST = 1 / 6
 
 
 def of_logits(table, label=None):
@@ -16,7 +17,7 @@ def of_logits(table, label=None):
 
 
 def test_linear_network_with_disjoint_units_has_no_interaction(chain):
-    table = mode_interactions(*chain, count=2)
+    table = mode_interactions(*chain, fraction=2 / 6)
     assert list(table.columns) == list(INTERACTION_COLUMNS)
     assert len(table) == 3 * N_LABELS * 2
     logits = of_logits(table)
@@ -44,7 +45,9 @@ def test_units_of_both_modes_count_twice_in_the_sum(chain):
     atoms = modes.atoms.clone()
     atoms[1] = torch.tensor([3.0, 0.0, 2.0, 0.0, 0.0, 0.0])
     other = chain.make_modes(modes.store, atoms=atoms)
-    row = of_logits(mode_interactions(model, data, other, pairs=[(10, 11)], count=2), 0).iloc[0]
+    row = of_logits(
+        mode_interactions(model, data, other, pairs=[(10, 11)], fraction=2 / 6), 0
+    ).iloc[0]
     x, labels = chain.held_out
     shared = float(x[labels == 0][:, 0].mean())
     assert row["n_shared"] == 1
@@ -67,7 +70,7 @@ def test_known_interaction(chain, kind, expected):
     model.forward = forward
     ones = torch.ones_like(x)
     table = mode_interactions(
-        model, (ones, labels), modes, pairs=[(10, 11)], labels=[0], count=1, n_bootstrap=20
+        model, (ones, labels), modes, pairs=[(10, 11)], labels=[0], fraction=FIRST, n_bootstrap=20
     )
     row = of_logits(table).iloc[0]
     alone = -1.0 if kind == "needed" else 0.0
@@ -82,7 +85,7 @@ def test_interval_is_that_of_the_mean(chain):
     atoms[1] = atoms[0]
     other = chain.make_modes(modes.store, atoms=atoms)
     row = of_logits(
-        mode_interactions(model, data, other, pairs=[(10, 11)], count=1, n_bootstrap=4000), 0
+        mode_interactions(model, data, other, pairs=[(10, 11)], fraction=FIRST, n_bootstrap=4000), 0
     ).iloc[0]
     x, labels = chain.held_out
     each = x[labels == 0, 0]
@@ -92,14 +95,14 @@ def test_interval_is_that_of_the_mean(chain):
 
 
 def test_figure(chain):
-    table = mode_interactions(*chain, count=2)
+    table = mode_interactions(*chain, fraction=2 / 6)
     values = figures.interactions_figure(table, label=1).axes[0].images[0].get_array()
     assert values.mask.tolist() == [[False, True, True], [False, False, True], [False] * 3]
     row = of_logits(table, 1).iloc[0]
     assert values[0, 0] == pytest.approx(row["single_a"])
     assert values[1, 0] == pytest.approx(row["interaction"])
     assert figures.interactions_figure(table, quantity="probability").axes[0].images
-    few = mode_interactions(*chain, count=2, pairs=[(10, 11), (11, 12)])
+    few = mode_interactions(*chain, fraction=2 / 6, pairs=[(10, 11), (11, 12)])
     grey = figures.interactions_figure(few, label=1).axes[0].images[1].get_array()
     assert (~grey.mask).nonzero() == (2, 0)  # the one pair that was not measured
     with pytest.raises(DataError, match="interactions_figure: label 9, quantity 'logit'"):
@@ -109,14 +112,38 @@ def test_figure(chain):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "say how many units to ablate"),
-        ({"count": 1, "n_bootstrap": 0}, "n_bootstrap must be at least 1; got 0"),
-        ({"count": 1, "pairs": [(10, 3)]}, r"hidden: modes \[3\] are not alive; .* \[10, 11, 12\]"),
-        ({"count": 1, "pairs": [(10, 10)]}, "expected pairs of two modes each.*got.*10, 10"),
-        ({"count": 1, "pairs": []}, r"expected pairs of two modes each.*got \[\]"),
-        ({"count": 1, "labels": [1]}, "1 labels have one best mode between them, 11; a pair needs"),
+        ({"fraction": FIRST, "n_bootstrap": 0}, "n_bootstrap must be at least 1; got 0"),
+        (
+            {"fraction": FIRST, "pairs": [(10, 3)]},
+            r"hidden: modes \[3\] are not alive; .* \[10, 11, 12\]",
+        ),
+        ({"fraction": FIRST, "pairs": [(10, 10)]}, "expected pairs of two modes each.*got.*10, 10"),
+        ({"fraction": FIRST, "pairs": []}, r"expected pairs of two modes each.*got \[\]"),
     ],
 )
 def test_bad_options(chain, options, message):
     with pytest.raises(OptionError, match=f"mode_interactions: {message}"):
         mode_interactions(*chain, **options)
+    with pytest.raises(DataError, match="1 labels have one best mode between them, 11; a pair ne"):
+        mode_interactions(*chain, fraction=FIRST, labels=[1])
+
+
+def test_pairs_are_those_with_the_most_alike_atoms(chain):
+    model, data, modes = chain
+    atoms = modes.atoms.clone()
+    atoms[0, 4] = 1.0
+    atoms[1, 4] = 0.5
+    other = chain.make_modes(modes.store, atoms=atoms)
+
+    def pairs(**options):
+        table = mode_interactions(model, data, other, fraction=FIRST, n_bootstrap=1, **options)
+        return list(dict.fromkeys(zip(table["mode_a"], table["mode_b"], strict=True)))
+
+    found = pairs()
+    assert found[0] == (10, 12)
+    assert sorted(found) == [(10, 11), (10, 12), (11, 12)]
+    atom = dict(zip(other.ids.tolist(), atoms, strict=True))
+    likeness = [float(torch.cosine_similarity(atom[a], atom[b], 0)) for a, b in found]
+    assert likeness == sorted(likeness, reverse=True)
+    assert len(set(likeness)) == 3
+    assert pairs(n_pairs=1) == found[:1]

@@ -30,7 +30,7 @@ def made(effect, *, edit="ablate", accuracy=None):
 
 def test_each_label_has_two_units_of_its_own(chain):
     model, data, modes = chain
-    matrix = control_matrix(model, data, modes, count=2)
+    matrix = control_matrix(model, data, modes, fraction=2 / 6)
     x, labels = chain.held_out
     logits = x @ model.weight.T
     for i in range(N_LABELS):
@@ -67,10 +67,10 @@ def test_a_row_is_a_point_of_the_control_curve(chain):
 
 def test_preserving_keeps_the_label_alone(chain):
     model, data, modes = chain
-    matrix = control_matrix(model, data, modes, count=2, edit="preserve", labels=[2, 1])
+    matrix = control_matrix(model, data, modes, fraction=2 / 6, edit="preserve", labels=[2, 1])
     assert matrix.labels == (2, 1)
     assert matrix.accuracy.tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    nothing = control_matrix(model, data, modes, count=6, edit="preserve")
+    nothing = control_matrix(model, data, modes, fraction=6 / 6, edit="preserve")
     assert not bool(nothing.logit.any())
     assert bool((nothing.accuracy == 1.0).all())
 
@@ -78,12 +78,14 @@ def test_preserving_keeps_the_label_alone(chain):
 def test_random_draws_are_averaged(chain):
     model, data, modes = chain
     draws = RandomUnits(n_units=6, n_draws=3, seed=1)
-    matrix = control_matrix(model, data, modes, count=2, ranking=draws)
+    matrix = control_matrix(model, data, modes, fraction=2 / 6, ranking=draws)
     each = []
     for order in draws.ranked(0).orders:
         scores = torch.zeros(N_LABELS, 6)
         scores[:, order[:2]] = 1.0
-        each.append(control_matrix(model, data, modes, count=2, ranking=ByScores(scores=scores)))
+        each.append(
+            control_matrix(model, data, modes, fraction=2 / 6, ranking=ByScores(scores=scores))
+        )
     torch.testing.assert_close(matrix.logit, torch.stack([one.logit for one in each]).mean(0))
     torch.testing.assert_close(matrix.accuracy, torch.stack([e.accuracy for e in each]).mean(0))
     assert matrix.modes == (None,) * 3
@@ -92,7 +94,7 @@ def test_random_draws_are_averaged(chain):
 
 def test_frame_has_a_row_for_every_pair(chain):
     model, data, modes = chain
-    matrix = control_matrix(model, data, modes, count=1)
+    matrix = control_matrix(model, data, modes, fraction=1 / 6)
     table = matrix.to_frame()
     assert len(table) == N_LABELS**2
     row = table[(table["edited"] == 1) & (table["label"] == 2)].iloc[0]
@@ -103,7 +105,7 @@ def test_frame_has_a_row_for_every_pair(chain):
 def test_label_that_is_never_right_is_undefined(chain):
     model, data, modes = chain
     model.weight[0, 4] = 5.0
-    matrix = control_matrix(model, data, modes, count=2)
+    matrix = control_matrix(model, data, modes, fraction=2 / 6)
     assert matrix.accuracy[:, 2].isnan().all()
     assert matrix.defined[:, :2].all()
     assert not matrix.defined[:, 2].any()
@@ -191,12 +193,9 @@ def test_bad_figures(unchecked):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"say how many units to ablate: fraction .* or count \(0 to 6\), one of the two"),
-        ({"fraction": 0.1, "count": 1}, "say .* one of the two; got fraction=0.1, count=1"),
         ({"fraction": 1.5}, r"fraction must be from 0 to 1; got 1\.5"),
-        ({"count": 7}, "count must be from 0 to 6, the units of hidden; got 7"),
-        ({"count": 1, "edit": "flip"}, "edit must be one of ablate, preserve; got 'flip'"),
-        ({"count": 1, "replacement": "x"}, "replacement must be one of zero, mean; got 'x'"),
+        ({"fraction": 0.2, "edit": "flip"}, "edit must be one of ablate, preserve; got 'flip'"),
+        ({"fraction": 0.2, "replacement": "x"}, "replacement must be one of zero, mean; got 'x'"),
     ],
 )
 def test_bad_options(chain, unchecked, options, message):
@@ -207,10 +206,10 @@ def test_bad_options(chain, unchecked, options, message):
 def test_bad_data(chain):
     model, data, modes = chain
     with pytest.raises(DataError, match=r"control_matrix: labels \[7\] have no training row"):
-        control_matrix(model, data, modes, count=1, labels=[7])
+        control_matrix(model, data, modes, fraction=1 / 6, labels=[7])
     with pytest.raises(DataError, match="control_matrix: hidden: no labelled rows are held out"):
         control_matrix(
-            model, data, replace(modes, held_out=torch.zeros_like(modes.held_out)), count=1
+            model, data, replace(modes, held_out=torch.zeros_like(modes.held_out)), fraction=0.2
         )
     with pytest.raises(ModelError, match="training mode"):
-        control_matrix(model.train(), data, modes, count=1)
+        control_matrix(model.train(), data, modes, fraction=1 / 6)

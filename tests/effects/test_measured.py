@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condec.basis.errors import ModelError, OptionError, SiteError
+from condec.basis.errors import OptionError, SiteError
 from condec.data import as_inputs, load_data
 from condec.edits import Ablate, CutAttention, Edit, Patch, Preserve, Steer, edited
-from condec.effects import measure
+from condec.effects import measure, passes
 from condec.effects.passes import Passes
 from condec.effects.samples import HeldOut
 from condec.models import load_model
@@ -150,19 +150,27 @@ MODELS = {
 }
 
 
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The sets of edits that run in a whole pass of their own."""
+    found: list[Any] = []
+    monkeypatch.setattr(passes, "edited", lambda model, e: found.append(e) or edited(model, e))
+    return found
+
+
 @pytest.mark.parametrize("memory_gib", [1e-9, 1.0])
-@pytest.mark.parametrize("route", ["auto", "replay", "full"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_route_equals_a_whole_pass_for_each(name: str, route: Any, memory_gib: float) -> None:
+def test_outputs_equal_a_whole_pass_for_each(
+    name: str, memory_gib: float, whole: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(passes._GIB, "cpu", memory_gib)
     make, shape, make_edits = MODELS[name]
     model, edits = make(), make_edits()
-    if route == "replay":
-        edits = [some for some in edits if not any(edit.within for edit in some)]
     samples = samples_of(torch.randn(7, *shape))
     targets = [None if i % 2 else i % 3 for i in range(len(edits))]
-    measured = measure(
-        model, samples, edits, targets=targets, batch_size=3, route=route, memory_gib=memory_gib
-    )
+    measured = measure(model, samples, edits, targets=targets, batch_size=3)
+    # Edits within a module, and those of which too few begin at their place.
+    assert len(set(whole)) <= 3
     logits = plain(model, samples, edits, 3)
     assert logits.std(0).max() > 0.02  # edits do something
     assert torch.equal(measured.predicted, logits.argmax(2))
@@ -181,14 +189,14 @@ def test_every_route_equals_a_whole_pass_for_each(name: str, route: Any, memory_
             getattr(measured, field), value, rtol=0, atol=2e-6, equal_nan=True
         )
     assert torch.equal(measured.rank, (logits > logits.gather(2, own)).sum(2))
-    if memory_gib < 1e-6 or route == "full":
+    if memory_gib < 1e-6:
         # One version at a time is a whole pass's arithmetic.
         assert torch.equal(measured.logit, expected["logit"])
     assert count_hooks(model) == 0
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 
-def test_what_lies_before_the_site_runs_once_a_batch() -> None:
+def test_what_lies_before_the_site_runs_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest as often as memory asks for."""
     model, runs = small_resnet(), []
     for name, module in model.named_modules():
@@ -204,21 +212,24 @@ def test_what_lies_before_the_site_runs_once_a_batch() -> None:
     assert [runs.count(name) for name in before] == [n_batches] * 3
     inner = []
     model.block1.conv1.register_forward_hook(lambda *_: inner.append(0))
-    measure(model, samples, edits, batch_size=3, memory_gib=1e-9)
+    monkeypatch.setitem(passes._GIB, "cpu", 1e-9)
+    measure(model, samples, edits, batch_size=3)
     assert len(inner) == n_batches
 
 
-def test_versions_that_pass_together_fit_the_memory() -> None:
+def test_versions_that_pass_together_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = mobilenet(), []
     model.head.register_forward_hook(lambda m, args, out: rows.append(len(out)))
     edits = [(Ablate("blocks.0", units=[u % 4], replacement=float(u)),) for u in range(600)]
     samples = samples_of(torch.randn(2, 1, 6, 5))
-    measure(model, samples, edits, memory_gib=100.0)
+    monkeypatch.setitem(passes._GIB, "cpu", 100.0)
+    measure(model, samples, edits)
     assert max(rows) == 2 * 256
     one, few = [], []
     for memory, seen in ((1e-12, one), (2**-13, few)):
         rows.clear()
-        measure(model, samples, edits[:40], memory_gib=memory)
+        monkeypatch.setitem(passes._GIB, "cpu", memory)
+        measure(model, samples, edits[:40])
         seen += rows[2:]
     assert set(one) == {2}
     assert 2 < max(few) < 80
@@ -260,14 +271,13 @@ class Fails(Edit):
         raise ZeroDivisionError("on purpose")
 
 
-@pytest.mark.parametrize("route", ["auto", "replay", "full"])
 @pytest.mark.parametrize("site", ["block1", "block2.out"])
-def test_nothing_is_left_behind_by_an_error(route: Any, site: str) -> None:
+def test_nothing_is_left_behind_by_an_error(site: str) -> None:
     model, samples = small_resnet(), samples_of(torch.randn(4, 1, 6, 5))
     before = model(samples.inputs.batch([0, 1]))
     edits = [*units("block1", 3), (Ablate("block1", units=[0]), Fails(Site(site)))]
     with pytest.raises(ZeroDivisionError, match="on purpose"):
-        measure(model, samples, edits, route=route)
+        measure(model, samples, edits)
     assert count_hooks(model) == 0
     assert all("forward" not in module.__dict__ for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
@@ -279,12 +289,8 @@ def test_whole_passes_where_nothing_else_will_do() -> None:
     samples = samples_of(torch.randn(4, 4))
     model = Fixed().eval()
     edits = [(Ablate("stem", units=[u]),) for u in range(4)]
-    with pytest.raises(ModelError, match="Fixed cannot be run from stem on"):
-        measure(model, samples, edits, route="replay")
     torch.manual_seed(5)
-    passes = Passes(model, edits, route="auto", memory_gib=None)
-    with torch.no_grad():
-        found = dict(passes.outputs(samples.inputs.batch([0, 1])))
+    found = dict(Passes(model, edits).outputs(samples.inputs.batch([0, 1])))
     assert sorted(found) == [0, 1, 2, 3]
     assert len({float(out.sum()) for out in found.values()}) == 4
     runs: list[int] = []
@@ -297,16 +303,9 @@ def test_whole_passes_where_nothing_else_will_do() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"route": "fast"}, OptionError, "route must be one of auto, replay, .*; got 'fast'"),
-        ({"memory_gib": 0.0}, OptionError, "memory_gib must be above 0; got 0.0"),
         ({"edits": []}, OptionError, "got 0 edits"),
         ({"targets": [5] * 4}, OptionError, "target 5 is out of range; labels are 0 to 2"),
         ({"edits": [(Ablate("nowhere", units=[0]),)] * 4}, SiteError, "nowhere"),
-        (
-            {"edits": [(CutAttention("block1", edges=[(0, 1)]),)], "route": "replay"},
-            ModelError,
-            r"CutAttention\(block1\) acts within its module .* got 'replay'",
-        ),
         (
             {"edits": [(Ablate("block1", units=[9]),)] * 4},
             SiteError,
@@ -357,14 +356,17 @@ def real(name: str, folder: Any) -> tuple[nn.Module, HeldOut, list[str], int]:
 
 @pytest.mark.needs_shared
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet", "vit"])
-def test_real_networks(name: str, shared_data: Any) -> None:
+def test_real_networks(name: str, shared_data: Any, whole: list[Any]) -> None:
     model, samples, sites, n_units = real(name, shared_data)
     some = torch.arange(n_units)
     edits = [(Ablate(site, units=some[k::4]),) for site in sites for k in range(4)] + [
         tuple(Preserve(site, units=some[:k]) for site in sites) for k in (8, 12, 14)
     ]
-    reference = measure(model, samples, edits, batch_size=8, route="full")
-    measured = measure(model, samples, edits, batch_size=8, route="replay")
-    assert torch.equal(measured.predicted, reference.predicted)
-    torch.testing.assert_close(measured.logit, reference.logit, rtol=1e-4, atol=1e-4)
+    measured = measure(model, samples, edits, batch_size=8)
+    assert not whole
+    logits = plain(model, samples, edits, 8)
+    assert torch.equal(measured.predicted, logits.argmax(2))
+    own = samples.labels.expand(len(edits), -1)[..., None]
+    expected = logits.gather(2, own)[..., 0]
+    torch.testing.assert_close(measured.logit, expected, rtol=1e-4, atol=1e-4)
     assert len(measured.predicted.unique(dim=0)) > 3

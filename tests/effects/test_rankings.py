@@ -10,26 +10,26 @@ from torch import nn
 from condec.attribution import ActGrad
 from condec.attribution.targets import Label
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError
-from condec.dictionary import PCA
+from condec.dictionary import NMF, PCA, TrainConfig
 from condec.effects import (
+    LOG_ODDS,
     LOG_ODDS_NAMES,
     RANKING_NAMES,
-    ByCorrelation,
-    ByMean,
     ByMode,
     ByModeSum,
     ByScores,
+    ByUnit,
     RandomModes,
     RandomUnits,
-    collect_log_odds,
     control_curve,
-    fit_log_odds,
+    fit_signed,
     head_weights,
     standard_rankings,
 )
 from condec.effects.standard import check_rankings, ranked_units
 from condec.modes.modes import Modes
 from condec.network.sites import Site
+from condec.report import figures
 from condec.store.collection import collect
 from condec.testing.models import small_resnet
 
@@ -133,21 +133,27 @@ def test_by_mean_is_of_training_rows(store, quantity, against):
         return x * Head().last.weight[label].detach() if quantity == "contribution" else x
 
     expected = part(MINE, 0).mean(0) - against * part(OTHERS, 1).mean(0)
-    ranking = ByMean(
-        store=store, site="hidden", rows=TRAINING, quantity=quantity, against_others=against
+    ranking = ByUnit(
+        store=store,
+        site="hidden",
+        rows=TRAINING,
+        quantity=quantity,
+        score="difference" if against else "mean",
     )
     assert order(ranking) == order_of(expected)
 
 
 def test_negative_parts_go_by_the_lowest_mean(store):
-    ranking = ByMean(store=store, site="hidden", rows=TRAINING, sign="negative")
+    ranking = ByUnit(store=store, site="hidden", rows=TRAINING, sign="negative")
     lost = (MINE * Head().last.weight[0].detach()).clamp(max=0).mean(0)
     assert order(ranking) == order_of(-lost)
     assert order(ranking)[0] == 3
 
 
 def test_by_correlation_puts_the_best_unit_first(store):
-    ranking = ByCorrelation(store=store, site="hidden", rows=TRAINING, quantity="activation")
+    ranking = ByUnit(
+        store=store, site="hidden", rows=TRAINING, quantity="activation", score="correlation"
+    )
     member = (LABELS[:6] == 0).double()
     expected = [
         0.0 if x.std() == 0 else float(torch.corrcoef(torch.stack([x, member]))[0, 1])
@@ -166,8 +172,8 @@ def test_rankings_read_a_store_once(store, monkeypatch):
     monkeypatch.setattr(
         type(store), "matrix", lambda self, *a, **k: reads.append(a) or real(self, *a, **k)
     )
-    for kind in (ByMean, ByCorrelation):
-        ranking = kind(store=store, site="hidden", rows=TRAINING)
+    for score in ("mean", "correlation"):
+        ranking = ByUnit(store=store, site="hidden", rows=TRAINING, score=score)
         assert order(ranking, 0) != order(ranking, 1)
     assert len(reads) == 2
 
@@ -250,24 +256,25 @@ def test_head_weights_need_two_inputs_and_evaluation_mode():
 # --- side by side -------------------------------------------------------------------------
 
 
-def test_standard_rankings(store, tmp_path):
-    modes = modes_of(store)
-    second = collect(
-        Head(), (X, LABELS), "hidden", method=ActGrad(), target=Label(), out=tmp_path / "s",
+def collect_log_odds(model, folder):
+    return collect(
+        model, (X, LABELS), "hidden", method=ActGrad(), target=LOG_ODDS, out=folder / "log_odds",
         progress=False,
     )  # fmt: skip
-    log_odds = collect_log_odds(
-        Head(), (X, LABELS), "hidden", out=tmp_path / "log_odds", progress=False
-    )
+
+
+def test_standard_rankings(store, tmp_path):
+    modes = modes_of(store)
+    log_odds = collect_log_odds(Head(), tmp_path)
     rankings = standard_rankings(
         modes, log_odds=modes_of(log_odds, name="log_odds"),
-        activation_modes=modes_of(store, quantity="activation"), stores={"act_grad": second},
+        activation_modes=modes_of(store, quantity="activation"),
         head=Head().last.weight.detach(), n_random=2,
     )  # fmt: skip
     names = [ranking.name for ranking in rankings]
     assert names == [
         "log_odds_modes", "modes", "best_mode", "mode_sum", "activation_modes",
-        "log_odds_difference", "mean_contribution", "contribution_difference", "act_grad",
+        "log_odds_difference", "mean_contribution", "contribution_difference",
         "activation_difference", "unit_correlation", "head_weights", "random", "random_modes",
     ]  # fmt: skip
     check_rankings(rankings, modes)
@@ -278,22 +285,9 @@ def test_standard_rankings(store, tmp_path):
     drawn = table.groupby("ranking")["n_draws"].first()
     assert drawn[["random", "random_modes", "modes"]].tolist() == [2, 2, 0]
     without = [ranking.name for ranking in standard_rankings(modes, n_random=0)]
-    assert set(without) == set(RANKING_NAMES) - {"random", "random_modes", *LOG_ODDS_NAMES}
-    every = standard_rankings(modes, log_odds=modes_of(log_odds))
-    assert {r.name for r in every} == set(RANKING_NAMES)
-
-
-def test_rankings_by_name(store):
-    modes = modes_of(store)
-    found = standard_rankings(modes, names=("random", "mode_sum"), n_random=4, seed=3)
-    assert [ranking.name for ranking in found] == ["mode_sum", "random"]
-    assert (found[1].n_draws, found[1].seed) == (4, 3)
-    with pytest.raises(OptionError, match=r"expected some of .*, mode_sum, .*; got best"):
-        standard_rankings(modes, names=("modes", "best"))
-    with pytest.raises(OptionError, match="got none"):
-        standard_rankings(modes, names=())
-    with pytest.raises(OptionError, match="log_odds_modes needs contributions to the label's log-"):
-        standard_rankings(modes, names=("log_odds_modes", "modes"))
+    assert set(names) == set(RANKING_NAMES) == set(figures.RANKINGS)
+    left = {"random", "random_modes", "activation_modes", "head_weights", *LOG_ODDS_NAMES}
+    assert set(without) == set(RANKING_NAMES) - left
 
 
 def test_rankings_of_one_name_are_refused(store):
@@ -305,7 +299,7 @@ def test_rankings_of_one_name_are_refused(store):
 
 def test_rankings_that_saw_held_out_rows_are_refused(store):
     modes = modes_of(store)
-    cheat = ByMean(store=store, site="hidden", rows=torch.ones(8, dtype=torch.bool))
+    cheat = ByUnit(store=store, site="hidden", rows=torch.ones(8, dtype=torch.bool))
     with pytest.raises(
         DataError, match=r"'mean_contribution' takes other training rows .* 2 of them held out"
     ):
@@ -319,7 +313,7 @@ def test_rankings_from_other_samples_are_refused(store, tmp_path):
         Head(), (X[:7], LABELS[:7]), "hidden", target=Label(), out=tmp_path / "s", progress=False
     )
     with pytest.raises(DataError, match=r"'mean_contribution' is made from other samples \(.*s\)"):
-        check_rankings([ByMean(store=other, site="hidden", rows=TRAINING[:7])], modes_of(store))
+        check_rankings([ByUnit(store=other, site="hidden", rows=TRAINING[:7])], modes_of(store))
 
 
 @pytest.mark.parametrize("scores", [torch.ones(2, 4), torch.ones(2, 6)])
@@ -332,8 +326,10 @@ def test_rankings_over_another_number_of_units_are_refused(store, scores):
 
 
 def test_options_of_rankings_out_of_range(store):
+    with pytest.raises(OptionError, match=r"ByUnit: score must be one of mean, .*; got 'least'"):
+        ByUnit(store=store, site="hidden", rows=TRAINING, score="least")
     with pytest.raises(OptionError, match="sign concat has two entries for every unit"):
-        ByMean(store=store, site="hidden", rows=TRAINING, sign="concat")
+        ByUnit(store=store, site="hidden", rows=TRAINING, sign="concat")
     with pytest.raises(OptionError, match=r"must be finite and of shape \[label, unit\]"):
         ByScores(scores=torch.tensor([[math.nan]]))
     with pytest.raises(DataError, match="label 3 has no scores; there are 2"):
@@ -346,13 +342,13 @@ def test_options_of_rankings_out_of_range(store):
 
 def test_labels_without_rows(store):
     with pytest.raises(DataError, match="no training row has label 5"):
-        ByMean(store=store, site="hidden", rows=TRAINING).ranked(5)
+        ByUnit(store=store, site="hidden", rows=TRAINING).ranked(5)
 
 
 def test_an_only_label_is_compared_with_nothing(store):
     rows = TRAINING & (LABELS == 0)
     one, alone = (
-        ByMean(store=store, site="hidden", rows=rows, against_others=against)
+        ByUnit(store=store, site="hidden", rows=rows, score="difference" if against else "mean")
         for against in (True, False)
     )
     assert order(one) == order(alone)
@@ -361,7 +357,7 @@ def test_an_only_label_is_compared_with_nothing(store):
 @pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
 def test_modes_of_log_odds_keep_the_held_out_rows(store, tmp_path):
     model, modes = Head(), modes_of(store)
-    log_odds = collect_log_odds(model, (X, LABELS), "hidden", out=tmp_path / "s", progress=False)
+    log_odds = collect_log_odds(model, tmp_path)
     h = X.double().requires_grad_()
     outputs = h @ model.last.weight.double().T
     if model.last.bias is not None:
@@ -372,7 +368,11 @@ def test_modes_of_log_odds_keep_the_held_out_rows(store, tmp_path):
     found = log_odds.matrix("hidden", sign="sum")
     assert torch.allclose(found.double(), (h * gradient).detach(), atol=1e-5)
 
-    fitted = fit_log_odds(log_odds, modes, learner=PCA(n_modes=2))
+    fitted = fit_signed(log_odds, modes, learner=PCA(n_modes=2))
     assert torch.equal(fitted.held_out, modes.held_out)
     assert (fitted.sign, fitted.store, len(fitted)) == ("sum", log_odds, 2)
     check_rankings([ByModeSum(modes=fitted)], modes)
+    # A learner of parts that are not negative gives way to one that takes signs.
+    config = TrainConfig(epochs=1)
+    other = fit_signed(log_odds, modes, learner=NMF(n_modes=2), config=config, name="other")
+    assert (other.n_modes, other.name) == (2, "other")

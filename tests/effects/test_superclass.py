@@ -20,7 +20,7 @@ def both_sites(chain, **changes):
 def test_ablating_two_labels_leaves_the_third(chain):
     control = superclass_control(
         chain.model, chain.data, both_sites(chain), [0, 1], fraction=0.67, n_random=3,
-        neighbours=[2], name="pair",
+        name="pair",
     )  # fmt: skip
     assert control.sites == ("hidden", "again")
     assert control.counts == (4, 4)
@@ -31,7 +31,6 @@ def test_ablating_two_labels_leaves_the_third(chain):
         assert means.loc[(ranking, "members"), "top1"] == 0.0
         assert means.loc[(ranking, "others"), ["top1", "top1_low", "top1_high"]].tolist() == [1] * 3
     assert means.loc[("unedited", "members"), "top1"] == 1.0
-    assert (means.xs("neighbours", level=1) == means.xs("others", level=1)).all(axis=None)
     assert means.loc[("modes", "members"), ["n_labels", "n_samples"]].tolist() == [2, 10]
     # Three labels: any is among the first five.
     assert (means["top5"] == 1.0).all()
@@ -40,7 +39,7 @@ def test_ablating_two_labels_leaves_the_third(chain):
     row = table[(table["ranking"] == "modes") & (table["label"] == 1)].iloc[0]
     assert (row["group"], row["n_samples"]) == ("member", 5)
     assert (row["top1_unedited"], row["top1"]) == (1.0, 0.0)
-    assert table[table["label"] == 2]["group"].unique().tolist() == ["neighbour"]
+    assert table[table["label"] == 2]["group"].unique().tolist() == ["other"]
     x, labels = chain.held_out
     cut = x.clone()
     cut[:, :4] = 0.0
@@ -112,11 +111,11 @@ def test_mean_contribution_by_sign(chain, sign):
 
 
 def test_figure(chain):
-    control = superclass_control(*chain, [0], fraction=0.34, neighbours=[1], n_random=2, name="x")
+    control = superclass_control(*chain, [0], fraction=0.34, n_random=2, name="x")
     figure = figures.superclass_figure(control)
     assert len(figure.axes) == 3
     names = [text.get_text() for text in figure.axes[0].texts]
-    for group, means in (("members", "0.00"), ("neighbours", "1.00"), ("the rest", "1.00")):
+    for group, means in (("members", "0.00"), ("the rest", "1.00")):
         assert names[names.index(group) + 1] == f"1.00 to {means}"
 
 
@@ -129,8 +128,7 @@ def test_bad_figure(chain, unchecked):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modes": []}, "expected modes of at least one site; got none"),
-        ({"least_correlation": 1.5}, r"least_correlation must be from -1 to 1; got 1\.5"),
+        ({"modes": []}, "expected one Modes for each site; got none"),
         ({"least_correlation": 1.0}, r"hidden: no mode's .* above 1\.0; the highest is 1\.000"),
         ({"n_random": -1}, "n_random must be at least 0; got -1"),
         ({"fraction": 2.0}, r"fraction must be from 0 to 1; got 2\.0"),
@@ -162,5 +160,3 @@ def test_bad_data(chain):
         control(replace(modes, held_out=split), [1])
     with pytest.raises(DataError, match="all held-out samples are members"):
         control(modes, [0, 1, 2])
-    with pytest.raises(DataError, match=r"labels \[1\] are members and neighbours"):
-        control(modes, [0, 1], neighbours=[1])

@@ -929,11 +929,11 @@ def with_side_effects(run: Path) -> Path:
     model = small_resnet().requires_grad_(requires_grad=False)
     of = {"model": model, "data": data, "modes": modes}
     pairs = [tuple(modes.ids[:2].tolist())]
-    matrices = [effects.control_matrix(**of, count=2, edit=e) for e in ("ablate", "preserve")]
+    matrices = [effects.control_matrix(**of, fraction=0.5, edit=e) for e in ("ablate", "preserve")]
     made = {
         "control_matrix": pd.concat([one.to_frame() for one in matrices]),
         "steering": effects.steering_curve(**of, strengths=(0.5, 1.0), n_random=2),
-        "interactions": effects.mode_interactions(**of, count=2, pairs=pairs, n_bootstrap=20),
+        "interactions": effects.mode_interactions(**of, fraction=0.5, pairs=pairs, n_bootstrap=20),
     }
     for kind, found in made.items():
         folder.write_table(found, kind, "block1", "sae")

@@ -26,7 +26,6 @@ from condec.modes.modes import Modes
 from condec.retina import Windows
 from condec.run import FUNCTIONS, LINKS, Outcome, Run, chain, config, links
 from condec.run.plan import ControlPlan
-from condec.run.side_effects import likely_pairs
 from condec.store import RunFolder
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, is_twin
@@ -853,21 +852,9 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(source: Path) -> None:
             "loading of mode 0 does not vary on training rows, or no activation goes with it"
         ),
         (
-            "block2: interactions: left out, 3 labels have one best mode between them; a pair "
-            "needs two"
+            "block2: interactions: left out, mode_interactions: 3 labels have one best mode "
+            "between them, 0; a pair needs two: name more labels, or give pairs"
         ),
     )
     for kind in ("control_matrix", "steering", "interactions"):
         assert not list((source / "run" / "analysis").glob(f"{kind}/*/*"))
-
-
-def test_pairs_are_those_with_the_most_alike_atoms(source: Path) -> None:
-    prepare(run_of(source, links=("collect", "fit")))
-    (modes,) = run_of(source).modes(("block2",))
-    best = {modes.best(label, split="train").id for label in range(3)}
-    pairs = likely_pairs(modes, range(3), 9)
-    assert {mode for pair in pairs for mode in pair} == best
-    atom = dict(zip(modes.ids.tolist(), modes.atoms, strict=True))
-    likeness = [float(torch.cosine_similarity(atom[a], atom[b], 0)) for a, b in pairs]
-    assert likeness == sorted(likeness, reverse=True)
-    assert likely_pairs(modes, range(3), 1) == pairs[:1]

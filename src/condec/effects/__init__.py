@@ -12,20 +12,19 @@ from condec.effects.curve import control_curve, measure_curves
 from condec.effects.head import head_weights
 from condec.effects.interactions import INTERACTION_COLUMNS, mode_interactions
 from condec.effects.intervals import interval, mean_over_labels, resample_counts
-from condec.effects.log_odds import LOG_ODDS, collect_log_odds, fit_log_odds
+from condec.effects.log_odds import LOG_ODDS, fit_signed
 from condec.effects.matrix import ControlMatrix, GroupAgreement, MatrixQuantity, control_matrix
 from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import (
-    ByCorrelation,
-    ByMean,
     ByMode,
     ByModeSum,
     ByScores,
+    ByUnit,
     RandomModes,
     RandomUnits,
     Ranked,
     Ranking,
-)
+)  # fmt: skip
 from condec.effects.samples import HeldOut, held_out, labels_of
 from condec.effects.standard import (
     LEADING,
@@ -33,25 +32,24 @@ from condec.effects.standard import (
     RANKING_NAMES,
     RANKINGS,
     standard_rankings,
-)
+)  # fmt: skip
 from condec.effects.steering import (
     STEERING_COLUMNS,
     DirectionKind,
     steering_curve,
     steering_direction,
-)
+)  # fmt: skip
 from condec.effects.superclass import SuperclassControl, SuperclassQuantity, superclass_control
 from condec.effects.table import COLUMNS, PAPER_FRACTIONS, Curve, CurveOptions, Curves, OffTarget
 
 __all__ = [
     "COLUMNS", "INTERACTION_COLUMNS", "LEADING", "LOG_ODDS", "LOG_ODDS_NAMES", "PAPER_FRACTIONS",
-    "RANKINGS", "RANKING_NAMES", "STEERING_COLUMNS", "ByCorrelation", "ByMean", "ByMode",
-    "ByModeSum", "ByScores", "ControlMatrix", "Curve", "CurveOptions", "Curves", "DirectionKind",
-    "EditKind", "Edits", "FixedReplacement", "GroupAgreement", "HeldOut", "MatrixQuantity",
-    "Measured", "OffTarget", "RandomModes", "RandomUnits", "Ranked", "Ranking", "ReplacementKind",
-    "SuperclassControl", "SuperclassQuantity", "auc_difference", "collect_log_odds", "compare",
-    "control_curve", "control_matrix", "fit_log_odds", "head_weights", "held_out", "interval",
-    "labels_of", "mean_over_labels", "measure", "measure_curves", "mode_interactions",
-    "resample_counts", "standard_rankings", "steering_curve", "steering_direction", "summarise",
-    "superclass_control",
+    "RANKINGS", "RANKING_NAMES", "STEERING_COLUMNS", "ByMode", "ByModeSum", "ByScores", "ByUnit",
+    "ControlMatrix", "Curve", "CurveOptions", "Curves", "DirectionKind", "EditKind", "Edits",
+    "FixedReplacement", "GroupAgreement", "HeldOut", "MatrixQuantity", "Measured", "OffTarget",
+    "RandomModes", "RandomUnits", "Ranked", "Ranking", "ReplacementKind", "SuperclassControl",
+    "SuperclassQuantity", "auc_difference", "compare", "control_curve", "control_matrix",
+    "fit_signed", "head_weights", "held_out", "interval", "labels_of", "mean_over_labels",
+    "measure", "measure_curves", "mode_interactions", "resample_counts", "standard_rankings",
+    "steering_curve", "steering_direction", "summarise", "superclass_control",
 ]  # fmt: skip

@@ -55,25 +55,13 @@ def nothing(edit: EditKind, n_units: int) -> int:
 
 
 def choice_of(
-    who: str, modes: Modes, edit: EditKind, replacement: FixedReplacement,
-    fraction: float | None, count: int | None = None,
-) -> Choice:  # fmt: skip
-    """Check how units are to be taken, and edited; one of `fraction` and `count` says how many."""
+    who: str, modes: Modes, edit: EditKind, replacement: FixedReplacement, fraction: float
+) -> Choice:
+    """Check how units are to be taken, and edited."""
     one_of(who, "edit", edit, EditKind)
     one_of(who, "replacement", replacement, FixedReplacement)
-    n_units = modes.store.info(modes.site).n_units
-    if (fraction is None) == (count is None):
-        raise OptionError(
-            f"{who}: say how many units to {edit}: fraction (0 to 1) or count (0 to {n_units}), "
-            f"one of the two; got fraction={fraction}, count={count}"
-        )
-    if fraction is not None and not 0.0 <= fraction <= 1.0:
+    if not 0.0 <= fraction <= 1.0:
         raise OptionError(f"{who}: fraction must be from 0 to 1; got {fraction}")
-    if fraction is not None:
-        count = count_units(n_units, fraction)
-    elif count is None or not 0 <= count <= n_units:
-        raise OptionError(
-            f"{who}: count must be from 0 to {n_units}, the units of {modes.site.key}; got {count}"
-        )
+    n_units = modes.store.info(modes.site).n_units
     value = 0.0 if replacement == "zero" else unit_means(modes.store, modes.site, ~modes.held_out)
-    return Choice(modes.site, n_units, count, edit, value)
+    return Choice(modes.site, n_units, count_units(n_units, fraction), edit, value)

@@ -9,12 +9,12 @@ from torch import nn
 
 from condec.basis.errors import DataError
 from condec.edits import Recorded, count_units, record_activation, unit_means
-from condec.effects.choice import EditKind, ReplacementKind, edits_of, nothing
+from condec.effects.choice import edits_of, nothing
 from condec.effects.measured import Measured, measure
-from condec.effects.rankings import Order, Ranking
+from condec.effects.rankings import Order
 from condec.effects.samples import HeldOut, held_out, labels_of
 from condec.effects.standard import RANKINGS, check_rankings, ranked_units, standard_rankings
-from condec.effects.table import PAPER_FRACTIONS, Curve, CurveOptions, Curves, OffTarget
+from condec.effects.table import Curve, CurveOptions, Curves
 from condec.modes import Modes
 from condec.network import refuse_training
 
@@ -33,9 +33,8 @@ def measure_curves(
     refuse_training(model)
     samples = held_out(data, modes)
     labels = labels_of(samples, modes, options.labels, "control_curve")
-    rankings = options.rankings or standard_rankings(
-        modes, names=RANKINGS, rank=options.rank, n_random=options.n_random, seed=options.seed
-    )
+    every = standard_rankings(modes, n_random=options.n_random, seed=options.seed)
+    rankings = options.rankings or [ranking for ranking in every if ranking.name in RANKINGS]
     check_rankings(rankings, modes)
     n_units = modes.store.info(modes.site).n_units
     counts = [count_units(n_units, fraction) for fraction in options.fractions]
@@ -61,13 +60,7 @@ def measure_curves(
     )  # fmt: skip
 
 
-def control_curve(
-    model: nn.Module, data: Any, modes: Modes, *, labels: Sequence[int] | None = None,
-    fractions: Sequence[float] = PAPER_FRACTIONS, edit: EditKind = "ablate",
-    replacement: ReplacementKind = "zero", off: OffTarget = "others",
-    rankings: Sequence[Ranking] = (), rank: int = 0, n_random: int = 5, n_bootstrap: int = 1000,
-    seed: int = 0, batch_size: int = 64,
-) -> "pandas.DataFrame":  # fmt: skip
+def control_curve(model: nn.Module, data: Any, modes: Modes, **options: Any) -> "pandas.DataFrame":
     r"""Measure accuracy on a label and on all others, over the share of units edited.
 
     For every label, units of the modes' site are put in order by four rankings (`RANKINGS`, see
@@ -87,26 +80,8 @@ def control_curve(
         What was collected: samples of ``modes.store`` are found by their ids.
     modes : Modes
         With held-out rows.
-    labels : sequence of int, optional
-        By default all that have training and held-out rows.
-    fractions : sequence of float
-        In ascending order, 0 to 1.
-    edit : {"ablate", "preserve"}
-    replacement : {"zero", "mean", "class_mean", "resample"}
-        What takes the place of units: 0; the unit's mean over training rows and positions
-        (`unit_means`), or over the label's own training rows; or what another held-out
-        sample, drawn once, has there, position by position.
-    off : {"others", "drawn"}
-        Off-target: all other labels together, or one of them for each label, drawn once.
-    rankings : sequence of Ranking
-        Other orders to compare; `rank` and `n_random` are then not used.
-    rank : int
-        Which mode of a label ``best_mode`` is: 0 the most correlated.
-    n_random, n_bootstrap, seed : int
-        Random draws, 0 leaves the ranking out; resamples behind the 95 % intervals, 0 leaves
-        them out (NaN); of all that is drawn.
-    batch_size : int
-        Held-out inputs that pass the model together.
+    **options
+        Fields of `CurveOptions`, such as ``labels``, ``fractions``, ``edit`` and ``replacement``.
 
     Returns
     -------
@@ -124,12 +99,7 @@ def control_curve(
     ModelError
         The model is in training mode, or its output is not [sample, label].
     """
-    options = CurveOptions(
-        labels=labels, fractions=fractions, edit=edit, replacement=replacement, off=off,
-        rankings=rankings, rank=rank, n_random=n_random, n_bootstrap=n_bootstrap, seed=seed,
-        batch_size=batch_size,
-    )  # fmt: skip
-    return measure_curves(model, data, modes, options).to_frame()
+    return measure_curves(model, data, modes, CurveOptions(**options)).to_frame()
 
 
 def chosen_of(options: CurveOptions, order: Order, count: int, label: int) -> Chosen:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import nn
 
 from condec.basis.checks import at_least
-from condec.basis.errors import OptionError
+from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import unit_length
 from condec.effects.choice import FixedReplacement, choice_of
 from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
-from condec.effects.rankings import by_unit, descending
+from condec.effects.rankings import atom_scores, descending
 from condec.effects.samples import held_out, labels_of
 from condec.modes import Modes, label_name
 from condec.network import refuse_training
@@ -29,9 +30,9 @@ INTERACTION_COLUMNS: Final = (
 
 def mode_interactions(
     model: nn.Module, data: Any, modes: Modes, *, labels: Sequence[int] | None = None,
-    pairs: Sequence[tuple[int, int]] | None = None, fraction: float | None = None,
-    count: int | None = None, replacement: FixedReplacement = "zero", n_bootstrap: int = 1000,
-    seed: int = 0, batch_size: int = 64,
+    pairs: Sequence[tuple[int, int]] | None = None, n_pairs: int | None = None, fraction: float,
+    replacement: FixedReplacement = "zero", n_bootstrap: int = 1000, seed: int = 0,
+    batch_size: int = 64,
 ) -> "pandas.DataFrame":  # fmt: skip
     r"""Ablate two modes together, and compare the effect with the sum of their single effects.
 
@@ -46,10 +47,11 @@ def mode_interactions(
     model, data, modes, labels, replacement, batch_size
         As in `control_curve`.
     pairs : sequence of (int, int), optional
-        Modes, by their number in the dictionary (`Modes.ids`); by default all pairs of the
-        labels' best modes.
-    fraction, count : float, int
-        Share of the site's units to take of each mode, or how many.
+        Modes, by their number in the dictionary (`Modes.ids`). By default pairs of the labels'
+        best modes, those with the most alike atoms first: modes that use the same units are the
+        likeliest to stand in for each other. Of these at most `n_pairs`.
+    fraction : float
+        Share of the site's units to take of each mode.
     n_bootstrap, seed : int
         Draws of samples behind the interval.
 
@@ -69,15 +71,15 @@ def mode_interactions(
 
     who = "mode_interactions"
     at_least(who, 1, n_bootstrap=n_bootstrap)
-    choice = choice_of(who, modes, "ablate", replacement, fraction, count)
+    choice = choice_of(who, modes, "ablate", replacement, fraction)
     refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
     samples = samples.of(chosen)
-    asked = _checked(modes, chosen, pairs)
+    asked = _likely_pairs(modes, chosen)[:n_pairs] if pairs is None else _checked(modes, pairs)
     ids, names = modes.ids.tolist(), samples.inputs.label_names
     units = {
-        mode: frozenset(choice.first(descending(by_unit(modes, modes.atoms[ids.index(mode)]))))
+        mode: frozenset(choice.first(descending(atom_scores(modes, modes.atoms[ids.index(mode)]))))
         for mode in sorted({mode for pair in asked for mode in pair})
     }
     edits: dict[Edits, int] = {(): 0}
@@ -111,19 +113,21 @@ def mode_interactions(
     return pandas.DataFrame(rows, columns=list(INTERACTION_COLUMNS))
 
 
-def _checked(
-    modes: Modes, labels: Sequence[int], pairs: Sequence[tuple[int, int]] | None
-) -> list[tuple[int, int]]:
-    """Return the pairs asked for, or all of the labels' best modes."""
+def _likely_pairs(modes: Modes, labels: Sequence[int]) -> list[tuple[int, int]]:
+    """Pair the labels' best modes, those with the most alike atoms first."""
+    best = {(match := modes.best(label, split="train")).id: match.atom for label in labels}
+    if len(best) < 2:
+        raise DataError(
+            f"mode_interactions: {len(labels)} labels have one best mode between them, "
+            f"{next(iter(best))}; a pair needs two: name more labels, or give pairs"
+        )
+    atoms = {mode: unit_length(atom, 0) for mode, atom in best.items()}
+    pairs = list(combinations(best, 2))
+    return sorted(pairs, key=lambda pair: -float(atoms[pair[0]] @ atoms[pair[1]]))
+
+
+def _checked(modes: Modes, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     who, alive = "mode_interactions", modes.ids.tolist()
-    if pairs is None:
-        best = dict.fromkeys(modes.best(label, split="train").id for label in labels)
-        if len(best) < 2:
-            raise OptionError(
-                f"{who}: {len(labels)} labels have one best mode between them, {next(iter(best))}; "
-                "a pair needs two: name more labels, or give pairs"
-            )
-        return list(combinations(best, 2))
     asked = [(int(a), int(b)) for a, b in pairs]
     unknown = sorted({mode for pair in asked for mode in pair} - set(alive))
     if unknown:

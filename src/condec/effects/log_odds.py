@@ -1,48 +1,42 @@
 """Modes that choose units best: of contributions to the label's log-odds (how-to/control.md)."""
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from torch import nn
-
-from condec.attribution import ActGrad
 from condec.attribution.targets import Margin
+from condec.basis.errors import DataError
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig, fit
 from condec.modes import Modes
-from condec.store import Store, collect
+from condec.store import Quantity, Store
 
 LOG_ODDS: Final = Margin(against="logsumexp")
 """The label's output minus the log-sum-exp of the others: log(p / (1 - p)) of its softmax."""
 MODES_PER_UNIT: Final = 3
 
 
-def collect_log_odds(
-    model: nn.Module, data: Any, sites: Any, *, out: str | Path, **options: Any
-) -> Store:
-    r"""Collect contributions of units to the log-odds of each sample's own label.
+def fit_signed(
+    store: Store, like: Modes, *, learner: Learner | None = None, config: TrainConfig | None = None,
+    quantity: Quantity = "contribution", name: str = "signed",
+) -> Modes:  # fmt: skip
+    r"""Fit modes of sums over positions, with their sign, for a ranking beside the modes `like`.
+
+    Units are chosen best by contributions to the log-odds of each sample's own label l
+    (``collect(..., method=ActGrad(), target=LOG_ODDS)``),
 
     .. math:: c_u = \sum_p h_{up} \frac{\partial}{\partial h_{up}}
-              \left(y_l - \log \sum_{k \neq l} e^{y_k}\right)
+              \left(y_l - \log \sum_{k \neq l} e^{y_k}\right).
 
-    for the label l, over positions p: `ActGrad` with the target ``Margin("logsumexp")``.
-
-    Parameters are those of `condec.collect`, without a method and a target; every sample needs a
-    label that the model has, else it is a DataError.
-    """
-    return collect(model, data, sites, method=ActGrad(), target=LOG_ODDS, out=out, **options)
-
-
-def fit_log_odds(
-    store: Store, like: Modes, *, learner: Learner | None = None, config: TrainConfig | None = None
-) -> Modes:
-    """Fit modes of those contributions, signed, for the `log_odds` of `standard_rankings`.
-
-    The `store`, from `collect_log_odds`, has the samples of the modes `like`, whose held-out rows
-    stay held out. The `learner`, by default `ThresholdSAE` with three modes a unit, must take
-    negative entries.
+    The `store` has the samples of `like`, whose held-out rows stay held out. The default learner,
+    `ThresholdSAE` with three modes a unit, also stands in, with as many modes, for a `learner` that
+    takes no negative entries.
     """
     site, held_out = like.site, like.held_out.nonzero().flatten()
-    rows = store.matrix(site, sign="sum")
+    rows = store.matrix(site, quantity=quantity, sign="sum")
     learner = ThresholdSAE(MODES_PER_UNIT * rows.shape[1]) if learner is None else learner
-    fitted = fit(learner, rows, config=config, held_out_rows=held_out).dictionary
-    return Modes.build(fitted, store, site, "sum", held_out_rows=held_out, name="log_odds")
+    try:
+        learner.check(rows)
+    except DataError:
+        learner = ThresholdSAE(learner.n_modes)
+    found = fit(learner, rows, config=config, held_out_rows=held_out).dictionary
+    return Modes.build(
+        found, store, site, "sum", quantity=quantity, held_out_rows=held_out, name=name
+    )

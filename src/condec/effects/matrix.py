@@ -168,13 +168,9 @@ class ControlMatrix:
         return replace(self, **taken)
 
     def agreement(
-        self,
-        hierarchy: Hierarchy,
-        *,
-        quantity: MatrixQuantity = "logit",
-        n_permutations: int = 999,
-        seed: int = 0,
-    ) -> GroupAgreement:
+        self, hierarchy: Hierarchy, *, quantity: MatrixQuantity = "logit",
+        n_permutations: int = 999, seed: int = 0,
+    ) -> GroupAgreement:  # fmt: skip
         """Test whether labels of one superclass share more than labels of two (Mantel's test).
 
         Labels of no group are left out; three must be left, with an overlap, or it is a DataError.
@@ -206,10 +202,9 @@ class ControlMatrix:
 
 
 def control_matrix(
-    model: nn.Module, data: Any, modes: Modes, *, edit: EditKind = "ablate",
-    fraction: float | None = None, count: int | None = None, ranking: Ranking | None = None,
-    labels: Sequence[int] | None = None, replacement: FixedReplacement = "zero",
-    batch_size: int = 64,
+    model: nn.Module, data: Any, modes: Modes, *, fraction: float, edit: EditKind = "ablate",
+    ranking: Ranking | None = None, labels: Sequence[int] | None = None,
+    replacement: FixedReplacement = "zero", batch_size: int = 64,
 ) -> ControlMatrix:  # fmt: skip
     r"""Edit every label's units, and look at every label.
 
@@ -226,14 +221,14 @@ def control_matrix(
     ----------
     model, data, modes, edit, labels, replacement, batch_size
         As in `control_curve`; so are the errors.
-    fraction, count : float, int
-        Share of the site's units to take, or how many.
+    fraction : float
+        Share of the site's units to take.
     ranking : Ranking, optional
         Which units of a label come first; by default the atom of its best mode (`ByMode`).
         Over several orders (random draws) effects are means.
     """
     who = "control_matrix"
-    choice = choice_of(who, modes, edit, replacement, fraction, count)
+    choice = choice_of(who, modes, edit, replacement, fraction)
     refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from condec.attribution import prepare_inputs
 from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
-from condec.effects.passes import Edits, Passes, Route
+from condec.effects.passes import Edits, Passes
 from condec.effects.samples import HeldOut
 from condec.network import refuse_training
 
-__all__ = ["Edits", "Measured", "Route", "measure"]
+__all__ = ["Edits", "Measured", "measure"]
 
 
 @short_repr
@@ -51,7 +51,6 @@ class Measured:
 def measure(
     model: nn.Module, samples: HeldOut, edits: Sequence[Edits], *,
     targets: Sequence[int | None] | None = None, batch_size: int = 64,
-    memory_gib: float | None = None, route: Route = "auto",
 ) -> Measured:  # fmt: skip
     """Run held-out samples under many edits.
 
@@ -70,18 +69,11 @@ def measure(
         For every set of edits the label to follow on all samples.
     batch_size : int
         Samples that pass the model together. Memory holds one batch of them.
-    memory_gib : float, optional
-        About what versions of a batch that pass together may take; by default 1/16, 2 on a GPU.
-    route : {"auto", "replay", "full"}
-        ``"full"`` is a whole pass for every set of edits; ``"replay"`` runs what lies after a
-        place (`condec.network.split_at`), or is an error; ``"auto"`` replays where that works and
-        pays.
 
     Raises
     ------
     OptionError, ModelError
-        Bad options or targets; a model in training mode, of another output, or that cannot be run
-        by the route that is asked for.
+        Bad edits or targets; a model in training mode, or of another output.
     """
     refuse_training(model)
     targets = [None] * len(edits) if targets is None else list(targets)
@@ -90,7 +82,7 @@ def measure(
             f"measure: expected edits, and one target for each; got {len(edits)} edits and "
             f"{len(targets)} targets"
         )
-    passes = Passes(model, edits, route=route, memory_gib=memory_gib)
+    passes = Passes(model, edits)
     parts: list[dict[str, Tensor]] = []
     for inputs, labels in samples.batches(batch_size):
         found = {

@@ -8,19 +8,17 @@ stacked along the sample axis.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from condec.basis.checks import one_of
-from condec.basis.errors import ModelError, OptionError, SiteError
+from condec.basis.errors import ModelError, SiteError
 from condec.edits import Edit, edited
 from condec.network import AfterSite, Place, Site, Splitter, TensorMap, record, run_model
 
 Edits = tuple[Edit, ...]
 """Edits that act together; an empty tuple is the network as it is."""
-Route = Literal["auto", "replay", "full"]
 
 _FEWEST: Final = 3
 """Sets of edits for which splitting the network pays: it costs a whole pass, and is tried."""
@@ -41,15 +39,10 @@ class _Group:
 
 
 class Passes:
-    """Runs batches under each of several sets of edits; parameters are those of `measure`."""
+    """Runs batches under each of several sets of edits."""
 
-    def __init__(
-        self, model: nn.Module, edits: Sequence[Edits], *, route: Route, memory_gib: float | None
-    ) -> None:
-        one_of("measure", "route", route, Route)
-        if memory_gib is not None and not memory_gib > 0:
-            raise OptionError(f"measure: memory_gib must be above 0; got {memory_gib}")
-        self.model, self.edits, self.route, self.memory_gib = model, list(edits), route, memory_gib
+    def __init__(self, model: nn.Module, edits: Sequence[Edits]) -> None:
+        self.model, self.edits = model, list(edits)
         self._groups: list[_Group] | None = None
         self._whole: list[int] = []
 
@@ -65,9 +58,7 @@ class Passes:
                     also = group.later.values()
                     group.splitter = Splitter(self.model, group.site, also=also)
                 after = group.splitter.at(inputs)
-            except (ModelError, SiteError):
-                if self.route != "auto":
-                    raise
+            except (ModelError, SiteError):  # cannot be run in parts
                 self._groups.remove(group)
                 self._whole += group.numbers
                 continue
@@ -86,13 +77,7 @@ class Passes:
         groups: dict[Place, _Group] = {}
         orders: dict[frozenset[Site], list[Site]] = {}
         for number, some in enumerate(self.edits):
-            within = [edit for edit in some if edit.within]
-            if within and self.route == "replay":
-                raise ModelError(
-                    f"measure: {type(within[0]).__name__}({within[0].site.key}) acts within its "
-                    "module and needs whole passes; route must be auto or full, got 'replay'"
-                )
-            if not some or self.route == "full" or within:
+            if not some or any(edit.within for edit in some):
                 self._whole.append(number)
                 continue
             sites = frozenset(Site(e.site.name, e.site.tap, None, e.site.call) for e in some)
@@ -100,20 +85,17 @@ class Passes:
                 if sites not in orders:
                     orders[sites] = self._in_order(sites, one)
             except (SiteError, ModelError):
-                if self.route != "auto":
-                    raise
                 self._whole.append(number)  # which says what is wrong, or knows better
                 continue
             first, *later = orders[sites]
             group = groups.setdefault(first.place, _Group(first))
             group.numbers.append(number)
             group.later |= {site.place: site for site in later}
-        least = _FEWEST if self.route == "auto" else 1
         for place, group in groups.items():
             group.later.pop(place, None)
-            if len(group.numbers) < least:
+            if len(group.numbers) < _FEWEST:
                 self._whole += group.numbers
-        return [group for group in groups.values() if len(group.numbers) >= least]
+        return [group for group in groups.values() if len(group.numbers) >= _FEWEST]
 
     def _in_order(self, sites: frozenset[Site], one: Tensor) -> list[Site]:
         """Return sites in order of execution."""
@@ -127,8 +109,7 @@ class Passes:
     def _stacked(self, group: _Group, after: AfterSite) -> Iterator[tuple[int, Tensor]]:
         """Yield outputs of a group, several sets of edits in one pass."""
         h = after.activation
-        gib = self.memory_gib or _GIB.get(h.device.type, _GIB["cpu"])
-        fit = int(gib * 2**30 // max(1, after.version_bytes))
+        fit = int(_GIB.get(h.device.type, _GIB["cpu"]) * 2**30 // max(1, after.version_bytes))
         most = 1 if not after.stacks else max(1, min(fit, _MOST_VERSIONS))
         for start in range(0, len(group.numbers), most):
             numbers = group.numbers[start : start + most]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from condec.basis.checks import at_least
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
@@ -22,6 +22,7 @@ from condec.store import Quantity, Sign, Store
 
 Scores = Float[torch.Tensor, "unit"]
 Order = Int[torch.Tensor, " unit"]
+UnitScore = Literal["mean", "difference", "correlation"]
 
 
 @short_repr
@@ -80,7 +81,7 @@ class OfModes(Ranking):
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ByMode(OfModes):
-    """The atom of the label's best mode, largest signed entry first (`by_unit`).
+    """The atom of the label's best mode, largest signed entry first (`atom_scores`).
 
     Melander et al. 2026, figure 6. Of `rank` 0 is the mode most correlated on training rows.
     """
@@ -92,7 +93,7 @@ class ByMode(OfModes):
     def ranked(self, label: int) -> Ranked:
         """Return the order for one label."""
         match = self.modes.best(label, rank=self.rank, split="train")
-        scores = by_unit(self.modes, match.atom)
+        scores = atom_scores(self.modes, match.atom)
         return Ranked(label, self.name, (descending(scores),), match.id, match.correlation)
 
 
@@ -126,28 +127,32 @@ class ByModeSum(OfModes, ByUnitScores):
             correlation = member_correlation(modes, labels)
             factor = correlation if self.weight == "correlation" else torch.ones(())
             weights = weights * torch.where(correlation > self.least, factor, 0.0)
-        return by_unit(modes, weights @ modes.atoms)
+        return atom_scores(modes, weights @ modes.atoms)
 
 
+@final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OfStore(ByUnitScores):
-    """Base of the rankings by the training `rows` [sample] of a store, without a dictionary.
+class ByUnit(ByUnitScores):
+    """Every unit by its own entries in the training `rows` [sample] of a store.
 
-    Of negative parts the lowest score comes first; the `sign` is not ``concat``.
+    The `score` is the label's mean, that minus the mean of all other labels (``difference``), or
+    the ``correlation`` with the label: the best channel leads. Of negative parts the lowest score
+    comes first; the `sign` is not ``concat``.
     """
 
     store: Store
     site: Site | str
     rows: Mask
+    score: UnitScore = "mean"
     quantity: Quantity = "contribution"
     sign: Sign = "sum"
     name: str = "mean_contribution"
 
     def __post_init__(self) -> None:
+        one_of("ByUnit", "score", self.score, UnitScore)
         if self.sign == "concat":
             raise OptionError(
-                f"{type(self).__name__}: sign concat has two entries for every unit; take "
-                "positive, negative or sum"
+                "ByUnit: sign concat has two entries for every unit; take positive, negative or sum"
             )
 
     def source(self) -> tuple[Store, Mask]:
@@ -159,34 +164,26 @@ class OfStore(ByUnitScores):
         # Read once for all labels.
         return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
 
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ByMean(OfStore):
-    """The label's mean, minus that of all other labels if `against_others`, largest first."""
-
-    against_others: bool = False
-
     def scores(self, labels: Sequence[int]) -> Scores:
-        """Score every unit for one label, or for several taken together."""
+        """Score every unit for labels taken together."""
         mine, others = _rows(self.store, self.rows, labels)
+        if self.score == "correlation":
+            return _turn(self.sign) * _correlation(self._matrix, mine, mine | others)
         scores = self._matrix[mine].mean(0)
-        if self.against_others:
+        if self.score == "difference":
             scores = scores - _mean(self._matrix[others])
         return _turn(self.sign) * scores
 
 
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ByCorrelation(OfStore):
-    """Correlation of each single unit with the label, highest first: the best channel leads."""
-
-    name: str = "unit_correlation"
-
-    def scores(self, labels: Sequence[int]) -> Scores:
-        """Score every unit for one label, or for several taken together."""
-        mine, others = _rows(self.store, self.rows, labels)
-        return _turn(self.sign) * _correlation(self._matrix, mine, mine | others)
+def by_units(
+    modes: Modes, score: UnitScore, name: str, quantity: Quantity = "contribution"
+) -> ByUnit:
+    """Return a ranking by what modes were fitted to, without the dictionary."""
+    sign = "sum" if quantity == "activation" or modes.sign == "concat" else modes.sign
+    return ByUnit(
+        store=modes.store, site=modes.site, rows=~modes.held_out, score=score, quantity=quantity,
+        sign=sign, name=name,
+    )  # fmt: skip
 
 
 @final
@@ -247,11 +244,11 @@ class RandomModes(OfModes):
         """Return the draws."""
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(self.modes), generator=generator)[: self.n_draws]
-        atoms = (by_unit(self.modes, self.modes.atoms[mode]) for mode in chosen)
+        atoms = (atom_scores(self.modes, self.modes.atoms[mode]) for mode in chosen)
         return Ranked(label, self.name, tuple(descending(atom) for atom in atoms), drawn=True)
 
 
-def by_unit(modes: Modes, atom: Tensor) -> Scores:
+def atom_scores(modes: Modes, atom: Tensor) -> Scores:
     """Return one score a unit from an atom: high where the mode moves the target up.
 
     Parts side by side are added; of negative parts the lowest entry scores highest.

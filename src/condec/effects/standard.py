@@ -1,6 +1,6 @@
 """The rankings that have names, and whether rankings may be compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -8,8 +8,6 @@ from jaxtyping import Float
 
 from condec.basis.errors import DataError, OptionError
 from condec.effects.rankings import (
-    ByCorrelation,
-    ByMean,
     ByMode,
     ByModeSum,
     ByScores,
@@ -17,9 +15,9 @@ from condec.effects.rankings import (
     RandomUnits,
     Ranked,
     Ranking,
-)
+    by_units,
+)  # fmt: skip
 from condec.modes import Modes
-from condec.store import Quantity, Sign, Store
 
 LOG_ODDS_NAMES: Final = ("log_odds_modes", "log_odds_difference")
 """Rankings that need contributions to the label's log-odds (`condec.effects.log_odds`)."""
@@ -28,51 +26,33 @@ RANKINGS: Final = ("modes", "best_mode", "contribution_difference", "random")
 RANKING_NAMES: Final = (
     *LOG_ODDS_NAMES, "modes", "best_mode", "mode_sum", "mean_contribution",
     "contribution_difference", "activation_difference", "unit_correlation", "random",
-    "random_modes",
+    "random_modes", "activation_modes", "head_weights",
 )  # fmt: skip
-"""Rankings that can be asked for by name, in run.toml and `standard_rankings`."""
+"""Names of all that `standard_rankings` can make, as they stand in run.toml."""
 LEADING: Final = ("log_odds_modes", "modes", "best_mode")
 """The choice by modes that is read first is the first of these that was made."""
 
 
 def standard_rankings(
-    modes: Modes, *, names: Sequence[str] | None = None, log_odds: Modes | None = None,
-    activation_modes: Modes | None = None, stores: Mapping[str, Store] | None = None,
-    head: Float[torch.Tensor, "label unit"] | None = None, rank: int = 0, n_random: int = 5,
-    seed: int = 0,
+    modes: Modes, *, log_odds: Modes | None = None, activation_modes: Modes | None = None,
+    head: Float[torch.Tensor, "label unit"] | None = None, n_random: int = 5, seed: int = 0,
 ) -> list[Ranking]:  # fmt: skip
     """Return rankings that modes should be compared with, under names of their own.
 
     - ``modes``: all modes, each by how much more the label uses it than the others do
       (`ByModeSum`); ``best_mode``: the label's best mode alone (Melander et al. 2026);
       ``mode_sum``: all modes, weighted by correlation;
-    - ``log_odds_modes``, ``log_odds_difference``: with `log_odds` from `fit_log_odds`; as
-      ``modes``, and without a dictionary as ``contribution_difference``;
+    - ``log_odds_modes``, ``log_odds_difference``: with `log_odds` of contributions to `LOG_ODDS`;
+      as ``modes``, and without a dictionary as ``contribution_difference``;
     - ``activation_modes``: as ``modes``, with a dictionary of activations;
     - ``mean_contribution``, ``contribution_difference``: the label's mean contribution, and
-      the same minus that of all other labels; one more difference for each of `stores`, of the
-      same samples by another method, as ``{"act_grad": store}``;
-    - ``activation_difference``: its mean activation minus that of all other labels;
-    - ``unit_correlation`` (`ByCorrelation`); ``head_weights``: with `head` from `head_weights`;
+      the same minus that of all other labels; ``activation_difference`` of activations;
+    - ``unit_correlation``: single units; ``head_weights``: with `head` from `head_weights`;
     - ``random``: random units; ``random_modes``: modes drawn at random, `n_random` times each.
-
-    Of these only `names`, where given (`RANKING_NAMES`); of `rank` is ``best_mode``. No names, one
-    that is not known, or one that needs `log_odds` are an OptionError.
     """
-    own, rows, site, sign = modes.store, ~modes.held_out, modes.site, _sign(modes)
-
-    def difference(
-        name: str, store: Store, like: Modes = modes, quantity: Quantity = "contribution"
-    ) -> ByMean:
-        sign = "sum" if quantity == "activation" else _sign(like)
-        return ByMean(
-            store=store, site=like.site, rows=~like.held_out, quantity=quantity, sign=sign,
-            against_others=True, name=name,
-        )  # fmt: skip
-
     found: list[Ranking] = [
         ByModeSum(modes=modes),
-        ByMode(modes=modes, rank=rank),
+        ByMode(modes=modes),
         ByModeSum(modes=modes, weight="correlation", name="mode_sum"),
     ]
     if log_odds is not None:
@@ -80,33 +60,20 @@ def standard_rankings(
     if activation_modes is not None:
         found.append(ByModeSum(modes=activation_modes, name="activation_modes"))
     if log_odds is not None:
-        found.append(difference("log_odds_difference", log_odds.store, log_odds))
-    found.append(ByMean(store=own, site=site, rows=rows, sign=sign))
-    for name, store in {"contribution_difference": own, **(stores or {})}.items():
-        found.append(difference(name, store))
-    found.append(difference("activation_difference", own, quantity="activation"))
-    found.append(ByCorrelation(store=own, site=site, rows=rows, sign=sign))
+        found.append(by_units(log_odds, "difference", "log_odds_difference"))
+    found += [
+        by_units(modes, "mean", "mean_contribution"),
+        by_units(modes, "difference", "contribution_difference"),
+        by_units(modes, "difference", "activation_difference", "activation"),
+        by_units(modes, "correlation", "unit_correlation"),
+    ]
     if head is not None:
         found.append(ByScores(scores=head, name="head_weights"))
     if n_random:
-        n_units = own.info(site).n_units
+        n_units = modes.store.info(modes.site).n_units
         found.append(RandomUnits(n_units=n_units, n_draws=n_random, seed=seed))
         found.append(RandomModes(modes=modes, n_draws=n_random, seed=seed))
-    if names is None:
-        return found
-    unknown = [name for name in names if name not in RANKING_NAMES]
-    if unknown or not names:
-        raise OptionError(
-            f"rankings: expected some of {', '.join(RANKING_NAMES)}; got "
-            f"{', '.join(unknown) or 'none'}"
-        )
-    asked = [name for name in names if name in LOG_ODDS_NAMES]
-    if asked and log_odds is None:
-        raise OptionError(
-            f"rankings: {', '.join(asked)} needs contributions to the label's log-odds; give "
-            "log_odds=fit_log_odds(collect_log_odds(...), modes), or leave it out"
-        )
-    return [ranking for ranking in found if ranking.name in names]
+    return found
 
 
 def check_rankings(rankings: Sequence[Ranking], modes: Modes) -> None:
@@ -145,7 +112,3 @@ def ranked_units(ranking: Ranking, label: int, n_units: int) -> Ranked:
                 f"units in order once; for label {label} it has {len(order)} entries"
             )
     return ranked
-
-
-def _sign(modes: Modes) -> Sign:
-    return "sum" if modes.sign == "concat" else modes.sign

@@ -13,7 +13,7 @@ from condec.basis.metrics import unit_length
 from condec.basis.shapes import Atom
 from condec.edits import Steer
 from condec.effects.measured import Edits, Measured, measure
-from condec.effects.rankings import by_unit
+from condec.effects.rankings import atom_scores
 from condec.effects.samples import held_out, labels_of
 from condec.modes import Modes, label_name
 from condec.network import refuse_training
@@ -35,8 +35,8 @@ STEERING_COLUMNS: Final = (
 def steering_curve(
     model: nn.Module, data: Any, modes: Modes, *, strengths: Sequence[float],
     labels: Sequence[int] | None = None,
-    directions: Sequence[DirectionKind] = get_args(DirectionKind), rank: int = 0, n_random: int = 5,
-    seed: int = 0, batch_size: int = 64,
+    directions: Sequence[DirectionKind] = get_args(DirectionKind), n_random: int = 5, seed: int = 0,
+    batch_size: int = 64,
 ) -> "pandas.DataFrame":  # fmt: skip
     r"""Add along a label's direction to samples of all other labels.
 
@@ -53,7 +53,7 @@ def steering_curve(
 
     Parameters
     ----------
-    model, data, modes, labels, rank, batch_size
+    model, data, modes, labels, batch_size
         As in `control_curve`.
     strengths : sequence of float
         In ascending order; 0 is the network as it is, below 0 steers away.
@@ -96,7 +96,7 @@ def steering_curve(
     for label in chosen:
         if bool((samples.labels == label).all()):
             raise DataError(f"{who}: all held-out samples have label {label}; none is to steer")
-        mode = modes.best(label, rank=rank)
+        mode = modes.best(label)
         key = {
             "site": modes.site.key, "label": label,
             "label_name": label_name(samples.inputs.label_names, label),
@@ -106,7 +106,7 @@ def steering_curve(
                 draws = _drawn(modes, name, mode.mode, n_random, seed)
                 key |= {"direction": name, "mode": None, "n_draws": len(draws)}
             else:
-                draws = [steering_direction(modes, label, name, rank=rank)]
+                draws = [steering_direction(modes, label, name)]
                 of = None if name == "mean_activation" else mode.id
                 key |= {"direction": name, "mode": of, "n_draws": 0}
             for strength in strengths:
@@ -125,7 +125,7 @@ def steering_curve(
     return pandas.DataFrame(rows, columns=list(STEERING_COLUMNS)).astype({"mode": "Int64"})
 
 
-def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: int = 0) -> Atom:
+def steering_direction(modes: Modes, label: int, kind: LabelDirection) -> Atom:
     """Return one direction of a label, [unit], of length 1, as `steering_curve` does."""
     one_of("steering_direction", "kind", kind, LabelDirection)
     if kind == "mean_activation":
@@ -136,10 +136,10 @@ def steering_direction(modes: Modes, label: int, kind: LabelDirection, *, rank: 
             activation[mine].mean(0) - activation[training & ~mine].mean(0),
             f"label {label} and the others have one mean activation, or no training rows",
         )
-    match = modes.best(label, rank=rank, split="train")
+    match = modes.best(label)
     if kind == "activation":
         return _mode_activation(modes, match.mode)
-    return _of_length_one(by_unit(modes, match.atom), f"the atom of mode {match.id} is 0")
+    return _of_length_one(atom_scores(modes, match.atom), f"the atom of mode {match.id} is 0")
 
 
 def _drawn(modes: Modes, name: DirectionKind, but: int, n_random: int, seed: int) -> list[Atom]:

@@ -14,11 +14,16 @@ from condec.basis.records import short_repr
 from condec.effects.choice import EditKind, FixedReplacement, choice_of
 from condec.effects.intervals import interval_of_means
 from condec.effects.measured import Edits, measure
-from condec.effects.rankings import ByMean, ByModeSum, RandomUnits, descending, member_correlation
+from condec.effects.rankings import (
+    ByModeSum,
+    RandomUnits,
+    by_units,
+    descending,
+    member_correlation,
+)  # fmt: skip
 from condec.effects.samples import held_out
 from condec.modes import Modes, label_name
 from condec.network import refuse_training
-from condec.store import Sign
 
 if TYPE_CHECKING:
     import pandas
@@ -42,8 +47,8 @@ class SuperclassControl:
         Original ids of the modes summed at each site.
     rankings : tuple of str
         ``unedited``, ``modes``, ``mean_contribution`` and ``random``: rows of the tensors below.
-    members, neighbours : tuple of int
-        Labels of the superclass, and labels to look at, too.
+    members : tuple of int
+        Labels of the superclass.
     top1, top5, probability : Tensor of shape [ranking, sample]
         Whether the sample's label is the largest output, or one of the five largest, and its
         probability; means over random draws.
@@ -59,22 +64,21 @@ class SuperclassControl:
     labels: Int[torch.Tensor, " sample"]
     label_names: tuple[str, ...] | None
     members: tuple[int, ...]
-    neighbours: tuple[int, ...]
     top1: Float[torch.Tensor, "ranking sample"]
     top5: Float[torch.Tensor, "ranking sample"]
     probability: Float[torch.Tensor, "ranking sample"]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return one row for every ranking and label (``member``, ``neighbour`` or ``other``)."""
+        """Return one row for every ranking and label, a ``member`` or an ``other``."""
         import pandas
 
-        groups = dict.fromkeys(self.neighbours, "neighbour") | dict.fromkeys(self.members, "member")
         rows = []
         for number, ranking in enumerate(self.rankings[1:], 1):
             for label in sorted(set(self.labels.tolist())):
                 mine, name = self.labels == label, label_name(self.label_names, label)
                 row: dict[str, object] = {"ranking": ranking, "label": label, "label_name": name}
-                row |= {"group": groups.get(label, "other"), "n_samples": int(mine.sum())}
+                row["group"] = "member" if label in self.members else "other"
+                row["n_samples"] = int(mine.sum())
                 for quantity in _QUANTITIES:
                     means = getattr(self, quantity)[:, mine].mean(1).tolist()
                     row |= {f"{quantity}_unedited": means[0], quantity: means[number]}
@@ -82,18 +86,15 @@ class SuperclassControl:
         return pandas.DataFrame(rows)
 
     def means(self, *, n_bootstrap: int = 1000, seed: int = 0) -> "pandas.DataFrame":
-        """Return the accuracy on members, neighbours and others, for every ranking and unedited.
+        """Return the accuracy on members and others, for every ranking and unedited.
 
-        Neighbours are among the others, too. The 95 % intervals speak of these samples alone.
+        The 95 % intervals speak of these samples alone.
         """
         import pandas
 
         members = torch.isin(self.labels, torch.tensor(self.members))
-        groups = {"members": members, "others": ~members}
-        if self.neighbours:
-            groups["neighbours"] = torch.isin(self.labels, torch.tensor(self.neighbours))
         tables = []
-        for group, mine in groups.items():
+        for group, mine in (("members", members), ("others", ~members)):
             n_labels = len(set(self.labels[mine].tolist()))
             table = pandas.DataFrame({"ranking": self.rankings, "group": group})
             table = table.assign(n_labels=n_labels, n_samples=int(mine.sum()))
@@ -109,8 +110,8 @@ class SuperclassControl:
 def superclass_control(
     model: nn.Module, data: Any, modes: Modes | Sequence[Modes], members: Sequence[int], *,
     fraction: float, edit: EditKind = "ablate", least_correlation: float = 0.2,
-    replacement: FixedReplacement = "zero", neighbours: Sequence[int] = (), n_random: int = 5,
-    seed: int = 0, name: str = "superclass", batch_size: int = 64,
+    replacement: FixedReplacement = "zero", n_random: int = 5, seed: int = 0,
+    name: str = "superclass", batch_size: int = 64,
 ) -> SuperclassControl:  # fmt: skip
     """Ablate or preserve a superclass at several sites together.
 
@@ -126,8 +127,8 @@ def superclass_control(
         As in `control_curve`.
     modes : Modes, or several
         One for each site; of one store, with the same held-out rows.
-    members, neighbours : sequence of int
-        Labels of the superclass, as from `Hierarchy.labels`, and labels outside it to look at.
+    members : sequence of int
+        Labels of the superclass, as from `Hierarchy.labels`.
     fraction : float
         Share of every site's units to ablate or preserve.
     n_random, seed : int
@@ -139,17 +140,16 @@ def superclass_control(
     ------
     OptionError, DataError, ModelError
         Two modes of one site, no mode above `least_correlation`, members without training or
-        held-out samples, neighbours among them, modes of other rows; and as in `control_curve`.
+        held-out samples, modes of other rows; and as in `control_curve`.
     """
     several = (modes,) if isinstance(modes, Modes) else tuple(modes)
     members = tuple(dict.fromkeys(int(label) for label in members))
-    _check(several, least_correlation, n_random)
+    _check_modes(several)
+    at_least(_WHO, 0, n_random=n_random)
     choices = [choice_of(_WHO, one, edit, replacement, fraction) for one in several]
     refuse_training(model)
     samples = held_out(data, several[0], _WHO)
-    training = several[0].store.labels[~several[0].held_out]
-    _check_labels({*samples.labels.tolist()}, {*training.tolist()}, members, neighbours)
-    above = [_above(one, members, least_correlation) for one in several]
+    _check_members(several[0], samples.labels, members)
     # Sites of one size draw apart.
     asked = members, least_correlation, n_random
     orders = [_orders(one, *asked, at) for at, one in enumerate(several, seed)]
@@ -172,23 +172,20 @@ def superclass_control(
         name=name, edit=edit, replacement=replacement,
         sites=tuple(one.site.key for one in several),
         counts=tuple(choice.count for choice in choices),
-        modes=tuple(above), rankings=("unedited", *by_ranking),
+        modes=tuple(_above(one, members, least_correlation) for one in several),
+        rankings=("unedited", *by_ranking),
         labels=samples.labels, label_names=samples.inputs.label_names,
-        members=members, neighbours=tuple(neighbours),
-        top1=by_row(measured.right), top5=by_row(measured.rank < _TOP),
+        members=members, top1=by_row(measured.right), top5=by_row(measured.rank < _TOP),
         probability=by_row(measured.probability),
     )  # fmt: skip
 
 
-def _check(several: Sequence[Modes], least: float, n_random: int) -> None:
-    if not several:
-        raise OptionError(f"{_WHO}: expected modes of at least one site; got none")
+def _check_modes(several: Sequence[Modes]) -> None:
     sites = [one.site.key for one in several]
-    if len(set(sites)) < len(sites):
-        raise OptionError(f"{_WHO}: expected one Modes for each site; got {', '.join(sites)}")
-    if not -1.0 <= least <= 1.0:
-        raise OptionError(f"{_WHO}: least_correlation must be from -1 to 1; got {least}")
-    at_least(_WHO, 0, n_random=n_random)
+    if not sites or len(set(sites)) < len(sites):
+        raise OptionError(
+            f"{_WHO}: expected one Modes for each site; got {', '.join(sites) or 'none'}"
+        )
     first = several[0]
     for one in several[1:]:
         same = one.store.sample_ids == first.store.sample_ids
@@ -199,20 +196,16 @@ def _check(several: Sequence[Modes], least: float, n_random: int) -> None:
             )
 
 
-def _check_labels(
-    held: set[int], training: set[int], members: Sequence[int], neighbours: Sequence[int]
-) -> None:
-    for what, present in (("training", training), ("held-out", held)):
-        if not present & set(members):
+def _check_members(modes: Modes, held_out: Tensor, members: Sequence[int]) -> None:
+    training = modes.store.labels[~modes.held_out]
+    for what, present in (("training", training), ("held-out", held_out)):
+        if not set(present.tolist()) & set(members):
             raise DataError(
                 f"{_WHO}: no {what} sample has one of the {len(members)} member labels "
                 f"{list(members[:5])}; name labels of the data, or use another split"
             )
-    if not held - set(members):
+    if not set(held_out.tolist()) - set(members):
         raise DataError(f"{_WHO}: all held-out samples are members; there is no other to compare")
-    both = sorted(set(neighbours) & set(members))
-    if both:
-        raise DataError(f"{_WHO}: labels {both[:5]} are members and neighbours; name them once")
 
 
 def _above(modes: Modes, members: Sequence[int], least: float) -> tuple[int, ...]:
@@ -229,16 +222,16 @@ def _above(modes: Modes, members: Sequence[int], least: float) -> tuple[int, ...
 
 def _orders(
     modes: Modes, members: Sequence[int], least: float, n_random: int, seed: int
-) -> dict[str, tuple[Tensor, ...]]:
+) -> dict[str, Sequence[Tensor]]:
     """Return the orders of a site's units by every ranking; several for random draws."""
-    store, rows = modes.store, ~modes.held_out
-    sign: Sign = "sum" if modes.sign == "concat" else modes.sign
-    of_modes = ByModeSum(modes=modes, weight="above", least=least).scores(members)
-    of_means = ByMean(store=store, site=modes.site, rows=rows, sign=sign).scores(members)
-    found: dict[str, tuple[Tensor, ...]]
-    found = {"modes": (descending(of_modes),), "mean_contribution": (descending(of_means),)}
-    if not n_random:
-        return found
-    n_units = store.info(modes.site).n_units
-    random = RandomUnits(n_units=n_units, n_draws=n_random, seed=seed)
-    return found | {"random": random.ranked(0).orders}
+    found: dict[str, Sequence[Tensor]] = {}
+    for ranking in (
+        ByModeSum(modes=modes, weight="above", least=least),
+        by_units(modes, "mean", "mean_contribution"),
+    ):
+        found[ranking.name] = [descending(ranking.scores(members))]
+    if n_random:
+        n_units = modes.store.info(modes.site).n_units
+        random = RandomUnits(n_units=n_units, n_draws=n_random, seed=seed)
+        found[random.name] = random.ranked(0).orders
+    return found

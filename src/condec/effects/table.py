@@ -44,7 +44,28 @@ Relative = Float[torch.Tensor, "of resample fraction"]
 
 @dataclass(frozen=True, kw_only=True)
 class CurveOptions:
-    """Options of control curves, checked: every field is an argument of `control_curve`."""
+    """Options of control curves.
+
+    Attributes
+    ----------
+    labels : sequence of int, optional
+        By default all that have training and held-out rows.
+    fractions : sequence of float
+        In ascending order, 0 to 1.
+    replacement : {"zero", "mean", "class_mean", "resample"}
+        What takes the place of units: 0; the unit's mean over training rows and positions
+        (`unit_means`), or over the label's own training rows; or what another held-out
+        sample, drawn once, has there, position by position.
+    off : {"others", "drawn"}
+        Off-target: all other labels together, or one of them for each label, drawn once.
+    rankings : sequence of Ranking
+        Other orders to compare; `n_random` is then not used.
+    n_random, n_bootstrap, seed : int
+        Random draws, 0 leaves the ranking out; resamples behind the 95 % intervals, 0 leaves
+        them out (NaN); of all that is drawn.
+    batch_size : int
+        Held-out inputs that pass the model together.
+    """
 
     labels: Sequence[int] | None = None
     fractions: Sequence[float] = PAPER_FRACTIONS
@@ -52,7 +73,6 @@ class CurveOptions:
     replacement: ReplacementKind = "zero"
     off: OffTarget = "others"
     rankings: Sequence[Ranking] = ()
-    rank: int = 0
     n_random: int = 5
     n_bootstrap: int = 1000
     seed: int = 0

@@ -7,14 +7,15 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from condec.attribution import ActGrad
 from condec.basis.errors import DataError
-from condec.effects import LOG_ODDS_NAMES, CurveOptions, collect_log_odds, compare, measure_curves
+from condec.effects import LOG_ODDS, LOG_ODDS_NAMES, CurveOptions, compare, measure_curves
 from condec.modes import Modes
 from condec.run.rankings import SiteRankings
 from condec.run.run import Outcome, Run
 from condec.run.side_effects import forget_side_effects, side_effects, superclasses
 from condec.run.tasks import Task, carry_out, fit_digest, with_modes
-from condec.store import Store
+from condec.store import Store, collect
 
 
 def control_link(run: Run) -> Outcome:
@@ -65,7 +66,9 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
             sites = [site for site in run.store.sites if site in {*sites, *stored}]
             shutil.rmtree(out.parent)
     try:
-        store = collect_log_odds(model, run.inputs, sites, out=out, **run.collecting)
+        store = collect(
+            model, run.inputs, sites, method=ActGrad(), target=LOG_ODDS, out=out, **run.collecting
+        )
     except DataError as error:
         return None, str(error)
     if store.sample_ids != run.store.sample_ids:

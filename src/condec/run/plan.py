@@ -25,7 +25,6 @@ from condec.effects import EditKind, OffTarget, ReplacementKind
 from condec.run.plugins import LINKS, default_options, link_names
 from condec.store import Sign, Twin
 
-KNOWN_RANKINGS: Final = (*effects.RANKING_NAMES, "activation_modes", "head_weights")
 """Rankings that a plan can ask for."""
 
 LEARNERS: Final[dict[str, type[Learner]]] = {
@@ -179,7 +178,7 @@ class ControlPlan:
         at_least("control", int(self.steering), n_random=self.n_random)
         at_least("control", int(self.interactions > 0), n_bootstrap=self.n_bootstrap)
         for ranking in self.rankings:
-            one_of("control", "rankings", ranking, KNOWN_RANKINGS)
+            one_of("control", "rankings", ranking, effects.RANKING_NAMES)
         if not self.n_random and not set(self.rankings) - {"random", "random_modes"}:
             raise OptionError("control: n_random is 0, and rankings has nothing else to compare")
         expected = "fractions lie between 0 and 1, at least two in ascending order"

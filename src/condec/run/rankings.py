@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from condec import effects
 from condec.basis.errors import DataError, SiteError
-from condec.dictionary import DeadModesWarning, ThresholdSAE, fit
+from condec.dictionary import DeadModesWarning
 from condec.effects import Ranking
 from condec.modes import Modes
 from condec.run.run import Run
@@ -62,25 +62,17 @@ class SiteRankings:
     def _fitted(self, store: Store, quantity: Quantity, names: str, place: Path) -> Modes | None:
         """Signed modes of a matrix, by the run's learner where that takes signs; saved."""
         plan, site = self.run.plan.fit, self.modes.site
-        rows = store.matrix(site, quantity=quantity, sign="sum")
-        learner = plan.learner_for(rows.shape[1])
-        try:
-            learner.check(rows)
-        except DataError:
-            learner = ThresholdSAE(learner.n_modes)
-        held = self.modes.held_out.nonzero().flatten()
         try:
             with warnings.catch_warnings():
                 # Modes that order units are not shown one by one.
                 warnings.simplefilter("ignore", DeadModesWarning)
-                report = fit(learner, rows, config=plan.train, held_out_rows=held)
+                found = effects.fit_signed(
+                    store, self.modes, learner=plan.learner_for(store.info(site).n_units),
+                    config=plan.train, quantity=quantity, name=place.parent.name,
+                )  # fmt: skip
         except DataError as error:
             self.run.say(f"{site.key}: {names} left out: {error}")
             return None
-        found = Modes.build(
-            report.dictionary, store, site, "sum",
-            quantity=quantity, held_out_rows=held, name=place.parent.name,
-        )  # fmt: skip
         found.save(place)
         return found
 

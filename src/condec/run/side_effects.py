@@ -6,7 +6,6 @@ rows, with units and modes chosen on training rows.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +14,6 @@ import torch
 from condec import effects
 from condec.basis.errors import DataError
 from condec.basis.files import to_json
-from condec.basis.metrics import unit_length
 from condec.effects import Ranking
 from condec.modes import Modes
 from condec.run.plan import ControlPlan
@@ -108,12 +106,10 @@ def _steering(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
 
 def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     plan = run.plan.control
-    samples = effects.held_out(run.inputs, modes, "control")
-    labels = effects.labels_of(samples, modes, plan.labels or None, "control")
     return effects.mode_interactions(
-        run.model_of_store, run.inputs, modes, labels=labels,
-        pairs=likely_pairs(modes, labels, plan.interactions), fraction=plan.share,
-        n_bootstrap=plan.n_bootstrap, seed=plan.seed, batch_size=plan.batch_size,
+        run.model_of_store, run.inputs, modes, labels=plan.labels or None,
+        n_pairs=plan.interactions, fraction=plan.share, n_bootstrap=plan.n_bootstrap,
+        seed=plan.seed, batch_size=plan.batch_size,
     )  # fmt: skip
 
 
@@ -123,19 +119,3 @@ _KINDS: Final[dict[str, tuple[tuple[str, str], Callable[[Run, Modes, Ranking], A
     "interactions": (("interactions", "share"), _interactions),
 }
 """Keys of [control], the first of which asks for the kind, and what measures it."""
-
-
-def likely_pairs(modes: Modes, labels: Sequence[int], n_pairs: int) -> list[tuple[int, int]]:
-    """Pair the labels' best modes, those with the most alike atoms first.
-
-    Modes that use the same units are the likeliest to stand in for each other.
-
-    Raises DataError: all labels have one best mode.
-    """
-    best = {(match := modes.best(label, split="train")).id: match.atom for label in labels}
-    if len(best) < 2:
-        raise DataError(f"{len(labels)} labels have one best mode between them; a pair needs two")
-    atoms = {mode: unit_length(atom, 0) for mode, atom in best.items()}
-    pairs = list(combinations(best, 2))
-    pairs.sort(key=lambda pair: -float(atoms[pair[0]] @ atoms[pair[1]]))
-    return pairs[:n_pairs]

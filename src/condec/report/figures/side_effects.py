@@ -25,7 +25,6 @@ _QUANTITIES: Final = {
 }
 _GROUPS: Final = {
     "member": ("members", style.POSITIVE),
-    "neighbour": ("neighbours", style.ACTIVATION),
     "other": ("the rest", style.CONTRIBUTION),
 }
 _DIRECTIONS: Final = {

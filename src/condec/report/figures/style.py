@@ -38,7 +38,6 @@ RANKINGS: Final = {
     "mean_contribution": ("mean contribution", GREEN),
     "contribution_difference": ("contribution less others'", "#7A9A01"),
     "activation_difference": ("activation less others'", "#A0522D"),
-    "act_grad": ("act x grad less others'", "#882255"),
     "unit_correlation": ("best single units", SHUFFLED),
     "head_weights": ("final-layer weights", POSITIVE),
     "random": ("random units", GREY),
