@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError
-from condec.edits import Ablate, Preserve, Recorded, Scale, Steer, baked, edited
+from condec.edits import Ablate, Donors, Preserve, Scale, Steer, baked, edited
 from condec.testing.contracts import count_hooks
 from condec.testing.models import small_resnet
 
@@ -243,7 +243,7 @@ def test_what_weights_cannot_hold(make_model, edit, message):
     [
         (Steer("conv2", direction=[1.0] * 4, strength=1.0), r"only edits that replace or scale"),
         (
-            Ablate("conv2", units=[0], replacement=Recorded(torch.ones(1, 4, 5, 5))),
+            Ablate("conv2", units=[0], replacement=Donors(torch.ones(1, 4, 5, 5))),
             "differ from sample to sample",
         ),
         (Ablate("conv2", units=[0], replacement=[1.0]), "the site's 4 units; got 1"),

@@ -7,10 +7,9 @@ from torch import nn
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError
 from condec.edits import (
     Ablate,
+    Donors,
     Patch,
     Preserve,
-    Recorded,
-    Resample,
     edited,
     record_activation,
     unit_means,
@@ -43,7 +42,7 @@ class TestPreserveByDrawsContract(EditContract):
     repeats = False
 
     def make_edit(self, site):
-        return Preserve(site, units=[3], replacement=Resample(SOURCE, seed=1))
+        return Preserve(site, units=[3], replacement=Donors(SOURCE, seed=1))
 
 
 @pytest.mark.parametrize("site", ["block1", "block2:input", "head:input", "stem@positions"])
@@ -113,12 +112,12 @@ def test_edits_keep_a_copy_and_leave_the_caller_s_tensor_alone():
 
 def test_draws_are_rows_of_the_pool_and_the_same_for_every_batch():
     pool = torch.arange(40.0).view(8, 5)
-    edit = Ablate("x", units=range(5), replacement=Resample(pool, seed=4))
+    edit = Ablate("x", units=range(5), replacement=Donors(pool, seed=4))
     drawn = edit.apply(torch.zeros(100, 5))
     assert {row[0] for row in drawn.tolist()} == {float(5 * i) for i in range(8)}
     assert torch.equal(drawn - drawn[:, :1], torch.arange(5.0).expand(100, -1))
     assert torch.equal(edit.apply(torch.ones(100, 5)), drawn)
-    other = Ablate("x", units=range(5), replacement=Resample(pool, seed=5))
+    other = Ablate("x", units=range(5), replacement=Donors(pool, seed=5))
     assert not torch.equal(other.apply(torch.zeros(100, 5)), drawn)
 
 
@@ -162,10 +161,10 @@ def test_means_are_per_position_and_of_the_rows_and_label_asked_for(tmp_path):
         (lambda: Patch("x", source=SOURCE, units=[]), r"Patch\(x\): units is empty"),
         (lambda: Patch("x", source=SOURCE, direction=[0.0]), "direction has no length"),
         (lambda: Patch("x", source=None, units=[0]), "expected a tensor of activations.*NoneType"),
-        (lambda: Recorded(torch.ones(3)), r"Recorded: expected activations.*got shape \(3,\)"),
-        (lambda: Recorded(torch.ones(0, 3)), r"expected activations.*got shape \(0, 3\)"),
-        (lambda: Resample(torch.ones(2, 3, dtype=torch.int64)), "Resample: .*torch.int64"),
-        (lambda: Recorded(torch.full((2, 2), torch.nan)), "must be finite; the tensor holds NaN"),
+        (lambda: Donors(torch.ones(3)), r"Donors: expected activations.*got shape \(3,\)"),
+        (lambda: Donors(torch.ones(0, 3)), r"expected activations.*got shape \(0, 3\)"),
+        (lambda: Donors(torch.ones(2, 3, dtype=torch.int64)), "Donors: .*torch.int64"),
+        (lambda: Donors(torch.full((2, 2), torch.nan)), "must be finite; the tensor has NaN"),
     ],
 )
 def test_bad_sources(unchecked, make, message):

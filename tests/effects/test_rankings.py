@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from condec import effects
 from condec.attribution import ActGrad
 from condec.attribution.targets import Label
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError
-from condec.dictionary import NMF, PCA, TrainConfig
+from condec.dictionary import NMF, PCA, ThresholdSAE, fit
 from condec.effects import (
     LOG_ODDS,
     LOG_ODDS_NAMES,
@@ -325,7 +326,7 @@ def test_rankings_over_another_number_of_units_are_refused(store, scores):
         ranked_units(ByScores(scores=scores, name="mine"), 1, N_UNITS)
 
 
-def test_options_of_rankings_out_of_range(store):
+def test_options_of_rankings_out_of_range(store, unchecked):
     with pytest.raises(OptionError, match=r"ByUnit: score must be one of mean, .*; got 'least'"):
         ByUnit(store=store, site="hidden", rows=TRAINING, score="least")
     with pytest.raises(OptionError, match="sign concat has two entries for every unit"):
@@ -355,7 +356,7 @@ def test_an_only_label_is_compared_with_nothing(store):
 
 
 @pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
-def test_modes_of_log_odds_keep_the_held_out_rows(store, tmp_path):
+def test_modes_of_log_odds_keep_the_held_out_rows(store, tmp_path, monkeypatch):
     model, modes = Head(), modes_of(store)
     log_odds = collect_log_odds(model, tmp_path)
     h = X.double().requires_grad_()
@@ -372,7 +373,12 @@ def test_modes_of_log_odds_keep_the_held_out_rows(store, tmp_path):
     assert torch.equal(fitted.held_out, modes.held_out)
     assert (fitted.sign, fitted.store, len(fitted)) == ("sum", log_odds, 2)
     check_rankings([ByModeSum(modes=fitted)], modes)
+
     # A learner of parts that are not negative gives way to one that takes signs.
-    config = TrainConfig(epochs=1)
-    other = fit_signed(log_odds, modes, learner=NMF(n_modes=2), config=config, name="other")
-    assert (other.n_modes, other.name) == (2, "other")
+    seen = []
+    monkeypatch.setattr(
+        effects.log_odds, "fit", lambda learner, rows, **_: seen.append(learner) or fitted_report
+    )
+    fitted_report = fit(PCA(n_modes=2), log_odds.matrix("hidden", sign="sum"))
+    other = fit_signed(log_odds, modes, learner=NMF(n_modes=2), name="other")
+    assert (seen, other.name) == ([ThresholdSAE(2)], "other")

@@ -16,21 +16,12 @@ modes.
 from condec.edits.attention import CutAttention
 from condec.edits.baking import baked
 from condec.edits.base import Edit
-from condec.edits.choice import choose_units, count_units
 from condec.edits.context import edited
 from condec.edits.directions import Patch, Project, Steer
-from condec.edits.replacement import (
-    Donors,
-    Recorded,
-    Replacement,
-    Resample,
-    record_activation,
-    unit_means,
-)
-from condec.edits.units import Ablate, Preserve, Scale
+from condec.edits.replacement import Donors, Replacement, record_activation, unit_means
+from condec.edits.units import Ablate, Preserve, Scale, count_units
 
 __all__ = [
-    "Ablate", "CutAttention", "Donors", "Edit", "Patch", "Preserve", "Project", "Recorded",
-    "Replacement", "Resample", "Scale", "Steer", "baked", "choose_units", "count_units", "edited",
-    "record_activation", "unit_means",
+    "Ablate", "CutAttention", "Donors", "Edit", "Patch", "Preserve", "Project", "Replacement",
+    "Scale", "Steer", "baked", "count_units", "edited", "record_activation", "unit_means",
 ]  # fmt: skip

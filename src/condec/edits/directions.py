@@ -15,7 +15,7 @@ from torch import Tensor
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, SiteError
 from condec.edits.base import Edit, checked_units, mask_of, name_of, set_fields, set_site, units_at
-from condec.edits.replacement import Donors, Recorded
+from condec.edits.replacement import Donors, numbers_of
 from condec.network import Site
 
 Direction = tuple[float, ...]
@@ -147,7 +147,7 @@ class Patch(Edit):
     site : Site, or its text
     source : Tensor of shape [sample or 1, ...]
         What the site holds for the other inputs, as `record_activation` gives it: one for
-        every sample of the batch, or one for all. `Resample` draws from several.
+        every sample of the batch, or one for all. `Donors` with a seed are drawn.
     units, direction : sequence of int, Tensor of shape [unit]
         The units, or the direction whose component, to take over.
 
@@ -184,7 +184,7 @@ class Patch(Edit):
             )
         set_fields(
             self,
-            source=source if isinstance(source, Donors) else Recorded(source),
+            source=source if isinstance(source, Donors) else Donors(source),
             units=None if units is None else checked_units(who, units),
             direction=None if direction is None else checked_direction(who, direction),
         )
@@ -234,9 +234,8 @@ def along(
 
 def checked_direction(who: str, direction: Vector, name: str = "direction") -> Direction:
     """Return a direction as numbers; OptionError where it is no vector, zero, or not finite."""
-    given: Any = direction.tolist() if hasattr(direction, "tolist") else direction
     try:
-        found = tuple(float(entry) for entry in given)
+        found = numbers_of(direction)
     except (TypeError, ValueError) as error:
         shape = getattr(direction, "shape", None)
         raise OptionError(

@@ -1,7 +1,6 @@
 """Values that replace those of units: numbers, means over data, activations of other inputs."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat, final
@@ -17,31 +16,36 @@ from condec.network import Site, check_samples, find_sites, record, run_model
 from condec.store import Store
 
 
+@final
 @short_repr
 @dataclass(frozen=True, slots=True, eq=False)
-class Donors(ABC):
-    """Contract: activations of other inputs, [donor, ...], which replace those at a site.
+class Donors:
+    """Activations of other inputs, [donor, ...], which replace those at a site.
 
-    The tensor, as `record_activation` gives it, is copied; it is floating and finite.
+    The tensor, as `record_activation` gives it, is copied; it is floating and finite. A donor
+    stands in for each sample, or a single one for all; where an edit meets several versions of the
+    batch one after the other, each gets all donors. With a `seed`, for batches of any size, sample
+    i gets the i-th draw of the donors, with replacement, the same in every batch.
     """
 
     tensor: Activation
+    seed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        who, tensor = type(self).__name__, self.tensor
+        tensor = self.tensor
         if not isinstance(tensor, Tensor):
             raise OptionError(
-                f"{who}: expected a tensor of activations, as record_activation gives it; got "
+                "Donors: expected a tensor of activations, as record_activation gives it; got "
                 f"{type(tensor).__name__}"
             )
         if tensor.ndim < 2 or not len(tensor) or not tensor.is_floating_point():
             raise OptionError(
-                f"{who}: expected activations, floating and of shape [sample, ...]; got shape "
+                "Donors: expected activations, floating and of shape [sample, ...]; got shape "
                 f"{tuple(tensor.shape)}, {tensor.dtype}"
             )
         if not bool(tensor.isfinite().all()):
             raise OptionError(
-                f"{who}: activations must be finite; the tensor holds NaN or infinity"
+                "Donors: activations must be finite; the tensor holds NaN or infinity"
             )
         # A copy, so that what the caller does to the tensor later changes no edit.
         object.__setattr__(self, "tensor", tensor.detach().clone())
@@ -53,46 +57,19 @@ class Donors(ABC):
                 f"{who}: recorded values must be of the shape at the site, [sample, "
                 f"{', '.join(map(str, activation.shape[1:]))}]; got {tuple(self.tensor.shape)}"
             )
-        return self._taken(who, self.tensor.to(activation), len(activation))
-
-    @abstractmethod
-    def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
-        """Return the rows for a batch of so many samples."""
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Recorded(Donors):
-    """Activations of other inputs, sample by sample; a single one serves all samples.
-
-    Where an edit meets several versions of the batch one after the other, each gets all rows.
-    """
-
-    def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
+        donors, n_samples = self.tensor.to(activation), len(activation)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = torch.randint(len(donors), (n_samples,), generator=generator)
+            return donors[drawn.to(donors.device)]
         n_versions, rest = divmod(n_samples, len(donors))
         if len(donors) > 1 and (rest or not n_versions):
             raise SiteError(
                 f"{who}: there are recorded values of {len(donors)} samples, which stand in for "
                 "those samples, or for whole versions of them one after another; got "
-                f"{n_samples} samples. Record as many, or one for all, or use Resample"
+                f"{n_samples} samples. Record as many, or one for all, or give Donors a seed"
             )
         return donors.repeat(n_versions, *(1 for _ in donors.shape[1:]))
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Resample(Donors):
-    """Activations drawn, with replacement, from those of other inputs, for batches of any size.
-
-    Sample i of a batch gets the i-th draw of the `seed`, the same in every batch.
-    """
-
-    seed: int = field(default=0, kw_only=True)
-
-    def _taken(self, who: str, donors: Tensor, n_samples: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randint(len(donors), (n_samples,), generator=generator)
-        return donors[drawn.to(donors.device)]
 
 
 Replacement = SupportsFloat | Sequence[SupportsFloat] | Tensor | Donors
@@ -104,16 +81,9 @@ def checked_replacement(who: str, replacement: Replacement) -> float | tuple[flo
     if isinstance(replacement, Donors):
         return replacement
     if isinstance(replacement, Tensor) and replacement.ndim > 1:
-        return Recorded(replacement)
-    # Numbers and arrays of numpy have tolist as tensors do.
-    given: Any = replacement.tolist() if hasattr(replacement, "tolist") else replacement
-    is_one = isinstance(given, SupportsFloat)
+        return Donors(replacement)
     try:
-        numbers = [given] if is_one else list(given)
-        # float() would take text and truth values.
-        if any(isinstance(number, str | bytes | bool) for number in (given, *numbers)):
-            raise TypeError("text or truth values")
-        values = tuple(float(number) for number in numbers)
+        values = numbers_of(replacement)
     except (TypeError, ValueError) as error:
         raise OptionError(
             f"{who}: replacement must be a number, or one number for every unit of the site; got "
@@ -121,7 +91,19 @@ def checked_replacement(who: str, replacement: Replacement) -> float | tuple[flo
         ) from error
     if not values or not all(math.isfinite(value) for value in values):
         raise OptionError(f"{who}: replacement must be finite; got {list(values)[:5]}")
+    is_one = isinstance(replacement, SupportsFloat) and not getattr(replacement, "ndim", 0)
     return values[0] if is_one else values
+
+
+def numbers_of(values: Any) -> tuple[float, ...]:
+    """Return one number, or several, as floats; TypeError or ValueError where they are none."""
+    # Numbers and arrays of numpy have tolist as tensors do.
+    given = values.tolist() if hasattr(values, "tolist") else values
+    numbers = [given] if isinstance(given, SupportsFloat) else list(given)
+    # float() would take text and truth values.
+    if any(isinstance(number, str | bytes | bool) for number in (given, *numbers)):
+        raise TypeError("text or truth values")
+    return tuple(float(number) for number in numbers)
 
 
 def unit_means(

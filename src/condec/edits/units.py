@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,18 @@ from condec.basis.errors import OptionError
 from condec.edits.base import Edit, checked_units, mask_of, name_of, set_fields, set_site, units_at
 from condec.edits.replacement import Donors, Replacement, checked_replacement
 from condec.network import Site
+
+_ROUNDING: Final = 1e-9
+"""Sums of binary fractions miss by less than this: 100 x 0.29 is 28.999999999999996."""
+
+
+def count_units(n_units: int, fraction: float) -> int:
+    """Return how many units a fraction is: ``int(n_units * fraction)``, without rounding errors.
+
+    >>> count_units(100, 0.29), int(100 * 0.29)
+    (29, 28)
+    """
+    return math.floor(n_units * fraction + _ROUNDING)
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -72,8 +84,8 @@ class Ablate(Replacing):
     replacement : float, one float for every unit of the site, or whole activations
         In the unit of the activation. Numbers stand at every position: `unit_means` gives the mean
         over the data or over one label. A tensor of shape [sample or 1, ...], as
-        `record_activation` gives it, holds activations of other inputs (`Recorded`); `Resample`
-        draws from some. Values of units that stay are not used.
+        `record_activation` gives it, holds activations of other inputs (`Donors`, which can also
+        be drawn). Values of units that stay are not used.
 
     Raises
     ------

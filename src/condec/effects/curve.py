@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from condec.basis.errors import DataError
-from condec.edits import Recorded, count_units, record_activation, unit_means
+from condec.edits import Donors, count_units, record_activation, unit_means
 from condec.effects.choice import edits_of, nothing
 from condec.effects.measured import Measured, measure
 from condec.effects.rankings import Order
@@ -135,7 +135,7 @@ def _measured(
 
 def _with_donors(
     model: nn.Module, samples: HeldOut, modes: Modes, options: CurveOptions
-) -> Iterator[tuple[HeldOut, Recorded]]:
+) -> Iterator[tuple[HeldOut, Donors]]:
     """Yield batches of samples, each sample with the activation of another one."""
     number = len(samples)
     if number < 2:
@@ -148,7 +148,7 @@ def _with_donors(
         places = slice(start, start + options.batch_size)
         part = replace(samples, indices=samples.indices[places], labels=samples.labels[places])
         given = samples.inputs.batch([samples.indices[donor] for donor in donors[places]])
-        yield part, Recorded(record_activation(model, given, modes.site))
+        yield part, Donors(record_activation(model, given, modes.site))
 
 
 def draw_donors(n_samples: int, seed: int) -> list[int]:
