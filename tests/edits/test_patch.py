@@ -164,7 +164,7 @@ def test_means_are_per_position_and_of_the_rows_and_label_asked_for(tmp_path):
         (lambda: Donors(torch.ones(3)), r"Donors: expected activations.*got shape \(3,\)"),
         (lambda: Donors(torch.ones(0, 3)), r"expected activations.*got shape \(0, 3\)"),
         (lambda: Donors(torch.ones(2, 3, dtype=torch.int64)), "Donors: .*torch.int64"),
-        (lambda: Donors(torch.full((2, 2), torch.nan)), "must be finite; the tensor has NaN"),
+        (lambda: Donors(torch.full((2, 2), torch.nan)), "must be finite; the tensor holds NaN"),
     ],
 )
 def test_bad_sources(unchecked, make, message):
