@@ -178,7 +178,7 @@ def collect_twin(
         recorded = {"model": fingerprint(model), "twin": noted}
         return collect(drawn, inputs, sites, out=out, recorded=recorded, **options)
     recorded = {"data": inputs.fingerprint, "twin": twin.to_dict()}
-    labels = twin.shuffle(inputs.needed_labels(twin.name))
+    labels = twin.shuffle(inputs.needed_labels(f"the twin {twin.name}"))
     if of is not None and not twin.changes_numbers(options.get("target") or TopK()):
         _check_real(of, model, inputs, sites, options)
         return _copied(of, labels, Path(out), recorded)
