@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from condec.basis.errors import DataError, OptionError
 from condec.report import figures
-from condec.report.figures.style import ACTIVATION, CONTRIBUTION, NEGATIVE, POSITIVE
+from condec.report.figures import pixels
+from condec.report.figures.style import ACTIVATION, CONTRIBUTION, NEGATIVE, POSITIVE, RANKINGS
 
 SITES = [f"layer{i // 3 + 1}.{i % 3}" for i in range(9)]
 EDITS = ("ablate", "preserve")
@@ -75,7 +76,7 @@ def swept():
 
 MADE = {
     "pareto": lambda: figures.pareto_figure(swept()),
-    "statistics": lambda: figures.layer_statistics_figure(statistics()),
+    "statistics": lambda: figures.layer_statistics_figure(statistics(), "hoyer"),
     "completeness": lambda: figures.completeness_figure(
         {"layer1.0": torch.linspace(0.9, 1.1, 50), "layer2.0": torch.tensor([torch.nan])}
     ),
@@ -150,7 +151,7 @@ def words(figure):
 
 
 def test_statistics_draw_contributions_and_activations_in_their_colours():
-    figure = figures.layer_statistics_figure(statistics(), ("hoyer",))
+    figure = figures.layer_statistics_figure(statistics(), "hoyer")
     np.testing.assert_allclose(lines(figure, CONTRIBUTION)[0], np.linspace(0.3, 0.8, 9))
     np.testing.assert_allclose(lines(figure, ACTIVATION)[0], np.linspace(0.4, 0.1, 9))
     assert "contributions" in words(figure)
@@ -160,7 +161,7 @@ def test_statistics_draw_contributions_and_activations_in_their_colours():
 def test_names_at_line_ends_do_not_touch():
     table = statistics()
     table["hoyer_activation"] = table["hoyer_contribution"]
-    figure = figures.layer_statistics_figure(table, ("hoyer",))
+    figure = figures.layer_statistics_figure(table, "hoyer")
     named = {"contributions", "activations"}
     places = [t.xy[1] for t in figure.axes[0].texts if t.get_text() in named]
     assert len(places) == 2
@@ -178,7 +179,7 @@ def test_control_takes_means_over_labels_of_one_edit():
     table.loc[table["label"] == 0, "target_accuracy"] -= 0.1
     table.loc[table["edit"] == "preserve", "target_accuracy"] = 7.0
     figure = figures.control_figure(table, edit="ablate", replacement="zero")
-    drawn = lines(figure, figures.RANKINGS["modes"][1])
+    drawn = lines(figure, RANKINGS["modes"][1])
     np.testing.assert_allclose(drawn[0], 1 - 0.9 * np.array([0.05, 0.25, 0.75]) - 0.05)
     np.testing.assert_allclose(drawn[1], 1 - np.array([0.05, 0.25, 0.75]) / 10)
     bands = figure.axes[0].collections
@@ -226,10 +227,9 @@ def test_heatmap_orders_modes_by_their_best_label():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: figures.layer_statistics_figure(statistics(), ("hoier",)), OptionError, "hoier"),
-        (lambda: figures.layer_statistics_figure(statistics(), ()), OptionError, "got none"),
+        (lambda: figures.layer_statistics_figure(statistics(), "hoier"), OptionError, "hoier"),
         (
-            lambda: figures.layer_statistics_figure(statistics().iloc[:0]),
+            lambda: figures.layer_statistics_figure(statistics().iloc[:0], "hoyer"),
             DataError, "no such row",
         ),
         (lambda: figures.completeness_figure({}), DataError, "no site cuts the network"),
@@ -264,7 +264,7 @@ def near(pixel, colour):
 def test_overlay_shows_the_sign_in_full_colour_and_zero_as_the_faded_picture():
     picture = np.full((2, 2, 3), 100, np.uint8)
     values = np.array([[1.0, -1.0], [0.0, 5.0]])
-    drawn = figures.overlay(values, picture, scale=1.0)
+    drawn = pixels.overlay(values, picture, scale=1.0)
     assert near(drawn[0, 0], POSITIVE)
     assert near(drawn[0, 1], NEGATIVE)
     assert near(drawn[1, 1], POSITIVE)
@@ -275,14 +275,14 @@ def test_overlay_shows_the_sign_in_full_colour_and_zero_as_the_faded_picture():
 def test_overlay_brings_a_map_to_the_pictures_size():
     values = np.zeros((2, 2))
     values[0, 0] = 1.0
-    drawn = figures.overlay(values, np.zeros((8, 8, 3), np.uint8), scale=1.0)
+    drawn = pixels.overlay(values, np.zeros((8, 8, 3), np.uint8), scale=1.0)
     assert drawn.shape == (8, 8, 3)
     assert near(drawn[0, 0], POSITIVE)
 
 
 def test_lit_shows_the_picture_only_where_the_map_is_large():
     picture = np.zeros((1, 3, 3), np.uint8)
-    drawn = figures.lit(np.array([[0.0, 0.5, 3.0]]), picture, scale=1.0)
+    drawn = pixels.lit(np.array([[0.0, 0.5, 3.0]]), picture, scale=1.0)
     assert drawn[0, 2].tolist() == [0, 0, 0]
     assert drawn[0, 0, 0] > drawn[0, 1, 0] > 0
 
@@ -291,41 +291,20 @@ def test_lit_shows_the_picture_only_where_the_map_is_large():
 def test_small_pictures_show_signs_and_large_ones_are_lit(size):
     picture = np.full((size, size, 3), 90, np.uint8)
     values = [torch.randn(3, size, size), torch.randn(3, size, size)]
-    wanted = "signed" if size == 16 else "lit"
-    assert figures.display_for(picture) == wanted
+    assert figures.shows_signs(picture) == (size == 16)
     drawn = figures.draw_maps(values, picture)
-    for one, same in zip(drawn, figures.draw_maps(values, picture, display=wanted), strict=True):
-        np.testing.assert_array_equal(one, same)
     flat = [one.double().numpy().sum(0) for one in values]
-    if wanted == "signed":
-        expected = figures.overlay(flat[1], picture, scale=figures.map_scale(flat))
+    if size == 16:
+        expected = pixels.overlay(flat[1], picture, scale=pixels.map_scale(flat))
     else:
         sizes = [ndimage.gaussian_filter(np.abs(one), 1.0) for one in flat]
-        expected = figures.lit(sizes[1], picture, scale=figures.map_scale(sizes, 97.0))
+        expected = pixels.lit(sizes[1], picture, scale=pixels.map_scale(sizes, 97.0))
     np.testing.assert_array_equal(drawn[1], expected)
 
 
-def test_display_of_the_paper_and_of_nobody(unchecked):
-    picture, values = np.full((8, 8, 3), 90, np.uint8), torch.randn(3, 8, 8)
-    drawn = figures.draw_maps([values], picture, display="paper")[0]
-    np.testing.assert_array_equal(drawn, figures.paper_display(values.double().numpy(), picture))
-    with pytest.raises(OptionError, match="must be signed, lit or paper; got 'dark'"):
-        figures.draw_maps([values], picture, display="dark")
-
-
 def test_map_scale_of_nothing_is_one():
-    assert figures.map_scale([np.zeros((4, 4))]) == 1.0
-    assert figures.map_scale([np.ones((9, 9)), -3 * np.ones((9, 9))]) == pytest.approx(3.0)
-
-
-def test_paper_display_follows_its_recipe():
-    """Median filter of 4, mean over colours, 0 ... 1, times 7, cut off, times the picture."""
-    rng = np.random.default_rng(0)
-    total, picture = rng.normal(size=(3, 9, 9)), rng.integers(0, 255, (9, 9, 3), np.uint8)
-    light = sum(ndimage.median_filter(np.abs(total[c]), 4) for c in range(3)) / 3
-    light = (light - light.min()) / (light.max() - light.min())
-    expected = np.rint(picture * np.minimum(7 * light, 1)[..., None])
-    np.testing.assert_array_equal(figures.paper_display(total, picture), expected)
+    assert pixels.map_scale([np.zeros((4, 4))]) == 1.0
+    assert pixels.map_scale([np.ones((9, 9)), -3 * np.ones((9, 9))]) == pytest.approx(3.0)
 
 
 # --- twins --------------------------------------------------------------------------------
@@ -333,10 +312,8 @@ def test_paper_display_follows_its_recipe():
 
 def test_twins_are_dashed_lines_with_names():
     twin = statistics().sample(frac=1, random_state=0).assign(hoyer_contribution=0.25)
-    plain = figures.layer_statistics_figure(statistics(), ("hoyer",))
-    figure = figures.layer_statistics_figure(
-        statistics(), ("hoyer",), twins={"random weights": twin}
-    )
+    plain = figures.layer_statistics_figure(statistics(), "hoyer")
+    figure = figures.layer_statistics_figure(statistics(), "hoyer", twins={"random weights": twin})
     assert len(lines(plain, CONTRIBUTION)) == 1
     solid, dashed = (line for line in figure.axes[0].lines if line.get_color() == CONTRIBUTION)
     assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
@@ -352,7 +329,7 @@ def test_twins_are_dashed_lines_with_names():
 
 def test_the_one_line_of_the_sign_correlation_has_a_name_beside_a_twin():
     def names(**options):
-        figure = figures.layer_statistics_figure(statistics(), ("sign_correlation",), **options)
+        figure = figures.layer_statistics_figure(statistics(), "sign_correlation", **options)
         return {text.get_text() for text in figure.axes[0].texts}
 
     assert {"this network", "random weights"} <= names(twins={"random weights": statistics()})
@@ -361,7 +338,7 @@ def test_the_one_line_of_the_sign_correlation_has_a_name_beside_a_twin():
 
 def test_sites_that_a_twin_lacks_are_gaps():
     figure = figures.layer_statistics_figure(
-        statistics(), ("hoyer",), twins={"random weights": statistics()[:4]}
+        statistics(), "hoyer", twins={"random weights": statistics()[:4]}
     )
     assert np.isfinite(lines(figure, CONTRIBUTION)[1]).tolist() == [True] * 4 + [False] * 5
 

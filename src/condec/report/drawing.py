@@ -135,7 +135,7 @@ def charts_of_run(run: RunPart) -> Iterator[Chart]:
     if run.statistics is not None:
         twins = {twin_words(t.twin): t.statistics for t in run.twins if t.statistics is not None}
         for one in STATISTICS:
-            figure = figures.layer_statistics_figure(run.statistics, (one.name,), twins=twins)
+            figure = figures.layer_statistics_figure(run.statistics, one.name, twins=twins)
             yield Chart("statistics", one.name, figure)
     complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}
     if complete:

@@ -22,16 +22,7 @@ from condec.report.figures.dictionaries import (
     training_history_figure,
 )
 from condec.report.figures.pareto import pareto_figure
-from condec.report.figures.pixels import (
-    display_for,
-    draw_maps,
-    lit,
-    map_scale,
-    mode_map_figure,
-    overlay,
-    paper_display,
-    smoothing,
-)
+from condec.report.figures.pixels import draw_maps, mode_map_figure, shows_signs, smoothing
 from condec.report.figures.side_effects import (
     control_matrix_figure,
     interactions_figure,
@@ -39,13 +30,12 @@ from condec.report.figures.side_effects import (
     superclass_figure,
 )
 from condec.report.figures.sites import completeness_figure, layer_statistics_figure
-from condec.report.figures.style import NEGATIVE, POSITIVE, RANKINGS, rankings_in, save_figure
+from condec.report.figures.style import rankings_in, save_figure
 
 __all__ = [
-    "NEGATIVE", "POSITIVE", "RANKINGS", "auc_figure", "completeness_figure", "control_figure",
-    "control_matrix_figure", "correlation_heatmap_figure", "correlation_histogram_figure",
-    "density_figure", "display_for", "draw_maps", "interactions_figure",
-    "layer_statistics_figure", "lit", "map_scale", "mode_map_figure", "overlay", "paper_display",
-    "pareto_figure", "rankings_in", "save_figure", "smoothing", "stability_figure",
+    "auc_figure", "completeness_figure", "control_figure", "control_matrix_figure",
+    "correlation_heatmap_figure", "correlation_histogram_figure", "density_figure", "draw_maps",
+    "interactions_figure", "layer_statistics_figure", "mode_map_figure", "pareto_figure",
+    "rankings_in", "save_figure", "shows_signs", "smoothing", "stability_figure",
     "steering_figure", "superclass_figure", "training_history_figure",
 ]  # fmt: skip

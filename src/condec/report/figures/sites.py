@@ -1,6 +1,7 @@
 """Figures over the sites of a network: statistics of layers, and completeness."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import cycle
 from typing import Final
 
 import numpy as np
@@ -8,9 +9,10 @@ import pandas
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from condec.basis.errors import DataError, OptionError
+from condec.basis.checks import one_of
+from condec.basis.errors import DataError
 from condec.report.figures import style
-from condec.report.figures.style import ACTIVATION, CONTRIBUTION, chart, panels, styled, title
+from condec.report.figures.style import ACTIVATION, CONTRIBUTION, chart
 from condec.store import STATISTICS
 
 _QUANTITIES: Final = {one.name: one for one in STATISTICS}
@@ -20,50 +22,42 @@ _DASHES: Final = ((3.0, 2.0), (1.2, 1.6), (5.0, 1.5, 1.2, 1.5))
 
 def layer_statistics_figure(
     statistics: pandas.DataFrame,
-    quantities: Sequence[str] = tuple(_QUANTITIES),
+    quantity: str,
     *,
     twins: Mapping[str, pandas.DataFrame] | None = None,
 ) -> Figure:
-    """Draw statistics of contributions and activations over sites (Melander et al. 2026, fig. 3).
+    """Draw a statistic of contributions and activations over sites (Melander et al. 2026, fig. 3).
 
-    `statistics` are from `layer_statistics`; every quantity, a name of `condec.store.STATISTICS`,
-    has a panel, and another name is an OptionError. `twins` are the same statistics of twins, by
-    the name that stands at their dashed lines.
+    `statistics` are from `layer_statistics`; the quantity is a name of `condec.store.STATISTICS`,
+    and another is an OptionError. `twins` are the same statistics of twins, by the name that stands
+    at their dashed lines.
     """
-    unknown = [name for name in quantities if name not in _QUANTITIES]
-    if unknown or not quantities:
-        raise OptionError(
-            f"layer_statistics_figure: expected quantities of {', '.join(_QUANTITIES)}; got "
-            f"{', '.join(unknown) or 'none'}"
-        )
+    one_of("layer_statistics_figure", "quantity", quantity, tuple(_QUANTITIES))
     style.not_empty(statistics, "layer_statistics_figure")
-    sites = [str(site) for site in statistics["site"]]
+    sites, drawn, ends = [str(site) for site in statistics["site"]], _QUANTITIES[quantity], []
     tables = {name: table.set_index("site").reindex(sites) for name, table in (twins or {}).items()}
-    with styled():
-        figure, axes = panels(len(quantities), height=2.9)
-        for axis, name in zip(axes, quantities, strict=True):
-            title(axis, _QUANTITIES[name].title, _QUANTITIES[name].axis)
-            lines = [
-                ("activations", ACTIVATION, f"{name}_activation"),
-                ("contributions", CONTRIBUTION, f"{name}_contribution"),
-            ]
-            if alone := len(_QUANTITIES[name].of) == 1:
-                lines = [("this network" if tables else "", CONTRIBUTION, name)]
-                axis.axhline(0, color=style.RULE, linewidth=0.9, zorder=0)
-            ends = []
-            for text, colour, column in lines:
-                axis.plot(statistics[column].to_numpy(), "o-", color=colour, markersize=4)
-                ends.append((float(statistics[column].iloc[-1]), text, colour))
-                for number, (twin, table) in enumerate(tables.items()):
-                    axis.plot(
-                        table[column].to_numpy(), color=colour, linewidth=1.3, zorder=1.9,
-                        linestyle=(0, _DASHES[number % len(_DASHES)]), dash_capstyle="butt",
-                    )  # fmt: skip
-                    ends.append((float(table[column].iloc[-1]), twin, colour))
-            if not alone:
-                axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-            style.name_lines(axis, ends)
-            style.site_axis(axis, sites)
+    lines = [
+        ("activations", ACTIVATION, f"{quantity}_activation"),
+        ("contributions", CONTRIBUTION, f"{quantity}_contribution"),
+    ]
+    if alone := len(drawn.of) == 1:
+        lines = [("this network" if tables else "", CONTRIBUTION, quantity)]
+    with chart(drawn.title, drawn.axis, height=2.9) as (figure, axis):
+        if alone:
+            axis.axhline(0, color=style.RULE, linewidth=0.9, zorder=0)
+        for text, colour, column in lines:
+            axis.plot(statistics[column].to_numpy(), "o-", color=colour, markersize=4)
+            ends.append((float(statistics[column].iloc[-1]), text, colour))
+            for (twin, table), dashes in zip(tables.items(), cycle(_DASHES)):
+                axis.plot(
+                    table[column].to_numpy(), color=colour, linewidth=1.3, zorder=1.9,
+                    linestyle=(0, dashes), dash_capstyle="butt",
+                )  # fmt: skip
+                ends.append((float(table[column].iloc[-1]), twin, colour))
+        if not alone:
+            axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
+        style.name_lines(axis, ends)
+        style.site_axis(axis, sites)
     return figure
 
 
