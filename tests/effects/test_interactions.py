@@ -101,11 +101,11 @@ def test_figure(chain):
     row = of_logits(table, 1).iloc[0]
     assert values[0, 0] == pytest.approx(row["single_a"])
     assert values[1, 0] == pytest.approx(row["interaction"])
-    assert figures.interactions_figure(table, quantity="probability").axes[0].images
+    assert figures.interactions_figure(table).axes[0].images
     few = mode_interactions(*chain, fraction=2 / 6, pairs=[(10, 11), (11, 12)])
     grey = figures.interactions_figure(few, label=1).axes[0].images[1].get_array()
     assert (~grey.mask).nonzero() == (2, 0)  # the one pair that was not measured
-    with pytest.raises(DataError, match="interactions_figure: label 9, quantity 'logit'"):
+    with pytest.raises(DataError, match="interactions_figure: label 9: the table"):
         figures.interactions_figure(table, label=9)
 
 

@@ -203,7 +203,7 @@ def test_the_band_of_a_single_label_is_that_of_its_images():
 def test_rankings_without_a_known_name_are_drawn_as_well():
     table = curve()
     table.loc[table["ranking"] == "random", "ranking"] = "my_order"
-    names = figures.rankings_in(table)
+    names = figures.rankings_in(table["ranking"])
     assert list(names) == ["modes", "mean_contribution", "my_order"]
     assert names["my_order"][0] == "my order"
     figure = figures.control_figure(table, edit="ablate", replacement="zero")

@@ -25,7 +25,7 @@ from condec.report import build_report, facts, figures, sentences, tables, words
 from condec.report.build import write_pages
 from condec.report.cards import stems
 from condec.report.reading import read_run
-from condec.report.tables import Line, table
+from condec.report.tables import Line
 from condec.store import RunFolder
 from condec.store.collection import collect
 from condec.store.statistics import layer_statistics
@@ -85,8 +85,8 @@ def shown(file: Path) -> str:
 
 def cells(columns, *rows) -> list[dict[str, str]]:
     """The texts of a table by the heads of its columns, row by row."""
-    made = table(columns, rows)
-    return [{column.name: str(column.text(row)) for column in made.columns} for row in made.rows]
+    stand = tables.shown(columns, rows)
+    return [{column.name: str(column.text(row)) for column in stand} for row in rows]
 
 
 @pytest.fixture
@@ -400,10 +400,8 @@ def test_dead_modes_are_those_of_held_out_rows(run):
 def test_numbers_stand_side_by_side(run):
     (part,) = run.sites[1].parts
     metrics, found = part.dictionary.training.metrics, {}
-    columns = tables.number_table(part).columns
-    for row in tables.NUMBERS:
-        name, train, held_out, _ = (str(column.text(row)) for column in columns)
-        found[name] = (train, held_out)
+    for row in tables.number_rows(part):
+        found[row["name"]] = (row["train"], row["held_out"])
     for name, key, digits in (
         ("Inputs", "n_rows", 0),
         ("Cosine", "cosine", 3),
@@ -418,10 +416,10 @@ def test_numbers_stand_side_by_side(run):
         assert found[name] == values, name
     assert len(found) == 13
     (fitted,) = without_held_out(run, 2).sites[1].parts
-    lines = cells(tables.number_table(fitted).columns, *tables.NUMBERS)
+    lines = cells(tables.NUMBERS, *tables.number_rows(fitted))
     assert {line["Held out"] for line in lines} == {"\N{EN DASH}"}
     blank = replace(fitted.dictionary, training=None)
-    assert tables.number_table(replace(fitted, dictionary=blank)) is None
+    assert list(tables.number_rows(replace(fitted, dictionary=blank))) == []
 
 
 def rivals_of(run, **r2):
@@ -438,8 +436,7 @@ def test_rivals_that_do_as_well_are_named(run):
     (part,) = equal.sites[0].parts
     (line,) = cells(tables.CHANCE, *tables.lines(equal))
     assert line["Rivals that do as well"] == "PCA (R\N{SUPERSCRIPT TWO})"
-    found = tables.rival_table(part)
-    rows = cells(found.columns, *found.rows)
+    rows = cells(tables.RIVALS, *tables.rival_rows(part))
     assert [row[""] for row in rows] == ["", "", "does as well in R\N{SUPERSCRIPT TWO}"]
     names = [row["Held out"].partition(" <")[0] for row in rows]
     assert names == ["this dictionary", "shuffled units", "PCA"]

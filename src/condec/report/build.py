@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import jinja2
+import tomli_w
 
 from condec.basis import registry
 from condec.basis.files import writing
@@ -97,7 +98,7 @@ def _environment(*folders: Path) -> jinja2.Environment:
     # Templates ask for what they show: a new table or sentence is one line there.
     for module in (cards, drawing, facts, figures, sentences, tables, words):
         environment.globals[module.__name__.rpartition(".")[2]] = module
-    for text in (words.fixed, words.percent, words.count, words.breakable):
+    for text in (words.fixed, words.percent, words.count, words.breakable, words.twin_words):
         environment.filters[text.__name__] = text
-    environment.filters["url"] = quote
+    environment.filters |= {"url": quote, "toml": tomli_w.dumps}
     return environment

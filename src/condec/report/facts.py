@@ -1,22 +1,12 @@
-"""The run in a few numbers, and what it was made with."""
+"""The run in a few numbers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-import tomli_w
 import torch
 
-from condec.report import words
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import count, fixed, percent
-
-_RECIPE: Final = {
-    "model": "Fingerprint of the model", "data": "Fingerprint of the data", "n_samples": "Inputs",
-    "sites": "Sites", "reduction": "Reduction", "batch_size": "Batch size",
-    "condec": "Version of condec",
-}  # fmt: skip
-"""Entries of a store's recipe that need another name."""
 
 
 @dataclass(frozen=True)
@@ -84,35 +74,3 @@ def title(run: RunPart) -> str:
     model = str(run.plan.get("model", {}).get("spec", "")) or str(run.store.recipe.get("model", ""))
     data = str(run.plan.get("data", {}).get("source", ""))
     return given or " on ".join(part for part in (model, data) if part) or run.folder.path.name
-
-
-def lede(run: RunPart) -> str:
-    """Say in one sentence what was done."""
-    made, number = run.store.recipe, len(run.sites)
-    target = words.target_words(made.get("target", {}))
-    method = words.method_words(made.get("method", {}))
-    return (
-        f"Contributions of hidden units at {number} {'site' if number == 1 else 'sites'} to "
-        f"{target}, by {method}, for {count(len(run.store))} inputs, decomposed into modes."
-    )
-
-
-def plan(run: RunPart) -> str:
-    """Return the plan of the run as TOML."""
-    return tomli_w.dumps(dict(run.plan))
-
-
-def recipe(run: RunPart) -> Iterator[tuple[str, str]]:
-    """Give what the contributions were made with, line by line: name and value."""
-    made = dict(run.store.recipe)
-    for name, section, key in (("Model", "model", "spec"), ("Data", "data", "source")):
-        value = run.plan.get(section, {}).get(key)
-        if value:
-            yield name, str(value)
-    yield "Method", words.method_words(made.pop("method", {}))
-    yield "Target", words.target_words(made.pop("target", {}))
-    if "compute" in made:
-        yield "Computed in", words.compute_words(made.pop("compute"))
-    yield from ((_RECIPE.get(key, key), words.plain(value)) for key, value in made.items())
-    if run.twins:
-        yield "Twins", "; ".join(words.twin_words(twin.twin) for twin in run.twins)

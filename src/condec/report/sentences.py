@@ -33,10 +33,8 @@ _OF_MODES: Final = (
 )  # fmt: skip
 """Rankings that come from a dictionary, which must beat all others."""
 _VERDICTS: Final = {
-    "better": "more selective than",
-    "equal": "not told apart from",
-    "worse": "less selective than",
-}
+    "better": "more selective than", "equal": "not told apart from", "worse": "less selective than",
+}  # fmt: skip
 _STEERED: Final = {
     "activation": "the mode (how activations go with its loading)",
     "atom": "its atom",
@@ -44,6 +42,10 @@ _STEERED: Final = {
     "random_mode": "other modes",
     "random": "random directions",
 }
+_NO_RIVAL: Final = (
+    "No rival does as well on held-out inputs, neither in R\N{SUPERSCRIPT TWO} nor in how well "
+    "modes single out labels."
+)
 _MOST_PAIRS: Final = 3
 
 
@@ -120,11 +122,9 @@ def _trend(row: Mapping[Hashable, Any], twin: str) -> str:
         "has no trend" if abs(trend) < TREND else "rises" if trend > 0 else "falls"
         for trend in (row["trend"], row["twin_trend"])
     )
-    with_twin = f"; with {twin} it {other}"
+    with_twin = f", nor with {twin}" if own == other else f"; with {twin} it {other}"
     if row["shared"]:
         with_twin = f", and with {twin} as well: by itself no sign of training"
-    elif own == other:
-        with_twin = f", nor with {twin}"
     return (
         f"{subject[0].upper()}{subject[1:]} {own} along the network{with_twin}. It is above that "
         f"of {twin} at {row['above']} of {row['sites']} sites."
@@ -144,11 +144,7 @@ def about_dictionary(run: RunPart, part: DictionaryPart) -> Iterator[str]:
         )
     rivals, stability = part.table("rivals"), part.table("stability")
     if rivals is not None:
-        none = (
-            "No rival does as well on held-out inputs, neither in R\N{SUPERSCRIPT TWO} nor in how "
-            "well modes single out labels."
-        )
-        yield from rival_words(rivals) or (none,)
+        yield from rival_words(rivals) or (_NO_RIVAL,)
     if stability is not None and stability["seed_cosine"].isna().all():
         yield "Stability was measured, but every mode is dead."
     elif stability is not None:
@@ -169,10 +165,8 @@ def about_chance(run: RunPart, part: DictionaryPart) -> Iterator[str]:
     shuffled = run.shuffled_best(part)
     if shuffled is None:
         return
-    middle, by_chance = (
-        fixed(float(values.double().nanquantile(0.5)))
-        for values in (part.correlation.max(1).values, shuffled)
-    )
+    both = (part.correlation.max(1).values, shuffled)
+    middle, by_chance = (fixed(values.double().nanquantile(0.5)) for values in both)
     yield (
         f"The median mode correlates by {middle} with the label that fits it best; when the labels "
         f"are shuffled, by {by_chance}: so much comes by chance. Both on training rows."
@@ -187,8 +181,7 @@ def about_curves(part: DictionaryPart) -> Iterator[str]:
     compared = part.table("control_comparison")
     if compared is None:
         return
-    named = rankings_in(compared[["ranking"]])
-    named |= rankings_in(compared[["against"]].set_axis(["ranking"], axis=1))
+    named = rankings_in(pandas.concat([compared["ranking"], compared["against"]]))
     leading = leading_ranking(compared)
     rows = compared[(compared["ranking"] == leading) & (compared["verdict"] != "undefined")]
     rows = rows[~rows["against"].isin(_OF_MODES)]
@@ -204,9 +197,9 @@ def about_curves(part: DictionaryPart) -> Iterator[str]:
         free = some[~some["against"].isin(_WITHOUT_LABEL)]["verdict"]
         does = "does better" if (free == "worse").any() else "does as well"
         end = "" if (free == "better").all() else f" So a ranking without a dictionary {does} here."
+        verb = "ablated" if edit == "ablate" else "preserved"
         yield (
-            f"Units {'ablated' if edit == 'ablate' else 'preserved'} by "
-            f"{named[leading][0] if leading in named else leading} (replaced by "
+            f"Units {verb} by {named[leading][0]} (replaced by "
             f"{str(replacement).replace('_', ' ')}) are {'; '.join(beaten)}.{end}"
         )
 

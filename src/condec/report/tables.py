@@ -1,8 +1,8 @@
 """Tables of the report. A column is one entry: its head, its text for a row, what it means."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -23,7 +23,7 @@ STABLE: Final = 0.9
 """Least cosine, over seeds and over halves, of a mode that is called stable."""
 R2: Final = "R\N{SUPERSCRIPT TWO}"
 MEASURES: Final = {"r2": R2, "label_correlation": "label correlation"}
-RIVALS: Final = {
+_NAMES: Final = {
     "dictionary": ("this dictionary", ""),
     "frozen_decoder": ("random atoms", "only the encoder was trained"),
     "frozen_encoder": ("random encoder", "only the atoms were trained"),
@@ -41,30 +41,20 @@ _REPLACEMENTS: Final = ("zero", "mean", "class_mean", "resample")
 class Column:
     """One column of a table.
 
-    `name` is its head, and `title` shows when the mouse rests on it; `text` writes a row's cell
-    (Markup stays as it is), and `shown` tells from all rows whether the column stands in the
-    table, by default always.
+    `name` is its head, `title` shows when the mouse rests on it, `text` writes a row's cell (Markup
+    stays as it is), and `shown` tells from all rows whether the column stands in the table.
     """
 
     name: str
     text: Callable[[Any], str]
     title: str = ""
     kind: Literal["number", "head", "word", "note"] = "number"
-    shown: Callable[[Sequence[Any]], bool] | None = None
+    shown: Callable[[Sequence[Any]], bool] = lambda _: True
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows, as the template takes them."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Any]
-    sortable: bool = True
-
-
-def table(columns: Sequence[Column], rows: Sequence[Any], *, sortable: bool = True) -> Table:
+def shown(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
     """Choose the columns that stand in a table of these rows."""
-    return Table([c for c in columns if c.shown is None or c.shown(rows)], rows, sortable)
+    return [column for column in columns if column.shown(rows)]
 
 
 def pair(text: str, other: str) -> Markup:
@@ -90,10 +80,6 @@ def lines(run: RunPart) -> list[Line]:
 
 def _of(text: Callable[[DictionaryPart], str]) -> Callable[[Line], str]:
     return lambda line: DASH if line.part is None else text(line.part)
-
-
-def _several(rows: Sequence[Line]) -> bool:
-    return len({line.part.name for line in rows if line.part is not None}) > 1
 
 
 def _link(line: Line, anchor: str = "") -> Markup:
@@ -139,7 +125,10 @@ def leading_ranking(rankings: pandas.DataFrame) -> str:
     return next((name for name in LEADING if name in present), "modes")
 
 
-_LEARNER: Final = Column("Learner", _of(lambda p: p.name), kind="word", shown=_several)
+_LEARNER: Final = Column(
+    "Learner", _of(lambda p: p.name), kind="word",
+    shown=lambda rows: len({line.part.name for line in rows if line.part is not None}) > 1,
+)  # fmt: skip
 SITES: Final = (
     Column("Site", _link, kind="head"),
     _LEARNER,
@@ -192,7 +181,7 @@ def checked(run: RunPart) -> bool:
 
 def rivals_in_words(part: DictionaryPart) -> str:
     """List rivals that do as well; "none" if none does, empty if there are none."""
-    found = [f"{RIVALS[rival][0]} ({what})" for rival, what in as_good(part).items()]
+    found = [f"{_NAMES[rival][0]} ({what})" for rival, what in as_good(part).items()]
     return "" if part.table("rivals") is None else ", ".join(found) or "none"
 
 
@@ -216,12 +205,17 @@ CHANCE: Final = (
 """The table of dictionaries, and whether they can be believed."""
 
 
-def _number(name: str, key: str, digits: int, title: str = "") -> Column:
-    return Column(name, lambda row: fixed(row.get(key), digits), title)
+def _number(name: str, key: str, digits: int, title: str = "", *, optional: bool = False) -> Column:
+    """Return a column of numbers; an optional one stands where some row has one."""
+
+    def known(rows: Sequence[Mapping[str, Any]]) -> bool:
+        return not optional or any(row[key] == row[key] for row in rows)
+
+    return Column(name, lambda row: fixed(row.get(key), digits), title, shown=known)
 
 
-_RIVALS: Final = (
-    Column("Held out", lambda row: pair(*RIVALS[row["rival"]]), kind="head"),
+RIVALS: Final = (
+    Column("Held out", lambda row: pair(*_NAMES[row["rival"]]), kind="head"),
     _number(R2, "r2", 3),
     _number(f"{R2}, grand mean", "r2_grand", 3),
     _number("Cosine", "cosine", 3),
@@ -231,18 +225,18 @@ _RIVALS: Final = (
             "of every label's best mode, chosen on training rows; mean over labels"),
     Column("", lambda row: f"does as well in {row['equal']}" if row["equal"] else "", kind="word"),
 )  # fmt: skip
+"""The table of a dictionary and its rivals."""
 
 
-def rival_table(part: DictionaryPart) -> Table | None:
-    """Return the table of a dictionary's rivals; None where there are none."""
+def rival_rows(part: DictionaryPart) -> list[dict[Hashable, Any]]:
+    """Give a dictionary and its rivals; `equal` says in what one does as well."""
     found = part.table("rivals")
     if found is None:
-        return None
-    rows = found.assign(equal=found["rival"].map(as_good(part)).fillna("")).to_dict("records")
-    return table(_RIVALS, rows, sortable=False)
+        return []
+    return found.assign(equal=found["rival"].map(as_good(part)).fillna("")).to_dict("records")
 
 
-NUMBERS: Final = (
+_NUMBERS: Final = (
     ("Inputs", "n_rows", 0, ""),
     (R2, "r2", 3, "share of the variance within units explained"),
     (f"{R2}, grand mean", "r2_grand", 3, "the paper's: one mean for all entries"),
@@ -258,45 +252,44 @@ NUMBERS: Final = (
     ("Effective rank", "effective_rank", 1, "directions that the modes in use span"),
 )
 """Numbers of a dictionary: name, field of its record, digits, what it says."""
+NUMBERS: Final = (
+    Column("", lambda row: row["name"], kind="head"),
+    Column("Training", lambda row: row["train"]),
+    Column("Held out", lambda row: row["held_out"]),
+    Column("", lambda row: row["note"], kind="note"),
+)
+"""The table of a dictionary's numbers."""
 
 
-def number_table(part: DictionaryPart) -> Table | None:
-    """Return the numbers of a dictionary on training and held-out rows, side by side."""
+def number_rows(part: DictionaryPart) -> Iterator[dict[str, str]]:
+    """Give the numbers of a dictionary on training and held-out rows, side by side."""
     training, n_modes = part.dictionary.training, part.dictionary.n_modes
     if training is None:
-        return None
-
-    def text(split: str, key: str, digits: int) -> str:
-        of = training.metrics.get(split)
-        if of is None:
-            return DASH
-        if key == "dead":
-            return percent(1 - of.n_alive / n_modes)
-        return fixed(getattr(of, key), digits) if digits else count(getattr(of, key))
-
-    columns = (
-        Column("", lambda row: row[0], kind="head"),
-        Column("Training", lambda row: text("train", *row[1:3])),
-        Column("Held out", lambda row: text("held_out", *row[1:3])),
-        Column("", lambda row: row[3].format(n_modes=count(n_modes)), kind="note"),
-    )
-    return table(columns, NUMBERS, sortable=False)
+        return
+    for name, key, digits, note in _NUMBERS:
+        texts = dict.fromkeys(SPLITS, DASH)
+        for split, of in training.metrics.items():
+            if key == "dead":
+                texts[split] = percent(1 - of.n_alive / n_modes)
+            else:
+                value = getattr(of, key)
+                texts[split] = fixed(value, digits) if digits else count(value)
+        yield {"name": name, **texts, "note": note.format(n_modes=count(n_modes))}
 
 
 # --- modes --------------------------------------------------------------------------------
 
 
-def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[str, Any]]:
+def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     """List all modes in figures, the most correlated with a label first.
 
-    `row` is that of `Modes.atoms`, `id` the number in the dictionary. `label` is the best one on
-    training rows; `train` and `held_out` are correlations with it, empty and NaN without labels.
-    `use` and `held_out_use` are shares of inputs whose loading is not 0, `seeds` and `halves`
-    cosines with partners in other fits, NaN where that was not measured.
+    `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
+    best on training rows, empty and NaN without labels. `use` and `held_out_use` are shares of
+    inputs, `seeds` and `halves` cosines with partners in other fits, NaN if not measured.
     """
     modes, stability = part.modes, part.table("stability")
     rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
-    rows["label"], rows["train"], rows["held_out"] = "", math.nan, math.nan
+    rows = rows.assign(label="", train=math.nan, held_out=math.nan, seeds=math.nan, halves=math.nan)
     if part.has_labels:
         best, held_out = part.best
         rows["label"] = [run.label(label) for label in best.tolist()]
@@ -304,23 +297,14 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[str, Any]]:
         rows["held_out"] = held_out.tolist()
     rows["use"] = part.density("train").tolist()
     rows["held_out_use"] = part.density("held_out").tolist()
-    units = (strongest_units(modes, row)[:3].tolist() for row in range(len(modes)))
-    rows["units"] = [", ".join(map(str, some)) for some in units]
+    rows["units"] = [
+        ", ".join(map(str, strongest_units(modes, row)[:3].tolist())) for row in rows["row"]
+    ]
     for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
-        known = {} if stability is None else stability.set_index("mode")[column].to_dict()
-        rows[name] = [known.get(mode, math.nan) for mode in rows["id"]]
+        if stability is not None:
+            rows[name] = rows["id"].map(stability.set_index("mode")[column])
     by = "train" if part.has_labels else "use"
-    ordered = rows.sort_values(by, ascending=False, kind="stable")
-    return [{str(k): v for k, v in row.items()} for row in ordered.to_dict("records")]
-
-
-def _stable(name: str, key: str, title: str) -> Column:
-    """Return a column that stands only where stability was measured."""
-
-    def known(rows: Sequence[Mapping[str, Any]]) -> bool:
-        return any(row[key] == row[key] for row in rows)
-
-    return replace(_number(name, key, 2, title), shown=known)
+    return rows.sort_values(by, ascending=False, kind="stable").to_dict("records")
 
 
 MODES: Final = (
@@ -330,8 +314,10 @@ MODES: Final = (
     _number("Held out", "held_out", 2),
     Column("Use", lambda row: percent(row["use"], 1)),
     Column("Use, held out", lambda row: percent(row["held_out_use"], 1)),
-    _stable("Seeds", "seeds", "mean cosine with its partners in fits of other seeds"),
-    _stable("Halves", "halves", "the same in fits of either half of the inputs"),
+    _number(
+        "Seeds", "seeds", 2, "mean cosine with its partners in fits of other seeds", optional=True
+    ),
+    _number("Halves", "halves", 2, "the same in fits of either half of the inputs", optional=True),
     Column("Strongest units", lambda row: row["units"], kind="word"),
 )
 """The table of a dictionary's modes."""
@@ -355,20 +341,18 @@ STATISTICS: Final = (
 """The table of `layer_statistics`."""
 
 
-def statistics(run: RunPart) -> Iterator[tuple[str, Table]]:
-    """Give the statistics of the network and of its twins, with the words of the twin."""
+def statistics(run: RunPart) -> list[tuple[str, list[dict[Hashable, Any]]]]:
+    """List the statistics of the network and of its twins, with the words of the twin."""
     twins = [(twin_words(twin.twin), twin.statistics) for twin in run.twins]
-    for name, found in (("", run.statistics), *twins):
-        if found is not None:
-            yield name, table(STATISTICS, found.to_dict("records"))
+    tables = (("", run.statistics), *twins)
+    return [(name, found.to_dict("records")) for name, found in tables if found is not None]
 
 
 def curve_rows(part: DictionaryPart) -> Iterator[dict[str, Any]]:
     """Give all rankings of a dictionary's control curves, in the order of their names.
 
-    `of` are the summaries of their curves, a row a label; `verdict` says what the leading choice
-    by modes is, compared with this ranking: "better", "equal" or "worse"; empty for that choice
-    itself, and where nothing was compared.
+    `of` are the summaries of their curves, a row a label; `verdict` says what the leading choice by
+    modes is, compared with this ranking; empty for that choice, and where nothing was compared.
     """
     if part.areas is None:
         return
@@ -377,7 +361,7 @@ def curve_rows(part: DictionaryPart) -> Iterator[dict[str, Any]]:
         own = compared[compared["ranking"] == leading_ranking(compared)]
         verdicts = own.set_index(["edit", "replacement", "against"])["verdict"].to_dict()
     for (edit, replacement), rows in part.areas.groupby(["edit", "replacement"], sort=False):
-        for name, (words, _) in rankings_in(rows).items():
+        for name, (words, _) in rankings_in(rows["ranking"]).items():
             yield {
                 "edit": edit, "replacement": str(replacement).replace("_", " "),
                 "ranking": words, "of": rows[rows["ranking"] == name],

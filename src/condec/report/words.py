@@ -161,14 +161,3 @@ def twin_words(twin: Mapping[str, Any]) -> str:
     begin, seed = twin.get("from_module"), twin.get("seed")
     found = _filled(TWINS, twin, begin=f" from {begin}" if begin else "")
     return found + (f", seed {seed}" if seed else "")
-
-
-def compute_words(compute: Mapping[str, Any]) -> str:
-    """Write how the passes were computed.
-
-    >>> compute_words({"name": "Compute", "precision": "model", "channels_last": False})
-    "the model's precision"
-    """
-    precision = compute.get("precision")
-    words = "the model's precision" if precision == "model" else f"{precision}, by autocast"
-    return words + (", channels last" if compute.get("channels_last") else "")

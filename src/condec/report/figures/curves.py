@@ -16,11 +16,9 @@ _FEW: Final = 4
 """With more rankings, bars become dots, and most bands are left out."""
 _WITH_BANDS: Final = ("log_odds_modes", "modes", "random")
 _REPLACED: Final = {
-    "zero": "set to zero",
-    "mean": "set to their mean",
-    "class_mean": "set to the label's mean",
+    "zero": "set to zero", "mean": "set to their mean", "class_mean": "set to the label's mean",
     "resample": "taken from another image",
-}
+}  # fmt: skip
 
 
 def control_figure(curve: pandas.DataFrame, *, edit: str, replacement: str) -> Figure:
@@ -33,12 +31,10 @@ def control_figure(curve: pandas.DataFrame, *, edit: str, replacement: str) -> F
     """
     part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
     not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
-    what, units, verb = (
-        ("Ablate", "units", "ablated")
-        if edit == "ablate"
-        else ("Preserve", "all others", "preserved")
-    )
-    ends, names = [], rankings_in(part)
+    what, units, verb = ("Ablate", "units", "ablated")
+    if edit != "ablate":
+        what, units, verb = ("Preserve", "all others", "preserved")
+    ends, names = [], rankings_in(part["ranking"])
     text = f"{what}, {units} {_REPLACED[replacement]}"
     unit = "accuracy / unedited; solid: label's images, dashed: others"
     height = 2.9 if len(names) < 6 else 3.6
@@ -63,9 +59,7 @@ def control_figure(curve: pandas.DataFrame, *, edit: str, replacement: str) -> F
 
 def _mean_curve(rows: pandas.DataFrame, which: str) -> tuple[np.ndarray, np.ndarray]:
     """Return fractions, and mean, low and high over labels, [3, fraction]; NaN where undefined."""
-    table = rows.pivot_table(
-        index="label", columns="fraction", values=f"{which}_accuracy", dropna=False
-    )
+    table = rows.pivot_table(f"{which}_accuracy", "label", "fraction", dropna=False)
     bounds = mean_over_labels(torch.from_numpy(table.to_numpy(copy=True))).numpy()
     if len(table) == 1 and f"{which}_low" in rows.columns:
         bounds[1:] = rows.sort_values("fraction")[[f"{which}_low", f"{which}_high"]].to_numpy().T
@@ -95,7 +89,7 @@ def auc_figure(
     part = differences[differences["edit"] == edit]
     not_empty(part, f"auc_figure: edit {edit!r}")
     groups = [str(group) for group in part[by].drop_duplicates()]
-    present = rankings_in(part)
+    present = rankings_in(part["ranking"])
     width = 0.8 / len(present)
     what, better = ("ablation", "below") if edit == "ablate" else ("preservation", "above")
     unit = f"(AUC label - AUC others) / AUC others; {better} 0: selective"
@@ -123,7 +117,6 @@ def _mean_bar(rows: pandas.DataFrame, by: str) -> np.ndarray:
     if not len(values):
         return np.full(3, np.nan)
     if by == "label_name" and len(values) == 1 and "auc_low" in rows.columns:
-        columns = ["auc_difference", "auc_low", "auc_high"]
-        return np.array([float(rows[name].iloc[0]) for name in columns])
+        return np.asarray(rows[["auc_difference", "auc_low", "auc_high"]].iloc[0], dtype=float)
     bounds = mean_over_labels(values).numpy()
     return bounds if by == "site" else np.array([bounds[0], np.nan, np.nan])

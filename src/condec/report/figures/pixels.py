@@ -57,7 +57,7 @@ def shows_signs(picture: UInt8[np.ndarray, "y x colour"]) -> bool:
 
     In larger pictures it changes from pixel to pixel: the size of the map says where.
     """
-    return max(picture.shape[:2]) <= SIGNED_UP_TO
+    return bool(max(picture.shape[:2]) <= SIGNED_UP_TO)
 
 
 def smoothing(picture: UInt8[np.ndarray, "y x colour"]) -> float:

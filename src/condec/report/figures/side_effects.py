@@ -1,6 +1,6 @@
 """Side effects of edits: control matrix, superclass, interactions of modes, steering."""
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pandas
@@ -17,16 +17,11 @@ from condec.report.figures.style import MUTED, chart, draw_matrix, name_cells, p
 _MOST_NAMES: Final = 120
 """Labels of a matrix that are named; above it only groups are."""
 _QUANTITIES: Final = {
-    "accuracy": "accuracy / unedited",
-    "probability": "change of the label's probability",
-    "logit": "change of the label's output",
-    "top1": "accuracy",
+    "accuracy": "accuracy / unedited", "probability": "change of the label's probability",
+    "logit": "change of the label's output", "top1": "accuracy",
     "top5": "accuracy among the five largest outputs",
-}
-_GROUPS: Final = {
-    "member": ("members", style.POSITIVE),
-    "other": ("the rest", style.CONTRIBUTION),
-}
+}  # fmt: skip
+_GROUPS: Final = {"member": ("members", style.POSITIVE), "other": ("the rest", style.CONTRIBUTION)}
 _DIRECTIONS: Final = {
     "activation": ("mode, activation", style.CONTRIBUTION),
     "atom": ("mode, atom", style.SKY),
@@ -42,11 +37,9 @@ _STEERED: Final = (
 
 
 def control_matrix_figure(
-    matrix: ControlMatrix,
-    hierarchy: Hierarchy | None = None,
-    *,
+    matrix: ControlMatrix, hierarchy: Hierarchy | None = None, *,
     quantity: MatrixQuantity = "accuracy",
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Draw the effect of editing every label's units (rows) on every label (columns).
 
     White is no change, violet is loss, vermilion gain; grey is not defined. With a hierarchy,
@@ -66,20 +59,16 @@ def control_matrix_figure(
     size = min(8.5, 62 * cell)
     side = cell * number + 0.4 + 0.0085 * size * max(map(len, names), default=0)
     unit = f"{_QUANTITIES[quantity]}; row: edited, column: seen"
-    with chart(_matrix_title(matrix), unit, height=side + 0.75, width=side + 1.5) as (figure, axis):
+    to = "0" if matrix.replacement == "zero" else "their mean"
+    others = "" if matrix.edit == "ablate" else "others "
+    text = f"{matrix.edit.capitalize()} {matrix.count} of {matrix.n_units} units of each label"
+    size_of = {"height": side + 0.75, "width": side + 1.5}
+    with chart(f"{text}, {others}to {to}", unit, **size_of) as (figure, axis):
         axis.set_facecolor(style.RULE)
         draw_matrix(axis, values, reach, middle=middle)
         name_cells(axis, names, size)
         _group_lines(axis, matrix, hierarchy)
     return figure
-
-
-def _matrix_title(matrix: ControlMatrix) -> str:
-    to = "0" if matrix.replacement == "zero" else "their mean"
-    units = f"{matrix.count} of {matrix.n_units} units of each label"
-    return f"Ablate {units}, to {to}" if matrix.edit == "ablate" else (
-        f"Preserve {units}, others to {to}"
-    )  # fmt: skip
 
 
 def _group_lines(axis: Axes, matrix: ControlMatrix, hierarchy: Hierarchy | None) -> None:
@@ -100,21 +89,16 @@ def _group_lines(axis: Axes, matrix: ControlMatrix, hierarchy: Hierarchy | None)
         )  # fmt: skip
 
 
-def interactions_figure(
-    table: pandas.DataFrame,
-    *,
-    label: int | None = None,
-    quantity: Literal["logit", "probability"] = "logit",
-) -> Figure:
+def interactions_figure(table: pandas.DataFrame, *, label: int | None = None) -> Figure:
     """Draw interactions of pairs of modes below the diagonal, and each mode alone on it.
 
-    Grey pairs were not measured. `table` is from `mode_interactions`, of one site. The output or
-    probability is that of `label`, with a dot on pairs whose interval excludes 0; by default the
-    mean over all labels of the table.
+    Grey pairs were not measured. `table` is from `mode_interactions`, of one site. The output is
+    that of `label`, with a dot on pairs whose interval excludes 0; by default the mean over all
+    labels of the table.
     """
-    part = table[table["quantity"] == quantity]
+    part = table[table["quantity"] == "logit"]
     part = part if label is None else part[part["label"] == label]
-    style.not_empty(part, f"interactions_figure: label {label}, quantity {quantity!r}")
+    style.not_empty(part, f"interactions_figure: label {label}")
     pairs = part.groupby(["mode_a", "mode_b"], sort=False)[["single_a", "single_b", "interaction"]]
     names = dict(zip(part["mode_a"], part["name_a"], strict=True))
     names |= dict(zip(part["mode_b"], part["name_b"], strict=True))
@@ -125,7 +109,7 @@ def interactions_figure(
         values[a, a], values[b, b] = row["single_a"], row["single_b"]
         values[max(a, b), min(a, b)] = row["interaction"]
     who = "mean of labels" if label is None else str(part["label_name"].iloc[0])
-    unit = f"{_QUANTITIES[quantity]}, pair - sum; diagonal: mode alone"
+    unit = f"{_QUANTITIES['logit']}, pair - sum; diagonal: mode alone"
     cell = float(np.clip(4.2 / len(place), 0.16, 0.4))
     size = {"height": cell * len(place) + 1.7, "width": cell * len(place) + 2.5}
     with chart(f"Interactions of modes: {who}", unit, **size) as (figure, axis):

@@ -1,8 +1,9 @@
 """The visual language of all figures: colours, type, titles, names of lines, matrices."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,13 +73,13 @@ SIGNED: Final = LinearSegmentedColormap.from_list(
 """Colours from negative (violet) over zero (white) to positive (vermilion)."""
 
 
-def rankings_in(table: pandas.DataFrame) -> dict[str, tuple[str, str]]:
-    """Return name for readers and colour of every ranking of a table, known ones first."""
-    present = list(dict.fromkeys(table["ranking"]))
-    others = [name for name in present if name not in RANKINGS]
+def rankings_in(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return name for readers and colour of every ranking of a column, known ones first."""
+    present = dict.fromkeys(names)
+    others = (name for name in present if name not in RANKINGS)
     return {name: RANKINGS[name] for name in RANKINGS if name in present} | {
-        name: (name.replace("_", " "), _OTHER_COLOURS[number % len(_OTHER_COLOURS)])
-        for number, name in enumerate(others)
+        name: (name.replace("_", " "), colour)
+        for name, colour in zip(others, cycle(_OTHER_COLOURS))
     }
 
 
