@@ -424,7 +424,7 @@ def test_numbers_stand_side_by_side(run):
 
 def rivals_of(run, **r2):
     (one,) = run.sites[1].parts
-    found = one.table("rivals")
+    found = one.tables.get("rivals")
     found = found[found["rival"].isin(r2)].copy()
     found["r2"] = found["rival"].map(r2)
     found["label_correlation"] = [0.9] + [0.1] * (len(found) - 1)
@@ -456,7 +456,7 @@ def test_rivals_that_do_as_well_are_named(run):
 def test_stability_is_said_for_all_and_for_each(run, report):
     site = run.sites[1]
     (part,) = site.parts
-    line, found = cells(tables.CHANCE, *tables.lines(run))[1], part.table("stability")
+    line, found = cells(tables.CHANCE, *tables.lines(run))[1], part.tables.get("stability")
     assert line["Other seeds"] == f"{found['seed_cosine'].mean():.2f}"
     assert line["Half the inputs"] == f"{found['half_cosine'].mean():.2f}"
     both = ((found["seed_cosine"] >= 0.9) & (found["half_cosine"] >= 0.9)).sum()
@@ -494,7 +494,7 @@ def test_the_page_says_how_to_check(tmp_path, quick):
 def test_stability_of_dead_modes(run):
     (one,) = run.sites[1].parts
     nothing = dict.fromkeys(("seed_cosine", "half_cosine", "chance"), math.nan)
-    dead = {"stability": one.table("stability").assign(**nothing)}
+    dead = {"stability": one.tables.get("stability").assign(**nothing)}
     said = list(sentences.about_dictionary(run, replace(one, tables=dead)))
     assert "Stability was measured, but every mode is dead." in said
 
@@ -688,7 +688,7 @@ def test_control_of_an_earlier_version_is_read(run, tmp_path):
     assert part.areas["auc_low"].isna().all()
     assert list(sentences.about_curves(part)) == []
     assert {row["verdict"] for row in tables.curve_rows(part)} == {""}
-    curve = part.table("control")
+    curve = part.tables.get("control")
     assert figures.control_figure(curve, edit="ablate", replacement="zero").axes
 
 
@@ -958,7 +958,7 @@ def test_matrices_are_read_as_they_were_measured(more):
     again = sentences.matrices(more, 4)
     assert [one.edit for one in again] == ["ablate", "preserve"]
     found = pd.concat([one.to_frame() for one in again], ignore_index=True)
-    pd.testing.assert_frame_equal(found, more.table("control_matrix"), check_dtype=False)
+    pd.testing.assert_frame_equal(found, more.tables.get("control_matrix"), check_dtype=False)
     assert only(more) == []
 
 
@@ -980,7 +980,7 @@ def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
 
 
 def test_words_on_matrices(more):
-    matrix = more.table("control_matrix")
+    matrix = more.tables.get("control_matrix")
     matrix = matrix[matrix["edit"] == "ablate"].copy()
     own = matrix["edited"] == matrix["label"]
     matrix["accuracy"] = own.map({True: 0.25, False: 0.75})
@@ -1014,7 +1014,7 @@ def test_words_on_steering_name_a_dictionary_that_adds_nothing(more):
         (0.505, "does as well."),
         (0.75, "random directions."),
     ):
-        curve = more.table("steering").copy()
+        curve = more.tables.get("steering").copy()
         curve["converted"] = curve["direction"].map({"activation": mode}).fillna(0.5)
         (said,) = only(more, steering=curve)
         assert said.startswith("Steered at strength 1, inputs of other labels become the label: ")
@@ -1022,7 +1022,7 @@ def test_words_on_steering_name_a_dictionary_that_adds_nothing(more):
 
 
 def test_words_on_interactions_are_of_the_output(more):
-    found = more.table("interactions").copy()
+    found = more.tables.get("interactions").copy()
     found[["single_a", "single_b", "interaction", "low", "high"]] = [2.0, -4.0, -1.0, -2.0, -0.5]
     found.loc[found["quantity"] == "probability", "interaction"] = 9.0
     (said,) = only(more, interactions=found)

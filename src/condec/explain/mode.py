@@ -52,13 +52,10 @@ class ModeMap:
 
 
 def mode_map(
-    model: nn.Module,
-    images: "Tensor | numpy.ndarray",
-    site: Site | str,
-    units: Sequence[int] | Tensor,
-    target: TargetLike | None = None,
+    model: nn.Module, images: "Tensor | numpy.ndarray", site: Site | str,
+    units: Sequence[int] | Tensor, target: TargetLike | None = None,
     labels: "Tensor | numpy.ndarray | None" = None,
-) -> ModeMap:
+) -> ModeMap:  # fmt: skip
     """Map the part of every input that drives these units to drive the target.
 
     The model is in evaluation mode; it is left as it is, and no gradient of a parameter is

@@ -49,15 +49,9 @@ class SiteMaps:
 
 
 def site_maps(
-    model: nn.Module,
-    inputs: Inputs,
-    modes: Modes,
-    *,
-    n_modes: int = 12,
-    n_inputs: int = 6,
-    n_units: int = 3,
-    target: TargetLike | None = None,
-) -> SiteMaps:
+    model: nn.Module, inputs: Inputs, modes: Modes, *,
+    n_modes: int = 12, n_inputs: int = 6, n_units: int = 3, target: TargetLike | None = None,
+) -> SiteMaps:  # fmt: skip
     """Map the leading modes of one site, on the inputs for which each is used most.
 
     At most `n_modes` are drawn, in the order of `leading_modes`, on `n_inputs` each, by the
@@ -113,8 +107,7 @@ def leading_modes(modes: Modes) -> list[int]:
     first: dict[int, int] = {}
     for mode in order:
         first.setdefault(int(label[mode]), mode)
-    leading = list(first.values())
-    return leading + [mode for mode in order if mode not in set(leading)]
+    return list(dict.fromkeys([*first.values(), *order]))
 
 
 def _strongest_rows(loadings: Float[Tensor, " sample"], n_inputs: int) -> list[int]:
@@ -133,7 +126,7 @@ def strongest_units(modes: Modes, mode: int) -> Int[Tensor, " unit"]:
 
 
 def _order(values: Float[Tensor, " _"]) -> list[int]:
-    return [int(place) for place in values.argsort(descending=True, stable=True)]
+    return values.argsort(descending=True, stable=True).tolist()
 
 
 def _where(inputs: Inputs, modes: Modes, rows: Sequence[int]) -> dict[int, int]:

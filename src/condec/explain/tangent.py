@@ -24,12 +24,9 @@ class AffineTangents(TorchFunctionMode):
     """Inside it, dual tensors pass convolutions and batch norm (in evaluation) fast."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Run `func`, with the tangent apart where it is affine."""
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS:

@@ -73,15 +73,10 @@ class Modes:
 
     @staticmethod
     def build(
-        dictionary: Dictionary,
-        store: Store,
-        site: Site | str,
-        sign: Sign = "positive",
-        *,
-        quantity: Quantity = "contribution",
-        held_out_rows: Tensor | Sequence[int] | None = None,
+        dictionary: Dictionary, store: Store, site: Site | str, sign: Sign = "positive", *,
+        quantity: Quantity = "contribution", held_out_rows: Tensor | Sequence[int] | None = None,
         name: str = "modes",
-    ) -> "Modes":
+    ) -> "Modes":  # fmt: skip
         """Encode all samples of a store, and keep the modes that are alive.
 
         A mode is alive if its loading is above 0 for at least one sample (Melander et al. 2026).

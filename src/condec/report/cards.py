@@ -24,11 +24,9 @@ def mode_cards(
     `units` those that are drawn in the maps, with their weights.
     """
     modes, maps = part.modes, part.maps
-    places: dict[int, int | None]
-    if maps is None:
-        leading = [int(modes.ids[row]) for row in leading_modes(modes)]
-        places = dict.fromkeys(leading[:CARDS_WITHOUT_MAPS])
-    else:
+    leading = modes.ids[leading_modes(modes)[:CARDS_WITHOUT_MAPS]].tolist()
+    places: dict[int, int | None] = dict.fromkeys(leading)
+    if maps is not None:
         places = {number: place for place, number in enumerate(maps.mode_ids.tolist())}
     n_units = modes.store.info(modes.site).n_units
     for line in lines:
@@ -39,12 +37,10 @@ def mode_cards(
         atom, chosen = modes.atoms[row], [int(unit) for unit in drawn]
         weights = atom.view(-1, n_units).sum(0)
         yield {
-            "line": line,
-            "place": place,
-            "labels": list(_label_bars(run, part, row)),
+            "line": line, "place": place, "labels": list(_label_bars(run, part, row)),
             "stems": stems(atom, [unit for c in chosen for unit in range(c, len(atom), n_units)]),
             "units": [(unit, float(weights[unit])) for unit in chosen],
-        }
+        }  # fmt: skip
 
 
 def stems(atom: Tensor, chosen: list[int]) -> dict[str, Any]:

@@ -115,14 +115,13 @@ class Studio:
             yield {
                 "picture": self.image(picture, f"pictures/{sha256(content).hexdigest()[:16]}"),
                 "maps": [self.image(d, f"{start}-{p}") for d, p in zip(drawn, PARTS, strict=True)],
-                "id": maps.ids[sample],
-                "label": run.label(label),
+                "id": maps.ids[sample], "label": run.label(label),
                 "prediction": run.label(prediction),
                 "right": label < 0 or prediction < 0 or label == prediction,
-                "loading": fixed(float(maps.loadings[place, number])),
+                "loading": fixed(maps.loadings[place, number]),
                 "held_out": bool(maps.held_out[sample]),
                 "squares": max(picture.shape[:2]) <= SQUARES_UP_TO,
-            }
+            }  # fmt: skip
 
     def _place(self, file: str) -> Path:
         place = self.folder / file
@@ -163,13 +162,18 @@ def charts_of_dictionary(
         for quantity in _MATRICES:
             figure = figures.control_matrix_figure(matrix, run.hierarchy, quantity=quantity)
             yield Chart("effects", f"matrix-{matrix.edit}-{matrix.replacement}-{quantity}", figure)
-    interactions, steering = part.table("interactions"), part.table("steering")
+    interactions, steering = part.tables.get("interactions"), part.tables.get("steering")
     if interactions is not None:
         yield Chart("effects", "interactions", figures.interactions_figure(interactions))
     if steering is not None:
         yield Chart("steering", "steering", figures.steering_figure(steering))
-    yield Chart("use", "density", figures.density_figure(_shares(part)))
-    stability, training = part.table("stability"), part.dictionary.training
+    used = {"training": part.density("train")}
+    if part.has_held_out:
+        used["held out"] = part.density("held_out")
+    dead = torch.zeros(part.modes.n_modes)
+    shares = {name: dead.index_copy(0, part.modes.ids, values) for name, values in used.items()}
+    yield Chart("use", "density", figures.density_figure(shares))
+    stability, training = part.tables.get("stability"), part.dictionary.training
     if stability is not None and stability["seed_cosine"].notna().any():
         columns = (stability[key].to_numpy() for key in ("seed_cosine", "half_cosine", "chance"))
         yield Chart("labels", "stability", figures.stability_figure(*map(torch.tensor, columns)))
@@ -180,7 +184,7 @@ def charts_of_dictionary(
 
 
 def _curves(part: DictionaryPart) -> Iterator[Chart]:
-    curve, areas = part.table("control"), part.areas
+    curve, areas = part.tables.get("control"), part.areas
     if curve is None or areas is None:
         return
     for edit, replacement in curve[["edit", "replacement"]].drop_duplicates().to_numpy():
@@ -193,15 +197,6 @@ def _curves(part: DictionaryPart) -> Iterator[Chart]:
             rows = rows[rows["ranking"].isin(_BY_LABEL)]
         figure = figures.auc_figure(rows, edit=edit, by="label_name")
         yield Chart("control", f"{edit}-labels", figure)
-
-
-def _shares(part: DictionaryPart) -> dict[str, torch.Tensor]:
-    """Return the share of the inputs that use each mode of the dictionary, on both splits."""
-    found = {"training": part.density("train")}
-    if part.has_held_out:
-        found["held out"] = part.density("held_out")
-    dead = torch.zeros(part.modes.n_modes)
-    return {name: dead.index_copy(0, part.modes.ids, density) for name, density in found.items()}
 
 
 def _labels(run: RunPart, part: DictionaryPart, rows: Sequence[int]) -> Iterator[Chart]:

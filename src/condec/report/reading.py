@@ -44,14 +44,10 @@ class DictionaryPart:
     maps: SiteMaps | None
     tables: Mapping[str, pandas.DataFrame]
 
-    def table(self, kind: str) -> pandas.DataFrame | None:
-        """Return a table; None where it was not made."""
-        return self.tables.get(kind)
-
     @cached_property
     def areas(self) -> pandas.DataFrame | None:
         """Summary of every control curve."""
-        curve = self.table("control")
+        curve = self.tables.get("control")
         # From the curves, so that tables without all of today's columns can be read as well.
         return None if curve is None else summarise(curve)
 
@@ -199,42 +195,26 @@ def read_run(path: Path) -> RunPart:
     store = Store.open(folder.store)
     completeness = store.completeness() if len(store) else {}
     groups = _names(folder.superclasses)
+    sites = []
+    for site in store.sites:
+        values = completeness.get(site.key, torch.empty(0))
+        known, parts = values[values.isfinite()], tuple(_parts(folder, store, site.key))
+        sites.append(SitePart(store.info(site), known if len(known) else None, parts))
     return RunPart(
-        folder=folder,
-        store=store,
-        sites=tuple(
-            SitePart(
-                info=store.info(site),
-                completeness=_finite(completeness.get(site.key)),
-                parts=tuple(_parts(folder, store, site.key)),
-            )
-            for site in store.sites
-        ),
-        twins=tuple(_twins(folder, store)),
+        folder=folder, store=store, sites=tuple(sites), twins=tuple(_twins(folder, store)),
         statistics=folder.read_table("statistics"),
-        plan=_parsed(folder.plan, tomllib.loads, "TOML") or {},
-        date=_date(folder.log_file),
-        label_names=_names(folder.labels),
-        hierarchy=None if groups is None else Hierarchy(groups),
-    )
-
-
-def _finite(values: Tensor | None) -> Tensor | None:
-    known = None if values is None else values[values.isfinite()]
-    return None if known is None or not len(known) else known
+        plan=_parsed(folder.plan, tomllib.loads, "TOML") or {}, date=_date(folder.log_file),
+        label_names=_names(folder.labels), hierarchy=None if groups is None else Hierarchy(groups),
+    )  # fmt: skip
 
 
 def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart]:
     for name in folder.learners(key):
         place, maps = folder.modes(key, name), folder.maps(key, name)
         tables = {kind: folder.read_table(kind, key, name) for kind in TABLES}
-        yield DictionaryPart(
-            name=name,
-            dictionary=load_dictionary(place),
-            modes=Modes.load(place, store),
-            maps=load_record(maps, SiteMaps) if maps.is_file() else None,
-            tables={kind: table for kind, table in tables.items() if table is not None},
-        )
+        known = {kind: table for kind, table in tables.items() if table is not None}
+        shown = load_record(maps, SiteMaps) if maps.is_file() else None
+        yield DictionaryPart(name, load_dictionary(place), Modes.load(place, store), shown, known)
 
 
 def _twins(folder: RunFolder, store: Store) -> Iterator[TwinPart]:
@@ -242,9 +222,8 @@ def _twins(folder: RunFolder, store: Store) -> Iterator[TwinPart]:
     for name, path in folder.twins().items():
         twin = Store.open(path)
         if is_twin(twin, store) and twin.is_complete:
-            rows = None if table is None else table[table["twin"] == name]
-            known = None if rows is None or rows.empty else rows
-            yield TwinPart(twin=twin.recipe["twin"], store=twin, statistics=known)
+            rows = pandas.DataFrame() if table is None else table[table["twin"] == name]
+            yield TwinPart(twin.recipe["twin"], twin, None if rows.empty else rows)
 
 
 def _parsed(file: Path, parse: Callable[[str], Any], kind: str) -> Any:

@@ -82,12 +82,10 @@ def warnings(run: RunPart) -> Iterator[str]:
 
 
 def _about_completeness(run: RunPart) -> Iterator[str]:
-    off, wide = [], []
-    for site in run.sites:
-        if site.completeness is None:
-            continue
-        at = torch.tensor((0.05, 0.5, 0.95), dtype=torch.float64)
-        low, middle, high = site.completeness.double().quantile(at).tolist()
+    off, wide, at = [], [], torch.tensor((0.05, 0.5, 0.95), dtype=torch.float64)
+    known = ((site, site.completeness) for site in run.sites if site.completeness is not None)
+    for site, values in known:
+        low, middle, high = values.double().quantile(at).tolist()
         if abs(middle - 1) > COMPLETE_WITHIN:
             off.append(f"{site.key} {fixed(middle)}")
         elif high - low > SPREAD_WITHIN:
@@ -142,7 +140,7 @@ def about_dictionary(run: RunPart, part: DictionaryPart) -> Iterator[str]:
             f"{percent(part.dead_share)} of the {count(part.modes.n_modes)} modes are dead on "
             "held-out inputs: more modes than these inputs can keep apart, or too short a training."
         )
-    rivals, stability = part.table("rivals"), part.table("stability")
+    rivals, stability = part.tables.get("rivals"), part.tables.get("stability")
     if rivals is not None:
         yield from rival_words(rivals) or (_NO_RIVAL,)
     if stability is not None and stability["seed_cosine"].isna().all():
@@ -178,7 +176,7 @@ def about_chance(run: RunPart, part: DictionaryPart) -> Iterator[str]:
 
 def about_curves(part: DictionaryPart) -> Iterator[str]:
     """Say where modes beat what needs no dictionary; nothing where that was not compared."""
-    compared = part.table("control_comparison")
+    compared = part.tables.get("control_comparison")
     if compared is None:
         return
     named = rankings_in(pandas.concat([compared["ranking"], compared["against"]]))
@@ -216,7 +214,7 @@ def about_side_effects(
         if matrix.replacement == "zero":
             yield from _shared(matrix)
             yield from _agreement(matrix, hierarchy)
-    steering, interactions = part.table("steering"), part.table("interactions")
+    steering, interactions = part.tables.get("steering"), part.tables.get("interactions")
     if steering is not None:
         yield _steering(steering)
     if interactions is not None:
@@ -225,9 +223,7 @@ def about_side_effects(
 
 def matrices(part: DictionaryPart, n_units: int) -> list[ControlMatrix]:
     """Read the control matrices of a dictionary, one for each edit and replacement."""
-    found = part.table("control_matrix")
-    if found is None:
-        return []
+    found = part.tables.get("control_matrix", pandas.DataFrame({"edit": [], "replacement": []}))
     groups = found.groupby(["edit", "replacement"], sort=False)
     return [ControlMatrix.from_frame(rows, n_units) for _, rows in groups]
 
@@ -257,23 +253,19 @@ def _shared(matrix: ControlMatrix) -> Iterator[str]:
         return
     # By name where equal.
     listed = ", ".join(f"{names} ({fixed(-value)})" for value, names in sorted(pairs)[:_MOST_PAIRS])
-    does = (
-        "the loss of output that ablating either does to the other"
-        if matrix.edit == "ablate"
-        else "the change of output that preserving either alone does to the other"
-    )
-    yield f"Labels that share most, by {does}: {listed}."
+    does = "change of output that preserving either alone"
+    if matrix.edit == "ablate":
+        does = "loss of output that ablating either"
+    yield f"Labels that share most, by the {does} does to the other: {listed}."
 
 
 def _agreement(matrix: ControlMatrix, hierarchy: Hierarchy | None) -> Iterator[str]:
     """Say whether sharing follows the superclasses, where there are some to compare."""
-    if hierarchy is None:
-        return
     try:
-        found = matrix.agreement(hierarchy)
+        found = None if hierarchy is None else matrix.agreement(hierarchy)
     except DataError:
         return
-    if found.correlation == found.correlation:
+    if found is not None and found.correlation == found.correlation:
         yield (
             f"{'Labels' if found.p_value <= 0.05 else 'No sign that labels'} of one superclass "
             "share more than labels of two: correlation of sharing with a common superclass "
@@ -286,12 +278,9 @@ def _steering(curve: pandas.DataFrame) -> str:
     strength = curve["strength"].max()
     at = curve[curve["strength"] == strength].groupby("direction")["converted"].mean()
     parts = [f"{percent(at[name])} along {text}" for name, text in _STEERED.items() if name in at]
-    end = ""
-    # By more than what rounds away.
-    if {"activation", "mean_activation"} <= set(at.index) and (
-        at["activation"] <= at["mean_activation"] + 0.01
-    ):
-        end = " So the difference of means, without a dictionary, does as well."
+    # By more than what rounds away; NaN, of a direction that was not tried, is not above.
+    as_well = at.get("activation", math.nan) <= at.get("mean_activation", math.nan) + 0.01
+    end = " So the difference of means, without a dictionary, does as well." if as_well else ""
     return (
         f"Steered at strength {strength:g}, inputs of other labels become the label: "
         f"{', '.join(parts)}.{end}"

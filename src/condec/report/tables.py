@@ -153,36 +153,30 @@ SITES: Final = (
 
 def mean_cosine(part: DictionaryPart, column: str) -> float:
     """Return the mean over modes of a column of the table of stability; NaN without it."""
-    found = part.table("stability")
+    found = part.tables.get("stability")
     return math.nan if found is None else float(found[column].mean())
 
 
 def stable_modes(part: DictionaryPart) -> str:
     """Count the modes in use that other seeds and both halves find; empty if not measured."""
-    found = part.table("stability")
+    found = part.tables.get("stability")
     if found is None:
         return ""
-    both = (found["seed_cosine"] >= STABLE) & (found["half_cosine"] >= STABLE)
+    both = (found[["seed_cosine", "half_cosine"]] >= STABLE).all(axis=1)
     return f"{count(both.sum())} of {count(found['seed_cosine'].notna().sum())}"
 
 
 def as_good(part: DictionaryPart) -> dict[str, str]:
     """Return rivals that do as well as the dictionary, and in what."""
-    found = part.table("rivals")
+    found = part.tables.get("rivals")
     equal = {} if found is None else rivals_as_good(found)
     return {rival: " and ".join(MEASURES[c] for c in columns) for rival, columns in equal.items()}
-
-
-def checked(run: RunPart) -> bool:
-    """Tell whether some dictionary has rivals, and some its stability measured."""
-    found = [(part.table("rivals"), part.table("stability")) for _, part in run.parts]
-    return all(any(table is not None for table in kind) for kind in zip(*found, strict=True))
 
 
 def rivals_in_words(part: DictionaryPart) -> str:
     """List rivals that do as well; "none" if none does, empty if there are none."""
     found = [f"{_NAMES[rival][0]} ({what})" for rival, what in as_good(part).items()]
-    return "" if part.table("rivals") is None else ", ".join(found) or "none"
+    return "" if part.tables.get("rivals") is None else ", ".join(found) or "none"
 
 
 def _cosine(name: str, column: str) -> Column:
@@ -230,9 +224,7 @@ RIVALS: Final = (
 
 def rival_rows(part: DictionaryPart) -> list[dict[Hashable, Any]]:
     """Give a dictionary and its rivals; `equal` says in what one does as well."""
-    found = part.table("rivals")
-    if found is None:
-        return []
+    found = part.tables.get("rivals", pandas.DataFrame({"rival": []}))
     return found.assign(equal=found["rival"].map(as_good(part)).fillna("")).to_dict("records")
 
 
@@ -287,7 +279,7 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     best on training rows, empty and NaN without labels. `use` and `held_out_use` are shares of
     inputs, `seeds` and `halves` cosines with partners in other fits, NaN if not measured.
     """
-    modes, stability = part.modes, part.table("stability")
+    modes, stability = part.modes, part.tables.get("stability")
     rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
     rows = rows.assign(label="", train=math.nan, held_out=math.nan, seeds=math.nan, halves=math.nan)
     if part.has_labels:
@@ -325,7 +317,7 @@ MODES: Final = (
 
 # --- statistics and control curves --------------------------------------------------------
 
-_SHORT: Final[dict[str, str]] = {"contribution": "contrib.", "activation": "activ."}
+_SHORT: Final = {"contribution": "contrib.", "activation": "activ."}
 STATISTICS: Final = (
     Column("Site", lambda row: breakable(row["site"]), kind="head"),
     Column("Units", lambda row: count(row["units"])),
@@ -356,7 +348,7 @@ def curve_rows(part: DictionaryPart) -> Iterator[dict[str, Any]]:
     """
     if part.areas is None:
         return
-    compared, verdicts = part.table("control_comparison"), {}
+    compared, verdicts = part.tables.get("control_comparison"), {}
     if compared is not None:
         own = compared[compared["ranking"] == leading_ranking(compared)]
         verdicts = own.set_index(["edit", "replacement", "against"])["verdict"].to_dict()

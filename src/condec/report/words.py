@@ -98,9 +98,8 @@ TARGETS: Final[Mapping[str, str]] = {
     "TopK": "the {largest}",
 }
 TWINS: Final[Mapping[str, str]] = {
-    "RandomWeights": "random weights{begin}",
-    "ShuffledLabels": "shuffled labels",
-}
+    "RandomWeights": "random weights{begin}", "ShuffledLabels": "shuffled labels",
+}  # fmt: skip
 
 
 def _filled(forms: Mapping[str, str], option: Mapping[str, Any], **more: str) -> str:

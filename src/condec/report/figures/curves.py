@@ -80,11 +80,10 @@ def auc_figure(
 ) -> Figure:
     """Draw selectivity of edits, (AUC target - AUC off-target) / AUC off-target, by site or label.
 
-    `differences` are from `auc_difference`: columns ``site``, ``label_name``, ``ranking``,
-    ``edit``, ``auc_difference``. By ``site``, bars (dots, of more than four rankings) are means
-    over the labels of a site, with their 95 % interval, labels drawn again; by ``label_name``, one
-    label's mean over sites, with that over its images where there is one site. `of` stands after
-    the title.
+    `differences` are from `auc_difference`. By ``site``, bars (dots, of more than four rankings)
+    are means over the labels of a site, with their 95 % interval, labels drawn again; by
+    ``label_name``, one label's mean over sites, with that over its images where there is one site.
+    `of` stands after the title.
     """
     part = differences[differences["edit"] == edit]
     not_empty(part, f"auc_figure: edit {edit!r}")

@@ -76,8 +76,8 @@ def stability_figure(
 
     The cosines are `seed_cosine`, `half_cosine` and `chance` of a `Stability`; NaN for dead modes.
     """
-    named = _finite({"other seeds": seeds, "half the data": halves, "chance": chance})
-    if not all(len(values) for values in named.values()):
+    named = {"other seeds": seeds, "half the data": halves, "chance": chance}
+    if not all(bool(values.isfinite().any()) for values in named.values()):
         raise DataError("stability_figure: every mode is dead; nothing to draw")
     unit = "cosine of each mode with its partner in another fit"
     colours = (style.CONTRIBUTION, style.GREEN, style.SHUFFLED)
@@ -90,26 +90,22 @@ def correlation_histogram_figure(best: Mapping[str, Tensor]) -> Figure:
     `best` is the highest correlation with any label: first of the modes, then of what they
     compare with.
     """
-    kept = _finite(best)
-    if not any(len(values) for values in kept.values()):
+    if not any(bool(values.isfinite().any()) for values in best.values()):
         raise DataError("correlation_histogram_figure: no finite correlations to draw")
     unit = "highest correlation of each with any label"
     colours = (style.CONTRIBUTION, style.GREY, style.SHUFFLED)
-    return _shares("Top label correlation", unit, kept, colours, "Pearson correlation")
-
-
-def _finite(series: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: values[values.isfinite()].numpy() for name, values in series.items()}
+    return _shares("Top label correlation", unit, best, colours, "Pearson correlation")
 
 
 def _shares(
-    text: str, unit: str, series: Mapping[str, np.ndarray], colours: Sequence[str], x: str
+    text: str, unit: str, series: Mapping[str, Tensor], colours: Sequence[str], x: str
 ) -> Figure:
     """Draw histograms over each other, each as shares of its own values, with their medians."""
-    edges = np.linspace(min(float(v.min(initial=0)) for v in series.values()), 1, 31)
+    known = {name: values[values.isfinite()].numpy() for name, values in series.items()}
+    edges = np.linspace(min(float(v.min(initial=0)) for v in known.values()), 1, 31)
     names = []
     with chart(text, unit) as (figure, axis):
-        for (name, values), colour in zip(series.items(), colours, strict=False):
+        for (name, values), colour in zip(known.items(), colours, strict=False):
             if not len(values):
                 continue
             heights, middle = np.histogram(values, edges)[0] / len(values), float(np.median(values))
@@ -137,10 +133,8 @@ def correlation_heatmap_figure(
             f"{len(label_names)} labels, at least 1 x 1; got {tuple(values.shape)}"
         )
     order = np.lexsort((-values.max(1), values.argmax(1)))
-    unit, height = (
-        "Pearson correlation of loading and label",
-        1.1 + 0.17 * min(len(label_names), 30),
-    )
+    unit = "Pearson correlation of loading and label"
+    height = 1.1 + 0.17 * min(len(label_names), 30)
     with chart("Modes against labels", unit, height=height) as (figure, axis):
         draw_matrix(axis, values[order].T, 1.0, aspect="auto")
         names = label_names if len(label_names) <= 40 else []

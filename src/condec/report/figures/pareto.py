@@ -38,9 +38,9 @@ def pareto_figure(table: pandas.DataFrame) -> Figure:
     column is missing, or no fit has loadings, it is a DataError.
     """
     not_empty(table, "pareto_figure")
-    missing = [name for name in ("learner", "modes_per_unit") if name not in table]
-    if missing:
-        raise DataError(f"pareto_figure: the table has no column {', '.join(missing)}")
+    for name in ("learner", "modes_per_unit"):
+        if name not in table:
+            raise DataError(f"pareto_figure: the table has no column {name}")
     means = over_seeds(table)
     means["width"] = means["modes_per_unit"].astype(float).round(2)
     drawn = means[(means["l0"] > 0) & np.isfinite(means["r2"].astype(float))]
@@ -113,12 +113,10 @@ def _legend(
     figure: Figure, learners: Mapping[str, str], markers: Mapping[float, str], *, several: bool
 ) -> None:
     plain: dict[str, Any] = {"linestyle": "", "markersize": 6}
-    keys = [Line2D([], [], marker="o", color=c, label=k, **plain) for k, c in learners.items()]
+    looks = [(name, "o", colour) for name, colour in learners.items()]
     if len(markers) > 1:
-        keys += [
-            Line2D([], [], marker=m, color=MUTED, label=f"{width:g}x the units", **plain)
-            for width, m in markers.items()
-        ]
+        looks += [(f"{width:g}x the units", m, MUTED) for width, m in markers.items()]
+    keys = [Line2D([], [], marker=m, color=c, label=name, **plain) for name, m, c in looks]
     keys.append(Line2D([], [], label="front", **_FRONT))
     if several:
         keys.append(Line2D([], [], color=MUTED, linewidth=0.9, label="over seeds"))

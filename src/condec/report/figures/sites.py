@@ -21,11 +21,9 @@ _DASHES: Final = ((3.0, 2.0), (1.2, 1.6), (5.0, 1.5, 1.2, 1.5))
 
 
 def layer_statistics_figure(
-    statistics: pandas.DataFrame,
-    quantity: str,
-    *,
+    statistics: pandas.DataFrame, quantity: str, *,
     twins: Mapping[str, pandas.DataFrame] | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Draw a statistic of contributions and activations over sites (Melander et al. 2026, fig. 3).
 
     `statistics` are from `layer_statistics`; the quantity is a name of `condec.store.STATISTICS`,

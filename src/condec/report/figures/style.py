@@ -185,15 +185,9 @@ def in_percent(axis: Axis) -> None:
 
 
 def draw_matrix(
-    axis: Axes,
-    values: np.ndarray,
-    reach: float,
-    *,
-    middle: float = 0.0,
-    ticks: Sequence[float] | None = None,
-    aspect: Any = None,
+    axis: Axes, values: np.ndarray, reach: float, *, middle: float = 0.0, aspect: Any = None,
     unknown: np.ndarray | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Draw a matrix without frame: white is `middle`, full colour `reach` away from it.
 
     Cells of `unknown` are grey: what was not measured must not look like no change.
@@ -204,7 +198,7 @@ def draw_matrix(
         axis.imshow(np.where(unknown, 1.0, np.nan), cmap=ListedColormap([RULE]))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    ticks = (middle - reach, middle, middle + reach) if ticks is None else ticks
+    ticks = (middle - reach, middle, middle + reach)
     bar = axis.figure.colorbar(image, ax=axis, fraction=0.035, pad=0.02, ticks=ticks)
     bar.ax.set_yticklabels([f"{tick:.3g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
     bar.outline.set_visible(False)
