@@ -1,15 +1,17 @@
-"""Training models of the retina: what is learnt, held out, and kept."""
+"""Training models of the retina: what is learnt, held out, kept, and gone on with."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from condec.basis.errors import DataError, ModelError, OptionError
+from condec.basis.errors import DataError, ModelError, OptionError, StoreError
 from condec.retina import (
     Recording,
+    RetinaEpoch,
     RetinaTraining,
     fit_model,
     poisson_loss,
@@ -87,10 +89,10 @@ def test_a_known_network_is_learnt(recording: Recording) -> None:
 def test_stops_when_the_held_out_loss_does_not_fall_and_keeps_best(recording: Recording) -> None:
     torch.manual_seed(0)
     noise = dataclasses.replace(recording, rates=torch.rand(900, CELLS))  # nothing to learn
+    seen: list[RetinaEpoch] = []
     config = dataclasses.replace(CONFIG, epochs=200, patience=3, lr=2e-2)
-    fitted = fit_model(network(), noise, config)
-    seen = fitted.history
-    assert [epoch.index for epoch in seen] == list(range(len(seen)))
+    fitted = fit_model(network(), noise, config, on_epoch=seen.append)
+    assert tuple(seen) == fitted.history
     assert len(seen) == fitted.best_epoch + 4 < 200
     assert seen[-1].loss < seen[fitted.best_epoch].loss  # it went on to learn by heart
     again = fit_model(network(), noise, dataclasses.replace(config, epochs=fitted.best_epoch + 1))
@@ -161,6 +163,49 @@ def test_too_short_for_blocks() -> None:
         split_blocks(30, 0.1, 3, 6)
     with pytest.raises(DataError, match="take a longer movie, fewer blocks, or another share"):
         split_blocks(60, 0.5, 3, 20)
+
+
+# --- going on --------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_bit_equal_after_an_interruption(recording: Recording, tmp_path: Path, after: int) -> None:
+    def stop(epoch: RetinaEpoch) -> None:
+        if epoch.index == after:
+            raise Stop
+
+    whole = fit_model(network(), recording, CONFIG)
+    with pytest.raises(Stop):
+        fit_model(
+            network(), recording, CONFIG, checkpoint=tmp_path, checkpoint_seconds=0.0, on_epoch=stop
+        )
+    torch.manual_seed(99)  # whatever was drawn in between
+    seen: list[RetinaEpoch] = []
+    again = fit_model(network(), recording, CONFIG, checkpoint=tmp_path, on_epoch=seen.append)
+    assert len(seen) == 4 - after - 1
+    assert again.history == whole.history
+    assert same(weights(again.model), weights(whole.model))
+    assert torch.equal(again.correlation, whole.correlation)
+    seen.clear()
+    done = fit_model(network(), recording, CONFIG, checkpoint=tmp_path, on_epoch=seen.append)
+    assert not seen
+    assert same(weights(done.model), weights(whole.model))
+
+
+def test_checkpoint_of_another_fit_is_refused(recording: Recording, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1)
+    fit_model(network(), recording, config, checkpoint=tmp_path, checkpoint_seconds=0.0)
+    for model, data, other in (
+        (network(1), recording, config),
+        (network(), dataclasses.replace(recording, rates=recording.rates * 2), config),  # type: ignore[operator]
+        (network(), recording, dataclasses.replace(config, lr=1.0)),
+    ):
+        with pytest.raises(StoreError, match="holds the checkpoint of another fit"):
+            fit_model(model, data, other, checkpoint=tmp_path)
 
 
 def test_progress_is_shown(recording: Recording, capsys: pytest.CaptureFixture[str]) -> None:

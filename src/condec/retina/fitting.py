@@ -1,10 +1,13 @@
 """Training a model of the retina on a movie and the responses to it."""
 
 import copy
+import dataclasses
 import math
 import time
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -12,12 +15,15 @@ from torch import Tensor, nn
 
 from condec.basis.errors import DataError, ModelError
 from condec.basis.metrics import pearson
+from condec.basis.options import digest_of
 from condec.basis.progress import progress_bar
+from condec.dictionary.fitting.checkpoint import Keeper, State
 from condec.dictionary.fitting.descent import seed
 from condec.network import run_model
 from condec.retina.movies.recording import Recording
 from condec.retina.responses import batches, check_cells
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining, copied
+from condec.store import fingerprint
 
 _TINY: Final = 1e-8
 
@@ -36,7 +42,8 @@ def poisson_loss(
 
 def fit_model(
     model: nn.Module, recording: Recording, config: RetinaTraining | None = None, *,
-    progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0,
+    progress: bool = False, on_epoch: Callable[[RetinaEpoch], None] | None = None,
 ) -> FittedRetina:  # fmt: skip
     """Train a model of the retina on a movie and the responses to it.
 
@@ -52,8 +59,16 @@ def fit_model(
     recording : Recording
         With rates.
     config : RetinaTraining, optional
+    checkpoint : path, optional
+        Folder for the state of this one fit. If it was interrupted there, it goes on at the last
+        epoch that was kept, and ends with the same bits (on the CPU). The folder stays;
+        `condec.dictionary.forget_checkpoint` removes it.
+    checkpoint_seconds : float
+        Between two checkpoints; none is written by fits that are done earlier.
     progress : bool
         Show a bar on standard error.
+    on_epoch : callable, optional
+        Called with each `RetinaEpoch`.
 
     Raises
     ------
@@ -62,6 +77,8 @@ def fit_model(
     ModelError
         The model has nothing to train, fails, gives other cells or rates below 0; or the loss
         became infinite.
+    StoreError
+        The checkpoint is that of another fit, is damaged, or cannot be written.
 
     Examples
     --------
@@ -72,25 +89,25 @@ def fit_model(
     (torch.Size([2]), 2, 30)
     """
     config = config or RetinaTraining()
-    start, training = time.perf_counter(), _Training(model, recording, config)
-    history: list[RetinaEpoch] = []
-    best, weights = 0, dict[str, Tensor]()
+    training = _Training(model, recording, config)
+    keeper = None
+    if checkpoint is not None:
+        keeper = Keeper(checkpoint, training.identity, checkpoint_seconds)
+        if (state := keeper.restore()) is not None:
+            training.restore(state)
+    start = time.perf_counter()
     with progress_bar(type(model).__name__, None, unit="epochs", shown=progress) as move:
-        for index in range(config.epochs):
-            history.append(epoch := training.epoch(index))
+        while not training.done:
+            epoch = training.step()
+            if keeper is not None:
+                keeper.offer(training.state)
             note = f"loss {epoch.held_out_loss:.4f}"
-            move(completed=index + 1, total=config.epochs, note=note)
-            if not index or epoch.held_out_loss < history[best].held_out_loss:
-                best, weights = index, copied(training.model.state_dict())
-            elif index - best >= config.patience:
-                break
-    training.model.load_state_dict(weights)
-    return FittedRetina(
-        model=training.model.to(training.home).eval(), config=config, history=tuple(history),
-        best_epoch=best, correlation=pearson(*training.held_out(), dim=0), cells=recording.cells,
-        train_rows=training.train_rows, held_out_rows=training.held_out_rows,
-        seconds=time.perf_counter() - start,
-    )  # fmt: skip
+            move(completed=epoch.index + 1, total=config.epochs, note=note)
+            if on_epoch is not None:
+                on_epoch(epoch)
+    if keeper is not None:
+        keeper.last(training.state)
+    return training.finish(time.perf_counter() - start if keeper is None else keeper.elapsed)
 
 
 def split_blocks(
@@ -119,7 +136,7 @@ def split_blocks(
 
 
 class _Training:
-    """A copy of a model, and how it moves on by one epoch."""
+    """State of a fit, and how it moves on by one epoch."""
 
     def __init__(self, model: nn.Module, recording: Recording, config: RetinaTraining) -> None:
         answers = recording.responses(config.history)
@@ -128,7 +145,7 @@ class _Training:
                 f"{recording.name}: {int((answers < 0).sum())} rates are below 0, which no number "
                 "of spikes is; give rates of 0 or more"
             )
-        self.config = config
+        self.given, self.recording, self.config = model, recording, config
         self.train_rows, self.held_out_rows = split_blocks(
             len(answers), config.held_out, config.n_blocks, config.history
         )
@@ -140,6 +157,8 @@ class _Training:
             raise ModelError(f"{type(model).__name__} has no parameter to train")
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr)
         self.movie, self.answers = recording.movie.to(self.device), answers.to(self.device)
+        self.history: list[RetinaEpoch] = []
+        self.best = copied(self.model.state_dict())
         predicted = self._predicted(self.held_out_rows[: config.batch_size])
         check_cells(model, predicted, answers)
         if bool((predicted < 0).any()):
@@ -149,29 +168,82 @@ class _Training:
                 "torch.nn.Softplus()"
             )
 
-    def epoch(self, index: int) -> RetinaEpoch:
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what tells the checkpoint of this fit from others."""
+        return {
+            "versions": {"condec": metadata.version("condec"), "torch": torch.__version__},
+            "model": fingerprint(self.given),
+            "config": self.config.to_dict(),
+            "movie": self.recording.windows(self.config.history).fingerprint,
+            "rates": digest_of(self.recording.rates),
+        }
+
+    @property
+    def best_epoch(self) -> int:
+        """Return the index of the epoch with the lowest held-out loss, the first of several."""
+        losses = [epoch.held_out_loss for epoch in self.history]
+        return losses.index(min(losses))
+
+    @property
+    def done(self) -> bool:
+        """Tell whether all epochs are run, or the last ones were no better."""
+        n_done = len(self.history)
+        worse = n_done - self.best_epoch if n_done else 0
+        return n_done >= self.config.epochs or worse > self.config.patience
+
+    def step(self) -> RetinaEpoch:
         """Run one epoch, and measure it."""
+        index = len(self.history)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             seed((self.config.seed << 20) + index, self.device)
             loss = self._descend()
-        predicted, answers = self.held_out()
-        held_out_loss = float(poisson_loss(predicted, answers))
-        if not (math.isfinite(loss) and math.isfinite(held_out_loss)):
+        predicted, answers = self._held_out()
+        epoch = RetinaEpoch(
+            index=index, loss=loss, held_out_loss=float(poisson_loss(predicted, answers)),
+            correlation=float(pearson(predicted, answers, dim=0).mean()),
+        )  # fmt: skip
+        if not (math.isfinite(epoch.loss) and math.isfinite(epoch.held_out_loss)):
             raise ModelError(
-                f"{type(self.model).__name__}: the loss is {loss} on the training samples and "
-                f"{held_out_loss} on the held-out ones after epoch {index}; lower lr (it is "
-                f"{self.config.lr}), or see to it that no rate is below 0"
+                f"{type(self.given).__name__}: the loss is {epoch.loss} on the training samples "
+                f"and {epoch.held_out_loss} on the held-out ones after epoch {index}; lower lr "
+                f"(it is {self.config.lr}), or see to it that no rate is below 0"
             )
-        correlation = float(pearson(predicted, answers, dim=0).mean())
-        return RetinaEpoch(
-            index=index, loss=loss, held_out_loss=held_out_loss, correlation=correlation
-        )
+        self.history.append(epoch)
+        if self.best_epoch == index:
+            self.best = copied(self.model.state_dict())
+        return epoch
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
-        """Return predicted rates and answers of the held-out samples."""
-        answers = self.answers[self.held_out_rows.to(self.device)]
-        return self._predicted(self.held_out_rows), answers.cpu()
+    def state(self) -> State:
+        """Return all that going on needs."""
+        found = _named("model", copied(self.model.state_dict())) | _named("best", self.best)
+        for place, moments in self.optimiser.state_dict()["state"].items():
+            found |= _named(f"adam {place}", moments)
+        epochs = [dataclasses.asdict(epoch) for epoch in self.history]
+        return State(found, {"step": len(self.history), "history": epochs})
+
+    def restore(self, state: State) -> None:
+        """Go on from a checkpoint."""
+        self.history = [RetinaEpoch(**epoch) for epoch in state.record["history"]]
+        self.model.load_state_dict(_under("model", state.tensors))
+        self.best = _under("best", state.tensors)
+        adam = self.optimiser.state_dict()
+        places = range(len(self.parameters))
+        moments = {place: _under(f"adam {place}", state.tensors) for place in places}
+        adam["state"] = {place: each for place, each in moments.items() if each}
+        self.optimiser.load_state_dict(adam)
+
+    def finish(self, seconds: float) -> FittedRetina:
+        """Put the best weights back, and measure."""
+        self.model.load_state_dict(self.best)
+        predicted, answers = self._held_out()
+        return FittedRetina(
+            model=self.model.to(self.home).eval(), config=self.config, history=tuple(self.history),
+            best_epoch=self.best_epoch, correlation=pearson(predicted, answers, dim=0),
+            cells=self.recording.cells, train_rows=self.train_rows,
+            held_out_rows=self.held_out_rows, seconds=seconds,
+        )  # fmt: skip
 
     def _descend(self) -> float:
         """Pass over the training samples once; return the mean loss."""
@@ -195,6 +267,11 @@ class _Training:
             total += loss.detach() * len(rows)
         return float(total) / len(order)
 
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """Return predicted rates and answers of the held-out samples."""
+        answers = self.answers[self.held_out_rows.to(self.device)]
+        return self._predicted(self.held_out_rows), answers.cpu()
+
     @torch.no_grad()
     def _predicted(self, rows: Tensor) -> Tensor:
         self.model.eval()
@@ -204,3 +281,11 @@ class _Training:
     def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         config = self.config
         return batches(self.model, self.movie, rows, config.history, config.batch_size)
+
+
+def _named(head: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{head}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(head: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{head}/"): t for k, t in tensors.items() if k.startswith(f"{head}/")}
