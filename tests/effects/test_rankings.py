@@ -30,7 +30,7 @@ from condec.effects import (
 from condec.effects.standard import check_rankings, ranked_units
 from condec.modes.modes import Modes
 from condec.network.sites import Site
-from condec.report import figures
+from condec.report.figures import style
 from condec.store.collection import collect
 from condec.testing.models import small_resnet
 
@@ -286,7 +286,7 @@ def test_standard_rankings(store, tmp_path):
     drawn = table.groupby("ranking")["n_draws"].first()
     assert drawn[["random", "random_modes", "modes"]].tolist() == [2, 2, 0]
     without = [ranking.name for ranking in standard_rankings(modes, n_random=0)]
-    assert set(names) == set(RANKING_NAMES) == set(figures.RANKINGS)
+    assert set(names) == set(RANKING_NAMES) == set(style.RANKINGS)
     left = {"random", "random_modes", "activation_modes", "head_weights", *LOG_ODDS_NAMES}
     assert set(without) == set(RANKING_NAMES) - left
 

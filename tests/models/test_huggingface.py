@@ -138,7 +138,7 @@ def test_encoder_gives_one_vector_a_picture(library: ModuleType, tmp_path: Path)
         (
             lambda f: edit(f, model_type="mine", auto_map={"AutoConfig": "code.MyConfig"}),
             ModelError,
-            "code that comes with a model is not run",
+            "custom code .*its own code is not run",
         ),
     ],
 )  # fmt: skip

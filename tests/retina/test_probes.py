@@ -8,6 +8,7 @@ from condec.basis.errors import DataError, OptionError
 from condec.report.figures.style import POSITIVE
 from condec.retina import PROBES, Recording, probe, standard_probes
 from condec.retina import figures as retina_figures
+from condec.retina.responses import Responses
 
 
 class Last(nn.Module):
@@ -53,9 +54,18 @@ def test_rates_follow_the_stimulus_from_its_first_frame_on() -> None:
 
 
 def test_figure_has_a_panel_for_every_probe() -> None:
-    rates = {name: torch.rand(20, 3) * size for name, size in (("a", 1), ("b", 5), ("c", 2))}
-    events = {"a": {"on": torch.ones(20), "off": torch.zeros(20)}}
-    figure = retina_figures.probes_figure(rates, events)
+    none = torch.zeros(0, 20)
+    answers = {
+        name: Responses(
+            torch.rand(20, 3) * size, events, torch.arange(20), 0.01, ("a", "b", "c"), names, name
+        )
+        for name, size, events, names in (
+            ("a", 1, torch.stack([torch.ones(20), torch.zeros(20)]), ("on", "off")),
+            ("b", 5, none, ()),
+            ("c", 2, none, ()),
+        )
+    }
+    figure = retina_figures.probes_figure(answers)
     images = [image.get_array() for axis in figure.axes for image in axis.images]
     assert [image.shape for image in images] == [(3, 20)] * 3
     assert max(float(abs(image).max()) for image in images) == pytest.approx(1.0)
@@ -65,4 +75,4 @@ def test_figure_has_a_panel_for_every_probe() -> None:
     assert {text.get_text() for text in texts} == {"on", "off"}
     assert POSITIVE in {text.get_color() for text in texts}
     with pytest.raises(DataError, match="no probes"):
-        retina_figures.probes_figure({}, {})
+        retina_figures.probes_figure({})
