@@ -35,6 +35,7 @@ from measure import synchronize, write
 
 from condec.dictionary import Job, ThresholdSAE, TopKSAE, TrainConfig, fit, fit_many
 from condec.dictionary.fitting.descent import GradientLearner, Step, seeded
+from condec.models.torchvision import import_torchvision
 
 BATCH = 128
 PASSES = 2
@@ -313,6 +314,7 @@ def compared(case: Case, turns: int) -> dict[str, Any]:
     if isinstance(case.learner, TopKSAE):
         for name, loop in (("overcomplete", case.overcomplete), ("saelens", case.saelens)):
             try:
+                import_torchvision()  # which Overcomplete asks for
                 __import__("overcomplete" if name == "overcomplete" else "sae_lens")
                 loops[name] = loop
             except ImportError as error:
