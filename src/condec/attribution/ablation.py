@@ -123,8 +123,25 @@ def unit_effects(
 ) -> UnitMatrix:
     """Measure the change of the target when each unit of a site is replaced, one at a time.
 
-    Takes what `contribute` takes, at one site; gives [sample, unit] in the order of `units` (all by
-    default), in the unit of the target. SiteError where the site does not run, or has no such unit.
+    Parameters
+    ----------
+    model, inputs, target, labels
+        As for `contribute`.
+    site : Site, or its text
+    method : UnitAblation, optional
+        By default, units are set to zero.
+    units : sequence of int, optional
+        All by default.
+
+    Returns
+    -------
+    Tensor of shape [sample, unit]
+        In the order of `units`; in the unit of the target.
+
+    Raises
+    ------
+    SiteError
+        The site does not run, or has no such unit.
 
     Examples
     --------

@@ -68,10 +68,18 @@ class ZeroTokens(Baseline):
 @final
 @dataclass(frozen=True, slots=True)
 class Constant(Baseline):
-    """The same value everywhere, or one value a channel (axis 1), in the model's input space.
+    """The same value everywhere, or one value a channel.
 
-    For black in an image normalised by mean and std, give ``-mean / std``. OptionError at a batch
-    of another number of channels.
+    Parameters
+    ----------
+    value : float or tuple of float
+        In the model's input space; a tuple has one entry for each channel (axis 1). For black
+        in an image normalised by mean and std, give ``-mean / std``.
+
+    Raises
+    ------
+    OptionError
+        At the first batch: the inputs have another number of channels.
     """
 
     value: float | tuple[float, ...]
@@ -94,8 +102,15 @@ class Constant(Baseline):
 class Blur(Baseline):
     """Each image, blurred by a Gaussian: what is left out is detail, not colour.
 
-    `sigma` is its standard deviation in pixels; the kernel ends at 3 sigma, edges are repeated.
-    OptionError where it is not positive or, at the first batch, the inputs have no space axes.
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation in pixels; the kernel ends at 3 sigma, edges are repeated.
+
+    Raises
+    ------
+    OptionError
+        `sigma` is not positive; or, at the first batch, inputs without space axes.
     """
 
     sigma: float

@@ -32,8 +32,15 @@ Sites = str | Site | Iterable[str | Site]
 class SiteContributions:
     """Contributions of one site in full shape, for every sample of a batch.
 
-    Both tensors have the shape of the activation, contributions are in the unit of the target;
-    `units` are the axes counted as units, `cut` says whether all flow passes this site.
+    Attributes
+    ----------
+    site : Site
+    units : Units
+        Axes of the activation that are units.
+    cut : bool
+        Whether all flow from input to output passes this site.
+    contribution, activation : Tensor of the shape of the activation
+        Contribution in the unit of the target.
     """
 
     site: Site

@@ -18,9 +18,17 @@ def split_and_sum(values: Activation, units: Units) -> SignedUnits:
     The split comes first, so that effects of opposite sign at different positions do not
     cancel (Melander et al. 2026, "spatial reduction").
 
-    Values are contributions or activations [sample, ...] at one site; all axes but the first and
-    those of `units` are positions. Gives [sample, sign=2, unit], signs in the order ("positive",
-    "negative"); half precision is summed in float32.
+    Parameters
+    ----------
+    values : Tensor of shape [sample, ...]
+        Contributions or activations at one site.
+    units : Units
+        Axes that are units; all others but the first are positions.
+
+    Returns
+    -------
+    Tensor of shape [sample, sign=2, unit]
+        Signs in the order ("positive", "negative"); half precision is summed in float32.
 
     Examples
     --------

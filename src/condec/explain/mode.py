@@ -39,10 +39,19 @@ if TYPE_CHECKING:
 class ModeMap:
     """Maps of one set of units, each of the input's shape [sample, *input].
 
-    `sensitivity` is the sum of A over the chosen units and all positions, in units of the target
-    per unit of the input; `total` is x times that: its sum over a sample is the first-order effect
-    of x on the target through these units. `positive` is its part from the (unit, position) pairs
-    whose own sum over the input is above zero, `negative` that of the others.
+    Attributes
+    ----------
+    total : Tensor
+        x * sensitivity; its sum over a sample is the first-order effect of x on the target
+        through the chosen units. Unit: that of the target.
+    positive : Tensor
+        The part of `total` from the (unit, position) pairs whose own sum over the input is
+        above zero.
+    negative : Tensor
+        The part of the other pairs; total = positive + negative.
+    sensitivity : Tensor
+        sum of A over the chosen units and all positions, without the factor x. Unit: that of
+        the target per unit of the input.
     """
 
     total: Float[Tensor, "sample ..."]
@@ -58,16 +67,34 @@ def mode_map(
 ) -> ModeMap:  # fmt: skip
     """Map the part of every input that drives these units to drive the target.
 
-    The model is in evaluation mode; it is left as it is, and no gradient of a parameter is
-    computed. `images`, [sample, ...], are preprocessed; `labels`, [sample], are for targets that
-    need them. The target is `Predicted()` by default; the paper uses the probability of the
-    image's own class, ``Label(probability=True)``.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; left as it is, and no gradient of a parameter is computed.
+    images : Tensor of shape [sample, ...]
+        Inputs, preprocessed.
+    site : Site or str
+        One site; it must lie between input and target.
+    units : sequence of int
+        Units of the site, for example the strongest of a mode's atom.
+    target : Target, or function from the output to Tensor[sample], optional
+        What the units drive; `Predicted()` by default. The paper uses the probability of the
+        image's own class, ``Label(probability=True)``.
+    labels : Tensor of shape [sample], optional
+        For targets that need them.
 
-    Raises OptionError: no units, a unit given twice, or one that the site does not have; SiteError:
-    the pattern means several sites, or the site is not on a path from input to target; ModelError:
-    the model is in training mode, fails, or holds an operation without a forward-mode derivative;
-    DataError: there are no images, they are not finite floating-point numbers, or labels are
-    missing.
+    Raises
+    ------
+    OptionError
+        No units, a unit given twice, or one that the site does not have.
+    SiteError
+        The pattern means several sites, or the site is not on a path from input to target.
+    ModelError
+        The model is in training mode, fails, or holds an operation without a forward-mode
+        derivative.
+    DataError
+        The images are not finite floating-point numbers, there are none, or labels are
+        missing.
 
     Examples
     --------

@@ -23,13 +23,32 @@ from condec.network import refuse_training
 class SiteMaps:
     """Maps of the leading modes of one site, with the pictures they belong to.
 
-    Made by `site_maps`; kept in ``analysis/maps/<quoted site>/<name>.npz`` of a run folder by
-    `condec.basis.npz`. `target`, as from `Target.to_dict`, is what the `units` drive, the strongest
-    of every mode's atom; `mode_ids` are original ids, the mode most correlated with a label first.
-    `samples` are the inputs with the highest loadings, highest first, as indices into `pictures`,
-    where every input stands once; -1 where a mode is used for fewer. Labels and predictions are -1
-    where there is none. `total`, `positive` and `negative` are those of `ModeMap`, summed over the
-    channels of the input.
+    Made by `site_maps`; kept in ``analysis/maps/<quoted site>/<name>.npz`` of a run folder.
+
+    Attributes
+    ----------
+    site : str
+        Key of the site.
+    target : dict
+        The target that the units drive, as from `Target.to_dict`.
+    mode_ids : Tensor of shape [mode]
+        Original ids, the mode most correlated with a label first.
+    units : Tensor of shape [mode, unit]
+        The units of every mode whose maps these are: the strongest of its atom.
+    samples : Tensor of shape [mode, input]
+        The inputs with the highest loadings, highest first, as indices into `pictures`; -1
+        where a mode is used for fewer.
+    loadings : Tensor of shape [mode, input]
+    ids : tuple of str
+        Identity of every picture.
+    labels, predictions : Tensor of shape [picture]
+        -1 where there is none.
+    held_out : Tensor of shape [picture]
+        Whether the modes were fitted without it.
+    pictures : Tensor of shape [picture, y, x, 3]
+        uint8; every input once, however many modes it serves.
+    total, positive, negative : Tensor of shape [mode, input, y, x]
+        As in `ModeMap`, summed over the channels of the input.
     """
 
     site: str
@@ -54,13 +73,29 @@ def site_maps(
 ) -> SiteMaps:  # fmt: skip
     """Map the leading modes of one site, on the inputs for which each is used most.
 
-    At most `n_modes` are drawn, in the order of `leading_modes`, on `n_inputs` each, by the
-    `n_units` largest entries of the atom, as in Melander et al. 2026, figure 7. The inputs are
-    images, and hold the samples of ``modes.store``, found by their ids; model and target are as in
-    `mode_map`.
+    The best mode of every label comes first, the most correlated before the others, then the
+    remaining modes by correlation; without labels, modes by their mean loading. Correlations
+    are those of training rows. A mode is drawn by the `n_units` largest entries of its atom,
+    as in Melander et al. 2026, figure 7.
 
-    Raises OptionError: a number below 1; DataError: there is no mode, the inputs lack a sample of
-    the store, or they are no images.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Inputs
+        Images; holds the samples of ``modes.store``, found by their ids.
+    modes : Modes
+    n_modes, n_inputs, n_units : int
+        At most so many modes, inputs of each, and units of each.
+    target : Target, or function from the output to Tensor[sample], optional
+        As in `mode_map`.
+
+    Raises
+    ------
+    OptionError
+        A number below 1.
+    DataError
+        There is no mode, the inputs lack a sample of the store, or they are no images.
     """
     at_least("site_maps", 1, n_modes=n_modes, n_inputs=n_inputs, n_units=n_units)
     refuse_training(model)

@@ -15,9 +15,21 @@ from condec.data import UNLABELLED
 def membership(labels: Labels, n_labels: int | None = None) -> Membership:
     """Make the indicator of each label: entry (s, l) is True where sample s carries label l.
 
-    Returns [sample, label], bool. Labels, int64, are negative where a sample has none: its row is
-    all False. `n_labels` is by default one more than the largest. Raises DataError: no sample has a
-    label, or one is not below `n_labels`.
+    Parameters
+    ----------
+    labels : Tensor of shape [sample]
+        int64; negative where a sample has no label: its row is all False.
+    n_labels : int, optional
+        By default one more than the largest label.
+
+    Returns
+    -------
+    Tensor of shape [sample, label], bool
+
+    Raises
+    ------
+    DataError
+        No sample has a label, or a label is not below `n_labels`.
 
     Examples
     --------
@@ -39,9 +51,17 @@ def membership(labels: Labels, n_labels: int | None = None) -> Membership:
 @short_repr
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """Superclasses: the group of label 0, 1, 2, ...; an empty name puts a label into no group.
+    """Superclasses: a group name for each label.
 
-    OptionError where no label belongs to a group.
+    Parameters
+    ----------
+    groups : sequence of str
+        Group of label 0, 1, 2, ...; an empty name puts a label into no group.
+
+    Raises
+    ------
+    OptionError
+        No label belongs to a group.
 
     Examples
     --------

@@ -52,11 +52,24 @@ class ModeMatch:
 class Modes:
     """Alive modes of one site: which units act together, and for which samples.
 
-    `atoms`, [mode, unit], are in the unit of the matrix, which `sign` and `quantity` name; for the
-    sign ``concat`` they are [mode, 2 unit], positive first. `loadings`, [sample, mode], are those
-    of all valid samples of the store, `ids`, [mode], numbers in the dictionary, whose `n_modes`
-    count dead ones, too. `held_out`, [sample], are samples that were not used to fit. `name` tells
-    several decompositions of one site apart.
+    Attributes
+    ----------
+    atoms : Tensor of shape [mode, unit]
+        In the unit of the matrix; for the sign ``concat`` [mode, 2 unit], positive first.
+    loadings : Tensor of shape [sample, mode]
+        On all valid samples of the store.
+    ids : Tensor of shape [mode]
+        Number of each mode in the dictionary.
+    held_out : Tensor of shape [sample], bool
+        Samples that were not used to fit.
+    store : Store
+    site : Site
+    sign, quantity : str
+        Which matrix of the store was decomposed.
+    n_modes : int
+        Modes of the dictionary, dead ones counted.
+    name : str
+        Tells several decompositions of one site apart.
     """
 
     atoms: Atoms

@@ -20,8 +20,18 @@ def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[s
     """Find out which sites cut the network: all flow from input to output passes them.
 
     At a cut the contributions of all units add up to the change of the target between the
-    baseline and the input; elsewhere (inside a residual branch, say) they do not. A single sample
-    suffices as `inputs`; its values do not matter. Answers stand by the keys of the sites.
+    baseline and the input; elsewhere (inside a residual branch, say) they do not.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    inputs : Tensor of shape [sample, ...]
+        A single sample suffices; the answer does not depend on its values.
+    sites : sequence of Site
+
+    Returns
+    -------
+    dict of site key to bool
     """
     with record(model, sites) as tape:
         inputs = inputs.detach().clone().requires_grad_()
@@ -34,10 +44,20 @@ def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[s
 
 
 def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
-    """List every call of every module in one forward pass, in execution order of the calls' ends.
+    """List every call of every module in one forward pass.
 
-    Columns are ``site`` (a site key), ``type``, ``shape`` (of the output, without the sample axis;
-    empty if it is no tensor), ``parameters`` (number, own and below), ``cut`` (see `find_cuts`).
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+
+    Returns
+    -------
+    pandas.DataFrame
+        In execution order of the calls' ends, with columns ``site`` (a site key), ``type``,
+        ``shape`` (of the output, without the sample axis; empty if it is no tensor),
+        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`).
     """
     import pandas
 

@@ -111,10 +111,21 @@ class Tape:
 def record(
     model: nn.Module, sites: Iterable[Site], *, hand_on: Callable[[Tensor], Tensor] = torch.clone
 ) -> Iterator[Tape]:
-    """Record the sites of one forward pass run inside the context, where parameters are frozen.
+    """Record the sites of one forward pass run inside the context.
 
-    `Tape.records` are there after the pass, `Tape.gradients` for a scalar of its output. `hand_on`
-    makes what the network goes on with from a record; it must share no memory with it.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode. Its parameters are frozen inside the context.
+    sites : iterable of Site
+    hand_on : callable
+        What the network goes on with, from the record; it must share no memory with it. By
+        default a clone.
+
+    Yields
+    ------
+    Tape
+        `Tape.records` after the forward pass, `Tape.gradients` of a scalar of its output.
 
     Raises
     ------

@@ -143,7 +143,16 @@ def explained_variance(
 def pooled_stimulus(inputs: Inputs, rows: Tensor) -> Float[torch.Tensor, "sample entry"]:
     """Average clips [history, y, x] over 8 x 10 x 10 boxes, so that a whole movie fits into memory.
 
-    `rows` are samples of the inputs, such as ``fields.rows``. DataError where they are no clips.
+    Parameters
+    ----------
+    inputs : Inputs
+    rows : sequence of int
+        Samples, such as ``fields.rows``.
+
+    Raises
+    ------
+    DataError
+        Samples that are no clips.
     """
     is_clips("pooled_stimulus", inputs.name, inputs.sample_shape)
     depth, height, width = map(min, _BOXES, inputs.sample_shape)

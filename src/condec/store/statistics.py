@@ -52,9 +52,14 @@ class SiteStatistic:
 def layer_statistics(store: Store) -> "pandas.DataFrame":
     """Work out sparsity, dimensions, sign correlation and completeness of every site of a store.
 
-    Contributions are positive plus negative part, activations the sum over positions. Figures of
-    a sample are given by their median over those for which they are defined. Formulas: Melander
-    et al. 2026 (CODEC), who take the dimensions, however, of the classes' mean vectors.
+    Contributions are positive plus negative part, activations the sum over positions. Figures
+    of a sample are given by their median over the samples for which they are defined. Formulas:
+    Melander et al. 2026 (CODEC), who take the dimensions, however, of the classes' mean vectors.
+
+    Parameters
+    ----------
+    store : Store
+        Complete, with at least one valid sample.
 
     Returns
     -------
@@ -62,12 +67,12 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
         One row a site, in the order of the store, with the columns
 
         - ``site``: key of the site; ``units``: its number of units;
-        - ``hoyer_{contribution,activation}``: Hoyer sparsity over units, 0 all alike, 1 a single
-          unit; NaN for a site of one unit;
-        - ``dims95_{contribution,activation}``: principal components that hold 95 % of the
-          variance over all samples;
-        - ``participation_ratio_{contribution,activation}``: how many units take part, 1 to
-          ``units``;
+        - ``hoyer_contribution``, ``hoyer_activation``: Hoyer sparsity over units, 0 all
+          alike, 1 a single unit; NaN for a site of one unit;
+        - ``dims95_contribution``, ``dims95_activation``: principal components that hold
+          95 % of the variance over all samples;
+        - ``participation_ratio_contribution``, ``participation_ratio_activation``: how many
+          units take part, 1 to ``units``;
         - ``sign_correlation``: Pearson correlation over units of the positive part with the
           size of the negative part, 1 where the units that add also take away most; 0 for a
           sample whose one part does not vary;
@@ -101,8 +106,11 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
 
     A trend that an untrained network shows as well is no result of the training.
 
-    Both tables are from `layer_statistics`; the sites that both have are compared, in the order
-    of the first.
+    Parameters
+    ----------
+    statistics, twin : pandas.DataFrame
+        From `layer_statistics`, of the real store and of its twin; the sites that both have
+        are compared, in the order of the first.
 
     Returns
     -------
@@ -111,7 +119,8 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
 
         - ``statistic``: its column;
         - ``trend``, ``twin_trend``: Spearman's rank correlation of the statistic with the order
-          of the sites; NaN with fewer than three sites;
+          of the sites, 1 where it rises from each to the next, -1 where it falls; NaN with
+          fewer than three sites;
         - ``shared``: whether both trends are of size 0.5 at least, and of one sign;
         - ``above``, ``below``: at how many sites the real value is above, or below, the twin's;
           ``sites``: of how many where both are defined.

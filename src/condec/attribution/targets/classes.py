@@ -25,8 +25,16 @@ class TopK(Target):
     along the path: the sum of contributions is then the change of the *largest* logit, not
     of one class's. Use `Predicted` to keep the class.
 
-    With `probability`, of softmax probabilities instead of logits. OptionError where `k` is below
-    1 or, at the first output, above the number of labels.
+    Parameters
+    ----------
+    k : int
+    probability : bool
+        Softmax probabilities instead of logits.
+
+    Raises
+    ------
+    OptionError
+        `k` is below 1; or, at the first output, above the number of labels.
     """
 
     k: int = 1
@@ -118,8 +126,15 @@ class _OneClass(Target):
 class Label(_OneClass):
     """The output of each sample's own label, fixed along the path.
 
-    With `probability`, its softmax probability instead of its logit. DataError where no labels are
-    given, a sample has none (negative), or a label is out of range.
+    Parameters
+    ----------
+    probability : bool
+        Softmax probability instead of the logit.
+
+    Raises
+    ------
+    DataError
+        No labels are given, a sample has none (negative), or a label is out of range.
     """
 
     uses_labels: ClassVar[bool] = True
@@ -134,7 +149,10 @@ class Label(_OneClass):
 class Predicted(_OneClass):
     """The output of the class that the model predicts at the input, fixed along the path.
 
-    With `probability`, its softmax probability instead of its logit.
+    Parameters
+    ----------
+    probability : bool
+        Softmax probability instead of the logit.
     """
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -149,7 +167,14 @@ class Contrast(Target):
 
     What raises all classes alike drops out. The contrastive target of Melander et al. 2026
     chooses both classes again at every step; ``frozen=True`` fixes both at the input, so that
-    contributions are of one pair of classes. With `probability`, of softmax probabilities.
+    contributions are of one pair of classes.
+
+    Parameters
+    ----------
+    frozen : bool
+        Keep the two classes of the input along the path.
+    probability : bool
+        Softmax probabilities instead of logits.
     """
 
     frozen: bool = False

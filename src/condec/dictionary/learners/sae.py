@@ -69,12 +69,22 @@ class ThresholdSAE(GradientLearner):
     with ``TrainConfig.paper()`` is the published procedure.
 
     `n_modes` is k (in the paper 3 times the number of units), `threshold` :math:`\tau`, from 0 to
-    below 1, `atom_l1` :math:`\lambda`, `width` h, by default d (2048 in the paper's scripts), and
-    `jump` w, 0 in the paper. `nonnegative` keeps atoms at 0 or above, by projection after every
-    step. `resample` sets modes that a whole pass does not use to badly described rows, four times
-    in the first half of the steps: rare modes are found by it; not in the paper. `atom_rate`, the
-    learning rate of the atoms relative to the encoder's, is by default 4 up to a width of 256, and
-    beyond 4 times the root of width / 256; 1 in the paper.
+    below 1, `atom_l1` :math:`\lambda`, and `width` h, by default d (2048 in the paper's scripts).
+
+    Parameters
+    ----------
+    nonnegative : bool
+        Keep the entries of the atoms at 0 or above, by projection after every step.
+    dropout : float
+        Probability, while fitting.
+    resample : bool
+        Set modes that a whole pass does not use to badly described rows, four times in the
+        first half of the steps: rare modes are found by it. Not in the paper.
+    atom_rate : float, optional
+        Learning rate of the atoms relative to the encoder's; by default 4 up to a width of 256,
+        and beyond 4 times the root of width / 256. 1 in the paper.
+    jump : float
+        w, the width in the logit within which a code is near the threshold; 0 in the paper.
     """
 
     freezes: ClassVar[bool] = True

@@ -74,11 +74,23 @@ def stability(
     A learner that starts from the data alone (`PCA`, and `NMF` as scikit-learn starts it)
     gives the same for every seed: then only the halves say something.
 
-    `seeds` says how many, from ``config.seed`` on, or which; at least 5. The split is that of
-    `config`. `fitted` is the result of `fit` with this learner, matrix, config and the first seed,
-    if at hand: it is not fitted again, and the numbers are of its modes. Fewer seeds are an
-    OptionError; fewer than four rows, or `fitted` to others, a DataError; others are as of `fit`.
+    Parameters
+    ----------
+    learner, matrix : as in `fit`
+    seeds : int or sequence of int
+        How many, from ``config.seed`` on, or which; at least 5. The split is that of `config`.
+    config : TrainConfig, optional
+    fitted : Dictionary, optional
+        Result of `fit` with this learner, matrix, config and the first seed, if at hand: it is
+        not fitted again, and the numbers are of its modes.
 
+    Raises
+    ------
+    OptionError, DataError
+        Fewer than five different seeds; fewer than four rows, or `fitted` to others; else as `fit`.
+
+    Examples
+    --------
     >>> from condec.dictionary import PCA
     >>> rows = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
     >>> found = stability(PCA(2), rows * torch.tensor([4.0, 2.0, 1.0]))
