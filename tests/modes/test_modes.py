@@ -9,7 +9,16 @@ import torch
 
 from condec.attribution import ActGrad
 from condec.basis.errors import DataError, OptionError, StoreError
-from condec.dictionary import PCA, Dictionary, KMeans, fit
+from condec.dictionary import (
+    PCA,
+    Dictionary,
+    KMeans,
+    TopKSAE,
+    TrainConfig,
+    fit,
+    read_saelens,
+    write_saelens,
+)
 from condec.modes.modes import Modes
 from condec.store.collection import collect
 from condec.store.store import Store
@@ -238,3 +247,18 @@ def test_modes_of_another_store_are_refused(modes: Modes, tmp_path: Path) -> Non
         Modes.load(tmp_path, other)
     with pytest.raises(DataError, match="labels missing"):
         Modes.build(m_dictionary(modes), other, "block2").best(0)
+
+
+def test_a_dictionary_read_from_saelens_makes_modes(store: Store, tmp_path: Path) -> None:
+    matrix = store.matrix("block2")
+    write_saelens(fit(TopKSAE(6, k=2), matrix, config=TrainConfig(steps=40)).dictionary, tmp_path)
+    found = read_saelens(tmp_path)
+    modes = Modes.build(found, store, "block2", held_out_rows=HELD_OUT)
+    loadings = found.encode(matrix)
+    alive = (loadings > 0).any(0)
+    assert torch.equal(modes.loadings, loadings[:, alive])
+    assert torch.equal(modes.atoms, found.atoms[alive])
+    modes.save(tmp_path)
+    again = Modes.load(tmp_path, store)
+    assert torch.equal(again.correlation(), modes.correlation())
+    assert again.best(label=int(store.labels.max())).correlation >= 0

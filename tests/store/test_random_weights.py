@@ -156,9 +156,10 @@ def test_parameters_without_initialization_are_shuffled() -> None:
     factor = float((other.temperature / model.temperature).detach())
     assert 0.5 <= factor <= 2
     assert factor != 1
-    # The weight itself is worked out from parameters that nothing resets.
-    had, has = (m.head.parametrizations.weight.original1 for m in (model, other))
-    assert sorted(had.flatten().tolist()) == sorted(has.flatten().tolist())
+    # A weight that is made of others is drawn as without them.
+    bound = model.head.weight.shape[1] ** -0.5 + 1e-6
+    assert float(other.head.weight.abs().max()) <= bound
+    assert not torch.allclose(other.head.weight, model.head.weight, atol=0.1)
 
 
 def test_seed_decides() -> None:
@@ -347,3 +348,85 @@ def conv_net_on(model: nn.Module, device: str) -> nn.Module:
     net = conv_net().to(device)
     net.load_state_dict(model.state_dict())
     return net
+
+
+# --- weights that something is worked out from ----------------------------------------------
+
+
+def singular(weight: torch.Tensor) -> float:
+    return float(torch.linalg.svdvals(weight.detach().double().flatten(1))[0])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_spectral_norm_is_that_of_the_new_weights(old: bool) -> None:
+    norm = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
+    net = nn.ModuleList(
+        [norm(nn.Conv2d(2, 5, 3)), norm(nn.Linear(9, 7)), norm(nn.ConvTranspose1d(1, 2, 3)),
+         norm(nn.Embedding(4, 3))]
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(57.0).add_(torch.randn_like(parameter))
+    other = randomize(net.eval())
+    with torch.no_grad():  # the old kind works the weights out as it runs
+        samples = (
+            torch.randn(1, 2, 4, 4),
+            torch.randn(1, 9),
+            torch.randn(1, 1, 4),
+            torch.tensor([1]),
+        )
+        for module, sample in zip(other, samples, strict=True):
+            module(sample)
+    for place in (0, 1, 3):
+        assert singular(other[place].weight) == pytest.approx(1.0, abs=1e-5)
+    # A transposed convolution is normalised along its second axis.
+    assert singular(other[2].weight.transpose(0, 1)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_parametrizations_make_is_drawn_as_without_them() -> None:
+    from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4), nn.Linear(4, 3), nn.Linear(3, 3))
+    made = nn.Sequential(
+        weight_norm(nn.Linear(6, 6)), spectral_norm(nn.Linear(6, 4)),
+        orthogonal(nn.Linear(4, 3)), orthogonal(nn.Linear(3, 3), use_trivialization=False),
+    )  # fmt: skip
+    before = [module.weight.detach().clone() for module in made]
+    expected, other = randomize(plain, seed=4), randomize(made.eval(), seed=4)
+    torch.testing.assert_close(other[0].weight, expected[0].weight)
+    torch.testing.assert_close(
+        other[1].weight, expected[1].weight / singular(expected[1].weight), rtol=1e-5, atol=1e-6
+    )
+    for place in (0, 1):
+        assert torch.equal(other[place].bias, expected[place].bias)
+    for place in (2, 3):
+        weight = other[place].weight.detach()
+        torch.testing.assert_close(weight @ weight.T, torch.eye(3))
+        assert float((weight - before[place]).abs().max()) > 0.1
+    assert all(torch.equal(a.weight, b) for a, b in zip(made, before, strict=True))
+
+
+class Kept(nn.Module):
+    """A parametrization that keeps a number of the weights and cannot be assigned to."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("largest", weight.detach().abs().max())
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / self.largest  # type: ignore[no-any-return]
+
+
+class VarianceNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_var", torch.ones(3))
+
+
+def test_numbers_of_trained_weights_that_cannot_be_renewed_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), VarianceNorm())
+    nn.utils.parametrize.register_parametrization(net[0], "weight", Kept(net[0].weight))
+    with pytest.raises(ModelError, match=r"0: its weight is made by Kept, which may hold numbers"):
+        randomize(net[:1])
+    with pytest.raises(ModelError, match="1: VarianceNorm holds statistics of its training data"):
+        randomize(net, from_module="1")

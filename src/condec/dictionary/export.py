@@ -8,6 +8,7 @@ so that loadings are those of `Dictionary.encode`.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,13 +26,34 @@ _WEIGHTS: Final = "sae_weights.safetensors"
 _LAYOUT: Final = "6.0.0"
 """Version of SAELens with this layout; without one, its loader drops the metadata."""
 _READ: Final[dict[str, type[Learner]]] = {
-    "standard": ReLUSAE, "topk": TopKSAE, "jumprelu": JumpReLUSAE,
+    "standard": ReLUSAE, "topk": TopKSAE, "jumprelu": JumpReLUSAE, "gated": JumpReLUSAE,
 }  # fmt: skip
-"""Learners by SAELens' name of their activation."""
-_WRITTEN: Final[dict[type, str]] = {kind: name for name, kind in _READ.items()} | {
-    BatchTopKSAE: "jumprelu", MatryoshkaSAE: "jumprelu",
+"""Learners by SAELens' name of their architecture."""
+_WRITTEN: Final[dict[type, str]] = {
+    ReLUSAE: "standard", TopKSAE: "topk",
+    **dict.fromkeys((JumpReLUSAE, BatchTopKSAE, MatryoshkaSAE), "jumprelu"),
 }  # fmt: skip
 """A threshold for all modes is one for every mode."""
+_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "standard": ("b_enc",), "topk": ("b_enc",), "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "r_mag", "b_mag"),
+}  # fmt: skip
+"""Tensors with one number for every mode."""
+_FACTOR: Final = "finetuning_scaling_factor"
+_SCALED: Final = (_FACTOR, "uses_scaling_factor", "use_scaling_factor")
+"""Keys by which versions say that loadings are multiplied before they are decoded."""
+_NORMS: Final[dict[Any, str]] = {
+    "expected_average_only_in": (
+        "activations multiplied by a factor that is not in the file; fold it into the weights "
+        "(SAE.fold_activation_norm_scaling_factor) and save again"
+    ),
+    "layer_norm": "every row normalised by its own mean and deviation (layer_norm)",
+    "constant_norm_rescale": "every row rescaled to one length (constant_norm_rescale)",
+}  # fmt: skip
+_HINTS: Final = dict.fromkeys(
+    ("batchtopk", "matryoshka_batchtopk"),
+    ", the state of its training; save_inference_model writes it as jumprelu",
+)
 
 
 def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str = "") -> None:
@@ -94,43 +116,132 @@ def _folded(dictionary: Dictionary) -> dict[str, Tensor]:
 
 
 def read_saelens(folder: str | Path) -> Dictionary:
-    """Read the layout that `write_saelens` and SAELens write, as a dictionary without a `training`.
+    r"""Read the layout of SAELens, as `write_saelens` writes it, too; without a `training`.
 
-    Its learner is a `ReLUSAE`, `TopKSAE` or `JumpReLUSAE`, which encodes as SAELens does.
-    StoreError where files are missing or damaged, or the architecture is one that is not read:
-    gated, or with activations normalised or rescaled on the way.
+    It encodes and decodes as SAELens does in float32, also where the weights are kept in bfloat16.
+    Its learner is a `ReLUSAE` ("standard"), a `TopKSAE` ("topk", or any with that activation
+    function), or a `JumpReLUSAE` ("jumprelu", and "gated", where
+
+    .. math:: z = [p + b_g > 0] \max(e^r p + b_m, 0), \qquad p = x W,
+
+    is a threshold on :math:`e^r p + b_m`). Whether the decoder's bias is taken off the input, a
+    scaling factor, and a rescaling by the length of the decoder's rows are heeded. Rows of
+    attention heads ("hook_z") have their heads one after the other.
+
+    StoreError where files are missing or damaged, or hold what no dictionary here does: another
+    architecture or activation function, activations normalised row by row or by a factor that is
+    not in the file, tensors that are not expected.
     """
+    folder = Path(folder)
+    config = _read_config(folder)
+    kind = config["architecture"]
+    wide = _read_weights(folder, config)
+    encoder, atoms, offset = wide["W_enc"].T, wide["W_dec"], wide["b_dec"]
+    bias = wide["b_mag" if kind == "gated" else "b_enc"]
+    if kind == "gated":
+        grown = wide["r_mag"].exp()
+        encoder = encoder * grown[:, None]
+        wide["threshold"] = bias - grown * wide["b_gate"]
+    if config.get("rescale_acts_by_decoder_norm"):
+        lengths = atoms.norm(dim=1)
+        encoder, bias = encoder * lengths[:, None], bias * lengths
+        atoms = atoms / lengths.clamp(min=1e-12)[:, None]
+    if not config.get("apply_b_dec_to_input", True):
+        bias = bias + encoder @ offset
+    if _FACTOR in wide:
+        atoms = atoms * wide[_FACTOR][:, None]
+    tensors = {"encoder": encoder, "bias": bias, "atoms": atoms, "offset": offset}
+    if "threshold" in wide:
+        # SAELens takes the ReLU besides: a threshold below 0 lets nothing more pass.
+        tensors["threshold"] = wide["threshold"].clamp(min=0.0)
+    floats = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    own = {"k": config["k"]} if kind == "topk" else {}
+    return Dictionary(_READ[kind](len(atoms), **own), floats, scale=1.0)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read cfg.json of any version as version 6 has it; refuse what is not read."""
+    try:
+        config = json.loads((folder / _CONFIG).read_bytes())
+    except OSError as error:
+        raise _missing(folder, error) from error
+    except ValueError as error:
+        raise StoreError(f"{folder / _CONFIG}: not readable as json: {error}") from error
+    if not isinstance(config, dict):
+        raise _refusal(folder, "options in a table", type(config).__name__)
+    architecture = config.get("architecture", "standard")
+    function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
+    options = config.get("activation_fn_kwargs") or {}
+    if (architecture, function) == ("standard", "topk"):
+        architecture = "topk"
+    if architecture not in _READ:
+        hint = _HINTS.get(architecture, "")
+        expected = f"architecture {', '.join(_READ)}"
+        raise _refusal(folder, expected, repr(architecture), hint)
+    known = ("relu", "topk") if architecture == "topk" else ("relu",)
+    if function not in known or set(options) - {"k"} or config.get("normalize_decoder"):
+        given = f"activation function {function!r} with {options}"
+        raise _refusal(folder, f"activation function relu, or topk with k ({architecture})", given)
+    if architecture == "topk":
+        config["k"] = config.get("k", options.get("k"))
+    norm = config.get("normalize_activations") or "none"
+    norm = "expected_average_only_in" if norm is True else norm
+    if norm != "none":
+        raise _refusal(folder, "activations taken as they are", _NORMS.get(norm, repr(norm)))
+    return config | {"architecture": architecture}
+
+
+def _read_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read sae_weights.safetensors in float64, and check names, shapes and numbers."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    folder = Path(folder)
     try:
-        config = json.loads((folder / _CONFIG).read_bytes())
-        weights = load((folder / _WEIGHTS).read_bytes())
-        architecture, n_modes = config["architecture"], config["d_sae"]
-        changed = config.get("normalize_activations", "none") != "none"
-        changed |= bool(config.get("rescale_acts_by_decoder_norm", False))
-        if architecture not in _READ or changed:
-            raise ValueError(
-                f"{_CONFIG}: expected architecture standard, topk or jumprelu without "
-                f"normalisation or rescaling; got {architecture!r}"
-            )
-        encoder, bias, offset = weights["W_enc"].T, weights["b_enc"], weights["b_dec"]
-        if encoder.shape != (n_modes, config["d_in"]):
-            raise ValueError(f"W_enc of shape {tuple(weights['W_enc'].shape)}")
-        if not config.get("apply_b_dec_to_input", True):
-            bias = bias + encoder @ offset
-        tensors = {"encoder": encoder, "bias": bias, "atoms": weights["W_dec"], "offset": offset}
-        if architecture == "jumprelu":
-            tensors["threshold"] = weights["threshold"]
-        own = {"k": int(config["k"])} if architecture == "topk" else {}
-        learner = _READ[architecture](n_modes, **own)
+        read = load((folder / _WEIGHTS).read_bytes())
     except OSError as error:
-        raise StoreError(
-            f"{folder} holds no dictionary in SAELens' layout: expected {_CONFIG} and {_WEIGHTS} "
-            f"({error})"
-        ) from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise StoreError(f"{folder}: cannot be read as SAELens' layout: {error!r}") from error
-    floats = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
-    return Dictionary(learner, floats, scale=1.0)
+        raise _missing(folder, error) from error
+    except SafetensorError as error:
+        raise StoreError(f"{folder / _WEIGHTS}: not readable as safetensors: {error}") from error
+    found = {name: tensor.double() for name, tensor in read.items()}
+    if "log_threshold" in found:
+        found["threshold"] = found.pop("log_threshold").exp()
+    for name in ("scaling_factor", _FACTOR):
+        if name in found:
+            factor = found.pop(name)
+            if any(config.get(key) for key in _SCALED):
+                found[_FACTOR] = factor
+            elif not bool((factor == 1.0).all()):
+                raise _refusal(folder, f"{name} of ones, as {_FACTOR} is not set", "others")
+    if "W_enc" not in found or found["W_enc"].ndim != 2:
+        raise _refusal(folder, "W_enc [d_in, d_sae]", ", ".join(found) or "no tensors")
+    width, n_modes = found["W_enc"].shape
+    names = _NAMES[config["architecture"]]
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        (*names, *({_FACTOR} & {*found})), (n_modes,)
+    )
+    shapes |= {"W_enc": (width, n_modes), "W_dec": (n_modes, width), "b_dec": (width,)}
+    got = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    sizes = {"d_in": width, "d_sae": n_modes}
+    said = {name: config[name] for name in sizes if config.get(name) is not None}
+    if got != shapes or sizes != sizes | said:
+        raise _refusal(folder, f"{config['architecture']} of {shapes}", f"{got}, {_CONFIG} {said}")
+    bad = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise _refusal(folder, "finite numbers", f"NaN or infinite ones in {', '.join(bad)}")
+    k = config.get("k")
+    if config["architecture"] == "topk" and not (isinstance(k, int) and 1 <= k <= n_modes):
+        raise _refusal(folder, f"k from 1 to {n_modes} for topk", repr(k))
+    return found
+
+
+def _missing(folder: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{folder} holds no dictionary in SAELens' layout: expected {_CONFIG} and {_WEIGHTS} "
+        f"({error})"
+    )
+
+
+def _refusal(folder: Path, expected: str, got: str, hint: str = "") -> StoreError:
+    return StoreError(
+        f"{folder}: cannot be read as SAELens' layout: expected {expected}; got {got}{hint}"
+    )

@@ -10,11 +10,15 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from condec.basis.errors import DataError, ModelError, OptionError
 from condec.network import eager, original
@@ -65,7 +69,11 @@ def randomize(
     factors of a normalization, are the constants that they were before training. Parameters
     that no such method sets (class tokens, layer scales, those of custom modules) have their
     entries shuffled; where all entries are alike (a temperature), they are multiplied by one
-    number between 1/2 and 2 (evenly distributed logarithm). Other buffers stay.
+    number between 1/2 and 2 (evenly distributed logarithm). Weights that a parametrization makes
+    (`torch.nn.utils.parametrizations`) are drawn as without it and assigned to it. Buffers that
+    depend on the weights are worked out again: the vectors of a spectral norm (the largest singular
+    value is then 1), the base of an orthogonal map. Other buffers stay, such as a table of
+    positions, or the mask of a pruned layer.
 
     Examples
     --------
@@ -86,12 +94,20 @@ def randomize(
     drawn = {name: module for name, module in fresh.named_modules() if name in chosen}
     for name, module in drawn.items():
         _check(name, module)
+    assigned = set[nn.Module]()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for name, module in drawn.items():
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             # The generator of the CPU alone: `torch.manual_seed` would reseed every GPU too.
             torch.default_generator.manual_seed(int.from_bytes(digest[:7], "big"))
-            _draw(module)
+            if module in assigned:
+                continue
+            if parametrize.is_parametrized(module):
+                assigned |= _draw_parametrized(name, module)
+            else:
+                _draw(module)
+        for module in drawn.values():
+            _renew_spectral_norm(module)
     if inputs is not None:
         batches = [inputs] if isinstance(inputs, Tensor) else inputs
         _estimate(fresh, [m for m in drawn.values() if isinstance(m, _BatchNorm)], batches)
@@ -119,7 +135,8 @@ def _check(name: str, module: nn.Module) -> None:
         raise ModelError(
             f"{name}: its weights have no shape yet (a lazy module); run the model once first"
         )
-    if module._buffers.get("running_mean") is not None and not isinstance(module, _BatchNorm):
+    kept = {name for name, buffer in module._buffers.items() if buffer is not None}
+    if kept & {"running_mean", "running_var"} and not isinstance(module, _BatchNorm):
         raise ModelError(
             f"{name}: {type(module).__name__} holds statistics of its training data that cannot "
             "be estimated again; put torch's BatchNorm in its place, or give a later from_module"
@@ -144,6 +161,71 @@ def _draw(module: nn.Module) -> None:
             parameter = getattr(module, name)
             if bool(parameter.isnan().any()):
                 parameter.copy_(_shuffled(trained.to(parameter.device)))
+
+
+def _draw_parametrized(name: str, module: nn.Module) -> set[nn.Module]:
+    """Draw the weights that parametrizations make, and assign them; return what is drawn by that.
+
+    What a parametrization keeps of the weights (a base, signs) is worked out in the assignment.
+    """
+    lists = _parametrizations(module)
+    # The module as it was before: its own method draws the weights themselves.
+    plain: nn.Module = object.__new__(parametrize.type_before_parametrizations(module))
+    plain.__dict__ = module.__dict__ | {"_parameters": dict(module._parameters)}
+    weights = {weight: getattr(module, weight).detach().clone() for weight in lists}
+    plain._parameters |= {weight: nn.Parameter(value) for weight, value in weights.items()}
+    _draw(plain)
+    done = set[nn.Module]()
+    for weight, several in lists.items():
+        own = [p for one in several for p in one.parameters()]
+        if all(hasattr(one, "right_inverse") for one in several) and not own:
+            try:
+                setattr(module, weight, getattr(plain, weight).detach())
+            except NotImplementedError:  # of torch's orthogonal maps, some: no base, then
+                continue
+            done |= {*several.modules()}
+        elif any(True for one in several for _ in one.buffers()):
+            made = ", ".join(type(one).__name__ for one in several)
+            raise ModelError(
+                f"{name}: its {weight} is made by {made}, which may hold numbers worked out from "
+                "the trained weights and cannot be assigned to (right_inverse); give a later "
+                "from_module, or remove_parametrizations"
+            )
+    return done
+
+
+def _parametrizations(module: nn.Module) -> dict[str, Any]:
+    """Return the parametrizations of every weight of a module that has some."""
+    found: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    return dict(found.items())
+
+
+def _renew_spectral_norm(module: nn.Module) -> None:
+    """Work out the singular vectors by which a module's weights are normalized, if they are.
+
+    They are those of the trained weights; in evaluation mode nothing else renews them.
+    """
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm):  # torch.nn.utils.spectral_norm
+            weight = hook.reshape_weight_to_matrix(getattr(module, f"{hook.name}_orig"))
+            vectors = (getattr(module, f"{hook.name}_{part}") for part in "uv")
+            _set_singular(weight, *vectors)
+    for several in _parametrizations(module).values():
+        for one in several:
+            if isinstance(one, _SpectralNorm) and several.original.ndim > 1:
+                matrix = one._reshape_weight_to_matrix(several.original)
+                _set_singular(matrix, one._u, one._v)
+
+
+def _set_singular(weight: Tensor, u: Tensor, v: Tensor) -> None:
+    """Set u and v to the first singular vectors of a matrix."""
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float64))
+    tall = wide.shape[0] > wide.shape[1]
+    wide = wide.mH if tall else wide
+    first = torch.linalg.eigh(wide @ wide.mH).eigenvectors[:, -1]
+    second = nn.functional.normalize(wide.mH @ first, dim=0)
+    u.copy_(second if tall else first)
+    v.copy_(first if tall else second)
 
 
 def _own_reset(module: nn.Module) -> Callable[[], object] | None:
