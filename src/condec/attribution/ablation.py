@@ -15,7 +15,16 @@ from condec.basis.checks import at_least, one_of
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.options import require
 from condec.basis.shapes import UnitMatrix
-from condec.network import AfterSite, Site, Units, record, run_model, split_at, units_of
+from condec.network import (
+    AfterSite,
+    Site,
+    Units,
+    own_precision,
+    record,
+    run_model,
+    split_at,
+    unfold,
+)
 
 Replacement = Literal["zero", "mean", "resample", "baseline"]
 _Instead = Callable[[int], Tensor]
@@ -106,8 +115,8 @@ class UnitAblation(Method):
             after = split_at(setup.model, setup.inputs, by_key[key])
             effects, value = _effects(self, after, setup.target, setup.labels)
             h = activation[key] = after.activation
-            units = units_of(by_key[key], h)
-            contribution[key] = spread_units(effects / units.positions(h.shape), units, h.shape)
+            each = effects / after.units.positions(h.shape)
+            contribution[key] = spread_units(each, after.units, h.shape)
         return without_baseline(contribution, activation, after.output, value)
 
 
@@ -156,6 +165,7 @@ def unit_effects(
     return _effects(method or UnitAblation(), after, target, labels, chosen)[0]
 
 
+@own_precision()
 @torch.no_grad()
 def _effects(
     method: UnitAblation, after: AfterSite, target: Target, labels: Tensor | None,
@@ -163,7 +173,7 @@ def _effects(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Effects [sample, unit], and the target at the inputs."""
     h, key = after.activation, after.site.key
-    layout = units_of(after.site, h)
+    layout = after.units
     n_units = layout.count(h.shape)
     frozen = target.freeze(after.output, labels)
     value = target.value(after.output, frozen)
@@ -196,7 +206,7 @@ def _replacements(method: UnitAblation, after: AfterSite, layout: Units) -> _Ins
     if method.replacement == "baseline":
         with record(after.model, [site]) as tape, torch.no_grad():
             run_model(after.model, method.baseline.make(after.inputs))
-        (start,) = (tensor.detach() for tensor in tape.records.values())
+        (start,) = (unfold(tensor.detach(), after.n_folds) for tensor in tape.records.values())
         return lambda unit: start
     n_units = layout.count(h.shape)
     means = h.new_zeros(n_units)

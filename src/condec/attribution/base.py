@@ -1,7 +1,8 @@
 """Methods of attribution: what they are given, and what they return."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from condec.basis.errors import DataError
 from condec.basis.options import Option
 from condec.basis.records import short_repr
 from condec.basis.shapes import PerSample, SampleIndex
-from condec.network import Site
+from condec.network import FoldedUnits, Site, Units, units_of
 
 if TYPE_CHECKING:
     import condec.data
@@ -25,6 +26,8 @@ class Setup:
     """One batch, and what is asked about it: references, nothing is copied.
 
     The model is in evaluation mode; inputs [sample, ...] are on its device and in its type.
+    `units` are those of the sites, by key, as `condec.network.survey_sites` finds them; where
+    several rows of an activation belong to a sample, they are `condec.network.FoldedUnits`.
     """
 
     model: nn.Module
@@ -32,6 +35,15 @@ class Setup:
     sites: tuple[Site, ...]
     target: Target
     labels: Tensor | None = None
+    units: Mapping[str, Units] = field(default_factory=dict)
+
+    def units_at(self, site: Site, activation: Tensor) -> Units:
+        """Return the units of a site's activation [sample, ...]."""
+        return self.units.get(site.key) or units_of(site, activation)
+
+    def folded(self) -> list[str]:
+        """Return the keys of sites where several rows belong to a sample."""
+        return [key for key, units in self.units.items() if isinstance(units, FoldedUnits)]
 
 
 @short_repr

@@ -18,7 +18,7 @@ from condec.basis.options import require
 from condec.basis.records import short_repr
 from condec.basis.shapes import Activation, PerSample, SampleIndex, SignedUnits
 from condec.data.arrays import as_labels
-from condec.network import Site, Units, find_cuts, find_site, find_sites, original, units_of
+from condec.network import Site, Units, find_site, find_sites, original, survey_sites
 
 if TYPE_CHECKING:
     import numpy
@@ -40,7 +40,8 @@ class SiteContributions:
     cut : bool
         Whether all flow from input to output passes this site.
     contribution, activation : Tensor of the shape of the activation
-        Contribution in the unit of the target.
+        Contribution in the unit of the target. Of shape [sample, fold, ...] where the model folds
+        another axis into the batch, as frames are.
     """
 
     site: Site
@@ -239,17 +240,18 @@ def run_batch(
 ) -> Contributions:
     """Attribute one batch, as `contribute` does, without its warning.
 
-    `cuts` says which sites cut the network, where that is known. DataError where contributions
-    are not finite, as where a gradient is infinite at the baseline.
+    `cuts` says which sites cut the network, where that is known, as then are the setup's units.
+    DataError where contributions are not finite, as where a gradient is infinite at the baseline.
     """
     setup = replace(setup, inputs=compute.arrange(setup.inputs))
     if cuts is None:
-        cuts = find_cuts(setup.model, setup.inputs[:1], setup.sites)
+        survey = survey_sites(setup.model, setup.inputs[:1], setup.sites)
+        cuts, setup = survey.cuts, replace(setup, units=survey.units)
     with torch.inference_mode(False), compute.running(setup.inputs.device):
         found = method.attribute(setup)
     by_key, parts = {site.key: site for site in setup.sites}, []
     for key, h in found.activation.items():
-        contribution, units = found.contribution[key], units_of(by_key[key], h)
+        contribution, units = found.contribution[key], setup.units_at(by_key[key], h)
         check_finite(
             contribution.flatten(1).sum(1),
             f"the contribution at {key}",

@@ -16,13 +16,21 @@ from condec.attribution.base import Setup, check_finite
 from condec.attribution.targets import Target
 from condec.basis.errors import ModelError
 from condec.basis.shapes import PerSample
-from condec.network import AfterSite, check_samples, frozen_parameters, record, run_model
+from condec.network import (
+    AfterSite,
+    count_folds,
+    frozen_parameters,
+    record,
+    run_model,
+    unfold,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
     """One forward and backward pass: detached records and gradients at all sites, by their keys.
 
+    They have an axis of samples first, also where the model folds another axis into the batch.
     `frozen` is what the target fixed.
     """
 
@@ -58,12 +66,16 @@ def run_point(setup: Setup, inputs: Tensor, *, frozen: Tensor | None = None) -> 
                 f"{type(setup.model).__name__}: expected one output for each of {len(inputs)} "
                 f"samples; got shape {tuple(output.shape)}"
             )
-        check_samples(tape.records, len(inputs))
+        n_folds = count_folds(tape.records, len(inputs), allowed=setup.folded())
         frozen = target.freeze(output.detach(), setup.labels) if frozen is None else frozen
         value = target.value(output, frozen)
         check_finite(value, "the target")
         gradients = tape.gradients(value.sum())
         records = {key: tensor.detach() for key, tensor in tape.records.items()}
+    records, gradients = (
+        {key: unfold(tensor, n_folds[key]) for key, tensor in each.items()}
+        for each in (records, gradients)
+    )
     return Point(output.detach(), frozen, value.detach(), records, gradients)
 
 

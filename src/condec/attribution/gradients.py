@@ -14,7 +14,7 @@ from condec.attribution.targets.base import wide
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.basis.options import require
-from condec.network import Site, units_of
+from condec.network import Units
 
 _SMALLEST_NORM: Final = 1e-8
 
@@ -27,15 +27,17 @@ class Pointwise(Method):
     n_passes = 1
 
     @abstractmethod
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
-        """Combine activation and gradient, both in at least single precision."""
+    def combine(self, units: Units, activation: Tensor, gradient: Tensor) -> Tensor:
+        """Combine activation and gradient of a site, both in at least single precision."""
 
     def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         by_key = {site.key: site for site in setup.sites}
         at = run_point(setup, setup.inputs)
         contribution = {
-            key: self.combine(by_key[key], h.to(wide(h)), at.gradients[key].to(wide(h)))
+            key: self.combine(
+                setup.units_at(by_key[key], h), h.to(wide(h)), at.gradients[key].to(wide(h))
+            )
             for key, h in at.records.items()
         }
         return without_baseline(contribution, at.records, at.output, at.target)
@@ -50,7 +52,7 @@ class ActGrad(Pointwise):
     does; exact where the network is linear above the site.
     """
 
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+    def combine(self, units: Units, activation: Tensor, gradient: Tensor) -> Tensor:
         """Multiply entry by entry."""
         return activation * gradient
 
@@ -65,7 +67,7 @@ class ActNormGrad(Pointwise):
     of the activation; sites and samples cannot be compared by size.
     """
 
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+    def combine(self, units: Units, activation: Tensor, gradient: Tensor) -> Tensor:
         """Multiply by the normalised gradient."""
         return activation * _of_length_one(gradient)
 
@@ -75,7 +77,7 @@ class ActNormGrad(Pointwise):
 class Activation(Pointwise):
     """The activation alone, C = h: for comparison, it does not ask what the target is."""
 
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+    def combine(self, units: Units, activation: Tensor, gradient: Tensor) -> Tensor:
         """Return the activation."""
         return activation.clone()
 
@@ -88,7 +90,7 @@ class Gradient(Pointwise):
     What a small change of the entry would do, whether it is active or not.
     """
 
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+    def combine(self, units: Units, activation: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient."""
         return gradient.clone()
 
@@ -105,9 +107,8 @@ class GradCAM(Pointwise):
     target. P is the number of positions; with one position it is `ActGrad`.
     """
 
-    def combine(self, site: Site, activation: Tensor, gradient: Tensor) -> Tensor:
+    def combine(self, units: Units, activation: Tensor, gradient: Tensor) -> Tensor:
         """Multiply by the mean gradient over the unit's positions."""
-        units = units_of(site, activation)
         total = merge_signs(split_and_sum(gradient, units))
         weights = total / units.positions(activation.shape)
         return activation * spread_units(weights, units, activation.shape)

@@ -1,6 +1,6 @@
 """Precision and memory order of passes. They change rounding, nothing else."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from condec.basis.checks import one_of
 from condec.basis.options import Option
+from condec.network import half_precision, own_precision
 
 Precision = Literal["model", "bfloat16", "float16"]
 
@@ -24,7 +25,8 @@ class Compute(Option):
     precision : {"model", "bfloat16", "float16"}
         ``"model"``: the type of the model's weights. Otherwise matrix products and
         convolutions run in that type (autocast), while sums over the path stay in float32;
-        float16 may lose small gradients, bfloat16 does not.
+        float16 may lose small gradients, bfloat16 does not. Autocast that is in force around
+        the call does not count.
     channels_last : bool
         Hand images to the model with the channel axis innermost in memory; no effect on other
         inputs. Convolutions may be faster, most of all in half precision on a GPU (on 2 cores a
@@ -52,5 +54,5 @@ class Compute(Option):
     def running(self, device: torch.device) -> AbstractContextManager[object]:
         """Inside, passes on `device` run in the precision that is asked for."""
         if self.precision == "model":
-            return nullcontext()
-        return torch.autocast(device.type, dtype=_TYPES[self.precision])
+            return own_precision()
+        return half_precision(device, _TYPES[self.precision])

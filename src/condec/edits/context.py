@@ -18,6 +18,7 @@ from condec.network import (
     is_recordable,
     original,
     with_first_tensor,
+    without_checkpointing,
 )
 
 
@@ -40,7 +41,7 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     edits = checked_edits("edited", edits)
     model = original(model)
     places = [_Attached(edit, _found(model, edit.site)) for edit in edits]
-    with ExitStack() as changes:
+    with without_checkpointing(), ExitStack() as changes:
         # Compiled code would pass by the hooks. Nothing is compiled before torch has loaded its
         # compiler.
         if "torch._dynamo" in sys.modules:

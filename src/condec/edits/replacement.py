@@ -12,7 +12,16 @@ from condec.attribution import prepare_inputs
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.records import short_repr
 from condec.basis.shapes import Activation, Atom, Mask
-from condec.network import Site, check_samples, find_sites, record, run_model
+from condec.network import (
+    Site,
+    check_order,
+    count_folds,
+    find_sites,
+    fold,
+    record,
+    run_model,
+    unfold,
+)
 from condec.store import Store
 
 
@@ -51,7 +60,13 @@ class Donors:
         object.__setattr__(self, "tensor", tensor.detach().clone())
 
     def rows(self, who: str, activation: Tensor) -> Tensor:
-        """Return one row for every sample of an activation; SiteError where donors do not fit."""
+        """Return one row for every sample of an activation; SiteError where donors do not fit.
+
+        Of donors [donor, fold, ...], one row for every fold: an activation has them in the batch.
+        """
+        n_folds = self.tensor.shape[1]
+        if self.tensor.ndim == activation.ndim + 1 and not len(activation) % n_folds:
+            return fold(self.rows(who, activation.unflatten(0, (-1, n_folds))))
         if self.tensor.shape[1:] != activation.shape[1:]:
             raise SiteError(
                 f"{who}: recorded values must be of the shape at the site, [sample, "
@@ -129,7 +144,8 @@ def unit_means(
 def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Activation:
     """Return what a site holds for some inputs, [sample, ...]: a source for `Patch`, for one.
 
-    Under `edited`, it is that of the edited network.
+    [sample, fold, ...] where the model folds another axis into the batch. Under `edited`, it is that
+    of the edited network.
 
     Raises
     ------
@@ -151,5 +167,7 @@ def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Act
     inputs = prepare_inputs(model, inputs)
     with record(model, sites) as tape, torch.no_grad():
         run_model(model, inputs)
-        check_samples(tape.records, len(inputs))
-        return tape.records[sites[0].key].detach()
+        ((key, h),) = tape.records.items()
+    n_folds = count_folds({key: h}, len(inputs), allowed=[key])[key]
+    check_order(model, inputs, sites if n_folds > 1 else ())
+    return unfold(h.detach(), n_folds)

@@ -12,7 +12,16 @@ from condec.attribution import (
     unit_numbers,
 )
 from condec.basis.errors import OptionError, SiteError
-from condec.network import Site, find_sites, original, record, refuse_training, run_model, units_of
+from condec.network import (
+    Site,
+    find_sites,
+    original,
+    record,
+    refuse_training,
+    run_model,
+    survey_sites,
+    unfold,
+)
 
 
 def head_weights(
@@ -33,17 +42,18 @@ def head_weights(
     (site,) = find_sites(original(model), site)
     if len(inputs) < 2:
         raise OptionError(f"head_weights: expected at least two inputs; got {len(inputs)}")
-    weights = []
+    weights, inputs = [], prepare_inputs(model, inputs)
+    units = survey_sites(model, inputs[:1], [site]).units[site.key]
     with record(model, [site]) as tape:
-        logits = run_model(model, prepare_inputs(model, inputs))
+        logits = run_model(model, inputs)
         (h,) = tape.records.values()
-        units = units_of(site, h)
         for logit in logits.sum(0):
             (gradient,) = torch.autograd.grad(logit, h, retain_graph=True, materialize_grads=True)
+            gradient = unfold(gradient, len(h) // len(inputs))
             summed = merge_signs(split_and_sum(gradient, units)).float()
             mean = summed.mean(0)
-            n_positions = int((unit_numbers(units, h.shape) >= 0).sum()) // summed.shape[1]
-            same = spread_units(mean.expand_as(summed) / n_positions, units, tuple(h.shape))
+            n_positions = int((unit_numbers(units, gradient.shape) >= 0).sum()) // summed.shape[1]
+            same = spread_units(mean.expand_as(summed) / n_positions, units, tuple(gradient.shape))
             largest, off = float(gradient.abs().max()), float((gradient - same).abs().max())
             if not off <= tolerance * largest:
                 raise SiteError(

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, SiteError
 from condec.edits import Edit, edited
-from condec.network import AfterSite, Place, Site, Splitter, TensorMap, record, run_model
+from condec.network import (
+    AfterSite,
+    Place,
+    Site,
+    Splitter,
+    TensorMap,
+    fold,
+    record,
+    run_model,
+    unfold,
+)
 
 Edits = tuple[Edit, ...]
 """Edits that act together; an empty tuple is the network as it is."""
@@ -62,7 +72,7 @@ class Passes:
                 self._groups.remove(group)
                 self._whole += group.numbers
                 continue
-            plain = self._checked(after.output, inputs)
+            plain = self._checked(after.output, len(inputs))
             yield from self._stacked(group, after)
         for number in self._whole:
             if not self.edits[number] and plain is not None:
@@ -70,7 +80,7 @@ class Passes:
                 continue
             with edited(self.model, self.edits[number]):
                 output = run_model(self.model, inputs)
-            yield number, self._checked(output, inputs)
+            yield number, self._checked(output, len(inputs))
 
     def _grouped(self, one: Tensor) -> list[_Group]:
         """Group sets of edits by where they begin; those that want whole passes are put aside."""
@@ -108,7 +118,8 @@ class Passes:
 
     def _stacked(self, group: _Group, after: AfterSite) -> Iterator[tuple[int, Tensor]]:
         """Yield outputs of a group, several sets of edits in one pass."""
-        h = after.activation
+        n_folds, n_samples = after.n_folds, len(after.output)
+        h = fold(after.activation) if n_folds > 1 else after.activation
         fit = int(_GIB.get(h.device.type, _GIB["cpu"]) * 2**30 // max(1, after.version_bytes))
         most = 1 if not after.stacks else max(1, min(fit, _MOST_VERSIONS))
         for start in range(0, len(group.numbers), most):
@@ -116,14 +127,16 @@ class Passes:
             versions = self._changed([h] * len(numbers), numbers, group.site.place)
 
             def change(stacked: Tensor, numbers: Sequence[int], place: Place) -> Tensor:
-                return self._changed(torch.split(stacked, len(h)), numbers, place)
+                return self._changed(stacked.chunk(len(numbers)), numbers, place)
 
             changes: dict[Site, TensorMap] = {
                 site: partial(change, numbers=numbers, place=place)
                 for place, site in group.later.items()
             }
-            output = self._checked(after.run(versions, changes), versions)
-            yield from zip(numbers, torch.split(output, len(h)), strict=True)
+            output = self._checked(
+                after.run(unfold(versions, n_folds), changes), len(numbers) * n_samples
+            )
+            yield from zip(numbers, torch.split(output, n_samples), strict=True)
 
     def _changed(self, parts: Sequence[Tensor], numbers: Sequence[int], place: Place) -> Tensor:
         """Return versions of the activation at a place, each under its set of edits, stacked."""
@@ -134,10 +147,10 @@ class Passes:
             changed.append(part)
         return torch.cat(changed)
 
-    def _checked(self, output: Tensor, inputs: Tensor) -> Tensor:
-        if output.ndim != 2 or len(output) != len(inputs):
+    def _checked(self, output: Tensor, n_samples: int) -> Tensor:
+        if output.ndim != 2 or len(output) != n_samples:
             raise ModelError(
                 f"effects of edits need an output of shape [sample, label]; "
-                f"{type(self.model).__name__} gave {tuple(output.shape)} for {len(inputs)} samples"
+                f"{type(self.model).__name__} gave {tuple(output.shape)} for {n_samples} samples"
             )
         return output

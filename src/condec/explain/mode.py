@@ -28,7 +28,16 @@ from condec.attribution.targets import Predicted, TargetLike, as_target
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.basis.records import short_repr
 from condec.explain.tangent import AffineTangents
-from condec.network import Site, find_sites, record, refuse_training, run_model, units_of
+from condec.network import (
+    Site,
+    check_order,
+    count_folds,
+    find_sites,
+    record,
+    refuse_training,
+    run_model,
+    units_of,
+)
 
 if TYPE_CHECKING:
     import numpy
@@ -125,6 +134,7 @@ def mode_map(
             # The tangent x makes the forward pass carry J_h x along with every activation h.
             output = _run_dual(model, x)
             hidden = tape.records[chosen.key]
+            n_folds = count_folds({chosen.key: hidden}, len(x), allowed=[chosen.key])
             tangent: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
             if tangent is None:
                 raise SiteError(f"{chosen.key} does not depend on the input, so no map leads to it")
@@ -145,6 +155,7 @@ def mode_map(
         # vector^T J_h of both halves.
         (positive,) = torch.autograd.grad(hidden, x, upward, retain_graph=True)
         (negative,) = torch.autograd.grad(hidden, x, driven - upward)
+    check_order(model, x, [chosen] if n_folds[chosen.key] > 1 else ())
     with torch.no_grad():
         x, sensitivity = x.detach(), positive + negative
         return ModeMap(x * sensitivity, x * positive, x * negative, sensitivity)

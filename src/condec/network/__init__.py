@@ -6,7 +6,8 @@ in `units.py`. Hooks that read are registered in `tape.py` and `replay.py`, nowh
 """
 
 from condec.network.after_site import AfterSite, Splitter, split_at
-from condec.network.cuts import find_cuts, inspect_model
+from condec.network.cuts import find_cuts, inspect_model, survey_sites
+from condec.network.folds import FoldedUnits, check_order, count_folds, fold, unfold
 from condec.network.module_io import (
     TensorMap,
     describe,
@@ -15,14 +16,17 @@ from condec.network.module_io import (
     with_first_tensor,
 )
 from condec.network.presets import presets_of
+from condec.network.running import half_precision, own_precision, without_checkpointing
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
-from condec.network.tape import check_samples, frozen_parameters, record, refuse_training, run_model
+from condec.network.tape import frozen_parameters, record, refuse_training, run_model
 from condec.network.units import Layout, Units
 from condec.network.unwrap import eager, original
 
 __all__ = [
-    "AfterSite", "Layout", "Place", "Site", "Splitter", "TensorMap", "Units", "check_samples",
-    "describe", "eager", "find_cuts", "find_site", "find_sites", "first_tensor",
-    "frozen_parameters", "inspect_model", "is_recordable", "match_sites", "original", "presets_of",
-    "record", "refuse_training", "run_model", "split_at", "units_of", "with_first_tensor",
+    "AfterSite", "FoldedUnits", "Layout", "Place", "Site", "Splitter", "TensorMap", "Units",
+    "check_order", "count_folds", "describe", "eager", "find_cuts", "find_site", "find_sites",
+    "first_tensor", "fold", "frozen_parameters", "half_precision", "inspect_model", "is_recordable",
+    "match_sites", "original", "own_precision", "presets_of", "record", "refuse_training",
+    "run_model", "split_at", "survey_sites", "unfold", "units_of", "with_first_tensor",
+    "without_checkpointing",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, SiteError
 from condec.basis.records import short_repr
+from condec.network.folds import FoldedUnits, check_order, count_folds, fold, unfold
 from condec.network.module_io import TensorMap, map_tensors
 from condec.network.replay import (
     INPUTS,
@@ -32,8 +33,9 @@ from condec.network.replay import (
     remembered,
     thin,
 )
-from condec.network.sites import Site
-from condec.network.tape import check_samples, frozen_parameters, record, refuse_training, run_model
+from condec.network.sites import Place, Site, units_of
+from condec.network.tape import frozen_parameters, record, refuse_training, run_model
+from condec.network.units import Units
 from condec.network.unwrap import eager, original
 
 _TOLERANCE: Final = 1e-3
@@ -51,12 +53,16 @@ class AfterSite:
         Later sites whose activation a run may change.
     activation, output : Tensor of shape [sample, ...]
         What came out at the site, and of the model.
+    n_folds : int
+        Rows of the site's activation that belong to a sample; [sample, fold, ...] from 2 on.
     answers, unused
         What calls before the site returned, and the inputs; and those of them that no operation
         works on, of which no values are kept.
     stacks : bool
         Whether several versions run in one pass; else in one pass each, where the first axis
         alone does not make versions, as in a recurrent network's state.
+    repeats_folds : bool
+        Whether answers with several rows a sample are repeated for every version.
     version_bytes : int
         Memory that one version takes in a run without gradients, about: its activation, its
         copies of what is kept, and the tensors of the largest operation.
@@ -70,8 +76,17 @@ class AfterSite:
     output: Tensor
     answers: Mapping[CallKey, Answer] = field(repr=False)
     unused: frozenset[CallKey] = field(default=frozenset(), repr=False)
+    n_folds: int = 1
     stacks: bool = True
+    repeats_folds: bool = False
     version_bytes: int = 0
+
+    @property
+    def units(self) -> Units:
+        """Units of the site's activation."""
+        if self.n_folds == 1:
+            return units_of(self.site, self.activation)
+        return FoldedUnits.of(units_of(self.site, fold(self.activation)))
 
     def run(self, activation: Tensor, changes: Mapping[Site, TensorMap] | None = None) -> Tensor:
         """Return the output [n * sample, ...] with another activation at the site.
@@ -84,7 +99,8 @@ class AfterSite:
             One or more versions of the batch, one after the other.
         changes : dict of Site to callable, optional
             What to do to the activation at later sites, each one of `also`: it gets that of all
-            versions, and gives another of the same shape without writing to it.
+            versions, as the model has it, and gives another of the same shape without writing to
+            it.
 
         Raises
         ------
@@ -108,14 +124,21 @@ class AfterSite:
                 "was not split for it; name the site in split_at(..., also=...)"
             )
         if self.stacks:
-            return self._pass(Versions(activation, n_samples, at))
+            return self._pass(self._versions(activation, at))
         if n_versions > 1 and at:
             raise SiteError(
                 f"{self.site.key}: {type(self.model).__name__} runs one version at a time, so "
                 "changes at later sites belong to one; run each version by itself"
             )
         parts = torch.split(activation, n_samples)
-        return torch.cat([self._pass(Versions(part, n_samples, at)) for part in parts])
+        return torch.cat([self._pass(self._versions(part, at)) for part in parts])
+
+    def _versions(
+        self, activation: Tensor, changes: Mapping[Place, TensorMap], watch: Watch | None = None
+    ) -> Versions:
+        n_versions, n_samples = len(activation) // len(self.inputs), len(self.inputs)
+        given = fold(activation) if self.n_folds > 1 else activation
+        return Versions(given, n_versions, n_samples, self.repeats_folds, changes, watch)
 
     def _pass(self, versions: Versions) -> Tensor:
         model, name = self.model, type(self.model).__name__
@@ -136,10 +159,11 @@ class AfterSite:
                 f"{name} does not come to {self.site.key} when it is run again; its way must not "
                 "depend on chance, time or earlier calls"
             )
-        if output.shape != (len(versions.activation), *self.output.shape[1:]):
+        n_samples = versions.n_versions * versions.n_samples
+        if output.shape != (n_samples, *self.output.shape[1:]):
             raise ModelError(
-                f"{name}: expected one output for each of {len(versions.activation)} samples; got "
-                f"shape {tuple(output.shape)}"
+                f"{name}: expected one output for each of {n_samples} samples; got shape "
+                f"{tuple(output.shape)}"
             )
         return output
 
@@ -149,6 +173,7 @@ class _Tried:
     """Way to run batches of one shape, found by a trial."""
 
     stacks: bool
+    repeats_folds: bool
     unused: frozenset[CallKey]
     version_bytes: int
 
@@ -182,6 +207,8 @@ class Splitter:
             tried = self._tried[key]
             return replace(self._full_pass(inputs, tried.unused), **vars(tried))
         after = self._full_pass(inputs)
+        if after.n_folds > 1:
+            check_order(self.model, inputs, [self.site])
         tried = self._tried[key] = _try(after)
         answers = dict(after.answers)
         for call in tried.unused:
@@ -193,10 +220,13 @@ class Splitter:
         kept = remembered(model, site, unused)
         with record(model, [site]) as tape, kept as answers, torch.no_grad():
             output = run_model(model, inputs)
-            check_samples(tape.records, len(inputs))
-            (activation,) = (tensor.detach() for tensor in tape.records.values())
+            ((key, h),) = tape.records.items()
+            n_folds = count_folds({key: h}, len(inputs), allowed=[key])[key]
         answers[INPUTS] = Answer(inputs)
-        return AfterSite(model, inputs, site, self.also, activation, output.detach(), answers)
+        activation, output = unfold(h.detach(), n_folds), output.detach()
+        return AfterSite(
+            model, inputs, site, self.also, activation, output, answers, n_folds=n_folds
+        )
 
 
 def split_at(
@@ -210,13 +240,17 @@ def split_at(
 
 
 def _try(after: AfterSite) -> _Tried:
-    """Run two versions in one pass, else one, with nothing changed, and compare the output."""
+    """Run two versions in one pass, else one, with nothing changed, and compare the output.
+
+    Whether an answer of several rows a sample is repeated cannot be seen in its shape alone.
+    """
     failure = "with nothing changed its output is another"
     own = (after.site.name, after.site.call or 0)
-    for n_versions in (2, 1):
+    for n_versions, repeats_folds in ((2, False), (2, True), (1, False)):
         watch = Watch(after.model)
         activation = torch.cat([after.activation] * n_versions)
-        versions = Versions(activation, len(after.inputs), watch=watch)
+        after = replace(after, repeats_folds=repeats_folds)
+        versions = after._versions(activation, {}, watch)
         try:
             with torch.inference_mode(False), torch.no_grad(), watch:
                 again = after._pass(versions)
@@ -228,7 +262,7 @@ def _try(after: AfterSite) -> _Tried:
             unused = frozenset(after.answers) - watch.used - {own}
             bytes_ = activation.numel() * activation.element_size()
             needed = watch.most_bytes + watch.held_bytes + 2 * bytes_
-            return _Tried(n_versions == 2, unused, needed // n_versions)
+            return _Tried(n_versions == 2, repeats_folds, unused, needed // n_versions)
     raise ModelError(
         f"{type(after.model).__name__} cannot be run from {after.site.key} on: {failure}. "
         "A module before the site keeps a state or draws random numbers, or the model goes on "

@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from condec.basis.errors import ModelError
-from condec.network.sites import Site
-from condec.network.tape import Call, check_samples, record, run_model
+from condec.network.folds import FoldedUnits, check_order, count_folds
+from condec.network.sites import Site, units_of
+from condec.network.tape import Call, record, run_model
+from condec.network.units import Units
 from condec.network.unwrap import original
 
 if TYPE_CHECKING:
@@ -33,14 +36,43 @@ def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[s
     -------
     dict of site key to bool
     """
+    return _seen(model, inputs, sites)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What one sample shows of sites, by their keys: whether they are cuts, and their units."""
+
+    cuts: dict[str, bool]
+    units: dict[str, Units]
+
+
+def survey_sites(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> Survey:
+    """Find out which sites cut the network, and which axes of [sample, ...] are units there.
+
+    SiteError where the samples cannot be told apart (`condec.network.folds`).
+    """
+    cuts, records = _seen(model, inputs, sites)
+    n_folds = count_folds(records, len(inputs), allowed=records)
+    check_order(model, inputs, [site for site in sites if n_folds[site.key] > 1])
+    units = {site.key: units_of(site, records[site.key]) for site in sites}
+    folded = {key: FoldedUnits.of(units[key]) for key, n in n_folds.items() if n > 1}
+    return Survey(cuts, units | folded)
+
+
+def _seen(
+    model: nn.Module, inputs: Tensor, sites: Sequence[Site]
+) -> tuple[dict[str, bool], dict[str, Tensor]]:
+    """Return which sites are cuts, and their records."""
     with record(model, sites) as tape:
         inputs = inputs.detach().clone().requires_grad_()
-        output = run_model(model, inputs)
-        check_samples(tape.records, len(inputs))
+        output, records = run_model(model, inputs), tape.records
+        count_folds(records, len(inputs), allowed=records)
         on_every_path = _path_counter(output, inputs)
         some = {site.key for site in sites if site.units is not None and site.units.tokens}
         # What flows through the other tokens is not counted at a site of some tokens.
-        return {key: on_every_path(h) and key not in some for key, h in tape.records.items()}
+        cuts = {key: on_every_path(h) and key not in some for key, h in records.items()}
+    return cuts, {key: h.detach() for key, h in records.items()}
 
 
 def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
@@ -73,12 +105,21 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
                     "order": call.order if isinstance(call, Call) else float("inf"),
                     "site": name if len(calls) == 1 else f"{name}#{number}",
                     "type": type(modules[name]).__name__,
-                    "shape": tuple(call.tensor.shape[1:]) if isinstance(call, Call) else (),
+                    "shape": _shape_of(call, len(inputs)),
                     "parameters": sum(p.numel() for p in modules[name].parameters()),
                     "cut": isinstance(call, Call) and on_every_path(call.tensor),
                 })  # fmt: skip
     table = pandas.DataFrame(rows, columns=["order", "site", "type", "shape", "parameters", "cut"])
     return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+
+
+def _shape_of(call: object, n_samples: int) -> tuple[int, ...]:
+    """Return the shape of a record of one sample."""
+    if not isinstance(call, Call) or not call.tensor.ndim:
+        return ()
+    n_folds, rest = divmod(len(call.tensor), n_samples)
+    shape = tuple(call.tensor.shape[1:])
+    return shape if rest or n_folds < 2 else (n_folds, *shape)
 
 
 def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:

@@ -35,13 +35,16 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Versions:
-    """Hold the activation [n_versions * n_samples, ...] of versions of a batch; repeat the rest.
+    """Hold the activation of versions of a batch, one after the other; repeat the rest.
 
+    Of answers, those with a row a sample are repeated, and with `repeats_folds` those with several.
     `changes` are made at later places.
     """
 
     activation: Tensor
+    n_versions: int
     n_samples: int
+    repeats_folds: bool = False
     changes: Mapping[Place, TensorMap] = field(default_factory=dict)
     watch: "Watch | None" = None
 
@@ -63,9 +66,10 @@ class Versions:
         )
 
     def _repeat(self, leaf: Tensor, *, unused: bool = False) -> Tensor:
-        if leaf.ndim == 0 or len(leaf) != self.n_samples:
+        n_folds, no_fold = divmod(len(leaf) if leaf.ndim else 0, self.n_samples)
+        if no_fold or not n_folds or (n_folds > 1 and not self.repeats_folds):
             return leaf.clone()
-        n, rest = len(self.activation) // self.n_samples, leaf.shape[1:]
+        n, rest = self.n_versions, leaf.shape[1:]
         if unused:
             return leaf[:1].expand(n * len(leaf), *rest)
         return leaf.repeat(n, *(1 for _ in rest))

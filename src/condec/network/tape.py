@@ -6,7 +6,7 @@ the stored tensors alone. While a tape runs, the parameters are frozen: no gradi
 parameter is ever computed, and the autograd graph begins at the first site.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from condec.basis.errors import CondecError, ModelError, SiteError
 from condec.basis.records import short_repr
 from condec.network.module_io import describe, first_tensor, is_recordable, with_first_tensor
+from condec.network.running import own_precision, without_checkpointing
 from condec.network.sites import Site
 from condec.network.unwrap import eager, original, refuse_scripted, refuse_unreadable
 
@@ -156,7 +157,7 @@ def record(
     tape, modules = Tape(sites), dict(model.named_modules())
     with (
         torch.inference_mode(False), torch.enable_grad(), eager(model), frozen_parameters(model),
-        ExitStack() as stack,
+        own_precision(), without_checkpointing(), ExitStack() as stack,
     ):  # fmt: skip
         for name, tap in dict.fromkeys((site.name, site.tap) for site in sites):
             if name not in modules:
@@ -169,10 +170,14 @@ def record(
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Run a forward pass, and return the output's one tensor; ModelError where it fails."""
+    """Run a forward pass, and return the output's one tensor; ModelError where it fails.
+
+    Neither the caller's autocast nor gradient checkpointing is in force (`condec.network.running`).
+    """
     model = original(model)
     try:
-        output = model(inputs)
+        with own_precision(), without_checkpointing():
+            output = model(inputs)
     except (torch.OutOfMemoryError, CondecError):
         raise
     except (RuntimeError, ValueError, TypeError) as error:
@@ -187,18 +192,6 @@ def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
             "model in one that returns the logits"
         )
     return tensor
-
-
-def check_samples(records: Mapping[str, Tensor], n_samples: int) -> None:
-    """Raise SiteError where the first axis of a record is not that of the samples."""
-    for key, tensor in records.items():
-        if tensor.shape[:1] != (n_samples,):
-            raise SiteError(
-                f"{key}: expected an activation of shape [sample, ...] for {n_samples} samples; "
-                f"got {tuple(tensor.shape)}. Activations with the samples elsewhere (sequence "
-                "first, windows folded into the batch) cannot be told apart; choose a site "
-                "before or after"
-            )
 
 
 def refuse_training(model: nn.Module) -> None:

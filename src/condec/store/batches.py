@@ -182,7 +182,8 @@ class BatchPlan:
         inputs, labels = prepare_inputs(self.model, batch.inputs), self.inputs.labels
         labels = None if labels is None else labels[[batch.rows[place] for place in batch.good]]
         sites = tuple(info.site for info in self.infos)
-        setup = Setup(self.model, inputs, sites, self.target, labels)
+        units = {info.site.key: info.units for info in self.infos}
+        setup = Setup(self.model, inputs, sites, self.target, labels, units)
         cuts = {info.site.key: info.cut for info in self.infos}
         return run_batch(setup, method, self.compute, cuts)
 

@@ -1,0 +1,117 @@
+"""Folds: another axis that a model folds into the batch, as frames, sentences or windows.
+
+Where ``x.flatten(0, 1)`` of [sample, frame, ...] goes through a layer, that layer's activation
+has several rows a sample. It is taken apart again here: [sample, fold, ...], and folds are
+positions. That is right where the rows of a sample stand together, in the order of the samples,
+which is tried (`check_order`).
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from condec.basis.errors import SiteError
+from condec.network.sites import Site
+from condec.network.tape import record, run_model
+from condec.network.units import Units
+
+_ROUNDING: Final = 16
+"""Of a row that must not change, in the type's epsilon of the largest entry."""
+
+
+@dataclass(frozen=True)
+class FoldedUnits(Units):
+    """Units of an activation [sample, fold, ...]; without the axis of folds, as `Units`."""
+
+    @staticmethod
+    def of(units: Units) -> "FoldedUnits":
+        """Lay units over folds."""
+        return FoldedUnits(units.layout, units.n_heads, units.tokens)
+
+    @property
+    def _plain(self) -> Units:
+        return Units(self.layout, self.n_heads, self.tokens)
+
+    def expand(self, activation: Tensor) -> Tensor:
+        """Return a view with every unit one index of the unit axes; tokens not counted are out."""
+        n_samples, n_folds = activation.shape[:2]
+        return self._plain.expand(fold(activation)).unflatten(0, (n_samples, n_folds))
+
+    def axes(self, ndim: int) -> tuple[int, ...]:
+        """Return the unit axes of an expanded activation of `ndim` axes."""
+        return tuple(axis + 1 for axis in self._plain.axes(ndim - 1))
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Count the units in an activation of `shape` (with its sample axis)."""
+        return self._plain.count(shape[1:])
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Count the entries of one sample's activation that belong to one unit."""
+        return int(shape[1]) * self._plain.positions(shape[1:])
+
+    def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """Lay one value a unit over an activation of `shape` (with its sample axis)."""
+        return self._plain.broadcast(values, shape[1:])[None]
+
+
+def fold(tensor: Tensor) -> Tensor:
+    """Fold [sample, fold, ...] into the batch, as the model has it."""
+    return tensor.flatten(0, 1)
+
+
+def unfold(tensor: Tensor, n_folds: int) -> Tensor:
+    """Give folds an axis after that of the samples; where there is one a sample, none."""
+    return tensor if n_folds == 1 else tensor.unflatten(0, (-1, n_folds))
+
+
+def count_folds(
+    records: Mapping[str, Tensor], n_samples: int, *, allowed: Collection[str] = ()
+) -> dict[str, int]:
+    """Return the rows of a sample in every record; SiteError where there is no such number.
+
+    More than one belongs to those `allowed`: where the order of rows is known, or does not count.
+    """
+    counts = {}
+    for key, tensor in records.items():
+        shape = tuple(tensor.shape)
+        counts[key], rest = divmod(shape[0] if shape else 0, n_samples)
+        if rest or not counts[key] or (counts[key] > 1 and key not in allowed):
+            raise _not_in_order(key, shape, n_samples)
+    return counts
+
+
+def check_order(model: nn.Module, inputs: Tensor, sites: Iterable[Site]) -> None:
+    """Try whether the rows of a sample stand together at these sites, in the order of samples.
+
+    Two samples are run, then again with another second one: nothing may change in the first half
+    of the rows, and something must in the second. SiteError where that is not so.
+    """
+    if not (sites := tuple(sites)):
+        return
+    one = inputs[:1].detach()
+    noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0)).to(one)
+    other = one + noise * (float(one.abs().max()) / 2 or 1.0)
+    found = []
+    for second in (one, other):
+        with record(model, sites) as tape, torch.no_grad():
+            run_model(model, torch.cat([one, second]))
+            found.append({key: tensor.detach() for key, tensor in tape.records.items()})
+    for key, before in found[0].items():
+        count_folds({key: before}, 2, allowed=(key,))
+        limit = _ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
+        stays = ((found[1][key] - before).abs() <= limit).flatten(1).all(1)
+        first, last = stays.tensor_split(2)
+        if not bool(first.all()) or bool(last.all()):
+            raise _not_in_order(key, tuple(before.shape), 2)
+
+
+def _not_in_order(key: str, shape: tuple[int, ...], n_samples: int) -> SiteError:
+    return SiteError(
+        f"{key}: expected an activation of shape [sample, ...], or several rows a sample that "
+        f"stand together in the order of the samples, for {n_samples} samples; got {shape}. "
+        "Activations with the samples elsewhere (sequence first, parts of all samples one after "
+        "the other) cannot be told apart; choose a site before or after"
+    )

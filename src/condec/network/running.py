@@ -1,0 +1,95 @@
+"""How a model runs while it is looked at: in its own precision, nothing computed a second time.
+
+What the caller set up for passes of his own stays outside: autocast, which changes numbers, and
+gradient checkpointing, whose second forward pass would meet the hooks again.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import torch
+from torch.utils import checkpoint
+
+_KINDS: Final = ("cpu", "cuda", "mps", "xpu")
+"""Devices whose autocast is left outside."""
+
+
+class _Here(threading.local):
+    """What is in force in this thread."""
+
+    is_asked = False  # for autocast, by condec itself
+    n_direct = 0  # contexts in which functions run without checkpointing
+
+
+_HERE: Final = _Here()
+_LOCK: Final = threading.Lock()
+_GATES: Final[list[ExitStack]] = []
+"""How torch's functions come back, once for every context in force, in whatever thread."""
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Leave the caller's autocast outside: passes inside run in the precision of the model.
+
+    That of `half_precision` stays in force.
+    """
+    with ExitStack() as stack:
+        for kind in () if _HERE.is_asked else _KINDS:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
+def half_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Run matrix products and convolutions inside in half precision, by autocast."""
+    before, _HERE.is_asked = _HERE.is_asked, True
+    try:
+        with torch.autocast(device.type, dtype=dtype):
+            yield
+    finally:
+        _HERE.is_asked = before
+
+
+@contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """Run what is under `torch.utils.checkpoint` as any other function, in this thread.
+
+    The numbers are the same; only memory was to be saved.
+    """
+    with _LOCK:
+        _GATES.append(_GATES[0] if _GATES else _gated())
+    _HERE.n_direct += 1
+    try:
+        yield
+    finally:
+        _HERE.n_direct -= 1
+        with _LOCK:
+            gates = _GATES.pop()
+            if not _GATES:
+                gates.close()
+
+
+def _gated() -> ExitStack:
+    """Make both of torch's ways to checkpoint ask whether the thread wants them."""
+    reentrant: Any = checkpoint.CheckpointFunction
+    plain, saving = reentrant.apply, checkpoint._checkpoint_without_reentrant_generator
+
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args) if _HERE.n_direct else plain(function, preserve, *args)
+
+    def generator(*args: Any, **kwargs: Any) -> Iterator[None]:
+        return _nothing() if _HERE.n_direct else saving(*args, **kwargs)
+
+    back = ExitStack()
+    back.callback(delattr, reentrant, "apply")  # hides that of its base until then
+    back.callback(setattr, checkpoint, "_checkpoint_without_reentrant_generator", saving)
+    reentrant.apply = apply
+    checkpoint._checkpoint_without_reentrant_generator = generator
+    return back
+
+
+def _nothing() -> Iterator[None]:
+    yield
