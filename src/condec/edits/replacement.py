@@ -66,7 +66,7 @@ class Donors:
         """
         n_folds = self.tensor.shape[1]
         if self.tensor.ndim == activation.ndim + 1 and not len(activation) % n_folds:
-            return fold(self.rows(who, activation.unflatten(0, (-1, n_folds))))
+            return fold(self.rows(who, activation.view(-1, *self.tensor.shape[1:])))
         if self.tensor.shape[1:] != activation.shape[1:]:
             raise SiteError(
                 f"{who}: recorded values must be of the shape at the site, [sample, "
@@ -144,8 +144,8 @@ def unit_means(
 def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Activation:
     """Return what a site holds for some inputs, [sample, ...]: a source for `Patch`, for one.
 
-    [sample, fold, ...] where the model folds another axis into the batch. Under `edited`, it is that
-    of the edited network.
+    [sample, fold, ...] where the model folds another axis into the batch. Under `edited`, it is
+    that of the edited network.
 
     Raises
     ------

@@ -37,8 +37,7 @@ class FoldedUnits(Units):
 
     def expand(self, activation: Tensor) -> Tensor:
         """Return a view with every unit one index of the unit axes; tokens not counted are out."""
-        n_samples, n_folds = activation.shape[:2]
-        return self._plain.expand(fold(activation)).unflatten(0, (n_samples, n_folds))
+        return unfold(self._plain.expand(fold(activation)), activation.shape[1])
 
     def axes(self, ndim: int) -> tuple[int, ...]:
         """Return the unit axes of an expanded activation of `ndim` axes."""
@@ -64,7 +63,7 @@ def fold(tensor: Tensor) -> Tensor:
 
 def unfold(tensor: Tensor, n_folds: int) -> Tensor:
     """Give folds an axis after that of the samples; where there is one a sample, none."""
-    return tensor if n_folds == 1 else tensor.unflatten(0, (-1, n_folds))
+    return tensor if n_folds == 1 else tensor.view(-1, n_folds, *tensor.shape[1:])
 
 
 def count_folds(
