@@ -24,7 +24,7 @@ from condec.network import (
     Site, Units, find_cuts, find_site, find_sites, inspect_model, presets_of, record,
 )  # fmt: skip
 from condec.models import LanguageModel, LoadedModel, expose_attention, load_model
-from condec.data import Inputs, as_inputs, load_data
+from condec.data import Inputs, SeveralInputs, as_inputs, load_data
 from condec.attribution.targets import (
     Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum, Surprisal, Target, TopK,
 )  # fmt: skip
@@ -54,5 +54,5 @@ __all__ = [
     "ShuffledLabels", "collect_twin", "Dictionary", "FitReport", "KMeans", "NMF", "PCA",
     "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy", "membership", "ModeMatch",
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
-    "mode_map", "auc_difference", "control_curve",
+    "mode_map", "auc_difference", "control_curve", "SeveralInputs",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from condec.basis.errors import CondecError, DependencyError, OptionError
+from condec.basis.files import user_path
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
 from condec.run import Outcome, Plan, Run, chain, config, sweep
@@ -204,7 +205,7 @@ def inspect(
     contributions of all units add up to the target.
     """
     base, shape = Path(), _shape(input_shape)
-    if Path(model).is_dir() or model.endswith(".toml"):
+    if user_path(model).is_dir() or model.endswith(".toml"):
         plan = config.read(model)
         base, weights = plan.base, weights or plan.model.weights
         shape, model = shape or plan.model.input_shape, plan.model.spec

@@ -1,6 +1,7 @@
 """Theorems of contributions: completeness, permutation, sign split, memory, clear errors."""
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from condec.attribution import (
     ActGrad,
@@ -23,6 +25,7 @@ from condec.attribution.contributions import contribute
 from condec.attribution.reduce import merge_signs, split_and_sum
 from condec.attribution.targets import Label, Logit, Predicted, Sum, TopK
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError
+from condec.data import as_inputs
 from condec.network.sites import Site, Units
 from condec.testing.contracts import AttributionContract
 from condec.testing.models import small_mlp, small_resnet
@@ -246,7 +249,7 @@ def test_methods_round_trip(method: Method) -> None:
         (
             lambda m, x: contribute(m, x, "block1", target=Label(), labels=np.full(3, 1.7)),
             DataError,
-            "contribute: expected integer labels of shape .*; got torch.float64",
+            "contribute: expected whole numbers as labels, .*; got 3 that are none, first 1.7",
         ),
         (
             lambda m, x: contribute(m, x, "block1", labels=torch.zeros(2, dtype=torch.int64)),
@@ -400,3 +403,62 @@ def test_outputs_that_are_one_number_a_sample(flat: bool) -> None:
     if flat:
         with pytest.raises(ModelError, match=r"the model gave \(5,\)\. Sum, Logit with one index"):
             contribute(model, x, "hidden", target=Predicted())
+
+
+# --- what else is given for a batch, a site, a method or a target ------------------------------
+
+
+class _Named(nn.Module):
+    """A model with a name for its argument, as those of Hugging Face have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_resnet()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.net(pixel_values)  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_mapping_of_one_tensor_stands_for_it() -> None:
+    model, x = _Named().eval(), torch.randn(2, 1, 5, 5)
+    wanted = contribute(model, x, "net.block1")["net.block1"].contribution
+    found = contribute(model, {"pixel_values": x}, "net.block1")["net.block1"].contribution
+    assert torch.equal(found, wanted)
+    with pytest.raises(DataError, match=r"expected one tensor; got a mapping of x. A model of sev"):
+        contribute(model, {"x": x}, "net.block1")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: [x, torch.zeros(3)], r"got list of \[3, 1, 5, 5\], \[3\]. Of a pair of inputs"),
+        (lambda x: (x, x), r"got tuple of \[3, 1, 5, 5\], \[3, 1, 5, 5\].*condec.SeveralInputs"),
+        (list, r"of single samples torch.stack\(samples\)"),
+        (lambda x: {"a": x, "b": x}, r"got a mapping of a, b. .*condec.SeveralInputs\(model, bat"),
+        (TensorDataset, r"got TensorDataset. condec.collect takes whole data sets"),
+        (lambda x: DataLoader(TensorDataset(x)), r"got DataLoader.*x, y = next\(iter\(loader\)\)"),
+        (as_inputs, r"got Inputs.*condec.as_inputs\(data\).batch\(range\(8\)\)"),
+        (lambda x: "x.png", "contribute: inputs are not an array of numbers"),
+        (lambda x: torch.ones(3, 4).long(), r"torch.int64. .*condec.LanguageModel\(model, tokeniz"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
+def test_other_batches_name_what_to_give(make: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        contribute(small_resnet(), make(torch.randn(3, 1, 5, 5)), "block1")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_texts_of_methods_and_targets_name_the_object() -> None:
+    x = torch.randn(3, 1, 5, 5)
+    for option, message in (
+        ({"target": "predicted"}, r"target 'predicted': .*in Python give condec.Predicted\("),
+        ({"target": "logit:3"}, r"in Python give condec.Logit\(index=3"),
+        ({"target": "likely"}, "target 'likely': expected topK"),
+        ({"method": "ig:20"}, r"in Python give condec.attribution.IntegratedGradients\(steps=20"),
+        ({"method": "shap"}, "method 'shap': expected ig"),
+        ({"method": ActGrad}, r"got the class ActGrad; call it: ActGrad\(\)"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            contribute(small_resnet(), x, "block1", **option)  # type: ignore[arg-type]

@@ -3,19 +3,28 @@
 import errno
 import hashlib
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+import condec
 from condec.basis.errors import DataError, StoreError
 from condec.basis.files import (
     file_digest,
     remove_partial,
     to_json,
+    user_path,
     write_file,
     write_folder,
     writing,
 )
+from condec.models.digits import DigitsNet
+from condec.run import config
+from condec.store import RunFolder
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_old_one(
@@ -90,3 +99,69 @@ def test_other_errors_pass() -> None:
 
 def test_json_ends_with_a_newline_and_keeps_letters() -> None:
     assert to_json({"ä": 1}).decode() == '{\n "ä": 1\n}\n'
+
+
+# --- paths that users give --------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder, and a working folder in which nothing may be left."""
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+def test_a_tilde_is_the_home_folder(home: Path) -> None:
+    assert user_path("~/a/b") == home / "a" / "b"
+    assert user_path(Path("~")) == home
+    assert user_path("a", "~/b") == home / "b" / "a"
+    assert user_path("~/a", "/b") == home / "a"
+    assert user_path("a/~", "/b") == Path("/b/a/~")
+    assert user_path("~nobody_of_this_name/a") == Path("~nobody_of_this_name/a")
+    assert user_path("a") == Path("a")
+
+
+def test_no_path_of_a_user_goes_around_it() -> None:
+    """`Path(...)` of anything that a user gave would take ``~`` for a folder."""
+    source = Path(condec.__file__).parent
+    known = ("__file__", "tempfile.", "os.path.relpath", "home", "place", "timm.origin")
+    call = re.compile(r"(?<![\w.])Path\(([^()]+)")
+    for file in set(source.rglob("*.py")) - {source / "basis" / "files.py"}:
+        if "from pathlib import Path" in (text := file.read_text(encoding="utf-8")):
+            others = [given for given in call.findall(text) if not given.startswith(known)]
+            assert not others, f"{file}: {others}; use condec.basis.files.user_path"
+
+
+def test_everything_written_to_and_read_from_the_home_folder(home: Path) -> None:
+    model = DigitsNet().eval()
+    np.savez(home / "a.npz", images=np.random.default_rng(0).random((12, 1, 8, 8)))
+    inputs = condec.load_data("npz:~/a.npz")
+    assert len(condec.load_data("npz:a.npz", folder="~")) == 12
+    store = condec.collect(
+        model, inputs, "block1", out="~/c.zarr", method=condec.ActGrad(), progress=False
+    )
+    assert len(condec.Store.open("~/c.zarr")) == 12
+    rows = store.matrix("block1")
+    report = condec.fit(condec.PCA(n_modes=1), rows, config=condec.TrainConfig(held_out=0.0))
+    report.save("~/dictionary")
+    modes = condec.Modes.build(condec.load_dictionary("~/dictionary"), store, site="block1")
+    modes.save("~/modes")
+    condec.Modes.load("~/modes", store)
+    save_file(model.state_dict(), home / "w.safetensors")
+    (home / "net.py").write_text(
+        "from condec.models.digits import DigitsNet\n\n\ndef make(weights=None):\n"
+        "    return DigitsNet()\n"
+    )
+    condec.load_model("python:~/net.py:make", "~/w.safetensors")
+    (home / "run.toml").write_text('sites = "block1"\nout = "~/run"\n')
+    plan = config.read("~/run.toml")
+    assert plan.out == home / "run"
+    assert replace(plan, out=Path("~/other")).out == home / "other"
+    assert RunFolder("~/run").path == home / "run"
+    assert sorted(file.name for file in home.iterdir()) == [
+        "a.npz", "c.zarr", "dictionary", "modes", "net.py", "run.toml", "w.safetensors"
+    ]  # fmt: skip
+    assert not list(Path.cwd().iterdir())

@@ -2,14 +2,25 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from beartype import beartype
 from PIL import Image
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from condec.basis.errors import DataError, OptionError
 from condec.data import Inputs, as_inputs, images, load_data, scale_pixels, spread
@@ -187,16 +198,6 @@ def test_data_set_of_pairs_and_its_subset() -> None:
     assert part.labels is not None
     assert part.labels.tolist() == [7, 5]
     assert torch.equal(part.load(0), images[2])
-
-
-def test_data_set_with_targets_is_not_read_for_its_labels() -> None:
-    data = Items([RuntimeError("read"), RuntimeError("read")])
-    data.targets = [1, 0]  # type: ignore[attr-defined]
-    data.classes = ["no", "yes"]  # type: ignore[attr-defined]
-    inputs = as_inputs(data)
-    assert inputs.labels is not None
-    assert inputs.labels.tolist() == [1, 0]
-    assert inputs.label_names == ("no", "yes")
 
 
 def test_data_set_of_pictures_without_labels() -> None:
@@ -450,9 +451,9 @@ def test_labels_missing_where_needed() -> None:
         ([0, 2], r"label 2 of sample '1' is out of range; expected 0 to 1 \(2 names\)"),
         ([-2, 0], r"label -2 of sample '0' is out of range; expected 0 to 1 \(2 names\), or -1"),
         ([0], "2 samples, but 1 labels"),
-        ([0.0, 1.0], r"expected integer labels of shape \[sample\]; got torch.float64"),
-        ([[0], [1]], r"expected integer labels of shape \[sample\]; got torch.int64 of shape \(2"),
-        (["a", "b"], "labels are not an array of numbers"),
+        ([0.5, 1.0], r"expected whole numbers as labels, .*; got 1 that are none, first 0.5"),
+        ([[0], [1]], r"as labels, of shape \[sample\]; got torch.int64 of shape \(2"),
+        (["a", "x"], r"label 'a' is no whole number .* of its classes \('x', 'y'\)"),
     ],
 )
 def test_labels_that_do_not_fit(labels: list[object], message: str, tmp_path: Path) -> None:
@@ -558,3 +559,90 @@ def test_real_photos_and_arrays(shared_data: Path) -> None:
     cifar = load_data("npz:cifar10/test_2000.npz", folder=shared_data)
     assert cifar.label_names is not None
     assert (len(cifar), cifar.label_names[3]) == (2000, "cat")
+
+
+# --- loaders, lists and mappings -------------------------------------------------------------
+
+
+def pairs() -> list[tuple[torch.Tensor, int]]:
+    return [(torch.full((2,), float(row)), row + 3) for row in range(5)]
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"drop_last": True}])
+def test_a_loader_stands_for_its_data_set(options: dict[str, bool]) -> None:
+    inputs = as_inputs(DataLoader(pairs(), batch_size=2, **options))  # type: ignore[arg-type]
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [3, 4, 5, 6, 7]
+    assert [float(inputs.load(row)[0]) for row in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_loaders_that_give_other_samples_than_their_data_set() -> None:
+    data: Any = pairs()
+    for loader in (
+        DataLoader(data, collate_fn=lambda some: some),
+        DataLoader(data, sampler=WeightedRandomSampler([1.0] * 5, 5)),
+        DataLoader(data, sampler=RandomSampler(data, replacement=True)),
+        DataLoader(data, sampler=SubsetRandomSampler([1, 2])),
+    ):
+        message = r"a sampler or collate_fn of its own .*condec.as_inputs\(loader.dataset\)"
+        with pytest.raises(DataError, match=message):
+            as_inputs(loader)
+
+
+def test_a_data_set_in_turn_goes_through_a_list() -> None:
+    class Stream(IterableDataset[object]):
+        def __iter__(self) -> Iterator[object]:
+            return iter(pairs())
+
+    for data in (Stream(), DataLoader(Stream(), batch_size=2)):
+        message = r"Stream gives its items in turn.*condec.as_inputs\(list\(data\)\)"
+        with pytest.raises(DataError, match=message):
+            as_inputs(data)
+    assert as_inputs(list(Stream())).labels.tolist() == [3, 4, 5, 6, 7]  # type: ignore[union-attr]
+
+
+def test_a_batch_of_a_loader_is_a_pair() -> None:
+    batch = next(iter(DataLoader(pairs(), batch_size=3)))  # type: ignore[arg-type]
+    assert isinstance(batch, list)
+    inputs = as_inputs(batch)
+    assert inputs.labels is not None
+    assert (len(inputs), inputs.labels.tolist()) == (3, [3, 4, 5])
+
+
+def test_items_that_are_mappings() -> None:
+    rows = [{"pixel_values": x, "label": y} for x, y in pairs()]
+    inputs = as_inputs(rows)
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [3, 4, 5, 6, 7]
+    assert torch.equal(inputs.load(1), pairs()[1][0])
+    assert as_inputs([{"x": x} for x, _ in pairs()]).labels is None
+    whole = as_inputs({"x": torch.ones(2, 3), "labels": torch.tensor([4, 5])})
+    assert whole.labels is not None
+    assert whole.labels.tolist() == [4, 5]
+    message = r"expected one input beside label or labels; got x, mask. A model of several inputs"
+    with pytest.raises(DataError, match=message):
+        as_inputs([{"x": torch.ones(2), "mask": torch.ones(2), "label": 1}])
+    with pytest.raises(DataError, match=r"got x, mask. A model of several inputs.*SeveralInputs"):
+        as_inputs([{"x": torch.ones(2), "mask": torch.ones(2)}]).load(0)
+
+
+def test_tokens_name_what_embeds_them() -> None:
+    message = r"got torch.int64 of shape .*condec.SeveralInputs.*condec.LanguageModel"
+    with pytest.raises(DataError, match=message):
+        as_inputs(torch.ones(2, 3, dtype=torch.int64))
+
+
+def test_data_sets_of_other_libraries() -> None:
+    """Those of Hugging Face are no torch data sets, and give mappings of pictures and labels."""
+
+    class Rows:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"image": Image.fromarray(pixels(3, 3, 3, seed=index)), "label": 1 - index}
+
+    inputs = as_inputs(Rows())
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [1, 0]
+    assert np.array_equal(inputs.picture(1).numpy(), pixels(3, 3, 3, seed=1))

@@ -268,11 +268,28 @@ def test_root_mean_square_norms_want_other_prompts_as_the_baseline(library: Modu
     assert gaps[1] < 0.02
 
 
-def test_baseline_must_leave_the_mask_alone(theirs: nn.Module) -> None:
+def test_the_mask_stays_as_it_is_from_any_baseline(theirs: nn.Module) -> None:
     model = LanguageModel(theirs)
-    mask = torch.tensor([[0, 1, 1]])
-    with pytest.raises(ModelError, match=r"baseline=condec.attribution.ZeroTokens\(\)"):
-        contribute(model, model.embed(torch.tensor([[1, 2, 3]]), mask), "preset:lm_blocks")
+    padded = model.embed(torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    found = []
+    for baseline in (Zeros(), ZeroTokens()):
+        method = IntegratedGradients(steps=3, baseline=baseline)
+        found.append(contribute(model, padded, "preset:lm_blocks", method=method, target=Logit(7)))
+    for mine, wanted in zip(found[0].by_site, found[1].by_site, strict=True):
+        assert torch.equal(mine.contribution, wanted.contribution)
+    with pytest.raises(ModelError, match=r"by 0 and 1, and was changed; put it back as it was"):
+        model(padded / 2)
+
+
+def test_models_without_logits_of_the_next_token_are_refused(library: ModuleType) -> None:
+    config = library.BertConfig(
+        vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=12,
+    )  # fmt: skip
+    for kind in (library.BertModel, library.BertForSequenceClassification):
+        model = LanguageModel(kind(config).eval())
+        with pytest.raises(ModelError, match=r"of a causal language model; .*condec.SeveralInputs"):
+            model(model.embed(torch.tensor([[1, 2]])))
 
 
 @pytest.mark.usefixtures("unchecked")

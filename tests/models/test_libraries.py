@@ -151,3 +151,39 @@ else:
 def test_a_foreign_build_gets_the_two_schemas_and_other_failures_are_reported() -> None:
     """In a process of its own: schemas of torch cannot be taken back."""
     subprocess.run([sys.executable, "-c", FOREIGN_BUILD], check=True)
+
+
+# --- what wrapped a model ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "net."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
+def test_a_prefix_of_all_names_is_taken_off_and_said(
+    tmp_path: Path, prefix: str, key: str | None
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    wanted = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    state = {f"{prefix}{name}": tensor for name, tensor in wanted.items()}
+    torch.save(state if key is None else {key: state}, tmp_path / "w.pt")  # noqa: TID251
+    with pytest.warns(UserWarning, match=f"w.pt: all 7 names begin with '{prefix}', as what wraps"):
+        load_weights(model, tmp_path / "w.pt")
+    assert all(torch.equal(wanted[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_prefix_that_belongs_to_the_model_stays(tmp_path: Path) -> None:
+    model = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2)})
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")
+
+
+def test_a_prefix_of_some_names_is_not_taken_off(tmp_path: Path) -> None:
+    state = {"module.weight": torch.ones(2, 2), "bias": torch.ones(2)}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"1 entries missing \(weight\), 1 unexpected \(module.w"):
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "w.safetensors")
+    save_file({"module.weight": torch.ones(2, 2)}, tmp_path / "w.safetensors")
+    with (
+        pytest.warns(UserWarning, match="all 1 names begin with 'module.'"),
+        pytest.raises(ModelError, match=r"1 entries missing \(bias\), 0 unexpected"),
+    ):
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "w.safetensors")

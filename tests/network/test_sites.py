@@ -258,3 +258,15 @@ def test_edits_of_some_tokens_leave_the_others(edit: type, replacement: object) 
     assert torch.equal(after[:, :3], before[:, :3])
     assert torch.equal(after[:, 3:, kept], before[:, 3:, kept])
     assert (after[:, 3:, changed] == wanted[changed]).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_module_instead_of_its_name() -> None:
+    model = small_resnet()
+    for pattern in (model.block1, ["stem", model.block1], [model.block1]):
+        with pytest.raises(SiteError, match=r"got a \w+ itself, whose name is 'block1'"):
+            find_sites(model, pattern)  # type: ignore[arg-type]
+    with pytest.raises(SiteError, match="got a Sequential itself, whose name is unknown here"):
+        find_sites(model, nn.Sequential(nn.ReLU()))  # type: ignore[arg-type]
+    with pytest.raises(SiteError, match="expected names of modules, or a Site; got 3"):
+        find_sites(model, [3])  # type: ignore[list-item]

@@ -19,6 +19,7 @@ from condec.network import (
     AfterSite,
     Site,
     Units,
+    hold,
     own_precision,
     record,
     run_model,
@@ -205,7 +206,8 @@ def _replacements(method: UnitAblation, after: AfterSite, layout: Units) -> _Ins
         return lambda unit: h[_others(len(h), method.seed, unit).to(h.device)]
     if method.replacement == "baseline":
         with record(after.model, [site]) as tape, torch.no_grad():
-            run_model(after.model, method.baseline.make(after.inputs))
+            start = method.baseline.make(after.inputs)
+            run_model(after.model, hold(after.model, after.inputs, start))
         (start,) = (unfold(tensor.detach(), after.n_folds) for tensor in tape.records.values())
         return lambda unit: start
     n_units = layout.count(h.shape)

@@ -1,5 +1,6 @@
 """Contributions of one batch, in memory: in full shape, and reduced to units."""
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution.base import Method, Setup, check_finite
-from condec.attribution.path import IntegratedGradients
 from condec.attribution.precision import Compute
 from condec.attribution.reduce import split_and_sum
 from condec.attribution.targets import TargetLike, TopK, as_target, predictions
+from condec.attribution.texts import as_method
 from condec.basis.errors import DataError
-from condec.basis.options import require
 from condec.basis.records import short_repr
 from condec.basis.shapes import Activation, PerSample, SampleIndex, SignedUnits
-from condec.data.arrays import as_labels
+from condec.data.arrays import SEVERAL, as_batch, as_labels
 from condec.network import Site, Units, find_site, find_sites, original, survey_sites
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def contribute(
     model : torch.nn.Module
         In evaluation mode; it is not changed.
     inputs : Tensor or array of shape [sample, ...]
-        Preprocessed for the model.
+        Preprocessed for the model; or a mapping of that one tensor, under the name of the model's
+        first argument. Models of several inputs: `condec.SeveralInputs`.
     sites : str, Site, or several of them
         Patterns are allowed, see `find_sites`.
     method : Method, optional
@@ -188,7 +189,7 @@ def contribute(
     Raises
     ------
     DataError
-        Inputs are empty, of an integer type, or not finite (samples are named), or labels
+        Inputs are empty, of an integer type, several, or not finite (samples are named), or labels
         are missing where the target needs them, no integers, or not one for each sample.
     ModelError
         The model is in training mode, or fails on the inputs.
@@ -210,8 +211,8 @@ def contribute(
     >>> batch.reduce()["block2"].contribution.shape
     torch.Size([2, 2, 4])
     """
-    x, method = torch.as_tensor(inputs), method or IntegratedGradients()
-    require("contribute", "method", method, Method)
+    first = _first_argument(model) if isinstance(inputs, Mapping) else ""
+    x, method = as_batch("contribute", inputs, first), as_method("contribute", method)
     given = None if labels is None else as_labels("contribute", labels)
     if given is not None and len(given) != len(x):
         raise DataError(f"contribute: {len(x)} samples, but {len(given)} labels")
@@ -220,6 +221,12 @@ def contribute(
     silent = [p.site.key for p in batch.by_site if is_silent(p.contribution, p.activation)]
     warn_of_silence(silent, len(batch))
     return batch
+
+
+def _first_argument(model: nn.Module) -> str:
+    """Return the name of a model's first argument; empty where it takes any."""
+    first = next(iter(inspect.signature(original(model).forward).parameters.values()), None)
+    return "" if first is None or first.kind is first.VAR_POSITIONAL else first.name
 
 
 def make_setup(
@@ -272,7 +279,7 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
     if not inputs.is_floating_point():
         raise DataError(
             f"inputs: expected a floating-point tensor, ready for the model; got {inputs.dtype}. "
-            "Preprocess pixels first (scale, normalise)."
+            f"Preprocess pixels first (scale, normalise). {SEVERAL}"
         )
     if inputs.ndim < 2 or len(inputs) == 0:
         raise DataError(

@@ -14,7 +14,7 @@ from condec.attribution.targets.base import wide
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.basis.options import require
-from condec.network import Units
+from condec.network import Units, hold
 
 _SMALLEST_NORM: Final = 1e-8
 
@@ -164,7 +164,8 @@ class SmoothGrad(Method):
         kept = replace(setup, target=Kept(setup.target, at.frozen))
         total: dict[str, Tensor] = {}
         for draw in range(self.n_samples):
-            noisy = replace(kept, inputs=self._noisy(setup.inputs, draw))
+            noise = self._noisy(setup.inputs, draw)
+            noisy = replace(kept, inputs=hold(setup.model, setup.inputs, noise))
             part = self.inner.attribute(noisy).contribution
             total = {key: total[key] + c if total else c for key, c in part.items()}
         mean = {key: c / self.n_samples for key, c in total.items()}

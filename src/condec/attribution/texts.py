@@ -13,7 +13,8 @@ from condec.attribution import baselines, gradients
 from condec.attribution.ablation import UnitAblation
 from condec.attribution.base import Method
 from condec.attribution.path import IntegratedGradients
-from condec.basis.options import option_from_dict
+from condec.basis.errors import OptionError
+from condec.basis.options import option_from_dict, require
 from condec.basis.texts import Part, Texts, choice, count
 
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -89,4 +90,16 @@ _INSIDE: Final[dict[str, dict[str, Any]]] = {
 def method_from_dict(record: Mapping[str, Any]) -> Method:
     """Read what `Method.to_dict` wrote; OptionError for another name or other fields."""
     method: Method = option_from_dict("method", METHODS.classes, _INSIDE, record)
+    return method
+
+
+def as_method(owner: str, method: Method | None) -> Method:
+    """Return the method, by default integrated gradients; OptionError for anything else."""
+    if isinstance(method, str):
+        raise OptionError(
+            f"{owner}: method {method!r}: a text stands for a method in a run.toml only; in Python "
+            f"give condec.attribution.{METHODS.parse(method)!r}"
+        )
+    method = method or IntegratedGradients()
+    require(owner, "method", method, Method)
     return method

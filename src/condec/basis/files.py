@@ -1,6 +1,7 @@
 """Files that are on disk whole, or not at all, whatever kills the process that writes them.
 
-Every file is written under another name, flushed to the disk and renamed into place.
+Every file is written under another name, flushed to the disk and renamed into place. What users
+give as a path becomes one in `user_path`.
 """
 
 import contextlib
@@ -16,6 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from condec.basis.errors import StoreError
+
+
+def user_path(path: str | Path, folder: str | Path = ".") -> Path:
+    """Return a path as users mean it: ``~`` is the home folder, a relative one starts in `folder`.
+
+    As in a shell, a ``~name`` of nobody's stays as it is. Every path that comes from outside
+    passes here.
+    """
+
+    def expanded(some: Path) -> Path:
+        try:
+            return some.expanduser()
+        except RuntimeError:
+            return some
+
+    return expanded(Path(folder)) / expanded(Path(path))
 
 
 def to_json(value: Any) -> bytes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
-from condec.basis.files import write_file, writing
+from condec.basis.files import user_path, write_file, writing
 
 Record = TypeVar("Record")
 _WORDS: Final = "words"
@@ -23,7 +23,7 @@ def save_record(path: str | Path, record: Any) -> Path:
 
     The same record gives the same bytes. StoreError where the place cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     arrays: dict[str, Any] = {
         k: v.cpu().numpy() for k, v in fields.items() if isinstance(v, Tensor)
@@ -39,7 +39,7 @@ def save_record(path: str | Path, record: Any) -> Path:
 
 def load_record(path: str | Path, kind: type[Record]) -> Record:
     """Read the file of `save_record`, lists as tuples; StoreError where it cannot be read."""
-    path = Path(path)
+    path = user_path(path)
     try:
         with path.open("rb") as file, numpy.load(file, allow_pickle=False) as opened:
             words: dict[str, Any] = json.loads(str(opened[_WORDS]))

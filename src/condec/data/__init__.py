@@ -12,7 +12,7 @@ Inputs
   preprocess   scale_pixels()
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,25 +20,44 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)  # fmt: skip
 
 from condec.basis import registry
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
-from condec.data.arrays import as_images, as_labels, digits, from_arrays, from_dataset, from_file
+from condec.basis.files import user_path
+from condec.data.arrays import (
+    as_batch,
+    as_images,
+    as_labels,
+    digits,
+    from_arrays,
+    from_dataset,
+    from_file,
+    parts_of,
+)  # fmt: skip
 from condec.data.images import from_folder
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, read_names, scale_pixels, spread
+from condec.data.several import SeveralInputs
 
 __all__ = [
-    "UNLABELLED", "Inputs", "Preprocess", "as_inputs", "load_data", "read_names", "scale_pixels",
-    "spread",
+    "UNLABELLED", "Inputs", "Preprocess", "SeveralInputs", "as_batch", "as_inputs", "load_data",
+    "read_names", "scale_pixels", "spread",
 ]  # fmt: skip
 
 SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
     "digits": lambda rest, keys, **facts: digits(),
-    "npz:FILE": lambda rest, keys, *, folder, **facts: from_file(folder / rest),
-    "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, **facts: from_folder(
-        folder / rest, folder / keys["csv"] if "csv" in keys else None
+    "npz:FILE": lambda rest, keys, *, folder, **facts: from_file(user_path(rest, folder)),
+    "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, cells, **facts: from_folder(
+        user_path(rest, folder), user_path(keys["csv"], folder) if "csv" in keys else None, cells
     ),
 }
 """Sources here, as they are written, and what opens them; called as those of other packages."""
@@ -65,7 +84,7 @@ def load_data(
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.
     label_names : path, optional
-        Json list with the name of every label.
+        Json list with the name of every output of the model.
     preprocess, shape : optional
         As in `Inputs`.
     limit : int, optional
@@ -74,7 +93,8 @@ def load_data(
         Of movies: the mean and standard deviation that the model was trained with, to be taken
         out unless the source says otherwise.
     cells : sequence of str, optional
-        Of movies: names of the model's outputs, whose responses are taken in this order.
+        Names of the model's outputs: movies give the responses of these cells, in this order;
+        classes of a folder have the numbers that they have here, or of `label_names`, if given.
     folder : path
         What relative paths start from.
 
@@ -83,7 +103,8 @@ def load_data(
     OptionError
         The source is not understood, or the limit below 1.
     DataError
-        Files missing or damaged, no samples, labels out of range, cells that are not there.
+        Files missing or damaged, no samples, labels out of range, cells that are not there, or
+        classes that no name of a label fits.
     """
     load = registry.opener("data", source, SOURCES, "condec.data")
     rest, _, query = source.partition(":")[2].partition("?")
@@ -95,10 +116,14 @@ def load_data(
     if load in SOURCES.values() and (others := keys.keys() - {"csv"}):
         raise OptionError(f"data {source!r}: expected no key but csv; got {', '.join(others)}")
     at_least("data", 1, limit=1 if limit is None else limit)
-    base = Path(folder)
-    inputs: Inputs = load(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
+    base, names = user_path(folder), None
     if label_names is not None:
-        inputs = replace(inputs, label_names=read_names(base / label_names))
+        names = read_names(user_path(label_names, base))
+    if names is not None and load in SOURCES.values():
+        cells = names
+    inputs: Inputs = load(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
+    if names is not None:
+        inputs = replace(inputs, label_names=names)
     inputs = replace(inputs, preprocess=preprocess or scale_pixels, shape=shape)
     if limit is not None and limit < len(inputs):
         inputs = inputs.select(spread(len(inputs), limit))
@@ -110,10 +135,14 @@ def as_inputs(data: Any, *, preprocess: Preprocess | None = None) -> Inputs:
 
     Parameters
     ----------
-    data : Inputs, Tensor, array, (inputs, labels), or torch Dataset
+    data : Inputs, Tensor, array, (inputs, labels), torch Dataset, DataLoader, or list of items
         Floats are taken as the model's inputs; uint8 as images [sample, y, x, channel], or
-        PIL images in a data set. Labels of a data set come from its ``targets`` or
-        ``labels``; where it has neither, its items are read once. DataError for anything else.
+        PIL images in a data set. An item is an input, a pair (input, label), or a mapping with
+        one input and perhaps a ``label``. Labels are whole numbers, names that the data set's
+        ``classes`` hold, or None; they are those of the items, which are read once for them
+        (``targets`` are not asked: a data set may change them on the way). A DataLoader stands
+        for its data set, where it draws every item once. A batch of a DataLoader, a list of
+        inputs and labels, is a pair. DataError, which names what to give, for anything else.
     preprocess : callable, optional
         For uint8 images; see `Inputs`.
 
@@ -127,17 +156,58 @@ def as_inputs(data: Any, *, preprocess: Preprocess | None = None) -> Inputs:
     if isinstance(data, Inputs):
         return data if preprocess is None else replace(data, preprocess=preprocess)
     use = preprocess or scale_pixels
-    if isinstance(data, TensorDataset):
+    if isinstance(data, DataLoader):
+        data = _behind(data)
+    if isinstance(data, IterableDataset):
+        raise DataError(
+            f"data: {type(data).__name__} gives its items in turn, and they are needed by number; "
+            "keep them in a list: condec.as_inputs(list(data))"
+        )
+    if type(data) is TensorDataset:
         data = data.tensors
+    if isinstance(data, Mapping):
+        data = parts_of(data)
     if isinstance(data, Tensor | np.ndarray):
         data = (data,)
-    if isinstance(data, tuple) and 1 <= len(data) <= 2:
+    if _is_pair(data):
         given = data[1] if len(data) == 2 else None
         labels = None if given is None else as_labels("data", given)
         return from_arrays("data", as_images("data", data[0]), labels, preprocess=use)
-    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+    if hasattr(data, "__len__") and (isinstance(data, Dataset) or _has_items(data)):
         return from_dataset(data, use)
     raise DataError(
-        "data: expected a tensor, a pair (inputs, labels), Inputs, or a torch Dataset with a "
-        f"length; got {type(data).__name__}"
+        "data: expected a tensor, a pair (inputs, labels), Inputs, a list of inputs or of such "
+        f"pairs, or a torch Dataset with a length; got {type(data).__name__}"
     )
+
+
+def _behind(loader: DataLoader[Any]) -> Any:
+    """Return the data set that a loader reads, where it gives every item of it once, unchanged."""
+    sampler, data = loader.sampler, loader.dataset
+    draws = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    )
+    whole = isinstance(data, IterableDataset) or draws
+    if loader.collate_fn is default_collate and whole and loader.batch_size is not None:
+        return data
+    raise DataError(
+        "data: a DataLoader with a sampler or collate_fn of its own gives other samples than its "
+        "data set; give a list of its samples, or its data set, condec.as_inputs(loader.dataset)"
+    )
+
+
+def _is_pair(data: Any) -> bool:
+    """Tell a pair of inputs and labels; a list is one as a DataLoader makes it, of two tensors."""
+    if isinstance(data, list):
+        tensors = len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+        return tensors and data[1].ndim == 1 < data[0].ndim and len(data[0]) == len(data[1])
+    return isinstance(data, tuple) and 1 <= len(data) <= 2
+
+
+def _has_items(data: Any) -> bool:
+    """Tell a list of items, or what a library gives as one, by its first."""
+    if isinstance(data, list):
+        return bool(data) and not isinstance(data[0], int | float | str)
+    return hasattr(data, "__getitem__") and not isinstance(data, str | bytes | tuple)

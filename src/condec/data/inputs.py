@@ -63,6 +63,9 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         That of every preprocessed sample; None: that of the first readable one.
     stored : callable, or None
         From indices to bytes that stand for these samples, for the fingerprint.
+    by_alphabet : bool
+        Whether labels number the names in the order of the alphabet, or as a data set does:
+        they are numbers of outputs only where the model has as many of these.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
     preprocess: Preprocess = scale_pixels
     shape: tuple[int, ...] | None = None
     stored: Stored | None = field(default=None, repr=False)
+    by_alphabet: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -151,6 +155,18 @@ class Inputs(Dataset[tuple[Tensor, int]]):
                 "a folder with one subfolder a class, or a csv with the columns file,label"
             )
         return self.labels
+
+    def check_outputs(self, n_outputs: int) -> None:
+        """Raise DataError where labels cannot be numbers of a model's outputs."""
+        names = self.label_names or ()
+        if self.by_alphabet and len(names) != n_outputs:
+            raise DataError(
+                f"{self.name}: {len(names)} classes ({listed(names, 5)}) have the numbers 0 to "
+                f"{len(names) - 1} among themselves, and the model has {n_outputs} outputs: which "
+                "belongs to which is not known. Give label_names, a json list with the name of "
+                "every output; or the model's own numbers, in a csv with the columns file,label, "
+                "or by a target_transform of the data set"
+            )
 
     @cached_property
     def sample_shape(self) -> tuple[int, ...]:
@@ -268,3 +284,9 @@ def spread(total: int, number: int) -> list[int]:
     """Spread at most `number` indices evenly over 0 .. total - 1: 0, 3, 6 for 10 and 3."""
     number = min(number, total)
     return [index * total // number for index in range(number)]
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Show the first of many names."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

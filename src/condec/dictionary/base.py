@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, StoreError
-from condec.basis.files import remove_partial, to_json, write_file, writing
+from condec.basis.files import remove_partial, to_json, user_path, write_file, writing
 from condec.basis.options import Option, option_from_dict
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
@@ -161,7 +161,7 @@ class Dictionary:
         """Write dictionary.safetensors and dictionary.json, replacing those of an earlier fit."""
         from safetensors.torch import save
 
-        folder = Path(folder)
+        folder = user_path(folder)
         record: dict[str, Any] = {"learner": self.learner.to_dict(), "scale": self.scale}
         tensors = dict(self.tensors)
         if self.training is not None:
@@ -184,7 +184,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
         content, text = (folder / _TENSORS).read_bytes(), (folder / _RECORD).read_bytes()
     except OSError as error:

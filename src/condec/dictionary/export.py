@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, StoreError
-from condec.basis.files import remove_partial, to_json, write_file, writing
+from condec.basis.files import remove_partial, to_json, user_path, write_file, writing
 from condec.dictionary.base import Dictionary, Learner
 from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE
 from condec.dictionary.learners.topk import BatchTopKSAE, MatryoshkaSAE, TopKSAE
@@ -66,7 +66,7 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
     """
     from safetensors.torch import save
 
-    folder, learner = Path(folder), dictionary.learner
+    folder, learner = user_path(folder), dictionary.learner
     architecture = _WRITTEN.get(type(learner))
     if architecture is None:
         raise DataError(
@@ -132,7 +132,7 @@ def read_saelens(folder: str | Path) -> Dictionary:
     architecture or activation function, activations normalised row by row or by a factor that is
     not in the file, tensors that are not expected.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     config = _read_config(folder)
     kind = config["architecture"]
     wide = _read_weights(folder, config)

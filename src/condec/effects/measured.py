@@ -85,10 +85,10 @@ def measure(
     passes = Passes(model, edits)
     parts: list[dict[str, Tensor]] = []
     for inputs, labels in samples.batches(batch_size):
-        found = {
-            number: _numbers(output, labels, targets[number])
-            for number, output in passes.outputs(prepare_inputs(model, inputs))
-        }
+        found = {}
+        for number, output in passes.outputs(prepare_inputs(model, inputs)):
+            samples.inputs.check_outputs(output.shape[1])
+            found[number] = _numbers(output, labels, targets[number])
         in_order = [found[number] for number in range(len(edits))]
         parts.append({name: torch.stack([f[name] for f in in_order]).cpu() for name in in_order[0]})
     whole = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}

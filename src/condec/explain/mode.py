@@ -27,6 +27,7 @@ from condec.attribution import prepare_inputs
 from condec.attribution.targets import Predicted, TargetLike, as_target
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.basis.records import short_repr
+from condec.data import as_batch
 from condec.explain.tangent import AffineTangents
 from condec.network import (
     Site,
@@ -120,7 +121,7 @@ def mode_map(
         keys = ", ".join(one.key for one in (chosen, *more)[:5])
         raise SiteError(f"a map belongs to one site; {str(site)!r} means {1 + len(more)}: {keys}")
     refuse_training(model)
-    inputs = prepare_inputs(model, torch.as_tensor(images).detach()).clone()
+    inputs = prepare_inputs(model, as_batch("mode_map", images).detach()).clone()
     target = as_target(Predicted() if target is None else target)
     labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from condec.basis import registry
 from condec.basis.errors import OptionError
+from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.models.attention import expose_attention
 from condec.models.language import LanguageModel
@@ -96,7 +97,7 @@ def load_model(
     """
     load = registry.opener("model", spec, FAMILIES, "condec.models")
     load = resolve_name(load) if isinstance(load, str) else load
-    loaded: LoadedModel = load(spec.partition(":")[2], weights, folder=Path(folder))
+    loaded: LoadedModel = load(spec.partition(":")[2], weights, folder=user_path(folder))
     return loaded
 
 

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from condec.basis.errors import CondecError, DependencyError, ModelError, OptionError
+from condec.basis.files import user_path
 from condec.models import LoadedModel
 from condec.models.language import LanguageModel
-from condec.models.library import import_optional, located, per_picture, read_state, seeded
+from condec.models.library import (
+    import_optional,
+    located,
+    per_picture,
+    read_state,
+    seeded,
+    without_prefix,
+)
 from condec.models.torchvision import import_torchvision
 
 _PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
@@ -54,7 +62,7 @@ def load_huggingface_model(
     with contextlib.suppress(DependencyError):
         import_torchvision()  # transformers imports it, and fails as it does
     library = import_optional("transformers", extra="hf")
-    place = _place(name, Path(folder))
+    place = _place(name, user_path(folder))
     config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place))
     auto = getattr(library, _task(config))
     if weights == "random":
@@ -63,9 +71,9 @@ def load_huggingface_model(
         model = _pretrained(auto, name, place, use_safetensors=True)
     else:
         # Files on the hub name tensors as older versions did; only this translates them.
-        kind = type(auto.from_config(config))
-        state = dict(read_state(located(weights, Path(folder))))
-        model = _pretrained(kind, name, None, config=config, state_dict=state)
+        empty, file = auto.from_config(config), located(weights, user_path(folder))
+        state = without_prefix(read_state(file), empty.state_dict().keys(), file.name)
+        model = _pretrained(type(empty), name, None, config=config, state_dict=dict(state))
     model = model.eval()
     spec = f"huggingface:{name}"
     if auto is library.AutoModelForCausalLM:
@@ -79,7 +87,7 @@ def load_huggingface_model(
 
 def _place(name: str, folder: Path) -> str:
     """Return a folder as a path, the name of a repository as it is."""
-    path = folder / Path(name).expanduser()
+    path = user_path(name, folder)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise OptionError(f"huggingface:{name}: the folder {path} holds no config.json")

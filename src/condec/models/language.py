@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from condec.basis.errors import DataError, ModelError, OptionError
+from condec.network import PackedInput
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(PackedInput):
     """A causal language model of Hugging Face, from embeddings to next-token logits.
 
     Token numbers cannot be scaled from a baseline to themselves; their embeddings can. The
     model therefore takes what `embed` makes of tokens, and gives the logits of the token after
     the last. Where prompts differ in length, `embed` adds a channel that says which tokens are
-    real; the baseline must then leave that channel alone (`condec.attribution.ZeroTokens`).
+    real, and stays as it is on the way from a baseline.
 
     Models that normalise by the root mean square (Llama and its like) jump where the path
     leaves zero; for them take other prompts as the baseline (`condec.attribution.Samples`).
@@ -99,6 +100,12 @@ class LanguageModel(nn.Module):
             )
         return int(ids[0])
 
+    def fixed(self, inputs: Tensor) -> Tensor | None:
+        """Say that the channel of real tokens stays, where there is one."""
+        dim = self.table.embedding_dim
+        channels = torch.arange(inputs.shape[-1], device=inputs.device)
+        return channels >= dim if inputs.shape[-1] > dim else None
+
     def forward(
         self, embeddings: Float[Tensor, "sample token channel"]
     ) -> Float[Tensor, "sample label"]:
@@ -122,7 +129,13 @@ class LanguageModel(nn.Module):
             wanted["logits_to_keep"] = keep
             last = torch.searchsorted(keep, last)
         given = {name: value for name, value in wanted.items() if name in self._accepts}
-        logits: Tensor = self.lm(inputs_embeds=embeddings[..., :dim], **given).logits
+        output = self.lm(inputs_embeds=embeddings[..., :dim], **given)
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            raise ModelError(
+                f"{type(self.lm).__name__}: expected logits [sample, token, label] of a causal "
+                "language model; give a model of another kind to condec.SeveralInputs(model, batch)"
+            )
         return logits[torch.arange(len(logits), device=logits.device), last]
 
     def _tokenizer(self) -> Any:
@@ -139,8 +152,7 @@ def _read_mask(channel: Tensor) -> Tensor:
     if not bool((mask | (channel == 0)).all()) or not bool(mask.any(1).all()):
         raise ModelError(
             "the last channel of the embeddings says which tokens are real, by 0 and 1, and was "
-            "changed on the way from the baseline; with padded prompts use a baseline that "
-            "leaves it alone: IntegratedGradients(baseline=condec.attribution.ZeroTokens())"
+            "changed; put it back as it was, as condec.attribution.ZeroTokens does"
         )
     return mask
 

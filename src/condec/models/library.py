@@ -2,7 +2,8 @@
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from condec.basis.errors import DependencyError, ModelError, OptionError
+from condec.basis.files import user_path
 
 Made = TypeVar("Made")
 
@@ -54,7 +56,7 @@ def classifier(
 
 def located(weights: str | Path, folder: Path) -> Path:
     """Return weights as a path that exists."""
-    path = folder / weights
+    path = user_path(weights, folder)
     if not path.is_file():
         raise OptionError(
             f"weights {str(weights)!r}: there is no file {path}; expected a .safetensors, .pt or "
@@ -72,7 +74,7 @@ def seeded(make: Callable[[], Made]) -> Made:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a ``.safetensors`` or a tensors-only ``.pt`` file into a model that it fits."""
-    state = read_state(path)
+    state = without_prefix(read_state(path), model.state_dict().keys(), path.name)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -86,6 +88,30 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"missing ({', '.join(missing[:3])}), {len(unexpected)} unexpected "
             f"({', '.join(unexpected[:3])})"
         )
+
+
+def without_prefix(
+    state: Mapping[str, Tensor], known: Collection[str], file: str
+) -> Mapping[str, Tensor]:
+    """Take off what a wrapper put before every name, such as ``module.`` or ``_orig_mod.``.
+
+    That is done where every name without it is one that the model knows, and a UserWarning says
+    so; otherwise the weights are returned as they are.
+    """
+    if all(name in known for name in state):
+        return state
+    first = next(iter(state))
+    for end in (place for place, letter in enumerate(first, 1) if letter == "."):
+        prefix = first[:end]
+        if all(n.startswith(prefix) and n.removeprefix(prefix) in known for n in state):
+            warnings.warn(
+                f"weights {file}: all {len(state)} names begin with {prefix!r}, as what wraps a "
+                "model leaves them; read without it",
+                UserWarning,
+                stacklevel=2,
+            )
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
@@ -105,7 +131,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
             f"weights {path}: not readable as plain tensors ({type(error).__name__}: "
             f"{str(error)[:300]}); expected .safetensors, or .pt/.pth that holds tensors only"
         ) from error
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from condec.basis.errors import ModelError, OptionError
+from condec.basis.files import user_path
 from condec.models import LoadedModel
 from condec.models.library import located, seeded
 
@@ -62,7 +63,7 @@ def _file(spec: str, folder: str | Path) -> Path:
     file, colon, name = spec.removeprefix("python:").rpartition(":")
     if not colon or not file or not name:
         raise OptionError(f"{spec!r}: expected python:FILE.py:FUNCTION")
-    path = (Path(folder) / file).resolve()
+    path = user_path(file, folder).resolve()
     if not path.is_file():
         raise OptionError(f"{spec!r}: there is no file {path}")
     return path

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import folder_in_place, replace_folder, writing
+from condec.basis.files import folder_in_place, replace_folder, user_path, writing
 from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
@@ -194,7 +194,7 @@ class Modes:
         """
         import zarr
 
-        path = Path(folder) / "modes.zarr"
+        path = user_path("modes.zarr", folder)
         fresh = path.with_name(".modes.zarr.new")
         shutil.rmtree(fresh, ignore_errors=True)
         of = {"schema": _SCHEMA, "store": self.store.config_hash, "site": self.site.key}
@@ -215,7 +215,7 @@ class Modes:
         """Read what `save` wrote; StoreError where nothing is, or what is of another store."""
         import zarr
 
-        path = folder_in_place(Path(folder) / "modes.zarr")
+        path = folder_in_place(user_path("modes.zarr", folder))
         if not (path / "zarr.json").exists():
             raise StoreError(f"{path}: no modes are there; fit a dictionary first")
         group = zarr.open_group(path, mode="r")

@@ -15,6 +15,7 @@ from condec.network.module_io import (
     is_recordable,
     with_first_tensor,
 )
+from condec.network.packed import PackedInput, hold
 from condec.network.presets import presets_of
 from condec.network.running import half_precision, own_precision, without_checkpointing
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
@@ -23,9 +24,10 @@ from condec.network.units import Layout, Units
 from condec.network.unwrap import eager, original
 
 __all__ = [
-    "AfterSite", "FoldedUnits", "Layout", "Place", "Site", "Splitter", "TensorMap", "Units",
+    "AfterSite", "FoldedUnits", "Layout", "PackedInput", "Place", "Site", "Splitter", "TensorMap",
+    "Units",
     "check_order", "count_folds", "describe", "eager", "find_cuts", "find_site", "find_sites",
-    "first_tensor", "fold", "frozen_parameters", "half_precision", "inspect_model", "is_recordable",
+    "first_tensor", "fold", "frozen_parameters", "half_precision", "hold", "inspect_model", "is_recordable",
     "match_sites", "original", "own_precision", "presets_of", "record", "refuse_training",
     "run_model", "split_at", "survey_sites", "unfold", "units_of", "with_first_tensor",
     "without_checkpointing",

@@ -129,7 +129,7 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     model = original(model)
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     found: dict[Site, None] = {}
-    for part in _parts(pattern):
+    for part in _parts(pattern, model):
         sites = [part] if isinstance(part, Site) else _expand(model, part)
         for site in sites:
             if site.name not in order:
@@ -177,11 +177,20 @@ def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[S
     return tuple(site for site in sites if site in found)
 
 
-def _parts(pattern: str | Site | Iterable[str | Site]) -> list[str | Site]:
+def _parts(pattern: object, model: nn.Module | None = None) -> list[str | Site]:
     if isinstance(pattern, Site):
         return [pattern]
+    if isinstance(pattern, nn.Module):  # some are iterable
+        named = () if model is None else model.named_modules()
+        name = next((repr(name) for name, module in named if module is pattern), "unknown here")
+        raise SiteError(
+            f"sites: expected the name of a module; got a {type(pattern).__name__} itself, whose "
+            f"name is {name}"
+        )
     if not isinstance(pattern, str):
-        return [part for several in pattern for part in _parts(several)]
+        if not isinstance(pattern, Iterable):
+            raise SiteError(f"sites: expected names of modules, or a Site; got {pattern!r}")
+        return [part for several in pattern for part in _parts(several, model)]
     # Commas inside [...] belong to the glob.
     parts = [part.strip() for part in re.split(r",(?![^\[\]]*\])", pattern)]
     return [part for part in parts if part] or [pattern]

@@ -12,7 +12,7 @@ import jinja2
 import tomli_w
 
 from condec.basis import registry
-from condec.basis.files import writing
+from condec.basis.files import user_path, writing
 from condec.report import cards, drawing, facts, figures, sentences, tables, words
 from condec.report.drawing import Studio
 from condec.report.reading import RunPart, read_run
@@ -48,7 +48,7 @@ def build_report(run_folder: str | Path, pages: Sequence[Page] | None = None) ->
     Raises StoreError: there is no complete store, a file is damaged, or the report cannot be
     written.
     """
-    folder = Path(run_folder)
+    folder = user_path(run_folder)
     run = read_run(folder)
     if pages is None:
         pages = [registry.find("condec.pages", name) for name in registry.names("condec.pages")]

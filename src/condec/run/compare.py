@@ -33,7 +33,7 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
 
     Raises StoreError: one of them is not a run folder.
     """
-    a, b = (dict(_content(RunFolder(Path(folder)))) for folder in (first, second))
+    a, b = (dict(_content(RunFolder(folder))) for folder in (first, second))
     found = []
     for part, name in sorted(a.keys() | b.keys(), key=lambda key: (PARTS.index(key[0]), key[1])):
         values = [side[part, name]() if (part, name) in side else None for side in (a, b)]

@@ -37,6 +37,7 @@ from pydantic import (
 from condec.attribution import METHODS, Method
 from condec.attribution.targets import TARGETS, Target
 from condec.basis.errors import OptionError
+from condec.basis.files import user_path
 from condec.dictionary import TrainConfig
 from condec.run.plan import LEARNERS, FitPlan, Plan
 from condec.run.plugins import default_links, default_options, link_names
@@ -79,7 +80,7 @@ def read(path: str | Path) -> Plan:
 
 def read_file(path: str | Path, name: str, parse: Callable[..., Made]) -> Made:
     """Parse a TOML file, or the one of this name in a folder; errors say which file it is."""
-    file = Path(path)
+    file = user_path(path)
     file = file / name if file.is_dir() else file
     try:
         return parse(tomllib.loads(file.read_text(encoding="utf-8")), folder=file.parent)
@@ -124,8 +125,8 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     found = checked(_file_model(learner), record)
     made: dict[str, Any] = {name: kind(**found.get(name, {})) for name, kind in _SECTIONS.items()}
     return Plan(
-        **made, out=Path(folder) / found.get("out", "run"),
-        base=Path(folder) / found.get("base", "."), sites=found.get("sites", ()),
+        **made, out=user_path(found.get("out", "run"), folder),
+        base=user_path(found.get("base", "."), folder), sites=found.get("sites", ()),
         links=found.get("links", default_links(made["data"].source)),
         fit=_fit_plan(learner, found.get("fit", {})),
         options={n: type(o)(**found.get(n, {})) for n, o in default_options().items()},
@@ -138,7 +139,7 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     Sections of links that packages bring are left out where the plan neither has that link
     nor says anything about it.
     """
-    start = Path(folder).resolve()
+    start = user_path(folder).resolve()
     fit = plan.fit
     modes = {} if fit.modes_per_unit is None else {"n_modes": f"{fit.modes_per_unit:g}x"}
     record: dict[str, Any] = {

@@ -18,6 +18,7 @@ from condec.attribution import Compute, IntegratedGradients, Method, Precision
 from condec.attribution.targets import Predicted, Target, TopK
 from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.errors import OptionError
+from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig
 from condec.dictionary.measure.stability import LEAST_SEEDS
@@ -237,6 +238,8 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=default_options)
 
     def __post_init__(self) -> None:
+        for name in ("out", "base"):
+            object.__setattr__(self, name, user_path(getattr(self, name)))
         if not self.sites:
             raise OptionError("sites: none given; name at least one, for example 'layer[1-4].*'")
         if not self.links:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from condec.basis.errors import StoreError
-from condec.basis.files import folder_in_place
+from condec.basis.files import folder_in_place, user_path
 from condec.basis.records import short_repr
 from condec.data import Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
@@ -91,7 +91,7 @@ class Run:
     def superclasses(self) -> Hierarchy | None:
         """Superclass of every label, where the plan has them."""
         file = self.plan.data.superclasses
-        return None if file is None else Hierarchy(read_names(self.plan.base / file))
+        return None if file is None else Hierarchy(read_names(user_path(file, self.plan.base)))
 
     @cached_property
     def fit_on(self) -> Inputs | None:

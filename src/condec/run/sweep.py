@@ -37,7 +37,7 @@ from torch import Tensor
 
 from condec import dictionary
 from condec.basis.errors import CondecError, OptionError, StoreError
-from condec.basis.files import to_json
+from condec.basis.files import to_json, user_path
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
 from condec.dictionary import Learner, TrainConfig
@@ -136,7 +136,8 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
     """
     defaults = {name: field.default for name, field in _FILE.model_fields.items()}
     found = defaults | config.checked(_FILE, record)
-    given = {key: Path(folder) / found[key] for key in ("run", "store") if found[key] is not None}
+    written = {key: found[key] for key in ("run", "store") if found[key] is not None}
+    given = {key: user_path(text, folder) for key, text in written.items()}
     if len(given) != 1:
         raise OptionError(
             "expected either run (a run folder or a run.toml) or store (a store of "
@@ -169,8 +170,9 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
         for seed in found["seeds"]:
             replace(fit.train, seed=seed)
     return SweepPlan(
-        store=path, out=Path(folder) / found["out"], configurations=configurations, options=names,
-        record=record, **{name: found[name] for name in ("sites", "quantity", "sign", "seeds")},
+        store=path, out=user_path(found["out"], folder), configurations=configurations,
+        options=names, record=record,
+        **{name: found[name] for name in ("sites", "quantity", "sign", "seeds")},
     )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from condec.attribution import (
     ActGrad,
     Compute,
     Contributions,
-    IntegratedGradients,
     Method,
     Setup,
     Sites,
@@ -28,8 +27,8 @@ from condec.attribution import (
     run_batch,
 )
 from condec.attribution.targets import Target, TargetLike, TopK, as_target
+from condec.attribution.texts import as_method
 from condec.basis.errors import DataError, StoreError
-from condec.basis.options import require
 from condec.data import Inputs
 from condec.network import original, refuse_training, run_model
 from condec.store.shards import QUANTITIES, SiteInfo, arrays_of
@@ -74,8 +73,7 @@ class BatchPlan:
     ) -> "BatchPlan":  # fmt: skip
         """Run one sample, to see the sites' shapes."""
         model, compute = original(model), compute or Compute()
-        method, target = method or IntegratedGradients(), as_target(target or TopK())
-        require("collect", "method", method, Method)
+        method, target = as_method("collect", method), as_target(target or TopK())
         index, sample = _first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
         fitted = target
@@ -83,6 +81,8 @@ class BatchPlan:
             fitted = target.fitted(_outputs(model, fit_on or inputs, on_bad))
         setup = make_setup(model, sample, sites, fitted, labels)
         batch = run_batch(setup, ActGrad(), Compute())
+        if fitted.uses_labels and batch.output.ndim == 2:
+            inputs.check_outputs(batch.output.shape[1])
         infos = tuple(
             SiteInfo(
                 site=part.site, units=part.units, cut=part.cut,

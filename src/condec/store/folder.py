@@ -31,7 +31,14 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from condec.basis.errors import StoreError
-from condec.basis.files import folder_in_place, remove_partial, to_json, write_file, writing
+from condec.basis.files import (
+    folder_in_place,
+    remove_partial,
+    to_json,
+    user_path,
+    write_file,
+    writing,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -48,8 +55,8 @@ class RunFolder:
     Sites are given by their keys, learners and twins by their names.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        path = self.path = user_path(path)
         self.plan = path / "run.toml"
         self.store = path / "contributions.zarr"
         self.log_odds = path / "log_odds" / "contributions.zarr"

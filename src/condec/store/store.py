@@ -18,6 +18,7 @@ from condec.basis.files import (
     file_digest,
     remove_partial,
     to_json,
+    user_path,
     write_file,
     write_folder,
     writing,
@@ -51,7 +52,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         config = shards.read_config(self.path)
         self.recipe: dict[str, Any] = config["recipe"]
         self.infos = tuple(SiteInfo.from_dict(info) for info in config["sites"])
@@ -80,7 +81,7 @@ class Store:
             A store of another recipe is there (every difference is listed), something else
             is there, or the place cannot be written.
         """
-        path = Path(path)
+        path = user_path(path)
         config = shards.make_config(recipe, sites, n_samples, shard_size)
         with writing(f"{path}"):
             write_folder(path, shards.skeleton(config))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from condec.attribution import Compute, IntegratedGradients, Sites, prepare_inputs
 from condec.attribution.targets import TargetLike, TopK, as_target
 from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.files import user_path
 from condec.basis.options import Option
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
 from condec.data.inputs import bytes_of
@@ -181,7 +182,7 @@ def collect_twin(
     labels = twin.shuffle(inputs.needed_labels(f"the twin {twin.name}"))
     if of is not None and not twin.changes_numbers(options.get("target") or TopK()):
         _check_real(of, model, inputs, sites, options)
-        return _copied(of, labels, Path(out), recorded)
+        return _copied(of, labels, user_path(out), recorded)
     inputs = replace(inputs, labels=labels)
     return collect(model, inputs, sites, out=out, recorded=recorded, **options)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from condec.attribution.targets.base import Target, TargetLike
+from condec.attribution.targets.texts import TARGETS
 from condec.basis.errors import ModelError, OptionError
 from condec.basis.shapes import PerSample
 
@@ -103,9 +104,14 @@ def as_target(target: TargetLike) -> Target:
     """Return the target itself, or wrap a function of the output; OptionError for all else."""
     if isinstance(target, Target):
         return target
+    if isinstance(target, str):
+        raise OptionError(
+            f"target {target!r}: a text stands for a target in a run.toml only; in Python give "
+            f"condec.{TARGETS.parse(target)!r}"
+        )
     if isinstance(target, type) or not callable(target):
         raise OptionError(
-            f"target: expected a target such as TopK(k=1), or a function from the output to "
+            "target: expected a target such as TopK(k=1), Logit(285) or a function from output to "
             f"Tensor[sample]; got {target!r}"
         )
     return Custom(target)

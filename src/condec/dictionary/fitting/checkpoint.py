@@ -14,7 +14,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from condec.basis.errors import StoreError
-from condec.basis.files import remove_partial, to_json, write_file, writing
+from condec.basis.files import remove_partial, to_json, user_path, write_file, writing
 
 _FILE: Final = "checkpoint.safetensors"
 _RECORD: Final = "record"
@@ -38,7 +38,7 @@ class Keeper:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any], seconds: float) -> None:
-        self.folder, self.seconds = Path(folder), seconds
+        self.folder, self.seconds = user_path(folder), seconds
         self._file = self.folder / _FILE
         # As it comes back from JSON, so that both can be compared.
         self.identity = json.loads(to_json(dict(identity)))
@@ -109,7 +109,7 @@ class Keeper:
 
 def forget_checkpoint(folder: str | Path) -> None:
     """Remove the checkpoint that `fit` left in a folder, if there is one."""
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.exists():
         return
     with writing(f"{folder}: checkpoint"):

@@ -29,7 +29,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from condec.basis.errors import CondecError, OptionError
-from condec.basis.files import writing
+from condec.basis.files import user_path, writing
 from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Learner, as_matrix, load_dictionary
@@ -96,7 +96,7 @@ def fit_many(
         raise OptionError(f"fit_many: workers must be at least 1; got {workers}")
     groups = _groups(jobs)
     number = min(len(groups), _workers(jobs) if workers is None else workers)
-    place = None if folder is None else Path(folder).resolve()
+    place = None if folder is None else user_path(folder).resolve()
     if place is not None:
         with writing(f"{place}: checkpoints"):
             place.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from condec.basis.errors import DataError, OptionError
+from condec.basis.files import user_path
 
 CONTRIBUTION: Final = "#0072B2"
 ACTIVATION: Final = "#E69F00"
@@ -94,7 +95,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     The path ends in ``.svg`` (line plots; its text stays text) or ``.png``, or it is an
     OptionError.
     """
-    path = Path(path)
+    path = user_path(path)
     with styled():
         if path.suffix == ".svg":
             buffer = io.BytesIO()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec.basis.errors import ModelError, OptionError
-from condec.basis.files import write_file, writing
+from condec.basis.files import user_path, write_file, writing
 from condec.basis.npz import tuples
 from condec.models import LoadedModel, refuse_weights
 from condec.retina.models.network import RetinaCheckpoint, RetinaLayout, RetinaNetwork, fill
@@ -34,7 +34,7 @@ def load_checkpoint(path: str | Path) -> RetinaCheckpoint:
     ModelError
         The file holds anything else than expected.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise OptionError(f"checkpoint: there is no file {path}")
     return _read_own(path) if path.suffix == ".safetensors" else read_torch_deep_retina(path)
@@ -44,7 +44,7 @@ def save_checkpoint(path: str | Path, checkpoint: RetinaCheckpoint) -> None:
     """Write a network and what is known about it as ``.safetensors``, for `load_checkpoint`."""
     from safetensors.torch import save
 
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".safetensors":
         raise OptionError(f"{path}: a checkpoint is written as .safetensors; give such a name")
     layout = checkpoint.layout.to_dict()
@@ -62,7 +62,7 @@ def load_retina_model(
 ) -> LoadedModel:
     """Load ``retina:FILE`` for `condec.models.load_model`; it brings its weights."""
     refuse_weights(f"retina:{rest}", weights)
-    found = load_checkpoint(Path(folder) / rest)
+    found = load_checkpoint(user_path(rest, folder))
     known: Any = {"label_names": found.cells, "scaling": found.scaling}
     return LoadedModel(found.network, f"retina:{rest}", found.layout.image_shape, **known)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from condec.basis.errors import DataError, DependencyError, OptionError
-from condec.basis.files import write_file, writing
+from condec.basis.files import user_path, write_file, writing
 from condec.retina.movies.recording import (
     SECONDS_PER_FRAME,
     Recording,
@@ -71,7 +71,7 @@ def read_recording(
     OptionError, DependencyError
         `split` or `response` for an npz, frames that are not there, scaling by 0; no h5py.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     if scaling is not None:
@@ -92,7 +92,7 @@ def read_recording(
 
 def write_recording(path: str | Path, recording: Recording) -> None:
     """Write a recording as ``.npz``; `read_recording` gives it back to the bit."""
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".npz":
         raise OptionError(f"{path}: a recording is written as .npz; give such a name")
     arrays: dict[str, Any] = {
@@ -159,7 +159,7 @@ def from_movie(
         )
     of_model = shape[0] if shape is not None and len(shape) == 3 else HISTORY
     history, unit = given.pop("history", of_model), given.pop("unit", None)
-    recording = read_recording(Path(folder) / rest, **given)
+    recording = read_recording(user_path(rest, folder), **given)
     if "cells" not in given and cells and set(cells) <= set(recording.cells):
         recording = recording.of_cells(cells)
     recording = recording if unit is None else recording.in_units_of(unit)

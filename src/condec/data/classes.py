@@ -1,0 +1,141 @@
+"""Numbers of classes: from their names, as folders and tables give them, and from labels of items.
+
+Names are compared by one rule: without case, and with every run of other signs than letters and
+digits as one space. A label name such as "tench, Tinca tinca" is also each of its parts between
+commas. A name that begins with a synset of ImageNet (``n01440764``) is that class, where the label
+names are those of ImageNet's 1000 classes.
+"""
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condec.basis.errors import DataError
+from condec.data.inputs import UNLABELLED, listed
+
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+_SYNSET: Final = re.compile(r"n\d{8}(?!\d)")
+_SAME: Final = 0.9  # Share of ImageNet's classes that label names call as WordNet does.
+_RULE: Final = (
+    "Names are compared without case, with _, - and spaces alike; of several between commas each "
+    "counts. Rename them; or give label_names, a json list with the name of every output of the "
+    "model; or a csv with the columns file,label that holds numbers"
+)
+
+
+def numbers_of_names(who: str, given: Sequence[str], names: Sequence[str] | None) -> Tensor:
+    """Number the classes of samples, an empty one as unlabelled: by `names`, else by the alphabet.
+
+    DataError, which shows both lists, where a class is none of the names, or several of them.
+    """
+    classes = sorted(set(given) - {""})
+    numbers = {name: number for number, name in enumerate(classes)}
+    if names is not None:
+        numbers = {name: number for name in classes if (number := _place(name, names)) is not None}
+    if unknown := [name for name in classes if name not in numbers]:
+        raise DataError(
+            f"{who}: {len(unknown)} of {len(classes)} classes are none of the label names, or "
+            f"several of them: {listed(unknown)}. The {len(names or ())} label names: "
+            f"{listed(names or ())}. {_RULE}"
+        )
+    return torch.tensor([numbers.get(name, UNLABELLED) for name in given])
+
+
+def written_numbers(who: str, given: Sequence[str], *, named: bool) -> list[int] | None:
+    """Read numbers of a table, an empty one as unlabelled; None where labels are names.
+
+    DataError for one that is no whole number, or where some are numbers and some not, unless names
+    of labels are known (`named`).
+    """
+    found = [text for text in given if text]
+    words = [text for text in found if not _NUMBER.fullmatch(text)]
+    if len(words) == len(found) or (words and named):
+        return None
+    if words or (words := [text for text in found if not float(text).is_integer()]):
+        raise DataError(
+            f"{who}: expected whole numbers, or a name for every class; got {listed(found)}, "
+            f"among them {words[0]!r}. Leave the field empty where there is no label"
+        )
+    return [int(float(text)) if text else UNLABELLED for text in given]
+
+
+def label_number(who: str, label: Any, names: Mapping[str, int]) -> int:
+    """Return the number of an item's label: a whole number, a name of a class, or None for none."""
+    if label is None:
+        return UNLABELLED
+    if isinstance(label, str) and label in names:
+        return names[label]
+    if isinstance(label, Tensor | np.ndarray | np.generic) and np.prod(label.shape) == 1:
+        label = label.item()
+    if isinstance(label, int):
+        return int(label)
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    named = f"one of its classes ({listed(list(names))})" if names else "(it has no `classes`)"
+    raise DataError(
+        f"{who}: label {label!r:.80} is no whole number and no name of a class {named}. For other "
+        "targets of training, such as numbers to predict, vectors or boxes, give the inputs alone"
+    )
+
+
+def _place(name: str, names: Sequence[str]) -> int | None:
+    """Find the one label name that a name means; None without one, or with several."""
+    words, (wholes, parts) = _plain(name), _spellings(tuple(names))
+    for places in (wholes.get(words, ()), parts.get(words, ())):
+        if len(places) == 1:
+            return places[0]
+    synset = _SYNSET.match(name)
+    return _imagenet(tuple(names)).get(synset[0]) if synset else None
+
+
+@cache
+def _spellings(names: tuple[str, ...]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Return places of label names by their whole text, and by what stands between commas."""
+    wholes: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        wholes.setdefault(_plain(name), []).append(place)
+        for part in _parts(name):
+            parts.setdefault(part, []).append(place)
+    return wholes, parts
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+
+
+@cache
+def _imagenet(names: tuple[str, ...]) -> dict[str, int]:
+    """Return the number of every synset of ImageNet's 1000 classes, where these are label names.
+
+    Some models have a class "background" before them. Synsets and their words are timm's.
+    """
+    before = len(names) - 1000
+    if before not in (0, 1):
+        return {}
+    timm = importlib.util.find_spec("timm")
+    if timm is None or timm.origin is None:
+        raise DataError(
+            "classes are called by synsets of ImageNet, whose numbers timm knows, which is not "
+            'installed: pip install "condec[vision]"'
+        )
+    folder = Path(timm.origin).parent / "data" / "_info"
+    synsets = (folder / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
+    lines = (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    words = dict(line.split("\t", 1) for line in lines)
+    pairs = zip(synsets, names[before:], strict=True)
+    same = sum(bool(_parts(words[one]) & _parts(name)) for one, name in pairs)
+    if same < _SAME * len(synsets):
+        return {}
+    return {synset: before + place for place, synset in enumerate(synsets)}
+
+
+def _parts(name: str) -> set[str]:
+    return {_plain(part) for part in name.split(",")}

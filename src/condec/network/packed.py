@@ -1,0 +1,24 @@
+"""Models of several inputs, all of them in one tensor, of which a part stays as it is.
+
+A path from a baseline to an input, and noise, move the whole tensor. What must not move, such as a
+mask or the kinds of tokens, is put back by `hold`, wherever an input is changed.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedInput(nn.Module, ABC):
+    """A model whose one input holds several, of which some stay as they are."""
+
+    @abstractmethod
+    def fixed(self, inputs: Tensor) -> Tensor | None:
+        """Return which entries of inputs stay, bool, to be broadcast over them; None if none do."""
+
+
+def hold(model: nn.Module, inputs: Tensor, changed: Tensor) -> Tensor:
+    """Return changed inputs, or the baseline of some, with what stays put back as in the inputs."""
+    fixed = model.fixed(inputs) if isinstance(model, PackedInput) else None
+    return changed if fixed is None else torch.where(fixed, inputs, changed)
