@@ -25,10 +25,9 @@ from condec.network.unwrap import eager, original
 
 __all__ = [
     "AfterSite", "FoldedUnits", "Layout", "PackedInput", "Place", "Site", "Splitter", "TensorMap",
-    "Units",
-    "check_order", "count_folds", "describe", "eager", "find_cuts", "find_site", "find_sites",
-    "first_tensor", "fold", "frozen_parameters", "half_precision", "hold", "inspect_model", "is_recordable",
-    "match_sites", "original", "own_precision", "presets_of", "record", "refuse_training",
-    "run_model", "split_at", "survey_sites", "unfold", "units_of", "with_first_tensor",
-    "without_checkpointing",
+    "Units", "check_order", "count_folds", "describe", "eager", "find_cuts", "find_site",
+    "find_sites", "first_tensor", "fold", "frozen_parameters", "half_precision", "hold",
+    "inspect_model", "is_recordable", "match_sites", "original", "own_precision", "presets_of",
+    "record", "refuse_training", "run_model", "split_at", "survey_sites", "unfold", "units_of",
+    "with_first_tensor", "without_checkpointing",
 ]  # fmt: skip
