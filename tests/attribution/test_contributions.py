@@ -316,7 +316,7 @@ def test_activations_with_the_samples_elsewhere_are_refused(samples: int) -> Non
     """Also where samples are as many as tokens, which the shape alone does not show."""
     model = SequenceFirst().eval()
     with pytest.raises(
-        SiteError, match=r"inner: expected .* \[sample, ...\] for 1 samples; got \(4"
+        SiteError, match=r"inner: expected .*order of the samples, for 2 samples; got \(4"
     ):
         contribute(model, torch.randn(samples, 4, 3), "inner")
     with pytest.raises(SiteError, match="inner: expected an activation"):
