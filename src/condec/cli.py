@@ -217,6 +217,7 @@ def inspect(
             "--input-shape 3,224,224"
         )
     table = inspect_model(loaded.model, torch.zeros(1, *shape))
+    explained = table.attrs["explained"]
     if sites is not None:
         names = {site.name for site in find_sites(loaded.model, sites)}
         table = table[table["site"].str.partition("#")[0].isin(names)]
@@ -224,8 +225,8 @@ def inspect(
         shape=[_times(each) for each in table["shape"]],
         parameters=[f"{number:,}" for number in table["parameters"]],
         cut=["cut" if cut else "" for cut in table["cut"]],
-    )[["site", "type", "shape", "parameters", "cut"]]
-    print(f"{model}, one input of shape {_times(shape)}")
+    )[["site", "type", "shape", "units", "parameters", "cut"]]
+    print(f"{model}, one input of shape {_times(shape)}; explained: {explained}")
     print(table.to_string(index=False))
     if sites is None:
         fit = (f"preset:{name}" for name in presets_of(loaded.model))

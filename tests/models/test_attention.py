@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from condec.attribution import ActGrad, UnitAblation
 from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit
 from condec.basis.errors import SiteError
+from condec.edits import Ablate, edited
 from condec.models import load_model
 from condec.models.attention import ExposedAttention, can_be_exposed, expose_attention
 from condec.models.torchvision import import_torchvision
@@ -140,3 +143,76 @@ def test_encoder_layer_of_torch_keeps_off_its_fused_path() -> None:
     with torch.no_grad():
         exposed(x)
     assert seen == [1]
+
+
+class Padded(nn.Module):
+    """Sentences of features, padded with zeros at the end; averaged over what is no padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = (x == 0).all(-1)
+        h = self.encoder(x, src_key_padding_mask=padding)
+        there = ~padding[..., None]
+        return self.head((h * there).sum(1) / there.sum(1))
+
+
+def padded_batch() -> Tensor:
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    x[1, 3:], x[2, 1:] = 0, 0
+    return x
+
+
+def padded_loop(model: nn.Module, x: Tensor, heads_off: set[int] = frozenset()) -> Tensor:  # type: ignore[assignment]
+    """Run the original, sentence by sentence, without its padding, head by head."""
+    outputs = []
+    for sentence in x:
+        h = sentence[~(sentence == 0).all(-1)]
+        for number, layer in enumerate(model.encoder.layers):
+            attention, mixed = layer.self_attn, []
+            weights, biases = attention.in_proj_weight, attention.in_proj_bias
+            for head in range(2):
+                q, k, v = (
+                    h @ weights[8 * part + 4 * head : 8 * part + 4 * head + 4].T
+                    + biases[8 * part + 4 * head : 8 * part + 4 * head + 4]
+                    for part in range(3)
+                )
+                out = (q @ k.T / 2).softmax(-1) @ v
+                mixed.append(out * 0 if number == 1 and head in heads_off else out)
+            h = layer.norm1(h + attention.out_proj(torch.cat(mixed, -1)))
+            h = layer.norm2(h + layer.linear2(layer.linear1(h).relu()))
+        outputs.append(model.head(h.mean(0)))
+    return torch.stack(outputs).detach()
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_padded_batches_of_an_encoder(gradient: bool) -> None:
+    torch.manual_seed(1)
+    model, x = Padded().double().eval(), padded_batch()
+    exposed = expose_attention(model)
+    with torch.set_grad_enabled(gradient):
+        torch.testing.assert_close(exposed(x), padded_loop(model, x), rtol=1e-12, atol=1e-12)
+        if gradient:  # without, torch's own packs its batch, and warns
+            torch.testing.assert_close(model(x), padded_loop(model, x), rtol=1e-12, atol=1e-12)
+    site = "encoder.layers.1.self_attn.out_proj:input@heads"
+    off = {head: padded_loop(model, x, {head}) for head in range(2)}
+    for head in range(2):
+        with edited(exposed, Ablate(find_sites(exposed, site)[0], units=[head])):
+            torch.testing.assert_close(exposed(x), off[head], rtol=1e-12, atol=1e-12)
+    batch = contribute(exposed, x, site, target=Logit(1), method=UnitAblation()).reduce()
+    wanted = torch.stack([padded_loop(model, x)[:, 1] - off[head][:, 1] for head in range(2)], 1)
+    found = batch.by_site[0].contribution.sum(1)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_padded_batches_of_an_encoder_that_is_not_exposed() -> None:
+    torch.manual_seed(1)
+    model, x = Padded().double().eval(), padded_batch()
+    with torch.no_grad():
+        sites = "encoder.layers.*.linear1"
+        batch = contribute(model, x, sites, target=Logit(0), method=ActGrad())
+    torch.testing.assert_close(batch.output, padded_loop(model, x), rtol=1e-12, atol=1e-12)
+    assert model.encoder.use_nested_tensor

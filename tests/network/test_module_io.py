@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit
 from condec.basis.errors import ModelError, SiteError
+from condec.network.cuts import inspect_model
 from condec.network.module_io import describe, first_tensor, is_recordable, with_first_tensor
 
 X, Y = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
@@ -173,4 +175,58 @@ def test_nested_tensors_are_named() -> None:
 def test_models_that_give_no_tensor() -> None:
     model = Outside(lambda y: y, lambda y: y, lambda y: {"out": {"logits": y}}).eval()
     with pytest.raises(ModelError, match="Outside returned dict without a tensor"):
+        contribute(model, torch.randn(4, 3), "inside")
+
+
+class Features(NamedTuple):
+    features: Tensor
+    logits: Tensor
+
+
+@dataclass
+class Loss:
+    loss: Tensor
+    scores: Tensor
+    kept: Tensor | None = None
+
+
+def by_name(y: Tensor) -> dict[str, Any]:
+    """Outputs of many kinds whose explained tensor is y, and how that is said."""
+    other = y.sum(1, keepdim=True).expand(-1, 7) * 3
+    return {
+        "[sample, 2]": y,
+        "'logits' of Features, [sample, 2]": Features(other, y),
+        "'logits' of Output, [sample, 2]": Output(loss=other, logits=y),
+        "'out' of dict, [sample, 2]": {"aux": other, "out": y},
+        "'last_hidden_state' of dict, [sample, 2]": {"pooler": other, "last_hidden_state": y},
+        "'scores' of Loss, [sample, 2]": Loss(y.sum(), y),
+        "1 of tuple, [sample, 2]": (y.argmax(1), y),
+        "0 of list, [sample, 2]": [y],
+        "0 of tuple, [sample, 2]": (y, (other, other)),
+    }
+
+
+@pytest.mark.parametrize("said", by_name(torch.ones(1, 2)))
+def test_one_rule_says_which_tensor_of_an_output_is_explained(said: str) -> None:
+    plain = Outside(lambda y: y, lambda y: y, lambda y: y).eval()
+    model = Outside(lambda y: y, lambda y: y, lambda y: by_name(y)[said]).eval()
+    model.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 3)
+    found, wanted = (contribute(m, x, "inside", target=Logit(1)) for m in (model, plain))
+    assert torch.equal(found.output, plain(x))
+    assert torch.equal(found["inside"].contribution, wanted["inside"].contribution)
+    assert inspect_model(model, x).attrs["explained"] == said
+
+
+@pytest.mark.parametrize(
+    ("pack", "held"),
+    [
+        (lambda y: (y, y * 2), r"tuple with several tensors \(0 \(\d, 2\), 1 \(\d, 2\)\)"),
+        (lambda y: {"a": y, "b": y[:, :1]}, r"dict with several tensors \('a' \(\d, 2\), 'b'"),
+        (lambda y: Loss(y.sum(), y, y + 1), r"Loss with several .*'scores'.*'kept'"),
+    ],
+)
+def test_several_tensors_without_a_name_are_refused(pack: Any, held: str) -> None:
+    model = Outside(lambda y: y, lambda y: y, pack).eval()
+    with pytest.raises(ModelError, match=f"{held}.*Wrap the model in a module that returns"):
         contribute(model, torch.randn(4, 3), "inside")

@@ -1,17 +1,21 @@
 """Presets fit by architecture, wherever a pattern is taken; kinds of tokens are told apart."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from condec.attribution import unit_effects
 from condec.attribution.contributions import contribute
+from condec.attribution.targets import Logit
 from condec.basis.errors import OptionError, SiteError
 from condec.models import load_model
 from condec.models.torchvision import import_torchvision
 from condec.network.presets import PRESETS, preset_sites, presets_of
 from condec.network.sites import find_sites
+from condec.network.units import Units
 from condec.run import config
 from condec.testing.models import small_resnet
 
@@ -189,3 +193,79 @@ def test_a_class_token_that_joins_late_is_refused() -> None:
     with pytest.raises(SiteError, match="in Cait the class token joins the patches late"):
         find_sites(model, "blocks.0@features[patch]")
     assert find_sites(model, "blocks.0@features[0:]")
+
+
+class Grouped(nn.Module):
+    """Attention with 4 heads of queries, of 2 features each, and 2 heads of keys and values."""
+
+    def __init__(self, **said: int) -> None:
+        super().__init__()
+        vars(self).update(said)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, n) for n in (8, 4, 4, 8))
+        self.qkv, self.k_norm, self.each = nn.Linear(8, 16), nn.LayerNorm(4), nn.LayerNorm(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k_norm(self.k(x)), self.v(x)
+        out = []
+        for head in range(4):
+            its = slice(head // 2 * 2, head // 2 * 2 + 2)
+            weights = q[..., 2 * head : 2 * head + 2] @ k[..., its].transpose(1, 2)
+            out.append(weights.softmax(-1) @ v[..., its])
+        return self.o(torch.cat(out, -1)).mean(1)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"num_heads": 4, "head_dim": 2}, {"num_heads": 4, "dim": 8},
+        {"num_attention_heads": 4, "head_dim": 2},
+    ],
+)  # fmt: skip
+def test_heads_of_keys_and_values_are_fewer(said: dict[str, int]) -> None:
+    said = {"num_key_value_heads": 2} | said
+    model = nn.Sequential(Grouped(**said)).double().eval()
+    heads = {"0.q": 4, "0.k": 2, "0.v": 2, "0.o:input": 4, "0.k_norm": 2}
+    for site, n_heads in heads.items():
+        assert str(find_sites(model, f"{site}@heads")[0].units) == f"heads({n_heads})"
+    with pytest.raises(SiteError, match=r"0.qkv: it makes 16 features, and Grouped has 4 \(of keys "
+                       r"and values 2\) heads of 2, so .* '0.qkv@heads\(4\)'"):  # fmt: skip
+        find_sites(model, "0.qkv@heads")
+    with pytest.raises(SiteError, match=r"0.each: it makes 2 features"):
+        find_sites(model, "0.each@heads")
+    # A head of values that is taken away is taken from the queries that share it, whole.
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    found = unit_effects(model, x, find_sites(model, "0.v@heads")[0], Logit(0))
+    plain = model(x)
+    for head in range(2):
+        with torch.no_grad():
+            other = copy.deepcopy(model)
+            other[0].v.weight[2 * head : 2 * head + 2] = 0
+            other[0].v.bias[2 * head : 2 * head + 2] = 0
+        torch.testing.assert_close(found[:, head], (plain - other(x))[:, 0].detach())
+
+
+def test_heads_of_unknown_size_are_refused_where_widths_differ() -> None:
+    model = nn.Sequential(Grouped(num_heads=4))
+    with pytest.raises(SiteError, match=r"0.k: it makes 4 features, and Grouped has 4 heads of "
+                       "unknown size"):  # fmt: skip
+        find_sites(model, "0.k@heads")
+    assert find_sites(model, "0.k@heads(2)")[0].units == Units("heads", 2)
+
+
+def test_heads_of_grouped_queries_in_hugging_face() -> None:
+    library = pytest.importorskip("transformers")
+    model = library.LlamaForCausalLM(
+        library.LlamaConfig(
+            hidden_size=16,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=11,
+        )
+    )
+    attention = "model.layers.0.self_attn"
+    for site, n_heads in {"q_proj": 4, "k_proj": 2, "v_proj": 2, "o_proj:input": 4}.items():
+        assert find_sites(model, f"{attention}.{site}@heads")[0].units == Units("heads", n_heads)
+    with pytest.raises(SiteError, match=r"queries, keys and values side by side"):
+        find_sites(timm("vit_tiny_patch16_224", **VIT), "blocks.0.attn.qkv@heads")

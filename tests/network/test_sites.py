@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
+import xarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,8 +17,9 @@ from condec.basis.errors import OptionError, SiteError
 from condec.edits import Ablate, Preserve, edited
 from condec.network.sites import Site, Units, find_site, find_sites
 from condec.network.tape import record
+from condec.store import collect
 from condec.store.shards import SiteInfo
-from condec.testing.models import small_resnet
+from condec.testing.models import small_mlp, small_resnet
 
 
 def test_star_stays_inside_one_part() -> None:
@@ -105,6 +108,68 @@ def test_sites_compare_by_value_and_are_found_by_name() -> None:
     assert find_site(twice, "stem") == twice[0]
     with pytest.raises(SiteError, match="names more than one site"):
         find_site((Site("stem", call=0), Site("stem", call=1)), "stem")
+
+
+SPELLED = (
+    Site("blocks.0.fc2", "input", Units("features")),
+    Site("blocks.1.fc2", "input"),
+    Site("blocks.0.proj", "input", Units("heads", 4)),
+    Site("blocks.0.norm", units=Units("features", tokens=(1, None))),
+    Site("blocks.0.act", call=0),
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("blocks.0.fc2:input", 0), ("blocks.0.fc2:input@features", 0), ("blocks.0.fc2", 0),
+        ("blocks.0.fc2:input#0@features", 0), (Site("blocks.0.fc2", "input"), 0),
+        ("blocks.1.fc2:input", 1), ("blocks.1.fc2:input@features", 1),
+        (Site("blocks.1.fc2", "input", Units("features"), 0), 1),
+        ("blocks.0.proj:input", 2), ("blocks.0.proj:input@heads", 2),
+        ("blocks.0.proj:input@heads(4)", 2), ("blocks.0.norm@features[1:]", 3),
+        ("blocks.0.norm@features[patch]", 3), ("blocks.0.norm", 3), ("blocks.0.act", 4),
+        ("blocks.0.act@features", 4),
+    ],
+)  # fmt: skip
+def test_any_spelling_of_a_site_finds_it(wanted: str | Site, found: int) -> None:
+    units = [site.units or Units("features") for site in SPELLED]
+    assert find_site(SPELLED, wanted, units) == SPELLED[found]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "blocks.0.fc2:input@tokens", "blocks.1.fc2:input@channels", "blocks.0.proj:input@heads(2)",
+        "blocks.0.proj:input@features", "blocks.0.norm@features", "blocks.0.norm@features[class]",
+        "blocks.0.norm@features[2:]", "blocks.0.act#1", "blocks.0.norm:input",
+    ],
+)  # fmt: skip
+def test_what_is_counted_otherwise_is_another_site(wanted: str) -> None:
+    units = [site.units or Units("features") for site in SPELLED]
+    with pytest.raises(SiteError, match="is not among the sites"):
+        find_site(SPELLED, wanted, units)
+
+
+def test_a_place_with_two_layouts_is_ambiguous_without_one() -> None:
+    sites = (Site("a", "input", Units("heads", 2)), Site("a", "input", Units("features")))
+    assert find_site(sites, "a:input@heads") == sites[0]
+    for spelling in ("a:input", "a"):
+        with pytest.raises(SiteError, match="names more than one site"):
+            find_site(sites, spelling)
+
+
+def test_spellings_in_batches_stores_and_groups(tmp_path: Path) -> None:
+    model, x = small_mlp().eval(), torch.randn(4, 5)
+    for asked in ("2:input", "2:input@features"):
+        batch = contribute(model, x, asked)
+        store = collect(model, x, asked, out=tmp_path / asked, progress=False)
+        for spelling in ("2:input", "2:input@features", "2:input#0", "2"):
+            assert batch[spelling] is batch.by_site[0]
+            assert batch.reduce()[spelling].site.key == asked
+            assert torch.equal(store.matrix(spelling), store.matrix(asked))
+            group = xarray.open_zarr(store.path, group=store.group(spelling))
+            assert group.sizes["unit"] == store.info(asked).n_units
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Ground truth: what the target does when one unit is replaced."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import torch
@@ -23,6 +23,7 @@ from condec.network import (
     own_precision,
     record,
     run_model,
+    settle_sites,
     split_at,
     unfold,
 )
@@ -161,6 +162,7 @@ def unit_effects(
     torch.Size([2, 4])
     """
     site = Site.parse(site) if isinstance(site, str) else site
+    (site,) = settle_sites(model, (site,), inputs[:1])
     after = split_at(model, inputs, site)
     chosen = None if units is None else torch.as_tensor(units, dtype=torch.int64)
     return _effects(method or UnitAblation(), after, target, labels, chosen)[0]
@@ -213,7 +215,8 @@ def _replacements(method: UnitAblation, after: AfterSite, layout: Units) -> _Ins
     n_units = layout.count(h.shape)
     means = h.new_zeros(n_units)
     if method.means is not None:
-        given = method.means.get(site.key, ())
+        # Means may stand under the site as it was asked for, without the layout found for it.
+        given = method.means.get(site.key, method.means.get(replace(site, units=None).key, ()))
         if len(given) != n_units:
             raise OptionError(
                 f"UnitAblation: expected means of {n_units} units for {site.key}; got "

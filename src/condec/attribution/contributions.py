@@ -18,7 +18,16 @@ from condec.basis.errors import DataError
 from condec.basis.records import short_repr
 from condec.basis.shapes import Activation, PerSample, SampleIndex, SignedUnits
 from condec.data.arrays import SEVERAL, as_batch, as_labels
-from condec.network import Site, Units, find_site, find_sites, original, survey_sites
+from condec.network import (
+    Site,
+    Units,
+    find_site,
+    find_sites,
+    original,
+    output_axis,
+    settle_sites,
+    survey_sites,
+)
 
 if TYPE_CHECKING:
     import numpy
@@ -53,7 +62,7 @@ class SiteContributions:
     def reduce(self) -> "SiteUnits":
         """Split by sign and sum over positions, see `split_and_sum`."""
         values = (split_and_sum(v, self.units) for v in (self.contribution, self.activation))
-        return SiteUnits(self.site, self.cut, *values)
+        return SiteUnits(self.site, self.units, self.cut, *values)
 
 
 @short_repr
@@ -62,10 +71,11 @@ class SiteUnits:
     """Contributions of one site per unit, for every sample of a batch.
 
     Sums over positions of shape [sample, sign=2, unit], signs in the order of
-    `condec.basis.shapes.SIGNS`; site and cut as in `SiteContributions`.
+    `condec.basis.shapes.SIGNS`; site, units and cut as in `SiteContributions`.
     """
 
     site: Site
+    units: Units
     cut: bool
     contribution: SignedUnits
     activation: SignedUnits
@@ -91,8 +101,9 @@ class _Batch(Generic[Part]):
         return tuple(part.site for part in self.by_site)
 
     def __getitem__(self, site: Site | str) -> Part:
-        """Contributions at one site, by the site, its key or its module's name."""
-        return self.by_site[self.sites.index(find_site(self.sites, site))]
+        """Contributions at one site, by the site, any spelling of it, or its module's name."""
+        units = [part.units for part in self.by_site]
+        return self.by_site[self.sites.index(find_site(self.sites, site, units))]
 
     def __len__(self) -> int:
         return len(self.target)
@@ -239,7 +250,9 @@ def make_setup(
     """Check a batch and find the sites; errors as in `contribute`."""
     model = original(model)
     x = prepare_inputs(model, inputs)
-    return Setup(model, x, find_sites(model, sites), as_target(target or TopK()), labels)
+    found = settle_sites(model, find_sites(model, sites), x[:1])
+    asked = as_target(target or TopK()).settled(lambda: output_axis(model, x[:1]))
+    return Setup(model, x, found, asked, labels)
 
 
 def run_batch(

@@ -1,5 +1,6 @@
 """The contract of edits, and the checks that edits share."""
 
+import copy
 import operator
 import re
 import reprlib
@@ -60,6 +61,15 @@ def set_site(edit: Edit, site: Site | str) -> str:
         )
     set_fields(edit, site=Site.parse(site) if isinstance(site, str) else site)
     return name_of(edit)
+
+
+def with_site(edit: Edit, site: Site) -> Edit:
+    """Return an edit at the same place with the units of `site`."""
+    if edit.site == site:
+        return edit
+    made = copy.copy(edit)
+    set_fields(made, site=site)
+    return made
 
 
 def checked_edits(who: str, edits: Any) -> tuple[Edit, ...]:

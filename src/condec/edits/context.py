@@ -3,20 +3,24 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from condec.basis.errors import SiteError
-from condec.edits.base import Edit, checked_edits
+from condec.basis.errors import ModelError, SiteError
+from condec.edits.base import Edit, checked_edits, with_site
 from condec.network import (
+    Seen,
     Site,
     describe,
     find_sites,
     first_tensor,
     is_recordable,
     original,
+    settled,
+    unhooked,
     with_first_tensor,
     without_checkpointing,
 )
@@ -46,11 +50,28 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
         # compiler.
         if "torch._dynamo" in sys.modules:
             changes.enter_context(torch.compiler.set_stance("force_eager"))
+        if not all(place.is_settled for place in places):
+            hook = model.register_forward_pre_hook(partial(_settle, places), with_kwargs=True)
+            changes.callback(hook.remove)
         for place in places:
             for undo in place.attach(model):
                 changes.callback(undo)
         yield model
     _check_all_ran(model, places)
+
+
+def _settle(places: "Sequence[_Attached]", model: nn.Module, args: Any, kwargs: Any) -> None:
+    """Find out which axes are units at sites that leave it open, before the model runs."""
+    unknown = [place for place in places if not place.is_settled]
+    if unknown:
+        sites: tuple[Site, ...] = tuple(place.edit.site for place in unknown)
+        try:
+            with unhooked(model):
+                sites = settled(model, sites, lambda: model(*args, **kwargs))
+        except ModelError:  # it can be run, but not recorded
+            return
+        for place, site in zip(unknown, sites, strict=True):
+            place.edit, place.is_settled = with_site(place.edit, site), True
 
 
 def is_edited(model: nn.Module) -> bool:
@@ -66,6 +87,7 @@ class _Attached:
         self.edit, self.site = edit, site
         self.n_calls = self.most_calls = 0
         self.has_run = self._in_pass = False
+        self.is_settled = edit.within or edit.site.units is not None
         self._in_force = ExitStack()
 
     def attach(self, model: nn.Module) -> Iterator[Callable[[], object]]:
@@ -90,15 +112,15 @@ class _Attached:
     def _end(self, *_: object) -> None:
         self._in_pass = False
 
-    def _on_output(self, _: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        return self._exchange(out) if self._is_meant() else out
+    def _on_output(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        return self._exchange(module, out) if self._is_meant() else out
 
-    def _on_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
+    def _on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         if not self._is_meant():
             return args, kwargs
         if first_tensor(args) is None:
-            return args, self._exchange(kwargs)
-        return self._exchange(args), kwargs
+            return args, self._exchange(module, kwargs)
+        return self._exchange(module, args), kwargs
 
     def _before(self, *_: object) -> None:
         if self._is_meant():
@@ -124,7 +146,7 @@ class _Attached:
             )
         return True
 
-    def _exchange(self, value: Any) -> Any:
+    def _exchange(self, module: nn.Module, value: Any) -> Any:
         tensor = first_tensor(value)
         if tensor is None or not is_recordable(tensor):
             nested = tensor is not None and tensor.is_nested
@@ -133,6 +155,8 @@ class _Attached:
                 f"{self.site.key}: an edit needs a dense, floating tensor at the module's "
                 f"{self.site.tap}; got {describe(value, tensor)}{hint}"
             )
+        if not self.is_settled:  # a part of the model that is called by itself
+            self.edit = with_site(self.edit, Seen.alone(module, tensor).settle(self.edit.site))
         result = self.edit.apply(tensor)
         self.has_run = True
         return with_first_tensor(value, result)

@@ -19,6 +19,7 @@ from condec.network import (
     record,
     refuse_training,
     run_model,
+    settle_sites,
     survey_sites,
     unfold,
 )
@@ -43,6 +44,7 @@ def head_weights(
     if len(inputs) < 2:
         raise OptionError(f"head_weights: expected at least two inputs; got {len(inputs)}")
     weights, inputs = [], prepare_inputs(model, inputs)
+    (site,) = settle_sites(model, (site,), inputs[:1])
     units = survey_sites(model, inputs[:1], [site]).units[site.key]
     with record(model, [site]) as tape:
         logits = run_model(model, inputs)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, SiteError
 from condec.edits import Edit, edited
+from condec.edits.base import with_site
 from condec.network import (
     AfterSite,
     Place,
@@ -24,6 +25,7 @@ from condec.network import (
     fold,
     record,
     run_model,
+    settle_sites,
     unfold,
 )
 
@@ -60,6 +62,7 @@ class Passes:
     def outputs(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of every set of edits and the batch's output under it, in any order."""
         if self._groups is None:
+            self._settle(inputs[:1])
             self._groups = self._grouped(inputs[:1])
         plain = None
         for group in list(self._groups):
@@ -81,6 +84,16 @@ class Passes:
             with edited(self.model, self.edits[number]):
                 output = run_model(self.model, inputs)
             yield number, self._checked(output, len(inputs))
+
+    def _settle(self, one: Tensor) -> None:
+        """Find out which axes are units at sites that leave it open."""
+        every = (edit for some in self.edits for edit in some if not edit.within)
+        open_ = tuple(dict.fromkeys(edit.site for edit in every))
+        there = dict(zip(open_, settle_sites(self.model, open_, one), strict=True))
+        self.edits = [
+            tuple(with_site(edit, there.get(edit.site, edit.site)) for edit in some)
+            for some in self.edits
+        ]
 
     def _grouped(self, one: Tensor) -> list[_Group]:
         """Group sets of edits by where they begin; those that want whole passes are put aside."""

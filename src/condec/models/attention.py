@@ -107,6 +107,10 @@ def expose_attention(model: nn.Module) -> nn.Module:
     or with other sizes of these, stays. Models of torchvision that `load_model` returns are
     exposed already.
 
+    A `torch.nn.TransformerEncoder` runs there as it does with gradients: without nested tensors, so
+    that padded positions hold numbers and not zeros. Whoever averages over positions leaves them
+    out, in the original too.
+
     Returns
     -------
     torch.nn.Module
@@ -124,6 +128,10 @@ def expose_attention(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.MultiheadAttention) and can_be_exposed(child):
                 made.setdefault(child, ExposedAttention(child))
                 setattr(parent, name, made[child])
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            # It would pack padded batches into nested tensors for layers that are fused.
+            module.use_nested_tensor = module.enable_nested_tensor = False
     return model
 
 

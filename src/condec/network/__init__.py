@@ -8,6 +8,7 @@ in `units.py`. Hooks that read are registered in `tape.py` and `replay.py`, nowh
 from condec.network.after_site import AfterSite, Splitter, split_at
 from condec.network.cuts import find_cuts, inspect_model, survey_sites
 from condec.network.folds import FoldedUnits, check_order, count_folds, fold, unfold
+from condec.network.layouts import Seen, output_axis, settle_sites, settled, unhooked
 from condec.network.module_io import (
     TensorMap,
     describe,
@@ -24,10 +25,11 @@ from condec.network.units import Layout, Units
 from condec.network.unwrap import eager, original
 
 __all__ = [
-    "AfterSite", "FoldedUnits", "Layout", "PackedInput", "Place", "Site", "Splitter", "TensorMap",
-    "Units", "check_order", "count_folds", "describe", "eager", "find_cuts", "find_site",
-    "find_sites", "first_tensor", "fold", "frozen_parameters", "half_precision", "hold",
-    "inspect_model", "is_recordable", "match_sites", "original", "own_precision", "presets_of",
-    "record", "refuse_training", "run_model", "split_at", "survey_sites", "unfold", "units_of",
-    "with_first_tensor", "without_checkpointing",
+    "AfterSite", "FoldedUnits", "Layout", "PackedInput", "Place", "Seen", "Site", "Splitter",
+    "TensorMap", "Units", "check_order", "count_folds", "describe", "eager", "find_cuts",
+    "find_site", "find_sites", "first_tensor", "fold", "frozen_parameters", "half_precision",
+    "hold", "inspect_model", "is_recordable", "match_sites", "original", "output_axis",
+    "own_precision", "presets_of", "record", "refuse_training", "run_model", "settle_sites",
+    "settled", "split_at", "survey_sites", "unfold", "unhooked", "units_of", "with_first_tensor",
+    "without_checkpointing",
 ]  # fmt: skip

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from condec.basis.errors import ModelError
+from condec.network.axes import Followed, followed
 from condec.network.folds import FoldedUnits, check_order, count_folds
+from condec.network.layouts import Seen
+from condec.network.module_io import describe_explained
 from condec.network.sites import Site, units_of
-from condec.network.tape import Call, record, run_model
+from condec.network.tape import Call, checked_output, record, run_model, run_whole
 from condec.network.units import Units
 from condec.network.unwrap import original
 
@@ -88,8 +91,10 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
     -------
     pandas.DataFrame
         In execution order of the calls' ends, with columns ``site`` (a site key), ``type``,
-        ``shape`` (of the output, without the sample axis; empty if it is no tensor),
-        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`).
+        ``shape`` (of the output, without the sample axis; empty if it is no tensor), ``units``
+        (what a site that names no layout counts there; a question mark where it has to name one),
+        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`). ``attrs["explained"]``
+        says which tensor of the model's output targets get.
     """
     import pandas
 
@@ -98,7 +103,10 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
     rows: list[dict[str, object]] = []
     with record(model, [Site(name) for name in modules]) as tape:
         inputs = inputs.detach().clone().requires_grad_()
-        on_every_path = _path_counter(run_model(model, inputs), inputs)
+        with followed(model.parameters()) as axes:
+            whole = run_whole(model, inputs)
+        output = checked_output(model, whole)
+        on_every_path = _path_counter(output, inputs)
         for (name, _), calls in tape.calls.items():
             for number, call in enumerate(calls):
                 rows.append({
@@ -106,10 +114,13 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
                     "site": name if len(calls) == 1 else f"{name}#{number}",
                     "type": type(modules[name]).__name__,
                     "shape": _shape_of(call, len(inputs)),
+                    "units": _units_text(modules[name], call, axes),
                     "parameters": sum(p.numel() for p in modules[name].parameters()),
                     "cut": isinstance(call, Call) and on_every_path(call.tensor),
                 })  # fmt: skip
-    table = pandas.DataFrame(rows, columns=["order", "site", "type", "shape", "parameters", "cut"])
+    columns = ["order", "site", "type", "shape", "units", "parameters", "cut"]
+    table = pandas.DataFrame(rows, columns=columns)
+    table.attrs["explained"] = describe_explained(whole)
     return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
 
 
@@ -120,6 +131,10 @@ def _shape_of(call: object, n_samples: int) -> tuple[int, ...]:
     n_folds, rest = divmod(len(call.tensor), n_samples)
     shape = tuple(call.tensor.shape[1:])
     return shape if rest or n_folds < 2 else (n_folds, *shape)
+
+
+def _units_text(module: nn.Module, call: object, axes: Followed) -> str:
+    return Seen.of(module, call.tensor, axes).text if isinstance(call, Call) else ""
 
 
 def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:

@@ -3,21 +3,25 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from condec.basis.errors import ModelError
+
+_EXPLAINED: Final = ("logits", "out", "last_hidden_state")
 TensorMap = Callable[[Tensor], Tensor]
 """Make another tensor of one, without writing to it."""
 
 
 def first_tensor(value: object) -> Tensor | None:
-    """Return the tensor of an output: itself, its ``logits``, or the first floating one it holds.
+    """Return the tensor of what a module gave: itself, its ``logits``, or the first floating one.
 
     Containers are tuples, lists, mappings (so the outputs of Hugging Face models too) and
-    instances of dataclasses; where no tensor in it is floating, its first tensor.
+    instances of dataclasses; where no tensor in it is floating, its first tensor. What a whole
+    model gives is explained by the stricter rule of `explained_name`.
     """
     if isinstance(value, Tensor):
         return value
@@ -26,6 +30,49 @@ def first_tensor(value: object) -> Tensor | None:
         return items["logits"]  # type: ignore[no-any-return]
     tensors = [item for item in items.values() if isinstance(item, Tensor)]
     return next((t for t in tensors if t.is_floating_point()), tensors[0] if tensors else None)
+
+
+def explained_name(output: object) -> str | int | None:
+    """Return which tensor of a model's output is explained, by its name or place in there.
+
+    None where it has none. Its ``logits``, ``out``
+    (of torchvision's segmentation) or ``last_hidden_state``, else the only floating tensor with a
+    sample axis (a loss has none) that it holds. ModelError where there are several of these, and
+    none has such a name.
+    """
+    items = _items(output)
+    tensors = {key: item for key, item in items.items() if isinstance(item, Tensor) and item.ndim}
+    floating = {key: item for key, item in tensors.items() if item.is_floating_point()} or tensors
+    for name in _EXPLAINED:
+        if name in floating:
+            return name
+    if len(floating) > 1:
+        held = ", ".join(f"{key!r} {tuple(item.shape)}" for key, item in floating.items())
+        raise ModelError(
+            f"the model returned {type(output).__name__} with several tensors ({held}), and which "
+            f"is to be explained cannot be told: expected one, or one named {', '.join(_EXPLAINED)}"
+            ". Wrap the model in a module that returns the one that is meant"
+        )
+    key: str | int | None = next(iter(floating), None)
+    return key
+
+
+def explained(output: object) -> Tensor | None:
+    """Return the tensor of a model's output that is explained, see `explained_name`."""
+    if isinstance(output, Tensor):
+        return output
+    name = explained_name(output)
+    return None if name is None else _items(output)[name]
+
+
+def describe_explained(output: object) -> str:
+    """Say which tensor of a model's output is explained, and its shape."""
+    tensor = explained(output)
+    if tensor is None:
+        return "nothing"
+    name = None if isinstance(output, Tensor) else explained_name(output)
+    of = "" if name is None else f"{name!r} of {type(output).__name__}, "
+    return f"{of}[{', '.join(['sample', *map(str, tensor.shape[1:])])}]"
 
 
 def with_first_tensor(value: Any, tensor: Tensor | None) -> Any:
@@ -50,6 +97,8 @@ def _items(value: object) -> dict[Any, Any]:
     """List what a container holds, by key, place or field; empty for anything else."""
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
     if isinstance(value, tuple | list):
         return dict(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from condec.basis.errors import OptionError, SiteError
 from condec.network.units import Span
@@ -61,6 +61,12 @@ _LM_ATTENTION: Final = (
 )  # fmt: skip
 
 _CROSS: Final = ("encoder_attn", "multihead_attn", "cross_attn", "crossattention")
+_KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "kv_heads")
+"""Heads of keys and values, where several heads of queries share one."""
+_HEAD_SIZES: Final = (
+    "head_dim", "attention_head_size", "key_value_proj_dim", "d_kv", "dim_head", "d_head",
+)  # fmt: skip
+_WIDTHS: Final = ("embed_dim", "hidden_size", "d_model", "n_embd", "dim")
 _HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
 _CLASS_TOKENS: Final = (
     "cls_token", "class_token", "class_embedding", "dist_token", "distillation_token",
@@ -140,18 +146,60 @@ def preset_sites(model: nn.Module, name: str, layout: str | None = None) -> tupl
     return tuple(f"{site}{tap}{'@' if layout else ''}{layout}" for site in found)
 
 
-def heads_above(model: nn.Module, name: str) -> int:
-    """Read the number of heads off the nearest module around `name`, or raise SiteError."""
+def heads_above(model: nn.Module, name: str, tap: str) -> int:
+    """Read the number of heads off the nearest module around `name`, or raise SiteError.
+
+    What a module makes may hold fewer heads than there are of queries (grouped-query attention),
+    which its width tells.
+    """
     for module in _outwards(model, name):
-        for holder in (module, getattr(module, "config", None)):
-            for attribute in _HEAD_COUNTS:
-                heads = getattr(holder, attribute, None)
-                if isinstance(heads, int):
-                    return heads
+        heads = _said(module, _HEAD_COUNTS)
+        if heads is not None:
+            made = model.get_submodule(name)
+            if tap == "input" and isinstance(made, nn.Linear):
+                return heads  # all heads side by side
+            return _heads_made(name, made, module, heads)
     raise SiteError(
         f"{name}: no enclosing module says how many heads it has (looked for "
         f"{', '.join(_HEAD_COUNTS)}); write the number, for example '{name}@heads(12)'"
     )
+
+
+def _heads_made(name: str, made: nn.Module, attention: nn.Module, heads: int) -> int:
+    """Count the heads in what a module makes, of an attention with so many heads of queries."""
+    width, linears = _width(made), [m for m in attention.modules() if isinstance(m, nn.Linear)]
+    size, shared = _said(attention, _HEAD_SIZES), _said(attention, _KEY_HEADS) or heads
+    whole = _said(attention, _WIDTHS)
+    if size is None and whole is not None:
+        size = whole // heads
+    is_alone = shared == heads and all(m.out_features == width for m in linears)
+    if width is None or (size is None and is_alone):
+        return heads
+    for count in (heads, shared):
+        if size is not None and width == count * size:
+            return count
+    sizes = "heads of unknown size" if size is None else f"heads of {size}"
+    keys = "" if shared == heads else f" (of keys and values {shared})"
+    raise SiteError(
+        f"{name}: it makes {width} features, and {type(attention).__name__} has {heads}{keys} "
+        f"{sizes}, so which features are a head's cannot be told (queries, keys and values side by "
+        f"side?); write the number if each head's are together, for example '{name}@heads({heads})'"
+    )
+
+
+def _width(module: nn.Module) -> int | None:
+    """Return the size of the last axis of what a linear map or a norm makes."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    weight = getattr(module, "weight", None)
+    return len(weight) if isinstance(weight, Tensor) and weight.ndim == 1 else None
+
+
+def _said(module: nn.Module, names: tuple[str, ...]) -> int | None:
+    """Return the first whole number that a module, or its configuration, has under a name."""
+    holders = (module, getattr(module, "config", None))
+    values = (getattr(holder, name, None) for holder in holders for name in names)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
 
 
 def tokens_above(model: nn.Module, name: str, kind: str) -> Span:

@@ -18,7 +18,7 @@ Units(layout='heads', n_heads=4, tokens=(1, None))
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -140,22 +140,62 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     return tuple(sorted(found, key=lambda site: order[site.name]))
 
 
-def find_site(sites: Iterable[Site], wanted: "Site | str") -> Site:
+def find_site(
+    sites: Iterable[Site], wanted: "Site | str", units: Sequence[Units | None] = ()
+) -> Site:
     """Find the one of `sites` that is meant: an equal site, its key, or its module's name.
 
-    SiteError where none, or more than one, fits.
+    Any other spelling of the same place will do too: a layout left out, or written out (``@heads``,
+    ``@features[patch]``) where the site has it, or has it by the `units` that are known of each of
+    `sites`; and ``#0`` for the only call. SiteError where none, or more than one, fits.
     """
     sites = tuple(sites)
+    known = dict(zip(sites, units or [None] * len(sites), strict=True))
+    several: list[Site] = []
     for fits in (
         [s for s in sites if s == wanted or s.key == str(wanted)],
+        [s for s in sites if _is_spelled(str(wanted), s, known[s])],
         [s for s in sites if s.name == str(wanted)],
     ):
         if len(fits) == 1:
             return fits[0]
+        several += fits
     keys = [s.key for s in sites]
     near = difflib.get_close_matches(str(wanted), keys, n=3, cutoff=0.0)
-    problem = "names more than one site" if fits else "is not among the sites"
+    problem = "names more than one site" if several else "is not among the sites"
     raise SiteError(f"{str(wanted)!r} {problem}; nearest of {len(keys)}: {', '.join(near)}")
+
+
+def _is_spelled(text: str, site: Site, known: Units | None) -> bool:
+    """Tell whether a text means a site, whose units may be known though it leaves them open."""
+    parsed = _PATTERN.fullmatch(text)
+    if parsed is None or (parsed["glob"], _tap(parsed)) != (site.name, site.tap):
+        return False
+    if parsed["call"] and int(parsed["call"]) != (site.call or 0):
+        return False
+    units = site.units or known
+    if parsed["layout"] is None:
+        return True
+    if units is None or units.layout != parsed["layout"]:
+        return False
+    if parsed["heads"] and int(parsed["heads"]) != units.n_heads:
+        return False
+    return _same_tokens(parsed["tokens"], units.tokens)
+
+
+def _tap(parsed: re.Match[str]) -> Tap:
+    return "input" if parsed["tap"] == "input" else "output"
+
+
+def _same_tokens(text: str | None, tokens: Span | None) -> bool:
+    """Tell whether a text inside brackets means these tokens, as `tokens_above` gives kinds."""
+    if text is None or tokens is None:
+        return text is None and tokens is None
+    first, last = tokens[0] or 0, tokens[1]
+    if text in KINDS:
+        return text == ("patch" if last is None else "register" if first else "class")
+    span = read_span(text)
+    return span is not None and (span[0] or 0, span[1]) == (first, last)
 
 
 def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[Site, ...]:
@@ -169,6 +209,7 @@ def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[S
     for pattern in map(str, _parts(patterns)):
         regex = re.compile(_glob_to_regex(pattern))
         fits = {s for s in sites if s.key == pattern}
+        fits = fits or {s for s in sites if _is_spelled(pattern, s, None)}
         fits = fits or {s for s in sites if regex.fullmatch(s.key) or regex.fullmatch(s.name)}
         if not fits:
             keys = ", ".join(site.key for site in sites)
@@ -213,10 +254,9 @@ def _match(text: str) -> re.Match[str]:
 
 
 def _site(name: str, parsed: re.Match[str], heads: int | None, tokens: Span | None) -> Site:
-    tap: Tap = "input" if parsed["tap"] == "input" else "output"
     layout = next((one for one in get_args(Layout) if one == parsed["layout"]), None)
     units = None if layout is None else Units(layout, heads, tokens)
-    return Site(name, tap, units, None if parsed["call"] is None else int(parsed["call"]))
+    return Site(name, _tap(parsed), units, None if parsed["call"] is None else int(parsed["call"]))
 
 
 def _expand(model: nn.Module, text: str) -> list[Site]:
@@ -234,7 +274,7 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
     for name in names:
         heads = int(parsed["heads"]) if parsed["heads"] else None
         if parsed["layout"] == "heads" and heads is None:
-            heads = heads_above(model, name)
+            heads = heads_above(model, name, parsed["tap"] or "output")
         tokens = parsed["tokens"]
         if tokens is not None:
             tokens = tokens_above(model, name, tokens) if tokens in KINDS else read_span(tokens)

@@ -17,7 +17,13 @@ from torch.autograd import forward_ad
 
 from condec.basis.errors import CondecError, ModelError, SiteError
 from condec.basis.records import short_repr
-from condec.network.module_io import describe, first_tensor, is_recordable, with_first_tensor
+from condec.network.module_io import (
+    describe,
+    explained,
+    first_tensor,
+    is_recordable,
+    with_first_tensor,
+)
 from condec.network.running import own_precision, without_checkpointing
 from condec.network.sites import Site
 from condec.network.unwrap import eager, original, refuse_scripted, refuse_unreadable
@@ -157,7 +163,7 @@ def record(
     tape, modules = Tape(sites), dict(model.named_modules())
     with (
         torch.inference_mode(False), torch.enable_grad(), eager(model), frozen_parameters(model),
-        own_precision(), without_checkpointing(), ExitStack() as stack,
+        own_precision(), without_checkpointing(), dense_batches(model), ExitStack() as stack,
     ):  # fmt: skip
         for name, tap in dict.fromkeys((site.name, site.tap) for site in sites):
             if name not in modules:
@@ -170,14 +176,30 @@ def record(
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Run a forward pass, and return the output's one tensor; ModelError where it fails.
+    """Run a forward pass, and return the output's one tensor; ModelError where it fails."""
+    return checked_output(model, run_whole(model, inputs))
+
+
+def checked_output(model: nn.Module, output: object) -> Tensor:
+    """Return the tensor of a model's output that is explained; ModelError where there is none."""
+    tensor = explained(output)
+    if tensor is None:
+        raise ModelError(
+            f"{type(model).__name__} returned {type(output).__name__} without a tensor; wrap the "
+            "model in one that returns the logits"
+        )
+    return tensor
+
+
+def run_whole(model: nn.Module, inputs: Tensor) -> object:
+    """Run a forward pass, and return all of its output; ModelError where it fails.
 
     Neither the caller's autocast nor gradient checkpointing is in force (`condec.network.running`).
     """
     model = original(model)
     try:
-        with own_precision(), without_checkpointing():
-            output = model(inputs)
+        with own_precision(), without_checkpointing(), dense_batches(model):
+            return model(inputs)
     except (torch.OutOfMemoryError, CondecError):
         raise
     except (RuntimeError, ValueError, TypeError) as error:
@@ -185,13 +207,6 @@ def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
             f"{type(model).__name__} failed on inputs of shape {tuple(inputs.shape)} and type "
             f"{inputs.dtype}: {error}. Check the shape and preprocessing of the inputs."
         ) from error
-    tensor = first_tensor(output)
-    if tensor is None:
-        raise ModelError(
-            f"{type(model).__name__} returned {type(output).__name__} without a tensor; wrap the "
-            "model in one that returns the logits"
-        )
-    return tensor
 
 
 def refuse_training(model: nn.Module) -> None:
@@ -203,6 +218,22 @@ def refuse_training(model: nn.Module) -> None:
             "would mix the samples, so no result would belong to one input. Call "
             "model.eval() first."
         )
+
+
+@contextmanager
+def dense_batches(model: nn.Module) -> Iterator[None]:
+    """Keep encoders of torch from packing padded batches into nested tensors inside the context.
+
+    Layers that are recorded cannot read these, and no gradient passes those that can.
+    """
+    packing = [m for m in model.modules() if getattr(m, "use_nested_tensor", False) is True]
+    for encoder in packing:
+        encoder.use_nested_tensor = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for encoder in packing:
+            encoder.use_nested_tensor = True  # type: ignore[assignment]
 
 
 @contextmanager

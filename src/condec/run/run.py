@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from condec.basis.errors import StoreError
+from condec.basis.errors import SiteError, StoreError
 from condec.basis.files import folder_in_place, user_path
 from condec.basis.records import short_repr
 from condec.data import Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
-from condec.network import Site, find_sites
+from condec.network import Site, find_site, find_sites
 from condec.run.plan import Plan, digest
 from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_device
 
@@ -165,14 +165,19 @@ class Run:
         """Return those of `among` that match the patterns; all of them without patterns."""
         if not patterns:
             return tuple(among)
-        wanted = find_sites(self.loaded.model, patterns)
-        missing = [site.key for site in wanted if site not in among]
+        found, missing = dict[Site, None](), list[str]()
+        units = [self.store.info(site).units for site in among]
+        for site in find_sites(self.loaded.model, patterns):
+            try:
+                found[find_site(among, site, units)] = None
+            except SiteError:
+                missing.append(site.key)
         if missing:
             raise StoreError(
                 f"{self.folder.path}: no result for {', '.join(missing[:5])}; there is "
                 f"{', '.join(site.key for site in among)}"
             )
-        return wanted
+        return tuple(found)
 
     def modes(self, patterns: Sequence[str] = ()) -> tuple[Modes, ...]:
         """Load the fitted modes of the sites that match.

@@ -96,7 +96,7 @@ class BatchPlan:
         keys = [info.site.key for info in infos]
         return BatchPlan(
             model=model, inputs=inputs, infos=infos, compute=compute, on_bad=on_bad,
-            method=method.fit(fit_on or inputs), target=fitted,
+            method=method.fit(fit_on or inputs), target=setup.target,
             entries=recorded + _WIDENED * sample.numel(),
             decides=recipe_of(model, inputs, keys, method, target, compute, fit_on),
         )  # fmt: skip

@@ -191,8 +191,13 @@ class Store:
     # --- reading --------------------------------------------------------------------------
 
     def info(self, site: Site | str) -> SiteInfo:
-        """Return the layout of a site, given as a Site, its key or its module's name."""
-        return self.infos[self.sites.index(find_site(self.sites, site))]
+        """Return the layout of a site, by any spelling of it, or its module's name."""
+        units = [info.units for info in self.infos]
+        return self.infos[self.sites.index(find_site(self.sites, site, units))]
+
+    def group(self, site: Site | str) -> str:
+        """Return the path of a site's arrays in the store, for ``xarray.open_zarr(group=...)``."""
+        return self.info(site).folder
 
     def __len__(self) -> int:
         return int(self.valid.sum())

@@ -7,6 +7,7 @@ What training has done is told by the twins: a figure that an untrained network 
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from condec.attribution import Compute, IntegratedGradients, Sites, prepare_inputs
 from condec.attribution.targets import TargetLike, TopK, as_target
-from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.errors import DataError, OptionError, SiteError, StoreError
 from condec.basis.files import user_path
 from condec.basis.options import Option
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
@@ -215,9 +216,13 @@ def _check_real(
     of: Store, model: nn.Module, inputs: Inputs, sites: Sites, options: Mapping[str, Any]
 ) -> None:
     """Refuse to copy numbers of something else."""
-    fit_on = options.get("fit_on")
+    fit_on, keys = options.get("fit_on"), []
+    for site in find_sites(model, sites):
+        with suppress(SiteError):  # as the real store spells it
+            site = of.info(site).site
+        keys.append(site.key)
     wanted = recipe_of(
-        model, inputs, sorted(site.key for site in find_sites(model, sites)),
+        model, inputs, sorted(keys),
         options.get("method") or IntegratedGradients(),
         as_target(options.get("target") or TopK()), options.get("compute") or Compute(),
         None if fit_on is None else as_inputs(fit_on),

@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from condec.attribution import ActGrad, contribute
 from condec.attribution.targets import (
     Contrast,
     Entropy,
@@ -105,6 +107,53 @@ def test_logit_of_one_token() -> None:
     share = Logit((-1, 2), probability=True).value(output, None)
     assert torch.allclose(share, output[:, -1].softmax(1)[:, 2])
     assert Logit(0).value(torch.tensor([3.0, 4.0]), None).tolist() == [3.0, 4.0]
+
+
+class Segmentation(nn.Module):
+    """[sample, class, y, x], or with the classes last; 3 classes, 4 x 5 places."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.stem, self.head, self.last = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 3, 1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.stem(x).relu())
+        return y.permute(0, 2, 3, 1) if self.last else y
+
+
+@pytest.mark.parametrize(
+    ("last", "target"),
+    [
+        (False, Logit((2, 1, -1), probability=True)),
+        (False, Logit((2, 1, -1), probability=True, axis=1)),
+        (True, Logit((1, -1, 2), probability=True)),
+        (True, Logit((1, -1, 2), probability=True, axis=3)),
+    ],
+)
+def test_probability_of_a_class_at_a_place(last: bool, target: Logit) -> None:
+    torch.manual_seed(0)
+    model, x = Segmentation(last=last).double().eval(), torch.randn(2, 1, 4, 5).double()
+    wanted = []
+    for sample in x:
+        places = model.head(model.stem(sample[None]).relu()).detach()
+        logits = [float(places[0, c, 1, -1]) for c in range(3)]
+        wanted.append(math.exp(logits[2]) / sum(math.exp(logit) for logit in logits))
+    wanted = torch.tensor(wanted, dtype=torch.float64)
+    batch = contribute(model, x, "stem", target=target, method=ActGrad())
+    torch.testing.assert_close(batch.target, wanted, rtol=1e-12, atol=0)
+    assert target.to_dict() == target_from_dict(target.to_dict()).to_dict()
+
+
+def test_an_axis_of_labels() -> None:
+    output = torch.arange(48.0).view(2, 2, 3, 4)
+    assert Logit((1, 2, -1)).value(output, None).tolist() == [23.0, 47.0]
+    assert "axis" not in Logit((1, 2, 3)).to_dict()
+    assert Logit((1, -2), axis=1) != Logit((1, 2))
+    with pytest.raises(OptionError, match="index must be 0 or more; got -2"):
+        Logit((-2, 1), axis=1)
+    for wrong in (0, 3):
+        with pytest.raises(OptionError, match="axis must be from 1 to 2"):
+            Logit((1, 2), axis=wrong)
 
 
 def test_half_precision_is_summed_in_float32() -> None:

@@ -43,6 +43,13 @@ class Target(Option, ABC):
         """Take what the target needs from the outputs to a data set; itself if nothing."""
         return self
 
+    def settled(self, output_axis: Callable[[], int | None]) -> "Target":
+        """Take the axis of the output that holds its labels, if that is left open and matters.
+
+        `output_axis` finds it; None where nothing tells.
+        """
+        return self
+
     @abstractmethod
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
         """The target of every sample, differentiable in `output`; unit: that of the output."""

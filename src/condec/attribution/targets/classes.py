@@ -1,9 +1,9 @@
 """Targets of classifiers: outputs of shape [sample, label]."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from condec.attribution.targets.base import Target, gather, kept, scores
 from condec.basis.checks import at_least, one_of
 from condec.basis.errors import DataError, OptionError
 from condec.basis.shapes import PerSample
+
+# Outputs with as many axes after the sample hold the labels on the first, as torch's losses do.
+_LABELS_FIRST: Final = 3
 
 Rest = Literal["mean", "largest", "logsumexp"]
 
@@ -59,30 +62,58 @@ class Logit(Target):
     Parameters
     ----------
     index : int, or tuple of int
-        Number of the output. For outputs with several axes after the sample, one index for each,
-        the label last: ``Logit((-1, 262))`` is the logit of word 262 at the last token of
-        [sample, token, label]. A negative label is refused rather than counted from the end;
-        other indices may be negative.
+        Number of the output. For outputs with several axes after the sample, one index for each:
+        ``Logit((-1, 262))`` is the logit of word 262 at the last token of [sample, token, label],
+        ``Logit((2, 10, 10))`` that of class 2 at a place of [sample, label, y, x]. A negative
+        label is refused rather than counted from the end; other indices may be negative.
     probability : bool
-        Its softmax probability among the labels (the last axis) instead of its logit.
+        Its softmax probability among the labels instead of its logit.
+    axis : int, optional
+        The axis of the output that holds the labels, from 1. By default the one on which the model
+        makes features (`condec.inspect_model` shows it for its last module); where nothing tells,
+        the last of one or two, else the first after the sample.
 
     Raises
     ------
     OptionError
-        A label is negative, or no index is given; or, at the first output, there are not as
-        many indices as axes, or one is out of range.
+        A label is negative, no index is given, or there is no such axis; or, at the first output,
+        there are not as many indices as axes, or one is out of range.
     """
 
     index: int | tuple[int, ...]
     probability: bool = dataclasses.field(default=False, kw_only=True)
+    axis: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.index, Sequence):
             object.__setattr__(self, "index", tuple(self.index))
         if not self._indices:
             raise OptionError("Logit: index is empty; give one for each axis after the sample")
-        if self._indices[-1] < 0:
-            raise OptionError(f"Logit: index must be 0 or more; got {self._indices[-1]}")
+        if self.axis is not None and not 1 <= self.axis <= len(self._indices):
+            raise OptionError(
+                f"Logit: axis must be from 1 to {len(self._indices)}, one of those after the "
+                f"sample; got {self.axis}"
+            )
+        if self._indices[self._label_axis - 1] < 0:
+            label = self._indices[self._label_axis - 1]
+            raise OptionError(f"Logit: index must be 0 or more; got {label}")
+
+    @property
+    def _label_axis(self) -> int:
+        n_axes = len(self._indices)
+        return self.axis or (n_axes if n_axes < _LABELS_FIRST else 1)
+
+    def settled(self, output_axis: Callable[[], int | None]) -> "Logit":
+        """Take the axis of the labels, among which a probability is."""
+        if self.axis is not None or not self.probability or len(self._indices) == 1:
+            return self
+        axis = output_axis()
+        return self if axis in (None, self._label_axis) else dataclasses.replace(self, axis=axis)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain form; an axis that is left open is not named."""
+        record = Target.to_dict(self)
+        return {key: value for key, value in record.items() if (key, value) != ("axis", None)}
 
     @property
     def _indices(self) -> tuple[int, ...]:
@@ -100,14 +131,14 @@ class Logit(Target):
         for axis, index in enumerate(where, 1):
             size = whole.shape[axis]
             if not -size <= index < size:
-                things = "labels" if axis == len(where) else f"entries on axis {axis}"
+                things = "labels" if axis == self._label_axis else f"entries on axis {axis}"
                 raise OptionError(
                     f"Logit: index {index} is out of range; the output has {size} {things}, "
                     f"0 to {size - 1}"
                 )
-        for index in where[:-1]:
-            whole = whole[:, index]
-        return scores(whole, probability=self.probability)[:, where[-1]]
+        for axis in range(len(where), 0, -1):
+            whole = whole if axis == self._label_axis else whole.select(axis, where[axis - 1])
+        return scores(whole, probability=self.probability)[:, where[self._label_axis - 1]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
