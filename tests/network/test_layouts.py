@@ -213,6 +213,25 @@ def test_a_part_that_runs_alone_and_a_model_in_training() -> None:
     assert torch.equal(model.norm.running_mean, before)
 
 
+def test_inputs_of_other_axes_are_asked_anew() -> None:
+    """One model, features alone and features at places: what was found for one is not for all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+    for shape in ((4, 2), (4, 5, 3, 2), (4, 2)):
+        x = torch.randn(shape)
+        target = lambda y: y.flatten(1).sum(1)  # noqa: E731
+        batch = contribute(model, x, "1", method=ActGrad(), target=target).reduce()
+        assert batch["1"].contribution.shape == (4, 2, 6)
+    seen: list[Tensor] = []
+    with edited(model, Ablate("1", units=[5])):
+        model[1].register_forward_hook(lambda *args: seen.append(args[-1]))
+        for shape in ((4, 2), (4, 5, 3, 2), (4, 2)):
+            model(torch.randn(shape))
+    for h in seen:
+        assert not h[..., 5].any()
+        assert h[..., :5].all()
+
+
 class Attention(nn.Module):
     """A map of attention [sample, head, query, key], of which nobody says what its units are."""
 

@@ -50,7 +50,7 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
         # compiler.
         if "torch._dynamo" in sys.modules:
             changes.enter_context(torch.compiler.set_stance("force_eager"))
-        if not all(place.is_settled for place in places):
+        if any(place.is_open for place in places):
             hook = model.register_forward_pre_hook(partial(_settle, places), with_kwargs=True)
             changes.callback(hook.remove)
         for place in places:
@@ -62,16 +62,18 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
 
 def _settle(places: "Sequence[_Attached]", model: nn.Module, args: Any, kwargs: Any) -> None:
     """Find out which axes are units at sites that leave it open, before the model runs."""
-    unknown = [place for place in places if not place.is_settled]
+    given = first_tensor(args) if first_tensor(args) is not None else first_tensor(kwargs)
+    n_axes = -1 if given is None else given.ndim
+    unknown = [place for place in places if place.is_open and place.n_axes != n_axes]
     if unknown:
-        sites: tuple[Site, ...] = tuple(place.edit.site for place in unknown)
+        sites: tuple[Site, ...] = tuple(place.given.site for place in unknown)
         try:
             with unhooked(model):
-                sites = settled(model, sites, lambda: model(*args, **kwargs))
+                sites = settled(model, sites, n_axes, lambda: model(*args, **kwargs))
         except ModelError:  # it can be run, but not recorded
             return
         for place, site in zip(unknown, sites, strict=True):
-            place.edit, place.is_settled = with_site(place.edit, site), True
+            place.edit, place.n_axes = with_site(place.given, site), n_axes
 
 
 def is_edited(model: nn.Module) -> bool:
@@ -84,10 +86,12 @@ class _Attached:
     """An edit at its site: counts the calls of the module and edits the one that is meant."""
 
     def __init__(self, edit: Edit, site: Site) -> None:
-        self.edit, self.site = edit, site
+        self.given = self.edit = edit
+        self.site = site
         self.n_calls = self.most_calls = 0
         self.has_run = self._in_pass = False
-        self.is_settled = edit.within or edit.site.units is not None
+        self.is_open = not edit.within and edit.site.units is None
+        self.n_axes: int | None = None  # of the model's inputs, for which the edit is settled
         self._in_force = ExitStack()
 
     def attach(self, model: nn.Module) -> Iterator[Callable[[], object]]:
@@ -155,8 +159,8 @@ class _Attached:
                 f"{self.site.key}: an edit needs a dense, floating tensor at the module's "
                 f"{self.site.tap}; got {describe(value, tensor)}{hint}"
             )
-        if not self.is_settled:  # a part of the model that is called by itself
-            self.edit = with_site(self.edit, Seen.alone(module, tensor).settle(self.edit.site))
+        if self.is_open and self.n_axes is None:  # a part of the model that is called by itself
+            self.edit = with_site(self.given, Seen.alone(module, tensor).settle(self.given.site))
         result = self.edit.apply(tensor)
         self.has_run = True
         return with_first_tensor(value, result)

@@ -85,9 +85,11 @@ class Seen:
         return replace(site, units=Units(self.layout))
 
 
-_OUTPUT: Final[tuple[Place, type]] = (("", "output", -1), Tensor)
-_SEEN: Final[MutableMapping[nn.Module, dict[tuple[Place, type], Seen | None]]] = WeakKeyDictionary()
-"""What was found for models: at a place in them, where a module of that class stands."""
+_At = tuple[Place, type, int]
+"""A place, the class of the module that stands there, and the axes of the model's inputs."""
+_OUTPUT: Final[Place] = ("", "output", -1)
+_SEEN: Final[MutableMapping[nn.Module, dict[_At, Seen | None]]] = WeakKeyDictionary()
+"""What was found for models."""
 
 
 def settle_sites(model: nn.Module, sites: Iterable[Site], inputs: Tensor) -> tuple[Site, ...]:
@@ -96,14 +98,16 @@ def settle_sites(model: nn.Module, sites: Iterable[Site], inputs: Tensor) -> tup
     One sample suffices as `inputs`. SiteError where nothing tells which axis holds the units.
     """
     model = original(model)
-    return settled(model, sites, lambda: run_model(model, inputs))
+    return settled(model, sites, inputs.ndim, lambda: run_model(model, inputs))
 
 
-def settled(model: nn.Module, sites: Iterable[Site], run: Callable[[], object]) -> tuple[Site, ...]:
-    """As `settle_sites`; `run` runs the model once, if that is needed."""
+def settled(
+    model: nn.Module, sites: Iterable[Site], n_axes: int, run: Callable[[], object]
+) -> tuple[Site, ...]:
+    """As `settle_sites`; `run` runs the model once, on inputs of so many axes, if need be."""
     sites, known = tuple(sites), _SEEN.setdefault(model, {})
     modules = dict(model.named_modules())
-    keys = {site: (site.place, type(modules.get(site.name))) for site in sites}
+    keys = {site: (site.place, type(modules.get(site.name)), n_axes) for site in sites}
     unseen = [site for site in sites if site.units is None and site.name in modules]
     unseen = [site for site in unseen if keys[site] not in known]
     if unseen:
@@ -117,12 +121,13 @@ def output_axis(model: nn.Module, inputs: Tensor) -> int | None:
     """Return the axis of the model's output that holds its labels; None where nothing tells."""
     model = original(model)
     known = _SEEN.setdefault(model, {})
-    if _OUTPUT not in known:
+    at = (_OUTPUT, Tensor, inputs.ndim)
+    if at not in known:
         with _evaluating(model), record(model, ()), torch.no_grad():
             with followed(model.parameters()) as axes:
                 output = run_model(model, inputs)
-            known[_OUTPUT] = Seen(tuple(output.shape), axes.of(output))
-    seen = known[_OUTPUT]
+            known[at] = Seen(tuple(output.shape), axes.of(output))
+    seen = known[at]
     return None if seen is None else seen.axis
 
 
