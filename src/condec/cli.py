@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
@@ -18,6 +18,7 @@ from condec.basis.files import user_path
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
 from condec.run import Outcome, Plan, Run, chain, config, sweep
+from condec.run.beforehand import check_run, needs
 from condec.run.compare import compare_runs
 from condec.run.links import function
 from condec.run.plugins import link_names
@@ -76,12 +77,25 @@ def _root(
 
 @app.command("run")
 def run_command(
-    source: Source, out: Out = None, again: Again = False, quiet: Quiet = False
-) -> None:
-    """All links: collect, stats, fit, control, map, report."""
+    source: Source, out: Out = None, again: Again = False, quiet: Quiet = False,
+    check: bool = typer.Option(
+        False, "--check", help="Only check what can be known, and say what each link takes."
+    ),
+) -> None:  # fmt: skip
+    """All links: collect, stats, fit, control, map, report.
+
+    All that can be known is checked first. A link that the model or the data do not allow is left
+    out, with a note.
+    """
     plan = config.read(source)
     plan = _with_noted(replace(plan, out=out or plan.out))
-    _whole_chain(Run(plan, progress=not quiet, again=again))
+    run = Run(plan, progress=not quiet, again=again)
+    left_out = check_run(run)
+    if not check:
+        _whole_chain(run, left_out)
+        return
+    for line in needs(run, left_out):
+        print(line)
 
 
 @app.command()
@@ -248,10 +262,12 @@ def _one_link(run: Run, link: str) -> None:
     _carry_out(run, map(function(link), [run]), collects=link == "collect")
 
 
-def _whole_chain(run: Run) -> None:
-    _carry_out(run, chain(run), collects="collect" in run.plan.links)
-    if run.folder.report.exists():
-        print(f"Report: {run.folder.report.resolve()}")
+def _whole_chain(run: Run, left_out: Mapping[str, str] | None = None) -> None:
+    try:
+        _carry_out(run, chain(run, left_out), collects="collect" in run.plan.links)
+    finally:  # of a run with a link that failed, too
+        if run.folder.report.exists():
+            print(f"Report: {run.folder.report.resolve()}")
 
 
 def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None:

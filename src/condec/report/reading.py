@@ -144,7 +144,7 @@ class RunPart:
 
     `twins` are the complete ones of this store, others are passed over; `plan` is the content of
     run.toml, empty where there is none; `date` is the day on which the run ended, empty where the
-    log does not say.
+    log does not say; `left_out` says what the run could not do, and why.
     """
 
     folder: RunFolder
@@ -156,6 +156,7 @@ class RunPart:
     date: str
     label_names: tuple[str, ...] | None
     hierarchy: Hierarchy | None
+    left_out: tuple[str, ...] = ()
 
     @property
     def parts(self) -> "list[tuple[SitePart, DictionaryPart]]":
@@ -205,6 +206,7 @@ def read_run(path: Path) -> RunPart:
         statistics=folder.read_table("statistics"),
         plan=_parsed(folder.plan, tomllib.loads, "TOML") or {}, date=_date(folder.log_file),
         label_names=_names(folder.labels), hierarchy=None if groups is None else Hierarchy(groups),
+        left_out=folder.notes_left_out(),
     )  # fmt: skip
 
 

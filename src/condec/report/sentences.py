@@ -55,6 +55,7 @@ _MOST_PAIRS: Final = 3
 def warnings(run: RunPart) -> Iterator[str]:
     """Say what a reader should know before believing the rest."""
     store, several = run.store, len(run.learners) > 1
+    yield from (f"Left out: {one.rstrip('.')}." for one in run.left_out)
     skipped = store.n_samples - len(store)
     if skipped:
         ids = store.to_xarray()["inputs"]["id"].to_numpy()[~store.valid.numpy()]

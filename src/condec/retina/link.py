@@ -50,12 +50,7 @@ def retina(run: Run) -> Outcome:
     All goes into analysis/retina/. A site of which no mode is alive is left out, with a note.
     OptionError where the data are no movie.
     """
-    plan, windows = run.plan.options["retina"], run.inputs
-    if not isinstance(windows, Windows):
-        raise OptionError(
-            f"retina: the data {run.plan.data.source!r} are no movie; give [data] source = "
-            "'movie:FILE', or leave that link out"
-        )
+    plan, windows = run.plan.options["retina"], windows_of(run)
     chosen, notes = with_modes(run.modes(plan.sites))
     tasks = [*_of_cells(run, windows)]
     for modes in chosen:
@@ -63,6 +58,16 @@ def retina(run: Run) -> Outcome:
         make = partial(_of_site, run, windows, modes)
         tasks.append(Task(f"retina {modes.site.key}", made_from, make))
     return replace(carry_out(run, "retina", tasks), notes=notes)
+
+
+def windows_of(run: Run) -> Windows:
+    """Return the data of a run; OptionError where they are no movie."""
+    if not isinstance(run.inputs, Windows):
+        raise OptionError(
+            f"retina: the data {run.plan.data.source!r} are no movie; give [data] source = "
+            "'movie:FILE', or leave that link out"
+        )
+    return run.inputs
 
 
 def _of_cells(run: Run, windows: Windows) -> Iterator[Task]:
@@ -139,5 +144,10 @@ def forget_retina(run: Run, site: str, learner: str) -> None:
 
 
 LINK: Final = Link(
-    name="retina", function=retina, options=RetinaOptions, kinds=("movie",), forget=forget_retina
+    name="retina",
+    function=retina,
+    options=RetinaOptions,
+    kinds=("movie",),
+    forget=forget_retina,
+    check=windows_of,
 )

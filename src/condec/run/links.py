@@ -7,12 +7,13 @@ again, and contributions go on at the first missing shard.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from condec.basis.errors import CondecError
 from condec.basis.files import to_json
 from condec.basis.npz import save_record
 from condec.data import Inputs
@@ -21,6 +22,7 @@ from condec.dictionary.fitting.train import MANY_DEAD
 from condec.explain import site_maps
 from condec.modes import Modes
 from condec.network import Site
+from condec.run.beforehand import OF_MODES, check_run, control_reason
 from condec.run.checks import fit_rivals, measure_stability
 from condec.run.control import control_link
 from condec.run.plugins import brought, link_names
@@ -94,7 +96,7 @@ def fit_link(run: Run) -> Outcome:
     """A dictionary for every site, and its modes.
 
     Where the plan asks for them, rivals into analysis/rivals/, and how stable modes are into
-    analysis/stability/.
+    analysis/stability/. A site that cannot be fitted is left out, with a note, unless none can.
     """
     plan = run.plan.fit
     sites = run.sites(plan.sites, run.store.sites)
@@ -105,7 +107,8 @@ def fit_link(run: Run) -> Outcome:
         make = partial(_fit_site, run, site, notes)
         tasks.append(Task(f"fit {site.key}", fit_digest(run, site), make))
         tasks += _checks(run, site) if site in checked else ()
-    return replace(carry_out(run, "fit", tasks), notes=tuple(notes))
+    outcome = carry_out(run, "fit", tasks, separate=True)
+    return replace(outcome, notes=(*outcome.notes, *notes))
 
 
 def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
@@ -137,13 +140,14 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
 
 def _checks(run: Run, site: Site) -> Iterator[Task]:
     """Yield the tasks of rivals and stability, as far as the plan asks for them."""
-    plan, digest = run.plan.fit, fit_digest(run, site)
+    plan, digest, after = run.plan.fit, fit_digest(run, site), f"fit {site.key}"
     if plan.rivals:
         made_from = run.digest(digest, "rivals")
-        yield Task(f"rivals {site.key}", made_from, partial(fit_rivals, run, site))
+        yield Task(f"rivals {site.key}", made_from, partial(fit_rivals, run, site), after)
     if plan.stability_seeds:
         made_from = run.digest(digest, "stability", plan.stability_seeds)
-        yield Task(f"stability {site.key}", made_from, partial(measure_stability, run, site))
+        make = partial(measure_stability, run, site)
+        yield Task(f"stability {site.key}", made_from, make, after)
 
 
 def _forget_results(run: Run, site: str) -> None:
@@ -161,7 +165,7 @@ def _forget_results(run: Run, site: str) -> None:
 def map_link(run: Run) -> Outcome:
     """Input-space maps of modes.
 
-    A site of which no mode is alive is left out, with a note.
+    A site of which no mode is alive, or that no map leads to, is left out, with a note.
     """
     plan = run.plan.maps
     chosen, notes = with_modes(run.modes(plan.sites))
@@ -177,7 +181,8 @@ def map_link(run: Run) -> Outcome:
         Task(f"map {m.site.key}", run.digest(fit_digest(run, m.site), plan), partial(make, m))
         for m in chosen
     ]
-    return replace(carry_out(run, "map", tasks), notes=notes)
+    outcome = carry_out(run, "map", tasks, separate=True)
+    return replace(outcome, notes=(*notes, *outcome.notes))
 
 
 def report_link(run: Run) -> Outcome:
@@ -191,7 +196,7 @@ def report_link(run: Run) -> Outcome:
         return [folder.report]
 
     twins = [twin.name for twin in run.plan.collect.twins]
-    described = (run.plan.report, run.plan.model, run.plan.data, twins)
+    described = (run.plan.report, run.plan.model, run.plan.data, twins, folder.notes_left_out())
     made_from = run.digest(folder.done(besides="report"), described)
     return carry_out(run, "report", [Task("report", made_from, make)])
 
@@ -208,17 +213,37 @@ def function(link: str) -> Callable[[Run], Outcome]:
     return FUNCTIONS[link] if link in FUNCTIONS else brought()[link].function
 
 
-def chain(run: Run) -> Iterator[Outcome]:
+def chain(run: Run, left_out: Mapping[str, str] | None = None) -> Iterator[Outcome]:
     """Carry out the links of the plan, one after the other, in the order of the data flow.
 
-    Control is left out, with a note, where the data have no labels or no rows are held out.
+    Before the first pass all that can be known is checked (`check_run`, whose result is
+    `left_out`). A link that the model or the data do not allow is left out with a note; one that
+    fails later is noted as well, and raises its error once the report is written.
     """
-    for link in link_names():
-        if link not in run.plan.links:
+    run.left_out.update(check_run(run) if left_out is None else left_out)
+    errors: list[CondecError] = []
+    for link in (link for link in link_names() if link in run.plan.links):
+        if (
+            link == "control"
+            and link not in run.left_out
+            and (why := control_reason(run, run.store.labels))
+        ):
+            run.left_out[link] = why  # known now that unreadable inputs are
+        if link in run.left_out:
+            yield Outcome(link, "left out", (), 0.0, (run.left_out[link],))
             continue
-        reason = ""
-        if link == "control" and not bool((run.store.labels >= 0).any()):
-            reason = "the data have no labels"
-        elif link == "control" and not run.plan.fit.train.held_out:
-            reason = "no rows are held out (fit.held_out is 0)"
-        yield Outcome(link, "left out", (), 0.0, (reason,)) if reason else function(link)(run)
+        if link == "report":
+            run.folder.note_left_out([f"{name}: {why}" for name, why in run.left_out.items()])
+        try:
+            outcome = function(link)(run)
+        except CondecError as error:
+            if link in ("collect", "report"):
+                raise (errors[0] if errors else error) from None
+            errors.append(error)
+            run.left_out[link] = str(error)
+            if link == "fit":
+                run.left_out.update(dict.fromkeys(OF_MODES, "no dictionary could be fitted"))
+            outcome = Outcome(link, "failed", (), 0.0, (str(error),))
+        yield outcome
+    if errors:
+        raise errors[0]

@@ -34,7 +34,8 @@ class Link:
     ``run.plan.options[name]``. `kinds` are kinds of data (``"movie"`` of ``movie:FILE``) for which
     it is in the default chain, where control and map then are not. `forget` takes the run, the
     key of a site and the name of the learner, and removes what was made from the site's earlier
-    modes, when these are fitted again.
+    modes, when these are fitted again. `check` raises, before the first pass of a run, what keeps
+    the link from being done with its model, data and plan.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Link:
     options: type | None = None
     kinds: tuple[str, ...] = ()
     forget: "Callable[[Run, str, str], None] | None" = None
+    check: "Callable[[Run], object] | None" = None
 
 
 @cache

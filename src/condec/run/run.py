@@ -1,7 +1,7 @@
 """A run: the plan, what it needs, loaded when first asked for, and what a link of it did."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from condec.basis.errors import SiteError, StoreError
+from condec.basis.errors import DataError, OptionError, SiteError, StoreError
 from condec.basis.files import folder_in_place, user_path
 from condec.basis.records import short_repr
 from condec.data import Inputs, load_data, read_names
@@ -20,7 +20,7 @@ from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
 from condec.network import Site, find_site, find_sites
 from condec.run.plan import Plan, digest
-from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_device
+from condec.store import RunFolder, SiteInfo, Store, Twin, fingerprint, is_twin, usable_device
 
 
 @short_repr
@@ -28,8 +28,8 @@ from condec.store import RunFolder, Store, Twin, fingerprint, is_twin, usable_de
 class Outcome:
     """Outcome of one link.
 
-    `state` is ``made``, ``kept`` (nothing had changed) or ``left out``; `notes` say what the user
-    should know, such as inputs that were left out.
+    `state` is ``made``, ``kept`` (nothing had changed), ``left out`` or ``failed``; `notes` say
+    what the user should know, such as inputs that were left out.
     """
 
     link: str
@@ -45,12 +45,14 @@ class Run:
     """A plan, and what it needs, loaded when first asked for.
 
     `progress` is shown on standard error. `again` does tasks although nothing has changed; but
-    shards of contributions are never computed twice.
+    shards of contributions are never computed twice. `left_out` are links and tasks that could not
+    be done, and why; they come in as links are carried out.
     """
 
     plan: Plan
     progress: bool = True
     again: bool = False
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> RunFolder:
@@ -89,9 +91,25 @@ class Run:
 
     @cached_property
     def superclasses(self) -> Hierarchy | None:
-        """Superclass of every label, where the plan has them."""
-        file = self.plan.data.superclasses
-        return None if file is None else Hierarchy(read_names(user_path(file, self.plan.base)))
+        """Superclass of every label, where the plan has them.
+
+        DataError where the file is no list of names, one for every label.
+        """
+        if self.plan.data.superclasses is None:
+            return None
+        file = user_path(self.plan.data.superclasses, self.plan.base)
+        groups, names, labels = read_names(file), self.inputs.label_names, self.inputs.labels
+        needed = 0 if labels is None or not len(labels) else int(labels.max()) + 1
+        needed = needed if names is None else len(names)
+        if len(groups) < needed or (names is not None and len(groups) > needed):
+            raise DataError(
+                f"{file}: superclasses of {len(groups)} labels; {self.inputs.name} has {needed}. "
+                "Give a json list with one name for every label, in their order; '' for none"
+            )
+        try:
+            return Hierarchy(groups)
+        except OptionError as error:
+            raise DataError(f"{file}: {error}") from error
 
     @cached_property
     def fit_on(self) -> Inputs | None:
@@ -161,12 +179,18 @@ class Run:
                 )
         return self.loaded.model
 
-    def sites(self, patterns: Sequence[str], among: Sequence[Site]) -> tuple[Site, ...]:
-        """Return those of `among` that match the patterns; all of them without patterns."""
+    def sites(
+        self, patterns: Sequence[str], among: Sequence[Site], infos: Sequence[SiteInfo] = ()
+    ) -> tuple[Site, ...]:
+        """Return those of `among` that match the patterns; all of them without patterns.
+
+        `infos` describe them; by default, those of the store.
+        """
         if not patterns:
             return tuple(among)
         found, missing = dict[Site, None](), list[str]()
-        units = [self.store.info(site).units for site in among]
+        known = {info.site: info.units for info in infos or self.store.infos}
+        units = [known[site] for site in among]
         for site in find_sites(self.loaded.model, patterns):
             try:
                 found[find_site(among, site, units)] = None
@@ -180,12 +204,13 @@ class Run:
         return tuple(found)
 
     def modes(self, patterns: Sequence[str] = ()) -> tuple[Modes, ...]:
-        """Load the fitted modes of the sites that match.
+        """Load the fitted modes of the sites that match, but for those whose fit was left out.
 
         Raises StoreError: a site has none.
         """
         fitted = self.sites(self.plan.fit.sites, self.store.sites)
         chosen = self.sites(patterns, fitted)
+        chosen = tuple(site for site in chosen if f"fit {site.key}" not in self.left_out)
         folders = [self.folder.modes(site.key, self.plan.fit.name) for site in chosen]
         for site, folder in zip(chosen, folders, strict=True):
             if not folder_in_place(folder / "modes.zarr").is_dir():

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from condec.basis.errors import CondecError, DataError, ModelError, SiteError
 from condec.basis.progress import progress_bar
 from condec.modes import Modes
 from condec.network import Site
@@ -14,11 +15,15 @@ from condec.run.run import Outcome, Run
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A part of a link: its name, what it is made from, and how its outputs are made."""
+    """A part of a link: its name, what it is made from, and how its outputs are made.
+
+    With `after`, the name of another task, it is passed over where that one was left out.
+    """
 
     name: str
     made_from: str
     make: Callable[[], list[Path]]
+    after: str = ""
 
 
 def fit_digest(run: Run, site: Site) -> str:
@@ -38,26 +43,42 @@ def with_modes(chosen: Sequence[Modes]) -> tuple[list[Modes], tuple[str, ...]]:
     return [modes for modes in chosen if len(modes)], dead
 
 
-def carry_out(run: Run, link: str, tasks: Sequence[Task]) -> Outcome:
-    """Do those tasks of a link whose inputs have changed, or whose outputs are gone."""
+def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = False) -> Outcome:
+    """Do those tasks of a link whose inputs have changed, or whose outputs are gone.
+
+    Where tasks are `separate`, one that the model or the data do not allow is left out with a
+    note, unless all are.
+    """
     folder, started = run.folder, time.perf_counter()
     outputs: list[Path] = []
+    errors: dict[str, CondecError] = {}
     n_done = 0
     # Fitting shows a bar for every site by itself.
     shown = run.progress and link != "fit" and len(tasks) > 1
     with logged(run, link), progress_bar(link, len(tasks), shown=shown) as move:
         for task in tasks:
             # Asked at its turn: a new dictionary undoes the rivals and the stability of its modes.
-            if run.again or not folder.is_done(task.name, task.made_from):
+            due = run.again or not folder.is_done(task.name, task.made_from)
+            if due and task.after not in errors:
                 # Gone first: outputs that are half replaced must not count as those of before.
                 folder.forget(task.name)
-                made = task.make()
-                folder.mark_done(task.name, task.made_from, made)
-                outputs += made
-                n_done += 1
+                try:
+                    made = task.make()
+                except (DataError, ModelError, SiteError) as error:
+                    if not separate:
+                        raise
+                    errors[task.name] = error
+                else:
+                    folder.mark_done(task.name, task.made_from, made)
+                    outputs += made
+                    n_done += 1
             move(advance=1)
+        if errors and len(errors) == sum(not task.after for task in tasks):
+            raise next(iter(errors.values()))
+    run.left_out.update({name: str(error) for name, error in errors.items()})
+    notes = tuple(f"{name}: left out, {error}" for name, error in errors.items())
     state = "made" if n_done else "kept" if tasks else "left out"
-    return Outcome(link, state, tuple(outputs), time.perf_counter() - started)
+    return Outcome(link, state, tuple(outputs), time.perf_counter() - started, notes)
 
 
 @contextmanager

@@ -119,12 +119,16 @@ class BatchPlan:
         n_samples, n_passes = min(n_samples, len(self.inputs)), self.method.n_passes
         size = min(batch_size, n_samples)
         seconds = self.time_pass(size) / size * n_passes * n_samples
-        disk = len(self.inputs) * sum(16 * info.n_units for info in self.infos)
         return (
             f"{n_samples} samples, {len(self.infos)} sites, {n_passes} passes a batch: about "
             f"{f'{seconds / 60:.1f} min' if seconds > 90 else f'{seconds:.0f} s'}, "
-            f"{self.memory(size) / 2**20:.0f} MiB of memory, at most {disk / 2**20:.0f} MiB of disk"
+            f"{self.memory(size) / 2**20:.0f} MiB of memory, at most "
+            f"{self.disk() / 2**20:.0f} MiB of disk"
         )
+
+    def disk(self) -> int:
+        """Return the bytes that the store takes at most."""
+        return len(self.inputs) * sum(16 * info.n_units for info in self.infos)
 
     def memory(self, n_samples: int) -> int:
         """Estimate the bytes that a batch takes, without the model."""

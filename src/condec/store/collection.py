@@ -91,7 +91,7 @@ def collect(
     others = None if fit_on is None else as_inputs(fit_on)
     plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad, others)
     size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
-    _check_batches(plan, size, shard_size)
+    check_batches(plan, size, shard_size)
     recipe, total = plan.recipe(size) | dict(recorded or {}), len(plan.inputs)
     sizes = {"n_samples": total, "shard_size": shard_size}
     store = Store.create(out, recipe=recipe, sites=plan.infos, **sizes)
@@ -181,7 +181,7 @@ def usable_device(name: str | torch.device) -> torch.device:
         raise OptionError(f"device {str(name)!r} cannot be used, {hint}") from error
 
 
-def _check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
+def check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
     """Refuse batches that are too small for the method, before anything is computed."""
     needed, n_samples = plan.method.least_samples, len(plan.inputs)
     spans = {min(shard_size, n_samples), n_samples % shard_size} - {0}

@@ -9,6 +9,7 @@ twins/<twin>/contributions.zarr          twins of the store: random weights or s
 modes/<site>/<learner>/                  dictionary and modes of a site
 analysis/labels.json                     names of the labels: a list, or null
 analysis/superclasses.json               superclass of every label: a list
+analysis/left_out.json                   what the last run left out, and why: a list, if anything
 analysis/statistics.parquet              one row a site
 analysis/statistics_twins.parquet        the same of the twins, with a column `twin`
 analysis/control.parquet                 control curves of all sites
@@ -62,6 +63,7 @@ class RunFolder:
         self.log_odds = path / "log_odds" / "contributions.zarr"
         self.labels = self.analysis("labels.json")
         self.superclasses = self.analysis("superclasses.json")
+        self.left_out = self.analysis("left_out.json")
         self.report = path / "report" / "index.html"
         self.log_file = path / "log.jsonl"
 
@@ -166,6 +168,20 @@ class RunFolder:
         with writing(f"{self.path}: what {task!r} made before cannot be removed"):
             for file in files:
                 file.unlink(missing_ok=True)
+
+    def note_left_out(self, notes: Sequence[str]) -> None:
+        """Keep what a run left out, for its report."""
+        if notes:
+            self.write(self.left_out, to_json(list(notes)))
+        else:
+            self.left_out.unlink(missing_ok=True)
+
+    def notes_left_out(self) -> tuple[str, ...]:
+        """Return what the last run left out; empty where nothing was."""
+        try:
+            return tuple(json.loads(self.left_out.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return ()
 
     def log(self, event: str, **details: Any) -> None:
         """Append one line to the log; StoreError where it cannot be written."""

@@ -289,9 +289,14 @@ def _products(job: Job) -> float:
     return 3.0 * _step_products(job) * steps_of(job.config, job.matrix.shape[0])
 
 
+def guessed_seconds(job: Job) -> float:
+    """Guess how long a fit by gradient descent takes on one thread; of another, only its size."""
+    return _products(job) / _PRODUCTS_A_SECOND
+
+
 def _workers(jobs: Mapping[str, Job]) -> int:
     """Return how many processes are worth starting; the GPU is one."""
     if any(_device(job).type != "cpu" for job in jobs.values()):
         return 1
-    seconds = sum(map(_products, jobs.values())) / _PRODUCTS_A_SECOND
+    seconds = sum(map(guessed_seconds, jobs.values()))
     return torch.get_num_threads() if seconds > _PROCESS_SECONDS else 1

@@ -47,10 +47,15 @@ class StoredRows(Protocol):
         """All rows, float32."""
 
 
+def memory_of(shape: tuple[int, ...]) -> int:
+    """Return the bytes that fitting a matrix in memory takes, with the copies made of it."""
+    n_rows, n_units = shape
+    return _COPIES * _FLOAT * n_rows * n_units
+
+
 def fits(matrix: StoredRows, memory_gib: float) -> bool:
     """Tell whether a matrix can be fitted in memory."""
-    n_rows, n_units = matrix.shape
-    return _COPIES * _FLOAT * n_rows * n_units <= memory_gib * 2**30
+    return memory_of(matrix.shape) <= memory_gib * 2**30
 
 
 class TrainingRows:

@@ -1,0 +1,347 @@
+"""Beforehand: what a run needs is checked before its first pass, and what it takes is guessed."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from condec.attribution import prepare_inputs
+from condec.basis.errors import CondecError, DataError, OptionError, StoreError
+from condec.basis.records import short_repr
+from condec.dictionary import split_rows
+from condec.dictionary.fitting.many import Job, guessed_seconds
+from condec.dictionary.fitting.rows import memory_of
+from condec.effects import LOG_ODDS_NAMES
+from condec.effects.passes import Passes
+from condec.explain import mode_map
+from condec.network import Site
+from condec.run.plugins import brought
+from condec.run.run import Run
+from condec.store import SiteInfo, Store
+from condec.store.batches import BatchPlan
+from condec.store.collection import check_batches
+
+OF_MODES: Final = ("control", "map")
+"""Links of condec that need dictionaries."""
+_RIVALS: Final = 5
+"""Fits that rivals of a dictionary take, about."""
+
+
+def check_run(run: Run) -> dict[str, str]:
+    """Check a run before its first pass; return the links that are left out, and why.
+
+    One sample runs through the model, and through the map of every site that is to be mapped.
+
+    Raises
+    ------
+    CondecError
+        What the plan gets wrong, or the model or the data lack, for collecting and fitting: all
+        that is found at once.
+    """
+    plan, known, fitted = run.plan, list[Known](), list[Site]()
+    if "collect" not in plan.links:
+        _ = run.store
+    elif _whole_store(run) is None:
+        run.check_devices()
+    _try_all([lambda: run.loaded, lambda: run.inputs])
+    model, inputs, packages = run.loaded.model, run.inputs, brought()
+    checks = [link.check for name, link in packages.items() if link.check and name in plan.links]
+    _try_all([
+        lambda: run.superclasses, lambda: run.fit_on, lambda: known.append(Known.of(run)),
+        *(partial(twin.check, model, inputs) for twin in plan.collect.twins),
+        *(partial(check, run) for check in checks),
+    ])  # fmt: skip
+    infos, labels, sites = known[0].infos, known[0].labels, known[0].sites
+    _try_all([lambda: fitted.extend(run.sites(plan.fit.sites, sites))])
+    patterns = {"fit": plan.fit.check_sites, "control": plan.control.sites, "map": plan.maps.sites}
+    asked = [some for name, some in patterns.items() if name in plan.links]
+    _try_all([
+        *(partial(run.sites, some, fitted) for some in asked),
+        *(partial(_check_fit, run, info, len(labels))
+          for info in infos if info.site in fitted and "fit" in plan.links),
+    ])  # fmt: skip
+    found = dict[str, str]()
+    if "control" in plan.links:
+        found["control"] = control_reason(run, labels)
+    if "map" in plan.links:
+        found["map"] = _map_reason(run, run.sites(plan.maps.sites, fitted))
+    return {link: reason for link, reason in found.items() if reason}
+
+
+@short_repr
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a run before its first pass: sites, and labels [sample], -1 for none.
+
+    `plan` is that of collecting; None where the store is whole.
+    """
+
+    infos: tuple[SiteInfo, ...]
+    labels: Tensor
+    plan: BatchPlan | None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in execution order."""
+        return tuple(info.site for info in self.infos)
+
+    @staticmethod
+    def of(run: Run) -> "Known":
+        """Read it from the store; where it is not whole, run one sample."""
+        store = _whole_store(run)
+        if store is not None:
+            return Known(store.infos, store.labels, None)
+        plan, inputs = run.plan.collect, run.inputs
+        made = BatchPlan.make(
+            run.loaded.model, inputs, run.plan.sites, plan.method, plan.target, plan.compute,
+            plan.on_bad, run.fit_on,
+        )  # fmt: skip
+        check_batches(made, _batch(run), plan.shard_size)
+        labels = torch.full((len(inputs),), -1) if inputs.labels is None else inputs.labels
+        return Known(made.infos, labels, made)
+
+
+def control_reason(run: Run, labels: Tensor) -> str:
+    """Tell why edits cannot be measured on samples with these labels; empty where they can.
+
+    OptionError where the plan names labels without training or held-out rows.
+    """
+    plan, fit = run.plan.control, run.plan.fit
+    if not bool((labels >= 0).any()):
+        return "the data have no labels"
+    if not fit.train.held_out:
+        return "no rows are held out (fit.held_out is 0)"
+    apart = torch.zeros(len(labels), dtype=torch.bool)
+    apart[split_rows(len(labels), fit.train.held_out, fit.train.split_seed)] = True
+    both = {*labels[apart].tolist()} & {*labels[~apart].tolist()} - {-1}
+    if not both:
+        return "no label has both training and held-out rows"
+    without = [label for label in plan.labels if label not in both]
+    if without:
+        raise OptionError(
+            f"control: labels {without[:5]} have no training row or no held-out row; those with "
+            f"both: {sorted(both)[:10]}{', ...' if len(both) > 10 else ''}"
+        )
+    try:
+        next(Passes(run.loaded.model, [()]).outputs(_sample(run)))
+    except CondecError as error:
+        return str(error)
+    return ""
+
+
+def _map_reason(run: Run, sites: Sequence[Site]) -> str:
+    """Tell why no site can be mapped; empty where one can."""
+    try:
+        run.inputs.picture(_first_row(run))
+    except CondecError as error:
+        return str(error)
+    reason = ""
+    for site in sites:
+        try:
+            _one_map(run, site)
+            return ""
+        except CondecError as error:
+            reason = reason or str(error)
+    return reason
+
+
+def _one_map(run: Run, site: Site) -> None:
+    labels = run.inputs.labels
+    row = _first_row(run)
+    own = None if labels is None else labels[row : row + 1]
+    mode_map(run.loaded.model, _sample(run), site, [0], run.plan.maps.target, own)
+
+
+def _check_fit(run: Run, info: SiteInfo, n_rows: int) -> None:
+    """Refuse a learner that cannot be fitted to the rows of a site, whatever these are."""
+    plan, key = run.plan.fit, info.site.key
+    n_units = info.n_units * (2 if plan.sign == "concat" else 1)
+    n_train = n_rows - len(split_rows(n_rows, plan.train.held_out, plan.train.split_seed))
+    entry = torch.full((), -1.0 if plan.sign == "negative" else 0.0)
+    learner = plan.learner_for(info.n_units)
+    try:
+        learner.check(entry.expand(n_train, n_units))
+    except CondecError as error:
+        raise OptionError(f"fit: {key}: {error}") from error
+    in_memory = not learner.by_descent or plan.rivals or plan.stability_seeds
+    if in_memory and memory_of((n_rows, n_units)) > plan.train.memory_gib * 2**30:
+        raise OptionError(
+            f"fit: {key}: {n_rows} rows of {n_units} units do not fit in "
+            f"{plan.train.memory_gib:g} GiB with the copies that fitting makes, which "
+            f"{type(learner).__name__}, rivals and stability need; raise memory_gib, take another "
+            "learner, or leave the site out (sites, check_sites)"
+        )
+
+
+def _whole_store(run: Run) -> Store | None:
+    with suppress(StoreError):
+        store = Store.open(run.folder.store)
+        return store if store.is_complete else None
+    return None
+
+
+def _try_all(parts: Sequence[Callable[[], Any]]) -> None:
+    """Do all parts, then raise what they raised: the error itself, or one that lists them."""
+    errors: list[CondecError] = []
+    for part in parts:
+        try:
+            part()
+        except CondecError as error:
+            errors.append(error)
+    found = list({str(error): error for error in errors}.values())
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        lines = "\n".join(f"- {error}" for error in found)
+        raise OptionError(f"{len(found)} things keep this run from being done:\n{lines}")
+
+
+def _first_row(run: Run) -> int:
+    for row in range(len(run.inputs)):
+        try:
+            run.inputs.load(row)
+        except DataError:
+            if run.plan.collect.on_bad == "raise":
+                raise
+            continue
+        return row
+    raise DataError(f"{run.inputs.name}: none of the {len(run.inputs)} samples can be used")
+
+
+def _sample(run: Run) -> Tensor:
+    return prepare_inputs(run.loaded.model, run.inputs.load(_first_row(run))[None])
+
+
+def _batch(run: Run) -> int:
+    size = run.plan.collect.batch_size
+    return 64 if size == "auto" else size
+
+
+# --- what it takes --------------------------------------------------------------------------
+
+
+@short_repr
+@dataclass(frozen=True)
+class Need:
+    """What a link takes: seconds, bytes of memory, bytes of disk at most; and of what."""
+
+    link: str
+    seconds: float
+    memory: int
+    disk: int
+    words: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.link:8} about {_duration(self.seconds)}, {_size(self.memory)} of memory, "
+            f"at most {_size(self.disk)} of disk: {self.words}"
+        )
+
+
+def needs(run: Run, left_out: Mapping[str, str]) -> list[str]:
+    """Say line by line what every link of a checked run takes, or why it is left out.
+
+    One pass of a batch and one map are timed, everything else is counted. What a run folder holds
+    already is counted as well.
+    """
+    made = [need for need in _needs(run, Known.of(run)) if need.link not in left_out]
+    lines = [str(need) for need in made]
+    lines += [f"{link:8} left out: {reason}" for link, reason in left_out.items()]
+    disk = sum(need.disk for need in made)
+    memory = max((need.memory for need in made), default=0)
+    seconds = sum(need.seconds for need in made)
+    whole = Need("in all", seconds, memory, disk, "statistics and the report take little more")
+    place = next(one for one in (run.plan.out, *run.plan.out.absolute().parents) if one.exists())
+    free = shutil.disk_usage(place).free
+    short = [f"{place}: only {_size(free)} are free"] if free < disk else []
+    return [*lines, str(whole), *short]
+
+
+def _needs(run: Run, known: Known) -> Iterator[Need]:
+    plan, infos = run.plan, known.infos
+    batches = known.plan or BatchPlan.make(
+        run.loaded.model, run.inputs, plan.sites, plan.collect.method, plan.collect.target,
+        plan.collect.compute, plan.collect.on_bad, run.fit_on,
+    )  # fmt: skip
+    n_samples = len(run.inputs)
+    size = min(_batch(run), n_samples)
+    each = batches.time_pass(size) / size
+    memory = batches.memory(size)
+    passes = batches.method.n_passes
+    differ = sum(twin.changes_numbers(plan.collect.target) for twin in plan.collect.twins)
+    disk = batches.disk()
+    if "collect" in plan.links:
+        words = f"{n_samples} samples, {len(infos)} sites, {passes} passes a batch"
+        twins = len(plan.collect.twins)
+        words += f", once more for {differ} of {twins} twins" if twins else ""
+        seconds = each * passes * n_samples * (1 + differ)
+        yield Need("collect", seconds, memory, disk * (1 + twins), words)
+    fitted = [info for info in infos if info.site in run.sites(plan.fit.sites, known.sites)]
+    if "fit" in plan.links:
+        yield _need_of_fit(run, fitted, n_samples)
+    chosen = {site.key for site in run.sites(plan.control.sites, [i.site for i in fitted])}
+    if "control" in plan.links:
+        yield _need_of_control(run, known, len(chosen), each, memory, disk)
+    mapped = run.sites(plan.maps.sites, [info.site for info in fitted])
+    if "map" in plan.links:
+        yield _need_of_maps(run, mapped, batches)
+
+
+def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:
+    plan, seconds, memory, disk = run.plan.fit, 0.0, 0, 0
+    checked = run.sites(plan.check_sites, [info.site for info in infos])
+    for info in infos:
+        shape = (n_samples, info.n_units * (2 if plan.sign == "concat" else 1))
+        learner = plan.learner_for(info.n_units)
+        job = Job(learner, torch.empty(shape, device="meta"), config=plan.train)
+        more = (_RIVALS * plan.rivals + plan.stability_seeds + 2 * bool(plan.stability_seeds)
+                if info.site in checked else 0)  # fmt: skip
+        seconds += guessed_seconds(job) * (1 + more)
+        memory = max(memory, memory_of(shape))
+        disk += 4 * learner.n_modes * (3 * shape[1] + n_samples)
+    extra = plan.rivals or plan.stability_seeds
+    words = f"{len(infos)} sites" + (f"; rivals and stability of {len(checked)}" if extra else "")
+    return Need("fit", seconds, memory, disk, words)
+
+
+def _need_of_control(
+    run: Run, known: Known, n_sites: int, each: float, memory: int, disk: int
+) -> Need:
+    plan, fit = run.plan.control, run.plan.fit
+    n_labels = len(plan.labels) or len({*known.labels.tolist()} - {-1})
+    n_held_out = round(fit.train.held_out * len(known.labels))
+    drawn = {"random", "random_modes"}
+    orders = sum(plan.n_random if name in drawn else 1 for name in plan.rankings)
+    kinds = len(plan.edits) * len(plan.replacements)
+    sets = n_labels * orders * len(plan.fractions) * kinds
+    log_odds = bool({*plan.rankings} & {*LOG_ODDS_NAMES})
+    # A pass that was timed goes back as well, which takes twice as long as going there.
+    seconds = n_sites * sets * n_held_out * each / 3 + each * log_odds * len(known.labels)
+    words = f"{n_sites} sites, at most {sets} sets of edits on {n_held_out} held-out samples each"
+    return Need("control", seconds, memory, disk * log_odds, words)
+
+
+def _need_of_maps(run: Run, sites: Sequence[Site], batches: BatchPlan) -> Need:
+    plan = run.plan.maps
+    number = plan.n_modes * plan.n_inputs * len(sites)
+    _one_map(run, sites[0])  # the first one compiles
+    started = time.perf_counter()
+    _one_map(run, sites[0])
+    seconds = (time.perf_counter() - started) * number
+    pixels = int(torch.tensor(run.inputs.picture(_first_row(run)).shape[:2]).prod())
+    words = f"{len(sites)} sites, {plan.n_modes} modes on {plan.n_inputs} inputs each"
+    return Need("map", seconds, 2 * batches.memory(plan.n_inputs), 15 * pixels * number, words)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{-(-n_bytes // 2**20)} MiB" if n_bytes < 2**33 else f"{n_bytes / 2**30:.0f} GiB"
