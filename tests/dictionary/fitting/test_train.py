@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from condec.basis.errors import DataError, OptionError
-from condec.dictionary import NMF, PCA, KMeans, ThresholdSAE, TopKSAE, TrainConfig, fit, split_rows
+from condec.dictionary import (
+    NMF,
+    PCA,
+    FastICA,
+    KMeans,
+    ReLUSAE,
+    ThresholdSAE,
+    TopKSAE,
+    TrainConfig,
+    fit,
+    split_rows,
+)
 
 # Dictionaries of a few dozen rows may well have modes that no held-out row uses.
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -201,3 +212,36 @@ def test_device_of_the_config_is_used_and_the_result_is_on_the_cpu():
     )
     assert report.dictionary.atoms.device.type == "cpu"
     assert report.dictionary.encode(_rows().cuda()).device.type == "cuda"
+
+
+SMALL = [
+    ThresholdSAE(240), TopKSAE(240, k=4), ReLUSAE(240), NMF(24, max_iter=40), PCA(24), KMeans(24),
+    FastICA(8, max_iter=40),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("learner", SMALL, ids=lambda learner: type(learner).__name__)
+def test_a_small_fit_is_the_same_for_any_number_of_threads(learner, monkeypatch):
+    used, before = set(), torch.get_num_threads()
+    real = type(learner).encode
+
+    def encode(self, tensors, matrix):
+        used.add(torch.get_num_threads())
+        return real(self, tensors, matrix)
+
+    monkeypatch.setattr(type(learner), "encode", encode)
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(fit(learner, _rows(120, 96), config=TrainConfig(steps=20)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    one, two = found
+    assert used == {1}
+    assert one.metrics == two.metrics
+    assert one.history == two.history
+    for name, tensor in one.dictionary.tensors.items():
+        assert torch.equal(tensor, two.dictionary.tensors[name]), name

@@ -22,8 +22,8 @@ from condec.dictionary.fitting.checkpoint import Keeper, State
 from condec.dictionary.fitting.rows import TrainingRows
 from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig
 
-_SMALL_STEP: Final = 10_000_000
-"""Products in a forward step up to which one CPU thread is as fast as two, on a quiet machine."""
+SMALL_STEP: Final = 10_000_000
+"""Products at a time up to which one CPU thread is as fast as two, on a quiet machine."""
 _CANDIDATES: Final = 1024
 """Rows out of which those are drawn that dead modes are set to."""
 _REVIVALS: Final = 4
@@ -154,14 +154,9 @@ def learn_together(
             seed(config.seed, each.device)
             starts.insert(0, learner.start(each.sample, config))
         descent = _Descent(learner, starts, rows, settled)
-        products = sum(p.numel() for p in descent.parameters.values()) * settled[0].batch_size
-        threads = torch.get_num_threads()
-        # More than one gain nothing while steps are small, and wait if the machine is busy.
-        torch.set_num_threads(1 if products < _SMALL_STEP else threads)
-        try:
+        batch = min(settled[0].batch_size, rows[0].n_rows)
+        with threads_for(sum(p.numel() for p in descent.parameters.values()) * batch):
             histories = descent.run(on_epoch, keeper)
-        finally:
-            torch.set_num_threads(threads)
         own = {n: p.detach() for n, p in descent.parameters.items() if n not in learner.fixed}
         found = []
         with torch.no_grad():
@@ -170,6 +165,20 @@ def learn_together(
                 tensors = learner.finish(kept, each.sample, config)
                 found.append(Learned(tensors, config, histories[index]))
         return found
+
+
+@contextmanager
+def threads_for(products: int) -> Iterator[None]:
+    """Take one thread for few products at a time.
+
+    More gain nothing, wait for each other if the machine is busy, and may sum in another order.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if products < SMALL_STEP else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Dictionary, Learner
 from condec.dictionary.fitting.checkpoint import Keeper
-from condec.dictionary.fitting.descent import GradientLearner, learn_together
+from condec.dictionary.fitting.descent import GradientLearner, learn_together, threads_for
 from condec.dictionary.fitting.rows import Prepared, StoredRows, prepare
 from condec.dictionary.measure.quality import quality_of
 from condec.dictionary.records import Epoch, Learned, OnEpoch, TrainConfig, Training
@@ -132,14 +132,16 @@ def reports_of(
     keeper: Keeper | None,
 ) -> list[FitReport]:  # fmt: skip
     """Do fits that run as one (one alone, unless by gradient descent), and measure each."""
-    start = time.perf_counter()
-    if isinstance(learner, GradientLearner):
-        found = learn_together(learner, [fit.rows for fit in fits], configs, on_epoch, keeper)
-    else:
-        found = [learner.learn(fits[0].rows.sample, configs[0], on_epoch)]
-    seconds = time.perf_counter() - start if keeper is None else keeper.elapsed
-    each = zip(fits, found, strict=True)
-    return [_report(learner, fit, learned, seconds / len(fits)) for fit, learned in each]
+    start, rows = time.perf_counter(), fits[0].rows
+    # The whole fit of few rows, so that its bits do not depend on the number of threads.
+    with threads_for(fits[0].n_rows * rows.n_units * learner.n_modes * len(fits)):
+        if isinstance(learner, GradientLearner):
+            found = learn_together(learner, [fit.rows for fit in fits], configs, on_epoch, keeper)
+        else:
+            found = [learner.learn(rows.sample, configs[0], on_epoch)]
+        seconds = time.perf_counter() - start if keeper is None else keeper.elapsed
+        each = zip(fits, found, strict=True)
+        return [_report(learner, fit, learned, seconds / len(fits)) for fit, learned in each]
 
 
 def _report(learner: Learner, prepared: Prepared, learned: Learned, seconds: float) -> FitReport:

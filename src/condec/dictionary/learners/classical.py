@@ -16,6 +16,7 @@ from torch import Tensor
 from condec.basis.errors import DataError
 from condec.basis.shapes import Loadings, UnitMatrix
 from condec.dictionary.base import Learner, Parameters
+from condec.dictionary.fitting.descent import SMALL_STEP
 from condec.dictionary.records import Learned, OnEpoch, TrainConfig
 
 
@@ -30,7 +31,8 @@ class Classical(Learner):
     kept: ClassVar[Mapping[str, str]] = {"atoms": "components_"}
     """Attributes of the fitted estimator by the tensors that they become."""
     one_thread: ClassVar[bool] = True
-    """Whether more threads would sum in any order: the same seed would not be the same answer."""
+    """Whether more threads would sum in any order: the same seed would not be the same answer.
+    Few products take one thread in any case."""
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more modes than training rows, or units, can have."""
@@ -53,7 +55,8 @@ class Classical(Learner):
         module, name = self.estimator.split(".")
         kind, rows = getattr(import_module(f"sklearn.{module}"), name), _numpy(matrix)
         options = self._options(config, matrix.shape[1])
-        with threadpool_limits(1 if self.one_thread else None):
+        few = rows.size * self.n_modes < SMALL_STEP
+        with threadpool_limits(1 if self.one_thread or few else None):
             model = kind(self.n_modes, random_state=config.seed, **options).fit(rows)
             found = self._found(model, rows)
         return Learned({name: _tensor(values) for name, values in found.items()}, config)
