@@ -71,6 +71,20 @@ def test_a_chain_without_collect_needs_a_store_of_its_plan(source: Path) -> None
     assert config.read(source / "run").links == ("stats",)
 
 
+def test_check_says_what_a_run_takes_and_makes_nothing(source: Path) -> None:
+    lines = done("run", source / "run.toml", "--check").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["collect", "fit", "control", "map", "in"]
+    assert all("MiB of memory, at most" in line for line in lines)
+    assert not (source / "run").exists()
+    wrong = (source / "run.toml").read_text().replace("n_modes = 3", "n_modes = 30")
+    (source / "run.toml").write_text(wrong)
+    for options in ([], ["--check"]):
+        result = condec_command("run", source / "run.toml", *options)
+        assert result.exit_code == 2
+        assert "2 things keep this run from being done:" in result.stderr
+        assert not (source / "run").exists()
+
+
 def test_out_is_another_run_folder(source: Path) -> None:
     done("run", source / "run.toml", "-q", "--out", source / "elsewhere")
     assert (source / "elsewhere" / "run.toml").is_file()
