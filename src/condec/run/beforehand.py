@@ -58,11 +58,11 @@ def check_run(run: Run) -> dict[str, str]:
         *(partial(check, run) for check in checks),
     ])  # fmt: skip
     infos, labels, sites = known[0].infos, known[0].labels, known[0].sites
-    _try_all([lambda: fitted.extend(run.sites(plan.fit.sites, sites))])
+    _try_all([lambda: fitted.extend(run.sites(plan.fit.sites, sites, infos))])
     patterns = {"fit": plan.fit.check_sites, "control": plan.control.sites, "map": plan.maps.sites}
     asked = [some for name, some in patterns.items() if name in plan.links]
     _try_all([
-        *(partial(run.sites, some, fitted) for some in asked),
+        *(partial(run.sites, some, fitted, infos) for some in asked),
         *(partial(_check_fit, run, info, len(labels))
           for info in infos if info.site in fitted and "fit" in plan.links),
     ])  # fmt: skip
@@ -70,7 +70,7 @@ def check_run(run: Run) -> dict[str, str]:
     if "control" in plan.links:
         found["control"] = control_reason(run, labels)
     if "map" in plan.links:
-        found["map"] = _map_reason(run, run.sites(plan.maps.sites, fitted))
+        found["map"] = _map_reason(run, run.sites(plan.maps.sites, fitted, infos))
     return {link: reason for link, reason in found.items() if reason}
 
 
@@ -282,20 +282,21 @@ def _needs(run: Run, known: Known) -> Iterator[Need]:
         words += f", once more for {differ} of {twins} twins" if twins else ""
         seconds = each * passes * n_samples * (1 + differ)
         yield Need("collect", seconds, memory, disk * (1 + twins), words)
-    fitted = [info for info in infos if info.site in run.sites(plan.fit.sites, known.sites)]
+    sites = run.sites(plan.fit.sites, known.sites, infos)
+    fitted = [info for info in infos if info.site in sites]
     if "fit" in plan.links:
         yield _need_of_fit(run, fitted, n_samples)
-    chosen = {site.key for site in run.sites(plan.control.sites, [i.site for i in fitted])}
+    chosen = run.sites(plan.control.sites, sites, infos)
     if "control" in plan.links:
         yield _need_of_control(run, known, len(chosen), each, memory, disk)
-    mapped = run.sites(plan.maps.sites, [info.site for info in fitted])
+    mapped = run.sites(plan.maps.sites, sites, infos)
     if "map" in plan.links:
         yield _need_of_maps(run, mapped, batches)
 
 
 def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:
     plan, seconds, memory, disk = run.plan.fit, 0.0, 0, 0
-    checked = run.sites(plan.check_sites, [info.site for info in infos])
+    checked = run.sites(plan.check_sites, [info.site for info in infos], infos)
     for info in infos:
         shape = (n_samples, info.n_units * (2 if plan.sign == "concat" else 1))
         learner = plan.learner_for(info.n_units)
