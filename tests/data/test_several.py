@@ -225,7 +225,7 @@ def test_batches_that_do_not_fit_the_example(gated: nn.Module) -> None:
         with pytest.raises(DataError, match=r"a batch like the example, image \[3\] torch.float64"):
             model.pack(BATCH | change)
     for wrong in ({}, {"x": 1}, {"x": torch.ones(2), "y": torch.ones(3)}, {"x": torch.tensor(1.0)}):
-        with pytest.raises(DataError, match=r"a mapping or sequence of tensors \[sample, ...\]"):
+        with pytest.raises(DataError, match=r"a mapping or sequence of tensors, each \[sample"):
             SeveralInputs(gated, wrong)
     with pytest.raises(DataError, match=r"moves='mask' of 'image', 'mask'"):
         SeveralInputs(gated, BATCH, moves="mask")
