@@ -232,6 +232,15 @@ def test_inputs_of_other_axes_are_asked_anew() -> None:
         assert h[..., :5].all()
 
 
+def test_a_model_that_takes_no_single_sample() -> None:
+    class Three(Audio):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.view(3, 2, 9))
+
+    model = Three().eval()
+    assert settle_sites(model, [Site("relu")], torch.randn(3, 2, 9))[0].key == "relu@channels"
+
+
 class Attention(nn.Module):
     """A map of attention [sample, head, query, key], of which nobody says what its units are."""
 

@@ -162,7 +162,7 @@ def unit_effects(
     torch.Size([2, 4])
     """
     site = Site.parse(site) if isinstance(site, str) else site
-    (site,) = settle_sites(model, (site,), inputs[:1])
+    (site,) = settle_sites(model, (site,), inputs)
     after = split_at(model, inputs, site)
     chosen = None if units is None else torch.as_tensor(units, dtype=torch.int64)
     return _effects(method or UnitAblation(), after, target, labels, chosen)[0]

@@ -250,8 +250,8 @@ def make_setup(
     """Check a batch and find the sites; errors as in `contribute`."""
     model = original(model)
     x = prepare_inputs(model, inputs)
-    found = settle_sites(model, find_sites(model, sites), x[:1])
-    asked = as_target(target or TopK()).settled(lambda: output_axis(model, x[:1]))
+    found = settle_sites(model, find_sites(model, sites), x)
+    asked = as_target(target or TopK()).settled(lambda: output_axis(model, x))
     return Setup(model, x, found, asked, labels)
 
 

@@ -44,7 +44,7 @@ def head_weights(
     if len(inputs) < 2:
         raise OptionError(f"head_weights: expected at least two inputs; got {len(inputs)}")
     weights, inputs = [], prepare_inputs(model, inputs)
-    (site,) = settle_sites(model, (site,), inputs[:1])
+    (site,) = settle_sites(model, (site,), inputs)
     units = survey_sites(model, inputs[:1], [site]).units[site.key]
     with record(model, [site]) as tape:
         logits = run_model(model, inputs)

@@ -62,7 +62,7 @@ class Passes:
     def outputs(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of every set of edits and the batch's output under it, in any order."""
         if self._groups is None:
-            self._settle(inputs[:1])
+            self._settle(inputs)
             self._groups = self._grouped(inputs[:1])
         plain = None
         for group in list(self._groups):
@@ -85,11 +85,11 @@ class Passes:
                 output = run_model(self.model, inputs)
             yield number, self._checked(output, len(inputs))
 
-    def _settle(self, one: Tensor) -> None:
+    def _settle(self, inputs: Tensor) -> None:
         """Find out which axes are units at sites that leave it open."""
         every = (edit for some in self.edits for edit in some if not edit.within)
         open_ = tuple(dict.fromkeys(edit.site for edit in every))
-        there = dict(zip(open_, settle_sites(self.model, open_, one), strict=True))
+        there = dict(zip(open_, settle_sites(self.model, open_, inputs), strict=True))
         self.edits = [
             tuple(with_site(edit, there.get(edit.site, edit.site)) for edit in some)
             for some in self.edits

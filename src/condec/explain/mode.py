@@ -124,9 +124,9 @@ def mode_map(
         raise SiteError(f"a map belongs to one site; {str(site)!r} means {1 + len(more)}: {keys}")
     refuse_training(model)
     inputs = prepare_inputs(model, as_batch("mode_map", images).detach()).clone()
-    (chosen,) = settle_sites(model, (chosen,), inputs[:1])
+    (chosen,) = settle_sites(model, (chosen,), inputs)
     target = as_target(Predicted() if target is None else target)
-    target = target.settled(lambda: output_axis(model, inputs[:1]))
+    target = target.settled(lambda: output_axis(model, inputs))
     labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
 
     def hand_on(hidden: Tensor) -> Tensor:  # without the tangent: nobody reads it beyond the site

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from condec.basis.errors import SiteError
+from condec.basis.errors import ModelError, SiteError
 from condec.network.axes import Followed, followed
 from condec.network.sites import Place, Site
 from condec.network.tape import Call, record, run_model
@@ -95,9 +95,15 @@ _SEEN: Final[MutableMapping[nn.Module, dict[_At, Seen | None]]] = WeakKeyDiction
 def settle_sites(model: nn.Module, sites: Iterable[Site], inputs: Tensor) -> tuple[Site, ...]:
     """Write out the units of sites that leave them open, where the rank would mislead.
 
-    One sample suffices as `inputs`. SiteError where nothing tells which axis holds the units.
+    Of `inputs`, one sample is run, or all where the model takes no single one. SiteError where
+    nothing tells which axis holds the units.
     """
-    model = original(model)
+    model, sites = original(model), tuple(sites)
+    try:
+        return settled(model, sites, inputs.ndim, lambda: run_model(model, inputs[:1]))
+    except ModelError:
+        if len(inputs) == 1:
+            raise
     return settled(model, sites, inputs.ndim, lambda: run_model(model, inputs))
 
 
