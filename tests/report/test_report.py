@@ -360,6 +360,12 @@ def changed(run, values):
     return list(sentences.warnings(replace(run, sites=sites)))
 
 
+def test_what_the_run_left_out_comes_first(run):
+    changed = replace(run, left_out=("control: no label has both training and held-out rows",))
+    first = next(iter(sentences.warnings(changed)))
+    assert first == "Left out: control: no label has both training and held-out rows."
+
+
 def test_warnings_about_completeness(run):
     fine = [text for text in changed(run, [0.99, 1.0, 1.01]) if "block1" in text]
     assert not [text for text in fine if "ompleteness" in text]

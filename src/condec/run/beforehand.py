@@ -15,8 +15,10 @@ from condec.attribution import prepare_inputs
 from condec.basis.errors import CondecError, DataError, OptionError, StoreError
 from condec.basis.records import short_repr
 from condec.dictionary import split_rows
+from condec.dictionary.fitting.descent import steps_of
 from condec.dictionary.fitting.many import Job, guessed_seconds
 from condec.dictionary.fitting.rows import memory_of
+from condec.edits import Ablate
 from condec.effects import LOG_ODDS_NAMES
 from condec.effects.passes import Passes
 from condec.explain import mode_map
@@ -31,6 +33,10 @@ OF_MODES: Final = ("control", "map")
 """Links of condec that need dictionaries."""
 _RIVALS: Final = 5
 """Fits that rivals of a dictionary take, about."""
+_STEP_SECONDS: Final = 2e-3
+"""What a step of a fit takes at least."""
+_TIMED: Final = 8
+"""Sets of edits that are timed."""
 
 
 def check_run(run: Run) -> dict[str, str]:
@@ -247,8 +253,8 @@ class Need:
 def needs(run: Run, left_out: Mapping[str, str]) -> list[str]:
     """Say line by line what every link of a checked run takes, or why it is left out.
 
-    One pass of a batch and one map are timed, everything else is counted. What a run folder holds
-    already is counted as well.
+    One pass of a batch, some edits and one map are timed, everything else is counted, what a run
+    folder holds already as well.
     """
     made = [need for need in _needs(run, Known.of(run)) if need.link not in left_out]
     lines = [str(need) for need in made]
@@ -288,7 +294,8 @@ def _needs(run: Run, known: Known) -> Iterator[Need]:
         yield _need_of_fit(run, fitted, n_samples)
     chosen = run.sites(plan.control.sites, sites, infos)
     if "control" in plan.links:
-        yield _need_of_control(run, known, len(chosen), each, memory, disk)
+        of = [info for info in fitted if info.site in chosen]
+        yield _need_of_control(run, known.labels, of, each, memory, disk)
     mapped = run.sites(plan.maps.sites, sites, infos)
     if "map" in plan.links:
         yield _need_of_maps(run, mapped, batches)
@@ -303,7 +310,8 @@ def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:
         job = Job(learner, torch.empty(shape, device="meta"), config=plan.train)
         more = (_RIVALS * plan.rivals + plan.stability_seeds + 2 * bool(plan.stability_seeds)
                 if info.site in checked else 0)  # fmt: skip
-        seconds += guessed_seconds(job) * (1 + more)
+        steps = steps_of(plan.train, n_samples) if learner.by_descent else 0
+        seconds += (guessed_seconds(job) + _STEP_SECONDS * steps) * (1 + more)
         memory = max(memory, memory_of(shape))
         disk += 4 * learner.n_modes * (3 * shape[1] + n_samples)
     extra = plan.rivals or plan.stability_seeds
@@ -312,20 +320,36 @@ def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:
 
 
 def _need_of_control(
-    run: Run, known: Known, n_sites: int, each: float, memory: int, disk: int
+    run: Run, labels: Tensor, infos: Sequence[SiteInfo], each: float, memory: int, disk: int
 ) -> Need:
     plan, fit = run.plan.control, run.plan.fit
-    n_labels = len(plan.labels) or len({*known.labels.tolist()} - {-1})
-    n_held_out = round(fit.train.held_out * len(known.labels))
+    n_labels = len(plan.labels) or len({*labels.tolist()} - {-1})
+    n_held_out = round(fit.train.held_out * len(labels))
     drawn = {"random", "random_modes"}
     orders = sum(plan.n_random if name in drawn else 1 for name in plan.rankings)
     kinds = len(plan.edits) * len(plan.replacements)
     sets = n_labels * orders * len(plan.fractions) * kinds
     log_odds = bool({*plan.rankings} & {*LOG_ODDS_NAMES})
-    # A pass that was timed goes back as well, which takes twice as long as going there.
-    seconds = n_sites * sets * n_held_out * each / 3 + each * log_odds * len(known.labels)
-    words = f"{n_sites} sites, at most {sets} sets of edits on {n_held_out} held-out samples each"
+    edits = sum(_time_edits(run, info) for info in infos) * sets * n_held_out
+    seconds = edits + each * log_odds * len(labels)
+    words = (
+        f"{len(infos)} sites, at most {sets} sets of edits on {n_held_out} held-out samples each"
+    )
     return Need("control", seconds, memory, disk * log_odds, words)
+
+
+def _time_edits(run: Run, info: SiteInfo) -> float:
+    """Measure the seconds of one sample under one set of edits, as several run together."""
+    sets = [(Ablate(info.site, units=[n % info.n_units]),) for n in range(_TIMED)]
+    sample = _sample(run)
+    inputs = sample.expand(min(_batch(run), len(run.inputs)), *sample.shape[1:]).contiguous()
+    passes, seconds = Passes(run.loaded.model, sets), 0.0
+    for _ in range(2):  # the first one looks for what follows the site
+        started = time.perf_counter()
+        for _ in passes.outputs(inputs):
+            pass
+        seconds = time.perf_counter() - started
+    return seconds / (len(sets) * len(inputs))
 
 
 def _need_of_maps(run: Run, sites: Sequence[Site], batches: BatchPlan) -> Need:
