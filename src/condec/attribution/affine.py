@@ -41,6 +41,15 @@ class Called(NamedTuple):
 
 
 Calls = dict[str, Called]
+Alpha = float | Tensor
+"""A place on a path, between 0 and 1: the same for all samples, or one each."""
+
+
+def between(start: Tensor, end: Tensor, alpha: Alpha) -> Tensor:
+    """Go from `start`, of shape [sample, ...] or [1, ...], a share `alpha` of the way to `end`."""
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(end).view(-1, *[1] * (end.ndim - 1))
+    return torch.lerp(start, end, alpha)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +74,12 @@ class AffineParts:
         ends = {n: Called(end.output[rows], end.layout) for n, end in self.ends.items()}
         return AffineParts(self.starts, ends)
 
-    def at(self, alphas: Sequence[float]) -> Calls:
+    def at(self, alphas: Sequence[Alpha]) -> Calls:
         """Interpolate to points of the path, stacked along the sample axis."""
         found = {}
         for name, (end, layout) in self.ends.items():
             start = self.starts[name].output
-            outputs = [torch.lerp(start, end, alpha) for alpha in alphas]
+            outputs = [between(start, end, alpha) for alpha in alphas]
             found[name] = Called(torch.cat(outputs) if len(outputs) > 1 else outputs[0], layout)
         return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from condec.attribution.affine import AffineParts, watched
+from condec.attribution.affine import AffineParts, Alpha, between, watched
 from condec.attribution.base import Setup, check_finite
 from condec.attribution.targets import Target
 from condec.basis.errors import ModelError
@@ -107,7 +107,7 @@ class Path(ABC):
     frozen: Tensor | None
 
     @abstractmethod
-    def at(self, alphas: Sequence[float]) -> list[Point]:
+    def at(self, alphas: Sequence[Alpha]) -> list[Point]:
         """Run points of the path in one pass, stacked along the sample axis."""
 
     @abstractmethod
@@ -140,10 +140,10 @@ class InputPath(Path):
             None if self.affine is None else self.affine.take(rows),
         )
 
-    def at(self, alphas: Sequence[float]) -> list[Point]:
+    def at(self, alphas: Sequence[Alpha]) -> list[Point]:
         """Run points of the path in one pass, stacked along the sample axis."""
         inputs = self.setup.inputs
-        where = [torch.lerp(self.start, inputs, alpha) for alpha in alphas]
+        where = [between(self.start, inputs, alpha) for alpha in alphas]
         stacked = where[0] if len(where) == 1 else torch.cat(where)
         frozen = self._frozen(len(where))
         known = None if self.affine is None else self.affine.at(alphas)
@@ -189,10 +189,11 @@ class LayerPath(Path):
         """Choose samples."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-    def at(self, alphas: Sequence[float]) -> list[Point]:
+    def at(self, alphas: Sequence[Alpha]) -> list[Point]:
         """Run points of the path in one pass."""
         whole, key = self.after.activation, self.after.site.key
-        stacked = torch.cat([torch.lerp(self.start, whole, alpha) for alpha in alphas])
+        where = [self._for_all(alpha) for alpha in alphas]
+        stacked = torch.cat([between(self.start, whole, alpha) for alpha in where])
         stacked.requires_grad_()
         with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(self.after.model):
             output = self.after.run(stacked)
@@ -203,6 +204,11 @@ class LayerPath(Path):
         point = Point(output.detach(), None, value.detach(), records, gradients)
         points = point.split(len(whole))
         return points if self.rows is None else [p.take(self.rows) for p in points]
+
+    def _for_all(self, alpha: Alpha) -> Alpha:
+        if self.rows is None or not isinstance(alpha, Tensor):
+            return alpha
+        return alpha.new_ones(len(self.after.activation)).index_copy(0, self.rows, alpha)
 
     def end(self, first: Point) -> Point:
         """Run the point where the activation is that of the baseline."""

@@ -1,60 +1,98 @@
-"""Sums over the points of a path: a fixed number of them, and doubling to a tolerance."""
+"""Sums over the points of a path: where the points lie, a fixed number, doubling to a tolerance.
+
+The sum is the area beside the polygon through the points (h_k, g_k) of an entry: the trapezoid
+rule. A curve bulges out of its polygon; what it does at a corner between D = P_k - P_(k-1) and
+E = P_(k+1) - P_k is made up for by a twelfth of D_g E_h - D_h E_g, as for the parabola through
+points at equal distance. The paper's rule leaves it out.
+"""
 
 import itertools
 import warnings
-from collections.abc import Collection, Sequence
-from typing import Final
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
+from condec.attribution.affine import Alpha
 from condec.attribution.base import Attribution
 from condec.attribution.engine import LayerPath, Path, Point
 from condec.attribution.targets.base import wide
 
 Totals = dict[str, Tensor]
+_T = TypeVar("_T")
 
 _FIRST_STEPS: Final = 4
 # A target that hardly moves would make every gap large: measured against this share of what
 # the contributions add up to without their signs.
 _SMALL_CHANGE: Final = 1e-3
+_CORNER: Final = 1 / 12
+# Measured on three networks: half of ten points show where a path turns, the others go there.
+_PILOTS: Final = 5
+_PILOT_POWER: Final = 1.5
 
 
-def integrate(path: Path, first: Point, steps: int, stack: int) -> Attribution:
+@dataclass(frozen=True)
+class Spacing:
+    """Where points lie: at (k / S)^power, or, as `fitted`, where each sample's path turns.
+
+    `corners` tells whether corners of the polygon are rounded.
+    """
+
+    power: float = 1.0
+    fitted: bool = False
+    corners: bool = True
+
+    def at(self, share: float) -> float:
+        """Return the place on the path, of the share of its points."""
+        return share if self.power == 1 else share**self.power
+
+
+def integrate(path: Path, first: Point, *, steps: int, spacing: Spacing, stack: int) -> Attribution:
     """Sum over a fixed number of intervals, from the inputs back to the baseline.
 
-    No point is kept but the last one (with those it was stacked with).
+    No point is kept but the last one (with those it was stacked with), and the pilots of a fitted
+    spacing.
     """
-    total, later = _zeros(first), first
-    for chunk in _chunks([k / steps for k in range(steps - 1, 0, -1)], stack):
-        for point in path.at(chunk):
-            _add_interval(total, later, point)
-            later = point
-    end = path.end(first)
-    _add_interval(total, later, end)
+    curve = _Curve(first, spacing)
+    if spacing.fitted and steps > 1:
+        end = _go_fitted(curve, path, first, steps, stack)
+    else:
+        for chunk in _chunks([spacing.at(k / steps) for k in range(steps - 1, 0, -1)], stack):
+            for point in path.at(chunk):
+                curve.go(point)
+        end = path.end(first)
+        curve.go(end)
     taken = torch.full_like(first.target, steps, dtype=torch.int64)
-    return Attribution(total, first.records, first.output, first.target, end.target, taken)
+    return Attribution(curve.total, first.records, first.output, first.target, end.target, taken)
 
 
 def integrate_to(
-    path: Path, first: Point, *, tolerance: float, max_steps: int, cuts: Collection[str], stack: int
-) -> Attribution:
+    path: Path, first: Point, *, tolerance: float, max_steps: int, cuts: Collection[str],
+    spacing: Spacing, stack: int,
+) -> Attribution:  # fmt: skip
     """Double the intervals of each sample until it is within the tolerance; points are kept.
 
     The completeness gap counts at the sites `cuts`. A pass takes `stack` points of the whole
-    batch; as samples drop out, more points take their place.
+    batch; as samples drop out, more points take their place. A fitted spacing begins with four
+    equal intervals, places four points by them, and halves the eight from then on.
     """
     end = path.end(first)
     change = first.target - end.target
     contribution, taken = _zeros(first), torch.zeros_like(first.target, dtype=torch.int64)
     rows = torch.arange(len(change), device=change.device)
+    shares: Sequence[Alpha] = [0.0, 1.0]
     n_steps, points = 1, [end, first]
-    coarse = _total(points)
+    coarse = _total(points, spacing)
     while len(rows):
         freed = 1 if isinstance(path, LayerPath) else len(change) // len(rows)
-        points = _doubled(path, points, stack * freed)
+        if spacing.fitted and n_steps == _FIRST_STEPS:
+            points, shares = _placed(path, points, shares, stack * freed)
+        else:
+            points, shares = _doubled(path, points, shares, spacing, stack * freed)
         n_steps *= 2
-        fine = _total(points)
+        fine = _total(points, spacing)
         off = torch.maximum(_difference(coarse, fine), _gap(fine, change[rows], cuts))
         done = (off <= tolerance) & (n_steps >= _FIRST_STEPS) | (2 * n_steps > max_steps)
         for key, total in fine.items():
@@ -72,41 +110,210 @@ def integrate_to(
             going = (~done).nonzero().flatten()
             rows, path = rows[going], path.take(going)
             points = [point.take(going) for point in points]
+            shares = [a[going] if isinstance(a, Tensor) else a for a in shares]
             fine = {key: total[going] for key, total in fine.items()}
         coarse = fine
     return Attribution(contribution, first.records, first.output, first.target, end.target, taken)
 
 
-def _chunks(alphas: Sequence[float], size: int) -> list[Sequence[float]]:
+def _chunks(alphas: Sequence[Alpha], size: int) -> list[Sequence[Alpha]]:
     return [alphas[start : start + size] for start in range(0, len(alphas), size)]
+
+
+class _Curve:
+    """The running sum of every sample, and the last point that it came to."""
+
+    def __init__(self, first: Point, spacing: Spacing) -> None:
+        self.corners = spacing.corners
+        self.total = _zeros(first)
+        self.records, self.gradients = dict(first.records), dict(first.gradients)
+        if spacing.fitted:  # changed in place, some samples at a time
+            self.records = {key: t.clone() for key, t in self.records.items()}
+            self.gradients = {key: t.clone() for key, t in self.gradients.items()}
+        self.side: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def go(self, point: Point, rows: Tensor | None = None) -> None:
+        """Add the interval to the next point, for all samples or some of them."""
+        records, gradients = self.records, self.gradients
+        for key, total in self.total.items():
+            h, g, h0, g0 = point.records[key], point.gradients[key], records[key], gradients[key]
+            if rows is not None:
+                h, g, h0, g0 = h[rows], g[rows], h0[rows], g0[rows]
+            sums = total if rows is None else total[rows]
+            h, g, h0, g0 = (t.to(total.dtype) for t in (h, g, h0, g0))
+            change = h0 - h
+            sums.addcmul_(change, g0 + g, value=0.5)
+            if self.corners:
+                self._round(key, sums, -change, g - g0, rows)
+            if rows is None:
+                records[key], gradients[key] = point.records[key], point.gradients[key]
+            else:
+                total[rows] = sums
+                records[key][rows], gradients[key][rows] = h.to(records[key]), g.to(gradients[key])
+
+    def _round(
+        self, key: str, sums: Tensor, change: Tensor, turn: Tensor, rows: Tensor | None
+    ) -> None:
+        """Make up for the corner between the last interval and this one."""
+        if rows is None:
+            if key in self.side:
+                _add_corner(sums, self.side[key], (change, turn), -_CORNER)
+            self.side[key] = change, turn
+            return
+        # A sample's first interval follows one of length 0: no corner.
+        sides = self.side.setdefault(
+            key, (torch.zeros_like(self.total[key]), torch.zeros_like(self.total[key]))
+        )
+        _add_corner(sums, (sides[0][rows], sides[1][rows]), (change, turn), -_CORNER)
+        sides[0][rows], sides[1][rows] = change, turn
+
+
+def _add_corner(
+    sums: Tensor, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weight: float
+) -> None:
+    """Add what the curve does beside its polygon; sides are changes of record and gradient."""
+    sums.addcmul_(one[1], other[0], value=weight).addcmul_(one[0], other[1], value=-weight)
+
+
+def _go_fitted(curve: _Curve, path: Path, first: Point, steps: int, stack: int) -> Point:
+    """Go along each sample's own points: pilots at the same places, then those between them."""
+    n = min(_PILOTS, steps // 2)
+    shares = [(k / n) ** _PILOT_POWER for k in range(n, -1, -1)]
+    inner = [p for chunk in _chunks(shares[1:-1], stack) for p in path.at(chunk)]
+    pilots = [first, *inner, path.end(first)]
+    places, behind = _places(shares, _parts(pilots, shares, steps))
+    reached = torch.zeros_like(behind[0])
+    to_all = torch.arange(len(reached), device=reached.device)
+    new = (p for chunk in _chunks(list(places), stack) for p in path.at(chunk))
+    for point, last in zip(new, behind, strict=True):
+        _go_to_pilots(curve, pilots, reached, last)
+        reached = last
+        curve.go(point, to_all)
+    _go_to_pilots(curve, pilots, reached, torch.full_like(reached, n))
+    return pilots[-1]
+
+
+def _go_to_pilots(curve: _Curve, pilots: Sequence[Point], reached: Tensor, last: Tensor) -> None:
+    """Go from pilots reached to the last ones before the next point."""
+    for k in range(int(reached.min()) + 1, int(last.max()) + 1):
+        rows = ((reached < k) & (k <= last)).nonzero().flatten()
+        if len(rows):
+            curve.go(pilots[k], rows)
+
+
+def _parts(points: Sequence[Point], shares: Sequence[float], steps: int) -> Tensor:
+    """Share `steps` among the intervals of each sample, [interval, sample], by what they need.
+
+    The error of an interval is taken as its change of record times its change of gradient, summed
+    over entries and, each by its own sum of contributions, over sites; of n parts, as an n-th.
+    """
+    errors: list[Tensor] = []
+    sizes: dict[str, Tensor] = {}
+    for later, earlier in itertools.pairwise(points):
+        for key, h1 in later.records.items():
+            h0, g1, g0 = earlier.records[key], later.gradients[key], earlier.gradients[key]
+            size = ((h1 - h0).double() * (g1 + g0).double() / 2).abs().flatten(1).sum(1)
+            sizes[key] = sizes.get(key, 0) + size
+    tiny = torch.finfo(torch.float64).tiny
+    for later, earlier in itertools.pairwise(points):
+        total = torch.zeros_like(later.target, dtype=torch.float64)
+        for key, h1 in later.records.items():
+            h0, g1, g0 = earlier.records[key], later.gradients[key], earlier.gradients[key]
+            off = ((h1 - h0).double() * (g1 - g0).double()).abs().flatten(1).sum(1)
+            total += off / sizes[key].clamp(min=tiny)
+        errors.append(total)
+    error = torch.stack(errors)
+    # Where nothing turns, the widest intervals; and no rounding decides between equals.
+    widths = error.new_tensor([abs(b - a) for a, b in itertools.pairwise(shares)])
+    error = error + 1e-6 * (error.sum(0) + tiny**0.5) * widths[:, None]
+    parts = torch.ones_like(error, dtype=torch.int64)
+    for _ in range(steps - len(parts)):
+        largest = (error / (parts * (parts + 1))).argmax(0, keepdim=True)
+        parts.scatter_add_(0, largest, torch.ones_like(largest))
+    return parts
+
+
+def _places(shares: Sequence[float], parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return places of the points between pilots, [point, sample], and the pilot before each."""
+    places, behind = [], []
+    for counts in parts.T.tolist():
+        found = [
+            (a + (b - a) * i / n, k)
+            for k, ((a, b), n) in enumerate(zip(itertools.pairwise(shares), counts, strict=True))
+            for i in range(1, n)
+        ]
+        places.append([place for place, _ in found])
+        behind.append([k for _, k in found])
+    where = torch.tensor(places, dtype=torch.float64, device=parts.device)
+    return where.T, torch.tensor(behind, device=parts.device).T
 
 
 def _zeros(like: Point) -> Totals:
     return {key: torch.zeros_like(h, dtype=wide(h)) for key, h in like.records.items()}
 
 
-def _add_interval(total: Totals, later: Point, earlier: Point) -> None:
-    """Add one interval to the running totals, in place, by the trapezoid rule."""
-    for key, sums in total.items():
-        dtype = sums.dtype
-        change = later.records[key].to(dtype) - earlier.records[key].to(dtype)
-        slope = later.gradients[key].to(dtype) + earlier.gradients[key].to(dtype)
-        sums.addcmul_(change, slope, value=0.5)
-
-
-def _total(points: Sequence[Point]) -> Totals:
+def _total(points: Sequence[Point], spacing: Spacing) -> Totals:
+    """Sum over points from the baseline to the inputs."""
     total = _zeros(points[-1])
-    for earlier, later in itertools.pairwise(points):
-        _add_interval(total, later, earlier)
+    for key, sums in total.items():
+        before = None
+        for earlier, later in itertools.pairwise(points):
+            h1, h0, g1, g0 = (
+                t.to(sums.dtype)
+                for t in (later.records[key], earlier.records[key], later.gradients[key],
+                          earlier.gradients[key])
+            )  # fmt: skip
+            change, turn = h1 - h0, g1 - g0
+            sums.addcmul_(change, g1 + g0, value=0.5)
+            if before is not None and spacing.corners:
+                _add_corner(sums, before, (change, turn), _CORNER)
+            before = change, turn
     return total
 
 
-def _doubled(path: Path, points: Sequence[Point], stack: int) -> list[Point]:
-    """The points and those half way between them."""
-    n_steps = len(points) - 1
-    middles = [(k + 0.5) / n_steps for k in range(n_steps)]
-    new = (point for chunk in _chunks(middles, stack) for point in path.at(chunk))
-    return [points[0], *(p for pair in zip(new, points[1:], strict=True) for p in pair)]
+def _doubled(
+    path: Path, points: Sequence[Point], shares: Sequence[Alpha], spacing: Spacing, stack: int
+) -> tuple[list[Point], list[Alpha]]:
+    """The points and those half way between them, with their shares of the way."""
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(shares)]
+    new = list(_run(path, [a if isinstance(a, Tensor) else spacing.at(a) for a in middles], stack))
+    return _between(points, new), _between(shares, middles)
+
+
+def _between(outer: Sequence[_T], inner: Sequence[_T]) -> list[_T]:
+    return [outer[0], *(x for pair in zip(inner, outer[1:], strict=True) for x in pair)]
+
+
+def _run(path: Path, alphas: Sequence[Alpha], stack: int) -> Iterator[Point]:
+    return (point for chunk in _chunks(alphas, stack) for point in path.at(chunk))
+
+
+def _placed(
+    path: Path, points: Sequence[Point], shares: Sequence[float], stack: int
+) -> tuple[list[Point], list[Alpha]]:
+    """The points and as many more, of each sample where its path turns; in its own order."""
+    new, _ = _places(shares, _parts(points, shares, 2 * len(points) - 2))
+    every = [*points, *_run(path, list(new), stack)]
+    old = new.new_tensor(shares)[:, None].expand(-1, new.shape[1])
+    where, order = torch.cat([old, new]).sort(0)
+    samples = torch.arange(new.shape[1], device=new.device)
+
+    def sorted_(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tensors))[order, samples]
+
+    outputs, targets = sorted_([p.output for p in every]), sorted_([p.target for p in every])
+    records, gradients = (
+        {key: sorted_([getattr(p, name)[key] for p in every]) for key in points[0].records}
+        for name in ("records", "gradients")
+    )
+    made = [
+        Point(
+            outputs[k], points[-1].frozen, targets[k],
+            {key: t[k] for key, t in records.items()}, {key: t[k] for key, t in gradients.items()},
+        )
+        for k in range(len(order))
+    ]  # fmt: skip
+    return made, list(where)
 
 
 def _difference(coarse: Totals, fine: Totals) -> Tensor:

@@ -63,6 +63,13 @@ METHODS: Final[Texts[Method]] = Texts(
             "ig",
             Part("steps", "[:STEPS|:auto]", r"(?::(\d+|auto))?", _steps),
             choice("path", "layer", default="input"),
+            Part(
+                "spacing",
+                "[:uniform|:fitted|:power:P]",
+                r"(?::(uniform|fitted|power:\d+(?:\.\d+)?))?",
+                str,
+                lambda text: "" if text == "uniform" else f":{text}",
+            ),
             Part("baseline", "[@BASELINE]", r"(?:@(.*))?", BASELINES.parse, _baseline_text),
         ),
         **{kind: (kind.__name__.lower(),) for kind in _PLAIN},
