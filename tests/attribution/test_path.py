@@ -51,6 +51,21 @@ class TestBlurred(AttributionContract):
         return IntegratedGradients(steps=3, baseline=Blur(1.0))
 
 
+class TestFitted(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(steps=9, spacing="fitted")
+
+
+class TestFittedAuto(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(steps="auto", spacing="fitted", tolerance=0.05)
+
+
+class TestPower(AttributionContract):
+    def make_method(self) -> Method:
+        return IntegratedGradients(steps=6, spacing="power:2", path="layer")
+
+
 def images(n: int = 4) -> torch.Tensor:
     return torch.randn(n, 1, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -60,10 +75,11 @@ def images(n: int = 4) -> torch.Tensor:
     steps=st.integers(1, 9),
     stack=st.integers(1, 12),
     path=st.sampled_from(["input", "layer"]),
+    spacing=st.sampled_from(["uniform", "fitted", "power:2"]),
 )
-def test_stacking_changes_nothing(steps: int, stack: int, path: str) -> None:
+def test_stacking_changes_nothing(steps: int, stack: int, path: str, spacing: str) -> None:
     model, x = small_resnet().double(), images(3)
-    method = IntegratedGradients(steps=steps, path=path)
+    method = IntegratedGradients(steps=steps, path=path, spacing=spacing)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(paths, "_LARGEST_STACK", 1)
         a = contribute(model, x, "block*", method=method, target=Predicted())
@@ -215,6 +231,55 @@ def test_a_target_that_hardly_moves_is_measured_against_its_contributions() -> N
     assert batch.steps.tolist() == [16]
 
 
+@pytest.mark.parametrize(
+    ("spacing", "path"), [("fitted", "input"), ("fitted", "layer"), ("power:2", "input")]
+)
+def test_auto_with_other_points_is_within_its_tolerance(spacing: str, path: str) -> None:
+    model, x = small_resnet().double(), images(3)
+    method = IntegratedGradients(
+        steps="auto", tolerance=3e-2, max_steps=128, spacing=spacing, path=path
+    )
+    fine = IntegratedGradients(steps=128, path=path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = contribute(model, x, "block*", method=method, target=Predicted())
+    exact = contribute(model, x, "block*", method=fine, target=Predicted())
+    for site in ("block1", "block2"):
+        off = (batch[site].contribution - exact[site].contribution).abs().flatten(1).sum(1)
+        assert (off / exact[site].contribution.abs().flatten(1).sum(1)).max() < 0.05
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    steps=st.integers(1, 12),
+    spacing=st.sampled_from(["uniform", "fitted", "power:2", "power:0.5"]),
+    seed=st.integers(0, 1000),
+)
+def test_a_square_of_what_is_linear_is_complete(steps: int, spacing: str, seed: int) -> None:
+    """Record and gradient move on one straight line: any points are exact."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 5)).double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    method = IntegratedGradients(steps=steps, spacing=spacing)
+    batch = contribute(model, x, "0", method=method, target=lambda out: out.square().sum(1))
+    change = batch.target - batch.target_baseline
+    torch.testing.assert_close(batch["0"].contribution.sum(1), change, rtol=1e-10, atol=1e-10)
+
+
+def test_fitted_points_go_where_the_path_of_each_sample_turns() -> None:
+    """A step of the target early on the path of one sample, late on that of another."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False)).double().eval()
+    model[0].weight.data.fill_(1.0)
+    x = torch.tensor([[5.0], [1.2]], dtype=torch.float64)
+    off = {}
+    for spacing in ("uniform", "fitted"):
+        method = IntegratedGradients(steps=12, spacing=spacing)
+        target = lambda out: torch.tanh(5 * (out[:, 0] - 1))  # noqa: E731
+        batch = contribute(model, x, "0", method=method, target=target)
+        off[spacing] = (batch.completeness()["0"] - 1).abs()
+    assert off["fitted"].max() < off["uniform"].max() / 3
+
+
 def test_auto_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small_resnet().double(), images(5)
     method = IntegratedGradients(steps="auto", tolerance=2e-2)
@@ -262,6 +327,9 @@ def test_options_round_trip(baseline) -> None:  # type: ignore[no-untyped-def]
     ("make", "message"),
     [
         (lambda: IntegratedGradients(path="layers"), "path must be one of input, layer; got 'lay"),
+        (lambda: IntegratedGradients(spacing="even"), "spacing must be .*'power:2'; got 'even'"),
+        (lambda: IntegratedGradients(spacing="power:0"), "a power above 0 .*got 'power:0'"),
+        (lambda: IntegratedGradients(spacing="power:-1"), "a power above 0 .*got 'power:-1'"),
         (lambda: IntegratedGradients(tolerance=0.0), "tolerance must be above 0"),
         (lambda: IntegratedGradients(max_steps=4), "max_steps must be at least 8; got 4"),
         (lambda: IntegratedGradients(steps=True), "at least 1, or 'auto'; got True"),

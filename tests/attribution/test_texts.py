@@ -56,6 +56,12 @@ METHODS = {
     "ig:auto": IntegratedGradients(steps="auto"),
     "ig:10:layer": IntegratedGradients(path="layer"),
     "ig:auto:layer": IntegratedGradients(steps="auto", path="layer"),
+    "ig:10:uniform": IntegratedGradients(spacing="uniform"),
+    "ig:fitted": IntegratedGradients(spacing="fitted"),
+    "ig:8:layer:fitted@mean": IntegratedGradients(
+        steps=8, path="layer", spacing="fitted", baseline=Mean()
+    ),
+    "ig:auto:power:2.5": IntegratedGradients(steps="auto", spacing="power:2.5"),
     "ig:10@blur:3": IntegratedGradients(baseline=Blur(3.0)),
     "ig@samples:8": IntegratedGradients(baseline=Samples(n_samples=8)),
     "actgrad": ActGrad(),

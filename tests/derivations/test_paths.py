@@ -12,6 +12,8 @@ from condec.attribution.contributions import contribute
 from condec.attribution.targets import Logit
 from condec.testing.models import small_mlp, small_resnet
 
+POWER = 1.5  # of the pilots
+
 
 def parts(name: str, model: nn.Module, x: Tensor):  # type: ignore[no-untyped-def]
     """The network below and above a site, by hand; above keeps what bypasses the site."""
@@ -130,3 +132,86 @@ def test_blur_equals_the_loop() -> None:
                         share = weights[dy + radius] * weights[dx + radius] / sum(weights) ** 2
                         total += share * float(images[0, c, y, x])
                 assert float(blurred[0, c, row, column]) == pytest.approx(total, abs=1e-12)
+
+
+def slow_fitted(model: nn.Module, names, x: Tensor, steps: int):  # type: ignore[no-untyped-def]
+    """Pilots, then one point more where an interval needs it most; rounded corners; one sample."""
+
+    def at(a: float) -> dict[str, tuple[Tensor, Tensor]]:
+        found = {}
+        for name in names:
+            below, above = parts(name, model, a * x)
+            h = below(a * x)
+            found[name] = h.detach(), gradient(above, h)
+        return found
+
+    n = min(5, steps // 2)
+    pilots = [(k / n) ** POWER for k in range(n + 1)]
+    points = [at(a) for a in pilots]
+    need = [0.0] * n
+    for name in names:
+        hs, gs = [p[name][0] for p in points], [p[name][1] for p in points]
+        size = sum(
+            float(abs((hs[k + 1] - hs[k]) * (gs[k + 1] + gs[k]) / 2).sum()) for k in range(n)
+        )
+        for k in range(n):
+            need[k] += float(abs((hs[k + 1] - hs[k]) * (gs[k + 1] - gs[k])).sum()) / size
+    counts = [1] * n
+    while sum(counts) < steps:
+        gains = [need[k] / counts[k] - need[k] / (counts[k] + 1) for k in range(n)]
+        counts[gains.index(max(gains))] += 1
+    where = [0.0]
+    for k in range(n):
+        where += [
+            pilots[k] + (pilots[k + 1] - pilots[k]) * (i + 1) / counts[k] for i in range(counts[k])
+        ]
+    assert len(where) == steps + 1
+    return along(names, [at(a) for a in where])
+
+
+def along(names, points):  # type: ignore[no-untyped-def]
+    totals = {}
+    for name in names:
+        hs, gs = [p[name][0] for p in points], [p[name][1] for p in points]
+        total = torch.zeros_like(hs[0])
+        for k in range(1, len(points)):
+            total = total + (hs[k] - hs[k - 1]) * (gs[k] + gs[k - 1]) / 2
+        for k in range(1, len(points) - 1):
+            dh, dg, eh, eg = (
+                hs[k] - hs[k - 1],
+                gs[k] - gs[k - 1],
+                hs[k + 1] - hs[k],
+                gs[k + 1] - gs[k],
+            )
+            total = total + (dg * eh - dh * eg) / 12
+        totals[name] = total
+    return totals
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 23])
+def test_fitted_points_equal_the_loop(steps: int) -> None:
+    model, x = small_resnet().double(), torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    sites = ("block1", "block1.conv1")
+    method = IntegratedGradients(steps=steps, spacing="fitted")
+    batch = contribute(model, x, sites, method=method, target=Logit(1))
+    for i in range(3):
+        slow = slow_fitted(model, sites, x[i : i + 1], steps)
+        for site in sites:
+            torch.testing.assert_close(
+                batch[site].contribution[i], slow[site][0], atol=1e-9, rtol=0
+            )
+
+
+@pytest.mark.parametrize("power", [1, 2, 2.5])
+def test_powers_equal_the_loop(power: float) -> None:
+    model, x = small_resnet().double(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    method = IntegratedGradients(steps=6, spacing=f"power:{power}")
+    batch = contribute(model, x, "block1", method=method, target=Logit(1))
+    for i in range(2):
+        points = []
+        for k in range(7):
+            below, above = parts("block1", model, x[i : i + 1] * (k / 6) ** power)
+            h = below(x[i : i + 1] * (k / 6) ** power)
+            points.append({"block1": (h.detach(), gradient(above, h))})
+        slow = along(("block1",), points)["block1"]
+        torch.testing.assert_close(batch["block1"].contribution[i], slow[0], atol=1e-9, rtol=0)

@@ -146,7 +146,7 @@ def test_round_trip(text: str) -> None:
 def test_absent_keys_keep_their_defaults() -> None:
     plan = config.from_dict({"sites": "block*"})
     assert plan.links == LINKS
-    assert plan.collect.method == IntegratedGradients(steps=10)
+    assert plan.collect.method == IntegratedGradients(steps=10, spacing="fitted")
     assert plan.collect.target == TopK(k=1)
     assert plan.fit == FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
     assert plan.out == Path("run")

@@ -88,7 +88,7 @@ def integrate_to(
     while len(rows):
         freed = 1 if isinstance(path, LayerPath) else len(change) // len(rows)
         if spacing.fitted and n_steps == _FIRST_STEPS:
-            points, shares = _placed(path, points, shares, stack * freed)
+            points, shares = _placed(path, points, stack * freed)
         else:
             points, shares = _doubled(path, points, shares, spacing, stack * freed)
         n_steps *= 2
@@ -288,10 +288,9 @@ def _run(path: Path, alphas: Sequence[Alpha], stack: int) -> Iterator[Point]:
     return (point for chunk in _chunks(alphas, stack) for point in path.at(chunk))
 
 
-def _placed(
-    path: Path, points: Sequence[Point], shares: Sequence[float], stack: int
-) -> tuple[list[Point], list[Alpha]]:
-    """The points and as many more, of each sample where its path turns; in its own order."""
+def _placed(path: Path, points: Sequence[Point], stack: int) -> tuple[list[Point], list[Alpha]]:
+    """Points at equal distance, and as many more, of each sample where its path turns, in order."""
+    shares = [k / (len(points) - 1) for k in range(len(points))]
     new, _ = _places(shares, _parts(points, shares, 2 * len(points) - 2))
     every = [*points, *_run(path, list(new), stack)]
     old = new.new_tensor(shares)[:, None].expand(-1, new.shape[1])

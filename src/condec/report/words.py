@@ -120,6 +120,9 @@ def method_words(method: Mapping[str, Any]) -> str:
     path = [f"{method.get('steps')} steps"]
     if method.get("steps") == "auto":
         path = [f"steps to a tolerance of {plain(method.get('tolerance'))}"]
+    if (spacing := str(method.get("spacing", "uniform"))) != "uniform":
+        power = spacing.partition(":")[2]
+        path.append(f"spaced by a power of {power}" if power else "where each path turns")
     if method.get("path") == "layer":
         path.append("along the layer's own path")
     baseline = method.get("baseline")

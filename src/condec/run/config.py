@@ -61,7 +61,7 @@ DEMO: Final[Mapping[str, Any]] = {
     "model": {"spec": "digits"},
     "data": {"source": "digits"},
     "collect": {
-        "method": "ig:10", "target": "predicted", "shard_size": 256,
+        "method": "ig:10:fitted", "target": "predicted", "shard_size": 256,
         "twins": ["random-weights", "shuffled-labels"],
     },
     "fit": {"learner": "sae", "n_modes": "3x", "steps": 1500},

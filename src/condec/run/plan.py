@@ -72,7 +72,7 @@ class CollectPlan:
     numbers: training frames, where those of ``[data]`` are test frames.
     """
 
-    method: Method = field(default_factory=IntegratedGradients)
+    method: Method = field(default_factory=lambda: IntegratedGradients(spacing="fitted"))
     target: Target = field(default_factory=TopK)
     batch_size: int | Literal["auto"] = 64
     shard_size: int = 1024
