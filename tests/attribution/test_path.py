@@ -341,7 +341,7 @@ def test_options_round_trip(baseline) -> None:  # type: ignore[no-untyped-def]
         (lambda: SmoothGrad(inner=IntegratedGradients), "SmoothGrad: inner must be a Method"),
         (
             lambda: contribute(small_resnet(), images(), "block1", method="ig:10"),
-            "contribute: method must be a Method such as .*; got str",
+            "contribute: method 'ig:10': a text stands for a method in a run.toml only",
         ),
         (lambda: IntegratedGradients(steps="all"), "at least 1, or 'auto'; got 'all'"),
         (lambda: Blur(0.0), "sigma must be positive; got 0"),
