@@ -1,7 +1,7 @@
 """Every method and baseline: their texts for run.toml and the command line, and plain records.
 
 >>> METHODS.parse("ig:20:layer@blur:3")
-IntegratedGradients(steps=20, baseline=Blur(sigma=3.0), path='layer', ...)
+IntegratedGradients(steps=20, baseline=Blur(sigma=3.0), spacing='uniform', path='layer', ...)
 >>> METHODS.text(METHODS.parse("smoothgrad:8(gradient)"))
 'smoothgrad:8(gradient)'
 """
