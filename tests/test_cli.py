@@ -266,6 +266,7 @@ def test_inspect_lists_modules_shapes_and_cuts(source: Path) -> None:
     assert "148" in rows["block1.conv1"]
     assert rows["head"].split()[-2:] == ["15", "cut"]
     assert rows["presets:"] == "presets: none fits"
+    assert " ".join(rows["a"].split()) == "a sample alone gives what it gives in a batch yes"
 
 
 def test_inspect_shows_the_presets_that_fit() -> None:

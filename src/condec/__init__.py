@@ -21,7 +21,7 @@ from condec.basis.errors import (
     CondecError, DataError, DependencyError, ModelError, OptionError, SiteError, StoreError,
 )  # fmt: skip
 from condec.network import (
-    Site, Units, find_cuts, find_site, find_sites, inspect_model, presets_of, record,
+    Proof, Site, Units, find_cuts, find_site, find_sites, inspect_model, presets_of, prove, record,
 )  # fmt: skip
 from condec.models import LanguageModel, LoadedModel, expose_attention, load_model
 from condec.data import Inputs, SeveralInputs, as_inputs, load_data
@@ -47,10 +47,10 @@ __all__ = [
     "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
     "StoreError", "Site", "Units", "find_site", "find_sites", "presets_of", "LoadedModel",
     "load_model", "LanguageModel", "expose_attention", "Inputs", "as_inputs", "load_data",
-    "find_cuts", "inspect_model", "record", "Contrast", "Custom", "Entropy", "Label", "Logit",
-    "Margin", "Predicted", "Sum", "Surprisal", "Target", "TopK", "ActGrad", "Constant",
-    "IntegratedGradients", "Method", "UnitAblation", "Zeros", "split_and_sum", "Compute",
-    "Contributions", "contribute", "faithfulness", "Store", "collect", "RandomWeights",
+    "find_cuts", "inspect_model", "Proof", "prove", "record", "Contrast", "Custom", "Entropy",
+    "Label", "Logit", "Margin", "Predicted", "Sum", "Surprisal", "Target", "TopK", "ActGrad",
+    "Constant", "IntegratedGradients", "Method", "UnitAblation", "Zeros", "split_and_sum",
+    "Compute", "Contributions", "contribute", "faithfulness", "Store", "collect", "RandomWeights",
     "ShuffledLabels", "collect_twin", "Dictionary", "FitReport", "KMeans", "NMF", "PCA",
     "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy", "membership", "ModeMatch",
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",

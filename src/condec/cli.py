@@ -1,6 +1,7 @@
 """The command line: parses, calls one function, prints."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -216,7 +217,8 @@ def inspect(
     """Every module: shape, parameters, and whether it is a cut; presets that fit the model.
 
     Through a cut passes all that flows from the input to the output: only there do the
-    contributions of all units add up to the target.
+    contributions of all units add up to the target. Then whether contributions belong to single
+    samples: the proof of the model.
     """
     base, shape = Path(), _shape(input_shape)
     if user_path(model).is_dir() or model.endswith(".toml"):
@@ -230,8 +232,10 @@ def inspect(
             f"{model} does not tell the shape of its inputs; give it, for example "
             "--input-shape 3,224,224"
         )
-    table = inspect_model(loaded.model, torch.zeros(1, *shape))
-    explained = table.attrs["explained"]
+    # Whatever the model takes, images or numbers of tokens, these are some.
+    one = torch.linspace(0, 1, math.prod(shape)).view(1, *shape)
+    table = inspect_model(loaded.model, one)
+    explained, proof = table.attrs["explained"], table.attrs["proof"]
     if sites is not None:
         names = {site.name for site in find_sites(loaded.model, sites)}
         table = table[table["site"].str.partition("#")[0].isin(names)]
@@ -239,9 +243,10 @@ def inspect(
         shape=[_times(each) for each in table["shape"]],
         parameters=[f"{number:,}" for number in table["parameters"]],
         cut=["cut" if cut else "" for cut in table["cut"]],
-    )[["site", "type", "shape", "units", "parameters", "cut"]]
+    )[["site", "type", "shape", "units", "parameters", "cut", *(["proof"] if proof.places else [])]]
     print(f"{model}, one input of shape {_times(shape)}; explained: {explained}")
     print(table.to_string(index=False))
+    print(proof)
     if sites is None:
         fit = (f"preset:{name}" for name in presets_of(loaded.model))
         print(f"presets: {', '.join(fit) or 'none fits'}")

@@ -15,6 +15,7 @@ from condec.attribution import (
     ActGrad,
     IntegratedGradients,
     Method,
+    Samples,
     Zeros,
     engine,
     make_setup,
@@ -23,7 +24,7 @@ from condec.attribution import (
 )
 from condec.attribution.contributions import contribute
 from condec.attribution.reduce import merge_signs, split_and_sum
-from condec.attribution.targets import Label, Logit, Predicted, Sum, TopK
+from condec.attribution.targets import Label, Logit, Predicted, Sum, Target, TopK
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError
 from condec.data import as_inputs
 from condec.network.sites import Site, Units
@@ -315,9 +316,7 @@ class SequenceFirst(nn.Module):
 def test_activations_with_the_samples_elsewhere_are_refused(samples: int) -> None:
     """Also where samples are as many as tokens, which the shape alone does not show."""
     model = SequenceFirst().eval()
-    with pytest.raises(
-        SiteError, match=r"inner: expected .*order of the samples, for 2 samples; got \(4"
-    ):
+    with pytest.raises(SiteError, match=r"inner has shape \(4, 2, 3\) for 2 samples and \(4, 1, 3"):
         contribute(model, torch.randn(samples, 4, 3), "inner")
     with pytest.raises(SiteError, match="inner: expected an activation"):
         ActGrad().attribute(make_setup(model, torch.randn(2, 4, 3), "inner"))
@@ -462,3 +461,36 @@ def test_texts_of_methods_and_targets_name_the_object() -> None:
     ):
         with pytest.raises(OptionError, match=message):
             contribute(small_resnet(), x, "block1", **option)  # type: ignore[arg-type]
+
+
+class Pole(torch.nn.Module):
+    """Has a value at the inputs, and none where the input is `at`."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self.at, self.site = at, torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (1 / (self.site(x) - self.at)).sum(1, keepdim=True) * torch.ones(1, 2)
+
+
+@pytest.mark.parametrize("target", [Logit(0), TopK(k=1), Predicted()])
+def test_a_baseline_that_is_not_finite_is_not_blamed_on_the_inputs(target: Target) -> None:
+    x = torch.rand(3, 2) + 1
+    words = "the target at the baseline is not finite; look at the baseline"
+    with pytest.raises(DataError, match=words) as caught:
+        contribute(Pole(0.0).eval(), x, "site", target=target)
+    assert caught.value.samples == ()
+    own = IntegratedGradients(baseline=Samples(n_samples=1, values=torch.ones(1, 2)))
+    with pytest.raises(DataError, match="the target at the baseline is not finite"):
+        contribute(Pole(1.0).eval(), x, "site", target=target, method=own)
+
+
+def test_a_path_that_is_not_finite_names_its_samples() -> None:
+    x = torch.full((4, 2), 3.0)
+    x[2] = 8.0  # 8 * 3 / 4 is the pole
+    method = IntegratedGradients(steps=4)
+    words = r"on the path from the baseline is not finite for 1 of 4 .* \[2\]\); look at the base"
+    with pytest.raises(DataError, match=f"the target {words}") as caught:
+        contribute(Pole(6.0).eval(), x, "site", method=method)
+    assert caught.value.samples == (2,)

@@ -269,3 +269,18 @@ def test_heads_of_grouped_queries_in_hugging_face() -> None:
         assert find_sites(model, f"{attention}.{site}@heads")[0].units == Units("heads", n_heads)
     with pytest.raises(SiteError, match=r"queries, keys and values side by side"):
         find_sites(timm("vit_tiny_patch16_224", **VIT), "blocks.0.attn.qkv@heads")
+
+
+def test_layers_that_hold_their_mlp_themselves() -> None:
+    """As those of OPT do: nothing there is called mlp."""
+    library = pytest.importorskip("transformers")
+    config = library.OPTConfig(
+        vocab_size=11, hidden_size=8, word_embed_proj_dim=8, ffn_dim=12, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=16,
+    )  # fmt: skip
+    model = library.OPTForCausalLM(config).eval()
+    assert presets_of(model) == ("lm_blocks", "lm_mlp_neurons", "lm_heads")
+    keys = [site.key for site in find_sites(model, "preset:lm_mlp_neurons,preset:lm_heads")]
+    layer = "model.decoder.layers.0"
+    assert keys[:2] == [f"{layer}.self_attn.out_proj:input@heads(2)", f"{layer}.fc2:input"]
+    assert len(keys) == 4

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from condec import ActGrad, IntegratedGradients, Logit, UnitAblation, contribute, mode_map
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.network.cuts import find_cuts, inspect_model
 from condec.network.sites import Site, find_sites
@@ -346,3 +347,154 @@ def test_the_input_of_the_model_is_a_site() -> None:
     for text in (":output", "", "#1"):
         with pytest.raises(OptionError, match="expected GLOB"):
             Site.parse(text)
+
+
+class Lookup(nn.Module):
+    """Steps, looked up in a table or rounded: autograd does not lead from the output back."""
+
+    def __init__(self, way: str, *, bypass: bool = False) -> None:
+        super().__init__()
+        self.way, self.bypass = way, bypass
+        self.table, self.up, self.site = nn.Embedding(9, 4), nn.Linear(3, 4), nn.Tanh()
+        self.side, self.head = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def lower(self, x: Tensor) -> Tensor:
+        if self.way == "embedding":
+            return self.table(x.long()).mean(1)
+        if self.way == "detach":
+            return self.up(x.detach())
+        if self.way == "round":
+            return self.up((4 * x).round())
+        with torch.no_grad():
+            return self.up(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lower(x)
+        output = self.head(self.site(h))
+        return output + self.side(h) if self.bypass else output
+
+
+@pytest.mark.parametrize("way", ["embedding", "detach", "round", "no_grad"])
+def test_a_site_that_autograd_does_not_lead_back_from(way: str) -> None:
+    torch.manual_seed(0)
+    model, steps = Lookup(way).double().eval(), 8
+    x = torch.tensor([[7.0, 2.0, 5.0], [1.0, 8.0, 3.0]], dtype=torch.float64)
+    batch = contribute(model, x, "site", target=Logit(1), method=IntegratedGradients(steps=steps))
+    total, before = torch.zeros(2, 4, dtype=torch.float64), None
+    slope = model.head.weight[1].detach()
+    for k in range(steps + 1):
+        h = torch.tanh(model.lower(x * k / steps)).detach()
+        total, before = total + (0.0 if before is None else (h - before) * slope), h
+    torch.testing.assert_close(batch["site"].contribution, total, rtol=1e-12, atol=1e-14)
+    assert batch["site"].cut
+    torch.testing.assert_close(batch.completeness()["site"], torch.ones(2).double())
+    assert find_cuts(Lookup(way, bypass=True).double().eval(), x, [Site("site")]) == {"site": False}
+    table = inspect_model(model, x).set_index("site")
+    below = "table" if way == "embedding" else "up"
+    assert table["cut"].to_dict() == {below: True, "site": True, "head": True}
+    if way == "round":  # whose derivative is zero, as torch has it
+        assert not mode_map(model, x, "site", [0]).total.any()
+        return
+    with pytest.raises(SiteError, match="site does not depend on the input through operations"):
+        mode_map(model, x, "site", [0])
+
+
+def test_an_output_that_follows_no_input_has_no_cuts() -> None:
+    model = small_mlp()
+    model.register_forward_hook(lambda *_: torch.ones(2, 3))
+    with pytest.raises(ModelError, match="the output does not depend on the input, it is the same"):
+        find_cuts(model, torch.ones(2, 5), [Site("1")])
+
+
+class Changes(nn.Module):
+    """Works on its own input, in place or not."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.conv, self.site, self.head = nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(0.3).mul_(2) if self.inplace else (x - 0.3) * 2
+        x = nn.functional.leaky_relu(x, 0.2, inplace=self.inplace)
+        return self.head(self.site(self.conv(x)).mean((2, 3)))
+
+
+def test_an_operation_in_place_on_the_models_own_input() -> None:
+    torch.manual_seed(0)
+    plain, inplace = Changes(inplace=False).double().eval(), Changes(inplace=True).double().eval()
+    inplace.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    before = x.clone()
+    for method in (IntegratedGradients(steps=5), IntegratedGradients(steps="auto"), ActGrad(),
+                   IntegratedGradients(steps=5, path="layer"), UnitAblation()):  # fmt: skip
+        batches = [
+            contribute(m, x, "conv,site", method=method, target=Logit(1)) for m in (plain, inplace)
+        ]
+        for key in ("conv", "site"):
+            first, second = (batch[key].contribution for batch in batches)
+            assert torch.equal(first, second), (method, key)
+        assert torch.equal(x, before)
+    maps = [mode_map(m, x, "site", [1], Logit(1)).total for m in (plain, inplace)]
+    assert torch.equal(*maps)
+    assert torch.equal(x, before)
+    assert inspect_model(inplace, x)["cut"].tolist() == [True] * 3
+
+
+def test_a_shared_module_is_found_by_each_of_its_names() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(3, 4), layer, nn.Tanh(), layer, nn.Linear(4, 2)).double().eval()
+    assert find_sites(model, "3") == find_sites(model, "1") == (Site("1"),)
+    assert [site.name for site in find_sites(model, "*")] == ["0", "1", "2", "4"]
+    assert find_sites(model, Site("3", call=1)) == (Site("1", call=1),)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(SiteError, match=r"1 is called 2 times in one forward pass.*1#0, 1#1"):
+        contribute(model, x, "3")
+    batch = contribute(model, x, "3#1", target=Logit(0), method=ActGrad())
+    h = layer(torch.tanh(layer(model[0](x))))
+    expected = (h * model[4].weight[0]).detach()
+    torch.testing.assert_close(batch["1#1"].contribution, expected)
+    with record(model, [Site("3", call=0)]) as tape:
+        run_model(model, x)
+    assert torch.equal(tape.records["3#0"], layer(model[0](x)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("mask"), IndexError("range"), AssertionError("224 pixels"), AttributeError("size")],
+)
+def test_what_a_model_raises_is_named(error: Exception) -> None:
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    words = rf"on inputs of shape \(2, 5\) and type torch.float32, {type(error).__name__}: "
+    with pytest.raises(ModelError, match=f"^Raises failed {words}") as caught:
+        contribute(Raises().eval(), torch.ones(2, 5), ":input")
+    assert str(error) in str(caught.value)
+
+
+def test_why_a_module_did_not_run() -> None:
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(4, 4)])
+            self.direct, self.by_hand, self.spare = nn.Tanh(), nn.Linear(4, 4), nn.ReLU()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.direct.forward(self.blocks[0](x))
+            x = nn.functional.linear(x, self.by_hand.weight)
+            return self.attention(x[:, None], x[:, None], x[:, None])[0].mean(1)
+
+    model = Holds().eval()
+    words = "did not run .* A ModuleList never does; choose what is in it, 'blocks.0'"
+    with pytest.raises(SiteError, match=words):
+        contribute(model, torch.ones(2, 4), "blocks")
+    for name in ("direct", "by_hand", "spare"):
+        words = rf"{name}: the module did not run.*not as a module"
+        with pytest.raises(SiteError, match=words) as caught:
+            contribute(model, torch.ones(2, 4), name)
+        assert "expose_attention" not in str(caught.value)
+    with pytest.raises(SiteError, match=r"attention.out_proj: .*condec.expose_attention\(model\)"):
+        contribute(model, torch.ones(2, 4), "attention.out_proj")

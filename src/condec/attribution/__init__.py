@@ -50,6 +50,6 @@ __all__ = [
     "Pointwise", "Precision", "Samples", "Setup", "SiteContributions", "SiteUnits", "Sites",
     "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros", "check_finite",
     "contribute", "faithfulness", "is_silent", "make_setup", "merge_signs", "method_from_dict",
-    "prepare_inputs", "run_batch", "split_and_sum", "spread_units", "unit_effects", "unit_numbers",
-    "warn_of_silence",
+    "prepare_inputs", "run_batch", "split_and_sum", "spread_units", "unit_effects",
+    "unit_numbers", "warn_of_silence",
 ]  # fmt: skip

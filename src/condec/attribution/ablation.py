@@ -111,7 +111,7 @@ class UnitAblation(Method):
             raise SiteError("UnitAblation: no site is given")
         by_key = {site.key: site for site in setup.sites}
         with record(setup.model, setup.sites) as tape, torch.no_grad():
-            run_model(setup.model, setup.inputs[:1])
+            run_model(setup.model, setup.few)
         contribution, activation = {}, {}
         for key in tape.records:
             after = split_at(setup.model, setup.inputs, by_key[key])

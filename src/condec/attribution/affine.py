@@ -4,8 +4,8 @@ On the straight path :math:`x(a) = x_0 + a (x - x_0)` a convolution of the input
 :math:`h(x_0) + a (h(x) - h(x_0))`. In a network that looks at 40 frames of a movie through
 15 x 15 pixels, that is nine tenths of all work.
 
-A call is known to be affine, in every pass, by its argument: the model's input itself, a view of
-it with one sample a row, or the output of such a call, unchanged in place since. Wherever that
+A call is known to be affine, in every pass, by its argument: what the model itself is given, a view
+of it with one sample a row, or the output of such a call, unchanged in place since. Wherever that
 cannot be seen, the call is computed.
 """
 
@@ -86,15 +86,15 @@ class AffineParts:
 
 @contextmanager
 def watched(model: nn.Module, inputs: Tensor, answers: Calls | None = None) -> Iterator[Calls]:
-    """Note affine calls of one pass over `inputs` (the very tensor), or answer from `answers`.
+    """Note affine calls of one pass over as many samples as `inputs`, or answer from `answers`.
 
     The yielded dictionary fills, as the model runs, with copies of the outputs worth an answer;
     a module called more than once is left out.
     """
-    watch = _Watch(inputs, answers)
+    watch = _Watch(len(inputs), answers)
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if _is_affine_kind(module) and "forward" not in module.__dict__:
+            if (_is_affine_kind(module) or not name) and "forward" not in module.__dict__:
                 module.__dict__["forward"] = watch.around(name, module)
                 stack.callback(module.__dict__.pop, "forward")
         yield watch.noted
@@ -103,12 +103,11 @@ def watched(model: nn.Module, inputs: Tensor, answers: Calls | None = None) -> I
 class _Watch:
     """Tensors known to be affine in one pass, and the outputs of calls on them."""
 
-    def __init__(self, inputs: Tensor, answers: Calls | None) -> None:
+    def __init__(self, n_samples: int, answers: Calls | None) -> None:
         self.answers, self.noted = answers, Calls()
-        self.n_samples = len(inputs)
+        self.n_samples = n_samples
         self._known: list[tuple[Tensor, int]] = []
         self._called: set[str] = set()
-        self._know(inputs)
 
     def _know(self, tensor: Tensor) -> None:
         if not tensor.is_inference():  # changes in place are not counted there
@@ -129,8 +128,13 @@ class _Watch:
     def around(self, name: str, module: nn.Module) -> Callable[..., Any]:
         """Wrap the module's forward: computed only where it must be."""
         plain = module.forward
+        is_affine = _is_affine_kind(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if not name and args and isinstance(args[0], Tensor):
+                self._know(args[0])  # of the model itself: its input
+            if not is_affine:
+                return plain(*args, **kwargs)
             is_first = name not in self._called
             self._called.add(name)
             if not is_first or len(args) != 1 or kwargs or not self._is_affine(args[0]):

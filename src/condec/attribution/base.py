@@ -14,7 +14,7 @@ from condec.basis.errors import DataError
 from condec.basis.options import Option
 from condec.basis.records import short_repr
 from condec.basis.shapes import PerSample, SampleIndex
-from condec.network import FoldedUnits, Site, Units, units_of
+from condec.network import BatchSizes, FoldedUnits, Site, Units, units_of
 
 if TYPE_CHECKING:
     import condec.data
@@ -28,6 +28,7 @@ class Setup:
     The model is in evaluation mode; inputs [sample, ...] are on its device and in its type.
     `units` are those of the sites, by key, as `condec.network.survey_sites` finds them; where
     several rows of an activation belong to a sample, they are `condec.network.FoldedUnits`.
+    Passes are of `sizes` that the model takes, as its proof found.
     """
 
     model: nn.Module
@@ -36,6 +37,12 @@ class Setup:
     target: Target
     labels: Tensor | None = None
     units: Mapping[str, Units] = field(default_factory=dict)
+    sizes: BatchSizes = field(default_factory=BatchSizes)
+
+    @property
+    def few(self) -> Tensor:
+        """The fewest of the inputs that the model takes."""
+        return self.sizes.few(self.inputs)
 
     def units_at(self, site: Site, activation: Tensor) -> Units:
         """Return the units of a site's activation [sample, ...]."""
@@ -101,14 +108,23 @@ class Method(Option, ABC):
         return replace(self, **fitted) if fitted else self  # type: ignore[type-var]
 
 
-def check_finite(values: Tensor, what: str, why: str = "") -> None:
-    """Raise DataError naming the samples whose value is NaN or infinite."""
+def check_finite(values: Tensor, what: str, why: str = "", *, n_samples: int | None = None) -> None:
+    """Raise DataError naming the samples whose value is NaN or infinite.
+
+    Where there are several values a sample, one after the other, `n_samples` is their number; 0
+    where they belong to no samples.
+    """
     wrong = (~values.detach().isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        error = DataError(
-            f"{what} is not finite for {len(wrong)} of {len(values)} samples of the batch (first: "
-            f"{wrong[:5]}); look at {why or 'these inputs'}, or at a model that overflows in its "
-            "precision"
-        )
-        error.samples = tuple(wrong)
-        raise error
+    if not wrong:
+        return
+    which = ""
+    if n_samples != 0:
+        n_samples = n_samples or len(values)
+        wrong = sorted({row % n_samples for row in wrong})
+        which = f" for {len(wrong)} of {n_samples} samples of the batch (first: {wrong[:5]})"
+    error = DataError(
+        f"{what} is not finite{which}; look at {why or 'these inputs'}, or at a model that "
+        "overflows in its precision"
+    )
+    error.samples = () if n_samples == 0 else tuple(wrong)
+    raise error

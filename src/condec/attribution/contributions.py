@@ -19,12 +19,14 @@ from condec.basis.records import short_repr
 from condec.basis.shapes import Activation, PerSample, SampleIndex, SignedUnits
 from condec.data.arrays import SEVERAL, as_batch, as_labels
 from condec.network import (
+    BatchSizes,
     Site,
     Units,
     find_site,
     find_sites,
     original,
     output_axis,
+    proof_of,
     settle_sites,
     survey_sites,
 )
@@ -176,6 +178,7 @@ def contribute(
     target: TargetLike | None = None,
     labels: "Tensor | numpy.ndarray | None" = None,
     compute: Compute | None = None,
+    prove: bool = True,
 ) -> Contributions:
     """Attribute the target to hidden units, for one batch.
 
@@ -196,6 +199,9 @@ def contribute(
         For targets that need them.
     compute : Compute, optional
         Precision and memory order of the passes.
+    prove : bool
+        Try first, once for a model, shape and sites, whether results belong to single samples
+        (`condec.prove`).
 
     Raises
     ------
@@ -203,10 +209,12 @@ def contribute(
         Inputs are empty, of an integer type, several, or not finite (samples are named), or labels
         are missing where the target needs them, no integers, or not one for each sample.
     ModelError
-        The model is in training mode, or fails on the inputs.
+        The model is in training mode, fails on the inputs, or is not proven: it draws random
+        numbers, keeps a state, or mixes samples.
     SiteError
         No site is given, a pattern matches nothing, a module runs more than once and the site
-        does not say which call is meant, or the target does not depend on a site.
+        does not say which call is meant, its first axis is not that of the samples, or the target
+        does not depend on a site.
 
     Warns
     -----
@@ -227,8 +235,9 @@ def contribute(
     given = None if labels is None else as_labels("contribute", labels)
     if given is not None and len(given) != len(x):
         raise DataError(f"contribute: {len(x)} samples, but {len(given)} labels")
-    setup = make_setup(model, x, sites, target, given)
-    batch = run_batch(setup, method, compute or Compute())
+    compute = compute or Compute()
+    setup = make_setup(model, x, sites, target, given, prove=compute if prove else None)
+    batch = run_batch(setup, method, compute)
     silent = [p.site.key for p in batch.by_site if is_silent(p.contribution, p.activation)]
     warn_of_silence(silent, len(batch))
     return batch
@@ -246,13 +255,26 @@ def make_setup(
     sites: Sites,
     target: TargetLike | None = None,
     labels: Tensor | None = None,
+    *,
+    prove: Compute | None = None,
+    batch_size: int = 1,
+    sizes: BatchSizes | None = None,
 ) -> Setup:
-    """Check a batch and find the sites; errors as in `contribute`."""
+    """Check a batch and find the sites; errors as in `contribute`.
+
+    The model is proven for passes as in `prove`, of `batch_size` samples; else it takes `sizes`.
+    """
     model = original(model)
-    x = prepare_inputs(model, inputs)
-    found = settle_sites(model, find_sites(model, sites), x)
-    asked = as_target(target or TopK()).settled(lambda: output_axis(model, x))
-    return Setup(model, x, found, asked, labels)
+    x, found = prepare_inputs(model, inputs), find_sites(model, sites)
+    sizes = sizes or BatchSizes()
+    if prove is not None:
+        arranged = prove.arrange(x)
+        with prove.running(x.device):
+            sizes = proof_of(model, arranged, found, batch_size=batch_size).demand().sizes
+    shown = x if sizes.least == 1 else sizes.few(x)
+    found = settle_sites(model, found, shown)
+    asked = as_target(target or TopK()).settled(lambda: output_axis(model, shown))
+    return Setup(model, x, found, asked, labels, sizes=sizes)
 
 
 def run_batch(
@@ -265,7 +287,7 @@ def run_batch(
     """
     setup = replace(setup, inputs=compute.arrange(setup.inputs))
     if cuts is None:
-        survey = survey_sites(setup.model, setup.inputs[:1], setup.sites)
+        survey = survey_sites(setup.model, setup.few, setup.sites)
         cuts, setup = survey.cuts, replace(setup, units=survey.units)
     with torch.inference_mode(False), compute.running(setup.inputs.device):
         found = method.attribute(setup)

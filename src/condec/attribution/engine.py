@@ -14,10 +14,10 @@ from torch import Tensor
 from condec.attribution.affine import AffineParts, Alpha, between, watched
 from condec.attribution.base import Setup, check_finite
 from condec.attribution.targets import Target
-from condec.basis.errors import ModelError
 from condec.basis.shapes import PerSample
 from condec.network import (
     AfterSite,
+    check_output,
     count_folds,
     frozen_parameters,
     record,
@@ -50,26 +50,62 @@ class Point:
         parts = each(self.records), each(self.gradients)
         return Point(self.output[rows], frozen, self.target[rows], *parts)
 
+    @staticmethod
+    def join(parts: "Sequence[Point]") -> "Point":
+        """Join samples, one part after the other."""
+
+        def each(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {key: torch.cat([part[key] for part in tensors]) for key in tensors[0]}
+
+        some = [part.frozen for part in parts if part.frozen is not None]
+        return Point(
+            torch.cat([part.output for part in parts]),
+            torch.cat(some) if some else None,
+            torch.cat([part.target for part in parts]),
+            each([part.records for part in parts]),
+            each([part.gradients for part in parts]),
+        )
+
     def split(self, n_samples: int) -> "list[Point]":
         """Undo the stacking of points along the sample axis, `n_samples` each."""
         starts = range(0, len(self.target), n_samples)
         return [self.take(slice(start, start + n_samples)) for start in starts]
 
 
-def run_point(setup: Setup, inputs: Tensor, *, frozen: Tensor | None = None) -> Point:
-    """Run one forward and one backward pass; freezes the target unless it is frozen already."""
+def run_point(
+    setup: Setup, inputs: Tensor, *, frozen: Tensor | None = None, place: str = "",
+    n_samples: int | None = None,
+) -> Point:  # fmt: skip
+    """Run one forward and one backward pass; freezes the target unless it is frozen already.
+
+    Several where the model does not take so many samples. Where the target is not finite, the
+    error names the `place` on a path, and samples as `check_finite` does.
+    """
+    n_inputs = len(inputs)
+    if setup.sizes.takes(n_inputs):
+        point = _run(setup, inputs, frozen)
+    else:
+        parts = []
+        for rows in setup.sizes.passes(n_inputs):
+            whole = setup.labels is not None and len(setup.labels) == n_inputs
+            labels = setup.labels[rows] if whole and setup.labels is not None else setup.labels
+            some = None if frozen is None else frozen[rows]
+            part = _run(replace(setup, labels=labels), inputs[rows], some)
+            parts.append(part.take(slice(0, 1 + int(rows[-1] - rows[0]))))
+        point = Point.join(parts)
+    what = f"the target {place}".rstrip()
+    check_finite(point.target, what, "the baseline" if place else "", n_samples=n_samples)
+    return point
+
+
+def _run(setup: Setup, inputs: Tensor, frozen: Tensor | None) -> Point:
     target = setup.target
     with record(setup.model, setup.sites) as tape:
         output = run_model(setup.model, inputs)
-        if output.shape[:1] != inputs.shape[:1]:
-            raise ModelError(
-                f"{type(setup.model).__name__}: expected one output for each of {len(inputs)} "
-                f"samples; got shape {tuple(output.shape)}"
-            )
+        check_output(setup.model, output, len(inputs))
         n_folds = count_folds(tape.records, len(inputs), allowed=setup.folded())
         frozen = target.freeze(output.detach(), setup.labels) if frozen is None else frozen
         value = target.value(output, frozen)
-        check_finite(value, "the target")
         gradients = tape.gradients(value.sum())
         records = {key: tensor.detach() for key, tensor in tape.records.items()}
     records, gradients = (
@@ -148,7 +184,10 @@ class InputPath(Path):
         frozen = self._frozen(len(where))
         known = None if self.affine is None else self.affine.at(alphas)
         with nullcontext() if known is None else watched(self.setup.model, stacked, known):
-            point = run_point(self.setup, stacked, frozen=frozen)
+            point = run_point(
+                self.setup, stacked, frozen=frozen, place="on the path from the baseline",
+                n_samples=len(inputs),
+            )  # fmt: skip
         return [point] if len(where) == 1 else point.split(len(inputs))
 
     def end(self, first: Point) -> Point:
@@ -156,13 +195,13 @@ class InputPath(Path):
         inputs, start, distinct = self.setup.inputs, self.start, None
         n_samples = len(inputs)
         if len(start) != 1 or n_samples == 1:
-            return run_point(self.setup, start.expand_as(inputs), frozen=self.frozen)
+            return self._start(start.expand_as(inputs), self.frozen, n_samples)
         if self.frozen is not None:
             distinct, which = torch.unique(self.frozen, dim=0, return_inverse=True)
             start = start.expand(len(distinct), *start.shape[1:]).contiguous()
-            end = run_point(self.setup, start, frozen=distinct)
+            end = self._start(start, distinct, 0)
             return replace(end.take(which), frozen=self.frozen)
-        end = run_point(self.setup, start)
+        end = self._start(start, None, 0)
 
         # Views, not copies: freezing may be declined only by targets that depend on nothing
         # but the output, so that every sample has the same records and gradients here.
@@ -172,6 +211,11 @@ class InputPath(Path):
         output = end.output.expand(n_samples, *end.output.shape[1:])
         target = end.target.expand(n_samples)
         return Point(output, None, target, spread(end.records), spread(end.gradients))
+
+    def _start(self, start: Tensor, frozen: Tensor | None, n_samples: int) -> Point:
+        """Run a baseline of so many samples; 0 where it is that of all."""
+        place = "at the baseline"
+        return run_point(self.setup, start, frozen=frozen, place=place, n_samples=n_samples)
 
 
 @dataclass(frozen=True, eq=False)

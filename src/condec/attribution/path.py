@@ -18,7 +18,7 @@ from condec.attribution.quadrature import Spacing, integrate, integrate_to
 from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError
 from condec.basis.options import require
-from condec.network import find_cuts, hold, split_at
+from condec.network import BatchSizes, find_cuts, hold, split_at
 
 _KEPT_BYTES: Final = 2**32
 # Measured: small batches gain from several points a pass, large ones lose, since tensors above
@@ -114,7 +114,7 @@ class IntegratedGradients(Method):
         calls: Calls = {}
         inputs = setup.inputs
         with ExitStack() as stack:
-            if self.path == "input":
+            if self.path == "input" and setup.sizes == BatchSizes():
                 calls = stack.enter_context(watched(setup.model, inputs))
             first = run_point(setup, inputs)
         if self.steps == "auto" and (size := self._group(first)) < len(inputs):
@@ -128,7 +128,7 @@ class IntegratedGradients(Method):
                 parts.append(self.attribute(some))
             return _joined(parts)
         is_auto = self.steps == "auto"
-        cuts = find_cuts(setup.model, inputs[:1], setup.sites) if is_auto else {}
+        cuts = find_cuts(setup.model, setup.few, setup.sites) if is_auto else {}
         draws, along = [], self._layers if self.path == "layer" else self._integrate
         for draw in range(self.baseline.n_draws):
             start = hold(setup.model, inputs, self.baseline.make(inputs, draw))

@@ -44,7 +44,7 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
     """
     edits = checked_edits("edited", edits)
     model = original(model)
-    places = [_Attached(edit, _found(model, edit.site)) for edit in edits]
+    places = [_Attached(edit, find_sites(model, edit.site)[0]) for edit in edits]
     with without_checkpointing(), ExitStack() as changes:
         # Compiled code would pass by the hooks. Nothing is compiled before torch has loaded its
         # compiler.
@@ -164,20 +164,6 @@ class _Attached:
         result = self.edit.apply(tensor)
         self.has_run = True
         return with_first_tensor(value, result)
-
-
-def _found(model: nn.Module, site: Site) -> Site:
-    """Return the site, if the model has it; a module that stands in two places has one name."""
-    names = {module: name for name, module in model.named_modules()}
-    if site.name not in names.values():
-        every: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-        if site.name in every:
-            first = names[every[site.name]]
-            raise SiteError(
-                f"{site.key}: this module stands in several places of {type(model).__name__} and "
-                f"is known as {first}; say which of its calls is meant: {first}#0, {first}#1, ..."
-            )
-    return find_sites(model, site)[0]
 
 
 def _check_all_ran(model: nn.Module, places: Sequence[_Attached]) -> None:

@@ -35,6 +35,7 @@ from condec.network import (
     count_folds,
     find_sites,
     output_axis,
+    proof_of,
     record,
     refuse_training,
     run_model,
@@ -75,7 +76,7 @@ class ModeMap:
 def mode_map(
     model: nn.Module, images: "Tensor | numpy.ndarray", site: Site | str,
     units: Sequence[int] | Tensor, target: TargetLike | None = None,
-    labels: "Tensor | numpy.ndarray | None" = None,
+    labels: "Tensor | numpy.ndarray | None" = None, *, prove: bool = True,
 ) -> ModeMap:  # fmt: skip
     """Map the part of every input that drives these units to drive the target.
 
@@ -94,6 +95,9 @@ def mode_map(
         image's own class, ``Label(probability=True)``.
     labels : Tensor of shape [sample], optional
         For targets that need them.
+    prove : bool
+        Try first, once for a model, shape and site, whether maps belong to single images
+        (`condec.prove`).
 
     Raises
     ------
@@ -102,8 +106,8 @@ def mode_map(
     SiteError
         The pattern means several sites, or the site is not on a path from input to target.
     ModelError
-        The model is in training mode, fails, or holds an operation without a forward-mode
-        derivative.
+        The model is in training mode, fails, is not proven, or holds an operation without a
+        forward-mode derivative.
     DataError
         The images are not finite floating-point numbers, there are none, or labels are
         missing.
@@ -124,6 +128,8 @@ def mode_map(
         raise SiteError(f"a map belongs to one site; {str(site)!r} means {1 + len(more)}: {keys}")
     refuse_training(model)
     inputs = prepare_inputs(model, as_batch("mode_map", images).detach()).clone()
+    if prove:
+        proof_of(model, inputs, [chosen]).demand()
     (chosen,) = settle_sites(model, (chosen,), inputs)
     target = as_target(Predicted() if target is None else target)
     target = target.settled(lambda: output_axis(model, inputs))
@@ -142,7 +148,7 @@ def mode_map(
             n_folds = count_folds({chosen.key: hidden}, len(x), allowed=[chosen.key])
             tangent: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
             if tangent is None:
-                raise SiteError(f"{chosen.key} does not depend on the input, so no map leads to it")
+                raise _unreached(chosen)
             pushed = tangent.detach().clone()
         # Outside the level the tangents are gone, so the backward passes below cost no more
         # than usual.
@@ -158,12 +164,22 @@ def mode_map(
         driven = gradient * _selection(hidden, chosen, units)
         upward = driven * (driven * pushed > 0)
         # vector^T J_h of both halves.
-        (positive,) = torch.autograd.grad(hidden, x, upward, retain_graph=True)
+        positive = torch.autograd.grad(hidden, x, upward, retain_graph=True, allow_unused=True)[0]
+        if positive is None:
+            raise _unreached(chosen)
         (negative,) = torch.autograd.grad(hidden, x, driven - upward)
     check_order(model, x, [chosen] if n_folds[chosen.key] > 1 else ())
     with torch.no_grad():
         x, sensitivity = x.detach(), positive + negative
         return ModeMap(x * sensitivity, x * positive, x * negative, sensitivity)
+
+
+def _unreached(site: Site) -> SiteError:
+    return SiteError(
+        f"{site.key} does not depend on the input through operations that autograd can follow "
+        "(past a lookup of embeddings or detach it cannot), so no map leads to it; choose a site "
+        "before"
+    )
 
 
 def _run_dual(model: nn.Module, x: Tensor) -> Tensor:

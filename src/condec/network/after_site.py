@@ -153,7 +153,7 @@ class AfterSite:
             answered(model, self.site, self.answers, self.unused, versions) as reached,
         ):
             inputs = versions.repeat(INPUTS, self.answers[INPUTS], unused=INPUTS in self.unused)
-            output = run_model(model, inputs)
+            output = run_model(model, inputs, owned=True)
         if not reached:
             raise ModelError(
                 f"{name} does not come to {self.site.key} when it is run again; its way must not "

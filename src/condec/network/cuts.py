@@ -1,11 +1,12 @@
 """Cuts: sites that all flow from the input to the output passes."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from condec.basis.errors import ModelError
@@ -13,6 +14,8 @@ from condec.network.axes import Followed, followed
 from condec.network.folds import FoldedUnits, check_order, count_folds
 from condec.network.layouts import Seen
 from condec.network.module_io import describe_explained
+from condec.network.packed import hold
+from condec.network.proof import Tolerance, changed, prove
 from condec.network.sites import Site, units_of
 from condec.network.tape import Call, checked_output, record, run_model, run_whole
 from condec.network.units import Units
@@ -26,18 +29,25 @@ def find_cuts(model: nn.Module, inputs: Tensor, sites: Sequence[Site]) -> dict[s
     """Find out which sites cut the network: all flow from input to output passes them.
 
     At a cut the contributions of all units add up to the change of the target between the
-    baseline and the input; elsewhere (inside a residual branch, say) they do not.
+    baseline and the input; elsewhere (inside a residual branch, say) they do not. Where autograd
+    cannot follow the input to the output (past a lookup of embeddings, rounding, `detach`), a site
+    is a cut if another input gives the same output as long as the site holds what it held.
 
     Parameters
     ----------
     model : torch.nn.Module
     inputs : Tensor of shape [sample, ...]
-        A single sample suffices; the answer does not depend on its values.
+        A single sample suffices; where autograd can follow, its values do not matter.
     sites : sequence of Site
 
     Returns
     -------
     dict of site key to bool
+
+    Raises
+    ------
+    ModelError
+        Other inputs give the same output.
     """
     return _seen(model, inputs, sites)[0]
 
@@ -71,11 +81,11 @@ def _seen(
         inputs = inputs.detach().clone().requires_grad_()
         output, records = run_model(model, inputs), tape.records
         count_folds(records, len(inputs), allowed=records)
-        on_every_path = _path_counter(output, inputs)
-        some = {site.key for site in sites if site.units is not None and site.units.tokens}
-        # What flows through the other tokens is not counted at a site of some tokens.
-        cuts = {key: on_every_path(h) and key not in some for key, h in records.items()}
-    return cuts, {key: h.detach() for key, h in records.items()}
+    cuts = _cuts(model, inputs, output, {site: records[site.key] for site in sites})
+    # What flows through the other tokens is not counted at a site of some tokens.
+    some = {site for site in sites if site.units is not None and site.units.tokens}
+    found = {site.key: cut and site not in some for site, cut in cuts.items()}
+    return found, {key: h.detach() for key, h in records.items()}
 
 
 def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
@@ -93,43 +103,54 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> "pandas.DataFrame":
         In execution order of the calls' ends, with columns ``site`` (a site key), ``type``,
         ``shape`` (of the output, without the sample axis; empty if it is no tensor), ``units``
         (what a site that names no layout counts there; a question mark where it has to name one),
-        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`). ``attrs["explained"]``
-        says which tensor of the model's output targets get.
+        ``parameters`` (number, own and below), ``cut`` (see `find_cuts`), ``proof`` (what makes
+        contributions there wrong; empty where nothing was found). ``attrs["explained"]`` says which
+        tensor of the model's output targets get, ``attrs["proof"]`` is the whole `Proof`.
     """
     import pandas
 
     model = original(model)
     modules = {name: module for name, module in model.named_modules() if name}
-    rows: list[dict[str, object]] = []
-    with record(model, [Site(name) for name in modules]) as tape:
-        inputs = inputs.detach().clone().requires_grad_()
+    everywhere = [Site(name) for name in modules]
+    proof = prove(model, inputs, everywhere)
+    with record(model, everywhere) as tape:
+        inputs = proof.sizes.few(inputs).detach().clone().requires_grad_()
         with followed(model.parameters()) as axes:
             whole = run_whole(model, inputs)
         output = checked_output(model, whole)
-        on_every_path = _path_counter(output, inputs)
-        for (name, _), calls in tape.calls.items():
-            for number, call in enumerate(calls):
-                rows.append({
-                    "order": call.order if isinstance(call, Call) else float("inf"),
-                    "site": name if len(calls) == 1 else f"{name}#{number}",
-                    "type": type(modules[name]).__name__,
-                    "shape": _shape_of(call, len(inputs)),
-                    "units": _units_text(modules[name], call, axes),
-                    "parameters": sum(p.numel() for p in modules[name].parameters()),
-                    "cut": isinstance(call, Call) and on_every_path(call.tensor),
-                })  # fmt: skip
-    columns = ["order", "site", "type", "shape", "units", "parameters", "cut"]
-    table = pandas.DataFrame(rows, columns=columns)
-    table.attrs["explained"] = describe_explained(whole)
-    return table.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+    found = {
+        Site(name, call=None if len(calls) == 1 else number): call
+        for (name, _), calls in tape.calls.items()
+        for number, call in enumerate(calls)
+    }
+    tensors = {site: call.tensor for site, call in found.items() if isinstance(call, Call)}
+    cuts = _cuts(model, inputs, output, tensors)
+    rows: list[dict[str, object]] = []
+    for site, call in found.items():
+        module = modules[site.name]
+        rows.append({
+            "order": call.order if isinstance(call, Call) else float("inf"),
+            "site": site.key,
+            "type": type(module).__name__,
+            "shape": _shape_of(tensors.get(site), len(inputs)),
+            "units": _units_text(module, call, axes),
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "cut": cuts.get(site, False),
+            "proof": proof.places.get(site.key.removesuffix("#0"), ""),
+        })  # fmt: skip
+    columns = ["order", "site", "type", "shape", "units", "parameters", "cut", "proof"]
+    table = pandas.DataFrame(rows, columns=columns).sort_values("order", kind="stable")
+    table = table.drop(columns="order").reset_index(drop=True)
+    table.attrs |= {"proof": proof, "explained": describe_explained(whole)}
+    return table
 
 
-def _shape_of(call: object, n_samples: int) -> tuple[int, ...]:
+def _shape_of(tensor: Tensor | None, n_samples: int) -> tuple[int, ...]:
     """Return the shape of a record of one sample."""
-    if not isinstance(call, Call) or not call.tensor.ndim:
+    if tensor is None or not tensor.ndim:
         return ()
-    n_folds, rest = divmod(len(call.tensor), n_samples)
-    shape = tuple(call.tensor.shape[1:])
+    n_folds, rest = divmod(len(tensor), n_samples)
+    shape = tuple(tensor.shape[1:])
     return shape if rest or n_folds < 2 else (n_folds, *shape)
 
 
@@ -137,11 +158,42 @@ def _units_text(module: nn.Module, call: object, axes: Followed) -> str:
     return Seen.of(module, call.tensor, axes).text if isinstance(call, Call) else ""
 
 
-def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
+def _cuts(
+    model: nn.Module, inputs: Tensor, output: Tensor, records: Mapping[Site, Tensor]
+) -> dict[Site, bool]:
+    """Find out by the autograd graph of one pass; where it does not lead back, by holding sites."""
+    on_every_path = _path_counter(output, inputs)
+    if on_every_path is not None:
+        return {site: on_every_path(h) for site, h in records.items()}
+    inputs = inputs.detach()
+    tolerance = Tolerance.of(inputs, {("", "output", -1): output.detach()})
+
+    def is_as_before(others: Tensor) -> bool:
+        return tolerance.off(run_model(model, others).detach(), output.detach()) <= tolerance.again
+
+    tries = (hold(model, inputs, x) for x in (changed(inputs), torch.zeros_like(inputs)))
+    other = next((x for x in tries if not is_as_before(x)), None)
+    if other is None:
+        raise ModelError(
+            f"{type(model).__name__}: the output does not depend on the input, it is the same for "
+            "others, so no site can carry its contributions"
+        )
+    found = {}
+    for site, h in records.items():
+
+        def held(_: Tensor, h: Tensor = h) -> Tensor:
+            return h.detach().clone()
+
+        with record(model, [site], hand_on=held):
+            found[site] = is_as_before(other)
+    return found
+
+
+def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool] | None:
     """Return a function that says whether every path from `inputs` to `output` passes a tensor.
 
     In the autograd graph from the output to the input, a node lies on every path if
-    (paths above it) x (paths below it) equals the number of all paths.
+    (paths above it) x (paths below it) equals the number of all paths. None if there is no path.
     """
     order = _topological(output.grad_fn)
     above: Counter[Any] = Counter(order[:1])
@@ -154,10 +206,7 @@ def _path_counter(output: Tensor, inputs: Tensor) -> Callable[[Tensor], bool]:
         below[node] = 1 if is_input else sum(below[child] for child in _children(node))
     total = below[order[0]] if order else 0
     if not total:
-        raise ModelError(
-            "the output does not depend on the input through operations that autograd can "
-            "follow, so no site can carry its contributions"
-        )
+        return None
 
     def on_every_path(tensor: Tensor) -> bool:
         return above[tensor.grad_fn] * below[tensor.grad_fn] == total

@@ -260,7 +260,9 @@ def _outermost(model: nn.Module, preset: Preset) -> Iterator[tuple[str, nn.Modul
 def _is_block(module: nn.Module, preset: Preset) -> bool:
     kind = type(module).__name__
     if preset.blocks is _LANGUAGE and kind.endswith("DecoderLayer"):
-        return hasattr(module, "mlp") and not any(hasattr(module, cross) for cross in _CROSS)
+        # OPT and XGLM hold the two layers of their MLP themselves.
+        has_mlp = hasattr(module, "mlp") or (hasattr(module, "fc1") and hasattr(module, "fc2"))
+        return has_mlp and not any(hasattr(module, cross) for cross in _CROSS)
     if kind == "Block":
         # As many networks call theirs: those of timm's vision transformers hold these two.
         inside = dict(module.named_modules())

@@ -19,7 +19,7 @@ Units(layout='heads', n_heads=4, tokens=(1, None))
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 import torch
@@ -28,7 +28,7 @@ from torch import nn
 from condec.basis.errors import OptionError, SiteError
 from condec.network.presets import KINDS, heads_above, preset_sites, tokens_above
 from condec.network.units import LAYOUTS, Layout, Span, Units, read_span
-from condec.network.unwrap import original
+from condec.network.unwrap import first_names, original
 
 Tap = Literal["output", "input"]
 Place = tuple[str, Tap, int]
@@ -110,7 +110,8 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
         enclosing module that knows it, or written out: ``@heads(12)``, ``[1:]``.
 
     Sites come in the order in which the modules were registered; `contribute` and `collect` put
-    them in the order of execution.
+    them in the order of execution. A module that stands in several places is one site, by the first
+    of its names; each of them finds it.
 
     Raises
     ------
@@ -127,14 +128,15 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
     ['block1', 'block2']
     """
     model = original(model)
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    firsts = first_names(model)
+    order = {name: i for i, name in enumerate(firsts)}
     found: dict[Site, None] = {}
     for part in _parts(pattern, model):
         sites = [part] if isinstance(part, Site) else _expand(model, part)
         for site in sites:
             if site.name not in order:
                 raise _no_match(model, site.name)
-            found[site] = None
+            found[replace(site, name=firsts[site.name])] = None
     if not found:
         raise SiteError("no site given; name at least one, for example 'layer[1-4].*'")
     return tuple(sorted(found, key=lambda site: order[site.name]))
@@ -266,7 +268,7 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
         return [site for part in parts for site in _expand(model, part)]
     parsed = _match(text)
     regex = re.compile(_glob_to_regex(parsed["glob"]))
-    names = [name for name, _ in model.named_modules() if name and regex.fullmatch(name)]
+    names = [name for name in first_names(model) if name and regex.fullmatch(name)]
     names = names if parsed["glob"] else [""]
     if not names:
         raise _no_match(model, parsed["glob"])

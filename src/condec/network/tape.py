@@ -6,7 +6,7 @@ the stored tensors alone. While a tape runs, the parameters are frozen: no gradi
 parameter is ever computed, and the autograd graph begins at the first site.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,7 @@ class Tape:
 
     sites: tuple[Site, ...]
     calls: dict[tuple[str, str], list[Call | NoRecord]] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
     def records(self) -> dict[str, Tensor]:
@@ -85,9 +86,8 @@ class Tape:
         n_calls = len(calls)
         if not calls:
             raise SiteError(
-                f"{site.key}: the module did not run in this forward pass. Where a model hands its "
-                "weights to a function, as nn.MultiheadAttention does, "
-                "condec.expose_attention(model) gives an equal model that runs it"
+                f"{site.key}: the module did not run in this forward pass. "
+                f"{_hint(self.modules, site.name)}"
             )
         if site.call is None and n_calls > 1:
             names = ", ".join(f"{site.name}#{i}" for i in range(n_calls))
@@ -160,7 +160,8 @@ def record(
             "through it; make or load it outside"
         )
     sites = tuple(sites)
-    tape, modules = Tape(sites), dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
+    tape = Tape(sites, modules=modules)
     with (
         torch.inference_mode(False), torch.enable_grad(), eager(model), frozen_parameters(model),
         own_precision(), without_checkpointing(), dense_batches(model), ExitStack() as stack,
@@ -175,9 +176,9 @@ def record(
         yield tape
 
 
-def run_model(model: nn.Module, inputs: Tensor) -> Tensor:
+def run_model(model: nn.Module, inputs: Tensor, *, owned: bool = False) -> Tensor:
     """Run a forward pass, and return the output's one tensor; ModelError where it fails."""
-    return checked_output(model, run_whole(model, inputs))
+    return checked_output(model, run_whole(model, inputs, owned=owned))
 
 
 def checked_output(model: nn.Module, output: object) -> Tensor:
@@ -191,22 +192,34 @@ def checked_output(model: nn.Module, output: object) -> Tensor:
     return tensor
 
 
-def run_whole(model: nn.Module, inputs: Tensor) -> object:
+def run_whole(model: nn.Module, inputs: Tensor, *, owned: bool = False) -> object:
     """Run a forward pass, and return all of its output; ModelError where it fails.
 
-    Neither the caller's autocast nor gradient checkpointing is in force (`condec.network.running`).
+    The model gets a copy of the inputs, which an operation in place may change, unless they are
+    `owned` by this pass alone. Neither the caller's autocast nor gradient checkpointing is in force
+    (`condec.network.running`).
     """
     model = original(model)
     try:
         with own_precision(), without_checkpointing(), dense_batches(model):
-            return model(inputs)
+            return model(inputs if owned else inputs.clone())
     except (torch.OutOfMemoryError, CondecError):
         raise
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:
         raise ModelError(
             f"{type(model).__name__} failed on inputs of shape {tuple(inputs.shape)} and type "
-            f"{inputs.dtype}: {error}. Check the shape and preprocessing of the inputs."
+            f"{inputs.dtype}, {type(error).__name__}: {error}. Check the shape and preprocessing "
+            "of the inputs."
         ) from error
+
+
+def check_output(model: nn.Module, output: Tensor, n_samples: int) -> None:
+    """Raise ModelError where the output has not one row for each sample."""
+    if output.shape[:1] != (n_samples,):
+        raise ModelError(
+            f"{type(model).__name__}: expected one output for each of {n_samples} samples; got "
+            f"shape {tuple(output.shape)}"
+        )
 
 
 def refuse_training(model: nn.Module) -> None:
@@ -258,6 +271,24 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, training, dropout in as_before:
             module.training, module.dropout = training, dropout
+
+
+def _hint(modules: Mapping[str, nn.Module], name: str) -> str:
+    """Say why a module may not run, and what to do."""
+    if type(modules[name]).forward is nn.Module.forward:
+        kind, inside = type(modules[name]).__name__, next(iter(modules[name]._modules), "0")
+        return f"A {kind} never does; choose what is in it, '{name}.{inside}'"
+    above = modules[name.rpartition(".")[0]]
+    if isinstance(above, nn.MultiheadAttention):
+        return (
+            "nn.MultiheadAttention hands its weights to a function; "
+            "condec.expose_attention(model) gives an equal model that runs it"
+        )
+    return (
+        f"The model does not call it on such inputs, or not as a module (a function gets its "
+        f"weights, or its forward is called directly); choose a site around it, such as what "
+        f"{name.rpartition('.')[0] or 'the model'} returns"
+    )
 
 
 def _attach(

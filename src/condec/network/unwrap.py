@@ -38,6 +38,15 @@ def original(model: nn.Module) -> nn.Module:
     return original(inside) if isinstance(inside, nn.Module) else model
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return all names of modules, each with the first one of the same module.
+
+    A module that stands in several places is known by its first name.
+    """
+    firsts = {module: name for name, module in model.named_modules()}
+    return {name: firsts[m] for name, m in model.named_modules(remove_duplicate=False)}
+
+
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Run compiled parts of the model uncompiled inside the context, so that hooks see them."""

@@ -79,6 +79,7 @@ class CollectPlan:
     on_bad: Literal["raise", "skip"] = "raise"
     precision: Precision = "model"
     channels_last: bool = False
+    prove: bool = True
     devices: tuple[str, ...] = ()
     fit_on: str | None = None
     twins: tuple[Twin, ...] = ()

@@ -62,7 +62,7 @@ class Run:
     @property
     def collecting(self) -> dict[str, Any]:
         """Options of `condec.collect` that all stores of a run share."""
-        names = ("batch_size", "shard_size", "on_bad", "compute", "devices")
+        names = ("batch_size", "shard_size", "on_bad", "compute", "prove", "devices")
         options = {name: getattr(self.plan.collect, name) for name in names}
         return options | {"progress": self.progress}
 

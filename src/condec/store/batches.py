@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from condec.attribution.targets import Target, TargetLike, TopK, as_target
 from condec.attribution.texts import as_method
 from condec.basis.errors import DataError, StoreError
 from condec.data import Inputs
-from condec.network import original, refuse_training, run_model
+from condec.network import BatchSizes, original, refuse_training, run_model
 from condec.store.shards import QUANTITIES, SiteInfo, arrays_of
 from condec.store.store import Store
 
@@ -65,13 +65,15 @@ class BatchPlan:
     on_bad: str
     entries: int  # of one sample, that decide the memory of a pass: at all sites, and before
     decides: Mapping[str, Any]  # the numbers, see `recipe_of`
+    sizes: BatchSizes = field(default_factory=BatchSizes)
 
     @staticmethod
     def make(
         model: nn.Module, inputs: Inputs, sites: Sites, method: Method | None,
         target: TargetLike | None, compute: Compute | None, on_bad: str, fit_on: Inputs | None,
+        proven_for: int | None = None,
     ) -> "BatchPlan":  # fmt: skip
-        """Run one sample, to see the sites' shapes."""
+        """Run one sample, to see the sites' shapes; prove the model for batches of a size."""
         model, compute = original(model), compute or Compute()
         method, target = as_method("collect", method), as_target(target or TopK())
         index, sample = _first_good(inputs, on_bad)
@@ -79,7 +81,11 @@ class BatchPlan:
         fitted = target
         if not target.is_fitted:
             fitted = target.fitted(_outputs(model, fit_on or inputs, on_bad))
-        setup = make_setup(model, sample, sites, fitted, labels)
+        sizes = None
+        if proven_for is not None:
+            some, size = _some_good(inputs, on_bad), proven_for
+            sizes = make_setup(model, some, sites, fitted, prove=compute, batch_size=size).sizes
+        setup = make_setup(model, sample, sites, fitted, labels, sizes=sizes)
         batch = run_batch(setup, ActGrad(), Compute())
         if fitted.uses_labels and batch.output.ndim == 2:
             inputs.check_outputs(batch.output.shape[1])
@@ -96,7 +102,7 @@ class BatchPlan:
         keys = [info.site.key for info in infos]
         return BatchPlan(
             model=model, inputs=inputs, infos=infos, compute=compute, on_bad=on_bad,
-            method=method.fit(fit_on or inputs), target=setup.target,
+            method=method.fit(fit_on or inputs), target=setup.target, sizes=setup.sizes,
             entries=recorded + _WIDENED * sample.numel(),
             decides=recipe_of(model, inputs, keys, method, target, compute, fit_on),
         )  # fmt: skip
@@ -187,7 +193,7 @@ class BatchPlan:
         labels = None if labels is None else labels[[batch.rows[place] for place in batch.good]]
         sites = tuple(info.site for info in self.infos)
         units = {info.site.key: info.units for info in self.infos}
-        setup = Setup(self.model, inputs, sites, self.target, labels, units)
+        setup = Setup(self.model, inputs, sites, self.target, labels, units, self.sizes)
         cuts = {info.site.key: info.cut for info in self.infos}
         return run_batch(setup, method, self.compute, cuts)
 
@@ -258,6 +264,12 @@ def _first_good(inputs: Inputs, on_bad: str) -> tuple[int, Tensor]:
     for row, sample in usable(inputs, range(len(inputs)), on_bad):
         return row, sample[None]
     raise DataError(f"{inputs.name}: none of the {len(inputs)} samples can be used")
+
+
+def _some_good(inputs: Inputs, on_bad: str) -> Tensor:
+    """Load the first two samples that can be used; one, if there is no other."""
+    good = usable(inputs, range(len(inputs)), on_bad)
+    return torch.stack([sample for _, sample in islice(good, 2)])
 
 
 def _outputs(model: nn.Module, inputs: Inputs, on_bad: str) -> Tensor:

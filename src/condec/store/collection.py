@@ -34,6 +34,7 @@ def collect(
     batch_size: int | Literal["auto"] = 64, shard_size: int = 1024, on_bad: str = "raise",
     compute: Compute | None = None, devices: Sequence[str | torch.device] = (),
     progress: bool = True, fit_on: Any | None = None, recorded: Mapping[str, Any] | None = None,
+    prove: bool = True,
 ) -> Store:  # fmt: skip
     """Collect contributions of a whole data set, reduced to units, into a store on disk.
 
@@ -70,9 +71,13 @@ def collect(
         (the covariance of `Surprisal`, the baseline `Mean`); by default from `data`.
     recorded : mapping, optional
         Entries that join those of the recipe, or stand in their place (of a twin).
+    prove : bool
+        Try first whether results belong to single samples (`condec.prove`); no part of the recipe.
 
     Raises
     ------
+    ModelError, SiteError
+        As `contribute`.
     OptionError
         Options out of range, a device that is not there, or batches too small for the method.
     DataError
@@ -89,7 +94,10 @@ def collect(
     for device in devices:
         usable_device(device)
     others = None if fit_on is None else as_inputs(fit_on)
-    plan = BatchPlan.make(model, as_inputs(data), sites, method, target, compute, on_bad, others)
+    wanted = (1 if batch_size == "auto" else batch_size) if prove else None
+    plan = BatchPlan.make(
+        model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted
+    )
     size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
     check_batches(plan, size, shard_size)
     recipe, total = plan.recipe(size) | dict(recorded or {}), len(plan.inputs)

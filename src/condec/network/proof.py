@@ -1,0 +1,487 @@
+"""Proof of a model: what contributions take for granted, tried before the first batch.
+
+A contribution belongs to one sample only where the model is a function of that sample: the same
+when it runs again, and the same whatever else is in the batch. A model for which this does not
+hold gives numbers like any other, and nothing in them shows it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from condec.basis.errors import ModelError, SiteError
+from condec.network.packed import hold
+from condec.network.sites import Site
+from condec.network.tape import Call, check_output, record, run_model
+from condec.network.unwrap import original
+
+Spot = tuple[str, str, int]
+"""Name of a module, side, and number of its call."""
+Records = dict[Spot, Tensor]
+"""What came out at places, in order of execution; the output of the model last."""
+
+_OUTPUT: Final[Spot] = ("", "output", -1)
+_AGAIN: Final = "gives another value when it runs again"
+_MIXED: Final = "depends on the other samples of the batch"
+# By the type of the numbers: largest difference, as a share of the largest number, of the same
+# pass again, and of a pass over another number of samples, which other kernels compute.
+_TOLERANCES: Final = {torch.float64: (1e-12, 1e-9), torch.float32: (1e-5, 1e-3)}
+_OF_GPU: Final = (1e-3, 1e-2)  # matrix products have ten bits where TF32 is allowed
+_OF_HALF: Final = (1e-2, 5e-2)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """Samples that a model takes in one pass: at least `least`; `only` so many, where it is set."""
+
+    least: int = 1
+    only: bool = False
+
+    def takes(self, n_samples: int) -> bool:
+        """Tell whether a pass may have so many samples."""
+        return n_samples == self.least or (n_samples > self.least and not self.only)
+
+    def passes(self, n_samples: int) -> list[Tensor]:
+        """Divide samples into passes of `least`, by their places; the last repeats its last one."""
+        starts = range(0, n_samples, self.least)
+        return [torch.arange(at, at + self.least).clamp(max=n_samples - 1) for at in starts]
+
+    def few(self, inputs: Tensor) -> Tensor:
+        """Take the fewest samples of a batch that the model takes; repeats one where it must."""
+        return inputs[:1] if self.least == 1 else inputs[torch.arange(self.least) % len(inputs)]
+
+    def __str__(self) -> str:
+        if self.only:
+            return f"of {self.least} only"
+        return "of any size" if self.least == 1 else f"of {self.least} or more"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was tried: a statement, whether it holds, and what was found.
+
+    `holds` is None where it could not be tried. What fails is refused with an `advice`, and only
+    told without one.
+    """
+
+    statement: str
+    holds: bool | None
+    found: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Proof:
+    """What was tried of a model, on samples of one shape. Made by `prove`.
+
+    Attributes
+    ----------
+    model : str
+        Its class.
+    shape : tuple of int
+        Of one sample.
+    checks : tuple of Check
+    sizes : BatchSizes
+        Samples that a pass may have.
+    places : mapping of str to str
+        What is wrong at single sites, by their names.
+    """
+
+    model: str
+    shape: tuple[int, ...]
+    checks: tuple[Check, ...]
+    sizes: BatchSizes = BatchSizes()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether nothing was found that is refused."""
+        return not any(check.holds is False and check.advice for check in self.checks)
+
+    def demand(self) -> "Proof":
+        """Return the proof itself; ModelError, or SiteError about sites, where it fails."""
+        for check in self.checks:
+            if check.holds is False and check.advice:
+                raise (SiteError if check.statement == _AXIS else ModelError)(
+                    f"{self.model}: expected that {check.statement}, or no contribution belongs to "
+                    f"one sample; {check.found}. {check.advice}; or go on unproven, prove=False"
+                )
+        return self
+
+    def __repr__(self) -> str:
+        words = {True: "yes", False: "no", None: "not tried"}
+        rows = [
+            *((c.statement, words[c.holds] + f": {c.found}" * bool(c.found)) for c in self.checks),
+            ("batches may be", str(self.sizes)),
+        ]
+        width = max(len(statement) for statement, _ in rows)
+        head = f"Proof of {self.model}, samples of shape {list(self.shape)}"
+        return "\n".join([head, *(f"{statement:{width}}  {result}" for statement, result in rows)])
+
+
+_SAME: Final = "the same inputs give the same again"
+_ALONE: Final = "a sample alone gives what it gives in a batch"
+_AXIS: Final = "the first axis of a site is that of the samples"
+_FOLLOWS: Final = "the output follows the input"
+_PROOFS: Final[WeakKeyDictionary[nn.Module, dict[object, Proof]]] = WeakKeyDictionary()
+
+
+def proof_of(
+    model: nn.Module, inputs: Tensor, sites: Iterable[Site], *, batch_size: int = 1
+) -> Proof:
+    """Prove a model, as `prove` does, once for each kind of inputs and choice of sites.
+
+    A proof that fails is not kept: the model may be mended in place.
+    """
+    model, sites = original(model), tuple(sites)
+    of_inputs = (inputs.shape[1:], inputs.stride()[1:], inputs.dtype, inputs.device)
+    autocast = torch.is_autocast_enabled(inputs.device.type)
+    key = (of_inputs, autocast, frozenset(site.place for site in sites))
+    kept = _PROOFS.setdefault(model, {})
+    known = kept.get(key)
+    if known is None or (known.sizes.only and len(inputs) != known.sizes.least):
+        known = prove(model, inputs, sites, batch_size=batch_size)
+        if known.holds:
+            kept[key] = known
+    return known
+
+
+def prove(
+    model: nn.Module, inputs: Tensor, sites: Iterable[Site] = (), *, batch_size: int = 1
+) -> Proof:
+    """Try whether what a model gives belongs to single samples, in four short passes.
+
+    Two samples of `inputs` serve; where there is one, or they are equal, the second is the first,
+    slightly changed. Buffers that a pass changed are put back. A model that does not take two
+    samples is tried with all of `inputs`, repeated up to `batch_size`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    inputs : Tensor of shape [sample, ...]
+        Ready for the model.
+    sites : several Site
+        Sites that are tried too.
+    batch_size : int
+        Samples that passes will have.
+
+    Returns
+    -------
+    Proof
+        `Proof.demand` raises where it fails.
+
+    Raises
+    ------
+    ModelError
+        The model fails on the inputs, or is in training mode.
+
+    Examples
+    --------
+    >>> from condec.testing.models import small_resnet
+    >>> prove(small_resnet(), torch.ones(2, 1, 5, 5))
+    Proof of SmallResNet, samples of shape [1, 5, 5]
+    the same inputs give the same again              yes
+    a sample alone gives what it gives in a batch    yes
+    the first axis of a site is that of the samples  yes
+    the output follows the input                     yes
+    batches may be                                   of any size
+    """
+    trial = _Trial(original(model), sites)
+    try:
+        with torch.inference_mode(False):
+            return _prove(trial, inputs.detach(), batch_size)
+    finally:
+        trial.put_back()
+
+
+def _prove(trial: "_Trial", inputs: Tensor, batch_size: int) -> Proof:
+    whole, first = _first_pass(trial, inputs, batch_size)
+    changed = trial.changed()
+    # Not put back in between: a state that a pass leaves shows in the next.
+    tolerance, again = Tolerance.of(whole, first), trial.run(whole)
+    off = {place: tolerance.off(again.get(place), x) for place, x in first.items()}
+    wrong = {place: _AGAIN for place in off if off[place] > tolerance.again}
+    sizes, causes = BatchSizes(), ["", "", ""]
+    if wrong:
+        causes[0] = _why_another(trial, whole, changed)
+    else:
+        sizes, wrong = _alone(trial, whole, first, tolerance)
+        causes[1] = _why_mixed(trial, whole, sizes) if _OUTPUT in wrong else ""
+    places = {_name(place): words for place, words in wrong.items() if place != _OUTPUT}
+    causes[2] = "; ".join(f"{name} {words}" for name, words in [*places.items()][:3])
+    untried = bool(causes[0]) or len(whole) == 1
+    follows = None
+    if len(whole) > 1 and not torch.equal(*whole[:2]):
+        follows = not torch.equal(*first[_OUTPUT][:2])
+    checks = (
+        Check(_SAME, not causes[0], causes[0], _NO_CHANCE),
+        Check(_ALONE, None if untried else not causes[1], causes[1], _NO_MIXING),
+        Check(_AXIS, None if untried or causes[1] else not places, causes[2], _NO_AXIS),
+        Check(_FOLLOWS, follows, "it is the same for two inputs" if follows is False else ""),
+    )
+    return Proof(type(trial.model).__name__, tuple(inputs.shape[1:]), checks, sizes, places)
+
+
+_NO_CHANCE: Final = (
+    "In evaluation mode a model must draw no random numbers and keep nothing from one pass to the "
+    "next (F.dropout needs training=self.training, batch norm momentum only in training)"
+)
+_NO_MIXING: Final = (
+    "Give a model whose samples do not meet (batch norm needs running statistics, "
+    "track_running_stats=True; norms and attention must leave the first axis alone)"
+)
+_NO_AXIS: Final = (
+    "Choose a site before or after, or a model that takes samples first (batch_first=True)"
+)
+
+
+class _Trial:
+    """Passes of a model, recorded at sites, and its buffers as they were before the first."""
+
+    def __init__(self, model: nn.Module, sites: Iterable[Site]) -> None:
+        self.model, self.sites = model, tuple(sites)
+        self._before = [
+            (f"{name}.{key}".lstrip("."), module, key, buffer, buffer._version, buffer.clone())
+            for name, module in model.named_modules()
+            for key, buffer in module._buffers.items()
+            if buffer is not None and not buffer.is_inference()
+        ]
+
+    def run(self, inputs: Tensor) -> Records:
+        """Run one pass, as passes of contributions run, without a backward pass."""
+        with record(self.model, self.sites) as tape:
+            output = run_model(self.model, inputs)
+        calls = [
+            (call, (name, tap, number))
+            for (name, tap), of_module in tape.calls.items()
+            for number, call in enumerate(of_module)
+            if isinstance(call, Call) and call.tensor._version == call.version
+        ]
+        calls.sort(key=lambda each: each[0].order)
+        return {place: call.tensor.detach() for call, place in calls} | {_OUTPUT: output.detach()}
+
+    def changed(self) -> list[str]:
+        """Name the buffers that hold something else now."""
+        return [
+            name
+            for name, module, key, buffer, version, value in self._before
+            if module._buffers.get(key) is not buffer
+            or (buffer._version != version and not torch.equal(buffer, value))
+        ]
+
+    def put_back(self) -> None:
+        """Give the buffers their values again."""
+        for _, module, key, buffer, version, value in self._before:
+            module._buffers[key] = buffer
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+    def everywhere(self) -> "_Trial":
+        """Return a trial of the same model at all its modules."""
+        self.put_back()
+        return _Trial(self.model, [Site(name) for name, _ in self.model.named_modules() if name])
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Differences that rounding may make: in the same pass again, and in passes of other sizes."""
+
+    again: float
+    alone: float
+    least: float  # of the numbers that differences are compared with: below it all is rounding
+
+    @staticmethod
+    def of(inputs: Tensor, records: Records) -> "Tolerance":
+        """Choose by the coarsest numbers of a pass, and its device."""
+        numbers = [x for x in (inputs, *records.values()) if x.is_floating_point() and x.numel()]
+        coarsest = max((x.dtype for x in numbers), key=lambda dtype: torch.finfo(dtype).eps)
+        again, alone = _TOLERANCES.get(coarsest, _OF_HALF)
+        if torch.is_autocast_enabled(inputs.device.type):
+            again, alone = _OF_HALF
+        elif inputs.device.type != "cpu" and coarsest == torch.float32:
+            again, alone = _OF_GPU
+        largest = max(_largest(x) for x in numbers)
+        return Tolerance(again, alone, largest * math.sqrt(torch.finfo(coarsest).eps))
+
+    def off(self, got: Tensor | None, expected: Tensor) -> float:
+        """Return the largest difference as a share of the largest number; infinite for others."""
+        if got is None or got.shape != expected.shape:
+            return math.inf
+        if torch.equal(got, expected) or not got.numel():
+            return 0.0
+        got, expected = (x if x.is_floating_point() else x.float() for x in (got, expected))
+        same = (got == expected) | (got.isnan() & expected.isnan())
+        largest = float(torch.where(same, 0.0, got - expected).abs().max())
+        return math.inf if math.isnan(largest) else largest / max(_largest(expected), self.least)
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def changed(sample: Tensor) -> Tensor:
+    """Make another input of one, [1, ...], slightly changed.
+
+    Not by one factor, which networks that normalise would not see, and away from ends (0 and 1
+    may be a mask, numbers of tokens have a largest one).
+    """
+    weights = torch.linspace(0.75, 1.0, sample.numel(), device=sample.device, dtype=sample.dtype)
+    scaled = sample * weights.view_as(sample)
+    others = (torch.where((sample == 0) | (sample == 1), sample, scaled), scaled, sample + 0.125)
+    return next(other for other in others if not torch.equal(other, sample))
+
+
+def _first_pass(trial: _Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor, Records]:
+    """Run two samples; where the model does not take them, one that is its own, or all."""
+    one = inputs[:1]
+    others = (inputs[i : i + 1] for i in range(1, min(len(inputs), 4)))
+    other = next((x for x in others if not torch.equal(x, one)), None)
+    made = hold(trial.model, one, changed(one))
+    tries = [torch.cat([one, made if other is None else other])]
+    if other is None:  # What was made up may be no input of this model.
+        tries.append(torch.cat([one, one]))
+    n_samples = max(batch_size, len(inputs))
+    tries.append(inputs[torch.arange(n_samples, device=inputs.device) % len(inputs)])
+    for whole in tries[:-1]:
+        try:
+            found = trial.run(whole)
+        except ModelError:
+            trial.put_back()
+            continue
+        if found[_OUTPUT].shape[:1] == whole.shape[:1]:
+            return whole, found
+        trial.put_back()
+    found = trial.run(tries[-1])
+    check_output(trial.model, found[_OUTPUT], len(tries[-1]))
+    return tries[-1], found
+
+
+def _alone(
+    trial: _Trial, whole: Tensor, first: Records, tolerance: Tolerance
+) -> tuple[BatchSizes, dict[Spot, str]]:
+    """Run samples alone, or copies of each, and say what differs from the pass over all."""
+    n_samples = len(whole)
+    if n_samples != 2:
+        sizes = BatchSizes(n_samples, only=True)
+        return sizes, _differing(trial, whole, first, n_samples, tolerance) if n_samples > 1 else {}
+    wrong = _differing(trial, whole, first, 1, tolerance)
+    if not wrong:
+        return BatchSizes(), wrong
+    of_copies = _differing(trial, whole, first, 2, tolerance)
+    if set(of_copies) == set(wrong):
+        return BatchSizes(), wrong
+    try:
+        trial.run(whole[[0, 1, 0]])
+    except ModelError:
+        return BatchSizes(2, only=True), of_copies
+    return BatchSizes(2), of_copies
+
+
+def _differing(
+    trial: _Trial, whole: Tensor, first: Records, n_copies: int, tolerance: Tolerance
+) -> dict[Spot, str]:
+    """Say what the first two samples give otherwise when their copies run by themselves."""
+    wrong: dict[Spot, str] = {}
+    for sample in (0, 1):
+        trial.put_back()
+        try:
+            alone = trial.run(whole[[sample] * n_copies])
+        except ModelError:
+            return {_OUTPUT: "fails"}
+        for place, x in first.items():
+            words = _differs(x, len(whole), alone.get(place), n_copies, sample, tolerance)
+            if words:
+                wrong.setdefault(place, words)
+    return wrong
+
+
+def _differs(
+    x: Tensor, n_samples: int, copies: Tensor | None, n_copies: int, sample: int,
+    tolerance: Tolerance,
+) -> str:  # fmt: skip
+    """Compare the rows of one sample in a record of all with those of its copies."""
+    if copies is None:
+        return f"does not run for {n_copies} of them"
+    expected, got = _by_sample(x, n_samples), _by_sample(copies, n_copies)
+    if expected is None or got is None or expected.shape[1:] != got.shape[1:]:
+        one = f"{tuple(copies.shape)} for {n_copies}"
+        return f"has shape {tuple(x.shape)} for {n_samples} samples and {one}"
+    off = max(tolerance.off(row, expected[sample]) for row in got)
+    return _MIXED if off > tolerance.alone else ""
+
+
+def _by_sample(tensor: Tensor, n_samples: int) -> Tensor | None:
+    """Give a record an axis of samples; None unless each can have the same number of rows."""
+    if tensor.ndim == 0 or not len(tensor) or len(tensor) % n_samples:
+        return None
+    return tensor.reshape(n_samples, -1, *tensor.shape[1:])
+
+
+class _Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the operations that draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Kernels of attention carry the tag for their dropout, which is 0 in most.
+        name = func.overloadpacket.__name__
+        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name:
+            self.names[name] = None
+        return func(*args, **(kwargs or {}))
+
+
+def _why_another(trial: _Trial, whole: Tensor, changed: list[str]) -> str:
+    """Say what a model does that gives another value when it runs again, and where it begins."""
+    everywhere = trial.everywhere()
+    with _Drawn() as drawn:
+        tries = [everywhere.run(whole) for _ in range(2)]
+    tolerance = Tolerance.of(whole, tries[0])
+    off = {place: tolerance.off(tries[1].get(place), x) for place, x in tries[0].items()}
+    first = next((place for place in off if off[place] > tolerance.again), _OUTPUT)
+    why = "it keeps something from one pass to the next, or draws numbers outside of torch"
+    if drawn.names:
+        why = f"it draws random numbers ({', '.join(drawn.names)})"
+    elif changed:
+        why = f"it changes its buffers ({', '.join(changed[:3])})"
+    return f"it gives others, {_at(trial.model, first)}: {why}"
+
+
+def _why_mixed(trial: _Trial, whole: Tensor, sizes: BatchSizes) -> str:
+    """Say where the samples of a batch meet first."""
+    everywhere = trial.everywhere()
+    first = everywhere.run(whole)
+    wrong = _differing(everywhere, whole, first, sizes.least, Tolerance.of(whole, first))
+    place = next((place for place in first if place in wrong), _OUTPUT)
+    words = "" if wrong.get(place, _MIXED) == _MIXED else f": it {wrong[place]}"
+    without = [
+        name
+        for name, module in trial.model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is None
+    ]
+    if without:
+        words += f"; without running statistics: {', '.join(without[:3])}"
+    return f"samples meet, {_at(trial.model, place)}{words}"
+
+
+def _at(model: nn.Module, place: Spot) -> str:
+    if place == _OUTPUT:
+        return "outside of modules"
+    return f"first at {_name(place)} ({type(model.get_submodule(place[0])).__name__})"
+
+
+def _name(place: Spot) -> str:
+    """Write a place as sites are written."""
+    name, tap, number = place
+    return f"{name}{':input' if tap == 'input' else ''}{f'#{number}' if number else ''}"

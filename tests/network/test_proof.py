@@ -1,0 +1,368 @@
+"""A model is proven before it is believed: what is refused, what passes, and what it costs."""
+
+import weakref
+from collections.abc import Callable
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import condec
+from condec import IntegratedGradients, Logit, contribute, inspect_model, prove
+from condec.basis.errors import ModelError, SiteError
+from condec.network import BatchSizes, Site, proof
+from condec.testing.models import small_mlp, small_resnet
+
+STEPS = 6
+
+
+class Net(nn.Module):
+    """Convolution, what `between` does, a site, and a read-out."""
+
+    def __init__(self, between: "Between") -> None:
+        super().__init__()
+        self.conv, self.site, self.head = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4, 3)
+        self.register_buffer("level", torch.zeros(()))
+        self.between = between if isinstance(between, nn.Module) else None
+        self.does = None if isinstance(between, nn.Module) else between
+        self.kept: Tensor | None = None
+        self.n_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x if self.between is None else self.between(x)
+        x = x if self.does is None else self.does(self, x)
+        return self.head(self.site(x).mean((2, 3)))
+
+
+Between = Callable[[Net, Tensor], Tensor] | nn.Module | None
+
+
+def net(between: Between = None) -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net(between).double().eval()
+
+
+def images(n_samples: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n_samples, 1, 6, 6, generator=generator, dtype=dtype)
+
+
+def counting(model: Net, x: Tensor) -> Tensor:
+    model.n_calls += 1
+    return x * (1 + 0.1 * model.n_calls)
+
+
+def in_a_buffer(model: Net, x: Tensor) -> Tensor:
+    model.level.mul_(0.9).add_(x.detach().mean())
+    return x - model.level
+
+
+def of_the_first(model: Net, x: Tensor) -> Tensor:
+    """Standardised as the first batch is: what data-dependent initialisation does."""
+    if not model.level:
+        model.level.copy_(x.detach().std())
+    return x / model.level
+
+
+def noise_of_numpy(model: Net, x: Tensor) -> Tensor:
+    return x * float(numpy.random.default_rng().uniform(0.5, 1))
+
+
+ANOTHER = {
+    "functional dropout": (lambda _, x: F.dropout(x, 0.3), r"random numbers \((bernoulli|.*drop)"),
+    "noise": (lambda _, x: x + torch.rand_like(x), r"draws random numbers \(rand_like"),
+    "numpy": (noise_of_numpy, "draws numbers outside of torch"),
+    "counter": (counting, "keeps something from one pass to the next"),
+    "buffer": (in_a_buffer, r"changes its buffers \(level\)"),
+}
+MIXED = {
+    "batch norm": (nn.BatchNorm2d(4, track_running_stats=False),
+                   r"between \(BatchNorm2d\); without running statistics: between"),
+    "group norm": (lambda _, x: F.layer_norm(x, x.shape), r"first at site \(ReLU\)"),
+    "centred": (lambda _, x: x - x.mean(0), r"first at site"),
+    "summed": (lambda _, x: x.cumsum(0), r"first at site"),
+    "reversed": (lambda _, x: x.flip(0), r"first at site"),
+    "of the first": (of_the_first, r"first at site"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ANOTHER)
+def test_a_model_that_gives_others_when_it_runs_again_is_refused(kind: str) -> None:
+    between, words = ANOTHER[kind]
+    model = net(between)
+    with pytest.raises(ModelError, match="the same inputs give the same again.* first at site .*"
+                       f"{words}.*prove=False"):  # fmt: skip
+        contribute(model, images(), "site")
+    assert not model.level  # put back
+    assert len(contribute(model, images(), "site", prove=False)) == 5
+
+
+@pytest.mark.parametrize("kind", MIXED)
+@pytest.mark.parametrize("n_samples", [1, 5])
+def test_a_model_that_mixes_samples_is_refused(kind: str, n_samples: int) -> None:
+    between, words = MIXED[kind]
+    model = net(between)
+    with pytest.raises(ModelError, match=f"a sample alone gives what .* samples meet, .*{words}"):
+        contribute(model, images(n_samples), "conv")
+    assert not model.level
+    assert len(contribute(model, images(), "conv", prove=False)) == 5
+
+
+def test_batch_norm_in_a_refused_model_is_right_with_running_statistics() -> None:
+    model = net(nn.BatchNorm2d(4))
+    assert prove(model, images(), [Site("between"), Site("site")]).holds
+    together = contribute(model, images(), "site")["site"].contribution
+    alone = [contribute(model, image[None], "site")["site"].contribution for image in images()]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-14)
+
+
+class Frames(nn.Module):
+    """[sample, frame, 3] -> a layer over frames, with the samples at another place there."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.frame, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n_samples, n_frames, _ = x.shape
+        if self.way == "first":  # frames first: with as many samples as frames, no shape shows it
+            return self.head(self.frame(x.transpose(0, 1)).tanh().mean(0))
+        rows = x.transpose(0, 1).flatten(0, 1)  # all samples' first frames, then the second ones
+        return self.head(self.frame(rows).tanh().unflatten(0, (n_frames, n_samples)).mean(0))
+
+
+@pytest.mark.parametrize("way", ["first", "folded"])
+@pytest.mark.parametrize("n_frames", [2, 3, 4])
+def test_a_site_with_samples_at_another_place_is_refused(way: str, n_frames: int) -> None:
+    model = Frames(way).double().eval()
+    x = torch.randn(n_frames, n_frames, 3, dtype=torch.float64)
+    found = prove(model, x, [Site("frame"), Site("head")])
+    assert found.places.keys() == {"frame"}
+    with pytest.raises(SiteError, match=r"the first axis of a site is that .* frame "):
+        found.demand()
+    with pytest.raises(SiteError, match="frame"):
+        contribute(model, x, "frame")
+    assert contribute(model, x, "head")["head"].contribution.shape == (n_frames, 2)
+
+
+def test_rows_of_a_sample_that_stand_together_are_right() -> None:
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frame, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.frame(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1))
+
+    assert prove(Folded().eval(), torch.randn(3, 4, 3), [Site("frame"), Site("head")]).holds
+
+
+class Sized(nn.Module):
+    """A model that takes some numbers of samples only: `squeeze` makes one sample none."""
+
+    def __init__(self, way: str, n_samples: int = 4) -> None:
+        super().__init__()
+        self.way, self.n_samples = way, n_samples
+        self.conv, self.site, self.head = nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Linear(4, 3)
+
+    def lower(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3), keepdim=True)
+
+    def upper(self, h: Tensor) -> Tensor:
+        if self.way == "squeeze":
+            return self.head(h.squeeze())
+        if self.way == "strict" and len(h) < 2:
+            raise IndexError("needs two")
+        return self.head(h.view(self.n_samples if self.way == "fixed" else len(h), 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upper(self.site(self.lower(x)))
+
+
+def loop(model: Sized, x: Tensor, label: int) -> Tensor:
+    """Integrated gradients at `site` by hand; the whole batch at every point, from zero."""
+    total, last_h, last_g = torch.zeros(()), None, None
+    for k in range(STEPS + 1):
+        h = torch.tanh(model.lower(x * k / STEPS)).detach().requires_grad_()
+        (g,) = torch.autograd.grad(model.upper(h)[:, label].sum(), h)
+        if last_h is not None:
+            total = total + (h.detach() - last_h) * (g + last_g) / 2
+        last_h, last_g = h.detach(), g
+    return total
+
+
+@pytest.mark.parametrize(
+    ("way", "n_samples"),
+    [("squeeze", 5), ("strict", 3), ("squeeze", 2), ("fixed", 4), ("fixed", 1)],
+)
+@pytest.mark.parametrize("target", [Logit(1), condec.Predicted(), condec.Label()])
+def test_models_that_do_not_take_one_sample(
+    way: str, n_samples: int, target: condec.Target
+) -> None:
+    torch.manual_seed(0)
+    model, x = Sized(way, n_samples).double().eval(), images(n_samples)
+    labels = torch.ones(n_samples, dtype=torch.int64)
+    batch = contribute(
+        model, x, "site", target=target, labels=labels, method=IntegratedGradients(steps=STEPS)
+    )
+    by_hand = torch.stack([loop(model, x, label) for label in range(3)])
+    chosen = model(x).argmax(1) if isinstance(target, condec.Predicted) else labels
+    expected = by_hand[chosen, torch.arange(n_samples)]
+    torch.testing.assert_close(batch["site"].contribution, expected, rtol=1e-12, atol=1e-14)
+    assert batch["site"].cut
+    automatic = contribute(
+        model, x, "site", target=target, labels=labels, method=IntegratedGradients(steps="auto")
+    )
+    torch.testing.assert_close(automatic["site"].contribution, expected, rtol=0.2, atol=1e-2)
+
+
+def test_one_sample_of_a_model_that_takes_two_or_more() -> None:
+    model, x = Sized("squeeze").double().eval(), images(3)
+    whole = contribute(model, x, "site", target=Logit(0))["site"].contribution
+    one = contribute(model, x[:1], "site", target=Logit(0))["site"].contribution
+    torch.testing.assert_close(one, whole[:1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("way", "words"), [("squeeze", "of 2 or more"), ("fixed", "of 4 only")])
+def test_a_data_set_through_a_model_that_does_not_take_one_sample(
+    way: str, words: str, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
+    model, x = Sized(way).double().eval(), images(9)
+    found = prove(model, x[:2], [Site("site")], batch_size=4)
+    assert words in repr(found)
+    store = condec.collect(
+        model, x, "site", out=tmp_path / "s.zarr", batch_size=4, target=Logit(1), progress=False
+    )
+    expected = torch.cat([
+        contribute(model, rows, "site", target=Logit(1)).reduce()["site"].contribution[:, 0]
+        for rows in (x[:4], x[4:8], x[5:9])
+    ])[[*range(8), 11]]  # fmt: skip
+    torch.testing.assert_close(store.matrix("site").double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_printed() -> None:
+    found = prove(small_resnet(), images(2, torch.float32), [Site("block1")])
+    assert isinstance(found, condec.Proof)
+    lines = [" ".join(line.split()) for line in repr(found).splitlines()]
+    assert lines == [
+        "Proof of SmallResNet, samples of shape [1, 6, 6]",
+        "the same inputs give the same again yes",
+        "a sample alone gives what it gives in a batch yes",
+        "the first axis of a site is that of the samples yes",
+        "the output follows the input yes",
+        "batches may be of any size",
+    ]
+    assert found.demand() is found
+
+
+def test_an_output_that_does_not_follow_is_told_and_not_refused() -> None:
+    model = small_mlp()
+    nn.init.zeros_(model[4].weight)
+    found = prove(model, torch.randn(3, 5))
+    assert [check.holds for check in found.checks] == [True, True, True, False]
+    assert "it is the same for two inputs" in repr(found)
+    found.demand()
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(1, 5), torch.ones(3, 5), torch.randn(1, 5)])
+def test_one_sample_gets_a_second_of_its_own(inputs: Tensor) -> None:
+    before = inputs.clone()
+    found = prove(small_mlp(), inputs)
+    assert [check.holds for check in found.checks] == [True] * 4
+    assert torch.equal(inputs, before)
+
+
+def test_numbers_of_tokens_stay_in_the_table() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(8, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.table(x.long()).mean(1))
+
+    assert prove(Tokens().eval(), torch.tensor([[7.0, 0.0, 3.0]]), [Site("table")]).holds
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rounding_is_no_fault(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [one for _ in range(9) for one in (nn.Linear(32, 32), nn.LayerNorm(32), nn.GELU())]
+    model = nn.Sequential(*layers).to(dtype).eval()
+    sites = [Site(str(i)) for i in range(27)]
+    assert prove(model, torch.randn(2, 32).to(dtype), sites).holds
+
+
+def test_a_small_mixing_is_seen_in_double_precision() -> None:
+    model = net(lambda _, x: x + 1e-6 * x.mean(0))
+    with pytest.raises(ModelError, match="samples meet"):
+        prove(model, images()).demand()
+
+
+def test_inspect_shows_the_proof_and_where_it_fails() -> None:
+    table = inspect_model(net(nn.BatchNorm2d(4, track_running_stats=False)), images())
+    by_site = table.set_index("site")["proof"]
+    assert by_site["conv"] == ""
+    assert by_site["between"] == by_site["site"] == "depends on the other samples of the batch"
+    assert not table.attrs["proof"].holds
+    table = inspect_model(small_resnet(), images(1, torch.float32))
+    assert set(table["proof"]) == {""}
+    assert table.attrs["proof"].holds
+    assert inspect_model(Sized("squeeze").double().eval(), images(1))["shape"].tolist() == [
+        (4, 4, 4), (4, 1, 1), (3,),
+    ]  # fmt: skip
+
+
+def test_a_model_is_proven_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    proven = []
+    plain = proof.prove
+    monkeypatch.setattr(proof, "prove", lambda *a, **k: proven.append(1) or plain(*a, **k))
+    model = net()
+    for n_samples in (5, 2, 1):
+        contribute(model, images(n_samples), "site")
+    assert len(proven) == 1
+    contribute(model, images().float().double()[:, :, :5, :5], "site")
+    contribute(model, images(), "conv")
+    assert len(proven) == 3
+    contribute(net(), images(), "conv", prove=False)
+    assert len(proven) == 3
+    known = weakref.ref(model)
+    del model
+    assert known() is None  # nothing keeps it
+
+
+def test_a_proof_that_fails_is_not_kept() -> None:
+    model = net(lambda _, x: x - x.mean(0))
+    with pytest.raises(ModelError, match="samples meet"):
+        contribute(model, images(), "site")
+    model.does = None
+    assert len(contribute(model, images(), "site")) == 5
+
+
+def test_passes_of_a_proof_are_few_and_of_few_samples() -> None:
+    sizes = []
+    model = net()
+    model.conv.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    prove(model, images(64), [Site("site")])
+    assert sizes == [2, 2, 1, 1]
+
+
+def test_sizes() -> None:
+    few, only = BatchSizes(2), BatchSizes(3, only=True)
+    assert [few.takes(n) for n in (1, 2, 9)] == [False, True, True]
+    assert [only.takes(n) for n in (1, 3, 6)] == [False, True, False]
+    assert [rows.tolist() for rows in only.passes(4)] == [[0, 1, 2], [3, 3, 3]]
+    assert few.few(torch.arange(1)).tolist() == [0, 0]
+
+
+def test_maps_are_of_proven_models() -> None:
+    model = net(lambda _, x: x - x.mean(0))
+    with pytest.raises(ModelError, match="samples meet"):
+        condec.mode_map(model, images(), "site", [0])
+    condec.mode_map(model, images(), "site", [0], prove=False)
