@@ -242,7 +242,7 @@ def test_methods_round_trip(method: Method) -> None:
         (
             lambda m, x: contribute(m, x.expand(3, 2, 5, 5), "block1"),
             ModelError,
-            r"SmallResNet failed on inputs of shape \(1, 2, 5, 5\)",
+            r"SmallResNet failed on inputs of shape \(3, 2, 5, 5\)",
         ),
         (lambda m, x: contribute(m, x, "block1", target=Logit(3)), OptionError, "3 labels, 0 to 2"),
         (lambda m, x: contribute(m, x, "block1", target=Label()), DataError, "needs the label"),
