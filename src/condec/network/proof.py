@@ -20,7 +20,7 @@ from condec.basis.errors import ModelError, SiteError
 from condec.network.packed import hold
 from condec.network.sites import Site
 from condec.network.tape import Call, check_output, record, run_model
-from condec.network.unwrap import original
+from condec.network.unwrap import original, refuse_unreadable
 
 Spot = tuple[str, str, int]
 """Name of a module, side, and number of its call."""
@@ -194,7 +194,9 @@ def prove(
     the output follows the input                     yes
     batches may be                                   of any size
     """
-    trial = _Trial(original(model), sites)
+    model = original(model)
+    refuse_unreadable(model)  # before the inputs are looked at: they may have no values
+    trial = _Trial(model, sites)
     try:
         with torch.inference_mode(False):
             return _prove(trial, inputs.detach(), batch_size)
