@@ -273,6 +273,7 @@ def test_heads_of_grouped_queries_in_hugging_face() -> None:
 
 def test_layers_that_hold_their_mlp_themselves() -> None:
     """As those of OPT do: nothing there is called mlp."""
+    import_torchvision()  # which mends what transformers would stumble over
     library = pytest.importorskip("transformers")
     config = library.OPTConfig(
         vocab_size=11, hidden_size=8, word_embed_proj_dim=8, ffn_dim=12, num_hidden_layers=2,
