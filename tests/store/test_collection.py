@@ -222,7 +222,7 @@ def test_bad_inputs_raise_or_are_skipped(tmp_path: Path) -> None:
         ({"sites": "blok1"}, SiteError, "no module of SmallResNet matches 'blok1'.*block1"),
         ({"target": Logit(7)}, OptionError, "index 7 is out of range"),
         ({"data": images()[:0]}, DataError, "empty"),
-        ({"data": torch.randn(3, 2, 6, 6)}, ModelError, r"failed on inputs of shape \(\d+, 2, 6, 6"),
+        ({"data": torch.randn(3, 2, 6, 6)}, ModelError, r"on inputs of shape \(\d+, 2, 6, 6"),
         ({"data": images(), "target": Label()}, DataError, "needs the label of every sample"),
     ],
 )

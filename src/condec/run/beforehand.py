@@ -106,7 +106,7 @@ class Known:
         plan, inputs = run.plan.collect, run.inputs
         made = BatchPlan.make(
             run.loaded.model, inputs, run.plan.sites, plan.method, plan.target, plan.compute,
-            plan.on_bad, run.fit_on,
+            plan.on_bad, run.fit_on, _batch(run) if plan.prove else None,
         )  # fmt: skip
         check_batches(made, _batch(run), plan.shard_size)
         labels = torch.full((len(inputs),), -1) if inputs.labels is None else inputs.labels
