@@ -218,7 +218,7 @@ def keys_of_plans() -> set[tuple[str, str]]:
     found |= {("retina", field.name) for field in dataclasses.fields(RetinaOptions)}
     options = (plan.FitPlan, TrainConfig, *plan.LEARNERS.values())
     of_fit = {field.name for kind in options for field in dataclasses.fields(kind)}
-    internal = {"modes_per_unit", "train"}
+    internal = {"modes_per_unit", "rows_per_mode", "train"}
     return found | {("fit", key) for key in of_fit - internal}
 
 

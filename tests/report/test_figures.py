@@ -118,11 +118,13 @@ def test_same_bytes_every_time_and_nothing_from_outside(name, tmp_path):
     assert dict(mpl.rcParams) == before
 
 
-def test_png_is_the_same_every_time(tmp_path):
-    first = figures.save_figure(MADE["statistics"](), tmp_path / "a.png").read_bytes()
-    again = figures.save_figure(MADE["statistics"](), tmp_path / "b.png").read_bytes()
+@pytest.mark.parametrize("end", ["png", "pdf"])
+def test_other_formats_are_the_same_every_time(tmp_path, end):
+    first = figures.save_figure(MADE["statistics"](), tmp_path / f"a.{end}").read_bytes()
+    again = figures.save_figure(MADE["statistics"](), tmp_path / f"b.{end}").read_bytes()
     assert first == again
-    assert b"Software" not in first
+    assert first.startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[end])
+    assert not re.search(rb"Software|CreationDate|Producer|/Type3", first)
 
 
 def test_no_global_state_of_pyplot_is_used():
@@ -137,8 +139,8 @@ def test_no_global_state_of_pyplot_is_used():
 
 
 def test_other_endings_are_refused(tmp_path):
-    with pytest.raises(OptionError, match=r"path ending in \.svg or \.png; got .*a\.pdf"):
-        figures.save_figure(MADE["history"](), tmp_path / "a.pdf")
+    with pytest.raises(OptionError, match=r"path ending in \.svg, \.png or \.pdf; got .*a\.eps"):
+        figures.save_figure(MADE["history"](), tmp_path / "a.eps")
 
 
 def lines(figure, colour):
@@ -300,6 +302,64 @@ def test_small_pictures_show_signs_and_large_ones_are_lit(size):
         sizes = [ndimage.gaussian_filter(np.abs(one), 1.0) for one in flat]
         expected = pixels.lit(sizes[1], picture, scale=pixels.map_scale(sizes, 97.0))
     np.testing.assert_array_equal(drawn[1], expected)
+
+
+GREYS = np.random.default_rng(0).integers(0, 256, (5, 4), dtype=np.uint8)
+COLOURS = np.random.default_rng(1).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "pixels_of"),
+    [
+        (GREYS, GREYS[..., None]),
+        (GREYS[..., None], GREYS[..., None]),
+        (GREYS[None], GREYS[..., None]),
+        (GREYS[None, None], GREYS[..., None]),
+        (torch.from_numpy(GREYS) / 255, GREYS[..., None]),
+        (GREYS > 99, np.where(GREYS > 99, 255, 0)[..., None]),
+        (COLOURS, COLOURS),
+        (COLOURS[None], COLOURS),
+        (COLOURS.astype(np.int64), COLOURS),
+        (COLOURS / 255, COLOURS),
+        (torch.from_numpy(COLOURS).movedim(2, 0)[None], COLOURS),
+        ((torch.from_numpy(COLOURS).movedim(2, 0) / 255).requires_grad_(), COLOURS),
+    ],
+)
+def test_grey_float_and_batched_pictures_are_the_same_picture(given, pixels_of):
+    taken = figures.as_picture(given)
+    assert taken.dtype == np.uint8
+    assert taken.tolist() == pixels_of.tolist()
+    figure = figures.mode_map_figure(given, {"total": torch.ones(1, 5, 4)})
+    first, second = (axis.images[0] for axis in figure.axes)
+    assert first.get_array().reshape(pixels_of.shape).tolist() == pixels_of.tolist()
+    assert (first.norm.vmin, first.norm.vmax) == (0, 255) or pixels_of.shape[2] == 3
+    assert second.get_array().shape == (5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 5, 4, 3), np.uint8), r"got shape \(2, 5, 4, 3\)\. Take one of a batch"),
+        (np.zeros((5, 4, 2)), r"of 1 or 3 colours; got shape \(5, 4, 2\)"),
+        (np.zeros(5), r"expected one image, .*got shape \(5,\)"),
+        (np.zeros((0, 4)), r"expected one image, .*got shape \(0, 4\)"),
+        (np.array([["a"]]), "expected whole numbers or floats; got <U1"),
+        (torch.tensor([[-2.1, 2.6]]), r"floats from 0 to 1; got float64 from -2\.1 to 2\.6\. Take"),
+        (np.array([[0.0, np.nan]]), "got float64 from nan to nan"),
+        (np.array([[0, 60_000]], np.uint16), "from 0 to 255, .*got uint16 from 0 to 60000"),
+    ],
+)
+def test_what_is_no_picture_is_refused(given, message):
+    with pytest.raises(DataError, match=f"picture: .*{message}"):
+        figures.mode_map_figure(given, {"total": torch.ones(1, 5, 4)})
+
+
+def test_maps_are_those_of_one_input():
+    values = torch.randn(1, 2, 5, 4)
+    alone = figures.draw_maps([values[0]], GREYS)[0]
+    assert figures.draw_maps([values], GREYS)[0].tolist() == alone.tolist()
+    with pytest.raises(DataError, match=r"those of one input, .*got shape \(2, 2, 5, 4\)\. Take"):
+        figures.draw_maps([values.repeat(2, 1, 1, 1)], GREYS)
 
 
 def test_map_scale_of_nothing_is_one():

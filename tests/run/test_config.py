@@ -148,7 +148,8 @@ def test_absent_keys_keep_their_defaults() -> None:
     assert plan.links == LINKS
     assert plan.collect.method == IntegratedGradients(steps=10, spacing="fitted")
     assert plan.collect.target == TopK(k=1)
-    assert plan.fit == FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
+    sae = ThresholdSAE(n_modes=1)
+    assert plan.fit == FitPlan(learner=sae, modes_per_unit=3.0, rows_per_mode=4.0)
     assert plan.out == Path("run")
     assert plan == Plan(out=Path("run"), base=Path(), sites=("block*",))
 
@@ -190,13 +191,48 @@ def test_methods_that_do_not_exist() -> None:
 
 def test_number_of_modes_follows_the_units_of_a_site() -> None:
     plan = config.from_dict({"sites": "a", "fit": {"n_modes": "2.5x", "threshold": 0.8}}).fit
-    assert plan.learner_for(64) == ThresholdSAE(n_modes=160, threshold=0.8)
-    assert plan.learner_for(1).n_modes == 2
+    assert plan.learner_for(64, 10) == ThresholdSAE(n_modes=160, threshold=0.8)
+    assert plan.learner_for(1, 10).n_modes == 2
     fixed = config.from_dict({"sites": "a", "fit": {"learner": "kmeans", "n_modes": 7}}).fit
-    assert fixed.learner_for(64) == KMeans(n_modes=7)
-    assert config.from_dict({"sites": "a", "fit": {"learner": "pca"}}).fit.learner_for(9) == PCA(
-        n_modes=9
-    )
+    assert fixed.learner_for(64, 10) == KMeans(n_modes=7)
+    every = config.from_dict({"sites": "a", "fit": {"learner": "pca"}}).fit
+    assert every.learner_for(9, 1000) == PCA(n_modes=9)
+
+
+@pytest.mark.parametrize(
+    ("fit", "n_rows", "n_modes"),
+    [
+        ({}, 50_000, 1536),  # the paper's three times the units
+        ({}, 120, 24),  # 96 training rows, 4 for each mode
+        ({"held_out": 0.5}, 120, 15),
+        ({"n_modes": "2x, rows/10"}, 1000, 80),
+        ({"n_modes": "2x,rows/0.5"}, 1000, 1024),
+        ({"n_modes": "3x"}, 120, 1536),  # what is asked for is done
+        ({"learner": "nmf"}, 1000, 200),
+        ({"learner": "topk"}, 20, 8),  # its k codes of a row
+        ({}, 3, 1),
+    ],
+)
+def test_default_number_of_modes_follows_the_rows_too(fit, n_rows, n_modes) -> None:
+    plan = config.from_dict({"sites": "a", "fit": fit})
+    assert plan.fit.learner_for(512, n_rows).n_modes == n_modes
+    assert config.from_dict(config.to_dict(plan)).fit == plan.fit
+
+
+@pytest.mark.parametrize(
+    ("n_modes", "message"),
+    [
+        ("3 units", "such as '3x', or that and a limit by the training rows, such as '3x, rows/4'"),
+        ("rows/4", "expected a number, a multiple"),
+        ("3x, rows/0", "n_modes must be above 0; got rows/0"),
+        ("0x", "n_modes must be above 0; got 0x"),
+    ],
+)
+def test_numbers_of_modes_that_cannot_be(n_modes, message) -> None:
+    with pytest.raises(OptionError, match=message):
+        config.from_dict({"sites": "a", "fit": {"n_modes": n_modes}})
+    with pytest.raises(OptionError, match="rows_per_mode goes with modes_per_unit"):
+        FitPlan(learner=ThresholdSAE(n_modes=1), rows_per_mode=4.0)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +346,7 @@ def test_a_twin_twice_is_refused() -> None:
 def test_every_learner_can_be_planned(name):
     plan = config.from_dict({"sites": "a", "fit": {"learner": name}})
     assert type(plan.fit.learner) is LEARNERS[name]
-    assert plan.fit.learner_for(10).n_modes == (30 if name == "sae" else 10)
+    assert plan.fit.learner_for(10, 1000).n_modes == (30 if name == "sae" else 10)
     again = config.from_dict(config.to_dict(plan))
     assert again.fit == plan.fit
 
@@ -318,7 +354,7 @@ def test_every_learner_can_be_planned(name):
 def test_options_of_sparse_learners():
     options = {"learner": "matryoshka", "k": 4, "prefixes": [0.5, 1.0], "scaling": "unit"}
     fit = config.from_dict({"sites": "a", "fit": {**options, "centre": True, "clip": 1.0}}).fit
-    assert fit.learner_for(16) == MatryoshkaSAE(16, k=4, prefixes=(0.5, 1.0))
+    assert fit.learner_for(16, 1000) == MatryoshkaSAE(16, k=4, prefixes=(0.5, 1.0))
     assert fit.train == TrainConfig(scaling="unit", centre=True, clip=1.0)
 
 

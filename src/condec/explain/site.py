@@ -13,6 +13,7 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError
 from condec.basis.records import short_repr
 from condec.data import Inputs
+from condec.explain.leading import descending, leading_modes, strongest_units
 from condec.explain.mode import mode_map
 from condec.modes import Modes
 from condec.network import refuse_training
@@ -32,7 +33,7 @@ class SiteMaps:
     target : dict
         The target that the units drive, as from `Target.to_dict`.
     mode_ids : Tensor of shape [mode]
-        Original ids, the mode most correlated with a label first.
+        Original ids, in the order of `leading_modes`.
     units : Tensor of shape [mode, unit]
         The units of every mode whose maps these are: the strongest of its atom.
     samples : Tensor of shape [mode, input]
@@ -100,7 +101,7 @@ def site_maps(
     at_least("site_maps", 1, n_modes=n_modes, n_inputs=n_inputs, n_units=n_units)
     refuse_training(model)
     target = as_target(Predicted() if target is None else target)
-    chosen = leading_modes(modes)[:n_modes]
+    chosen = leading_modes(modes, n_modes)
     if not chosen:
         raise DataError(f"site_maps: {modes.site.key}: the dictionary has no mode that is used")
     rows = {mode: _strongest_rows(modes.loadings[:, mode], n_inputs) for mode in chosen}
@@ -128,40 +129,10 @@ def site_maps(
     )  # fmt: skip
 
 
-def leading_modes(modes: Modes) -> list[int]:
-    """Order modes as they are shown; gives rows of ``modes.atoms``.
-
-    The best mode of every label, the most correlated first, then all others by correlation
-    with their best label, on training rows; without labels, by mean loading.
-    """
-    labels = modes.store.labels
-    if not bool((labels >= 0).any()):
-        return _order(modes.loadings.mean(0))
-    top, label = modes.correlation(labels, split="train").nan_to_num(-1.0).max(1)
-    order = _order(top)
-    first: dict[int, int] = {}
-    for mode in order:
-        first.setdefault(int(label[mode]), mode)
-    return list(dict.fromkeys([*first.values(), *order]))
-
-
 def _strongest_rows(loadings: Float[Tensor, " sample"], n_inputs: int) -> list[int]:
     """Return the rows with the highest loadings, those only for which the mode is used."""
-    order = _order(loadings)[:n_inputs]
+    order = descending(loadings)[:n_inputs]
     return [row for row in order if loadings[row] > 0] or order[:1]
-
-
-def strongest_units(modes: Modes, mode: int) -> Int[Tensor, " unit"]:
-    """Order the units of a mode's atom, those that move the target most first, shape [unit]."""
-    n_units = modes.store.info(modes.site).n_units
-    # The two halves of an atom of concatenated parts are one unit's adding and taking, and
-    # what a negative part holds most of has the lowest value.
-    atom = modes.atoms[mode].view(-1, n_units).sum(0)
-    return torch.tensor(_order(-atom if modes.sign == "negative" else atom))
-
-
-def _order(values: Float[Tensor, " _"]) -> list[int]:
-    return values.argsort(descending=True, stable=True).tolist()
 
 
 def _where(inputs: Inputs, modes: Modes, rows: Sequence[int]) -> dict[int, int]:

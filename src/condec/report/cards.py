@@ -5,8 +5,9 @@ from typing import Any, Final
 
 from torch import Tensor, arange
 
-from condec.explain import leading_modes, strongest_units
+from condec.explain import copies, leading_modes, strongest_units
 from condec.report.reading import DictionaryPart, RunPart
+from condec.report.words import count
 
 CARDS_WITHOUT_MAPS: Final = 12
 TOP_LABELS: Final = 5
@@ -19,18 +20,22 @@ def mode_cards(
 ) -> Iterator[dict[str, Any]]:
     """Give cards of the modes that have maps, else of the leading ones, in the order of `lines`.
 
+    Modes with too few held-out users have cards only where all are such.
     `line` is that of `condec.report.tables.mode_rows`, `place` the one in the maps, or None.
-    `labels` are those that it correlates with best, `stems` its atom,
+    `users` says how many inputs use it, `copies` are modes with nearly the same atom,
+    `labels` those that it correlates with best, `stems` its atom,
     `units` those that are drawn in the maps, with their weights.
     """
     modes, maps = part.modes, part.maps
-    leading = modes.ids[leading_modes(modes)[:CARDS_WITHOUT_MAPS]].tolist()
-    places: dict[int, int | None] = dict.fromkeys(leading)
-    if maps is not None:
+    places: dict[int, int | None]
+    if maps is None:
+        places = dict.fromkeys(modes.ids[leading_modes(modes, CARDS_WITHOUT_MAPS)].tolist())
+    else:
         places = {number: place for place, number in enumerate(maps.mode_ids.tolist())}
+    some = any(line["enough"] for line in lines)
     n_units = modes.store.info(modes.site).n_units
     for line in lines:
-        if line["id"] not in places:
+        if line["id"] not in places or (some and not line["enough"]):
             continue
         row, place = line["row"], places[line["id"]]
         drawn = strongest_units(modes, row)[:3] if maps is None else maps.units[place]
@@ -38,6 +43,7 @@ def mode_cards(
         weights = atom.view(-1, n_units).sum(0)
         yield {
             "line": line, "place": place, "labels": list(_label_bars(run, part, row)),
+            "users": _users(part, row), "copies": modes.ids[copies(modes, row)].tolist(),
             "stems": stems(atom, [unit for c in chosen for unit in range(c, len(atom), n_units)]),
             "units": [(unit, float(weights[unit])) for unit in chosen],
         }  # fmt: skip
@@ -69,6 +75,17 @@ def stems(atom: Tensor, chosen: list[int]) -> dict[str, Any]:
         "above": path([unit for unit in rest if values[unit] > 0]),
         "below": path([unit for unit in rest if values[unit] < 0]), "chosen": path(chosen),
     }  # fmt: skip
+
+
+def _users(part: DictionaryPart, row: int) -> str:
+    """Say how many inputs use a mode, of how many."""
+    used, held_out = part.modes.loadings[:, row] > 0, part.modes.held_out
+    rows = {"training": ~held_out, "held-out": held_out} if part.has_held_out else {"": ~held_out}
+    parts = [
+        f"{count(used[of].sum())} of {count(of.sum())} {name} inputs".replace("  ", " ")
+        for name, of in rows.items()
+    ]
+    return " and ".join(parts)
 
 
 def _label_bars(run: RunPart, part: DictionaryPart, row: int) -> Iterator[dict[str, Any]]:

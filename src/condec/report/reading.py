@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
+from condec.basis.metrics import unit_length
 from condec.basis.npz import load_record
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
-from condec.explain import SiteMaps
+from condec.explain import ALIKE, SiteMaps
 from condec.modes import Hierarchy, Modes, Split, label_name, membership
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES
@@ -61,6 +62,20 @@ class DictionaryPart:
         """Return one number of the dictionary on the rows of `split`; NaN without numbers."""
         training = self.dictionary.training
         return math.nan if training is None else getattr(training.metrics[self.split], name)
+
+    @property
+    def fall(self) -> tuple[float, float]:
+        """R2 on training and on held-out rows; NaN without numbers, or without such rows."""
+        training = self.dictionary.training
+        found = {} if training is None else training.metrics
+        train, held_out = (found[s].r2 if s in found else math.nan for s in ("train", "held_out"))
+        return train, held_out
+
+    @cached_property
+    def n_alike(self) -> int:
+        """Number of modes whose atom is nearly equal to that of another one."""
+        atoms = unit_length(self.modes.atoms, 1)
+        return int(((atoms @ atoms.T > ALIKE).sum(1) > 1).sum())  # each is like itself
 
     @property
     def has_labels(self) -> bool:
@@ -215,6 +230,8 @@ def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart
         place, maps = folder.modes(key, name), folder.maps(key, name)
         tables = {kind: folder.read_table(kind, key, name) for kind in TABLES}
         known = {kind: table for kind, table in tables.items() if table is not None}
+        if "rivals" in known:  # a learner is no rival of its own; earlier versions fitted it
+            known["rivals"] = known["rivals"][known["rivals"]["rival"] != name]
         shown = load_record(maps, SiteMaps) if maps.is_file() else None
         yield DictionaryPart(name, load_dictionary(place), Modes.load(place, store), shown, known)
 

@@ -1,7 +1,7 @@
 """Sentences on what was found: about the run, about its dictionaries, about edits."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import pandas
@@ -11,10 +11,18 @@ from condec.basis.errors import DataError
 from condec.dictionary import rival_words
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import ControlMatrix
+from condec.explain import ALIKE, LEAST_USERS, held_out_users
 from condec.modes import Hierarchy
 from condec.report.figures import rankings_in
 from condec.report.reading import DictionaryPart, RunPart
-from condec.report.tables import STABLE, leading_ranking, mean_cosine, rivals_in_words, stable_modes
+from condec.report.tables import (
+    R2,
+    STABLE,
+    leading_ranking,
+    mean_cosine,
+    rivals_in_words,
+    stable_modes,
+)
 from condec.report.words import count, fixed, percent, twin_words
 from condec.store import STATISTICS, TREND, compare_trends
 
@@ -27,6 +35,8 @@ COMPLETE_WITHIN: Final = 0.05
 """A median completeness further from 1 than this is worth a warning."""
 SPREAD_WITHIN: Final = 0.5
 """So is a range from the 5th to the 95th percentile that is wider than this."""
+GAP: Final = 0.2
+"""So is an R2 that is by more than this lower on held-out inputs than on those fitted."""
 _WITHOUT_LABEL: Final = ("random", "random_modes")
 _OF_MODES: Final = (
     "log_odds_modes", "modes", "best_mode", "mode_sum", "activation_modes", "random_modes",
@@ -63,6 +73,7 @@ def warnings(run: RunPart) -> Iterator[str]:
         yield f"{count(skipped)} of {count(store.n_samples)} inputs were left out: {some}."
     yield from _about_completeness(run)
     named = [(f"{s.key} ({p.name})" if several else s.key, p) for s, p in run.parts]
+    yield from _about_held_out(named)
     for held_out, whom in ((True, "no held-out input"), (False, "no input")):
         dead = [
             f"{name} {percent(share)} of {count(part.modes.n_modes)}"
@@ -80,6 +91,34 @@ def warnings(run: RunPart) -> Iterator[str]:
         yield "The inputs have no labels: correlations with labels and control curves are left out."
     elif run.sites and not any(part.has_held_out for _, part in run.parts):
         yield "No inputs were held out: all figures are those of the inputs that were fitted."
+
+
+def _about_held_out(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str]:
+    """Say where dictionaries hold for the inputs that were fitted, but not for others."""
+    fall = {name: part.fall for name, part in named}
+    to = {name: f"{name} {fixed(low)} ({fixed(high)})" for name, (high, low) in fall.items()}
+    nothing = [to[name] for name, (_, low) in fall.items() if low <= 0]
+    less = [to[name] for name, (high, low) in fall.items() if low > 0 and high - low > GAP]
+    if nothing:
+        yield (
+            f"{R2} is 0 or below on held-out inputs (in brackets: on those fitted): "
+            f"{'; '.join(nothing)}. Modes there describe the inputs that were fitted and no "
+            "others: believe none of them. Take fewer modes (n_modes), or collect more inputs."
+        )
+    if less:
+        yield (
+            f"{R2} is much lower on held-out inputs than on those fitted (in brackets): "
+            f"{'; '.join(less)}. Part of what these modes say holds for the fitted inputs alone: "
+            "go by the held-out figures. Fewer modes (n_modes) or more inputs bring the two closer."
+        )
+    unseen = [name for name, part in named if part.has_held_out and len(part.modes)
+              and int(held_out_users(part.modes).max()) < LEAST_USERS]  # fmt: skip
+    if unseen:
+        yield (
+            f"No mode is used by {LEAST_USERS} held-out inputs: {'; '.join(unseen)}. Cards there "
+            "are of the modes that most inputs use, and nothing shows that they hold for others. "
+            "Hold out more inputs (held_out), collect more, or take fewer modes (n_modes)."
+        )
 
 
 def _about_completeness(run: RunPart) -> Iterator[str]:
@@ -136,6 +175,12 @@ def _trend(row: Mapping[Hashable, Any], twin: str) -> str:
 def about_dictionary(run: RunPart, part: DictionaryPart) -> Iterator[str]:
     """Say whether a dictionary can be believed, as far as that was measured."""
     yield from about_chance(run, part)
+    yield from _about_held_out([("this dictionary", part)])
+    if part.n_alike:
+        yield (
+            f"{count(part.n_alike)} of {count(len(part.modes))} modes in use have an atom that is "
+            f"nearly equal to another's (cosine above {ALIKE:g}); such modes have one card."
+        )
     if part.dead_share > MANY_DEAD:
         yield (
             f"{percent(part.dead_share)} of the {count(part.modes.n_modes)} modes are dead on "

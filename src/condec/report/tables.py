@@ -13,7 +13,7 @@ from markupsafe import Markup
 from condec.dictionary import rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import LEADING, mean_over_labels
-from condec.explain import strongest_units
+from condec.explain import LEAST_USERS, held_out_users, held_out_value, strongest_units
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent, twin_words
@@ -273,11 +273,13 @@ def number_rows(part: DictionaryPart) -> Iterator[dict[str, str]]:
 
 
 def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
-    """List all modes in figures, the most correlated with a label first.
+    """List all modes in figures, those with several held-out users and what they tell first.
 
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
     best on training rows, empty and NaN without labels. `use` and `held_out_use` are shares of
-    inputs, `seeds` and `halves` cosines with partners in other fits, NaN if not measured.
+    inputs, `users` counts those held out (all, where none were); `seeds` and `halves` are cosines
+    with partners in other fits, NaN if not measured. The order is that of `leading_modes`, but for
+    its care that every label has a mode.
     """
     modes, stability = part.modes, part.tables.get("stability")
     rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
@@ -295,7 +297,11 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
         if stability is not None:
             rows[name] = rows["id"].map(stability.set_index("mode")[column])
-    by = "train" if part.has_labels else "use"
+    rows["users"] = held_out_users(modes).tolist()
+    rows["enough"] = rows["users"] >= LEAST_USERS
+    value = held_out_value(modes) if rows["enough"].any() else (modes.loadings > 0).sum(0)
+    rows["value"] = value.tolist()
+    by = ["enough", "value"]
     return rows.sort_values(by, ascending=False, kind="stable").to_dict("records")
 
 
@@ -306,6 +312,7 @@ MODES: Final = (
     _number("Held out", "held_out", 2),
     Column("Use", lambda row: percent(row["use"], 1)),
     Column("Use, held out", lambda row: percent(row["held_out_use"], 1)),
+    _number("Users, held out", "users", 0, "of all inputs, where none were held out"),
     _number(
         "Seeds", "seeds", 2, "mean cosine with its partners in fits of other seeds", optional=True
     ),

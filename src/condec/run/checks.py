@@ -22,7 +22,7 @@ def fit_rivals(run: Run, site: Site) -> list[Path]:
     # A part that is 0 throughout, such as the negative one after a ReLU, cannot be compared.
     varies = bool((activations != activations[0]).any())
     table = dictionary.fit_rivals(
-        plan.learner_for(store.info(site).n_units), _matrix(run, site, "contribution"),
+        plan.learner_for(store.info(site).n_units, len(store)), _matrix(run, site, "contribution"),
         activations=activations if varies else None, indicators=_indicators(store.labels),
         config=plan.train, fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
     )  # fmt: skip
@@ -31,10 +31,10 @@ def fit_rivals(run: Run, site: Site) -> list[Path]:
 
 def measure_stability(run: Run, site: Site) -> list[Path]:
     """Measure how stable a site's modes are over seeds and halves of the rows."""
-    plan, folder = run.plan.fit, run.folder
+    plan, folder, store = run.plan.fit, run.folder, run.store
     run.say(f"{site.key}: stability")
     again = dictionary.stability(
-        plan.learner_for(run.store.info(site).n_units), _matrix(run, site, "contribution"),
+        plan.learner_for(store.info(site).n_units, len(store)), _matrix(run, site, "contribution"),
         seeds=plan.stability_seeds, config=plan.train,
         fitted=dictionary.load_dictionary(folder.modes(site.key, plan.name)),
     )  # fmt: skip

@@ -39,12 +39,14 @@ from condec.attribution.targets import TARGETS, Target
 from condec.basis.errors import OptionError
 from condec.basis.files import user_path
 from condec.dictionary import TrainConfig
-from condec.run.plan import LEARNERS, FitPlan, Plan
+from condec.run.plan import LEARNERS, ROWS_PER_MODE, FitPlan, Plan
 from condec.run.plugins import default_links, default_options, link_names
 from condec.store import RunFolder, Twin, parse_twin
 
 Made = TypeVar("Made")
-DEFAULT_MODES: Final = dict.fromkeys(LEARNERS, "1x") | {"sae": "3x"}
+DEFAULT_MODES: Final = {
+    name: f"{'3x' if name == 'sae' else '1x'}, rows/{ROWS_PER_MODE:g}" for name in LEARNERS
+}
 _SECTIONS: Final[dict[str, Any]] = {
     name: kind
     for name, kind in typing.get_type_hints(Plan).items()
@@ -64,7 +66,7 @@ DEMO: Final[Mapping[str, Any]] = {
         "method": "ig:10:fitted", "target": "predicted", "shard_size": 256,
         "twins": ["random-weights", "shuffled-labels"],
     },
-    "fit": {"learner": "sae", "n_modes": "3x", "steps": 1500},
+    "fit": {"learner": "sae", "steps": 1500},
     "control": {
         "fractions": [0.05, 0.1, 0.2, 0.35, 0.5, 0.8], "matrix": True, "interactions": 10,
     },
@@ -141,7 +143,10 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     """
     start = user_path(folder).resolve()
     fit = plan.fit
-    modes = {} if fit.modes_per_unit is None else {"n_modes": f"{fit.modes_per_unit:g}x"}
+    modes = {}
+    if fit.modes_per_unit is not None:
+        most = "" if fit.rows_per_mode is None else f", rows/{fit.rows_per_mode:g}"
+        modes["n_modes"] = f"{fit.modes_per_unit:g}x{most}"
     record: dict[str, Any] = {
         "sites": list(plan.sites),
         "out": relative(plan.out, start),
@@ -210,19 +215,21 @@ def list_of(kind: Any) -> Any:
     return Annotated[tuple[kind, ...], BeforeValidator(listed, json_schema_input_type=either)]
 
 
-def _number_of_modes(value: object) -> tuple[int, float | None]:
-    """Read a number, or a multiple of the units such as "3x" (the number is then not used)."""
+def _number_of_modes(value: object) -> dict[str, Any]:
+    """Read a number, a multiple of the units such as "3x", or that with a limit by the rows."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value, None
+        return {"n_modes": value}
     found = re.fullmatch(_TIMES, value) if isinstance(value, str) else None
     if found is None:
         raise OptionError(
-            f"expected a number, or a multiple of the site's units such as '3x'; got {value!r}"
+            "expected a number, a multiple of the site's units such as '3x', or that and a limit "
+            f"by the training rows, such as '3x, rows/4'; got {value!r}"
         )
-    return 1, float(found[1])
+    limits = {"modes_per_unit": found[1], "rows_per_mode": found[2]}
+    return {name: float(text) for name, text in limits.items() if text}
 
 
-_TIMES: Final = r"(\d+(?:\.\d+)?)x"
+_TIMES: Final = r"(\d+(?:\.\d+)?)x(?:, ?rows/(\d+(?:\.\d+)?))?"
 _AS_WRITTEN: Final = int | Annotated[str, Field(pattern=f"^{_TIMES}$")]
 _N_MODES: Final = Annotated[
     Any, BeforeValidator(_number_of_modes, json_schema_input_type=_AS_WRITTEN)
@@ -288,13 +295,16 @@ def _file_model(*learners: str) -> type[BaseModel]:
 
 
 def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
-    number, per_unit = values.get("n_modes", _number_of_modes(DEFAULT_MODES[learner]))
+    number = values.get("n_modes") or _number_of_modes(DEFAULT_MODES[learner])
+    # A number that follows the site stands in the learner's place when the site is known.
+    own = {"n_modes": number.get("n_modes", 1)}
+    following = {name: n for name, n in number.items() if name != "n_modes"}
     options: tuple[Any, ...] = (LEARNERS[learner], TrainConfig)
     names = [[f.name for f in dataclasses.fields(option)] for option in options]
     parts = [{name: values[name] for name in some if name in values} for some in names]
     return FitPlan(
-        learner=LEARNERS[learner](**parts[0] | {"n_modes": number}), modes_per_unit=per_unit,
-        train=TrainConfig(**parts[1]), **{name: values[name] for name in _OF_FIT if name in values},
+        learner=LEARNERS[learner](**parts[0] | own), train=TrainConfig(**parts[1]), **following,
+        **{name: values[name] for name in _OF_FIT if name in values},
     )  # fmt: skip
 
 

@@ -112,22 +112,27 @@ def fit_link(run: Run) -> Outcome:
 
 
 def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
-    plan = run.plan.fit
+    plan, store = run.plan.fit, run.store
     folder = run.folder.modes(site.key, plan.name)
     with warnings.catch_warnings():
         # Said below, for all sites together; the report says it again.
         warnings.simplefilter("ignore", DeadModesWarning)
         report = fit(
-            plan.learner_for(run.store.info(site).n_units), run.store.rows(site, sign=plan.sign),
-            config=plan.train, checkpoint=folder / f"{_CHECKPOINT}{fit_digest(run, site)[:12]}",
+            plan.learner_for(store.info(site).n_units, len(store)),
+            store.rows(site, sign=plan.sign), config=plan.train,
+            checkpoint=folder / f"{_CHECKPOINT}{fit_digest(run, site)[:12]}",
             progress=run.progress,
         )  # fmt: skip
     dead = list(report.metrics.values())[-1].dead_share or 0.0
     if dead > MANY_DEAD:
         number = f"{dead:.0%} of {report.dictionary.n_modes} modes"
         notes.append(f"{site.key}: {number} are dead; take fewer, or train longer")
+    held_out, on = report.metrics.get("held_out"), report.metrics["train"].r2
+    if held_out is not None and held_out.r2 <= 0:
+        found = f"R2 is {held_out.r2:.2f} on held-out inputs, {on:.2f} on those fitted"
+        notes.append(f"{site.key}: {found}; take fewer modes, or collect more inputs")
     modes = Modes.build(
-        report.dictionary, run.store, site, plan.sign, held_out_rows=report.held_out_rows,
+        report.dictionary, store, site, plan.sign, held_out_rows=report.held_out_rows,
         name=plan.name,
     )  # fmt: skip
     _forget_results(run, site.key)

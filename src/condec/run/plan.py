@@ -36,6 +36,8 @@ LEARNERS: Final[dict[str, type[Learner]]] = {
     "dictionary_learning": dictionary.DictionaryLearning,
 }  # fmt: skip
 """Learners by the names of their folders."""
+ROWS_PER_MODE: Final = 4.0
+"""Training rows for each mode of a default fit, at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +105,13 @@ class FitPlan:
     """Learning dictionaries, one for every site; ``[fit]``.
 
     `modes_per_unit` is the number of modes as a multiple of the site's units; it overrides the
-    learner's own.
+    learner's own. Of `rows_per_mode` training rows, a site has one mode at most: what fewer rows
+    teach is those rows.
     """
 
     learner: Learner
     modes_per_unit: float | None = None
+    rows_per_mode: float | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     sign: Sign = "positive"
     sites: tuple[str, ...] = ()
@@ -121,20 +125,27 @@ class FitPlan:
             at_least("fit", LEAST_SEEDS, stability_seeds=self.stability_seeds)
         if self.rivals and not self.train.held_out:
             raise OptionError("fit: rivals are compared on held-out rows; held_out must be above 0")
-        if self.modes_per_unit is not None and self.modes_per_unit <= 0:
-            raise OptionError(f"fit: n_modes must be above 0; got {self.modes_per_unit}x")
+        for number, words in ((self.modes_per_unit, "{:g}x"), (self.rows_per_mode, "rows/{:g}")):
+            if number is not None and number <= 0:
+                raise OptionError(f"fit: n_modes must be above 0; got {words.format(number)}")
+        if self.rows_per_mode is not None and self.modes_per_unit is None:
+            raise OptionError("fit: rows_per_mode goes with modes_per_unit")
 
     @property
     def name(self) -> str:
         """Name of the learner, which its folders have as well."""
         return next(name for name, kind in LEARNERS.items() if type(self.learner) is kind)
 
-    def learner_for(self, n_units: int) -> Learner:
-        """Return the learner with its number of modes worked out for a site."""
+    def learner_for(self, n_units: int, n_rows: int) -> Learner:
+        """Return the learner with its number of modes worked out for a site and its rows."""
         if self.modes_per_unit is None:
             return self.learner
-        number = max(1, round(self.modes_per_unit * n_units))
-        return replace(self.learner, n_modes=number)
+        number = round(self.modes_per_unit * n_units)
+        if self.rows_per_mode is not None:
+            most = int(n_rows * (1 - self.train.held_out) / self.rows_per_mode)
+            # Not below the codes of a row that a learner is to choose among its modes.
+            number = min(number, max(most, getattr(self.learner, "k", 1)))
+        return replace(self.learner, n_modes=max(1, number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +242,9 @@ class Plan:
     data: DataPlan = field(default_factory=DataPlan)
     collect: CollectPlan = field(default_factory=CollectPlan)
     fit: FitPlan = field(
-        default_factory=lambda: FitPlan(learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0)
+        default_factory=lambda: FitPlan(
+            learner=ThresholdSAE(n_modes=1), modes_per_unit=3.0, rows_per_mode=ROWS_PER_MODE
+        )
     )
     control: ControlPlan = field(default_factory=ControlPlan)
     maps: MapsPlan = field(default_factory=MapsPlan)

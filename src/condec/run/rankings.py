@@ -66,8 +66,9 @@ class SiteRankings:
             with warnings.catch_warnings():
                 # Modes that order units are not shown one by one.
                 warnings.simplefilter("ignore", DeadModesWarning)
+                learner = plan.learner_for(store.info(site).n_units, len(store))
                 found = effects.fit_signed(
-                    store, self.modes, learner=plan.learner_for(store.info(site).n_units),
+                    store, self.modes, learner=learner,
                     config=plan.train, quantity=quantity, name=place.parent.name,
                 )  # fmt: skip
         except DataError as error:

@@ -7,7 +7,7 @@
 ... })
 >>> list(plan.configurations)[:2]
 ['topk 1x k=2', 'topk 1x k=4']
->>> plan.configurations["topk 3x k=4"].learner_for(32)
+>>> plan.configurations["topk 3x k=4"].learner_for(32, 500)
 TopKSAE(n_modes=96, k=4, aux_weight=0.03125)
 
 Besides what docs/how-to/sweep.md lists, the folder of a sweep has fit.json of every fit, written
@@ -252,7 +252,7 @@ def _all_fits(plan: SweepPlan, store: Store) -> list[_Fit]:
     for site in match_sites(store.sites, plan.sites) if plan.sites else store.sites:
         n_units = store.info(site).n_units
         for (name, fit), seed in itertools.product(plan.configurations.items(), plan.seeds):
-            learner, train = fit.learner_for(n_units), replace(fit.train, seed=seed)
+            learner, train = fit.learner_for(n_units, len(store)), replace(fit.train, seed=seed)
             version = (store.config_hash, metadata.version("condec"))
             identity = digest(site.key, plan.quantity, plan.sign, learner, train, *version)
             folder = plan.out / "fits" / quote(site.key, safe="") / fit.name / identity

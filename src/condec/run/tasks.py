@@ -29,7 +29,9 @@ class Task:
 def fit_digest(run: Run, site: Site) -> str:
     """Return the hash of what a site's dictionary is made from."""
     plan = run.plan.fit
-    return run.digest(site.key, plan.learner, plan.modes_per_unit, plan.train, plan.sign)
+    capped = () if plan.rows_per_mode is None else (plan.rows_per_mode,)
+    number = (plan.modes_per_unit, *capped)
+    return run.digest(site.key, plan.learner, *number, plan.train, plan.sign)
 
 
 def forget_table(run: Run, kind: str, site: str) -> None:

@@ -33,6 +33,7 @@ _NAMES: Final = {
     "pca": "PCA at equal L0",
     "nmf": "NMF at equal L0",
 }
+_CLASSICAL: Final[dict[Rival, type[Learner]]] = {"pca": PCA, "nmf": NMF}
 _FROZEN: Final[dict[str, Freeze]] = {"frozen_decoder": "decoder", "frozen_encoder": "encoder"}
 _FIGURES: Final = ("r2", "r2_grand", "cosine", "l0", "n_alive")
 _MEASURES: Final = {"r2": "R2", "label_correlation": "label correlation"}
@@ -53,7 +54,8 @@ def fit_rivals(
       random (`TrainConfig.freeze`).
     - ``"shuffled_units"``: each column of the matrix permuted by itself, within either split.
     - ``"activations"``: the same learner on `activations`.
-    - ``"pca"``, ``"nmf"``: as many modes, as far as rows and units allow.
+    - ``"pca"``, ``"nmf"``: as many modes, as far as rows and units allow; the learner itself is
+      no rival of its own.
 
     The last three are measured at equal L0: of each row, as many loadings are kept as the
     dictionary has on it, those that move the reconstruction most (loading times length of the
@@ -65,7 +67,7 @@ def fit_rivals(
         Of the same samples; their membership in labels, for `label_correlation`.
     rivals : sequence of str, optional
         By default all that can be fitted: ``"activations"`` if they are given, frozen halves if
-        the learner trains by gradient descent, NMF if nothing is negative.
+        the learner trains by gradient descent, NMF if nothing is negative; not the learner itself.
     fitted : Dictionary, optional
         Result of `fit` with this learner, matrix and config, if at hand: it is not fitted again,
         and the rivals hold out the rows that it records.
@@ -212,6 +214,9 @@ def _chosen(
     if not learner.freezes:
         half = f"{type(learner).__name__} has no half that could stay random"
         refused |= {"frozen_decoder": half, "frozen_encoder": half}
+    for rival, kind in _CLASSICAL.items():
+        if isinstance(learner, kind):
+            refused[rival] = f"{kind.__name__} is the learner itself"
     if bool((rows < 0).any()):
         refused["nmf"] = "the matrix has negative entries"
     if rivals is None:

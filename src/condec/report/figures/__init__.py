@@ -22,7 +22,13 @@ from condec.report.figures.dictionaries import (
     training_history_figure,
 )
 from condec.report.figures.pareto import pareto_figure
-from condec.report.figures.pixels import draw_maps, mode_map_figure, shows_signs, smoothing
+from condec.report.figures.pixels import (
+    as_picture,
+    draw_maps,
+    mode_map_figure,
+    shows_signs,
+    smoothing,
+)
 from condec.report.figures.side_effects import (
     control_matrix_figure,
     interactions_figure,
@@ -33,7 +39,7 @@ from condec.report.figures.sites import completeness_figure, layer_statistics_fi
 from condec.report.figures.style import rankings_in, save_figure
 
 __all__ = [
-    "auc_figure", "completeness_figure", "control_figure", "control_matrix_figure",
+    "as_picture", "auc_figure", "completeness_figure", "control_figure", "control_matrix_figure",
     "correlation_heatmap_figure", "correlation_histogram_figure", "density_figure", "draw_maps",
     "interactions_figure", "layer_statistics_figure", "mode_map_figure", "pareto_figure",
     "rankings_in", "save_figure", "shows_signs", "smoothing", "stability_figure",

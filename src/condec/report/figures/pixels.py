@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from condec.basis.errors import DataError
 from condec.report.figures.style import NEGATIVE, POSITIVE, styled
 
 SIGNED_UP_TO: Final = 16
@@ -17,39 +18,98 @@ FADED: Final = 224
 """Grey of what a map leaves out: neither dark nor bright parts of a picture drown in it."""
 
 
-def mode_map_figure(picture: UInt8[np.ndarray, "y x colour"], maps: Mapping[str, Tensor]) -> Figure:
+def mode_map_figure(
+    picture: Tensor | np.ndarray, maps: "Mapping[str, Tensor | np.ndarray]"
+) -> Figure:
     """Draw one input and its maps, side by side, as `draw_maps` does.
 
-    Maps, [channel, y, x] or [y, x], go by their names: ``{"total": ..., "positive": ...}``.
+    `picture` is one image, as `as_picture` takes it. Maps, [channel, y, x] or [y, x], go by their
+    names: ``{"total": ..., "positive": ...}``.
     """
-    image = picture if picture.shape[2] > 1 else picture[..., 0]
-    pictures = [image, *draw_maps(list(maps.values()), picture)]
+    pixels = as_picture(picture)
+    image = pixels if pixels.shape[2] > 1 else pixels[..., 0]
+    pictures = [image, *draw_maps(list(maps.values()), pixels)]
     with styled():
         figure = Figure(figsize=(1.6 * len(pictures), 1.85), layout="constrained")
         axes = figure.subplots(1, len(pictures), squeeze=False)[0]
-        for axis, name, pixels in zip(axes, ("image", *maps), pictures, strict=True):
-            axis.imshow(pixels, cmap="gray")
+        for axis, name, drawn in zip(axes, ("image", *maps), pictures, strict=True):
+            axis.imshow(drawn, cmap="gray", vmin=0, vmax=255)
             axis.set_title(name, fontsize=9)
             axis.set_axis_off()
     return figure
 
 
 def draw_maps(
-    maps: "Sequence[Tensor | np.ndarray]", picture: UInt8[np.ndarray, "y x colour"]
+    maps: "Sequence[Tensor | np.ndarray]", picture: Tensor | np.ndarray
 ) -> list[np.ndarray]:
     """Draw maps of one input, [channel, y, x] or [y, x], over its picture: uint8, [y, x, 3] each.
 
-    Where `shows_signs`, sign and size stand at every pixel, see `overlay`; else the picture stands
-    out where the smoothed size is large, see `lit`. All are on one scale.
+    `picture` is one image, as `as_picture` takes it. Where `shows_signs`, sign and size stand at
+    every pixel, see `overlay`; else the picture stands out where the smoothed size is large, see
+    `lit`. All are on one scale.
     """
     from scipy import ndimage
 
-    arrays = [np.asarray(values, dtype=np.float64) for values in maps]
-    flat = [_fitted_to(one.reshape(-1, *one.shape[-2:]).sum(0), picture) for one in arrays]
+    picture = as_picture(picture)
+    picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
+    flat = [_fitted_to(_summed(one), picture) for one in maps]
     if shows_signs(picture):
         return [overlay(values, picture, scale=map_scale(flat)) for values in flat]
     sizes = [ndimage.gaussian_filter(np.abs(one), smoothing(picture)) for one in flat]
     return [lit(size, picture, scale=map_scale(sizes, 97.0)) for size in sizes]
+
+
+def as_picture(picture: Tensor | np.ndarray) -> UInt8[np.ndarray, "y x colour"]:
+    """Return one picture as uint8 [y, x, colour], of one colour or three.
+
+    It may be [y, x], [y, x, colour] or [colour, y, x], alone or as a batch of one; of whole numbers
+    from 0 to 255, of floats from 0 to 1, or of truth values. All else is a DataError.
+
+    >>> as_picture(np.array([[0.0, 1.0]]))[..., 0].tolist()
+    [[0, 255]]
+    """
+    pixels = _alone(picture)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    elif pixels.ndim == 3 and pixels.shape[2] not in (1, 3) and pixels.shape[0] in (1, 3):
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        raise DataError(
+            "picture: expected one image, [y, x], [y, x, colour] or [colour, y, x], of 1 or 3 "
+            f"colours; got shape {tuple(picture.shape)}. Take one of a batch, such as pictures[0]"
+        )
+    if pixels.dtype.kind not in "biuf":
+        raise DataError(f"picture: expected whole numbers or floats; got {pixels.dtype}")
+    low, high = float(pixels.min()), float(pixels.max())
+    top = 255 if pixels.dtype.kind in "iu" else 1
+    if not 0 <= low <= high <= top:
+        raise DataError(
+            "picture: expected whole numbers from 0 to 255, or floats from 0 to 1; got "
+            f"{pixels.dtype} from {low:g} to {high:g}. Take the picture before the model's "
+            "preprocessing (Inputs.picture), or bring it to 0 to 1"
+        )
+    return _pixels(pixels.astype(np.float64) * (255 / top))
+
+
+def _alone(values: Tensor | np.ndarray) -> np.ndarray:
+    """Return an array on the CPU, the only one of a batch of one."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    array: np.ndarray = np.asarray(values)
+    return array[0] if array.ndim == 4 and len(array) == 1 else array
+
+
+def _summed(values: Tensor | np.ndarray) -> Float[np.ndarray, "y x"]:
+    """Sum a map over the channels of its input."""
+    array = _alone(values)
+    if array.ndim not in (2, 3):
+        raise DataError(
+            "maps: expected those of one input, [channel, y, x] or [y, x]; got shape "
+            f"{tuple(array.shape)}. Take one of a batch, such as made.total[0]"
+        )
+    summed: np.ndarray = array.astype(np.float64).reshape(-1, *array.shape[-2:]).sum(0)
+    return summed
 
 
 def shows_signs(picture: UInt8[np.ndarray, "y x colour"]) -> bool:

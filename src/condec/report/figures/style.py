@@ -57,7 +57,7 @@ STYLE: Final[dict[str, Any]] = {
     "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
     "figure.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 200,
     # The same figure gives the same bytes: identifiers are hashed with this, not at random.
-    "svg.hashsalt": "condec", "svg.fonttype": "none",
+    "svg.hashsalt": "condec", "svg.fonttype": "none", "pdf.fonttype": 42,
 } | {
     f"{side}tick.{key}": value
     for side in "xy"
@@ -92,7 +92,7 @@ def styled() -> AbstractContextManager[None]:
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, the same bytes every time: no date, no random identifier.
 
-    The path ends in ``.svg`` (line plots; its text stays text) or ``.png``, or it is an
+    The path ends in ``.svg`` or ``.pdf`` (line plots; text stays text) or ``.png``, or it is an
     OptionError.
     """
     path = user_path(path)
@@ -105,8 +105,13 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
             path.write_text(text.replace("'DejaVu Sans'", _WEB_FONTS), encoding="utf-8")
         elif path.suffix == ".png":
             figure.savefig(path, format="png", metadata={"Software": None})
+        elif path.suffix == ".pdf":
+            nothing = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+            figure.savefig(path, format="pdf", metadata=nothing)
         else:
-            raise OptionError(f"save_figure: expected a path ending in .svg or .png; got {path}")
+            raise OptionError(
+                f"save_figure: expected a path ending in .svg, .png or .pdf; got {path}"
+            )
     return path
 
 

@@ -1,0 +1,103 @@
+"""Which modes of a site are shown, in which order, and which units of a mode."""
+
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from condec.basis.metrics import unit_length
+from condec.modes import Modes, Split
+
+LEAST_USERS: Final = 5
+"""Held-out inputs that use a mode that is shown: of fewer, anything can be said by chance."""
+ALIKE: Final = 0.95
+"""Cosine above which two atoms are nearly equal, and shown as one."""
+
+
+def held_out_users(modes: Modes) -> Int[Tensor, " mode"]:
+    """Count the held-out inputs that use each mode; where none were held out, of all inputs."""
+    return (modes.loadings[modes.rows(_split(modes))] > 0).sum(0)
+
+
+def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
+    """Order the modes that are shown; gives rows of ``modes.atoms``, at most `number`.
+
+    Shown are modes that at least `LEAST_USERS` held-out inputs use: the best one of every label
+    first, then all others, by the held-out correlation with the label that fits best on training
+    rows; without labels, by mean held-out loading. Where no mode has so many held-out users, all
+    stand in the order of how many inputs use them. One whose atom has a cosine above `ALIKE` with
+    an earlier one is not shown by itself (`copies`). Where no rows were held out, all rows count.
+    """
+    enough = held_out_users(modes) >= LEAST_USERS
+    if not bool(enough.any()):
+        order = descending((modes.loadings > 0).sum(0))
+    else:
+        order = [mode for mode in descending(held_out_value(modes)) if enough[mode]]
+        first: dict[int, int] = {}
+        for mode, label in zip(order, _labels(modes, order), strict=True):
+            first.setdefault(label, mode)
+        order = list(dict.fromkeys([*first.values(), *order]))
+    return _without_copies(modes, order, number)
+
+
+def held_out_value(modes: Modes) -> Float[Tensor, " mode"]:
+    """Say how much each mode tells of held-out inputs.
+
+    It is their correlation with the label that fits best on training rows; without labels, the
+    mean loading.
+    """
+    split = _split(modes)
+    rows = modes.rows(split)
+    if not bool((modes.store.labels[rows] >= 0).any()):
+        return modes.loadings[rows].mean(0)
+    label = modes.correlation(split="train").nan_to_num(-1.0).argmax(1, keepdim=True)
+    return modes.correlation(split=split).nan_to_num(-1.0).gather(1, label)[:, 0]
+
+
+def copies(modes: Modes, mode: int) -> list[int]:
+    """List the other modes whose atoms are nearly equal to that of one: cosine above `ALIKE`.
+
+    Loadings of some learners hardly say how much a mode is used (those of `ThresholdSAE` lie in 0.9
+    to 1): a strong and a weak use of the same units then take several atoms, and to join them would
+    lose the difference. So dictionaries keep them, and pages show them as one.
+    """
+    atoms = unit_length(modes.atoms, 1)
+    alike = atoms @ atoms[mode] > ALIKE
+    alike[mode] = False
+    return alike.nonzero().flatten().tolist()
+
+
+def strongest_units(modes: Modes, mode: int) -> Int[Tensor, " unit"]:
+    """Order the units of a mode's atom, those that move the target most first, shape [unit]."""
+    n_units = modes.store.info(modes.site).n_units
+    # The two halves of an atom of concatenated parts are one unit's adding and taking, and
+    # what a negative part holds most of has the lowest value.
+    atom = modes.atoms[mode].view(-1, n_units).sum(0)
+    return torch.tensor(descending(-atom if modes.sign == "negative" else atom))
+
+
+def descending(values: Tensor) -> list[int]:
+    """Return the places of values, the largest first."""
+    return values.argsort(descending=True, stable=True).tolist()
+
+
+def _split(modes: Modes) -> Split:
+    return "held_out" if bool(modes.held_out.any()) else "all"
+
+
+def _labels(modes: Modes, rows: list[int]) -> list[int]:
+    """Return the best label of modes by training rows; without labels, all have a common one."""
+    if not bool((modes.store.labels >= 0).any()):
+        return [-1] * len(rows)
+    return modes.correlation(split="train").nan_to_num(-1.0).argmax(1)[rows].tolist()
+
+
+def _without_copies(modes: Modes, order: list[int], number: int | None) -> list[int]:
+    atoms, shown = unit_length(modes.atoms, 1), list[int]()
+    for mode in order:
+        if len(shown) == number:
+            break
+        if not shown or bool((atoms[shown] @ atoms[mode]).max() <= ALIKE):
+            shown.append(mode)
+    return shown
