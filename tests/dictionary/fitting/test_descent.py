@@ -249,6 +249,23 @@ def test_dead_modes_are_set_to_badly_described_rows():
     torch.testing.assert_close(found.tensors["atoms"][1], bad)
 
 
+def test_no_two_dead_modes_are_set_to_one_row():
+    revived = []
+
+    def loss(parameters, rows, step):
+        used = torch.tensor([[1.0, 0.0, 0.0, 0.0]]).expand(len(rows), 4)
+        return Cost(parameters["atoms"].square().sum(), used)
+
+    def revive(parameters, modes, rows, residuals):
+        revived.append((modes.tolist(), sorted(rows.tolist())))
+
+    rows = torch.ones(20, 2)
+    rows[3], rows[7] = torch.tensor([1.0, 50.0]), torch.tensor([2.0, 1.0])
+    run(Toy(4, loss, revival=revive), rows, TrainConfig(epochs=8, batch_size=5, lr=1e-9))
+    # Three are dead and two rows are badly described, one of them much worse.
+    assert revived == [([1, 2], [[1.0, 50.0], [2.0, 1.0]])] * 4
+
+
 def test_default_rate_makes_the_sum_of_all_rates():
     quick, slow = Toy(1, None), Slow(1, None)
     config = quick.settled(TrainConfig(steps=1000), 1280, 2)

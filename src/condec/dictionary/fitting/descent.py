@@ -361,7 +361,8 @@ class _Descent:
     def _revive(self, index: int) -> None:
         """Set dead modes to rows that are described badly (Bricken et al. 2023).
 
-        Rows are drawn with a probability that grows with the square of their error.
+        Rows are drawn with a probability that grows with the square of their error, each once: two
+        modes set to one row would be the same for ever. What is more than the rows stays dead.
         """
         if self.idle is None:
             return
@@ -378,7 +379,8 @@ class _Descent:
         weight = residuals.square().sum(1).square().double().cpu()
         if not 0.0 < float(weight.sum()) < math.inf:
             return
-        chosen = torch.multinomial(weight, len(modes), replacement=True, generator=draw)
+        modes = modes[: int(weight.count_nonzero())]
+        chosen = torch.multinomial(weight, len(modes), replacement=False, generator=draw)
         chosen = chosen.to(rows.device)
         self.learner.revive(parameters, modes, rows[chosen], residuals[chosen])
         self._project()
