@@ -21,13 +21,24 @@ def held_out_users(modes: Modes) -> Int[Tensor, " mode"]:
 
 
 def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
-    """Order the modes that are shown; gives rows of ``modes.atoms``, at most `number`.
+    """Order the modes that are shown.
 
     Shown are modes that at least `LEAST_USERS` held-out inputs use: the best one of every label
     first, then all others, by the held-out correlation with the label that fits best on training
     rows; without labels, by mean held-out loading. Where no mode has so many held-out users, all
     stand in the order of how many inputs use them. One whose atom has a cosine above `ALIKE` with
     an earlier one is not shown by itself (`copies`). Where no rows were held out, all rows count.
+
+    Parameters
+    ----------
+    modes : Modes
+    number : int, optional
+        At most so many.
+
+    Returns
+    -------
+    list of int
+        Rows of ``modes.atoms``.
     """
     enough = held_out_users(modes) >= LEAST_USERS
     if not bool(enough.any()):

@@ -74,10 +74,8 @@ def site_maps(
 ) -> SiteMaps:  # fmt: skip
     """Map the leading modes of one site, on the inputs for which each is used most.
 
-    The best mode of every label comes first, the most correlated before the others, then the
-    remaining modes by correlation; without labels, modes by their mean loading. Correlations
-    are those of training rows. A mode is drawn by the `n_units` largest entries of its atom,
-    as in Melander et al. 2026, figure 7.
+    The modes are those of `leading_modes`, in its order. A mode is drawn by the `n_units`
+    largest entries of its atom, as in Melander et al. 2026, figure 7.
 
     Parameters
     ----------

@@ -62,8 +62,18 @@ def draw_maps(
 def as_picture(picture: Tensor | np.ndarray) -> UInt8[np.ndarray, "y x colour"]:
     """Return one picture as uint8 [y, x, colour], of one colour or three.
 
-    It may be [y, x], [y, x, colour] or [colour, y, x], alone or as a batch of one; of whole numbers
-    from 0 to 255, of floats from 0 to 1, or of truth values. All else is a DataError.
+    Parameters
+    ----------
+    picture : Tensor or array of shape [y, x], [y, x, colour] or [colour, y, x]
+        Alone or as a batch of one; whole numbers from 0 to 255, floats from 0 to 1, truth values.
+
+    Raises
+    ------
+    DataError
+        It is of another shape, or has other values.
+
+    Examples
+    --------
 
     >>> as_picture(np.array([[0.0, 1.0]]))[..., 0].tolist()
     [[0, 255]]
