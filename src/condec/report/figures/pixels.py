@@ -74,7 +74,6 @@ def as_picture(picture: Tensor | np.ndarray) -> UInt8[np.ndarray, "y x colour"]:
 
     Examples
     --------
-
     >>> as_picture(np.array([[0.0, 1.0]]))[..., 0].tolist()
     [[0, 255]]
     """
