@@ -103,13 +103,14 @@ def _about_held_out(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str
         yield (
             f"{R2} is 0 or below on held-out inputs (in brackets: on those fitted): "
             f"{'; '.join(nothing)}. Modes there describe the inputs that were fitted and no "
-            "others: believe none of them. Take fewer modes (n_modes), or collect more inputs."
+            "others: believe none of them. Collect more inputs, or try a simpler learner (nmf, pca) "
+            "and other numbers of modes."
         )
     if less:
         yield (
             f"{R2} is much lower on held-out inputs than on those fitted (in brackets): "
             f"{'; '.join(less)}. Part of what these modes say holds for the fitted inputs alone: "
-            "go by the held-out figures. Fewer modes (n_modes) or more inputs bring the two closer."
+            "go by the held-out figures. More inputs or fewer modes (n_modes) bring the two closer."
         )
     unseen = [name for name, part in named if part.has_held_out and len(part.modes)
               and int(held_out_users(part.modes).max()) < LEAST_USERS]  # fmt: skip

@@ -130,7 +130,7 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
     held_out, on = report.metrics.get("held_out"), report.metrics["train"].r2
     if held_out is not None and held_out.r2 <= 0:
         found = f"R2 is {held_out.r2:.2f} on held-out inputs, {on:.2f} on those fitted"
-        notes.append(f"{site.key}: {found}; take fewer modes, or collect more inputs")
+        notes.append(f"{site.key}: {found}; collect more inputs, or try nmf or pca")
     modes = Modes.build(
         report.dictionary, store, site, plan.sign, held_out_rows=report.held_out_rows,
         name=plan.name,
