@@ -103,8 +103,8 @@ def _about_held_out(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str
         yield (
             f"{R2} is 0 or below on held-out inputs (in brackets: on those fitted): "
             f"{'; '.join(nothing)}. Modes there describe the inputs that were fitted and no "
-            "others: believe none of them. Collect more inputs, or try a simpler learner (nmf, pca) "
-            "and other numbers of modes."
+            "others: believe none of them. Collect more inputs, or try a simpler learner (nmf, "
+            "pca) and other numbers of modes."
         )
     if less:
         yield (
