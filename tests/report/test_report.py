@@ -486,6 +486,8 @@ def test_nearly_equal_atoms_have_one_card(run, tmp_path, quick):
     joined = next(card for card in found if card["line"]["id"] in (first, second))
     assert [joined["line"]["id"], *joined["copies"]] in ([first, second], [second, first])
     assert part.n_alike == 2
+    (said,) = [text for text in sentences.warnings(changed) if "nearly equal atoms" in text]
+    assert f"share a card: block2:input 2 of {len(modes)}. Fewer" in said
     assert any(
         text.startswith(f"2 of {len(modes)} modes in use have an atom that is nearly equal")
         for text in sentences.about_dictionary(changed, part)

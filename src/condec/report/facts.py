@@ -39,7 +39,9 @@ def of_run(run: RunPart) -> Iterator[Fact]:
     known = [site.completeness for site in run.sites if site.completeness is not None]
     if known:
         middle = _median([float(values.quantile(0.5)) for values in known])
-        yield Fact(fixed(middle), "completeness", f"median of {len(known)} cuts")
+        yield Fact(
+            fixed(middle), "completeness", f"median of {len(known)} cut{'s' * (len(known) > 1)}"
+        )
 
 
 def of_site(site: SitePart) -> Iterator[Fact]:

@@ -82,7 +82,17 @@ def warnings(run: RunPart) -> Iterator[str]:
             and (share := part.dead_share if held_out else part.modes.share_dead) > MANY_DEAD
         ]
         if dead:
-            yield f"Many modes are dead, that is, used by {whom}: {'; '.join(dead)}."
+            yield (
+                f"Many modes are dead, that is, used by {whom}: {'; '.join(dead)}. Fewer modes "
+                "(n_modes), or a longer training (steps), leave fewer dead."
+            )
+    alike = [f"{name} {count(part.n_alike)} of {count(len(part.modes))}" for name, part in named
+             if part.n_alike > MANY_DEAD * len(part.modes)]  # fmt: skip
+    if alike:
+        yield (
+            f"Many modes in use have nearly equal atoms (cosine above {ALIKE:g}) and share a card: "
+            f"{'; '.join(alike)}. Fewer modes (n_modes) say the same."
+        )
     equal = [f"{name}: {found}" for name, part in named
              if (found := rivals_in_words(part)) not in ("", "none")]  # fmt: skip
     if equal:
