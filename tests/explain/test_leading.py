@@ -140,6 +140,14 @@ def test_without_labels_modes_stand_by_held_out_use(tmp_path):
     assert leading_modes(unnamed) == sorted(enough, key=lambda mode: -means[mode])
 
 
+def test_where_no_label_is_in_both_splits_modes_stand_by_held_out_use(some, monkeypatch):
+    labels = some.store.labels.clone()
+    labels[some.held_out] = 7  # as in a folder with one picture of each class
+    monkeypatch.setattr(type(some.store), "labels", labels)
+    found = held_out_value(replace(some, _correlations={}))
+    assert found.tolist() == some.loadings[some.held_out].mean(0).tolist()
+
+
 def test_strongest_units_move_the_target_most(fitted):
     atoms = torch.tensor([[-3.0, 0.5, 2.0, -0.1]])
     one = made(fitted, fitted.loadings[:, :1], atoms)

@@ -55,15 +55,16 @@ def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
 def held_out_value(modes: Modes) -> Float[Tensor, " mode"]:
     """Say how much each mode tells of held-out inputs.
 
-    It is their correlation with the label that fits best on training rows; without labels, the
-    mean loading.
+    It is their correlation with the label that fits best on training rows; without labels, or where
+    no held-out input has any of those, the mean loading.
     """
     split = _split(modes)
     rows = modes.rows(split)
     if not bool((modes.store.labels[rows] >= 0).any()):
         return modes.loadings[rows].mean(0)
     label = modes.correlation(split="train").nan_to_num(-1.0).argmax(1, keepdim=True)
-    return modes.correlation(split=split).nan_to_num(-1.0).gather(1, label)[:, 0]
+    found = modes.correlation(split=split).nan_to_num(-1.0).gather(1, label)[:, 0]
+    return found if bool(found.any()) else modes.loadings[rows].mean(0)
 
 
 def copies(modes: Modes, mode: int) -> list[int]:
