@@ -170,7 +170,7 @@ def _check_fit(run: Run, info: SiteInfo, n_rows: int) -> None:
     n_units = info.n_units * (2 if plan.sign == "concat" else 1)
     n_train = n_rows - len(split_rows(n_rows, plan.train.held_out, plan.train.split_seed))
     entry = torch.full((), -1.0 if plan.sign == "negative" else 0.0)
-    learner = plan.learner_for(info.n_units)
+    learner = plan.learner_for(info.n_units, n_rows)
     try:
         learner.check(entry.expand(n_train, n_units))
     except CondecError as error:
@@ -306,7 +306,7 @@ def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:
     checked = run.sites(plan.check_sites, [info.site for info in infos], infos)
     for info in infos:
         shape = (n_samples, info.n_units * (2 if plan.sign == "concat" else 1))
-        learner = plan.learner_for(info.n_units)
+        learner = plan.learner_for(info.n_units, n_samples)
         job = Job(learner, torch.empty(shape, device="meta"), config=plan.train)
         more = (_RIVALS * plan.rivals + plan.stability_seeds + 2 * bool(plan.stability_seeds)
                 if info.site in checked else 0)  # fmt: skip
