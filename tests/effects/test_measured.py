@@ -206,10 +206,11 @@ def test_what_lies_before_the_site_runs_once_a_batch(monkeypatch: pytest.MonkeyP
     samples = samples_of(torch.randn(9, 1, 6, 5))
     measure(model, samples, edits, batch_size=3)
     n_batches = 3
-    # A full pass a batch, two versions to try it on the first, and all ten in one.
-    assert runs.count("head") == 2 * n_batches + 1
+    # One to see which axis holds the units, a full pass a batch, two versions to try it on the
+    # first, and all ten in one.
+    assert runs.count("head") == 2 * n_batches + 2
     before = ("stem", "block1", "block2.conv1")
-    assert [runs.count(name) for name in before] == [n_batches] * 3
+    assert [runs.count(name) for name in before] == [n_batches + 1] * 3
     inner = []
     model.block1.conv1.register_forward_hook(lambda *_: inner.append(0))
     monkeypatch.setitem(passes._GIB, "cpu", 1e-9)
@@ -298,7 +299,7 @@ def test_whole_passes_where_nothing_else_will_do() -> None:
     plain_model = small_resnet()
     plain_model.stem.register_forward_hook(lambda *_: runs.append(0))
     measure(plain_model, samples_of(torch.randn(4, 1, 6, 5)), units("block1", 1))
-    assert len(runs) == 2
+    assert len(runs) == 3  # one to see which axis holds the units
 
 
 @pytest.mark.parametrize(
