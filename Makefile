@@ -13,7 +13,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check bench docs clean
+.PHONY: help venv demo test test-slow conformance check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ test: $(DEV)  ## all tests but the slow ones
 
 test-slow: $(DEV)  ## the slow tests: real models, kills, browsers
 	$(BIN)/pytest -n 2 -m slow
+
+conformance: $(DEV)  ## real libraries against plain loops; writes the table of docs/correctness.md
+	$(BIN)/pytest -m slow tests/conformance
 
 check: $(DEV)  ## style, types, layers, documentation
 	$(BIN)/ruff check .
