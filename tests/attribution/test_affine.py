@@ -194,8 +194,9 @@ def test_a_module_that_is_called_twice_is_computed(monkeypatch: pytest.MonkeyPat
 def test_only_what_is_affine_is_answered(case: str) -> None:
     make, sites, expected = CASES[case]
     model = made(make)
-    with affine.watched(model, x := images()) as calls:
-        engine.run_point(make_setup(model, x, sites, Logit(1)), x)
+    setup = make_setup(model, x := images(), sites, Logit(1))
+    with affine.watched(model, x) as calls:
+        engine.run_point(setup, x)
     assert set(calls) == expected
 
 
@@ -223,6 +224,6 @@ def test_calls_are_saved_and_forward_is_put_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(path, "_LARGEST_STACK", 1)
     method = IntegratedGradients(steps=STEPS)
     contribute(model, images(), ["4", "7"], method=method, prove=False)
-    # Both ends, and the baseline once more; 6 comes after a nonlinearity.
-    assert count == {"0": 4, "6": STEPS + 3}
+    # Cuts, units, both ends, and the baseline once more; 6 comes after a nonlinearity.
+    assert count == {"0": 5, "6": STEPS + 4}
     assert not any("forward" in module.__dict__ for module in model.modules())
