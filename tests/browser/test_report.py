@@ -2,13 +2,20 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from condec.basis.npz import save_record
+from condec.explain import site_maps
+from condec.modes import Modes
 from condec.report import build_report
-from small_runs import small_run
+from condec.store import RunFolder, Store
+from condec.testing.models import small_resnet
+from small_runs import small_inputs, small_run
 
 pytestmark = pytest.mark.browser
 EVIL = ("cat", "<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>')
@@ -18,6 +25,17 @@ PHONE = {"width": 360, "height": 740}
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     folder = small_run(tmp_path_factory.mktemp("run") / "a run, 100 %", label_names=EVIL)
+    place = RunFolder(folder)
+    names = ("block2:input", "kmeans")
+    found = Modes.load(place.modes(*names), Store.open(place.store))
+    # A mode for each label, far enough apart that each has a card.
+    drawn = torch.Generator().manual_seed(0)
+    loadings, atoms = (torch.rand(x.shape, generator=drawn) for x in (found.loadings, found.atoms))
+    loadings[:, :3] += found.store.labels[:, None] == torch.arange(3)
+    modes = replace(found, loadings=loadings, atoms=atoms**8)
+    modes.save(place.modes(*names))
+    maps = site_maps(small_resnet(), small_inputs(), modes, n_modes=3, n_inputs=3)
+    save_record(place.maps(*names), maps)
     return build_report(folder)
 
 
