@@ -117,7 +117,7 @@ def test_a_store_is_named_by_itself_by_its_folder_or_by_a_run_toml(tmp_path):
         ({"grid": [{"learner": "nmf", "k": 2}]}, r"grid 1: \[grid\] has no key 'k'; nearest: "),
         ({"grid": [GRID | {"k": []}]}, "grid 1: k: no value is given"),
         ({"grid": [GRID | {"k": "a"}]}, "grid 1: fit: k: expected a whole number"),
-        ({"grid": [GRID | {"n_modes": "x"}]}, "grid 1: fit: n_modes: expected a number, or"),
+        ({"grid": [GRID | {"n_modes": "x"}]}, "grid 1: fit: n_modes: expected a number, a"),
         ({"grid": [GRID | {"seed": 1}]}, "grid 1: seeds are given once for all grids"),
         ({"train": 3}, "train: expected a table; got 3"),
         ({"train": {"step": 3}}, r"grid 1: \[grid\] has no key 'step'; nearest: 'steps'"),
