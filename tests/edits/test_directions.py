@@ -155,6 +155,8 @@ def steer(direction):
         (lambda: steer([1.0, math.nan]), "direction must be finite; it holds NaN"),
         (lambda: steer(torch.eye(2)), r"one number for every unit.*got shape \(2, 2\)"),
         (lambda: steer("ab"), "one number for every unit.*got 'ab'"),
+        (lambda: steer(3.0), "one number for every unit.*got 3.0"),
+        (lambda: steer(torch.tensor(3.0)), r"one number for every unit.*got shape \(\)"),
         (lambda: Steer("x", direction=[1.0], strength=math.inf), "strength must be finite"),
         (lambda: Steer("x", direction=[1.0], strength=1.0, norm="two"), "one of activation, one"),
         (lambda: Project("x", directions=[]), r"Project\(x\): directions is empty"),

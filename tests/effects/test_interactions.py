@@ -113,6 +113,7 @@ def test_figure(chain):
     ("options", "message"),
     [
         ({"fraction": FIRST, "n_bootstrap": 0}, "n_bootstrap must be at least 1; got 0"),
+        ({"fraction": FIRST, "n_pairs": -1}, "n_pairs must be at least 1; got -1"),
         (
             {"fraction": FIRST, "pairs": [(10, 3)]},
             r"hidden: modes \[3\] are not alive; .* \[10, 11, 12\]",

@@ -134,7 +134,8 @@ def test_bad_figure(chain, unchecked):
         ({"fraction": 2.0}, r"fraction must be from 0 to 1; got 2\.0"),
     ],
 )
-def test_bad_options(chain, options, message):
+def test_bad_options_are_refused_before_a_pass(chain, monkeypatch, options, message):
+    monkeypatch.setattr("condec.effects.superclass.measure", None)
     given = {"modes": chain.modes, "members": [0], "fraction": 0.3} | options
     with pytest.raises(OptionError, match=f"superclass_control: {message}"):
         superclass_control(chain.model, chain.data, **given)

@@ -236,6 +236,8 @@ def checked_direction(who: str, direction: Vector, name: str = "direction") -> D
     """Return a direction as numbers; OptionError where it is no vector, zero, or not finite."""
     try:
         found = numbers_of(direction)
+        if isinstance(direction, SupportsFloat) and not getattr(direction, "ndim", 0):
+            raise TypeError("one number is no direction")
     except (TypeError, ValueError) as error:
         shape = getattr(direction, "shape", None)
         raise OptionError(

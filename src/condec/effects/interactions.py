@@ -70,7 +70,7 @@ def mode_interactions(
     import pandas
 
     who = "mode_interactions"
-    at_least(who, 1, n_bootstrap=n_bootstrap)
+    at_least(who, 1, n_bootstrap=n_bootstrap, n_pairs=1 if n_pairs is None else n_pairs)
     choice = choice_of(who, modes, "ablate", replacement, fraction)
     refuse_training(model)
     samples = held_out(data, modes, who)

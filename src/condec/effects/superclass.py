@@ -150,6 +150,7 @@ def superclass_control(
     refuse_training(model)
     samples = held_out(data, several[0], _WHO)
     _check_members(several[0], samples.labels, members)
+    above = tuple(_above(one, members, least_correlation) for one in several)
     # Sites of one size draw apart.
     asked = members, least_correlation, n_random
     orders = [_orders(one, *asked, at) for at, one in enumerate(several, seed)]
@@ -172,8 +173,7 @@ def superclass_control(
         name=name, edit=edit, replacement=replacement,
         sites=tuple(one.site.key for one in several),
         counts=tuple(choice.count for choice in choices),
-        modes=tuple(_above(one, members, least_correlation) for one in several),
-        rankings=("unedited", *by_ranking),
+        modes=above, rankings=("unedited", *by_ranking),
         labels=samples.labels, label_names=samples.inputs.label_names,
         members=members, top1=by_row(measured.right), top5=by_row(measured.rank < _TOP),
         probability=by_row(measured.probability),

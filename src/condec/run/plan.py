@@ -26,8 +26,6 @@ from condec.effects import EditKind, OffTarget, ReplacementKind
 from condec.run.plugins import LINKS, default_options, link_names
 from condec.store import Sign, Twin
 
-"""Rankings that a plan can ask for."""
-
 LEARNERS: Final[dict[str, type[Learner]]] = {
     "sae": ThresholdSAE, "nmf": dictionary.NMF, "pca": dictionary.PCA, "kmeans": dictionary.KMeans,
     "relu": dictionary.ReLUSAE, "topk": dictionary.TopKSAE, "batch_topk": dictionary.BatchTopKSAE,
