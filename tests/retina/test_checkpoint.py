@@ -241,6 +241,10 @@ def older(record: dict[str, Any]) -> None:
     record["model_hyps"] = record.pop("hyps")
 
 
+def older_with_none(record: dict[str, Any]) -> None:
+    record["model_hyps"], record["hyps"] = record["hyps"], None
+
+
 def renamed(record: dict[str, Any]) -> None:
     """Names of another version, on another device's wrapper; modules stand in the same order."""
     state = record["model_state_dict"]
@@ -267,7 +271,7 @@ def bare(record: dict[str, Any]) -> None:
     record["hyps"] = {k: record["hyps"][k] for k in ("chans", "ksizes", "bnorm_d")}
 
 
-@pytest.mark.parametrize("change", [older, renamed, of_numpy, pair, bare])
+@pytest.mark.parametrize("change", [older, older_with_none, renamed, of_numpy, pair, bare])
 def test_other_versions_of_the_file(
     tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:

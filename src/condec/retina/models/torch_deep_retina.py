@@ -148,7 +148,9 @@ def _plain(value: Any) -> Any:
 
 def _hyps(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Find the constructor's arguments: ``hyps``, older ``model_hyps``, or in a file nearby."""
-    found, nearby = saved.get("hyps", saved.get("model_hyps")), path.parent / "hyperparams.json"
+    known = (saved.get(key) for key in ("hyps", "model_hyps"))
+    found = next((given for given in known if given is not None), None)
+    nearby = path.parent / "hyperparams.json"
     if found is None:
         try:
             found = json.loads(nearby.read_text(encoding="utf-8"))

@@ -171,7 +171,7 @@ def _read_npz(path: Path) -> Recording:
         with np.load(path, allow_pickle=False) as opened:
             arrays = dict(opened)
         measured = {
-            key: torch.from_numpy(array.astype(np.float32, copy=False))
+            key: torch.from_numpy(array.astype(np.float32, casting="same_kind", copy=False))
             for key, array in arrays.items()
             if key in ("movie", "rates") or key.startswith(_EVENT)
         }
