@@ -12,6 +12,7 @@ from condec import (
     IntegratedGradients,
     Label,
     Logit,
+    SeveralInputs,
     collect,
     contribute,
     find_cuts,
@@ -346,6 +347,31 @@ def test_rows_in_another_order_are_refused(way: str, n_samples: int) -> None:
             SiteError, match=r"(stand together|first axis) .*[Cc]hoose a site before"
         ):
             ask()
+
+
+class Sentences(nn.Module):
+    """Sentences of a text, [sample, sentence, token], folded; the kinds of tokens are a table's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.table
+
+    def forward(self, inputs_embeds: Tensor, kinds: Tensor) -> Tensor:
+        h = (inputs_embeds + self.table(kinds)).flatten(0, 1)
+        return self.head(self.linear(h).tanh().mean(1)).unflatten(0, (len(kinds), -1)).mean(1)
+
+
+def test_inputs_that_stay_do_so_when_folds_are_tried() -> None:
+    """Numbers of tokens with noise on them would be none of the table."""
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(9, (2, 3, 5)), "kinds": torch.full((2, 3, 5), 8)}
+    model = SeveralInputs(Sentences().double(), batch).eval()
+    found = contribute(model, model.pack(batch), "model.linear", target=Logit(0))
+    assert found["model.linear"].contribution.shape == (2, 3, 5, 4)
+    assert found["model.linear"].cut
 
 
 def test_rows_are_counted() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import ActGrad, GradCAM, UnitAblation, contribute, unit_effects
-from condec.attribution.targets import Logit
+from condec.attribution.targets import Logit, Sum
 from condec.basis.errors import SiteError
 from condec.edits import Ablate, baked, edited
 from condec.effects import head_weights
@@ -230,6 +230,16 @@ def test_inputs_of_other_axes_are_asked_anew() -> None:
     for h in seen:
         assert not h[..., 5].any()
         assert h[..., :5].all()
+
+
+def test_a_model_with_another_module_is_asked_anew() -> None:
+    """The site stays the same; what feeds it makes features where channels were."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten()).eval()
+    x, target = torch.randn(2, 3, 6), Sum()
+    assert contribute(model, x, "1", target=target).reduce()["1"].contribution.shape == (2, 2, 8)
+    model[0] = nn.Linear(6, 7).eval()
+    assert contribute(model, x, "1", target=target).reduce()["1"].contribution.shape == (2, 2, 7)
 
 
 def test_a_model_that_takes_no_single_sample() -> None:

@@ -345,6 +345,31 @@ def test_a_proof_that_fails_is_not_kept() -> None:
     assert len(contribute(model, images(), "site")) == 5
 
 
+@pytest.mark.parametrize("way", ["module", "setting", "hook", "weights"])
+def test_a_proof_does_not_stand_for_a_model_that_was_changed(way: str) -> None:
+    def mixing(module: nn.Module, args: object, out: Tensor) -> Tensor:
+        return out - out.mean(0) * module.bias.abs().sum() * (way == "hook" or model.n_calls)
+
+    norm = nn.BatchNorm2d(4).double().eval()
+    model = net(norm)
+    nn.init.constant_(norm.bias, 0.0 if way == "weights" else 1.0)
+    model.n_calls = int(way == "weights")
+    if way != "hook":
+        norm.register_forward_hook(mixing)
+    before = contribute(model, images(), "site")
+    assert len(contribute(model, images(), "site")) == len(before)
+    if way == "module":
+        model.between = nn.BatchNorm2d(4, track_running_stats=False).double().eval()
+    elif way == "setting":
+        model.n_calls = 1
+    elif way == "hook":
+        norm.register_forward_hook(mixing)
+    else:
+        nn.init.ones_(norm.bias)
+    with pytest.raises(ModelError, match="samples meet"):
+        contribute(model, images(), "site")
+
+
 def test_passes_of_a_proof_are_few_and_of_few_samples() -> None:
     sizes = []
     model = net()

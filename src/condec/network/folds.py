@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from condec.basis.errors import SiteError
+from condec.network.packed import hold
 from condec.network.sites import Site
 from condec.network.tape import record, run_model
 from condec.network.units import Units
@@ -92,7 +93,7 @@ def check_order(model: nn.Module, inputs: Tensor, sites: Iterable[Site]) -> None
         return
     one = inputs[:1].detach()
     noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0)).to(one)
-    other = one + noise * (float(one.abs().max()) / 2 or 1.0)
+    other = hold(model, one, one + noise * (float(one.abs().max()) / 2 or 1.0))
     found = []
     for second in (one, other):
         with record(model, sites) as tape, torch.no_grad():

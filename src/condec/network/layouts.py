@@ -9,7 +9,7 @@ A site stays as it is where that is what its rank suggests (`Units.default`); el
 written out. What cannot be told is refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -85,11 +85,18 @@ class Seen:
         return replace(site, units=Units(self.layout))
 
 
-_At = tuple[Place, type, int]
-"""A place, the class of the module that stands there, and the axes of the model's inputs."""
+_Asked = tuple[tuple[tuple[str, type], ...], int]
+"""The modules of a model, names and classes, and the axes of its inputs."""
+_Found = dict[Place, Seen | None]
 _OUTPUT: Final[Place] = ("", "output", -1)
-_SEEN: Final[MutableMapping[nn.Module, dict[_At, Seen | None]]] = WeakKeyDictionary()
+_SEEN: Final[MutableMapping[nn.Module, dict[_Asked, _Found]]] = WeakKeyDictionary()
 """What was found for models."""
+
+
+def _seen(model: nn.Module, modules: Mapping[str, nn.Module], n_axes: int) -> _Found:
+    """Return what was found for a model of these modules; what has others is another one."""
+    parts = tuple((name, type(module)) for name, module in modules.items())
+    return _SEEN.setdefault(model, {}).setdefault((parts, n_axes), {})
 
 
 def settle_sites(model: nn.Module, sites: Iterable[Site], inputs: Tensor) -> tuple[Site, ...]:
@@ -111,14 +118,13 @@ def settled(
     model: nn.Module, sites: Iterable[Site], n_axes: int, run: Callable[[], object]
 ) -> tuple[Site, ...]:
     """As `settle_sites`; `run` runs the model once, on inputs of so many axes, if need be."""
-    sites, known = tuple(sites), _SEEN.setdefault(model, {})
-    modules = dict(model.named_modules())
-    keys = {site: (site.place, type(modules.get(site.name)), n_axes) for site in sites}
+    sites, modules = tuple(sites), dict(model.named_modules())
+    known = _seen(model, modules, n_axes)
     unseen = [site for site in sites if site.units is None and site.name in modules]
-    unseen = [site for site in unseen if keys[site] not in known]
+    unseen = [site for site in unseen if site.place not in known]
     if unseen:
-        known |= {keys[site]: seen for site, seen in _look(model, unseen, run).items()}
-    found = (None if site.units else known.get(keys[site]) for site in sites)
+        known |= {site.place: seen for site, seen in _look(model, unseen, run).items()}
+    found = (None if site.units else known.get(site.place) for site in sites)
     pairs = zip(sites, found, strict=True)
     return tuple(site if seen is None else seen.settle(site) for site, seen in pairs)
 
@@ -126,14 +132,13 @@ def settled(
 def output_axis(model: nn.Module, inputs: Tensor) -> int | None:
     """Return the axis of the model's output that holds its labels; None where nothing tells."""
     model = original(model)
-    known = _SEEN.setdefault(model, {})
-    at = (_OUTPUT, Tensor, inputs.ndim)
-    if at not in known:
+    known = _seen(model, dict(model.named_modules()), inputs.ndim)
+    if _OUTPUT not in known:
         with _evaluating(model), record(model, ()), torch.no_grad():
             with followed(model.parameters()) as axes:
                 output = run_model(model, inputs)
-            known[at] = Seen(tuple(output.shape), axes.of(output))
-    seen = known[at]
+            known[_OUTPUT] = Seen(tuple(output.shape), axes.of(output))
+    seen = known[_OUTPUT]
     return None if seen is None else seen.axis
 
 

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from condec.basis.errors import ModelError, SiteError
@@ -130,7 +131,10 @@ _SAME: Final = "the same inputs give the same again"
 _ALONE: Final = "a sample alone gives what it gives in a batch"
 _AXIS: Final = "the first axis of a site is that of the samples"
 _FOLLOWS: Final = "the output follows the input"
-_PROOFS: Final[WeakKeyDictionary[nn.Module, dict[object, Proof]]] = WeakKeyDictionary()
+_PROOFS: Final[WeakKeyDictionary[nn.Module, tuple[object, dict[object, Proof]]]] = (
+    WeakKeyDictionary()
+)
+"""Proofs of models, and the state of each in which they were made."""
 
 
 def proof_of(
@@ -138,19 +142,51 @@ def proof_of(
 ) -> Proof:
     """Prove a model, as `prove` does, once for each kind of inputs and choice of sites.
 
-    A proof that fails is not kept: the model may be mended in place.
+    A proof that fails is not kept: the model may be mended in place. Nor do others stand once the
+    model has other modules, hooks, weights or settings (`_state_of`).
     """
     model, sites = original(model), tuple(sites)
     of_inputs = (inputs.shape[1:], inputs.stride()[1:], inputs.dtype, inputs.device)
     autocast = torch.is_autocast_enabled(inputs.device.type)
     key = (of_inputs, autocast, frozenset(site.place for site in sites))
-    kept = _PROOFS.setdefault(model, {})
+    before, kept = _PROOFS.get(model, (None, {}))
+    if before != (state := _state_of(model)):
+        kept = {}
     known = kept.get(key)
     if known is None or (known.sizes.only and len(inputs) != known.sizes.least):
         known = prove(model, inputs, sites, batch_size=batch_size)
         if known.holds:
             kept[key] = known
+            _PROOFS[model] = state, kept
     return known
+
+
+def _state_of(model: nn.Module) -> object:
+    """Return what tells a model from the same model changed.
+
+    Of its modules the kinds, hooks and settings (plain attributes, such as a rate of dropout), of
+    its weights how often they changed in place. A model that counts its passes in an attribute is
+    thus proven for every batch.
+    """
+    parts: list[object] = []
+    for name, module in model.named_modules():
+        own = module.__dict__
+        settings = tuple((key, v) for key, v in own.items() if isinstance(v, _SETTINGS))
+        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+        weights = tuple(
+            (key, None if part is None else _version_of(part))
+            for key, part in module._parameters.items()
+        )
+        without = tuple(key for key, part in module._buffers.items() if part is None)
+        parts.append((name, type(module), settings, hooks, weights, without))
+    return tuple(parts)
+
+
+_SETTINGS: Final = (bool, int, float, str)
+
+
+def _version_of(part: Tensor) -> tuple[int, int]:
+    return id(part), 0 if is_lazy(part) or part.is_inference() else part._version
 
 
 def prove(
