@@ -72,23 +72,6 @@ def shallow(model: nn.Module) -> nn.Module:
     return model
 
 
-def _repaired(family: Family) -> Family:
-    """Go around torch 2.13: of one sample, batch norm takes a transposed gradient wrongly."""
-
-    def in_order(_: nn.Module, args: Any, out: Tensor) -> None:
-        if out.requires_grad:
-            out.register_hook(lambda gradient: gradient.contiguous())
-
-    def make() -> nn.Module:
-        model = family.make()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.register_forward_hook(in_order)
-        return model
-
-    return replace(family, make=make, note="with the gradient of its batch norm repaired")
-
-
 class Through(nn.Module):
     """A model that is called in a way of its own."""
 
@@ -166,7 +149,7 @@ TORCHVISION |= {
 _ANY_SIZE = """
 repvgg_a0 mobileone_s0 regnetz_b16 convmixer_768_32 convnext_atto convnextv2_atto cs3darknet_s
 cspresnet50 densenet121 dla46_c dpn68 efficientnet_b0 mnasnet_small mobilenetv2_035
-efficientvit_b0 fasternet_t0 ghostnet_050 hardcorenas_a hgnetv2_b0
+efficientvit_b0 efficientvit_m0 fasternet_t0 ghostnet_050 hardcorenas_a hgnetv2_b0
 hrnet_w18_small inception_next_atto mambaout_femto poolformer_s12 convformer_s18
 mobilenetv3_small_050 lcnet_035 mobilenetv4_conv_small_035 nf_regnet_b0 nf_resnet26 pvt_v2_b0
 regnetx_002 regnety_002 repghostnet_050 repvit_m0_9 res2net50_14w_8s resnest14d resnet10t
@@ -232,10 +215,6 @@ TIMM |= {
 TIMM["cpubone_nano"] = replace(
     TIMM["cpubone_nano"], no_map="view size", note="no maps: it views what attention returns"
 )
-TIMM |= {
-    name: _repaired(TIMM[name])
-    for name in ("levit_128s", "xcit_nano_12_p16_224", "iformer_t", "lambda_resnet26t")
-}
 TIMM["crossvit_tiny_240"] = Family(timm("crossvit_tiny_240"), (3, 240, 240))
 
 # --- Hugging Face: pictures, text, sound, video ---------------------------------------------------
@@ -287,7 +266,6 @@ HUGGINGFACE = {
         refused="same inputs give the same", note="masks patches at random in every pass",
     ),
 }  # fmt: skip
-HUGGINGFACE["levit"] = _repaired(HUGGINGFACE["levit"])
 
 
 def _embedded(model: nn.Module) -> nn.Module:

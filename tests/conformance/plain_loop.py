@@ -88,17 +88,26 @@ def point(model: nn.Module, x: Tensor, places: Sequence[Place], score: Score) ->
 def contributions(
     model: nn.Module, x: Tensor, places: Sequence[Place], score: Score, steps: int
 ) -> Points:
-    """sum_k (h_k - h_{k-1}) (g_k + g_{k-1}) / 2 and h, one sample and one point at a time."""
+    """sum_k (h_k - h_{k-1}) (g_k + g_{k-1}) / 2 and h, one sample and one point at a time.
+
+    Of one sample alone, torch 2.13 differentiates batch norm wrongly: each runs twice.
+    """
     rows: dict[Place, list[tuple[Tensor, Tensor]]] = {place: [] for place in places}
     for sample in x.split(1):
-        path = [point(model, sample * (k / steps), places, score) for k in range(steps + 1)]
+        twice = torch.cat([sample, sample])
+        path = [point(model, twice * (k / steps), places, score) for k in range(steps + 1)]
         for place in places:
             total = torch.zeros_like(path[-1][place][0])
             for before, after in itertools.pairwise(path):
                 (h_0, g_0), (h_1, g_1) = before[place], after[place]
                 total = total + (h_1 - h_0) * (g_1 + g_0) / 2
-            rows[place].append((total, path[-1][place][0]))
+            rows[place].append((once(total), once(path[-1][place][0])))
     return {p: tuple(map(torch.cat, zip(*rows[p], strict=True))) for p in places}
+
+
+def once(rows: Tensor) -> Tensor:
+    """Return the rows of the first of two samples."""
+    return rows[: len(rows) // 2]
 
 
 def split_by_sign(values: Tensor, axis: int, n_heads: int | None) -> Tensor:
@@ -124,6 +133,7 @@ def maps(
     J_h x comes from differentiating u J_h by u; where torch cannot differentiate twice, from a
     small change of h along x: only its sign counts.
     """
+    x = torch.cat([x, x])  # see `contributions`
     start = x.detach().clone().requires_grad_()
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,4 +157,4 @@ def maps(
     upward = driven * (driven * pushed > 0)
     signed = [upward, driven - upward]
     both = [torch.autograd.grad(h, start, v, retain_graph=True)[0] for v in signed]
-    return x * both[0], x * both[1]
+    return once(x * both[0]), once(x * both[1])

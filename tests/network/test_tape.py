@@ -498,3 +498,18 @@ def test_why_a_module_did_not_run() -> None:
         assert "expose_attention" not in str(caught.value)
     with pytest.raises(SiteError, match=r"attention.out_proj: .*condec.expose_attention\(model\)"):
         contribute(model, torch.ones(2, 4), "attention.out_proj")
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_gradients_of_batch_norm_reach_it_in_order(n_samples: int) -> None:
+    """For one sample, torch 2.13 takes a gradient in the order of tokens for one in its own."""
+    norm = nn.BatchNorm2d(16).double().eval()
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    model = nn.Sequential(nn.Identity(), norm, nn.Flatten(2)).eval()
+    x, weight = torch.randn(n_samples, 16, 4, 4).double(), torch.randn(n_samples, 16, 16).double()
+    with record(model, [Site("0")]) as tape:
+        tokens = model(x).transpose(1, 2).contiguous()
+        gradient = tape.gradients((tokens * weight.transpose(1, 2).contiguous()).sum())["0"]
+    scale = ((norm.running_var + norm.eps) ** -0.5).view(-1, 1, 1)
+    torch.testing.assert_close(gradient, weight.view_as(x) * scale, rtol=1e-12, atol=1e-12)
+    assert not norm._forward_hooks

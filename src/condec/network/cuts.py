@@ -15,9 +15,10 @@ from condec.network.folds import FoldedUnits, check_order, count_folds
 from condec.network.layouts import Seen
 from condec.network.module_io import describe_explained
 from condec.network.packed import hold
-from condec.network.proof import Tolerance, changed, prove
+from condec.network.proof import changed, prove
 from condec.network.sites import Site, units_of
 from condec.network.tape import Call, checked_output, record, run_model, run_whole
+from condec.network.trial import Tolerance
 from condec.network.units import Units
 from condec.network.unwrap import original
 

@@ -5,7 +5,6 @@ when it runs again, and the same whatever else is in the batch. A model for whic
 hold gives numbers like any other, and nothing in them shows it.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,22 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from condec.basis.errors import ModelError, SiteError
 from condec.network.packed import hold
 from condec.network.sites import Site
-from condec.network.tape import Call, check_output, record, run_model
+from condec.network.tape import check_output
+from condec.network.trial import OUTPUT, Records, Spot, Tolerance, Trial
 from condec.network.unwrap import original, refuse_unreadable
 
-Spot = tuple[str, str, int]
-"""Name of a module, side, and number of its call."""
-Records = dict[Spot, Tensor]
-"""What came out at places, in order of execution; the output of the model last."""
-
-_OUTPUT: Final[Spot] = ("", "output", -1)
 _AGAIN: Final = "gives another value when it runs again"
 _MIXED: Final = "depends on the other samples of the batch"
-# By the type of the numbers: largest difference, as a share of the largest number, of the same
-# pass again, and of a pass over another number of samples, which other kernels compute.
-_TOLERANCES: Final = {torch.float64: (1e-12, 1e-9), torch.float32: (1e-5, 1e-3)}
-_OF_GPU: Final = (1e-3, 1e-2)  # matrix products have ten bits where TF32 is allowed
-_OF_HALF: Final = (1e-2, 5e-2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +221,7 @@ def prove(
     """
     model = original(model)
     refuse_unreadable(model)  # before the inputs are looked at: they may have no values
-    trial = _Trial(model, sites)
+    trial = Trial(model, sites)
     try:
         with torch.inference_mode(False):
             return _prove(trial, inputs.detach(), batch_size)
@@ -240,7 +229,7 @@ def prove(
         trial.put_back()
 
 
-def _prove(trial: "_Trial", inputs: Tensor, batch_size: int) -> Proof:
+def _prove(trial: "Trial", inputs: Tensor, batch_size: int) -> Proof:
     whole, first = _first_pass(trial, inputs, batch_size)
     changed = trial.changed()
     # Not put back in between: a state that a pass leaves shows in the next.
@@ -252,13 +241,13 @@ def _prove(trial: "_Trial", inputs: Tensor, batch_size: int) -> Proof:
         causes[0] = _why_another(trial, whole, changed)
     else:
         sizes, wrong = _alone(trial, whole, first, tolerance)
-        causes[1] = _why_mixed(trial, whole, sizes) if _OUTPUT in wrong else ""
-    places = {_name(place): words for place, words in wrong.items() if place != _OUTPUT}
+        causes[1] = _why_mixed(trial, whole, sizes) if OUTPUT in wrong else ""
+    places = {_name(place): words for place, words in wrong.items() if place != OUTPUT}
     causes[2] = "; ".join(f"{name} {words}" for name, words in [*places.items()][:3])
     untried = bool(causes[0]) or len(whole) == 1
     follows = None
     if len(whole) > 1 and not torch.equal(*whole[:2]):
-        follows = not torch.equal(*first[_OUTPUT][:2])
+        follows = not torch.equal(*first[OUTPUT][:2])
     checks = (
         Check(_SAME, not causes[0], causes[0], _NO_CHANCE),
         Check(_ALONE, None if untried else not causes[1], causes[1], _NO_MIXING),
@@ -281,92 +270,6 @@ _NO_AXIS: Final = (
 )
 
 
-class _Trial:
-    """Passes of a model, recorded at sites, and its buffers as they were before the first."""
-
-    def __init__(self, model: nn.Module, sites: Iterable[Site]) -> None:
-        self.model, self.sites = model, tuple(sites)
-        self._before = [
-            (f"{name}.{key}".lstrip("."), module, key, buffer, buffer._version, buffer.clone())
-            for name, module in model.named_modules()
-            for key, buffer in module._buffers.items()
-            if buffer is not None and not buffer.is_inference()
-        ]
-
-    def run(self, inputs: Tensor) -> Records:
-        """Run one pass, as passes of contributions run, without a backward pass."""
-        with record(self.model, self.sites) as tape:
-            output = run_model(self.model, inputs)
-        calls = [
-            (call, (name, tap, number))
-            for (name, tap), of_module in tape.calls.items()
-            for number, call in enumerate(of_module)
-            if isinstance(call, Call) and call.tensor._version == call.version
-        ]
-        calls.sort(key=lambda each: each[0].order)
-        return {place: call.tensor.detach() for call, place in calls} | {_OUTPUT: output.detach()}
-
-    def changed(self) -> list[str]:
-        """Name the buffers that hold something else now."""
-        return [
-            name
-            for name, module, key, buffer, version, value in self._before
-            if module._buffers.get(key) is not buffer
-            or (buffer._version != version and not torch.equal(buffer, value))
-        ]
-
-    def put_back(self) -> None:
-        """Give the buffers their values again."""
-        for _, module, key, buffer, version, value in self._before:
-            module._buffers[key] = buffer
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
-
-    def everywhere(self) -> "_Trial":
-        """Return a trial of the same model at all its modules."""
-        self.put_back()
-        return _Trial(self.model, [Site(name) for name, _ in self.model.named_modules() if name])
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Differences that rounding may make: in the same pass again, and in passes of other sizes."""
-
-    again: float
-    alone: float
-    least: float  # of the numbers that differences are compared with: below it all is rounding
-
-    @staticmethod
-    def of(inputs: Tensor, records: Records) -> "Tolerance":
-        """Choose by the coarsest numbers of a pass, and its device."""
-        numbers = [x for x in (inputs, *records.values()) if x.is_floating_point() and x.numel()]
-        coarsest = max((x.dtype for x in numbers), key=lambda dtype: torch.finfo(dtype).eps)
-        again, alone = _TOLERANCES.get(coarsest, _OF_HALF)
-        if torch.is_autocast_enabled(inputs.device.type):
-            again, alone = _OF_HALF
-        elif inputs.device.type != "cpu" and coarsest == torch.float32:
-            again, alone = _OF_GPU
-        largest = max(_largest(x) for x in numbers)
-        return Tolerance(again, alone, largest * math.sqrt(torch.finfo(coarsest).eps))
-
-    def off(self, got: Tensor | None, expected: Tensor) -> float:
-        """Return the largest difference as a share of the largest number; infinite for others."""
-        if got is None or got.shape != expected.shape:
-            return math.inf
-        if torch.equal(got, expected) or not got.numel():
-            return 0.0
-        got, expected = (x if x.is_floating_point() else x.float() for x in (got, expected))
-        same = (got == expected) | (got.isnan() & expected.isnan())
-        largest = float(torch.where(same, 0.0, got - expected).abs().max())
-        return math.inf if math.isnan(largest) else largest / max(_largest(expected), self.least)
-
-
-def _largest(tensor: Tensor) -> float:
-    finite = tensor[tensor.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
-
-
 def changed(sample: Tensor) -> Tensor:
     """Make another input of one, [1, ...], slightly changed.
 
@@ -379,7 +282,7 @@ def changed(sample: Tensor) -> Tensor:
     return next(other for other in others if not torch.equal(other, sample))
 
 
-def _first_pass(trial: _Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor, Records]:
+def _first_pass(trial: Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor, Records]:
     """Run two samples; where the model does not take them, one that is its own, or all."""
     one = inputs[:1]
     others = (inputs[i : i + 1] for i in range(1, min(len(inputs), 4)))
@@ -396,16 +299,16 @@ def _first_pass(trial: _Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor,
         except ModelError:
             trial.put_back()
             continue
-        if found[_OUTPUT].shape[:1] == whole.shape[:1]:
+        if found[OUTPUT].shape[:1] == whole.shape[:1]:
             return whole, found
         trial.put_back()
     found = trial.run(tries[-1])
-    check_output(trial.model, found[_OUTPUT], len(tries[-1]))
+    check_output(trial.model, found[OUTPUT], len(tries[-1]))
     return tries[-1], found
 
 
 def _alone(
-    trial: _Trial, whole: Tensor, first: Records, tolerance: Tolerance
+    trial: Trial, whole: Tensor, first: Records, tolerance: Tolerance
 ) -> tuple[BatchSizes, dict[Spot, str]]:
     """Run samples alone, or copies of each, and say what differs from the pass over all."""
     n_samples = len(whole)
@@ -426,7 +329,7 @@ def _alone(
 
 
 def _differing(
-    trial: _Trial, whole: Tensor, first: Records, n_copies: int, tolerance: Tolerance
+    trial: Trial, whole: Tensor, first: Records, n_copies: int, tolerance: Tolerance
 ) -> dict[Spot, str]:
     """Say what the first two samples give otherwise when their copies run by themselves."""
     wrong: dict[Spot, str] = {}
@@ -435,7 +338,7 @@ def _differing(
         try:
             alone = trial.run(whole[[sample] * n_copies])
         except ModelError:
-            return {_OUTPUT: "fails"}
+            return {OUTPUT: "fails"}
         for place, x in first.items():
             words = _differs(x, len(whole), alone.get(place), n_copies, sample, tolerance)
             if words:
@@ -480,14 +383,14 @@ class _Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _why_another(trial: _Trial, whole: Tensor, changed: list[str]) -> str:
+def _why_another(trial: Trial, whole: Tensor, changed: list[str]) -> str:
     """Say what a model does that gives another value when it runs again, and where it begins."""
     everywhere = trial.everywhere()
     with _Drawn() as drawn:
         tries = [everywhere.run(whole) for _ in range(2)]
     tolerance = Tolerance.of(whole, tries[0])
     off = {place: tolerance.off(tries[1].get(place), x) for place, x in tries[0].items()}
-    first = next((place for place in off if off[place] > tolerance.again), _OUTPUT)
+    first = next((place for place in off if off[place] > tolerance.again), OUTPUT)
     why = "it keeps something from one pass to the next, or draws numbers outside of torch"
     if drawn.names:
         why = f"it draws random numbers ({', '.join(drawn.names)})"
@@ -496,12 +399,12 @@ def _why_another(trial: _Trial, whole: Tensor, changed: list[str]) -> str:
     return f"it gives others, {_at(trial.model, first)}: {why}"
 
 
-def _why_mixed(trial: _Trial, whole: Tensor, sizes: BatchSizes) -> str:
+def _why_mixed(trial: Trial, whole: Tensor, sizes: BatchSizes) -> str:
     """Say where the samples of a batch meet first."""
     everywhere = trial.everywhere()
     first = everywhere.run(whole)
     wrong = _differing(everywhere, whole, first, sizes.least, Tolerance.of(whole, first))
-    place = next((place for place in first if place in wrong), _OUTPUT)
+    place = next((place for place in first if place in wrong), OUTPUT)
     words = "" if wrong.get(place, _MIXED) == _MIXED else f": it {wrong[place]}"
     without = [
         name
@@ -514,7 +417,7 @@ def _why_mixed(trial: _Trial, whole: Tensor, sizes: BatchSizes) -> str:
 
 
 def _at(model: nn.Module, place: Spot) -> str:
-    if place == _OUTPUT:
+    if place == OUTPUT:
         return "outside of modules"
     return f"first at {_name(place)} ({type(model.get_submodule(place[0])).__name__})"
 

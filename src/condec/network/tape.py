@@ -254,7 +254,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """Freeze the parameters of a model inside the context.
 
     On a GPU, recurrent layers are then in training mode without dropout, which gives the same
-    numbers: cuDNN differentiates them in no other mode.
+    numbers: cuDNN differentiates them in no other mode. Batch norms get their gradients in order.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
@@ -264,13 +264,23 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
         parameter.requires_grad_(False)
     for module in recurrent:
         module.training, module.dropout = True, 0.0
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_hook(_order_gradient) for norm in norms]
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module, training, dropout in as_before:
             module.training, module.dropout = training, dropout
+
+
+def _order_gradient(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+    """Lay the gradient of one sample out in order: torch 2.13 reads a transposed one wrongly."""
+    if len(out) == 1 and out.requires_grad:
+        out.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
 
 
 def _hint(modules: Mapping[str, nn.Module], name: str) -> str:
