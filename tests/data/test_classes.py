@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 import condec
 from condec.basis.errors import DataError
 from condec.data import Inputs, as_inputs, load_data
+from condec.data.classes import numbers_of_names
 from condec.models.torchvision import import_torchvision
 
 
@@ -231,6 +232,25 @@ def test_names_of_classes_have_the_numbers_of_the_data_set() -> None:
         assert inputs.label_names == ("dog", "cat")
     with pytest.raises(DataError, match=r"item 0: label 'fox' .* one of its classes \('dog', 'cat"):
         as_inputs(Items(["fox"], classes=["dog", "cat"]))
+
+
+def test_numbers_of_a_data_set_need_not_count_from_0() -> None:
+    """They are not those of its list of names."""
+    for numbers in ({"cat": 1, "dog": 2}, {"cat": 5, "dog": 0}):
+        for labels in (["cat", "dog"], [*numbers.values()]):
+            inputs = as_inputs(Items(labels, classes=["cat", "dog"], class_to_idx=numbers))
+            assert inputs.labels.tolist() == [*numbers.values()]  # type: ignore[union-attr]
+            assert inputs.label_names is None
+    same = as_inputs(Items([0], classes=["pet"], class_to_idx={"cat": 0, "dog": 0}))
+    assert same.label_names == ("pet",)
+
+
+def test_signs_tell_classes_apart() -> None:
+    assert numbers_of_names("x", ["C", "C++"], ["C++", "C"]).tolist() == [1, 0]
+    assert numbers_of_names("x", ["-1", "+1"], ["+1", "-1"]).tolist() == [1, 0]
+    for name in ("-1", "1.5"):
+        with pytest.raises(DataError, match="none of the label names"):
+            numbers_of_names("x", [name], ["1", "1-5"])
 
 
 def test_names_in_a_file_have_the_numbers_of_its_classes(tmp_path: Path) -> None:

@@ -131,8 +131,9 @@ def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:
         pairs = enumerate(given)
         numbers = [label_number(f"data: item {index}", label, names) for index, label in pairs]
         labels = as_labels("data", numbers)
-    # A target_transform makes other numbers of the classes.
-    named = bool(names) and getattr(_innermost(data), "target_transform", None) is None
+    # A target_transform makes other numbers of the classes; others may not count from 0 on.
+    named = bool(names) and [*names.values()] == [*range(len(names))]
+    named = named and getattr(_innermost(data), "target_transform", None) is None
     ids = tuple(str(index) for index in range(len(data)))
     return Inputs(
         type(data).__name__, ids, read, labels, tuple(names) if named else None, preprocess,
@@ -179,7 +180,9 @@ def _class_names(data: Any) -> dict[str, int]:
     """Return the numbers of a data set's own classes, by name; empty where it does not say."""
     owner = _innermost(data)
     names, numbers = getattr(owner, "classes", None), getattr(owner, "class_to_idx", None)
-    if isinstance(numbers, Mapping) and sorted(numbers.values()) == [*range(len(numbers))]:
+    own = [*numbers.values()] if isinstance(numbers, Mapping) else []
+    whole = all(isinstance(number, int) for number in own)
+    if isinstance(numbers, Mapping) and whole and len({*own}) == len(own):
         return {str(name): numbers[name] for name in sorted(numbers, key=lambda n: numbers[n])}
     listed = names if isinstance(names, list | tuple) else ()
     return {str(name): number for number, name in enumerate(listed)}

@@ -1,9 +1,9 @@
 """Numbers of classes: from their names, as folders and tables give them, and from labels of items.
 
-Names are compared by one rule: without case, and with every run of other signs than letters and
-digits as one space. A label name such as "tench, Tinca tinca" is also each of its parts between
-commas. A name that begins with a synset of ImageNet (``n01440764``) is that class, where the label
-names are those of ImageNet's 1000 classes.
+Names are compared by one rule: as they are, else without case, and with every run of other signs
+than letters and digits as one space; numbers keep theirs. A label name such as "tench, Tinca tinca"
+is also each of its parts between commas. A name that begins with a synset of ImageNet
+(``n01440764``) is that class, where the label names are those of ImageNet's 1000 classes.
 """
 
 import importlib.util
@@ -87,6 +87,8 @@ def label_number(who: str, label: Any, names: Mapping[str, int]) -> int:
 
 def _place(name: str, names: Sequence[str]) -> int | None:
     """Find the one label name that a name means; None without one, or with several."""
+    if names.count(name) == 1:
+        return names.index(name)
     words, (wholes, parts) = _plain(name), _spellings(tuple(names))
     for places in (wholes.get(words, ()), parts.get(words, ())):
         if len(places) == 1:
@@ -108,6 +110,8 @@ def _spellings(names: tuple[str, ...]) -> tuple[dict[str, list[int]], dict[str, 
 
 
 def _plain(name: str) -> str:
+    if _NUMBER.fullmatch(name.strip()):
+        return name.strip()  # with its sign, and its point
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
