@@ -351,6 +351,16 @@ def test_without_plan_and_log(tmp_path, quick):
     assert "run.toml" not in text
 
 
+def test_a_store_of_another_recipe(tmp_path, quick):
+    whole = Store.open(small_run(tmp_path / "run", links=()) / "contributions.zarr")
+    sizes = {"n_samples": whole.n_samples, "shard_size": whole.shard_size}
+    out = tmp_path / "odd" / "contributions.zarr"
+    store = Store.create(out, recipe={"made by": "hand"}, sites=whole.infos, **sizes)
+    for shard in store.missing():
+        store.write_shard(shard, whole.read_shard(shard))
+    assert "<dt>made by</dt>" in build_report(tmp_path / "odd").read_text()
+
+
 def test_title_falls_back_to_model_and_data(run):
     plan = {"model": {"spec": "digits"}, "data": {"source": "npz:a.npz"}}
     assert facts.title(replace(run, plan=plan)) == "digits on npz:a.npz"
