@@ -94,7 +94,9 @@ def test_stacked_points_run_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None
     model.stem.register_forward_hook(lambda m, x, out: batches.append(len(out)))
     monkeypatch.setattr(paths, "_LARGEST_STACK", 4)
     method = IntegratedGradients(steps=10)
-    method.attribute(setup(model, images(2)))
+    given = setup(model, images(2))
+    batches.clear()
+    method.attribute(given)
     assert batches == [2, 8, 8, 2, 1]  # the inputs, nine points between, the shared baseline
 
 
@@ -105,9 +107,10 @@ def test_stack_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     # Samples, channels, space, bytes: of the records, and of 8 times the inputs, which is more.
     a_batch = max(2 * 4 * 6 * 5 * 4, 8 * 2 * 6 * 5 * 4)
     for points, expected in ((1, [2, 2, 2, 2, 1]), (2, [2, 4, 2, 1]), (9, [2, 6, 1])):
-        batches.clear()
         monkeypatch.setitem(paths._RECORD_BYTES, "cpu", points * a_batch)
-        method.attribute(setup(model, images(2)))
+        given = setup(model, images(2))
+        batches.clear()
+        method.attribute(given)
         assert batches == expected
 
 

@@ -21,8 +21,9 @@ def test_images_reach_the_model_in_the_order_asked_for(channels_last: bool) -> N
     x = torch.randn(3, 2, 6, 5)
     kept = x.clone()
     compute = Compute(channels_last=channels_last)
-    batch = contribute(model, x, "0", target=Logit(0), compute=compute)
-    assert set(strides) == ({(60, 1, 10, 2)} if channels_last else {(60, 30, 5, 1)})
+    batch = contribute(model, x, "0", target=Logit(0), compute=compute, prove=False)
+    asked = (60, 1, 10, 2) if channels_last else (60, 30, 5, 1)
+    assert set(strides[strides.index(asked) :]) == {asked}  # before it, the model is looked at
     plain = contribute(model, x, "0", target=Logit(0))
     torch.testing.assert_close(batch["0"].contribution, plain["0"].contribution)
     assert x.stride() == kept.stride()
@@ -33,8 +34,10 @@ def test_autocast_runs_in_half_precision_and_sums_in_single() -> None:
     model, seen = small_resnet(), []
     model.head.register_forward_hook(lambda m, x, out: seen.append(out.dtype))
     x = torch.randn(4, 1, 6, 5)
-    half = contribute(model, x, "block*", target=Logit(0), compute=Compute(precision="bfloat16"))
-    assert set(seen[1:]) == {torch.bfloat16}  # the first finds out which sites cut the network
+    compute = Compute(precision="bfloat16")
+    half = contribute(model, x, "block*", target=Logit(0), compute=compute, prove=False)
+    # The passes before look at the model.
+    assert set(seen[seen.index(torch.bfloat16) :]) == {torch.bfloat16}
     full = contribute(model, x, "block*", target=Logit(0))
     assert seen[-1] == torch.float32
     for site in ("block1", "block2"):

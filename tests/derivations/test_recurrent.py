@@ -154,7 +154,7 @@ def test_sequences_first_are_refused_also_where_the_numbers_agree(n_steps: int) 
             return self.head(self.act(out).mean(0))
 
     model = SequenceFirst(nn.LSTM(2, 3)).eval()
-    with pytest.raises(SiteError, match=r"rnn: expected .* \[sample, \.\.\.\].*sequence first"):
+    with pytest.raises(SiteError, match=r"rnn has shape .* for 2 samples .*samples first"):
         run(model, torch.randn(4, n_steps, 2), "rnn")
 
 

@@ -388,7 +388,7 @@ def test_contributions_that_are_not_finite_name_the_samples(tmp_path: Path) -> N
             return self.same(x).sqrt().mean((2, 3)) * torch.ones(1, 2)
 
     with pytest.raises(DataError, match=r"samples '0', '1', '2', '3': .*not finite"):
-        quick(tmp_path / "s.zarr", images().abs(), sites="same", model=Root().eval())
+        quick(tmp_path / "s.zarr", images().abs(), sites="same@channels", model=Root().eval())
 
 
 def test_memory_does_not_grow_over_batches() -> None:
@@ -418,7 +418,7 @@ def test_samples_without_a_finite_gradient_are_named_by_id(tmp_path: Path) -> No
     data[[9, 13]] = 0.0
     with pytest.raises(DataError, match=r"^samples '9', '13': .* not finite for 2 of 8 samples"):
         collect(
-            Root().eval(), data, "same", method=ActGrad(), batch_size=8, progress=False,
+            Root().eval(), data, "same@channels", method=ActGrad(), batch_size=8, progress=False,
             out=tmp_path / "s.zarr",
         )  # fmt: skip
 

@@ -135,6 +135,7 @@ def proof_of(
     model has other modules, hooks, weights or settings (`_state_of`).
     """
     model, sites = original(model), tuple(sites)
+    refuse_unreadable(model)  # before the inputs are looked at: they may have no values
     of_inputs = (inputs.shape[1:], inputs.stride()[1:], inputs.dtype, inputs.device)
     autocast = torch.is_autocast_enabled(inputs.device.type)
     key = (of_inputs, autocast, frozenset(site.place for site in sites))

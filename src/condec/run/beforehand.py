@@ -50,14 +50,17 @@ def check_run(run: Run) -> dict[str, str]:
         What the plan gets wrong, or the model or the data lack, for collecting and fitting: all
         that is found at once.
     """
-    plan, known, fitted = run.plan, list[Known](), list[Site]()
+    plan, known, fitted, packages = run.plan, list[Known](), list[Site](), brought()
+    checks = [link.check for name, link in packages.items() if link.check and name in plan.links]
+    if packages.keys() >= set(plan.links):  # of which only they know what they need
+        _try_all([partial(check, run) for check in checks])
+        return {}
     if "collect" not in plan.links:
         _ = run.store
     elif _whole_store(run) is None:
         run.check_devices()
     _try_all([lambda: run.loaded, lambda: run.inputs])
-    model, inputs, packages = run.loaded.model, run.inputs, brought()
-    checks = [link.check for name, link in packages.items() if link.check and name in plan.links]
+    model, inputs = run.loaded.model, run.inputs
     _try_all([
         lambda: run.superclasses, lambda: run.fit_on, lambda: known.append(Known.of(run)),
         *(partial(twin.check, model, inputs) for twin in plan.collect.twins),
