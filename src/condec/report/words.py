@@ -76,7 +76,7 @@ METHODS: Final[Mapping[str, str]] = {
     "Activation": "the activation alone",
     "GradCAM": "activation times the mean gradient of its unit",
     "Gradient": "the gradient alone",
-    "IntegratedGradients": "integrated gradients, {path} from {start}",
+    "IntegratedGradients": "integrated gradients, {path} from {start}{places}",
     "SmoothGrad": "{of}, averaged over {n_samples} noisy inputs",
     "UnitAblation": "ablation of every unit, replaced by {replacement}",
 }
@@ -114,22 +114,23 @@ def method_words(method: Mapping[str, Any]) -> str:
 
     >>> method_words({"name": "IntegratedGradients", "steps": 10, "baseline": {"name": "Zeros"}})
     'integrated gradients, 10 steps from zeros'
+    >>> method_words({"name": "IntegratedGradients", "steps": 10, "spacing": "fitted"})
+    'integrated gradients, 10 steps from a baseline, closest where the path turns'
     >>> method_words({"name": "SmoothGrad", "inner": {"name": "ActGrad"}, "n_samples": 16})
     'activation times gradient, averaged over 16 noisy inputs'
     """
     path = [f"{method.get('steps')} steps"]
     if method.get("steps") == "auto":
         path = [f"steps to a tolerance of {plain(method.get('tolerance'))}"]
-    if (spacing := str(method.get("spacing", "uniform"))) != "uniform":
-        power = spacing.partition(":")[2]
-        path.append(f"spaced by a power of {power}" if power else "where each path turns")
+    kind, _, power = str(method.get("spacing", "uniform")).partition(":")
+    places = {"power": f", spaced by the power {power}", "fitted": ", closest where the path turns"}
     if method.get("path") == "layer":
         path.append("along the layer's own path")
     baseline = method.get("baseline")
     return _filled(
         METHODS, method, path=", ".join(path),
         start=_filled(BASELINES, baseline) if baseline else "a baseline",
-        of=method_words(method["inner"]) if "inner" in method else "",
+        of=method_words(method["inner"]) if "inner" in method else "", places=places.get(kind, ""),
     )  # fmt: skip
 
 
