@@ -10,6 +10,7 @@ import itertools
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Final, TypeVar
 
 import torch
@@ -59,9 +60,8 @@ def integrate(path: Path, first: Point, *, steps: int, spacing: Spacing, stack: 
     if spacing.fitted and steps > 1:
         end = _go_fitted(curve, path, first, steps, stack)
     else:
-        for chunk in _chunks([spacing.at(k / steps) for k in range(steps - 1, 0, -1)], stack):
-            for point in path.at(chunk):
-                curve.go(point)
+        for point in _run(path, [spacing.at(k / steps) for k in range(steps - 1, 0, -1)], stack):
+            curve.go(point)
         end = path.end(first)
         curve.go(end)
     taken = torch.full_like(first.target, steps, dtype=torch.int64)
@@ -116,8 +116,10 @@ def integrate_to(
     return Attribution(contribution, first.records, first.output, first.target, end.target, taken)
 
 
-def _chunks(alphas: Sequence[Alpha], size: int) -> list[Sequence[Alpha]]:
-    return [alphas[start : start + size] for start in range(0, len(alphas), size)]
+def _run(path: Path, alphas: Sequence[Alpha], stack: int) -> Iterator[Point]:
+    """Run points, `stack` in a pass."""
+    for start in range(0, len(alphas), stack):
+        yield from path.at(alphas[start : start + stack])
 
 
 class _Curve:
@@ -179,13 +181,11 @@ def _go_fitted(curve: _Curve, path: Path, first: Point, steps: int, stack: int) 
     """Go along each sample's own points: pilots at the same places, then those between them."""
     n = min(_PILOTS, steps // 2)
     shares = [(k / n) ** _PILOT_POWER for k in range(n, -1, -1)]
-    inner = [p for chunk in _chunks(shares[1:-1], stack) for p in path.at(chunk)]
-    pilots = [first, *inner, path.end(first)]
+    pilots = [first, *_run(path, shares[1:-1], stack), path.end(first)]
     places, behind = _places(shares, _parts(pilots, shares, steps))
     reached = torch.zeros_like(behind[0])
     to_all = torch.arange(len(reached), device=reached.device)
-    new = (p for chunk in _chunks(list(places), stack) for p in path.at(chunk))
-    for point, last in zip(new, behind, strict=True):
+    for point, last in zip(_run(path, list(places), stack), behind, strict=True):
         _go_to_pilots(curve, pilots, reached, last)
         reached = last
         curve.go(point, to_all)
@@ -207,22 +207,15 @@ def _parts(points: Sequence[Point], shares: Sequence[float], steps: int) -> Tens
     The error of an interval is taken as its change of record times its change of gradient, summed
     over entries and, each by its own sum of contributions, over sites; of n parts, as an n-th.
     """
-    errors: list[Tensor] = []
-    sizes: dict[str, Tensor] = {}
-    for later, earlier in itertools.pairwise(points):
-        for key, h1 in later.records.items():
-            h0, g1, g0 = earlier.records[key], later.gradients[key], earlier.gradients[key]
-            size = ((h1 - h0).double() * (g1 + g0).double() / 2).abs().flatten(1).sum(1)
-            sizes[key] = sizes.get(key, 0) + size
-    tiny = torch.finfo(torch.float64).tiny
-    for later, earlier in itertools.pairwise(points):
-        total = torch.zeros_like(later.target, dtype=torch.float64)
-        for key, h1 in later.records.items():
-            h0, g1, g0 = earlier.records[key], later.gradients[key], earlier.gradients[key]
-            off = ((h1 - h0).double() * (g1 - g0).double()).abs().flatten(1).sum(1)
-            total += off / sizes[key].clamp(min=tiny)
-        errors.append(total)
-    error = torch.stack(errors)
+    error, tiny = torch.zeros(()), torch.finfo(torch.float64).tiny
+    for key in points[0].records:
+        offs, sizes = [], []
+        for later, earlier in itertools.pairwise(points):
+            change = (later.records[key] - earlier.records[key]).double()
+            g1, g0 = later.gradients[key], earlier.gradients[key]
+            offs.append((change * (g1 - g0).double()).abs().flatten(1).sum(1))
+            sizes.append((change * (g1 + g0).double() / 2).abs().flatten(1).sum(1))
+        error = error + torch.stack(offs) / reduce(torch.add, sizes).clamp(min=tiny)
     # Where nothing turns, the widest intervals; and no rounding decides between equals.
     widths = error.new_tensor([abs(b - a) for a, b in itertools.pairwise(shares)])
     error = error + 1e-6 * (error.sum(0) + tiny**0.5) * widths[:, None]
@@ -282,10 +275,6 @@ def _doubled(
 
 def _between(outer: Sequence[_T], inner: Sequence[_T]) -> list[_T]:
     return [outer[0], *(x for pair in zip(inner, outer[1:], strict=True) for x in pair)]
-
-
-def _run(path: Path, alphas: Sequence[Alpha], stack: int) -> Iterator[Point]:
-    return (point for chunk in _chunks(alphas, stack) for point in path.at(chunk))
 
 
 def _placed(path: Path, points: Sequence[Point], stack: int) -> tuple[list[Point], list[Alpha]]:

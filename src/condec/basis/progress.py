@@ -1,8 +1,13 @@
-"""The progress bar on standard error, the same for everything that takes long."""
+"""How long things take, in words, and the progress bar on standard error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+
+
+def duration(seconds: float) -> str:
+    """Write a time that is estimated, as ``12 s`` or ``3.5 min``."""
+    return f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 @contextmanager

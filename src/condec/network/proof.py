@@ -230,7 +230,7 @@ def prove(
         trial.put_back()
 
 
-def _prove(trial: "Trial", inputs: Tensor, batch_size: int) -> Proof:
+def _prove(trial: Trial, inputs: Tensor, batch_size: int) -> Proof:
     whole, first = _first_pass(trial, inputs, batch_size)
     changed = trial.changed()
     # Not put back in between: a state that a pass leaves shows in the next.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from condec.attribution import prepare_inputs
 from condec.basis.errors import CondecError, DataError, OptionError, StoreError
+from condec.basis.progress import duration
 from condec.basis.records import short_repr
 from condec.dictionary import split_rows
 from condec.dictionary.fitting.descent import steps_of
@@ -248,7 +249,7 @@ class Need:
 
     def __str__(self) -> str:
         return (
-            f"{self.link:8} about {_duration(self.seconds)}, {_size(self.memory)} of memory, "
+            f"{self.link:8} about {duration(self.seconds)}, {_size(self.memory)} of memory, "
             f"at most {_size(self.disk)} of disk: {self.words}"
         )
 
@@ -365,10 +366,6 @@ def _need_of_maps(run: Run, sites: Sequence[Site], batches: BatchPlan) -> Need:
     pixels = int(torch.tensor(run.inputs.picture(_first_row(run)).shape[:2]).prod())
     words = f"{len(sites)} sites, {plan.n_modes} modes on {plan.n_inputs} inputs each"
     return Need("map", seconds, 2 * batches.memory(plan.n_inputs), 15 * pixels * number, words)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def _size(n_bytes: int) -> str:

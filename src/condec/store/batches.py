@@ -29,6 +29,7 @@ from condec.attribution import (
 from condec.attribution.targets import Target, TargetLike, TopK, as_target
 from condec.attribution.texts import as_method
 from condec.basis.errors import DataError, StoreError
+from condec.basis.progress import duration
 from condec.data import Inputs
 from condec.network import BatchSizes, original, refuse_training, run_model
 from condec.store.shards import QUANTITIES, SiteInfo, arrays_of
@@ -127,7 +128,7 @@ class BatchPlan:
         seconds = self.time_pass(size) / size * n_passes * n_samples
         return (
             f"{n_samples} samples, {len(self.infos)} sites, {n_passes} passes a batch: about "
-            f"{f'{seconds / 60:.1f} min' if seconds > 90 else f'{seconds:.0f} s'}, "
+            f"{duration(seconds)}, "
             f"{self.memory(size) / 2**20:.0f} MiB of memory, at most "
             f"{self.disk() / 2**20:.0f} MiB of disk"
         )
