@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import save_file
 
 import condec
-from condec.basis.errors import DataError, StoreError
+from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import (
     file_digest,
+    reading,
     remove_partial,
     to_json,
     user_path,
@@ -82,7 +83,9 @@ def test_a_folder_that_cannot_be_finished_is_not_there(
     [
         (errno.ENOSPC, r"^here: the disk is full \(.*\)\. To go on, make room and run the same"),
         (errno.EDQUOT, "the disk is full"),
-        (errno.EACCES, r"^here: cannot write \(.*\)\. To go on, mend that and run the same comm"),
+        (errno.EACCES, "To go on, allow this user to use it .*and run the same command"),
+        (errno.EROFS, "choose a place on a disk that can be written and run the same"),
+        (errno.EIO, r"^here: cannot write \(.*\)\. To go on, mend that and run the same comm"),
     ],
 )
 def test_failures_to_write_say_what_to_do(code: int, message: str) -> None:
@@ -165,3 +168,28 @@ def test_everything_written_to_and_read_from_the_home_folder(home: Path) -> None
         "a.npz", "c.zarr", "dictionary", "modes", "net.py", "run.toml", "w.safetensors"
     ]  # fmt: skip
     assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (FileNotFoundError(2, "gone"), "there is no such file; expected a table. Make it again"),
+        (ValueError("no magic"), r"cannot be read as a table \(ValueError: no magic\). Make it"),
+        (MemoryError(), r"as a table \(MemoryError\). Make it again"),
+        (RecursionError("deep"), "RecursionError: deep"),
+        (PermissionError(errno.EACCES, "no"), "Allow this user to use it"),
+        (OSError(errno.EMFILE, "many"), "Allow more open files"),
+        (OSError(errno.EIO, "disk"), r"cannot be read as a table \(.*disk\). Make it again"),
+    ],
+)
+def test_failures_of_reading_name_file_and_remedy(failure: Exception, words: str) -> None:
+    with (
+        pytest.raises(StoreError, match=f"^some/file: .*{words}"),
+        reading("some/file", "a table", "Make it again."),
+    ):
+        raise failure
+
+
+def test_own_errors_pass_through_reading() -> None:
+    with pytest.raises(OptionError, match=r"^own$"), reading("file", "a table", "Again."):
+        raise OptionError("own")

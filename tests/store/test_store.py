@@ -483,7 +483,7 @@ def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
         write_file(path, content)
 
     monkeypatch.setattr("condec.store.shards.write_file", fails_in_the_middle)
-    with pytest.raises(StoreError, match=r"shard 0: cannot write .*denied.* 2 of 3 shards .* mend"):
+    with pytest.raises(StoreError, match=r"shard 0: cannot write .*denied.* 2 of 3.* allow"):
         store.write_shard(0, _rows(3, seed=7))
     assert store.missing() == Store.open(store.path).missing() == (0,)
     monkeypatch.undo()

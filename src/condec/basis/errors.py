@@ -5,8 +5,22 @@ Each child also inherits the built-in exception a user would catch.
 """
 
 
+def printable(text: str) -> str:
+    r"""Return a text as a terminal may show it: control characters are escaped, but line ends.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    kept = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(kept)
+
+
 class CondecError(Exception):
     """Root of every error that condec raises on purpose."""
+
+    def __str__(self) -> str:
+        # Names of files, labels and ids stand in messages, and may come from anybody.
+        return printable(super().__str__())
 
 
 class OptionError(CondecError, ValueError):

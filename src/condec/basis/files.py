@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from condec.basis.errors import StoreError
+from condec.basis.errors import CondecError, StoreError
 
 
 def user_path(path: str | Path, folder: str | Path = ".") -> Path:
@@ -115,11 +115,56 @@ def writing(who: str, so_far: Callable[[], str] = lambda: "") -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        problem, cure = ("the disk is full", "make room") if full else ("cannot write", "mend that")
+        problem = "the disk is full" if full else "cannot write"
+        cure = "make room" if full else _CURES.get(error.errno or 0, "mend that")
         raise StoreError(
             f"{who}: {problem} ({error}). {so_far()}To go on, {cure} and run the same command "
             "again."
         ) from error
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, kind: str, remedy: str) -> Iterator[None]:
+    """Turn any failure to read a file into a StoreError: the file, what is wrong, what to do.
+
+    Only the reading belongs into the block: whatever a library raises there, from a damaged header
+    to a number that claims more memory than there is, says that the file is not what it should be.
+
+    Parameters
+    ----------
+    path : path
+        What is read.
+    kind : str
+        What it should be, such as ``"a table in parquet"``.
+    remedy : str
+        What to do where the file is missing or damaged, as a sentence.
+    """
+    try:
+        yield
+    except CondecError:
+        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise StoreError(f"{path}: there is no such file; expected {kind}. {remedy}") from error
+        cure = _CURES.get(error.errno or 0)
+        todo = remedy if cure is None else f"{cure[0].upper()}{cure[1:]}, then try again."
+        raise StoreError(f"{path}: cannot be read as {kind} ({error}). {todo}") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise StoreError(f"{path}: cannot be read as {kind} ({what[:500]}). {remedy}") from error
+
+
+_CURES: Mapping[int, str] = {
+    errno.EACCES: "allow this user to use it (its permissions)",
+    errno.EPERM: "allow this user to use it (its permissions)",
+    errno.EROFS: "choose a place on a disk that can be written",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "close what holds files open on this machine",
+    errno.ELOOP: "remove the links that lead to one another",
+    errno.EISDIR: "name a file; that is a folder",
+    errno.ENOMEM: "free some memory",
+}
+"""What to do about failures that say nothing about the content of a file."""
 
 
 @contextlib.contextmanager
