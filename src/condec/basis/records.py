@@ -14,7 +14,7 @@ Found(site='block1', values=Tensor[64, 2] float32, ids=(6 str))
 import dataclasses
 import inspect
 from collections.abc import Mapping, Set
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from torch import nn
@@ -75,3 +75,23 @@ def _repr(record: Any) -> str:
         return f"{head}({line})"
     width = max(map(len, shown))
     return "\n".join([head, *(f"  {name:{width}}  {text}" for name, text in shown.items())])
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, slots=True)
+class Damage:
+    """A file of a result that is not what was written, as `Store.damages` finds it.
+
+    >>> print(Damage(Path("a/b.json"), "expected 3 rows, got 2", "Remove it."))
+    a/b.json: expected 3 rows, got 2. Remove it.
+    """
+
+    file: Path
+    """Where it is, or should be."""
+    problem: str
+    """What is wrong, without an end of sentence."""
+    remedy: str
+    """What to do about it, as a sentence."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}. {self.remedy}"
