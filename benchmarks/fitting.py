@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from torch import Tensor, nn
 
@@ -314,7 +315,8 @@ def compared(case: Case, turns: int) -> dict[str, Any]:
     if isinstance(case.learner, TopKSAE):
         for name, loop in (("overcomplete", case.overcomplete), ("saelens", case.saelens)):
             try:
-                import_torchvision()  # which Overcomplete asks for
+                import_torchvision()  # which Overcomplete asks for, and an older Matplotlib
+                matplotlib.cm.get_cmap = matplotlib.colormaps.__getitem__
                 __import__("overcomplete" if name == "overcomplete" else "sae_lens")
                 loops[name] = loop
             except ImportError as error:
