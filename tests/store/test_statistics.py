@@ -130,8 +130,11 @@ def test_no_completeness_without_a_baseline(tmp_path):
 
 
 @pytest.mark.needs_shared
-def test_reference_run_on_cifar10(shared_data, tmp_path):
-    """Figures that an independent implementation measured on 2,000 images."""
+@pytest.mark.parametrize(
+    ("limit", "near"), [(250, 0.05), pytest.param(None, 0.002, marks=pytest.mark.slow)]
+)
+def test_reference_run_on_cifar10(shared_data, tmp_path, limit, near):
+    """Figures that an independent implementation measured on 2,000 images; a part is near them."""
     from condec.data import load_data
     from condec.models import load_model
     from condec.models.python import load_function
@@ -142,19 +145,21 @@ def test_reference_run_on_cifar10(shared_data, tmp_path):
         weights=folder / "resnet20_cifar10.safetensors",
     )
     preprocess = load_function(f"{folder / 'cifar_resnet.py'}:preprocess")
-    data = load_data(f"npz:{folder / 'test_2000.npz'}", preprocess=preprocess)
+    data = load_data(f"npz:{folder / 'test_2000.npz'}", preprocess=preprocess, limit=limit)
     reference = json.loads(
         (shared_data.parent / "reference/cifar_resnet20_expected.json").read_text()
     )
     store = collect(loaded.model, data, "layer[1-3].*", out=tmp_path / "s", progress=False)
-    assert float((store.predictions == store.labels).double().mean()) == reference["accuracy"]
+    accuracy = float((store.predictions == store.labels).double().mean())
+    assert accuracy == pytest.approx(reference["accuracy"], abs=0.02 if limit else 0.0)
     table = layer_statistics(store).set_index("site")
     expected = pd.DataFrame(reference["rows"]).set_index("site")
     assert table.index.tolist() == expected.index.tolist()
     difference = (table[expected.columns] - expected).abs().max()
-    near = ["hoyer_contribution", "hoyer_activation", "sign_correlation"]
-    assert (difference[near] <= 0.002).all(), difference
-    assert (difference[["dims95_contribution", "dims95_activation"]] <= 1).all(), difference
+    means = ["hoyer_contribution", "hoyer_activation", "sign_correlation"]
+    assert (difference[means] <= near).all(), difference
+    if limit is None:  # dimensions grow with the number of images
+        assert (difference[["dims95_contribution", "dims95_activation"]] <= 1).all(), difference
     assert table.loc["layer3.2", "completeness"] == pytest.approx(1.0, abs=5e-4)
 
 
