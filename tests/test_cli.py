@@ -312,3 +312,27 @@ def test_a_plan_written_by_hand_is_not_replaced(source: Path) -> None:
         assert "run.toml was not written by condec" in result.stderr
     assert (source / "run.toml").read_text() == text
     assert not (source / "contributions.zarr").exists()
+
+
+def test_code_of_a_run_folder_is_run_where_it_is_trusted(source: Path) -> None:
+    text = TOML.replace('source = "npz:data.npz"', 'source = "npz:data.npz", preprocess="own.py:f"')
+    (source / "run.toml").write_text(text.replace('device = "cpu"', "input_shape = [1, 6, 6]"))
+    own = "def f(images):\n    return images.permute(0, 3, 1, 2) / 255.0\n"
+    (source / "own.py").write_text(own)
+    done("collect", source / "run.toml", "-q")
+    done("collect", source / "run", "-q")  # what the user ran before may be run again
+    done("fit", source / "run", "-q")
+    (source / "net.py").write_text(NET + "# changed\n")
+    for command in ("collect", "run", "inspect", "control", "map"):
+        result = condec_command(command, source / "run")
+        assert result.exit_code == 2, result.output
+        assert "net.py: code that a run folder names is not run unasked; it has" in result.stderr
+    for command in ("stats", "fit", "report"):
+        done(command, source / "run", "-q")  # these need no model
+    done("inspect", source / "run", "--trust-code")
+    done("inspect", source / "run")
+    (source / "own.py").write_text(own + "# changed\n")
+    result = condec_command("collect", source / "run")
+    assert "own.py: code that a run folder names" in result.stderr
+    done("collect", source / "run", "-q", "--trust-code")
+    done("collect", source / "run", "-q")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.needs_shared
 
 def run_example(name: str, out: Path, **changes: object) -> Run:
     """Carry out an example's plan, or a part of it, into another folder."""
-    plan = replace(config.read(EXAMPLES / name), out=out, **changes)  # type: ignore[arg-type]
+    plan = replace(config.read(EXAMPLES / name / "run.toml"), out=out, **changes)  # type: ignore[arg-type]
     run = Run(plan, progress=False)
     config.write(plan)
     for _ in chain(run):
@@ -36,7 +36,7 @@ def test_both_examples_are_here() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
-    plan = config.read(EXAMPLES / name)
+    plan = config.read(EXAMPLES / name / "run.toml")
     data = replace(plan.data, limit=4)
     run = run_example(name, tmp_path / "run", data=data, links=("collect", "stats"))
     assert len(run.store) == 4
@@ -54,7 +54,7 @@ def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
     "sites", ["layer3.1", pytest.param("layer*", marks=pytest.mark.slow)], ids=["one", "all"]
 )
 def test_cifar_from_pixels_to_report(tmp_path: Path, sites: str) -> None:
-    plan = config.read(EXAMPLES / "cifar10_resnet20")
+    plan = config.read(EXAMPLES / "cifar10_resnet20" / "run.toml")
     whole = sites == "layer*"
     # The twins are as expensive as the run; `test_what_an_untrained_network_shows` has them.
     # Another seed of the same fit takes as long again; `tests/test_runner.py` has those steps.
@@ -88,7 +88,7 @@ def test_cifar_from_pixels_to_report(tmp_path: Path, sites: str) -> None:
 
 @pytest.mark.slow
 def test_what_an_untrained_network_shows(tmp_path: Path) -> None:
-    plan = config.read(EXAMPLES / "cifar10_resnet20")
+    plan = config.read(EXAMPLES / "cifar10_resnet20" / "run.toml")
     data = replace(plan.data, limit=200)
     run_example("cifar10_resnet20", tmp_path, data=data, links=("collect", "stats"))
     analysis = tmp_path / "analysis"

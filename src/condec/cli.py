@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from condec.basis.errors import CondecError, DependencyError, OptionError
 from condec.basis.files import user_path
+from condec.basis.trust import gated
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
 from condec.run import Outcome, Plan, Run, chain, config, sweep
@@ -54,6 +55,9 @@ Source = Annotated[
 ]
 Again = Annotated[bool, typer.Option("--again", help="Do it again although nothing has changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; results only.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-code", help="Run the code that a run folder names; remember that.")
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder, instead of the one in run.toml.")]
 _MODELS = (
     "digits, circuit, torchvision:NAME, timm:NAME, huggingface:NAME, retina:FILE, "
@@ -79,6 +83,7 @@ def _root(
 @app.command("run")
 def run_command(
     source: Source, out: Out = None, again: Again = False, quiet: Quiet = False,
+    trust_code: Trust = False,
     check: bool = typer.Option(
         False, "--check", help="Only check what can be known, and say what each link takes."
     ),
@@ -90,7 +95,7 @@ def run_command(
     """
     plan = config.read(source)
     plan = _with_noted(replace(plan, out=out or plan.out))
-    run = Run(plan, progress=not quiet, again=again)
+    run = Run(plan, progress=not quiet, again=again, trust_code=trust_code)
     left_out = check_run(run)
     if not check:
         _whole_chain(run, left_out)
@@ -131,6 +136,7 @@ def collect(
     ),
     out: Out = None,
     quiet: Quiet = False,
+    trust_code: Trust = False,
 ) -> None:
     """Contributions of all inputs, into the store; then those of its twins.
 
@@ -147,7 +153,8 @@ def collect(
     collecting = config.changed(plan.collect, "collect", changes)
     sites_of_plan = tuple(sites) or plan.sites
     plan = replace(plan, out=out or plan.out, sites=sites_of_plan, collect=collecting)
-    _one_link(Run(_with_noted(plan), progress=not quiet), "collect")
+    run = Run(_with_noted(plan), progress=not quiet, trust_code=trust_code)
+    _one_link(run, "collect")
 
 
 def _add_command(link: str) -> None:
@@ -158,9 +165,12 @@ def _add_command(link: str) -> None:
         text = f"Cannot be used: {error}"
 
     @app.command(link, help=text)
-    def command(source: Source, again: Again = False, quiet: Quiet = False) -> None:
+    def command(
+        source: Source, again: Again = False, quiet: Quiet = False, trust_code: Trust = False
+    ) -> None:
         plan = _with_noted(config.read(source))
-        _one_link(Run(plan, progress=not quiet, again=again), link)
+        run = Run(plan, progress=not quiet, again=again, trust_code=trust_code)
+        _one_link(run, link)
 
 
 for _name in link_names():
@@ -213,6 +223,7 @@ def inspect(
     weights: str | None = typer.Option(None, help="A .safetensors or .pt file, or 'default'."),
     input_shape: str | None = typer.Option(None, help="Shape of one input, for example 3,224,224."),
     sites: str | None = typer.Option(None, help="Only modules that match."),
+    trust_code: Trust = False,
 ) -> None:
     """Every module: shape, parameters, and whether it is a cut; presets that fit the model.
 
@@ -220,12 +231,14 @@ def inspect(
     contributions of all units add up to the target. Then whether contributions belong to single
     samples: the proof of the model.
     """
-    base, shape = Path(), _shape(input_shape)
+    base, shape, trusted = Path(), _shape(input_shape), True
     if user_path(model).is_dir() or model.endswith(".toml"):
         plan = config.read(model)
         base, weights = plan.base, weights or plan.model.weights
         shape, model = shape or plan.model.input_shape, plan.model.spec
-    loaded = load_model(model, weights, folder=base)
+        trusted = trust_code or not plan.of_folder
+    with gated(trusted=trusted):
+        loaded = load_model(model, weights, folder=base)
     shape = shape or loaded.input_shape
     if shape is None:
         raise OptionError(

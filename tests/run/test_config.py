@@ -384,3 +384,32 @@ def test_the_schema_takes_what_a_plan_writes() -> None:
 def test_condec_is_imported_without_pydantic() -> None:
     code = "import sys, condec; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_folder_is_opened_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(FULL)
+    run = config.write(config.read(tmp_path / "run.toml")).parent
+    text = (run / "run.toml").read_text()
+    assert 'out = "."' in text
+    for out in ("../victim", str(tmp_path / "victim"), "x/../../victim"):
+        (run / "run.toml").write_text(text.replace('out = "."', f'out = "{out}"'))
+        for named in (run, run / "run.toml"):
+            with pytest.warns(UserWarning, match="opened where it lies; out = .* is ignored"):
+                plan = config.read(named)
+            assert (plan.out, plan.of_folder) == (run, True)
+    # A copy that the user made of it, under another name, is a plan of the user's.
+    mine = run.parent / "mine.toml"
+    mine.write_text(text.replace('out = "."', 'out = "other"'))
+    assert (config.read(mine).out, config.read(mine).of_folder) == (tmp_path / "other", False)
+
+
+def test_a_named_folder_with_a_plan_by_hand_is_not_left(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.toml").write_text('sites = "*"\nout = "../b"\n')
+    with pytest.raises(OptionError, match=r"out: .*leads out of the folder .* name the file itsel"):
+        config.read(tmp_path / "a")
+    assert config.read(tmp_path / "a" / "run.toml").out == tmp_path / "a" / "../b"
+    (tmp_path / "a" / "run.toml").write_text('sites = "*"\n')
+    assert config.read(tmp_path / "a").out == tmp_path / "a" / "run"
+    assert config.read(tmp_path / "a").of_folder
+    assert not config.read(tmp_path / "a" / "run.toml").of_folder

@@ -24,6 +24,8 @@ from condec.models.torchvision import import_torchvision
 
 _PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 _LOCAL: Final = (".", "/", "~")
+_NO_CODE: Final = {"trust_remote_code": False}
+"""Code of a model's own is refused; unsaid, the library would ask on the terminal."""
 
 Shape = tuple[int, ...]
 
@@ -63,15 +65,15 @@ def load_huggingface_model(
         import_torchvision()  # transformers imports it, and fails as it does
     library = import_optional("transformers", extra="hf")
     place = _place(name, user_path(folder))
-    config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place))
+    config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place, **_NO_CODE))
     auto = getattr(library, _task(config))
     if weights == "random":
-        model = seeded(lambda: auto.from_config(config))
+        model = seeded(lambda: auto.from_config(config, **_NO_CODE))
     elif weights is None or weights == "default":
         model = _pretrained(auto, name, place, use_safetensors=True)
     else:
         # Files on the hub name tensors as older versions did; only this translates them.
-        empty, file = auto.from_config(config), located(weights, user_path(folder))
+        empty, file = auto.from_config(config, **_NO_CODE), located(weights, user_path(folder))
         state = without_prefix(read_state(file), empty.state_dict().keys(), file.name)
         model = _pretrained(type(empty), name, None, config=config, state_dict=dict(state))
     model = model.eval()
@@ -128,7 +130,7 @@ def _fetched(name: str, make: Callable[[], Any]) -> Any:
 
 def _pretrained(kind: Any, name: str, place: str | None, **options: Any) -> nn.Module:
     """Load a model with all its weights: what a checkpoint lacks would be random."""
-    options |= {"dtype": torch.float32, "output_loading_info": True}
+    options |= {"dtype": torch.float32, "output_loading_info": True, **_NO_CODE}
     model, info = _fetched(name, lambda: kind.from_pretrained(place, **options))
     lacking = sorted(info["missing_keys"])
     if lacking:
@@ -143,7 +145,7 @@ def _pretrained(kind: Any, name: str, place: str | None, **options: Any) -> nn.M
 def _tokenizer(library: Any, place: str) -> Any:
     """Load the tokenizer, or None where the model brings none."""
     try:
-        return library.AutoTokenizer.from_pretrained(place)
+        return library.AutoTokenizer.from_pretrained(place, **_NO_CODE)
     except (OSError, ValueError, KeyError, TypeError, ImportError):
         return None
 
@@ -152,7 +154,9 @@ def _preprocess(library: Any, name: str, place: str) -> Callable[[Tensor], Tenso
     """Make a function of the image processor; None for a folder that holds no processor."""
     if Path(place).is_dir() and not any((Path(place) / f).is_file() for f in _PROCESSOR_FILES):
         return None
-    processor = _fetched(name, lambda: library.AutoImageProcessor.from_pretrained(place))
+    processor = _fetched(
+        name, lambda: library.AutoImageProcessor.from_pretrained(place, **_NO_CODE)
+    )
 
     def transform(picture: Any) -> Tensor:
         pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]

@@ -13,6 +13,7 @@ from torch import nn
 
 from condec.basis.errors import ModelError, OptionError
 from condec.basis.files import user_path
+from condec.basis.trust import admitted
 from condec.models import LoadedModel
 from condec.models.library import located, seeded
 
@@ -50,7 +51,7 @@ def load_function(spec: str, *, folder: str | Path = ".") -> Callable[..., Any]:
     OptionError where there is no such file or function, ModelError where the file itself fails.
     """
     path, name = _file(spec, folder), spec.rpartition(":")[2]
-    module = vars(_module(path))
+    module = vars(_module(path, admitted(path, name)))
     function: Any = module.get(name)
     if not callable(function):
         own = [name for name, one in module.items() if callable(one) and not name.startswith("_")]
@@ -69,7 +70,7 @@ def _file(spec: str, folder: str | Path) -> Path:
     return path
 
 
-def _module(path: Path) -> ModuleType:
+def _module(path: Path, source: bytes) -> ModuleType:
     """Import a file once, under a name of its own (two files may share a stem)."""
     name = f"condec_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
@@ -81,7 +82,8 @@ def _module(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses in the file look themselves up here
     try:
         with _beside(path.parent):
-            spec.loader.exec_module(module)
+            # Not by the loader: it would take compiled code that lies in __pycache__ instead.
+            exec(compile(source, path, "exec"), vars(module))
     except Exception as error:
         del sys.modules[name]
         raise ModelError(f"{path} failed on import: {type(error).__name__}: {error}") from error

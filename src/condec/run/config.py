@@ -18,7 +18,9 @@ import re
 import tomllib
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union
@@ -36,7 +38,7 @@ from pydantic import (
 
 from condec.attribution import METHODS, Method
 from condec.attribution.targets import TARGETS, Target
-from condec.basis.errors import OptionError
+from condec.basis.errors import OptionError, printable
 from condec.basis.files import user_path
 from condec.dictionary import TrainConfig
 from condec.run.plan import LEARNERS, ROWS_PER_MODE, FitPlan, Plan
@@ -81,11 +83,17 @@ def read(path: str | Path) -> Plan:
 
 
 def read_file(path: str | Path, name: str, parse: Callable[..., Made]) -> Made:
-    """Parse a TOML file, or the one of this name in a folder; errors say which file it is."""
-    file = user_path(path)
-    file = file / name if file.is_dir() else file
+    """Parse a TOML file, or the one of this name in a folder; errors say which file it is.
+
+    What a run folder says, which may be somebody else's, is about that folder: its ``out`` is it.
+    """
+    named = user_path(path)
+    file = named / name if named.is_dir() else named
     try:
-        return parse(tomllib.loads(file.read_text(encoding="utf-8")), folder=file.parent)
+        text = file.read_text(encoding="utf-8")
+        made = parse(tomllib.loads(text), folder=file.parent)
+        placed: Made = _in_its_folder(made, file, named, text.startswith(_MARK))
+        return placed
     except OSError as error:
         expected = f"expected a {name} or a folder with one"
         raise OptionError(f"{file}: not readable ({error.strerror}); {expected}") from error
@@ -93,6 +101,27 @@ def read_file(path: str | Path, name: str, parse: Callable[..., Made]) -> Made:
         raise OptionError(f"{file}: not TOML: {error}") from error
     except OptionError as error:
         raise OptionError(f"{file}: {error}") from error
+
+
+def _in_its_folder(made: Any, file: Path, named: Path, marked: bool) -> Any:
+    """Let a plan that was found in a run folder write there only; OptionError where it must not."""
+    out, here = (Path(os.path.realpath(folder)) for folder in (made.out, file.parent))
+    run = RunFolder(file.parent)
+    of_run = (file.name == run.plan.name and marked) or (
+        (file.name == run.plan.name or out == here) and run.store.exists()
+    )
+    if of_run and out != here:
+        words = f"{file}: a run folder is opened where it lies; out = {str(made.out)!r} is ignored"
+        warnings.warn(printable(words), UserWarning, stacklevel=4)
+    if of_run or out == here:
+        made = replace(made, out=file.parent)
+    elif named != file and not out.is_relative_to(here):
+        raise OptionError(
+            f"out: {str(made.out)!r} leads out of the folder that was named; to write there, name "
+            f"the file itself: {file}"
+        )
+    found = isinstance(made, Plan) and (of_run or named != file)
+    return replace(made, of_folder=True) if found else made
 
 
 def write(plan: Plan) -> Path:

@@ -230,6 +230,8 @@ class Plan:
 
     Relative paths start from `base`; `sites` are patterns of `condec.network.find_sites`; `links`
     are what ``condec run`` does, and `options` the sections of those that packages bring, by name.
+    `of_folder` marks a plan that was found in a run folder, which may be somebody else's: files of
+    code that it names are run only where the user trusts them (`condec.basis.trust`).
     """
 
     out: Path
@@ -248,6 +250,7 @@ class Plan:
     maps: MapsPlan = field(default_factory=MapsPlan)
     report: ReportPlan = field(default_factory=ReportPlan)
     options: Mapping[str, Any] = field(default_factory=default_options)
+    of_folder: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("out", "base"):

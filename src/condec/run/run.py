@@ -1,6 +1,7 @@
 """A run: the plan, what it needs, loaded when first asked for, and what a link of it did."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
@@ -14,6 +15,7 @@ from torch import nn
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError
 from condec.basis.files import folder_in_place, user_path
 from condec.basis.records import short_repr
+from condec.basis.trust import gated
 from condec.data import Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
@@ -45,13 +47,15 @@ class Run:
     """A plan, and what it needs, loaded when first asked for.
 
     `progress` is shown on standard error. `again` does tasks although nothing has changed; but
-    shards of contributions are never computed twice. `left_out` are links and tasks that could not
+    shards of contributions are never computed twice. `trust_code` runs the files of code that the
+    plan of a run folder names, and remembers that. `left_out` are links and tasks that could not
     be done, and why; they come in as links are carried out.
     """
 
     plan: Plan
     progress: bool = True
     again: bool = False
+    trust_code: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -66,6 +70,11 @@ class Run:
         options = {name: getattr(self.plan.collect, name) for name in names}
         return options | {"progress": self.progress}
 
+    @property
+    def gate(self) -> AbstractContextManager[None]:
+        """Context in which what the plan names is loaded: code of a run folder if it is trusted."""
+        return gated(trusted=self.trust_code or not self.plan.of_folder)
+
     def check_devices(self) -> None:
         """Refuse devices of the plan that are not there, by an OptionError that lists those."""
         named = (self.plan.model.device, *self.plan.collect.devices)
@@ -77,7 +86,8 @@ class Run:
         """The model, on a GPU where there is one."""
         plan = self.plan.model
         device = usable_device(plan.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        loaded = load_model(plan.spec, plan.weights, folder=self.plan.base)
+        with self.gate:
+            loaded = load_model(plan.spec, plan.weights, folder=self.plan.base)
         loaded.model.to(device)
         return loaded
 
@@ -119,7 +129,8 @@ class Run:
 
     def _load(self, source: str) -> Inputs:
         plan, base = self.plan.data, self.plan.base
-        own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
+        with self.gate:
+            own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
         return load_data(
             source, csv=plan.csv if source == plan.source else None, label_names=plan.label_names,
             preprocess=own or self.loaded.preprocess,
