@@ -1,7 +1,9 @@
 """What the caller set up for passes of his own, autocast and checkpointing, changes no number."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -265,3 +267,77 @@ def test_models_of_timm_and_torchvision_that_checkpoint() -> None:
         for part in expected.by_site:
             assert torch.equal(found[part.site].contribution, part.contribution)
         assert torch.equal(mode_map(model, x, sites[0], [1], Logit(2)).total, map_.total)
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+def slowly(model: nn.Module) -> nn.Module:
+    """Let other threads run in the middle of a pass."""
+    first, *_, last = (part for part in model.modules() if not [*part.children()])
+    for part in (first, last):
+        part.register_forward_hook(lambda *_: time.sleep(1e-3))
+    return model
+
+
+def in_two_threads(*parts: Callable[[], object], n_times: int = 2) -> list[list[object]]:
+    """Do each part several times, at the same time as the others."""
+    together = threading.Barrier(len(parts))
+
+    def often(part: Callable[[], object]) -> list[object]:
+        together.wait()
+        return [part() for _ in range(n_times)]
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return [task.result() for task in [pool.submit(often, part) for part in parts]]
+
+
+@pytest.mark.parametrize("other", ["contributions", "edits", "maps", "layer_path", "run_model"])
+def test_two_threads_on_one_model_are_as_one(other: str) -> None:
+    model, x, y = slowly(small_resnet()), images(), images(2, seed=2)
+    wanted = contributions(model, x), ANSWERS[other](model, y)
+    here, there = in_two_threads(lambda: contributions(model, x), lambda: ANSWERS[other](model, y))
+    for found, expected in ((here, wanted[0]), (there, wanted[1])):
+        for one in found:
+            torch.testing.assert_close(one, expected, rtol=0, atol=0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+    assert sum(len(module._forward_hooks) for module in model.modules()) == 2  # the slow ones
+
+
+def test_plain_passes_of_another_thread_are_neither_recorded_nor_answered() -> None:
+    model, x, y = slowly(small_resnet()), images(), images(2, seed=2)
+    wanted, plain = edits(model, x), model(y).detach()
+    here, there = in_two_threads(
+        lambda: (contributions(model, x), Passes(model, []), edits(model, x))[2],
+        lambda: model(y).detach(),
+    )
+    for one in here:
+        torch.testing.assert_close(one, wanted, rtol=0, atol=0)
+    for one in there:
+        torch.testing.assert_close(one, plain, rtol=0, atol=0)
+
+
+def test_padded_encoders_stay_unpacked_in_the_second_thread() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True)
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = encoder, nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+            padding[:, 3:] = True
+            return self.head(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+
+    model, x = slowly(Padded().eval()), torch.randn(2, 5, 8)
+    site = "encoder.layers.0.linear2"
+    find = lambda: contribute(model, x, site, target=Logit(0))[site].contribution  # noqa: E731
+    wanted = find()
+    for found in in_two_threads(find, find):
+        for one in found:
+            torch.testing.assert_close(one, wanted, rtol=0, atol=0)
+    assert encoder.use_nested_tensor
+    assert all(parameter.requires_grad for parameter in model.parameters())

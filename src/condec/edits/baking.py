@@ -13,7 +13,7 @@ from condec.edits.base import Edit, checked_edits, mask_of, name_of
 from condec.edits.context import edited, is_edited
 from condec.edits.replacement import Donors
 from condec.edits.units import Replacing, Scale
-from condec.network import find_sites, original, refuse_training, run_model
+from condec.network import alone, find_sites, original, refuse_training, run_model
 
 _CONVS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS: Final = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -141,7 +141,7 @@ def _map_of(edit: Edit, who: str, n_units: int) -> tuple[Tensor, Tensor]:
 def _check_same(model: nn.Module, edits: tuple[Edit, ...], made: nn.Module, inputs: Tensor) -> None:
     """Raise ModelError where the outputs of a baked model are not those under the edits."""
     inputs = prepare_inputs(model, inputs)
-    with edited(model, edits):
+    with alone(model), edited(model, edits):
         expected = run_model(model, inputs)
     found, largest = run_model(made, inputs), float(expected.abs().max())
     apart = float((found - expected).abs().max())

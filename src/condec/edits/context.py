@@ -32,7 +32,7 @@ def edited(model: nn.Module, edits: Edit | Iterable[Edit]) -> Iterator[nn.Module
 
     Contexts nest: the inner edits get what the outer ones left. Edits act in the order given, with
     and without gradients; tensors that others hold are never written to. What is recorded inside
-    (`contribute`, say) is the edited network.
+    (`contribute`, say) is the edited network. So it is for passes of other threads.
 
     The same model is yielded; of one that `torch.compile` made, the module underneath, uncompiled.
 

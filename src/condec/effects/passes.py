@@ -22,6 +22,7 @@ from condec.network import (
     Site,
     Splitter,
     TensorMap,
+    alone,
     fold,
     record,
     run_model,
@@ -81,7 +82,7 @@ class Passes:
             if not self.edits[number] and plain is not None:
                 yield number, plain
                 continue
-            with edited(self.model, self.edits[number]):
+            with alone(self.model), edited(self.model, self.edits[number]):
                 output = run_model(self.model, inputs)
             yield number, self._checked(output, len(inputs))
 

@@ -19,7 +19,7 @@ from condec.network.module_io import (
 from condec.network.packed import PackedInput, hold
 from condec.network.presets import presets_of
 from condec.network.proof import BatchSizes, Check, Proof, proof_of, prove
-from condec.network.running import half_precision, own_precision, without_checkpointing
+from condec.network.running import alone, half_precision, own_precision, without_checkpointing
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
 from condec.network.tape import (
     check_output,
@@ -33,7 +33,8 @@ from condec.network.unwrap import eager, original
 
 __all__ = [
     "AfterSite", "BatchSizes", "Check", "FoldedUnits", "Layout", "PackedInput", "Place", "Proof",
-    "Seen", "Site", "Splitter", "TensorMap", "Units", "check_order", "check_output", "count_folds",
+    "Seen", "Site", "Splitter", "TensorMap", "Units", "alone", "check_order", "check_output",
+    "count_folds",
     "describe", "eager", "find_cuts", "find_site", "find_sites", "first_tensor", "fold",
     "frozen_parameters", "half_precision", "hold", "inspect_model", "is_recordable", "match_sites",
     "original", "output_axis", "own_precision", "presets_of", "proof_of", "prove", "record",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, SiteError
 from condec.network.axes import Followed, followed
+from condec.network.running import alone
 from condec.network.sites import Place, Site
 from condec.network.tape import Call, record, run_model
 from condec.network.units import Layout, Units
@@ -166,24 +167,26 @@ def _look(
 def unhooked(model: nn.Module) -> Iterator[None]:
     """Take all hooks off a model inside the context."""
     names = ("_forward_hooks", "_forward_pre_hooks")
-    before = [(m, {name: getattr(m, name) for name in names}) for m in model.modules()]
-    try:
-        for module, hooks in before:
-            module.__dict__.update({name: type(own)() for name, own in hooks.items()})
-        yield
-    finally:
-        for module, hooks in before:
-            module.__dict__.update(hooks)
+    with alone(model):
+        before = [(m, {name: getattr(m, name) for name in names}) for m in model.modules()]
+        try:
+            for module, hooks in before:
+                module.__dict__.update({name: type(own)() for name, own in hooks.items()})
+            yield
+        finally:
+            for module, hooks in before:
+                module.__dict__.update(hooks)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode inside the context: nothing is learned or drawn at random."""
-    training: list[Any] = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
+    with alone(model):
+        training: list[Any] = [module for module in model.modules() if module.training]
         for module in training:
-            module.training = True
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

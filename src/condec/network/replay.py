@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from condec.network.module_io import TensorMap, change_first, change_input, map_tensors
+from condec.network.running import of_this_thread
 from condec.network.sites import Place, Site
 
 CallKey = tuple[str, int]
@@ -131,8 +133,8 @@ def remembered(
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(before(name)).remove)
-            stack.callback(module.register_forward_hook(after).remove)
+            stack.callback(module.register_forward_pre_hook(of_this_thread(before(name))).remove)
+            stack.callback(module.register_forward_hook(of_this_thread(after)).remove)
         yield answers
 
 
@@ -150,9 +152,12 @@ def answered(
     """
     counts: Counter[str] = Counter()
     reached: list[bool] = []
+    owner = get_ident()
 
     def answering(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def answer(*args: Any, **kwargs: Any) -> Any:
+            if get_ident() != owner:  # a pass of another thread
+                return run(*args, **kwargs)
             call = (name, counts[name])
             counts[name] += 1
             here = _is_site(site, call)

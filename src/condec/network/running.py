@@ -1,16 +1,21 @@
 """How a model runs while it is looked at: in its own precision, nothing computed a second time.
 
 What the caller set up for passes of his own stays outside: autocast, which changes numbers, and
-gradient checkpointing, whose second forward pass would meet the hooks again.
+gradient checkpointing, whose second forward pass would meet the hooks again. One thread at a time
+looks at a model, for what it does to the model (hooks, frozen parameters) is there for all.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from torch.utils import checkpoint
+
+from condec.network.unwrap import original
 
 _KINDS: Final = ("cpu", "cuda", "mps", "xpu")
 """Devices whose autocast is left outside."""
@@ -27,6 +32,26 @@ _HERE: Final = _Here()
 _LOCK: Final = threading.Lock()
 _GATES: Final[list[ExitStack]] = []
 """How torch's functions come back, once for every context in force, in whatever thread."""
+_OWNED: Final[WeakKeyDictionary[nn.Module, threading.RLock]] = WeakKeyDictionary()
+"""What a thread holds while it looks at a model."""
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Keep other threads from looking at the same model inside the context; they wait.
+
+    Parts of a model that are looked at by themselves are other models.
+    """
+    with _LOCK:
+        lock = _OWNED.setdefault(original(model), threading.RLock())
+    with lock:
+        yield
+
+
+def of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a hook pass over what runs in other threads, such as a plain pass of the caller's."""
+    owner = threading.get_ident()
+    return lambda *given: hook(*given) if threading.get_ident() == owner else None
 
 
 @contextmanager

@@ -24,7 +24,12 @@ from condec.network.module_io import (
     is_recordable,
     with_first_tensor,
 )
-from condec.network.running import own_precision, without_checkpointing
+from condec.network.running import (
+    alone,
+    of_this_thread,
+    own_precision,
+    without_checkpointing,
+)
 from condec.network.sites import Site
 from condec.network.unwrap import eager, original, refuse_scripted, refuse_unreadable
 
@@ -201,7 +206,7 @@ def run_whole(model: nn.Module, inputs: Tensor, *, owned: bool = False) -> objec
     """
     model = original(model)
     try:
-        with own_precision(), without_checkpointing(), dense_batches(model):
+        with alone(model), own_precision(), without_checkpointing(), dense_batches(model):
             return model(inputs if owned else inputs.clone())
     except (torch.OutOfMemoryError, CondecError):
         raise
@@ -224,7 +229,9 @@ def check_output(model: nn.Module, output: Tensor, n_samples: int) -> None:
 
 def refuse_training(model: nn.Module) -> None:
     """Raise ModelError if the model, or a part of it, is in training mode."""
-    if training := [name or "the model" for name, m in model.named_modules() if m.training]:
+    with alone(model):
+        training = [name or "the model" for name, m in model.named_modules() if m.training]
+    if training:
         raise ModelError(
             f"{type(model).__name__} is in training mode ({', '.join(training[:3])}"
             f"{', ...' if len(training) > 3 else ''}): dropout would draw noise and batch norm "
@@ -251,11 +258,16 @@ def dense_batches(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """Freeze the parameters of a model inside the context.
+    """Freeze the parameters of a model inside the context, where no other thread looks at it.
 
     On a GPU, recurrent layers are then in training mode without dropout, which gives the same
     numbers: cuDNN differentiates them in no other mode. Batch norms get their gradients in order.
     """
+    with alone(model):
+        yield from _frozen(model)
+
+
+def _frozen(model: nn.Module) -> Iterator[None]:
     trainable = [p for p in model.parameters() if p.requires_grad]
     recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     recurrent = [m for m in recurrent if any(p.is_cuda for p in m.parameters())]
@@ -318,8 +330,8 @@ def _attach(
         return args, with_first_tensor(kwargs, kept)
 
     if tap == "input":
-        return module.register_forward_pre_hook(on_input, with_kwargs=True)
-    return module.register_forward_hook(on_output, with_kwargs=True)
+        return module.register_forward_pre_hook(of_this_thread(on_input), with_kwargs=True)
+    return module.register_forward_hook(of_this_thread(on_output), with_kwargs=True)
 
 
 def _recorder(
