@@ -1,7 +1,10 @@
 """A model is proven before it is believed: what is refused, what passes, and what it costs."""
 
+import threading
+import types
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy
 import pytest
@@ -370,12 +373,12 @@ def test_a_proof_does_not_stand_for_a_model_that_was_changed(way: str) -> None:
         contribute(model, images(), "site")
 
 
-def test_passes_of_a_proof_are_few_and_of_few_samples() -> None:
+def test_passes_of_a_proof_are_four_short_ones_and_one_of_a_batch() -> None:
     sizes = []
     model = net()
     model.conv.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
     prove(model, images(64), [Site("site")])
-    assert sizes == [2, 2, 1, 1]
+    assert sizes == [2, 2, 1, 1, 64]
 
 
 def test_sizes() -> None:
@@ -391,3 +394,138 @@ def test_maps_are_of_proven_models() -> None:
     with pytest.raises(ModelError, match="samples meet"):
         condec.mode_map(model, images(), "site", [0])
     condec.mode_map(model, images(), "site", [0], prove=False)
+
+
+def test_a_large_scale_of_the_inputs_hides_no_mixing() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.site, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.site(x * 1e-6)
+            return self.head(h + 0.02 * h.mean(0))
+
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="samples meet"):
+        contribute(Scaled().eval(), 1e6 * torch.randn(5, 4), "site")
+
+
+@pytest.mark.parametrize(("share", "holds"), [(1e-2, False), (1e-4, False), (1e-7, True)])
+def test_a_small_mixing_in_single_precision_is_seen_in_double(share: float, holds: bool) -> None:
+    model = net(lambda _, x: x + share * x.mean(0)).float()
+    assert prove(model, images(dtype=torch.float32), [Site("site")]).holds is holds
+
+
+def rounded_by_size(_: Net, x: Tensor) -> Tensor:
+    """What sums of other lengths do to the last bits, more of it: gone in double precision."""
+    return (x + 3e3 * len(x)) - 3e3 * len(x)
+
+
+def test_rounding_that_depends_on_the_batch_is_no_mixing() -> None:
+    model, x = net(rounded_by_size).float(), images(dtype=torch.float32)
+    with torch.no_grad():
+        apart = float((model(x)[:1] - model(x[:1])).abs().max() / model(x).abs().max())
+    assert 1e-5 < apart < 1e-3
+    found = prove(model, x, [Site("site")])
+    assert [check.holds for check in found.checks] == [True] * 4
+    assert str(found.sizes) == "of any size"
+
+
+def test_what_no_copy_in_double_precision_decides_is_said_to_be_open() -> None:
+    model, x = net(rounded_by_size).float(), images(dtype=torch.float32)
+    model.lock = threading.Lock()  # cannot be copied
+    with pytest.warns(UserWarning, match="open whether a sample alone .*too large for a copy"):
+        contribute(model, x, "site")
+    contribute(model, x, "site")  # said once
+    found = prove(model, x)
+    assert found.holds
+    assert "not tried: differences as rounding may make" in repr(found)
+    model = net(lambda _, x: x + 0.01 * x.mean(0)).float()
+    model.lock = threading.Lock()
+    with pytest.raises(ModelError, match="samples meet"):
+        contribute(model, x, "site")
+
+
+def only_in_crowds(_: Net, x: Tensor) -> Tensor:
+    return x - x.mean(0) if len(x) > 3 else x
+
+
+def test_mixing_that_begins_in_larger_batches_is_seen(tmp_path: Path) -> None:
+    model = net(only_in_crowds)
+    assert len(contribute(model, images(3), "site")) == 3
+    words = "samples meet in larger batches: in one of 5 they give others than by twos"
+    with pytest.raises(ModelError, match=words):
+        contribute(model, images(5), "site")
+    assert prove(model, images(2)).n_samples == 2
+    with pytest.raises(ModelError, match="in one of 6"):
+        condec.collect(model, images(4), "site", out=tmp_path / "s", batch_size=6, progress=False)
+
+
+class Counted(Net):
+    """Leaves something behind in every kind of attribute; none of it is used."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.log, self.found, self.names = [1], {"last": {"size": 0}}, {"a"}
+        self.scale, self.note = torch.ones(2), types.SimpleNamespace(n=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        self.log.append(len(x))
+        self.found["last"]["size"] = len(x)
+        self.names.add("b")
+        self.scale.mul_(2)
+        self.note.n += 1
+        self.site.new = len(x)
+        return super().forward(x)
+
+
+def test_what_passes_leave_in_attributes_is_put_back() -> None:
+    model = Counted().double().eval()
+    log = model.log
+    assert prove(model, images(), [Site("site")]).holds
+    assert (model.n_calls, model.note.n, model.log, model.names) == (0, 0, [1], {"a"})
+    assert model.log is log
+    assert model.found == {"last": {"size": 0}}
+    assert model.scale.tolist() == [1.0, 1.0]
+    assert not hasattr(model.site, "new")
+
+
+def test_an_attribute_that_the_first_batch_sets_is_mixing() -> None:
+    def by_the_first(model: Net, x: Tensor) -> Tensor:
+        if model.kept is None:
+            model.kept = x.detach().std()
+        return x / model.kept
+
+    model = net(by_the_first)
+    with pytest.raises(ModelError, match="samples meet, first at site"):
+        contribute(model, images(), "site")
+    assert model.kept is None
+
+
+def test_a_model_that_its_first_pass_builds_stays_built() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.site, self.head = nn.Tanh(), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.head is None:
+                self.head = nn.Linear(x.shape[1], 3).eval()
+            return self.head(self.site(x))
+
+    model, x = Late().eval(), torch.randn(4, 5)
+    assert prove(model, x).holds
+    head = model.head
+    contribute(model, x, "site")
+    assert model.head is head is not None
+
+
+def test_a_fixed_number_of_samples_names_the_batch_size(tmp_path: Path) -> None:
+    model = Sized("fixed", 4).double().eval()
+    words = r"shape '\[4, 4\]' is invalid .*It does not take 2 samples either.*batch_size=8"
+    with pytest.raises(ModelError, match=words):
+        contribute(model, images(5), "site")
+    with pytest.raises(ModelError, match=words):
+        condec.collect(model, images(9), "site", out=tmp_path / "s", progress=False)

@@ -9,7 +9,7 @@ A site stays as it is where that is what its rank suggests (`Units.default`); el
 written out. What cannot be told is refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -22,6 +22,7 @@ from condec.basis.errors import ModelError, SiteError
 from condec.network.axes import Followed, followed
 from condec.network.running import alone
 from condec.network.sites import Place, Site
+from condec.network.state import settings_of
 from condec.network.tape import Call, record, run_model
 from condec.network.units import Layout, Units
 from condec.network.unwrap import original
@@ -86,18 +87,18 @@ class Seen:
         return replace(site, units=Units(self.layout))
 
 
-_Asked = tuple[tuple[tuple[str, type], ...], int]
-"""The modules of a model, names and classes, and the axes of its inputs."""
 _Found = dict[Place, Seen | None]
 _OUTPUT: Final[Place] = ("", "output", -1)
-_SEEN: Final[MutableMapping[nn.Module, dict[_Asked, _Found]]] = WeakKeyDictionary()
-"""What was found for models."""
+_SEEN: Final[MutableMapping[nn.Module, tuple[object, dict[int, _Found]]]] = WeakKeyDictionary()
+"""What was found for models, with their settings then, by the number of axes of the inputs."""
 
 
-def _seen(model: nn.Module, modules: Mapping[str, nn.Module], n_axes: int) -> _Found:
-    """Return what was found for a model of these modules; what has others is another one."""
-    parts = tuple((name, type(module)) for name, module in modules.items())
-    return _SEEN.setdefault(model, {}).setdefault((parts, n_axes), {})
+def _seen(model: nn.Module, n_axes: int) -> _Found:
+    """Return what was found for a model; with other modules or settings it is another one."""
+    settings = settings_of(model)
+    if model not in _SEEN or _SEEN[model][0] != settings:
+        _SEEN[model] = settings, {}
+    return _SEEN[model][1].setdefault(n_axes, {})
 
 
 def settle_sites(model: nn.Module, sites: Iterable[Site], inputs: Tensor) -> tuple[Site, ...]:
@@ -120,7 +121,7 @@ def settled(
 ) -> tuple[Site, ...]:
     """As `settle_sites`; `run` runs the model once, on inputs of so many axes, if need be."""
     sites, modules = tuple(sites), dict(model.named_modules())
-    known = _seen(model, modules, n_axes)
+    known = _seen(model, n_axes)
     unseen = [site for site in sites if site.units is None and site.name in modules]
     unseen = [site for site in unseen if site.place not in known]
     if unseen:
@@ -133,7 +134,7 @@ def settled(
 def output_axis(model: nn.Module, inputs: Tensor) -> int | None:
     """Return the axis of the model's output that holds its labels; None where nothing tells."""
     model = original(model)
-    known = _seen(model, dict(model.named_modules()), inputs.ndim)
+    known = _seen(model, inputs.ndim)
     if _OUTPUT not in known:
         with _evaluating(model), record(model, ()), torch.no_grad():
             with followed(model.parameters()) as axes:

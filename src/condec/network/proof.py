@@ -5,8 +5,10 @@ when it runs again, and the same whatever else is in the batch. A model for whic
 hold gives numbers like any other, and nothing in them shows it.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -18,13 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from condec.basis.errors import ModelError, SiteError
 from condec.network.packed import hold
+from condec.network.running import alone
 from condec.network.sites import Site
+from condec.network.state import settings_of
 from condec.network.tape import check_output
 from condec.network.trial import OUTPUT, Records, Spot, Tolerance, Trial
 from condec.network.unwrap import original, refuse_unreadable
 
 _AGAIN: Final = "gives another value when it runs again"
 _MIXED: Final = "depends on the other samples of the batch"
+_UNDECIDED: Final = (
+    "differences as rounding may make them, and it is too large for a copy in double precision, "
+    "or has none"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +65,8 @@ class BatchSizes:
 class Check:
     """One thing that was tried: a statement, whether it holds, and what was found.
 
-    `holds` is None where it could not be tried. What fails is refused with an `advice`, and only
-    told without one.
+    `holds` is None where it could not be tried, or with something `found`, not be decided. What
+    fails is refused with an `advice`, and only told without one.
     """
 
     statement: str
@@ -82,6 +90,8 @@ class Proof:
         Samples that a pass may have.
     places : mapping of str to str
         What is wrong at single sites, by their names.
+    n_samples : int
+        Of its largest pass: mixing that begins in larger batches does not show.
     """
 
     model: str
@@ -89,6 +99,11 @@ class Proof:
     checks: tuple[Check, ...]
     sizes: BatchSizes = BatchSizes()
     places: Mapping[str, str] = field(default_factory=dict)
+    n_samples: int = 1
+
+    def covers(self, n_samples: int) -> bool:
+        """Tell whether it says something of batches of so many samples."""
+        return n_samples == self.sizes.least if self.sizes.only else n_samples <= self.n_samples
 
     @property
     def holds(self) -> bool:
@@ -120,59 +135,60 @@ _SAME: Final = "the same inputs give the same again"
 _ALONE: Final = "a sample alone gives what it gives in a batch"
 _AXIS: Final = "the first axis of a site is that of the samples"
 _FOLLOWS: Final = "the output follows the input"
-_PROOFS: Final[WeakKeyDictionary[nn.Module, tuple[object, dict[object, Proof]]]] = (
-    WeakKeyDictionary()
-)
+_Kept = dict[object, list[tuple[frozenset[object], Proof]]]
+"""Proofs, each with the sites that were tried, by the kind of inputs."""
+_PROOFS: Final[WeakKeyDictionary[nn.Module, tuple[object, _Kept]]] = WeakKeyDictionary()
 """Proofs of models, and the state of each in which they were made."""
 
 
 def proof_of(
     model: nn.Module, inputs: Tensor, sites: Iterable[Site], *, batch_size: int = 1
 ) -> Proof:
-    """Prove a model, as `prove` does, once for each kind of inputs and choice of sites.
+    """Prove a model, as `prove` does, once for each kind of inputs, choice of sites and batch size.
 
-    A proof that fails is not kept: the model may be mended in place. Nor do others stand once the
-    model has other modules, hooks, weights or settings (`_state_of`).
+    A proof of more sites, or of larger batches, will do. One that fails is not kept: the model may
+    be mended in place. Nor do others stand once the model has other modules, hooks, weights or
+    settings (`_state_of`). Warns of what could not be decided.
     """
     model, sites = original(model), tuple(sites)
     refuse_unreadable(model)  # before the inputs are looked at: they may have no values
     of_inputs = (inputs.shape[1:], inputs.stride()[1:], inputs.dtype, inputs.device)
     autocast = torch.is_autocast_enabled(inputs.device.type)
-    key = (of_inputs, autocast, frozenset(site.place for site in sites))
-    before, kept = _PROOFS.get(model, (None, {}))
+    key, places = (of_inputs, autocast), frozenset[object](site.place for site in sites)
+    before, kept = _PROOFS.get(model, (None, _Kept()))
     if before != (state := _state_of(model)):
         kept = {}
-    known = kept.get(key)
-    if known is None or (known.sizes.only and len(inputs) != known.sizes.least):
-        known = prove(model, inputs, sites, batch_size=batch_size)
-        if known.holds:
-            kept[key] = known
-            _PROOFS[model] = state, kept
-    return known
+    n_samples = max(batch_size, len(inputs))
+    for of, known in kept.get(key, ()):
+        if places <= of and known.covers(len(inputs) if known.sizes.only else n_samples):
+            return known
+    made = prove(model, inputs, sites, batch_size=batch_size)
+    if made.holds:
+        kept.setdefault(key, []).append((places, made))
+        _PROOFS[model] = state, kept
+    for check in made.checks:
+        if check.found == _UNDECIDED:
+            words = f"{made.model}: it is open whether {check.statement}: {check.found}"
+            warnings.warn(words, UserWarning, stacklevel=2)
+    return made
 
 
 def _state_of(model: nn.Module) -> object:
     """Return what tells a model from the same model changed.
 
-    Of its modules the kinds, hooks and settings (plain attributes, such as a rate of dropout), of
-    its weights how often they changed in place. A model that counts its passes in an attribute is
-    thus proven for every batch.
+    Of its modules the kinds, hooks and settings, of its weights how often they changed in place. A
+    model that counts its passes in an attribute is thus proven for every batch.
     """
-    parts: list[object] = []
-    for name, module in model.named_modules():
-        own = module.__dict__
-        settings = tuple((key, v) for key, v in own.items() if isinstance(v, _SETTINGS))
+    parts: list[object] = [settings_of(model)]
+    for module in model.modules():
         hooks = (*module._forward_hooks, *module._forward_pre_hooks)
         weights = tuple(
             (key, None if part is None else _version_of(part))
             for key, part in module._parameters.items()
         )
         without = tuple(key for key, part in module._buffers.items() if part is None)
-        parts.append((name, type(module), settings, hooks, weights, without))
+        parts.append((hooks, weights, without))
     return tuple(parts)
-
-
-_SETTINGS: Final = (bool, int, float, str)
 
 
 def _version_of(part: Tensor) -> tuple[int, int]:
@@ -182,11 +198,15 @@ def _version_of(part: Tensor) -> tuple[int, int]:
 def prove(
     model: nn.Module, inputs: Tensor, sites: Iterable[Site] = (), *, batch_size: int = 1
 ) -> Proof:
-    """Try whether what a model gives belongs to single samples, in four short passes.
+    """Try whether what a model gives belongs to single samples, in five passes.
 
-    Two samples of `inputs` serve; where there is one, or they are equal, the second is the first,
-    slightly changed. Buffers that a pass changed are put back. A model that does not take two
-    samples is tried with all of `inputs`, repeated up to `batch_size`.
+    Two samples of `inputs` serve for four short ones; where there is one, or they are equal, the
+    second is the first, slightly changed. The fifth takes all of `inputs`, repeated up to
+    `batch_size`, for some models mix samples only where there are several; one that does not take
+    two samples is tried with as many throughout. Buffers and attributes that a pass changed are put
+    back. Where two results differ by more than rounding hardly does (1e-5 of the largest number in
+    float32, 1e-2 in half precision), a copy in double precision decides, up to 2 GiB; else they may
+    differ by 1e-3 (5e-2; 1e-9 in float64), and what lies between is open.
 
     Parameters
     ----------
@@ -222,27 +242,60 @@ def prove(
     """
     model = original(model)
     refuse_unreadable(model)  # before the inputs are looked at: they may have no values
-    trial = Trial(model, sites)
-    try:
-        with torch.inference_mode(False):
+    with alone(model), torch.inference_mode(False):
+        trial = Trial(model, sites)
+        try:
             return _prove(trial, inputs.detach(), batch_size)
-    finally:
-        trial.put_back()
+        finally:
+            trial.state.put_back()
 
 
 def _prove(trial: Trial, inputs: Tensor, batch_size: int) -> Proof:
+    """Try a model; where more is found than rounding hardly does, in double precision."""
     whole, first = _first_pass(trial, inputs, batch_size)
-    changed = trial.changed()
+    may = Tolerance.of(whole, first)
+    rows = torch.arange(max(batch_size, len(inputs), len(whole)), device=inputs.device)
+    many = torch.cat([whole, inputs[rows[len(whole) :] % len(inputs)]])
+    found = _tried(trial, whole, many, first, may.hardly, why=False)
+    if found.holds:
+        return found
+    doubted = {check.statement for check in found.checks if check.holds is False and check.advice}
+    if not may.is_double and (finer := trial.in_double()) is not None:
+        with suppress(ModelError):
+            first = finer.run(whole.double())
+            least = Tolerance.of(whole.double(), first).least
+            tolerance = replace(may, alone=may.again, least=least)
+            return _tried(finer, whole.double(), many.double(), first, tolerance)
+    trial.state.put_back()
+    found = _tried(trial, whole, many, trial.run(whole), may)
+    if not found.holds or may.is_double:
+        return found
+    checks = (
+        replace(check, holds=None, found=_UNDECIDED) if check.statement in doubted else check
+        for check in found.checks
+    )
+    return replace(found, checks=tuple(checks))
+
+
+def _tried(
+    trial: Trial, whole: Tensor, many: Tensor, first: Records, tolerance: Tolerance, *,
+    why: bool = True,
+) -> Proof:  # fmt: skip
+    """Compare the `first` pass over the `whole` with others; find out `why` they differ."""
+    changed = trial.state.changed_buffers()
     # Not put back in between: a state that a pass leaves shows in the next.
-    tolerance, again = Tolerance.of(whole, first), trial.run(whole)
+    again = trial.run(whole)
     off = {place: tolerance.off(again.get(place), x) for place, x in first.items()}
     wrong = {place: _AGAIN for place in off if off[place] > tolerance.again}
     sizes, causes = BatchSizes(), ["", "", ""]
     if wrong:
-        causes[0] = _why_another(trial, whole, changed)
+        causes[0] = _why_another(trial, whole, changed) if why else _AGAIN
     else:
-        sizes, wrong = _alone(trial, whole, first, tolerance)
-        causes[1] = _why_mixed(trial, whole, sizes) if OUTPUT in wrong else ""
+        sizes, wrong = _alone(trial, whole, first, tolerance, copies=why)
+        if OUTPUT in wrong:
+            causes[1] = _why_mixed(trial, whole, sizes, tolerance) if why else _MIXED
+        elif not wrong and len(many) > len(whole) and not sizes.only:
+            causes[1] = _in_company(trial, many, first[OUTPUT], tolerance)
     places = {_name(place): words for place, words in wrong.items() if place != OUTPUT}
     causes[2] = "; ".join(f"{name} {words}" for name, words in [*places.items()][:3])
     untried = bool(causes[0]) or len(whole) == 1
@@ -255,7 +308,8 @@ def _prove(trial: Trial, inputs: Tensor, batch_size: int) -> Proof:
         Check(_AXIS, None if untried or causes[1] else not places, causes[2], _NO_AXIS),
         Check(_FOLLOWS, follows, "it is the same for two inputs" if follows is False else ""),
     )
-    return Proof(type(trial.model).__name__, tuple(inputs.shape[1:]), checks, sizes, places)
+    name, shape = type(trial.model).__name__, tuple(whole.shape[1:])
+    return Proof(name, shape, checks, sizes, places, len(many))
 
 
 _NO_CHANCE: Final = (
@@ -298,26 +352,36 @@ def _first_pass(trial: Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor, 
         try:
             found = trial.run(whole)
         except ModelError:
-            trial.put_back()
+            trial.state.put_back()
             continue
         if found[OUTPUT].shape[:1] == whole.shape[:1]:
             return whole, found
-        trial.put_back()
-    found = trial.run(tries[-1])
-    check_output(trial.model, found[OUTPUT], len(tries[-1]))
+        trial.state.put_back()
+    try:
+        found = trial.run(tries[-1])
+        check_output(trial.model, found[OUTPUT], n_samples)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} It does not take 2 samples either. If it takes batches of a certain size "
+            "only, as with .view(8, -1) inside, give that many inputs; collect and condec run: "
+            "batch_size=8"
+        ) from error
     return tries[-1], found
 
 
 def _alone(
-    trial: Trial, whole: Tensor, first: Records, tolerance: Tolerance
+    trial: Trial, whole: Tensor, first: Records, tolerance: Tolerance, *, copies: bool
 ) -> tuple[BatchSizes, dict[Spot, str]]:
-    """Run samples alone, or copies of each, and say what differs from the pass over all."""
+    """Run samples alone, or copies of each, and say what differs from the pass over all.
+
+    Without `copies` those only serve where the shape is another: what differs may be rounding.
+    """
     n_samples = len(whole)
     if n_samples != 2:
         sizes = BatchSizes(n_samples, only=True)
         return sizes, _differing(trial, whole, first, n_samples, tolerance) if n_samples > 1 else {}
     wrong = _differing(trial, whole, first, 1, tolerance)
-    if not wrong:
+    if not wrong or (not copies and _MIXED in wrong.values()):
         return BatchSizes(), wrong
     of_copies = _differing(trial, whole, first, 2, tolerance)
     if set(of_copies) == set(wrong):
@@ -335,7 +399,7 @@ def _differing(
     """Say what the first two samples give otherwise when their copies run by themselves."""
     wrong: dict[Spot, str] = {}
     for sample in (0, 1):
-        trial.put_back()
+        trial.state.put_back()
         try:
             alone = trial.run(whole[[sample] * n_copies])
         except ModelError:
@@ -369,6 +433,13 @@ def _by_sample(tensor: Tensor, n_samples: int) -> Tensor | None:
     return tensor.reshape(n_samples, -1, *tensor.shape[1:])
 
 
+def _in_company(trial: Trial, many: Tensor, of_two: Tensor, tolerance: Tolerance) -> str:
+    """Say whether two samples give something else in a larger batch, which they begin."""
+    if tolerance.off(trial.output(many)[: len(of_two)], of_two) <= tolerance.alone:
+        return ""
+    return f"samples meet in larger batches: in one of {len(many)} they give others than by twos"
+
+
 class _Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the operations that draw random numbers."""
 
@@ -400,11 +471,11 @@ def _why_another(trial: Trial, whole: Tensor, changed: list[str]) -> str:
     return f"it gives others, {_at(trial.model, first)}: {why}"
 
 
-def _why_mixed(trial: Trial, whole: Tensor, sizes: BatchSizes) -> str:
+def _why_mixed(trial: Trial, whole: Tensor, sizes: BatchSizes, tolerance: Tolerance) -> str:
     """Say where the samples of a batch meet first."""
     everywhere = trial.everywhere()
     first = everywhere.run(whole)
-    wrong = _differing(everywhere, whole, first, sizes.least, Tolerance.of(whole, first))
+    wrong = _differing(everywhere, whole, first, sizes.least, tolerance)
     place = next((place for place in first if place in wrong), OUTPUT)
     words = "" if wrong.get(place, _MIXED) == _MIXED else f": it {wrong[place]}"
     without = [

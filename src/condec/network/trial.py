@@ -1,15 +1,18 @@
 """Trials of a model: passes recorded at sites, compared within what rounding may do."""
 
+import copy
 import math
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from condec.network.sites import Site
-from condec.network.tape import Call, record, run_model
+from condec.network.state import State
+from condec.network.tape import Call, check_output, record, run_model
 
 Spot = tuple[str, str, int]
 """Name of a module, side, and number of its call."""
@@ -22,19 +25,15 @@ OUTPUT: Final[Spot] = ("", "output", -1)
 _TOLERANCES: Final = {torch.float64: (1e-12, 1e-9), torch.float32: (1e-5, 1e-3)}
 _OF_GPU: Final = (1e-3, 1e-2)  # matrix products have ten bits where TF32 is allowed
 _OF_HALF: Final = (1e-2, 5e-2)
+_LARGEST_COPY: Final = 2**31
+"""Bytes of a model in double precision that is tried so."""
 
 
 class Trial:
-    """Passes of a model, recorded at sites, and its buffers as they were before the first."""
+    """Passes of a model, recorded at sites, and its state as it was before the first."""
 
     def __init__(self, model: nn.Module, sites: Iterable[Site]) -> None:
-        self.model, self.sites = model, tuple(sites)
-        self._before = [
-            (f"{name}.{key}".lstrip("."), module, key, buffer, buffer._version, buffer.clone())
-            for name, module in model.named_modules()
-            for key, buffer in module._buffers.items()
-            if buffer is not None and not buffer.is_inference()
-        ]
+        self.model, self.sites, self.state = model, tuple(sites), State(model)
 
     def run(self, inputs: Tensor) -> Records:
         """Run one pass, as passes of contributions run, without a backward pass."""
@@ -49,27 +48,30 @@ class Trial:
         calls.sort(key=lambda each: each[0].order)
         return {place: call.tensor.detach() for call, place in calls} | {OUTPUT: output.detach()}
 
-    def changed(self) -> list[str]:
-        """Name the buffers that hold something else now."""
-        return [
-            name
-            for name, module, key, buffer, version, value in self._before
-            if module._buffers.get(key) is not buffer
-            or (buffer._version != version and not torch.equal(buffer, value))
-        ]
-
-    def put_back(self) -> None:
-        """Give the buffers their values again."""
-        for _, module, key, buffer, version, value in self._before:
-            module._buffers[key] = buffer
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
-
     def everywhere(self) -> "Trial":
         """Return a trial of the same model at all its modules."""
-        self.put_back()
+        self.state.put_back()
         return Trial(self.model, [Site(name) for name, _ in self.model.named_modules() if name])
+
+    def output(self, inputs: Tensor) -> Tensor:
+        """Run one pass from the first state, of which only the output is kept."""
+        self.state.put_back()
+        with record(self.model, ()):
+            output = run_model(self.model, inputs).detach()
+        check_output(self.model, output, len(inputs))
+        return output
+
+    def in_double(self) -> "Trial | None":
+        """Return a trial of a copy in double precision; None where there can be none."""
+        self.state.put_back()
+        numbers = sum(x.numel() for x in (*self.model.parameters(), *self.model.buffers()))
+        if 8 * numbers > _LARGEST_COPY:
+            return None
+        try:
+            return Trial(copy.deepcopy(self.model).double(), self.sites)
+        # Modules may hold what cannot be copied, or what has no such precision.
+        except (RuntimeError, TypeError, ValueError, AttributeError, MemoryError, copy.Error):
+            return None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ class Tolerance:
     again: float
     alone: float
     least: float  # of the numbers that differences are compared with: below it all is rounding
+    is_double: bool = False
+
+    @property
+    def hardly(self) -> "Tolerance":
+        """Differences that rounding seldom makes: where more is found, it has to be looked into."""
+        return replace(self, alone=self.again, least=sys.float_info.min)
 
     @staticmethod
     def of(inputs: Tensor, records: Records) -> "Tolerance":
@@ -91,7 +99,8 @@ class Tolerance:
         elif inputs.device.type != "cpu" and coarsest == torch.float32:
             again, alone = _OF_GPU
         largest = max(_largest(x) for x in numbers)
-        return Tolerance(again, alone, largest * math.sqrt(torch.finfo(coarsest).eps))
+        least = largest * math.sqrt(torch.finfo(coarsest).eps)
+        return Tolerance(again, alone, least, coarsest == torch.float64)
 
     def off(self, got: Tensor | None, expected: Tensor) -> float:
         """Return the largest difference as a share of the largest number; infinite for others."""

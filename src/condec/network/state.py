@@ -1,0 +1,135 @@
+"""State of a model: what its modules hold besides parameters, compared and put back.
+
+What a pass leaves behind in buffers is seen by whoever looks for it; what it leaves in plain
+attributes (a counter, a list, a statistic of the first batch) is as much a state.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+_OF_TORCH: Final = frozenset(nn.Module().__dict__)
+_PLAIN: Final = (bool, int, float, str)
+_DEPTH: Final = 3
+"""How many containers and objects lie in each other that are looked into."""
+_LONG: Final = 1000
+"""Entries of a container that is not looked into."""
+
+
+def settings_of(model: nn.Module) -> tuple[object, ...]:
+    """Return name, class and settings (plain attributes, such as a rate of dropout) of modules."""
+    return tuple(
+        (name, type(module), tuple(item for item in vars(module).items() if _is_plain(item[1])))
+        for name, module in model.named_modules()
+    )
+
+
+def _is_plain(value: object) -> bool:
+    several = isinstance(value, tuple) and all(isinstance(part, _PLAIN) for part in value)
+    return several or isinstance(value, _PLAIN)
+
+
+class State:
+    """Buffers and attributes of a model as they are now.
+
+    Of attributes that are containers or objects what they hold counts too, of tensors the values.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [
+            (f"{name}.{key}".lstrip("."), module, key, buffer, _Values(buffer))
+            for name, module in model.named_modules()
+            for key, buffer in module._buffers.items()
+            if buffer is not None and not buffer.is_inference()
+        ]
+        self._back: list[Callable[[], None]] = []
+        self._seen = {id(part) for part in (*model.parameters(), *model.buffers())}
+        for module in model.modules():
+            if not any(is_lazy(part) for part in module.parameters(recurse=False)):
+                own = {k: value for k, value in vars(module).items() if k not in _OF_TORCH}
+                self._back.append(partial(_put_attributes, module, own, _registered(module)))
+                for value in own.values():
+                    self._keep(value, _DEPTH)
+
+    def changed_buffers(self) -> list[str]:
+        """Name the buffers that hold something else now."""
+        return [
+            name
+            for name, module, key, buffer, values in self._buffers
+            if module._buffers.get(key) is not buffer or values.differ()
+        ]
+
+    def put_back(self) -> None:
+        """Make all as it was."""
+        for _, module, key, buffer, values in self._buffers:
+            module._buffers[key] = buffer
+            values.put_back()
+        for back in self._back:
+            back()
+
+    def _keep(self, value: Any, depth: int) -> None:
+        """Note what a container, an object or a tensor holds."""
+        if not depth or id(value) in self._seen or isinstance(value, nn.Module | ModuleType):
+            return
+        self._seen.add(id(value))
+        inside: list[Any] = []
+        if isinstance(value, Tensor):
+            if not (value.requires_grad or value.is_inference()):
+                self._back.append(_Values(value).put_back)
+        elif isinstance(value, list | deque | set):
+            inside = [*value]
+            self._back.append(partial(_put_items, value, inside))
+        else:
+            entries = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+            if isinstance(entries, dict):
+                inside = [*entries.values()]
+                self._back.append(partial(_put_entries, entries, {**entries}))
+        for part in inside if len(inside) <= _LONG else ():
+            self._keep(part, depth - 1)
+
+
+class _Values:
+    """The values of a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version, self.values = tensor, tensor._version, tensor.detach().clone()
+
+    def differ(self) -> bool:
+        return self.tensor._version != self.version and not torch.equal(self.tensor, self.values)
+
+    def put_back(self) -> None:
+        if self.tensor._version != self.version:
+            with torch.no_grad():
+                self.tensor.copy_(self.values)
+
+
+def _registered(module: nn.Module) -> list[list[str]]:
+    return [[*part] for part in (module._modules, module._parameters, module._buffers)]
+
+
+def _put_attributes(module: nn.Module, before: Mapping[str, Any], parts: list[list[str]]) -> None:
+    if _registered(module) == parts:  # else it was built by its first pass
+        _put_entries(vars(module), before, _OF_TORCH)
+
+
+def _put_entries(
+    entries: dict[Any, Any], before: Mapping[Any, Any], but: frozenset[str] = frozenset()
+) -> None:
+    for key in [key for key in entries if key not in before and key not in but]:
+        del entries[key]
+    for key, value in before.items():
+        if key not in entries or entries[key] is not value:
+            entries[key] = value
+
+
+def _put_items(container: Any, before: list[Any]) -> None:
+    now = [*container]
+    if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(before)
