@@ -164,6 +164,86 @@ def test_labels_of_tables_that_are_neither_numbers_nor_names(
         load_data("folder:.", csv="t.csv", folder=table(tmp_path, "3", odd))
 
 
+def test_numbers_of_a_table_are_not_numbered_by_the_alphabet(tmp_path: Path) -> None:
+    """As pandas writes them where one is missing: label 10 stays 10, and class 2 is empty."""
+    given = ["0.0", "10.0", "", "1.0 ", " 11.0", "3.0"]
+    inputs = load_data("folder:.", csv="t.csv", folder=table(tmp_path, *given))
+    assert [*labels_of(inputs).values()] == [0, 10, -1, 1, 11, 3]
+    assert inputs.label_names is None
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["1", "2", "3", "1O"], "'1O' in line 5, among '1', '2', '3', '1O'. Leave"),
+        (["cat", "dog", "7", "dog"], "'7' in line 4"),
+        (["1", "2.5"], "'2.5' in line 3"),
+        (["1", "nan"], "'nan' in line 3"),
+        (["cat", "NaN"], "'NaN' in line 3"),
+        (["-inf", "inf"], "'-inf' in line 2"),
+        (["cat/0.png", "cat/1.png"], "'cat/0.png' in line 2"),
+        (["1", "200000000"], "'200000000' in line 3"),
+        (["1", "9" * 400], "'9+' in line 3"),
+        (["1", "\N{SUPERSCRIPT TWO}"], "'\N{SUPERSCRIPT TWO}' in line 3"),
+        (["1", "-2"], "'-2' in line 3"),
+    ],
+)
+def test_the_first_label_that_is_none_is_shown_with_its_line(
+    tmp_path: Path, given: list[str], shown: str
+) -> None:
+    with pytest.raises(DataError, match=f"t.csv: labels: expected whole numbers.*got {shown}"):
+        load_data("folder:.", csv="t.csv", folder=table(tmp_path, *given))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n0.png,1\n,2\n", "line 3 names no file"),
+        ("label,file\n1,0.png\n2\n", "line 3 names no file"),
+        ("file,label\n0.png,tench, Tinca tinca\n", "line 2 has 3 cells, and the first line 2; put"),
+        ("file,label,label\n0.png,1,2\n", "several columns of one name; expected file,label"),
+        (",label\n0.png,1\n", "no column 'file'; expected .* got ,label"),
+        ('file,label\n0.png,"1\n1.png,2\n', "cannot be read as csv .Error: unexpected end of data"),
+        ("file,label\n0.png,1\n1.png,2\n\n 0.png ,3\n", "lines 2 and 5 both name '0.png'"),
+        (
+            "file,label,name\n0.png,1,cat\n1.png,1,dog\n",
+            "label 1 is 'cat' above and 'dog' in line 3",
+        ),
+        ("", "empty; expected the columns file,label"),
+        ("file,label\n\0,1\n", "none of its 1 files is in"),
+    ],
+)
+def test_rows_that_are_not_as_the_first_line_says(tmp_path: Path, text: str, message: str) -> None:
+    (table(tmp_path, "1", "2") / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=f"t.csv: {message}"):
+        load_data("folder:.", csv="t.csv", folder=tmp_path)
+
+
+def test_blank_columns_and_spaces_are_passed_over(tmp_path: Path) -> None:
+    text = "file , label,,\n 0.png, 4 ,,\n1.png\n"
+    (table(tmp_path, "1", "2") / "t.csv").write_text(text)
+    assert labels_of(load_data("folder:.", csv="t.csv", folder=tmp_path)) == {
+        "0.png": 4, "1.png": -1,
+    }  # fmt: skip
+
+
+def test_two_classes_that_mean_one_label_are_refused(tmp_path: Path) -> None:
+    photos(tmp_path, "King_crab/a.png", "king crab/a.png")
+    with pytest.raises(
+        DataError, match=r"classes 'King_crab' and 'king crab' are both label 2, 'K"
+    ):
+        load_data(f"folder:{tmp_path}", cells=OUTPUTS)
+
+
+def test_labels_that_no_table_has_room_for_are_refused() -> None:
+    x = torch.ones(3, 2)
+    for top in (1_000_000, 200_000_000, 2**62):
+        message = f"label {top} of sample '1' is out of range; expected 0 to 999999, or -1"
+        with pytest.raises(DataError, match=message):
+            as_inputs((x, torch.tensor([0, top, 1])))
+    assert as_inputs((x, torch.tensor([0, 999_999, 1]))).labels is not None
+
+
 # --- data sets -------------------------------------------------------------------------------
 
 
@@ -209,6 +289,22 @@ def test_labels_of_a_folder_are_not_read_from_its_images(tmp_path: Path) -> None
     assert as_inputs(data).labels.tolist() == [0]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", ["CIFAR10", "MNIST"])
+def test_labels_that_items_take_from_a_list_are_not_read_from_pictures(name: str) -> None:
+    """Those of data sets that change something on the way are."""
+    kind = getattr(import_torchvision().datasets, name)
+    data = kind.__new__(kind)  # as it is once its files are read
+    data.data, data.targets = torch.zeros(3, 4, 4, dtype=torch.uint8), [2, 0, 1]
+    data.data = data.data if name == "MNIST" else np.zeros((3, 4, 4, 3), np.uint8)
+    data.transform, data.target_transform = lambda picture: 1 / 0, None
+    assert as_inputs(data).labels.tolist() == [2, 0, 1]  # type: ignore[union-attr]
+    data.target_transform = lambda label: 9 - label
+    assert as_inputs(data).labels.tolist() == [7, 9, 8]  # type: ignore[union-attr]
+    data.transform, data.target_transform = None, None
+    data.__class__ = type("Own", (kind,), {"__getitem__": lambda self, i: (torch.ones(2), i)})
+    assert as_inputs(data).labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     "label", [2, np.int32(2), np.array(2), np.array([2]), torch.tensor(2), torch.tensor([2]), 2.0]
 )
@@ -221,7 +317,7 @@ def test_whole_numbers_are_labels(label: Any) -> None:
     [0.5, float("nan"), torch.tensor(0.5), "cat", torch.tensor([0, 1]), {"boxes": 1}, (1, 2)],
 )
 def test_other_labels_are_refused_where_they_arise(label: Any) -> None:
-    with pytest.raises(DataError, match=r"item 1: label .* is no whole number and no name of a cl"):
+    with pytest.raises(DataError, match=r"item 1: label .* is neither a whole number nor a name"):
         as_inputs(Items([0, label]))
 
 
@@ -230,7 +326,7 @@ def test_names_of_classes_have_the_numbers_of_the_data_set() -> None:
         inputs = as_inputs(Items(["cat", "dog", None], **attributes))
         assert inputs.labels.tolist() == [1, 0, -1]  # type: ignore[union-attr]
         assert inputs.label_names == ("dog", "cat")
-    with pytest.raises(DataError, match=r"item 0: label 'fox' .* one of its classes \('dog', 'cat"):
+    with pytest.raises(DataError, match=r"item 0: label 'fox' .* of its classes 'dog', 'cat"):
         as_inputs(Items(["fox"], classes=["dog", "cat"]))
 
 

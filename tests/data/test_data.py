@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ def test_label_names_from_a_list(tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('["zero"]')
     with pytest.raises(DataError, match=r"label 1 of sample '0' is out of range; expected 0 to 0"):
         load_data("npz:a.npz", label_names="names.json", folder=tmp_path)
-    for content, message in (("[", "not readable as json"), ("[1]", "expected a json list with")):
+    for content, message in (
+        ("[", "cannot be read as json"),
+        ("[1]", "[Ee]xpected a json list with"),
+    ):
         (tmp_path / "names.json").write_text(content)
         with pytest.raises(DataError, match=f"names.json: .*{message}"):
             load_data("npz:a.npz", label_names="names.json", folder=tmp_path)
@@ -351,6 +355,86 @@ def test_batch_takes_a_tensor_of_indices() -> None:
     assert torch.equal(found, inputs.batch([2, 0]))
 
 
+# --- ids -------------------------------------------------------------------------------------
+
+
+def test_ids_that_come_twice_are_refused_where_the_data_are_opened(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=pixels(4, 2, 2, 3), ids=["a", "b", "c", "b"])
+    message = r"a.npz: samples 1 and 3 have the same id, 'b'; ids tell samples apart"
+    with pytest.raises(DataError, match=message):
+        load_data("npz:a.npz", folder=tmp_path)
+    inputs = as_inputs(torch.ones(3, 2))
+    with pytest.raises(DataError, match="samples 0 and 1 have the same id, '2'"):
+        inputs.select([2, 2])
+
+
+@pytest.mark.parametrize("name", ["ids", "class_names"])
+def test_names_that_are_no_list_are_refused(tmp_path: Path, name: str) -> None:
+    np.savez(tmp_path / "a.npz", images=pixels(1, 2, 2, 3), **{name: np.array("only")})
+    with pytest.raises(DataError, match=rf"a.npz: {name}: expected a list.*; got shape \(\)"):
+        load_data("npz:a.npz", folder=tmp_path)
+
+
+# --- orientation -----------------------------------------------------------------------------
+
+
+def turned(file: Path, orientation: int) -> np.ndarray:
+    """Save a picture that is to be turned when it is shown; return it as stored."""
+    image = pixels(4, 6, 3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file, exif=exif)
+    return image
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_orientation_is_that_of_the_library(tmp_path: Path, suffix: str) -> None:
+    """6: shown turned to the right. A warning names the first picture, once."""
+    image = turned(tmp_path / f"a.{suffix}", 6)
+    turned(tmp_path / f"b.{suffix}", 8)
+    stored = load_data(f"folder:{tmp_path}")
+    message = f"a.{suffix}: its EXIF .*orientation 6.*as torchvision"
+    with pytest.warns(UserWarning, match=message) as told:
+        loaded = stored.batch([0, 1])
+    assert loaded.shape == (2, 3, 4, 6)
+    assert len(told) == 1
+    shown = load_data(f"folder:{tmp_path}", orientation="exif")
+    assert shown.load(1).shape == (3, 6, 4)
+    if suffix == "png":
+        assert np.array_equal(shown.picture(0).numpy(), np.rot90(image, -1))
+    with pytest.warns(UserWarning, match="its EXIF says"):
+        assert shown.fingerprint != load_data(f"folder:{tmp_path}").fingerprint
+    with pytest.raises(
+        OptionError, match=r"data: orientation must be one of stored, exif; got 'up'"
+    ):
+        load_data(f"folder:{tmp_path}", orientation="up")  # type: ignore[arg-type]
+
+
+def test_upright_pictures_and_damaged_exif_are_as_before(tmp_path: Path) -> None:
+    turned(tmp_path / "a.png", 1)
+    Image.fromarray(pixels(4, 6, 3)).save(tmp_path / "b.jpg", exif=b"Exif\0\0nonsense")
+    inputs = load_data(f"folder:{tmp_path}")
+    assert inputs.batch([0, 1]).shape == (2, 3, 4, 6)
+
+
+def test_orientation_of_a_run_is_the_models_unless_the_plan_says_so(tmp_path: Path) -> None:
+    from condec.models import LoadedModel
+    from condec.run import Run, config
+
+    turned(tmp_path / "p" / "a.png", 6)
+    data = {"source": "folder:p"}
+    for said, of_model, shape in (
+        ({}, "exif", (3, 6, 4)), ({"orientation": "stored"}, "exif", (3, 4, 6)),
+        ({"orientation": "exif"}, "stored", (3, 6, 4)),
+    ):  # fmt: skip
+        run = Run(config.from_dict({"sites": "*", "data": data | said}, folder=tmp_path))
+        run.__dict__["loaded"] = LoadedModel(torch.nn.Identity(), "x", orientation=of_model)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert run.inputs.sample_shape == shape
+
+
 # --- messages --------------------------------------------------------------------------------
 
 
@@ -358,10 +442,10 @@ def test_corrupt_image_is_named_and_the_others_load(photos: Path) -> None:
     file = photos / "cat" / "more" / "b.png"
     file.write_bytes(file.read_bytes()[:60])
     inputs = load_data(f"folder:{photos}")
-    with pytest.raises(DataError, match=r"cat/more/b.png: not readable as an image"):
+    with pytest.raises(DataError, match=r"cat/more/b.png: cannot be read as an image"):
         inputs.load(1)
     assert inputs.load(2).shape == (3, 6, 8)
-    with pytest.raises(DataError, match=r"cat/more/b.png: not readable as an image"):
+    with pytest.raises(DataError, match=r"cat/more/b.png: cannot be read as an image"):
         inputs.batch([0, 1])
 
 
@@ -369,7 +453,7 @@ def test_corrupt_image_is_named_and_the_others_load(photos: Path) -> None:
 def test_files_that_only_look_like_images(photos: Path, content: bytes) -> None:
     (photos / "cat" / "a.png").write_bytes(content)
     inputs = load_data(f"folder:{photos}")
-    with pytest.raises(DataError, match=r"cat/a.png: not readable as an image"):
+    with pytest.raises(DataError, match=r"cat/a.png: cannot be read as an image"):
         inputs.load(0)
     assert inputs.sample_shape == (3, 6, 8)  # that of the first readable one
     assert len(inputs.fingerprint) == 16
@@ -380,7 +464,7 @@ def test_image_too_large_for_pil_is_named(photos: Path, monkeypatch: pytest.Monk
     save_image(photos / "cat" / "a.png", pixels(50, 50, 3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
     inputs = load_data(f"folder:{photos}")
-    with pytest.raises(DataError, match=r"cat/a.png: not readable as an image: .*exceeds limit"):
+    with pytest.raises(DataError, match=r"cat/a.png: cannot be read as an image .*exceeds limit"):
         inputs.load(0)
     assert inputs.load(2).shape == (3, 6, 8)
 
@@ -453,7 +537,7 @@ def test_labels_missing_where_needed() -> None:
         ([0], "2 samples, but 1 labels"),
         ([0.5, 1.0], r"expected whole numbers as labels, .*; got 1 that are none, first 0.5"),
         ([[0], [1]], r"as labels, of shape \[sample\]; got torch.int64 of shape \(2"),
-        (["a", "x"], r"label 'a' is no whole number .* of its classes \('x', 'y'\)"),
+        (["a", "x"], r"label 'a' is neither .* of its classes 'x', 'y'"),
     ],
 )
 def test_labels_that_do_not_fit(labels: list[object], message: str, tmp_path: Path) -> None:
@@ -470,7 +554,10 @@ def test_labels_that_do_not_fit(labels: list[object], message: str, tmp_path: Pa
         ({"images": pixels(2, 4, 4, 9)}, r"expected uint8 images \[sample, y, x, channel\]"),
         ({"images": pixels(2, 4, 4, 3), "ids": ["a"]}, "2 samples, but 1 ids"),
         ({"images": np.array(["a", "b"])}, "images are not an array of numbers"),
-        ({"images": np.array([{}, {}])}, "not readable as arrays without pickle"),
+        (
+            {"images": np.array([{}, {}])},
+            "as arrays .it holds Python objects, whose code condec never runs.*without pickle",
+        ),
     ],
 )
 def test_arrays_that_are_no_images(
@@ -488,10 +575,10 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path, photos: Path) -> None
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     for source, csv, message in (
         ("npz:gone.npz", None, r"gone.npz: there is no such file"),
-        ("npz:a.npz", None, r"a.npz: not readable as arrays without pickle"),
+        ("npz:a.npz", None, r"a.npz: cannot be read as arrays"),
         ("folder:gone", None, r"gone: there is no such folder"),
-        ("folder:photos", "no.csv", r"no.csv: not readable as csv"),
-        ("folder:photos", "binary.csv", r"binary.csv: not readable as csv"),
+        ("folder:photos", "no.csv", r"no.csv: there is no such file; expected csv"),
+        ("folder:photos", "binary.csv", r"binary.csv: cannot be read as csv"),
         ("folder:photos", "wrong.csv", r"no column 'file'; expected file,label.*got path,label"),
         ("folder:photos", "gone.csv", r"gone.csv: none of its 2 files is in .*photos"),
     ):

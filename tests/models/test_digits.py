@@ -74,7 +74,7 @@ def test_held_out_images_are_not_among_the_training_images() -> None:
     assert all(fresh)
 
 
-@pytest.mark.parametrize("damage", ["cut", "other network"])
+@pytest.mark.parametrize("damage", ["cut", "other network", "a bit"])
 def test_damaged_cache_is_made_anew(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
@@ -85,6 +85,10 @@ def test_damaged_cache_is_made_anew(
     file = next((tmp_path / "condec").glob("digits-*.safetensors"))
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "a bit":
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 64  # of a weight: a valid file of another network
+        file.write_bytes(content)
     else:
         save_file({"weight": torch.zeros(3)}, file)
     load_model("digits")

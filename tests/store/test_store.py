@@ -733,3 +733,15 @@ def test_importing_the_store_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_samples_of_one_id_and_labels_without_end_are_refused(tmp_path: Path) -> None:
+    store = _create(tmp_path / "s.zarr")
+    with pytest.raises(DataError, match="shard 0: samples 0 and 2 have the same id, 'a'"):
+        store.write_shard(0, _rows(3, id=("a", "b", "a")))
+    with pytest.raises(DataError, match="shard 0: expected labels below 1,000,000, got 200000000"):
+        store.write_shard(0, _rows(3, label=torch.tensor([1, 200_000_000, 2])))
+    for index, n in enumerate((3, 3, 1)):
+        store.write_shard(index, _rows(n, seed=index, id=("a", "b", "c")[:n]))
+    with pytest.raises(StoreError, match="samples 0 and 3 have the same id, 'a'; collect again"):
+        _ = store.sample_ids

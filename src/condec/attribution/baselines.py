@@ -4,6 +4,7 @@ All live in the model's *input* space, after preprocessing: zero is the mean col
 that was normalised, and not black.
 """
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -79,10 +80,15 @@ class Constant(Baseline):
     Raises
     ------
     OptionError
-        At the first batch: the inputs have another number of channels.
+        A value is not finite; or, at the first batch, the inputs have another number of channels.
     """
 
     value: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        if not all(map(math.isfinite, values)):
+            raise OptionError(f"Constant: value must be finite; got {self.value}")
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Return the constant, shape [1, ...]."""
@@ -116,8 +122,8 @@ class Blur(Baseline):
     sigma: float
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise OptionError(f"Blur: sigma must be positive; got {self.sigma}")
+        if not 0 < self.sigma < math.inf:
+            raise OptionError(f"Blur: sigma must be positive and finite; got {self.sigma}")
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Blur inputs of shape [sample, channel, *space]."""

@@ -61,7 +61,7 @@ METHODS: Final[Texts[Method]] = Texts(
     {
         IntegratedGradients: (
             "ig",
-            Part("steps", "[:STEPS|:auto]", r"(?::(\d+|auto))?", _steps),
+            Part("steps", "[:STEPS|:auto]", r"(?::(\d{1,9}|auto))?", _steps),
             choice("path", "layer", default="input"),
             Part(
                 "spacing",

@@ -1,7 +1,8 @@
 """Checks of options that many rooms make, each with one message."""
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from condec.basis.errors import OptionError
@@ -29,3 +30,8 @@ def ascending(
     in_range = all(low <= value <= high and abs(value) < math.inf for value in values)
     if not values or not in_range or list(values) != sorted(set(values)):
         raise OptionError(f"{owner}: {what}; got {tuple(values)}")
+
+
+def nearest(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.0) -> list[str]:
+    """Return those names that are most like a word, of which the first 100 letters count."""
+    return difflib.get_close_matches(word[:100], list(known), n=n, cutoff=cutoff)

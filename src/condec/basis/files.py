@@ -9,22 +9,35 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from condec.basis.errors import CondecError, StoreError
+from condec.basis.errors import CondecError, OptionError, StoreError
+
+_LONGEST: Final = 255
+"""Bytes of a name of a file, on most systems."""
 
 
 def user_path(path: str | Path, folder: str | Path = ".") -> Path:
     """Return a path as users mean it: ``~`` is the home folder, a relative one starts in `folder`.
 
     As in a shell, a ``~name`` of nobody's stays as it is. Every path that comes from outside
-    passes here.
+    passes here; OptionError for one that no system can have.
     """
+    try:
+        names = [os.fsencode(name) for name in Path(path).parts]
+    except UnicodeEncodeError:
+        names = [b"\0"]
+    if any(b"\0" in name or len(name) > _LONGEST for name in names):
+        shown = str(path).encode("utf-8", "replace").decode()[:100]
+        raise OptionError(
+            f"path {shown!r}: expected names of at most {_LONGEST} bytes, without the byte 0"
+        )
 
     def expanded(some: Path) -> Path:
         try:
@@ -124,8 +137,10 @@ def writing(who: str, so_far: Callable[[], str] = lambda: "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, kind: str, remedy: str) -> Iterator[None]:
-    """Turn any failure to read a file into a StoreError: the file, what is wrong, what to do.
+def reading(
+    path: str | Path, kind: str, remedy: str, error_type: type[CondecError] = StoreError
+) -> Iterator[None]:
+    """Turn any failure to read a file into one error: the file, what is wrong, what to do.
 
     Only the reading belongs into the block: whatever a library raises there, from a damaged header
     to a number that claims more memory than there is, says that the file is not what it should be.
@@ -138,20 +153,30 @@ def reading(path: str | Path, kind: str, remedy: str) -> Iterator[None]:
         What it should be, such as ``"a table in parquet"``.
     remedy : str
         What to do where the file is missing or damaged, as a sentence.
+    error_type : class
+        The error that is raised.
     """
     try:
         yield
-    except CondecError:
-        raise
+    except CondecError as error:
+        if str(path) in Exception.__str__(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise StoreError(f"{path}: there is no such file; expected {kind}. {remedy}") from error
+            raise error_type(f"{path}: there is no such file; expected {kind}. {remedy}") from error
         cure = _CURES.get(error.errno or 0)
         todo = remedy if cure is None else f"{cure[0].upper()}{cure[1:]}, then try again."
-        raise StoreError(f"{path}: cannot be read as {kind} ({error}). {todo}") from error
+        raise error_type(f"{path}: cannot be read as {kind} ({error}). {todo}") from error
     except Exception as error:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise StoreError(f"{path}: cannot be read as {kind} ({what[:500]}). {remedy}") from error
+        if found := _PICKLED.search(what):  # what libraries say goes on to advise to run it
+            what = f"it holds Python objects{found[1] or ''}, whose code condec never runs"
+        raise error_type(f"{path}: cannot be read as {kind} ({what[:500]}). {remedy}") from error
+
+
+_PICKLED: Final = re.compile(r"allow_pickle|weights_only(?:.*GLOBAL( \S+))?", re.DOTALL)
+"""What numpy and torch say of files that they would unpickle."""
 
 
 _CURES: Mapping[int, str] = {

@@ -10,11 +10,11 @@ A package that declares, in its ``pyproject.toml``,
 is asked for the model ``mine:...``. `condec.retina` comes in by the same door.
 """
 
-import difflib
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, Literal
 
+from condec.basis.checks import nearest
 from condec.basis.errors import DependencyError, OptionError
 
 Group = Literal["condec.models", "condec.data", "condec.links", "condec.pages"]
@@ -55,6 +55,6 @@ def opener(what: str, text: str, here: Mapping[str, Any], group: Group) -> Any:
     if written is not None and bool(rest) == (":" in written):
         return here[written]
     known = (*here, *(f"{one}:..." for one in names(group)))
-    near = difflib.get_close_matches(name, [one.partition(":")[0] for one in known], n=1)
+    near = nearest(name, (one.partition(":")[0] for one in known), cutoff=0.6)
     hint = f". Did you mean {near[0]!r}?" if near and near[0] != name else ""
     raise OptionError(f"{what} {text!r}: expected one of {', '.join(known)}{hint}")

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from condec.basis.errors import OptionError
 
 T = TypeVar("T")
+_LONGEST: Final = 1_000
+"""Letters of a text: options inside one another end before Python's stack does."""
 
 
 class Part(NamedTuple):
@@ -36,7 +38,7 @@ def choice(field: str, words: str, default: str = "") -> Part:
 
 def count(field: str, usage: str) -> Part:
     """Make a part ``:NUMBER`` of a whole number."""
-    return Part(field, f"[:{usage}]", r"(?::(\d+))?", int)
+    return Part(field, f"[:{usage}]", r"(?::(\d{1,9}))?", int)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Texts(Generic[T]):
 
     def parse(self, text: str) -> T:
         """Make an option of its text; OptionError where it fits no form."""
+        if len(text) > _LONGEST:
+            raise OptionError(f"{self.kind} {text[:40]!r}...: longer than {_LONGEST} letters")
         for kind, (word, *parts) in self.forms.items():
             if found := re.fullmatch(word + "".join(part.pattern for part in parts), text):
                 given = zip(parts, found.groups(), strict=True)

@@ -44,20 +44,23 @@ from condec.data.arrays import (
     from_file,
     parts_of,
 )  # fmt: skip
-from condec.data.images import from_folder
+from condec.data.images import Orientation, from_folder
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, read_names, scale_pixels, spread
 from condec.data.several import SeveralInputs
 
 __all__ = [
-    "UNLABELLED", "Inputs", "Preprocess", "SeveralInputs", "as_batch", "as_inputs", "load_data",
-    "read_names", "scale_pixels", "spread",
+    "UNLABELLED", "Inputs", "Orientation", "Preprocess", "SeveralInputs", "as_batch", "as_inputs",
+    "load_data", "read_names", "scale_pixels", "spread",
 ]  # fmt: skip
 
 SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
     "digits": lambda rest, keys, **facts: digits(),
     "npz:FILE": lambda rest, keys, *, folder, **facts: from_file(user_path(rest, folder)),
-    "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, cells, **facts: from_folder(
-        user_path(rest, folder), user_path(keys["csv"], folder) if "csv" in keys else None, cells
+    "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, cells, orientation, **facts: from_folder(
+        user_path(rest, folder),
+        user_path(keys["csv"], folder) if "csv" in keys else None,
+        cells,
+        orientation,
     ),
 }
 """Sources here, as they are written, and what opens them; called as those of other packages."""
@@ -68,7 +71,8 @@ def load_data(
     csv: str | Path | None = None, label_names: str | Path | None = None,
     preprocess: Preprocess | None = None, shape: tuple[int, ...] | None = None,
     limit: int | None = None, scaling: tuple[float, float] | None = None,
-    cells: Sequence[str] | None = None, folder: str | Path = ".",
+    cells: Sequence[str] | None = None, orientation: Orientation | None = None,
+    folder: str | Path = ".",
 ) -> Inputs:  # fmt: skip
     """Open a data set by its text form.
 
@@ -95,6 +99,10 @@ def load_data(
     cells : sequence of str, optional
         Names of the model's outputs: movies give the responses of these cells, in this order;
         classes of a folder have the numbers that they have here, or of `label_names`, if given.
+    orientation : {"stored", "exif"}, optional
+        Of folders: pictures as their pixels are stored, as torchvision and timm take them and by
+        default; or turned as their EXIF says, as Hugging Face does. A warning names the first
+        picture that is stored turned and taken as it is.
     folder : path
         What relative paths start from.
 
@@ -121,7 +129,10 @@ def load_data(
         names = read_names(user_path(label_names, base))
     if names is not None and load in SOURCES.values():
         cells = names
-    inputs: Inputs = load(rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells)
+    facts = {"orientation": orientation} if load in SOURCES.values() else {}
+    inputs: Inputs = load(
+        rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells, **facts
+    )
     if names is not None:
         inputs = replace(inputs, label_names=names)
     inputs = replace(inputs, preprocess=preprocess or scale_pixels, shape=shape)
@@ -139,8 +150,9 @@ def as_inputs(data: Any, *, preprocess: Preprocess | None = None) -> Inputs:
         Floats are taken as the model's inputs; uint8 as images [sample, y, x, channel], or
         PIL images in a data set. An item is an input, a pair (input, label), or a mapping with
         one input and perhaps a ``label``. Labels are whole numbers, names that the data set's
-        ``classes`` hold, or None; they are those of the items, which are read once for them
-        (``targets`` are not asked: a data set may change them on the way). A DataLoader stands
+        ``classes`` hold, or None; they are those of the items, which are read once for them,
+        pictures and all (a data set may change its ``targets`` on the way); but those of
+        torchvision's folders, CIFAR and MNIST are taken from their lists. A DataLoader stands
         for its data set, where it draws every item once. A batch of a DataLoader, a list of
         inputs and labels, is a pair. DataError, which names what to give, for anything else.
     preprocess : callable, optional

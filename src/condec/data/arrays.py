@@ -1,7 +1,6 @@
 """Inputs from tensors, from files of arrays, and from torch data sets."""
 
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from condec.basis.errors import DataError
+from condec.basis.files import reading
 from condec.data.classes import label_number
 from condec.data.inputs import Inputs, Preprocess, bytes_of, scale_pixels
 from condec.data.pictures import eight_bits
@@ -91,17 +91,16 @@ def digits() -> Inputs:
 
 def from_file(path: Path) -> Inputs:
     """Read samples of a ``.npz`` or ``.npy`` file; floats are float32."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
-    try:
-        with path.open("rb") as file:
-            opened = np.load(file, allow_pickle=False)
-            arrays = {"images": opened} if isinstance(opened, np.ndarray) else dict(opened)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        problem = f"not readable as arrays without pickle ({error}); expected numpy's .npz or .npy"
-        raise DataError(f"{path}: {problem} of plain numbers and text") from error
+    expected = "Expected numpy's .npz or .npy of plain numbers and text, saved without pickle."
+    with reading(path, "arrays", expected, DataError), path.open("rb") as file:
+        opened = np.load(file, allow_pickle=False)
+        arrays = {"images": opened} if isinstance(opened, np.ndarray) else dict(opened)
     if "images" not in arrays:
         raise DataError(f"{path}: no array 'images'; it has {', '.join(arrays) or 'none'}")
+    for name in arrays.keys() & {"class_names", "ids"}:
+        if arrays[name].ndim != 1:
+            shape = arrays[name].shape
+            raise DataError(f"{path}: {name}: expected a list, shape [number]; got shape {shape}")
     images = as_images(path.name, arrays["images"])
     names = arrays.get("class_names")
     images = images if images.dtype == torch.uint8 else images.to(torch.float32)
@@ -114,8 +113,8 @@ def from_file(path: Path) -> Inputs:
 def from_dataset(data: Any, preprocess: Preprocess) -> Inputs:
     """Make inputs of a torch data set, or anything else with items by number, read when wanted.
 
-    Labels are those of the items, which are read once for them; those of torchvision's folders of
-    images stand in a list that its items come from.
+    Labels are those of the items, which are read once for them, pictures and all; but for data
+    sets of torchvision whose items take them from a list (`_LISTED`).
     """
 
     def read(index: int) -> Tensor:
@@ -188,6 +187,14 @@ def _class_names(data: Any) -> dict[str, int]:
     return {str(name): number for number, name in enumerate(listed)}
 
 
+_LISTED: Final[dict[str, Callable[[Any], list[Any]]]] = {
+    "torchvision.datasets.folder.DatasetFolder.__getitem__": lambda d: [n for _, n in d.samples],
+    "torchvision.datasets.cifar.CIFAR10.__getitem__": lambda d: [*d.targets],
+    "torchvision.datasets.mnist.MNIST.__getitem__": lambda d: [int(n) for n in d.targets],
+}
+"""Data sets whose items take their labels from a list, by what gives these items."""
+
+
 def _given_labels(data: Any) -> list[Any] | None:
     """Return the label of every item, None for one that has none or cannot be read.
 
@@ -197,8 +204,9 @@ def _given_labels(data: Any) -> list[Any] | None:
         inner = _given_labels(data.dataset)
         return None if inner is None else [inner[index] for index in data.indices]
     get: Any = getattr(type(data), "__getitem__", None)
-    if getattr(get, "__qualname__", "") == "DatasetFolder.__getitem__":
-        numbers = [number for _, number in data.samples]
+    listed = _LISTED.get(f"{getattr(get, '__module__', '')}.{getattr(get, '__qualname__', '')}")
+    if listed is not None:
+        numbers = listed(data)
         return numbers if data.target_transform is None else [*map(data.target_transform, numbers)]
     labels: list[Any] = []
     is_first = True

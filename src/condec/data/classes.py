@@ -18,9 +18,13 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.data.inputs import UNLABELLED, listed
+from condec.data.inputs import MOST_LABELS, UNLABELLED, listed
 
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+_NO_NAME: Final = re.compile(
+    r"[+-]?(nan|inf|infinity)|<na>|.*\.(bmp|gif|jpe?g|png|ppm|tiff?|webp)", re.IGNORECASE
+)
+"""What numbers that are none are written as, and files where the columns are swapped."""
 _SYNSET: Final = re.compile(r"n\d{8}(?!\d)")
 _SAME: Final = 0.9  # Share of ImageNet's classes that label names call as WordNet does.
 _RULE: Final = (
@@ -33,7 +37,8 @@ _RULE: Final = (
 def numbers_of_names(who: str, given: Sequence[str], names: Sequence[str] | None) -> Tensor:
     """Number the classes of samples, an empty one as unlabelled: by `names`, else by the alphabet.
 
-    DataError, which shows both lists, where a class is none of the names, or several of them.
+    DataError, which shows both lists, where a class is none of the names, or several of them; and
+    where two classes mean one name.
     """
     classes = sorted(set(given) - {""})
     numbers = {name: number for number, name in enumerate(classes)}
@@ -45,25 +50,45 @@ def numbers_of_names(who: str, given: Sequence[str], names: Sequence[str] | None
             f"several of them: {listed(unknown)}. The {len(names or ())} label names: "
             f"{listed(names or ())}. {_RULE}"
         )
+    spelled: dict[int, str] = {}
+    for name, number in numbers.items():
+        if (other := spelled.setdefault(number, name)) != name:
+            raise DataError(
+                f"{who}: classes {other!r} and {name!r} are both label {number}, "
+                f"{(names or ())[number]!r}. Join them, or rename one. {_RULE}"
+            )
     return torch.tensor([numbers.get(name, UNLABELLED) for name in given])
 
 
-def written_numbers(who: str, given: Sequence[str], *, named: bool) -> list[int] | None:
+def written_numbers(
+    who: str, given: Sequence[str], lines: Sequence[str], *, named: bool
+) -> list[int] | None:
     """Read numbers of a table, an empty one as unlabelled; None where labels are names.
 
-    DataError for one that is no whole number, or where some are numbers and some not, unless names
-    of labels are known (`named`).
+    DataError, which shows the first offender and its line, for one that is no whole number, where
+    some are numbers and some not, unless names of labels are known (`named`), and where names are
+    those of files.
     """
-    found = [text for text in given if text]
-    words = [text for text in found if not _NUMBER.fullmatch(text)]
-    if len(words) == len(found) or (words and named):
+    places = [place for place, text in enumerate(given) if text]
+    words = [place for place in places if not _NUMBER.fullmatch(given[place])]
+    odd = [place for place in words if _NO_NAME.fullmatch(given[place])]
+    if not odd and (len(words) == len(places) or (words and named)):
         return None
-    if words or (words := [text for text in found if not float(text).is_integer()]):
+    if not odd and 2 * len(words) > len(places):  # a number among names
+        odd = sorted({*places} - {*words})
+    if odd := odd or words or [p for p in places if not _is_label(given[p])]:
         raise DataError(
-            f"{who}: expected whole numbers, or a name for every class; got {listed(found)}, "
-            f"among them {words[0]!r}. Leave the field empty where there is no label"
+            f"{who}: expected whole numbers below {MOST_LABELS:,}, or a name for every class; got "
+            f"{given[odd[0]]!r} in line {lines[odd[0]]}, among "
+            f"{listed([given[place] for place in places])}. Leave the field empty where there is "
+            "no label"
         )
     return [int(float(text)) if text else UNLABELLED for text in given]
+
+
+def _is_label(text: str) -> bool:
+    number = float(text)
+    return number.is_integer() and UNLABELLED <= number < MOST_LABELS
 
 
 def label_number(who: str, label: Any, names: Mapping[str, int]) -> int:
@@ -78,9 +103,9 @@ def label_number(who: str, label: Any, names: Mapping[str, int]) -> int:
         return int(label)
     if isinstance(label, float) and label.is_integer():
         return int(label)
-    named = f"one of its classes ({listed(list(names))})" if names else "(it has no `classes`)"
+    named = f"of its classes {listed(list(names))}" if names else "(the data have no `classes`)"
     raise DataError(
-        f"{who}: label {label!r:.80} is no whole number and no name of a class {named}. For other "
+        f"{who}: label {label!r:.80} is neither a whole number nor a name {named}. For other "
         "targets of training, such as numbers to predict, vectors or boxes, give the inputs alone"
     )
 

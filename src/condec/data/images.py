@@ -2,39 +2,57 @@
 
 import csv
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from condec.basis.checks import one_of
 from condec.basis.errors import DataError
+from condec.basis.files import reading
 from condec.data.classes import numbers_of_names, written_numbers
-from condec.data.inputs import Inputs, listed, spread
+from condec.data.inputs import Inputs, listed, repeated, spread
 from condec.data.pictures import eight_bits
+
+Orientation = Literal["stored", "exif"]
+"""Pictures as their pixels are stored, or turned as their EXIF says."""
 
 IMAGE_SUFFIXES: Final = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"
 )  # fmt: skip
 _JUNK: Final = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__")
 # Files of more bytes than this are not all read for the fingerprint, but so many of them.
+_ORIENTATION: Final = 274  # tag of EXIF
+_LINE: Final = "line "  # no name of a column ends so
 WHOLE_BYTES: Final = 256 * 2**20
 N_OPENED: Final = 1_000
 
 
-def from_folder(path: Path, table: Path | None, names: Sequence[str] | None = None) -> Inputs:
+def from_folder(
+    path: Path, table: Path | None, names: Sequence[str] | None = None,
+    orientation: Orientation | None = None,
+) -> Inputs:  # fmt: skip
     """Read images of a folder, one subfolder a class; or those that a table lists.
 
     Classes have the numbers of their `names`, where these are given. Folders that systems leave
     behind, and hidden ones, are passed over.
     """
+    orientation = orientation or "stored"
+    one_of("data", "orientation", orientation, Orientation)
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder")
-    if table is not None:
-        return _from_table(path, table, names)
+    found = _from_subfolders(path, names) if table is None else _from_table(path, table, names)
+    return found if orientation == "stored" else _turned(found, path)
+
+
+def _from_subfolders(path: Path, names: Sequence[str] | None) -> Inputs:
     files = sorted(
         file.relative_to(path).as_posix()
         for file in path.rglob("*")
@@ -68,27 +86,59 @@ def _check_order(path: Path, classes: Sequence[str]) -> None:
         )
 
 
-def _from_table(path: Path, table: Path, label_names: Sequence[str] | None) -> Inputs:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: not readable as csv: {error}") from error
-    if not rows:
+def _columns(table: Path) -> dict[str, tuple[str, ...]]:
+    """Read the columns of a csv without the spaces around cells, and the line each row ends in.
+
+    DataError, which names the line, where rows are not as the first line says.
+    """
+    expected = "Expected text in UTF-8 with the columns file,label[,name] and a row a file."
+    with (
+        reading(table, "csv", expected, DataError),
+        table.open(newline="", encoding="utf-8-sig") as text,
+    ):
+        rows = csv.reader(text, strict=True)  # else a quote that does not end takes all that follow
+        header = [cell.strip() for cell in next(rows, ())]
+        found = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if any(row)]
+    if not found:
         raise DataError(f"{table}: empty; expected the columns file,label[,name] and a row a file")
-    if rows[0].get("file") is None:
-        got = ",".join(rows[0])
-        raise DataError(f"{table}: no column 'file'; expected file,label[,name], got {got}")
-    files = [row["file"] for row in rows]
+    if header.count("file") != 1 or header.count("label") > 1 or header.count("name") > 1:
+        number = "several columns of one name" if "file" in header else "no column 'file'"
+        raise DataError(f"{table}: {number}; expected file,label[,name], got {','.join(header)}")
+    for line, cells in found:
+        if not "".join(cells[header.index("file") :][:1]):
+            raise DataError(f"{table}: line {line} names no file; every row needs one")
+        if any(cells[len(header) :]):
+            raise DataError(
+                f"{table}: line {line} has {len(cells)} cells, and the first line {len(header)}; "
+                'put a text that holds commas into quotes, "..."'
+            )
+    named = [{**dict(zip(header, cells, strict=False)), _LINE: str(n)} for n, cells in found]
+    return {
+        name: tuple(row.get(name, "") for row in named) for name in ("file", "label", "name", _LINE)
+    }
+
+
+def _from_table(path: Path, table: Path, label_names: Sequence[str] | None) -> Inputs:
+    columns = _columns(table)
+    files, given, lines = columns["file"], columns["label"], columns[_LINE]
+    if len(set(files)) < len(files):
+        first, second = repeated(files)
+        rows = f"lines {lines[first]} and {lines[second]}"
+        raise DataError(f"{table}: {rows} both name {files[first]!r}; give it once")
     if not any((path / file).is_file() for file in files):
         raise DataError(f"{table}: none of its {len(files)} files is in {path}")
-    given = [(row.get("label") or "").strip() for row in rows]
-    numbers = written_numbers(f"{table}: labels", given, named=label_names is not None)
+    named = label_names is not None
+    numbers = written_numbers(f"{table}: labels", given, lines, named=named)
     if numbers is None:
         return _named(path, files, given, label_names, str(table))
-    named = {n: row["name"] for n, row in zip(numbers, rows, strict=True) if row.get("name")}
-    names = tuple(named.get(i, str(i)) for i in range(max(numbers) + 1)) if named else None
-    return _from_images(path, files, torch.tensor(numbers), names)
+    names: dict[int, str] = {}
+    for line, number, name in zip(lines, numbers, columns["name"], strict=True):
+        if name and names.setdefault(number, name) != name:
+            other = f"{names[number]!r} above and {name!r} in line {line}"
+            raise DataError(f"{table}: label {number} is {other}; give a label one name")
+    every = range(max(numbers) + 1) if names else ()
+    own = tuple(names.get(number, str(number)) for number in every) or None
+    return _from_images(path, files, torch.tensor(numbers), own)
 
 
 def _named(
@@ -106,10 +156,19 @@ def _named(
 def _from_images(
     path: Path, files: Sequence[str], labels: Tensor | None, names: tuple[str, ...] | None
 ) -> Inputs:
-    places = [path / file for file in files]
+    places, read = [path / file for file in files], _Reader("stored")
     return Inputs(
-        str(path), tuple(files), lambda row: _read_image(places[row]), labels, names,
+        str(path), tuple(files), lambda row: read(places[row]), labels, names,
         stored=lambda rows: _stored([places[row] for row in rows]),
+    )  # fmt: skip
+
+
+def _turned(inputs: Inputs, path: Path) -> Inputs:
+    """Return the same images, turned as their EXIF says."""
+    places, read = [path / file for file in inputs.ids], _Reader("exif")
+    return replace(
+        inputs, read=lambda row: read(places[row]),
+        stored=lambda rows: chain([b"exif"], _stored([places[row] for row in rows])),
     )  # fmt: skip
 
 
@@ -128,12 +187,36 @@ def _stored(files: Sequence[Path]) -> Iterator[bytes]:
                 yield b"unreadable"
 
 
-def _read_image(file: Path) -> Tensor:
-    from PIL import Image
+class _Reader:
+    """Reads images by one rule for their orientation, and says so once where it matters."""
 
-    try:
-        with Image.open(file) as image:
+    def __init__(self, orientation: Orientation) -> None:
+        self.orientation, self._told = orientation, orientation == "exif"
+
+    def __call__(self, file: Path) -> Tensor:
+        """Read an image as uint8 [y, x, channel=3]."""
+        from PIL import Image, ImageOps
+
+        remedy = "Replace it, or leave it out, in a run by on_bad = 'skip'."
+        with reading(file, "an image", remedy, DataError), Image.open(file) as image:
+            image.load()  # a TIFF is turned by PIL itself
+            if self.orientation == "exif":
+                ImageOps.exif_transpose(image, in_place=True)
+            elif not self._told and (turned := _turn_of(image)):
+                self._told = True
+                warnings.warn(
+                    f"{file}: its EXIF says that the picture is to be turned (orientation {turned})"
+                    "; it and others like it are taken as they are stored, as torchvision and timm "
+                    "do. To turn them, give orientation = 'exif' ([data] of a run.toml)",
+                    stacklevel=2,
+                )
             return torch.from_numpy(np.array(eight_bits(image).convert("RGB")))
-    # PIL raises SyntaxError and ValueError on damaged headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not readable as an image: {error}") from error
+
+
+def _turn_of(image: Any) -> int:
+    """Return the orientation that the EXIF of an image gives, 0 for the one that it has."""
+    turned = 0
+    if "exif" in image.info:
+        with suppress(Exception):  # A damaged EXIF is no damaged picture.
+            turned = int(image.getexif().get(_ORIENTATION, 1))
+    return turned if 1 < turned <= 8 else 0

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,10 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from condec.basis.errors import DataError
+from condec.basis.files import reading
 from condec.basis.records import short_repr
 from condec.basis.shapes import Labels
 
 UNLABELLED: Final = -1
+MOST_LABELS: Final = 1_000_000
+"""Labels are numbers of classes, each of which has a place in tables: larger ones are none."""
 
 Preprocess = Callable[[Tensor], Tensor]
 Stored = Callable[[Sequence[int]], Iterable[bytes]]
@@ -81,6 +83,13 @@ class Inputs(Dataset[tuple[Tensor, int]]):
     def __post_init__(self) -> None:
         if not self.ids:
             raise DataError(f"{self.name}: empty; expected at least one sample")
+        if len(set(self.ids)) < len(self.ids):
+            first, second = repeated(self.ids)
+            raise DataError(
+                f"{self.name}: samples {first} and {second} have the same id, "
+                f"{self.ids[first]!r}; ids tell samples apart in stores and tables. Give each "
+                "sample its own, and each once"
+            )
         if self.labels is not None:
             self._check_labels(self.labels)
 
@@ -251,10 +260,11 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         if len(labels) != len(self):
             raise DataError(f"{self.name}: {len(self)} samples, but {len(labels)} labels")
         names = self.label_names
-        wrong = (labels < UNLABELLED) | (labels >= (math.inf if names is None else len(names)))
+        number = MOST_LABELS if names is None else len(names)
+        wrong = (labels < UNLABELLED) | (labels >= number)
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
-            top = "" if names is None else f" to {len(names) - 1} ({len(names)} names)"
+            top = f" to {number - 1}" + ("" if names is None else f" ({number} names)")
             raise DataError(
                 f"{self.name}: label {int(labels[first])} of sample {self.ids[first]!r} is out of "
                 f"range; expected 0{top}, or {UNLABELLED} for none"
@@ -263,13 +273,22 @@ class Inputs(Dataset[tuple[Tensor, int]]):
 
 def read_names(path: Path) -> tuple[str, ...]:
     """Read names of labels from a json list."""
-    try:
+    remedy = "Expected a json list with the name of every label."
+    with reading(path, "json", remedy, DataError):
         names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: label names are not readable as json: {error}") from error
+        "".join(n for n in names if isinstance(n, str)).encode()  # as files will hold them
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a json list with the name of every label")
     return tuple(names)
+
+
+def repeated(ids: Sequence[str]) -> tuple[int, int]:
+    """Return the places of the first id that comes twice."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(ids):
+        if places.setdefault(name, place) != place:
+            return places[name], place
+    raise ValueError("every id comes once")
 
 
 def bytes_of(tensor: Tensor) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Final
+from typing import Final, Literal
 
 from torch import Tensor, nn
 
@@ -52,6 +52,8 @@ class LoadedModel:
         Name of every output.
     scaling : (float, float), or None
         Mean and standard deviation of the movies that it was trained on.
+    orientation : {"stored", "exif"}
+        What its library does with pictures that are stored turned; see `condec.load_data`.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class LoadedModel:
     preprocess: Callable[[Tensor], Tensor] | None = None
     label_names: tuple[str, ...] | None = None
     scaling: tuple[float, float] | None = None
+    orientation: Literal["stored", "exif"] = "stored"
 
 
 def load_model(

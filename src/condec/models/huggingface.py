@@ -23,6 +23,7 @@ from condec.models.library import (
 from condec.models.torchvision import import_torchvision
 
 _PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
+_ORIENTATION: Final = "exif"  # transformers.image_utils.load_image, datasets.Image
 _LOCAL: Final = (".", "/", "~")
 _NO_CODE: Final = {"trust_remote_code": False}
 """Code of a model's own is refused; unsaid, the library would ask on the terminal."""
@@ -66,7 +67,7 @@ def load_huggingface_model(
     library = import_optional("transformers", extra="hf")
     place = _place(name, user_path(folder))
     config = _fetched(name, lambda: library.AutoConfig.from_pretrained(place, **_NO_CODE))
-    auto = getattr(library, _task(config))
+    auto = getattr(library, _fetched(name, lambda: _task(config)))
     if weights == "random":
         model = seeded(lambda: auto.from_config(config, **_NO_CODE))
     elif weights is None or weights == "default":
@@ -83,8 +84,10 @@ def load_huggingface_model(
     preprocess = _preprocess(library, name, place)
     shape = _input_shape(config, preprocess)
     if auto is library.AutoModelForImageClassification:
-        return LoadedModel(model, spec, shape, preprocess, _label_names(config))
-    return LoadedModel(PooledEncoder(model).eval(), spec, shape, preprocess)
+        names = _fetched(name, lambda: _label_names(config))
+        return LoadedModel(model, spec, shape, preprocess, names, orientation=_ORIENTATION)
+    encoder = PooledEncoder(model).eval()
+    return LoadedModel(encoder, spec, shape, preprocess, orientation=_ORIENTATION)
 
 
 def _place(name: str, folder: Path) -> str:
@@ -120,7 +123,7 @@ def _fetched(name: str, make: Callable[[], Any]) -> Any:
         return make()
     except CondecError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise ModelError(
             f"huggingface:{name}: not read ({reason}). Expected a folder, or a name that the hub "
@@ -144,10 +147,12 @@ def _pretrained(kind: Any, name: str, place: str | None, **options: Any) -> nn.M
 
 def _tokenizer(library: Any, place: str) -> Any:
     """Load the tokenizer, or None where the model brings none."""
-    try:
-        return library.AutoTokenizer.from_pretrained(place, **_NO_CODE)
-    except (OSError, ValueError, KeyError, TypeError, ImportError):
-        return None
+    make = lambda: library.AutoTokenizer.from_pretrained(place, **_NO_CODE)  # noqa: E731
+    if any(Path(place).glob("tokenizer*.json")):
+        return _fetched(place, make)
+    with contextlib.suppress(ModelError):
+        return _fetched(place, make)
+    return None
 
 
 def _preprocess(library: Any, name: str, place: str) -> Callable[[Tensor], Tensor] | None:

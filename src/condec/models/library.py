@@ -1,20 +1,24 @@
 """Shared by the libraries of models: optional imports, weights, preprocessing."""
 
-import difflib
 import importlib
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from condec.basis.checks import nearest
 from condec.basis.errors import DependencyError, ModelError, OptionError
-from condec.basis.files import user_path
+from condec.basis.files import reading, user_path
 
 Made = TypeVar("Made")
+CONVERT: Final = (
+    "Expected .safetensors, or a .pt/.pth of tensors only: where the file was made, save "
+    "safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')."
+)
 
 
 def import_optional(name: str, *, extra: str = "vision") -> ModuleType:
@@ -32,7 +36,7 @@ def import_optional(name: str, *, extra: str = "vision") -> ModuleType:
 def check_name(library: str, name: str, wanted: str, known: list[str]) -> None:
     """Raise OptionError, with the nearest names, where a library has no such model."""
     if wanted not in known:
-        near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))
+        near = ", ".join(nearest(name, known, 5))
         raise OptionError(f"{library} has no classifier {name!r}; nearest of {len(known)}: {near}")
 
 
@@ -121,16 +125,11 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    try:
+    with reading(path, "weights, tensors alone by their names", CONVERT, ModelError):
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"weights {path}: not readable as plain tensors ({type(error).__name__}: "
-            f"{str(error)[:300]}); expected .safetensors, or .pt/.pth that holds tensors only"
-        ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

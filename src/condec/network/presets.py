@@ -13,7 +13,6 @@ blocks, so that it is the same text for torchvision, timm and Hugging Face:
 ('1', '2')
 """
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from condec.basis.checks import nearest
 from condec.basis.errors import OptionError, SiteError
 from condec.network.units import Span
 
@@ -122,7 +122,7 @@ def preset_sites(model: nn.Module, name: str, layout: str | None = None) -> tupl
     """
     preset = PRESETS.get(name)
     if preset is None:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        near = nearest(name, PRESETS)[0]
         raise OptionError(
             f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}. Did you mean "
             f"{near!r}?"

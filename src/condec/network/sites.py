@@ -16,7 +16,6 @@ Units(layout='heads', n_heads=4, tokens=(1, None))
 'layer1.0.relu#1'
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import nn
 
+from condec.basis.checks import nearest
 from condec.basis.errors import OptionError, SiteError
 from condec.network.presets import KINDS, heads_above, preset_sites, tokens_above
 from condec.network.units import LAYOUTS, Layout, Span, Units, read_span
@@ -35,10 +35,11 @@ Place = tuple[str, Tap, int]
 """A site without its units: a module's name, its side, and the number of its call."""
 
 _PATTERN: Final = re.compile(
-    r"(?P<glob>[^:#@]+|(?=:input))(?::(?P<tap>input|output))?(?:#(?P<call>\d+))?"
-    r"(?:@(?P<layout>[a-z]+)(?:\((?P<heads>\d+)\))?(?:\[(?P<tokens>[^\[\]]*)\])?)?"
+    r"(?P<glob>[^:#@]+|(?=:input))(?::(?P<tap>input|output))?(?:#(?P<call>\d{1,9}))?"
+    r"(?:@(?P<layout>[a-z]+)(?:\((?P<heads>\d{1,9})\))?(?:\[(?P<tokens>[^\[\]]*)\])?)?"
 )
 _WILD: Final = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+_MOST_WILD: Final = 4
 _PRESET: Final = re.compile(r"preset:(?P<name>[^@]*)(?:@(?P<layout>.*))?")
 
 
@@ -163,7 +164,7 @@ def find_site(
             return fits[0]
         several += fits
     keys = [s.key for s in sites]
-    near = difflib.get_close_matches(str(wanted), keys, n=3, cutoff=0.0)
+    near = nearest(str(wanted), keys, 3)
     problem = "names more than one site" if several else "is not among the sites"
     raise SiteError(f"{str(wanted)!r} {problem}; nearest of {len(keys)}: {', '.join(near)}")
 
@@ -209,7 +210,7 @@ def match_sites(sites: Iterable[Site], patterns: str | Iterable[str]) -> tuple[S
     sites = tuple(sites)
     found: set[Site] = set()
     for pattern in map(str, _parts(patterns)):
-        regex = re.compile(_glob_to_regex(pattern))
+        regex = _regex(pattern)
         fits = {s for s in sites if s.key == pattern}
         fits = fits or {s for s in sites if _is_spelled(pattern, s, None)}
         fits = fits or {s for s in sites if regex.fullmatch(s.key) or regex.fullmatch(s.name)}
@@ -267,7 +268,7 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
         parts = preset_sites(model, preset["name"], preset["layout"])
         return [site for part in parts for site in _expand(model, part)]
     parsed = _match(text)
-    regex = re.compile(_glob_to_regex(parsed["glob"]))
+    regex = _regex(parsed["glob"])
     names = [name for name in first_names(model) if name and regex.fullmatch(name)]
     names = names if parsed["glob"] else [""]
     if not names:
@@ -284,21 +285,36 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
     return found
 
 
-def _glob_to_regex(glob: str) -> str:
+def _regex(glob: str) -> re.Pattern[str]:
     """Translate a glob over dotted names: ``*`` and ``?`` stay inside one part, ``**`` does not."""
     out = []
-    for token in re.findall(r"\*\*|\*|\?|\[[^\]]+\]|.", glob):
-        if token.startswith("[") and len(token) > 2:
-            body = token[1:-1].replace("\\", r"\\")
-            out.append(f"[^{body[1:]}]" if body.startswith("!") else f"[{body}]")
+    for token in re.findall(r"\*\*|\*|\?|\[[^\]]+\]|.", glob, re.DOTALL):
+        if token.startswith("[") and token[1:-1] not in ("", "!", "^"):
+            no, body = ("^", token[2:-1]) if token[1] in "!^" else ("", token[1:-1])
+            out.append(f"[{no}{re.sub('(.)-(.)|(.)', _escaped, body, flags=re.DOTALL)}]")
         else:
             out.append(_WILD.get(token) or re.escape(token))
-    return "".join(out)
+    # What follows several that may each take anything is tried after all that they may take.
+    parts = glob.replace("**", "").split(".")
+    wild = max(glob.count("**"), *(part.count("*") for part in parts))
+    try:
+        if wild > _MOST_WILD:
+            raise re.error(f"{wild} wildcards in one part, of {_MOST_WILD} at most")
+        return re.compile("".join(out))
+    except re.error as error:
+        raise OptionError(
+            f"site pattern {glob!r}: {error.msg}; expected a glob such as 'layer[1-4].*'"
+        ) from error
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Return a letter, or a range of letters, as it stands in a set of a regex."""
+    return "-".join(re.escape(letter) for letter in found.groups() if letter)
 
 
 def _no_match(model: nn.Module, glob: str) -> SiteError:
     names = [name for name, _ in model.named_modules() if name]
-    near = difflib.get_close_matches(glob, names, n=5, cutoff=0.0)
+    near = nearest(glob, names, 5)
     return SiteError(
         f"no module of {type(model).__name__} matches {glob!r}; nearest of {len(names)} names: "
         f"{', '.join(near)}. 'condec inspect' lists them all."

@@ -19,7 +19,7 @@ Span = tuple[int | None, int | None]
 
 _LOWEST: Final = {"features": 2, "channels": 2, "heads": 3, "tokens": 3, "positions": 3}
 _WITH_TOKENS: Final = ("features", "heads", "tokens")
-_SPAN: Final = re.compile(r"(-?\d+)?:(-?\d+)?")
+_SPAN: Final = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ dataclasses with checks of their own; from the same fields comes the schema for 
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import tomllib
@@ -38,6 +37,7 @@ from pydantic import (
 
 from condec.attribution import METHODS, Method
 from condec.attribution.targets import TARGETS, Target
+from condec.basis.checks import nearest
 from condec.basis.errors import OptionError, printable
 from condec.basis.files import user_path
 from condec.dictionary import TrainConfig
@@ -57,6 +57,7 @@ _SECTIONS: Final[dict[str, Any]] = {
 _OF_FIT: Final = ("sign", "sites", "rivals", "stability_seeds", "check_sites")
 """Keys of [fit] that belong neither to the learner nor to its training."""
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+_DEEPEST: Final = 8
 _MARK: Final = "# Written by condec: the plan of this run folder.\n"
 
 DEMO: Final[Mapping[str, Any]] = {
@@ -91,16 +92,36 @@ def read_file(path: str | Path, name: str, parse: Callable[..., Made]) -> Made:
     file = named / name if named.is_dir() else named
     try:
         text = file.read_text(encoding="utf-8")
-        made = parse(tomllib.loads(text), folder=file.parent)
-        placed: Made = _in_its_folder(made, file, named, text.startswith(_MARK))
-        return placed
+        found = tomllib.loads(text)
     except OSError as error:
         expected = f"expected a {name} or a folder with one"
         raise OptionError(f"{file}: not readable ({error.strerror}); {expected}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{file}: not TOML: {error}") from error
+    try:
+        _check_size(found)
+        made = parse(found, folder=file.parent)
+        placed: Made = _in_its_folder(made, file, named, text.startswith(_MARK))
+        return placed
     except OptionError as error:
         raise OptionError(f"{file}: {error}") from error
+
+
+def _check_size(record: Any) -> None:
+    """Refuse tables and lists inside more than so many others, and numbers of more than 64 bits."""
+    inside = [record]
+    for _ in range(_DEEPEST):
+        for value in inside:
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                digits = f"{str(value)[:12]}... of {len(str(value))} digits"
+                raise OptionError(f"a number of more than 64 bits, {digits}; give a smaller one")
+        lists = [value.values() if isinstance(value, dict) else value for value in inside
+                 if isinstance(value, dict | list)]  # fmt: skip
+        inside = [value for several in lists for value in several]
+    if inside:
+        raise OptionError(
+            f"tables inside more than {_DEEPEST} others; expected [section] key = value"
+        )
 
 
 def _in_its_folder(made: Any, file: Path, named: Path, marked: bool) -> Any:
@@ -232,7 +253,7 @@ def changed(options: Any, section: str, changes: Mapping[str, Any]) -> Any:
 def unknown_key(section: str, key: str, keys: Iterable[str]) -> str:
     """Tell that a key does not exist, which one is nearest, and all that there are."""
     known = tuple(keys)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    near = nearest(key, known)
     where = f"[{section}] has" if section else "there is"
     return f"{where} no key {key!r}; nearest: {near[0]!r}. Keys: {', '.join(known)}"
 
@@ -258,7 +279,8 @@ def _number_of_modes(value: object) -> dict[str, Any]:
     return {name: float(text) for name, text in limits.items() if text}
 
 
-_TIMES: Final = r"(\d+(?:\.\d+)?)x(?:, ?rows/(\d+(?:\.\d+)?))?"
+_COUNT: Final = r"(\d{1,9}(?:\.\d{1,9})?)"
+_TIMES: Final = f"{_COUNT}x(?:, ?rows/{_COUNT})?"
 _AS_WRITTEN: Final = int | Annotated[str, Field(pattern=f"^{_TIMES}$")]
 _N_MODES: Final = Annotated[
     Any, BeforeValidator(_number_of_modes, json_schema_input_type=_AS_WRITTEN)

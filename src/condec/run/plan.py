@@ -20,6 +20,7 @@ from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.errors import OptionError
 from condec.basis.files import user_path
 from condec.basis.records import short_repr
+from condec.data import Orientation
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig
 from condec.dictionary.measure.stability import LEAST_SEEDS
 from condec.effects import EditKind, OffTarget, ReplacementKind
@@ -61,6 +62,7 @@ class DataPlan:
     label_names: str | None = None
     superclasses: str | None = None
     preprocess: str | None = None
+    orientation: Orientation | None = None
     limit: int | None = None
 
 

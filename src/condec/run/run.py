@@ -136,6 +136,7 @@ class Run:
             preprocess=own or self.loaded.preprocess,
             shape=self.plan.model.input_shape or self.loaded.input_shape, limit=plan.limit,
             scaling=self.loaded.scaling, cells=self.loaded.label_names, folder=base,
+            orientation=plan.orientation or self.loaded.orientation,
         )  # fmt: skip
 
     @cached_property

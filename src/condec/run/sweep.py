@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 Move = Callable[..., None]
 _AT_ONCE: Final = 4 * 2**30
 """Bytes of dictionaries in memory at a time: longer lists of fits are done in parts."""
+_MOST_FITS: Final = 100_000
 _FILE: Final = create_model(
     "sweep", __config__=ConfigDict(extra="forbid", strict=True),
     run=(str | None, None), store=(str | None, None), out=(str, "sweep"),
@@ -195,6 +196,8 @@ def _fits(grid: Mapping[str, Any], sign: Sign) -> list[tuple[str, FitPlan]]:
         if typing.get_origin(kinds.get(name)) is tuple and not isinstance(values[0], list):
             values = [values]
         choices.append(values)
+    if (number := math.prod(map(len, choices))) > _MOST_FITS:
+        raise OptionError(f"{number:,} configurations; expected {_MOST_FITS:,} at most in a grid")
     fits = []
     for chosen in itertools.product(*choices):
         record = {"sign": sign, **dict(zip(grid, chosen, strict=True))}

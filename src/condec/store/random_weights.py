@@ -5,7 +5,6 @@ from one module on, the output first.
 """
 
 import copy
-import difflib
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from condec.basis.checks import nearest
 from condec.basis.errors import DataError, ModelError, OptionError
 from condec.network import eager, original
 
@@ -121,7 +121,7 @@ def modules_from(model: nn.Module, from_module: str | None) -> frozenset[str]:
     if from_module is None:
         return frozenset(names)
     if from_module not in names or not from_module:
-        near = difflib.get_close_matches(from_module, names[1:], n=5, cutoff=0.0)
+        near = nearest(from_module, names[1:], 5)
         raise OptionError(
             f"random weights from {from_module!r}: {type(model).__name__} has no such module; "
             f"nearest: {', '.join(near) or 'none'}"

@@ -27,6 +27,7 @@ import torch
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import remove_partial, to_json, write_file
+from condec.data.inputs import MOST_LABELS, repeated
 from condec.network import Site, Units
 
 Quantity = Literal["contribution", "activation"]
@@ -301,6 +302,8 @@ def shard_values(
         if given.shape != shape:
             raise DataError(f"{who}: {path}: expected shape {shape}, got {tuple(given.shape)}")
         value = given.detach().to("cpu", getattr(torch, array.dtype))
+        if path == "inputs/label" and bool((value >= MOST_LABELS).any()):
+            raise DataError(f"{who}: expected labels below {MOST_LABELS:,}, got {int(value.max())}")
         if path != "inputs/label" and not bool(valid.all()):
             value = value.clone()
             value[~valid] = array.fill
@@ -317,6 +320,9 @@ def _ids(ids: Sequence[str], n_rows: int, who: str) -> "np.typing.NDArray[Any]":
         except (TypeError, UnicodeEncodeError) as error:
             problem = f"{who}: ids must be strings that can be written as UTF-8; got {name!r}"
             raise DataError(problem) from error
+    if len(set(ids)) < n_rows:
+        first, second = repeated(ids)
+        raise DataError(f"{who}: samples {first} and {second} have the same id, {ids[first]!r}")
     return np.array(ids, dtype=object)
 
 

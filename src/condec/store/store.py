@@ -24,6 +24,7 @@ from condec.basis.files import (
     writing,
 )
 from condec.basis.shapes import Labels, Mask, PerSample, UnitMatrix
+from condec.data.inputs import MOST_LABELS, repeated
 from condec.network import Site, find_site
 from condec.store import shards
 from condec.store.matrix import Sign, StoredMatrix
@@ -223,6 +224,12 @@ class Store:
             valid = self.valid.tolist()
             ids = self._open("inputs/id")[:]
             self._ids = tuple(str(name) for name, good in zip(ids, valid, strict=True) if good)
+            if len(set(self._ids)) < len(self._ids):
+                first, second = repeated(self._ids)
+                raise StoreError(
+                    f"{self.path}: samples {first} and {second} have the same id, "
+                    f"{self._ids[first]!r}; collect again from data whose ids differ"
+                )
         return self._ids
 
     @property
@@ -304,6 +311,12 @@ class Store:
     def _input(self, name: str) -> Tensor:
         if name not in self._inputs:
             self._inputs[name] = torch.from_numpy(self._open(f"inputs/{name}")[:])
+            if name == "label" and int(self._inputs[name].max()) >= MOST_LABELS:
+                top = int(self._inputs.pop(name).max())
+                raise StoreError(
+                    f"{self.path}: label {top}; expected labels below {MOST_LABELS:,}. Collect "
+                    "again from data with numbers of classes"
+                )
         return self._inputs[name]
 
     @property

@@ -124,7 +124,7 @@ def parse_twin(text: str) -> Twin:
     >>> parse_twin("random-weights:block3#2")
     RandomWeights(seed=2, from_module='block3')
     """
-    found = re.fullmatch(r"(random-weights(?::([^#]+))?|shuffled-labels)(?:#(\d+))?", text)
+    found = re.fullmatch(r"(random-weights(?::([^#]+))?|shuffled-labels)(?:#(\d{1,9}))?", text)
     if found is None:
         raise OptionError(
             f"twin {text!r}: expected 'random-weights', 'random-weights:FROM_MODULE' or "

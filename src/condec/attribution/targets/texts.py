@@ -31,10 +31,10 @@ _SOFT: Final = flag("probability", "softmax")
 TARGETS: Final[Texts[Target]] = Texts(
     "target",
     {
-        TopK: ("top", Part("k", "K", r"(\d+)", int, str), _SOFT),
+        TopK: ("top", Part("k", "K", r"(\d{1,9})", int, str), _SOFT),
         Logit: (
             "logit",
-            Part("index", ":INDEX[,INDEX...]", r":((?:-?\d+,)*\d+)", _index, _index_text),
+            Part("index", ":INDEX[,INDEX...]", r":((?:-?\d{1,9},)*\d{1,9})", _index, _index_text),
             _SOFT,
         ),
         Label: ("label", _SOFT),
@@ -44,7 +44,10 @@ TARGETS: Final[Texts[Target]] = Texts(
         Entropy: ("entropy",),
         Sum: (
             "sum",
-            Part("indices", "[:INDEX[,INDEX...]]", r"(?::(\d+(?:,\d+)*))?", _numbers, _index_text),
+            Part(
+                "indices", "[:INDEX[,INDEX...]]", r"(?::(\d{1,9}(?:,\d{1,9})*))?", _numbers,
+                _index_text,
+            ),
             _SOFT,
         ),
         Surprisal: (

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec.basis.errors import ModelError, OptionError
-from condec.basis.files import user_path, write_file, writing
+from condec.basis.files import reading, user_path, write_file, writing
 from condec.basis.npz import tuples
 from condec.models import LoadedModel, refuse_weights
-from condec.retina.models.network import RetinaCheckpoint, RetinaLayout, RetinaNetwork, fill
+from condec.retina.models.network import RetinaCheckpoint, RetinaLayout, fill, network_for
 from condec.retina.models.torch_deep_retina import read_torch_deep_retina
 
 _KEY: Final = "condec_retina"
@@ -68,20 +68,19 @@ def load_retina_model(
 
 
 def _read_own(path: Path) -> RetinaCheckpoint:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    expected = "Expected what save_checkpoint writes, or a .pt of torch-deep-retina."
+    with reading(path, "a network of the retina", expected, ModelError):
         with safe_open(path, "pt") as file:
             known = json.loads((file.metadata() or {})[_KEY])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts = {name: tuples(value) for name, value in known.items()}
-        layout = {name: tuples(value) for name, value in facts.pop("layout").items()}
-        network = RetinaNetwork(RetinaLayout(**layout)).eval()
-        found = RetinaCheckpoint(network=network, **facts)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{path}: no network of the retina ({type(error).__name__}: {error}); expected what "
-            "save_checkpoint writes, or a .pt of torch-deep-retina"
-        ) from error
-    fill(f"{path}: its tensors", network, state)
+        sizes = {name: tuples(value) for name, value in facts.pop("layout").items()}
+        try:
+            layout = RetinaLayout(**sizes)
+        except OptionError as error:
+            raise ModelError(str(error)) from error
+        found = RetinaCheckpoint(network=network_for(layout, state), **facts)
+    fill(f"{path}: its tensors", found.network, state)
     return found

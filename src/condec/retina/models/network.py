@@ -37,6 +37,8 @@ Positions = tuple[tuple[int, int], ...]
 EPS: Final = 1e-3
 """Added to variances by normalisation, in all published models."""
 _NAME: Final = "RetinaLayout"
+_LARGEST: Final = 10_000
+"""Most frames, pixels along a side, channels and cells of a network in a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +355,25 @@ class RetinaCheckpoint:
     def layout(self) -> RetinaLayout:
         """Return the layout of the network."""
         return self.network.layout
+
+
+def network_for(layout: RetinaLayout, state: Mapping[str, Tensor]) -> RetinaNetwork:
+    """Make the network of a file; ModelError, before memory is taken, for one that it cannot fill.
+
+    `layout` and the tensors `state` come from one file, of which either may be damaged.
+    """
+    sizes = (*layout.image_shape, *layout.channels, layout.n_cells)
+    try:
+        if max(sizes) > _LARGEST:
+            raise ModelError(f"a layout of sizes {sizes}; expected {_LARGEST:,} at most")
+        with torch.device("meta"):
+            wanted = sum(each.numel() for each in RetinaNetwork(layout).state_dict().values())
+    except RuntimeError as error:
+        raise ModelError(f"a layout of no network: {' '.join(str(error).split())}") from error
+    given = sum(tensor.numel() for tensor in state.values())
+    if wanted > 2 * given + 1_000 * _LARGEST:
+        raise ModelError(f"a layout of {wanted:,} numbers; its tensors are {given:,}")
+    return RetinaNetwork(layout).eval()
 
 
 def fill(what: str, network: RetinaNetwork, state: Mapping[str, Tensor]) -> None:

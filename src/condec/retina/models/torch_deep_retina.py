@@ -5,7 +5,6 @@ the tensors of each by their last name.
 """
 
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, OptionError
+from condec.basis.files import reading
 from condec.retina.models.network import (
     Positions,
     RetinaCheckpoint,
     RetinaLayout,
     RetinaNetwork,
     fill,
+    network_for,
 )
 
 _NUMPY: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -101,7 +102,10 @@ def read_torch_deep_retina(path: Path) -> RetinaCheckpoint:
     cells = record.cells or tuple(str(cell) for cell in range(layout.n_cells))
     if len(cells) != layout.n_cells:
         raise ModelError(f"{path}: cells: expected {layout.n_cells} names; got {', '.join(cells)}")
-    network = RetinaNetwork(layout).eval()
+    try:
+        network = network_for(layout, record.model_state_dict)
+    except ModelError as error:
+        raise ModelError(f"{path}: hyps: {error}") from error
     names = _load_state(path, network, record.model_state_dict)
     _prune(path, network, names, record.zero_dict or {})
     return RetinaCheckpoint(
@@ -118,17 +122,12 @@ def _read(path: Path) -> dict[str, Any]:
     allowed += [type(np.dtype(name)) for name in ("f8", "f4", "i8", "i4", "?")]
     for made in (multiarray.scalar, multiarray._reconstruct):
         allowed += [(made, f"{module}.{made.__name__}") for module in _NUMPY]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own text goes on to say how to run the file's code all the same.
-        objects = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds objects of {objects[1]}" if objects else type(error).__name__
-        raise ModelError(
-            f"{path}: not readable as tensors, numbers and texts ({reason}); expected what "
-            "torch-deep-retina saves: a dict of these, no whole objects"
-        ) from error
+    expected = "Expected what torch-deep-retina saves: a dict of these, no whole objects."
+    with (
+        reading(path, "tensors, numbers and texts", expected, ModelError),
+        torch.serialization.safe_globals(allowed),
+    ):
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(saved, dict):
         raise ModelError(
             f"{path}: expected a dict with model_state_dict, hyps and model_type; got "
@@ -152,13 +151,9 @@ def _hyps(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
     found = next((given for given in known if given is not None), None)
     nearby = path.parent / "hyperparams.json"
     if found is None:
-        try:
+        lacking = f"{path} has neither hyps nor model_hyps, but {', '.join(saved)}."
+        with reading(nearby, "json with its hyps", lacking, ModelError):
             found = json.loads(nearby.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{path}: neither hyps nor model_hyps is in it, but {', '.join(saved)}; and "
-                f"{nearby} is not readable as JSON ({error})"
-            ) from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}: hyps: expected a mapping; got {type(found).__name__}")
     return found

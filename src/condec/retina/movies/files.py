@@ -2,7 +2,6 @@
 
 import io
 import math
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from condec.basis.errors import DataError, DependencyError, OptionError
-from condec.basis.files import user_path, write_file, writing
+from condec.basis.files import reading, user_path, write_file, writing
 from condec.retina.movies.recording import (
     SECONDS_PER_FRAME,
     Recording,
@@ -31,6 +30,8 @@ HISTORY: Final = 40
 _EVENT: Final = "event/"
 _RESPONSE: Final = "firing_rate_10ms"
 _BLOCK_BYTES: Final = 2**24
+_CLAIMED: Final = 2_000
+"""Bytes that one stored byte can stand for: deflate has 1,032 at most."""
 
 
 def read_recording(
@@ -167,7 +168,8 @@ def from_movie(
 
 
 def _read_npz(path: Path) -> Recording:
-    try:
+    expected = "Expected numpy's .npz of numbers, as write_recording writes it."
+    with reading(path, "arrays of a movie", expected, DataError):
         with np.load(path, allow_pickle=False) as opened:
             arrays = dict(opened)
         measured = {
@@ -175,24 +177,19 @@ def _read_npz(path: Path) -> Recording:
             for key, array in arrays.items()
             if key in ("movie", "rates") or key.startswith(_EVENT)
         }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise DataError(
-            f"{path}: not readable as arrays of numbers without pickle ({error}); expected "
-            "numpy's .npz"
-        ) from error
-    if "movie" not in arrays:
-        raise DataError(
-            f"{path}: no array 'movie'; it has {', '.join(arrays) or 'none'}. Expected what "
-            "write_recording writes"
-        )
-    mean, std = (float(value) for value in arrays.get("scaling", (0.0, 1.0)))
-    return Recording(
-        movie=measured.pop("movie"), rates=measured.pop("rates", None),
-        cells=tuple(str(cell) for cell in arrays.get("cells", ())),
-        seconds_per_frame=float(arrays.get("seconds_per_frame", SECONDS_PER_FRAME)),
-        name=str(arrays.get("name", path.name)), scaling=(mean, std),
-        events={key.removeprefix(_EVENT): course for key, course in measured.items()},
-    )  # fmt: skip
+        if "movie" not in arrays:
+            raise DataError(
+                f"{path}: no array 'movie'; it has {', '.join(arrays) or 'none'}. {expected}"
+            )
+        mean, std = (float(value) for value in arrays.get("scaling", (0.0, 1.0)))
+        check_scaling(path.name, (mean, std))
+        return Recording(
+            movie=measured.pop("movie"), rates=measured.pop("rates", None),
+            cells=tuple(str(cell) for cell in arrays.get("cells", ())),
+            seconds_per_frame=float(arrays.get("seconds_per_frame", SECONDS_PER_FRAME)),
+            name=str(arrays.get("name", path.name)), scaling=(mean, std),
+            events={key.removeprefix(_EVENT): course for key, course in measured.items()},
+        )  # fmt: skip
 
 
 def _read_h5(
@@ -208,37 +205,35 @@ def _read_h5(
         ) from error
     if not h5py.is_hdf5(path):
         raise DataError(f"{path}: not an h5 file; expected HDF5, or a name that ends in .npz")
-    try:
-        with h5py.File(path, "r") as file:
-            stimulus = _stored(file, f"{split}/stimulus", 3)
-            start, stop = frames or (0, len(stimulus))
-            check_frames(path.name, start, stop, len(stimulus))
-            mean, std = scaling or _moments(_stored(file, "train/stimulus", 3))
-            movie = np.empty((stop - start, *stimulus.shape[1:]), np.float32)
-            stimulus.read_direct(movie, np.s_[start:stop])
-            movie -= np.float32(mean)
-            movie /= np.float32(std)
-            key = f"{split}/response/{response}"
-            stored = _stored(file, key, 2)
-            if stored.shape[1] != len(stimulus):
-                raise DataError(
-                    f"{path}: {key}: responses of {stored.shape[1]} frames, but the movie has "
-                    f"{len(stimulus)}; expected [cell, frame]"
-                )
-            names = [str(row) for row in range(stored.shape[0])]
-            chosen = columns(f"{path}: {key}", names, names if cells is None else cells)
-            rates = stored[:].astype(np.float32).T[start:stop, chosen]
-            seconds = SECONDS_PER_FRAME
-            if len(file[split].get("time", ())) > 1:
-                seconds = float(np.median(np.diff(_stored(file, f"{split}/time", 1)[:])))
-            part = f" frames {start}:{stop}" if frames else ""
-            return Recording(
-                movie=torch.from_numpy(movie), rates=torch.from_numpy(np.ascontiguousarray(rates)),
-                cells=tuple(names[column] for column in chosen),
-                name=f"{path.name} {split}{part}", seconds_per_frame=seconds, scaling=(mean, std),
-            )  # fmt: skip
-    except OSError as error:  # what h5py raises on damaged blocks
-        raise DataError(f"{path}: not readable as an h5 file: {error}") from error
+    remedy = "Copy it again from where it came."
+    with reading(path, "an h5 file", remedy, DataError), h5py.File(path, "r") as file:
+        stimulus = _stored(file, f"{split}/stimulus", 3)
+        start, stop = frames or (0, len(stimulus))
+        check_frames(path.name, start, stop, len(stimulus))
+        mean, std = scaling or _moments(_stored(file, "train/stimulus", 3))
+        movie = np.empty((stop - start, *stimulus.shape[1:]), np.float32)
+        stimulus.read_direct(movie, np.s_[start:stop])
+        movie -= np.float32(mean)
+        movie /= np.float32(std)
+        key = f"{split}/response/{response}"
+        stored = _stored(file, key, 2)
+        if stored.shape[1] != len(stimulus):
+            raise DataError(
+                f"{path}: {key}: responses of {stored.shape[1]} frames, but the movie has "
+                f"{len(stimulus)}; expected [cell, frame]"
+            )
+        names = [str(row) for row in range(stored.shape[0])]
+        chosen = columns(f"{path}: {key}", names, names if cells is None else cells)
+        rates = stored[:].astype(np.float32).T[start:stop, chosen]
+        seconds = SECONDS_PER_FRAME
+        if len(file[split].get("time", ())) > 1:
+            seconds = float(np.median(np.diff(_stored(file, f"{split}/time", 1)[:])))
+        part = f" frames {start}:{stop}" if frames else ""
+        return Recording(
+            movie=torch.from_numpy(movie), rates=torch.from_numpy(np.ascontiguousarray(rates)),
+            cells=tuple(names[column] for column in chosen),
+            name=f"{path.name} {split}{part}", seconds_per_frame=seconds, scaling=(mean, std),
+        )  # fmt: skip
 
 
 def _stored(file: "h5py.File", key: str, n_axes: int) -> "h5py.Dataset":
@@ -258,6 +253,12 @@ def _stored(file: "h5py.File", key: str, n_axes: int) -> "h5py.Dataset":
         raise DataError(
             f"{file.filename}: {key}: expected numbers along {n_axes} axes; got "
             f"{getattr(here, 'dtype', 'a group')} of shape {getattr(here, 'shape', ())}"
+        )
+    stored = here.nbytes if here.is_virtual or here.external else here.id.get_storage_size()
+    if here.nbytes > max(_CLAIMED * stored, _BLOCK_BYTES):
+        raise DataError(
+            f"{file.filename}: {key}: says that it holds {here.nbytes:,} bytes, of which "
+            f"{stored:,} are stored; copy the file again from where it came"
         )
     return here
 
