@@ -190,6 +190,38 @@ def test_failures_of_reading_name_file_and_remedy(failure: Exception, words: str
         raise failure
 
 
-def test_own_errors_pass_through_reading() -> None:
-    with pytest.raises(OptionError, match=r"^own$"), reading("file", "a table", "Again."):
-        raise OptionError("own")
+def test_own_errors_pass_through_reading_and_name_the_file() -> None:
+    for said in ("own", "a/file: own"):
+        with (
+            pytest.raises(OptionError, match=r"^a/file: own$"),
+            reading("a/file", "a table", "Again."),
+        ):
+            raise OptionError(said)
+
+
+def test_what_is_read_says_which_error_it_raises() -> None:
+    with (
+        pytest.raises(DataError, match=r"a/file: there is no such file; expected a table. Again."),
+        reading("a/file", "a table", "Again.", DataError),
+    ):
+        raise FileNotFoundError
+
+
+@pytest.mark.parametrize(
+    "advice",
+    [
+        "Object arrays cannot be loaded when allow_pickle=False",
+        "Re-running with `weights_only` set to `False`: Unsupported global: GLOBAL os.system was",
+    ],
+)
+def test_the_advice_to_run_what_is_pickled_is_not_passed_on(advice: str) -> None:
+    objects = " os.system" if "os." in advice else ""
+    message = rf"a table .it holds Python objects{objects}, whose code condec never runs.. Again"
+    with pytest.raises(StoreError, match=message), reading("file", "a table", "Again."):
+        raise ValueError(advice)
+
+
+def test_paths_that_no_system_can_have_are_refused() -> None:
+    for path in ("a\0b", "a" * 256, "b/" + "\N{SNOWMAN}" * 86, "\ud800"):
+        with pytest.raises(OptionError, match="expected names of at most 255 bytes, without the"):
+            user_path(path)

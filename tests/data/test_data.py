@@ -405,9 +405,12 @@ def test_orientation_is_that_of_the_library(tmp_path: Path, suffix: str) -> None
         assert np.array_equal(shown.picture(0).numpy(), np.rot90(image, -1))
     with pytest.warns(UserWarning, match="its EXIF says"):
         assert shown.fingerprint != load_data(f"folder:{tmp_path}").fingerprint
-    with pytest.raises(
-        OptionError, match=r"data: orientation must be one of stored, exif; got 'up'"
-    ):
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_orientation_that_is_none(tmp_path: Path) -> None:
+    message = "data: orientation must be one of stored, exif; got 'up'"
+    with pytest.raises(OptionError, match=message):
         load_data(f"folder:{tmp_path}", orientation="up")  # type: ignore[arg-type]
 
 
