@@ -17,31 +17,36 @@ tensor(True)
 torch.Size([2, 4])
 """
 
-from condec.basis.errors import (
-    CondecError, DataError, DependencyError, ModelError, OptionError, SiteError, StoreError,
-)  # fmt: skip
-from condec.network import (
-    Proof, Site, Units, find_cuts, find_site, find_sites, inspect_model, presets_of, prove, record,
-)  # fmt: skip
-from condec.models import LanguageModel, LoadedModel, expose_attention, load_model
-from condec.data import Inputs, SeveralInputs, as_inputs, load_data
-from condec.attribution.targets import (
-    Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum, Surprisal, Target, TopK,
-)  # fmt: skip
-from condec.attribution import (
-    ActGrad, Compute, Constant, Contributions, IntegratedGradients, Method, UnitAblation, Zeros,
-    contribute, faithfulness, split_and_sum,
-)  # fmt: skip
-from condec.store import (
-    RandomWeights, ShuffledLabels, Store, collect, collect_twin, layer_statistics,
-)  # fmt: skip
-from condec.dictionary import (
-    Dictionary, FitReport, KMeans, NMF, PCA, ThresholdSAE, TrainConfig, fit, load_dictionary,
-)  # fmt: skip
-from condec.modes import Hierarchy, ModeMatch, Modes, membership
-from condec.edits import Ablate, Preserve, edited, unit_means
-from condec.explain import ModeMap, mode_map
-from condec.effects import auc_difference, control_curve
+from importlib import import_module, util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from condec.basis.errors import (
+        CondecError, DataError, DependencyError, ModelError, OptionError, SiteError, StoreError,
+    )  # fmt: skip
+    from condec.network import (
+        Proof, Site, Units, find_cuts, find_site, find_sites, inspect_model, presets_of, prove,
+        record,
+    )  # fmt: skip
+    from condec.models import LanguageModel, LoadedModel, expose_attention, load_model
+    from condec.data import Inputs, SeveralInputs, as_inputs, load_data
+    from condec.attribution.targets import (
+        Contrast, Custom, Entropy, Label, Logit, Margin, Predicted, Sum, Surprisal, Target, TopK,
+    )  # fmt: skip
+    from condec.attribution import (
+        ActGrad, Compute, Constant, Contributions, IntegratedGradients, Method, UnitAblation, Zeros,
+        contribute, faithfulness, split_and_sum,
+    )  # fmt: skip
+    from condec.store import (
+        RandomWeights, ShuffledLabels, Store, collect, collect_twin, layer_statistics,
+    )  # fmt: skip
+    from condec.dictionary import (
+        Dictionary, FitReport, KMeans, NMF, PCA, ThresholdSAE, TrainConfig, fit, load_dictionary,
+    )  # fmt: skip
+    from condec.modes import Hierarchy, ModeMatch, Modes, membership
+    from condec.edits import Ablate, Preserve, edited, unit_means
+    from condec.explain import ModeMap, mode_map
+    from condec.effects import auc_difference, control_curve
 
 __all__ = [
     "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
@@ -56,3 +61,24 @@ __all__ = [
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
     "mode_map", "auc_difference", "control_curve", "SeveralInputs",
 ]  # fmt: skip
+
+# Imported when first asked for, so that a command can be stopped before torch is there.
+_ROOMS = (
+    "basis.errors", "network", "models", "data", "attribution.targets", "attribution", "store",
+    "dictionary", "modes", "edits", "explain", "effects",
+)  # fmt: skip
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            rooms = (import_module(f"{__name__}.{room}") for room in _ROOMS)
+            globals()[name] = found = next(vars(room)[name] for room in rooms if name in vars(room))
+            return found
+        if not name.startswith("_") and util.find_spec(f"{__name__}.{name}"):
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,11 @@
 """The command line: parses, calls one function, prints."""
 
+import io
 import json
 import math
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,8 +17,10 @@ import torch
 import typer
 from typer.core import TyperGroup
 
-from condec.basis.errors import CondecError, DependencyError, OptionError
+from condec.basis import signals
+from condec.basis.errors import CondecError, DependencyError, OptionError, printable
 from condec.basis.files import user_path
+from condec.basis.locks import held
 from condec.basis.trust import gated
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
@@ -31,13 +36,16 @@ class _Commands(TyperGroup):
         """Print one clean message for what condec raises on purpose, and for Ctrl-C."""
         try:
             return super().invoke(ctx)
-        except (CondecError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:
             if ctx.params["debug"]:
                 raise
-            stopped = isinstance(error, KeyboardInterrupt)
-            words = "interrupted; the same command goes on where it stopped" if stopped else error
-            print("\n" * stopped + f"condec: {words}", file=sys.stderr)
-            raise typer.Exit(130 if stopped else 2) from None
+            code = signals.exit_code(error)
+            if code is None and isinstance(error, CondecError):
+                code = 2
+                print(f"condec: {error}", file=sys.stderr)
+            if code is None:
+                raise
+            raise typer.Exit(code) from None
 
 
 app = typer.Typer(
@@ -66,8 +74,28 @@ _MODELS = (
 
 
 def main() -> None:
-    """Entry point of the ``condec`` command."""
-    app()
+    """Answer a command of a terminal; `condec.__main__` starts it."""
+    signals.end_soon()
+    warnings.formatwarning = _warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names need not be in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    finally:
+        try:
+            print(end="", flush=True)
+        except BrokenPipeError:  # of `condec inspect digits | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(text: object = "") -> None:
+    """Print what may hold names from anywhere: their control characters are escaped."""
+    print(printable(str(text)))
+
+
+def _warning(message: object, *_: object, **__: object) -> str:
+    return f"condec: {printable(str(message))}\n"
 
 
 @app.callback(invoke_without_command=True)
@@ -76,7 +104,7 @@ def _root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     if version:
-        print(f"condec {metadata.version('condec')}")
+        _print(f"condec {metadata.version('condec')}")
         raise typer.Exit
 
 
@@ -101,7 +129,7 @@ def run_command(
         _whole_chain(run, left_out)
         return
     for line in needs(run, left_out):
-        print(line)
+        _print(line)
 
 
 @app.command()
@@ -157,6 +185,23 @@ def collect(
     _one_link(run, "collect")
 
 
+@app.command("report")
+def report_command(
+    source: Source, again: Again = False, quiet: Quiet = False,
+    out: Path | None = typer.Option(
+        None, help="Folder of the pages; nothing is then written into the run folder."
+    ),
+) -> None:  # fmt: skip
+    """The static site of a run folder."""
+    plan = config.read(source)
+    if out is None:
+        _one_link(Run(_with_noted(plan), progress=not quiet, again=again), "report")
+        return
+    from condec.report import build_report
+
+    _print(f"Report: {build_report(plan.out, out=out).resolve()}")
+
+
 def _add_command(link: str) -> None:
     """Add the command of a link that has no options of its own."""
     try:
@@ -174,7 +219,7 @@ def _add_command(link: str) -> None:
 
 
 for _name in link_names():
-    if _name != "collect":
+    if _name not in ("collect", "report"):
         _add_command(_name)
 
 
@@ -188,10 +233,10 @@ def sweep_command(
     Fits that are done are kept; the same command goes on where it was interrupted.
     """
     result = sweep.sweep(sweep.read(plan), progress=not quiet)
-    print(sweep.sweep_words(result.table))
-    print(f"{result.n_made} fits made, {result.n_kept} kept")
+    _print(sweep.sweep_words(result.table))
+    _print(f"{result.n_made} fits made, {result.n_kept} kept")
     for file in result.files:
-        print(file)
+        _print(file)
 
 
 @app.command("compare")
@@ -203,10 +248,11 @@ def compare_command(
 
     The exit status is 0 where all is equal, 1 where something differs.
     """
-    found = compare_runs(first, second)
+    with held(user_path(first), shared=True), held(user_path(second), shared=True):
+        found = compare_runs(first, second)
     for one in found:
-        print(f"{one.part:10} {one.name}: {one.text}")
-    print(f"{len(found)} differences" if found else "no difference")
+        _print(f"{one.part:10} {one.name}: {one.text}")
+    _print(f"{len(found)} differences" if found else "no difference")
     if found:
         raise typer.Exit(1)
 
@@ -214,7 +260,7 @@ def compare_command(
 @app.command()
 def schema() -> None:
     """The JSON schema of run.toml, by which editors complete and check it."""
-    print(json.dumps(config.schema(), indent=1))
+    _print(json.dumps(config.schema(), indent=1))
 
 
 @app.command()
@@ -257,12 +303,12 @@ def inspect(
         parameters=[f"{number:,}" for number in table["parameters"]],
         cut=["cut" if cut else "" for cut in table["cut"]],
     )[["site", "type", "shape", "units", "parameters", "cut", *(["proof"] if proof.places else [])]]
-    print(f"{model}, one input of shape {_times(shape)}; explained: {explained}")
-    print(table.to_string(index=False))
-    print(proof)
+    _print(f"{model}, one input of shape {_times(shape)}; explained: {explained}")
+    _print(table.to_string(index=False))
+    _print(proof)
     if sites is None:
         fit = (f"preset:{name}" for name in presets_of(loaded.model))
-        print(f"presets: {', '.join(fit) or 'none fits'}")
+        _print(f"presets: {', '.join(fit) or 'none fits'}")
 
 
 def _with_noted(plan: Plan) -> Plan:
@@ -285,7 +331,7 @@ def _whole_chain(run: Run, left_out: Mapping[str, str] | None = None) -> None:
         _carry_out(run, chain(run, left_out), collects="collect" in run.plan.links)
     finally:  # of a run with a link that failed, too
         if run.folder.report.exists():
-            print(f"Report: {run.folder.report.resolve()}")
+            _print(f"Report: {run.folder.report.resolve()}")
 
 
 def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None:
@@ -295,15 +341,20 @@ def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None
         run.check_devices()
     elif not collects:
         _ = run.store
-    if is_new or not collects:
-        config.write(run.plan)
+    with held(run.folder.path):
+        if is_new or not collects:
+            config.write(run.plan)
+        _say_outcomes(run, outcomes)
+
+
+def _say_outcomes(run: Run, outcomes: Iterable[Outcome]) -> None:
     for outcome in outcomes:
         first = outcome.outputs[0] if outcome.outputs else None
         more = f" and {len(outcome.outputs) - 1} more" if len(outcome.outputs) > 1 else ""
         where = "" if first is None else f"  {first}{more}"
-        print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
+        _print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
         for note in outcome.notes:
-            print(f"         note: {note}")
+            _print(f"         note: {note}")
         sys.stdout.flush()
         if outcome.link == "collect":
             config.write(run.plan)

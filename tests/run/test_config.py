@@ -382,7 +382,7 @@ def test_the_schema_takes_what_a_plan_writes() -> None:
 
 
 def test_condec_is_imported_without_pydantic() -> None:
-    code = "import sys, condec; sys.exit('pydantic' in sys.modules)"
+    code = "import sys, condec; condec.contribute; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from condec.basis.errors import printable
+
 
 def duration(seconds: float) -> str:
     """Write a time that is estimated, as ``12 s`` or ``3.5 min``."""
@@ -23,7 +25,7 @@ def progress_bar(
     if not shown or done == total:
         yield lambda **_: None
         return
-    from rich import progress
+    from rich import markup, progress
     from rich.console import Console
 
     columns = (
@@ -32,5 +34,5 @@ def progress_bar(
         progress.TimeRemainingColumn(),
     )  # fmt: skip
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="")
+        task = bar.add_task(markup.escape(printable(title)), total=total, completed=done, note="")
         yield partial(bar.update, task)

@@ -12,7 +12,9 @@ import jinja2
 import tomli_w
 
 from condec.basis import registry
+from condec.basis.errors import OptionError
 from condec.basis.files import user_path, writing
+from condec.basis.locks import held
 from condec.report import cards, drawing, facts, figures, sentences, tables, words
 from condec.report.drawing import Studio
 from condec.report.reading import RunPart, read_run
@@ -38,26 +40,39 @@ class Page:
     values: Callable[[RunPart, Studio], Mapping[str, Any]]
 
 
-def build_report(run_folder: str | Path, pages: Sequence[Page] | None = None) -> Path:
+def build_report(
+    run_folder: str | Path, pages: Sequence[Page] | None = None, *, out: str | Path | None = None
+) -> Path:
     """Make the report of a run folder.
 
     An earlier report is replaced once the new one is whole. `pages` are those besides the sites',
-    by default those of all installed packages; only those that apply to the run are made. Returns
-    ``report/index.html`` in the run folder; open it with any browser.
+    by default those of all installed packages; only those that apply to the run are made. `out` is
+    the folder of the pages, by default ``report`` in the run folder; with another one, nothing is
+    written into the run folder, which may lie on a read-only disk. Returns ``index.html`` there;
+    open it with any browser.
 
-    Raises StoreError: there is no complete store, a file is damaged, or the report cannot be
-    written.
+    Raises StoreError: there is no complete store, a file is damaged, another process is at work on
+    the run, or the report cannot be written; OptionError: `out` holds something else than a report.
     """
     folder = user_path(run_folder)
-    run = read_run(folder)
+    final = folder / "report" if out is None else user_path(out).absolute()
+    is_report = all((final / part).exists() for part in ("index.html", "assets", "sites"))
+    if out is not None and final.is_dir() and any(final.iterdir()) and not is_report:
+        raise OptionError(f"out: {final} holds other things than a report; name a new folder")
     if pages is None:
         pages = [registry.find("condec.pages", name) for name in registry.names("condec.pages")]
-    fresh, final, old = (folder / name for name in (".report.new", "report", ".report.old"))
+    with held(folder, shared=out is not None):
+        _replace_report(read_run(folder), final, pages)
+    return final / "index.html"
+
+
+def _replace_report(run: RunPart, final: Path, pages: Sequence[Page]) -> None:
+    fresh, old = (final.with_name(f".{final.name}.{end}") for end in ("new", "old"))
     try:
-        with writing(f"{folder}: report"):
+        with writing(f"{final}"):
             for leftover in (fresh, old):
                 shutil.rmtree(leftover, ignore_errors=True)
-            fresh.mkdir()
+            fresh.mkdir(parents=True)
             write_pages(run, fresh, [page for page in pages if page.applies(run.folder)])
             if final.exists():
                 final.rename(old)
@@ -65,7 +80,6 @@ def build_report(run_folder: str | Path, pages: Sequence[Page] | None = None) ->
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return final / "index.html"
 
 
 def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from condec.basis.errors import DataError, OptionError, SiteError, StoreError
+from condec.basis.errors import DataError, OptionError, SiteError, StoreError, printable
 from condec.basis.files import folder_in_place, user_path
 from condec.basis.records import short_repr
 from condec.basis.trust import gated
@@ -236,7 +236,7 @@ class Run:
     def say(self, text: str) -> None:
         """Print a line on standard error, where progress is shown."""
         if self.progress:
-            Console(stderr=True).print(text, markup=False)
+            Console(stderr=True).print(printable(text), markup=False)
 
 
 def _whole(store: Store) -> Store:

@@ -38,6 +38,7 @@ from torch import Tensor
 from condec import dictionary
 from condec.basis.errors import CondecError, OptionError, StoreError
 from condec.basis.files import to_json, user_path
+from condec.basis.locks import held
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
 from condec.dictionary import Learner, TrainConfig
@@ -219,6 +220,11 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     """
     if not plan.store.exists():
         raise StoreError(f"{plan.store}: no contributions yet; run 'condec collect' first")
+    with held(plan.out):
+        return _sweep(plan, progress=progress)
+
+
+def _sweep(plan: SweepPlan, *, progress: bool) -> SweepResult:
     store, folder = Store.open(plan.store), RunFolder(plan.out)
     fits = _all_fits(plan, store)
     undone = {fit.folder for fit in fits if fit.record is None}

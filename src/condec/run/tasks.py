@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from condec.basis.errors import CondecError, DataError, ModelError, SiteError
+from condec.basis.locks import held
 from condec.basis.progress import progress_bar
 from condec.modes import Modes
 from condec.network import Site
@@ -85,13 +86,14 @@ def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = Fa
 
 @contextmanager
 def logged(run: Run, link: str) -> Iterator[None]:
-    """Write a line to the log when a link begins, and one when it ends, however it ends."""
+    """Hold the run folder while a link is at work; log when it begins, and how it ends."""
     started = time.perf_counter()
-    run.folder.log("start", link=link)
-    try:
-        yield
-    except BaseException as error:
-        with suppress(OSError):  # On a full disk, the first error is the one to show.
-            run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
-        raise
-    run.folder.log("end", link=link, seconds=round(time.perf_counter() - started, 3))
+    with held(run.folder.path):
+        run.folder.log("start", link=link)
+        try:
+            yield
+        except BaseException as error:
+            with suppress(OSError):  # On a full disk, the first error is the one to show.
+                run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
+            raise
+        run.folder.log("end", link=link, seconds=round(time.perf_counter() - started, 3))

@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM: a command says how to go on, and ends within two seconds.
+
+It may be ended anywhere: whatever it writes is on disk whole, or not at all.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+SECONDS: Final = 1.5
+"""Time for a command to leave what it is doing; then it is ended."""
+_WORDS: Final = "interrupted; the same command goes on where it stopped"
+_received: list[int] = []
+_said = threading.Event()
+
+
+class Stopped(KeyboardInterrupt):
+    """The command is to end: Ctrl-C, or SIGTERM."""
+
+
+def exit_code(error: BaseException) -> int | None:
+    """Return the exit status of a stopped command, after words; None where none was stopped.
+
+    What libraries make of the interruption of their imports is one, too.
+    """
+    if not _received and not isinstance(error, KeyboardInterrupt):
+        return None
+    if not _said.is_set():
+        sys.stderr.write(f"\ncondec: {_WORDS}\n")
+    if not _received:
+        return 128 + signal.SIGINT
+    _said.set()
+    return 128 + _received[0]
+
+
+def end_at_once() -> None:
+    """End at a signal where nothing has begun: while everything is imported."""
+    _answer(lambda number, frame: _end(number))
+
+
+def end_soon() -> None:
+    """Raise `Stopped` at the first signal, and end at the second, or where that takes long."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _received.append(number)
+        end_at_once()
+        raise Stopped(signal.Signals(number).name)
+
+    if sys.platform != "win32":
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        # Told by the system at once: `stop` waits for compiled code that is at work.
+        signal.set_wakeup_fd(writer)
+        threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    _answer(stop)
+
+
+def _answer(handler: Callable[[int, FrameType | None], Any]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for nohup and jobs of a shell
+            signal.signal(number, handler)
+
+
+def _watch(reader: int) -> None:
+    number = os.read(reader, 1)[0]
+    time.sleep(SECONDS)
+    _end(number)
+
+
+def _end(number: int) -> None:
+    if not _said.is_set():
+        # Past Python's own stream, which may be held; a bar of progress hides the cursor.
+        cursor = "\x1b[?25h" if os.isatty(2) else ""
+        with contextlib.suppress(OSError):
+            os.write(2, f"{cursor}\ncondec: {_WORDS}\n".encode())
+    os._exit(128 + number)

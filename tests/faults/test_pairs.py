@@ -1,0 +1,135 @@
+"""Two processes at once on one run, store or sweep: both end well, or one is told by words."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import condec
+import condec.report
+from condec import cli
+from condec.modes import Modes
+from condec.run.compare import compare_runs
+from condec.store import RunFolder, Store
+from condec.testing.models import small_resnet
+from forked import Command
+from small_runs import quick_report, small_inputs, write_source
+
+LINKS = ("collect", "stats", "fit", "control", "map", "report")
+ON_A_RUN = [*itertools.combinations_with_replacement((*LINKS, "run", "compare"), 2)]
+SWEEP = 'run = "run.toml"\nseeds = [0, 1]\n[[grid]]\nlearner = "kmeans"\nn_modes = [2, 3]\n'
+FAST = {("fit", "fit"), ("run", "report")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Write a source and its whole run."""
+    root = write_source(tmp_path_factory.mktemp("whole"))
+    (root / "sweep.toml").write_text(SWEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(condec.report, "build_report", quick_report)
+        result = CliRunner().invoke(cli.app, ["run", str(root / "run.toml"), "-q"])
+        assert result.exit_code == 0, result.output
+        yield root
+
+
+def both(first: list[str], second: list[str], place: Path, wait: float) -> list[Command]:
+    commands = [Command(place / n, c, wait=wait) for n, c in (("a", first), ("b", second))]
+    for command in commands:
+        code = command.end()
+        assert "Traceback" not in command.output
+        if code != 0:
+            assert code == 2, command.output
+            assert "run: in use by " in command.output or "sweep: in use by" in command.output
+    assert 0 in [command.process.exitcode for command in commands], "one at least is done"
+    return commands
+
+
+@pytest.mark.parametrize("wait", [0.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "pair", [pytest.param(p, marks=[] if p in FAST else pytest.mark.slow) for p in ON_A_RUN],
+    ids="-".join,
+)  # fmt: skip
+def test_two_commands_on_one_run(
+    whole: Path, tmp_path: Path, pair: tuple[str, str], wait: float
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(whole, root)
+    for name in pair:  # made again, not kept
+        for record in (root / "run" / "tasks").glob(f"{name}*.json"):
+            record.unlink()
+    if "collect" in pair or "run" in pair:
+        for record in (root / "run" / "contributions.zarr" / "manifest").glob("*1.json"):
+            record.unlink()
+    run, plan = str(root / "run"), str(root / "run.toml")
+    commands = [[n, run, run] if n == "compare" else [n, plan, "-q"] for n in pair]
+    ended = both(*commands, tmp_path / "out", wait)  # type: ignore[misc]
+    if wait:
+        assert [command.process.exitcode for command in ended] == [0, 0]
+    for command in commands:
+        assert CliRunner().invoke(cli.app, command).exit_code == 0
+    assert compare_runs(root / "run", whole / "run") == ()
+
+
+@pytest.mark.slow
+def test_two_commands_that_begin_a_run(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    root = write_source(tmp_path / "root")
+    command = ["run", str(root / "run.toml"), "-q"]
+    both(command, command, tmp_path / "out", 0.0)
+    assert compare_runs(root / "run", whole / "run") == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 60.0])
+def test_two_sweeps(whole: Path, tmp_path: Path, wait: float) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(whole, root)
+    command = ["sweep", str(root / "sweep.toml"), "-q"]
+    both(command, command, tmp_path / "out", wait)
+    again = CliRunner().invoke(cli.app, command)
+    assert "0 fits made, 4 kept" in again.stdout, again.output
+
+
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_two_collects_into_one_store_end_with_the_same_bytes(tmp_path: Path, shards: int) -> None:
+    model, inputs = small_resnet(), small_inputs(n_samples=32)
+
+    def collect(name: str) -> Store:
+        return condec.collect(model, inputs, "block*", out=tmp_path / name, progress=False,
+                              shard_size=32 // shards, batch_size=8)  # fmt: skip
+
+    alone = collect("alone.zarr")
+    workers = [Command(tmp_path / n, lambda: collect("both.zarr")) for n in ("a", "b")]
+    assert [worker.end() for worker in workers] == [0, 0], workers[0].output + workers[1].output
+    files = [
+        {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+        for path in (alone.path, tmp_path / "both.zarr")
+    ]
+    assert files[0] == files[1]
+
+
+def test_two_savers_of_modes_leave_those_of_one(tmp_path: Path) -> None:
+    store = condec.collect(small_resnet(), small_inputs(), "block1", out=tmp_path / "s.zarr",
+                           progress=False)  # fmt: skip
+    rows = store.matrix("block1")
+    found = [
+        Modes.build(condec.fit(condec.PCA(n_modes=n), rows).dictionary, store, "block1")
+        for n in (1, 2)
+    ]
+    folder = RunFolder(tmp_path / "run").modes("block1", "pca")
+
+    def save(modes: Modes) -> None:
+        for _ in range(20):
+            modes.save(folder)
+
+    workers = [Command(tmp_path / f"w{len(m)}", lambda m=m: save(m)) for m in found]
+    assert [worker.end() for worker in workers] == [0, 0], workers[0].output + workers[1].output
+    kept = Modes.load(folder, store)
+    assert any(
+        kept.atoms.shape == m.atoms.shape and torch.equal(kept.loadings, m.loadings) for m in found
+    )
