@@ -22,7 +22,7 @@ from small_runs import quick_report, small_inputs, write_source
 LINKS = ("collect", "stats", "fit", "control", "map", "report")
 ON_A_RUN = [*itertools.combinations_with_replacement((*LINKS, "run", "compare"), 2)]
 SWEEP = 'run = "run.toml"\nseeds = [0, 1]\n[[grid]]\nlearner = "kmeans"\nn_modes = [2, 3]\n'
-FAST = {("fit", "fit"), ("run", "report")}
+FAST = {("fit", "fit"), ("report", "run")}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_two_commands_on_one_run(
     ended = both(*commands, tmp_path / "out", wait)  # type: ignore[misc]
     if wait:
         assert [command.process.exitcode for command in ended] == [0, 0]
-    for command in commands:
+    for command in (*commands, ["run", plan, "-q"]):
         assert CliRunner().invoke(cli.app, command).exit_code == 0
     assert compare_runs(root / "run", whole / "run") == ()
 
