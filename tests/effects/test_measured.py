@@ -158,6 +158,22 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
+def test_effects_are_of_proven_models() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_resnet()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.net(x)
+            return y - y.mean(0)
+
+    model, samples = Centred().eval(), samples_of(torch.randn(4, 1, 6, 5))
+    with pytest.raises(ModelError, match=r"samples meet, outside of modules.*prove=False"):
+        measure(model, samples, [()])
+    assert len(measure(model, samples, [()], prove=False).labels) == 4
+
+
 @pytest.mark.parametrize("memory_gib", [1e-9, 1.0])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_equal_a_whole_pass_for_each(
@@ -204,7 +220,7 @@ def test_what_lies_before_the_site_runs_once_a_batch(monkeypatch: pytest.MonkeyP
             module.register_forward_hook(lambda m, args, out, name=name: runs.append(name))
     edits = [(Ablate("block2.conv1", units=[u % 4]),) for u in range(10)]
     samples = samples_of(torch.randn(9, 1, 6, 5))
-    measure(model, samples, edits, batch_size=3)
+    measure(model, samples, edits, batch_size=3, prove=False)
     n_batches = 3
     # One to see which axis holds the units, a full pass a batch, two versions to try it on the
     # first, and all ten in one.
@@ -214,7 +230,7 @@ def test_what_lies_before_the_site_runs_once_a_batch(monkeypatch: pytest.MonkeyP
     inner = []
     model.block1.conv1.register_forward_hook(lambda *_: inner.append(0))
     monkeypatch.setitem(passes._GIB, "cpu", 1e-9)
-    measure(model, samples, edits, batch_size=3)
+    measure(model, samples, edits, batch_size=3, prove=False)
     assert len(inner) == n_batches
 
 
@@ -298,7 +314,7 @@ def test_whole_passes_where_nothing_else_will_do() -> None:
     runs: list[int] = []
     plain_model = small_resnet()
     plain_model.stem.register_forward_hook(lambda *_: runs.append(0))
-    measure(plain_model, samples_of(torch.randn(4, 1, 6, 5)), units("block1", 1))
+    measure(plain_model, samples_of(torch.randn(4, 1, 6, 5)), units("block1", 1), prove=False)
     assert len(runs) == 3  # one to see which axis holds the units
 
 

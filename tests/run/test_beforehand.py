@@ -13,6 +13,7 @@ from condec.dictionary import KMeans
 from condec.run import Outcome, Run, chain, config, links
 from condec.run.beforehand import check_run, needs
 from condec.store import RunFolder
+from condec.store.batches import BatchPlan
 from small_runs import NET, quick_report, write_source
 
 
@@ -80,7 +81,7 @@ def test_what_the_plan_gets_wrong_is_told_before_the_first_pass(
     (source / "groups.json").write_text(text)
     if text == "no labels":
         with_labels(source, None)
-    monkeypatch.setattr(links, "collect", lambda *_, **__: pytest.fail("a pass"))
+    monkeypatch.setattr(links, "collect_planned", lambda *_, **__: pytest.fail("a pass"))
     with pytest.raises(CondecError, match=message):
         list(chain(run_of(source)))
 
@@ -223,6 +224,18 @@ def test_a_whole_store_is_checked_without_passes(
     assert check_run(run_of(source)) == {}
     with pytest.raises(StoreError, match="no contributions yet"):
         check_run(run_of(source, links=("fit",), out=source / "other"))
+
+
+def test_what_is_checked_is_what_is_collected(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, made = BatchPlan.make, []
+    monkeypatch.setattr(BatchPlan, "make", lambda *given: made.append(given) or plain(*given))
+    run = run_of(source, links=("collect",))
+    needs(run, check_run(run))
+    assert carried_out(run)["collect"].state == "made"
+    assert len(made) == 1
+    assert carried_out(run_of(source, links=("collect",)))["collect"].state == "kept"
 
 
 def test_labels_are_checked_again_once_bad_inputs_are_known(source: Path) -> None:

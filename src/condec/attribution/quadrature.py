@@ -9,7 +9,7 @@ points at equal distance. The paper's rule leaves it out.
 import itertools
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Final, TypeVar
 
@@ -247,21 +247,10 @@ def _zeros(like: Point) -> Totals:
 
 def _total(points: Sequence[Point], spacing: Spacing) -> Totals:
     """Sum over points from the baseline to the inputs."""
-    total = _zeros(points[-1])
-    for key, sums in total.items():
-        before = None
-        for earlier, later in itertools.pairwise(points):
-            h1, h0, g1, g0 = (
-                t.to(sums.dtype)
-                for t in (later.records[key], earlier.records[key], later.gradients[key],
-                          earlier.gradients[key])
-            )  # fmt: skip
-            change, turn = h1 - h0, g1 - g0
-            sums.addcmul_(change, g1 + g0, value=0.5)
-            if before is not None and spacing.corners:
-                _add_corner(sums, before, (change, turn), _CORNER)
-            before = change, turn
-    return total
+    curve = _Curve(points[0], replace(spacing, fitted=False))
+    for point in points[1:]:
+        curve.go(point)
+    return {key: 0 - total for key, total in curve.total.items()}  # gone the other way
 
 
 def _doubled(

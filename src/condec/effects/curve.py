@@ -97,7 +97,7 @@ def control_curve(model: nn.Module, data: Any, modes: Modes, **options: Any) -> 
     DataError
         Labels or held-out rows are missing, or `data` or a ranking is of other samples or rows.
     ModelError
-        The model is in training mode, or its output is not [sample, label].
+        The model is in training mode, not proven, or its output is not [sample, label].
     """
     return measure_curves(model, data, modes, CurveOptions(**options)).to_frame()
 
@@ -117,7 +117,7 @@ def _measured(
 
     def under(samples: HeldOut, values: Mapping[int | None, Any]) -> Measured:
         edits = [edits_of(options.edit, site, n_units, units, values[of]) for units, of in chosen]
-        return measure(model, samples, edits, batch_size=size)
+        return measure(model, samples, edits, batch_size=size, prove=options.prove)
 
     if options.replacement == "resample":
         batches = _with_donors(model, samples, modes, options)

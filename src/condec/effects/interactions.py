@@ -32,7 +32,7 @@ def mode_interactions(
     model: nn.Module, data: Any, modes: Modes, *, labels: Sequence[int] | None = None,
     pairs: Sequence[tuple[int, int]] | None = None, n_pairs: int | None = None, fraction: float,
     replacement: FixedReplacement = "zero", n_bootstrap: int = 1000, seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 64, prove: bool = True,
 ) -> "pandas.DataFrame":  # fmt: skip
     r"""Ablate two modes together, and compare the effect with the sum of their single effects.
 
@@ -44,7 +44,7 @@ def mode_interactions(
 
     Parameters
     ----------
-    model, data, modes, labels, replacement, batch_size
+    model, data, modes, labels, replacement, batch_size, prove
         As in `control_curve`.
     pairs : sequence of (int, int), optional
         Modes, by their number in the dictionary (`Modes.ids`). By default pairs of the labels'
@@ -85,7 +85,7 @@ def mode_interactions(
     edits: dict[Edits, int] = {(): 0}
     wanted = [*units.values(), *(units[a] | units[b] for a, b in asked)]
     number = {some: edits.setdefault(choice.edits(some), len(edits)) for some in wanted}
-    measured = measure(model, samples, list(edits), batch_size=batch_size)
+    measured = measure(model, samples, list(edits), batch_size=batch_size, prove=prove)
     best = modes.correlation(split="train").argmax(1).tolist()
     called = {mode: label_name(names, label) for mode, label in zip(ids, best, strict=True)}
     rows = []

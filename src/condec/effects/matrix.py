@@ -204,7 +204,7 @@ class ControlMatrix:
 def control_matrix(
     model: nn.Module, data: Any, modes: Modes, *, fraction: float, edit: EditKind = "ablate",
     ranking: Ranking | None = None, labels: Sequence[int] | None = None,
-    replacement: FixedReplacement = "zero", batch_size: int = 64,
+    replacement: FixedReplacement = "zero", batch_size: int = 64, prove: bool = True,
 ) -> ControlMatrix:  # fmt: skip
     r"""Edit every label's units, and look at every label.
 
@@ -219,7 +219,7 @@ def control_matrix(
 
     Parameters
     ----------
-    model, data, modes, edit, labels, replacement, batch_size
+    model, data, modes, edit, labels, replacement, batch_size, prove
         As in `control_curve`; so are the errors.
     fraction : float
         Share of the site's units to take.
@@ -240,7 +240,7 @@ def control_matrix(
         [edits.setdefault(choice.edits(choice.first(order)), len(edits)) for order in one.orders]
         for one in ranked
     ]
-    measured = measure(model, samples, list(edits), batch_size=batch_size)
+    measured = measure(model, samples, list(edits), batch_size=batch_size, prove=prove)
     names = samples.inputs.label_names
 
     def by_row(values: Tensor) -> Float[Tensor, "row label"]:

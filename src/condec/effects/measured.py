@@ -12,7 +12,7 @@ from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
 from condec.effects.passes import Edits, Passes
 from condec.effects.samples import HeldOut
-from condec.network import refuse_training
+from condec.network import proof_of, refuse_training
 
 __all__ = ["Edits", "Measured", "measure"]
 
@@ -50,7 +50,7 @@ class Measured:
 
 def measure(
     model: nn.Module, samples: HeldOut, edits: Sequence[Edits], *,
-    targets: Sequence[int | None] | None = None, batch_size: int = 64,
+    targets: Sequence[int | None] | None = None, batch_size: int = 64, prove: bool = True,
 ) -> Measured:  # fmt: skip
     """Run held-out samples under many edits.
 
@@ -69,11 +69,13 @@ def measure(
         For every set of edits the label to follow on all samples.
     batch_size : int
         Samples that pass the model together. Memory holds one batch of them.
+    prove : bool
+        Try on the first batch whether outputs belong to single samples (`condec.prove`).
 
     Raises
     ------
     OptionError, ModelError
-        Bad edits or targets; a model in training mode, or of another output.
+        Bad edits or targets; a model in training mode, not proven, or of another output.
     """
     refuse_training(model)
     targets = [None] * len(edits) if targets is None else list(targets)
@@ -85,8 +87,10 @@ def measure(
     passes = Passes(model, edits)
     parts: list[dict[str, Tensor]] = []
     for inputs, labels in samples.batches(batch_size):
-        found = {}
-        for number, output in passes.outputs(prepare_inputs(model, inputs)):
+        found, inputs = {}, prepare_inputs(model, inputs)
+        if prove and not parts:
+            proof_of(model, inputs, ()).demand()
+        for number, output in passes.outputs(inputs):
             samples.inputs.check_outputs(output.shape[1])
             found[number] = _numbers(output, labels, targets[number])
         in_order = [found[number] for number in range(len(edits))]

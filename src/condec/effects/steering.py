@@ -36,7 +36,7 @@ def steering_curve(
     model: nn.Module, data: Any, modes: Modes, *, strengths: Sequence[float],
     labels: Sequence[int] | None = None,
     directions: Sequence[DirectionKind] = get_args(DirectionKind), n_random: int = 5, seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 64, prove: bool = True,
 ) -> "pandas.DataFrame":  # fmt: skip
     r"""Add along a label's direction to samples of all other labels.
 
@@ -53,7 +53,7 @@ def steering_curve(
 
     Parameters
     ----------
-    model, data, modes, labels, batch_size
+    model, data, modes, labels, batch_size, prove
         As in `control_curve`.
     strengths : sequence of float
         In ascending order; 0 is the network as it is, below 0 steers away.
@@ -118,7 +118,7 @@ def steering_curve(
                     )
                 points.append((key | {"strength": strength}, label, numbers))
     some, targets = zip(*edits, strict=True)
-    measured = measure(model, samples, some, targets=targets, batch_size=batch_size)
+    measured = measure(model, samples, some, targets=targets, batch_size=batch_size, prove=prove)
     rows = [
         key | _point(measured, label, numbers, edits[((), label)]) for key, label, numbers in points
     ]

@@ -111,7 +111,7 @@ def superclass_control(
     model: nn.Module, data: Any, modes: Modes | Sequence[Modes], members: Sequence[int], *,
     fraction: float, edit: EditKind = "ablate", least_correlation: float = 0.2,
     replacement: FixedReplacement = "zero", n_random: int = 5, seed: int = 0,
-    name: str = "superclass", batch_size: int = 64,
+    name: str = "superclass", batch_size: int = 64, prove: bool = True,
 ) -> SuperclassControl:  # fmt: skip
     """Ablate or preserve a superclass at several sites together.
 
@@ -123,7 +123,7 @@ def superclass_control(
 
     Parameters
     ----------
-    model, data, edit, replacement, batch_size
+    model, data, edit, replacement, batch_size, prove
         As in `control_curve`.
     modes : Modes, or several
         One for each site; of one store, with the same held-out rows.
@@ -164,7 +164,7 @@ def superclass_control(
     }  # fmt: skip
     edits: dict[Edits, int] = {(): 0}
     numbers = [[edits.setdefault(one, len(edits)) for one in made] for made in by_ranking.values()]
-    measured = measure(model, samples, list(edits), batch_size=batch_size)
+    measured = measure(model, samples, list(edits), batch_size=batch_size, prove=prove)
 
     def by_row(values: Tensor) -> Float[Tensor, "ranking sample"]:
         return torch.stack([values[of].double().mean(0) for of in [[0], *numbers]])

@@ -65,6 +65,8 @@ class CurveOptions:
         them out (NaN); of all that is drawn.
     batch_size : int
         Held-out inputs that pass the model together.
+    prove : bool
+        Try first whether outputs belong to single samples (`condec.prove`).
     """
 
     labels: Sequence[int] | None = None
@@ -77,6 +79,7 @@ class CurveOptions:
     n_bootstrap: int = 1000
     seed: int = 0
     batch_size: int = 64
+    prove: bool = True
 
     def __post_init__(self) -> None:
         who = "control_curve"

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from condec.attribution import prepare_inputs
-from condec.basis.errors import CondecError, DataError, OptionError, StoreError
+from condec.basis.errors import CondecError, DataError, OptionError
 from condec.basis.progress import duration
 from condec.basis.records import short_repr
 from condec.dictionary import split_rows
@@ -26,9 +25,9 @@ from condec.explain import mode_map
 from condec.network import Site
 from condec.run.plugins import brought
 from condec.run.run import Run
-from condec.store import SiteInfo, Store
+from condec.store import SiteInfo
 from condec.store.batches import BatchPlan
-from condec.store.collection import check_batches
+from condec.store.collection import check_batches, whole_store
 
 OF_MODES: Final = ("control", "map")
 """Links of condec that need dictionaries."""
@@ -58,7 +57,7 @@ def check_run(run: Run) -> dict[str, str]:
         return {}
     if "collect" not in plan.links:
         _ = run.store
-    elif _whole_store(run) is None:
+    elif whole_store(run.folder.store) is None:
         run.check_devices()
     _try_all([lambda: run.loaded, lambda: run.inputs])
     model, inputs = run.loaded.model, run.inputs
@@ -87,14 +86,10 @@ def check_run(run: Run) -> dict[str, str]:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What is known of a run before its first pass: sites, and labels [sample], -1 for none.
-
-    `plan` is that of collecting; None where the store is whole.
-    """
+    """What is known of a run before its first pass: sites, and labels [sample], -1 for none."""
 
     infos: tuple[SiteInfo, ...]
     labels: Tensor
-    plan: BatchPlan | None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -104,17 +99,13 @@ class Known:
     @staticmethod
     def of(run: Run) -> "Known":
         """Read it from the store; where it is not whole, run one sample."""
-        store = _whole_store(run)
+        store = whole_store(run.folder.store)
         if store is not None:
-            return Known(store.infos, store.labels, None)
-        plan, inputs = run.plan.collect, run.inputs
-        made = BatchPlan.make(
-            run.loaded.model, inputs, run.plan.sites, plan.method, plan.target, plan.compute,
-            plan.on_bad, run.fit_on, _batch(run) if plan.prove else None,
-        )  # fmt: skip
-        check_batches(made, _batch(run), plan.shard_size)
+            return Known(store.infos, store.labels)
+        check_batches(run.batches, run.batch_size, run.plan.collect.shard_size)
+        inputs = run.inputs
         labels = torch.full((len(inputs),), -1) if inputs.labels is None else inputs.labels
-        return Known(made.infos, labels, made)
+        return Known(run.batches.infos, labels)
 
 
 def control_reason(run: Run, labels: Tensor) -> str:
@@ -189,13 +180,6 @@ def _check_fit(run: Run, info: SiteInfo, n_rows: int) -> None:
         )
 
 
-def _whole_store(run: Run) -> Store | None:
-    with suppress(StoreError):
-        store = Store.open(run.folder.store)
-        return store if store.is_complete else None
-    return None
-
-
 def _try_all(parts: Sequence[Callable[[], Any]]) -> None:
     """Do all parts, then raise what they raised: the error itself, or one that lists them."""
     errors: list[CondecError] = []
@@ -226,11 +210,6 @@ def _first_row(run: Run) -> int:
 
 def _sample(run: Run) -> Tensor:
     return prepare_inputs(run.loaded.model, run.inputs.load(_first_row(run))[None])
-
-
-def _batch(run: Run) -> int:
-    size = run.plan.collect.batch_size
-    return 64 if size == "auto" else size
 
 
 # --- what it takes --------------------------------------------------------------------------
@@ -274,13 +253,9 @@ def needs(run: Run, left_out: Mapping[str, str]) -> list[str]:
 
 
 def _needs(run: Run, known: Known) -> Iterator[Need]:
-    plan, infos = run.plan, known.infos
-    batches = known.plan or BatchPlan.make(
-        run.loaded.model, run.inputs, plan.sites, plan.collect.method, plan.collect.target,
-        plan.collect.compute, plan.collect.on_bad, run.fit_on,
-    )  # fmt: skip
+    plan, infos, batches = run.plan, known.infos, run.batches
     n_samples = len(run.inputs)
-    size = min(_batch(run), n_samples)
+    size = min(run.batch_size, n_samples)
     each = batches.time_pass(size) / size
     memory = batches.memory(size)
     passes = batches.method.n_passes
@@ -346,7 +321,7 @@ def _time_edits(run: Run, info: SiteInfo) -> float:
     """Measure the seconds of one sample under one set of edits, as several run together."""
     sets = [(Ablate(info.site, units=[n % info.n_units]),) for n in range(_TIMED)]
     sample = _sample(run)
-    inputs = sample.expand(min(_batch(run), len(run.inputs)), *sample.shape[1:]).contiguous()
+    inputs = sample.expand(min(run.batch_size, len(run.inputs)), *sample.shape[1:]).contiguous()
     passes, seconds = Passes(run.loaded.model, sets), 0.0
     for _ in range(2):  # the first one looks for what follows the site
         started = time.perf_counter()

@@ -86,6 +86,7 @@ def _site_curves(run: Run, site: SiteRankings) -> list[Path]:
     shared = CurveOptions(
         labels=plan.labels or None, fractions=plan.fractions, off=plan.off, rankings=site.found,
         n_bootstrap=plan.n_bootstrap, seed=plan.seed, batch_size=plan.batch_size,
+        prove=run.plan.collect.prove,
     )  # fmt: skip
     each = [
         replace(shared, edit=e, replacement=r) for e, r in product(plan.edits, plan.replacements)

@@ -28,7 +28,8 @@ from condec.run.control import control_link
 from condec.run.plugins import brought, link_names
 from condec.run.run import Outcome, Run
 from condec.run.tasks import Task, carry_out, fit_digest, forget_table, logged, with_modes
-from condec.store import Store, collect, collect_twin, layer_statistics
+from condec.store import Store, collect_twin, layer_statistics
+from condec.store.collection import collect_planned, whole_store
 from condec.store.folder import TABLES
 
 _CHECKPOINT: Final = "checkpoint-"
@@ -43,14 +44,17 @@ def collect_link(run: Run) -> Outcome:
     plan, folder, started = run.plan.collect, run.folder, time.perf_counter()
     twins = {folder.twin(twin.name): twin for twin in plan.twins}
     stores = (folder.store, *twins)
-    kept = all(path.exists() and Store.open(path).is_complete for path in stores)
+    kept = all(whole_store(path) is not None for path in stores)
     with logged(run, "collect"):
         model, inputs, sites = run.loaded.model, run.inputs, run.plan.sites
         for twin in plan.twins:
             twin.check(model, inputs)
         own = {"method": plan.method, "target": plan.target, "fit_on": run.fit_on}
         options: dict[str, Any] = run.collecting | own
-        store = collect(model, inputs, sites, out=folder.store, **options)
+        store = collect_planned(
+            run.batches, out=folder.store, batch_size=plan.batch_size, shard_size=plan.shard_size,
+            devices=plan.devices, progress=run.progress,
+        )  # fmt: skip
         for path, twin in twins.items():
             run.say(f"twin {twin.name}")
             collect_twin(twin, model, inputs, sites, out=path, of=store, **options)

@@ -23,6 +23,7 @@ from condec.modes import Hierarchy, Modes
 from condec.network import Site, find_site, find_sites
 from condec.run.plan import Plan, digest
 from condec.store import RunFolder, SiteInfo, Store, Twin, fingerprint, is_twin, usable_device
+from condec.store.batches import BatchPlan
 
 
 @short_repr
@@ -138,6 +139,21 @@ class Run:
             scaling=self.loaded.scaling, cells=self.loaded.label_names, folder=base,
             orientation=plan.orientation or self.loaded.orientation,
         )  # fmt: skip
+
+    @cached_property
+    def batches(self) -> BatchPlan:
+        """What collecting computes, of the model proven for its batches, worked out once."""
+        plan = self.plan.collect
+        return BatchPlan.make(
+            self.loaded.model, self.inputs, self.plan.sites, plan.method, plan.target, plan.compute,
+            plan.on_bad, self.fit_on, self.batch_size if plan.prove else None,
+        )  # fmt: skip
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch; of those by timing, about."""
+        size = self.plan.collect.batch_size
+        return 64 if size == "auto" else size
 
     @cached_property
     def store(self) -> Store:

@@ -85,7 +85,8 @@ def _matrix(run: Run, modes: Modes, ranking: Ranking) -> "pandas.DataFrame":
     made = [
         effects.control_matrix(
             run.model_of_store, run.inputs, modes, edit=edit, fraction=plan.share, ranking=ranking,
-            labels=plan.labels or None, replacement=replacement, batch_size=plan.batch_size,
+            labels=plan.labels or None, replacement=replacement,
+            batch_size=plan.batch_size, prove=run.plan.collect.prove,
         ).to_frame()
         for edit in plan.edits
         for replacement in plan.replacements
@@ -101,6 +102,7 @@ def _steering(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     return effects.steering_curve(
         run.model_of_store, run.inputs, modes, strengths=plan.strengths, labels=plan.labels or None,
         n_random=plan.n_random, seed=plan.seed, batch_size=plan.batch_size,
+        prove=run.plan.collect.prove,
     )  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def _interactions(run: Run, modes: Modes, _: Ranking) -> "pandas.DataFrame":
     return effects.mode_interactions(
         run.model_of_store, run.inputs, modes, labels=plan.labels or None,
         n_pairs=plan.interactions, fraction=plan.share, n_bootstrap=plan.n_bootstrap,
-        seed=plan.seed, batch_size=plan.batch_size,
+        seed=plan.seed, batch_size=plan.batch_size, prove=run.plan.collect.prove,
     )  # fmt: skip
 
 

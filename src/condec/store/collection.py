@@ -88,16 +88,25 @@ def collect(
         shards stay and count.
     """
     _check_options(batch_size, shard_size, on_bad)
-    with suppress(StoreError):
-        if Store.open(out).is_complete:  # may be opened where its devices are not
-            devices = ()
-    for device in devices:
-        usable_device(device)
     others = None if fit_on is None else as_inputs(fit_on)
-    wanted = (1 if batch_size == "auto" else batch_size) if prove else None
+    wanted = (64 if batch_size == "auto" else batch_size) if prove else None
     plan = BatchPlan.make(
         model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted
     )
+    return collect_planned(
+        plan, out=out, batch_size=batch_size, shard_size=shard_size, devices=devices,
+        progress=progress, recorded=recorded,
+    )  # fmt: skip
+
+
+def collect_planned(
+    plan: BatchPlan, *, out: str | Path, batch_size: int | Literal["auto"] = 64,
+    shard_size: int = 1024, devices: Sequence[str | torch.device] = (), progress: bool = True,
+    recorded: Mapping[str, Any] | None = None,
+) -> Store:  # fmt: skip
+    """Collect, as `collect` does, what a plan was made for."""
+    for device in devices if whole_store(out) is None else ():  # a whole one needs none
+        usable_device(device)
     size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
     check_batches(plan, size, shard_size)
     recipe, total = plan.recipe(size) | dict(recorded or {}), len(plan.inputs)
@@ -174,6 +183,14 @@ def _results(
             free.put(mine)
 
     yield from ahead(run, loaded, n_workers=len(devices))
+
+
+def whole_store(path: str | Path) -> Store | None:
+    """Open a store of which no shard is missing; None where there is no such store."""
+    with suppress(StoreError):
+        store = Store.open(path)
+        return store if store.is_complete else None
+    return None
 
 
 def usable_device(name: str | torch.device) -> torch.device:
