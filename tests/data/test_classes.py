@@ -211,6 +211,7 @@ def test_the_first_label_that_is_none_is_shown_with_its_line(
         ),
         ("", "empty; expected the columns file,label"),
         ("file,label\n\0,1\n", "none of its 1 files is in"),
+        (f"file,label\n{'a' * 300}.png,1\n", "none of its 1 files is in"),
     ],
 )
 def test_rows_that_are_not_as_the_first_line_says(tmp_path: Path, text: str, message: str) -> None:

@@ -184,27 +184,27 @@ def parsers(folder: Path) -> dict[str, Parser]:
     (folder / "names.json").write_text('["cat", "dog", "a", "b"]')
     rng = random.Random(1)
     return {
-        "methods": Parser(METHOD_TEXTS, METHODS.parse, 0.2),
+        "methods": Parser(METHOD_TEXTS, METHODS.parse, 0.22),
         "baselines": Parser([t.partition("@")[2] for t in METHOD_TEXTS], BASELINES.parse, 0.1),
-        "targets": Parser(TARGET_TEXTS, TARGETS.parse, 0.2),
-        "twins": Parser(("random-weights:b#2", "shuffled-labels#1"), parse_twin, 0.1),
+        "targets": Parser(TARGET_TEXTS, TARGETS.parse, 0.22),
+        "twins": Parser(("random-weights:b#2", "shuffled-labels#1"), parse_twin, 0.125),
         "one site": Parser(PATTERNS, Site.parse, 0.1),
         "patterns in a model": Parser(PATTERNS, lambda t: find_sites(model, t), 0.04),
         "patterns in a store": Parser(PATTERNS, lambda t: match_sites(sites, t), 0.04),
         "a site of a store": Parser(PATTERNS, lambda t: find_site(sites, t), 0.02),
         "shapes": Parser(("3,224,224", "1x8x8", "5"), _shape, 0.06),
-        "run.toml": Parser(RUN_TOMLS, written("run.toml", plan(config.from_dict)), 0.04),
-        "sweep.toml": Parser(SWEEP_TOMLS, written("sweep.toml", plan(sweep.from_dict)), 0.02),
-        "csv": Parser(TABLES, written("t2.csv", labels), 0.02),
-        "names": Parser(NAMES, written("n.json", lambda p: Hierarchy(read_names(p))), 0.02),
-        "data": Parser(SOURCES, source, 0.01),
+        "run.toml": Parser(RUN_TOMLS, written("run.toml", plan(config.from_dict)), 0.01),
+        "sweep.toml": Parser(SWEEP_TOMLS, written("sweep.toml", plan(sweep.from_dict)), 0.003),
+        "csv": Parser(TABLES, written("t2.csv", labels), 0.01),
+        "names": Parser(NAMES, written("n.json", lambda p: Hierarchy(read_names(p))), 0.01),
+        "data": Parser(SOURCES, source, 0.003),
         "models": Parser(
-            MODELS, lambda t: registry.opener("model", t, FAMILIES, "condec.models"), 0.01
+            MODELS, lambda t: registry.opener("model", t, FAMILIES, "condec.models"), 0.003
         ),
         "functions": Parser(
             ("a.py:make", "python:a.py:make"), lambda t: load_function(t, folder=folder), 0.01
         ),
-        "records": Parser(RECORDS, record, 0.01),
+        "records": Parser(RECORDS, record, 0.026),
     }
 
 

@@ -125,7 +125,7 @@ def _from_table(path: Path, table: Path, label_names: Sequence[str] | None) -> I
         first, second = repeated(files)
         rows = f"lines {lines[first]} and {lines[second]}"
         raise DataError(f"{table}: {rows} both name {files[first]!r}; give it once")
-    if not any((path / file).is_file() for file in files):
+    if not any(_is_file(path / file) for file in files):
         raise DataError(f"{table}: none of its {len(files)} files is in {path}")
     named = label_names is not None
     numbers = written_numbers(f"{table}: labels", given, lines, named=named)
@@ -172,9 +172,15 @@ def _turned(inputs: Inputs, path: Path) -> Inputs:
     )  # fmt: skip
 
 
+def _is_file(path: Path) -> bool:
+    with suppress(OSError):  # of names that are too long
+        return path.is_file()
+    return False
+
+
 def _stored(files: Sequence[Path]) -> Iterator[bytes]:
     """Yield the size of every file, and hashes of all, or of some where they are large."""
-    sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
+    sizes = [file.stat().st_size if _is_file(file) else -1 for file in files]
     few = sum(sizes) <= WHOLE_BYTES
     opened = range(len(files)) if few else frozenset(spread(len(files), N_OPENED))
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
