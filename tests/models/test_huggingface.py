@@ -84,6 +84,30 @@ def test_preprocessing_may_be_missing(classifier: Path, tmp_path: Path) -> None:
     assert bare.input_shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", '{"model_type": "vit", "architectures": 3}'),
+        ("config.json", "[" * 100_000),
+        ("preprocessor_config.json", '{"image_processor_type": "ViTImageProcessor", "size": {}}'),
+        ("preprocessor_config.json", "{"),
+        ("model.safetensors", "nothing"),
+    ],
+)
+def test_folders_that_are_damaged_are_named(
+    classifier: Path, tmp_path: Path, file: str, content: str
+) -> None:
+    for sound in classifier.iterdir():
+        (tmp_path / sound.name).write_bytes(sound.read_bytes())
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ModelError, match=rf"huggingface:{tmp_path}: not read .*Expected a folder"):
+        load_model(f"huggingface:{tmp_path}")
+
+
+def test_pictures_are_turned_as_the_library_does(classifier: Path) -> None:
+    assert load_model(f"huggingface:{classifier}").orientation == "exif"
+
+
 def test_weights_random_or_from_a_file(classifier: Path, tmp_path: Path) -> None:
     spec = f"huggingface:{classifier}"
     own = load_model(spec, "default").model.state_dict()

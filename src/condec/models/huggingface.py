@@ -82,7 +82,7 @@ def load_huggingface_model(
     if auto is library.AutoModelForCausalLM:
         return LoadedModel(LanguageModel(model, _tokenizer(library, place)), spec)
     preprocess = _preprocess(library, name, place)
-    shape = _input_shape(config, preprocess)
+    shape = _fetched(name, lambda: _input_shape(config, preprocess))
     if auto is library.AutoModelForImageClassification:
         names = _fetched(name, lambda: _label_names(config))
         return LoadedModel(model, spec, shape, preprocess, names, orientation=_ORIENTATION)
