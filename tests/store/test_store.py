@@ -1,5 +1,6 @@
 """The store gives back what was written, whatever happened while it was written."""
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError
-from condec.basis.files import write_file
+from condec.basis.files import folder_lock, write_file
 from condec.network.sites import Site, Units
 from condec.store.shards import SiteInfo
 from condec.store.store import Store
@@ -441,13 +442,14 @@ def test_a_flipped_bit_in_any_file_is_found(tmp_path: Path) -> None:
             flipped = bytearray(content)
             flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
             path.write_bytes(bytes(flipped))
-            with pytest.raises(StoreError, match=r"damaged|not a store|schema"):
+            with pytest.raises(StoreError, match="damaged files: 1\n") as caught:
                 store.verify()
+            assert f"{path}: " in str(caught.value)
         path.write_bytes(content)
     store.verify()
 
 
-def test_verify_names_the_shard_the_array_and_both_checksums(tmp_path: Path) -> None:
+def test_verify_names_the_file_and_both_checksums(tmp_path: Path) -> None:
     store = _full(tmp_path / "s.zarr")
     path = store.path / "sites" / "layer1.0" / "contribution" / "c.1.0.0"
     content = path.read_bytes()
@@ -455,19 +457,102 @@ def test_verify_names_the_shard_the_array_and_both_checksums(tmp_path: Path) -> 
     expected, got = (hashlib.sha256(b).hexdigest() for b in (content, content[:-1]))
     with pytest.raises(
         StoreError,
-        match=rf"shard 1 is damaged: sites/layer1.0/contribution: expected SHA-256 {expected}, "
-        rf"got {got}\. Delete manifest/shard-00001\.json",
+        match=rf"damaged files: 1\n.*sites/layer1.0/contribution/c.1.0.0: expected SHA-256 "
+        rf"{expected}, got SHA-256 {got}\. Call Store\.repair .* that shard is written again\.",
     ):
         store.verify()
     path.unlink()
-    with pytest.raises(StoreError, match=r"shard 1 is damaged: .*contribution: .*No such file"):
+    with pytest.raises(StoreError, match=r"c.1.0.0: expected SHA-256 .*, got .*No such file"):
         store.verify()
-    (store.path / "manifest" / "shard-00001.json").unlink()
-    store = Store.open(store.path)
-    assert store.missing() == (1,)
-    store.write_shard(1, _rows(3, seed=1))
-    store.verify()
-    assert _bytes(store.path) == _bytes(_full(tmp_path / "other.zarr").path)
+
+
+def test_all_damages_are_named_and_repaired_to_the_same_bytes(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    before = _bytes(store.path)
+    assert store.damages() == store.repair() == ()
+    places = ("zarr.json", "sites/layer1.0/activation/zarr.json", "inputs/label/c.0",
+              "sites/layer1.0/contribution/c.0.0.0", "manifest/shard-00001.json")  # fmt: skip
+    for place in places:
+        (store.path / place).write_bytes(b"garbage")
+    (store.path / "inputs" / "id" / "c.2").unlink()
+    (store.path / "inputs" / "id" / "c.2").mkdir()  # in the place of the file
+    assert [damage.file for damage in store.damages()] == [
+        store.path / place for place in (*places[:4], places[4], "inputs/id/c.2")
+    ]
+    assert len(store.repair()) == 6
+    assert store.missing() == (0, 1, 2)
+    store = _create(store.path)
+    for index in store.missing():
+        store.write_shard(index, _rows(len(store.shard_rows(index)), seed=index))
+    assert _bytes(store.path) == before
+
+
+def test_a_lost_root_is_written_again_where_a_record_is_of_its_recipe(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    before, root = _bytes(store.path), store.path / "zarr.json"
+    other = _create(tmp_path / "other.zarr", recipe={"model": "another"})
+    for lose in (root.unlink, lambda: root.write_bytes(b"{"),
+                 lambda: shutil.copy(other.path / "zarr.json", root)):  # fmt: skip
+        lose()
+        assert _create(store.path).is_complete
+        assert _bytes(store.path) == before
+    root.write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"is not a store .* that file is written again, shards"):
+        _create(store.path, recipe={"model": "another"})
+    (other.path / "zarr.json").unlink()
+    with pytest.raises(StoreError, match=r"zarr.json: there is no such file; .* Remove that"):
+        _create(other.path)
+
+
+def test_every_reader_names_the_damaged_file(tmp_path: Path) -> None:
+    """A flipped bit, a lost file, another shard's, and that of a store of the same recipe."""
+    path = _full(tmp_path / "s.zarr").path
+    twin = _create(tmp_path / "t.zarr")
+    for index in twin.missing():
+        twin.write_shard(index, _rows(len(twin.shard_rows(index)), seed=index + 9))
+    site = "sites/layer1.0/activation"
+    for array, name, use in (
+        ("inputs/label", "c.1", lambda store: store.labels),
+        ("inputs/id", "c.1", lambda store: store.sample_ids),
+        (site, "c.1.0.0", lambda store: store.matrix("layer1.0", "activation")),
+        (site, "c.1.0.0", lambda store: store.read_shard(1)),
+        (site, "c.1.0.0", lambda store: store.to_xarray()[site].values),
+    ):  # fmt: skip
+        file = path / array / name
+        content = file.read_bytes()
+        flipped = bytearray(content)
+        flipped[5] ^= 1
+        sibling = file.with_name(name.replace("1", "0", 1)).read_bytes()
+        for other in (bytes(flipped), sibling, (twin.path / array / name).read_bytes(), b""):
+            file.write_bytes(other)
+            with pytest.raises(StoreError, match=rf"{array}/{name}.* Call Store.repair"):
+                use(Store.open(path))
+        file.unlink()
+        with pytest.raises(StoreError, match=rf"{array}/{name}: there is no such file"):
+            use(Store.open(path))
+        file.write_bytes(content)
+
+
+def test_the_metadata_beside_an_array_do_not_change_its_numbers(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    path = store.path / "sites" / "layer1.0" / "activation" / "zarr.json"
+    wanted = store.matrix("layer1.0", "activation")
+    good = json.loads(path.read_text())
+    for change in ({"data_type": "int32", "fill_value": 0}, {"shape": [3, 2, 5]}, {"codecs": []}):
+        path.write_text(json.dumps(good | change))
+        assert torch.equal(Store.open(store.path).matrix("layer1.0", "activation"), wanted)
+        tree = store.to_xarray()["sites/layer1.0/activation"].values
+        assert torch.equal(torch.from_numpy(tree[:, 0]), wanted)
+
+
+def test_zarr_itself_refuses_a_flipped_bit(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    path = store.path / "sites" / "layer1.0" / "activation" / "c.1.0.0"
+    flipped = bytearray(path.read_bytes())
+    flipped[5] ^= 1
+    path.write_bytes(bytes(flipped))
+    with pytest.raises(RuntimeError, match="Zstd decompression error"):
+        xarray.open_zarr(store.path, group="sites/layer1.0")["activation"].load()
 
 
 def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
@@ -497,23 +582,69 @@ def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
     assert store.sample_ids[:3] == _rows(3, seed=7)["inputs/id"] != ids[:3]
 
 
-def test_a_record_that_is_not_of_this_store_does_not_pass(tmp_path: Path) -> None:
+def test_a_record_that_is_not_of_this_store_does_not_count(tmp_path: Path) -> None:
     store = _full(tmp_path / "s.zarr")
-    path = store.path / "manifest" / "shard-00001.json"
-    good = json.loads(path.read_text())
-    for change, message in (
-        ({"rows": 2}, "rows in shard-00001.json: expected 3, got 2"),
-        ({"config_hash": "0"}, f"config_hash in .*: expected {store.config_hash}, got 0"),
-        ({"checksum": "0"}, "checksum in shard-00001.json: expected [0-9a-f]{64}, got 0"),
-        ({"index": 0}, "index in .*: expected 1, got 0"),
-        ({"extra": 0}, "shard-00001.json: expected a manifest record, got TypeError"),
+    other = _full(tmp_path / "other.zarr", recipe={"model": "another"})
+    before, path = _bytes(store.path), store.path / "manifest" / "shard-00001.json"
+    good = path.read_bytes()
+    for content, message in (
+        (b"garbage", "its bytes are not those that were written"),
+        (b"", "its bytes are not those that were written"),
+        (good.replace(b'"rows": 3', b'"rows": 2'), "its bytes are not those that were written"),
+        (path.with_name("shard-00000.json").read_bytes(), "it is of another shard or store"),
+        ((other.path / "manifest" / path.name).read_bytes(), "it is of another shard or store"),
     ):
-        path.write_text(json.dumps(good | change))
-        with pytest.raises(StoreError, match=f"shard 1 is damaged: {message}"):
-            store.verify()
-    path.write_text("{")
-    with pytest.raises(StoreError, match=r"shard 1 is damaged: .*\.json: expected a manif"):
-        _ = store.manifest
+        path.write_bytes(content)
+        again = Store.open(store.path)
+        assert again.missing() == (1,)
+        assert [record.index for record in again.manifest] == [0, 2]
+        with pytest.raises(StoreError, match=rf"1 of 3 shards .*\(1\)\. {path}: {message}"):
+            _ = again.labels
+        with pytest.raises(StoreError, match=rf"{path}: {message}\. Call Store.repair"):
+            again.verify()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match=r"shard-00001.json: it cannot be read .*Is a directory"):
+        _ = Store.open(store.path).labels
+    again = _create(store.path)
+    again.write_shard(1, _rows(3, seed=1))
+    assert _bytes(store.path) == before
+
+
+def test_a_record_that_may_not_be_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(_full(tmp_path / "s.zarr").path)
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for use in (store.missing, store.repair):
+        with pytest.raises(StoreError, match=r"shard-00000.json: .* Allow more open files"):
+            use()
+    monkeypatch.undo()
+    assert store.is_complete
+
+
+def test_what_killed_writers_left_goes_unless_one_is_alive(tmp_path: Path) -> None:
+    store = _full(tmp_path / "s.zarr")
+    before = _bytes(tmp_path)
+    left = store.path / "inputs" / "id" / "c.0.0123abcd.partial"
+
+    def leave() -> None:
+        left.write_bytes(b"half")
+        (tmp_path / ".s.zarr.new").mkdir()
+
+    leave()
+    _create(store.path)
+    assert _bytes(tmp_path) == before
+    leave()
+    with folder_lock(store.path, shared=True):  # as `write_shard` does
+        _create(store.path)
+        assert left.exists()
+    _create(store.path)
+    assert _bytes(tmp_path) == before
 
 
 # --- disk full --------------------------------------------------------------------------
@@ -659,11 +790,11 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     root = json.loads((store.path / "zarr.json").read_text())
     root["attributes"]["condec"]["schema"] = 99
     (store.path / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(StoreError, match=r"is written in schema 99; this version .* schema 2"):
+    with pytest.raises(StoreError, match=r"is written in schema 99; this version .* schema 3"):
         Store.open(store.path)
-    root["attributes"]["condec"] |= {"schema": 2, "shard_size": 4}
+    root["attributes"]["condec"] |= {"schema": 3, "shard_size": 4}
     (store.path / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(StoreError, match=r"metadata are damaged: zarr\.json: expected a configura"):
+    with pytest.raises(StoreError, match=r"zarr\.json is damaged: its bytes are not those"):
         Store.open(store.path)
 
 

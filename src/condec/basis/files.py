@@ -53,6 +53,28 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+_CHECKSUM = b'"checksum": "'
+
+
+def with_checksum(value: Mapping[str, Any]) -> bytes:
+    """Write readable JSON, and fill in the last ``"checksum": ""`` that it holds, at any depth.
+
+    It is the SHA-256 of all the other bytes.
+
+    >>> checksum_holds(with_checksum({"a": 1, "checksum": ""}))
+    True
+    """
+    head, key, tail = to_json(value).rpartition(_CHECKSUM)
+    digest = hashlib.sha256(head + key + tail).hexdigest()
+    return head + key + digest.encode() + tail
+
+
+def checksum_holds(content: bytes) -> bool:
+    """Tell whether all bytes are as `with_checksum` wrote them, whatever they say."""
+    head, key, tail = content.rpartition(_CHECKSUM)
+    return hashlib.sha256(head + key + tail[64:]).hexdigest().encode() == tail[:64]
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file under another name, make sure that it is on disk, rename it into place."""
     # Unique, so that two processes that write one shard by mistake do not write into one file.
@@ -75,14 +97,38 @@ def remove_partial(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_all_partial(folder: Path) -> None:
+    """Remove what killed writers left anywhere in a folder, unless one holds it (`folder_lock`)."""
+    with folder_lock(folder, wait=False) as alone:
+        for partial in folder.rglob(f"*.{'?' * 8}.partial") if alone else ():
+            if not partial.is_dir():
+                partial.unlink(missing_ok=True)
+
+
+def remove_whatever(path: Path) -> None:
+    """Remove a file, if it is there, or the folder that stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def put_back(files: Mapping[Path, bytes]) -> None:
+    """Write files in the place of whatever is there."""
+    for path, content in files.items():
+        remove_whatever(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
+
+
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Put a folder of files at `path`, whole or not at all, unless something is there already."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(path.parent):
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            return
+    with folder_lock(path.parent):
         fresh = path.with_name(f".{path.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)  # A killed process left it: we hold the lock.
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            return
         try:
             for name, content in files.items():
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -193,19 +239,25 @@ _CURES: Mapping[int, str] = {
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Lock a folder, by advice; the system lifts it when its holder is killed."""
+def folder_lock(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder, by advice; the system lifts it when its holder is killed.
+
+    Gives whether the lock is held. Where there are no locks (some network file systems, Windows)
+    those who wait go on as if it were.
+    """
     if sys.platform == "win32":
-        yield
+        yield wait
         return
     import fcntl
 
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     handle = os.open(folder, os.O_RDONLY)
+    held = wait
     try:
-        # Some network file systems cannot lock folders: making a store is then up to one process.
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            fcntl.flock(handle, kind)
+            held = True
+        yield held
     finally:
         os.close(handle)
 

@@ -82,7 +82,8 @@ def _repr(record: Any) -> str:
 class Damage:
     """A file of a result that is not what was written, as `Store.damages` finds it.
 
-    >>> print(Damage(Path("a/b.json"), "expected 3 rows, got 2", "Remove it."))
+    >>> import pathlib
+    >>> print(Damage(pathlib.Path("a/b.json"), "expected 3 rows, got 2", "Remove it."))
     a/b.json: expected 3 rows, got 2. Remove it.
     """
 

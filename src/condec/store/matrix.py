@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
+from condec.basis.files import reading
 from condec.basis.shapes import SIGNS, Mask, UnitMatrix
+from condec.store.shards import REPAIR, shard_file
+
+if TYPE_CHECKING:
+    from condec.store.checked import CheckedFiles
 
 Sign = Literal["positive", "negative", "sum", "concat"]
 
@@ -28,9 +32,10 @@ class StoredMatrix:
     """
 
     def __init__(
-        self, array: Path, spans: Sequence[range], valid: Mask, sign: Sign, n_units: int
-    ) -> None:
-        self._array, self._sign = array, sign
+        self, files: "CheckedFiles", array: str, spans: Sequence[range], valid: Mask, sign: Sign,
+        n_units: int,
+    ) -> None:  # fmt: skip
+        self._files, self._array, self._sign = files, array, sign
         self._spans = tuple(spans)
         self._valid = [valid[span.start : span.stop] for span in self._spans]
         self.blocks = tuple(int(kept.sum()) for kept in self._valid)
@@ -41,7 +46,7 @@ class StoredMatrix:
         return f"StoredMatrix of {rows} samples x {units} units in {len(self.blocks)} blocks"
 
     def read(self, block: int) -> UnitMatrix:
-        """Rows of one block; float32."""
+        """Rows of one block; float32. StoreError, with the file, where what is there is damaged."""
         return self._reader()(block)
 
     def all(self) -> UnitMatrix:
@@ -57,12 +62,13 @@ class StoredMatrix:
     def _reader(self) -> Callable[[int], UnitMatrix]:
         import zarr
 
-        array: Any = zarr.open_array(self._array, mode="r")
+        array: Any = zarr.open_array(self._files, path=self._array, mode="r", zarr_format=3)
         which = SIGNS.index(self._sign) if self._sign in SIGNS else slice(None)
 
         def read(block: int) -> UnitMatrix:
             span, keep = self._spans[block], self._valid[block]
-            rows = torch.from_numpy(array[span.start : span.stop, which])
+            with reading(shard_file(self._files.root, self._array, block), "a shard", REPAIR):
+                rows = torch.from_numpy(array[span.start : span.stop, which])
             rows = rows if bool(keep.all()) else rows[keep]
             if self._sign == "sum":
                 return torch.add(rows[:, 0], rows[:, 1])

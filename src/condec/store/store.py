@@ -4,7 +4,7 @@ Written shard by shard, by as many processes as one likes, and resumed where it 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,30 +15,41 @@ from torch import Tensor
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
+    checksum_holds,
     file_digest,
+    folder_lock,
+    put_back,
+    reading,
+    remove_all_partial,
     remove_partial,
+    remove_whatever,
     to_json,
     user_path,
+    with_checksum,
     write_file,
     write_folder,
     writing,
 )
+from condec.basis.records import Damage
 from condec.basis.shapes import Labels, Mask, PerSample, UnitMatrix
 from condec.data.inputs import MOST_LABELS, repeated
 from condec.network import Site, find_site
 from condec.store import shards
 from condec.store.matrix import Sign, StoredMatrix
-from condec.store.shards import Quantity, ShardRecord, SiteInfo
+from condec.store.shards import AGAIN, REPAIR, Quantity, ShardRecord, SiteInfo
 
 if TYPE_CHECKING:
     import xarray
+
+    from condec.store.checked import CheckedFiles
 
 
 class Store:
     """Contributions and activations of many samples, on disk.
 
     Made by `Store.create` (or `condec.collect`), found again by `Store.open`. All accessors
-    give valid samples only, in the order of the data, and refuse an incomplete store.
+    give valid samples only, in the order of the data, and refuse an incomplete store. What is
+    damaged is found when it is read, and named by a StoreError.
 
     Attributes
     ----------
@@ -54,15 +65,16 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path)
-        config = shards.read_config(self.path)
+        self._root = shards.read_root(self.path)
+        config = self._root.config
         self.recipe: dict[str, Any] = config["recipe"]
         self.infos = tuple(SiteInfo.from_dict(info) for info in config["sites"])
         self.sites = tuple(info.site for info in self.infos)
         self.n_samples: int = config["n_samples"]
         self.shard_size: int = config["shard_size"]
         self.n_shards = -(-self.n_samples // self.shard_size)
-        self.config_hash = shards.config_hash(config)
-        self._complete = False
+        self.config_hash = self._root.config_hash
+        self._seals: dict[int, str] = {}  # of the shards that are known to count
         self._inputs: dict[str, Tensor] = {}
         self._ids: tuple[str, ...] | None = None
 
@@ -74,7 +86,7 @@ class Store:
         """Make an empty store, or open the one that is there to go on with it.
 
         The recipe is everything that decides the numbers, as JSON can hold it; sites are in order
-        of execution.
+        of execution. What killed writers left goes, and damaged metadata are written again.
 
         Raises
         ------
@@ -84,15 +96,20 @@ class Store:
         """
         path = user_path(path)
         config = shards.make_config(recipe, sites, n_samples, shard_size)
+        files, hashed = shards.skeleton(config), shards.config_hash(config)
         with writing(f"{path}"):
-            write_folder(path, shards.skeleton(config))
+            write_folder(path, files)
+            shards.mend_root(path, files["zarr.json"], hashed)
         store = cls(path)
-        if store.config_hash != shards.config_hash(config):
-            had, wants = shards.entries(shards.read_config(path)), shards.entries(config)
+        if store.config_hash != hashed:
+            had, wants = shards.entries(store._root.config), shards.entries(config)
             raise StoreError(
                 f"{path} was made by another recipe:\n{shards.differences(had, wants)}\n"
                 "Choose another path, or remove that store first."
             )
+        with writing(f"{path}"):
+            remove_all_partial(path)
+            put_back(shards.strays(path, store._root))
         return store
 
     @classmethod
@@ -105,16 +122,15 @@ class Store:
     @property
     def manifest(self) -> tuple[ShardRecord, ...]:
         """Records of the shards that count, in order."""
-        there = (i for i in range(self.n_shards) if self._record_path(i).exists())
+        there = (i for i in range(self.n_shards) if self._problem(i) is None)
         return tuple(self._record(i) for i in there)
 
     def missing(self) -> tuple[int, ...]:
-        """Return the indices of the shards that are still to be written."""
-        if self._complete:
-            return ()
-        found = tuple(i for i in range(self.n_shards) if not self._record_path(i).exists())
-        self._complete = not found
-        return found
+        """Return the indices of the shards that are still to be written.
+
+        A shard counts if its manifest record is, byte for byte, one that this store has written.
+        """
+        return tuple(i for i in range(self.n_shards) if self._problem(i) is not None)
 
     @property
     def is_complete(self) -> bool:
@@ -131,9 +147,7 @@ class Store:
     def read_shard(self, index: int) -> dict[str, Any]:
         """Read all rows of a shard, valid or not, as `write_shard` takes them."""
         span = self.shard_rows(index)
-        rows = {
-            name: self._open(name)[span.start : span.stop] for name in shards.arrays_of(self.infos)
-        }
+        rows = {name: self._read(name, slice(span.start, span.stop)) for name in self._root.places}
         return {
             name: tuple(map(str, values)) if name == "inputs/id" else torch.from_numpy(values)
             for name, values in rows.items()
@@ -162,32 +176,55 @@ class Store:
         who = f"{self.path}: shard {index}"
         span = self.shard_rows(index)
         values = shards.shard_values(rows, len(span), shards.arrays_of(self.infos), who)
-        self._complete = False
-        self._inputs.clear()
-        self._ids = None
-        with writing(who, lambda: f"{self._done} shards are complete and count. "):
+        self._forget(index)
+        with (
+            writing(who, lambda: f"{self._done} shards are complete and count. "),
+            folder_lock(self.path, shared=True),
+        ):
             record = self._record_path(index)
-            record.unlink(missing_ok=True)
-            files = shards.write_arrays(self.path, index, span.start, values)
+            remove_whatever(record)
+            made = shards.write_arrays(self.path, index, span.start, values, self._root.nodes)
             remove_partial(record)
-            write_file(record, to_json(asdict(self._new_record(index, files))))
+            write_file(record, with_checksum(asdict(ShardRecord(**self._head(index), **made))))
+
+    def damages(self) -> tuple[Damage, ...]:
+        """Read every byte of the store, and return all files that are not what was written.
+
+        Shards that were never written are no damage; see `missing`. StoreError where a file cannot
+        be read for a reason that says nothing about it, such as its permissions.
+        """
+        problem = "its bytes are not those that were written"
+        found = [Damage(path, problem, AGAIN) for path in shards.strays(self.path, self._root)]
+        return (*found, *(one for i in range(self.n_shards) for one in self._damages_of(i)))
 
     def verify(self) -> None:
-        """Read every byte of the shards that count, and compare it with the manifest.
+        """Do as `damages`; StoreError with the files where there are some."""
+        if found := self.damages():
+            more = f"\n... and {len(found) - 8} files more" if len(found) > 8 else ""
+            lines = "\n".join(map(str, found[:8]))
+            raise StoreError(f"{self.path}: damaged files: {len(found)}\n{lines}{more}")
 
-        StoreError at the first thing that is damaged or missing, with the shard, the array, and
-        what was expected and found.
+    def repair(self) -> tuple[Damage, ...]:
+        """Make damaged shards count no longer, write damaged metadata again; return all damages.
+
+        The same `condec.collect` then writes those shards again, and ends with the same bytes.
+
+        Raises
+        ------
+        StoreError
+            The store cannot be written.
         """
-        shards.verify_metadata(self.path)
-        for record in self.manifest:
-            for name, expected in record.files.items():
-                path = shards.shard_file(self.path, name, record.index)
-                try:
-                    got = file_digest(path)
-                except OSError as error:
-                    raise self._damaged(record.index, name, "its file", repr(error)) from error
-                if got != expected:
-                    raise self._damaged(record.index, name, f"SHA-256 {expected}", got)
+        found = self.damages()
+        with writing(f"{self.path}"):
+            put_back(shards.strays(self.path, self._root))
+            for index in range(self.n_shards):
+                record = self._record_path(index)
+                names = self._root.places
+                files = {record, *(shards.shard_file(self.path, name, index) for name in names)}
+                if not files.isdisjoint(damage.file for damage in found):
+                    remove_whatever(record)
+                    self._forget(index)
+        return found
 
     # --- reading --------------------------------------------------------------------------
 
@@ -222,7 +259,7 @@ class Store:
         """Identities of the valid samples."""
         if self._ids is None:
             valid = self.valid.tolist()
-            ids = self._open("inputs/id")[:]
+            ids = self._read("inputs/id")
             self._ids = tuple(str(name) for name, good in zip(ids, valid, strict=True) if good)
             if len(set(self._ids)) < len(self._ids):
                 first, second = repeated(self._ids)
@@ -276,8 +313,8 @@ class Store:
         self._require_complete()
         info = self.info(site)
         spans = [self.shard_rows(index) for index in range(self.n_shards)]
-        array = self.path / info.folder / quantity
-        return StoredMatrix(array, spans, self.valid, sign, info.n_units)
+        array = f"{info.folder}/{quantity}"
+        return StoredMatrix(self._files(), array, spans, self.valid, sign, info.n_units)
 
     def completeness(self) -> dict[str, PerSample]:
         """Sum of all contributions over the change of the target, for sites that cut the network.
@@ -299,18 +336,27 @@ class Store:
         """
         import xarray
 
-        self._require_complete()
-        return xarray.open_datatree(self.path, engine="zarr", chunks=None)
+        with reading(self.path, "a store", REPAIR):
+            files = self._files(thorough=True)
+            return xarray.open_datatree(files, engine="zarr", chunks=None)
 
-    def _open(self, array: str) -> Any:
+    def _files(self, *, thorough: bool = False) -> "CheckedFiles":
+        from condec.store.checked import CheckedFiles
+
+        self._require_complete()
+        return CheckedFiles(self.path, self._root, self._seals, thorough=thorough)
+
+    def _read(self, array: str, rows: slice = slice(None)) -> Any:
         import zarr
 
-        self._require_complete()
-        return zarr.open_array(self.path / array, mode="r")
+        files = self._files(thorough=True)
+        with reading(self.path / array, "an array of a store", REPAIR):
+            opened: Any = zarr.open_array(files, path=array, mode="r", zarr_format=3)
+            return opened[rows]
 
     def _input(self, name: str) -> Tensor:
         if name not in self._inputs:
-            self._inputs[name] = torch.from_numpy(self._open(f"inputs/{name}")[:])
+            self._inputs[name] = torch.from_numpy(self._read(f"inputs/{name}"))
             if name == "label" and int(self._inputs[name].max()) >= MOST_LABELS:
                 top = int(self._inputs.pop(name).max())
                 raise StoreError(
@@ -326,36 +372,65 @@ class Store:
     def _require_complete(self) -> None:
         if missing := self.missing():
             some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            bad = [(i, problem) for i in missing if (problem := self._problem(i))]
+            why = f" {self._record_path(bad[0][0])}: {bad[0][1]}." if bad else ""
             raise StoreError(
                 f"{self.path} is incomplete: {len(missing)} of {self.n_shards} shards are missing "
-                f"({some}). Run the command that made it again: it goes on where it stopped."
+                f"({some}).{why} Run the command that made it again: it goes on where it stopped."
             )
 
     def _record_path(self, index: int) -> Path:
         return self.path / "manifest" / f"shard-{index:05d}.json"
 
-    def _new_record(self, index: int, files: Mapping[str, str]) -> ShardRecord:
-        span, checksum = self.shard_rows(index), shards.checksum_of(files)
-        return ShardRecord(index, span.start, len(span), self.config_hash, files, checksum)
+    def _forget(self, index: int) -> None:
+        self._seals.pop(index, None)
+        self._inputs.clear()
+        self._ids = None
 
-    def _record(self, index: int) -> ShardRecord:
+    def _head(self, index: int) -> dict[str, Any]:
+        """First entries of a shard's record, in their order."""
+        span = self.shard_rows(index)
+        head = {"index": index, "start": span.start, "rows": len(span)}
+        return head | {"config_hash": self.config_hash}
+
+    def _problem(self, index: int) -> str | None:
+        """Return None if a shard counts, else what is wrong with its record ("": there is none)."""
+        if index in self._seals:
+            return None
         path = self._record_path(index)
         try:
-            record = ShardRecord(**json.loads(path.read_bytes()))
-            expected = asdict(self._new_record(index, record.files))
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            raise self._damaged(index, path.name, "a manifest record", repr(error)) from error
-        for field, wanted in expected.items():
-            got = getattr(record, field)
-            if got != wanted:
-                raise self._damaged(index, f"{field} in {path.name}", wanted, got)
-        if record.files.keys() != shards.arrays_of(self.infos).keys():
-            raise self._damaged(index, f"files in {path.name}", "every array", sorted(record.files))
-        return record
+            with reading(path, "a manifest record", REPAIR):
+                content = path.read_bytes()
+        except StoreError as error:
+            if not shards.is_lost(error):
+                raise
+            there = not isinstance(error.__cause__, FileNotFoundError)
+            return f"it cannot be read ({error.__cause__})" if there else ""
+        # No JSON is read: a store of 1,000 sites and shards has 2,000,000 entries in its records.
+        if not checksum_holds(content):
+            return "its bytes are not those that were written"
+        if not content.startswith(to_json(self._head(index))[: -len(b"\n}\n")]):
+            return "it is of another shard or store"
+        self._seals[index] = content.rpartition(b'"seals": "')[2].partition(b'"')[0].decode()
+        return None
 
-    def _damaged(self, index: int, what: str, expected: object, got: object) -> StoreError:
-        return StoreError(
-            f"{self.path}: shard {index} is damaged: {what}: expected {expected}, got {got}. "
-            f"Delete manifest/{self._record_path(index).name} in the store and run the command "
-            "that made it again: that shard is written again."
-        )
+    def _record(self, index: int) -> ShardRecord:
+        return ShardRecord(**json.loads(self._record_path(index).read_bytes()))
+
+    def _damages_of(self, index: int) -> Iterator[Damage]:
+        """Compare a shard that was written with its record, and the record with itself."""
+        self._seals.pop(index, None)
+        if problem := self._problem(index):
+            yield Damage(self._record_path(index), problem, REPAIR)
+        elif problem is None:
+            for name, expected in self._record(index).files.items():
+                path = shards.shard_file(self.path, name, index)
+                try:
+                    with reading(path, "a shard of a store", REPAIR):
+                        got = f"SHA-256 {file_digest(path)}"
+                except StoreError as error:
+                    if not shards.is_lost(error):
+                        raise
+                    got = str(error.__cause__)
+                if got != (wanted := f"SHA-256 {expected}"):
+                    yield Damage(path, f"expected {wanted}, got {got}", REPAIR)

@@ -1,0 +1,215 @@
+"""Damage to every kind of file of a store: what is read is what was written, or is refused.
+
+The whole is slow: ``pytest -m slow -s tests/faults/test_store_damage.py`` prints its counts. Each
+damage is repaired afterwards, by the same calls as a run makes, to the same bytes.
+"""
+
+import os
+import random
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from condec.basis.errors import StoreError
+from condec.network.sites import Site, Units
+from condec.store import SiteInfo, Store, layer_statistics
+
+N, SHARD, RECIPE = 7, 3, {"model": "net 1a2b", "method": {"name": "ig", "steps": 10}}
+INFOS = tuple(
+    SiteInfo(site=Site(name), units=Units("channels"), n_units=n, n_positions=4, cut=True)
+    for name, n in (("layer1.0", 5), ("layer2", 640))
+)
+
+
+def write(path: Path, seed: int = 0) -> None:
+    """Make a store, or what is missing of it."""
+    store = Store.create(path, recipe=RECIPE, sites=INFOS, n_samples=N, shard_size=SHARD)
+    for index in store.missing():
+        n = len(store.shard_rows(index))
+        draw = torch.Generator().manual_seed(10 * seed + index)
+        rows: dict[str, Any] = {
+            "id": tuple(f"{seed}-{index}-{k}.png" for k in range(n)),
+            "valid": torch.tensor([True, index != 1, True])[:n],
+        }
+        rows |= {key: torch.randint(0, 9, (n,), generator=draw)
+                 for key in ("label", "prediction", "steps")}  # fmt: skip
+        rows |= {key: torch.randn(n, generator=draw) for key in ("target", "target_baseline")}
+        arrays = {f"inputs/{key}": value for key, value in rows.items()}
+        for info in INFOS:
+            for quantity in ("contribution", "activation"):
+                values = torch.randn(n, 2, info.n_units, generator=draw)
+                arrays[f"{info.folder}/{quantity}"] = values
+        store.write_shard(index, arrays)
+
+
+def everything(path: Path) -> dict[str, Any]:
+    """Read all that a store gives, in every way in which it gives it."""
+    store = Store.open(path)
+    found: dict[str, Any] = {
+        name: getattr(store, name)
+        for name in ("labels", "predictions", "target", "target_baseline", "steps", "valid")
+    }
+    found |= {"ids": np.array(store.sample_ids), "recipe": np.array(str(store.recipe))}
+    for site in store.sites:
+        for quantity in ("contribution", "activation"):
+            for sign in ("negative", "sum"):
+                found[f"{site.key} {quantity} {sign}"] = store.matrix(site, quantity, sign)
+    found |= {f"{name} 1": value for name, value in store.read_shard(1).items()}
+    for node in store.to_xarray().subtree:
+        found |= {f"{node.path} {name}": array.values for name, array in node.data_vars.items()}
+    found["statistics"] = layer_statistics(store).drop(columns="site").to_numpy()
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    def equal(x: Any, y: Any) -> bool:
+        numbers = x.dtype.kind == "f"
+        return bool(np.array_equal(x, y, equal_nan=numbers))
+
+    return a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
+
+
+def contents(path: Path) -> dict[Path, bytes]:
+    return {file.relative_to(path): file.read_bytes() for file in files_of(path)}
+
+
+def files_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def flip(file: Path, draw: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(bytes(content))
+
+
+def truncate(file: Path, draw: random.Random) -> None:
+    os.truncate(file, draw.randrange(1, file.stat().st_size))
+
+
+def empty(file: Path, draw: random.Random) -> None:
+    os.truncate(file, 0)
+
+
+def scramble(file: Path, draw: random.Random) -> None:
+    file.write_bytes(draw.randbytes(file.stat().st_size))
+
+
+def overwrite(file: Path, draw: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    start = draw.randrange(len(content))
+    part = draw.randbytes(min(16, len(content) - start))
+    content[start : start + len(part)] = part
+    file.write_bytes(bytes(content))
+
+
+def append(file: Path, draw: random.Random) -> None:
+    file.write_bytes(file.read_bytes() + draw.randbytes(draw.randrange(1, 64)))
+
+
+def delete(file: Path, draw: random.Random) -> None:
+    file.unlink()
+
+
+def folder(file: Path, draw: random.Random) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def loop(file: Path, draw: random.Random) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def sibling(file: Path, draw: random.Random) -> None:
+    """Exchange with a file of the same name, or of the same folder."""
+    root = next(parent for parent in file.parents if parent.name == "s.zarr")
+    others = [
+        other
+        for other in files_of(root)
+        if other != file and (other.name == file.name or other.parent == file.parent)
+    ]
+    other = draw.choice(others)
+    mine, theirs = file.read_bytes(), other.read_bytes()
+    file.write_bytes(theirs)
+    other.write_bytes(mine)
+
+
+def foreign(file: Path, draw: random.Random) -> None:
+    """Put the file of another store in its place, of the same recipe and other numbers."""
+    root = next(parent for parent in file.parents if parent.name == "s.zarr")
+    shutil.copy(root.with_name("foreign.zarr") / file.relative_to(root), file)
+
+
+def forbid(file: Path, draw: random.Random) -> None:
+    file.chmod(0)
+
+
+DAMAGES = (flip, truncate, empty, scramble, overwrite, append, delete, folder, loop, sibling,
+           foreign)  # fmt: skip
+if os.geteuid():  # root may read everything
+    DAMAGES += (forbid,)
+
+
+class Trial:
+    """A store that is damaged, read and repaired again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "s.zarr"
+        write(self.path)
+        write(folder / "foreign.zarr", seed=1)
+        self.bytes, self.numbers = contents(self.path), everything(self.path)
+        self.counts: Counter[str] = Counter()
+
+    def run(self, damage: Any, name: Path, draw: random.Random) -> None:
+        damage(self.path / name, draw)
+        who = f"{damage.__name__} {name}"
+        changed = self._bytes() != self.bytes
+        try:
+            outcome = "harmless" if same(everything(self.path), self.numbers) else "unnoticed"
+        except StoreError as error:
+            outcome = "noticed" if str(self.path) in str(error) else "unnamed"
+        except Exception as error:  # noqa: BLE001 (none may pass)
+            outcome = f"traceback ({error!r})"
+        assert outcome in ("noticed", "harmless"), f"{who}: {outcome}"
+        self.counts[outcome] += 1
+        self.counts["changed"] += changed
+        write(self.path)  # the same call: what does not count is written again
+        Store.open(self.path).repair()
+        write(self.path)
+        assert self._bytes() == self.bytes, f"{who}: not repaired"
+
+    def _bytes(self) -> dict[Path, bytes] | None:
+        try:
+            return contents(self.path)
+        except OSError:
+            return None
+
+
+def test_a_sample_of_damages(tmp_path: Path) -> None:
+    trial, draw = Trial(tmp_path), random.Random(0)
+    names = ["zarr.json", "manifest/shard-00001.json", "inputs/label/c.0", "inputs/id/zarr.json",
+             "sites/layer2/contribution/c.2.0.0"]  # fmt: skip
+    for damage in DAMAGES:
+        trial.run(damage, Path(draw.choice(names)), draw)
+    assert trial.counts["noticed"] + trial.counts["harmless"] == len(DAMAGES)
+    assert trial.counts["noticed"] > len(DAMAGES) / 2
+
+
+@pytest.mark.slow
+def test_damages_to_every_file(tmp_path: Path) -> None:
+    trial, draw = Trial(tmp_path), random.Random(15)
+    for name in trial.bytes:
+        for damage in DAMAGES:
+            for _ in range(1 if damage in (empty, delete, folder, loop, foreign, forbid) else 4):
+                trial.run(damage, name, draw)
+    counts = trial.counts
+    tried = counts["noticed"] + counts["harmless"]
+    sys.stdout.write(f"\nstore: {tried} damages of {len(trial.bytes)} files: {dict(counts)}\n")
+    assert tried >= 1500
