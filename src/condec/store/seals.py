@@ -19,8 +19,8 @@ SEAL: Final = _SEAL + _CRC
 
 def n_chunks(node: Mapping[str, Any]) -> int:
     """Return the number of chunks in one shard of the array with these metadata."""
-    shard = node["chunk_grid"]["configuration"]["chunk_shape"]
-    chunk = node["codecs"][0]["configuration"]["chunk_shape"]
+    shard: list[int] = node["chunk_grid"]["configuration"]["chunk_shape"]
+    chunk: list[int] = node["codecs"][0]["configuration"]["chunk_shape"]
     return math.prod(shard) // math.prod(chunk)
 
 

@@ -337,7 +337,7 @@ class Store:
         import xarray
 
         with reading(self.path, "a store", REPAIR):
-            files = self._files(thorough=True)
+            files: Any = self._files(thorough=True)
             return xarray.open_datatree(files, engine="zarr", chunks=None)
 
     def _files(self, *, thorough: bool = False) -> "CheckedFiles":
