@@ -242,6 +242,45 @@ def test_a_model_with_another_module_is_asked_anew() -> None:
     assert contribute(model, x, "1", target=target).reduce()["1"].contribution.shape == (2, 2, 7)
 
 
+def test_a_model_with_another_setting_is_asked_anew() -> None:
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.channels_last = False
+            self.conv, self.act = nn.Conv1d(3, 8, 1), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            return self.act(h.transpose(1, 2) if self.channels_last else h).sum(1)
+
+    model, x = Either().eval(), torch.randn(2, 3, 6)
+    for last in (False, True, False):
+        model.channels_last = last
+        assert contribute(model, x, "act", target=Sum()).reduce()["act"].contribution.shape[2] == 8
+
+
+def test_features_mapped_along_the_tokens_and_turned_back_are_refused() -> None:
+    """A block of MLP-Mixer: where it is turned back, its outputs are tokens, on axis 1."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm, self.tokens = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(5, 5)
+            self.turned, self.added, self.head = nn.Identity(), nn.Identity(), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.embed(x)
+            mixed = self.turned(self.tokens(self.norm(h).transpose(1, 2)).transpose(1, 2))
+            return self.head(self.added(h + mixed).mean(1))
+
+    model, x = Mixer().eval(), torch.randn(2, 5, 4)
+    with pytest.raises(SiteError, match=r"turned: .*turned@channels counts axis 1 \(5 units\)"):
+        contribute(model, x, "turned")
+    shapes = {"turned@features": 6, "turned@channels": 5, "added": 6, "tokens": 5}
+    for site, n_units in shapes.items():
+        assert contribute(model, x, site).reduce()[site].contribution.shape == (2, 2, n_units)
+
+
 def test_a_model_that_takes_no_single_sample() -> None:
     class Three(Audio):
         def forward(self, x: Tensor) -> Tensor:

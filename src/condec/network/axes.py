@@ -72,7 +72,9 @@ class Followed:
     def of(self, tensor: Tensor) -> int | None:
         """Return the axis of a tensor that is still alive, from 0; None where nothing tells."""
         axes = self._value(tensor).axes
-        return tensor.ndim + axes[0] if axes else None
+        # Features mapped along another axis (tokens, say), and turned back: neither is the one.
+        is_turned = axes and len(axes) > 1 and axes[0] != -1
+        return tensor.ndim + axes[0] if axes and not is_turned else None
 
     def _value(self, tensor: Tensor) -> _Value:
         return self._values.setdefault(_key(tensor), _Value()) if _is_dense(tensor) else _Value()
