@@ -49,7 +49,10 @@ def from_folder(
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder")
     found = _from_subfolders(path, names) if table is None else _from_table(path, table, names)
-    return found if orientation == "stored" else _turned(found, path)
+    if orientation == "stored":
+        return found
+    turned = _from_images(path, found.ids, None, None, orientation)
+    return replace(found, read=turned.read, stored=turned.stored)
 
 
 def _from_subfolders(path: Path, names: Sequence[str] | None) -> Inputs:
@@ -154,21 +157,14 @@ def _named(
 
 
 def _from_images(
-    path: Path, files: Sequence[str], labels: Tensor | None, names: tuple[str, ...] | None
-) -> Inputs:
-    places, read = [path / file for file in files], _Reader("stored")
+    path: Path, files: Sequence[str], labels: Tensor | None, names: tuple[str, ...] | None,
+    orientation: Orientation = "stored",
+) -> Inputs:  # fmt: skip
+    places, read = [path / file for file in files], _Reader(orientation)
+    turned = b"" if orientation == "stored" else orientation.encode()
     return Inputs(
         str(path), tuple(files), lambda row: read(places[row]), labels, names,
-        stored=lambda rows: _stored([places[row] for row in rows]),
-    )  # fmt: skip
-
-
-def _turned(inputs: Inputs, path: Path) -> Inputs:
-    """Return the same images, turned as their EXIF says."""
-    places, read = [path / file for file in inputs.ids], _Reader("exif")
-    return replace(
-        inputs, read=lambda row: read(places[row]),
-        stored=lambda rows: chain([b"exif"], _stored([places[row] for row in rows])),
+        stored=lambda rows: chain([turned], _stored([places[row] for row in rows])),
     )  # fmt: skip
 
 

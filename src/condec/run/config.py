@@ -107,21 +107,17 @@ def read_file(path: str | Path, name: str, parse: Callable[..., Made]) -> Made:
         raise OptionError(f"{file}: {error}") from error
 
 
-def _check_size(record: Any) -> None:
+def _check_size(value: Any, depth: int = 0) -> None:
     """Refuse tables and lists inside more than so many others, and numbers of more than 64 bits."""
-    inside = [record]
-    for _ in range(_DEEPEST):
-        for value in inside:
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                digits = f"{str(value)[:12]}... of {len(str(value))} digits"
-                raise OptionError(f"a number of more than 64 bits, {digits}; give a smaller one")
-        lists = [value.values() if isinstance(value, dict) else value for value in inside
-                 if isinstance(value, dict | list)]  # fmt: skip
-        inside = [value for several in lists for value in several]
-    if inside:
+    if depth > _DEEPEST:
+        raise OptionError(f"tables inside more than {_DEEPEST} others; expected [section] key = 1")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise OptionError(
-            f"tables inside more than {_DEEPEST} others; expected [section] key = value"
+            f"a number of more than 64 bits, {str(value)[:12]}...; give a smaller one"
         )
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        _check_size(part, depth + 1)
 
 
 def _in_its_folder(made: Any, file: Path, named: Path, marked: bool) -> Any:

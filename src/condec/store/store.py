@@ -262,11 +262,8 @@ class Store:
             ids = self._read("inputs/id")
             self._ids = tuple(str(name) for name, good in zip(ids, valid, strict=True) if good)
             if len(set(self._ids)) < len(self._ids):
-                first, second = repeated(self._ids)
-                raise StoreError(
-                    f"{self.path}: samples {first} and {second} have the same id, "
-                    f"{self._ids[first]!r}; collect again from data whose ids differ"
-                )
+                twice = self._ids[repeated(self._ids)[0]]
+                raise StoreError(f"{self.path}: id {twice!r} comes twice; collect again without")
         return self._ids
 
     @property
@@ -356,13 +353,11 @@ class Store:
 
     def _input(self, name: str) -> Tensor:
         if name not in self._inputs:
-            self._inputs[name] = torch.from_numpy(self._read(f"inputs/{name}"))
-            if name == "label" and int(self._inputs[name].max()) >= MOST_LABELS:
-                top = int(self._inputs.pop(name).max())
-                raise StoreError(
-                    f"{self.path}: label {top}; expected labels below {MOST_LABELS:,}. Collect "
-                    "again from data with numbers of classes"
-                )
+            values = torch.from_numpy(self._read(f"inputs/{name}"))
+            if name == "label" and (top := int(values.max())) >= MOST_LABELS:
+                wrong = f"label {top}; expected labels below {MOST_LABELS:,}; collect again"
+                raise StoreError(f"{self.path}: {wrong}")
+            self._inputs[name] = values
         return self._inputs[name]
 
     @property

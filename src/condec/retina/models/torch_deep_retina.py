@@ -102,10 +102,8 @@ def read_torch_deep_retina(path: Path) -> RetinaCheckpoint:
     cells = record.cells or tuple(str(cell) for cell in range(layout.n_cells))
     if len(cells) != layout.n_cells:
         raise ModelError(f"{path}: cells: expected {layout.n_cells} names; got {', '.join(cells)}")
-    try:
+    with reading(path, "a network of its hyps", "Give the whole checkpoint.", ModelError):
         network = network_for(layout, record.model_state_dict)
-    except ModelError as error:
-        raise ModelError(f"{path}: hyps: {error}") from error
     names = _load_state(path, network, record.model_state_dict)
     _prune(path, network, names, record.zero_dict or {})
     return RetinaCheckpoint(
