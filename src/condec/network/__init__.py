@@ -7,7 +7,7 @@ in `units.py`. Hooks that read are registered in `tape.py` and `replay.py`, nowh
 
 from condec.network.after_site import AfterSite, Splitter, split_at
 from condec.network.cuts import find_cuts, inspect_model, survey_sites
-from condec.network.folds import FoldedUnits, check_order, count_folds, fold, unfold
+from condec.network.folds import FoldedUnits, count_folds, fold, unfold
 from condec.network.layouts import Seen, output_axis, settle_sites, settled, unhooked
 from condec.network.module_io import (
     TensorMap,
@@ -18,7 +18,7 @@ from condec.network.module_io import (
 )
 from condec.network.packed import PackedInput, hold
 from condec.network.presets import presets_of
-from condec.network.proof import BatchSizes, Check, Proof, proof_of, prove
+from condec.network.proof import Check, Proof, check_order, proof_of, prove
 from condec.network.running import alone, half_precision, own_precision, without_checkpointing
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
 from condec.network.tape import (
@@ -28,6 +28,7 @@ from condec.network.tape import (
     refuse_training,
     run_model,
 )
+from condec.network.trial import BatchSizes
 from condec.network.units import Layout, Units
 from condec.network.unwrap import eager, original
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, SiteError
 from condec.basis.records import short_repr
-from condec.network.folds import FoldedUnits, check_order, count_folds, fold, unfold
+from condec.network.folds import FoldedUnits, count_folds, fold, unfold
 from condec.network.module_io import TensorMap, map_tensors
+from condec.network.proof import check_order
 from condec.network.replay import (
     INPUTS,
     Answer,

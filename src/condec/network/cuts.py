@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError
 from condec.network.axes import Followed, followed
-from condec.network.folds import FoldedUnits, check_order, count_folds
+from condec.network.folds import FoldedUnits, count_folds
 from condec.network.layouts import Seen
 from condec.network.module_io import describe_explained
 from condec.network.packed import hold
-from condec.network.proof import changed, prove
+from condec.network.proof import changed, check_order, prove
 from condec.network.sites import Site, units_of
 from condec.network.tape import Call, checked_output, record, run_model, run_whole
 from condec.network.trial import Tolerance

@@ -3,24 +3,16 @@
 Where ``x.flatten(0, 1)`` of [sample, frame, ...] goes through a layer, that layer's activation
 has several rows a sample. It is taken apart again here: [sample, fold, ...], and folds are
 positions. That is right where the rows of a sample stand together, in the order of the samples,
-which is tried (`check_order`).
+which the proof of the model tries.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condec.basis.errors import SiteError
-from condec.network.packed import hold
-from condec.network.sites import Site
-from condec.network.tape import record, run_model
 from condec.network.units import Units
-
-_ROUNDING: Final = 16
-"""Of a row that must not change, in the type's epsilon of the largest entry."""
 
 
 @dataclass(frozen=True)
@@ -79,39 +71,15 @@ def count_folds(
         shape = tuple(tensor.shape)
         counts[key], rest = divmod(shape[0] if shape else 0, n_samples)
         if rest or not counts[key] or (counts[key] > 1 and key not in allowed):
-            raise _not_in_order(key, shape, n_samples)
+            raise not_in_order(key, f"has shape {shape} for {n_samples} samples")
     return counts
 
 
-def check_order(model: nn.Module, inputs: Tensor, sites: Iterable[Site]) -> None:
-    """Try whether the rows of a sample stand together at these sites, in the order of samples.
-
-    Two samples are run, then again with another second one: nothing may change in the first half
-    of the rows, and something must in the second. SiteError where that is not so.
-    """
-    if not (sites := tuple(sites)):
-        return
-    one = inputs[:1].detach()
-    noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0)).to(one)
-    other = hold(model, one, one + noise * (float(one.abs().max()) / 2 or 1.0))
-    found = []
-    for second in (one, other):
-        with record(model, sites) as tape, torch.no_grad():
-            run_model(model, torch.cat([one, second]))
-            found.append({key: tensor.detach() for key, tensor in tape.records.items()})
-    for key, before in found[0].items():
-        count_folds({key: before}, 2, allowed=(key,))
-        limit = _ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
-        stays = ((found[1][key] - before).abs() <= limit).flatten(1).all(1)
-        first, last = stays.tensor_split(2)
-        if not bool(first.all()) or bool(last.all()):
-            raise _not_in_order(key, tuple(before.shape), 2)
-
-
-def _not_in_order(key: str, shape: tuple[int, ...], n_samples: int) -> SiteError:
+def not_in_order(key: str, found: str) -> SiteError:
+    """Return the error about a site where samples cannot be told apart."""
     return SiteError(
         f"{key}: expected an activation of shape [sample, ...], or several rows a sample that "
-        f"stand together in the order of the samples, for {n_samples} samples; got {shape}. "
+        f"stand together in the order of the samples; it {found}. "
         "Activations with the samples elsewhere (sequence first, parts of all samples one after "
         "the other) cannot be told apart; choose a site before or after"
     )

@@ -19,46 +19,31 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from condec.basis.errors import ModelError, SiteError
+from condec.network.folds import not_in_order
 from condec.network.packed import hold
 from condec.network.running import alone
 from condec.network.sites import Site
 from condec.network.state import settings_of
 from condec.network.tape import check_output
-from condec.network.trial import OUTPUT, Records, Spot, Tolerance, Trial
+from condec.network.trial import (
+    MIXED,
+    OUTPUT,
+    BatchSizes,
+    Records,
+    Spot,
+    Tolerance,
+    Trial,
+    differing,
+    in_company,
+    run_alone,
+)
 from condec.network.unwrap import original, refuse_unreadable
 
 _AGAIN: Final = "gives another value when it runs again"
-_MIXED: Final = "depends on the other samples of the batch"
 _UNDECIDED: Final = (
     "differences as rounding may make them, and it is too large for a copy in double precision, "
     "or has none"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSizes:
-    """Samples that a model takes in one pass: at least `least`; `only` so many, where it is set."""
-
-    least: int = 1
-    only: bool = False
-
-    def takes(self, n_samples: int) -> bool:
-        """Tell whether a pass may have so many samples."""
-        return n_samples == self.least or (n_samples > self.least and not self.only)
-
-    def passes(self, n_samples: int) -> list[Tensor]:
-        """Divide samples into passes of `least`, by their places; the last repeats its last one."""
-        starts = range(0, n_samples, self.least)
-        return [torch.arange(at, at + self.least).clamp(max=n_samples - 1) for at in starts]
-
-    def few(self, inputs: Tensor) -> Tensor:
-        """Take the fewest samples of a batch that the model takes; repeats one where it must."""
-        return inputs[:1] if self.least == 1 else inputs[torch.arange(self.least) % len(inputs)]
-
-    def __str__(self) -> str:
-        if self.only:
-            return f"of {self.least} only"
-        return "of any size" if self.least == 1 else f"of {self.least} or more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +82,7 @@ class Proof:
     model: str
     shape: tuple[int, ...]
     checks: tuple[Check, ...]
-    sizes: BatchSizes = BatchSizes()
+    sizes: BatchSizes = field(default_factory=BatchSizes)
     places: Mapping[str, str] = field(default_factory=dict)
     n_samples: int = 1
 
@@ -171,6 +156,13 @@ def proof_of(
             words = f"{made.model}: it is open whether {check.statement}: {check.found}"
             warnings.warn(words, UserWarning, stacklevel=2)
     return made
+
+
+def check_order(model: nn.Module, inputs: Tensor, sites: Iterable[Site]) -> None:
+    """Raise SiteError unless the rows of a sample stand together, in the order of samples."""
+    sites = tuple(sites)
+    for key, found in proof_of(model, inputs, sites).places.items() if sites else ():
+        raise not_in_order(key, found)
 
 
 def _state_of(model: nn.Module) -> object:
@@ -291,11 +283,11 @@ def _tried(
     if wrong:
         causes[0] = _why_another(trial, whole, changed) if why else _AGAIN
     else:
-        sizes, wrong = _alone(trial, whole, first, tolerance, copies=why)
+        sizes, wrong = run_alone(trial, whole, first, tolerance, copies=why)
         if OUTPUT in wrong:
-            causes[1] = _why_mixed(trial, whole, sizes, tolerance) if why else _MIXED
+            causes[1] = _why_mixed(trial, whole, sizes, tolerance) if why else MIXED
         elif not wrong and len(many) > len(whole) and not sizes.only:
-            causes[1] = _in_company(trial, many, first[OUTPUT], tolerance)
+            causes[1] = in_company(trial, many, first[OUTPUT], tolerance)
     places = {_name(place): words for place, words in wrong.items() if place != OUTPUT}
     causes[2] = "; ".join(f"{name} {words}" for name, words in [*places.items()][:3])
     untried = bool(causes[0]) or len(whole) == 1
@@ -369,77 +361,6 @@ def _first_pass(trial: Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor, 
     return tries[-1], found
 
 
-def _alone(
-    trial: Trial, whole: Tensor, first: Records, tolerance: Tolerance, *, copies: bool
-) -> tuple[BatchSizes, dict[Spot, str]]:
-    """Run samples alone, or copies of each, and say what differs from the pass over all.
-
-    Without `copies` those only serve where the shape is another: what differs may be rounding.
-    """
-    n_samples = len(whole)
-    if n_samples != 2:
-        sizes = BatchSizes(n_samples, only=True)
-        return sizes, _differing(trial, whole, first, n_samples, tolerance) if n_samples > 1 else {}
-    wrong = _differing(trial, whole, first, 1, tolerance)
-    if not wrong or (not copies and _MIXED in wrong.values()):
-        return BatchSizes(), wrong
-    of_copies = _differing(trial, whole, first, 2, tolerance)
-    if set(of_copies) == set(wrong):
-        return BatchSizes(), wrong
-    try:
-        trial.run(whole[[0, 1, 0]])
-    except ModelError:
-        return BatchSizes(2, only=True), of_copies
-    return BatchSizes(2), of_copies
-
-
-def _differing(
-    trial: Trial, whole: Tensor, first: Records, n_copies: int, tolerance: Tolerance
-) -> dict[Spot, str]:
-    """Say what the first two samples give otherwise when their copies run by themselves."""
-    wrong: dict[Spot, str] = {}
-    for sample in (0, 1):
-        trial.state.put_back()
-        try:
-            alone = trial.run(whole[[sample] * n_copies])
-        except ModelError:
-            return {OUTPUT: "fails"}
-        for place, x in first.items():
-            words = _differs(x, len(whole), alone.get(place), n_copies, sample, tolerance)
-            if words:
-                wrong.setdefault(place, words)
-    return wrong
-
-
-def _differs(
-    x: Tensor, n_samples: int, copies: Tensor | None, n_copies: int, sample: int,
-    tolerance: Tolerance,
-) -> str:  # fmt: skip
-    """Compare the rows of one sample in a record of all with those of its copies."""
-    if copies is None:
-        return f"does not run for {n_copies} of them"
-    expected, got = _by_sample(x, n_samples), _by_sample(copies, n_copies)
-    if expected is None or got is None or expected.shape[1:] != got.shape[1:]:
-        one = f"{tuple(copies.shape)} for {n_copies}"
-        return f"has shape {tuple(x.shape)} for {n_samples} samples and {one}"
-    off = max(tolerance.off(row, expected[sample]) for row in got)
-    return _MIXED if off > tolerance.alone else ""
-
-
-def _by_sample(tensor: Tensor, n_samples: int) -> Tensor | None:
-    """Give a record an axis of samples; None unless each can have the same number of rows."""
-    if tensor.ndim == 0 or not len(tensor) or len(tensor) % n_samples:
-        return None
-    return tensor.reshape(n_samples, -1, *tensor.shape[1:])
-
-
-def _in_company(trial: Trial, many: Tensor, of_two: Tensor, tolerance: Tolerance) -> str:
-    """Say whether two samples give something else in a larger batch, which they begin."""
-    if tolerance.off(trial.output(many)[: len(of_two)], of_two) <= tolerance.alone:
-        return ""
-    return f"samples meet in larger batches: in one of {len(many)} they give others than by twos"
-
-
 class _Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the operations that draw random numbers."""
 
@@ -475,9 +396,9 @@ def _why_mixed(trial: Trial, whole: Tensor, sizes: BatchSizes, tolerance: Tolera
     """Say where the samples of a batch meet first."""
     everywhere = trial.everywhere()
     first = everywhere.run(whole)
-    wrong = _differing(everywhere, whole, first, sizes.least, tolerance)
+    wrong = differing(everywhere, whole, first, sizes.least, tolerance)
     place = next((place for place in first if place in wrong), OUTPUT)
-    words = "" if wrong.get(place, _MIXED) == _MIXED else f": it {wrong[place]}"
+    words = "" if wrong.get(place, MIXED) == MIXED else f": it {wrong[place]}"
     without = [
         name
         for name, module in trial.model.named_modules()

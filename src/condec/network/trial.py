@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from condec.basis.errors import ModelError
 from condec.network.sites import Site
 from condec.network.state import State
 from condec.network.tape import Call, check_output, record, run_model
@@ -20,6 +21,7 @@ Records = dict[Spot, Tensor]
 """What came out at places, in order of execution; the output of the model last."""
 
 OUTPUT: Final[Spot] = ("", "output", -1)
+MIXED: Final = "depends on the other samples of the batch"
 # By the type of the numbers: largest difference, as a share of the largest number, of the same
 # pass again, and of a pass over another number of samples, which other kernels compute.
 _TOLERANCES: Final = {torch.float64: (1e-12, 1e-9), torch.float32: (1e-5, 1e-3)}
@@ -27,6 +29,32 @@ _OF_GPU: Final = (1e-3, 1e-2)  # matrix products have ten bits where TF32 is all
 _OF_HALF: Final = (1e-2, 5e-2)
 _LARGEST_COPY: Final = 2**31
 """Bytes of a model in double precision that is tried so."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """Samples that a model takes in one pass: at least `least`; `only` so many, where it is set."""
+
+    least: int = 1
+    only: bool = False
+
+    def takes(self, n_samples: int) -> bool:
+        """Tell whether a pass may have so many samples."""
+        return n_samples == self.least or (n_samples > self.least and not self.only)
+
+    def passes(self, n_samples: int) -> list[Tensor]:
+        """Divide samples into passes of `least`, by their places; the last repeats its last one."""
+        starts = range(0, n_samples, self.least)
+        return [torch.arange(at, at + self.least).clamp(max=n_samples - 1) for at in starts]
+
+    def few(self, inputs: Tensor) -> Tensor:
+        """Take the fewest samples of a batch that the model takes; repeats one where it must."""
+        return inputs[:1] if self.least == 1 else inputs[torch.arange(self.least) % len(inputs)]
+
+    def __str__(self) -> str:
+        if self.only:
+            return f"of {self.least} only"
+        return "of any size" if self.least == 1 else f"of {self.least} or more"
 
 
 class Trial:
@@ -117,3 +145,74 @@ class Tolerance:
 def _largest(tensor: Tensor) -> float:
     finite = tensor[tensor.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def run_alone(
+    trial: Trial, whole: Tensor, first: Records, tolerance: Tolerance, *, copies: bool
+) -> tuple[BatchSizes, dict[Spot, str]]:
+    """Run samples alone, or copies of each, and say what differs from the pass over all.
+
+    Without `copies` those only serve where the shape is another: what differs may be rounding.
+    """
+    n_samples = len(whole)
+    if n_samples != 2:
+        sizes = BatchSizes(n_samples, only=True)
+        return sizes, differing(trial, whole, first, n_samples, tolerance) if n_samples > 1 else {}
+    wrong = differing(trial, whole, first, 1, tolerance)
+    if not wrong or (not copies and MIXED in wrong.values()):
+        return BatchSizes(), wrong
+    of_copies = differing(trial, whole, first, 2, tolerance)
+    if set(of_copies) == set(wrong):
+        return BatchSizes(), wrong
+    try:
+        trial.run(whole[[0, 1, 0]])
+    except ModelError:
+        return BatchSizes(2, only=True), of_copies
+    return BatchSizes(2), of_copies
+
+
+def differing(
+    trial: Trial, whole: Tensor, first: Records, n_copies: int, tolerance: Tolerance
+) -> dict[Spot, str]:
+    """Say what the first two samples give otherwise when their copies run by themselves."""
+    wrong: dict[Spot, str] = {}
+    for sample in (0, 1):
+        trial.state.put_back()
+        try:
+            alone = trial.run(whole[[sample] * n_copies])
+        except ModelError:
+            return {OUTPUT: "fails"}
+        for place, x in first.items():
+            words = _differs(x, len(whole), alone.get(place), n_copies, sample, tolerance)
+            if words:
+                wrong.setdefault(place, words)
+    return wrong
+
+
+def _differs(
+    x: Tensor, n_samples: int, copies: Tensor | None, n_copies: int, sample: int,
+    tolerance: Tolerance,
+) -> str:  # fmt: skip
+    """Compare the rows of one sample in a record of all with those of its copies."""
+    if copies is None:
+        return f"does not run for {n_copies} of them"
+    expected, got = _by_sample(x, n_samples), _by_sample(copies, n_copies)
+    if expected is None or got is None or expected.shape[1:] != got.shape[1:]:
+        one = f"{tuple(copies.shape)} for {n_copies}"
+        return f"has shape {tuple(x.shape)} for {n_samples} samples and {one}"
+    off = max(tolerance.off(row, expected[sample]) for row in got)
+    return MIXED if off > tolerance.alone else ""
+
+
+def _by_sample(tensor: Tensor, n_samples: int) -> Tensor | None:
+    """Give a record an axis of samples; None unless each can have the same number of rows."""
+    if tensor.ndim == 0 or not len(tensor) or len(tensor) % n_samples:
+        return None
+    return tensor.reshape(n_samples, -1, *tensor.shape[1:])
+
+
+def in_company(trial: Trial, many: Tensor, of_two: Tensor, tolerance: Tolerance) -> str:
+    """Say whether two samples give something else in a larger batch, which they begin."""
+    if tolerance.off(trial.output(many)[: len(of_two)], of_two) <= tolerance.alone:
+        return ""
+    return f"samples meet in larger batches: in one of {len(many)} they give others than by twos"
