@@ -16,7 +16,7 @@ import torch
 from condec import attribution, effects
 from condec.attribution import IntegratedGradients, targets
 from condec.basis import registry
-from condec.basis.errors import StoreError
+from condec.basis.errors import OptionError, StoreError
 from condec.dictionary import KMeans
 from condec.explain import leading_modes
 from condec.modes.labels import Hierarchy
@@ -164,6 +164,20 @@ def test_same_run_gives_the_same_bytes_and_old_files_go(run_folder, report):
     after = {f.relative_to(report): f.read_bytes() for f in report.rglob("*") if f.is_file()}
     assert before == after
     assert not [p.name for p in run_folder.iterdir() if p.name.startswith(".report")]
+
+
+def test_a_report_elsewhere_writes_nothing_into_the_run(run_folder, tmp_path, quick):
+    def content():
+        return {f: f.stat().st_mtime_ns for f in run_folder.rglob("*") if f.name != ".lock"}
+
+    before, out = content(), tmp_path / "some" / "pages"
+    for _ in range(2):  # an earlier report is replaced
+        assert build_report(run_folder, out=out) == out / "index.html"
+    assert content() == before
+    assert sorted(file.name for file in out.parent.iterdir()) == ["pages"]
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(OptionError, match=r"out: .* holds other things than a report; name a new"):
+        build_report(run_folder, out=tmp_path)
 
 
 def test_a_report_that_fails_leaves_the_old_one(run_folder, report, monkeypatch):
