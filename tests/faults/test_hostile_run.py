@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import condec.report
 from condec import cli
-from condec.store import RunFolder
+from condec.store import RunFolder, Store
 from small_runs import TOML, quick_report
 
 NASTY = "\x1b[2J<script>alert(1)</script>|**b**\u202e"
@@ -111,13 +111,23 @@ def deep(name: str) -> Callable[[Path], None]:
     return attack
 
 
+def label(run: Path) -> None:
+    """Write a label that asks for a name of every number below it."""
+    store = Store.open(run / "contributions.zarr")
+    rows = store.read_shard(0)
+    rows["inputs/label"][0] = 200_000_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("condec.store.shards.MOST_LABELS", 2**40)
+        store.write_shard(0, rows)
+
+
 def names(run: Path) -> None:
     """As it is: labels, the title and sites have hostile names."""
 
 
 FAST = (code, out, link_to("report"))
 SLOW = (
-    names, out_absolute, *map(link_to, PLACES[1:]),
+    names, label, out_absolute, *map(link_to, PLACES[1:]),
     *map(deep, ("run.toml", "tasks/*.json", "analysis/labels.json", "modes/*/*/dictionary.json",
                 "analysis/left_out.json", "contributions.zarr/zarr.json",
                 "contributions.zarr/manifest/*.json")),

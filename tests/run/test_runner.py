@@ -571,14 +571,14 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_first_error(
     monkeypatch.setattr(links, "layer_statistics", full)
     with pytest.raises(StoreError, match=r"^the disk is full$"):
         links.stats_link(run_of(source))
-    with pytest.raises(StoreError, match=r"log.jsonl cannot be written: .*run the same command"):
+    with pytest.raises(StoreError, match=r"log.jsonl: cannot write .*run the same command"):
         links.stats_link(run_of(source))
 
 
 def test_failure_to_write_names_the_file(source: Path) -> None:
     prepare(run_of(source, links=("collect",)))
     (source / "run" / "analysis" / "statistics.parquet").mkdir()
-    with pytest.raises(StoreError, match=r"statistics.parquet cannot be written"):
+    with pytest.raises(StoreError, match=r"statistics.parquet: cannot write (?!.*ake room)"):
         links.stats_link(run_of(source))
     assert [p.name for p in (source / "run" / "analysis").iterdir()] == [
         "labels.json",

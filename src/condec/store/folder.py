@@ -135,7 +135,7 @@ class RunFolder:
 
     def write(self, file: Path, content: bytes) -> Path:
         """Write a file, whole or not at all; folders are made. StoreError where that fails."""
-        with writing(f"{file} cannot be written", lambda: "Make room, then run the same again."):
+        with writing(f"{file}"):
             file.parent.mkdir(parents=True, exist_ok=True)
             remove_partial(file)
             write_file(file, content)
@@ -187,7 +187,7 @@ class RunFolder:
         """Append one line to the log; StoreError where it cannot be written."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"time": now, "host": platform.node(), "process": os.getpid(), "event": event}
-        with writing(f"{self.log_file} cannot be written"):
+        with writing(f"{self.log_file}"):
             self.path.mkdir(parents=True, exist_ok=True)
             with self.log_file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line | details) + "\n")
