@@ -529,3 +529,12 @@ def test_a_fixed_number_of_samples_names_the_batch_size(tmp_path: Path) -> None:
         contribute(model, images(5), "site")
     with pytest.raises(ModelError, match=words):
         condec.collect(model, images(9), "site", out=tmp_path / "s", progress=False)
+
+
+def test_zeros_that_become_something_are_no_rounding() -> None:
+    model = net(lambda m, x: x * m.n_calls)
+    nn.init.zeros_(model.head.bias)
+    model.conv.register_forward_hook(lambda *_: setattr(model, "n_calls", model.n_calls + 1))
+    model.n_calls = -1
+    with pytest.raises(ModelError, match="the same inputs give the same again"):
+        contribute(model, 0 * images(), "site")

@@ -114,7 +114,7 @@ class Tolerance:
     @property
     def hardly(self) -> "Tolerance":
         """Differences that rounding seldom makes: where more is found, it has to be looked into."""
-        return replace(self, alone=self.again, least=sys.float_info.min)
+        return replace(self, alone=self.again, least=0.0)
 
     @staticmethod
     def of(inputs: Tensor, records: Records) -> "Tolerance":
@@ -139,7 +139,8 @@ class Tolerance:
         got, expected = (x if x.is_floating_point() else x.float() for x in (got, expected))
         same = (got == expected) | (got.isnan() & expected.isnan())
         largest = float(torch.where(same, 0.0, got - expected).abs().max())
-        return math.inf if math.isnan(largest) else largest / max(_largest(expected), self.least)
+        size = max(_largest(expected), self.least, sys.float_info.min)
+        return math.inf if math.isnan(largest) else largest / size
 
 
 def _largest(tensor: Tensor) -> float:
