@@ -343,7 +343,7 @@ def test_missing_parts_are_left_out(run_folder, tmp_path, quick, links):
     assert ("No dictionary was fitted here" in text) == ("fit" not in links)
     assert ("Mode " in text) == ("fit" in links)
     assert ("share one scale" in text) == ("map" in links)
-    assert (report / "figures" / "block1-sae-ablate-zero.svg").exists() == ("control" in links)
+    assert (report / "figures" / "block1" / "sae-ablate-zero.svg").exists() == ("control" in links)
 
 
 def test_without_labels(tmp_path, quick):
@@ -608,7 +608,7 @@ def test_stability_is_said_for_all_and_for_each(run, report):
         assert (row["seeds"], row["halves"]) == (of["seed_cosine"], of["half_cosine"])
     text = shown(report / "sites" / f"{site.folder}.html")
     assert f"found again with a cosine of {rows[0]['seeds']:.2f} by other seeds" in text
-    assert (report / "figures" / f"{site.folder}-kmeans-stability.svg").is_file()
+    assert (report / "figures" / site.folder / "kmeans-stability.svg").is_file()
 
 
 def test_what_was_not_checked_is_not_said(run, report):
@@ -873,7 +873,7 @@ def test_pages_name_each_of_several_learners(both, tmp_path, quick):
         assert f"Control curves: {name}" in site
         assert f"Modes: {name}" in site
         assert f"modes in use, {name}" in site
-        assert (tmp_path / "figures" / f"block1-{name}-ablate-zero.svg").exists()
+        assert (tmp_path / "figures" / "block1" / f"{name}-ablate-zero.svg").exists()
         assert (tmp_path / "figures" / f"selectivity-ablate-zero-{name}.svg").exists()
 
 
@@ -942,7 +942,7 @@ def test_twins_stand_on_the_pages(twinned):
         text = shown(report / "sites" / f"{site}.html")
         assert "when the labels are shuffled, by" in text
         name = "sae" if site == "block1" else "kmeans"
-        svg = (report / "figures" / f"{site}-{name}-correlations.svg").read_text()
+        svg = (report / "figures" / site / f"{name}-correlations.svg").read_text()
         assert "shuffled labels" in svg
 
 
@@ -1107,7 +1107,7 @@ def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
     run = read_run(changed_more)
     for sentence in sentences.about_side_effects(run.sites[0].parts[0], 4, run.hierarchy):
         assert " ".join(sentence.split()) in " ".join(page.text.split()), sentence
-    drawn = [name for name in page.resources if "/figures/block1-sae-" in name]
+    drawn = [name for name in page.resources if "/figures/block1/sae-" in name]
     wanted = {
         "matrix-ablate-zero-accuracy", "matrix-ablate-zero-logit", "interactions", "steering",
         "matrix-preserve-zero-accuracy", "matrix-preserve-zero-logit",

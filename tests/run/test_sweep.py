@@ -302,8 +302,64 @@ def test_killed_while_a_record_is_written_and_done_again(folder):
     result = sweep(sweeps.read(folder / "sweep.toml"))
     assert (result.n_made, result.n_kept) == (5, 3)
     assert not list(out.rglob("*.partial"))
-    straight = sweep(plan_of(folder, out="straight")).table
-    assert result.table["r2"].tolist() == pytest.approx(straight["r2"].tolist(), abs=1e-4)
+    straight = sweep(plan_of(folder, out="straight"))
+    assert dictionaries(out) == dictionaries(folder / "straight")
+    other = [name for name in straight.table if name != "seconds"]
+    pd.testing.assert_frame_equal(result.table[other], straight.table[other])
+
+
+def dictionaries(out):
+    """Content of all dictionaries of a sweep, by their places in its folder."""
+    found = out.glob("fits/**/dictionary.*")
+    return {path.relative_to(out): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("n_done", [1, 4])
+def test_fits_that_run_as_one_do_so_again_after_an_interruption(folder, monkeypatch, n_done):
+    plan = plan_of(folder, {"learner": "topk", "n_modes": 12, "k": [1, 2]}, seeds=[0, 1, 2])
+    whole = sweep(plan_of(folder, plan.record["grid"][0], seeds=[0, 1, 2], out="whole"))
+    save, saved = dictionary.FitReport.save, []
+
+    def failing(report, place):
+        if len(saved) == n_done:
+            raise OSError(28, "No space left on device")
+        saved.append(place)
+        save(report, place)
+
+    monkeypatch.setattr(dictionary.FitReport, "save", failing)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(plan)
+    monkeypatch.setattr(dictionary.FitReport, "save", save)
+    kept = {place: (place / "fit.json").read_bytes() for place in saved}
+    result = sweep(plan)
+    assert (result.n_made, result.n_kept) == (6 - n_done, n_done)
+    assert {place: (place / "fit.json").read_bytes() for place in saved} == kept
+    assert dictionaries(plan.out) == dictionaries(folder / "whole")
+    assert len(whole.table) == 6
+
+
+def test_a_fit_that_goes_while_the_table_is_made_is_said(folder, monkeypatch):
+    plan = plan_of(folder)
+    sweep(plan)
+    seed_agreement = dictionary.seed_agreement
+
+    def another_sweep(atoms):
+        for record in plan.out.glob("fits/**/fit.json"):
+            record.unlink()
+        return seed_agreement(atoms)
+
+    shutil.rmtree(plan.out / "stability")
+    monkeypatch.setattr(dictionary, "seed_agreement", another_sweep)
+    with pytest.raises(StoreError, match="is another sweep at work in the same folder"):
+        sweep(plan)
+
+
+def test_a_record_of_something_else_is_no_fit(folder):
+    plan = plan_of(folder)
+    place = plan.out / sweep(plan).table["folder"][0]
+    for text in ("[]", '{"metrics": {}}'):
+        (place / "fit.json").write_text(text)
+        assert sweep(plan).n_made == 1
 
 
 def test_the_command_says_what_it_made_and_where(folder):

@@ -89,6 +89,11 @@ class Method(Option, ABC):
         """Forward and backward passes a batch costs; the most, where that depends on it."""
 
     @property
+    def n_kept(self) -> int:
+        """Points of a path, besides two, whose records and gradients are kept for a batch."""
+        return 0
+
+    @property
     def least_samples(self) -> int:
         """Samples that every batch must have at least."""
         return 1

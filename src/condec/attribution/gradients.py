@@ -149,6 +149,11 @@ class SmoothGrad(Method):
             raise OptionError(f"SmoothGrad: noise must be above 0; got {self.noise}")
 
     @property
+    def n_kept(self) -> int:
+        """As the inner method."""
+        return self.inner.n_kept
+
+    @property
     def least_samples(self) -> int:
         """As the inner method."""
         return self.inner.least_samples

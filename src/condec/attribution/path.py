@@ -109,6 +109,11 @@ class IntegratedGradients(Method):
         steps = self.max_steps if self.steps == "auto" else self.steps
         return (steps + 1) * self.baseline.n_draws
 
+    @property
+    def n_kept(self) -> int:
+        """The pilots of a fitted spacing, and a copy of the first point; 0 for ``"auto"``."""
+        return _spacing(self.spacing).n_kept(0 if self.steps == "auto" else self.steps)
+
     def attribute(self, setup: Setup) -> Attribution:
         """Contributions of one batch; see `Method.attribute`."""
         calls: Calls = {}

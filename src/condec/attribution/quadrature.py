@@ -49,6 +49,10 @@ class Spacing:
         """Return the place on the path, of the share of its points."""
         return share if self.power == 1 else share**self.power
 
+    def n_kept(self, steps: int) -> int:
+        """Return the points that are kept besides two: pilots and a copy of the first one."""
+        return min(_PILOTS, steps // 2) + 1 if self.fitted and steps > 1 else 0
+
 
 def integrate(path: Path, first: Point, *, steps: int, spacing: Spacing, stack: int) -> Attribution:
     """Sum over a fixed number of intervals, from the inputs back to the baseline.

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from condec.basis.errors import CondecError, OptionError, StoreError
 
@@ -46,6 +47,23 @@ def user_path(path: str | Path, folder: str | Path = ".") -> Path:
             return some
 
     return expanded(Path(folder)) / expanded(Path(path))
+
+
+_LONGEST_NAME: Final = 200
+"""Bytes of a name: file systems take 255, and endings and names of parts follow it."""
+
+
+def file_name(text: str) -> str:
+    """Return a name for a file or folder of any text: quoted, and with a hash where it is long.
+
+    >>> file_name("block2:input"), len(file_name("block." * 50))
+    ('block2%3Ainput', 200)
+    """
+    name = quote(text, safe="", errors="surrogatepass")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: _LONGEST_NAME - 17]}-{digest}"
 
 
 def to_json(value: Any) -> bytes:

@@ -107,6 +107,22 @@ def correlation_matrix(
     return (_standardised(loadings, 0).T @ others).clamp_(-1.0, 1.0)
 
 
+def correlation_by_label(
+    loadings: Float[torch.Tensor, "sample mode"], labels: Int[torch.Tensor, " sample"],
+    n_labels: int,
+) -> ModeLabel:  # fmt: skip
+    """Compute `correlation_matrix` with the indicators of labels from 0, without making them.
+
+    The standardised loadings of a label's n of N samples are summed, and divided by the standard
+    deviation of its indicator, sqrt(n (1 - n / N)).
+    """
+    counts = torch.bincount(labels, minlength=n_labels)
+    values = _standardised(loadings, 0)
+    sums = values.new_zeros(n_labels, values.shape[1]).index_add_(0, labels, values)
+    scale = (counts * (1.0 - counts / max(len(labels), 1))).sqrt().to(values.dtype)[:, None]
+    return (sums / _or_one(scale) * (scale > 0)).T.clamp_(-1.0, 1.0)
+
+
 def cosine(
     a: Float[torch.Tensor, "..."], b: Float[torch.Tensor, "..."], dim: int = -1
 ) -> Float[torch.Tensor, "..."]:

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
+from condec.basis.metrics import correlation_by_label, correlation_matrix
 from condec.basis.records import short_repr
-from condec.basis.shapes import Labels, Membership
+from condec.basis.shapes import Labels, Mask, Membership, ModeLabel
 from condec.data import UNLABELLED
+
+_MANY_LABELS: Final = 4096
+"""Labels from which no table of samples and labels is made."""
 
 
 def membership(labels: Labels, n_labels: int | None = None) -> Membership:
@@ -46,6 +51,17 @@ def membership(labels: Labels, n_labels: int | None = None) -> Membership:
     if top >= n_labels:
         raise DataError(f"label {top} is out of range; expected 0 to {n_labels - 1}")
     return labels[:, None] == torch.arange(n_labels, device=labels.device)
+
+
+def label_correlation(values: Tensor, labels: Labels, rows: Mask) -> ModeLabel:
+    """Correlate columns of `values`, [sample, mode], with the indicator of each label, on rows.
+
+    Samples without label are left out. Raises DataError: no sample has a label.
+    """
+    known = rows & (labels >= 0)
+    if bool((labels >= _MANY_LABELS).any()):
+        return correlation_by_label(values[known], labels[known], int(labels.max()) + 1)
+    return correlation_matrix(values[known], membership(labels)[known])
 
 
 @short_repr

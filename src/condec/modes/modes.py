@@ -12,11 +12,10 @@ from torch import Tensor
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import folder_in_place, replace_folder, user_path, writing
-from condec.basis.metrics import correlation_matrix
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
 from condec.dictionary import Dictionary
-from condec.modes.labels import check_labels, membership
+from condec.modes.labels import check_labels, label_correlation
 from condec.network import Site
 from condec.store import Quantity, Sign, Store
 
@@ -227,9 +226,11 @@ class Modes:
         return Modes(**arrays, **words, store=store, site=store.info(kept["site"]).site)
 
     def _correlate(self, labels: Tensor, split: Split) -> Tensor:
-        member = membership(labels)
-        rows = self.rows(split) & (labels >= 0)
-        return correlation_matrix(self.loadings[rows], member[rows])
+        return label_correlation(self.loadings, labels, self.rows(split))
+
+    def forget(self) -> None:
+        """Free the memory of correlations; they are computed again when asked for."""
+        self._correlations.clear()
 
 
 def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:

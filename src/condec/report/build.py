@@ -1,5 +1,6 @@
 """Builds the pages of a report from a run folder."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from condec.report.reading import RunPart, read_run
 from condec.store import RunFolder
 
 _HERE: Final = Path(__file__).parent
+_UNSEEN: Final = re.compile(
+    "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""Control characters, and those that turn the direction of what follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +102,26 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
         text = templates.get_template(template).render(root=root, **values)
         (folder / file).write_text(text, encoding="utf-8")
 
-    write("index.html", "index.html.jinja")
     for page in pages:
         write(page.file, page.template.name, page=page, **page.values(run, studio))
     for site in run.sites:
         write(f"sites/{site.folder}.html", "site.html.jinja", root="../", site=site)
+        for part in site.parts:
+            part.forget()
+    write("index.html", "index.html.jinja")  # the last: what it needs of each site is known
+
+
+def _clean(value: Any) -> Any:
+    """Take out of a text what is not to be seen, and would break or turn the page."""
+    if not isinstance(value, str):
+        return value
+    return type(value)(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value))
 
 
 def _environment(*folders: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        finalize=_clean, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # Templates ask for what they show: a new table or sentence is one line there.
     for module in (cards, drawing, facts, figures, sentences, tables, words):

@@ -13,9 +13,8 @@ import pandas
 import torch
 from matplotlib.figure import Figure
 
-from condec.basis.metrics import correlation_matrix
 from condec.effects import MatrixQuantity
-from condec.modes import membership
+from condec.modes import label_correlation
 from condec.report import figures
 from condec.report.figures.style import described
 from condec.report.reading import DictionaryPart, RunPart, SitePart
@@ -29,7 +28,10 @@ SQUARES_UP_TO: Final = 64
 _JPEG_FROM: Final = 97
 """Pixels a side from which pictures are JPEG, a fifth of the size."""
 _HEATMAP_MODES: Final = 400
+_HEATMAP_LABELS: Final = 400
 _MOST_LABELS: Final = 40
+_MOST_DICTIONARIES: Final = 50
+"""Dictionaries of a run that have charts: drawing takes most of the time of a report."""
 _RANKINGS_BY_LABEL: Final = 4
 _BY_LABEL: Final = ("log_odds_modes", "modes", "contribution_difference", "random")
 """The rankings that are drawn for every label where there are more."""
@@ -150,13 +152,22 @@ def charts_of_run(run: RunPart) -> Iterator[Chart]:
             yield Chart("control", f"selectivity-{edit}-{replacement}{end}", figure)
 
 
+def has_charts(run: RunPart, part: DictionaryPart) -> bool:
+    """Tell whether charts of a dictionary are drawn: of many, for some, evenly over the sites."""
+    parts = [one for _, one in run.parts]
+    place, share = parts.index(part), _MOST_DICTIONARIES / len(parts)
+    return share >= 1 or int((place + 1) * share) > int(place * share)
+
+
 def charts_of_dictionary(
     run: RunPart, site: SitePart, part: DictionaryPart, rows: Sequence[int]
 ) -> Iterator[Chart]:
     """Draw the figures of one dictionary, its modes in the order of `rows`.
 
-    Places: control, effects, steering, use, labels, training.
+    Places: control, effects, steering, use, labels, training; none where not `has_charts`.
     """
+    if not has_charts(run, part):
+        return
     yield from _curves(part)
     for matrix in matrices(part, site.info.n_units):
         for quantity in _MATRICES:
@@ -201,13 +212,17 @@ def _curves(part: DictionaryPart) -> Iterator[Chart]:
 
 def _labels(run: RunPart, part: DictionaryPart, rows: Sequence[int]) -> Iterator[Chart]:
     modes, labels = part.modes, part.modes.store.labels
-    train = ~modes.held_out & (labels >= 0)
-    single = correlation_matrix(modes.matrix()[train], membership(labels)[train]).max(1).values
+    single = label_correlation(modes.matrix(), labels, ~modes.held_out).max(1).values
     best = {"modes": part.correlation.max(1).values, "single units": single}
     shuffled = run.shuffled_best(part)
     if shuffled is not None:
         best["shuffled labels"] = shuffled
     yield Chart("labels", "correlations", figures.correlation_histogram_figure(best))
     present = sorted(set(labels[labels >= 0].tolist()))
-    found, names = part.correlation[list(rows)][:, present], [run.label(one) for one in present]
-    yield Chart("labels", "labels", figures.correlation_heatmap_figure(found, names, rows))
+    found, n_labels = part.correlation[list(rows)][:, present], len(present)
+    if n_labels > _HEATMAP_LABELS:
+        most = found.nan_to_num().max(0).values.topk(_HEATMAP_LABELS).indices.sort().values
+        found, present = found[:, most], [present[place] for place in most.tolist()]
+    names = [run.label(one) for one in present]
+    figure = figures.correlation_heatmap_figure(found, names, rows, n_labels=n_labels)
+    yield Chart("labels", "labels", figure)

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pandas
 import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
+from condec.basis.files import file_name
 from condec.basis.metrics import unit_length
 from condec.basis.npz import load_record
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
 from condec.explain import ALIKE, SiteMaps
-from condec.modes import Hierarchy, Modes, Split, label_name, membership
+from condec.modes import Hierarchy, Modes, Split, label_name
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES
 
@@ -111,8 +111,8 @@ class DictionaryPart:
         labels = self.modes.store.labels[self.modes.held_out]
         if not bool((labels >= 0).any()):
             return torch.full_like(self.correlation, torch.nan)
-        shares = membership(labels, self.correlation.shape[1])[labels >= 0].float().mean(0)
-        varies = (shares > 0) & (shares < 1)
+        counts = torch.bincount(labels[labels >= 0], minlength=self.correlation.shape[1])
+        varies = (counts > 0) & (counts < counts.sum())
         return self.modes.correlation(split="held_out").where(varies, torch.nan)
 
     @cached_property
@@ -120,6 +120,12 @@ class DictionaryPart:
         """Best label of every mode by training rows, and the held-out correlation with it."""
         label = self.correlation.argmax(1)
         return label, self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
+
+    def forget(self) -> None:
+        """Free the memory of what has an entry for every mode and label."""
+        for name in ("correlation", "held_out_correlation"):
+            self.__dict__.pop(name, None)
+        self.modes.forget()
 
 
 @short_repr
@@ -139,7 +145,7 @@ class SitePart:
     @property
     def folder(self) -> str:
         """Name of its page and pictures, fit for any file system."""
-        return quote(self.key, safe="")
+        return file_name(self.key)
 
 
 @short_repr
@@ -255,7 +261,8 @@ def _parsed(file: Path, parse: Callable[[str], Any], kind: str) -> Any:
 
 def _names(file: Path) -> tuple[str, ...] | None:
     names = _parsed(file, json.loads, "JSON")
-    return None if names is None else tuple(str(name) for name in names)
+    # JSON can hold half of a sign; no file and no table can.
+    return names and tuple(str(name).encode(errors="replace").decode() for name in names)
 
 
 def _date(file: Path) -> str:

@@ -23,7 +23,7 @@ from condec.report.tables import (
     rivals_in_words,
     stable_modes,
 )
-from condec.report.words import count, fixed, percent, twin_words
+from condec.report.words import count, fixed, listed, percent, twin_words
 from condec.store import STATISTICS, TREND, compare_trends
 
 _STATISTICS: Final = {
@@ -83,7 +83,7 @@ def warnings(run: RunPart) -> Iterator[str]:
         ]
         if dead:
             yield (
-                f"Many modes are dead, that is, used by {whom}: {'; '.join(dead)}. Fewer modes "
+                f"Many modes are dead, that is, used by {whom}: {listed(dead)}. Fewer modes "
                 "(n_modes), or a longer training (steps), leave fewer dead."
             )
     alike = [f"{name} {count(part.n_alike)} of {count(len(part.modes))}" for name, part in named
@@ -91,12 +91,12 @@ def warnings(run: RunPart) -> Iterator[str]:
     if alike:
         yield (
             f"Many modes in use have nearly equal atoms (cosine above {ALIKE:g}) and share a card: "
-            f"{'; '.join(alike)}. Fewer modes (n_modes) say the same."
+            f"{listed(alike)}. Fewer modes (n_modes) say the same."
         )
     equal = [f"{name}: {found}" for name, part in named
              if (found := rivals_in_words(part)) not in ("", "none")]  # fmt: skip
     if equal:
-        yield f"Rivals do as well as the dictionary: {'; '.join(equal)}."
+        yield f"Rivals do as well as the dictionary: {listed(equal)}."
     if not bool((store.labels >= 0).any()):
         yield "The inputs have no labels: correlations with labels and control curves are left out."
     elif run.sites and not any(part.has_held_out for _, part in run.parts):
@@ -112,21 +112,21 @@ def _about_held_out(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str
     if nothing:
         yield (
             f"{R2} is 0 or below on held-out inputs (in brackets: on those fitted): "
-            f"{'; '.join(nothing)}. Modes there describe the inputs that were fitted and no "
+            f"{listed(nothing)}. Modes there describe the inputs that were fitted and no "
             "others: believe none of them. Collect more inputs, or try a simpler learner (nmf, "
             "pca) and other numbers of modes."
         )
     if less:
         yield (
             f"{R2} is much lower on held-out inputs than on those fitted (in brackets): "
-            f"{'; '.join(less)}. Part of what these modes say holds for the fitted inputs alone: "
+            f"{listed(less)}. Part of what these modes say holds for the fitted inputs alone: "
             "go by the held-out figures. More inputs or fewer modes (n_modes) bring the two closer."
         )
     unseen = [name for name, part in named if part.has_held_out and len(part.modes)
               and int(held_out_users(part.modes).max()) < LEAST_USERS]  # fmt: skip
     if unseen:
         yield (
-            f"No mode is used by {LEAST_USERS} held-out inputs: {'; '.join(unseen)}. Cards there "
+            f"No mode is used by {LEAST_USERS} held-out inputs: {listed(unseen)}. Cards there "
             "are of the modes that most inputs use, and nothing shows that they hold for others. "
             "Hold out more inputs (held_out), collect more, or take fewer modes (n_modes)."
         )
@@ -144,11 +144,11 @@ def _about_completeness(run: RunPart) -> Iterator[str]:
     if off:
         yield (
             "Contributions do not add up to the change of the target (median completeness): "
-            f"{'; '.join(off)}. More steps of integrated gradients bring this closer to 1."
+            f"{listed(off)}. More steps of integrated gradients bring this closer to 1."
         )
     if wide:
         yield (
-            f"Completeness differs much between inputs (5th to 95th percentile): {'; '.join(wide)}."
+            f"Completeness differs much between inputs (5th to 95th percentile): {listed(wide)}."
         )
 
 
@@ -255,7 +255,7 @@ def about_curves(part: DictionaryPart) -> Iterator[str]:
         verb = "ablated" if edit == "ablate" else "preserved"
         yield (
             f"Units {verb} by {named[leading][0]} (replaced by "
-            f"{str(replacement).replace('_', ' ')}) are {'; '.join(beaten)}.{end}"
+            f"{str(replacement).replace('_', ' ')}) are {listed(beaten)}.{end}"
         )
 
 
@@ -309,11 +309,11 @@ def _shared(matrix: ControlMatrix) -> Iterator[str]:
     if len(overlap) < _MOST_PAIRS or not pairs:
         return
     # By name where equal.
-    listed = ", ".join(f"{names} ({fixed(-value)})" for value, names in sorted(pairs)[:_MOST_PAIRS])
+    most = ", ".join(f"{names} ({fixed(-value)})" for value, names in sorted(pairs)[:_MOST_PAIRS])
     does = "change of output that preserving either alone"
     if matrix.edit == "ablate":
         does = "loss of output that ablating either"
-    yield f"Labels that share most, by the {does} does to the other: {listed}."
+    yield f"Labels that share most, by the {does} does to the other: {most}."
 
 
 def _agreement(matrix: ControlMatrix, hierarchy: Hierarchy | None) -> Iterator[str]:

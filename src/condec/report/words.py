@@ -1,7 +1,7 @@
 """Numbers and options in words, as they stand on the pages."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from markupsafe import Markup, escape
@@ -68,6 +68,16 @@ def breakable(text: str) -> Markup:
         safe = safe.replace(mark, f"{mark}<wbr>")
     # Entities hold none of these marks, so none was torn apart.
     return Markup(safe)  # escaped just above
+
+
+def listed(parts: Sequence[str], most: int = 24) -> str:
+    """Join the parts of a sentence, the first ones where they are many.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a; b; and 1 more'
+    """
+    rest = [f"and {count(len(parts) - most)} more"] if len(parts) > most else []
+    return "; ".join([*parts[:most], *rest])
 
 
 METHODS: Final[Mapping[str, str]] = {

@@ -142,7 +142,7 @@ def fields_figure(
             row, column = divmod(place, columns)
             above, below = grid[2 * row : 2 * row + 2, column]
             above.imshow(spatial[place].numpy(), cmap=style.SIGNED, vmin=-scale, vmax=scale)
-            above.set_title(names[place], fontsize=8, **small)
+            above.set_title(style.literal(names[place]), fontsize=8, **small)
             below.axhline(0, color=style.RULE, linewidth=0.7)
             below.plot(past, temporal[place].numpy(), color=style.INK, linewidth=1.1)
             if notes:
@@ -189,7 +189,7 @@ def probes_figure(answers: Mapping[str, Responses]) -> Figure:
             row, column = divmod(place, 2)
             above, below = grid[2 * row : 2 * row + 2, column]
             seconds = len(values) * answers[name].seconds_per_frame
-            above.set_title(name, fontsize=9)
+            above.set_title(style.literal(name), fontsize=9)
             _courses(above, answers[name], seconds)
             _heat(below, values / most, 1.0, (0.0, seconds))
             below.set_ylabel("cell", fontsize=8)
@@ -206,8 +206,8 @@ def _courses(axis: Axes, answer: Responses, seconds: float) -> None:
         colour = _COLOURS[number % len(_COLOURS)]
         axis.step(time, (values / top).numpy(), where="post", color=colour, linewidth=1.0)
         axis.annotate(
-            event, (0, 1 - 0.5 * number), (-4, -2), xycoords="axes fraction", va="top",
-            textcoords="offset points", ha="right", fontsize=7, color=colour,
+            style.literal(event), (0, 1 - 0.5 * number), (-4, -2), xycoords="axes fraction",
+            textcoords="offset points", va="top", ha="right", fontsize=7, color=colour,
         )  # fmt: skip
     axis.set_xlim(0, seconds)
     axis.set_axis_off()

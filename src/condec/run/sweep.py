@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 import tomli_w
 import torch
@@ -37,7 +36,7 @@ from torch import Tensor
 
 from condec import dictionary
 from condec.basis.errors import CondecError, OptionError, StoreError
-from condec.basis.files import to_json, user_path
+from condec.basis.files import file_name, to_json, user_path
 from condec.basis.locks import held
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
@@ -58,6 +57,8 @@ Move = Callable[..., None]
 _AT_ONCE: Final = 4 * 2**30
 """Bytes of dictionaries in memory at a time: longer lists of fits are done in parts."""
 _MOST_FITS: Final = 100_000
+_RECORD: Final = {"metrics", "n_epochs", "seconds", "alive"}
+"""What stands in the record of a fit."""
 _FILE: Final = create_model(
     "sweep", __config__=ConfigDict(extra="forbid", strict=True),
     run=(str | None, None), store=(str | None, None), out=(str, "sweep"),
@@ -122,7 +123,19 @@ class _Fit:
     def record(self) -> dict[str, Any] | None:
         parts = ("dictionary.json", "dictionary.safetensors")
         whole = all((self.folder / part).is_file() for part in parts)
-        return _read(self.folder / "fit.json") if whole else None
+        record = _read(self.folder / "fit.json") if whole else None
+        return record if record is not None and record.keys() >= _RECORD else None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The record of a fit that was done a moment ago."""
+        record = self.record
+        if record is None:
+            raise StoreError(
+                f"{self.folder}: the fit was done and is gone; is another sweep at work in the "
+                "same folder? Wait for its end, then run the same again"
+            )
+        return record
 
 
 def read(path: str | Path) -> SweepPlan:
@@ -210,8 +223,9 @@ def _fits(grid: Mapping[str, Any], sign: Sign) -> list[tuple[str, FitPlan]]:
 def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     """Fit every configuration at every site with every seed, and compare them.
 
-    A fit that is done is kept; one that was interrupted goes on where it stopped; a changed
-    plan or store makes only the fits that it changes. Fits of an earlier plan stay in the
+    A fit that is done is kept; one that was interrupted goes on where it stopped, and the sweep
+    ends with the dictionaries of an undisturbed one, byte for byte; a changed plan or store makes
+    only the fits that it changes. Fits of an earlier plan stay in the
     folder, and are in the table of a plan that asks for them again.
 
     Raises StoreError: there is no store, it is not complete, or the results cannot be written;
@@ -241,10 +255,10 @@ def _sweep(plan: SweepPlan, *, progress: bool) -> SweepResult:
             for start in range(0, len(every), n_at_once):
                 # Parts are of all fits, done or not: they stay the same when a sweep goes on.
                 part = every[start : start + n_at_once]
-                left = [fit for fit in part if fit.folder in undone]
                 checkpoints = plan.out / "checkpoints" / digest([fit.folder.name for fit in part])
-                if left:
-                    _fit_together(plan, store, left, checkpoints, move)
+                done = {fit.folder.name for fit in part if fit.folder not in undone}
+                if len(done) < len(part):
+                    _fit_together(plan, store, part, done, checkpoints, move)
     shutil.rmtree(plan.out / "checkpoints", ignore_errors=True)
     table = _table(plan, fits, _stability(plan, fits, progress=progress))
     files = [folder.write(plan.out / "results.parquet", to_parquet(table))]
@@ -264,7 +278,7 @@ def _all_fits(plan: SweepPlan, store: Store) -> list[_Fit]:
             learner, train = fit.learner_for(n_units, len(store)), replace(fit.train, seed=seed)
             version = (store.config_hash, metadata.version("condec"))
             identity = digest(site.key, plan.quantity, plan.sign, learner, train, *version)
-            folder = plan.out / "fits" / quote(site.key, safe="") / fit.name / identity
+            folder = plan.out / "fits" / file_name(site.key) / fit.name / identity
             fits.append(_Fit(site, name, learner, train, n_units, folder))
     return fits
 
@@ -287,9 +301,13 @@ def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
 
 
 def _fit_together(
-    plan: SweepPlan, store: Store, fits: Sequence[_Fit], checkpoints: Path, move: Move
-) -> None:
-    """Fit a list of one site, and write each fit with its record as soon as it is done."""
+    plan: SweepPlan, store: Store, fits: Sequence[_Fit], done: set[str], checkpoints: Path,
+    move: Move,
+) -> None:  # fmt: skip
+    """Fit what is left of a list of one site; write each fit with its record as soon as it is done.
+
+    The whole list says which fits run as one: an interrupted sweep ends with the same bits.
+    """
     rows = store.rows(fits[0].site, plan.quantity, plan.sign)
     # Small fits run as one only where their rows are in memory.
     in_memory = fits_in(rows, min(fit.config.memory_gib for fit in fits))
@@ -313,7 +331,7 @@ def _fit_together(
         # Of dead modes: the table has their share, and the words at the end say how many fits.
         warnings.filterwarnings("ignore", message="fit: ", category=UserWarning)
         jobs = {n: dictionary.Job(f.learner, matrix, config=f.config) for n, f in by_name.items()}
-        dictionary.fit_many(jobs, folder=checkpoints, on_done=on_done)
+        dictionary.fit_many(jobs, folder=checkpoints, on_done=on_done, done=done)
 
 
 def _stability(plan: SweepPlan, fits: Sequence[_Fit], *, progress: bool) -> dict[str, float]:
@@ -341,7 +359,7 @@ def _alive_atoms(fit: _Fit) -> Tensor:
         found = dictionary.load_dictionary(fit.folder)
     except StoreError as error:
         raise StoreError(f"{error} Remove {fit.folder} and run the same sweep again.") from error
-    return found.atoms[torch.tensor((fit.record or {})["alive"]).long()]
+    return found.atoms[torch.tensor(fit.result["alive"]).long()]
 
 
 def _table(
@@ -352,7 +370,7 @@ def _table(
 
     rows = []
     for fit in fits:
-        record, n_modes = fit.record or {}, fit.learner.n_modes
+        record, n_modes = fit.result, fit.learner.n_modes
         train = {f"{name}_train": value for name, value in record["metrics"]["train"].items()}
         metrics = record["metrics"]["held_out"] | train
         fit_plan = plan.configurations[fit.configuration]
@@ -409,7 +427,7 @@ def _text(value: Any) -> str:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record
+    return record if isinstance(record, dict) else None

@@ -139,7 +139,9 @@ class BatchPlan:
 
     def memory(self, n_samples: int) -> int:
         """Estimate the bytes that a batch takes, without the model."""
-        return _MEMORY_FACTOR * 4 * self.entries * n_samples
+        recorded = sum(info.n_units * info.n_positions for info in self.infos)
+        kept = 2 * self.method.n_kept * recorded
+        return 4 * (_MEMORY_FACTOR * self.entries + kept) * n_samples
 
     def time_pass(self, n_samples: int, *, again: int = 0) -> float:
         """Measure the seconds of one forward and backward pass, the least of 1 + `again` tries."""

@@ -33,6 +33,7 @@ from urllib.parse import quote, unquote
 
 from condec.basis.errors import StoreError
 from condec.basis.files import (
+    file_name,
     folder_in_place,
     remove_partial,
     to_json,
@@ -72,11 +73,11 @@ class RunFolder:
 
     def log_odds_modes(self, site: str) -> Path:
         """Return the folder of a site's modes of contributions to the log-odds."""
-        return self.path / "log_odds" / quote(site, safe="")
+        return self.path / "log_odds" / file_name(site)
 
     def activation_modes(self, site: str) -> Path:
         """Return the folder of a site's modes of activations."""
-        return self.path / "activations" / quote(site, safe="")
+        return self.path / "activations" / file_name(site)
 
     def twin(self, name: str) -> Path:
         """Return the store of a twin."""
@@ -89,11 +90,11 @@ class RunFolder:
 
     def modes(self, site: str, learner: str) -> Path:
         """Return the folder of a site's dictionary and modes."""
-        return self.path / "modes" / quote(site, safe="") / learner
+        return self.path / "modes" / file_name(site) / learner
 
     def learners(self, site: str) -> tuple[str, ...]:
         """List the learners whose modes of a site lie here, sorted."""
-        found = (self.path / "modes" / quote(site, safe="")).glob("*")
+        found = (self.path / "modes" / file_name(site)).glob("*")
         whole = (one for one in found if folder_in_place(one / "modes.zarr").is_dir())
         return tuple(sorted(one.name for one in whole))
 
@@ -103,7 +104,7 @@ class RunFolder:
 
     def analysis(self, *parts: str) -> Path:
         """Return a place below analysis/; characters that file systems refuse are quoted."""
-        return self.path.joinpath("analysis", *(quote(part, safe="") for part in parts))
+        return self.path.joinpath("analysis", *(file_name(part) for part in parts))
 
     def table(self, *parts: str) -> Path:
         """Return the file of a table: of the run, or of a kind of `TABLES`, a site, a learner."""
@@ -193,7 +194,7 @@ class RunFolder:
                 log.write(json.dumps(line | details) + "\n")
 
     def _record(self, task: str) -> Path:
-        return self.path / "tasks" / f"{quote(task, safe='')}.json"
+        return self.path / "tasks" / f"{file_name(task)}.json"
 
 
 def to_parquet(table: "pandas.DataFrame") -> bytes:

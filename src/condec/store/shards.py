@@ -25,7 +25,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import (
     checksum_holds,
+    file_name,
     put_back,
     reading,
     remove_partial,
@@ -106,7 +106,7 @@ class SiteInfo:
     @property
     def folder(self) -> str:
         """Path of the site's arrays in a store."""
-        return f"sites/{quote(self.site.key, safe='')}"
+        return f"sites/{file_name(self.site.key)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,13 +159,32 @@ def test_damaged_checkpoints(tmp_path):
     (numbers,) = tmp_path.glob("*.safetensors")
     content = numbers.read_bytes()
     other = save(load(content), {"record": '{"format": 9}'})
-    for damaged in (content[:-1], b"", save(load(content)), other):
+    flipped = bytearray(content)
+    flipped[-9] ^= 1
+    record = json.dumps(record_of(numbers) | {"seconds": 0.0})
+    for damaged in (content[:-1], b"", save(load(content)), other, bytes(flipped)):
         numbers.write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"no checkpoint that can be read .*; remove"):
+        with pytest.raises(StoreError, match=r"cannot be read as a checkpoint .* Remove .* afresh"):
             fit(TopKSAE(12, k=2), matrix, **options)
+    numbers.write_bytes(save(load(content), {"record": record, "digest": "other"}))
+    with pytest.raises(StoreError, match="its content is not what was written"):
+        fit(TopKSAE(12, k=2), matrix, **options)
     forget_checkpoint(tmp_path)
     assert not tmp_path.exists()
     forget_checkpoint(tmp_path)
+
+
+def test_leftovers_of_earlier_versions_and_killed_writers_go(tmp_path):
+    left = ("checkpoint.json", "step-12.safetensors", "step-12.safetensors.0a1b2c3d.partial",
+            "checkpoint.safetensors.0a1b2c3d.partial")  # fmt: skip
+    for name in left:
+        (tmp_path / name).write_bytes(b"left")
+    interrupted(TopKSAE(12, k=2), Planted.small().matrix, CONFIG, tmp_path, after=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    for name in left:
+        (tmp_path / name).write_bytes(b"left")
+    forget_checkpoint(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_one_file_of_numbers_and_a_record(tmp_path):

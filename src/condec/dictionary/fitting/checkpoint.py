@@ -1,9 +1,10 @@
 """Checkpoints of a fit: all that an interrupted one needs to end as if nothing had happened.
 
-``checkpoint.safetensors`` holds the numbers, and everything else as JSON in its metadata. It is
-renamed into place whole: until then the checkpoint before counts.
+``checkpoint.safetensors`` holds the numbers, and everything else as JSON in its metadata, with a
+digest of both. It is renamed into place whole: until then the checkpoint before counts.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +15,22 @@ from typing import Any, Final
 from torch import Tensor
 
 from condec.basis.errors import StoreError
-from condec.basis.files import remove_partial, to_json, user_path, write_file, writing
+from condec.basis.files import (
+    reading,
+    remove_partial,
+    to_json,
+    user_path,
+    write_file,
+    writing,
+)
+from condec.basis.options import digest_of
 
 _FILE: Final = "checkpoint.safetensors"
 _RECORD: Final = "record"
-_FORMAT: Final = 2
-"""1: a file of JSON next to the numbers; not read."""
+_FORMAT: Final = 3
+"""1: a file of JSON next to the numbers; 2: without a digest. Neither is read."""
+_EARLIER: Final = ("checkpoint.json*", "step-*.safetensors*")
+"""Files of format 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +68,18 @@ class Keeper:
         """
         if not self._file.exists():
             return None
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
         from safetensors.torch import load
 
-        try:
+        with reading(self._file, "a checkpoint", f"Remove {self.folder} to start afresh."):
             tensors = load(self._file.read_bytes())
             with safe_open(self._file, "pt") as file:
-                record = json.loads(file.metadata()[_RECORD])
+                metadata = file.metadata()
+            record = json.loads(metadata[_RECORD])
             if record["format"] != _FORMAT:
                 raise ValueError(f"format {record['format']}, expected {_FORMAT}")
-        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise StoreError(
-                f"{self._file}: no checkpoint that can be read ({error!r}); remove {self.folder} "
-                "to start afresh"
-            ) from error
+            if metadata["digest"] != _digest(tensors, metadata[_RECORD]):
+                raise ValueError("its content is not what was written")
         had, wants = record["identity"], self.identity
         other = [n for n in sorted({*had, *wants}) if had.get(n) != wants.get(n)]
         if other:
@@ -102,8 +111,10 @@ class Keeper:
         tensors = {n: t.detach().cpu().contiguous() for n, t in state.tensors.items()}
         with writing(f"{self.folder}: checkpoint", lambda: "The last checkpoint counts. "):
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_partial(self._file)
-            write_file(self._file, save(tensors, {_RECORD: json.dumps(record)}))
+            _remove_leftovers(self.folder)
+            text = json.dumps(record)
+            content = save(tensors, {_RECORD: text, "digest": _digest(tensors, text)})
+            write_file(self._file, content)
         self._last = time.monotonic()
 
 
@@ -114,6 +125,19 @@ def forget_checkpoint(folder: str | Path) -> None:
         return
     with writing(f"{folder}: checkpoint"):
         (folder / _FILE).unlink(missing_ok=True)
-        remove_partial(folder / _FILE)
+        _remove_leftovers(folder)
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers and earlier versions left."""
+    remove_partial(folder / _FILE)
+    for path in (path for pattern in _EARLIER for path in folder.glob(pattern)):
+        path.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor], record: str) -> str:
+    """Hash all that a checkpoint holds."""
+    parts = [f"{name}: {digest_of(tensors[name])}" for name in sorted(tensors)]
+    return hashlib.sha256("\n".join([*parts, record]).encode()).hexdigest()

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -69,6 +69,7 @@ class Job:
 def fit_many(
     jobs: Mapping[str, Job], *, folder: str | Path | None = None, checkpoint_seconds: float = 60.0,
     workers: int | None = None, on_done: Callable[[str, FitReport], None] | None = None,
+    done: Collection[str] = (),
 ) -> dict[str, FitReport]:  # fmt: skip
     """Fit dictionaries; return the reports by the names of the jobs, in their order.
 
@@ -88,6 +89,10 @@ def fit_many(
     on_done : callable, optional
         Called in this process with a job's name and report as soon as it is done, not always
         in order: the place to save it.
+    done : names, optional
+        Jobs that an interrupted call on the same list finished; they have no report. The others
+        end with the same bits as if nothing had happened: a job that is done is done again where
+        one that ran together with it is not.
 
     Less than one worker is an OptionError, a folder that cannot be written a StoreError, a worker
     process that ended before its fits were done a CondecError.
@@ -101,8 +106,11 @@ def fit_many(
         with writing(f"{place}: checkpoints"):
             place.mkdir(parents=True, exist_ok=True)
     reports: dict[str, FitReport] = {}
-    for names, (found, kept) in _results(jobs, groups, number, place, checkpoint_seconds):
+    left = [names for names in groups if not set(names) <= set(done)]
+    for names, (found, kept) in _results(jobs, groups, left, number, place, checkpoint_seconds):
         for name, report in zip(names, found, strict=True):
+            if name in done:
+                continue
             warn_of_dead_modes(report, stacklevel=3)
             reports[name] = report
             if on_done is not None:
@@ -115,20 +123,26 @@ def fit_many(
             forget_checkpoint(path)
         if not any(place.iterdir()):
             place.rmdir()
-    return {name: reports[name] for name in jobs}
+    return {name: reports[name] for name in jobs if name in reports}
 
 
 def _results(
-    jobs: Mapping[str, Job], groups: Sequence[tuple[str, ...]], workers: int, folder: Path | None,
-    seconds: float,
+    jobs: Mapping[str, Job], groups: Sequence[tuple[str, ...]], left: Sequence[tuple[str, ...]],
+    workers: int, folder: Path | None, seconds: float,
 ) -> Iterator[tuple[tuple[str, ...], _Done]]:  # fmt: skip
-    """Yield groups as they are done: in processes those that can go there, the others here."""
-    parts = {names: [jobs[name] for name in names] for names in groups}
-    away = {names: part for names, part in parts.items() if workers > 1 and _can_leave(part[0])}
-    if len(away) > 1:
-        yield from _in_processes(away, workers, folder, seconds)
+    """Yield the groups that are left: in processes those that can go there, the others here.
+
+    Where a group goes, and so its number of threads, depends on all groups alone.
+    """
+    away = {names for names in groups if workers > 1 and _can_leave(jobs[names[0]])}
+    if len(away) <= 1:
+        away = set()
+    parts = {names: [jobs[name] for name in names] for names in left}
+    going = {names: part for names, part in parts.items() if names in away}
+    if going:
+        yield from _in_processes(going, workers, folder, seconds)
     for names, part in parts.items():
-        if len(away) <= 1 or names not in away:
+        if names not in away:
             yield names, _carry_out(part, folder, seconds)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from condec.basis.errors import DataError
 from condec.report.figures import style
-from condec.report.figures.style import chart, draw_matrix, in_percent, list_names
+from condec.report.figures.style import chart, draw_matrix, in_percent, list_names, literal
 
 _BINS: Final = tuple(-5.0 + 0.5 * step for step in range(11))
 """Edges, in powers of ten: from 1 row of 100,000 to every row."""
@@ -24,6 +24,7 @@ def training_history_figure(history: Sequence[float]) -> Figure:
     with chart("Training", "loss over epochs, logarithmic") as (figure, axis):
         axis.plot(range(1, len(history) + 1), history, color=style.CONTRIBUTION, linewidth=1.5)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.set_xlabel("epoch")
@@ -120,10 +121,12 @@ def _shares(
 
 
 def correlation_heatmap_figure(
-    correlation: Float[Tensor, "mode label"], label_names: Sequence[str], mode_ids: Sequence[int]
-) -> Figure:
+    correlation: Float[Tensor, "mode label"], label_names: Sequence[str], mode_ids: Sequence[int],
+    *, n_labels: int | None = None,
+) -> Figure:  # fmt: skip
     """Draw the correlation of every mode with every label; modes ordered by their best label.
 
+    `n_labels` is the number of all labels, where those given are the ones that correlate most.
     Where names or ids do not fit the matrix, or it is empty, it is a DataError.
     """
     values = correlation.nan_to_num().numpy()
@@ -134,10 +137,12 @@ def correlation_heatmap_figure(
         )
     order = np.lexsort((-values.max(1), values.argmax(1)))
     unit = "Pearson correlation of loading and label"
+    if n_labels is not None and n_labels > len(label_names):
+        unit += f"; the {len(label_names)} of {n_labels} labels that correlate most"
     height = 1.1 + 0.17 * min(len(label_names), 30)
     with chart("Modes against labels", unit, height=height) as (figure, axis):
         draw_matrix(axis, values[order].T, 1.0, aspect="auto")
-        names = label_names if len(label_names) <= 40 else []
+        names = [literal(n, 32) for n in label_names] if len(label_names) <= 40 else []
         axis.set_yticks(range(len(names)), names)
         axis.set_xticks([])
         axis.set_xlabel(f"{len(mode_ids)} modes, ordered by their best label")

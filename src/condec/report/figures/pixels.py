@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.report.figures.style import NEGATIVE, POSITIVE, styled
+from condec.report.figures.style import NEGATIVE, POSITIVE, literal, styled
 
 SIGNED_UP_TO: Final = 16
 """Pixels a side up to which the sign of a map can be read at every pixel."""
@@ -34,7 +34,7 @@ def mode_map_figure(
         axes = figure.subplots(1, len(pictures), squeeze=False)[0]
         for axis, name, drawn in zip(axes, ("image", *maps), pictures, strict=True):
             axis.imshow(drawn, cmap="gray", vmin=0, vmax=255)
-            axis.set_title(name, fontsize=9)
+            axis.set_title(literal(name, 24), fontsize=9)
             axis.set_axis_off()
     return figure
 

@@ -57,7 +57,7 @@ def control_matrix_figure(
     cell = float(np.clip(6.4 / number, 0.085, 0.34))
     names = matrix.label_names if number <= _MOST_NAMES else ()
     size = min(8.5, 62 * cell)
-    side = cell * number + 0.4 + 0.0085 * size * max(map(len, names), default=0)
+    side = cell * number + 0.4 + 0.0085 * size * max(map(len, map(style.literal, names)), default=0)
     unit = f"{_QUANTITIES[quantity]}; row: edited, column: seen"
     to = "0" if matrix.replacement == "zero" else "their mean"
     others = "" if matrix.edit == "ablate" else "others "
@@ -83,7 +83,7 @@ def _group_lines(axis: Axes, matrix: ControlMatrix, hierarchy: Hierarchy | None)
             axis.axhline(start - 0.5, color=MUTED, linewidth=0.6)
             axis.axvline(start - 0.5, color=MUTED, linewidth=0.6)
         axis.annotate(
-            groups[start].replace("_", " "), (1, (start + end - 1) / 2), (4, 0),
+            style.literal(groups[start].replace("_", " "), 32), (1, (start + end - 1) / 2), (4, 0),
             xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
             fontsize=8, color=MUTED,
         )  # fmt: skip

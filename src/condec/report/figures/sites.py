@@ -16,6 +16,8 @@ from condec.report.figures.style import ACTIVATION, CONTRIBUTION, chart
 from condec.store import STATISTICS
 
 _QUANTITIES: Final = {one.name: one for one in STATISTICS}
+_MOST_SITES: Final = 60
+"""Sites whose completeness is drawn: of more, so many of them."""
 _DASHES: Final = ((3.0, 2.0), (1.2, 1.6), (5.0, 1.5, 1.2, 1.5))
 """Dashes of one twin after the other."""
 
@@ -66,8 +68,12 @@ def completeness_figure(completeness: Mapping[str, Tensor]) -> Figure:
     """
     if not completeness:
         raise DataError("completeness_figure: no site cuts the network, so there is none to draw")
-    number = len(completeness)
+    step = -(-len(completeness) // _MOST_SITES)
     unit = "sum of contributions / change of the target, every input"
+    if step > 1:
+        unit += f"; one site of {step}"
+    completeness = dict(list(completeness.items())[::step])
+    number = len(completeness)
     with chart("Completeness", unit, height=0.95 + 0.24 * number) as (figure, axis):
         axis.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
         for row, values in enumerate(completeness.values()):

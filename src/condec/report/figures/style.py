@@ -1,6 +1,7 @@
 """The visual language of all figures: colours, type, titles, names of lines, matrices."""
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import cycle
@@ -16,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from condec.basis.errors import DataError, OptionError
+from condec.basis.errors import DataError, OptionError, printable
 from condec.basis.files import user_path
 
 CONTRIBUTION: Final = "#0072B2"
@@ -46,6 +47,8 @@ RANKINGS: Final = {
     "random_modes": ("random modes", "#5B6470"),
 }
 """Name and colour of every ranking of a control curve that has a known name."""
+_MOST_NAMES: Final = 40
+"""Sites that are named along an axis: of more, so many of them."""
 _OTHER_COLOURS: Final = ("#AA4499", "#999933")
 
 STYLE: Final[dict[str, Any]] = {
@@ -56,6 +59,8 @@ STYLE: Final[dict[str, Any]] = {
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
     "figure.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 200,
+    # Names come from models and data: a dollar is a dollar.
+    "text.parse_math": False,
     # The same figure gives the same bytes: identifiers are hashed with this, not at random.
     "svg.hashsalt": "condec", "svg.fonttype": "none", "pdf.fonttype": 42,
 } | {
@@ -89,6 +94,16 @@ def styled() -> AbstractContextManager[None]:
     return mpl.rc_context(STYLE)  # type: ignore[arg-type]  # matplotlib lists 320 keys
 
 
+def literal(text: str, longest: int = 60) -> str:
+    r"""Return a text from outside as one line to draw: no control characters, cut where long.
+
+    >>> literal("one\n\x00two"), literal("abcdef", 4)
+    ('one \\x00two', 'abc…')
+    """
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, the same bytes every time: no date, no random identifier.
 
@@ -96,7 +111,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     OptionError.
     """
     path = user_path(path)
-    with styled():
+    with styled(), warnings.catch_warnings():
+        # Names may have signs that the font lacks: browsers find them elsewhere.
+        warnings.filterwarnings("ignore", r"Glyph \d+ |Matplotlib currently does not support")
         if path.suffix == ".svg":
             buffer = io.BytesIO()
             blank = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -147,8 +164,8 @@ def title(axis: Axes, text: str, unit: str) -> None:
     ]
     for line, above, options in lines:
         axis.annotate(
-            line, (0, 1), (2 * alone, above), xycoords=start, textcoords="offset points",
-            annotation_clip=False, **options,
+            literal(line, 100), (0, 1), (2 * alone, above), xycoords=start,
+            textcoords="offset points", annotation_clip=False, **options,
         ).set_in_layout(False)  # fmt: skip
 
 
@@ -180,8 +197,8 @@ def _name(
     axis: Axes, text: str, colour: str, at: tuple[float, float], above: float, va: str
 ) -> None:
     axis.annotate(
-        text, at, (5, above), xycoords="axes fraction", textcoords="offset points", color=colour,
-        va=va, fontweight="bold",
+        literal(text), at, (5, above), xycoords="axes fraction", textcoords="offset points",
+        color=colour, va=va, fontweight="bold",
     )  # fmt: skip
 
 
@@ -213,6 +230,7 @@ def draw_matrix(
 
 def name_cells(axis: Axes, names: Sequence[str], size: float) -> None:
     """Name rows and columns of a square matrix; long names stand upright below it."""
+    names = [literal(name) for name in names]
     axis.set_yticks(range(len(names)), names, fontsize=size)
     flat = max(map(len, names), default=0) <= 2
     axis.set_xticks(range(len(names)), names, fontsize=size, rotation=0 if flat else 90)
@@ -221,7 +239,8 @@ def name_cells(axis: Axes, names: Sequence[str], size: float) -> None:
 def site_axis(axis: Axes, sites: Sequence[str]) -> None:
     """Name sites along x, slanted where names would run into each other."""
     names = [short(site) for site in sites]
-    axis.set_xticks(range(len(sites)), names)
+    step = -(-len(names) // _MOST_NAMES)
+    axis.set_xticks(range(0, len(names), step), names[::step])
     if sum(len(name) for name in names) > 44:
         for label in axis.get_xticklabels():
             label.set(rotation=40, ha="right", rotation_mode="anchor")
@@ -232,6 +251,7 @@ def site_axis(axis: Axes, sites: Sequence[str]) -> None:
 
 def short(site: str) -> str:
     """Shorten a long site name to its end: that is where names differ."""
+    site = literal(site[-60:])
     return site if len(site) <= 22 else f"...{site[-19:]}"
 
 

@@ -1,0 +1,138 @@
+"""Time, size and memory of the report of a large run: many sites, labels and modes.
+
+The run is made of random numbers, without a model: `--sites` sites of few modes, and among them
+`--wide` sites of `--modes` modes; labels from 0 to `--labels` - 1 with names, one input or more
+each. The report is built in a process of its own. Writes results/large_report.json.
+
+    python benchmarks/large_report.py
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from measure import peak_memory_mib, write
+
+from condec.basis.files import to_json
+from condec.dictionary import Dictionary, KMeans, Quality, TrainConfig, Training
+from condec.modes import Modes
+from condec.network import Site, Units
+from condec.report import build_report
+from condec.store import RunFolder, SiteInfo, Store
+
+
+def make_store(place: RunFolder, size: Namespace) -> Store:
+    """Write a store of sparse random contributions."""
+    infos = [
+        SiteInfo(
+            site=Site(f"stages.{n // 50}.blocks.{n % 50}.mlp.act"), units=Units("channels"),
+            n_units=units(n, size), n_positions=49, cut=n % 2 == 0,
+        )
+        for n in range(size.sites)
+    ]  # fmt: skip
+    recipe = {"method": {"name": "ActGrad"}, "target": {"name": "TopK", "k": 1}}
+    sizes = {"n_samples": size.inputs, "shard_size": size.inputs}
+    store = Store.create(place.store, recipe=recipe, sites=infos, **sizes)
+    labels = torch.arange(size.inputs) % size.labels
+    change = torch.ones(size.inputs)
+    rows = {
+        "inputs/id": tuple(f"input-{n}" for n in range(size.inputs)), "inputs/label": labels,
+        "inputs/prediction": labels, "inputs/target": change, "inputs/target_baseline": 0 * change,
+        "inputs/valid": torch.ones(size.inputs, dtype=torch.bool),
+        "inputs/steps": torch.full((size.inputs,), 10),
+    }  # fmt: skip
+    for info in infos:
+        values = torch.rand(size.inputs, 2, info.n_units).mul_(16).floor_()
+        values /= values.sum((1, 2), keepdim=True)
+        rows |= {f"{info.folder}/{name}": values for name in ("contribution", "activation")}
+    store.write_shard(0, rows)
+    place.write(place.labels, to_json([f"label number {n}" for n in range(size.labels)]))
+    return Store.open(place.store)
+
+
+def units(number: int, size: Namespace) -> int:
+    """Return the units of a site: those with many modes have more, and lie apart."""
+    return 256 if is_wide(number, size) else 4
+
+
+def is_wide(number: int, size: Namespace) -> bool:
+    return size.wide > 0 and number % (size.sites // size.wide) == size.sites // size.wide - 1
+
+
+def add_modes(place: RunFolder, store: Store, number: int, size: Namespace) -> None:
+    """Save a dictionary of random atoms, and modes that few inputs use."""
+    site, n_units = store.sites[number], units(number, size)
+    n_modes = size.modes if is_wide(number, size) else 8
+    held_out, atoms = torch.arange(len(store)) % 5 == 0, torch.rand(n_modes, n_units) ** 8
+    quality = Quality(n_rows=len(store), r2=0.5, r2_grand=0.6, cosine=0.7, l0=4.0, n_alive=n_modes)
+    training = Training(
+        config=TrainConfig(), n_rows=len(store), held_out_rows=held_out.nonzero().flatten(),
+        metrics={"train": quality, "held_out": quality}, n_alive=n_modes, history=(1.0, 0.5),
+    )  # fmt: skip
+    loadings = torch.rand(len(store), n_modes)
+    loadings *= loadings > 0.98
+    modes = Modes(
+        atoms=atoms, loadings=loadings, ids=torch.arange(n_modes), held_out=held_out, store=store,
+        site=site, sign="positive", quantity="contribution", n_modes=n_modes,
+    )  # fmt: skip
+    folder = place.modes(site.key, "kmeans")
+    Dictionary(KMeans(n_modes), {"atoms": atoms}, 1.0, training).save(folder)
+    modes.save(folder)
+
+
+def make_run(folder: Path, size: Namespace) -> Path:
+    """Make the run folder."""
+    torch.manual_seed(0)
+    place = RunFolder(folder)
+    store = make_store(place, size)
+    for number in range(size.sites if size.modes else 0):
+        add_modes(place, store, number, size)
+    return place.path
+
+
+def built(folder: Path) -> dict[str, float]:
+    """Build the report; return what it took and what it is."""
+    started, busy = time.perf_counter(), time.process_time()
+    page = build_report(folder)
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    files = [file for file in page.parent.rglob("*") if file.is_file()]
+    return {
+        "seconds": seconds, "of_processor": busy, "peak_mib": peak_memory_mib(), "files": len(files),
+        "mb": sum(file.stat().st_size for file in files) / 1e6,
+    }  # fmt: skip
+
+
+def options() -> Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (
+        ("sites", 1000), ("labels", 10_000), ("modes", 5000), ("wide", 3), ("inputs", 10_000),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--built", type=Path, help="build the report of this folder, and no more")
+    return parser.parse_args()
+
+
+def main() -> None:
+    size = options()
+    if size.built is not None:
+        print(json.dumps(built(size.built)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make_run(Path(folder), size)
+        command = [sys.executable, __file__, "--built", folder]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    sizes = {name: value for name, value in vars(size).items() if name != "built"}
+    write("large_report", sizes | found)
+
+
+if __name__ == "__main__":
+    main()
