@@ -106,8 +106,8 @@ def built(folder: Path) -> dict[str, float]:
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     files = [file for file in page.parent.rglob("*") if file.is_file()]
     return {
-        "seconds": seconds, "of_processor": busy, "peak_mib": peak_memory_mib(), "files": len(files),
-        "mb": sum(file.stat().st_size for file in files) / 1e6,
+        "seconds": seconds, "of_processor": busy, "peak_mib": peak_memory_mib(),
+        "files": len(files), "mb": sum(file.stat().st_size for file in files) / 1e6,
     }  # fmt: skip
 
 

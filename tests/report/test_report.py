@@ -1112,7 +1112,7 @@ def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
         "matrix-ablate-zero-accuracy", "matrix-ablate-zero-logit", "interactions", "steering",
         "matrix-preserve-zero-accuracy", "matrix-preserve-zero-logit",
     }  # fmt: skip
-    assert {Path(name).stem.removeprefix("block1-sae-") for name in drawn} >= wanted
+    assert {Path(name).stem.removeprefix("sae-") for name in drawn} >= wanted
     check_escaped(report)
 
 

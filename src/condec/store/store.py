@@ -70,6 +70,7 @@ class Store:
         self.recipe: dict[str, Any] = config["recipe"]
         self.infos = tuple(SiteInfo.from_dict(info) for info in config["sites"])
         self.sites = tuple(info.site for info in self.infos)
+        self._by_site = {info.site: info for info in self.infos}
         self.n_samples: int = config["n_samples"]
         self.shard_size: int = config["shard_size"]
         self.n_shards = -(-self.n_samples // self.shard_size)
@@ -230,6 +231,8 @@ class Store:
 
     def info(self, site: Site | str) -> SiteInfo:
         """Return the layout of a site, by any spelling of it, or its module's name."""
+        if isinstance(site, Site) and site in self._by_site:
+            return self._by_site[site]
         units = [info.units for info in self.infos]
         return self.infos[self.sites.index(find_site(self.sites, site, units))]
 
