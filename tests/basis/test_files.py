@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 from dataclasses import replace
@@ -14,11 +15,15 @@ from safetensors.torch import save_file
 import condec
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import (
+    checksum_holds,
     file_digest,
     reading,
+    remove_all_partial,
     remove_partial,
+    remove_whatever,
     to_json,
     user_path,
+    with_checksum,
     write_file,
     write_folder,
     writing,
@@ -57,6 +62,40 @@ def test_leftovers_of_one_file_only_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     remove_partial(tmp_path / "c.1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.1", "c.1.partial", names[2]]
+
+
+def test_leftovers_anywhere_are_removed_but_no_folder_of_such_a_name(tmp_path: Path) -> None:
+    for name in ("a.json.0123abcd.partial", "sites/b.0123abcd.partial/c.0.89abcdef.partial"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    remove_all_partial(tmp_path)
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert left == ["sites", "b.0123abcd.partial"]
+
+
+def test_whatever_is_there_is_removed_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to("kept")
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    for name in ("link", "folder", "none"):
+        remove_whatever(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "kept"]
+
+
+def test_any_other_byte_changes_a_checksum() -> None:
+    value = {"checksum": "its own", "files": {"a": "b"}, "last": {"checksum": ""}}
+    content = with_checksum(value)
+    assert checksum_holds(content)
+    assert json.loads(content)["files"] == {"a": "b"}
+    assert json.loads(content)["checksum"] == "its own"
+    for place in range(len(content)):
+        for bit in (1, 64):
+            other = bytearray(content)
+            other[place] ^= bit
+            assert not checksum_holds(bytes(other))
+    for other in (b"", content[:-1], content + b" ", b"garbage", content[:70]):
+        assert not checksum_holds(other)
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:

@@ -47,10 +47,12 @@ def holds_all(content: bytes, seal: str) -> bool:
 
 def _digest_ends(file: io.FileIO | io.BytesIO, n_chunks: int) -> str:
     size, n_bytes = file.seek(0, io.SEEK_END), 16 * n_chunks + 4
-    file.seek(max(0, size - n_bytes))
+    if size < n_bytes:
+        return ""
+    file.seek(size - n_bytes)
     index = file.read(n_bytes)
     digest = hashlib.sha256(size.to_bytes(8, "little") + index)
     for start, length in np.frombuffer(index[:-4], "<u8").reshape(-1, 2).tolist():
-        file.seek(start + length - 4)
+        file.seek(max(4, min(start + length, size)) - 4)  # a damaged index may say anything
         digest.update(file.read(4))
     return digest.hexdigest()[:_SEAL]

@@ -389,8 +389,7 @@ def write_arrays(
         content = _encoded(nodes[name], start, value)
         target = shard_file(path, name, index)
         remove_partial(target)
-        if target.is_dir():
-            remove_whatever(target)
+        remove_whatever(target)
         write_file(target, content)
         files[name] = hashlib.sha256(content).hexdigest()
         seals.append(seal(content, n_chunks(nodes[name])))
