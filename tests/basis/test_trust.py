@@ -62,9 +62,11 @@ def test_a_damaged_list_trusts_nothing_and_is_made_again(code: Path) -> None:
         admitted(code, "make")
 
 
-def test_settings_that_cannot_be_kept_are_said(code: Path) -> None:
+def test_settings_that_cannot_be_kept_are_asked_for_again(code: Path) -> None:
     (code.parent / "settings").write_text("in the way")
-    with pytest.warns(UserWarning, match="could not be kept"), gated(trusted=True):
+    with gated(trusted=True):
+        admitted(code, "make")
+    with gated(trusted=False), pytest.raises(OptionError, match="not run unasked"):
         admitted(code, "make")
 
 

@@ -4,7 +4,6 @@ Who holds a folder stands in its file ``.lock``, for whom it refuses. The system
 when its holder ends, however it ends.
 """
 
-import getpass
 import json
 import os
 import platform
@@ -22,7 +21,6 @@ from condec.basis.files import to_json, writing
 
 SECONDS: Final = 3.0
 """How long another process is waited for."""
-_NAME: Final = ".lock"
 _held: set[str] = set()
 """Folders that this process holds alone."""
 
@@ -49,15 +47,14 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
             return
         refuse_links(folder)
         with writing(f"{folder}"):
-            _write(handle, to_json(_words()))
+            os.pwrite(handle, to_json(_words()), 0)
         _held.add(key)
-        try:
-            yield
-        finally:
+        yield
+    finally:
+        if not shared and key in _held:
             _held.remove(key)
             with suppress(OSError):
-                _write(handle, b"")
-    finally:
+                os.ftruncate(handle, 0)
         os.close(handle)
 
 
@@ -72,68 +69,64 @@ def refuse_links(folder: Path) -> None:
         place, depth = places.pop()
         with suppress(PermissionError), os.scandir(place) as entries:
             for entry in entries:
-                if entry.is_symlink():
-                    target = os.path.realpath(entry.path)
-                    if os.path.commonpath([root, target]) != root:
-                        raise StoreError(
-                            f"{entry.path}: a link out of the run folder, to {target}, through "
-                            "which nothing is written. Remove it, or move what it names to its "
-                            "place; the run folder itself may be a link"
-                        )
-                elif entry.is_dir(follow_symlinks=False):
-                    down = depth + 1 if depth >= 0 else 0 if entry.name.endswith(".zarr") else -1
-                    if down < 3:  # sites/<site>/<array>
-                        places.append((entry.path, down))
+                target = os.path.realpath(entry.path) if entry.is_symlink() else root
+                if os.path.commonpath([root, target]) != root:
+                    raise StoreError(
+                        f"{entry.path}: a link out of the run folder, to {target}, through which "
+                        "nothing is written. Remove it, or move what it names to its place; the "
+                        "run folder itself may be a link"
+                    )
+                down = depth + 1 if depth >= 0 or entry.name.endswith(".zarr") else -1
+                if down < 3 and entry.is_dir(follow_symlinks=False):  # sites/<site>/<array>
+                    places.append((entry.path, down))
 
 
 def _opened(folder: Path, shared: bool) -> int | None:
     if sys.platform == "win32" or (shared and not folder.is_dir()):
         return None
-    file = folder / _NAME
-    if shared:
-        for how in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
-            with suppress(OSError):
-                return os.open(file, how | os.O_NOFOLLOW, 0o666)
-        return None
-    with writing(f"{folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    file, how = folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    if not shared:
+        with writing(f"{folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(file, how, 0o666)
+    for way in (how, os.O_RDONLY | os.O_NOFOLLOW):
+        with suppress(OSError):
+            return os.open(file, way, 0o666)
+    return None
 
 
 def _take(handle: int, folder: Path, shared: bool) -> None:
     import fcntl
 
-    deadline = time.monotonic() + SECONDS
+    how, deadline = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + SECONDS
     while True:
         hint = ""
         try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             holder = _holder(handle)
         except OSError:  # a file system without locks: what is written there has to do
             holder = _holder(handle)
-            if not holder or not _lives(holder):
+            if not _lives(holder):
                 return
-            hint = f" If that process is no more, remove {folder / _NAME}."
+            hint = f" If that process is no more, remove {folder / '.lock'}."
         if time.monotonic() > deadline:
-            raise StoreError(f"{folder}: in use by {_described(holder)}. {_TODO}{hint}")
+            words = "{user} since {time}, process {process} on {host}: {command}"
+            by = words.format_map(holder) if holder else "another process that reads it"
+            raise StoreError(
+                f"{folder}: in use by {by}. Wait until it is done, or stop it, then run the same "
+                f"command again.{hint}"
+            )
         time.sleep(0.05)
 
 
-_TODO: Final = "Wait until it is done, or stop it, then run the same command again."
-
-
 def _words() -> dict[str, Any]:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a number without a name, as in containers
-        user = str(os.getuid())
-    name = Path(sys.argv[0]).name
-    command = shlex.join(["condec" if name == "__main__.py" else name, *sys.argv[1:]])
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    known = {"user": user, "process": os.getpid(), "host": platform.node(), "time": now}
-    return known | {"command": command[:300]}
+    return {
+        "user": os.environ.get("USER") or str(os.getuid()), "process": os.getpid(),
+        "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300],
+    }  # fmt: skip
 
 
 def _holder(handle: int) -> dict[str, Any]:
@@ -141,29 +134,16 @@ def _holder(handle: int) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(os.pread(handle, 10_000, 0))
         return {name: found[name] for name in _words()}
-    except (ValueError, TypeError, KeyError, OSError):
+    except (ValueError, TypeError, KeyError, OSError, RecursionError):
         return {}
-
-
-def _described(holder: dict[str, Any]) -> str:
-    if not holder:
-        return "another process that reads it"
-    return "{user} since {time}, process {process} on {host}: {command}".format_map(holder)
 
 
 def _lives(holder: dict[str, Any]) -> bool:
     """Tell whether a holder may be at work: on another machine, that is not known."""
-    if holder["host"] != platform.node():
-        return True
+    if not holder or holder["host"] != platform.node():
+        return bool(holder)
     try:
         os.kill(int(holder["process"]), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, OverflowError):
-        return False
+    except (OSError, ValueError, OverflowError) as error:
+        return isinstance(error, PermissionError)
     return True
-
-
-def _write(handle: int, content: bytes) -> None:
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, content, 0)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 SECONDS: Final = 1.5
 """Time for a command to leave what it is doing; then it is ended."""
-_WORDS: Final = "interrupted; the same command goes on where it stopped"
+_WORDS: Final = "\ncondec: interrupted; the same command goes on where it stopped\n"
 _received: list[int] = []
 _said = threading.Event()
 
@@ -32,11 +32,10 @@ def exit_code(error: BaseException) -> int | None:
     if not _received and not isinstance(error, KeyboardInterrupt):
         return None
     if not _said.is_set():
-        sys.stderr.write(f"\ncondec: {_WORDS}\n")
-    if not _received:
-        return 128 + signal.SIGINT
-    _said.set()
-    return 128 + _received[0]
+        sys.stderr.write(_WORDS)
+    if _received:
+        _said.set()
+    return 128 + (_received[0] if _received else signal.SIGINT)
 
 
 def end_at_once() -> None:
@@ -52,12 +51,17 @@ def end_soon() -> None:
         end_at_once()
         raise Stopped(signal.Signals(number).name)
 
+    def watch() -> None:
+        number = os.read(reader, 1)[0]
+        time.sleep(SECONDS)
+        _end(number)
+
     if sys.platform != "win32":
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         # Told by the system at once: `stop` waits for compiled code that is at work.
         signal.set_wakeup_fd(writer)
-        threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+        threading.Thread(target=watch, daemon=True).start()
     _answer(stop)
 
 
@@ -67,16 +71,9 @@ def _answer(handler: Callable[[int, FrameType | None], Any]) -> None:
             signal.signal(number, handler)
 
 
-def _watch(reader: int) -> None:
-    number = os.read(reader, 1)[0]
-    time.sleep(SECONDS)
-    _end(number)
-
-
 def _end(number: int) -> None:
-    if not _said.is_set():
-        # Past Python's own stream, which may be held; a bar of progress hides the cursor.
-        cursor = "\x1b[?25h" if os.isatty(2) else ""
-        with contextlib.suppress(OSError):
-            os.write(2, f"{cursor}\ncondec: {_WORDS}\n".encode())
+    # Past Python's own stream, which may be held; a bar of progress hides the cursor.
+    cursor = "\x1b[?25h" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):
+        os.write(2, (cursor + _WORDS * (not _said.is_set())).encode())
     os._exit(128 + number)

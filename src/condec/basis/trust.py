@@ -9,12 +9,12 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from os import environ
 from pathlib import Path
 
-from condec.basis.errors import OptionError, StoreError, printable
+from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import reading, to_json, user_path, write_file
 
 _GATE: ContextVar[bool | None] = ContextVar("gate", default=None)
@@ -63,23 +63,17 @@ def _file() -> Path:
 
 def _read() -> dict[str, str]:
     """Read digests by file and function; nothing where there are none, or they are damaged."""
-    file = _file()
-    if not file.is_file():
-        return {}
     try:
-        with reading(file, "the list of trusted files", "Nothing counts as trusted."):
-            found = json.loads(file.read_bytes())["trusted"]
+        with reading(_file(), "the list of trusted files", "Nothing counts as trusted."):
+            found = json.loads(_file().read_bytes())["trusted"]
             return {str(name): str(digest) for name, digest in found.items()}
     except StoreError as error:
-        warnings.warn(str(error), UserWarning, stacklevel=2)
+        if _file().exists():
+            warnings.warn(str(error), UserWarning, stacklevel=2)
         return {}
 
 
 def _write(trusted: dict[str, str]) -> None:
-    file = _file()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, to_json({"trusted": trusted}))
-    except OSError as error:
-        words = f"{file}: what you trust could not be kept ({error}); it will be asked again"
-        warnings.warn(printable(words), UserWarning, stacklevel=2)
+    with suppress(OSError):  # then it will be asked again
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        write_file(_file(), to_json({"trusted": trusted}))
