@@ -65,6 +65,18 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     assert all(torch.equal(state[name], value) for name, value in loaded.model.state_dict().items())
 
 
+def test_weights_with_a_flipped_bit_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    torch.save(torch.nn.Linear(40, 40).state_dict(), file)  # noqa: TID251
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        ModelError, match=r"w.pt: cannot be .* the checksum of .*data/0 does not fit"
+    ):
+        load_weights(torch.nn.Linear(40, 40), file)
+
+
 def test_weights_that_run_code_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "whole_model.pt"
     torch.save(torch.nn.Linear(2, 2), file)  # noqa: TID251

@@ -19,6 +19,7 @@ def test_membership_is_one_hot_and_empty_for_the_unlabelled() -> None:
     [
         (lambda: membership(torch.tensor([-1, -1])), DataError, "labels missing: none of 2"),
         (lambda: membership(torch.tensor([0, 5]), 3), DataError, "label 5 is out of range"),
+        (lambda: membership(torch.tensor([2**40])), DataError, "expected 0 to 999999"),
         (lambda: check_labels(torch.tensor([1.5]), 1), DataError, "whole numbers of shape"),
         (lambda: check_labels(torch.tensor([torch.inf]), 1), DataError, "whole numbers of shape"),
         (lambda: check_labels(torch.tensor([1, 2]), 3), DataError, r"shape \(3,\)"),

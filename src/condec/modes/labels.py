@@ -11,7 +11,7 @@ from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import correlation_by_label, correlation_matrix
 from condec.basis.records import short_repr
 from condec.basis.shapes import Labels, Mask, Membership, ModeLabel
-from condec.data import UNLABELLED
+from condec.data.inputs import MOST_LABELS, UNLABELLED
 
 _MANY_LABELS: Final = 4096
 """Labels from which no table of samples and labels is made."""
@@ -47,7 +47,7 @@ def membership(labels: Labels, n_labels: int | None = None) -> Membership:
             "collect from data with labels"
         )
     top = int(labels.max())
-    n_labels = top + 1 if n_labels is None else n_labels
+    n_labels = min(MOST_LABELS, top + 1 if n_labels is None else n_labels)
     if top >= n_labels:
         raise DataError(f"label {top} is out of range; expected 0 to {n_labels - 1}")
     return labels[:, None] == torch.arange(n_labels, device=labels.device)

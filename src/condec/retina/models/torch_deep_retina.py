@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, OptionError
 from condec.basis.files import reading
+from condec.models.library import load_plain
 from condec.retina.models.network import (
     Positions,
     RetinaCheckpoint,
@@ -125,7 +126,7 @@ def _read(path: Path) -> dict[str, Any]:
         reading(path, "tensors, numbers and texts", expected, ModelError),
         torch.serialization.safe_globals(allowed),
     ):
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_plain(path)
     if not isinstance(saved, dict):
         raise ModelError(
             f"{path}: expected a dict with model_state_dict, hyps and model_type; got "
