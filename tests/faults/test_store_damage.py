@@ -196,10 +196,10 @@ def test_a_sample_of_damages(tmp_path: Path) -> None:
     trial, draw = Trial(tmp_path), random.Random(0)
     names = ["zarr.json", "manifest/shard-00001.json", "inputs/label/c.0", "inputs/id/zarr.json",
              "sites/layer2/contribution/c.2.0.0"]  # fmt: skip
-    for damage in DAMAGES:
-        trial.run(damage, Path(draw.choice(names)), draw)
-    assert trial.counts["noticed"] + trial.counts["harmless"] == len(DAMAGES)
-    assert trial.counts["noticed"] > len(DAMAGES) / 2
+    for name in names:
+        trial.run(draw.choice(DAMAGES), Path(name), draw)
+    assert trial.counts["noticed"] + trial.counts["harmless"] == len(names)
+    assert trial.counts["noticed"] >= 3
 
 
 @pytest.mark.slow

@@ -1,15 +1,32 @@
 """What lies on disk: chunks that read rows and columns fast, records that come back equal."""
 
+import hashlib
 import json
 import math
+import struct
+import zlib
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condec.network.sites import Site, Units
-from condec.store.shards import SiteInfo, config_hash, differences, entries, make_config, skeleton
+from condec.store.shards import (
+    SEAL,
+    SiteInfo,
+    _encoded,
+    config_hash,
+    differences,
+    ends,
+    entries,
+    make_config,
+    seal,
+    skeleton,
+)
 
 
 def _info(name: str = "a", n_units: int = 8) -> SiteInfo:
@@ -85,3 +102,60 @@ def test_differences_are_told_entry_by_entry() -> None:
         '  sites: had ["x", "y"], wants ["y", "x"]',
     ]
     assert config_hash(had) != config_hash(wants)
+
+
+# --- seals: worked out here byte by byte ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shard() -> tuple[bytes, dict[str, Any]]:
+    """Return one shard's file, and the metadata of its array."""
+    info = SiteInfo(
+        site=Site("a"), units=Units("features"), n_units=1024, n_positions=1, cut=True
+    )  # fmt: skip
+    node = json.loads(skeleton(make_config({}, [info], 4, 2))["sites/a/activation/zarr.json"])
+    rows = np.random.default_rng(0).standard_normal((2, 2, 1024), dtype=np.float32)
+    return _encoded(node, 2, rows), node
+
+
+def test_a_seal_is_of_size_index_and_ends_of_chunks(shard: tuple[bytes, dict[str, Any]]) -> None:
+    content, node = shard
+    number = 4
+    index = content[-16 * number - 4 :]
+    ends = b""
+    for k in range(number):
+        start, length = struct.unpack_from("<QQ", index, 16 * k)
+        ends += content[start + length - 4 : start + length]
+    digest = hashlib.sha256(struct.pack("<Q", len(content)) + index + ends).hexdigest()
+    assert seal(content, node) == f"{digest[:16]}{zlib.crc32(content):08x}"
+    assert len(seal(content, node)) == SEAL
+
+
+def test_what_is_another_file_has_another_seal(
+    shard: tuple[bytes, dict[str, Any]], tmp_path: Path
+) -> None:
+    content, node = shard
+    number, good, path = 4, seal(content, node), tmp_path / "c.0"
+    start, length = struct.unpack_from("<QQ", content[-16 * number - 4 :], 16)
+    end, lost = start + length - 1, len(content) - 16 * number - 4
+    chunk_lost = content[:lost] + b"\xff" * 16 + content[lost + 16 :]
+    changed = content[:end] + bytes([content[end] ^ 1]) + content[end + 1 :]
+
+    def holds(other: bytes) -> bool:
+        path.write_bytes(other)
+        with path.open("rb", buffering=0) as file:
+            return ends(file, node) == good[:16]
+
+    assert holds(content)
+    assert seal(content, node) == good
+    for other in (
+        content[:-1],
+        content + b"\0",
+        b"\0" + content,
+        chunk_lost,
+        changed,
+        b"",
+        b"x" * 99,
+    ):
+        assert seal(other, node)[16:] != good[16:]
+        assert not holds(other)

@@ -442,7 +442,7 @@ def test_a_flipped_bit_in_any_file_is_found(tmp_path: Path) -> None:
             flipped = bytearray(content)
             flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
             path.write_bytes(bytes(flipped))
-            with pytest.raises(StoreError, match="damaged files: 1\n") as caught:
+            with pytest.raises(StoreError, match="1 damaged files, of which\n") as caught:
                 store.verify()
             assert f"{path}: " in str(caught.value)
         path.write_bytes(content)
@@ -457,12 +457,12 @@ def test_verify_names_the_file_and_both_checksums(tmp_path: Path) -> None:
     expected, got = (hashlib.sha256(b).hexdigest() for b in (content, content[:-1]))
     with pytest.raises(
         StoreError,
-        match=rf"damaged files: 1\n.*sites/layer1.0/contribution/c.1.0.0: expected SHA-256 "
-        rf"{expected}, got SHA-256 {got}\. Call Store\.repair .* that shard is written again\.",
+        match=r"1 damaged files, of which\n.*sites/layer1.0/contribution/c.1.0.0: expected SHA-256 "
+        rf"{expected}, got {got}\. Call Store\.repair .* that shard is written again\.",
     ):
         store.verify()
     path.unlink()
-    with pytest.raises(StoreError, match=r"c.1.0.0: expected SHA-256 .*, got .*No such file"):
+    with pytest.raises(StoreError, match=r"c.1.0.0: expected SHA-256 .*, got no file"):
         store.verify()
 
 
@@ -604,7 +604,7 @@ def test_a_record_that_is_not_of_this_store_does_not_count(tmp_path: Path) -> No
             again.verify()
     path.unlink()
     path.mkdir()
-    with pytest.raises(StoreError, match=r"shard-00001.json: it cannot be read .*Is a directory"):
+    with pytest.raises(StoreError, match=r"shard-00001.json: it is no file\. Run"):
         _ = Store.open(store.path).labels
     again = _create(store.path)
     again.write_shard(1, _rows(3, seed=1))

@@ -14,16 +14,14 @@ from zarr.storage import LocalStore
 
 from condec.basis.errors import StoreError
 from condec.basis.files import reading, to_json
-from condec.store.seals import SEAL, holds_all, holds_ends, n_chunks
-from condec.store.shards import REPAIR, Root
+from condec.store.shards import ENDS, REPAIR, SEAL, Root, ends, seal
 
 
 class CheckedFiles(LocalStore):
     """The files of a store, as Zarr and xarray read them.
 
     A file is compared with its seal when it is first used: a few bytes of it, as Zarr compares
-    chunks with their checksums when it reads them; all if `thorough`, and those of small arrays, so
-    that the error is not Zarr's.
+    chunks with their checksums when it reads them; all if `thorough`, so that no error is Zarr's.
     """
 
     def __init__(
@@ -56,12 +54,12 @@ class CheckedFiles(LocalStore):
         return found
 
     def _check(self, path: Path, array: str) -> None:
-        start, seals = SEAL * self._metadata.places[array], self._seals
-        seal = seals.get(int(path.name.split(".")[1]), "")[start : start + SEAL]
-        if self._thorough or array.startswith("inputs/"):
-            good = holds_all(path.read_bytes(), seal)
+        start, node = SEAL * self._metadata.places[array], self._metadata.nodes[array]
+        wanted = self._seals.get(int(path.name.split(".")[1]), "")[start : start + SEAL]
+        if self._thorough:
+            good = seal(path.read_bytes(), node) == wanted
         else:
             with path.open("rb", buffering=0) as file:
-                good = holds_ends(file, n_chunks(self._metadata.nodes[array]), seal)
+                good = ends(file, node) == wanted[:ENDS]
         if not good:
             raise StoreError(f"{path} is damaged: it is not the file that was written. {REPAIR}")

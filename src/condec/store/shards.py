@@ -17,9 +17,11 @@ chunk inside a shard ends with its checksum, and the record of a shard holds the
 `seal` of each of its files. Reading goes through `condec.store.checked`.
 """
 
-import errno
 import hashlib
+import io
 import json
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,9 +36,7 @@ from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import (
     checksum_holds,
     file_name,
-    put_back,
     reading,
-    remove_partial,
     remove_whatever,
     to_json,
     with_checksum,
@@ -44,7 +44,6 @@ from condec.basis.files import (
 )
 from condec.data.inputs import MOST_LABELS, repeated
 from condec.network import Site, Units
-from condec.store.seals import n_chunks, seal
 
 Quantity = Literal["contribution", "activation"]
 QUANTITIES: Final[tuple[Quantity, ...]] = get_args(Quantity)
@@ -212,17 +211,14 @@ REPAIR: Final = (
 )
 
 
-def mend_root(path: Path, content: bytes, config_hash: str) -> None:
-    """Write the root of a store again, where it is lost and a record is of this configuration."""
+def lost_root(path: Path, config_hash: str) -> bool:
+    """Tell whether a store has no root that can be read, but a record of this configuration."""
     with suppress(StoreError):
         if read_root(path).config_hash == config_hash:
-            return
-    for record in path.glob(_RECORDS):
-        with suppress(OSError):
-            found = record.read_bytes()
-            if checksum_holds(found) and f'"config_hash": "{config_hash}"'.encode() in found:
-                put_back({path / "zarr.json": content})
-                return
+            return False
+    records = (file.read_bytes() for file in path.glob(_RECORDS) if file.is_file())
+    mark = f'"config_hash": "{config_hash}"'.encode()
+    return any(mark in content and checksum_holds(content) for content in records)
 
 
 def strays(path: Path, root: Root) -> dict[Path, bytes]:
@@ -236,15 +232,6 @@ def strays(path: Path, root: Root) -> dict[Path, bytes]:
                 continue
         found[file] = content
     return found
-
-
-def is_lost(error: StoreError) -> bool:
-    """Tell whether a file could not be read as there is none, or not a file, or its disk is bad.
-
-    What else keeps it from being read (a permission, too many open files) says nothing about it.
-    """
-    lost = (errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.EIO)
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in lost
 
 
 def entries(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,11 +375,10 @@ def write_arrays(
     for name, value in sorted(values.items()):
         content = _encoded(nodes[name], start, value)
         target = shard_file(path, name, index)
-        remove_partial(target)
         remove_whatever(target)
         write_file(target, content)
         files[name] = hashlib.sha256(content).hexdigest()
-        seals.append(seal(content, n_chunks(nodes[name])))
+        seals.append(seal(content, nodes[name]))
     return {"files": files, "seals": "".join(seals)}
 
 
@@ -411,3 +397,36 @@ def _encoded(node: Mapping[str, Any], start: int, values: Any) -> bytes:
     del files["zarr.json"]
     (content,) = files.values()
     return bytes(content.to_bytes())
+
+
+# --- the seal of a file ---------------------------------------------------------------------
+
+ENDS: Final = 16  # hexadecimal digits
+SEAL: Final = ENDS + 8
+
+
+def seal(content: bytes, node: Mapping[str, Any]) -> str:
+    """Return the seal of a shard's file, of an array with these metadata: `ends`, and a CRC-32."""
+    return f"{ends(io.BytesIO(content), node)}{zlib.crc32(content):08x}"
+
+
+def ends(file: io.FileIO | io.BytesIO, node: Mapping[str, Any]) -> str:
+    """Digest of the size and the index of a shard's file, and the checksum that ends each chunk.
+
+    It stands for all bytes once the chunks that are read are compared with their checksums, which
+    Zarr does, and takes a few small reads: 0.1 ms for 9 MB in 32 chunks, where CRC-32 takes 3 and
+    SHA-256 11. The file of another shard, array or store has another one; so has one that is
+    shorter, or lacks a chunk.
+    """
+    shard: list[int] = node["chunk_grid"]["configuration"]["chunk_shape"]
+    chunk: list[int] = node["codecs"][0]["configuration"]["chunk_shape"]
+    n_bytes = 16 * math.prod(shard) // math.prod(chunk) + 4
+    if (size := file.seek(0, io.SEEK_END)) < n_bytes:
+        return ""
+    file.seek(size - n_bytes)
+    index = file.read(n_bytes)
+    digest = hashlib.sha256(size.to_bytes(8, "little") + index)
+    for start, length in np.frombuffer(index[:-4], "<u8").reshape(-1, 2).tolist():
+        file.seek(max(4, min(start + length, size)) - 4)  # a damaged index may say anything
+        digest.update(file.read(4))
+    return digest.hexdigest()[:ENDS]

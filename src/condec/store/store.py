@@ -4,6 +4,8 @@ Written shard by shard, by as many processes as one likes, and resumed where it 
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +23,6 @@ from condec.basis.files import (
     put_back,
     reading,
     remove_all_partial,
-    remove_partial,
     remove_whatever,
     to_json,
     user_path,
@@ -100,7 +101,8 @@ class Store:
         files, hashed = shards.skeleton(config), shards.config_hash(config)
         with writing(f"{path}"):
             write_folder(path, files)
-            shards.mend_root(path, files["zarr.json"], hashed)
+            if shards.lost_root(path, hashed):
+                put_back({path / "zarr.json": files["zarr.json"]})
         store = cls(path)
         if store.config_hash != hashed:
             had, wants = shards.entries(store._root.config), shards.entries(config)
@@ -185,7 +187,6 @@ class Store:
             record = self._record_path(index)
             remove_whatever(record)
             made = shards.write_arrays(self.path, index, span.start, values, self._root.nodes)
-            remove_partial(record)
             write_file(record, with_checksum(asdict(ShardRecord(**self._head(index), **made))))
 
     def damages(self) -> tuple[Damage, ...]:
@@ -201,30 +202,21 @@ class Store:
     def verify(self) -> None:
         """Do as `damages`; StoreError with the files where there are some."""
         if found := self.damages():
-            more = f"\n... and {len(found) - 8} files more" if len(found) > 8 else ""
             lines = "\n".join(map(str, found[:8]))
-            raise StoreError(f"{self.path}: damaged files: {len(found)}\n{lines}{more}")
+            raise StoreError(f"{self.path}: {len(found)} damaged files, of which\n{lines}")
 
     def repair(self) -> tuple[Damage, ...]:
         """Make damaged shards count no longer, write damaged metadata again; return all damages.
 
         The same `condec.collect` then writes those shards again, and ends with the same bytes.
-
-        Raises
-        ------
-        StoreError
-            The store cannot be written.
         """
         found = self.damages()
         with writing(f"{self.path}"):
             put_back(shards.strays(self.path, self._root))
-            for index in range(self.n_shards):
-                record = self._record_path(index)
-                names = self._root.places
-                files = {record, *(shards.shard_file(self.path, name, index) for name in names)}
-                if not files.isdisjoint(damage.file for damage in found):
-                    remove_whatever(record)
-                    self._forget(index)
+            for damage in found:
+                if shard := re.match(r"(?:c\.|shard-)(\d+)", damage.file.name):
+                    remove_whatever(self._record_path(int(shard[1])))
+                    self._forget(int(shard[1]))
         return found
 
     # --- reading --------------------------------------------------------------------------
@@ -396,14 +388,10 @@ class Store:
         if index in self._seals:
             return None
         path = self._record_path(index)
-        try:
-            with reading(path, "a manifest record", REPAIR):
-                content = path.read_bytes()
-        except StoreError as error:
-            if not shards.is_lost(error):
-                raise
-            there = not isinstance(error.__cause__, FileNotFoundError)
-            return f"it cannot be read ({error.__cause__})" if there else ""
+        with reading(path, "a manifest record", REPAIR):
+            if not path.is_file():
+                return "it is no file" if os.path.lexists(path) else ""
+            content = path.read_bytes()
         # No JSON is read: a store of 1,000 sites and shards has 2,000,000 entries in its records.
         if not checksum_holds(content):
             return "its bytes are not those that were written"
@@ -423,12 +411,7 @@ class Store:
         elif problem is None:
             for name, expected in self._record(index).files.items():
                 path = shards.shard_file(self.path, name, index)
-                try:
-                    with reading(path, "a shard of a store", REPAIR):
-                        got = f"SHA-256 {file_digest(path)}"
-                except StoreError as error:
-                    if not shards.is_lost(error):
-                        raise
-                    got = str(error.__cause__)
-                if got != (wanted := f"SHA-256 {expected}"):
-                    yield Damage(path, f"expected {wanted}, got {got}", REPAIR)
+                with reading(path, "a shard of a store", REPAIR):
+                    got = file_digest(path) if path.is_file() else "no file"
+                if got != expected:
+                    yield Damage(path, f"expected SHA-256 {expected}, got {got}", REPAIR)
