@@ -29,7 +29,7 @@ from PIL import Image
 from condec.attribution.targets.texts import TARGETS, target_from_dict
 from condec.attribution.texts import BASELINES, METHODS, method_from_dict
 from condec.basis import registry
-from condec.basis.errors import CondecError
+from condec.basis.errors import CondecError, OptionError
 from condec.cli import _shape
 from condec.data import load_data, read_names
 from condec.models import FAMILIES
@@ -40,6 +40,7 @@ from condec.run import config, sweep
 from condec.store import parse_twin
 from condec.testing.models import small_resnet
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # as users have it
 IN_ALL = 1_000_000
 QUICK = 4_000
 NASTY = (
@@ -140,6 +141,7 @@ MODELS = (
 RECORDS = (
     *(json.dumps(METHODS.parse(text).to_dict()) for text in METHOD_TEXTS),
     *(json.dumps(TARGETS.parse(text).to_dict()) for text in TARGET_TEXTS),
+    '{"name": "Surprisal", "mean": [0.5, 1.0], "precision": [[1.0, 0.0], [0.0, 1.0]]}',
 )
 
 
@@ -294,6 +296,25 @@ def test_a_grid_of_too_many_fits_is_refused() -> None:
     grid = {"learner": "topk", "k": [*range(1, 400)], "n_modes": [*range(1, 400)]}
     with pytest.raises(CondecError, match="grid 1: 159,201 configurations; expected 100,000 at mo"):
         sweep.from_dict({"store": "a.zarr", "grid": [grid]})
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"name": ["Zeros"]}, r"expected one of .*; got \['Zeros'\]"),
+        (
+            {"name": "SmoothGrad", "inner": "ActGrad"},
+            "inner: expected a record with a name; got 'ActGrad'",
+        ),
+        ({"name": "UnitAblation", "means": 3}, "method UnitAblation: 'int' object has no"),
+        ({"name": "Surprisal", "mean": "x"}, "target Surprisal: mean: "),
+        ({"name": "Surprisal", "precision": [[1.0], [1.0, 2.0]]}, "target Surprisal: precision: "),
+    ],
+)
+def test_records_that_no_option_wrote(record: dict[str, Any], message: str) -> None:
+    read = target_from_dict if record["name"] == "Surprisal" else method_from_dict
+    with pytest.raises(OptionError, match=message):
+        read(record)
 
 
 def test_toml_itself_is_as_expected() -> None:

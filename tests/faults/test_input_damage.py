@@ -37,6 +37,7 @@ from condec.retina.models.checkpoint import load_checkpoint, save_checkpoint
 from condec.retina.models.network import RetinaCheckpoint, RetinaLayout, RetinaNetwork
 from condec.run import config
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # as users have it
 PICTURES = ("png", "jpg", "webp", "gif", "bmp", "ppm", "tif")
 SLOW, QUICK = 400, 6
 

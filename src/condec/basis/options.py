@@ -57,6 +57,8 @@ def option_from_dict(
     those that may stand in its fields, by field and name. OptionError where there is no such class,
     or it has no such fields.
     """
+    if not isinstance(record, Mapping):
+        raise OptionError(f"{kind}: expected a record with a name; got {record!r:.80}")
     fields = dict(record)
     if any(isinstance(value, str) and value.startswith(_TENSOR) for value in fields.values()):
         raise OptionError(
@@ -64,7 +66,7 @@ def option_from_dict(
             "only; give the option itself in Python"
         )
     name = fields.pop("name", None)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise OptionError(f"{kind}: expected one of {', '.join(known)}; got {name!r}")
     for key, value in fields.items():
         if key in inside:
@@ -73,7 +75,9 @@ def option_from_dict(
             fields[key] = tuple(value)
     try:
         return known[name](**fields)
-    except TypeError as error:
+    except OptionError:
+        raise
+    except Exception as error:
         raise OptionError(f"{kind} {name}: {error}") from error
 
 

@@ -78,6 +78,9 @@ def target_from_dict(record: Mapping[str, Any]) -> Target:
     if name == "Surprisal":
         for key in ("mean", "precision"):
             given = record.get(key)
-            fields[key] = None if given is None else torch.tensor(given, dtype=torch.float64)
+            try:
+                fields[key] = None if given is None else torch.tensor(given, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise OptionError(f"target Surprisal: {key}: {error}") from error
     target: Target = option_from_dict("target", TARGETS.classes, {}, fields)
     return target
