@@ -196,17 +196,17 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "a site of a store": Parser(PATTERNS, lambda t: find_site(sites, t), 0.02),
         "shapes": Parser(("3,224,224", "1x8x8", "5"), _shape, 0.06),
         "run.toml": Parser(RUN_TOMLS, written("run.toml", plan(config.from_dict)), 0.01),
-        "sweep.toml": Parser(SWEEP_TOMLS, written("sweep.toml", plan(sweep.from_dict)), 0.003),
+        "sweep.toml": Parser(SWEEP_TOMLS, written("sweep.toml", plan(sweep.from_dict)), 0.002),
         "csv": Parser(TABLES, written("t2.csv", labels), 0.01),
         "names": Parser(NAMES, written("n.json", lambda p: Hierarchy(read_names(p))), 0.01),
-        "data": Parser(SOURCES, source, 0.003),
+        "data": Parser(SOURCES, source, 0.001),
         "models": Parser(
-            MODELS, lambda t: registry.opener("model", t, FAMILIES, "condec.models"), 0.003
+            MODELS, lambda t: registry.opener("model", t, FAMILIES, "condec.models"), 0.001
         ),
         "functions": Parser(
             ("a.py:make", "python:a.py:make"), lambda t: load_function(t, folder=folder), 0.01
         ),
-        "records": Parser(RECORDS, record, 0.026),
+        "records": Parser(RECORDS, record, 0.031),
     }
 
 
@@ -306,7 +306,10 @@ def test_a_grid_of_too_many_fits_is_refused() -> None:
             {"name": "SmoothGrad", "inner": "ActGrad"},
             "inner: expected a record with a name; got 'ActGrad'",
         ),
-        ({"name": "UnitAblation", "means": 3}, "method UnitAblation: 'int' object has no"),
+        (
+            {"name": "UnitAblation", "replacement": "mean", "means": 3},
+            "method UnitAblation: 'int' object has no",
+        ),
         ({"name": "Surprisal", "mean": "x"}, "target Surprisal: mean: "),
         ({"name": "Surprisal", "precision": [[1.0], [1.0, 2.0]]}, "target Surprisal: precision: "),
     ],

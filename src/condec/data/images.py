@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -160,7 +160,7 @@ def _from_images(
     path: Path, files: Sequence[str], labels: Tensor | None, names: tuple[str, ...] | None,
     orientation: Orientation = "stored",
 ) -> Inputs:  # fmt: skip
-    places, read = [path / file for file in files], _Reader(orientation)
+    places, read = [path / file for file in files], _reader(orientation)
     turned = b"" if orientation == "stored" else orientation.encode()
     return Inputs(
         str(path), tuple(files), lambda row: read(places[row]), labels, names,
@@ -189,23 +189,20 @@ def _stored(files: Sequence[Path]) -> Iterator[bytes]:
                 yield b"unreadable"
 
 
-class _Reader:
-    """Reads images by one rule for their orientation, and says so once where it matters."""
+def _reader(orientation: Orientation) -> Callable[[Path], Tensor]:
+    """Make what reads an image, uint8 [y, x, channel=3]; it warns once where one lies as stored."""
+    from PIL import Image, ImageOps
 
-    def __init__(self, orientation: Orientation) -> None:
-        self.orientation, self._told = orientation, orientation == "exif"
+    lying: list[Path] = []
 
-    def __call__(self, file: Path) -> Tensor:
-        """Read an image as uint8 [y, x, channel=3]."""
-        from PIL import Image, ImageOps
-
+    def read(file: Path) -> Tensor:
         remedy = "Replace it, or leave it out, in a run by on_bad = 'skip'."
         with reading(file, "an image", remedy, DataError), Image.open(file) as image:
             image.load()  # a TIFF is turned by PIL itself
-            if self.orientation == "exif":
+            if orientation == "exif":
                 ImageOps.exif_transpose(image, in_place=True)
-            elif not self._told and (turned := _turn_of(image)):
-                self._told = True
+            elif not lying and (turned := _turn_of(image)):
+                lying.append(file)
                 warnings.warn(
                     f"{file}: its EXIF says that the picture is to be turned (orientation {turned})"
                     "; it and others like it are taken as they are stored, as torchvision and timm "
@@ -213,6 +210,8 @@ class _Reader:
                     stacklevel=2,
                 )
             return torch.from_numpy(np.array(eight_bits(image).convert("RGB")))
+
+    return read
 
 
 def _turn_of(image: Any) -> int:

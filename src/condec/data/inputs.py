@@ -284,11 +284,9 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def repeated(ids: Sequence[str]) -> tuple[int, int]:
     """Return the places of the first id that comes twice."""
-    places: dict[str, int] = {}
-    for place, name in enumerate(ids):
-        if places.setdefault(name, place) != place:
-            return places[name], place
-    raise ValueError("every id comes once")
+    seen: dict[str, int] = {}
+    second = next(place for place, name in enumerate(ids) if seen.setdefault(name, place) != place)
+    return seen[ids[second]], second
 
 
 def bytes_of(tensor: Tensor) -> bytes:
