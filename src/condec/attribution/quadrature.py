@@ -29,9 +29,12 @@ _FIRST_STEPS: Final = 4
 # the contributions add up to without their signs.
 _SMALL_CHANGE: Final = 1e-3
 _CORNER: Final = 1 / 12
-# Measured on three networks: half of ten points show where a path turns, the others go there.
-_PILOTS: Final = 5
+# Measured on three networks: thirds of a path at this power, two halved at a time, until seven of
+# ten intervals are there; the points between them need not be kept.
+_FIRST_PILOTS: Final = 3
+_PILOTS: Final = 7
 _PILOT_POWER: Final = 1.5
+_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def integrate_to(
 
     The completeness gap counts at the sites `cuts`. A pass takes `stack` points of the whole
     batch; as samples drop out, more points take their place. A fitted spacing begins with four
-    equal intervals, places four points by them, and halves the eight from then on.
+    equal intervals, halves those that need it most to eight, and all of them from then on.
     """
     end = path.end(first)
     change = first.target - end.target
@@ -92,7 +95,10 @@ def integrate_to(
     while len(rows):
         freed = 1 if isinstance(path, LayerPath) else len(change) // len(rows)
         if spacing.fitted and n_steps == _FIRST_STEPS:
-            points, shares = _placed(path, points, stack * freed)
+            pilots = _Pilots(points, [k / n_steps for k in range(n_steps + 1)])
+            pilots.split(path, 2 * n_steps, stack * freed)
+            points = [_chosen(pilots.points, which) for which in pilots.order]
+            shares = list(pilots.shares)
         else:
             points, shares = _doubled(path, points, shares, spacing, stack * freed)
         n_steps *= 2
@@ -139,12 +145,12 @@ class _Curve:
         self.side: dict[str, tuple[Tensor, Tensor]] = {}
 
     def go(self, point: Point, rows: Tensor | None = None) -> None:
-        """Add the interval to the next point, for all samples or some of them."""
+        """Add the interval to the next point: of all samples, or of those in `rows`."""
         records, gradients = self.records, self.gradients
         for key, total in self.total.items():
             h, g, h0, g0 = point.records[key], point.gradients[key], records[key], gradients[key]
             if rows is not None:
-                h, g, h0, g0 = h[rows], g[rows], h0[rows], g0[rows]
+                h0, g0 = h0[rows], g0[rows]
             sums = total if rows is None else total[rows]
             h, g, h0, g0 = (t.to(total.dtype) for t in (h, g, h0, g0))
             change = h0 - h
@@ -182,61 +188,132 @@ def _add_corner(
 
 
 def _go_fitted(curve: _Curve, path: Path, first: Point, steps: int, stack: int) -> Point:
-    """Go along each sample's own points: pilots at the same places, then those between them."""
-    n = min(_PILOTS, steps // 2)
-    shares = [(k / n) ** _PILOT_POWER for k in range(n, -1, -1)]
-    pilots = [first, *_run(path, shares[1:-1], stack), path.end(first)]
-    places, behind = _places(shares, _parts(pilots, shares, steps))
-    reached = torch.zeros_like(behind[0])
+    """Go along each sample's own points: pilots that are kept, and those between them."""
+    n = max(1, min(_PILOTS, _PILOTS * steps // 10))
+    n_first = min(_FIRST_PILOTS, n)
+    shares = [(k / n_first) ** _PILOT_POWER for k in range(n_first, -1, -1)]
+    end = path.end(first)
+    pilots = _Pilots([first, *_run(path, shares[1:-1], stack), end], shares)
+    pilots.split(path, n, stack)
+    places, behind = _places(pilots.shares, _parts(pilots.needs, steps))
+    reached = torch.zeros_like(pilots.order[0])
     to_all = torch.arange(len(reached), device=reached.device)
     for point, last in zip(_run(path, list(places), stack), behind, strict=True):
         _go_to_pilots(curve, pilots, reached, last)
         reached = last
         curve.go(point, to_all)
     _go_to_pilots(curve, pilots, reached, torch.full_like(reached, n))
-    return pilots[-1]
+    return end
 
 
-def _go_to_pilots(curve: _Curve, pilots: Sequence[Point], reached: Tensor, last: Tensor) -> None:
+def _go_to_pilots(curve: _Curve, pilots: "_Pilots", reached: Tensor, last: Tensor) -> None:
     """Go from pilots reached to the last ones before the next point."""
     for k in range(int(reached.min()) + 1, int(last.max()) + 1):
         rows = ((reached < k) & (k <= last)).nonzero().flatten()
         if len(rows):
-            curve.go(pilots[k], rows)
+            curve.go(_chosen(pilots.points, pilots.order[k], rows), rows)
 
 
-def _parts(points: Sequence[Point], shares: Sequence[float], steps: int) -> Tensor:
-    """Share `steps` among the intervals of each sample, [interval, sample], by what they need.
+class _Pilots:
+    """Points that are kept, and how much each sample's intervals between them need others.
 
-    The error of an interval is taken as its change of record times its change of gradient, summed
-    over entries and, each by its own sum of contributions, over sites; of n parts, as an n-th.
+    Points stand as they were run; `order`, [point, sample], is that on the path, with `shares`.
+    An interval needs what it may be off by: its change of record times its change of gradient,
+    summed over entries and, each by its own sum of contributions, over sites.
     """
-    error, tiny = torch.zeros(()), torch.finfo(torch.float64).tiny
-    for key in points[0].records:
-        offs, sizes = [], []
-        for later, earlier in itertools.pairwise(points):
-            change = (later.records[key] - earlier.records[key]).double()
-            g1, g0 = later.gradients[key], earlier.gradients[key]
-            offs.append((change * (g1 - g0).double()).abs().flatten(1).sum(1))
-            sizes.append((change * (g1 + g0).double() / 2).abs().flatten(1).sum(1))
-        error = error + torch.stack(offs) / reduce(torch.add, sizes).clamp(min=tiny)
-    # Where nothing turns, the widest intervals; and no rounding decides between equals.
-    widths = error.new_tensor([abs(b - a) for a, b in itertools.pairwise(shares)])
-    error = error + 1e-6 * (error.sum(0) + tiny**0.5) * widths[:, None]
-    parts = torch.ones_like(error, dtype=torch.int64)
+
+    def __init__(self, points: Sequence[Point], shares: Sequence[float]) -> None:
+        self.points, target = list(points), points[0].target
+        places = torch.tensor(shares, dtype=torch.float64, device=target.device)
+        self.shares = places[:, None].expand(-1, len(target))
+        self.order = torch.arange(len(points), device=target.device)[:, None].expand_as(self.shares)
+        pairs, tiny = list(itertools.pairwise(points)), torch.finfo(torch.float64).tiny
+        self._sizes = {
+            key: reduce(torch.add, [_size(a, b, key, 0.5) for a, b in pairs]).clamp(min=tiny)
+            for key in points[0].records
+        }
+        self._least = torch.zeros_like(self.shares[0])
+        turns = torch.stack([self._need(a, b, 0 * self._least) for a, b in pairs])
+        # Where nothing turns, the widest intervals; and no rounding decides between equals.
+        self._least = 1e-6 * (turns.sum(0) + tiny**0.5)
+        # By the number of the point that an interval begins with.
+        self._needs = torch.cat([turns + self._least * self.shares.diff(dim=0).abs(), turns[:1]])
+
+    @property
+    def needs(self) -> Tensor:
+        """What each interval needs, [interval, sample]."""
+        return self._needs.gather(0, self.order[:-1])
+
+    def split(self, path: Path, n: int, stack: int) -> None:
+        """Halve the intervals of each sample that need it most, until there are n."""
+        while (n_more := n + 1 - len(self.order)) > 0:
+            ranks = self.needs.sort(dim=0, descending=True, stable=True).indices
+            ranks = ranks[: min(_AT_ONCE, n_more)]
+            left, right = (self.shares.gather(0, ranks + k) for k in (0, 1))
+            middles, halves = (left + right) / 2, (left - right).abs() / 2
+            before, after = (self.order.gather(0, ranks + k) for k in (0, 1))
+            numbers = len(self.points) + torch.arange(len(ranks), device=ranks.device)
+            for k, point in enumerate(_run(path, list(middles), stack)):
+                a, b = (_chosen(self.points, which[k]) for which in (before, after))
+                self.points.append(point)
+                self._needs.scatter_(0, before[k : k + 1], self._need(a, point, halves[k])[None])
+                self._needs = torch.cat([self._needs, self._need(point, b, halves[k])[None]])
+            self.shares = torch.cat([self.shares, middles])
+            self.order = torch.cat([self.order, numbers[:, None].expand_as(ranks)])
+            places = (self.shares - self.shares[:1]).abs().argsort(0)  # either way along the path
+            self.shares, self.order = self.shares.gather(0, places), self.order.gather(0, places)
+
+    def _need(self, one: Point, other: Point, width: Tensor) -> Tensor:
+        turns = [_size(one, other, key) / size for key, size in self._sizes.items()]
+        return reduce(torch.add, turns) + self._least * width
+
+
+def _size(one: Point, other: Point, key: str, mean: float = 0.0) -> Tensor:
+    """Sum over entries of change of record times change of gradient, or times its sum."""
+    dtype = wide(one.records[key])
+    h0, h1, g0, g1 = (
+        t.to(dtype)
+        for t in (one.records[key], other.records[key], one.gradients[key], other.gradients[key])
+    )
+    turn = mean * (g1 + g0) if mean else g1 - g0
+    return ((h1 - h0) * turn).abs().flatten(1).sum(1, dtype=torch.float64)
+
+
+def _chosen(points: Sequence[Point], which: Tensor, rows: Tensor | None = None) -> Point:
+    """Choose a point for each sample, or for those in `rows`."""
+    samples = range(len(which)) if rows is None else rows.tolist()
+    of = which.tolist()
+    if len(set(of)) == 1:
+        return points[of[0]] if rows is None else points[of[0]].take(rows)
+
+    def each(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack([tensors[of[i]][i] for i in samples])
+
+    records, gradients = (
+        {key: each([getattr(p, name)[key] for p in points]) for key in points[0].records}
+        for name in ("records", "gradients")
+    )
+    frozen = points[0].frozen if rows is None or points[0].frozen is None else points[0].frozen[rows]
+    outputs, targets = each([p.output for p in points]), each([p.target for p in points])
+    return Point(outputs, frozen, targets, records, gradients)
+
+
+def _parts(needs: Tensor, steps: int) -> Tensor:
+    """Share `steps` among the intervals of each sample; an interval of n parts is off by an n-th."""
+    parts = torch.ones_like(needs, dtype=torch.int64)
     for _ in range(steps - len(parts)):
-        largest = (error / (parts * (parts + 1))).argmax(0, keepdim=True)
+        largest = (needs / (parts * (parts + 1))).argmax(0, keepdim=True)
         parts.scatter_add_(0, largest, torch.ones_like(largest))
     return parts
 
 
-def _places(shares: Sequence[float], parts: Tensor) -> tuple[Tensor, Tensor]:
+def _places(shares: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
     """Return places of the points between pilots, [point, sample], and the pilot before each."""
     places, behind = [], []
-    for counts in parts.T.tolist():
+    for ends, counts in zip(shares.T.tolist(), parts.T.tolist(), strict=True):
         found = [
             (a + (b - a) * i / n, k)
-            for k, ((a, b), n) in enumerate(zip(itertools.pairwise(shares), counts, strict=True))
+            for k, ((a, b), n) in enumerate(zip(itertools.pairwise(ends), counts, strict=True))
             for i in range(1, n)
         ]
         places.append([place for place, _ in found])
@@ -268,33 +345,6 @@ def _doubled(
 
 def _between(outer: Sequence[_T], inner: Sequence[_T]) -> list[_T]:
     return [outer[0], *(x for pair in zip(inner, outer[1:], strict=True) for x in pair)]
-
-
-def _placed(path: Path, points: Sequence[Point], stack: int) -> tuple[list[Point], list[Alpha]]:
-    """Points at equal distance, and as many more, of each sample where its path turns, in order."""
-    shares = [k / (len(points) - 1) for k in range(len(points))]
-    new, _ = _places(shares, _parts(points, shares, 2 * len(points) - 2))
-    every = [*points, *_run(path, list(new), stack)]
-    old = new.new_tensor(shares)[:, None].expand(-1, new.shape[1])
-    where, order = torch.cat([old, new]).sort(0)
-    samples = torch.arange(new.shape[1], device=new.device)
-
-    def sorted_(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(tensors))[order, samples]
-
-    outputs, targets = sorted_([p.output for p in every]), sorted_([p.target for p in every])
-    records, gradients = (
-        {key: sorted_([getattr(p, name)[key] for p in every]) for key in points[0].records}
-        for name in ("records", "gradients")
-    )
-    made = [
-        Point(
-            outputs[k], points[-1].frozen, targets[k],
-            {key: t[k] for key, t in records.items()}, {key: t[k] for key, t in gradients.items()},
-        )
-        for k in range(len(order))
-    ]  # fmt: skip
-    return made, list(where)
 
 
 def _difference(coarse: Totals, fine: Totals) -> Tensor:
