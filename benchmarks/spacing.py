@@ -1,9 +1,10 @@
 """Where the points of a path lie: error of the reduced contributions, at equal passes.
 
 Ten steps of each spacing against many steps: L1 error of the reduced contributions over their L1
-sum, and completeness, medians over samples, target `Predicted`. Needs ../shared/data.
+sum, and completeness, medians over samples, and the error over that of uniform points, geometric
+mean over samples, target `Predicted`. Needs ../shared/data.
 
-    python benchmarks/spacing.py [--samples 24 5 3] [--reference 320]
+    python benchmarks/spacing.py [--samples 24 10 8] [--reference 160]
 
 Samples are of the digits (vision transformer), CIFAR-10 (ResNet-20), photos (MobileNetV2).
 """
@@ -52,13 +53,14 @@ def measure(name: str, n_samples: int, reference: int) -> list[dict[str, Any]]:
             for s in (*SPACINGS, "exact")
         }
         exact = reduced.pop("exact")
-        for spacing, values in reduced.items():
-            error = (values - exact).abs().sum(1) / exact.abs().sum(1)
+        errors = {s: (v - exact).abs().sum(1) / exact.abs().sum(1) for s, v in reduced.items()}
+        for spacing, error in errors.items():
             complete = torch.cat([b.completeness()[site] for b in found[spacing]])
             rows.append(
                 {
                     "model": name, "site": site, "spacing": spacing, "samples": len(exact),
                     "error": float(error.median()), "completeness": float(complete.median()),
+                    "to_uniform": float((error / errors["uniform"]).log().mean().exp()),
                 }
             )  # fmt: skip
             print(rows[-1], flush=True)
@@ -74,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for at in range(0, len(rows), len(SPACINGS)):
         some = rows[at : at + len(SPACINGS)]
         cells = [f"{row['error']:.3f}, {row['completeness']:.2f}" for row in some]
-        ratio = some[-1]["error"] / some[0]["error"]
+        ratio = some[-1]["to_uniform"]
         name = f"{some[0]['model']} {some[0]['site']}"
         lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |")
     return "\n".join(lines)
@@ -82,8 +84,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, nargs=3, default=(24, 5, 3))
-    parser.add_argument("--reference", type=int, default=320)
+    parser.add_argument("--samples", type=int, nargs=3, default=(24, 10, 8))
+    parser.add_argument("--reference", type=int, default=160)
     given = parser.parse_args()
     rows = []
     for name, n_samples in zip(SITES, given.samples, strict=True):

@@ -21,6 +21,7 @@ from condec.attribution import (
     engine,
     make_setup,
     method_from_dict,
+    quadrature,
 )
 from condec.attribution import path as paths
 from condec.attribution.contributions import contribute
@@ -175,6 +176,38 @@ def test_steps_converge_with_their_square() -> None:
     )
     off = [(one.contribution - exact.contribution).abs().max() for one in (coarse, fine)]
     assert off[1] < off[0] / 40
+
+
+@pytest.mark.parametrize("spacing", ["power:1", "power:1.5", "fitted"])
+def test_rounded_corners_converge_faster_than_the_square(spacing: str) -> None:
+    """Eight times the points: 64 times less error by the trapezoid rule, 512 by this one."""
+    torch.manual_seed(2)
+    layers = nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 2)
+    model = nn.Sequential(*layers).double().eval()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    exact, coarse, fine = (
+        contribute(
+            model, x, "1", method=IntegratedGradients(steps=s, spacing=p), target=Logit(1),
+            prove=False,
+        )["1"].contribution
+        for s, p in ((192, "power:1"), (8, spacing), (64, spacing))
+    )  # fmt: skip
+    assert (fine - exact).abs().max() < (coarse - exact).abs().max() / 100
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 40])
+def test_fitted_points_keep_eight_at_most(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [0]
+    split = quadrature._Pilots.split
+
+    def counted(self, *given):  # type: ignore[no-untyped-def]
+        split(self, *given)
+        kept.append(len(self.points))
+
+    monkeypatch.setattr(quadrature._Pilots, "split", counted)
+    method = IntegratedGradients(steps=steps, spacing="fitted")
+    contribute(small_resnet(), images(2).float(), "block1", method=method, target=Predicted())
+    assert max(kept) <= 8
 
 
 def test_auto_is_within_its_tolerance_and_says_its_steps() -> None:

@@ -166,7 +166,7 @@ def slow_fitted(model: nn.Module, names, x: Tensor, steps: int):  # type: ignore
     while len(where) < n + 1:
         worst = sorted(itertools.pairwise(where), key=lambda ends: -need(*ends))
         for a, b in worst[: min(2, n + 1 - len(where))]:
-            where.append((a + b) / 2)
+            where.append(((a**0.8 + b**0.8) / 2) ** 1.25)
             points[where[-1]] = at(where[-1])
         where.sort()
     needs = [need(a, b) for a, b in itertools.pairwise(where)]

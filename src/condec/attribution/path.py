@@ -57,12 +57,14 @@ class IntegratedGradients(Method):
         Gives x_0.
     spacing : str
         Where the points lie. ``"uniform"``: at :math:`k / S`, as in the paper. ``"power:2"``: at
-        :math:`(k / S)^2`, closer where a path begins; any power above 0. ``"fitted"``: half of
-        the points, but at most 4, are pilots; the others go between them, for each sample by
-        itself, to where record and gradient change most at once, over all sites (which sites
-        are asked for thus moves the points). Contributions of all but the paper's are of a
-        curve through the points: at every corner between three of them, with changes D and E of
-        the record h and the gradient g, :math:`(D_g E_h - D_h E_g) / 12` is added.
+        :math:`(k / S)^2`, closer where a path begins; any power above 0. ``"fitted"``: after
+        thirds of the path at the power 1.5, every point goes, for each sample by itself, to
+        where record and gradient change most at once, over all sites (which sites are asked for
+        thus moves the points). The two worst intervals are halved at a time, to seven of ten
+        intervals and seven at most, whose points are kept; the others are parts of these.
+        Contributions of all but the paper's are of a curve through the points: at every corner
+        between three of them, with changes D and E of the record h and the gradient g,
+        :math:`(D_g E_h - D_h E_g) / 12` is added.
     path : {"input", "layer"}
         ``"input"``: the input moves, as in the paper. ``"layer"``: the activation of one site
         moves on the straight line from its value at x_0 to that at x, while what bypasses it

@@ -29,11 +29,13 @@ _FIRST_STEPS: Final = 4
 # the contributions add up to without their signs.
 _SMALL_CHANGE: Final = 1e-3
 _CORNER: Final = 1 / 12
-# Measured on three networks: thirds of a path at this power, two halved at a time, until seven of
-# ten intervals are there; the points between them need not be kept.
+# Measured on three networks: thirds of a path at a power, two halved at a time (at another, since
+# paths turn more near the baseline), until seven of ten intervals are there; the points between
+# them need not be kept.
 _FIRST_PILOTS: Final = 3
 _PILOTS: Final = 7
 _PILOT_POWER: Final = 1.5
+_HALVING_POWER: Final = 1.25
 _AT_ONCE: Final = 2
 
 
@@ -197,11 +199,10 @@ def _go_fitted(curve: _Curve, path: Path, first: Point, steps: int, stack: int) 
     pilots.split(path, n, stack)
     places, behind = _places(pilots.shares, _parts(pilots.needs, steps))
     reached = torch.zeros_like(pilots.order[0])
-    to_all = torch.arange(len(reached), device=reached.device)
     for point, last in zip(_run(path, list(places), stack), behind, strict=True):
         _go_to_pilots(curve, pilots, reached, last)
         reached = last
-        curve.go(point, to_all)
+        curve.go(point)
     _go_to_pilots(curve, pilots, reached, torch.full_like(reached, n))
     return end
 
@@ -250,14 +251,17 @@ class _Pilots:
             ranks = self.needs.sort(dim=0, descending=True, stable=True).indices
             ranks = ranks[: min(_AT_ONCE, n_more)]
             left, right = (self.shares.gather(0, ranks + k) for k in (0, 1))
-            middles, halves = (left + right) / 2, (left - right).abs() / 2
+            roots = left ** (1 / _HALVING_POWER) + right ** (1 / _HALVING_POWER)
+            middles = (roots / 2) ** _HALVING_POWER
             before, after = (self.order.gather(0, ranks + k) for k in (0, 1))
             numbers = len(self.points) + torch.arange(len(ranks), device=ranks.device)
             for k, point in enumerate(_run(path, list(middles), stack)):
                 a, b = (_chosen(self.points, which[k]) for which in (before, after))
                 self.points.append(point)
-                self._needs.scatter_(0, before[k : k + 1], self._need(a, point, halves[k])[None])
-                self._needs = torch.cat([self._needs, self._need(point, b, halves[k])[None]])
+                first = self._need(a, point, (middles - left)[k].abs())
+                second = self._need(point, b, (middles - right)[k].abs())
+                self._needs.scatter_(0, before[k : k + 1], first[None])
+                self._needs = torch.cat([self._needs, second[None]])
             self.shares = torch.cat([self.shares, middles])
             self.order = torch.cat([self.order, numbers[:, None].expand_as(ranks)])
             places = (self.shares - self.shares[:1]).abs().argsort(0)  # either way along the path
@@ -293,13 +297,12 @@ def _chosen(points: Sequence[Point], which: Tensor, rows: Tensor | None = None) 
         {key: each([getattr(p, name)[key] for p in points]) for key in points[0].records}
         for name in ("records", "gradients")
     )
-    frozen = points[0].frozen if rows is None or points[0].frozen is None else points[0].frozen[rows]
     outputs, targets = each([p.output for p in points]), each([p.target for p in points])
-    return Point(outputs, frozen, targets, records, gradients)
+    return Point(outputs, None, targets, records, gradients)  # sums need nothing that is frozen
 
 
 def _parts(needs: Tensor, steps: int) -> Tensor:
-    """Share `steps` among the intervals of each sample; an interval of n parts is off by an n-th."""
+    """Share `steps` among intervals, [interval, sample]; of n parts, one needs an n-th."""
     parts = torch.ones_like(needs, dtype=torch.int64)
     for _ in range(steps - len(parts)):
         largest = (needs / (parts * (parts + 1))).argmax(0, keepdim=True)
