@@ -286,7 +286,7 @@ def _size(one: Point, other: Point, key: str, mean: float = 0.0) -> Tensor:
 def _chosen(points: Sequence[Point], which: Tensor, rows: Tensor | None = None) -> Point:
     """Choose a point for each sample, or for those in `rows`."""
     samples = range(len(which)) if rows is None else rows.tolist()
-    of = which.tolist()
+    of: list[int] = which.tolist()
     if len(set(of)) == 1:
         return points[of[0]] if rows is None else points[of[0]].take(rows)
 
