@@ -243,6 +243,27 @@ def test_estimate_is_shown_before_the_work(
     assert "10/10" in shown
 
 
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        (IntegratedGradients(steps=10, spacing="fitted"), 6),
+        (IntegratedGradients(steps=4, spacing="fitted"), 3),
+        (IntegratedGradients(steps=10), 0),
+        (IntegratedGradients(steps="auto", spacing="fitted"), 0),
+        (SmoothGrad(inner=IntegratedGradients(spacing="fitted"), n_samples=2), 6),
+        (ActGrad(), 0),
+    ],
+)
+def test_the_estimate_of_memory_has_the_pilots_of_a_path(method, kept: int) -> None:  # type: ignore[no-untyped-def]
+    assert method.n_kept == kept
+    plan = batches.BatchPlan.make(
+        small_resnet(), as_inputs(images()), "block*", method, TopK(), None, "raise", None
+    )
+    recorded = 2 * 4 * 36
+    more = plan.memory(3) - batches._MEMORY_FACTOR * 4 * plan.entries * 3
+    assert more == kept * 2 * 4 * recorded * 3
+
+
 def test_half_precision_models_are_stored_as_float32(tmp_path: Path) -> None:
     store = collect(
         small_resnet().to(torch.bfloat16), images(), "block1", out=tmp_path / "s.zarr",
