@@ -159,8 +159,8 @@ class Store:
     def write_shard(self, index: int, rows: Mapping[str, Any]) -> None:
         """Write one shard, whole, and make it count.
 
-        Different processes may write different shards at once. What a killed writer left of
-        this shard is removed; writing a shard again replaces it.
+        Processes may write shards at once, also the same one; writing a shard again replaces it.
+        What killed writers left goes with the next `create`.
 
         Parameters
         ----------
