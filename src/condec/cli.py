@@ -339,9 +339,11 @@ def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None
     is_new = collects and not run.folder.store.exists()
     if is_new:
         run.check_devices()
-    elif not collects:
-        _ = run.store
+    elif not collects and not run.folder.path.exists():
+        _ = run.store  # an error, before a folder is made
     with held(run.folder.path):
+        if not collects:
+            _ = run.store
         if is_new or not collects:
             config.write(run.plan)
         _say_outcomes(run, outcomes)
