@@ -462,6 +462,19 @@ def test_warnings_where_modes_do_not_hold_for_other_inputs(run, train, held_out,
     assert any(text.startswith(f"{tables.R2} {begin}") for text in own)
 
 
+def test_modes_whose_labels_are_not_held_out_are_warned_of(run):
+    (one,) = run.sites[1].parts
+    labels = one.modes.store.labels
+    # All held-out inputs carry one label: none varies among them.
+    modes = replace(one.modes, held_out=labels == 0, _correlations={})
+    changed = with_part(run, replace(one, modes=modes))
+    said = "No label that fits a mode best is among the held-out inputs"
+    assert f"{said} (and among others): block2:input. That cards" in " ".join(
+        sentences.warnings(changed)
+    )
+    assert said not in " ".join(sentences.warnings(run))
+
+
 def test_modes_without_held_out_users_are_warned_of_and_marked(run, tmp_path, quick):
     (one,) = run.sites[1].parts
     loadings = one.modes.loadings.clone()

@@ -130,6 +130,14 @@ def _about_held_out(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str
             "are of the modes that most inputs use, and nothing shows that they hold for others. "
             "Hold out more inputs (held_out), collect more, or take fewer modes (n_modes)."
         )
+    untold = [name for name, part in named if part.has_held_out and part.has_labels
+              and bool(part.best[1].isnan().all())]  # fmt: skip
+    if untold:
+        yield (
+            "No label that fits a mode best is among the held-out inputs (and among others): "
+            f"{listed(untold)}. That cards there are named after labels rests on the fitted inputs "
+            "alone. Collect more inputs of each label, or hold out more (held_out)."
+        )
 
 
 def _about_completeness(run: RunPart) -> Iterator[str]:
