@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from condec.basis.digests import opened, sealed
 from condec.basis.errors import StoreError
 from condec.dictionary import PCA, fit, load_dictionary
+from condec.dictionary.base import saved_digest
 
 
 @pytest.fixture
@@ -15,6 +18,38 @@ def folder(tmp_path):
 
 def _rows(seed=0):
     return torch.rand(40, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def rewrite(folder, **changes):
+    """Change a record, with the digest that it then has."""
+    file = folder / "dictionary.json"
+    file.write_text(json.dumps(sealed(opened(json.loads(file.read_text())) | changes)))
+
+
+def test_a_flipped_bit_of_the_record_is_found(folder):
+    file = folder / "dictionary.json"
+    file.write_text(file.read_text().replace('"scale": 0.', '"scale": 1.'))
+    with pytest.raises(
+        StoreError, match=r"dictionary\.json: .* the digest that it states.*Fit aga"
+    ):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_dictionaries_of_earlier_versions_are_read(folder, number):
+    file = folder / "dictionary.json"
+    record = opened(json.loads(file.read_text()))
+    file.write_text(json.dumps(record | {"format": number}))
+    assert load_dictionary(folder).digest == saved_digest(folder)
+
+
+def test_the_digest_is_that_of_the_files(folder, tmp_path):
+    found = load_dictionary(folder)
+    assert found.digest == saved_digest(folder)
+    other = fit(PCA(2), _rows(1)).dictionary
+    assert other.digest != found.digest
+    assert replace(found, scale=2.0).digest != found.digest
+    assert saved_digest(tmp_path) == ""
 
 
 def test_files_and_nothing_else(folder):
@@ -37,7 +72,9 @@ def test_a_bare_dictionary_can_be_saved(folder, tmp_path):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(StoreError, match=r"holds no dictionary: expected dictionary\.json"):
+    with pytest.raises(
+        StoreError, match=r"dictionary\.json: there is no such file; expected the record"
+    ):
         load_dictionary(tmp_path / "nothing")
 
 
@@ -51,14 +88,16 @@ def test_tensors_of_another_fit(folder, tmp_path):
 
 def test_not_json(folder):
     (folder / "dictionary.json").write_text("{")
-    with pytest.raises(StoreError, match="no dictionary to be used: JSONDecodeError"):
+    with pytest.raises(
+        StoreError, match=r"dictionary\.json: cannot be read .*JSONDecodeError.*Fit again"
+    ):
         load_dictionary(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": 99}'])
 def test_another_format(folder, content):
     (folder / "dictionary.json").write_text(content)
-    with pytest.raises(StoreError, match="expected a dictionary of format 2"):
+    with pytest.raises(StoreError, match="expected a dictionary of format 3"):
         load_dictionary(folder)
 
 
@@ -67,13 +106,12 @@ def test_another_format(folder, content):
     [
         ({"learner": {"name": "Other"}}, "expected one of .* got 'Other'"),
         ({"learner": {"name": "PCA", "n_modes": 3}}, r"atoms of shape \(2, 5\)"),
-        ({"learner": None}, "no dictionary to be used: Type"),
-        ({"training": {}}, "no dictionary to be used: KeyError"),
+        ({"learner": None}, "Type"),
+        ({"training": {}}, "KeyError"),
     ],
 )
 def test_record_that_does_not_fit(folder, change, message):
-    record = json.loads((folder / "dictionary.json").read_text()) | change
-    (folder / "dictionary.json").write_text(json.dumps(record))
+    rewrite(folder, **change)
     with pytest.raises(StoreError, match=message):
         load_dictionary(folder)
 
@@ -82,10 +120,8 @@ def test_file_that_is_not_safetensors(folder):
     import hashlib
 
     (folder / "dictionary.safetensors").write_bytes(b"no tensors")
-    record = json.loads((folder / "dictionary.json").read_text())
-    record["sha256"] = hashlib.sha256(b"no tensors").hexdigest()
-    (folder / "dictionary.json").write_text(json.dumps(record))
-    with pytest.raises(StoreError, match="no dictionary to be used: SafetensorError"):
+    rewrite(folder, sha256=hashlib.sha256(b"no tensors").hexdigest())
+    with pytest.raises(StoreError, match=r"cannot be read as tensors of .* .SafetensorError"):
         load_dictionary(folder)
 
 

@@ -1,5 +1,6 @@
 """Modes: alive ones with their numbers, correlated with labels on the split that is asked for."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from condec.dictionary import (
     TopKSAE,
     TrainConfig,
     fit,
+    load_dictionary,
     read_saelens,
     write_saelens,
 )
@@ -127,6 +129,86 @@ def test_saved_and_loaded_modes_are_equal(modes: Modes, store: Store, tmp_path: 
         modes.site, "positive", "contribution", 4, "modes",
     )  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["modes.zarr"]
+
+
+@pytest.mark.parametrize("name", ["atoms", "loadings", "ids", "held_out"])
+def test_arrays_that_are_gone_or_changed_are_refused(
+    modes: Modes, store: Store, name: str, tmp_path: Path
+) -> None:
+    whole = modes.save(tmp_path / "whole")
+    for damage in ("chunk", "array", "bit", "fill"):
+        path = tmp_path / damage / "modes.zarr"
+        shutil.copytree(whole, path)
+        (chunk,) = (file for file in (path / name / "c").rglob("*") if file.is_file())
+        file = path / name / "zarr.json"
+        match damage:
+            case "chunk":
+                chunk.unlink()
+            case "array":
+                shutil.rmtree(path / name)
+            case "bit":
+                chunk.write_bytes(chunk.read_bytes()[:-1] + bytes([chunk.read_bytes()[-1] ^ 4]))
+            case "fill":
+                file.write_text(file.read_text().replace('"fill_value"', '"fill_value" '))
+        with pytest.raises(StoreError, match=rf"{name} are damaged, or of other modes.*Fit again"):
+            Modes.load(path.parent, store)
+
+
+def test_words_that_changed_are_refused(modes: Modes, store: Store, tmp_path: Path) -> None:
+    file = modes.save(tmp_path) / "zarr.json"
+    kept = file.read_text()
+    file.write_text(kept.replace('"positive"', '"negative"'))
+    with pytest.raises(StoreError, match=r"cannot be read as modes .*the digest that it states"):
+        Modes.load(tmp_path, store)
+    file.write_text(kept.replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(StoreError, match=r"written in schema 1; .* reads schema 2.*encode again"):
+        Modes.load(tmp_path, store)
+
+
+def test_modes_beside_another_dictionary_are_refused(
+    modes: Modes, dictionary: Dictionary, store: Store, tmp_path: Path
+) -> None:
+    modes.save(tmp_path)
+    dictionary.save(tmp_path)
+    assert Modes.load(tmp_path, store).dictionary == dictionary.digest
+    m_dictionary(modes).save(tmp_path)
+    with pytest.raises(StoreError, match="encoded by another dictionary than the one beside it"):
+        Modes.load(tmp_path, store)
+
+
+def test_a_pair_is_replaced_at_once(
+    modes: Modes, dictionary: Dictionary, store: Store, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    place, other = tmp_path / "pair", m_dictionary(modes)
+    later = Modes.build(other, store, "block2")
+    modes.save(place, dictionary)
+    real = Path.rename
+    for n_renames in range(2):  # killed before the earlier pair is moved away, and after
+        renames = []
+
+        def rename(self: Path, to: Path, left: int = n_renames, seen: Any = renames) -> Path:
+            if self.name == "pair" or ".pair." in self.name:
+                seen.append(self)
+                if len(seen) > left:
+                    raise KeyboardInterrupt
+            return real(self, to)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", rename)
+            with pytest.raises(KeyboardInterrupt):
+                later.save(place, other)
+        assert load_dictionary(place).digest == dictionary.digest
+        assert torch.equal(Modes.load(place, store).loadings, modes.loadings)
+    later.save(place, other)
+    assert torch.equal(Modes.load(place, store).loadings, later.loadings)
+    assert sorted(file.name for file in place.iterdir()) == [
+        "dictionary.json", "dictionary.safetensors", "modes.zarr",
+    ]  # fmt: skip
+    assert [file.name for file in tmp_path.iterdir()] == ["pair"]
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"holds notes\.txt besides a dictionary and its modes"):
+        modes.save(place, dictionary)
 
 
 def test_modes_are_readable_by_xarray(modes: Modes, tmp_path: Path) -> None:

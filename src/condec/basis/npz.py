@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -11,8 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from condec.basis.errors import StoreError
-from condec.basis.files import user_path, write_file, writing
+from condec.basis.files import reading, user_path, write_file, writing
 
 Record = TypeVar("Record")
 _WORDS: Final = "words"
@@ -40,18 +38,16 @@ def save_record(path: str | Path, record: Any) -> Path:
 def load_record(path: str | Path, kind: type[Record]) -> Record:
     """Read the file of `save_record`, lists as tuples; StoreError where it cannot be read."""
     path = user_path(path)
-    try:
+    remedy = (
+        "Make it again with the command that wrote it, such as 'condec map' or 'condec retina'."
+    )
+    with reading(path, f"the record of a {kind.__name__}", remedy):
         with path.open("rb") as file, numpy.load(file, allow_pickle=False) as opened:
             words: dict[str, Any] = json.loads(str(opened[_WORDS]))
             tensors = {
                 name: torch.from_numpy(opened[name]) for name in opened.files if name != _WORDS
             }
         return kind(**tensors, **{name: tuples(value) for name, value in words.items()})
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(
-            f"{path} holds no {kind.__name__} ({type(error).__name__}: {error}); make it again "
-            "with the command that wrote it, such as 'condec map' or 'condec retina'"
-        ) from error
 
 
 def tuples(value: Any) -> Any:

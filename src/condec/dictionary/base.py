@@ -5,7 +5,7 @@ result for one matrix. Every dictionary decodes linearly, ``loadings @ atoms + o
 
 On disk a dictionary is dictionary.safetensors (numbers) and dictionary.json (everything else).
 Both are renamed into place whole; the json, written last, holds the digest of the tensors it
-belongs to, so that a pair of different fits is never taken for one.
+belongs to, and its own, so that a pair of different fits is never taken for one.
 """
 
 import hashlib
@@ -21,8 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condec.basis.errors import DataError, StoreError
-from condec.basis.files import remove_partial, to_json, user_path, write_file, writing
+from condec.basis.digests import SEAL, opened, record_digest, sealed
+from condec.basis.errors import DataError, OptionError
+from condec.basis.files import (
+    folder_in_place,
+    reading,
+    remove_partial,
+    to_json,
+    user_path,
+    write_file,
+    writing,
+)
 from condec.basis.options import Option, option_from_dict
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
@@ -40,8 +49,9 @@ ROWS_AT_ONCE: Final = 4096
 _HELD_OUT: Final = "held_out_rows"
 _TENSORS: Final = "dictionary.safetensors"
 _RECORD: Final = "dictionary.json"
-_FORMAT: Final = 2
-"""1: without a centre or a scale for every unit among the tensors; still read."""
+_FORMAT: Final = 3
+"""Still read: 2, without a digest of the record; 1, without centre and scales of units, too."""
+_REMEDY: Final = "Fit again; 'condec fit' or Dictionary.save writes it."
 
 
 @dataclass(frozen=True)
@@ -157,18 +167,28 @@ class Dictionary:
         atoms, offset = self.atoms.to(loadings.device), self.offset.to(loadings.device)
         return loadings.to(torch.float32) @ atoms + offset
 
-    def save(self, folder: str | Path) -> None:
-        """Write dictionary.safetensors and dictionary.json, replacing those of an earlier fit."""
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that makes it: tensors, learner, scale and training."""
+        return record_digest(self._files()[1])
+
+    def _files(self) -> tuple[bytes, dict[str, Any]]:
+        """Return the content of the tensors' file, and the record of everything else."""
         from safetensors.torch import save
 
-        folder = user_path(folder)
         record: dict[str, Any] = {"learner": self.learner.to_dict(), "scale": self.scale}
         tensors = dict(self.tensors)
         if self.training is not None:
             record["training"] = self.training.to_dict()
             tensors[_HELD_OUT] = self.training.held_out_rows
         content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-        about = {"format": _FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **record}
+        return content, {"sha256": hashlib.sha256(content).hexdigest(), **record}
+
+    def save(self, folder: str | Path) -> None:
+        """Write dictionary.safetensors and dictionary.json, replacing those of an earlier fit."""
+        folder = user_path(folder)
+        content, record = self._files()
+        about = sealed({"format": _FORMAT, **record})
         with writing(f"{folder}: dictionary"):
             folder.mkdir(parents=True, exist_ok=True)
             for name, data in ((_TENSORS, content), (_RECORD, to_json(about))):
@@ -181,36 +201,49 @@ def load_dictionary(folder: str | Path) -> Dictionary:
 
     StoreError where files are missing, damaged, of another format, or name an unknown learner.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    folder = user_path(folder)
-    try:
-        content, text = (folder / _TENSORS).read_bytes(), (folder / _RECORD).read_bytes()
-    except OSError as error:
-        raise StoreError(
-            f"{folder} holds no dictionary: expected {_RECORD} and {_TENSORS} ({error}). "
-            "'condec fit' or Dictionary.save writes them."
-        ) from error
-    try:
-        record, digest = json.loads(text), hashlib.sha256(content).hexdigest()
-        if not isinstance(record, dict) or record.get("format") not in (1, _FORMAT):
-            raise ValueError(f"{_RECORD}: expected a dictionary of format {_FORMAT}")
+    folder = folder_in_place(user_path(folder))
+    record = _read_record(folder / _RECORD)
+    with reading(folder / _TENSORS, "tensors of a dictionary", _REMEDY):
+        content = (folder / _TENSORS).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
         if record.get("sha256") != digest:
             raise ValueError(
-                f"{_TENSORS} does not belong to its {_RECORD}: expected SHA-256 "
-                f"{record.get('sha256')}, got {digest}. Writing was interrupted or a file exchanged"
+                f"it does not belong to its {_RECORD}: expected SHA-256 {record.get('sha256')}, "
+                f"got {digest}. Writing was interrupted or a file exchanged"
             )
         tensors = load(content)
+    with reading(folder / _RECORD, "the record of a dictionary", _REMEDY):
         held_out = tensors.pop(_HELD_OUT, torch.empty(0, dtype=torch.int64))
-        learner, about = Learner.from_dict(record["learner"]), record.get("training")
-        training = None if about is None else Training.from_dict(about, held_out)
+        try:
+            learner, about = Learner.from_dict(record["learner"]), record.get("training")
+            training = None if about is None else Training.from_dict(about, held_out)
+        except OptionError as error:  # of what a file says, not of what a user asked for
+            raise ValueError(str(error)) from error
         found = Dictionary(learner, tensors, record["scale"], training)
         if (found.n_modes, tensors[ATOMS].ndim) != (learner.n_modes, 2):
             raise ValueError(f"atoms of shape {tuple(tensors[ATOMS].shape)} for {learner}")
-    except (SafetensorError, KeyError, TypeError, IndexError, ValueError) as error:
-        raise StoreError(f"{folder}: no dictionary to be used: {error!r}. Fit again.") from error
     return found
+
+
+def saved_digest(folder: Path) -> str:
+    """Return the digest of the dictionary in a folder, by its record; empty where there is none.
+
+    Raises StoreError: the record cannot be read, or is damaged.
+    """
+    file = folder / _RECORD
+    if not file.exists():
+        return ""
+    return record_digest({n: v for n, v in _read_record(file).items() if n not in ("format", SEAL)})
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    with reading(file, "the record of a dictionary", _REMEDY):
+        record = json.loads(file.read_bytes())
+        if not isinstance(record, dict) or record.get("format") not in range(1, _FORMAT + 1):
+            raise ValueError(f"expected a dictionary of format {_FORMAT}")
+        return opened(record) if record["format"] == _FORMAT else record
 
 
 def as_matrix(matrix: Tensor | np.ndarray, who: str, first: int = 0) -> Tensor:

@@ -1,5 +1,6 @@
 """Modes: atoms and loadings of a dictionary on the samples of a store, by label."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,24 +11,36 @@ import torch
 from torch import Tensor
 
 from condec.basis.checks import one_of
+from condec.basis.digests import digest_of, opened, sealed
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import folder_in_place, replace_folder, user_path, writing
+from condec.basis.files import (
+    folder_in_place,
+    folder_lock,
+    reading,
+    replace_folder,
+    user_path,
+    writing,
+)
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
 from condec.dictionary import Dictionary
+from condec.dictionary.base import saved_digest
 from condec.modes.labels import check_labels, label_correlation
 from condec.network import Site
 from condec.store import Quantity, Sign, Store
 
 Split = Literal["all", "train", "held_out"]
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 _ROWS_AT_ONCE: Final = 8192
 _AXES: Final = {
     "atoms": ("mode", "unit"), "loadings": ("sample", "mode"), "ids": ("mode",),
     "held_out": ("sample",),
 }  # fmt: skip
 """Tensors of `Modes` on disk, with the names of their axes."""
-_WORDS: Final = ("sign", "quantity", "n_modes", "name")
+_WORDS: Final = ("sign", "quantity", "n_modes", "name", "dictionary")
+_REMEDY: Final = (
+    "Fit again ('condec fit'), or encode again: Modes.build(load_dictionary(FOLDER), store, site)."
+)
 
 
 @short_repr
@@ -69,6 +82,8 @@ class Modes:
         Modes of the dictionary, dead ones counted.
     name : str
         Tells several decompositions of one site apart.
+    dictionary : str
+        `Dictionary.digest` of the one that encoded them; empty where that is not known.
     """
 
     atoms: Atoms
@@ -81,6 +96,7 @@ class Modes:
     quantity: Quantity
     n_modes: int
     name: str = "modes"
+    dictionary: str = field(default="", repr=False)
     _correlations: dict[Split, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -117,7 +133,7 @@ class Modes:
             atoms=dictionary.atoms.detach().cpu()[alive], loadings=loadings[:, alive],
             ids=alive.nonzero().flatten(), held_out=_mask(held_out_rows, len(loadings)),
             store=store, site=info.site, sign=sign, quantity=quantity,
-            n_modes=dictionary.n_modes, name=name,
+            n_modes=dictionary.n_modes, name=name, dictionary=dictionary.digest,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -185,43 +201,70 @@ class Modes:
             loadings=self.loadings[:, mode], correlation=float(correlation[mode, label]),
         )  # fmt: skip
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, dictionary: Dictionary | None = None) -> Path:
         """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
 
-        At every moment `load` reads either the earlier modes or the new ones. Raises StoreError:
-        the folder cannot be written.
+        At every moment `load` reads either the earlier modes or the new ones. With their
+        `dictionary` both are written, and the folder is replaced: an earlier pair stays whole until
+        the new one is. Raises StoreError: the folder cannot be written, or holds something else.
         """
+        path = user_path("modes.zarr", folder)
+        place = path if dictionary is None else path.parent
+        fresh = place.with_name(f".{place.name}.new")
+        with writing(str(place)):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with folder_lock(place.parent):
+                shutil.rmtree(fresh, ignore_errors=True)
+                try:
+                    if dictionary is None:
+                        self._write(fresh)
+                    else:
+                        _refuse_others(place)
+                        dictionary.save(fresh)
+                        self._write(fresh / path.name)
+                    replace_folder(place, fresh)
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
+        return path
+
+    def _write(self, path: Path) -> None:
         import zarr
 
-        path = user_path("modes.zarr", folder)
-        fresh = path.with_name(".modes.zarr.new")
-        shutil.rmtree(fresh, ignore_errors=True)
+        group = zarr.create_group(path)
+        for name, axes in _AXES.items():
+            group.create_array(name, data=getattr(self, name).numpy(), dimension_names=axes)
         of = {"schema": _SCHEMA, "store": self.store.config_hash, "site": self.site.key}
         words = {name: getattr(self, name) for name in _WORDS}
-        try:
-            with writing(str(path)):
-                fresh.parent.mkdir(parents=True, exist_ok=True)
-                group = zarr.create_group(fresh, attributes=of | words)
-                for name, axes in _AXES.items():
-                    group.create_array(name, data=getattr(self, name).numpy(), dimension_names=axes)
-                replace_folder(path, fresh)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-        return path
+        content = {name: digest_of(path / name) for name in _AXES}
+        group.attrs.put(sealed({**of, **words, "sha256": content}))
 
     @staticmethod
     def load(folder: str | Path, store: Store) -> "Modes":
-        """Read what `save` wrote; StoreError where nothing is, or what is of another store."""
+        """Read what `save` wrote.
+
+        StoreError where nothing is, what is damaged or of another store, and where the dictionary
+        that lies beside is not the one that encoded them.
+        """
         import zarr
 
-        path = folder_in_place(user_path("modes.zarr", folder))
+        path = folder_in_place(folder_in_place(user_path(folder)) / "modes.zarr")
         if not (path / "zarr.json").exists():
             raise StoreError(f"{path}: no modes are there; fit a dictionary first")
-        group = zarr.open_group(path, mode="r")
-        kept: dict[str, Any] = dict(group.attrs)
-        if kept.get("schema") != _SCHEMA or kept.get("store") != store.config_hash:
+        with reading(path, "modes", _REMEDY):
+            kept: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]
+            if (schema := kept.get("schema")) == _SCHEMA:
+                kept = opened(kept)
+        if kept.get("store") != store.config_hash:
             raise StoreError(f"{path}: modes of another store than {store.path}; refit")
-        arrays: dict[str, Any] = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
+        if schema != _SCHEMA:
+            raise StoreError(
+                f"{path} is written in schema {schema}; this version of condec reads schema "
+                f"{_SCHEMA}, which holds digests. {_REMEDY}"
+            )
+        _check_content(path, kept)
+        with reading(path, "modes", _REMEDY):
+            group = zarr.open_group(path, mode="r")
+            arrays: dict[str, Any] = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
         words = {name: kept[name] for name in _WORDS}
         return Modes(**arrays, **words, store=store, site=store.info(kept["site"]).site)
 
@@ -240,3 +283,30 @@ def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:
         raise OptionError(f"held_out_rows: expected rows 0 to {n_samples - 1}; got {index}")
     mask[index] = True
     return mask
+
+
+def _check_content(path: Path, kept: dict[str, Any]) -> None:
+    """Refuse arrays that are not those that were written, and another dictionary beside them."""
+    with reading(path, "modes", _REMEDY):
+        for name in _AXES:
+            if (found := digest_of(path / name)) != (expected := kept["sha256"][name]):
+                raise StoreError(
+                    f"{path}: {name} are damaged, or of other modes: expected SHA-256 {expected}, "
+                    f"got {found or 'nothing'}. {_REMEDY}"
+                )
+        beside = saved_digest(path.parent)
+    if kept["dictionary"] and beside not in ("", kept["dictionary"]):
+        raise StoreError(
+            f"{path}: encoded by another dictionary than the one beside it: expected "
+            f"{kept['dictionary']}, got {beside}. {_REMEDY}"
+        )
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but a dictionary and modes."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if not file.name.startswith(("dictionary.", "modes.zarr", ".modes.zarr.")):
+            raise StoreError(
+                f"{folder}: holds {file.name} besides a dictionary and its modes, and would be "
+                "replaced; choose a folder of their own"
+            )
