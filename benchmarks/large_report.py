@@ -96,6 +96,8 @@ def make_run(folder: Path, size: Namespace) -> Path:
     store = make_store(place, size)
     for number in range(size.sites if size.modes else 0):
         add_modes(place, store, number, size)
+    made = [place.labels, *place.path.glob("modes/*/*")]
+    place.ledger.mark_done("made up", "run", {}, (), made)
     return place.path
 
 

@@ -24,7 +24,7 @@ from condec.basis.locks import held
 from condec.basis.trust import gated
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
-from condec.run import Outcome, Plan, Run, chain, config, sweep
+from condec.run import Outcome, Plan, Run, chain, config, sweep, verify
 from condec.run.beforehand import check_run, needs
 from condec.run.compare import compare_runs
 from condec.run.links import function
@@ -257,6 +257,38 @@ def compare_command(
         raise typer.Exit(1)
 
 
+@app.command("verify")
+def verify_command(
+    run: Path = typer.Argument(metavar="RUN", help="A run folder."),
+    repair: bool = typer.Option(
+        False, "--repair", help="Remove what is damaged, and compute that part again."
+    ),
+    quiet: Quiet = False, trust_code: Trust = False,
+) -> None:  # fmt: skip
+    """All that a run holds, compared with what was written: names what is damaged.
+
+    The exit status is 0 where all is as it was written, 1 where something is damaged.
+    """
+    with held(user_path(run), shared=not repair):
+        found = _verified(run)
+        if found.damages and repair:
+            plan = _with_noted(config.read(run))
+            mended = Run(plan, progress=not quiet, trust_code=trust_code)
+            for outcome in verify.repair_run(mended, found):
+                _print_outcome(outcome)
+            found = _verified(run)
+    if found.damages:
+        raise typer.Exit(1)
+
+
+def _verified(run: Path) -> verify.Verification:
+    found = verify.verify_run(run)
+    for damage in found.damages:
+        _print(damage)
+    _print(found)
+    return found
+
+
 @app.command()
 def schema() -> None:
     """The JSON schema of run.toml, by which editors complete and check it."""
@@ -351,15 +383,19 @@ def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None
 
 def _say_outcomes(run: Run, outcomes: Iterable[Outcome]) -> None:
     for outcome in outcomes:
-        first = outcome.outputs[0] if outcome.outputs else None
-        more = f" and {len(outcome.outputs) - 1} more" if len(outcome.outputs) > 1 else ""
-        where = "" if first is None else f"  {first}{more}"
-        _print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
-        for note in outcome.notes:
-            _print(f"         note: {note}")
-        sys.stdout.flush()
+        _print_outcome(outcome)
         if outcome.link == "collect":
             config.write(run.plan)
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    first = outcome.outputs[0] if outcome.outputs else None
+    more = f" and {len(outcome.outputs) - 1} more" if len(outcome.outputs) > 1 else ""
+    where = "" if first is None else f"  {first}{more}"
+    _print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
+    for note in outcome.notes:
+        _print(f"         note: {note}")
+    sys.stdout.flush()
 
 
 def _times(shape: Iterable[int]) -> str:

@@ -15,7 +15,7 @@ from condec.modes import Modes
 from condec.report import build_report
 from condec.store import RunFolder, Store
 from condec.testing.models import small_resnet
-from small_runs import small_inputs, small_run
+from small_runs import record, small_inputs, small_run
 
 pytestmark = pytest.mark.browser
 EVIL = ("cat", "<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>')
@@ -36,6 +36,7 @@ def report(tmp_path_factory) -> Path:
     modes.save(place.modes(*names))
     maps = site_maps(small_resnet(), small_inputs(), modes, n_modes=3, n_inputs=3)
     save_record(place.maps(*names), maps)
+    record(folder)
     return build_report(folder)
 
 

@@ -5,7 +5,7 @@ finds its text again. ``pytest tests/faults/test_fuzz.py -m slow -s`` tries a mi
 and prints how many of each parser were refused; `make test` tries some thousand.
 """
 
-# ruff: noqa: T201, PT017, ISC004
+# ruff: noqa: PT017, ISC004
 
 import io
 import json

@@ -181,14 +181,15 @@ def test_every_command_on_a_hostile_run(
         ended[name] = result.exit_code
         assert not (root / "marker").exists(), f"{name} ran the code of the folder"
         assert content(root, besides=run) == before, f"{name} wrote outside of the run folder"
-    print(attack.__name__, ended)  # noqa: T201
+    print(attack.__name__, ended)
     if attack is code:
         assert {name for name, status in ended.items() if status == 2} >= {
             "run",
             "collect",
             "control",
         }
-        assert ended["report"] == ended["stats"] == ended["fit"] == 0
+        assert ended["stats"] == ended["fit"] == 0
+        assert ended["report"] == 2  # The plan names another model than the numbers have.
     if attack is names:
         page = RunFolder(run).report.read_text(encoding="utf-8")
         assert "<script>alert" not in page

@@ -6,7 +6,7 @@ noticed: these files are not condec's and carry no digest. Nothing may end in an
 dependency.
 """
 
-# ruff: noqa: T201, PT017
+# ruff: noqa: PT017
 
 import hashlib
 import json

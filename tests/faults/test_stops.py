@@ -59,7 +59,7 @@ def test_signals_at_any_time(whole: Path, tmp_path: Path, name: str) -> None:
             stopped += 1
             # A process that was ended by force has said it past the stream that is kept here.
             assert "the same command goes on" in process.output or longest >= 1.5
-    print(f"{name}: {stopped} of {KILLS} stopped, at most {longest:.2f} s")  # noqa: T201
+    print(f"{name}: {stopped} of {KILLS} stopped, at most {longest:.2f} s")
     assert longest < SECONDS + 1.0  # of a busy machine
     for again in (name, "run"):  # what was made from it is made again, too
         result = CliRunner().invoke(cli.app, [again, str(root / "run.toml"), "-q"])

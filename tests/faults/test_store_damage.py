@@ -175,7 +175,7 @@ class Trial:
             outcome = "harmless" if same(everything(self.path), self.numbers) else "unnoticed"
         except StoreError as error:
             outcome = "noticed" if str(self.path) in str(error) else "unnamed"
-        except Exception as error:  # noqa: BLE001 (none may pass)
+        except Exception as error:
             outcome = f"traceback ({error!r})"
         assert outcome in ("noticed", "harmless"), f"{who}: {outcome}"
         self.counts[outcome] += 1

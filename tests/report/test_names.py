@@ -20,7 +20,7 @@ from condec.report import build_report, figures
 from condec.report.build import _clean
 from condec.report.figures.style import literal, short
 from condec.store import RunFolder, Store, collect, layer_statistics
-from small_runs import add_modes
+from small_runs import add_modes, record
 
 NASTY = (
     "$", "a$b$ c", r"\alpha_{1}^2", r"$\frac{1}$", "_hidden_", "^", "\\", "two\nlines\r\tand tab",
@@ -97,6 +97,7 @@ def run_of(folder: Path, sites: list[str], labels: list[str]) -> Path:
     place.write_table(layer_statistics(store), "statistics")
     for site in store.sites:
         add_modes(place, store, site, "kmeans", KMeans(4))
+    record(place)
     return place.path
 
 

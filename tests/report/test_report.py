@@ -33,7 +33,7 @@ from condec.store.statistics import layer_statistics
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, collect_twin
 from condec.testing.models import small_resnet
-from small_runs import SITES, add_modes, add_results, small_inputs, small_run
+from small_runs import SITES, add_modes, add_results, record, small_inputs, small_run
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }} & 'x'")
 VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}
@@ -314,6 +314,7 @@ def check_escaped(report: Path) -> None:
 def test_names_are_escaped_everywhere(run_folder, tmp_path):
     folder = RunFolder(shutil.copytree(run_folder, tmp_path / "run"))
     folder.labels.write_text(json.dumps(EVIL))
+    record(folder)
     folder.plan.write_text('[report]\ntitle = "<script>alert(3)</script>"\n')
     report = build_report(folder.path).parent
     check_escaped(report)
@@ -337,6 +338,7 @@ def test_missing_parts_are_left_out(run_folder, tmp_path, quick, links):
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     if "fit" not in links:
         shutil.rmtree(folder / "modes")
+    record(folder)
     report = build_report(folder).parent
     text = " ".join(page.text for page in pages(report))
     assert ("Along the network" in text) == ("stats" in links)
@@ -360,6 +362,7 @@ def test_without_plan_and_log(tmp_path, quick):
     (folder / "run.toml").unlink()
     (folder / "log.jsonl").write_text('{"time": "2026-0')
     (folder / "analysis" / "labels.json").unlink()
+    (folder / "tasks" / "collect.json").unlink()
     text = Page(build_report(folder)).text
     assert "SmallResNet" in text
     assert "run.toml" not in text
@@ -376,8 +379,9 @@ def test_a_store_of_another_recipe(tmp_path, quick):
 
 
 def test_title_falls_back_to_model_and_data(run):
-    plan = {"model": {"spec": "digits"}, "data": {"source": "npz:a.npz"}}
-    assert facts.title(replace(run, plan=plan)) == "digits on npz:a.npz"
+    recipes = {"collect": {"model": {"spec": "digits"}, "data": {"source": "npz:a.npz"}}}
+    named = replace(run, recipes=recipes, title="")
+    assert facts.title(named) == "digits on npz:a.npz"
 
 
 # --- warnings -----------------------------------------------------------------------------
@@ -540,6 +544,7 @@ def test_a_learner_is_no_rival_of_its_own_in_earlier_tables(run_folder, tmp_path
     table = folder.read_table("rivals", "block2:input", "kmeans")
     table.loc[table["rival"] == "pca", "rival"] = "kmeans"
     folder.write_table(table, "rivals", "block2:input", "kmeans")
+    record(folder)
     (part,) = read_run(folder.path).sites[1].parts
     assert set(table["rival"]) - set(part.tables["rivals"]["rival"]) == {"kmeans"}
 
@@ -705,9 +710,12 @@ def test_incomplete_store(bare, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("analysis/statistics.parquet", r"statistics\.parquet: not readable as parquet"),
-        ("analysis/labels.json", r"labels\.json: not JSON"),
-        ("run.toml", r"run\.toml: not TOML"),
+        (
+            "analysis/statistics.parquet",
+            r"statistics\.parquet: no record says what it was",
+        ),
+        ("analysis/labels.json", r"labels\.json: not what 'collect' has made"),
+        ("run.toml", r"run\.toml: cannot be read as TOML"),
     ],
 )
 def test_damaged_files_are_named(bare, tmp_path, name, message):
@@ -720,6 +728,7 @@ def test_damaged_files_are_named(bare, tmp_path, name, message):
 def test_empty_tables_count_as_missing(bare, tmp_path, quick):
     folder = shutil.copytree(bare, tmp_path / "run")
     pd.DataFrame({"site": []}).to_parquet(folder / "analysis" / "statistics.parquet")
+    record(folder)
     assert "Along the network" not in Page(build_report(folder)).text
 
 
@@ -834,6 +843,7 @@ def test_control_of_an_earlier_version_is_read(run, tmp_path):
     later = "_(?:low|high|edited|probability|logit|entropy)$|^off(?:_label)?$|^n_bootstrap$"
     curve = pd.read_parquet(file)
     curve.loc[:, ~curve.columns.str.contains(later)].to_parquet(file, index=False)
+    record(folder)
     (part,) = read_run(folder.path).sites[0].parts
     assert part.areas["auc_low"].isna().all()
     assert list(sentences.about_curves(part)) == []
@@ -858,6 +868,7 @@ def both(run_folder, tmp_path_factory):
     store = Store.open(folder.store)
     modes = add_modes(folder, store, store.info("block1").site, "kmeans", KMeans(4))
     add_results(folder, small_inputs(bad=[7]), modes, "kmeans", ("control",))
+    record(folder)
     return read_run(folder.path)
 
 
@@ -938,6 +949,7 @@ def twinned(tmp_path_factory) -> Path:
         )  # fmt: skip
     drawn = layer_statistics(Store.open(folder.twin("random-weights#3")))
     folder.write_table(drawn.assign(twin="random-weights#3"), "statistics_twins")
+    record(folder)
     return run
 
 
@@ -1016,6 +1028,7 @@ def test_trends_in_words(twinned):
 def test_twins_of_another_store_or_half_made_are_passed_over(twinned, tmp_path):
     folder = RunFolder(shutil.copytree(twinned, tmp_path / "run"))
     shutil.rmtree(folder.path / "modes")
+    record(folder)
     next(folder.twin("shuffled-labels").rglob("shard-*.json")).unlink()
     assert [twin.twin["name"] for twin in read_run(folder.path).twins] == ["RandomWeights"]
     shutil.rmtree(folder.store)
@@ -1085,6 +1098,7 @@ def with_side_effects(run: Path) -> Path:
     for kind, found in made.items():
         folder.write_table(found, kind, "block1", "sae")
     folder.superclasses.write_text(json.dumps([EVIL[0], EVIL[0], "y"]))
+    record(folder)
     return run
 
 

@@ -1,6 +1,7 @@
 """Two run folders compared, number by number."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from condec import cli
 from condec.basis.errors import StoreError
+from condec.dictionary import load_dictionary
 from condec.run.compare import compare_runs
-from small_runs import small_run
+from small_runs import record, small_run
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +39,24 @@ def test_every_kind_of_difference_is_told(made, tmp_path):
     table = pandas.read_parquet(file)
     table.loc[1, "hoyer_contribution"] += 0.25
     table.to_parquet(file)
-    file = next((other / "modes").glob("*/*/dictionary.json"))
-    file.write_text(file.read_text().replace('"cosine": 0.', '"cosine": 1.', 1))
-    array = zarr.open_group(other / "contributions.zarr")["sites/block1/contribution"]
-    array[3, 0, 1] += np.float32(0.5)
+    place = next((other / "modes").glob("*/*"))
+    fitted = load_dictionary(place)
+    metrics = {name: replace(q, cosine=0.0) for name, q in fitted.training.metrics.items()}
+    replace(fitted, training=replace(fitted.training, metrics=metrics)).save(place)
+    array = zarr.open_group(place / "modes.zarr")["loadings"]
+    array[3, 0] += np.float32(0.5)
     (other / "analysis" / "control" / "block1" / "sae.parquet").unlink()
     maps = next((other / "analysis" / "maps").glob("*/*.npz"))
     with np.load(maps) as arrays:
         kept = dict(arrays)
     np.savez(maps, **kept | {"total": kept["total"][:1]})
+    record(other)
     found = {(one.part, one.name.partition(": ")[0]): one.text for one in compare_runs(made, other)}
     assert found["statistics", "statistics"] == "1 of 2 values, by up to 0.25"
-    assert found["arrays", "contributions.zarr"].endswith("values, by up to 0.5")
+    modes = (place / "modes.zarr").relative_to(other).as_posix()
+    assert found["arrays", modes].endswith("values, by up to 0.5")
     assert found["control", "control/block1/sae"] == "only in the first run"
-    assert found["quality", file.parent.relative_to(other).as_posix()].startswith("1 of 1 values")
+    assert found["quality", place.relative_to(other).as_posix()].startswith("1 of 1 values")
     assert " against " in found["arrays", maps.relative_to(other).as_posix()]
     assert len(found) == 5
     result = command(made, other)
@@ -63,9 +69,23 @@ def test_values_that_are_missing_in_both_do_not_count(made, tmp_path):
         folder = shutil.copytree(made, run) if run != made else made
         table = pandas.DataFrame({"x": [float("nan"), second, float("inf")]})
         table.to_parquet(folder / "analysis" / "more.parquet")
+        record(folder)
     (found,) = compare_runs(made, tmp_path / "b")
     (made / "analysis" / "more.parquet").unlink()
+    record(made)
     assert found.text == "1 of 3 values, by up to 1"
+
+
+def test_damaged_files_are_refused(made, tmp_path):
+    other = tmp_path / "b"
+    shutil.copytree(made, other)
+    for name in ("statistics.parquet", "maps/block1/sae.npz"):
+        file = other / "analysis" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-20])
+        with pytest.raises(StoreError, match=f"{file.name}: not what 'by hand 1' has made"):
+            compare_runs(made, other)
+        file.write_bytes(content)
 
 
 def test_other_data_differ_in_the_recipe(made, tmp_path):

@@ -19,17 +19,18 @@ import condec.report
 from condec.attribution.targets import Predicted
 from condec.basis.errors import CondecError, DataError, OptionError, StoreError
 from condec.basis.npz import load_record
-from condec.dictionary import KMeans, TrainConfig, load_dictionary, stability
+from condec.dictionary import Dictionary, KMeans, TrainConfig, load_dictionary, stability
 from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
 from condec.explain import SiteMaps
 from condec.modes.modes import Modes
+from condec.report.reading import read_run
 from condec.retina import Windows
 from condec.run import FUNCTIONS, LINKS, Outcome, Run, chain, config, links
 from condec.run.plan import ControlPlan
 from condec.store import RunFolder
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, is_twin
-from small_runs import NET, quick_report, write_source
+from small_runs import NET, quick_report, record, write_source
 
 
 @pytest.fixture
@@ -470,17 +471,105 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
     before = files(source / "run" / "modes")
     change(source, "n_modes = 3", "n_modes = 2")
 
-    def killed(self: Modes, folder: Path) -> Path:
+    def killed(self: Modes, folder: Path, dictionary: Dictionary) -> Path:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Modes, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             links.fit_link(run_of(source))
-    assert files(source / "run" / "modes") != before
-    change(source, "n_modes = 2", "n_modes = 3")
-    assert links.fit_link(run_of(source)).state == "made"
     assert files(source / "run" / "modes") == before
+    for link in (links.control_link, links.map_link, links.report_link):
+        with pytest.raises(StoreError, match=r"n_modes had 3, the plan wants 2: run 'condec fit'"):
+            link(run_of(source))
+    assert links.fit_link(run_of(source)).state == "made"
+    assert links.map_link(run_of(source)).state == "made"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refused", "message"),
+    [
+        ("n_modes = 3", "n_modes = 2", ("control", "map", "report"),
+         r"fit\.n_modes had 3, the plan wants 2: run 'condec fit' first"),
+        ("n_random = 1", "n_random = 2", ("report",),
+         r"control block2 \(kmeans\): control\.n_random had 1, .* 2: run 'condec control' first"),
+        ("n_units = 1", "n_units = 2", ("report",), r"maps\.n_units .*run 'condec map' first"),
+        ('"npz:data.npz"', '"npz:data.npz", limit = 9', ("report",),
+         r"collect: data\.limit had null, the plan wants 9: run 'condec collect' first"),
+    ],
+)  # fmt: skip
+def test_results_of_another_plan_do_not_pass_for_the_plans(
+    source: Path, old: str, new: str, refused: tuple[str, ...], message: str
+) -> None:
+    prepare(run_of(source))
+    change(source, old, new)
+    for link in refused:
+        with pytest.raises(StoreError, match=message):
+            FUNCTIONS[link](run_of(source))
+
+
+def test_sites_that_the_plan_no_longer_names_stay_and_say_what_they_are_of(source: Path) -> None:
+    prepare(run_of(source))
+    change(source, "n_modes = 3", 'n_modes = 2, sites = "block2"')
+    change(source, 'sites = "block2", fractions', "fractions")
+    outcomes = carry_out(run_of(source))
+    assert outcomes["report"].state == "made"
+    recipes = read_run(source / "run").recipes
+    assert recipes["fit block1 (kmeans)"]["fit"]["n_modes"] == 3
+    assert recipes["fit block2 (kmeans)"]["fit"]["n_modes"] == 2
+    assert recipes["collect"]["model"]["spec"] == "python:net.py:make"
+
+
+def test_what_fails_leaves_no_results_of_an_earlier_plan(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(run_of(source))
+    change(source, "n_random = 1", "n_random = 2")
+
+    def fails(run: Run) -> Outcome:
+        raise DataError("it rains")
+
+    monkeypatch.setitem(FUNCTIONS, "control", fails)
+    with pytest.raises(DataError, match="it rains"):
+        carry_out(run_of(source))
+    run = read_run(source / "run")
+    assert [list(part.tables) for _, part in run.parts] == [[], []]
+    assert run.left_out == ("control: it rains",)
+
+
+def test_a_site_that_cannot_be_fitted_keeps_no_earlier_modes(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(run_of(source))
+    change(source, "n_modes = 3", "n_modes = 2")
+    real, calls = links.fit, []
+
+    def fit(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            raise DataError("too few rows")
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(links, "fit", fit)
+    carry_out(run_of(source))
+    run = read_run(source / "run")
+    assert [len(site.parts) for site in run.sites] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["modes/block2/kmeans/dictionary.json", "tasks/stats.json"])
+def test_damage_is_refused_by_links_and_mended_by_a_run(source: Path, name: str) -> None:
+    prepare(run_of(source))
+    before = files(source / "run")
+    file = source / "run" / name
+    file.write_bytes(file.read_bytes()[:-9])
+    if "modes" in name:
+        for link in ("control", "map"):
+            with pytest.raises(StoreError, match=r"kmeans: not what 'fit block2 .* has made"):
+                FUNCTIONS[link](run_of(source))
+    outcomes = carry_out(run_of(source))
+    made = {link for link, outcome in outcomes.items() if outcome.state == "made"}
+    assert made == ({"fit"} if "modes" in name else {"stats"})  # and no report
+    assert files(source / "run") == before
 
 
 def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> None:
@@ -497,8 +586,9 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     assert files(analysis).keys() == kept
     assert {file.name for file in (source / "run" / "tasks").iterdir()} == {
         f"{name}.json"
-        for name in ("stats", "fit%20block1", "fit%20block2", "control%20block1", "map%20block1",
-                     "report")
+        for name in ("collect", "stats", "report", *(
+            f"{kind}%20block1%20%28kmeans%29" for kind in ("fit", "control", "map")
+        ), "fit%20block2%20%28kmeans%29")
     }  # fmt: skip
 
 
@@ -508,7 +598,7 @@ def test_lost_modes_are_made_again(source: Path, name: str) -> None:
     part = source / "run" / "modes" / "block2" / "kmeans" / name
     shutil.rmtree(part) if part.is_dir() else part.unlink()
     outcome = links.fit_link(run_of(source))
-    assert outcome.outputs == (part.parent / "modes.zarr", part.parent / "dictionary.json")
+    assert outcome.outputs == (part.parent,)
     assert part.exists()
 
 
@@ -519,6 +609,7 @@ def kill_modes(source: Path, *sites: str) -> None:
         modes = Modes.load(folder, store)
         loadings = modes.loadings[:, :0]
         replace(modes, atoms=modes.atoms[:0], loadings=loadings, ids=modes.ids[:0]).save(folder)
+    record(source / "run")
 
 
 @pytest.mark.usefixtures("real_report")
@@ -747,9 +838,11 @@ def test_a_new_dictionary_undoes_its_checks(source: Path) -> None:
     prepare(run_of(source, links=("collect", "fit")))
     analysis = source / "run" / "analysis"
     tables = [analysis / name / "block2" / "kmeans.parquet" for name in ("rivals", "stability")]
-    # Lost modes are fitted again from the same plan: so are the checks.
-    shutil.rmtree(source / "run" / "modes" / "block2" / "kmeans" / "modes.zarr")
-    assert set(tables) < set(links.fit_link(run_of(source)).outputs)
+    # Lost modes come out the same: their checks are still of them.
+    modes = source / "run" / "modes" / "block2" / "kmeans"
+    shutil.rmtree(modes / "modes.zarr")
+    assert links.fit_link(run_of(source)).outputs == (modes,)
+    assert all(table.exists() for table in tables)
     change(source, CHECKS, "held_out = 0.3")
     links.fit_link(run_of(source))
     assert not [table for table in tables if table.exists()]

@@ -240,12 +240,21 @@ def test_what_cannot_be_swept(folder):
     with pytest.raises(OptionError, match=r"block1: nmf 4: fit: NMF has no decoder"):
         sweep(frozen)
     assert not (plan.out / "fits").exists()
-    sweep(plan_of(folder))
-    broken = next(plan.out.glob("fits/*/topk/*/dictionary.safetensors"))
-    broken.write_bytes(b"broken")
-    shutil.rmtree(plan.out / "stability")
-    with pytest.raises(StoreError, match=r"Remove .* and run the same sweep again"):
-        sweep(plan_of(folder))
+
+
+@pytest.mark.parametrize("name", ["dictionary.safetensors", "dictionary.json", "fit.json"])
+def test_a_damaged_fit_is_done_again(folder, name):
+    plan = plan_of(folder, GRID | {"k": 2})
+    first = sweep(plan)
+    broken = next(plan.out.glob(f"fits/*/topk/*/{name}"))
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-9])
+    for file in plan.out.glob("stability/*.json"):
+        file.write_bytes(file.read_bytes().replace(b"0.", b"1."))
+    again = sweep(plan)
+    assert again.n_made == 1
+    drop = ["seconds"]
+    pd.testing.assert_frame_equal(first.table.drop(columns=drop), again.table.drop(columns=drop))
 
 
 def test_sites_without_a_model():

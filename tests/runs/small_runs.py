@@ -109,7 +109,8 @@ def small_run(
         inputs = as_inputs(torch.stack([inputs.read(i) for i in range(len(inputs))]))
     method, out = IntegratedGradients(steps=4), place.store
     store = collect(model, inputs, SITES, method=method, out=out, on_bad="skip", progress=False)
-    place.write(place.labels, to_json(label_names and list(label_names)))
+    labels = place.write(place.labels, to_json(label_names and list(label_names)))
+    place.ledger.mark_done("collect", "collect", {"model": {"spec": "small"}}, (), [labels])
     place.write(place.plan, b'[model]\nspec = "small"\n[report]\ntitle = "A small run"\n')
     line = {"time": "2026-03-01T12:00:00+00:00", "event": "end", "link": "map"}
     place.write(place.log_file, json.dumps(line).encode() + b"\n")
@@ -119,7 +120,22 @@ def small_run(
         name, learner = ("sae", ThresholdSAE(8)) if site.tap == "output" else ("kmeans", KMeans(4))
         modes = add_modes(place, store, site, name, learner)
         add_results(place, inputs, modes, name, links)
+    record(place)
     return place.path
+
+
+def record(place: RunFolder | Path) -> None:
+    """Write into the ledger of a run folder that all that lies there is as it should be."""
+    place = RunFolder(place if isinstance(place, Path) else place.path)
+    found = [file for file in place.analysis().rglob("*") if file.is_file()]
+    left = {*found, *place.path.glob("modes/*/*")}
+    for entry in list(place.ledger.entries.values()):
+        outputs, inputs = ([place.path / n for n in some] for some in (entry.outputs, entry.inputs))
+        outputs = [output for output in outputs if output.exists()]
+        place.ledger.mark_done(entry.task, entry.link, entry.made_from, inputs, outputs)
+        left -= {*outputs}
+    if left:
+        place.ledger.mark_done(f"by hand {len(place.ledger.entries)}", "run", {}, (), sorted(left))
 
 
 def add_modes(place: RunFolder, store: Store, site: Site, name: str, learner: Learner) -> Modes:

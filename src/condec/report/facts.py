@@ -72,7 +72,6 @@ def _median(values: Sequence[float]) -> float:
 
 def title(run: RunPart) -> str:
     """Return the title of the report."""
-    given = str(run.plan.get("report", {}).get("title", ""))
-    model = str(run.plan.get("model", {}).get("spec", "")) or str(run.store.recipe.get("model", ""))
-    data = str(run.plan.get("data", {}).get("source", ""))
-    return given or " on ".join(part for part in (model, data) if part) or run.folder.path.name
+    model = str(run.recipe("model").get("spec", "")) or str(run.store.recipe.get("model", ""))
+    data = str(run.recipe("data").get("source", ""))
+    return run.title or " on ".join(part for part in (model, data) if part) or run.folder.path.name

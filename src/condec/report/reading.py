@@ -3,7 +3,7 @@
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import StoreError
-from condec.basis.files import file_name
+from condec.basis.files import file_name, reading
 from condec.basis.metrics import unit_length
-from condec.basis.npz import load_record
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
@@ -163,9 +162,10 @@ class TwinPart:
 class RunPart:
     """Content of a run folder.
 
-    `twins` are the complete ones of this store, others are passed over; `plan` is the content of
-    run.toml, empty where there is none; `date` is the day on which the run ended, empty where the
-    log does not say; `left_out` says what the run could not do, and why.
+    `twins` are the complete ones of this store, others are passed over; `recipes` are what results
+    were made from, in words, by the tasks that share it; `title` is that of the plan; `date` is
+    the day on which the run ended, empty where the log does not say; `left_out` says what the run
+    could not do, and why.
     """
 
     folder: RunFolder
@@ -173,7 +173,8 @@ class RunPart:
     sites: tuple[SitePart, ...]
     twins: tuple[TwinPart, ...]
     statistics: pandas.DataFrame | None
-    plan: Mapping[str, Any]
+    recipes: Mapping[str, Mapping[str, Any]]
+    title: str
     date: str
     label_names: tuple[str, ...] | None
     hierarchy: Hierarchy | None
@@ -183,6 +184,11 @@ class RunPart:
     def parts(self) -> "list[tuple[SitePart, DictionaryPart]]":
         """Every dictionary with its site."""
         return [(site, part) for site in self.sites for part in site.parts]
+
+    def recipe(self, section: str) -> Mapping[str, Any]:
+        """Return a section of the plan by which contributions were collected; empty if unknown."""
+        found: Mapping[str, Any] = self.recipes.get("collect", {}).get(section, {})
+        return found
 
     @property
     def learners(self) -> list[str]:
@@ -214,9 +220,10 @@ def read_run(path: Path) -> RunPart:
         raise StoreError(
             f"{path}: expected a run folder with contributions.zarr; run 'condec collect' first"
         )
+    folder.found_store(folder.store)
     store = Store.open(folder.store)
     completeness = store.completeness() if len(store) else {}
-    groups = _names(folder.superclasses)
+    groups = _names(folder, folder.superclasses)
     sites = []
     for site in store.sites:
         values = completeness.get(site.key, torch.empty(0))
@@ -225,8 +232,9 @@ def read_run(path: Path) -> RunPart:
     return RunPart(
         folder=folder, store=store, sites=tuple(sites), twins=tuple(_twins(folder, store)),
         statistics=folder.read_table("statistics"),
-        plan=_parsed(folder.plan, tomllib.loads, "TOML") or {}, date=_date(folder.log_file),
-        label_names=_names(folder.labels), hierarchy=None if groups is None else Hierarchy(groups),
+        recipes=_recipes(folder), title=_title(folder.plan), date=_date(folder.log_file),
+        label_names=_names(folder, folder.labels),
+        hierarchy=None if groups is None else Hierarchy(groups),
         left_out=folder.notes_left_out(),
     )  # fmt: skip
 
@@ -238,31 +246,53 @@ def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart
         known = {kind: table for kind, table in tables.items() if table is not None}
         if "rivals" in known:  # a learner is no rival of its own; earlier versions fitted it
             known["rivals"] = known["rivals"][known["rivals"]["rival"] != name]
-        shown = load_record(maps, SiteMaps) if maps.is_file() else None
-        yield DictionaryPart(name, load_dictionary(place), Modes.load(place, store), shown, known)
+        shown = folder.read_record(maps, SiteMaps) if folder.found(maps) else None
+        found = folder.found(place) or place
+        yield DictionaryPart(name, load_dictionary(found), Modes.load(found, store), shown, known)
 
 
 def _twins(folder: RunFolder, store: Store) -> Iterator[TwinPart]:
     table = folder.read_table("statistics_twins")
     for name, path in folder.twins().items():
+        folder.found_store(path)
         twin = Store.open(path)
         if is_twin(twin, store) and twin.is_complete:
             rows = pandas.DataFrame() if table is None else table[table["twin"] == name]
             yield TwinPart(twin.recipe["twin"], twin, None if rows.empty else rows)
 
 
-def _parsed(file: Path, parse: Callable[[str], Any], kind: str) -> Any:
-    """Parse a text file; None where there is none."""
-    try:
-        return parse(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError as error:
-        raise StoreError(f"{file}: not {kind} ({error}); make it again") from error
-
-
-def _names(file: Path) -> tuple[str, ...] | None:
-    names = _parsed(file, json.loads, "JSON")
+def _names(folder: RunFolder, file: Path) -> tuple[str, ...] | None:
+    names = folder.read_json(file)
     # JSON can hold half of a sign; no file and no table can.
     return names and tuple(str(name).encode(errors="replace").decode() for name in names)
+
+
+def _recipes(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return what results were made from, by the tasks that share it; what is None is left out."""
+    tasks: dict[str, list[str]] = {}
+    for entry in folder.ledger.entries.values():
+        if entry.link not in ("run", "report"):
+            tasks.setdefault(json.dumps(entry.made_from, sort_keys=True), []).append(entry.task)
+    return {_few(names): _said(json.loads(text)) for text, names in tasks.items()}
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _said(record: Mapping[str, Any]) -> dict[str, Any]:
+    values = {n: _said(v) if isinstance(v, Mapping) else v for n, v in record.items()}
+    return {name: value for name, value in values.items() if value not in (None, "", [], {})}
+
+
+def _title(file: Path) -> str:
+    """Return the title that run.toml gives; empty where there is none."""
+    if not file.is_file():
+        return ""
+    with reading(file, "TOML", "Write it again, or remove it."):
+        return str(
+            tomllib.loads(file.read_text(encoding="utf-8")).get("report", {}).get("title", "")
+        )
 
 
 def _date(file: Path) -> str:

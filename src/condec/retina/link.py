@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec.basis.errors import DataError, OptionError
-from condec.basis.npz import load_record, save_record
+from condec.basis.npz import save_record
 from condec.data.inputs import spread
 from condec.modes import Modes
 from condec.retina.cells import mode_cell_correlation, table_of_cells
@@ -21,7 +21,7 @@ from condec.retina.options import RetinaOptions
 from condec.retina.probes import probe, standard_probes
 from condec.retina.responses import Responses, respond
 from condec.run import Link, Outcome, Plan, Run, config
-from condec.run.tasks import Task, carry_out, fit_digest, with_modes
+from condec.run.tasks import Task, carry_out, with_modes
 
 TABLES: Final = ("cells", "combinations", "explained")
 DEMO: Final[dict[str, Any]] = {
@@ -53,10 +53,15 @@ def retina(run: Run) -> Outcome:
     plan, windows = run.plan.options["retina"], windows_of(run)
     chosen, notes = with_modes(run.modes(plan.sites))
     tasks = [*_of_cells(run, windows)]
+    made_from, name = (
+        run.made_from("retina", without=("probes", "probe_contrast")),
+        run.plan.fit.name,
+    )
+    of_cells = [run.folder.analysis("retina", file) for file in ("responses.npz", "fields.npz")]
     for modes in chosen:
-        made_from = run.digest(fit_digest(run, modes.site), plan)
         make = partial(_of_site, run, windows, modes)
-        tasks.append(Task(f"retina {modes.site.key}", made_from, make))
+        inputs = [run.folder.modes(modes.site.key, name), *of_cells]
+        tasks.append(Task(f"retina {modes.site.key}", made_from, make, inputs, name))
     return replace(carry_out(run, "retina", tasks), notes=notes)
 
 
@@ -96,21 +101,22 @@ def _of_cells(run: Run, windows: Windows) -> Iterator[Task]:
         files = {place("probes", f"{name}.npz"): one for name, one in shown.items()}
         return [save_record(file, answer(stimulus)) for file, stimulus in files.items()]
 
-    made_from = run.digest("retina fields", plan.n_fields, plan.cells, plan.crop)
-    yield Task("retina responses", run.digest("retina responses"), responses)
-    yield Task("retina fields", made_from, fields)
+    inputs = [run.folder.store]  # Of its data.
+    yield Task("retina responses", run.made_from(), responses, inputs)
+    made_from = run.made_from("retina", "n_fields", "cells", "crop")
+    yield Task("retina fields", made_from, fields, inputs)
     if plan.probes:
-        made_from = run.digest("retina probes", plan.probe_contrast)
-        yield Task("retina probes", made_from, probes)
+        made_from = run.made_from("retina", "probe_contrast")
+        yield Task("retina probes", made_from, probes, inputs)
     else:
-        run.folder.forget("retina probes", sorted(place("probes").glob("*.npz")))
+        run.folder.ledger.forget("retina probes")
 
 
 def _of_site(run: Run, windows: Windows, modes: Modes) -> list[Path]:
     """Write the tables of one site, and the fields of combinations if there are any."""
     folder, plan, loadings = run.folder, run.plan.options["retina"], modes.loadings
-    responses = load_record(folder.analysis("retina", "responses.npz"), Responses)
-    fields = load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields)
+    responses = folder.read_record(folder.analysis("retina", "responses.npz"), Responses)
+    fields = folder.read_record(folder.analysis("retina", "fields.npz"), ReceptiveFields)
     correlation = mode_cell_correlation(loadings, responses.rates)
     counts = combinations(
         loadings, threshold=plan.threshold, n_shifts=plan.n_shifts, seed=plan.seed
@@ -129,18 +135,10 @@ def _of_site(run: Run, windows: Windows, modes: Modes) -> list[Path]:
     place = "retina", modes.site.key, run.plan.fit.name
     made = [folder.write_table(table, *place, part) for part, table in tables.items()]
     file = folder.analysis(*place, "fields.npz")
-    file.unlink(missing_ok=True)
     with suppress(DataError):  # every combination is rare: there is no mean field to show
         means = fields_of_combinations(fields, loadings[fields.rows], threshold=plan.threshold)
         made.append(save_record(file, means))
     return made
-
-
-def forget_retina(run: Run, site: str, learner: str) -> None:
-    """Remove what was made from a site's earlier modes."""
-    files = [run.folder.table("retina", site, learner, part) for part in TABLES]
-    files.append(run.folder.analysis("retina", site, learner, "fields.npz"))
-    run.folder.forget(f"retina {site}", files)
 
 
 LINK: Final = Link(
@@ -148,6 +146,5 @@ LINK: Final = Link(
     function=retina,
     options=RetinaOptions,
     kinds=("movie",),
-    forget=forget_retina,
     check=windows_of,
 )

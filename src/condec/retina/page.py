@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.figure import Figure
 
-from condec.basis.npz import load_record
 from condec.report import Page
 from condec.report.drawing import Chart, Drawn, Studio
 from condec.report.facts import Fact
@@ -40,8 +39,8 @@ class Retina:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.responses = load_record(folder.analysis("retina", "responses.npz"), Responses)
-        self.fields = load_record(folder.analysis("retina", "fields.npz"), ReceptiveFields)
+        self.responses = folder.read_record(folder.analysis("retina", "responses.npz"), Responses)
+        self.fields = folder.read_record(folder.analysis("retina", "fields.npz"), ReceptiveFields)
         pictures = self.fields.strength[..., None, None] * self.fields.spatial
         whole = pictures.square().mean(0).sum((1, 2)).clamp(min=1e-30)
         self.leading = int((pictures.var(0, correction=0).sum((1, 2)) / whole).argmax())
@@ -127,7 +126,8 @@ def _charts(retina: Retina, inside: ReceptiveFields) -> Iterator[Chart]:
             seconds_per_frame=retina.responses.seconds_per_frame,
         ))  # fmt: skip
     files = {name: retina.folder.analysis("retina", "probes", f"{name}.npz") for name in PROBES}
-    shown = {n: load_record(file, Responses) for n, file in files.items() if file.is_file()}
+    read = retina.folder.read_record
+    shown = {n: read(file, Responses) for n, file in files.items() if retina.folder.found(file)}
     if shown:
         yield Chart("probes", "probes", figures.probes_figure(shown))
 
@@ -140,8 +140,8 @@ def _charts_of_site(
     yield Chart("traces", "traces", _traces(retina, part))
     yield Chart("cells", "cells", figures.mode_cell_figure(cells))
     file = retina.folder.analysis("retina", part.modes.site.key, part.name, "fields.npz")
-    if file.is_file():
-        found = load_record(file, CombinationFields)
+    if retina.folder.found(file):
+        found = retina.folder.read_record(file, CombinationFields)
         names = [named(columns, part.modes.ids) for columns in found.combinations]
         yield Chart("combination_fields", "combination-fields", figures.fields_figure(
             found, retina.leading, [figures.short_combination(name, most=3) for name in names],
@@ -201,7 +201,7 @@ PAGE: Final = Page(
     name="Retina",
     file="retina.html",
     template=Path(__file__).with_name("page.html.jinja"),
-    applies=lambda folder: folder.analysis("retina", "fields.npz").is_file(),
+    applies=lambda folder: folder.found(folder.analysis("retina", "fields.npz")) is not None,
     values=_values,
 )
 """The page of runs of a retina."""

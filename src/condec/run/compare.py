@@ -1,6 +1,5 @@
 """Two run folders, number by number: what `condec compare` prints."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condec.basis.errors import StoreError
+from condec.basis.files import reading
+from condec.dictionary import load_dictionary
 from condec.store import RunFolder, Store
+from condec.store.folder import read_parquet
 
 Values = NDArray[Any]
 PARTS: Final = ("recipe", "statistics", "quality", "control", "tables", "arrays")
@@ -31,7 +33,7 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
 
     Numbers have to be equal to the last bit; NaN equals NaN.
 
-    Raises StoreError: one of them is not a run folder.
+    Raises StoreError: one of them is not a run folder, or something in it is damaged.
     """
     a, b = (dict(_content(RunFolder(folder))) for folder in (first, second))
     found = []
@@ -44,37 +46,45 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
 
 def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], Values]]]:
     """Yield all that a run holds, by part and name, read when it is called for."""
-    import pandas
-
     if not folder.store.exists():
         raise StoreError(f"{folder.path}: expected a run folder; it has no {folder.store.name}")
     for name, value in _leaves(Store.open(folder.store).recipe):
         yield ("recipe", name), partial(np.asarray, value)
     for name, file in folder.tables().items():
         kind = name.partition("/")[0].partition("_")[0]
-        for column, values in pandas.read_parquet(file).items():
+        for column, values in read_parquet(folder.found(file) or file).items():
             part = kind if kind in ("statistics", "control") else "tables"
             yield (part, f"{name}: {column}"), partial(np.asarray, values)
-    for file in sorted(folder.path.glob("modes/*/*/dictionary.json")):
-        metrics = (json.loads(file.read_text("utf-8")).get("training") or {}).get("metrics", {})
-        for name, value in _leaves(metrics):
-            place = file.parent.relative_to(folder.path).as_posix()
-            yield ("quality", f"{place}: {name}"), partial(np.asarray, value)
+    for site in Store.open(folder.store).sites:
+        for learner in folder.learners(site.key):
+            found = folder.modes(site.key, learner)
+            training = load_dictionary(folder.found(found) or found).training
+            metrics = {} if training is None else training.to_dict()["metrics"]
+            place = found.relative_to(folder.path).as_posix()
+            for name, value in _leaves(metrics):
+                yield ("quality", f"{place}: {name}"), partial(np.asarray, value)
     for path in sorted([*folder.path.rglob("*.zarr"), *folder.path.rglob("*.npz")]):
         place = path.relative_to(folder.path).as_posix()
+        if folder.ledger.maker(place):
+            folder.found(path)
         for name, array in _arrays(path):
-            yield ("arrays", f"{place}: {name}"), partial(np.asarray, array)
+            yield ("arrays", f"{place}: {name}"), partial(_values, path, array)
 
 
-def _arrays(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            yield from dict(arrays).items()
-    else:
+def _arrays(path: Path) -> list[tuple[str, Any]]:
+    with reading(path, "arrays", "Make it again."):
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                return list(arrays.items())
         import zarr
 
         members = zarr.open_group(path, mode="r").members(max_depth=None)
-        yield from sorted((n, m) for n, m in members if isinstance(m, zarr.Array))
+        return sorted((n, m) for n, m in members if isinstance(m, zarr.Array))
+
+
+def _values(path: Path, array: Any) -> Values:
+    with reading(path, "arrays", "Make it again."):
+        return np.asarray(array)
 
 
 def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,6 +56,8 @@ _SECTIONS: Final[dict[str, Any]] = {
 }
 _OF_FIT: Final = ("sign", "sites", "rivals", "stability_seeds", "check_sites")
 """Keys of [fit] that belong neither to the learner nor to its training."""
+_JOINED: Final = ("learner", "train", "modes_per_unit", "rows_per_mode")
+"""Fields of `FitPlan` that run.toml says otherwise."""
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 _DEEPEST: Final = 8
 _MARK: Final = "# Written by condec: the plan of this run folder.\n"
@@ -211,6 +213,16 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
         if name in plan.links or options != type(options)():
             record[name] = _plain_fields(options)
     return record
+
+
+def sections(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the sections of a plan as run.toml says them, with what is None or empty."""
+    found = to_dict(plan)
+    every = {**{name: getattr(plan, name) for name in _SECTIONS}, **plan.options}
+    whole = {name: _all_fields(options) for name, options in every.items()}
+    of_fit = (_all_fields(part) for part in (plan.fit.learner, plan.fit, plan.fit.train))
+    parts = {name: value for part in of_fit for name, value in part.items()}
+    return whole | {"fit": {n: v for n, v in parts.items() if n not in _JOINED} | found["fit"]}
 
 
 def schema() -> dict[str, Any]:
@@ -407,5 +419,9 @@ def _plain(value: Any) -> Any:
 
 def _plain_fields(option: Any) -> dict[str, Any]:
     """Return the fields of an option as TOML values, without those that are None or empty."""
-    record = {f.name: _plain(getattr(option, f.name)) for f in dataclasses.fields(option)}
+    record = _all_fields(option)
     return {n: value for n, value in record.items() if value is not None and value not in ([], "")}
+
+
+def _all_fields(option: Any) -> dict[str, Any]:
+    return {f.name: _plain(getattr(option, f.name)) for f in dataclasses.fields(option)}

@@ -13,8 +13,13 @@ from condec.effects import LOG_ODDS, LOG_ODDS_NAMES, CurveOptions, compare, meas
 from condec.modes import Modes
 from condec.run.rankings import SiteRankings
 from condec.run.run import Outcome, Run
-from condec.run.side_effects import forget_side_effects, side_effects, superclasses
-from condec.run.tasks import Task, carry_out, fit_digest, with_modes
+from condec.run.side_effects import (
+    ONLY_SIDE_EFFECTS,
+    forget_side_effects,
+    side_effects,
+    superclasses,
+)
+from condec.run.tasks import Task, carry_out, with_modes
 from condec.store import Store, collect
 
 
@@ -35,18 +40,18 @@ def control_link(run: Run) -> Outcome:
     if reason:
         notes = (*notes, f"{', '.join(wanted)}: left out, {reason}")
     sites = [SiteRankings(run, modes, store) for modes in chosen]
-    digests = {
-        m.site.key: run.digest(fit_digest(run, m.site), plan.of_curves, reason) for m in chosen
-    }
-    forget_side_effects(run, list(digests))
+    keys, name = [modes.site.key for modes in chosen], run.plan.fit.name
+    made_from = run.made_from("control", without=ONLY_SIDE_EFFECTS, log_odds=reason)
+    forget_side_effects(run, keys)
     tasks, more = [], list[str]()
     for site in sites:
         key = site.modes.site.key
-        tasks.append(Task(f"control {key}", digests[key], partial(_site_curves, run, site)))
-        tasks += side_effects(run, site, digests[key], more)
+        inputs, make = [run.folder.modes(key, name)], partial(_site_curves, run, site)
+        tasks.append(Task(f"control {key}", made_from, make, inputs, name))
+        tasks += side_effects(run, site, made_from, more)
     if chosen:
-        join = partial(_join_curves, run, list(digests))
-        tasks.append(Task("control", run.digest(digests), join))
+        inputs = [run.folder.table("control", key, name) for key in keys]
+        tasks.append(Task("control", run.made_from(), partial(_join_curves, run, keys), inputs))
         tasks += superclasses(run)
     outcome = carry_out(run, "control", tasks)
     return replace(outcome, notes=(*notes, *more))
@@ -64,7 +69,7 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
             sites = list(stored)
         else:  # Made from the run's own data, and can be made again, for the sites of today too.
             sites = [site for site in run.store.sites if site in {*sites, *stored}]
-            shutil.rmtree(out.parent)
+            shutil.rmtree(out)
     try:
         store = collect(
             model, run.inputs, sites, method=ActGrad(), target=LOG_ODDS, out=out, **run.collecting
@@ -95,8 +100,10 @@ def _site_curves(run: Run, site: SiteRankings) -> list[Path]:
     made = {"control": pandas.concat([one.to_frame() for one in curves])}
     if plan.n_bootstrap:
         made["control_comparison"] = pandas.concat([compare(one) for one in curves])
-    folder.forget(f"control {key}", [folder.table("control_comparison", key, name)])
-    return [folder.write_table(table, kind, key, name) for kind, table in made.items()]
+    tables = [folder.write_table(table, kind, key, name) for kind, table in made.items()]
+    for place, others in site.fitted.items():
+        others.save(place)
+    return [*tables, *(place / "modes.zarr" for place in site.fitted)]
 
 
 def _join_curves(run: Run, sites: Sequence[str]) -> list[Path]:
@@ -104,5 +111,5 @@ def _join_curves(run: Run, sites: Sequence[str]) -> list[Path]:
     import pandas
 
     folder, name = run.folder, run.plan.fit.name
-    tables = [pandas.read_parquet(folder.table("control", site, name)) for site in sites]
+    tables = [folder.read_table("control", site, name) for site in sites]
     return [folder.write_table(pandas.concat(tables, ignore_index=True), "control")]

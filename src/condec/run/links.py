@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from condec.basis.errors import CondecError
+from condec.basis.errors import CondecError, StoreError
 from condec.basis.files import to_json
 from condec.basis.npz import save_record
 from condec.data import Inputs
@@ -25,15 +25,12 @@ from condec.network import Site
 from condec.run.beforehand import OF_MODES, check_run, control_reason
 from condec.run.checks import fit_rivals, measure_stability
 from condec.run.control import control_link
+from condec.run.plan import digest
 from condec.run.plugins import brought, link_names
 from condec.run.run import Outcome, Run
-from condec.run.tasks import Task, carry_out, fit_digest, forget_table, logged, with_modes
+from condec.run.tasks import Task, carry_out, logged, with_modes
 from condec.store import Store, collect_twin, layer_statistics
 from condec.store.collection import collect_planned, whole_store
-from condec.store.folder import TABLES
-
-_CHECKPOINT: Final = "checkpoint-"
-"""Folders of fits that are under way, named by what they are made from."""
 
 
 def collect_link(run: Run) -> Outcome:
@@ -60,6 +57,9 @@ def collect_link(run: Run) -> Outcome:
             collect_twin(twin, model, inputs, sites, out=path, of=store, **options)
         names = inputs.label_names
         folder.write(folder.labels, to_json(None if names is None else list(names)))
+        made_from = run.made_from("model", without=["device"])
+        made_from |= run.made_from("data", without=["superclasses"])
+        folder.ledger.mark_done("collect", "collect", made_from, (), [folder.labels, *stores])
     seconds = time.perf_counter() - started
     state = "kept" if kept else "made"
     return Outcome("collect", state, stores, seconds, _left_out(inputs, store))
@@ -87,13 +87,12 @@ def stats_link(run: Run) -> Outcome:
     def make() -> list[Path]:
         made = [folder.write_table(layer_statistics(run.store), "statistics")]
         if not twins:
-            folder.forget("stats", [folder.table("statistics_twins")])
             return made
         tables = [layer_statistics(twin).assign(twin=name) for name, twin in twins.items()]
         return [*made, folder.write_table(pandas.concat(tables), "statistics_twins")]
 
-    made_from = run.digest("stats", *(twin.config_hash for twin in twins.values()))
-    return carry_out(run, "stats", [Task("stats", made_from, make)])
+    inputs = [folder.store, *map(folder.twin, twins)]
+    return carry_out(run, "stats", [Task("stats", run.made_from(), make, inputs)])
 
 
 def fit_link(run: Run) -> Outcome:
@@ -108,23 +107,27 @@ def fit_link(run: Run) -> Outcome:
     notes: list[str] = []
     tasks = []
     for site in sites:
-        make = partial(_fit_site, run, site, notes)
-        tasks.append(Task(f"fit {site.key}", fit_digest(run, site), make))
+        make, inputs = partial(_fit_site, run, site, notes), [run.folder.store]
+        tasks.append(Task(f"fit {site.key}", _fit_options(run), make, inputs, plan.name))
         tasks += _checks(run, site) if site in checked else ()
     outcome = carry_out(run, "fit", tasks, separate=True)
     return replace(outcome, notes=(*outcome.notes, *notes))
 
 
+def _fit_options(run: Run) -> dict[str, Any]:
+    return run.made_from("fit", without=("rivals", "stability_seeds"))
+
+
 def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
     plan, store = run.plan.fit, run.store
-    folder = run.folder.modes(site.key, plan.name)
+    checkpoint = run.folder.checkpoint(site.key, digest(_fit_options(run), store.config_hash))
     with warnings.catch_warnings():
         # Said below, for all sites together; the report says it again.
         warnings.simplefilter("ignore", DeadModesWarning)
         report = fit(
             plan.learner_for(store.info(site).n_units, len(store)),
             store.rows(site, sign=plan.sign), config=plan.train,
-            checkpoint=folder / f"{_CHECKPOINT}{fit_digest(run, site)[:12]}",
+            checkpoint=checkpoint,
             progress=run.progress,
         )  # fmt: skip
     dead = list(report.metrics.values())[-1].dead_share or 0.0
@@ -139,36 +142,24 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
         report.dictionary, store, site, plan.sign, held_out_rows=report.held_out_rows,
         name=plan.name,
     )  # fmt: skip
-    _forget_results(run, site.key)
-    report.save(folder)
-    saved = modes.save(folder)
-    for left in folder.glob(f"{_CHECKPOINT}*"):
+    saved = modes.save(run.folder.modes(site.key, plan.name), report.dictionary)
+    for left in checkpoint.parent.glob("*"):
         forget_checkpoint(left)
-    return [saved, folder / "dictionary.json"]
+    return [saved.parent]
 
 
 def _checks(run: Run, site: Site) -> Iterator[Task]:
     """Yield the tasks of rivals and stability, as far as the plan asks for them."""
-    plan, digest, after = run.plan.fit, fit_digest(run, site), f"fit {site.key}"
+    plan = run.plan.fit
+    of: dict[str, Any] = {"learner": plan.name, "after": f"fit {site.key}"}
+    of["inputs"] = [run.folder.modes(site.key, plan.name)]
     if plan.rivals:
-        made_from = run.digest(digest, "rivals")
-        yield Task(f"rivals {site.key}", made_from, partial(fit_rivals, run, site), after)
+        make = partial(fit_rivals, run, site)
+        yield Task(f"rivals {site.key}", _fit_options(run), make, **of)
     if plan.stability_seeds:
-        made_from = run.digest(digest, "stability", plan.stability_seeds)
         make = partial(measure_stability, run, site)
-        yield Task(f"stability {site.key}", made_from, make, after)
-
-
-def _forget_results(run: Run, site: str) -> None:
-    """Remove what was made from a site's earlier modes: it says nothing about the new ones."""
-    folder, name = run.folder, run.plan.fit.name
-    folder.forget("control", [folder.table("control")])
-    for kind in TABLES:
-        forget_table(run, kind, site)
-    folder.forget(f"map {site}", [folder.maps(site, name)])
-    for link in brought().values():
-        if link.forget is not None:
-            link.forget(run, site, name)
+        made_from = _fit_options(run) | {"stability_seeds": plan.stability_seeds}
+        yield Task(f"stability {site.key}", made_from, make, **of)
 
 
 def map_link(run: Run) -> Outcome:
@@ -186,28 +177,40 @@ def map_link(run: Run) -> Outcome:
         )  # fmt: skip
         return [save_record(run.folder.maps(modes.site.key, run.plan.fit.name), made)]
 
-    tasks = [
-        Task(f"map {m.site.key}", run.digest(fit_digest(run, m.site), plan), partial(make, m))
-        for m in chosen
-    ]
+    name, made_from = run.plan.fit.name, run.made_from("maps")
+    tasks = []
+    for modes in chosen:
+        inputs = [run.folder.modes(modes.site.key, name)]
+        tasks.append(Task(f"map {modes.site.key}", made_from, partial(make, modes), inputs, name))
     outcome = carry_out(run, "map", tasks, separate=True)
     return replace(outcome, notes=(*notes, *outcome.notes))
 
 
 def report_link(run: Run) -> Outcome:
-    """The static site of a run folder."""
+    """The static site of a run folder.
+
+    Raises StoreError: a result was made with other options than the plan's.
+    """
     from condec.report import build_report
 
-    folder = run.folder
+    _ = run.store  # There is one, of the plan's method and target.
+    folder, entries = run.folder, run.folder.ledger.entries.values()
+    others = [entry for entry in entries if entry.link != "report"]
+    for entry in others:
+        if differ := run.outdated(entry):
+            raise StoreError(
+                f"{folder.path}: {entry.task}: {differ}: run 'condec {entry.link}' first"
+            )
 
     def make() -> list[Path]:
         build_report(folder.path)
-        return [folder.report]
+        return [folder.report.parent]
 
-    twins = [twin.name for twin in run.plan.collect.twins]
-    described = (run.plan.report, run.plan.model, run.plan.data, twins, folder.notes_left_out())
-    made_from = run.digest(folder.done(besides="report"), described)
-    return carry_out(run, "report", [Task("report", made_from, make)])
+    parts = digest({entry.task: entry.made_from for entry in others})
+    made_from = run.made_from("report", parts=parts)
+    inputs = [folder.path / name for entry in others for name in entry.outputs]
+    outcome = carry_out(run, "report", [Task("report", made_from, make, inputs)])
+    return replace(outcome, outputs=(folder.report,) if outcome.outputs else ())
 
 
 FUNCTIONS: Final[dict[str, Callable[[Run], Outcome]]] = {
@@ -239,6 +242,7 @@ def chain(run: Run, left_out: Mapping[str, str] | None = None) -> Iterator[Outco
         ):
             run.left_out[link] = why  # known now that unreadable inputs are
         if link in run.left_out:
+            run.forget_outdated(link)
             yield Outcome(link, "left out", (), 0.0, (run.left_out[link],))
             continue
         if link == "report":
@@ -250,6 +254,7 @@ def chain(run: Run, left_out: Mapping[str, str] | None = None) -> Iterator[Outco
                 raise (errors[0] if errors else error) from None
             errors.append(error)
             run.left_out[link] = str(error)
+            run.forget_outdated(link)
             if link == "fit":
                 run.left_out.update(dict.fromkeys(OF_MODES, "no dictionary could be fitted"))
             outcome = Outcome(link, "failed", (), 0.0, (str(error),))

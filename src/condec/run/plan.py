@@ -174,13 +174,6 @@ class ControlPlan:
     share: float = 0.2
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
 
-    @property
-    def of_curves(self) -> "ControlPlan":
-        """The same without what only side effects depend on."""
-        return replace(
-            self, matrix=False, steering=False, interactions=0, share=0.2, strengths=(0.5, 1.0, 2.0)
-        )
-
     def __post_init__(self) -> None:
         for name in ("edits", "replacements", "fractions", "rankings"):
             if not getattr(self, name):

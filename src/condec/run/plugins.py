@@ -32,17 +32,14 @@ class Link:
     ``[NAME]``. `function` does it in a `Run`, with the first line of its docstring as the
     command's help; it finds its section, of the frozen dataclass `options`, in
     ``run.plan.options[name]``. `kinds` are kinds of data (``"movie"`` of ``movie:FILE``) for which
-    it is in the default chain, where control and map then are not. `forget` takes the run, the
-    key of a site and the name of the learner, and removes what was made from the site's earlier
-    modes, when these are fitted again. `check` raises, before the first pass of a run, what keeps
-    the link from being done with its model, data and plan.
+    it is in the default chain, where control and map then are not. `check` raises, before the first
+    pass of a run, what keeps the link from being done with its model, data and plan.
     """
 
     name: str
     function: "Callable[[Run], Outcome]"
     options: type | None = None
     kinds: tuple[str, ...] = ()
-    forget: "Callable[[Run, str, str], None] | None" = None
     check: "Callable[[Run], object] | None" = None
 
 

@@ -1,7 +1,7 @@
 """The rankings of a site that a plan asks for, and the modes that some of them need."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -25,12 +25,13 @@ class SiteRankings:
 
     `log_odds` are contributions to the label's log-odds; without them, the rankings that need
     them are left out. So are final-layer weights where more than averaging and a linear layer
-    follows.
+    follows. `fitted` are the modes that some of them need, by the folders where they belong.
     """
 
     run: Run
     modes: Modes
     log_odds: Store | None
+    fitted: dict[Path, Modes] = field(default_factory=dict)
 
     @cached_property
     def found(self) -> tuple[Ranking, ...]:
@@ -60,7 +61,7 @@ class SiteRankings:
         return effects.ByMode(modes=self.modes) if first is None else first
 
     def _fitted(self, store: Store, quantity: Quantity, names: str, place: Path) -> Modes | None:
-        """Signed modes of a matrix, by the run's learner where that takes signs; saved."""
+        """Signed modes of a matrix, by the run's learner where that takes signs."""
         plan, site = self.run.plan.fit, self.modes.site
         try:
             with warnings.catch_warnings():
@@ -74,7 +75,7 @@ class SiteRankings:
         except DataError as error:
             self.run.say(f"{site.key}: {names} left out: {error}")
             return None
-        found.save(place)
+        self.fitted[place] = found
         return found
 
     def _head(self) -> LabelUnit | None:

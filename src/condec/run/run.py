@@ -1,29 +1,32 @@
 """A run: the plan, what it needs, loaded when first asked for, and what a link of it did."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from rich.console import Console
 from torch import nn
 
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError, printable
-from condec.basis.files import folder_in_place, user_path
+from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.basis.trust import gated
 from condec.data import Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
-from condec.network import Site, find_site, find_sites
-from condec.run.plan import Plan, digest
+from condec.network import Site, find_site, find_sites, match_sites
+from condec.run import config
+from condec.run.plan import Plan
 from condec.store import RunFolder, SiteInfo, Store, Twin, fingerprint, is_twin, usable_device
 from condec.store.batches import BatchPlan
+from condec.store.ledger import Entry
 
 
 @short_repr
@@ -59,7 +62,7 @@ class Run:
     trust_code: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def folder(self) -> RunFolder:
         """The run folder."""
         return RunFolder(self.plan.out)
@@ -239,20 +242,83 @@ class Run:
         fitted = self.sites(self.plan.fit.sites, self.store.sites)
         chosen = self.sites(patterns, fitted)
         chosen = tuple(site for site in chosen if f"fit {site.key}" not in self.left_out)
-        folders = [self.folder.modes(site.key, self.plan.fit.name) for site in chosen]
-        for site, folder in zip(chosen, folders, strict=True):
-            if not folder_in_place(folder / "modes.zarr").is_dir():
-                raise StoreError(f"{folder}: no modes of {site.key} yet; run 'condec fit' first")
-        return tuple(Modes.load(folder, self.store) for folder in folders)
+        return tuple(self._modes(site.key) for site in chosen)
 
-    def digest(self, *parts: Any) -> str:
-        """Return the hash of what a task is made from, with the store and the version."""
-        return digest(*parts, self.store.config_hash, metadata.version("condec"))
+    def _modes(self, site: str) -> Modes:
+        name, folder = self.plan.fit.name, self.folder.modes(site, self.plan.fit.name)
+        entry = self.folder.ledger.entries.get(record_name(f"fit {site}", name))
+        if entry is not None and (differ := self.differences(entry)):
+            raise StoreError(f"{folder}: fit of {site}: {differ}: run 'condec fit' first")
+        if (found := self.folder.found(folder)) is None:
+            raise StoreError(f"{folder}: no modes of {site} yet; run 'condec fit' first")
+        return Modes.load(found, self.store)
+
+    def made_from(
+        self, section: str = "", *keys: str, without: Collection[str] = (), **more: Any
+    ) -> dict[str, Any]:
+        """Return what a task is made from, in words: keys of a section of the plan, all by default.
+
+        Keys that say for which sites something is made are no part of it. `more` are plain values;
+        the version of condec comes with them.
+        """
+        found: dict[str, Any] = {"condec": metadata.version("condec"), **more}
+        if section:
+            known = self._sections.get(section, {})
+            left_out = {"sites", "check_sites", *without}
+            found[section] = {n: known[n] for n in keys or known if n not in left_out}
+        return found
+
+    def differences(self, entry: Entry) -> str:
+        """Say in which sections of the plan a result was made from other values; else nothing."""
+        return "; ".join(
+            f"{section}.{key} had {json.dumps(had)}, the plan wants {json.dumps(wants[key])}"
+            for section, values in entry.made_from.items()
+            if (wants := self._sections.get(section)) and isinstance(values, Mapping)
+            for key, had in values.items()
+            if key in wants and wants[key] != had
+        )
+
+    def outdated(self, entry: Entry) -> str:
+        """Say how a result differs from the plan that names it; nothing where it does not.
+
+        Results of other learners, and of sites and links that the plan does not name, may stay.
+        """
+        plan, name = self.plan, self.plan.fit.name
+        differ = self.differences(entry)
+        if not differ or entry.link not in plan.links:
+            return ""
+        kind, per_site = entry.task.partition(" ")[0], entry.task.endswith(")")
+        options = plan.options.get(entry.link) or getattr(plan, _SECTION_OF.get(entry.link, "fit"))
+        named = self.store.sites
+        with suppress(SiteError):  # A preset needs the model: all are named then.
+            named = match_sites(named, getattr(options, "sites", ()) or "*")
+        names = {record_name(f"{kind} {site.key}", name) for site in named}
+        return differ if not per_site or entry.task in names else ""
+
+    def forget_outdated(self, link: str) -> None:
+        """Remove what a link made with other options: a report would show it as the plan's."""
+        for entry in list(self.folder.ledger.entries.values()):
+            if entry.link == link and self.outdated(entry):
+                self.folder.ledger.forget(entry.task)
+
+    @cached_property
+    def _sections(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = json.loads(json.dumps(config.sections(self.plan)))
+        return found
 
     def say(self, text: str) -> None:
         """Print a line on standard error, where progress is shown."""
         if self.progress:
             Console(stderr=True).print(printable(text), markup=False)
+
+
+_SECTION_OF: Final = {"control": "control", "map": "maps"}
+"""Sections of the plan that name the sites of a link; [fit] for others."""
+
+
+def record_name(task: str, learner: str = "") -> str:
+    """Return the name of a task's record in the ledger of a run folder."""
+    return f"{task} ({learner})" if learner else task
 
 
 def _whole(store: Store) -> Store:

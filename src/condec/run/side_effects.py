@@ -4,7 +4,7 @@ The control matrix, steering, and interactions of pairs of modes. All are measur
 rows, with units and modes chosen on training rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,26 +16,30 @@ from condec.basis.errors import DataError
 from condec.basis.files import to_json
 from condec.effects import Ranking
 from condec.modes import Modes
-from condec.run.plan import ControlPlan
+from condec.run.plan import ControlPlan, digest
 from condec.run.rankings import SiteRankings
-from condec.run.run import Run
-from condec.run.tasks import Task, forget_table
+from condec.run.run import Run, record_name
+from condec.run.tasks import Task
 from condec.store import SIDE_EFFECTS
 
 if TYPE_CHECKING:
     import pandas
 
 
-def side_effects(run: Run, site: SiteRankings, made_from: str, notes: list[str]) -> Iterator[Task]:
+def side_effects(
+    run: Run, site: SiteRankings, of_curves: Mapping[str, Any], notes: list[str]
+) -> Iterator[Task]:
     """Yield a task for each kind that the plan asks for.
 
-    `made_from` is the digest of the site's curves, whose rankings are taken; what could not be
-    measured is added to `notes`, with the reason.
+    `of_curves` is what the site's curves are made from, whose rankings are taken; what could not
+    be measured is added to `notes`, with the reason.
     """
-    key = site.modes.site.key
-    for kind, parts in _asked(run.plan.control).items():
-        digest = run.digest(made_from, kind, *parts)
-        yield Task(f"{kind} {key}", digest, partial(_make, run, site, kind, notes))
+    key, name = site.modes.site.key, run.plan.fit.name
+    for kind in _asked(run.plan.control):
+        more = run.made_from("control", *_KINDS[kind][0])["control"]
+        made_from = {**of_curves, "control": {**of_curves["control"], **more}}
+        make, inputs = partial(_make, run, site, kind, notes), [run.folder.modes(key, name)]
+        yield Task(f"{kind} {key}", made_from, make, inputs, name)
 
 
 def forget_side_effects(run: Run, kept: Sequence[str]) -> None:
@@ -44,9 +48,9 @@ def forget_side_effects(run: Run, kept: Sequence[str]) -> None:
     for site in run.store.sites:
         for kind in SIDE_EFFECTS:
             if kind not in asked or site.key not in kept:
-                forget_table(run, kind, site.key)
+                run.folder.ledger.forget(record_name(f"{kind} {site.key}", run.plan.fit.name))
     if run.plan.data.superclasses is None:
-        run.folder.forget("superclasses", [run.folder.superclasses])
+        run.folder.ledger.forget("superclasses")
 
 
 def superclasses(run: Run) -> Iterator[Task]:
@@ -55,18 +59,17 @@ def superclasses(run: Run) -> Iterator[Task]:
     if hierarchy is not None:
         content = to_json(list(hierarchy.groups))
         make = lambda: [run.folder.write(run.folder.superclasses, content)]  # noqa: E731
-        yield Task("superclasses", run.digest(hierarchy.groups), make)
+        groups = digest(hierarchy.groups)
+        yield Task("superclasses", run.made_from("data", "superclasses", groups=groups), make)
 
 
-def _asked(plan: ControlPlan) -> dict[str, list[Any]]:
-    """Return the kinds a plan asks for, each with its options besides those of the curves."""
-    every = {kind: [getattr(plan, name) for name in names] for kind, (names, _) in _KINDS.items()}
-    return {kind: options for kind, options in every.items() if options[0]}
+def _asked(plan: ControlPlan) -> list[str]:
+    """Return the kinds a plan asks for."""
+    return [kind for kind, (names, _) in _KINDS.items() if getattr(plan, names[0])]
 
 
 def _make(run: Run, site: SiteRankings, kind: str, notes: list[str]) -> list[Path]:
     key = site.modes.site.key
-    forget_table(run, kind, key)
     ranking = site.leading  # final-layer weights are gradients: found before these are off
     try:
         with torch.no_grad():
@@ -121,3 +124,5 @@ _KINDS: Final[dict[str, tuple[tuple[str, str], Callable[[Run, Modes, Ranking], A
     "interactions": (("interactions", "share"), _interactions),
 }
 """Keys of [control], the first of which asks for the kind, and what measures it."""
+ONLY_SIDE_EFFECTS: Final = {name for names, _ in _KINDS.values() for name in names}
+"""Keys of [control] on which curves do not depend."""

@@ -35,6 +35,7 @@ from pydantic import ConfigDict, create_model
 from torch import Tensor
 
 from condec import dictionary
+from condec.basis.digests import joint_digest, opened, sealed
 from condec.basis.errors import CondecError, OptionError, StoreError
 from condec.basis.files import file_name, to_json, user_path
 from condec.basis.locks import held
@@ -57,8 +58,6 @@ Move = Callable[..., None]
 _AT_ONCE: Final = 4 * 2**30
 """Bytes of dictionaries in memory at a time: longer lists of fits are done in parts."""
 _MOST_FITS: Final = 100_000
-_RECORD: Final = {"metrics", "n_epochs", "seconds", "alive"}
-"""What stands in the record of a fit."""
 _FILE: Final = create_model(
     "sweep", __config__=ConfigDict(extra="forbid", strict=True),
     run=(str | None, None), store=(str | None, None), out=(str, "sweep"),
@@ -121,10 +120,12 @@ class _Fit:
 
     @property
     def record(self) -> dict[str, Any] | None:
+        record = _read(self.folder / "fit.json")
+        return record if record and record.get("sha256") == self.digest() else None
+
+    def digest(self) -> str:
         parts = ("dictionary.json", "dictionary.safetensors")
-        whole = all((self.folder / part).is_file() for part in parts)
-        record = _read(self.folder / "fit.json") if whole else None
-        return record if record is not None and record.keys() >= _RECORD else None
+        return joint_digest(self.folder, [self.folder / part for part in parts])
 
     @property
     def result(self) -> dict[str, Any]:
@@ -323,8 +324,9 @@ def _fit_together(
             "n_epochs": len(report.history),
             "seconds": report.seconds,
             "alive": dictionary.alive_modes(report.dictionary, matrix).nonzero().flatten().tolist(),
+            "sha256": by_name[name].digest(),
         }
-        RunFolder(plan.out).write(file, to_json(record))
+        RunFolder(plan.out).write(file, to_json(sealed(record)))
         move(advance=1)
 
     with warnings.catch_warnings():
@@ -348,17 +350,14 @@ def _stability(plan: SweepPlan, fits: Sequence[_Fit], *, progress: bool) -> dict
             if known is None:
                 values = dictionary.seed_agreement([_alive_atoms(fit) for fit in group])
                 known = dict(zip(names, values.tolist(), strict=True))
-                RunFolder(plan.out).write(file, to_json(known))
+                RunFolder(plan.out).write(file, to_json(sealed(known)))
             found |= known
             move(advance=1)
     return found
 
 
 def _alive_atoms(fit: _Fit) -> Tensor:
-    try:
-        found = dictionary.load_dictionary(fit.folder)
-    except StoreError as error:
-        raise StoreError(f"{error} Remove {fit.folder} and run the same sweep again.") from error
+    found = dictionary.load_dictionary(fit.folder)
     return found.atoms[torch.tensor(fit.result["alive"]).long()]
 
 
@@ -427,7 +426,6 @@ def _text(value: Any) -> str:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+        return opened(json.loads(file.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None  # Damaged, or of an earlier version: it is done again.

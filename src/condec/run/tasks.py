@@ -1,43 +1,39 @@
 """Tasks of a link: each is kept while what it was made from stays the same."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from condec.basis.errors import CondecError, DataError, ModelError, SiteError
 from condec.basis.locks import held
 from condec.basis.progress import progress_bar
 from condec.modes import Modes
-from condec.network import Site
-from condec.run.run import Outcome, Run
+from condec.run.run import Outcome, Run, record_name
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A part of a link: its name, what it is made from, and how its outputs are made.
 
-    With `after`, the name of another task, it is passed over where that one was left out.
+    `made_from` is what `Run.made_from` gives; `inputs` are other results that it is made from, as
+    files and folders of the run folder. The `learner` is named where a run folder may have that of
+    several. With `after`, the name of another task, it is passed over where that one was left out.
     """
 
     name: str
-    made_from: str
+    made_from: Mapping[str, Any]
     make: Callable[[], list[Path]]
+    inputs: Sequence[Path] = ()
+    learner: str = ""
     after: str = ""
 
-
-def fit_digest(run: Run, site: Site) -> str:
-    """Return the hash of what a site's dictionary is made from."""
-    plan = run.plan.fit
-    capped = () if plan.rows_per_mode is None else (plan.rows_per_mode,)
-    number = (plan.modes_per_unit, *capped)
-    return run.digest(site.key, plan.learner, *number, plan.train, plan.sign)
-
-
-def forget_table(run: Run, kind: str, site: str) -> None:
-    """Remove a table of one dictionary (`condec.store.folder.TABLES`), and its task's record."""
-    run.folder.forget(f"{kind} {site}", [run.folder.table(kind, site, run.plan.fit.name)])
+    @property
+    def record(self) -> str:
+        """Name of its record in the ledger."""
+        return record_name(self.name, self.learner)
 
 
 def with_modes(chosen: Sequence[Modes]) -> tuple[list[Modes], tuple[str, ...]]:
@@ -52,7 +48,7 @@ def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = Fa
     Where tasks are `separate`, one that the model or the data do not allow is left out with a
     note, unless all are.
     """
-    folder, started = run.folder, time.perf_counter()
+    ledger, started = run.folder.ledger, time.perf_counter()
     outputs: list[Path] = []
     errors: dict[str, CondecError] = {}
     n_done = 0
@@ -61,18 +57,17 @@ def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = Fa
     with logged(run, link), progress_bar(link, len(tasks), shown=shown) as move:
         for task in tasks:
             # Asked at its turn: a new dictionary undoes the rivals and the stability of its modes.
-            due = run.again or not folder.is_done(task.name, task.made_from)
+            due = run.again or not ledger.is_done(task.record, task.made_from, task.inputs)
             if due and task.after not in errors:
-                # Gone first: outputs that are half replaced must not count as those of before.
-                folder.forget(task.name)
                 try:
                     made = task.make()
                 except (DataError, ModelError, SiteError) as error:
                     if not separate:
                         raise
+                    ledger.forget(task.record)  # What lies there is of another plan.
                     errors[task.name] = error
                 else:
-                    folder.mark_done(task.name, task.made_from, made)
+                    ledger.mark_done(task.record, link, task.made_from, task.inputs, made)
                     outputs += made
                     n_done += 1
             move(advance=1)

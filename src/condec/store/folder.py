@@ -17,8 +17,11 @@ analysis/<kind>/<site>/<learner>.parquet   tables of one dictionary, of the kind
 analysis/maps/<site>/<learner>.npz       input-space maps
 analysis/retina/                         what the link of `condec.retina` makes
 report/index.html
-tasks/*.json                             what each finished task of a link was made from
+tasks/*.json                             what results were made from, and digests (`ledger.py`)
 log.jsonl                                one line an event, with time and host
+
+Every result has a record, and is refused without; run.toml and log.jsonl are free, and so is
+checkpoints/, fits that are under way.
 """
 
 import io
@@ -27,24 +30,26 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
-from condec.basis.errors import StoreError
 from condec.basis.files import (
     file_name,
-    folder_in_place,
+    reading,
     remove_partial,
     to_json,
     user_path,
     write_file,
     writing,
 )
+from condec.basis.npz import load_record
+from condec.store.ledger import Ledger
 
 if TYPE_CHECKING:
     import pandas
 
+Record = TypeVar("Record")
 SIDE_EFFECTS: Final = ("control_matrix", "steering", "interactions")
 """Tables of what else edits do than change the accuracy of their label."""
 TABLES: Final = ("control", "control_comparison", *SIDE_EFFECTS, "rivals", "stability")
@@ -67,6 +72,7 @@ class RunFolder:
         self.left_out = self.analysis("left_out.json")
         self.report = path / "report" / "index.html"
         self.log_file = path / "log.jsonl"
+        self.ledger = Ledger(path)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -93,10 +99,15 @@ class RunFolder:
         return self.path / "modes" / file_name(site) / learner
 
     def learners(self, site: str) -> tuple[str, ...]:
-        """List the learners whose modes of a site lie here, sorted."""
-        found = (self.path / "modes" / file_name(site)).glob("*")
-        whole = (one for one in found if folder_in_place(one / "modes.zarr").is_dir())
-        return tuple(sorted(one.name for one in whole))
+        """List the learners whose modes of a site lie here, or should, sorted."""
+        start = self.path / "modes" / file_name(site)
+        found = {one.name for one in start.glob("*") if (one / "modes.zarr").is_dir()}
+        known = {PurePath(name).name for name in self.ledger.outputs(start)}
+        return tuple(sorted(known | {name for name in found if not name.startswith(".")}))
+
+    def checkpoint(self, site: str, digest: str) -> Path:
+        """Return the folder of a fit that is under way, by what it is made from."""
+        return self.path / "checkpoints" / file_name(site) / digest
 
     def maps(self, site: str, learner: str) -> Path:
         """Return the file of a site's input-space maps."""
@@ -112,23 +123,44 @@ class RunFolder:
         return place.with_name(f"{place.name}.parquet")
 
     def tables(self) -> dict[str, Path]:
-        """List all tables that lie here, by their names below analysis/."""
+        """List all tables that lie here, or should, by their names below analysis/."""
         start = self.analysis()
-        found = {path.relative_to(start): path for path in sorted(start.rglob("*.parquet"))}
-        return {name.with_suffix("").as_posix(): path for name, path in found.items()}
+        recorded = (self.path / name for name in self.ledger.outputs(start))
+        known = (path for path in recorded if path.suffix == ".parquet")
+        found = {path.relative_to(start): path for path in (*start.rglob("*.parquet"), *known)}
+        return {name.with_suffix("").as_posix(): path for name, path in sorted(found.items())}
+
+    def found(self, path: Path) -> Path | None:
+        """Return where a result lies, if it is what its record says; None where there is none.
+
+        Raises StoreError: it is damaged, gone, not recorded, or made from other results than those
+        that lie here.
+        """
+        return self.ledger.found(path)
+
+    def found_store(self, path: Path) -> Path:
+        """Return the place of a store; StoreError where it is not the one that was recorded."""
+        # Stores that were made elsewhere have no record: they hold digests of their own.
+        recorded = self.ledger.maker(path.relative_to(self.path).as_posix()) is not None
+        return (self.found(path) if recorded else None) or path
 
     def read_table(self, *parts: str) -> "pandas.DataFrame | None":
-        """Read a table; None where there is none or it has no rows, StoreError if damaged."""
-        import pandas
-
-        file = self.table(*parts)
-        if not file.is_file():
+        """Read a table; None where there is none or it has no rows, StoreError as `found` does."""
+        if self.found(self.table(*parts)) is None:
             return None
-        try:
-            table = pandas.read_parquet(file)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{file}: not readable as parquet ({error}); make it again") from error
+        table = read_parquet(self.table(*parts))
         return None if table.empty else table
+
+    def read_json(self, file: Path) -> Any:
+        """Read a result in JSON; None where there is none, StoreError as `found` does."""
+        if self.found(file) is None:
+            return None
+        with reading(file, "JSON", "Make it again."):
+            return json.loads(file.read_bytes())
+
+    def read_record(self, file: Path, kind: type[Record]) -> Record:
+        """Read a result of `save_record`; StoreError where there is none, and as `found` does."""
+        return load_record(self.found(file) or file, kind)
 
     def write_table(self, table: "pandas.DataFrame", *parts: str) -> Path:
         """Write a table, whole or not at all."""
@@ -142,47 +174,17 @@ class RunFolder:
             write_file(file, content)
         return file
 
-    def is_done(self, task: str, digest: str) -> bool:
-        """Tell whether a task was finished with these inputs and its outputs are still there."""
-        try:
-            record = json.loads(self._record(task).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        outputs = (self.path / output for output in record.get("outputs", ()))
-        return record.get("digest") == digest and all(output.exists() for output in outputs)
-
-    def mark_done(self, task: str, digest: str, outputs: Sequence[Path]) -> None:
-        """Record that a task is finished, and what it was made from."""
-        names = [output.relative_to(self.path).as_posix() for output in outputs]
-        record = {"task": task, "digest": digest, "outputs": names}
-        self.write(self._record(task), to_json(record))
-
-    def done(self, besides: str) -> list[str]:
-        """Return the records of all finished tasks but one, in order."""
-        own = self._record(besides)
-        files = sorted(self.path.glob("tasks/*.json"))
-        return [file.read_text(encoding="utf-8") for file in files if file != own]
-
-    def forget(self, task: str, outputs: Sequence[Path] = ()) -> None:
-        """Remove the record of a task, then these outputs of it."""
-        files = (self._record(task), *outputs)
-        with writing(f"{self.path}: what {task!r} made before cannot be removed"):
-            for file in files:
-                file.unlink(missing_ok=True)
-
     def note_left_out(self, notes: Sequence[str]) -> None:
         """Keep what a run left out, for its report."""
         if notes:
             self.write(self.left_out, to_json(list(notes)))
+            self.ledger.mark_done("left out", "run", {}, (), [self.left_out])
         else:
-            self.left_out.unlink(missing_ok=True)
+            self.ledger.forget("left out")
 
     def notes_left_out(self) -> tuple[str, ...]:
         """Return what the last run left out; empty where nothing was."""
-        try:
-            return tuple(json.loads(self.left_out.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return ()
+        return tuple(self.read_json(self.left_out) or ())
 
     def log(self, event: str, **details: Any) -> None:
         """Append one line to the log; StoreError where it cannot be written."""
@@ -193,8 +195,13 @@ class RunFolder:
             with self.log_file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line | details) + "\n")
 
-    def _record(self, task: str) -> Path:
-        return self.path / "tasks" / f"{file_name(task)}.json"
+
+def read_parquet(file: Path) -> "pandas.DataFrame":
+    """Read a table; StoreError where the file is none."""
+    import pandas
+
+    with reading(file, "a table in parquet", "Make it again."):
+        return pandas.read_parquet(file)
 
 
 def to_parquet(table: "pandas.DataFrame") -> bytes:

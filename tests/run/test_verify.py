@@ -1,0 +1,147 @@
+"""`condec verify`: every damage is named with its remedy, and repaired without the rest."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import condec.report
+from condec import cli
+from condec.basis.errors import StoreError
+from condec.run import Run, config, links
+from condec.run.verify import verify_run
+from small_runs import quick_report, write_source
+
+
+@pytest.fixture(autouse=True, scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run with every kind of result, made once."""
+    source = write_source(tmp_path_factory.mktemp("verify"))
+    text = (source / "run.toml").read_text()
+    text = text.replace("n_random = 1", "n_random = 1, matrix = true")
+    text = text.replace('"predicted", ', '"predicted", twins = ["shuffled-labels"], ')
+    (source / "run.toml").write_text(
+        text.replace("held_out = 0.4", "held_out = 0.4, rivals = true")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(condec.report, "build_report", quick_report)
+        run = Run(config.read(source / "run.toml"), progress=False)
+        config.write(run.plan)
+        list(links.chain(run))
+        yield source
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "run"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    left_out = ("log.jsonl", ".lock")
+    found = (f for f in folder.rglob("*") if f.is_file() and f.name not in left_out)
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
+
+
+def command(folder: Path, *options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["verify", str(folder), *options])
+    return result.exit_code, result.stdout
+
+
+def test_a_sound_run_is_sound(folder: Path) -> None:
+    found = verify_run(folder)
+    assert found.damages == ()
+    assert found.n_files == sum(file.is_file() for file in folder.rglob("*"))
+    assert command(folder) == (0, f"{found}\n")
+    assert str(found).endswith(" MiB checked, all as it was written")
+
+
+NAMES = [
+    "analysis/statistics.parquet", "analysis/labels.json", "analysis/control.parquet",
+    "analysis/control_matrix/block2/kmeans.parquet", "analysis/maps/block1/kmeans.npz",
+    "analysis/rivals/block2/kmeans.parquet", "modes/block1/kmeans/dictionary.safetensors",
+    "modes/block2/kmeans/modes.zarr/loadings/zarr.json", "log_odds/block2/modes.zarr/zarr.json",
+    "report/index.html", "tasks/stats.json", "tasks/fit%20block1%20%28kmeans%29.json",
+    "tasks/collect.json", "tasks/report.json",
+    "contributions.zarr/sites/block1/contribution/c.0.0.0",
+    "contributions.zarr/manifest/shard-00001.json",
+    "twins/shuffled-labels/contributions.zarr/inputs/label/c.1",
+    "log_odds/contributions.zarr/inputs/label/c.0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_damage_is_named(folder: Path, name: str, damage: str) -> None:
+    file = folder / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    if damage == "delete":
+        file.unlink()
+    found = verify_run(folder)
+    assert any(
+        file.is_relative_to(one.file)
+        or (damage == "delete" and name.startswith("tasks"))
+        or "manifest" in name
+        for one in found.damages
+    )
+    code, text = command(folder)
+    assert code == 1
+    assert text.count("\n") == len(found.damages) + 1
+    assert " damaged\n" in text
+
+
+@pytest.mark.parametrize("name", [NAMES[i] for i in (0, 6, 10, 14)])
+def test_repair_computes_that_part_again(folder: Path, name: str) -> None:
+    before = files(folder)
+    (folder / name).write_bytes(b"garbage")
+    code, text = command(folder, "--repair", "--quiet", "--trust-code")
+    assert text.splitlines()[-1].endswith("all as it was written")
+    assert code == 0
+    assert files(folder) == before
+    link = {0: "stats", 6: "fit", 10: "stats", 14: "collect"}[NAMES.index(name)]
+    assert f"\n{link:8} made " in text
+    assert "\ncontrol  made" not in text
+
+
+def test_what_killed_writers_left_is_told_and_goes(folder: Path) -> None:
+    before = files(folder)
+    left = [
+        "analysis/labels.json.0a.partial",
+        ".report.new/index.html",
+        "modes/block1/.kmeans.new/x",
+    ]
+    for name in left:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    (folder / "analysis" / "mine.parquet").write_text("")
+    (folder / "notes.txt").write_text("not the run's")
+    found = [f"{one.file.name}: {one.problem}" for one in verify_run(folder).damages]
+    killed = "left by a writer that was killed"
+    assert sorted(found) == [
+        f".kmeans.new: {killed}", f".report.new: {killed}", f"labels.json.0a.partial: {killed}",
+        "mine.parquet: no record says what it was made from",
+    ]  # fmt: skip
+    assert command(folder, "--repair", "-q", "--trust-code")[0] == 0
+    assert files(folder) == before | {"notes.txt": b"not the run's"}
+
+
+def test_a_plan_that_cannot_be_read_is_told(folder: Path) -> None:
+    (folder / "run.toml").write_text("sites = ")
+    (damage,) = verify_run(folder).damages
+    assert damage.problem.startswith("not TOML")
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"expected a run folder; it has no contributions\.zarr"):
+        verify_run(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_nothing_of_the_run_is_executed(folder: Path) -> None:
+    (folder.parent / "net.py").write_text("raise SystemExit('executed')")
+    assert command(folder)[0] == 0
