@@ -25,6 +25,7 @@ from condec.basis.digests import SEAL, opened, record_digest, sealed
 from condec.basis.errors import DataError, OptionError
 from condec.basis.files import (
     folder_in_place,
+    folder_lock,
     reading,
     remove_partial,
     to_json,
@@ -191,9 +192,10 @@ class Dictionary:
         about = sealed({"format": _FORMAT, **record})
         with writing(f"{folder}: dictionary"):
             folder.mkdir(parents=True, exist_ok=True)
-            for name, data in ((_TENSORS, content), (_RECORD, to_json(about))):
-                remove_partial(folder / name)
-                write_file(folder / name, data)
+            with folder_lock(folder):
+                for name, data in ((_TENSORS, content), (_RECORD, to_json(about))):
+                    remove_partial(folder / name)
+                    write_file(folder / name, data)
 
 
 def load_dictionary(folder: str | Path) -> Dictionary:
