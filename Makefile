@@ -43,7 +43,7 @@ test-slow: $(DEV)  ## the slow tests: real models, kills, browsers
 	$(BIN)/pytest -n 2 -m slow
 
 conformance: $(DEV)  ## real libraries against plain loops; writes the table of docs/correctness.md
-	$(BIN)/pytest -m slow tests/conformance
+	$(BIN)/pytest -m slow -o addopts="-p no:hydra_pytest --import-mode=importlib -ra" tests/conformance
 
 check: $(DEV)  ## style, types, layers, documentation
 	$(BIN)/ruff check .

@@ -212,9 +212,6 @@ TIMM |= {
     for name, family in TIMM.items()
     if name.startswith(("swin_", "swinv2", "mambaout", "sequencer", "samvit", "nest", "volo"))
 }
-TIMM["cpubone_nano"] = replace(
-    TIMM["cpubone_nano"], no_map="view size", note="no maps: it views what attention returns"
-)
 TIMM["crossvit_tiny_240"] = Family(timm("crossvit_tiny_240"), (3, 240, 240))
 
 # --- Hugging Face: pictures, text, sound, video ---------------------------------------------------

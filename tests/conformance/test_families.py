@@ -1,8 +1,9 @@
 """Every family of the libraries against plain loops: what works, is refused, or differs.
 
-    pytest -m slow tests/conformance
+    make conformance
 
-takes some minutes, and writes what it found into ``results.json`` and ``docs/correctness.md``.
+takes some minutes, and writes what it found into ``results.json`` and ``docs/correctness.md``. It
+leaves out the run-time type checks of the other tests, which take several times as long.
 Three sites a family; contributions and their sums over positions, the proof of the model,
 the table of its modules, an edit and a map.
 """

@@ -176,6 +176,28 @@ def test_tangents_are_those_of_torch(name):
     assert primal.requires_grad
 
 
+class Grouped(nn.Module):
+    """Norm, and one called by torch's other name for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return self.head(torch.group_norm(input=x.tanh(), num_groups=1).relu().mean((2, 3)))
+
+
+def test_group_norm_where_channels_lie_last_in_memory():
+    """Torch's own forward-mode rule fails there: view size is not compatible."""
+    model, x = Grouped().double().eval(), torch.randn(2, 3, 6, 6).double()
+    expected = mode_map(model, x, "norm", [0, 2], Logit(1))
+    made = mode_map(model, x.to(memory_format=torch.channels_last), "norm", [0, 2], Logit(1))
+    assert expected.positive.abs().max() > 1e-3
+    torch.testing.assert_close(made.positive, expected.positive)
+    torch.testing.assert_close(made.negative, expected.negative)
+
+
 # --- what must be left alone --------------------------------------------------------------
 
 

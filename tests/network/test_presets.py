@@ -14,7 +14,7 @@ from condec.basis.errors import OptionError, SiteError
 from condec.models import load_model
 from condec.models.torchvision import import_torchvision
 from condec.network.presets import PRESETS, preset_sites, presets_of
-from condec.network.sites import find_sites
+from condec.network.sites import Site, find_sites
 from condec.network.units import Units
 from condec.run import config
 from condec.testing.models import small_resnet
@@ -99,6 +99,22 @@ def test_block_is_a_name_that_many_take() -> None:
     with pytest.raises(SiteError, match="no enclosing module says how many heads"):
         find_sites(vit, "preset:vit_heads")
     assert find_sites(vit, "preset:vit_heads@heads(1)")[0].key == "0.attn.proj:input@heads(1)"
+
+
+def test_attention_of_convolutions_has_no_presets_and_no_heads() -> None:
+    """Features lie on axis 1: presets counted the columns of the picture, heads cut across them."""
+    parts = {"qkv": nn.Conv2d(2, 6, 1), "proj": nn.Conv2d(2, 2, 1)}
+    model = nn.Sequential(Block(attn=Block(**parts), mlp=nn.Conv2d(2, 2, 1)))
+    assert presets_of(model) == ()
+    with pytest.raises(
+        SiteError, match=r"'vit_heads'.* does not fit Sequential; no preset fits it"
+    ):
+        find_sites(model, "preset:vit_heads")
+    wanted = r"heads are counted along the last axis, and Conv2d .* Name 0.attn.proj:input@channels"
+    with pytest.raises(SiteError, match=wanted):
+        find_sites(model, "0.attn.proj:input@heads(2)")
+    with pytest.raises(SiteError, match=wanted):
+        find_sites(model, Site("0.attn.proj", "input", Units("heads", 2)))
 
 
 def test_decoders_that_attend_to_an_encoder_are_no_language_models() -> None:

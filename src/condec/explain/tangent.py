@@ -3,7 +3,8 @@
 torch's own rule for a convolution also convolves with a tangent of the weights that is zero
 everywhere, and its rule for batch norm goes through a chain of elementwise operations. Both
 functions are affine in their input, so the tangent goes through the same function without its
-offset. Nothing else is touched; measured in benchmarks/mode_map.py.
+offset; measured in benchmarks/mode_map.py. torch's rule for group norm fails where channels lie
+last in memory, so it gets them laid as usual. Nothing else is touched.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ _CONVOLUTIONS: Final = frozenset({
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
 })  # fmt: skip
 
+_GROUP_NORMS: Final = (F.group_norm, torch.group_norm)
+
 
 class AffineTangents(TorchFunctionMode):
     """Inside it, dual tensors pass convolutions and batch norm (in evaluation) fast."""
@@ -33,6 +36,8 @@ class AffineTangents(TorchFunctionMode):
             return _convolution(func, *args, **kwargs)
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
+        if func in _GROUP_NORMS:
+            return _group_norm(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -70,6 +75,15 @@ def _batch_norm(
     if training or running_mean is None:
         return run(input, True)
     return _affine(run, input, running_mean, running_var, weight, bias)
+
+
+def _group_norm(
+    func: Callable[..., Tensor],
+    input: Tensor,  # noqa: A002
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    return func(input.contiguous(), *args, **kwargs)
 
 
 def _affine(run: Callable[[Tensor, bool], Tensor], dual: Tensor, *others: Tensor | None) -> Tensor:

@@ -264,9 +264,11 @@ def _is_block(module: nn.Module, preset: Preset) -> bool:
         has_mlp = hasattr(module, "mlp") or (hasattr(module, "fc1") and hasattr(module, "fc2"))
         return has_mlp and not any(hasattr(module, cross) for cross in _CROSS)
     if kind == "Block":
-        # As many networks call theirs: those of timm's vision transformers hold these two.
+        # As many networks call theirs: those of timm's vision transformers hold these two, and
+        # their features lie last (Visformer has convolutions).
         inside = dict(module.named_modules())
-        return kind in preset.blocks and {"attn.proj", "mlp"} <= inside.keys()
+        is_conv = isinstance(inside.get("attn.proj"), nn.modules.conv._ConvNd)
+        return kind in preset.blocks and {"attn.proj", "mlp"} <= inside.keys() and not is_conv
     return kind in preset.blocks
 
 

@@ -137,6 +137,7 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
         for site in sites:
             if site.name not in order:
                 raise _no_match(model, site.name)
+            _refuse_heads_of_channels(site, model.get_submodule(site.name))
             found[replace(site, name=firsts[site.name])] = None
     if not found:
         raise SiteError("no site given; name at least one, for example 'layer[1-4].*'")
@@ -283,6 +284,17 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
             tokens = tokens_above(model, name, tokens) if tokens in KINDS else read_span(tokens)
         found.append(_site(name, parsed, heads, tokens))
     return found
+
+
+def _refuse_heads_of_channels(site: Site, module: nn.Module) -> None:
+    """Refuse heads of a convolution, which lie along its channels; the last axis is of places."""
+    heads = site.units is not None and site.units.layout == "heads"
+    if heads and isinstance(module, nn.modules.conv._ConvNd):
+        raise SiteError(
+            f"{site.key}: heads are counted along the last axis, and {type(module).__name__} has "
+            f"places there; its features are channels. Name {site.name}"
+            f"{':input' if site.tap == 'input' else ''}@channels instead"
+        )
 
 
 def _regex(glob: str) -> re.Pattern[str]:
