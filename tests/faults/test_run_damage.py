@@ -203,6 +203,7 @@ def test_a_sample_of_damages(made: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_damages_change_no_number_without_a_word(made: tuple[Path, Path], tmp_path: Path) -> None:
     count = damaged(made, tmp_path, n=600, seed=0)
     assert count["tried"] > 500
@@ -210,6 +211,7 @@ def test_damages_change_no_number_without_a_word(made: tuple[Path, Path], tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_repair_ends_equal_to_the_undamaged_run(made: tuple[Path, Path], tmp_path: Path) -> None:
     whole, other = made
     kept = contents(whole)

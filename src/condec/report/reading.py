@@ -268,7 +268,15 @@ def _names(folder: RunFolder, file: Path) -> tuple[str, ...] | None:
 
 
 def _recipes(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return what results were made from, by the tasks that share it; what is None is left out."""
+    """Return what results were made from, by the tasks that share it; what is None is left out.
+
+    Raises StoreError: a record is damaged, or a table that is not shown.
+    """
+    for file in folder.tables().values():
+        folder.found(file)
+    damaged = {file: one for file, one in folder.ledger.damaged.items() if file.stem != "report"}
+    for damage in damaged.values():
+        raise StoreError(str(damage))
     tasks: dict[str, list[str]] = {}
     for entry in folder.ledger.entries.values():
         if entry.link not in ("run", "report"):
