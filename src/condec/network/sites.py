@@ -137,7 +137,7 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
         for site in sites:
             if site.name not in order:
                 raise _no_match(model, site.name)
-            _refuse_heads_of_channels(site, model.get_submodule(site.name))
+            _refuse_heads_of_channels(model, site)
             found[replace(site, name=firsts[site.name])] = None
     if not found:
         raise SiteError("no site given; name at least one, for example 'layer[1-4].*'")
@@ -286,10 +286,12 @@ def _expand(model: nn.Module, text: str) -> list[Site]:
     return found
 
 
-def _refuse_heads_of_channels(site: Site, module: nn.Module) -> None:
+def _refuse_heads_of_channels(model: nn.Module, site: Site) -> None:
     """Refuse heads of a convolution, which lie along its channels; the last axis is of places."""
-    heads = site.units is not None and site.units.layout == "heads"
-    if heads and isinstance(module, nn.modules.conv._ConvNd):
+    if site.units is None or site.units.layout != "heads":
+        return
+    module = dict(model.named_modules())[site.name]
+    if isinstance(module, nn.modules.conv._ConvNd):
         raise SiteError(
             f"{site.key}: heads are counted along the last axis, and {type(module).__name__} has "
             f"places there; its features are channels. Name {site.name}"

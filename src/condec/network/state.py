@@ -62,7 +62,7 @@ class State:
         return [
             name
             for name, module, key, buffer, values in self._buffers
-            if module._buffers.get(key) is not buffer or values.differ()
+            if dict(module._buffers.items()).get(key) is not buffer or values.differ()
         ]
 
     def put_back(self) -> None:
@@ -110,7 +110,7 @@ class _Values:
 
 
 def _registered(module: nn.Module) -> list[list[str]]:
-    return [[*part] for part in (module._modules, module._parameters, module._buffers)]
+    return [[*part.keys()] for part in (module._modules, module._parameters, module._buffers)]
 
 
 def _put_attributes(module: nn.Module, before: Mapping[str, Any], parts: list[list[str]]) -> None:
