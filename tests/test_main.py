@@ -35,6 +35,20 @@ except Stopped as error:
         assert exit_code(error) == exit_code(late)
         sys.exit(exit_code(late))
 """
+OTHER_SIGNALS = """
+import multiprocessing, signal, subprocess, time
+from condec.basis import signals
+signals.SECONDS = 0.1
+signals.end_soon()
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as torch's DataLoader does
+subprocess.run(["true"])
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+child.start()
+child.terminate()
+child.join()
+time.sleep(0.5)
+print(child.exitcode)
+"""
 SIGNALS = pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
 )
@@ -118,3 +132,9 @@ def test_names_are_those_of_the_imports_for_type_checkers() -> None:
     }
     assert found.keys() == {*condec.__all__}
     assert all(getattr(condec, name) is value for name, value in found.items())
+
+
+def test_a_child_that_ends_does_not_end_the_command() -> None:
+    command = [sys.executable, "-c", OTHER_SIGNALS]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "-15\n", "")

@@ -56,6 +56,16 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None
         assert (folder / ".lock").read_text() == ""
 
 
+def test_longer_words_of_a_killed_holder_are_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with holder(folder):
+        pass
+    (folder / ".lock").write_text((folder / ".lock").read_text() + "x" * 200)
+    words = "in use by .* since .*, process"
+    with holder(folder), pytest.raises(StoreError, match=words), held(folder):
+        pass
+
+
 def test_the_second_process_waits_a_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "SECONDS", 60.0)
     with holder(tmp_path) as process:

@@ -226,6 +226,11 @@ def test_modes_are_readable_by_xarray(modes: Modes, tmp_path: Path) -> None:
         (lambda m: m.rows("test"), OptionError, "must be one of all, train, held_out; got 'test'"),
         (lambda m: m.correlation(torch.ones(3).long()), DataError, r"whole numbers of shape \(60,"),
         (
+            lambda m: built(m, held_out_rows=m.held_out),
+            OptionError,
+            r"expected numbers of rows, got torch.bool. Of a mask take",
+        ),
+        (
             lambda m: built(m, held_out_rows=[N]),
             OptionError,
             "held_out_rows: expected rows 0 to 59",

@@ -451,6 +451,12 @@ def only_in_crowds(_: Net, x: Tensor) -> Tensor:
     return x - x.mean(0) if len(x) > 3 else x
 
 
+def test_mixing_among_later_samples_of_a_batch_is_seen() -> None:
+    model = net(lambda _, x: torch.cat([x[:2], x[2:] - x[2:].mean(0)]) if len(x) > 3 else x)
+    with pytest.raises(ModelError, match="in one of 5"):
+        contribute(model, images(5), "site")
+
+
 def test_mixing_that_begins_in_larger_batches_is_seen(tmp_path: Path) -> None:
     model = net(only_in_crowds)
     assert len(contribute(model, images(3), "site")) == 3

@@ -47,6 +47,7 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
             return
         refuse_links(folder)
         with writing(f"{folder}"):
+            os.ftruncate(handle, 0)  # of what a killed holder left, which may be longer
             os.pwrite(handle, to_json(_words()), 0)
         _held.add(key)
         yield

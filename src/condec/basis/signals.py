@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any, Final
 
 SECONDS: Final = 1.5
 """Time for a command to leave what it is doing; then it is ended."""
 _WORDS: Final = "\ncondec: interrupted; the same command goes on where it stopped\n"
+_ANSWERED: Final = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
 _said = threading.Event()
 
@@ -52,7 +53,9 @@ def end_soon() -> None:
         raise Stopped(signal.Signals(number).name)
 
     def watch() -> None:
-        number = os.read(reader, 1)[0]
+        # Others come here as well, such as that of a child that has ended.
+        while (number := os.read(reader, 1)[0]) not in _ANSWERED:
+            pass
         time.sleep(SECONDS)
         _end(number)
 
@@ -61,14 +64,24 @@ def end_soon() -> None:
         os.set_blocking(writer, False)
         # Told by the system at once: `stop` waits for compiled code that is at work.
         signal.set_wakeup_fd(writer)
+        # Else what ends a child, which writes there as well, ends the command.
+        hold = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _ANSWERED)
+        free = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _ANSWERED)
+        os.register_at_fork(before=hold, after_in_parent=free, after_in_child=_leave)
         threading.Thread(target=watch, daemon=True).start()
     _answer(stop)
 
 
-def _answer(handler: Callable[[int, FrameType | None], Any]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+def _answer(handler: Any) -> None:
+    for number in _ANSWERED:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as for nohup and jobs of a shell
             signal.signal(number, handler)
+
+
+def _leave() -> None:
+    signal.set_wakeup_fd(-1)
+    _answer(signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ANSWERED)
 
 
 def _end(number: int) -> None:

@@ -278,7 +278,11 @@ class Modes:
 
 def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:
     mask = torch.zeros(n_samples, dtype=torch.bool)
-    index = torch.as_tensor([] if rows is None else rows, dtype=torch.int64)
+    given = torch.as_tensor([] if rows is None else rows).cpu()
+    if len(given) and (given.dtype is torch.bool or given.is_floating_point()):
+        wrong = f"held_out_rows: expected numbers of rows, got {given.dtype}"
+        raise OptionError(f"{wrong}. Of a mask take mask.nonzero().flatten()")
+    index = given.to(torch.int64)
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
         raise OptionError(f"held_out_rows: expected rows 0 to {n_samples - 1}; got {index}")
     mask[index] = True

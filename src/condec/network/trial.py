@@ -213,7 +213,8 @@ def _by_sample(tensor: Tensor, n_samples: int) -> Tensor | None:
 
 
 def in_company(trial: Trial, many: Tensor, of_two: Tensor, tolerance: Tolerance) -> str:
-    """Say whether two samples give something else in a larger batch, which they begin."""
-    if tolerance.off(trial.output(many)[: len(of_two)], of_two) <= tolerance.alone:
+    """Say whether two samples give something else in a larger batch: its first and its last one."""
+    order = [0, *range(2, len(many)), 1]
+    if tolerance.off(trial.output(many[order])[[0, -1]], of_two) <= tolerance.alone:
         return ""
     return f"samples meet in larger batches: in one of {len(many)} they give others than by twos"
