@@ -537,6 +537,16 @@ def test_a_fixed_number_of_samples_names_the_batch_size(tmp_path: Path) -> None:
         condec.collect(model, images(9), "site", out=tmp_path / "s", progress=False)
 
 
+def test_boxes_of_a_detector_are_no_output_and_no_matter_of_batches() -> None:
+    class Detector(nn.Sequential):
+        def forward(self, x: Tensor) -> list[dict[str, Tensor]]:  # type: ignore[override]
+            return [{"boxes": row} for row in super().forward(x)]
+
+    model = Detector(nn.Linear(5, 4), nn.ReLU()).eval()
+    with pytest.raises(ModelError, match=r"returned list without a tensor; wrap .*logits$"):
+        contribute(model, torch.randn(3, 5), "0")
+
+
 def test_zeros_that_become_something_are_no_rounding() -> None:
     model = net(lambda m, x: x * m.n_calls)
     nn.init.zeros_(model.head.bias)

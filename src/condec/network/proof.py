@@ -349,10 +349,13 @@ def _first_pass(trial: Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor, 
         if found[OUTPUT].shape[:1] == whole.shape[:1]:
             return whole, found
         trial.state.put_back()
+    found = {}
     try:
         found = trial.run(tries[-1])
         check_output(trial.model, found[OUTPUT], n_samples)
     except ModelError as error:
+        if not found and error.__cause__ is None:  # it runs, and returns no tensor to explain
+            raise
         raise ModelError(
             f"{error} It does not take 2 samples either. If it takes batches of a certain size "
             "only, as with .view(8, -1) inside, give that many inputs; collect and condec run: "
