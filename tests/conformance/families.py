@@ -90,6 +90,36 @@ def tv(place: str, **options: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def changed(
+    make: Callable[[], nn.Module], change: Callable[[nn.Module], Any]
+) -> Callable[[], nn.Module]:
+    """Make a model, and change it where it would be large, or takes large inputs only."""
+
+    def both() -> nn.Module:
+        model = make()
+        change(model)
+        return model
+
+    return both
+
+
+def _small_head(model: Any) -> None:
+    first = next(part for part in model.classifier if isinstance(part, nn.Linear))
+    model.classifier = nn.Sequential(nn.Linear(first.in_features, 5))
+
+
+def _pool_of_any_size(model: Any) -> None:
+    model.avgpool = nn.AdaptiveAvgPool3d(1)
+
+
+def _boxes_in_plain_torch(model: Any) -> None:
+    """Keep torchvision's own operations out, which are not in every build."""
+    model.postprocess_detections = lambda outputs, anchors, sizes: [
+        {"boxes": boxes, "scores": odds.softmax(1)[:, 1]}
+        for boxes, odds in zip(outputs["bbox_regression"], outputs["cls_logits"], strict=True)
+    ]
+
+
 def timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         import_torchvision()
@@ -119,9 +149,10 @@ _QUIET = {"init_weights": False}
 TORCHVISION = {
     name: Family(tv(name, **FEW, **options), (3, size, size))
     for name, size, options in [
-        ("densenet121", 32, {}),
-        ("efficientnet_b0", 32, {}),
+        ("convnext_tiny", 32, {}), ("densenet121", 32, {}),
+        ("efficientnet_b0", 32, {}), ("efficientnet_v2_s", 32, {}),
         ("googlenet", 64, {**_QUIET, "aux_logits": False}),
+        ("inception_v3", 75, {**_QUIET, "aux_logits": False}),
         ("mnasnet0_5", 32, {}), ("mobilenet_v2", 32, {}), ("mobilenet_v3_small", 32, {}),
         ("regnet_x_400mf", 32, {}), ("regnet_y_400mf", 32, {}), ("resnet18", 32, {}),
         ("resnext50_32x4d", 32, {}),
@@ -130,6 +161,14 @@ TORCHVISION = {
 }  # fmt: skip
 _TV_SWIN = {"patch_size": [4, 4], "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], **FEW}
 TORCHVISION |= {
+    "alexnet": Family(changed(tv("alexnet", **FEW), _small_head), (3, 63, 63)),
+    "vgg11": Family(changed(tv("vgg11", **FEW, **_QUIET), _small_head)),
+    "ssdlite320": Family(
+        changed(tv("detection.ssdlite320_mobilenet_v3_large", **FEW, weights_backbone=None),
+                _boxes_in_plain_torch),
+        (3, 64, 64), sites="backbone.features.0", refused="returned list without a tensor",
+        note="a list of boxes, as many as it finds: no output of a sample",
+    ),
     "maxvit": Family(
         tv("MaxVit", input_size=(32, 32), stem_channels=16, partition_size=2,
            block_channels=[16, 32], block_layers=[1, 1], head_dim=8, stochastic_depth_prob=0,
@@ -156,11 +195,11 @@ regnetx_002 regnety_002 repghostnet_050 repvit_m0_9 res2net50_14w_8s resnest14d 
 seresnet18 ecaresnet26t resnetv2_18 resnetv2_50x1_bit rexnet_100 selecsls42 legacy_seresnet18
 skresnet18 starnet_s050 tresnet_m vovnet39a ese_vovnet19b_slim xception41
 swiftformer_xs cspnext_tiny lcnetv2_small lowformer_b0 cpubone_nano shvit_s1 efficientvim_m1
-iformer_t
+iformer_t nextvit_small
 """
 _SIZES = {
     "vgg11": 32, "ghostnetv2_100": 64, "ghostnetv3_050": 64, "edgenext_xx_small": 64,
-    "mobilevit_xxs": 64,
+    "mobilevit_xxs": 64, "csatv2": 64, "efficientformer_l1": 224,
     "mobilevitv2_050": 64, "fastvit_t8": 64, "tiny_vit_5m_224": 64,
     "davit_tiny": 32, "focalnet_tiny_srf": 32,
     "rdnet_tiny": 32, "inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96,
@@ -181,7 +220,8 @@ _GIVEN = {
     "coat_lite_tiny": {"img_size": 32}, "coat_tiny": {"img_size": 32},
     "levit_128s": {"img_size": 64},
     "mvitv2_tiny": {"img_size": 32}, "pit_ti_224": {"img_size": 64},
-
+    "nest_tiny": {"img_size": 32}, "visformer_tiny": {"img_size": 32},
+    "efficientformerv2_s0": {"img_size": 64},
     "twins_pcpvt_small": {"img_size": 32}, "twins_svt_small": {"img_size": 32},
     "vit_tiny_r_s16_p8_224": {"img_size": 64},
     "hiera_tiny_224": {"img_size": 64},
@@ -210,8 +250,12 @@ TIMM |= {
 TIMM |= {
     name: replace(family, last=True)
     for name, family in TIMM.items()
-    if name.startswith(("swin_", "swinv2", "mambaout", "sequencer", "samvit", "nest", "volo"))
+    if name.startswith(("swin_", "swinv2", "mambaout", "sequencer", "samvit", "volo"))
 }
+TIMM["csatv2"] = replace(TIMM["csatv2"], sites="stages.*")
+TIMM["halonet26t"] = Family(
+    timm("halonet26t", self_attn_kwargs={"block_size": 2, "halo_size": 1}), (3, 64, 64)
+)
 TIMM["crossvit_tiny_240"] = Family(timm("crossvit_tiny_240"), (3, 240, 240))
 
 # --- Hugging Face: pictures, text, sound, video ---------------------------------------------------
@@ -316,11 +360,25 @@ SOUND = {
         ), (1, 128), sites="1,4,7",
     ),
 }  # fmt: skip
+
+
+def _mvit() -> nn.Module:
+    video = import_torchvision().models.video.mvit
+    kernels = {"kernel_q": [3] * 3, "kernel_kv": [3] * 3}
+    strides = {"stride_q": [1, 1, 1], "stride_kv": [1, 2, 2]}
+    sizes: Any = {"num_heads": 2, "input_channels": 8, "output_channels": 8, **kernels, **strides}
+    ways = {"residual_pool": True, "residual_with_cls_embed": False, "proj_after_attn": True}
+    blocks = [video.MSBlockConfig(**sizes)] * 3
+    return video.MViT((16, 16), 4, blocks, rel_pos_embed=True, **ways, **FEW)
+
+
 _FRAMES = {"image_size": 8, "patch_size": 4, "num_frames": 4, **_SMALL}
 VIDEO = {
     "r3d_18": Family(tv("video.r3d_18", **FEW), (3, 4, 16, 16)),
     "mc3_18": Family(tv("video.mc3_18", **FEW), (3, 4, 16, 16)),
     "r2plus1d_18": Family(tv("video.r2plus1d_18", **FEW), (3, 4, 16, 16)),
+    "s3d": Family(changed(tv("video.s3d", **FEW), _pool_of_any_size), (3, 8, 32, 32)),
+    "mvit": Family(_mvit, (3, 4, 16, 16), sites="blocks.*"),
     "swin3d": Family(
         tv("video.SwinTransformer3d", patch_size=[2, 4, 4], embed_dim=8,
            depths=[2, 2], num_heads=[2, 2], window_size=[2, 4, 4], **FEW), (3, 4, 32, 32),
@@ -456,7 +514,8 @@ def with_lora() -> nn.Module:
 
 def with_peft() -> nn.Module:
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False,
+                             task_type="CAUSAL_LM")  # fmt: skip
     return LanguageModel(peft.get_peft_model(LANGUAGE["gpt neox"].make().lm, config))
 
 

@@ -140,6 +140,8 @@ def unit_axis(model: nn.Module, site: Site, h: Tensor, family: Family) -> int:
         return -1
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.BatchNorm1d | nn.BatchNorm2d):
         return 1
+    if isinstance(module, nn.AdaptiveAvgPool1d):
+        return 1
     return -1 if h.ndim < 4 or family.last else 1
 
 
