@@ -404,3 +404,22 @@ def test_a_baseline_from_unreadable_data_is_explained() -> None:
     data = as_inputs(torch.full((3, 2), torch.nan))
     with pytest.raises(DataError, match="none of 3 samples can be read for the baseline"):
         Mean().fit(data)
+
+
+def test_fitted_points_take_gradients_that_are_expanded() -> None:
+    """The gradient of a sum is one number in memory: pilots go beside it, not into it."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), Total()).double().eval()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, exact = (
+            contribute(model, x, "1", method=method, target=Logit(0))["1"].contribution
+            for method in (IntegratedGradients(spacing="fitted"), IntegratedGradients(steps=2000))
+        )
+    assert (found - exact).abs().max() < 0.01 * exact.abs().max()
+
+
+class Total(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(1, keepdim=True).exp()

@@ -149,6 +149,7 @@ def test_outputs_that_a_task_no_longer_has_go_with_all_that_was_made_from_them(
     folder: RunFolder,
 ) -> None:
     folder.ledger.mark_done("first", "stats", {}, (), [])
+    assert folder.found(folder.table("first")) is None
     assert [file.name for file in folder.path.rglob("*") if file.is_file()] == ["first.json"]
     folder.ledger.forget("first")
     folder.ledger.forget("first")
@@ -175,3 +176,19 @@ def test_nothing_outside_is_removed_through_a_link(folder: RunFolder, tmp_path: 
 
 def test_ledgers_of_empty_folders_are_empty(tmp_path: Path) -> None:
     assert Ledger(tmp_path).entries == {}
+
+
+def test_a_result_that_cannot_be_removed_is_an_error_with_words(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    for undone in (
+        lambda: folder.ledger.forget("modes"),
+        lambda: folder.ledger.mark_done("modes", "fit", {}, (), []),
+    ):
+        write_modes(folder, b"others")
+        with pytest.raises(StoreError, match=r"'modes'.*: cannot write"):
+            undone()

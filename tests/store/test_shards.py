@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from condec.basis.digests import record_digest
 from condec.network.sites import Site, Units
 from condec.store.shards import (
     SEAL,
     SiteInfo,
     _encoded,
-    config_hash,
     differences,
     ends,
     entries,
@@ -101,7 +101,7 @@ def test_differences_are_told_entry_by_entry() -> None:
         "  a.b: had 1, wants 2",
         '  sites: had ["x", "y"], wants ["y", "x"]',
     ]
-    assert config_hash(had) != config_hash(wants)
+    assert record_digest(had) != record_digest(wants)
 
 
 # --- seals: worked out here byte by byte ----------------------------------------

@@ -163,7 +163,10 @@ class _Curve:
                 records[key], gradients[key] = point.records[key], point.gradients[key]
             else:
                 total[rows] = sums
-                records[key][rows], gradients[key][rows] = h.to(records[key]), g.to(gradients[key])
+                for kept, value in ((records, h), (gradients, g)):
+                    if 0 in kept[key].stride():  # expanded, as autograd gives some gradients
+                        kept[key] = kept[key].clone()
+                    kept[key][rows] = value.to(kept[key])
 
     def _round(
         self, key: str, sums: Tensor, change: Tensor, turn: Tensor, rows: Tensor | None

@@ -111,10 +111,10 @@ class Ledger:
             file.parent.mkdir(exist_ok=True)
             remove_partial(file)
             write_file(file, to_json(sealed(asdict(entry))))
-        self.damaged.pop(file, None)
-        self._add(entry)
-        gone = set(before.outputs if before else ()) - made.keys()
-        self._remove(gone)
+            self.damaged.pop(file, None)
+            self._add(entry)
+            gone = set(before.outputs if before else ()) - made.keys()
+            self._remove(gone)
         self._forget_users(made | dict.fromkeys(gone, ""))
 
     def forget(self, task: str, *, users: bool = True) -> None:
@@ -122,13 +122,11 @@ class Ledger:
         entry = self.entries.get(task)
         with writing(f"{self.folder}: what {task!r} made before cannot be removed"):
             self.file(task).unlink(missing_ok=True)
-        if entry is not None:
-            assert self._entries is not None
+            if entry is None or self._entries is None:
+                return
             del self._entries[task]
-            for name in entry.outputs:
-                self._of_output.pop(name, None)
             self._remove(entry.outputs)
-        if users and entry is not None:
+        if users:
             self._forget_users(dict.fromkeys(entry.outputs, ""))
 
     def found(self, path: Path) -> Path | None:
@@ -195,6 +193,7 @@ class Ledger:
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
             self._inputs.pop(name, None)
+            self._of_output.pop(name, None)
             path = self.folder / name
             if not path.parent.resolve().is_relative_to(self.folder.resolve()):
                 raise StoreError(f"{path}: leads out of the run folder; remove that link")

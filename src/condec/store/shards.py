@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from condec.basis.checks import at_least
+from condec.basis.digests import record_digest
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import (
     checksum_holds,
@@ -164,12 +165,6 @@ def make_config(
     return {**sizes, "sites": infos, "recipe": recipe}
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def read_root(path: Path) -> Root:
     """Read the metadata of the store at `path`; StoreError if there is none, or it is damaged."""
     file = path / "zarr.json"
@@ -279,7 +274,7 @@ def _root(config: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, Any]
     # not list folders, so that the manifest's records (no Zarr objects) are never in the way.
     metadata = dict(sorted(nodes.items()))
     consolidated = {"kind": "inline", "must_understand": False, "metadata": metadata}
-    attributes = {"condec": dict(config), "config_hash": config_hash(config), "checksum": ""}
+    attributes = {"condec": dict(config), "config_hash": record_digest(config), "checksum": ""}
     return {**_GROUP, "consolidated_metadata": consolidated, "attributes": attributes}
 
 

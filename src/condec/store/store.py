@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.checks import one_of
+from condec.basis.digests import record_digest
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
     checksum_holds,
@@ -98,7 +99,7 @@ class Store:
         """
         path = user_path(path)
         config = shards.make_config(recipe, sites, n_samples, shard_size)
-        files, hashed = shards.skeleton(config), shards.config_hash(config)
+        files, hashed = shards.skeleton(config), record_digest(config)
         with writing(f"{path}"):
             write_folder(path, files)
             if shards.lost_root(path, hashed):
