@@ -451,6 +451,15 @@ def only_in_crowds(_: Net, x: Tensor) -> Tensor:
     return x - x.mean(0) if len(x) > 3 else x
 
 
+def test_a_forward_that_is_replaced_is_proven_again() -> None:
+    model = net(None)
+    plain = model.forward
+    assert len(contribute(model, images(3), "site")) == 3
+    model.forward = lambda x: plain(x - x.mean(0))
+    with pytest.raises(ModelError, match="samples meet"):
+        contribute(model, images(3), "site")
+
+
 def test_mixing_among_later_samples_of_a_batch_is_seen() -> None:
     model = net(lambda _, x: torch.cat([x[:2], x[2:] - x[2:].mean(0)]) if len(x) > 3 else x)
     with pytest.raises(ModelError, match="in one of 5"):

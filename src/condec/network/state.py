@@ -23,11 +23,14 @@ _LONG: Final = 1000
 
 
 def settings_of(model: nn.Module) -> tuple[object, ...]:
-    """Return name, class and settings (plain attributes, such as a rate of dropout) of modules."""
-    return tuple(
-        (name, type(module), tuple(item for item in vars(module).items() if _is_plain(item[1])))
-        for name, module in model.named_modules()
-    )
+    """Return name, class, functions and settings (plain attributes, as of dropout) of modules."""
+
+    def of(module: nn.Module) -> tuple[object, ...]:
+        each = vars(module).items()
+        plain = tuple(item for item in each if _is_plain(item[1]))
+        return plain, tuple((key, id(value)) for key, value in each if callable(value))
+
+    return tuple((name, type(module), *of(module)) for name, module in model.named_modules())
 
 
 def _is_plain(value: object) -> bool:
