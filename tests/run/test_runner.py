@@ -356,7 +356,7 @@ def photos(source: Path) -> Path:
 
 
 def test_damaged_image_ends_the_run_and_is_named(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"b/19.png: not readable as an image"):
+    with pytest.raises(DataError, match=r"b/19.png: cannot be read as an image"):
         links.collect_link(run_of(photos))
 
 
