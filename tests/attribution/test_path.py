@@ -380,7 +380,7 @@ def test_options_round_trip(baseline) -> None:  # type: ignore[no-untyped-def]
             "contribute: method 'ig:10': a text stands for a method in a run.toml only",
         ),
         (lambda: IntegratedGradients(steps="all"), "at least 1, or 'auto'; got 'all'"),
-        (lambda: Blur(0.0), "sigma must be positive; got 0"),
+        (lambda: Blur(0.0), "sigma must be positive and finite; got 0"),
         (lambda: Blur(1.0).make(torch.ones(2, 3)), r"expected inputs of shape .*got \(2, 3\)"),
         (lambda: Constant((1.0, 2.0)).make(images()), "2 values, but the inputs have 1 channels"),
         (lambda: Mean(n_samples=0), "Mean: n_samples must be at least 1"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec.basis.errors import StoreError
-from condec.basis.files import to_json, writing
+from condec.basis.files import to_json, user_path, writing
 
 SECONDS: Final = 3.0
 """How long another process is waited for."""
@@ -126,7 +126,7 @@ def _words() -> dict[str, Any]:
     return {
         "user": os.environ.get("USER") or str(os.getuid()), "process": os.getpid(),
         "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300],
+        "command": shlex.join([user_path(sys.argv[0]).name, *sys.argv[1:]])[:300],
     }  # fmt: skip
 
 
