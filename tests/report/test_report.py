@@ -180,11 +180,16 @@ def test_a_report_elsewhere_writes_nothing_into_the_run(run_folder, tmp_path, qu
         build_report(run_folder, out=tmp_path)
 
 
-def test_a_report_that_fails_leaves_the_old_one(run_folder, report, monkeypatch):
+@pytest.mark.parametrize("method", ["write_text", "rename"])
+def test_a_report_that_fails_leaves_the_old_one(run_folder, report, monkeypatch, method):
+    does = getattr(Path, method)
+
     def fail(self, *args, **kwargs):
+        if method == "rename" and self.name != ".report.new":
+            return does(self, *args, **kwargs)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, method, fail)
     with pytest.raises(StoreError, match=r"report: the disk is full"):
         build_report(run_folder)
     monkeypatch.undo()

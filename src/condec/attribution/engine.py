@@ -6,13 +6,14 @@ No tensor is kept from a pass but the records and the gradients at the sites.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from condec.attribution.affine import AffineParts, Alpha, between, watched
-from condec.attribution.base import Setup, check_finite
+from condec.attribution.base import Attribution, Setup, check_finite
 from condec.attribution.targets import Target
 from condec.basis.shapes import PerSample
 from condec.network import (
@@ -24,6 +25,8 @@ from condec.network import (
     run_model,
     unfold,
 )
+
+_Batch = TypeVar("_Batch", "Point", Attribution)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,26 +53,22 @@ class Point:
         parts = each(self.records), each(self.gradients)
         return Point(self.output[rows], frozen, self.target[rows], *parts)
 
-    @staticmethod
-    def join(parts: "Sequence[Point]") -> "Point":
-        """Join samples, one part after the other."""
-
-        def each(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-            return {key: torch.cat([part[key] for part in tensors]) for key in tensors[0]}
-
-        some = [part.frozen for part in parts if part.frozen is not None]
-        return Point(
-            torch.cat([part.output for part in parts]),
-            torch.cat(some) if some else None,
-            torch.cat([part.target for part in parts]),
-            each([part.records for part in parts]),
-            each([part.gradients for part in parts]),
-        )
-
     def split(self, n_samples: int) -> "list[Point]":
         """Undo the stacking of points along the sample axis, `n_samples` each."""
         starts = range(0, len(self.target), n_samples)
         return [self.take(slice(start, start + n_samples)) for start in starts]
+
+
+def joined(parts: Sequence[_Batch]) -> _Batch:
+    """Join samples of records of batches, one part after the other."""
+
+    def each(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: each([value[key] for value in values]) for key in values[0]}
+        return None if values[0] is None else torch.cat(tuple(values))
+
+    names = (field.name for field in fields(parts[0]))
+    return replace(parts[0], **{n: each([getattr(part, n) for part in parts]) for n in names})
 
 
 def run_point(
@@ -92,7 +91,7 @@ def run_point(
             some = None if frozen is None else frozen[rows]
             part = _run(replace(setup, labels=labels), inputs[rows], some)
             parts.append(part.take(slice(0, 1 + int(rows[-1] - rows[0]))))
-        point = Point.join(parts)
+        point = joined(parts)
     what = f"the target {place}".rstrip()
     check_finite(point.target, what, "the baseline" if place else "", n_samples=n_samples)
     return point

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Final, Literal, final
+from typing import Final, Literal, final
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from condec.attribution.affine import AffineParts, Calls, watched
 from condec.attribution.base import Attribution, Method, Setup
 from condec.attribution.baselines import Baseline, Zeros
-from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, run_point
+from condec.attribution.engine import InputPath, Kept, LayerPath, Path, Point, joined, run_point
 from condec.attribution.quadrature import Spacing, integrate, integrate_to
 from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError
@@ -133,7 +133,7 @@ class IntegratedGradients(Method):
                 group = inputs[at : at + size].clone()
                 some = replace(setup, inputs=group, target=kept, labels=None)
                 parts.append(self.attribute(some))
-            return _joined(parts)
+            return joined(parts)
         is_auto = self.steps == "auto"
         cuts = find_cuts(setup.model, setup.few, setup.sites) if is_auto else {}
         draws, along = [], self._layers if self.path == "layer" else self._integrate
@@ -186,18 +186,6 @@ def _spacing(text: str) -> Spacing:
             f"'power:2'; got {text!r}"
         )
     return Spacing(power=float(found[1])) if found else Spacing(corners=False)
-
-
-def _joined(parts: Sequence[Attribution]) -> Attribution:
-    """Join parts of a batch, one after the other."""
-
-    def each(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        if isinstance(values[0], dict):
-            return {key: torch.cat([value[key] for value in values]) for key in values[0]}
-        return torch.cat(values)
-
-    return Attribution(**{f.name: each(f.name) for f in fields(Attribution)})
 
 
 def _mean(draws: Sequence[Attribution]) -> Attribution:

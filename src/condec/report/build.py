@@ -14,7 +14,7 @@ import tomli_w
 
 from condec.basis import registry
 from condec.basis.errors import OptionError
-from condec.basis.files import user_path, writing
+from condec.basis.files import replace_folder, user_path, writing
 from condec.basis.locks import held
 from condec.report import cards, drawing, facts, figures, sentences, tables, words
 from condec.report.drawing import Studio
@@ -72,17 +72,13 @@ def build_report(
 
 
 def _replace_report(run: RunPart, final: Path, pages: Sequence[Page]) -> None:
-    fresh, old = (final.with_name(f".{final.name}.{end}") for end in ("new", "old"))
+    fresh = final.with_name(f".{final.name}.new")
     try:
         with writing(f"{final}"):
-            for leftover in (fresh, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
             write_pages(run, fresh, [page for page in pages if page.applies(run.folder)])
-            if final.exists():
-                final.rename(old)
-            fresh.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
+            replace_folder(final, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
