@@ -245,7 +245,10 @@ def test_numbers_of_modes_that_cannot_be(n_modes, message) -> None:
             r"\[collect\] has no key 'batchsize'; nearest: 'batch_size'. Keys: method, target",
         ),
         ("[fit]\ntreshold = 0.5", r"\[fit\] has no key 'treshold'; .*'threshold'"),
-        ("[fit]\nlearner = 'pca'\nthreshold = 0.5", r"\[fit\] has no key 'threshold'"),
+        (
+            "[fit]\nlearner = 'pca'\nthreshold = 0.5\ndropout = 0.1",
+            r"\[fit\] threshold, dropout: of another learner than pca; remove these keys",
+        ),
         ("[fit]\nlearner = 'lda'", "learner: expected one of sae, nmf, pca, kmeans, relu"),
         ("[fit]\nn_modes = 'many'", "n_modes: expected a number, a multiple"),
         ("[fit]\nn_modes = '0x'", "n_modes must be above 0; got 0x"),

@@ -491,6 +491,8 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
     [
         ("n_modes = 3", "n_modes = 2", ("control", "map", "report"),
          r"fit\.n_modes had 3, the plan wants 2: run 'condec fit' first"),
+        ('learner = "kmeans"', 'learner = "pca"', ("report",),
+         "modes of kmeans are here, the plan's learner is pca: run 'condec fit .*run' first"),
         ("n_random = 1", "n_random = 2", ("report",),
          r"control block2 \(kmeans\): control\.n_random had 1, .* 2: run 'condec control' first"),
         ("n_units = 1", "n_units = 2", ("report",), r"maps\.n_units .*run 'condec map' first"),

@@ -108,6 +108,29 @@ def test_repair_computes_that_part_again(folder: Path, name: str) -> None:
     assert "\ncontrol  made" not in text
 
 
+def test_a_repair_that_is_interrupted_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(folder)
+    (folder / "report" / "index.html").write_text("x")
+    (folder / NAMES[0]).write_bytes(b"garbage")
+
+    def stopped(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(links.FUNCTIONS, "stats", stopped)
+    assert command(folder, "--repair", "--quiet", "--trust-code")[0] == 130
+    monkeypatch.undo()
+    (damage,) = verify_run(folder).damages
+    assert damage.problem == "a repair was interrupted, to be made again: report, stats"
+    code, text = command(folder, "--repair", "--quiet", "--trust-code")
+    assert (code, text.splitlines()[-1].endswith("all as it was written")) == (0, True)
+    assert files(folder) == before
+    (folder / "repair.json").write_text("[")
+    (damage,) = verify_run(folder).damages
+    assert damage.problem.endswith("to be made again: run")
+
+
 def test_what_killed_writers_left_is_told_and_goes(folder: Path) -> None:
     before = files(folder)
     left = [

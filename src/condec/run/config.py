@@ -172,6 +172,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     learner = fit.get("learner", "sae") if isinstance(fit, Mapping) else "sae"
     if not isinstance(learner, str) or learner not in LEARNERS:
         raise OptionError(f"fit: learner: expected one of {', '.join(LEARNERS)}; got {learner!r}")
+    _refuse_other_learners(learner, fit if isinstance(fit, Mapping) else {})
     found = checked(_file_model(learner), record)
     made: dict[str, Any] = {name: kind(**found.get(name, {})) for name, kind in _SECTIONS.items()}
     return Plan(
@@ -181,6 +182,18 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
         fit=_fit_plan(learner, found.get("fit", {})),
         options={n: type(o)(**found.get(n, {})) for n, o in default_options().items()},
     )  # fmt: skip
+
+
+def _refuse_other_learners(learner: str, fit: Mapping[str, Any]) -> None:
+    """Name all keys at once that belong to other learners: a plan written out in full has many."""
+    own, others = (
+        {name for kind in kinds for name in _fields(kind)}
+        for kinds in ((LEARNERS[learner], FitPlan, TrainConfig), LEARNERS.values())
+    )
+    if foreign := [key for key in fit if key in others - own]:
+        raise OptionError(
+            f"[fit] {', '.join(foreign)}: of another learner than {learner}; remove these keys"
+        )
 
 
 def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:

@@ -196,6 +196,13 @@ def report_link(run: Run) -> Outcome:
     _ = run.store  # There is one, of the plan's method and target.
     folder, entries = run.folder, run.folder.ledger.entries.values()
     others = [entry for entry in entries if entry.link != "report"]
+    learners = {name for site in run.store.sites for name in folder.learners(site.key)}
+    left_out = any(name.startswith("fit") for name in run.left_out)
+    if learners and run.plan.fit.name not in learners and not left_out:
+        raise StoreError(
+            f"{folder.path}: modes of {', '.join(sorted(learners))} are here, the plan's learner "
+            f"is {run.plan.fit.name}: run 'condec fit {folder.path}' first"
+        )
     for entry in others:
         if differ := run.outdated(entry):
             raise StoreError(

@@ -3,6 +3,7 @@
 No model is needed, and no code of a run is executed, but to repair.
 """
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from condec.basis.errors import CondecError, StoreError
-from condec.basis.files import writing
+from condec.basis.files import to_json, writing
 from condec.basis.records import Damage, short_repr
 from condec.run import config
 from condec.run.links import chain, function
@@ -24,6 +25,8 @@ from condec.store.ledger import RECORDS
 
 _RESULTS: Final = ("analysis", "modes", "report", "log_odds", "activations", "twins", RECORDS)
 """Folders of a run that hold nothing but results."""
+_REPAIR: Final = "repair.json"
+"""File of a repair that is under way: the links to carry out."""
 _OF_KILLED: Final = r".*\.partial|\..*\.(new|earlier|old)"
 """Names of what a killed writer leaves."""
 
@@ -56,6 +59,10 @@ def verify_run(folder: str | Path) -> Verification:
     recorded = (place.ledger.damage(place.path / name) for name in place.ledger.outputs())
     damages += filter(None, recorded)
     damages += [*place.ledger.damaged.values(), *_strays(place)]
+    if links := _under_repair(place):
+        problem = f"a repair was interrupted, to be made again: {', '.join(sorted(links))}"
+        remedy = f"Run 'condec verify {place.path} --repair': it goes on."
+        damages.append(Damage(place.path / _REPAIR, problem, remedy))
     try:
         _ = place.plan.exists() and config.read(place.path)
     except CondecError as error:
@@ -66,27 +73,48 @@ def verify_run(folder: str | Path) -> Verification:
 
 
 def repair_run(run: Run, found: Verification) -> Iterator[Outcome]:
-    """Remove what is damaged, and carry out those links that made it; all else is kept."""
-    folder, ledger = run.folder, run.folder.ledger
-    files = {damage.file for damage in found.damages}
+    """Remove what is damaged, and carry out those links that made it; all else is kept.
+
+    A repair that was interrupted goes on: what it has removed is made.
+    """
+    folder, ledger, mark = run.folder, run.folder.ledger, run.folder.path / _REPAIR
+    files = {damage.file for damage in found.damages} - {folder.plan, mark}
     links = {"report"} if folder.report.parent.exists() else set()
+    stores = [s for s in _stores(folder) if any(file.is_relative_to(s) for file in files)]
+    damaged = [
+        entry
+        for entry in ledger.entries.values()
+        if any(folder.path / name in files for name in entry.outputs)
+    ]
+    links |= {"control" if path == folder.log_odds else "collect" for path in stores}
+    links |= {entry.link for entry in damaged} | _under_repair(folder)
+    links |= {_link_of(file.relative_to(folder.path)) for file in files}
+    # What is removed has no record any more: it must not pass for something that never was.
+    folder.write(mark, to_json(sorted(links)))
     with writing(f"{folder.path}: what is damaged cannot be removed"):
-        for path in _stores(folder):
-            if any(file.is_relative_to(path) for file in files):
-                links.add("control" if path == folder.log_odds else "collect")
-                _repair_store(path)
-        for entry in list(ledger.entries.values()):
-            if any(folder.path / name in files for name in entry.outputs):
-                links.add(entry.link)
-                ledger.forget(entry.task, users=False)
-        for file in files - {folder.plan}:
-            links.add(_link_of(file.relative_to(folder.path)))
-            if not any(file.is_relative_to(path) for path in _stores(folder)):
+        for path in stores:
+            _repair_store(path)
+        for entry in damaged:
+            ledger.forget(entry.task, users=False)
+        for file in files:
+            if not any(file.is_relative_to(path) for path in stores):
                 shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
     if links - set(link_names()) - {""}:  # What only the whole chain notes.
         yield from chain(run)
     else:
         yield from (function(link)(run) for link in link_names() if link in links)
+    mark.unlink()
+
+
+def _under_repair(folder: RunFolder) -> set[str]:
+    """Return the links whose results an interrupted repair has removed."""
+    mark = folder.path / _REPAIR
+    if not mark.exists():
+        return set()
+    try:
+        return set(map(str, json.loads(mark.read_bytes())))
+    except (OSError, ValueError, TypeError):
+        return {"run"}  # of which nothing is known: the whole chain
 
 
 def _stores(folder: RunFolder) -> list[Path]:
