@@ -222,7 +222,7 @@ def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("condec.run.links.collect", interrupted)
+    monkeypatch.setattr("condec.run.links.collect_planned", interrupted)
     result = condec_command("run", source / "run.toml", "-q")
     assert result.exit_code == 130
     assert "interrupted; the same command goes on where it stopped" in result.stderr
