@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from condec.network import run_model
+from condec.network import alone, run_model
 
 _HEAVY: Final = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -93,6 +93,7 @@ def watched(model: nn.Module, inputs: Tensor, answers: Calls | None = None) -> I
     """
     watch = _Watch(len(inputs), answers)
     with ExitStack() as stack:
+        stack.enter_context(alone(model))  # or a proof in another thread would put `forward` back
         for name, module in model.named_modules():
             if (_is_affine_kind(module) or not name) and "forward" not in module.__dict__:
                 module.__dict__["forward"] = watch.around(name, module)
