@@ -26,7 +26,7 @@ _RECENT: Final = 2 * 10**9
 _known: Final[dict[str, tuple[tuple[int, ...], str]]] = {}
 
 
-def digest_of(path: Path) -> str:
+def path_digest(path: Path) -> str:
     """Hash a file, or a folder with the names and the content of all its files (SHA-256).
 
     Empty where there is nothing. A file is read once a process, unless it changes.

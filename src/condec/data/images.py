@@ -28,9 +28,9 @@ IMAGE_SUFFIXES: Final = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"
 )  # fmt: skip
 _JUNK: Final = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__")
-# Files of more bytes than this are not all read for the fingerprint, but so many of them.
 _ORIENTATION: Final = 274  # tag of EXIF
 _LINE: Final = "line "  # no name of a column ends so
+# Files of more bytes than this are not all read for the fingerprint, but so many of them.
 WHOLE_BYTES: Final = 256 * 2**20
 N_OPENED: Final = 1_000
 

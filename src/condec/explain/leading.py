@@ -62,7 +62,7 @@ def held_out_value(modes: Modes) -> Float[Tensor, " mode"]:
     rows = modes.rows(split)
     if not bool((modes.store.labels[rows] >= 0).any()):
         return modes.loadings[rows].mean(0)
-    label = modes.correlation(split="train").nan_to_num(-1.0).argmax(1, keepdim=True)
+    label = _best_labels(modes)[:, None]
     found = modes.correlation(split=split).nan_to_num(-1.0).gather(1, label)[:, 0]
     return found if bool(found.any()) else modes.loadings[rows].mean(0)
 
@@ -102,7 +102,12 @@ def _labels(modes: Modes, rows: list[int]) -> list[int]:
     """Return the best label of modes by training rows; without labels, all have a common one."""
     if not bool((modes.store.labels >= 0).any()):
         return [-1] * len(rows)
-    return modes.correlation(split="train").nan_to_num(-1.0).argmax(1)[rows].tolist()
+    return _best_labels(modes)[rows].tolist()
+
+
+def _best_labels(modes: Modes) -> Int[Tensor, " mode"]:
+    """Return the label that fits each mode best on training rows."""
+    return modes.correlation(split="train").nan_to_num(-1.0).argmax(1)
 
 
 def _without_copies(modes: Modes, order: list[int], number: int | None) -> list[int]:

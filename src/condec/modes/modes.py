@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.checks import one_of
-from condec.basis.digests import digest_of, opened, sealed
+from condec.basis.digests import opened, path_digest, sealed
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
     folder_in_place,
@@ -235,7 +235,7 @@ class Modes:
             group.create_array(name, data=getattr(self, name).numpy(), dimension_names=axes)
         of = {"schema": _SCHEMA, "store": self.store.config_hash, "site": self.site.key}
         words = {name: getattr(self, name) for name in _WORDS}
-        content = {name: digest_of(path / name) for name in _AXES}
+        content = {name: path_digest(path / name) for name in _AXES}
         group.attrs.put(sealed({**of, **words, "sha256": content}))
 
     @staticmethod
@@ -293,7 +293,7 @@ def _check_content(path: Path, kept: dict[str, Any]) -> None:
     """Refuse arrays that are not those that were written, and another dictionary beside them."""
     with reading(path, "modes", _REMEDY):
         for name in _AXES:
-            if (found := digest_of(path / name)) != (expected := kept["sha256"][name]):
+            if (found := path_digest(path / name)) != (expected := kept["sha256"][name]):
                 raise StoreError(
                     f"{path}: {name} are damaged, or of other modes: expected SHA-256 {expected}, "
                     f"got {found or 'nothing'}. {_REMEDY}"

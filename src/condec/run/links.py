@@ -196,7 +196,7 @@ def report_link(run: Run) -> Outcome:
     _ = run.store  # There is one, of the plan's method and target.
     folder, entries = run.folder, run.folder.ledger.entries.values()
     others = [entry for entry in entries if entry.link != "report"]
-    learners = {name for site in run.store.sites for name in folder.learners(site.key)}
+    learners = {name.rpartition("/")[2] for name in folder.ledger.outputs(folder.all_modes)}
     left_out = any(name.startswith("fit") for name in run.left_out)
     if learners and run.plan.fit.name not in learners and not left_out:
         raise StoreError(

@@ -26,6 +26,7 @@ from condec.run import config
 from condec.run.plan import Plan
 from condec.store import RunFolder, SiteInfo, Store, Twin, fingerprint, is_twin, usable_device
 from condec.store.batches import BatchPlan
+from condec.store.collection import samples_of
 from condec.store.ledger import Entry
 
 
@@ -155,8 +156,7 @@ class Run:
     @property
     def batch_size(self) -> int:
         """Samples of a batch; of those by timing, about."""
-        size = self.plan.collect.batch_size
-        return 64 if size == "auto" else size
+        return samples_of(self.plan.collect.batch_size)
 
     @cached_property
     def store(self) -> Store:

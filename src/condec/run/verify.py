@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from condec.basis.errors import CondecError, StoreError
-from condec.basis.files import to_json, writing
+from condec.basis.files import remove_whatever, to_json, writing
 from condec.basis.records import Damage, short_repr
 from condec.run import config
 from condec.run.links import chain, function
@@ -98,7 +98,7 @@ def repair_run(run: Run, found: Verification) -> Iterator[Outcome]:
             ledger.forget(entry.task, users=False)
         for file in files:
             if not any(file.is_relative_to(path) for path in stores):
-                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+                remove_whatever(file)
     if links - set(link_names()) - {""}:  # What only the whole chain notes.
         yield from chain(run)
     else:

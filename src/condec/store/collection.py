@@ -89,7 +89,7 @@ def collect(
     """
     _check_options(batch_size, shard_size, on_bad)
     others = None if fit_on is None else as_inputs(fit_on)
-    wanted = (64 if batch_size == "auto" else batch_size) if prove else None
+    wanted = samples_of(batch_size) if prove else None
     plan = BatchPlan.make(
         model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted
     )
@@ -183,6 +183,11 @@ def _results(
             free.put(mine)
 
     yield from ahead(run, loaded, n_workers=len(devices))
+
+
+def samples_of(batch_size: int | Literal["auto"]) -> int:
+    """Return the samples of a batch; of those that timing will choose, about."""
+    return 64 if batch_size == "auto" else batch_size
 
 
 def whole_store(path: str | Path) -> Store | None:

@@ -67,6 +67,7 @@ class RunFolder:
         self.plan = path / "run.toml"
         self.store = path / "contributions.zarr"
         self.log_odds = path / "log_odds" / "contributions.zarr"
+        self.all_modes = path / "modes"
         self.labels = self.analysis("labels.json")
         self.superclasses = self.analysis("superclasses.json")
         self.left_out = self.analysis("left_out.json")
@@ -96,11 +97,11 @@ class RunFolder:
 
     def modes(self, site: str, learner: str) -> Path:
         """Return the folder of a site's dictionary and modes."""
-        return self.path / "modes" / file_name(site) / learner
+        return self.all_modes / file_name(site) / learner
 
     def learners(self, site: str) -> tuple[str, ...]:
         """List the learners whose modes of a site lie here, or should, sorted."""
-        start = self.path / "modes" / file_name(site)
+        start = self.all_modes / file_name(site)
         found = {one.name for one in start.glob("*") if (one / "modes.zarr").is_dir()}
         known = {PurePath(name).name for name in self.ledger.outputs(start)}
         return tuple(sorted(known | {name for name in found if not name.startswith(".")}))

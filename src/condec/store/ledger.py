@@ -6,19 +6,19 @@ files, and the results that it was made from, are those of its record.
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from condec.basis.digests import digest_of, joint_digest, opened, sealed
+from condec.basis.digests import joint_digest, opened, path_digest, sealed
 from condec.basis.errors import StoreError
 from condec.basis.files import (
     file_name,
     folder_in_place,
     reading,
     remove_partial,
+    remove_whatever,
     to_json,
     write_file,
     writing,
@@ -176,7 +176,7 @@ class Ledger:
         with reading(path, "a result of a run", self._remedy("")):
             if (path / "manifest").is_dir():
                 return joint_digest(path, [path / "zarr.json", path / "manifest"])
-            return digest_of(path)
+            return path_digest(path)
 
     def _add(self, entry: Entry) -> None:
         assert self._entries is not None
@@ -197,12 +197,9 @@ class Ledger:
             path = self.folder / name
             if not path.parent.resolve().is_relative_to(self.folder.resolve()):
                 raise StoreError(f"{path}: leads out of the run folder; remove that link")
-            if path.is_dir() and not path.is_symlink():
-                # Stores look after themselves, and take hours.
-                if not (path / "manifest").is_dir():
-                    shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            # Stores look after themselves, and take hours; a link to one is no store.
+            if path.is_symlink() or not (path / "manifest").is_dir():
+                remove_whatever(path)
 
     def _digests(self, paths: Iterable[Path]) -> dict[str, str]:
         return {name: self._input(name) for name in sorted(map(self._name, paths))}

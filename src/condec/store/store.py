@@ -151,7 +151,8 @@ class Store:
     def read_shard(self, index: int) -> dict[str, Any]:
         """Read all rows of a shard, valid or not, as `write_shard` takes them."""
         span = self.shard_rows(index)
-        rows = {name: self._read(name, slice(span.start, span.stop)) for name in self._root.places}
+        files, part = self._files(thorough=True), slice(span.start, span.stop)
+        rows = {name: self._read(files, name, part) for name in self._root.places}
         return {
             name: tuple(map(str, values)) if name == "inputs/id" else torch.from_numpy(values)
             for name, values in rows.items()
@@ -255,7 +256,7 @@ class Store:
         """Identities of the valid samples."""
         if self._ids is None:
             valid = self.valid.tolist()
-            ids = self._read("inputs/id")
+            ids = self._read(self._files(thorough=True), "inputs/id")
             self._ids = tuple(str(name) for name, good in zip(ids, valid, strict=True) if good)
             if len(set(self._ids)) < len(self._ids):
                 twice = self._ids[repeated(self._ids)[0]]
@@ -339,17 +340,16 @@ class Store:
         self._require_complete()
         return CheckedFiles(self.path, self._root, self._seals, thorough=thorough)
 
-    def _read(self, array: str, rows: slice = slice(None)) -> Any:
+    def _read(self, files: "CheckedFiles", array: str, rows: slice = slice(None)) -> Any:
         import zarr
 
-        files = self._files(thorough=True)
         with reading(self.path / array, "an array of a store", REPAIR):
             opened: Any = zarr.open_array(files, path=array, mode="r", zarr_format=3)
             return opened[rows]
 
     def _input(self, name: str) -> Tensor:
         if name not in self._inputs:
-            values = torch.from_numpy(self._read(f"inputs/{name}"))
+            values = torch.from_numpy(self._read(self._files(thorough=True), f"inputs/{name}"))
             if name == "label" and (top := int(values.max())) >= MOST_LABELS:
                 wrong = f"label {top}; expected labels below {MOST_LABELS:,}; collect again"
                 raise StoreError(f"{self.path}: {wrong}")
