@@ -169,8 +169,14 @@ def test_modes_beside_another_dictionary_are_refused(
     modes: Modes, dictionary: Dictionary, store: Store, tmp_path: Path
 ) -> None:
     modes.save(tmp_path)
+    assert Modes.load(tmp_path, store).encoder is None
     dictionary.save(tmp_path)
-    assert Modes.load(tmp_path, store).dictionary == dictionary.digest
+    again = Modes.load(tmp_path, store)
+    assert again.dictionary == dictionary.digest
+    assert again.encoder is not None
+    assert again.encoder.digest == dictionary.digest
+    assert modes.encoder is dictionary
+    assert "encoder" not in repr(again)
     m_dictionary(modes).save(tmp_path)
     with pytest.raises(StoreError, match="encoded by another dictionary than the one beside it"):
         Modes.load(tmp_path, store)

@@ -23,7 +23,7 @@ from condec.basis.files import (
 )
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
-from condec.dictionary import Dictionary
+from condec.dictionary import Dictionary, load_dictionary
 from condec.dictionary.base import saved_digest
 from condec.modes.labels import check_labels, label_correlation
 from condec.network import Site
@@ -84,6 +84,8 @@ class Modes:
         Tells several decompositions of one site apart.
     dictionary : str
         `Dictionary.digest` of the one that encoded them; empty where that is not known.
+    encoder : Dictionary, optional
+        That dictionary: that of `build`, or the one beside the modes that were loaded.
     """
 
     atoms: Atoms
@@ -97,6 +99,7 @@ class Modes:
     n_modes: int
     name: str = "modes"
     dictionary: str = field(default="", repr=False)
+    encoder: Dictionary | None = field(default=None, repr=False, compare=False)
     _correlations: dict[Split, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -133,7 +136,7 @@ class Modes:
             atoms=dictionary.atoms.detach().cpu()[alive], loadings=loadings[:, alive],
             ids=alive.nonzero().flatten(), held_out=_mask(held_out_rows, len(loadings)),
             store=store, site=info.site, sign=sign, quantity=quantity,
-            n_modes=dictionary.n_modes, name=name, dictionary=dictionary.digest,
+            n_modes=dictionary.n_modes, name=name, dictionary=dictionary.digest, encoder=dictionary,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -261,12 +264,14 @@ class Modes:
                 f"{path} is written in schema {schema}; this version of condec reads schema "
                 f"{_SCHEMA}, which holds digests. {_REMEDY}"
             )
-        _check_content(path, kept)
+        beside = _check_content(path, kept)
+        encoder = load_dictionary(path.parent) if beside and beside == kept["dictionary"] else None
         with reading(path, "modes", _REMEDY):
             group = zarr.open_group(path, mode="r")
             arrays: dict[str, Any] = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
         words = {name: kept[name] for name in _WORDS}
-        return Modes(**arrays, **words, store=store, site=store.info(kept["site"]).site)
+        site = store.info(kept["site"]).site
+        return Modes(**arrays, **words, store=store, site=site, encoder=encoder)
 
     def _correlate(self, labels: Tensor, split: Split) -> Tensor:
         return label_correlation(self.loadings, labels, self.rows(split))
@@ -289,8 +294,11 @@ def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:
     return mask
 
 
-def _check_content(path: Path, kept: dict[str, Any]) -> None:
-    """Refuse arrays that are not those that were written, and another dictionary beside them."""
+def _check_content(path: Path, kept: dict[str, Any]) -> str:
+    """Refuse arrays that are not those that were written, and another dictionary beside them.
+
+    Return the digest of the dictionary beside; empty where there is none.
+    """
     with reading(path, "modes", _REMEDY):
         for name in _AXES:
             if (found := path_digest(path / name)) != (expected := kept["sha256"][name]):
@@ -304,6 +312,7 @@ def _check_content(path: Path, kept: dict[str, Any]) -> None:
             f"{path}: encoded by another dictionary than the one beside it: expected "
             f"{kept['dictionary']}, got {beside}. {_REMEDY}"
         )
+    return beside
 
 
 def _refuse_others(folder: Path) -> None:
