@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import ratio, write
 
 from condec.attribution.targets import Logit
-from condec.explain import ModeMap, mode_map
+from condec.explanation import ModeMap, mode_map
 from condec.models import load_model
 
 UNITS = (3, 50, 200)

@@ -9,7 +9,7 @@ import pytest
 
 from condec.basis.npz import load_record
 from condec.effects import summarise
-from condec.explain import SiteMaps
+from condec.explanation import SiteMaps
 from condec.run import Run, chain, config
 from condec.store.statistics import compare_trends
 from condec.store.store import Store

@@ -1,7 +1,7 @@
 """Contribution decomposition: why a network gives an output, by what its hidden units do.
 
     model + inputs -> network -> attribution -> store -> dictionary -> modes
-    modes -> edits -> effects, explain -> report
+    modes -> edits -> effects, explanation -> report
 
 >>> import condec, torch
 >>> from condec.testing.models import small_resnet
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from condec.modes import Hierarchy, ModeMatch, Modes, membership
     from condec.edits import Ablate, Preserve, edited, unit_means
-    from condec.explain import ModeMap, mode_map
+    from condec.explanation import Explanation, ModeMap, explain, mode_map
     from condec.effects import auc_difference, control_curve
 
 __all__ = [
@@ -59,13 +59,13 @@ __all__ = [
     "ShuffledLabels", "collect_twin", "Dictionary", "FitReport", "KMeans", "NMF", "PCA",
     "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy", "membership", "ModeMatch",
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
-    "mode_map", "auc_difference", "control_curve", "SeveralInputs",
+    "mode_map", "auc_difference", "control_curve", "SeveralInputs", "Explanation", "explain",
 ]  # fmt: skip
 
 # Imported when first asked for, so that a command can be stopped before torch is there.
 _ROOMS = (
     "basis.errors", "network", "models", "data", "attribution.targets", "attribution", "store",
-    "dictionary", "modes", "edits", "explain", "effects",
+    "dictionary", "modes", "edits", "explanation", "effects",
 )  # fmt: skip
 
 if not TYPE_CHECKING:

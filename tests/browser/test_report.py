@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from condec.basis.npz import save_record
-from condec.explain import site_maps
+from condec.explanation import site_maps
 from condec.modes import Modes
 from condec.report import build_report
 from condec.store import RunFolder, Store

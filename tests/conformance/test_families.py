@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from condec import Ablate, IntegratedGradients, Logit, Site, contribute, edited, inspect_model
 from condec.basis.errors import CondecError
-from condec.explain import mode_map
+from condec.explanation import mode_map
 from condec.network import find_sites, presets_of, prove
 from families import FAMILIES, Family, scattered
 from plain_loop import Place, ablated, contributions, maps, split_by_sign, tensor_of

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condec.attribution.targets import Label, Logit, TopK
-from condec.explain import mode_map
+from condec.explanation import mode_map
 
 
 class Convolutional(nn.Module):

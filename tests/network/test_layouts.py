@@ -13,7 +13,7 @@ from condec.basis.errors import SiteError
 from condec.edits import Ablate, baked, edited
 from condec.effects import head_weights
 from condec.effects.passes import Passes
-from condec.explain import mode_map
+from condec.explanation import mode_map
 from condec.network import Site, inspect_model, settle_sites
 from condec.network.axes import followed
 from condec.store import collect

@@ -18,7 +18,7 @@ from condec.attribution import IntegratedGradients, targets
 from condec.basis import registry
 from condec.basis.errors import OptionError, StoreError
 from condec.dictionary import KMeans
-from condec.explain import leading_modes
+from condec.explanation import leading_modes
 from condec.modes.labels import Hierarchy
 from condec.modes.modes import Modes
 from condec.report import Page as OtherPage

@@ -21,7 +21,7 @@ from condec.basis.errors import CondecError, DataError, OptionError, StoreError
 from condec.basis.npz import load_record
 from condec.dictionary import Dictionary, KMeans, TrainConfig, load_dictionary, stability
 from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
-from condec.explain import SiteMaps
+from condec.explanation import SiteMaps
 from condec.modes.modes import Modes
 from condec.report.reading import read_run
 from condec.retina import Windows

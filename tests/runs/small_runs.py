@@ -25,7 +25,7 @@ from condec.dictionary import (
     stability,
 )  # fmt: skip
 from condec.effects import CurveOptions, compare, measure_curves
-from condec.explain import site_maps
+from condec.explanation import site_maps
 from condec.modes import Modes, membership
 from condec.network import Site
 from condec.store import RunFolder, Store, collect, layer_statistics

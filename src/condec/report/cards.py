@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from torch import Tensor, arange
 
-from condec.explain import copies, leading_modes, strongest_units
+from condec.explanation import copies, leading_modes, strongest_units
 from condec.report.reading import DictionaryPart, RunPart
 from condec.report.words import count
 

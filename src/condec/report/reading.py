@@ -20,7 +20,7 @@ from condec.basis.metrics import unit_length
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, load_dictionary
 from condec.effects import summarise
-from condec.explain import ALIKE, SiteMaps
+from condec.explanation import ALIKE, SiteMaps
 from condec.modes import Hierarchy, Modes, Split, label_name
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES

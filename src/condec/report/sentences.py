@@ -11,7 +11,7 @@ from condec.basis.errors import DataError
 from condec.dictionary import rival_words
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import ControlMatrix
-from condec.explain import ALIKE, LEAST_USERS, held_out_users
+from condec.explanation import ALIKE, LEAST_USERS, held_out_users
 from condec.modes import Hierarchy
 from condec.report.figures import rankings_in
 from condec.report.reading import DictionaryPart, RunPart

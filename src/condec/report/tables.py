@@ -13,7 +13,7 @@ from markupsafe import Markup
 from condec.dictionary import rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import LEADING, mean_over_labels
-from condec.explain import LEAST_USERS, held_out_users, held_out_value, strongest_units
+from condec.explanation import LEAST_USERS, held_out_users, held_out_value, strongest_units
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent, twin_words

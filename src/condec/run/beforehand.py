@@ -21,7 +21,7 @@ from condec.dictionary.fitting.rows import memory_of
 from condec.edits import Ablate
 from condec.effects import LOG_ODDS_NAMES
 from condec.effects.passes import Passes
-from condec.explain import mode_map
+from condec.explanation import mode_map
 from condec.network import Site
 from condec.run.plugins import brought
 from condec.run.run import Run

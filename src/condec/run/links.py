@@ -19,7 +19,7 @@ from condec.basis.npz import save_record
 from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, fit, forget_checkpoint
 from condec.dictionary.fitting.train import MANY_DEAD
-from condec.explain import site_maps
+from condec.explanation import site_maps
 from condec.modes import Modes
 from condec.network import Site
 from condec.run.beforehand import OF_MODES, check_run, control_reason

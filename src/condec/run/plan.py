@@ -199,7 +199,7 @@ class ControlPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapsPlan:
-    """Input-space maps, by `condec.explain.mode_map`; ``[maps]``."""
+    """Input-space maps, by `condec.explanation.mode_map`; ``[maps]``."""
 
     sites: tuple[str, ...] = ()
     n_modes: int = 12

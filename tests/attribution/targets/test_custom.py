@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from condec.attribution.contributions import contribute
 from condec.attribution.targets import Custom, Logit, TargetLike, as_target, target_from_dict
 from condec.basis.errors import ModelError, OptionError, StoreError
-from condec.explain import mode_map
+from condec.explanation import mode_map
 from condec.store import Store, collect
 from condec.testing.models import small_mlp, small_resnet
 

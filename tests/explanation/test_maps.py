@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from condec.attribution.targets import Label, Logit, Predicted
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError, StoreError
 from condec.basis.npz import load_record, save_record
-from condec.explain import SiteMaps, mode_map, site_maps
-from condec.explain.tangent import AffineTangents
+from condec.explanation import SiteMaps, mode_map, site_maps
+from condec.explanation.tangent import AffineTangents
 from condec.modes.modes import Modes
 from condec.network.sites import Site
 from condec.store.store import Store

@@ -13,8 +13,8 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError
 from condec.basis.records import short_repr
 from condec.data import Inputs
-from condec.explain.leading import descending, leading_modes, strongest_units
-from condec.explain.mode import mode_map
+from condec.explanation.leading import descending, leading_modes, strongest_units
+from condec.explanation.mode import mode_map
 from condec.modes import Modes
 from condec.network import refuse_training
 

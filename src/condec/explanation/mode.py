@@ -28,7 +28,7 @@ from condec.attribution.targets import Predicted, TargetLike, as_target
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.basis.records import short_repr
 from condec.data import as_batch
-from condec.explain.tangent import AffineTangents
+from condec.explanation.tangent import AffineTangents
 from condec.network import (
     Site,
     check_order,

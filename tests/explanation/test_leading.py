@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from condec.explain import (
+from condec.explanation import (
     ALIKE,
     LEAST_USERS,
     copies,

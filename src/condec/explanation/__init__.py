@@ -1,0 +1,28 @@
+"""Seeing one input: its output as a sum of modes, and where in the input each of them looks.
+
+`explain` divides contributions among modes (`shares`), `check` takes parts away again. `mode_map`
+maps units of one batch, `site_maps` the leading modes of a site, which `leading` chooses.
+Imports `modes` and what lies below.
+"""
+
+from condec.explanation.check import PartCheck
+from condec.explanation.leading import (
+    ALIKE,
+    LEAST_USERS,
+    copies,
+    held_out_users,
+    held_out_value,
+    leading_modes,
+    strongest_units,
+)
+from condec.explanation.mode import ModeMap, mode_map
+from condec.explanation.one_input import Explanation, explain
+from condec.explanation.parts import Part, SiteExplanation
+from condec.explanation.shares import Shares
+from condec.explanation.site import SiteMaps, site_maps
+
+__all__ = [
+    "ALIKE", "LEAST_USERS", "Explanation", "ModeMap", "Part", "PartCheck", "Shares",
+    "SiteExplanation", "SiteMaps", "copies", "explain", "held_out_users", "held_out_value",
+    "leading_modes", "mode_map", "site_maps", "strongest_units",
+]  # fmt: skip

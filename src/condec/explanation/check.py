@@ -1,0 +1,140 @@
+"""Checks of an explanation: take a part away from the network, and see what the target does.
+
+The part w of an activation h is taken away by h - w (h - h_0), with the activation h_0 at the
+baseline: contributions are of changes from there. Contributions follow a path on which everything
+moves together; so the change need not be the part's contribution, but the order should be the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from condec.attribution import Contributions
+from condec.attribution.base import Setup
+from condec.attribution.baselines import Baseline
+from condec.attribution.reduce import unit_numbers
+from condec.basis.errors import DataError
+from condec.basis.records import short_repr
+from condec.explanation.parts import Part, SiteExplanation
+from condec.network import Site, hold, record, run_model, split_at, unfold
+
+if TYPE_CHECKING:
+    import pandas
+
+_VERSIONS_AT_ONCE: Final = 8
+_MOST_OF_A_PART: Final = 0.8
+"""Share of a part's contributions, by size, that its units hold which are taken away whole."""
+
+
+@short_repr
+@dataclass(frozen=True, eq=False)
+class PartCheck:
+    """What the parts of an explanation say, beside what happens without them.
+
+    Attributes
+    ----------
+    frame : pandas.DataFrame
+        One row a part: site, part, ``said`` (its net contribution), ``part_removed`` (fall of the
+        target when its share of the activation goes back to the baseline), ``n_units`` (its
+        strongest units, which hold 80 % of its contributions) and ``units_removed`` (fall of the
+        target when those go back whole).
+    """
+
+    frame: "pandas.DataFrame"
+
+    @cached_property
+    def summary(self) -> "pandas.DataFrame":
+        """How well falls follow what was said, a row a site and way of removing.
+
+        Columns: site, removed, rank_correlation (Spearman; NaN of fewer than three parts), slope
+        (of the line through zero, least squares).
+        """
+        import pandas
+        from scipy.stats import spearmanr
+
+        rows = []
+        for site, of_site in self.frame.groupby("site", sort=False):
+            said = of_site["said"].to_numpy()
+            for way in ("part", "units"):
+                fell = of_site[f"{way}_removed"].to_numpy()
+                varies = len(said) > 2 and said.std() > 0 and fell.std() > 0
+                rank = float(spearmanr(said, fell).statistic) if varies else float("nan")
+                size = float(said @ said)
+                rows.append((site, way, rank, float(said @ fell) / size if size else float("nan")))
+        return pandas.DataFrame(rows, columns=["site", "removed", "rank_correlation", "slope"])
+
+
+def check(
+    batch: Contributions, by_site: Sequence[SiteExplanation], baseline: Baseline | None
+) -> PartCheck:
+    """Take away every part that is one mode, at each site; see `PartCheck`.
+
+    Raises
+    ------
+    DataError
+        The contributions were not made by `condec.contribute`.
+    ModelError
+        The network cannot be run from a site on.
+    """
+    import pandas
+
+    setup = batch.setup
+    if setup is None:
+        raise DataError("check: these contributions do not say what they were made from")
+    before = _at_baseline(setup, [at.site for at in by_site], baseline)
+    frozen = setup.target.freeze(batch.output, setup.labels)
+    rows = []
+    for at in by_site:
+        parts = at.modes
+        if not parts:
+            continue
+        after = split_at(setup.model, setup.inputs, at.site)
+        start = before.get(at.site.key, torch.zeros_like(after.activation))
+        units = [_units_of(part, at) for part in parts]
+        masks = torch.stack([part.weights for part in parts] + [mask for _, mask in units])
+        changed = torch.lerp(after.activation, start, masks.to(after.activation))
+        fell = []
+        for several in changed.split(_VERSIONS_AT_ONCE):
+            with torch.no_grad():
+                output = after.run(several)
+            kept = None if frozen is None else frozen.expand(len(output), *frozen.shape[1:])
+            fell += (batch.target - setup.target.value(output, kept)).tolist()
+        for part, (n_units, _), alone, whole in zip(
+            parts, units, fell[: len(parts)], fell[len(parts) :], strict=True
+        ):
+            rows.append((at.site.key, part.name, part.net, alone, n_units, whole))
+    names = ["site", "part", "said", "part_removed", "n_units", "units_removed"]
+    return PartCheck(pandas.DataFrame(rows, columns=names))
+
+
+def _at_baseline(
+    setup: Setup, sites: Sequence[Site], baseline: Baseline | None
+) -> dict[str, Tensor]:
+    """Return the activations at the baseline, the mean over its draws; none without one."""
+    found: dict[str, Tensor] = {}
+    n_draws = 0 if baseline is None else baseline.n_draws
+    for draw in range(n_draws):
+        start = baseline.make(setup.inputs, draw).expand_as(setup.inputs)
+        with record(setup.model, sites) as tape, torch.no_grad():
+            run_model(setup.model, hold(setup.model, setup.inputs, start))
+        for key, h in tape.records.items():
+            h = unfold(h, len(h) // len(setup.inputs)) / n_draws
+            found[key] = found[key] + h if draw else h
+    return found
+
+
+def _units_of(part: Part, at: SiteExplanation) -> tuple[int, Tensor]:
+    """Count a part's strongest units, and return the mask of their entries."""
+    numbers = unit_numbers(at.units, (1, *at.contribution.shape)).cpu()
+    counted = numbers >= 0
+    sizes = torch.zeros(int(numbers.max()) + 1, dtype=torch.float64)
+    sizes.index_add_(0, numbers[counted], (part.weights * at.contribution).abs()[counted])
+    order = sizes.argsort(descending=True)
+    n_units = 1 + int((sizes[order].cumsum(0) < _MOST_OF_A_PART * sizes.sum()).sum())
+    chosen = torch.zeros(len(sizes), dtype=torch.float64)
+    chosen[order[:n_units]] = 1
+    return n_units, chosen[numbers.clamp(min=0)] * counted

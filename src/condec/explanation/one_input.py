@@ -1,0 +1,259 @@
+"""Explanations: the output for one input, as a sum of what modes add and take.
+
+    T(x) - T(x_0) = sum over modes (adds + takes) + what is left over + what the quadrature misses
+
+at a site that cuts the network. Elsewhere the sum of the site's contributions stands on the left,
+for what goes past the site is not seen there.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import nan
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from condec.attribution import Contributions, Method, contribute, method_from_dict
+from condec.attribution.targets import TargetLike, target_from_dict
+from condec.basis.checks import at_least
+from condec.basis.errors import DataError, OptionError
+from condec.basis.records import short_repr
+from condec.explanation.check import PartCheck, check
+from condec.explanation.parts import SiteExplanation, divided
+from condec.modes import Modes
+from condec.network import Site, find_site
+from condec.store.batches import fingerprint
+
+if TYPE_CHECKING:
+    import numpy
+    import pandas
+
+_COLUMNS: Final = [
+    "site", "cut", "part", "dictionary", "mode", "loading", "adds", "takes", "net", "share",
+]  # fmt: skip
+_STILL: Final = 1e-6
+"""A target that changes by less, beside the sum of all contributions' sizes, does not change."""
+
+
+@short_repr
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why a network gave an output: its change as a sum of modes, at every site. See `explain`.
+
+    Attributes
+    ----------
+    target, target_baseline : float
+        The target at the input and at the baseline (NaN for methods without one).
+    prediction : int
+        Predicted class; -1 where the output is not a matrix of classes.
+    by_site : tuple of SiteExplanation
+        In execution order.
+    batch : Contributions
+        What is explained, as a batch of one.
+    method : Method
+    """
+
+    target: float
+    target_baseline: float
+    prediction: int
+    by_site: tuple[SiteExplanation, ...]
+    batch: Contributions = field(repr=False)
+    method: Method
+
+    @property
+    def change(self) -> float:
+        """Change of the target from the baseline to the input."""
+        return self.target - self.target_baseline
+
+    def __getitem__(self, site: Site | str) -> SiteExplanation:
+        """Return what is known at one site."""
+        units = [one.units for one in self.by_site]
+        sites = [one.site for one in self.by_site]
+        return self.by_site[sites.index(find_site(sites, site, units))]
+
+    def check(self) -> PartCheck:
+        """Remove every part that is shown, and compare what happens, see `PartCheck`."""
+        return check(self.batch, self.by_site, getattr(self.method, "baseline", None))
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """List all parts: one row a part of a site, whose ``net`` add up to the change.
+
+        Columns: site, cut, part, dictionary, mode, loading, adds, takes, net, share. ``share`` is
+        net over the change of the target (at a site that does not cut the network: over the sum of
+        its contributions); NaN where that is zero.
+        """
+        import pandas
+
+        rows = []
+        for at in self.by_site:
+            whole = self.change if at.cut else float(at.contribution.sum())
+            whole = whole if abs(whole) > _STILL * float(at.contribution.abs().sum()) else nan
+            for part in at.parts:
+                kind = "" if part.modes is None else part.modes.name
+                values = (part.loading, part.adds, part.takes, part.net, part.net / whole)
+                rows.append((at.site.key, at.cut, part.name, kind, part.id, *values))
+            if at.misses == at.misses:
+                missed = (nan, max(at.misses, 0.0), min(at.misses, 0.0), at.misses)
+                name = "quadrature"
+                rows.append((at.site.key, at.cut, name, "", -1, *missed, at.misses / whole))
+        names = [
+            "site",
+            "cut",
+            "part",
+            "dictionary",
+            "mode",
+            "loading",
+            "adds",
+            "takes",
+            "net",
+            "share",
+        ]
+        return pandas.DataFrame(rows, columns=names)
+
+
+def explain(
+    model: nn.Module, input: "Tensor | numpy.ndarray",  # noqa: A002  # the word of the contract
+    modes: Modes | Iterable[Modes], *,
+    method: Method | None = None, target: TargetLike | None = None, label: int | None = None,
+    n_modes: int = 8, prove: bool = True,
+) -> Explanation:  # fmt: skip
+    r"""Explain one output as a sum of modes.
+
+    At every site of the modes, the contributions of the input are divided among them by
+    responsibility: mode m answers for :math:`z_m D_{mu} / \sum_{m'} z_{m'} D_{m'u}` of what unit u
+    contributes (see `condec.explanation.shares` for atoms of both signs).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode; it is not changed.
+    input : Tensor or array of shape [1, ...]
+        One input, preprocessed for the model, as a batch of one.
+    modes : Modes, or several of them
+        Of one site or several; of one site several, where they describe different signs.
+    method : Method, optional
+    target : Target, or function from the output to Tensor[sample], optional
+        By default both as in the store of the modes.
+    label : int, optional
+        For targets that need it.
+    n_modes : int
+        At most so many modes of a site are shown by themselves.
+    prove : bool
+        As in `contribute`.
+
+    Raises
+    ------
+    DataError
+        Several inputs, no modes, modes of another width or without their dictionary, or the input
+        is not one of the model's.
+    OptionError
+        The stores of the modes have different methods or targets and none is given, or two
+        dictionaries of a site describe the same contributions.
+    ModelError, SiteError
+        As `contribute`; the model has no such site.
+
+    Warns
+    -----
+    UserWarning
+        The modes come from another model; the target does not change from the baseline to the
+        input; no mode is used.
+
+    Examples
+    --------
+    >>> import condec
+    >>> from condec.testing.models import small_resnet
+    >>> model, images = small_resnet(), torch.rand(20, 1, 8, 8)
+    >>> store = condec.collect(model, images, "block2", out=tmp / "store", progress=False)
+    >>> fitted = condec.fit(condec.NMF(n_modes=3), store.matrix("block2"))
+    >>> modes = condec.Modes.build(fitted.dictionary, store, "block2")
+    >>> found = condec.explain(model, images[:1], modes)
+    >>> abs(found.to_frame()["net"].sum() - found.change) < 1e-4
+    True
+    """
+    given = (modes,) if isinstance(modes, Modes) else tuple(modes)
+    at_least("explain", 1, n_modes=n_modes)
+    _check(given)
+    method = method or method_from_dict(_shared(given, "method"))
+    target = target or target_from_dict(_shared(given, "target"))
+    x = _one(input)
+    _warn_of_another(model, given)
+    labels = None if label is None else torch.tensor([label])
+    sites = list(dict.fromkeys(one.site for one in given))
+    batch = contribute(model, x, sites, method=method, target=target, labels=labels, prove=prove)
+    values = (batch.target, batch.target_baseline, batch.prediction)
+    after, before, prediction = (value[0].item() for value in values)
+    by_site = tuple(
+        divided(part, [one for one in given if one.site == part.site], after - before, n_modes)
+        for part in batch.by_site
+    )
+    _warn_of_nothing(by_site, after - before)
+    return Explanation(after, before, int(prediction), by_site, batch, method)
+
+
+def _check(given: tuple[Modes, ...]) -> None:
+    if not given:
+        raise DataError("explain: no modes are given; fit a dictionary and make some, Modes.build")
+    described: dict[tuple[str, str], Modes] = {}
+    for one in given:
+        signs = ("positive", "negative") if one.sign in ("sum", "concat") else (one.sign,)
+        for sign in signs:
+            if (other := described.setdefault((one.site.key, sign), one)) is not one:
+                raise OptionError(
+                    f"explain: {one.site.key}: {other.name!r} and {one.name!r} both describe "
+                    f"{sign} contributions, which would count twice; give one of them, or one of "
+                    "each sign"
+                )
+
+
+def _shared(given: tuple[Modes, ...], what: str) -> Mapping[str, object]:
+    """Return the method or target that all stores have."""
+    found: list[Mapping[str, object]] = [one.store.recipe[what] for one in given]
+    if any(one != found[0] for one in found):
+        raise OptionError(
+            f"explain: the modes come from stores of different {what}s; say which is meant: "
+            f"{what}=..."
+        )
+    return found[0]
+
+
+def _one(given: "Tensor | numpy.ndarray") -> Tensor:
+    x = torch.as_tensor(given)
+    if x.ndim < 2 or len(x) != 1:
+        raise DataError(
+            "explain: expected one input as a batch of one, shape [1, ...]; got shape "
+            f"{tuple(x.shape)}. Give images[:1], or image[None]"
+        )
+    return x
+
+
+def _warn_of_another(model: nn.Module, given: tuple[Modes, ...]) -> None:
+    own = fingerprint(model)
+    if others := {one.store.recipe["model"] for one in given} - {own}:
+        warnings.warn(
+            f"explain: the modes come from another model ({sorted(others)[0]}) than the one that "
+            f"is explained ({own}): they may mean something else there",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_nothing(by_site: tuple[SiteExplanation, ...], change: float) -> None:
+    for at in by_site:
+        if not at.modes:
+            warnings.warn(
+                f"explain: {at.site.key}: no mode answers for anything at this input, all is left "
+                "over",
+                UserWarning,
+                stacklevel=3,
+            )
+    size = max(float(at.contribution.abs().sum()) for at in by_site)
+    if abs(change) <= _STILL * size:  # not so for NaN, of methods without a baseline
+        warnings.warn(
+            f"explain: the target changes by {change:.3g} from the baseline to the input, while "
+            f"contributions have sizes that add up to {size:.3g}: shares of that change are "
+            "undefined, sums are not",
+            UserWarning,
+            stacklevel=3,
+        )

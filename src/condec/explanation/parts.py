@@ -1,0 +1,141 @@
+"""Parts of a site's contributions to one output: of single modes, of all others, and left over."""
+
+from dataclasses import dataclass, field
+from math import nan
+
+import torch
+from torch import Tensor
+
+from condec.attribution.contributions import SiteContributions
+from condec.basis.errors import OptionError
+from condec.basis.records import short_repr
+from condec.explanation.shares import Shares
+from condec.modes import Modes
+from condec.network import FoldedUnits, Site, Units
+
+
+@short_repr
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a site's contributions: of a mode, of all other modes, or left over by them.
+
+    Attributes
+    ----------
+    name : str
+        ``"mode 12"``, ``"other modes"`` or ``"left over"``; with the name of the dictionary where
+        a site has several.
+    modes : Modes, or None
+    id : int
+        Number of the mode in its dictionary; -1 where it is not one mode.
+    loading : float
+        NaN where it is not one mode.
+    adds, takes : float
+        Its positive and its negative contributions; unit: that of the target.
+    weights : Tensor of shape [*entry]
+        Its share of every entry of the activation, from 0 to 1.
+    places : Tensor of shape [*place]
+        The place map: its contribution at every position, summed over channels or features. Its
+        sum is ``net``.
+    """
+
+    name: str
+    modes: Modes | None
+    id: int
+    loading: float
+    adds: float
+    takes: float
+    weights: Tensor = field(repr=False)
+    places: Tensor
+
+    @property
+    def net(self) -> float:
+        """What it adds less what it takes."""
+        return self.adds + self.takes
+
+
+@short_repr
+@dataclass(frozen=True, eq=False)
+class SiteExplanation:
+    """The contributions of one site to one output, divided among modes.
+
+    Attributes
+    ----------
+    site, units, cut
+        As in `SiteContributions`.
+    contribution, activation : Tensor of shape [*entry]
+        Those of the input, in full shape.
+    shares : tuple of Shares
+        One for each dictionary.
+    parts : tuple of Part
+        The strongest modes (by the larger of what they add and take), all others as one, and what
+        is left over; together the whole.
+    misses : float
+        What the quadrature misses: change of the target less sum of contributions. NaN at a site
+        that does not cut the network, and for methods without a baseline.
+    """
+
+    site: Site
+    units: Units
+    cut: bool
+    contribution: Tensor
+    activation: Tensor
+    shares: tuple[Shares, ...]
+    parts: tuple[Part, ...]
+    misses: float
+
+    @property
+    def modes(self) -> tuple[Part, ...]:
+        """The parts that are one mode each."""
+        return tuple(part for part in self.parts if part.id >= 0)
+
+    def part(self, name: str) -> Part:
+        """Return a part by its name, or that of a mode by its number; OptionError without it."""
+        for part in self.parts:
+            if name in (part.name, str(part.id)):
+                return part
+        there = ", ".join(part.name for part in self.parts)
+        raise OptionError(f"{self.site.key}: there is no part {name!r}; there are {there}")
+
+
+def divided(
+    part: SiteContributions, given: list[Modes], change: float, n_modes: int
+) -> SiteExplanation:
+    """Divide the contributions of one site among the modes of its dictionaries."""
+    shares = tuple(Shares.of(one, part) for one in given)
+    contribution = part.contribution[0].double().cpu()
+    sizes = torch.cat([torch.maximum(s.adds, -s.takes) for s in shares])
+    owner = [(which, mode) for which, s in enumerate(shares) for mode in range(len(s.adds))]
+    shown = [owner[at] for at in sizes.argsort(descending=True, stable=True) if sizes[at] > 0]
+    rest = torch.ones_like(contribution) - torch.stack([s.covered for s in shares]).sum(0)
+    parts, others = [], 1 - rest
+    for which, mode in shown[:n_modes]:
+        share = shares[which]
+        name = f"mode {mode}" + (f" ({share.modes.name})" if len(shares) > 1 else "")
+        loading = float(share.loadings[:, mode].sum())
+        weights = share.weights([mode])[0]
+        parts.append(_part(name, share.modes, mode, loading, weights, contribution, part.units))
+        others = others - weights
+    if len(shown) > n_modes:
+        weights = others.clamp(min=0)
+        parts.append(_part("other modes", None, -1, nan, weights, contribution, part.units))
+    parts.append(_part("left over", None, -1, nan, rest.clamp(min=0), contribution, part.units))
+    misses = change - float(contribution.sum()) if part.cut else nan
+    return SiteExplanation(
+        part.site, part.units, part.cut, contribution, part.activation[0].cpu(), shares,
+        tuple(parts), misses,
+    )  # fmt: skip
+
+
+def _part(
+    name: str, modes: Modes | None, mode: int, loading: float, weights: Tensor,
+    contribution: Tensor, units: Units,
+) -> Part:  # fmt: skip
+    own = weights * contribution
+    adds, takes = float(own.clamp(min=0).sum()), float(own.clamp(max=0).sum())
+    return Part(name, modes, mode, loading, adds, takes, weights, over_places(own, units))
+
+
+def over_places(values: Tensor, units: Units) -> Tensor:
+    """Sum values [*entry] of one input over what is at one position: channels, or features."""
+    first = 1 if isinstance(units, FoldedUnits) else 0
+    return values.sum(first if units.layout in ("channels", "positions") else -1)

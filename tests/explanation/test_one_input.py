@@ -1,0 +1,128 @@
+"""Explanations: parts of modes that add up to the output."""
+
+import pytest
+import torch
+from torch import nn
+
+import condec
+from condec.testing.models import small_resnet
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_resnet().double()
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(30, 1, 8, 8, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def store(model, images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("explain") / "store"
+    return condec.collect(
+        model, images, "block*", out=out, target=condec.Predicted(), progress=False
+    )
+
+
+def modes_of(store, site, sign, learner=None, quantity="contribution", name="modes"):
+    matrix = store.matrix(site, quantity, sign)
+    quick = condec.TrainConfig(epochs=5)
+    fitted = condec.fit(learner or condec.PCA(n_modes=3), matrix, config=quick)
+    return condec.Modes.build(fitted.dictionary, store, site, sign, quantity=quantity, name=name)
+
+
+CASES = {
+    "positive": ("positive", condec.PCA(n_modes=3)),
+    "negative": ("negative", condec.PCA(n_modes=2)),
+    "sum": ("sum", condec.PCA(n_modes=3)),
+    "concat": ("concat", condec.PCA(n_modes=3)),
+    "sae": ("positive", condec.ThresholdSAE(n_modes=6)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parts_add_up_to_the_change_of_the_target(model, images, store, case):
+    sign, learner = CASES[case]
+    modes = [modes_of(store, site, sign, learner) for site in ("block1", "block2")]
+    found = condec.explain(model, images[:1], modes, n_modes=2)
+    frame = found.to_frame()
+    for at in found.by_site:
+        rows = frame[frame["site"] == at.site.key]
+        assert rows["net"].sum() == pytest.approx(found.change, abs=1e-10)
+        assert rows["share"].sum() == pytest.approx(1, abs=1e-9)
+        assert sum(part.net for part in at.parts) == pytest.approx(float(at.contribution.sum()))
+        torch.testing.assert_close(
+            torch.stack([p.weights for p in at.parts]).sum(0), torch.ones_like(at.contribution)
+        )
+        for part in at.parts:
+            assert float(part.places.sum()) == pytest.approx(part.net, abs=1e-12)
+            assert part.adds >= 0 >= part.takes
+            assert 0 <= float(part.weights.min()) <= float(part.weights.max()) <= 1 + 1e-12
+
+
+def test_two_dictionaries_of_one_sign_each_stand_beside_each_other(model, images, store):
+    up, down = (modes_of(store, "block2", sign, name=sign) for sign in ("positive", "negative"))
+    at = condec.explain(model, images[:1], [up, down]).by_site[0]
+    assert {part.modes.name for part in at.modes} == {"positive", "negative"}
+    assert all(part.takes == 0 for part in at.modes if part.modes is up)
+    assert all(part.adds == 0 for part in at.modes if part.modes is down)
+    assert all(part.name.endswith(f"({part.modes.name})") for part in at.modes)
+
+
+def test_what_a_dictionary_does_not_describe_is_left_over(model, images, store):
+    at = condec.explain(model, images[:1], modes_of(store, "block2", "positive")).by_site[0]
+    negative = float(at.contribution.clamp(max=0).sum())
+    assert at.part("left over").takes == pytest.approx(negative)
+    assert sum(part.takes for part in at.modes) == 0
+
+
+def test_shares_of_all_modes_are_the_sums_of_their_weights(model, images, store):
+    at = condec.explain(model, images[:1], modes_of(store, "block1", "sum", condec.PCA(3))).by_site[
+        0
+    ]
+    (shares,) = at.shares
+    own = shares.weights([0, 1, 2]) * at.contribution
+    torch.testing.assert_close(shares.adds, own.clamp(min=0).flatten(1).sum(1))
+    torch.testing.assert_close(shares.takes, own.clamp(max=0).flatten(1).sum(1))
+
+
+def test_parts_are_taken_away_and_the_target_falls(model, images, store):
+    modes = [modes_of(store, site, "positive") for site in ("block1", "block2")]
+    checked = condec.explain(model, images[:1], modes).check()
+    assert list(dict.fromkeys(checked.frame["site"])) == ["block1", "block2"]
+    assert list(checked.summary["removed"]) == ["part", "units"] * 2
+
+
+def test_without_a_part_a_linear_networks_target_falls_by_its_contribution(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)).double().eval()
+    x, target = torch.rand(25, 5, dtype=torch.float64), condec.Logit(1)
+    store = condec.collect(model, x, "0", out=tmp_path / "store", target=target, progress=False)
+    modes = modes_of(store, "0", "sum", condec.PCA(3))
+    frame = condec.explain(model, x[:1], modes).check().frame
+    torch.testing.assert_close(
+        torch.tensor(frame["said"].to_numpy()), torch.tensor(frame["part_removed"].to_numpy())
+    )
+
+
+def test_bad_inputs_are_refused(model, images, store):
+    modes = modes_of(store, "block2", "positive")
+    with pytest.raises(condec.DataError, match=r"batch of one.*\(2, 1, 8, 8\)"):
+        condec.explain(model, images[:2], modes)
+    with pytest.raises(condec.DataError, match="no modes are given"):
+        condec.explain(model, images[:1], [])
+    with pytest.raises(condec.OptionError, match="both describe positive contributions"):
+        condec.explain(model, images[:1], [modes, modes_of(store, "block2", "sum", condec.PCA(2))])
+    with pytest.raises(condec.OptionError, match="n_modes must be at least 1"):
+        condec.explain(model, images[:1], modes, n_modes=0)
+    with pytest.warns(UserWarning, match="from another model"):
+        condec.explain(small_resnet(), images[:1].float(), modes)
+    with (
+        pytest.warns(UserWarning, match="does not change"),
+        pytest.warns(UserWarning, match="no mode answers for anything"),
+        pytest.warns(UserWarning, match="exactly zero"),
+    ):
+        condec.explain(model, torch.zeros_like(images[:1]), modes)
