@@ -98,7 +98,7 @@ def check(
         masks = torch.stack([part.weights for part in parts] + [mask for _, mask in units])
         changed = torch.lerp(after.activation, start, masks.to(after.activation))
         fell = []
-        for several in changed.split(_VERSIONS_AT_ONCE):
+        for several in torch.split(changed, _VERSIONS_AT_ONCE):
             with torch.no_grad():
                 output = after.run(several)
             kept = None if frozen is None else frozen.expand(len(output), *frozen.shape[1:])
@@ -116,7 +116,9 @@ def _at_baseline(
 ) -> dict[str, Tensor]:
     """Return the activations at the baseline, the mean over its draws; none without one."""
     found: dict[str, Tensor] = {}
-    n_draws = 0 if baseline is None else baseline.n_draws
+    if baseline is None:
+        return found
+    n_draws = baseline.n_draws
     for draw in range(n_draws):
         start = baseline.make(setup.inputs, draw).expand_as(setup.inputs)
         with record(setup.model, sites) as tape, torch.no_grad():

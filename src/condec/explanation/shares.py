@@ -87,7 +87,7 @@ class Shares:
         numbers = unit_numbers(part.units, values.shape).cpu()
         return Shares(
             modes, loadings.double(),
-            dictionary.atoms.double().cpu().unflatten(1, (n_halves, -1)).movedim(1, 0),
+            dictionary.atoms.double().cpu().view(dictionary.n_modes, n_halves, -1).movedim(1, 0),
             dictionary.offset.double().cpu().view(n_halves, 1, -1),
             rows[:, None], torch.stack(masks), numbers, part.contribution[0].double().cpu(),
         )  # fmt: skip
@@ -128,7 +128,7 @@ class Shares:
 
     def _answers(self) -> Iterator[Tensor]:
         """Yield what modes say of every unit, some at a time: [half, mode, place, unit]."""
-        for modes in torch.arange(self.loadings.shape[1]).split(_MODES_AT_ONCE):
+        for modes in torch.split(torch.arange(self.loadings.shape[1]), _MODES_AT_ONCE):
             yield self._answer(modes)
 
     def _answer(self, modes: Tensor) -> Tensor:
