@@ -273,7 +273,7 @@ def counts(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Class correlation of all learners at the three sites."""
-    from condec.report.figures.style import (
+    from condec.figures.style import (
         ACTIVATION,
         CONTRIBUTION,
         list_names,

@@ -49,7 +49,7 @@ def fresh(n_samples: int, steps: int) -> dict[str, float]:
 
 
 def draw(samples: dict[int, dict[str, float]], steps: dict[int, dict[str, float]]) -> None:
-    from condec.report.figures.style import panels, save_figure, styled
+    from condec.figures.style import panels, save_figure, styled
 
     with styled():
         figure, axes = panels(3, height=2.6, width=3.0)

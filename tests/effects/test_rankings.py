@@ -28,9 +28,9 @@ from condec.effects import (
     standard_rankings,
 )
 from condec.effects.standard import check_rankings, ranked_units
+from condec.figures import style
 from condec.modes.modes import Modes
 from condec.network.sites import Site
-from condec.report.figures import style
 from condec.store.collection import collect
 from condec.testing.models import small_resnet
 

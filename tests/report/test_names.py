@@ -15,10 +15,10 @@ from condec.attribution import ActGrad
 from condec.basis.files import file_name
 from condec.data import as_inputs
 from condec.dictionary import KMeans
+from condec.figures.style import literal, short
 from condec.network import Site
 from condec.report import build_report, figures
 from condec.report.build import _clean
-from condec.report.figures.style import literal, short
 from condec.store import RunFolder, Store, collect, layer_statistics
 from small_runs import add_modes, record
 

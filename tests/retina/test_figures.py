@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from condec.basis.errors import DataError
-from condec.report.figures.style import NEGATIVE, described
+from condec.figures.style import NEGATIVE, described
 from condec.retina import RankOne, Responses, figures
 
 

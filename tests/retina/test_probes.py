@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from condec.basis.errors import DataError, OptionError
-from condec.report.figures.style import POSITIVE
+from condec.figures.style import POSITIVE
 from condec.retina import PROBES, Recording, probe, standard_probes
 from condec.retina import figures as retina_figures
 from condec.retina.responses import Responses

@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 
 from condec.effects import MatrixQuantity
+from condec.figures.style import described
 from condec.modes import label_correlation
 from condec.report import figures
-from condec.report.figures.style import described
 from condec.report.reading import DictionaryPart, RunPart, SitePart
 from condec.report.sentences import matrices
 from condec.report.words import fixed, twin_words

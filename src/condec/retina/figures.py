@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.report.figures import style
-from condec.report.figures.style import chart, draw_matrix, list_names, not_empty, styled, title
+from condec.figures import style
+from condec.figures.style import chart, draw_matrix, list_names, not_empty, styled, title
 from condec.retina.fields import RankOne
 from condec.retina.responses import Responses
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from condec.effects import mean_over_labels
-from condec.report.figures import style
-from condec.report.figures.style import chart, list_names, name_lines, not_empty, rankings_in
+from condec.figures import style
+from condec.figures.style import chart, list_names, name_lines, not_empty, rankings_in
 
 _FEW: Final = 4
 """With more rankings, bars become dots, and most bands are left out."""

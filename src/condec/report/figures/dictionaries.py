@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.report.figures import style
-from condec.report.figures.style import chart, draw_matrix, in_percent, list_names, literal
+from condec.figures import style
+from condec.figures.style import chart, draw_matrix, in_percent, list_names, literal
 
 _BINS: Final = tuple(-5.0 + 0.5 * step for step in range(11))
 """Edges, in powers of ten: from 1 row of 100,000 to every row."""

@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from condec.basis.errors import DataError
 from condec.dictionary import over_seeds, pareto_front
-from condec.report.figures import style
-from condec.report.figures.style import MUTED, not_empty, styled, title
+from condec.figures import style
+from condec.figures.style import MUTED, not_empty, styled, title
 
 _COLOURS: Final = (
     style.CONTRIBUTION, style.POSITIVE, style.GREEN, style.ACTIVATION, style.NEGATIVE,

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from condec.basis.checks import one_of
 from condec.effects.matrix import ControlMatrix, MatrixQuantity
 from condec.effects.superclass import SuperclassControl, SuperclassQuantity
+from condec.figures import style
+from condec.figures.style import MUTED, chart, draw_matrix, name_cells, panels, styled, title
 from condec.modes import Hierarchy
-from condec.report.figures import style
-from condec.report.figures.style import MUTED, chart, draw_matrix, name_cells, panels, styled, title
 
 _MOST_NAMES: Final = 120
 """Labels of a matrix that are named; above it only groups are."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from condec.basis.checks import one_of
 from condec.basis.errors import DataError
-from condec.report.figures import style
-from condec.report.figures.style import ACTIVATION, CONTRIBUTION, chart
+from condec.figures import style
+from condec.figures.style import ACTIVATION, CONTRIBUTION, chart
 from condec.store import STATISTICS
 
 _QUANTITIES: Final = {one.name: one for one in STATISTICS}

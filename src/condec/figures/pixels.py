@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.report.figures.style import NEGATIVE, POSITIVE, literal, styled
+from condec.figures.style import NEGATIVE, POSITIVE, literal, styled
 
 SIGNED_UP_TO: Final = 16
 """Pixels a side up to which the sign of a map can be read at every pixel."""
