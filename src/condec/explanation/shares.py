@@ -108,6 +108,16 @@ class Shares:
         answered = torch.stack([answer.sum(1) for answer in self._answers()]).sum(0)
         return answered + self._with_the_row(self.offset)
 
+    @property
+    def given_back(self) -> float:
+        """Share of the row's sum of squares that loadings times atoms, and offset, give back.
+
+        Responsibilities divide the whole row, also what the dictionary misses or overstates.
+        """
+        said = torch.einsum("pm,hmu->hpu", self.loadings, self.atoms) + self.offset
+        squares = float(self.rows.square().sum())
+        return 1 - float((said - self.rows).square().sum()) / squares if squares else 1.0
+
     def weights(self, modes: Sequence[int]) -> Tensor:
         """Responsibility of modes, by their numbers, at every entry: [mode, *entry]."""
         return self._laid(self._answer(torch.as_tensor(modes, dtype=torch.int64)).transpose(0, 1))

@@ -1,0 +1,71 @@
+"""Parts of an explanation, entry by entry."""
+
+import pytest
+import torch
+
+import condec
+from condec.testing.models import small_resnet
+
+
+@pytest.mark.filterwarnings("ignore::condec.dictionary.fitting.train.DeadModesWarning")
+@pytest.mark.parametrize(
+    ("quantity", "sign"),
+    [("contribution", sign) for sign in ("positive", "negative", "sum", "concat")]
+    + [("activation", "positive"), ("activation", "sum")],
+)
+def test_every_entry_is_divided_by_responsibility(tmp_path, quantity, sign):
+    """r_mu = z_m D_mu / sum z D, of what has the sign of the row; the offset takes its share."""
+    model = small_resnet().double()
+    images = torch.rand(20, 1, 5, 5, generator=torch.Generator().manual_seed(1)).double()
+    target = condec.Logit(1)
+    store = condec.collect(
+        model, images, "block1", out=tmp_path / "s", target=target, progress=False
+    )
+    fitted = condec.fit(condec.PCA(n_modes=3), store.matrix("block1", quantity, sign))
+    dictionary = fitted.dictionary
+    modes = condec.Modes.build(dictionary, store, "block1", sign, quantity=quantity)
+    at = condec.explain(model, images[:1], modes).by_site[0]
+
+    batch = condec.contribute(model, images[:1], "block1", target=target)["block1"]
+    contribution, decomposed = batch.contribution[0], getattr(batch, quantity)[0]
+    n_units, height, width = contribution.shape
+    up, down = torch.zeros(n_units).double(), torch.zeros(n_units).double()
+    for u in range(n_units):
+        for y in range(height):
+            for x in range(width):
+                value = decomposed[u, y, x]
+                if value > 0:
+                    up[u] += value
+                else:
+                    down[u] += value
+    row = {"positive": up, "negative": down, "sum": up + down, "concat": torch.cat([up, down])}[
+        sign
+    ]
+    z = dictionary.encode(row[None].float())[0].double()
+    atoms, offset = dictionary.atoms.double(), dictionary.offset.double()
+
+    expected = torch.zeros(3, n_units, height, width).double()
+    for u in range(n_units):
+        for y in range(height):
+            for x in range(width):
+                value = float(decomposed[u, y, x])
+                if (sign == "positive" and value <= 0) or (sign == "negative" and value >= 0):
+                    continue
+                column = u + n_units if sign == "concat" and value < 0 else u
+                if sign == "concat" and value == 0:
+                    continue
+                said = [float(z[m] * atoms[m, column]) for m in range(3)] + [float(offset[column])]
+                with_row = [max(s if row[column] > 0 else -s, 0.0) for s in said]
+                if row[column] == 0 or sum(with_row) == 0:
+                    continue
+                for m in range(3):
+                    share = with_row[m] / sum(with_row)
+                    expected[m, u, y, x] = share * contribution[u, y, x]
+    for part in at.modes:
+        own = expected[part.id]
+        torch.testing.assert_close(part.weights * at.contribution, own, rtol=0, atol=1e-7)
+        torch.testing.assert_close(part.places, own.sum(0), rtol=0, atol=1e-7)
+        assert part.adds == pytest.approx(float(own.clamp(min=0).sum()), abs=1e-7)
+        assert part.takes == pytest.approx(float(own.clamp(max=0).sum()), abs=1e-7)
+    left = contribution - expected.sum(0)
+    assert at.part("left over").net == pytest.approx(float(left.sum()), abs=1e-6)
