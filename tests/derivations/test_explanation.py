@@ -44,23 +44,17 @@ def test_every_entry_is_divided_by_responsibility(tmp_path, quantity, sign):
     z = dictionary.encode(row[None].float())[0].double()
     atoms, offset = dictionary.atoms.double(), dictionary.offset.double()
 
-    expected = torch.zeros(3, n_units, height, width).double()
-    for u in range(n_units):
-        for y in range(height):
-            for x in range(width):
-                value = float(decomposed[u, y, x])
-                if (sign == "positive" and value <= 0) or (sign == "negative" and value >= 0):
-                    continue
-                column = u + n_units if sign == "concat" and value < 0 else u
-                if sign == "concat" and value == 0:
-                    continue
-                said = [float(z[m] * atoms[m, column]) for m in range(3)] + [float(offset[column])]
-                with_row = [max(s if row[column] > 0 else -s, 0.0) for s in said]
-                if row[column] == 0 or sum(with_row) == 0:
-                    continue
-                for m in range(3):
-                    share = with_row[m] / sum(with_row)
-                    expected[m, u, y, x] = share * contribution[u, y, x]
+    expected = torch.zeros(3, *contribution.shape).double()
+    described = {"positive": (1,), "negative": (-1,), "concat": (1, -1)}.get(sign, (1, -1, 0))
+    for entry in entries:
+        value = float(decomposed[entry])
+        if (value > 0) - (value < 0) not in described:
+            continue
+        column = entry[0] + n_units * (sign == "concat" and value < 0)
+        said = [float(z[m] * atoms[m, column]) for m in range(3)] + [float(offset[column])]
+        with_row = [max(s if row[column] > 0 else -s, 0.0) for s in said]
+        for m in range(3 if row[column] and sum(with_row) else 0):
+            expected[m][entry] = with_row[m] / sum(with_row) * contribution[entry]
     for part in at.modes:
         own = expected[part.id]
         torch.testing.assert_close(part.weights * at.contribution, own, rtol=0, atol=1e-7)
