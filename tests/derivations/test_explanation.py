@@ -1,5 +1,7 @@
 """Parts of an explanation, entry by entry."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -28,19 +30,14 @@ def test_every_entry_is_divided_by_responsibility(tmp_path, quantity, sign):
 
     batch = condec.contribute(model, images[:1], "block1", target=target)["block1"]
     contribution, decomposed = batch.contribution[0], getattr(batch, quantity)[0]
-    n_units, height, width = contribution.shape
+    n_units = len(contribution)
+    entries = list(itertools.product(*map(range, contribution.shape)))
     up, down = torch.zeros(n_units).double(), torch.zeros(n_units).double()
-    for u in range(n_units):
-        for y in range(height):
-            for x in range(width):
-                value = decomposed[u, y, x]
-                if value > 0:
-                    up[u] += value
-                else:
-                    down[u] += value
-    row = {"positive": up, "negative": down, "sum": up + down, "concat": torch.cat([up, down])}[
-        sign
-    ]
+    for entry in entries:
+        value = decomposed[entry]
+        (up if value > 0 else down)[entry[0]] += value
+    rows = {"positive": up, "negative": down, "sum": up + down, "concat": torch.cat([up, down])}
+    row = rows[sign]
     z = dictionary.encode(row[None].float())[0].double()
     atoms, offset = dictionary.atoms.double(), dictionary.offset.double()
 
