@@ -14,7 +14,7 @@ from condec.basis.errors import DataError
 from condec.basis.options import Option
 from condec.basis.records import short_repr
 from condec.basis.shapes import PerSample, SampleIndex
-from condec.network import BatchSizes, FoldedUnits, Site, Units, units_of
+from condec.network import BatchSizes, FoldedUnits, Site, Tape, Units, unfold, units_of
 
 if TYPE_CHECKING:
     import condec.data
@@ -51,6 +51,17 @@ class Setup:
     def folded(self) -> list[str]:
         """Return the keys of sites where several rows belong to a sample."""
         return [key for key, units in self.units.items() if isinstance(units, FoldedUnits)]
+
+    def read(
+        self, tape: Tape, scalar: Tensor, n_folds: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what a pass is asked for: records [sample, ...], and gradients there."""
+        gradients = tape.gradients(scalar)
+        records, gradients = (
+            {key: unfold(tensor.detach(), n_folds[key]) for key, tensor in each.items()}
+            for each in (tape.records, gradients)
+        )
+        return records, gradients
 
 
 @short_repr

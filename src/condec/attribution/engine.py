@@ -23,7 +23,6 @@ from condec.network import (
     frozen_parameters,
     record,
     run_model,
-    unfold,
 )
 
 _Batch = TypeVar("_Batch", "Point", Attribution)
@@ -105,12 +104,7 @@ def _run(setup: Setup, inputs: Tensor, frozen: Tensor | None) -> Point:
         n_folds = count_folds(tape.records, len(inputs), allowed=setup.folded())
         frozen = target.freeze(output.detach(), setup.labels) if frozen is None else frozen
         value = target.value(output, frozen)
-        gradients = tape.gradients(value.sum())
-        records = {key: tensor.detach() for key, tensor in tape.records.items()}
-    records, gradients = (
-        {key: unfold(tensor, n_folds[key]) for key, tensor in each.items()}
-        for each in (records, gradients)
-    )
+        records, gradients = setup.read(tape, value.sum(), n_folds)
     return Point(output.detach(), frozen, value.detach(), records, gradients)
 
 

@@ -1,6 +1,7 @@
 """Parts of a site's contributions to one output: of single modes, of all others, and left over."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import nan
 
 import torch
@@ -96,6 +97,40 @@ class SiteExplanation:
         there = ", ".join(part.name for part in self.parts)
         raise OptionError(f"{self.site.key}: there is no part {name!r}; there are {there}")
 
+    @property
+    def sizes(self) -> Tensor:
+        """The larger of what every mode adds and takes: of all dictionaries, one after another."""
+        return torch.cat([torch.maximum(s.adds, -s.takes) for s in self.shares])
+
+    def showing(self, shown: Sequence[int], *, others: bool) -> "SiteExplanation":
+        """Show these modes by themselves, numbered as in `sizes`; all `others` as one, or none."""
+        owner = [(share, mode) for share in self.shares for mode in range(len(share.adds))]
+        rest = 1 - torch.stack([share.covered for share in self.shares]).sum(0)
+        parts, left = list[Part](), 1 - rest
+        for share, mode in (owner[number] for number in shown):
+            name = f"mode {mode}" + (f" ({share.modes.name})" if len(self.shares) > 1 else "")
+            loading = float(share.loadings[:, mode].sum())
+            weights = share.weights([mode])[0]
+            parts.append(self._part(name, share.modes, mode, loading, weights))
+            left = left - weights
+        if others:
+            parts.append(self._part("other modes", None, -1, nan, left.clamp(min=0)))
+        parts.append(self._part("left over", None, -1, nan, rest.clamp(min=0)))
+        return replace(self, parts=tuple(parts))
+
+    def _part(
+        self, name: str, modes: Modes | None, mode: int, loading: float, weights: Tensor
+    ) -> Part:
+        own = weights * self.contribution
+        adds, takes = float(own.clamp(min=0).sum()), float(own.clamp(max=0).sum())
+        return Part(name, modes, mode, loading, adds, takes, weights, over_places(own, self.units))
+
+
+def strongest(sizes: Tensor, n_modes: int) -> list[int]:
+    """Number at most `n_modes` modes that add or take something, the strongest first."""
+    order = sizes.argsort(descending=True, stable=True)
+    return [int(mode) for mode in order[:n_modes] if sizes[mode] > 0]
+
 
 def divided(
     part: SiteContributions, given: list[Modes], change: float, n_modes: int
@@ -103,36 +138,12 @@ def divided(
     """Divide the contributions of one site among the modes of its dictionaries."""
     shares = tuple(Shares.of(one, part) for one in given)
     contribution = part.contribution[0].double().cpu()
-    sizes = torch.cat([torch.maximum(s.adds, -s.takes) for s in shares])
-    owner = [(which, mode) for which, s in enumerate(shares) for mode in range(len(s.adds))]
-    shown = [owner[at] for at in sizes.argsort(descending=True, stable=True) if sizes[at] > 0]
-    rest = torch.ones_like(contribution) - torch.stack([s.covered for s in shares]).sum(0)
-    parts, others = [], 1 - rest
-    for which, mode in shown[:n_modes]:
-        share = shares[which]
-        name = f"mode {mode}" + (f" ({share.modes.name})" if len(shares) > 1 else "")
-        loading = float(share.loadings[:, mode].sum())
-        weights = share.weights([mode])[0]
-        parts.append(_part(name, share.modes, mode, loading, weights, contribution, part.units))
-        others = others - weights
-    if len(shown) > n_modes:
-        weights = others.clamp(min=0)
-        parts.append(_part("other modes", None, -1, nan, weights, contribution, part.units))
-    parts.append(_part("left over", None, -1, nan, rest.clamp(min=0), contribution, part.units))
     misses = change - float(contribution.sum()) if part.cut else nan
-    return SiteExplanation(
-        part.site, part.units, part.cut, contribution, part.activation[0].cpu(), shares,
-        tuple(parts), misses,
-    )  # fmt: skip
-
-
-def _part(
-    name: str, modes: Modes | None, mode: int, loading: float, weights: Tensor,
-    contribution: Tensor, units: Units,
-) -> Part:  # fmt: skip
-    own = weights * contribution
-    adds, takes = float(own.clamp(min=0).sum()), float(own.clamp(max=0).sum())
-    return Part(name, modes, mode, loading, adds, takes, weights, over_places(own, units))
+    whole = SiteExplanation(
+        part.site, part.units, part.cut, contribution, part.activation[0].cpu(), shares, (), misses
+    )
+    used = int((whole.sizes > 0).sum())
+    return whole.showing(strongest(whole.sizes, n_modes), others=used > n_modes)
 
 
 def over_places(values: Tensor, units: Units) -> Tensor:

@@ -22,6 +22,7 @@ from condec.network.proof import Check, Proof, check_order, proof_of, prove
 from condec.network.running import alone, half_precision, own_precision, without_checkpointing
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
 from condec.network.tape import (
+    Tape,
     check_output,
     frozen_parameters,
     record,
@@ -34,11 +35,11 @@ from condec.network.unwrap import eager, original
 
 __all__ = [
     "AfterSite", "BatchSizes", "Check", "FoldedUnits", "Layout", "PackedInput", "Place", "Proof",
-    "Seen", "Site", "Splitter", "TensorMap", "Units", "alone", "check_order", "check_output",
-    "count_folds",
-    "describe", "eager", "find_cuts", "find_site", "find_sites", "first_tensor", "fold",
-    "frozen_parameters", "half_precision", "hold", "inspect_model", "is_recordable", "match_sites",
-    "original", "output_axis", "own_precision", "presets_of", "proof_of", "prove", "record",
-    "refuse_training", "run_model", "settle_sites", "settled", "split_at", "survey_sites", "unfold",
-    "unhooked", "units_of", "with_first_tensor", "without_checkpointing",
+    "Seen", "Site", "Splitter", "Tape", "TensorMap", "Units", "alone", "check_order",
+    "check_output", "count_folds", "describe", "eager", "find_cuts", "find_site", "find_sites",
+    "first_tensor", "fold", "frozen_parameters", "half_precision", "hold", "inspect_model",
+    "is_recordable", "match_sites", "original", "output_axis", "own_precision", "presets_of",
+    "proof_of", "prove", "record", "refuse_training", "run_model", "settle_sites", "settled",
+    "split_at", "survey_sites", "unfold", "unhooked", "units_of", "with_first_tensor",
+    "without_checkpointing",
 ]  # fmt: skip

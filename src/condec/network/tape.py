@@ -69,7 +69,7 @@ class Tape:
         found = {site.key: self._call(site) for site in self.sites}
         return {key: found[key].tensor for key in sorted(found, key=lambda key: found[key].order)}
 
-    def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
+    def gradients(self, scalar: Tensor, *, keep_graph: bool = False) -> dict[str, Tensor]:
         """Return the gradient of `scalar` at every record, by site key; frees the graph.
 
         SiteError where `scalar` does not depend on a site.
@@ -80,7 +80,9 @@ class Tape:
                 f"the target depends on none of the sites {', '.join(records)}: the model "
                 "computes it without them, or detaches on the way"
             )
-        grads = torch.autograd.grad(scalar, tuple(records.values()), allow_unused=True)
+        grads = torch.autograd.grad(
+            scalar, tuple(records.values()), allow_unused=True, retain_graph=keep_graph
+        )
         found = {key: grad for key, grad in zip(records, grads, strict=True) if grad is not None}
         if unused := [key for key in records if key not in found]:
             raise SiteError(f"the target does not depend on: {', '.join(unused)}; leave them out")
