@@ -173,7 +173,7 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
     ("arguments", "message"),
     [
         (("run", "gone.toml"), "gone.toml: not readable"),
-        (("fit", "run.toml"), "no contributions yet; run 'condec collect' first"),
+        (("fit", "run.toml"), "no contributions yet; run 'condec collect PLAN.toml' first"),
         (("collect", "run.toml", "--target", "best"), "target 'best': expected topK"),
         (("collect", "run.toml", "--twin", "random"), "twin 'random': expected 'random-w"),
         (("collect", "run.toml", "--twin", "random-weights:blok1"), "nearest: block1"),
@@ -225,7 +225,7 @@ def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("condec.run.links.collect_planned", interrupted)
     result = condec_command("run", source / "run.toml", "-q")
     assert result.exit_code == 130
-    assert "interrupted; the same command goes on where it stopped" in result.stderr
+    assert "interrupted; the same command keeps what is whole (shards, " in result.stderr
 
 
 def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
@@ -245,7 +245,7 @@ def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
-    assert "the same command goes on where it stopped" in messages
+    assert "the same command keeps what is whole" in messages
     assert "Traceback" not in messages
     done = len(list(manifest.glob("shard-*.json")))
     assert 1 <= done < 3

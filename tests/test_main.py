@@ -68,20 +68,26 @@ def stopped(command: list[str], number: int, first: str, **options: object) -> t
         return process.returncode, errors
 
 
+SAID = (
+    "\ncondec: interrupted; the same command keeps what is whole (shards, fits, tables), and does "
+    "the rest again\n"
+)
+
+
 @SIGNALS
 def test_a_signal_during_imports_is_no_traceback(tmp_path: Path, number: int, code: int) -> None:
     (tmp_path / "torch.py").write_text(SLOW_TORCH)
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     command = [sys.executable, "-m", "condec", "--version"]
     found = stopped(command, number, "importing\n", env=os.environ | {"PYTHONPATH": path})
-    assert found == (code, "\ncondec: interrupted; the same command goes on where it stopped\n")
+    assert found == (code, SAID)
 
 
 @SIGNALS
 @pytest.mark.parametrize("work", [IN_PYTHON, IN_C], ids=["python", "c"])
 def test_a_signal_ends_what_is_at_work(number: int, code: int, work: str) -> None:
     found = stopped([sys.executable, "-c", work], number, "at work\n")
-    assert found == (code, "\ncondec: interrupted; the same command goes on where it stopped\n")
+    assert found == (code, SAID)
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

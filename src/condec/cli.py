@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from condec.basis import signals
-from condec.basis.errors import CondecError, DependencyError, OptionError, printable
+from condec.basis.errors import CondecError, DependencyError, OptionError, command, printable
 from condec.basis.files import user_path
 from condec.basis.locks import held
 from condec.basis.trust import gated
@@ -168,7 +168,7 @@ def collect(
 ) -> None:
     """Contributions of all inputs, into the store; then those of its twins.
 
-    Goes on at the first missing shard where it was interrupted.
+    Goes on where it was interrupted at the first missing shard, which is begun again.
     """
     plan = config.read(source)
     size: object = int(batch_size) if batch_size and batch_size.isdecimal() else batch_size
@@ -382,10 +382,15 @@ def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None
 
 
 def _say_outcomes(run: Run, outcomes: Iterable[Outcome]) -> None:
+    kept = False
     for outcome in outcomes:
         _print_outcome(outcome)
+        kept |= outcome.state == "kept"
         if outcome.link == "collect":
             config.write(run.plan)
+    if kept:
+        every_byte = f"{command('verify', run.folder.path)} reads every byte"
+        _print(f"kept: no input has changed, contributions by their manifest alone; {every_byte}")
 
 
 def _print_outcome(outcome: Outcome) -> None:

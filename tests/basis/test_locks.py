@@ -56,6 +56,13 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None
         assert (folder / ".lock").read_text() == ""
 
 
+def test_an_id_without_a_name_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_711_000)
+    assert locks._words()["user"] == "user 4711000"
+
+
 def test_longer_words_of_a_killed_holder_are_gone(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with holder(folder):

@@ -29,7 +29,10 @@ def test_outside_a_gate_code_is_run_as_it_is_named(code: Path) -> None:
 
 
 def test_behind_a_gate_code_is_refused_until_it_is_trusted(code: Path) -> None:
-    with gated(trusted=False), pytest.raises(OptionError, match=r"net.py: code that .*--trust-c"):
+    with (
+        gated(trusted=False),
+        pytest.raises(OptionError, match="it, give the same command with --trust-c"),
+    ):
         admitted(code, "make")
     with gated(trusted=True):
         admitted(code, "make")
@@ -45,7 +48,10 @@ def test_changed_code_is_asked_for_again(code: Path) -> None:
     with gated(trusted=True):
         admitted(code, "make")
     code.write_text("def make(): return 1\n")
-    with gated(trusted=False), pytest.raises(OptionError, match="changed since you trusted it"):
+    with (
+        gated(trusted=False),
+        pytest.raises(OptionError, match="since you trusted it; only"),
+    ):
         admitted(code, "make")
 
 

@@ -419,6 +419,10 @@ def test_upright_pictures_and_damaged_exif_are_as_before(tmp_path: Path) -> None
     Image.fromarray(pixels(4, 6, 3)).save(tmp_path / "b.jpg", exif=b"Exif\0\0nonsense")
     inputs = load_data(f"folder:{tmp_path}")
     assert inputs.batch([0, 1]).shape == (2, 3, 4, 6)
+    # Pillow says nothing, or not of which file: how the picture is to be turned is lost.
+    inputs = load_data(f"folder:{tmp_path}", orientation="exif")
+    with pytest.warns(UserWarning, match=r"b\.jpg: its EXIF is damaged; it and .*Replace it"):
+        assert inputs.batch([0, 1]).shape == (2, 3, 4, 6)
 
 
 def test_orientation_of_a_run_is_the_models_unless_the_plan_says_so(tmp_path: Path) -> None:

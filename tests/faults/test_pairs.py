@@ -22,7 +22,7 @@ from small_runs import quick_report, small_inputs, write_source
 LINKS = ("collect", "stats", "fit", "control", "map", "report")
 ON_A_RUN = [*itertools.combinations_with_replacement((*LINKS, "run", "compare"), 2)]
 SWEEP = 'run = "run.toml"\nseeds = [0, 1]\n[[grid]]\nlearner = "kmeans"\nn_modes = [2, 3]\n'
-TOLD = ("run: in use by ", "sweep: in use by ", "shards are missing; run 'condec collect' again")
+TOLD = ("run: in use by ", "sweep: in use by ", "shards are missing; run 'condec collect ")
 FAST = {("fit", "fit"), ("report", "run")}
 
 

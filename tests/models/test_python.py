@@ -64,7 +64,11 @@ def test_import_of_a_neighbour_while_the_function_runs(folder: Path) -> None:
     ("spec", "error", "message"),
     [
         ("python:net.py", OptionError, "expected python:FILE.py:FUNCTION"),
-        ("python:gone.py:make", OptionError, "there is no file .*gone.py"),
+        (
+            "python:gone.py:make",
+            OptionError,
+            "there is no file .*gone.py. Put it",
+        ),
         ("python:net.py:maek", OptionError, r"no function 'maek'; it has \['make', 'late'"),
         ("python:net.py:constant", OptionError, "no function 'constant'"),
         ("python:broken.py:make", ModelError, "broken.py failed on import: ModuleNotFoundError"),

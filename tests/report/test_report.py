@@ -244,6 +244,13 @@ def test_the_line_of_a_site_holds_held_out_figures(run):
     assert "Learner" not in line
 
 
+def remade(part, tables=None, **read):
+    """A dictionary's part of which something else was read than lies on disk."""
+    made = replace(part, tables=part.tables if tables is None else tables)
+    made.__dict__.update(read)
+    return made
+
+
 def without_held_out(run, number):
     """The run as if the dictionaries of its first sites had held nothing out."""
     sites = list(run.sites)
@@ -252,7 +259,7 @@ def without_held_out(run, number):
         training = one.dictionary.training
         metrics = {"train": training.metrics["train"]}
         dictionary = replace(one.dictionary, training=replace(training, metrics=metrics))
-        sites[place] = replace(site, parts=(replace(one, dictionary=dictionary),))
+        sites[place] = replace(site, parts=(remade(one, dictionary=dictionary),))
     return replace(run, sites=tuple(sites))
 
 
@@ -421,17 +428,17 @@ def test_dead_modes_are_those_of_held_out_rows(run):
     loadings = one.modes.loadings.clone()
     loadings[one.modes.held_out] = 0.0
     loadings[one.modes.held_out.nonzero()[0], 0] = 1.0
-    dead = replace(one, modes=replace(one.modes, loadings=loadings))
+    dead = remade(one, modes=replace(one.modes, loadings=loadings))
     assert dead.dead_share == 1 - 1 / one.modes.n_modes
     changed = with_part(run, dead)
     (said,) = [text for text in sentences.warnings(changed) if "no held-out input" in text]
     assert "block2:input" not in " ".join(t for t in sentences.warnings(run) if "dead" in t)
     assert f"block2:input 75 % of {one.modes.n_modes}" in said
-    assert cells(tables.CHANCE, *tables.lines(changed))[0]["Dead, held out"] == "75 %, too many"
+    assert cells(tables.CHANCE, *tables.lines(changed))[0]["Dead"] == "75 %, too many"
     said = sentences.about_dictionary(changed, dead)
-    assert any("75 % of the 4 modes are dead" in text for text in said)
+    assert any("no held-out input: this dictionary 75 % of 4." in text for text in said)
     held_out = torch.zeros_like(one.modes.held_out)
-    nowhere = replace(one, modes=replace(one.modes, held_out=held_out, n_modes=16))
+    nowhere = remade(one, modes=replace(one.modes, held_out=held_out, n_modes=16))
     assert "used by no input: block2:input 75 % of 16." in " ".join(
         sentences.warnings(with_part(run, nowhere))
     )
@@ -443,7 +450,7 @@ def with_r2(run, train: float, held_out: float):
     values = {"train": train, "held_out": held_out}
     metrics = {s: replace(of, r2=values[s]) for s, of in training.metrics.items()}
     dictionary = replace(one.dictionary, training=replace(training, metrics=metrics))
-    return with_part(run, replace(one, dictionary=dictionary))
+    return with_part(run, remade(one, dictionary=dictionary))
 
 
 @pytest.mark.parametrize(
@@ -476,7 +483,7 @@ def test_modes_whose_labels_are_not_held_out_are_warned_of(run):
     labels = one.modes.store.labels
     # All held-out inputs carry one label: none varies among them.
     modes = replace(one.modes, held_out=labels == 0, _correlations={})
-    changed = with_part(run, replace(one, modes=modes))
+    changed = with_part(run, remade(one, modes=modes))
     said = "No label that fits a mode best is among the held-out inputs"
     assert f"{said} (and among others): block2:input. That cards" in " ".join(
         sentences.warnings(changed)
@@ -490,7 +497,7 @@ def test_modes_without_held_out_users_are_warned_of_and_marked(run, tmp_path, qu
     few = one.modes.held_out.nonzero().flatten()[4:]
     loadings[few] = 0.0
     loadings[one.modes.held_out.nonzero().flatten()[:4]] = 1.0
-    rare = replace(one, maps=None, modes=replace(one.modes, loadings=loadings, _correlations={}))
+    rare = remade(one, maps=None, modes=replace(one.modes, loadings=loadings, _correlations={}))
     changed = with_part(run, rare)
     (said,) = [text for text in sentences.warnings(changed) if "No mode is used by" in text]
     assert said.startswith("No mode is used by 5 held-out inputs: block2:input. Cards there are")
@@ -511,9 +518,8 @@ def test_modes_of_few_held_out_users_have_no_card(run):
     loadings = torch.rand(one.modes.loadings.shape, generator=torch.Generator().manual_seed(0)) + 1
     loadings[one.modes.held_out.nonzero().flatten()[4:], 0] = 0.0
     for maps in (one.maps, None):
-        part = replace(
-            one, maps=maps, modes=replace(one.modes, loadings=loadings, _correlations={})
-        )
+        modes = replace(one.modes, loadings=loadings, _correlations={})
+        part = remade(one, maps=maps, modes=modes)
         found = list(cards.mode_cards(run, part, tables.mode_rows(run, part)))
         assert found
         assert int(one.modes.ids[0]) not in [card["line"]["id"] for card in found]
@@ -525,7 +531,7 @@ def test_nearly_equal_atoms_have_one_card(run, tmp_path, quick):
     atoms[1] = 1.5 * atoms[0]
     loadings = torch.rand(one.modes.loadings.shape, generator=torch.Generator().manual_seed(0)) + 1
     modes = replace(one.modes, atoms=atoms, loadings=loadings, _correlations={})
-    part = replace(one, maps=None, modes=modes)
+    part = remade(one, maps=None, modes=modes)
     changed, (first, second) = with_part(run, part), modes.ids[:2].tolist()
     found = list(cards.mode_cards(run, part, tables.mode_rows(run, part)))
     ids = [card["line"]["id"] for card in found]
@@ -536,7 +542,7 @@ def test_nearly_equal_atoms_have_one_card(run, tmp_path, quick):
     (said,) = [text for text in sentences.warnings(changed) if "nearly equal atoms" in text]
     assert f"share a card: block2:input 2 of {len(modes)}. Fewer" in said
     assert any(
-        text.startswith(f"2 of {len(modes)} modes in use have an atom that is nearly equal")
+        f"share a card: this dictionary 2 of {len(modes)}." in text
         for text in sentences.about_dictionary(changed, part)
     )
     write_pages(changed, tmp_path)
@@ -579,7 +585,7 @@ def test_numbers_stand_side_by_side(run):
     lines = cells(tables.NUMBERS, *tables.number_rows(fitted))
     assert {line["Held out"] for line in lines} == {"\N{EN DASH}"}
     blank = replace(fitted.dictionary, training=None)
-    assert list(tables.number_rows(replace(fitted, dictionary=blank))) == []
+    assert list(tables.number_rows(remade(fitted, dictionary=blank))) == []
 
 
 def rivals_of(run, **r2):
@@ -662,7 +668,7 @@ def test_stability_of_dead_modes(run):
 def test_correlations_that_are_not_defined_are_not_shown(run):
     (one,) = run.sites[1].parts
     rows = (one.modes.store.labels != 2) & one.modes.held_out
-    some = replace(one, modes=replace(one.modes, held_out=rows, _correlations={}))
+    some = remade(one, modes=replace(one.modes, held_out=rows, _correlations={}))
     assert some.held_out_correlation[:, 2].isnan().all()
     assert some.held_out_correlation[:, :2].isfinite().all()
 
@@ -742,7 +748,7 @@ def test_nan_is_a_dash(run):
     (line,) = cells(tables.SITES, Line(blank, None))
     assert {line[name] for name in (tables.R2, "Modes in use", "Ablate")} == {"\N{EN DASH}"}
     training = replace(run.sites[0].parts[0].dictionary, training=None)
-    part = replace(run.sites[0].parts[0], dictionary=training, tables={})
+    part = remade(run.sites[0].parts[0], dictionary=training, tables={})
     assert (part.split, part.areas) == ("", None)
     assert math.isnan(part.measured("r2"))
     assert math.isnan(tables.selectivity(part, "ablate"))
@@ -795,17 +801,18 @@ def test_every_ranking_is_in_the_table_of_control(run):
     names = [line["Ranking"] for line in lines]
     assert names == ["modes", "mean contribution", "random units"] * 2
     assert [line["Edit"] for line in lines] == ["ablate"] * 3 + ["preserve"] * 3
-    assert [line["Modes are"] for line in lines] == ["", "better", "equal", "", "", ""]
+    said = [line["Modes against it"] for line in lines]
+    assert said == ["", "better", "not told apart", "", "", ""]
     modes, mean = lines[:2]
     assert modes["Selectivity"].startswith("\N{MINUS SIGN}0.50")
     assert modes["Labels"] == "1"
-    assert modes["Half at"] == '\N{EN DASH} <span class="faint">0 of 2</span>'
+    assert modes["Units for half"] == '\N{EN DASH} <span class="faint">0 of 2</span>'
     # Two labels, at -0.25 and -0.5: their mean may be that of either.
     low, middle, high = (f"\N{MINUS SIGN}{value}" for value in ("0.50", "0.38", "0.25"))
     assert mean["Selectivity"] == f"{middle} ({low} to {high})"
     assert mean["Labels"] == "2"
-    assert mean["Half at"] == '25.0 % <span class="faint">1 of 2</span>'
-    assert (mean["Others lose"], mean["Between"]) == ("12 %", "0.50")
+    assert mean["Units for half"] == '25.0 % <span class="faint">1 of 2</span>'
+    assert (mean["Others lose"], mean["Gap of curves"]) == ("12 %", "0.50")
 
 
 def test_the_table_and_the_words_stand_on_the_page(run, tmp_path, quick):
@@ -813,7 +820,8 @@ def test_the_table_and_the_words_stand_on_the_page(run, tmp_path, quick):
     part = with_curves(run, comparison, summarised())
     write_pages(replace(run, sites=(replace(run.sites[0], parts=(part,)),)), tmp_path)
     text = shown(tmp_path / "sites" / "block1.html")
-    for said in (next(sentences.about_curves(part)), "Modes are", "1 of 2", "mean contribution"):
+    heads = ("Modes against it", "1 of 2", "mean contribution")
+    for said in (next(sentences.about_curves(part)), *heads):
         assert " ".join(said.split()) in text, said
 
 
@@ -1030,16 +1038,21 @@ def test_trends_in_words(twinned):
     assert sentences.trends(replace(run, statistics=None)) == []
 
 
-def test_twins_of_another_store_or_half_made_are_passed_over(twinned, tmp_path):
+def test_twins_of_another_store_or_half_made_are_left_out(twinned, tmp_path):
     folder = RunFolder(shutil.copytree(twinned, tmp_path / "run"))
     shutil.rmtree(folder.path / "modes")
     record(folder)
     next(folder.twin("shuffled-labels").rglob("shard-*.json")).unlink()
-    assert [twin.twin["name"] for twin in read_run(folder.path).twins] == ["RandomWeights"]
+    run = read_run(folder.path)
+    assert [twin.twin["name"] for twin in run.twins] == ["RandomWeights"]
+    said = "Left out: twin shuffled-labels: 1 of 1 shards are missing."
+    assert next(sentences.warnings(run)) == said
     shutil.rmtree(folder.store)
     method = IntegratedGradients(steps=3)
     collect(small_resnet(), small_inputs(), SITES, out=folder.store, progress=False, method=method)
-    assert read_run(folder.path).twins == ()
+    run = read_run(folder.path)
+    assert run.twins == ()
+    assert {text.partition(": ")[2] for text in run.left_out} == {"it is of another store"}
 
 
 @pytest.mark.parametrize(
@@ -1197,6 +1210,6 @@ def test_words_on_interactions_are_of_the_output(more):
     (said,) = only(more, interactions=found)
     assert said == (
         "Ablating one pair of modes together differs from the sum of what each does alone by 1.00 "
-        "of a label's output, at the median; a mode alone changes it by 3.00. 100 % of the 95 % "
-        "intervals exclude 0."
+        "of a label's output, at the median; a mode alone changes it by 3.00. Of 3 such "
+        "differences (a pair and a label each), 3 are told apart from 0 by their 95 % interval."
     )

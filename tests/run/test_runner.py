@@ -225,14 +225,14 @@ def test_an_interrupted_fit_goes_on_at_the_next_site(
 
 @pytest.mark.parametrize("link", ["stats", "fit", "control", "map", "report"])
 def test_links_before_collect_say_what_to_do(source: Path, link: str) -> None:
-    with pytest.raises(StoreError, match="no contributions yet; run 'condec collect' first"):
+    with pytest.raises(StoreError, match=r"no contributions yet; run 'condec collect PLAN"):
         FUNCTIONS[link](run_of(source))  # type: ignore[index]
 
 
 @pytest.mark.parametrize("link", ["control", "map"])
 def test_links_before_fit_say_what_to_do(source: Path, link: str) -> None:
     prepare(run_of(source, links=("collect",)))
-    with pytest.raises(StoreError, match=r"no modes of block. yet; run 'condec fit' first"):
+    with pytest.raises(StoreError, match=r"no modes of block. yet; run 'condec fit .*' first"):
         FUNCTIONS[link](run_of(source))  # type: ignore[index]
 
 
@@ -480,7 +480,7 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
             links.fit_link(run_of(source))
     assert files(source / "run" / "modes") == before
     for link in (links.control_link, links.map_link, links.report_link):
-        with pytest.raises(StoreError, match=r"n_modes had 3, the plan wants 2: run 'condec fit'"):
+        with pytest.raises(StoreError, match=r"n_modes had 3, the plan wants 2: run 'condec fit "):
             link(run_of(source))
     assert links.fit_link(run_of(source)).state == "made"
     assert links.map_link(run_of(source)).state == "made"
@@ -490,14 +490,14 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
     ("old", "new", "refused", "message"),
     [
         ("n_modes = 3", "n_modes = 2", ("control", "map", "report"),
-         r"fit\.n_modes had 3, the plan wants 2: run 'condec fit' first"),
+         r"fit\.n_modes had 3, the plan wants 2: run 'condec fit .*run' first"),
         ('learner = "kmeans"', 'learner = "pca"', ("report",),
          "modes of kmeans are here, the plan's learner is pca: run 'condec fit .*run' first"),
         ("n_random = 1", "n_random = 2", ("report",),
-         r"control block2 \(kmeans\): control\.n_random had 1, .* 2: run 'condec control' first"),
-        ("n_units = 1", "n_units = 2", ("report",), r"maps\.n_units .*run 'condec map' first"),
+         r"control block2 \(kmeans\): control\.n_random had 1, .*'condec control .*run' first"),
+        ("n_units = 1", "n_units = 2", ("report",), r"maps\.n_units .* 'condec map .*run' first"),
         ('"npz:data.npz"', '"npz:data.npz", limit = 9', ("report",),
-         r"collect: data\.limit had null, the plan wants 9: run 'condec collect' first"),
+         r"collect: data\.limit had null, the plan wants 9: run 'condec collect .*run' first"),
     ],
 )  # fmt: skip
 def test_results_of_another_plan_do_not_pass_for_the_plans(

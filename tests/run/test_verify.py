@@ -1,5 +1,6 @@
 """`condec verify`: every damage is named with its remedy, and repaired without the rest."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 import condec.report
 from condec import cli
 from condec.basis.errors import StoreError
+from condec.basis.files import reading
 from condec.run import Run, config, links
-from condec.run.verify import verify_run
+from condec.run.verify import repair_run, verify_run
+from condec.store import Store
 from small_runs import quick_report, write_source
 
 
@@ -106,6 +109,73 @@ def test_repair_computes_that_part_again(folder: Path, name: str) -> None:
     link = {0: "stats", 6: "fit", 10: "stats", 14: "collect"}[NAMES.index(name)]
     assert f"\n{link:8} made " in text
     assert "\ncontrol  made" not in text
+
+
+def test_causes_stand_before_what_follows_from_them(folder: Path) -> None:
+    places = [folder / NAMES[i] for i in (5, 15, 3)]
+    modes = folder / "modes" / "block2" / "kmeans" / "dictionary.json"
+    for file in (*places, modes):
+        file.write_bytes(b"garbage")
+    found = verify_run(folder).damages
+    names = [one.file.relative_to(folder).as_posix() for one in found]
+    assert names[0] == NAMES[15]  # and the store, whose manifest it is, is not told again
+    assert "contributions.zarr" not in names
+    said = {name: one.problem for name, one in zip(names, found, strict=True)}
+    assert said["modes/block1/kmeans"] == "follows from contributions.zarr"
+    assert said["analysis/control/block2/kmeans.parquet"] == "follows from modes/block2/kmeans"
+    assert said[NAMES[5]].startswith("not what 'rivals block2 (kmeans)' has made: ")
+    chain = ("analysis/statistics.parquet", "modes/block2/kmeans", NAMES[5], NAMES[3], "report")
+    order = [names.index(name) for name in chain]
+    assert order == sorted(order)
+    assert order[-1] == len(names) - 1
+    assert str(found[-1]).endswith(". It is kept if that is made again the same.")
+
+
+@pytest.mark.parametrize("name", [NAMES[6], NAMES[15]])
+def test_repair_keeps_what_comes_out_the_same(folder: Path, name: str) -> None:
+    before = files(folder)
+    kept = {file: (folder / file).stat().st_ino for file in NAMES[2:6]}
+    (folder / name).write_bytes(b"garbage")
+    code, text = command(folder, "--repair", "--quiet", "--trust-code")
+    assert (code, files(folder)) == (0, before)
+    assert "follows from" in text
+    assert {file: (folder / file).stat().st_ino for file in kept} == kept
+
+
+def test_repair_removes_what_follows_from_what_is_not_made_again(folder: Path) -> None:
+    """Here the modes of a learner that the plan has no more."""
+    plan = folder / "run.toml"
+    plan.write_text(plan.read_text().replace('"kmeans"', '"pca"').replace("n_starts = 4", ""))
+    (folder / NAMES[6]).write_bytes(b"garbage")
+    code, text = command(folder, "--repair", "--quiet", "--trust-code")
+    assert code == 0, text
+    assert not (folder / NAMES[4]).exists()
+    assert (folder / NAMES[3]).exists()  # of modes that are sound
+
+
+def test_a_store_that_is_not_finished_is_no_damage(folder: Path) -> None:
+    for name in ("analysis", "modes", "report", "log_odds", "twins", "tasks"):
+        shutil.rmtree(folder / name)
+    (folder / NAMES[15]).unlink()
+    found = verify_run(folder)
+    assert found.damages == ()
+    words = f"contributions.zarr: not finished: 2 of 3 shards; 'condec run {folder}' goes on\n"
+    assert words in str(found)
+    assert command(folder) == (0, f"{found}\n")
+
+
+def test_a_store_that_cannot_be_read_is_not_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Store) -> None:
+        with reading(self.path, "a shard", "Do."):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Store, "damages", refused)
+    run = Run(config.read(folder), progress=False)
+    with pytest.raises(StoreError, match="Allow this user"):
+        list(repair_run(run, verify_run(folder)))
+    assert len(list(folder.glob("contributions.zarr/manifest/shard-*.json"))) == 3
 
 
 def test_a_repair_that_is_interrupted_goes_on(

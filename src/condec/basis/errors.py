@@ -4,6 +4,8 @@ Every message names the object, what was expected, what came, and what to do nex
 Each child also inherits the built-in exception a user would catch.
 """
 
+import shlex
+
 
 def printable(text: str) -> str:
     r"""Return a text as a terminal may show it: control characters are escaped, but line ends.
@@ -13,6 +15,15 @@ def printable(text: str) -> str:
     """
     kept = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
     return text if text.isprintable() else "".join(kept)
+
+
+def command(*words: object) -> str:
+    """Write a command as it can be pasted, in quotes.
+
+    >>> command("fit", "runs/digits")
+    "'condec fit runs/digits'"
+    """
+    return f"'condec {shlex.join(map(str, words))}'"
 
 
 class CondecError(Exception):

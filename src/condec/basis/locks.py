@@ -4,6 +4,7 @@ Who holds a folder stands in its file ``.lock``, for whom it refuses. The system
 when its holder ends, however it ends.
 """
 
+import getpass
 import json
 import os
 import platform
@@ -122,9 +123,15 @@ def _take(handle: int, folder: Path, shared: bool) -> None:
         time.sleep(0.05)
 
 
+def _user() -> str:
+    with suppress(KeyError, OSError):  # an id that has no name
+        return getpass.getuser()
+    return f"user {os.getuid()}"
+
+
 def _words() -> dict[str, Any]:
     return {
-        "user": os.environ.get("USER") or str(os.getuid()), "process": os.getpid(),
+        "user": _user(), "process": os.getpid(),
         "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([user_path(sys.argv[0]).name, *sys.argv[1:]])[:300],
     }  # fmt: skip

@@ -93,6 +93,8 @@ class Damage:
     """What is wrong, without an end of sentence."""
     remedy: str
     """What to do about it, as a sentence."""
+    cause: Path | None = None
+    """Another result, of which it was made, and which is another one now."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.problem}. {self.remedy}"

@@ -15,7 +15,10 @@ from typing import Any, Final
 
 SECONDS: Final = 1.5
 """Time for a command to leave what it is doing; then it is ended."""
-_WORDS: Final = "\ncondec: interrupted; the same command goes on where it stopped\n"
+_WORDS: Final = (
+    "\ncondec: interrupted; the same command keeps what is whole (shards, fits, tables), and does "
+    "the rest again\n"
+)
 _ANSWERED: Final = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
 _said = threading.Event()

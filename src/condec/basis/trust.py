@@ -49,9 +49,10 @@ def admitted(file: Path, function: str) -> bytes:
     if not gate:
         before = "; it has changed since you trusted it" if name in known else ""
         raise OptionError(
-            f"{file}: code that a run folder names is not run unasked{before}. Read it, and if you "
-            f"trust it, give the same command with --trust-code, which remembers {function!r} of "
-            "this content (in Python: Run(plan, trust_code=True)); see docs/how-to/share.md"
+            f"{file}: code that a run folder names is not run unasked{before}; only that of a plan "
+            "that you give yourself, a .toml outside of run folders, is. Read it, and if you trust "
+            f"it, give the same command with --trust-code, which remembers {function!r} of this "
+            "content (in Python: Run(plan, trust_code=True))"
         )
     _write(known | {name: digest})
     return content

@@ -2,13 +2,14 @@
 
 import csv
 import hashlib
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -199,14 +200,17 @@ def _reader(orientation: Orientation) -> Callable[[Path], Tensor]:
         remedy = "Replace it, or leave it out, in a run by on_bad = 'skip'."
         with reading(file, "an image", remedy, DataError), Image.open(file) as image:
             image.load()  # a TIFF is turned by PIL itself
-            if orientation == "exif":
+            turned = _turn_of(image.info.get("exif", b""))
+            if turned and orientation == "exif":
                 ImageOps.exif_transpose(image, in_place=True)
-            elif not lying and (turned := _turn_of(image)):
+            elif not lying and (turned > 1 or orientation == "exif"):
                 lying.append(file)
+                turn = "To turn them, give orientation = 'exif' ([data] of a run.toml)"
+                words = f"says that the picture is to be turned (orientation {turned})"
+                what, do = (words, turn) if turned else ("is damaged", "Replace it")
                 warnings.warn(
-                    f"{file}: its EXIF says that the picture is to be turned (orientation {turned})"
-                    "; it and others like it are taken as they are stored, as torchvision and timm "
-                    "do. To turn them, give orientation = 'exif' ([data] of a run.toml)",
+                    f"{file}: its EXIF {what}; it and others like it are taken as they are stored, "
+                    f"as torchvision and timm do. {do}",
                     stacklevel=2,
                 )
             return torch.from_numpy(np.array(eight_bits(image).convert("RGB")))
@@ -214,10 +218,21 @@ def _reader(orientation: Orientation) -> Callable[[Path], Tensor]:
     return read
 
 
-def _turn_of(image: Any) -> int:
-    """Return the orientation that the EXIF of an image gives, 0 for the one that it has."""
-    turned = 0
-    if "exif" in image.info:
-        with suppress(Exception):  # A damaged EXIF is no damaged picture.
-            turned = int(image.getexif().get(_ORIENTATION, 1))
-    return turned if 1 < turned <= 8 else 0
+def _turn_of(exif: bytes) -> int:
+    """Return the orientation that EXIF gives, 1 for the one that it has; 0 where it is damaged.
+
+    Pillow warns of damage, without the file, and goes on.
+    """
+    if not exif:
+        return 1
+    content = exif.removeprefix(b"Exif\0\0")
+    try:
+        order = {b"II*\0": "<", b"MM\0*": ">"}[content[:4]]
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (number,) = struct.unpack_from(f"{order}H", content, start)
+        places = range(start + 2, start + 2 + 12 * number, 12)
+        tags = dict(struct.unpack_from(f"{order}H6xH2x", content, place) for place in places)
+    except (KeyError, struct.error):
+        return 0
+    turned: int = tags.get(_ORIENTATION, 1)
+    return turned if 1 < turned <= 8 else 1

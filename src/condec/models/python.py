@@ -66,7 +66,10 @@ def _file(spec: str, folder: str | Path) -> Path:
         raise OptionError(f"{spec!r}: expected python:FILE.py:FUNCTION")
     path = user_path(file, folder).resolve()
     if not path.is_file():
-        raise OptionError(f"{spec!r}: there is no file {path}")
+        raise OptionError(
+            f"{spec!r}: there is no file {path}. Put it there, or say in the plan where it is; "
+            "without it, a run can be read: condec report, stats, compare, verify"
+        )
     return path
 
 

@@ -5,14 +5,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-from condec.basis.checks import at_least, one_of
+from condec.basis.checks import one_of
 from condec.basis.digests import opened, path_digest, sealed
-from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
     folder_in_place,
     folder_lock,
@@ -28,9 +28,6 @@ from condec.dictionary.base import saved_digest
 from condec.modes.labels import check_labels, label_correlation
 from condec.network import Site
 from condec.store import Quantity, Sign, Store
-
-if TYPE_CHECKING:
-    import pandas
 
 Split = Literal["all", "train", "held_out"]
 _SCHEMA: Final = 2
@@ -207,71 +204,6 @@ class Modes:
             loadings=self.loadings[:, mode], correlation=float(correlation[mode, label]),
         )  # fmt: skip
 
-    def top(self, mode: int, n: int = 10) -> "pandas.DataFrame":
-        """List the inputs that use a mode most, highest loading first.
-
-        `mode` is a row of `atoms`. Columns: row (of `loadings`), id (of the input: its file, of a
-        folder), label, prediction (-1 for none), held_out, loading. Inputs that do not use the
-        mode are left out.
-
-        Raises OptionError: there is no such mode, or `n` is below 1.
-        """
-        loading = self._of(mode, n)
-        return self._listed(mode, loading.argsort(descending=True, stable=True), n)
-
-    def random(self, mode: int, n: int = 10, seed: int = 0) -> "pandas.DataFrame":
-        """List inputs drawn from all that use a mode, as `top` does: what it is on the whole."""
-        drawn = torch.randperm(
-            len(self._of(mode, n)), generator=torch.Generator().manual_seed(seed)
-        )
-        return self._listed(mode, drawn, n)
-
-    def counter_examples(self, mode: int, n: int = 10) -> "pandas.DataFrame":
-        """List inputs on which a mode's units are active and yet contribute little, as `top` does.
-
-        The activation of a mode is that of its units, weighted by its atom: the sum over units of
-        activation times size of the atom's entry. Inputs come in the order of how many more places
-        they stand higher by it than by loading (inputs of equal loading share the lowest place);
-        those that stand no higher are left out. The column ``activation`` holds it.
-
-        Raises DataError: the modes are of activations themselves.
-        """
-        loading = self._of(mode, n)
-        if self.quantity != "contribution":
-            raise DataError(
-                f"{self.site.key}: modes of {self.quantity}s have no counter-examples, which are "
-                "active and contribute little; give modes of contributions"
-            )
-        atom = self.atoms[mode].abs()
-        rows = self.store.matrix(self.site, quantity="activation", sign="sum")
-        active = rows @ atom.view(-1, rows.shape[1]).sum(0).to(rows)
-        higher = _place(active) - _place(loading)
-        order = higher.argsort(descending=True, stable=True)
-        found = self._listed(mode, order[higher[order] > 0], n, used=False)
-        return found.assign(activation=active[found["row"].tolist()].tolist())
-
-    def _of(self, mode: int, n: int) -> PerSample:
-        at_least(self.site.key, 1, n=n)
-        if not 0 <= mode < len(self):
-            raise OptionError(
-                f"{self.site.key}: there is no mode in row {mode}; {len(self)} modes are alive, "
-                "which have rows of atoms from 0 on and the numbers of Modes.ids"
-            )
-        return self.loadings[:, mode]
-
-    def _listed(self, mode: int, order: Tensor, n: int, *, used: bool = True) -> "pandas.DataFrame":
-        import pandas
-
-        loading, store = self.loadings[:, mode], self.store
-        rows = order[loading[order] > 0][:n] if used else order[:n]
-        ids = [store.sample_ids[row] for row in rows.tolist()]
-        tensors = {
-            "label": store.labels, "prediction": store.predictions, "held_out": self.held_out,
-            "loading": loading,
-        }  # fmt: skip
-        columns = {name: values[rows].tolist() for name, values in tensors.items()}
-        return pandas.DataFrame({"row": rows.tolist(), "id": ids, **columns})
-
     def save(self, folder: str | Path, dictionary: Dictionary | None = None) -> Path:
         """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
 
@@ -347,11 +279,6 @@ class Modes:
     def forget(self) -> None:
         """Free the memory of correlations; they are computed again when asked for."""
         self._correlations.clear()
-
-
-def _place(values: Tensor) -> Tensor:
-    """Return how many values are lower than each one."""
-    return torch.searchsorted(values.sort().values, values.contiguous())
 
 
 def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:

@@ -181,10 +181,10 @@ def charts_of_dictionary(
     used = {"training": part.density("train")}
     if part.has_held_out:
         used["held out"] = part.density("held_out")
-    dead = torch.zeros(part.modes.n_modes)
+    dead = torch.zeros(part.n_modes)
     shares = {name: dead.index_copy(0, part.modes.ids, values) for name, values in used.items()}
     yield Chart("use", "density", figures.density_figure(shares))
-    stability, training = part.tables.get("stability"), part.dictionary.training
+    stability, training = part.tables.get("stability"), part.training
     if stability is not None and stability["seed_cosine"].notna().any():
         columns = (stability[key].to_numpy() for key in ("seed_cosine", "half_cosine", "chance"))
         yield Chart("labels", "stability", figures.stability_figure(*map(torch.tensor, columns)))

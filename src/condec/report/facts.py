@@ -31,8 +31,8 @@ def of_run(run: RunPart) -> Iterator[Fact]:
     for learner in run.learners:
         parts = [part for _, part in run.parts if part.name == learner]
         of = f", {learner}" if len(run.learners) > 1 else ""
-        used = count(sum(len(part.modes) for part in parts))
-        whole = count(sum(part.modes.n_modes for part in parts))
+        used = count(sum(part.n_used for part in parts))
+        whole = count(sum(part.n_modes for part in parts))
         yield Fact(used, f"modes in use{of}", f"of {whole}")
         middle = _median([part.measured("r2") for part in parts])
         yield Fact(fixed(middle), _r2(parts) + of, "median of the sites")
@@ -56,7 +56,7 @@ def of_site(site: SitePart) -> Iterator[Fact]:
         yield Fact("no", "cut of the network", "flow passes around it")
     for part in site.parts:
         of = f", {part.name}" if len(site.parts) > 1 else ""
-        yield Fact(count(len(part.modes)), f"modes in use{of}", f"of {count(part.modes.n_modes)}")
+        yield Fact(count(part.n_used), f"modes in use{of}", f"of {count(part.n_modes)}")
         yield Fact(fixed(part.measured("r2")), _r2([part]) + of)
         yield Fact(fixed(part.measured("l0"), 1), f"modes per input{of}")
 

@@ -5,7 +5,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from condec.basis.errors import StoreError
 from condec.basis.files import file_name, reading
 from condec.basis.metrics import unit_length
 from condec.basis.records import short_repr
-from condec.dictionary import Dictionary, load_dictionary
+from condec.dictionary import Dictionary, Training, load_dictionary
 from condec.effects import summarise
-from condec.explanation import ALIKE, SiteMaps
+from condec.explanation import ALIKE, SiteMaps, held_out_users
 from condec.modes import Hierarchy, Modes, Split, label_name
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES
@@ -32,17 +32,53 @@ SPLITS: Mapping[str, str] = {"held_out": "held out", "train": "training"}
 @short_repr
 @dataclass(frozen=True, eq=False)
 class DictionaryPart:
-    """Results of one learner at one site.
+    """Results of one learner at one site, of which all that is large is read when asked for.
 
     `name` is the learner's, and that of the dictionary's folder; `tables` are those that were
     made, by kind (`condec.store.folder.TABLES`).
     """
 
     name: str
-    dictionary: Dictionary
-    modes: Modes
-    maps: SiteMaps | None
+    site: str
+    folder: RunFolder = field(repr=False)
+    store: Store = field(repr=False)
     tables: Mapping[str, pandas.DataFrame]
+
+    @cached_property
+    def _place(self) -> Path:
+        place = self.folder.modes(self.site, self.name)
+        return self.folder.found(place) or place
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        """The dictionary."""
+        return load_dictionary(self._place)
+
+    @cached_property
+    def modes(self) -> Modes:
+        """Its modes."""
+        return Modes.load(self._place, self.store)
+
+    @cached_property
+    def maps(self) -> SiteMaps | None:
+        """Maps of its modes; None where none were made."""
+        file = self.folder.maps(self.site, self.name)
+        return self.folder.read_record(file, SiteMaps) if self.folder.found(file) else None
+
+    @cached_property
+    def training(self) -> Training | None:
+        """How it was trained, and its numbers."""
+        return self.dictionary.training
+
+    @cached_property
+    def n_modes(self) -> int:
+        """Number of modes, dead ones counted."""
+        return self.modes.n_modes
+
+    @cached_property
+    def n_used(self) -> int:
+        """Number of modes that some input uses."""
+        return len(self.modes)
 
     @cached_property
     def areas(self) -> pandas.DataFrame | None:
@@ -54,21 +90,14 @@ class DictionaryPart:
     @property
     def split(self) -> str:
         """Rows of the numbers to look at: ``held_out``, or ``train``; empty without numbers."""
-        training = self.dictionary.training
-        return "" if training is None else next(s for s in SPLITS if training.metrics.get(s))
+        found = {} if self.training is None else self.training.metrics
+        return next((split for split in SPLITS if found.get(split)), "")
 
-    def measured(self, name: str) -> float:
-        """Return one number of the dictionary on the rows of `split`; NaN without numbers."""
-        training = self.dictionary.training
-        return math.nan if training is None else getattr(training.metrics[self.split], name)
-
-    @property
-    def fall(self) -> tuple[float, float]:
-        """R2 on training and on held-out rows; NaN without numbers, or without such rows."""
-        training = self.dictionary.training
-        found = {} if training is None else training.metrics
-        train, held_out = (found[s].r2 if s in found else math.nan for s in ("train", "held_out"))
-        return train, held_out
+    def measured(self, name: str, split: str = "") -> float:
+        """Return one number of the dictionary on a split, by default `split`; NaN without."""
+        found = {} if self.training is None else self.training.metrics
+        of = found.get(split or self.split)
+        return math.nan if of is None else getattr(of, name)
 
     @cached_property
     def n_alike(self) -> int:
@@ -76,23 +105,25 @@ class DictionaryPart:
         atoms = unit_length(self.modes.atoms, 1)
         return int(((atoms @ atoms.T > ALIKE).sum(1) > 1).sum())  # each is like itself
 
-    @property
+    @cached_property
     def has_labels(self) -> bool:
         """True where there are modes, and labels to compare them with."""
-        return bool((self.modes.store.labels >= 0).any()) and len(self.modes) > 0
+        return bool((self.store.labels >= 0).any()) and self.n_used > 0
 
-    @property
+    @cached_property
     def has_held_out(self) -> bool:
         """True where there are rows that were not fitted."""
         return bool(self.modes.held_out.any())
 
     @cached_property
+    def users(self) -> Tensor:
+        """Held-out inputs that use each mode, [mode]; of all inputs, where none were held out."""
+        return held_out_users(self.modes)
+
+    @property
     def dead_share(self) -> float:
-        """Share of the dictionary's modes that no held-out input uses; NaN without such inputs."""
-        if not self.has_held_out:
-            return math.nan
-        used = (self.modes.loadings[self.modes.held_out] > 0).any(0)
-        return 1.0 - int(used.sum()) / max(self.modes.n_modes, 1)
+        """Share of the dictionary's modes that none of these inputs uses."""
+        return 1.0 - int((self.users > 0).sum()) / max(self.n_modes, 1)
 
     def density(self, split: Split) -> Tensor:
         """Return the share of a split's inputs that use each mode, [mode]; NaN without inputs."""
@@ -107,7 +138,7 @@ class DictionaryPart:
     @cached_property
     def held_out_correlation(self) -> Tensor:
         """The same on held-out rows; NaN where a label is missing among them, or alone."""
-        labels = self.modes.store.labels[self.modes.held_out]
+        labels = self.store.labels[self.modes.held_out]
         if not bool((labels >= 0).any()):
             return torch.full_like(self.correlation, torch.nan)
         counts = torch.bincount(labels[labels >= 0], minlength=self.correlation.shape[1])
@@ -121,10 +152,11 @@ class DictionaryPart:
         return label, self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
 
     def forget(self) -> None:
-        """Free the memory of what has an entry for every mode and label."""
-        for name in ("correlation", "held_out_correlation"):
+        """Free the memory of all that is large, and keep what the first page needs of it."""
+        _ = (self.training, self.n_modes, self.n_alike, self.users, self.has_held_out)
+        _ = self.has_labels and self.best
+        for name in ("dictionary", "modes", "maps", "correlation", "held_out_correlation"):
             self.__dict__.pop(name, None)
-        self.modes.forget()
 
 
 @short_repr
@@ -162,10 +194,10 @@ class TwinPart:
 class RunPart:
     """Content of a run folder.
 
-    `twins` are the complete ones of this store, others are passed over; `recipes` are what results
+    `twins` are the complete ones of this store; `recipes` are what results
     were made from, in words, by the tasks that share it; `title` is that of the plan; `date` is
     the day on which the run ended, empty where the log does not say; `left_out` says what the run
-    could not do, and why.
+    could not do, which twins are not shown, and why.
     """
 
     folder: RunFolder
@@ -211,52 +243,55 @@ class RunPart:
 
 
 def read_run(path: Path) -> RunPart:
-    """Read a run folder.
+    """Read a run folder; dictionaries, modes and maps are read when they are asked for.
 
     Raises StoreError: there is no complete store in it, or a part of it is damaged.
     """
     folder = RunFolder(path)
     if not folder.store.is_dir():
         raise StoreError(
-            f"{path}: expected a run folder with contributions.zarr; run 'condec collect' first"
+            f"{path}: expected a run folder with contributions.zarr; {folder.first('collect')}"
         )
     folder.found_store(folder.store)
     store = Store.open(folder.store)
     completeness = store.completeness() if len(store) else {}
-    groups = _names(folder, folder.superclasses)
+    groups, left_out = _names(folder, folder.superclasses), [*folder.notes_left_out()]
+    twins = tuple(_twins(folder, store, left_out))
     sites = []
     for site in store.sites:
         values = completeness.get(site.key, torch.empty(0))
         known, parts = values[values.isfinite()], tuple(_parts(folder, store, site.key))
         sites.append(SitePart(store.info(site), known if len(known) else None, parts))
     return RunPart(
-        folder=folder, store=store, sites=tuple(sites), twins=tuple(_twins(folder, store)),
+        folder=folder, store=store, sites=tuple(sites), twins=twins,
         statistics=folder.read_table("statistics"),
         recipes=_recipes(folder), title=_title(folder.plan), date=_date(folder.log_file),
         label_names=_names(folder, folder.labels),
         hierarchy=None if groups is None else Hierarchy(groups),
-        left_out=folder.notes_left_out(),
+        left_out=tuple(left_out),
     )  # fmt: skip
 
 
 def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart]:
     for name in folder.learners(key):
-        place, maps = folder.modes(key, name), folder.maps(key, name)
         tables = {kind: folder.read_table(kind, key, name) for kind in TABLES}
         known = {kind: table for kind, table in tables.items() if table is not None}
         if "rivals" in known:  # a learner is no rival of its own; earlier versions fitted it
             known["rivals"] = known["rivals"][known["rivals"]["rival"] != name]
-        shown = folder.read_record(maps, SiteMaps) if folder.found(maps) else None
-        found = folder.found(place) or place
-        yield DictionaryPart(name, load_dictionary(found), Modes.load(found, store), shown, known)
+        yield DictionaryPart(name, key, folder, store, known)
 
 
-def _twins(folder: RunFolder, store: Store) -> Iterator[TwinPart]:
+def _twins(folder: RunFolder, store: Store, left_out: list[str]) -> Iterator[TwinPart]:
+    """Yield the twins; why others are none is added to what was left out."""
     table = folder.read_table("statistics_twins")
     for name, path in folder.twins().items():
         folder.found_store(path)
         twin = Store.open(path)
-        if is_twin(twin, store) and twin.is_complete:
+        if not is_twin(twin, store):
+            left_out.append(f"twin {name}: it is of another store")
+        elif missing := twin.missing():
+            left_out.append(f"twin {name}: {len(missing)} of {twin.n_shards} shards are missing")
+        else:
             rows = pandas.DataFrame() if table is None else table[table["twin"] == name]
             yield TwinPart(twin.recipe["twin"], twin, None if rows.empty else rows)
 

@@ -11,7 +11,7 @@ from condec.basis.errors import DataError
 from condec.dictionary import rival_words
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import ControlMatrix
-from condec.explanation import ALIKE, LEAST_USERS, held_out_users
+from condec.explanation import ALIKE, LEAST_USERS
 from condec.modes import Hierarchy
 from condec.report.figures import rankings_in
 from condec.report.reading import DictionaryPart, RunPart
@@ -73,26 +73,7 @@ def warnings(run: RunPart) -> Iterator[str]:
         yield f"{count(skipped)} of {count(store.n_samples)} inputs were left out: {some}."
     yield from _about_completeness(run)
     named = [(f"{s.key} ({p.name})" if several else s.key, p) for s, p in run.parts]
-    yield from _about_held_out(named)
-    for held_out, whom in ((True, "no held-out input"), (False, "no input")):
-        dead = [
-            f"{name} {percent(share)} of {count(part.modes.n_modes)}"
-            for name, part in named
-            if part.has_held_out is held_out
-            and (share := part.dead_share if held_out else part.modes.share_dead) > MANY_DEAD
-        ]
-        if dead:
-            yield (
-                f"Many modes are dead, that is, used by {whom}: {listed(dead)}. Fewer modes "
-                "(n_modes), or a longer training (steps), leave fewer dead."
-            )
-    alike = [f"{name} {count(part.n_alike)} of {count(len(part.modes))}" for name, part in named
-             if part.n_alike > MANY_DEAD * len(part.modes)]  # fmt: skip
-    if alike:
-        yield (
-            f"Many modes in use have nearly equal atoms (cosine above {ALIKE:g}) and share a card: "
-            f"{listed(alike)}. Fewer modes (n_modes) say the same."
-        )
+    yield from _about_modes(named)
     equal = [f"{name}: {found}" for name, part in named
              if (found := rivals_in_words(part)) not in ("", "none")]  # fmt: skip
     if equal:
@@ -103,12 +84,14 @@ def warnings(run: RunPart) -> Iterator[str]:
         yield "No inputs were held out: all figures are those of the inputs that were fitted."
 
 
-def _about_held_out(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str]:
-    """Say where dictionaries hold for the inputs that were fitted, but not for others."""
-    fall = {name: part.fall for name, part in named}
-    to = {name: f"{name} {fixed(low)} ({fixed(high)})" for name, (high, low) in fall.items()}
-    nothing = [to[name] for name, (_, low) in fall.items() if low <= 0]
-    less = [to[name] for name, (high, low) in fall.items() if low > 0 and high - low > GAP]
+def _about_modes(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str]:
+    """Say where dictionaries hold for fitted inputs only, or have modes that say nothing more."""
+    nothing, less = [], []
+    for name, part in named:
+        high, low = (part.measured("r2", split) for split in ("train", "held_out"))
+        both = f"{name} {fixed(low)} ({fixed(high)})"
+        nothing += [both] * (low <= 0)
+        less += [both] * (low > 0 and high - low > GAP)
     if nothing:
         yield (
             f"{R2} is 0 or below on held-out inputs (in brackets: on those fitted): "
@@ -122,21 +105,35 @@ def _about_held_out(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str
             f"{listed(less)}. Part of what these modes say holds for the fitted inputs alone: "
             "go by the held-out figures. More inputs or fewer modes (n_modes) bring the two closer."
         )
-    unseen = [name for name, part in named if part.has_held_out and len(part.modes)
-              and int(held_out_users(part.modes).max()) < LEAST_USERS]  # fmt: skip
+    seen = [(name, part) for name, part in named if part.has_held_out and part.n_used]
+    unseen = [name for name, part in seen if int(part.users.max()) < LEAST_USERS]
     if unseen:
         yield (
             f"No mode is used by {LEAST_USERS} held-out inputs: {listed(unseen)}. Cards there "
             "are of the modes that most inputs use, and nothing shows that they hold for others. "
             "Hold out more inputs (held_out), collect more, or take fewer modes (n_modes)."
         )
-    untold = [name for name, part in named if part.has_held_out and part.has_labels
-              and bool(part.best[1].isnan().all())]  # fmt: skip
+    untold = [n for n, part in seen if part.has_labels and bool(part.best[1].isnan().all())]
     if untold:
         yield (
             "No label that fits a mode best is among the held-out inputs (and among others): "
             f"{listed(untold)}. That cards there are named after labels rests on the fitted inputs "
             "alone. Collect more inputs of each label, or hold out more (held_out)."
+        )
+    dead = [f"{name} {percent(part.dead_share)} of {count(part.n_modes)}" for name, part in named
+            if part.dead_share > MANY_DEAD]  # fmt: skip
+    if dead:
+        whom = "no held-out input" if any(part.has_held_out for _, part in named) else "no input"
+        yield (
+            f"Many modes are dead, that is, used by {whom}: {listed(dead)}. Fewer modes "
+            "(n_modes), or a longer training (steps), leave fewer dead."
+        )
+    alike = [f"{name} {count(part.n_alike)} of {count(part.n_used)}" for name, part in named
+             if part.n_alike > MANY_DEAD * part.n_used]  # fmt: skip
+    if alike:
+        yield (
+            f"Many modes in use have nearly equal atoms (cosine above {ALIKE:g}) and share a card: "
+            f"{listed(alike)}. Fewer modes (n_modes) say the same."
         )
 
 
@@ -194,17 +191,7 @@ def _trend(row: Mapping[Hashable, Any], twin: str) -> str:
 def about_dictionary(run: RunPart, part: DictionaryPart) -> Iterator[str]:
     """Say whether a dictionary can be believed, as far as that was measured."""
     yield from about_chance(run, part)
-    yield from _about_held_out([("this dictionary", part)])
-    if part.n_alike:
-        yield (
-            f"{count(part.n_alike)} of {count(len(part.modes))} modes in use have an atom that is "
-            f"nearly equal to another's (cosine above {ALIKE:g}); such modes have one card."
-        )
-    if part.dead_share > MANY_DEAD:
-        yield (
-            f"{percent(part.dead_share)} of the {count(part.modes.n_modes)} modes are dead on "
-            "held-out inputs: more modes than these inputs can keep apart, or too short a training."
-        )
+    yield from _about_modes([("this dictionary", part)])
     rivals, stability = part.tables.get("rivals"), part.tables.get("stability")
     if rivals is not None:
         yield from rival_words(rivals) or (_NO_RIVAL,)
@@ -355,11 +342,12 @@ def _steering(curve: pandas.DataFrame) -> str:
 def _interactions(found: pandas.DataFrame) -> str:
     rows = found[found["quantity"] == "logit"]
     singles = rows[["single_a", "single_b"]].abs().stack().median()
-    sure = ((rows["low"] > 0) | (rows["high"] < 0)).mean()
+    n_sure = int(((rows["low"] > 0) | (rows["high"] < 0)).sum())
     n_pairs = len(rows[["mode_a", "mode_b"]].drop_duplicates())
     which = "one pair of modes" if n_pairs == 1 else f"{n_pairs} pairs of modes"
     return (
         f"Ablating {which} together differs from the sum of what each does alone by "
         f"{fixed(rows['interaction'].abs().median())} of a label's output, at the median; a mode "
-        f"alone changes it by {fixed(singles)}. {percent(sure)} of the 95 % intervals exclude 0."
+        f"alone changes it by {fixed(singles)}. Of {count(len(rows))} such differences (a pair and "
+        f"a label each), {count(n_sure)} are told apart from 0 by their 95 % interval."
     )

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from condec.dictionary import rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import LEADING, mean_over_labels
-from condec.explanation import LEAST_USERS, held_out_users, held_out_value, strongest_units
+from condec.explanation import LEAST_USERS, held_out_value, strongest_units
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent, twin_words
@@ -136,7 +136,7 @@ SITES: Final = (
     Column("Positions", lambda line: count(line.site.info.n_positions)),
     Column("Complete", _complete, "median over inputs; only where all flow passes the site"),
     Column("Modes in use",
-           _of(lambda p: pair(count(len(p.modes)), f"/ {count(p.modes.n_modes)}"))),
+           _of(lambda p: pair(count(p.n_used), f"/ {count(p.n_modes)}"))),
     Column(R2, _measured("r2"), "on held-out inputs"),
     Column("Modes per input", _measured("l0", 1), "modes in use for one held-out input"),
     Column("Label corr.", _of(lambda p: fixed(label_correlation(p))),
@@ -179,22 +179,27 @@ def rivals_in_words(part: DictionaryPart) -> str:
     return "" if part.tables.get("rivals") is None else ", ".join(found) or "none"
 
 
+def _with(table: str) -> Callable[[Sequence[Line]], bool]:
+    return lambda rows: any(line.part and table in line.part.tables for line in rows)
+
+
 def _cosine(name: str, column: str) -> Column:
-    return Column(name, _of(lambda p: fixed(mean_cosine(p, column))), "mean over modes in use")
+    return Column(name, _of(lambda p: fixed(mean_cosine(p, column))), "mean over modes in use",
+                  shown=_with("stability"))  # fmt: skip
 
 
 CHANCE: Final = (
     Column("Site", lambda line: _link(line, f"#{line.part.name}"), kind="head"),
     _LEARNER,
-    Column("Dead, held out", _of(
-        lambda p: percent(p.dead_share) + ", too many" * (p.dead_share > MANY_DEAD)
-    )),
+    Column("Dead", _of(lambda p: percent(p.dead_share) + ", too many" * (p.dead_share > MANY_DEAD)),
+           "share of the modes that no held-out input uses"),
     _cosine("Other seeds", "seed_cosine"),
     _cosine("Half the inputs", "half_cosine"),
     _cosine("By chance", "chance"),
     Column("Stable modes", _of(lambda p: stable_modes(p) or DASH),
-           "0.9 or more, over seeds and over halves"),
-    Column("Rivals that do as well", _of(lambda p: rivals_in_words(p) or DASH), kind="word"),
+           "0.9 or more, over seeds and over halves", shown=_with("stability")),
+    Column("Rivals that do as well", _of(lambda p: rivals_in_words(p) or DASH), kind="word",
+           shown=_with("rivals")),
 )  # fmt: skip
 """The table of dictionaries, and whether they can be believed."""
 
@@ -255,7 +260,7 @@ NUMBERS: Final = (
 
 def number_rows(part: DictionaryPart) -> Iterator[dict[str, str]]:
     """Give the numbers of a dictionary on training and held-out rows, side by side."""
-    training, n_modes = part.dictionary.training, part.dictionary.n_modes
+    training, n_modes = part.training, part.n_modes
     if training is None:
         return
     for name, key, digits, note in _NUMBERS:
@@ -297,7 +302,7 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
         if stability is not None:
             rows[name] = rows["id"].map(stability.set_index("mode")[column])
-    rows["users"] = held_out_users(modes).tolist()
+    rows["users"] = part.users.tolist()
     rows["enough"] = rows["users"] >= LEAST_USERS
     value = held_out_value(modes) if rows["enough"].any() else (modes.loadings > 0).sum(0)
     rows["value"] = value.tolist()
@@ -386,18 +391,18 @@ CURVES: Final = (
     Column("Selectivity", _selectivity_words,
            "(AUC label - AUC others) / AUC others: below 0 is selective when ablated, above 0 "
            "when preserved"),
-    Column("Between", lambda row: fixed(row["of"]["area_between"].mean()),
+    Column("Gap of curves", lambda row: fixed(row["of"]["area_between"].mean()),
            "mean distance of the two curves; above 0 is selective"),
-    Column("Half at", _half,
+    Column("Units for half", _half,
            "share of units at which half of the label's accuracy is lost (ablate) or kept "
            "(preserve), and for how many labels it is"),
     Column("Others lose", lambda row: percent(row["of"]["off_damage"].mean()),
            "share of the others' accuracy that is lost there"),
     Column("Labels", lambda row: str(row["of"]["defined"].sum()),
            "labels behind the selectivity"),
-    Column("Modes are", lambda row: row["verdict"],
-           "the modes compared with this ranking, by selectivity (ablated) or by the distance of "
-           "the curves (preserved); equal: 0 lies within the 95 % interval over images and labels",
-           kind="word"),
+    Column("Modes against it", lambda row: row["verdict"].replace("equal", "not told apart"),
+           "the best ranking by modes compared with this one, by selectivity (ablated) or by the "
+           "gap of the curves (preserved); not told apart: 0 lies within the 95 % interval over "
+           "images and labels", kind="word"),
 )  # fmt: skip
 """The table of rankings under edits."""

@@ -36,7 +36,7 @@ from condec.store.collection import collect_planned, whole_store
 def collect_link(run: Run) -> Outcome:
     """Contributions of all inputs, into the store; then those of its twins.
 
-    Goes on at the first missing shard where it was interrupted.
+    Goes on where it was interrupted at the first missing shard, which is begun again.
     """
     plan, folder, started = run.plan.collect, run.folder, time.perf_counter()
     twins = {folder.twin(twin.name): twin for twin in plan.twins}
@@ -201,13 +201,11 @@ def report_link(run: Run) -> Outcome:
     if learners and run.plan.fit.name not in learners and not left_out:
         raise StoreError(
             f"{folder.path}: modes of {', '.join(sorted(learners))} are here, the plan's learner "
-            f"is {run.plan.fit.name}: run 'condec fit {folder.path}' first"
+            f"is {run.plan.fit.name}: {folder.first('fit')}"
         )
     for entry in others:
         if differ := run.outdated(entry):
-            raise StoreError(
-                f"{folder.path}: {entry.task}: {differ}: run 'condec {entry.link}' first"
-            )
+            raise StoreError(f"{folder.path}: {entry.task}: {differ}: {folder.first(entry.link)}")
 
     def make() -> list[Path]:
         build_report(folder.path)

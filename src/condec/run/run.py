@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from condec.basis.errors import DataError, OptionError, SiteError, StoreError, printable
+from condec.basis.errors import DataError, OptionError, SiteError, StoreError, command, printable
 from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.basis.trust import gated
@@ -167,7 +167,7 @@ class Run:
         """
         path = self.folder.store
         if not path.exists():
-            raise StoreError(f"{path}: no contributions yet; run 'condec collect' first")
+            raise StoreError(f"{path}: no contributions yet; {self.folder.first('collect')}")
         store = Store.open(path)
         plan = self.plan.collect
         for key, wanted in (("method", plan.method.to_dict()), ("target", plan.target.to_dict())):
@@ -176,7 +176,7 @@ class Run:
                     f"{path}: {key} is {store.recipe.get(key)}, the plan has {wanted}; choose "
                     "another run folder, or remove that store"
                 )
-        return _whole(store)
+        return self._whole(store)
 
     def twin(self, twin: Twin) -> Store:
         """Open the store of a twin.
@@ -185,14 +185,23 @@ class Run:
         """
         path = self.folder.twin(twin.name)
         if not path.exists():
-            raise StoreError(f"{path}: no such twin yet; run 'condec collect' first")
+            raise StoreError(f"{path}: no such twin yet; {self.folder.first('collect')}")
         store = Store.open(path)
         if not is_twin(store, self.store):
             raise StoreError(
                 f"{path}: a twin of another store than {self.folder.store}; remove that folder "
-                "and run 'condec collect' again"
+                f"and run {command('collect', self.folder.path)} again"
             )
-        return _whole(store)
+        return self._whole(store)
+
+    def _whole(self, store: Store) -> Store:
+        if missing := store.missing():
+            raise StoreError(
+                f"{store.path}: {len(missing)} of {store.n_shards} shards are missing; run "
+                f"{command('collect', self.folder.path)} again: it computes those, and keeps the "
+                "others"
+            )
+        return store
 
     @cached_property
     def model_of_store(self) -> nn.Module:
@@ -205,8 +214,8 @@ class Run:
             if self.store.recipe.get(key) != found:
                 raise StoreError(
                     f"{self.folder.store}: made from the {key} {self.store.recipe.get(key)}; the "
-                    f"plan's {key} is now {found}. Give the {key} of that store again, or choose "
-                    "another run folder and run 'condec collect' first"
+                    f"plan's {key} is now {found}. Give the {key} of that store again, or collect "
+                    "into another run folder"
                 )
         return self.loaded.model
 
@@ -248,9 +257,9 @@ class Run:
         name, folder = self.plan.fit.name, self.folder.modes(site, self.plan.fit.name)
         entry = self.folder.ledger.entries.get(record_name(f"fit {site}", name))
         if entry is not None and (differ := self.differences(entry)):
-            raise StoreError(f"{folder}: fit of {site}: {differ}: run 'condec fit' first")
+            raise StoreError(f"{folder}: fit of {site}: {differ}: {self.folder.first('fit')}")
         if (found := self.folder.found(folder)) is None:
-            raise StoreError(f"{folder}: no modes of {site} yet; run 'condec fit' first")
+            raise StoreError(f"{folder}: no modes of {site} yet; {self.folder.first('fit')}")
         return Modes.load(found, self.store)
 
     def made_from(
@@ -319,12 +328,3 @@ _SECTION_OF: Final = {"control": "control", "map": "maps"}
 def record_name(task: str, learner: str = "") -> str:
     """Return the name of a task's record in the ledger of a run folder."""
     return f"{task} ({learner})" if learner else task
-
-
-def _whole(store: Store) -> Store:
-    if not store.is_complete:
-        raise StoreError(
-            f"{store.path}: {len(store.missing())} of {store.n_shards} shards are missing; run "
-            "'condec collect' again, it goes on where it stopped"
-        )
-    return store

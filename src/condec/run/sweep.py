@@ -224,7 +224,7 @@ def _fits(grid: Mapping[str, Any], sign: Sign) -> list[tuple[str, FitPlan]]:
 def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     """Fit every configuration at every site with every seed, and compare them.
 
-    A fit that is done is kept; one that was interrupted goes on where it stopped, and the sweep
+    A fit that is done is kept; one that was interrupted goes on at its checkpoint, and the sweep
     ends with the dictionaries of an undisturbed one, byte for byte; a changed plan or store makes
     only the fits that it changes. Fits of an earlier plan stay in the
     folder, and are in the table of a plan that asks for them again.
@@ -234,7 +234,8 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     found before anything is fitted.
     """
     if not plan.store.exists():
-        raise StoreError(f"{plan.store}: no contributions yet; run 'condec collect' first")
+        first = RunFolder(plan.store.parent).first("collect")
+        raise StoreError(f"{plan.store}: no contributions yet; {first}")
     with held(plan.out):
         return _sweep(plan, progress=progress)
 

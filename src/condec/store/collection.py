@@ -55,7 +55,7 @@ def collect(
         Samples in one pass; ``"auto"`` times passes of growing size and takes the smallest
         that is about as fast as the best; a run that is resumed keeps the size of the store.
     shard_size : int
-        Samples in one shard, the unit of work that is written and resumed.
+        Samples in one shard, which is written whole: one that was interrupted is begun again.
     on_bad : {"raise", "skip"}
         What an unreadable or non-finite input does: end the run, or keep its row, which is
         marked invalid and which the accessors pass over.

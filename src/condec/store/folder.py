@@ -34,6 +34,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
+from condec.basis.errors import command
 from condec.basis.files import (
     file_name,
     reading,
@@ -77,6 +78,12 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
+
+    def first(self, link: str) -> str:
+        """Say which command is to be run first, as it can be pasted."""
+        # Before the first collection, what the folder is to be stands in the user's own file.
+        source = self.path if self.plan.exists() else "PLAN.toml"
+        return f"run {command(link, source)} first"
 
     def log_odds_modes(self, site: str) -> Path:
         """Return the folder of a site's modes of contributions to the log-odds."""

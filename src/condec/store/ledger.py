@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from condec.basis.digests import joint_digest, opened, path_digest, sealed
-from condec.basis.errors import StoreError
+from condec.basis.errors import StoreError, command
 from condec.basis.files import (
     file_name,
     folder_in_place,
@@ -159,7 +159,7 @@ class Ledger:
             return Damage(path, problem, remedy)
         if others := [name for name, digest in entry.inputs.items() if self._input(name) != digest]:
             problem = f"made from another {others[0]} than lies there now"
-            return Damage(path, problem, remedy)
+            return Damage(path, problem, remedy, self.folder / others[0])
         return None
 
     def maker(self, name: str) -> Entry | None:
@@ -217,5 +217,5 @@ class Ledger:
         return self.folder / RECORDS / f"{file_name(task)}.json"
 
     def _remedy(self, link: str) -> str:
-        again = f"Run 'condec {link} {self.folder}', or " if link else "Run "
-        return f"{again}'condec verify {self.folder} --repair': it is made again."
+        again = f"Run {command(link, self.folder)}, or " if link else "Run "
+        return f"{again}{command('verify', self.folder, '--repair')}: it is made again."

@@ -367,7 +367,8 @@ class Store:
             why = f" {self._record_path(bad[0][0])}: {bad[0][1]}." if bad else ""
             raise StoreError(
                 f"{self.path} is incomplete: {len(missing)} of {self.n_shards} shards are missing "
-                f"({some}).{why} Run the command that made it again: it goes on where it stopped."
+                f"({some}).{why} Run the command that made it again: it computes those, and keeps "
+                "the others."
             )
 
     def _record_path(self, index: int) -> Path:

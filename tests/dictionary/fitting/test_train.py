@@ -220,7 +220,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore:.* Set max_iter higher")
 @pytest.mark.parametrize("learner", SMALL, ids=lambda learner: type(learner).__name__)
 def test_a_small_fit_is_the_same_for_any_number_of_threads(learner, monkeypatch):
     used, before = set(), torch.get_num_threads()

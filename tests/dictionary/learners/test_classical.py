@@ -12,6 +12,15 @@ class TestNMF(DictionaryContract):
     learner = NMF(3)
 
 
+@pytest.mark.parametrize("learner", [NMF(4, max_iter=2), FastICA(4, max_iter=1)])
+def test_too_few_passes_are_told_with_what_to_set(learner):
+    rows = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
+    words = f"{type(learner).__name__}: not at its end after . passes: .*Set max_iter higher"
+    with pytest.warns(UserWarning, match=words) as told:
+        fit(learner, rows, config=TrainConfig(held_out=0.0))
+    assert len(told) == 1
+
+
 class TestPCA(DictionaryContract):
     learner = PCA(4)
 

@@ -33,6 +33,8 @@ class Classical(Learner):
     one_thread: ClassVar[bool] = True
     """Whether more threads would sum in any order: the same seed would not be the same answer.
     Few products take one thread in any case."""
+    tells: ClassVar[bool] = False
+    """Whether scikit-learn warns where `max_iter` passes do not suffice."""
 
     def check(self, matrix: UnitMatrix) -> None:
         """Refuse more modes than training rows, or units, can have."""
@@ -50,15 +52,24 @@ class Classical(Learner):
 
     def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
         """Fit scikit-learn's estimator to the rows, in float64."""
+        from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         module, name = self.estimator.split(".")
         kind, rows = getattr(import_module(f"sklearn.{module}"), name), _numpy(matrix)
         options = self._options(config, matrix.shape[1])
         few = rows.size * self.n_modes < SMALL_STEP
-        with threadpool_limits(1 if self.one_thread or few else None):
+        with threadpool_limits(1 if self.one_thread or few else None), warnings.catch_warnings():
+            if self.tells:
+                warnings.simplefilter("ignore", ConvergenceWarning)
             model = kind(self.n_modes, random_state=config.seed, **options).fit(rows)
             found = self._found(model, rows)
+        if self.tells and model.n_iter_ >= options["max_iter"]:
+            warnings.warn(
+                f"{type(self).__name__}: not at its end after {model.n_iter_} passes: modes may "
+                "change with more. Set max_iter higher ([fit] of a run.toml)",
+                stacklevel=2,
+            )
         return Learned({name: _tensor(values) for name, values in found.items()}, config)
 
     def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
@@ -75,11 +86,12 @@ class NMF(Classical):
     r"""Non-negative matrix factorisation: :math:`X \approx Z D` with Z and D not negative.
 
     Coordinate descent on the squared error (`sklearn.decomposition.NMF`), in float64, at most
-    `max_iter` passes; scikit-learn warns where they do not suffice. The data must not be negative:
+    `max_iter` passes; a warning says where they do not suffice. The data must not be negative:
     take ``sign="positive"``, or the negated negative part.
     """
 
     estimator: ClassVar[str] = "decomposition.NMF"
+    tells: ClassVar[bool] = True
     one_thread: ClassVar[bool] = False
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
     max_iter: int = 1000
@@ -188,6 +200,7 @@ class FastICA(Classical):
 
     of_rank: ClassVar[bool] = True
     estimator: ClassVar[str] = "decomposition.FastICA"
+    tells: ClassVar[bool] = True
     rules: ClassVar[Mapping[str, str]] = {"max_iter": "count"}
     max_iter: int = 1000
 

@@ -94,7 +94,7 @@ def fit_rivals(
     with warnings.catch_warnings():
         # The table has the number of alive modes; a rival need not be at its very best.
         warnings.simplefilter("ignore", DeadModesWarning)
-        warnings.filterwarnings("ignore", message="fit: all|Maximum number of iterations")
+        warnings.filterwarnings("ignore", message="fit: all|NMF: not at its end")
         if fitted is None:
             base = fit(learner, rows, config=config, held_out_rows=held_out_rows)
         else:
