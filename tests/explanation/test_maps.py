@@ -198,6 +198,32 @@ def test_group_norm_where_channels_lie_last_in_memory():
     torch.testing.assert_close(made.negative, expected.negative)
 
 
+@pytest.mark.parametrize("site", ["block1", "block2@positions"])
+def test_several_modes_at_once_are_sums_of_maps_of_single_units(site):
+    model, x = small_resnet().double(), images().double()
+    single = [mode_map(model, x, site, [unit], Logit(1)) for unit in range(4)]
+    weights = torch.zeros(2, 4 if site == "block1" else 25, dtype=torch.float64)
+    weights[:, :4] = torch.tensor([[1.0, 0, 0.5, 2], [-1.0, 3, 0, 0]])
+    made = mode_map(model, x, site, weights=weights, target=Logit(1))
+    assert made.total.shape == (2, *x.shape)
+    for name, other in (("positive", "negative"), ("negative", "positive")):
+        for mode in range(2):
+            parts = [
+                w * getattr(one, name if w >= 0 else other)
+                for w, one in zip(weights[mode, :4].tolist(), single, strict=True)
+            ]
+            torch.testing.assert_close(getattr(made, name)[mode], sum(parts))
+
+
+def test_operations_whose_rules_torch_compiles():
+    torch.manual_seed(0)
+    layers = (nn.Linear(5, 6), nn.LogSigmoid(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    model, x = nn.Sequential(*layers).double().eval(), torch.randn(2, 5).double()
+    (gradient,) = torch.autograd.grad(model(x.requires_grad_())[:, 0].sum(), x)
+    made = mode_map(model, x.detach(), "3", range(4), Logit(0))
+    torch.testing.assert_close(made.sensitivity, gradient)
+
+
 # --- what must be left alone --------------------------------------------------------------
 
 
@@ -241,6 +267,15 @@ def test_frozen_parameters_and_numpy_and_no_grad_around():
 def test_units_that_cannot_be(units):
     with pytest.raises(OptionError, match=r"units: expected different numbers from 0 to 3"):
         mode_map(small_resnet(), images(), "block1", units)
+
+
+def test_weights_that_cannot_be():
+    for both in ({}, {"units": [0], "weights": torch.ones(1, 4)}):
+        with pytest.raises(OptionError, match="give either units or weights"):
+            mode_map(small_resnet(), images(), "block1", **both)
+    for wrong in (torch.ones(4), torch.ones(0, 4), torch.ones(2, 5)):
+        with pytest.raises(OptionError, match=r"weights: expected shape \[mode, 4\]"):
+            mode_map(small_resnet(), images(), "block1", weights=wrong)
 
 
 def test_training_mode_is_refused():

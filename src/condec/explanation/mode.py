@@ -9,10 +9,9 @@ By the letter this takes one backward pass for every unit and position. But the 
 whole or over any subset, is one vector-Jacobian product; and the sign of a single (c, p), which
 says in which subset it belongs, is that of (dT / dh) (J_h x), of which one forward-mode pass gives
 all J_h x at once. So `mode_map` takes one forward pass with dual numbers and three backward passes,
-whatever the number of units and positions.
+whatever the number of units and positions; every further mode takes two, from the site on.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from condec.attribution.targets import Predicted, TargetLike, as_target
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.basis.records import short_repr
 from condec.data import as_batch
-from condec.explanation.tangent import AffineTangents
+from condec.explanation.tangent import AffineTangents, compile_rules, dual
 from condec.network import (
     Site,
     check_order,
@@ -42,6 +41,7 @@ from condec.network import (
     settle_sites,
     units_of,
 )
+from condec.network.tape import Tape
 
 if TYPE_CHECKING:
     import numpy
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class ModeMap:
     """Maps of one set of units, each of the input's shape [sample, *input].
+
+    Of several modes, from ``weights``, they have an axis of modes first.
 
     Attributes
     ----------
@@ -67,16 +69,17 @@ class ModeMap:
         the target per unit of the input.
     """
 
-    total: Float[Tensor, "sample ..."]
-    positive: Float[Tensor, "sample ..."]
-    negative: Float[Tensor, "sample ..."]
-    sensitivity: Float[Tensor, "sample ..."]
+    total: Float[Tensor, "..."]
+    positive: Float[Tensor, "..."]
+    negative: Float[Tensor, "..."]
+    sensitivity: Float[Tensor, "..."]
 
 
 def mode_map(
     model: nn.Module, images: "Tensor | numpy.ndarray", site: Site | str,
-    units: Sequence[int] | Tensor, target: TargetLike | None = None,
-    labels: "Tensor | numpy.ndarray | None" = None, *, prove: bool = True,
+    units: Sequence[int] | Tensor | None = None, target: TargetLike | None = None,
+    labels: "Tensor | numpy.ndarray | None" = None, *,
+    weights: Tensor | None = None, prove: bool = True,
 ) -> ModeMap:  # fmt: skip
     """Map the part of every input that drives these units to drive the target.
 
@@ -95,6 +98,9 @@ def mode_map(
         image's own class, ``Label(probability=True)``.
     labels : Tensor of shape [sample], optional
         For targets that need them.
+    weights : Tensor of shape [mode, unit], in place of units
+        Several modes at once, each with a factor for every unit (``modes.atoms``, say): they
+        share all passes but two short ones.
     prove : bool
         Try first, once for a model, shape and site, whether maps belong to single images
         (`condec.prove`).
@@ -102,7 +108,8 @@ def mode_map(
     Raises
     ------
     OptionError
-        No units, a unit given twice, or one that the site does not have.
+        No units, a unit given twice, or one that the site does not have; both units and weights,
+        or weights of another shape.
     SiteError
         The pattern means several sites, or the site is not on a path from input to target.
     ModelError
@@ -143,7 +150,7 @@ def mode_map(
         x = inputs.requires_grad_()
         with forward_ad.dual_level(), AffineTangents():
             # The tangent x makes the forward pass carry J_h x along with every activation h.
-            output = _run_dual(model, x)
+            output = _run_dual(model, x, tape)
             hidden = tape.records[chosen.key]
             n_folds = count_folds({chosen.key: hidden}, len(x), allowed=[chosen.key])
             tangent: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
@@ -161,15 +168,21 @@ def mode_map(
                 f"the target does not depend on {chosen.key}; choose a site between input and "
                 "target"
             )
-        driven = gradient * _selection(hidden, chosen, units)
-        upward = driven * (driven * pushed > 0)
-        # vector^T J_h of both halves.
-        positive = torch.autograd.grad(hidden, x, upward, retain_graph=True, allow_unused=True)[0]
-        if positive is None:
-            raise _unreached(chosen)
-        (negative,) = torch.autograd.grad(hidden, x, driven - upward)
+        halves = []
+        for factors in _factors(hidden, chosen, units, weights):
+            driven = gradient * factors
+            upward = driven * (driven * pushed > 0)
+            # vector^T J_h of both halves.
+            found = [
+                torch.autograd.grad(hidden, x, half, retain_graph=True, allow_unused=True)[0]
+                for half in (upward, driven - upward)
+            ]
+            if found[0] is None:
+                raise _unreached(chosen)
+            halves.append(torch.stack(found))
     check_order(model, x, [chosen] if n_folds[chosen.key] > 1 else ())
     with torch.no_grad():
+        positive, negative = halves[0] if weights is None else torch.stack(halves, 1)
         x, sensitivity = x.detach(), positive + negative
         return ModeMap(x * sensitivity, x * positive, x * negative, sensitivity)
 
@@ -182,14 +195,22 @@ def _unreached(site: Site) -> SiteError:
     )
 
 
-def _run_dual(model: nn.Module, x: Tensor) -> Tensor:
+def _run_dual(model: nn.Module, x: Tensor, tape: Tape) -> Tensor:
     """Run the forward pass that carries the tangent x; the output's own tangent is dropped."""
-    with warnings.catch_warnings():
-        # On first use torch compiles derivatives with a helper that it has deprecated itself.
-        warnings.filterwarnings("ignore", "`?torch.jit", DeprecationWarning)
-        dual = forward_ad.make_dual(x, x.detach().clone())  # type: ignore[no-untyped-call]
+
+    def run() -> Tensor:
+        return _primal(run_model(model, dual(x, x.detach().clone())))
+
     try:
-        output = run_model(model, dual)
+        return run()
+    except ModelError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
+    compile_rules()
+    for calls in tape.calls.values():
+        calls.clear()
+    try:
+        return run()
     except ModelError as error:
         if isinstance(error.__cause__, NotImplementedError):
             raise ModelError(
@@ -197,7 +218,6 @@ def _run_dual(model: nn.Module, x: Tensor) -> Tensor:
                 f"which maps need: {error.__cause__}. Replace it by plain tensor operations."
             ) from error
         raise
-    return _primal(output)
 
 
 def _primal(tensor: Tensor) -> Tensor:
@@ -205,17 +225,27 @@ def _primal(tensor: Tensor) -> Tensor:
     return primal
 
 
-def _selection(hidden: Tensor, site: Site, units: Sequence[int] | Tensor) -> Tensor:
-    """Make a mask that is one where a unit is chosen, in the shape of the activation."""
+def _factors(
+    hidden: Tensor, site: Site, units: Sequence[int] | Tensor | None, weights: Tensor | None
+) -> list[Tensor]:
+    """Lay the factor of every unit over the activation, for one mode or several."""
     layout = units_of(site, hidden)
     count = layout.count(hidden.shape)
-    wanted = [int(unit) for unit in units]
-    wrong = [unit for unit in wanted if not 0 <= unit < count]
-    if not wanted or wrong or len(set(wanted)) < len(wanted):
+    if (units is None) == (weights is None):
+        raise OptionError("mode_map: give either units or weights")
+    if weights is None:
+        wanted = [int(unit) for unit in (() if units is None else units)]
+        wrong = [unit for unit in wanted if not 0 <= unit < count]
+        if not wanted or wrong or len(set(wanted)) < len(wanted):
+            raise OptionError(
+                f"units: expected different numbers from 0 to {count - 1} (the units of "
+                f"{site.key}), at least one; got {wanted}"
+            )
+        weights = torch.zeros(1, count)
+        weights[0, wanted] = 1
+    if weights.ndim != 2 or not len(weights) or weights.shape[1] != count:
         raise OptionError(
-            f"units: expected different numbers from 0 to {count - 1} (the units of {site.key}), "
-            f"at least one; got {wanted}"
+            f"weights: expected shape [mode, {count}], a factor for each unit of {site.key}; got "
+            f"{tuple(weights.shape)}"
         )
-    chosen = torch.zeros(count, dtype=hidden.dtype, device=hidden.device)
-    chosen[wanted] = 1
-    return layout.broadcast(chosen, hidden.shape)
+    return [layout.broadcast(row, hidden.shape) for row in weights.detach().to(hidden)]

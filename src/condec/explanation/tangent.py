@@ -7,6 +7,7 @@ offset; measured in benchmarks/mode_map.py. torch's rule for group norm fails wh
 last in memory, so it gets them laid as usual. Nothing else is touched.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +22,22 @@ _CONVOLUTIONS: Final = frozenset({
 })  # fmt: skip
 
 _GROUP_NORMS: Final = (F.group_norm, torch.group_norm)
+
+
+def dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    """Make a dual number of the one level there is.
+
+    As torch's own function does, which compiles rules first that hardly an operation needs.
+    """
+    return torch._make_dual(primal, tangent, level=0)
+
+
+def compile_rules() -> None:
+    """Let torch compile the rules that it has for few operations; once, for about a second."""
+    with warnings.catch_warnings():
+        # By a helper that torch has deprecated itself.
+        warnings.filterwarnings("ignore", "`?torch.jit", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
 
 
 class AffineTangents(TorchFunctionMode):
@@ -86,12 +103,11 @@ def _group_norm(
     return func(input.contiguous(), *args, **kwargs)
 
 
-def _affine(run: Callable[[Tensor, bool], Tensor], dual: Tensor, *others: Tensor | None) -> Tensor:
+def _affine(run: Callable[[Tensor, bool], Tensor], given: Tensor, *others: Tensor | None) -> Tensor:
     """Run primal and tangent apart, the tangent without offset, unless other arguments move."""
-    primal, tangent = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
+    primal, tangent = forward_ad.unpack_dual(given)  # type: ignore[no-untyped-call]
     moving = (forward_ad.unpack_dual(o).tangent for o in others if o is not None)  # type: ignore[no-untyped-call]
     if tangent is None or any(one is not None for one in moving):
-        return run(dual, True)
+        return run(given, True)
     moved = run(tangent, False)
-    joined: Tensor = forward_ad.make_dual(run(primal, True), moved)  # type: ignore[no-untyped-call]
-    return joined
+    return dual(run(primal, True), moved)
