@@ -6,6 +6,7 @@ Imports `modes` and what lies below.
 """
 
 from condec.explanation.check import PartCheck
+from condec.explanation.input_map import InputMaps
 from condec.explanation.leading import (
     ALIKE,
     LEAST_USERS,
@@ -22,7 +23,7 @@ from condec.explanation.shares import Shares
 from condec.explanation.site import SiteMaps, site_maps
 
 __all__ = [
-    "ALIKE", "LEAST_USERS", "Explanation", "ModeMap", "Part", "PartCheck", "Shares",
+    "ALIKE", "LEAST_USERS", "Explanation", "InputMaps", "ModeMap", "Part", "PartCheck", "Shares",
     "SiteExplanation", "SiteMaps", "copies", "explain", "held_out_users", "held_out_value",
     "leading_modes", "mode_map", "site_maps", "strongest_units",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
 from condec.explanation.check import PartCheck, check
+from condec.explanation.input_map import InputMaps, input_maps
 from condec.explanation.parts import SiteExplanation, divided
 from condec.modes import Modes
 from condec.network import Site, find_site
@@ -76,6 +77,32 @@ class Explanation:
     def check(self) -> PartCheck:
         """Remove every part that is shown, and compare what happens, see `PartCheck`."""
         return check(self.batch, self.by_site, getattr(self.method, "baseline", None))
+
+    def input_maps(
+        self, site: Site | str, parts: Iterable[str] | None = None, *, steps: int | None = None
+    ) -> InputMaps:
+        """Say where in the input parts come from: complete for every part, see `InputMaps`.
+
+        It costs the passes of the explanation again, and a backward pass before the site for
+        every part and point.
+
+        Parameters
+        ----------
+        site : Site or str
+        parts : names of parts, optional
+            As in `SiteExplanation.part`; by default all.
+        steps : int, optional
+            Intervals of the path, in place of the method's own.
+
+        Raises
+        ------
+        OptionError
+            The contributions were not made by `IntegratedGradients` along a path of the input, or
+            there is no such part.
+        """
+        if self.batch.setup is None:
+            raise DataError("input_maps: these contributions do not say what they were made from")
+        return input_maps(self.batch.setup, self.method, self[site], parts, steps)
 
     def to_frame(self) -> "pandas.DataFrame":
         """List all parts: one row a part of a site, whose ``net`` add up to the change.
