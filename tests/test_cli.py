@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
@@ -19,6 +17,7 @@ from condec import cli
 from condec.attribution import METHODS
 from condec.run import LINKS, config
 from condec.store.store import Store
+from forked import Command
 from small_runs import NET, TOML, quick_report, write_source
 
 
@@ -233,24 +232,17 @@ def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
     slow = "\n    import time\n    net = small_resnet(labels=3)\n"
     slow += "    net.register_forward_pre_hook(lambda *_: time.sleep(0.05))\n    return net\n"
     (source / "net.py").write_text(NET.replace("\n    return small_resnet(labels=3)\n", slow))
-    # A shell that puts the tests into the background has SIGINT ignored, and that is inherited.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "from condec.cli import main; main()"
-    command = [sys.executable, "-c", code, "collect", str(source / "run.toml"), "-q"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = Command(source / "out", ["collect", str(source / "run.toml"), "-q"])
     manifest = source / "run" / "contributions.zarr" / "manifest"
-    deadline = time.monotonic() + 120
-    while not list(manifest.glob("shard-*.json")) and time.monotonic() < deadline:
+    while not list(manifest.glob("shard-*.json")) and process.process.is_alive():
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == 130, messages
-    assert "the same command keeps what is whole" in messages
-    assert "Traceback" not in messages
-    done = len(list(manifest.glob("shard-*.json")))
-    assert 1 <= done < 3
-    command[4] = str(source / "run")  # the run folder knows its plan by now
-    subprocess.run(command, check=True)
+    assert process.process.pid is not None
+    os.kill(process.process.pid, signal.SIGINT)
+    assert process.end() == 130, process.output
+    assert "the same command keeps what is whole" in process.output
+    assert "Traceback" not in process.output
+    assert 1 <= len(list(manifest.glob("shard-*.json"))) < 3
+    done("collect", source / "run", "-q", "--trust-code")  # the run folder knows its plan by now
     store = Store.open(source / "run" / "contributions.zarr")
     store.verify()
     lines = (source / "run" / "log.jsonl").read_text().splitlines()

@@ -1,6 +1,7 @@
 """Models and data of other packages come in by entry points."""
 
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -31,16 +32,18 @@ POINTS = {
 
 
 @pytest.fixture(autouse=True)
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "condec_fake.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "condec_fake", raising=False)
 
-    def entry_points(*, group: str, name: str | None = None) -> list[metadata.EntryPoint]:
-        of = POINTS.get(group, {}).items()
-        return [metadata.EntryPoint(n, v, group) for n, v in of if name in (None, n)]
+    def entry_points(*, group: str) -> list[metadata.EntryPoint]:
+        return [metadata.EntryPoint(n, v, group) for n, v in POINTS.get(group, {}).items()]
 
+    registry._points.cache_clear()
     monkeypatch.setattr(registry.metadata, "entry_points", entry_points)
+    yield
+    registry._points.cache_clear()
 
 
 def test_a_family_of_models() -> None:

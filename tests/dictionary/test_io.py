@@ -8,6 +8,7 @@ from condec.basis.digests import opened, sealed
 from condec.basis.errors import StoreError
 from condec.dictionary import PCA, fit, load_dictionary
 from condec.dictionary.base import saved_digest
+from small_runs import contents
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_later_fit_replaces_an_earlier_one(folder):
 
 
 def test_nothing_is_half_written(folder, monkeypatch):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
 
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -142,7 +143,7 @@ def test_nothing_is_half_written(folder, monkeypatch):
     monkeypatch.setattr("condec.dictionary.base.write_file", full)
     with pytest.raises(StoreError, match="the disk is full"):
         fit(PCA(2), _rows(1)).save(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
 
 
 def test_a_file_in_the_way(tmp_path):

@@ -17,7 +17,7 @@ from condec.run.compare import compare_runs
 from condec.store import RunFolder, Store
 from condec.testing.models import small_resnet
 from forked import Command
-from small_runs import quick_report, small_inputs, write_source
+from small_runs import contents, quick_report, small_inputs, undo, write_source
 
 LINKS = ("collect", "stats", "fit", "control", "map", "report")
 ON_A_RUN = [*itertools.combinations_with_replacement((*LINKS, "run", "compare"), 2)]
@@ -61,11 +61,7 @@ def test_two_commands_on_one_run(
     root = tmp_path / "root"
     shutil.copytree(whole, root)
     for name in pair:  # made again, not kept
-        for record in (root / "run" / "tasks").glob(f"{name}*.json"):
-            record.unlink()
-    if "collect" in pair or "run" in pair:
-        for record in (root / "run" / "contributions.zarr" / "manifest").glob("*1.json"):
-            record.unlink()
+        undo(root / "run", name)
     run, plan = str(root / "run"), str(root / "run.toml")
     commands = [[n, run, run] if n == "compare" else [n, plan, "-q"] for n in pair]
     ended = both(*commands, tmp_path / "out", wait)  # type: ignore[misc]
@@ -107,11 +103,7 @@ def test_two_collects_into_one_store_end_with_the_same_bytes(tmp_path: Path, sha
     alone = collect("alone.zarr")
     workers = [Command(tmp_path / n, lambda: collect("both.zarr")) for n in ("a", "b")]
     assert [worker.end() for worker in workers] == [0, 0], workers[0].output + workers[1].output
-    files = [
-        {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-        for path in (alone.path, tmp_path / "both.zarr")
-    ]
-    assert files[0] == files[1]
+    assert contents(alone.path) == contents(tmp_path / "both.zarr")
 
 
 @pytest.mark.parametrize("with_dictionary", [False, True])

@@ -26,7 +26,7 @@ from condec.report.reading import read_run
 from condec.run import Run, config, links
 from condec.run.compare import compare_runs
 from condec.run.verify import repair_run, verify_run
-from small_runs import quick_report
+from small_runs import contents, quick_report
 
 FREE = ("run.toml", "log.jsonl", ".lock")
 PLAN = {
@@ -139,12 +139,6 @@ def into_folder(file: Path, _: random.Random, __: Path) -> None:
 DAMAGES: tuple[Callable[[Path, random.Random, Path], None], ...] = (
     flip, truncate, delete, swap, garbage, exchange, into_folder,
 )  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    left_out = ("log.jsonl", ".lock")
-    found = (file for file in folder.rglob("*") if file.is_file() and file.name not in left_out)
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
 
 
 def kind_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any time: words and the exit status within two seconds, and it goes on."""
+"""Commands that are stopped and killed: Ctrl-C and SIGTERM are answered, and all goes on."""
 
 import os
 import random
@@ -10,33 +10,39 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import condec.report
 from condec import cli
 from condec.run.compare import compare_runs
 from forked import Command
-from small_runs import write_source
+from small_runs import contents, quick_report, undo, write_source
 
-KILLS = 20
+SIGNALS, KILLS = 20, 50
 SECONDS = 2.0
+LINKS = ("collect", "fit", "control", "map", "report")
+DAMAGED = ("analysis/statistics.parquet", "modes/block2/kmeans/dictionary.safetensors",
+           "contributions.zarr/sites/block1/contribution/c.0.0.0")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_source(tmp_path_factory.mktemp("whole"))
+def make(folder: Path, name: str, patch: pytest.MonkeyPatch) -> Path:
+    """Write a source and its whole run; the real report where `name` is that."""
+    if name != "report":
+        patch.setattr(condec.report, "build_report", quick_report)
+    root = write_source(folder)
     result = CliRunner().invoke(cli.app, ["run", str(root / "run.toml"), "-q"])
     assert result.exit_code == 0, result.output
     return root
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["collect", "fit", "control", "map", "report"])
-def test_signals_at_any_time(whole: Path, tmp_path: Path, name: str) -> None:
-    root, chance = tmp_path / "root", random.Random(name)
-    shutil.copytree(whole, root)
+@pytest.mark.parametrize("name", LINKS)
+def test_signals_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    root, chance = make(tmp_path, name, monkeypatch), random.Random(name)
+    whole = shutil.copytree(root / "run", tmp_path / "whole")
     command, longest, stopped = [name, str(root / "run.toml"), "-q"], 0.0, 0
     if name != "collect":
         command.append("--again")
     taken = 0.0
-    for trial in range(KILLS + 1):
+    for trial in range(SIGNALS + 1):
         if name == "collect":
             shutil.rmtree(root / "run" / "contributions.zarr", ignore_errors=True)
         started = time.monotonic()
@@ -59,9 +65,46 @@ def test_signals_at_any_time(whole: Path, tmp_path: Path, name: str) -> None:
             stopped += 1
             # A process that was ended by force has said it past the stream that is kept here.
             assert "the same command goes on" in process.output or longest >= 1.5
-    print(f"{name}: {stopped} of {KILLS} stopped, at most {longest:.2f} s")
+    print(f"{name}: {stopped} of {SIGNALS} stopped, at most {longest:.2f} s")
     assert longest < SECONDS + 1.0  # of a busy machine
     for again in (name, "run"):  # what was made from it is made again, too
         result = CliRunner().invoke(cli.app, [again, str(root / "run.toml"), "-q"])
         assert result.exit_code == 0, result.output
-    assert compare_runs(root / "run", whole / "run") == ()
+    assert compare_runs(root / "run", whole) == ()
+
+
+def begin(run: Path, name: str) -> list[str]:
+    """Have a finished run something to do; return the command that does it."""
+    if name == "verify":
+        for damaged in DAMAGED:
+            (run / damaged).write_bytes(b"garbage")
+        return ["verify", str(run), "--repair", "-q", "--trust-code"]
+    undo(run, name)
+    if name == "collect":
+        shutil.rmtree(run / "contributions.zarr")
+    return [name, str(run.parent / "run.toml"), "-q"]
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [("fit", 2), *(pytest.param(n, KILLS, marks=pytest.mark.slow) for n in (*LINKS, "verify"))],
+)
+def test_kills_at_any_change_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kills: int
+) -> None:
+    """Spread over all files that are written, renamed and removed; then the same command."""
+    root, chance = make(tmp_path, name, monkeypatch), random.Random(name)
+    run, kept, out = root / "run", contents(root / "run"), tmp_path / "out"
+    changes = 0
+    for kill in range(kills + 1):  # the first time to count
+        command = begin(run, name)
+        at = 1 + int((kill - 1 + chance.random()) / kills * changes) if kill else -1
+        first = Command(out, command, kill_at=at)
+        assert first.end() == (-signal.SIGKILL if kill else 0), first.output
+        changes = changes or first.changes.value
+        for again in (command, ["run", str(root / "run.toml"), "-q"]):
+            ended = Command(out, again)
+            assert ended.end() == 0, ended.output
+        assert contents(run) == kept, (kill, at)
+    print(f"{name}: {kills} kills, at as many of its {changes} changes of files")

@@ -125,17 +125,6 @@ def test_other_formats_are_the_same_every_time(tmp_path, end):
     assert not re.search(rb"Software|CreationDate|Producer|/Type3", first)
 
 
-def test_no_global_state_of_pyplot_is_used():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, condec.report.figures as f; f.training_history_figure([1.0, 0.5]);"
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_other_endings_are_refused(tmp_path):
     with pytest.raises(OptionError, match=r"path ending in \.svg, \.png or \.pdf; got .*a\.eps"):
         figures.save_figure(MADE["history"](), tmp_path / "a.eps")

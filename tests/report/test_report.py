@@ -33,7 +33,7 @@ from condec.store.statistics import layer_statistics
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, collect_twin
 from condec.testing.models import small_resnet
-from small_runs import SITES, add_modes, add_results, record, small_inputs, small_run
+from small_runs import SITES, add_modes, add_results, contents, record, small_inputs, small_run
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }} & 'x'")
 VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}
@@ -158,11 +158,10 @@ def test_ids_are_unique_and_images_have_words(report):
 
 
 def test_same_run_gives_the_same_bytes_and_old_files_go(run_folder, report):
-    before = {f.relative_to(report): f.read_bytes() for f in report.rglob("*") if f.is_file()}
+    before = contents(report)
     (report / "stale.html").write_text("old")
     build_report(run_folder)
-    after = {f.relative_to(report): f.read_bytes() for f in report.rglob("*") if f.is_file()}
-    assert before == after
+    assert contents(report) == before
     assert not [p.name for p in run_folder.iterdir() if p.name.startswith(".report")]
 
 

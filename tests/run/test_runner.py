@@ -30,7 +30,7 @@ from condec.run.plan import ControlPlan
 from condec.store import RunFolder
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, is_twin
-from small_runs import NET, quick_report, record, write_source
+from small_runs import NET, contents, quick_report, record, write_source
 
 
 @pytest.fixture
@@ -94,14 +94,6 @@ def change(source: Path, old: str, new: str) -> None:
     (source / "run.toml").write_text(text.replace(old, new))
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "log.jsonl"
-    }
-
-
 @pytest.mark.usefixtures("real_report")
 def test_the_chain_makes_everything_the_report_reads(source: Path) -> None:
     outcomes = carry_out(run_of(source))
@@ -141,23 +133,23 @@ def test_log_has_a_line_an_event_with_time_and_host(source: Path) -> None:
     ]
     assert all(line["time"] and line["host"] for line in lines)
     assert all("host" not in path and b'"host"' not in content
-               for path, content in files(source / "run").items())  # fmt: skip
+               for path, content in contents(source / "run").items())  # fmt: skip
 
 
 def test_a_second_run_keeps_everything(source: Path) -> None:
     prepare(run_of(source))
-    before = files(source / "run")
+    before = contents(source / "run")
     times = {path: path.stat().st_mtime_ns for path in (source / "run" / "modes").rglob("*.json")}
     outcomes = carry_out(run_of(source))
     assert {outcome.state for outcome in outcomes.values()} == {"kept"}
-    assert files(source / "run") == before
+    assert contents(source / "run") == before
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 def test_two_runs_give_the_same_bytes(source: Path) -> None:
     carry_out(run_of(source))
     carry_out(run_of(source, out=source / "other"))
-    one, other = files(source / "run"), files(source / "other")
+    one, other = contents(source / "run"), contents(source / "other")
     assert one.keys() == other.keys()
     different = {name for name in one if one[name] != other[name]}
     assert different == set()
@@ -272,10 +264,10 @@ def test_other_sites_of_control_are_measured_in_the_same_folder(source: Path) ->
     assert [site.key for site in Store.open(log_odds).sites] == ["block1", "block2"]
     curves = table(source, "control")
     assert set(curves["site"]) == {"block1", "block2"}
-    before = files(log_odds)
+    before = contents(log_odds)
     change(source, 'control = {sites = "block*"', 'control = {sites = "block1"')
     links.control_link(run_of(source))
-    assert files(log_odds) == before  # fewer sites: what is there has them
+    assert contents(log_odds) == before  # fewer sites: what is there has them
     curves = table(source, "control")
     assert set(curves["site"]) == {"block1"}
 
@@ -468,7 +460,7 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(run_of(source, links=("collect", "fit")))
-    before = files(source / "run" / "modes")
+    before = contents(source / "run" / "modes")
     change(source, "n_modes = 3", "n_modes = 2")
 
     def killed(self: Modes, folder: Path, dictionary: Dictionary) -> Path:
@@ -478,7 +470,7 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
         patch.setattr(Modes, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             links.fit_link(run_of(source))
-    assert files(source / "run" / "modes") == before
+    assert contents(source / "run" / "modes") == before
     for link in (links.control_link, links.map_link, links.report_link):
         with pytest.raises(StoreError, match=r"n_modes had 3, the plan wants 2: run 'condec fit "):
             link(run_of(source))
@@ -561,7 +553,7 @@ def test_a_site_that_cannot_be_fitted_keeps_no_earlier_modes(
 @pytest.mark.parametrize("name", ["modes/block2/kmeans/dictionary.json", "tasks/stats.json"])
 def test_damage_is_refused_by_links_and_mended_by_a_run(source: Path, name: str) -> None:
     prepare(run_of(source))
-    before = files(source / "run")
+    before = contents(source / "run")
     file = source / "run" / name
     file.write_bytes(file.read_bytes()[:-9])
     if "modes" in name:
@@ -571,7 +563,7 @@ def test_damage_is_refused_by_links_and_mended_by_a_run(source: Path, name: str)
     outcomes = carry_out(run_of(source))
     made = {link for link, outcome in outcomes.items() if outcome.state == "made"}
     assert made == ({"fit"} if "modes" in name else {"stats"})  # and no report
-    assert files(source / "run") == before
+    assert contents(source / "run") == before
 
 
 def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> None:
@@ -582,10 +574,10 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     kept |= {"statistics.parquet", "control_comparison/block1/kmeans.parquet"}
     gone = {"control/block2/kmeans.parquet", "maps/block2/kmeans.npz"}
     gone |= {"control.parquet", "control_comparison/block2/kmeans.parquet"}
-    assert files(analysis).keys() == kept | gone
+    assert contents(analysis).keys() == kept | gone
     change(source, "n_modes = 3", 'n_modes = 2, sites = "block2"')
     links.fit_link(run_of(source))
-    assert files(analysis).keys() == kept
+    assert contents(analysis).keys() == kept
     assert {file.name for file in (source / "run" / "tasks").iterdir()} == {
         f"{name}.json"
         for name in ("collect", "stats", "report", *(
@@ -723,12 +715,12 @@ def test_statistics_of_shuffled_labels_where_the_target_uses_them(source: Path) 
 
 def test_twins_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
     prepare(run_of(source, links=("collect", "stats")))
-    before = files(source / "run" / "contributions.zarr")
+    before = contents(source / "run" / "contributions.zarr")
     change(source, "shard_size = 16", TWINS)
     with pytest.raises(StoreError, match=r"random-weights.*: no such twin yet; run 'condec c"):
         links.stats_link(run_of(source))
     assert links.collect_link(run_of(source)).state == "made"
-    assert files(source / "run" / "contributions.zarr") == before
+    assert contents(source / "run" / "contributions.zarr") == before
     assert links.collect_link(run_of(source)).state == "kept"
     assert links.stats_link(run_of(source)).state == "made"
     assert links.stats_link(run_of(source)).state == "kept"
@@ -740,14 +732,14 @@ def test_twins_added_later_are_made_and_the_rest_is_kept(source: Path) -> None:
 def test_a_twin_goes_on_at_its_first_missing_shard(source: Path) -> None:
     change(source, "shard_size = 16", TWINS)
     prepare(run_of(source, links=("collect",)))
-    whole = files(source / "run" / "twins")
+    whole = contents(source / "run" / "twins")
     record = next((source / "run" / "twins").rglob("shard-00001.json"))
     record.unlink()
     run = run_of(source)
     with pytest.raises(StoreError, match=r"1 of 3 shards are missing; run 'condec collect' again"):
         [run.twin(twin) for twin in run.plan.collect.twins]
     assert links.collect_link(run_of(source)).state == "made"
-    assert files(source / "run" / "twins") == whole
+    assert contents(source / "run" / "twins") == whole
 
 
 def test_a_twin_of_another_store_is_refused(source: Path) -> None:
@@ -808,13 +800,13 @@ CHECKS = "held_out = 0.4, rivals = true, stability_seeds = 5, check_sites = 'blo
 
 def test_rivals_and_stability_are_steps_of_the_fit(source: Path) -> None:
     prepare(run_of(source, links=("collect", "fit", "map")))
-    before = files(source / "run" / "modes")
+    before = contents(source / "run" / "modes")
     change(source, "held_out = 0.4", CHECKS)
     outcome = carry_out(run_of(source, links=("fit", "map")))["fit"]
     analysis = source / "run" / "analysis"
     tables = [analysis / name / "block2" / "kmeans.parquet" for name in ("rivals", "stability")]
     assert outcome.outputs == tuple(tables)
-    assert files(source / "run" / "modes") == before  # nothing was fitted anew
+    assert contents(source / "run" / "modes") == before  # nothing was fitted anew
     controls = pandas.read_parquet(tables[0])
     assert controls["rival"].tolist() == [
         "dictionary", "shuffled_units", "activations", "pca", "nmf",

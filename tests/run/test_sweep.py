@@ -2,10 +2,10 @@
 
 import json
 import math
+import os
 import shutil
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -29,8 +29,10 @@ from condec.dictionary import (
 )
 from condec.network.sites import Site, match_sites
 from condec.run import sweep as sweeps
+from condec.store import folder as store_folder
 from condec.store.store import Store
 from condec.testing.planted import Planted
+from forked import Command
 from small_runs import small_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "sweep"
@@ -264,27 +266,6 @@ def test_sites_without_a_model():
     assert match_sites(sites, "c@heads(4)[1:]") == (sites[3],)
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from condec.run import sweep
-from condec.store import folder
-
-torch.set_num_threads(1)
-done = 0
-write = folder.write_file
-
-def killed_in_the_fourth_record(path, content):
-    global done
-    done += path.name == "fit.json"
-    if done == 4:
-        path.with_name("fit.json.0.partial").write_bytes(content[:20])
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, content)
-
-folder.write_file = killed_in_the_fourth_record
-sweep.sweep(sweep.read(sys.argv[1]), progress=False)
-"""
 TOML = """
 run = "run"
 sites = "block1"
@@ -298,11 +279,26 @@ k = [1, 2]
 """
 
 
+def killed_in_the_fourth_record(plan):
+    """Carry a sweep out, in a process that ends with half a record written."""
+    done, write = [], store_folder.write_file
+
+    def dies(path, content):
+        done.extend([1] * (path.name == "fit.json"))
+        if len(done) == 4:
+            path.with_name("fit.json.0.partial").write_bytes(content[:20])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+
+    store_folder.write_file = dies
+    sweep(plan)
+
+
 def test_killed_while_a_record_is_written_and_done_again(folder):
     (folder / "sweep.toml").write_text(TOML)
-    command = [sys.executable, "-c", KILLED, str(folder / "sweep.toml")]
-    killed = subprocess.run(command, check=False, capture_output=True, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    plan = sweeps.read(folder / "sweep.toml")
+    killed = Command(folder / "output", partial(killed_in_the_fourth_record, plan))
+    assert killed.end() == -signal.SIGKILL, killed.output
     out = folder / "sweep"
     assert not (out / "results.parquet").exists()
     records = list(out.glob("fits/**/fit.json"))

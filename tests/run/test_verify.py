@@ -16,7 +16,7 @@ from condec.basis.files import reading
 from condec.run import Run, config, links
 from condec.run.verify import repair_run, verify_run
 from condec.store import Store
-from small_runs import quick_report, write_source
+from small_runs import contents, quick_report, write_source
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,12 +41,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def folder(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    left_out = ("log.jsonl", ".lock")
-    found = (f for f in folder.rglob("*") if f.is_file() and f.name not in left_out)
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
 
 
 def command(folder: Path, *options: str) -> tuple[int, str]:
@@ -100,12 +94,12 @@ def test_every_damage_is_named(folder: Path, name: str, damage: str) -> None:
 
 @pytest.mark.parametrize("name", [NAMES[i] for i in (0, 6, 10, 14)])
 def test_repair_computes_that_part_again(folder: Path, name: str) -> None:
-    before = files(folder)
+    before = contents(folder)
     (folder / name).write_bytes(b"garbage")
     code, text = command(folder, "--repair", "--quiet", "--trust-code")
     assert text.splitlines()[-1].endswith("all as it was written")
     assert code == 0
-    assert files(folder) == before
+    assert contents(folder) == before
     link = {0: "stats", 6: "fit", 10: "stats", 14: "collect"}[NAMES.index(name)]
     assert f"\n{link:8} made " in text
     assert "\ncontrol  made" not in text
@@ -181,7 +175,7 @@ def test_a_store_that_cannot_be_read_is_not_removed(
 def test_a_repair_that_is_interrupted_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = files(folder)
+    before = contents(folder)
     (folder / "report" / "index.html").write_text("x")
     (folder / NAMES[0]).write_bytes(b"garbage")
 
@@ -195,14 +189,14 @@ def test_a_repair_that_is_interrupted_goes_on(
     assert damage.problem == "a repair was interrupted, to be made again: report, stats"
     code, text = command(folder, "--repair", "--quiet", "--trust-code")
     assert (code, text.splitlines()[-1].endswith("all as it was written")) == (0, True)
-    assert files(folder) == before
+    assert contents(folder) == before
     (folder / "repair.json").write_text("[")
     (damage,) = verify_run(folder).damages
     assert damage.problem.endswith("to be made again: run")
 
 
 def test_what_killed_writers_left_is_told_and_goes(folder: Path) -> None:
-    before = files(folder)
+    before = contents(folder)
     left = [
         "analysis/labels.json.0a.partial",
         ".report.new/index.html",
@@ -220,7 +214,7 @@ def test_what_killed_writers_left_is_told_and_goes(folder: Path) -> None:
         "mine.parquet: no record says what it was made from",
     ]  # fmt: skip
     assert command(folder, "--repair", "-q", "--trust-code")[0] == 0
-    assert files(folder) == before | {"notes.txt": b"not the run's"}
+    assert contents(folder) == before | {"notes.txt": b"not the run's"}
 
 
 def test_a_plan_that_cannot_be_read_is_told(folder: Path) -> None:

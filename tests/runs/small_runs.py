@@ -63,6 +63,25 @@ def write_source(folder: Path) -> Path:
     return folder
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Read all files below a folder, but those of a run that differ from time to time."""
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in found
+        if file.name not in ("log.jsonl", ".lock")
+    }
+
+
+def undo(folder: Path, link: str) -> None:
+    """Have a link of a finished run something to do: its records go, for `collect` a shard's."""
+    for record in (folder / "tasks").glob(f"{link}*.json"):
+        record.unlink()
+    if link in ("collect", "run"):
+        for record in (folder / "contributions.zarr" / "manifest").glob("*1.json"):
+            record.unlink()
+
+
 def quick_report(folder: Path, more: object = ()) -> Path:
     """Stand in for the report, which takes seconds."""
     page = folder / "report" / "index.html"

@@ -1,16 +1,9 @@
 """Collecting streams whole shards, resumes after any death, and says what is wrong."""
 
 import gc
-import hashlib
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -25,6 +18,7 @@ from condec.store.batches import fingerprint
 from condec.store.collection import collect
 from condec.store.store import Store
 from condec.testing.models import small_resnet
+from small_runs import contents
 
 
 def images(n: int = 10) -> torch.Tensor:
@@ -33,14 +27,6 @@ def images(n: int = 10) -> torch.Tensor:
 
 def labels(n: int = 10) -> torch.Tensor:
     return torch.arange(n) % 3
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def quick(out: Path, data=None, **options) -> Store:  # type: ignore[no-untyped-def]
@@ -96,10 +82,10 @@ def test_a_complete_store_is_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick(tmp_path / "s.zarr")
-    before = digest(tmp_path)
+    before = contents(tmp_path)
     monkeypatch.setattr(IntegratedGradients, "attribute", None)
     quick(tmp_path / "s.zarr")
-    assert digest(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_an_error_in_the_middle_keeps_the_shards_before_it(
@@ -123,61 +109,7 @@ def test_an_error_in_the_middle_keeps_the_shards_before_it(
     monkeypatch.setattr(IntegratedGradients, "attribute", real)
     quick(tmp_path / "s.zarr")
     quick(tmp_path / "t.zarr")
-    assert digest(tmp_path / "s.zarr") == digest(tmp_path / "t.zarr")
-
-
-MODEL = "from condec.testing.models import small_resnet as make\n"
-PLAN = """
-sites = "**"
-model = {spec = "python:model.py:make", input_shape = [1, 12, 12]}
-data = {source = "npz:images.npz"}
-collect = {method = "ig:20", batch_size = 5, shard_size = 10}
-"""
-
-
-def start(folder: Path, out: str) -> subprocess.Popen[str]:
-    """``condec collect`` on one core; comes back when the store has been made."""
-    command = [Path(sys.executable).parent / "condec", "collect", "run.toml", "--out", out, "-q"]
-    process = subprocess.Popen(
-        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    while process.poll() is None and not (folder / out / "contributions.zarr").exists():
-        time.sleep(0.01)
-    return process
-
-
-@pytest.mark.parametrize(
-    ("seed", "n_kills"), [(0, 2), *(pytest.param(n, 5, marks=pytest.mark.slow) for n in (1, 2, 3))]
-)
-def test_kill_9_at_random_moments_then_the_same_command(
-    tmp_path: Path, seed: int, n_kills: int
-) -> None:
-    """Kills, each at another moment of the work; then the bytes of an undisturbed run."""
-    (tmp_path / "model.py").write_text(MODEL)
-    (tmp_path / "run.toml").write_text(PLAN)
-    pixels = torch.randn(300, 1, 12, 12, generator=torch.Generator().manual_seed(1))
-    np.savez(tmp_path / "images.npz", images=pixels.numpy(), labels=np.arange(300) % 3)
-    undisturbed, killed = (tmp_path / name / "contributions.zarr" for name in ("a", "b"))
-    with start(tmp_path, "a") as process:
-        started = time.monotonic()
-        assert process.wait() == 0, process.stdout and process.stdout.read()
-    whole = time.monotonic() - started
-    kills = 0
-    generator = torch.Generator().manual_seed(seed)
-    for part in torch.rand(n_kills, generator=generator).mul(0.3).tolist():
-        with start(tmp_path, "b") as process:
-            time.sleep(part * whole)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-            process.wait()
-        Store.open(killed).verify()  # what counts is whole, whenever the kill came
-    assert kills == n_kills
-    with start(tmp_path, "b") as process:
-        assert process.wait() == 0
-    assert digest(killed) == digest(undisturbed)
-    Store.open(killed).verify()
+    assert contents(tmp_path / "s.zarr") == contents(tmp_path / "t.zarr")
 
 
 def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -343,7 +275,7 @@ def test_several_devices_give_the_same_bytes(tmp_path: Path) -> None:
                 shard_size=7, progress=False, devices=("cpu", "cpu"))  # fmt: skip
     assert len(threads) == 2
     assert threading.main_thread().ident not in threads
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     one.verify()
 
 

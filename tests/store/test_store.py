@@ -9,9 +9,9 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from condec.basis.files import folder_lock, write_file
 from condec.network.sites import Site, Units
 from condec.store.shards import SiteInfo
 from condec.store.store import Store
+from forked import Command
 
 INFOS = (
     SiteInfo(site=Site("layer1.0"), units=Units("channels"), n_units=5, n_positions=16, cut=True),
@@ -244,138 +245,63 @@ def test_two_stores_of_the_same_data_are_the_same_bytes(tmp_path: Path) -> None:
     assert _bytes(third.path) != _bytes(first.path)
 
 
-_WORKER = """
-import json, os, signal, sys
-import torch, zarr, zarr.storage, zarr.codecs
-from condec.network import Site, Units
-from condec.store import SiteInfo, Store
+_WIDE = tuple(replace(INFOS[0], site=Site(name), n_units=64) for name in ("layer1", "layer2"))
+Start = Callable[..., Command]
 
-torch.set_num_threads(1)
-INFOS = tuple(
-    SiteInfo(site=Site(name), units=Units("channels"), n_units=64, n_positions=4, cut=True)
-    for name in ("layer1", "layer2")
-)
-N, SHARD = 420, 64
 
-def rows(index, n):
-    gen = torch.Generator().manual_seed(index)
-    inputs = {
-        "id": tuple(f"{index}-{k}" for k in range(n)), "label": torch.arange(n),
-        "prediction": torch.arange(n), "target": torch.randn(n, generator=gen),
-        "target_baseline": torch.zeros(n), "valid": torch.ones(n, dtype=torch.bool),
-        "steps": torch.full((n,), -1),
-    }
-    return {f"inputs/{name}": value for name, value in inputs.items()} | {
-        f"sites/{i.site.key}/{quantity}": torch.randn(n, 2, i.n_units, generator=gen)
-        for quantity in ("contribution", "activation") for i in INFOS
-    }
-
-def work(path, shards, die_at):
+def _work(path: Path, shards: Sequence[int] | None = None, die_at: int = 0) -> None:
+    """Make a store, or some shards of it; the process dies with half a file written."""
     calls, fsync = 0, os.fsync
-    def dying_fsync(handle):
+
+    def dying_fsync(handle: int) -> None:
         nonlocal calls
         calls += 1
         if calls == die_at:
-            if not os.path.isdir(f"/proc/self/fd/{handle}"):
+            if not Path(f"/proc/self/fd/{handle}").is_dir():
                 os.ftruncate(handle, os.fstat(handle).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
-    os.fsync = dying_fsync
-    store = Store.create(path, recipe={"r": 1}, sites=INFOS, n_samples=N, shard_size=SHARD)
+
+    os.fsync = dying_fsync  # type: ignore[assignment]
+    store = Store.create(path, recipe={"r": 1}, sites=_WIDE, n_samples=420, shard_size=64)
     for index in store.missing():
         if shards is None or index in shards:
-            store.write_shard(index, rows(index, len(store.shard_rows(index))))
-    print(calls, file=sys.stderr, flush=True)
-
-for line in sys.stdin:  # fork, so that torch is imported once
-    order = json.loads(line)
-    if "wait" in order:
-        print(os.waitpid(order["wait"], 0)[1], flush=True)
-        continue
-    child = os.fork()
-    if child == 0:
-        try:
-            work(order["path"], order["shards"], order["die_at"])
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    print(child, flush=True)
-"""
+            rows = _rows(len(store.shard_rows(index)), seed=index, infos=_WIDE)
+            store.write_shard(index, rows)
 
 
-class _Workers:
-    """Processes that write the same store, started from one that has torch imported."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _WORKER], text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            )  # fmt: skip
-
-    def _ask(self, **order: Any) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def start(self, path: Path, shards: Sequence[int] | None = None, die_at: int = 0) -> int:
-        return self._ask(path=str(path), shards=shards, die_at=die_at)
-
-    def wait(self, child: int) -> int:
-        return os.waitstatus_to_exitcode(self._ask(wait=child))
-
-    def run(self, path: Path, die_at: int = 0) -> int:
-        return self.wait(self.start(path, die_at=die_at))
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts `_work` in a process of its own."""
+    return lambda *some, **how: Command(
+        tmp_path_factory.mktemp("output"), partial(_work, *some, **how)
+    )
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Workers]:
-    workers = _Workers(tmp_path_factory.mktemp("workers") / "log")
-    yield workers
-    assert workers.process.stdin is not None
-    workers.process.stdin.close()
-    workers.process.wait(30)
-    assert workers.process.stdout is not None
-    workers.process.stdout.close()
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    path = tmp_path_factory.mktemp("undisturbed")
+    assert Command(path / "output", partial(_work, path / "made" / "s.zarr")).end() == 0
+    Store.open(path / "made" / "s.zarr").verify()
+    return _bytes(path / "made")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(workers: _Workers, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    path = tmp_path_factory.mktemp("undisturbed") / "s.zarr"
-    assert workers.run(path) == 0, workers.log.read_text()
-    Store.open(path).verify()
-    return _bytes(path.parent)
-
-
-def test_killed_at_random_moments_and_run_again(
-    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    path = tmp_path / "s.zarr"
-    started = time.perf_counter()
-    assert workers.run(tmp_path / "timing" / "s.zarr") == 0
-    whole = time.perf_counter() - started
-    shutil.rmtree(tmp_path / "timing")
-    killed = 0
-    while killed < 5:
-        child = workers.start(path)
-        time.sleep(random.uniform(0.0, 0.4 * whole))
-        os.kill(child, signal.SIGKILL)
-        if workers.wait(child) == -signal.SIGKILL:
-            killed += 1
-        else:  # It was done before: begin anew.
-            assert _bytes(tmp_path) == undisturbed
-            shutil.rmtree(path)
-        if path.exists():
-            Store.open(path).verify()
-    assert workers.run(path) == 0, workers.log.read_text()
+def _finish(start: Start, path: Path, undisturbed: dict[str, str]) -> None:
+    again = start(path)
+    assert again.end() == 0, again.output
     store = Store.open(path)
     store.verify()
     assert store.is_complete
-    assert _bytes(tmp_path) == undisturbed
+    assert _bytes(path.parent) == undisturbed
+
+
+def test_killed_again_and_again(start: Start, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    for die_at in (30, 40, 50, 20, 30):
+        assert start(path, die_at=die_at).end() == -signal.SIGKILL
+        if path.exists():
+            Store.open(path).verify()
+    _finish(start, path, undisturbed)
 
 
 # The flushes to disk are counted, two a file (its content, its folder): 17 files and one
@@ -388,10 +314,10 @@ def test_killed_at_random_moments_and_run_again(
     ],
 )  # fmt: skip
 def test_killed_with_half_a_file_written_and_run_again(
-    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path, die_at: int, where: str
+    start: Start, undisturbed: dict[str, str], tmp_path: Path, die_at: int, where: str
 ) -> None:
     path = tmp_path / "s.zarr"
-    assert workers.run(path, die_at) == -signal.SIGKILL
+    assert start(path, die_at=die_at).end() == -signal.SIGKILL
     left = {p.suffix for p in tmp_path.rglob("*")} & {".partial", ".new"}
     assert where in left if where else not left
     assert path.exists() == (where != ".new")
@@ -400,31 +326,27 @@ def test_killed_with_half_a_file_written_and_run_again(
         store.verify()
         with pytest.raises(StoreError, match="is incomplete"):
             store.matrix("layer1")
-    assert workers.run(path) == 0, workers.log.read_text()
-    Store.open(path).verify()
-    assert _bytes(tmp_path) == undisturbed
+    _finish(start, path, undisturbed)
 
 
 def test_two_processes_write_different_shards_at_once(
-    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path
+    start: Start, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "s.zarr"
-    children = [workers.start(path, shards) for shards in ([0, 2, 4, 6], [1, 3, 5])]
-    assert [workers.wait(child) for child in children] == [0, 0], workers.log.read_text()
+    children = [start(path, shards) for shards in ([0, 2, 4, 6], [1, 3, 5])]
+    assert [child.end() for child in children] == [0, 0], children[0].output
     Store.open(path).verify()
     assert _bytes(tmp_path) == undisturbed
 
 
 def test_two_processes_that_write_the_same_shards_do_no_harm(
-    workers: _Workers, undisturbed: dict[str, str], tmp_path: Path
+    start: Start, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "s.zarr"
-    children = [workers.start(path) for _ in range(2)]
+    children = [start(path) for _ in range(2)]
     # One may lose its unfinished file to the other, and then says so.
-    assert {workers.wait(child) for child in children} <= {0, 1}
-    assert workers.run(path) == 0, workers.log.read_text()
-    Store.open(path).verify()
-    assert _bytes(tmp_path) == undisturbed
+    assert {child.end() for child in children} <= {0, 1}
+    _finish(start, path, undisturbed)
 
 
 # --- damage -----------------------------------------------------------------------------
@@ -855,15 +777,6 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(
             store.write_shard(0, rows)
         assert message in str(caught.value)
     assert _bytes(store.path) == before
-
-
-def test_importing_the_store_imports_no_heavy_library() -> None:
-    code = (
-        "import sys, condec.store.store\n"
-        "print({'zarr', 'xarray', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_samples_of_one_id_and_labels_without_end_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Twin stores: what differs from the real one, what must not, and resuming."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from condec.store.twins import (
     parse_twin,
 )
 from condec.testing.models import small_resnet
+from small_runs import contents
 
 
 def images(n: int = 10) -> torch.Tensor:
@@ -37,14 +37,6 @@ def labels(n: int = 10) -> torch.Tensor:
     found = torch.arange(n) % 3
     found[4] = -1
     return found
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 OPTIONS: dict[str, Any] = {
@@ -138,7 +130,7 @@ def test_same_seed_same_bytes_other_seed_other_numbers(tmp_path: Path) -> None:
     torch.manual_seed(6)
     again = twin(RandomWeights(seed=1), tmp_path / "b")
     other = twin(RandomWeights(seed=2), tmp_path / "c")
-    assert digest(one.path) == digest(again.path)
+    assert contents(one.path) == contents(again.path)
     assert not torch.equal(one.matrix("block2"), other.matrix("block2"))
 
 
@@ -151,7 +143,7 @@ def test_resumes_to_the_same_bytes(tmp_path: Path, kind: Twin) -> None:
     (part.path / "manifest" / "shard-00002.json").unlink()
     assert part.open(part.path).missing() == (1, 2)
     assert twin(kind, part.path, of=trained).missing() == ()
-    assert digest(part.path) == digest(whole.path)
+    assert contents(part.path) == contents(whole.path)
     whole.verify()
 
 
@@ -243,7 +235,7 @@ def test_numbers_are_copied_and_equal_those_collected(
     with monkeypatch.context() as patch:
         patch.setattr("condec.store.twins.collect", lambda *_, **__: pytest.fail("computed again"))
         copied = twin(ShuffledLabels(), tmp_path / "t", of=trained, **options)
-    assert digest(copied.path) == digest(collected.path)
+    assert contents(copied.path) == contents(collected.path)
     copied.verify()
     wanted = ShuffledLabels().shuffle(labels())[trained.valid]
     assert copied.labels.tolist() == wanted.tolist() != trained.labels.tolist()

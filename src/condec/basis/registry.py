@@ -11,6 +11,7 @@ is asked for the model ``mine:...``. `condec.retina` comes in by the same door.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from typing import Any, Literal
 
@@ -21,9 +22,15 @@ Group = Literal["condec.models", "condec.data", "condec.links", "condec.pages"]
 """What can be brought: models, data, links of the chain, pages of the report."""
 
 
+@cache
+def _points(group: Group) -> tuple[metadata.EntryPoint, ...]:
+    """Look up what installed packages declare, once: it reads a file of each of them."""
+    return tuple(metadata.entry_points(group=group))
+
+
 def names(group: Group) -> tuple[str, ...]:
     """List the names that installed packages declare in a group, sorted."""
-    return tuple(sorted({point.name for point in metadata.entry_points(group=group)}))
+    return tuple(sorted({point.name for point in _points(group)}))
 
 
 def find(group: Group, name: str) -> Any:
@@ -31,7 +38,7 @@ def find(group: Group, name: str) -> Any:
 
     Raises DependencyError: it is declared and cannot be imported.
     """
-    for point in metadata.entry_points(group=group, name=name):
+    for point in (one for one in _points(group) if one.name == name):
         try:
             return point.load()
         except Exception as error:

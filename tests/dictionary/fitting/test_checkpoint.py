@@ -1,13 +1,10 @@
 """Interrupted fits go on, and end with the same bits."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +24,8 @@ from condec.dictionary import (
     forget_checkpoint,
 )
 from condec.testing.planted import Planted
+from forked import Command
+from small_runs import contents
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
 
@@ -85,35 +84,21 @@ def test_schedule_and_patience_go_on(schedule, tmp_path):
     same(fit(TopKSAE(12, k=2), matrix, config=config, checkpoint=tmp_path), whole)
 
 
-CHILD = """
-import sys, torch
-from condec.dictionary import ThresholdSAE, TrainConfig, fit
-from condec.testing.planted import Planted
-torch.set_num_threads(1)
-report = fit(
-    ThresholdSAE(24, resample=True), Planted.small().matrix,
-    config=TrainConfig(epochs=12, batch_size=20), checkpoint=sys.argv[1], checkpoint_seconds=0.0,
-)
-report.save(sys.argv[2])
-"""
+def work(folder, out):
+    config = TrainConfig(epochs=12, batch_size=20)
+    options = {"config": config, "checkpoint": folder, "checkpoint_seconds": 0.0}
+    fit(ThresholdSAE(24, resample=True), Planted.small().matrix, **options).save(out)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_at_a_random_step(seed, tmp_path):
-    folder, out = tmp_path / "checkpoint", tmp_path / "out"
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(folder), str(out)]
-    child = subprocess.Popen(command)
-    wanted = random.Random(seed).randrange(20, 200)
-    while child.poll() is None and step_of(folder) < wanted:
-        time.sleep(0.002)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+@pytest.mark.parametrize("kill_at", [51, 288])
+def test_killed_while_it_writes(kill_at, tmp_path):
+    folder, out, whole = (tmp_path / name for name in ("checkpoint", "out", "whole"))
+    killed = Command(tmp_path / "output", partial(work, folder, out), kill_at=kill_at)
+    assert killed.end() == -signal.SIGKILL, killed.output
     assert 0 < step_of(folder) < 288
-    subprocess.run(command, check=True)
-    whole = tmp_path / "whole"
-    subprocess.run([*command[:-2], str(tmp_path / "other"), str(whole)], check=True)
-    for name in ("dictionary.safetensors", "dictionary.json"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    work(folder, out)
+    work(tmp_path / "other", whole)
+    assert contents(out) == contents(whole)
 
 
 def step_of(folder):
@@ -142,14 +127,14 @@ def test_the_end_is_not_done_again(tmp_path):
 def test_another_config_learner_or_matrix_is_refused(tmp_path):
     matrix = Planted.small().matrix
     interrupted(TopKSAE(12, k=2), matrix, CONFIG, tmp_path, after=1)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
     with pytest.raises(StoreError, match=r"another fit: config: had .*'clip': 1.0.*wants"):
         fit(TopKSAE(12, k=2), matrix, config=replace(CONFIG, clip=2.0), checkpoint=tmp_path)
     with pytest.raises(StoreError, match="another fit: learner: had"):
         fit(TopKSAE(12, k=3), matrix, config=CONFIG, checkpoint=tmp_path)
     with pytest.raises(StoreError, match="another fit: rows: had"):
         fit(TopKSAE(12, k=2), matrix + 1e-6, config=CONFIG, checkpoint=tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
 
 
 def test_damaged_checkpoints(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ from condec.dictionary import (
 )
 from condec.dictionary.fitting import many as many_module
 from condec.testing.planted import Planted
+from forked import Command
+from small_runs import contents
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
 
@@ -254,37 +257,19 @@ def test_dead_modes_are_said_of_every_dictionary():
     assert issubclass(DeadModesWarning, UserWarning)
 
 
-CHILD = """
-import sys, torch
-from condec.dictionary import Job, TopKSAE, TrainConfig, fit_many
-from condec.testing.planted import Planted
-torch.set_num_threads(1)
-matrix = Planted.small().matrix
-jobs = {str(s): Job(TopKSAE(12, k=2), matrix, config=TrainConfig(epochs=10, batch_size=40, seed=s))
-        for s in range(2)}
-found = fit_many(jobs, folder=sys.argv[1], checkpoint_seconds=0.0)
-for name, report in found.items():
-    report.save(sys.argv[2] + name)
-"""
+def work(folder, out):
+    config = TrainConfig(epochs=10, batch_size=40)
+    jobs = seeds(TopKSAE(12, k=2), Planted.small().matrix, 2, config)
+    for name, report in fit_many(jobs, folder=folder, checkpoint_seconds=0.0).items():
+        report.save(out / name)
 
 
 def test_a_killed_list_goes_on(tmp_path):
-    folder, out = tmp_path / "checkpoints", tmp_path / "out"
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(folder), str(out)]
-    child = subprocess.Popen(command)
-    while child.poll() is None and not any(step_of(part) >= 20 for part in folder.glob("*")):
-        time.sleep(0.002)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    assert list(folder.glob("*/checkpoint.safetensors"))
-    subprocess.run(command, check=True)
+    folder, out, whole = (tmp_path / name for name in ("checkpoints", "out", "whole"))
+    killed = Command(tmp_path / "output", partial(work, folder, out), kill_at=101)
+    assert killed.end() == -signal.SIGKILL, killed.output
+    assert any(step_of(part) for part in folder.glob("*"))
+    work(folder, out)
     assert not folder.exists()
-    matrix = Planted.small().matrix
-    config = TrainConfig(epochs=10, batch_size=40)
-    whole = fit_many(seeds(TopKSAE(12, k=2), matrix, 2, config))
-    for seed in range(2):
-        whole[f"seed {seed}"].save(tmp_path / f"whole{seed}")
-        for name in ("dictionary.safetensors", "dictionary.json"):
-            assert (tmp_path / f"whole{seed}" / name).read_bytes() == (
-                tmp_path / f"out{seed}" / name
-            ).read_bytes()
+    work(tmp_path / "other", whole)
+    assert contents(out) == contents(whole)
