@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Turn run-time type checks off, to reach the messages that users (who have none) get."""
+    """Turn run-time type checks off: for the messages that users get, who have none, and speed."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

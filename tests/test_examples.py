@@ -49,10 +49,9 @@ def test_few_inputs_of_every_example(name: str, tmp_path: Path) -> None:
 
 # Narrow early sites leave many modes dead, as the report says on its first page.
 @pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "sites", ["layer3.1", pytest.param("layer*", marks=pytest.mark.slow)], ids=["one", "all"]
-)
+@pytest.mark.parametrize("sites", ["layer3.1", "layer*"], ids=["one", "all"])
 def test_cifar_from_pixels_to_report(tmp_path: Path, sites: str) -> None:
     plan = config.read(EXAMPLES / "cifar10_resnet20" / "run.toml")
     whole = sites == "layer*"
@@ -103,6 +102,7 @@ def test_what_an_untrained_network_shows(tmp_path: Path) -> None:
     assert trends.loc["dims95_contribution", "above"] >= 7
 
 
+@pytest.mark.slow
 def test_photos_from_files_to_maps(tmp_path: Path) -> None:
     run = run_example("photos_mobilenet", tmp_path)
     correct = (run.store.predictions == run.store.labels).sum()

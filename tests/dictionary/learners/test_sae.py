@@ -23,7 +23,7 @@ class TestThresholdSAE(DictionaryContract):
 class TestNonnegative(DictionaryContract):
     learner = ThresholdSAE(6, threshold=0.6, nonnegative=True, width=12, atom_l1=1e-3)
 
-    def test_atoms_are_not_negative(self):
+    def test_atoms_are_not_negative(self, unchecked):
         # A strong penalty takes every entry past 0: only the projection stops it there.
         learner = ThresholdSAE(6, threshold=0.6, nonnegative=True, atom_l1=100.0)
         config = TrainConfig(epochs=200, batch_size=16, lr=3e-3)
@@ -55,6 +55,8 @@ def planted(n_rows, n_units=64, n_modes=40, active=3, support=6, seed=0):
     return atoms, loadings @ atoms + noise
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_default_recovers_planted_modes():
     atoms, matrix = planted(4000)
     report = fit(ThresholdSAE(192), matrix)
@@ -115,10 +117,11 @@ def test_mask_passes_no_gradient():
     assert gradient.tolist() == [0.0, 1.0, 1.0]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_rising_threshold_saves_the_modes():
     # Codes begin near 0.5: with the threshold at 0.97 from the start none ever passes.
     learner = ThresholdSAE(24, threshold=0.97, resample=False)
-    config = TrainConfig(steps=1000, lr=3e-3)
+    config = TrainConfig(steps=400, lr=3e-3)
     data = planted(400, n_units=16, n_modes=8)[1]
     risen = fit(learner, data, config=config)
     assert risen.n_alive > 0
@@ -153,9 +156,11 @@ def test_default_rate_falls_with_steps_and_width():
     assert ThresholdSAE(4, atom_rate=1.0).rates(1024) == {"atoms": 1.0}
 
 
-def test_default_recovers_every_mode_of_the_small_instance():
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("steps", [1000, pytest.param(None, marks=pytest.mark.slow)])
+def test_default_recovers_every_mode_of_the_small_instance(steps):
     data = Planted.small()
-    report = fit(ThresholdSAE(24), data.matrix)
+    report = fit(ThresholdSAE(24), data.matrix, config=TrainConfig(steps=steps))
     alive = alive_modes(report.dictionary, data.matrix)
     assert recovery(report.dictionary.atoms[alive], data.atoms).share == 1.0
     assert report.r2 > 0.85

@@ -79,6 +79,7 @@ def _data(n=60, units=8, seed=0):
     ("learner", "share"),
     [(EVERY[0], 0.8), (EVERY[1], 0.8), (EVERY[2], 0.9), (EVERY[3], 0.9), (EVERY[5], 0.8)],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_planted_modes_are_found(learner, share):
     data = planted(40, 64, 4, 3000, 0.1)
     report = fit(learner, data.matrix, config=TrainConfig(steps=1500))
@@ -125,20 +126,22 @@ def test_batch_top_k_threshold_gives_k_codes_on_average():
 
 
 @pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+@pytest.mark.usefixtures("unchecked")
 def test_jump_relu_reaches_its_target():
     data = planted(40, 64, 4, 3000, 0.1).matrix
-    few = fit(JumpReLUSAE(64, target_l0=3.0), data, config=TrainConfig(steps=600))
-    many = fit(JumpReLUSAE(64, target_l0=9.0), data, config=TrainConfig(steps=600))
+    few = fit(JumpReLUSAE(64, target_l0=3.0), data, config=TrainConfig(steps=300))
+    many = fit(JumpReLUSAE(64, target_l0=9.0), data, config=TrainConfig(steps=300))
     assert few.metrics["train"].l0 == pytest.approx(3.0, rel=0.35)
     assert many.metrics["train"].l0 == pytest.approx(9.0, rel=0.35)
 
 
 @pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+@pytest.mark.usefixtures("unchecked")
 def test_first_modes_of_a_matryoshka_describe_the_data_alone():
     data = planted(40, 64, 4, 3000, 0.1).matrix
 
     def error(learner):
-        dictionary = fit(learner, data, config=TrainConfig(steps=800)).dictionary
+        dictionary = fit(learner, data, config=TrainConfig(steps=250)).dictionary
         loadings = dictionary.encode(data)
         loadings[:, 16:] = 0
         return float((dictionary.decode(loadings) - data).square().mean())
@@ -148,8 +151,9 @@ def test_first_modes_of_a_matryoshka_describe_the_data_alone():
     assert error(nested) < 0.9 * error(BatchTopKSAE(64, k=4))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_more_l1_fewer_codes():
-    config = TrainConfig(steps=400)
+    config = TrainConfig(steps=200)
     l0 = [
         fit(ReLUSAE(12, l1=l1), _data(300), config=config).metrics["train"].l0 for l1 in (0.0, 0.5)
     ]
@@ -157,9 +161,10 @@ def test_more_l1_fewer_codes():
 
 
 @pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
+@pytest.mark.usefixtures("unchecked")
 def test_dead_modes_of_a_pursuit_come_back():
     data = planted(40, 64, 4, 3000, 0.1).matrix
-    config = TrainConfig(steps=600)
+    config = TrainConfig(steps=250)
     alive = fit(MatchingPursuit(256, k=2), data, config=config).n_alive
     assert alive > fit(MatchingPursuit(256, k=2, resample=False), data, config=config).n_alive
 
