@@ -128,7 +128,7 @@ def test_a_small_late_site_does_not_stack_without_bound() -> None:
 
 
 def test_a_layer_path_in_groups_equals_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = small_resnet().double(), images(5)
+    model, x = small_resnet().double(), images(3)
     method = IntegratedGradients(steps="auto", tolerance=2e-2, path="layer")
     smooth = SmoothGrad(inner=method, n_samples=2)
     whole = [contribute(model, x, "block*", method=m, target=Predicted()) for m in (method, smooth)]

@@ -175,9 +175,9 @@ def test_another_control_at_that_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_unusable_inputs_are_left_out_of_both(tmp_path: Path) -> None:
-    bad = images(80)
+    bad = images(10)
     bad[3] = torch.nan
-    options: dict[str, Any] = {"data": (bad, labels(80)), "on_bad": "skip"}
+    options: dict[str, Any] = {"data": (bad, labels(10)), "on_bad": "skip"}
     trained = real(tmp_path / "r", norm_net_of(), **options)
     found = twin(RandomWeights(), tmp_path / "t", norm_net_of(), **options)
     assert torch.equal(found.valid, trained.valid)

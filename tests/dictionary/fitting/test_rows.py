@@ -112,6 +112,7 @@ def test_moments_of_blocks_are_those_of_the_whole():
 @pytest.mark.parametrize(
     "learner", [BatchTopKSAE(8, k=2), MatchingPursuit(8, k=2), ThresholdSAE(24)]
 )
+@pytest.mark.usefixtures("unchecked")
 def test_as_good_as_in_memory(learner):
     data = Planted.small()
     blocks = Blocks(data.matrix, 50)

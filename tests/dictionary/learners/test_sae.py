@@ -26,7 +26,7 @@ class TestNonnegative(DictionaryContract):
     def test_atoms_are_not_negative(self, unchecked):
         # A strong penalty takes every entry past 0: only the projection stops it there.
         learner = ThresholdSAE(6, threshold=0.6, nonnegative=True, atom_l1=100.0)
-        config = TrainConfig(epochs=200, batch_size=16, lr=3e-3)
+        config = TrainConfig(epochs=60, batch_size=16, lr=3e-3)
         atoms = fit(learner, _data(), config=config).dictionary.atoms
         assert bool((atoms >= 0).all())
         assert bool((atoms == 0).any())
