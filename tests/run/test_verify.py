@@ -127,11 +127,11 @@ def test_causes_stand_before_what_follows_from_them(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", [NAMES[6], NAMES[15]])
 def test_repair_keeps_what_comes_out_the_same(folder: Path, name: str) -> None:
-    before = files(folder)
+    before = contents(folder)
     kept = {file: (folder / file).stat().st_ino for file in NAMES[2:6]}
     (folder / name).write_bytes(b"garbage")
     code, text = command(folder, "--repair", "--quiet", "--trust-code")
-    assert (code, files(folder)) == (0, before)
+    assert (code, contents(folder)) == (0, before)
     assert "follows from" in text
     assert {file: (folder / file).stat().st_ino for file in kept} == kept
 
