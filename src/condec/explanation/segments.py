@@ -56,7 +56,10 @@ class _Carried(Setup):
                         "where sites lie beside each other; explain with modes of one of them"
                     )
                 key = f"{number} {part}"
-                records[key], carried[key] = (unfold(t.detach(), n_folds[start]) for t in (h, v))
+                # Copies: sums go through points in place, and each key must have its own.
+                records[key], carried[key] = (
+                    unfold(t.detach().clone(), n_folds[start]) for t in (h, v)
+                )
         return records, carried
 
 
