@@ -96,6 +96,7 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
         "collect", source / "run.toml", "-q", "--sites", "block1", "--sites", "stem",
         "--method", "actgrad", "--target", "top2:softmax", "--on-bad", "skip",
         "--batch-size", "auto", "--precision", "bfloat16", "--device", "cpu", "--device", "cpu",
+        "--rows", "positions", "--keep", "3",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     store = Store.open(source / "run" / "contributions.zarr")
@@ -106,6 +107,8 @@ def test_collect_options_are_kept_in_the_run_folder(source: Path) -> None:
     assert (METHODS.text(plan.collect.method), plan.collect.on_bad) == ("actgrad", "skip")
     assert (plan.collect.batch_size, plan.collect.precision) == ("auto", "bfloat16")
     assert plan.collect.devices == ("cpu", "cpu")
+    assert (plan.collect.rows, plan.collect.keep, plan.rows) == ("positions", 3, "positions")
+    assert store.matrix("block1", rows="positions").shape == (3 * len(store), 4)
     done("stats", source / "run", "-q")
 
 
@@ -177,6 +180,7 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
         (("collect", "run.toml", "--twin", "random"), "twin 'random': expected 'random-w"),
         (("collect", "run.toml", "--twin", "random-weights:blok1"), "nearest: block1"),
         (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1, or 'auto'; got 0"),
+        (("collect", "run.toml", "--keep", "0"), "collect: keep must be at least 1; got 0"),
         (("collect", "run.toml", "--on-bad", "hide"), "on_bad: expected one of raise, skip"),
         (("collect", "run.toml", "--batch-size", "many"), "batch_size: expected a whole number"),
         (("collect", "run.toml", "--precision", "int8"), "precision: expected one of model, bfl"),

@@ -159,6 +159,8 @@ def collect(
     precision: str | None = typer.Option(None, help="model, bfloat16 or float16: of the passes."),
     device: list[str] = typer.Option([], help="Device that shares the batches; one or more."),
     on_bad: str | None = typer.Option(None, help="raise or skip: inputs that cannot be used."),
+    rows: str | None = typer.Option(None, help="samples or positions: keep some of these as well."),
+    keep: int | None = typer.Option(None, help="Positions of a sample that are kept."),
     twin: list[str] = typer.Option(
         [], help="random-weights[:FROM_MODULE] or shuffled-labels, besides those of the plan."
     ),
@@ -174,10 +176,10 @@ def collect(
     size: object = int(batch_size) if batch_size and batch_size.isdecimal() else batch_size
     given = {
         "method": method, "target": target, "batch_size": size, "precision": precision,
-        "devices": device, "on_bad": on_bad,
+        "devices": device, "on_bad": on_bad, "rows": rows, "keep": keep,
         "twins": list(dict.fromkeys([*(t.name for t in plan.collect.twins), *twin])),
     }  # fmt: skip
-    changes = {key: value for key, value in given.items() if value}
+    changes = {key: value for key, value in given.items() if value not in (None, [], "")}
     collecting = config.changed(plan.collect, "collect", changes)
     sites_of_plan = tuple(sites) or plan.sites
     plan = replace(plan, out=out or plan.out, sites=sites_of_plan, collect=collecting)

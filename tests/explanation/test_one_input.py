@@ -25,14 +25,17 @@ def images():
 def store(model, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("explain") / "store"
     return condec.collect(
-        model, images, "block*", out=out, target=condec.Predicted(), progress=False
-    )
+        model, images, "block*", out=out, target=condec.Predicted(), progress=False,
+        rows="positions", keep=64,
+    )  # fmt: skip
 
 
-def modes_of(store, site, sign, learner=None, quantity="contribution", name="modes"):
-    matrix = store.matrix(site, quantity, sign)
+def modes_of(store, site, sign, learner=None, quantity="contribution", name="modes", **rows):
+    matrix = store.matrix(site, quantity, sign, **rows)
     fitted = condec.fit(learner or condec.PCA(n_modes=3), matrix)
-    return condec.Modes.build(fitted.dictionary, store, site, sign, quantity=quantity, name=name)
+    return condec.Modes.build(
+        fitted.dictionary, store, site, sign, quantity=quantity, name=name, **rows
+    )
 
 
 CASES = {
@@ -44,10 +47,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("rows", ["samples", "positions"])
 @pytest.mark.parametrize("case", CASES)
-def test_parts_add_up_to_the_change_of_the_target(model, images, store, case):
+def test_parts_add_up_to_the_change_of_the_target(model, images, store, case, rows):
     sign, learner = CASES[case]
-    modes = [modes_of(store, site, sign, learner) for site in ("block1", "block2")]
+    modes = [modes_of(store, site, sign, learner, rows=rows) for site in ("block1", "block2")]
     found = condec.explain(model, images[:1], modes, n_modes=2)
     frame = found.to_frame()
     for at in found.by_site:
@@ -62,6 +66,23 @@ def test_parts_add_up_to_the_change_of_the_target(model, images, store, case):
             assert float(part.places.sum()) == pytest.approx(part.net, abs=1e-12)
             assert part.adds >= 0 >= part.takes
             assert 0 <= float(part.weights.min()) <= float(part.weights.max()) <= 1 + 1e-12
+
+
+def test_modes_of_places_answer_position_by_position(model, images, store):
+    modes = modes_of(store, "block2", "positive", condec.NMF(3), rows="positions")
+    at = condec.explain(model, images[:1], modes).by_site[0]
+    (shares,), entries = at.shares, at.contribution.flatten(1)
+    for position in (0, 9, 63):
+        row = entries[:, position].clamp(min=0)
+        loading = modes.encoder.encode(row.float()[None])[0].double()
+        torch.testing.assert_close(shares.loadings[position], loading)
+        said = loading[:, None] * modes.encoder.atoms.double()
+        part = (said / said.sum(0)).nan_to_num(0.0)
+        own = shares.weights([0, 1, 2]).flatten(2)[..., position]
+        torch.testing.assert_close(own, part * (row > 0))
+    part = at.modes[0]
+    kept = modes.loadings[0, modes.ids.tolist().index(part.id)]
+    assert part.loading == pytest.approx(float(kept), rel=1e-4)
 
 
 def test_two_dictionaries_of_one_sign_each_stand_beside_each_other(model, images, store):

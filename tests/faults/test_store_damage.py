@@ -22,8 +22,8 @@ from condec.store import SiteInfo, Store, layer_statistics
 
 N, SHARD, RECIPE = 7, 3, {"model": "net 1a2b", "method": {"name": "ig", "steps": 10}}
 INFOS = tuple(
-    SiteInfo(site=Site(name), units=Units("channels"), n_units=n, n_positions=4, cut=True)
-    for name, n in (("layer1.0", 5), ("layer2", 640))
+    SiteInfo(site=Site(name), units=Units("channels"), n_units=n, n_positions=4, cut=True, **kept)
+    for name, n, kept in (("layer1.0", 5, {"n_places": 4, "n_kept": 3}), ("layer2", 640, {}))
 )
 
 
@@ -45,6 +45,10 @@ def write(path: Path, seed: int = 0) -> None:
             for quantity in ("contribution", "activation"):
                 values = torch.randn(n, 2, info.n_units, generator=draw)
                 arrays[f"{info.folder}/{quantity}"] = values
+            if info.n_kept:
+                arrays[f"{info.folder}/place_contribution"] = torch.randn(n, 3, 5, generator=draw)
+                arrays[f"{info.folder}/position"] = torch.tensor([[0, 1, 3]] * n)
+                arrays[f"{info.folder}/n_places"] = torch.full((n,), 4)
         store.write_shard(index, arrays)
 
 
@@ -60,6 +64,8 @@ def everything(path: Path) -> dict[str, Any]:
         for quantity in ("contribution", "activation"):
             for sign in ("negative", "sum"):
                 found[f"{site.key} {quantity} {sign}"] = store.matrix(site, quantity, sign)
+    found["places"] = store.matrix("layer1.0", rows="positions")
+    found |= {f"places {n}": v for n, v in vars(store.places("layer1.0")).items()}
     found |= {f"{name} 1": value for name, value in store.read_shard(1).items()}
     for node in store.to_xarray().subtree:
         found |= {f"{node.path} {name}": array.values for name, array in node.data_vars.items()}
@@ -195,7 +201,8 @@ class Trial:
 def test_a_sample_of_damages(tmp_path: Path) -> None:
     trial, draw = Trial(tmp_path), random.Random(0)
     names = ["zarr.json", "manifest/shard-00001.json", "inputs/label/c.0", "inputs/id/zarr.json",
-             "sites/layer2/contribution/c.2.0.0"]  # fmt: skip
+             "sites/layer2/contribution/c.2.0.0", "sites/layer1.0/position/c.1.0",
+             "sites/layer1.0/place_contribution/c.0.0.0"]  # fmt: skip
     for name in names:
         trial.run(draw.choice(DAMAGES), Path(name), draw)
     assert trial.counts["noticed"] + trial.counts["harmless"] == len(names)

@@ -1,5 +1,6 @@
 """Modes: alive ones with their numbers, correlated with labels on the split that is asked for."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from condec.attribution import ActGrad
+from condec.basis.digests import sealed
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.dictionary import (
     PCA,
@@ -22,6 +24,8 @@ from condec.dictionary import (
     write_saelens,
 )
 from condec.modes.modes import Modes
+from condec.run import config
+from condec.run.plan import LEARNERS
 from condec.store.collection import collect
 from condec.store.store import Store
 from condec.testing.models import small_resnet
@@ -229,7 +233,7 @@ def test_modes_are_readable_by_xarray(modes: Modes, tmp_path: Path) -> None:
     [
         (lambda m: m.best(9), OptionError, "label 9 is out of range; the store's labels are 0 to"),
         (lambda m: m.best(0, rank=99), OptionError, "rank 99 is out of range; . modes are alive"),
-        (lambda m: m.rows("test"), OptionError, "must be one of all, train, held_out; got 'test'"),
+        (lambda m: m.samples("test"), OptionError, "one of all, train, held_out; got 'test'"),
         (lambda m: m.correlation(torch.ones(3).long()), DataError, r"whole numbers of shape \(60,"),
         (
             lambda m: built(m, held_out_rows=m.held_out),
@@ -355,3 +359,58 @@ def test_a_dictionary_read_from_saelens_makes_modes(store: Store, tmp_path: Path
     again = Modes.load(tmp_path, store)
     assert torch.equal(again.correlation(), modes.correlation())
     assert again.best(label=int(store.labels.max())).correlation >= 0
+
+
+# --- modes of places ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    out = tmp_path_factory.mktemp("modes") / "places.zarr"
+    return collect(
+        small_resnet(), images()[:24], "block1.conv2", out=out, method=ActGrad(), shard_size=10,
+        progress=False, rows="positions", keep=6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_modes_of_places_by_every_learner(places: Store, learner: str, tmp_path: Path) -> None:
+    option = {"learner": learner, "n_modes": 3, "steps": 60}
+    option |= {"k": 2} if hasattr(LEARNERS[learner], "k") else {}
+    plan = config.from_dict({"sites": "*", "fit": option}).fit
+    matrix = places.matrix("block1.conv2", rows="positions")
+    report = fit(plan.learner, matrix, config=plan.train)
+    modes = Modes.build(report.dictionary, places, "block1.conv2", rows="positions")
+    assert modes.loadings.shape == (24, len(modes))
+    encoded = report.dictionary.encode(matrix).view(24, 6, -1)[..., modes.ids]
+    torch.testing.assert_close(modes.loadings, encoded.sum(1) * 6, rtol=1e-4, atol=1e-5)
+    assert torch.equal(modes.matrix(), matrix)
+    assert int(modes.held_out.sum()) == 5
+    modes.save(tmp_path / "m", report.dictionary)
+    again = Modes.load(tmp_path / "m", places)
+    assert again.rows == "positions"
+    assert torch.equal(again.loadings, modes.loadings)
+
+
+def test_modes_saved_before_there_were_places_are_of_samples(
+    modes: Modes, store: Store, tmp_path: Path
+) -> None:
+    file = modes.save(tmp_path) / "zarr.json"
+    record = json.loads(file.read_text())
+    attributes = {n: v for n, v in record["attributes"].items() if n not in ("rows", "seal")}
+    file.write_text(json.dumps(record | {"attributes": sealed(attributes)}))
+    assert Modes.load(tmp_path, store).rows == "samples"
+
+
+def test_places_that_do_not_fit_are_refused(store: Store, places: Store) -> None:
+    matrix = places.matrix("block1.conv2", rows="positions")
+    mixed = fit(PCA(2), matrix.clone()).dictionary
+    with pytest.raises(OptionError, match=r"of \d+ samples, some positions are held out and some"):
+        Modes.build(mixed, places, "block1.conv2", rows="positions")
+    apart = (places.places("block1.conv2").sample >= 20).nonzero().flatten()
+    modes = Modes.build(mixed, places, "block1.conv2", rows="positions", held_out_rows=apart)
+    assert modes.held_out.nonzero().flatten().tolist() == [20, 21, 22, 23]
+    with pytest.raises(OptionError, match=r"no positions of block1\.conv2 were kept; collect with"):
+        Modes.build(mixed, store, "block1.conv2", rows="positions")
+    with pytest.raises(OptionError, match=r"fitted to 144 rows, .* kept positions .*rows=.positi"):
+        Modes.build(mixed, places, "block1.conv2")

@@ -48,10 +48,14 @@ target = "logit:285:softmax"
 batch_size = 8
 shard_size = 16
 on_bad = "skip"
+rows = "positions"
+keep = 4
+seed = 7
 twins = ["random-weights:fc", "shuffled-labels#2"]
 
 [fit]
 learner = "nmf"
+rows = "samples"
 n_modes = 12
 max_iter = 50
 sign = "negative"
@@ -112,10 +116,11 @@ def test_every_key_arrives_as_an_object() -> None:
     assert plan.collect == CollectPlan(
         method=ActGrad(), target=Logit(285, probability=True), batch_size=8, shard_size=16,
         on_bad="skip", twins=(RandomWeights(from_module="fc"), ShuffledLabels(seed=2)),
+        rows="positions", keep=4, seed=7,
     )  # fmt: skip
     assert plan.fit == FitPlan(
         learner=NMF(n_modes=12, max_iter=50), train=TrainConfig(held_out=0.25, seed=3),
-        sign="negative", sites=("layer3.*",), rivals=True, stability_seeds=6,
+        sign="negative", rows="samples", sites=("layer3.*",), rivals=True, stability_seeds=6,
         check_sites=("layer3.2",),
     )  # fmt: skip
     assert (plan.fit.name, plan.fit.modes_per_unit) == ("nmf", None)
@@ -139,6 +144,14 @@ def test_round_trip(text: str) -> None:
     assert (again.out.resolve(), again.base.resolve()) == (plan.out, plan.base)
     for part in ("sites", "links", "model", "data", "collect", "fit", "control", "maps", "report"):
         assert getattr(again, part) == getattr(plan, part), part
+
+
+def test_fits_take_the_rows_that_are_collected() -> None:
+    positions = {"sites": "a", "collect": {"rows": "positions"}}
+    records = {"sites": "a"}, positions, positions | {"fit": {"rows": "samples"}}
+    plans = [config.from_dict(record) for record in records]
+    assert [plan.rows for plan in plans] == ["samples", "positions", "samples"]
+    assert "rows" not in config.to_dict(plans[1])["fit"]
 
 
 def test_absent_keys_keep_their_defaults() -> None:
@@ -270,6 +283,10 @@ def test_numbers_of_modes_that_cannot_be(n_modes, message) -> None:
         ("[collect]\nbatch_size = 'big'", "batch_size: expected a whole number"),
         ("[collect]\nprecision = 'half'", "precision: expected one of model, bfloat"),
         ("[collect]\non_bad = 'ignore'", "on_bad: expected one of raise, skip"),
+        ("[collect]\nrows = 'places'", "rows: expected one of samples, positions; got 'places'"),
+        ("[collect]\nkeep = 0", "collect: keep must be at least 1; got 0"),
+        ("[fit]\nrows = 'places'", "fit: rows: expected one of samples, positions"),
+        ("[fit]\nrows = 'positions'", r"of which \[collect\] keeps none; set \[collect\] rows"),
         ("[collect]\ntarget = 'best'", "target 'best': expected topK"),
         ("[collect]\nmethod = 10", "collect: method: expected text; got 10"),
         ("[control]\nedits = ['delete']", "edits: expected one of ablate, preserve"),

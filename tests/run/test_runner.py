@@ -945,3 +945,28 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(source: Path) -> None:
     )
     for kind in ("control_matrix", "steering", "interactions"):
         assert not list((source / "run" / "analysis").glob(f"{kind}/*/*"))
+
+
+@pytest.mark.usefixtures("real_report")
+def test_the_whole_chain_on_positions(source: Path) -> None:
+    change(source, "shard_size = 16", "shard_size = 16, rows = 'positions', keep = 5")
+    change(source, "held_out = 0.4", CHECKS)
+    outcomes = carry_out(run_of(source))
+    assert {outcome.state for outcome in outcomes.values()} == {"made"}
+    run = run_of(source)
+    (modes,) = run.modes(["block2"])
+    assert (modes.rows, modes.loadings.shape[0], int(modes.held_out.sum())) == ("positions", 40, 16)
+    assert modes.encoder is not None
+    assert modes.encoder.training is not None
+    assert modes.encoder.training.n_rows == 200
+    assert table(source, "rivals", "block2", "kmeans")["rival"].tolist() == [
+        "dictionary", "shuffled_units", "pca", "nmf",
+    ]  # fmt: skip
+    page = (source / "run" / "report" / "index.html").read_text()
+    assert "Rows are positions, so many of every input: block1 5 of 36; block2 5 of 36." in page
+    site = next((source / "run" / "report").rglob("block2.html")).read_text()
+    assert "modes per position" in site
+    assert "Modes per position" in site
+    store = RunFolder(source / "run").log_odds
+    assert "rows" not in Store.open(store).recipe  # choices of units are of whole samples
+    assert all(outcome.state == "kept" for outcome in carry_out(run_of(source)).values())

@@ -41,15 +41,21 @@ from condec.attribution.gradients import (
 )  # fmt: skip
 from condec.attribution.path import IntegratedGradients
 from condec.attribution.precision import Compute, Precision
-from condec.attribution.reduce import merge_signs, split_and_sum, spread_units, unit_numbers
+from condec.attribution.reduce import (
+    by_position,
+    merge_signs,
+    split_and_sum,
+    spread_units,
+    unit_numbers,
+)  # fmt: skip
 from condec.attribution.texts import METHODS, method_from_dict
 
 __all__ = [
     "METHODS", "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Compute",
     "Constant", "Contributions", "GradCAM", "Gradient", "IntegratedGradients", "Mean", "Method",
     "Pointwise", "Precision", "Samples", "Setup", "SiteContributions", "SiteUnits", "Sites",
-    "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros", "check_finite",
-    "contribute", "faithfulness", "is_silent", "make_setup", "merge_signs", "method_from_dict",
-    "prepare_inputs", "run_batch", "split_and_sum", "spread_units", "unit_effects",
-    "unit_numbers", "warn_of_silence",
+    "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros", "by_position",
+    "check_finite", "contribute", "faithfulness", "is_silent", "make_setup", "merge_signs",
+    "method_from_dict", "prepare_inputs", "run_batch", "split_and_sum", "spread_units",
+    "unit_effects", "unit_numbers", "warn_of_silence",
 ]  # fmt: skip

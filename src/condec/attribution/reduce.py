@@ -1,8 +1,11 @@
 """From entries at every position to one positive and one negative number a unit."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from condec.attribution.targets.base import wide
@@ -46,6 +49,24 @@ def split_and_sum(values: Activation, units: Units) -> SignedUnits:
     return torch.stack([part.flatten(1) for part in sums], dim=1)
 
 
+def by_position(values: Activation, units: Units) -> Float[Tensor, "sample position unit"]:
+    """Lay an activation out by position, in the order of its axes; a view where that is possible.
+
+    The entries of a head at one token are added, with their sign: no two heads share them. Of a
+    site without positions, there is one.
+
+    >>> by_position(torch.arange(6.0).view(1, 2, 3), Units("channels")).tolist()
+    [[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]]
+    """
+    laid = units.expand(values)
+    axes = units.axes(laid.ndim)
+    if units.n_heads is not None:
+        laid = laid.sum(-1, dtype=wide(values))
+    positions = [axis for axis in range(1, laid.ndim) if axis not in axes]
+    laid = laid.permute(0, *positions, *axes).flatten(1 + len(positions))
+    return laid.flatten(1, -2) if positions else laid[:, None]
+
+
 def merge_signs(reduced: SignedUnits) -> Tensor:
     """Add positive and negative sums, shape [sample, unit]."""
     return reduced.sum(1)
@@ -68,3 +89,18 @@ def unit_numbers(units: Units, shape: Sequence[int]) -> Tensor:
     """Number every entry of one sample's activation (int64) by its unit; -1 where it has none."""
     numbers = torch.arange(1, units.count(shape) + 1)
     return units.broadcast(numbers, shape).expand(1, *shape[1:])[0] - 1
+
+
+def position_numbers(units: Units, shape: Sequence[int]) -> Tensor:
+    """Number every entry of one sample's activation (int64) by its position; -1 where it has none.
+
+    In the order of `by_position`.
+    """
+    entries = torch.arange(math.prod(shape[1:]), dtype=torch.float64).view(1, *shape[1:])
+    entry_by_entry = (
+        units if units.n_heads is None else replace(units, layout="features", n_heads=None)
+    )
+    laid = by_position(entries, entry_by_entry)[0].long()
+    numbers = torch.full((entries.numel(),), -1)
+    numbers[laid] = torch.arange(len(laid))[:, None].expand_as(laid)
+    return numbers.view(*shape[1:])

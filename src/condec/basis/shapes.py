@@ -12,6 +12,8 @@ SIGNS = ("positive", "negative")
 
 PerSample = Float[torch.Tensor, " sample"]
 SampleIndex = Int[torch.Tensor, " sample"]
+RowIndex = Int[torch.Tensor, " row"]
+"""One number for each of some rows of a matrix; of several rows a sample, their samples."""
 Labels = Int[torch.Tensor, " sample"]
 Mask = Bool[torch.Tensor, " sample"]
 

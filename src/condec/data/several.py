@@ -128,17 +128,25 @@ class SeveralInputs(PackedInput):
         """Say that all stay but the input that moves."""
         return torch.arange(inputs.shape[1], device=inputs.device) >= self._size
 
-    def forward(self, packed: Tensor) -> Any:
-        """Call the model with its inputs."""
-        found: Fields = dict(self._constants)
-        name = _EMBEDDED if self._moves == _TOKENS else self._moves
-        found[name] = self.moving(packed)
-        at = self._size
+    def real(self, inputs: Tensor) -> Tensor | None:
+        """Say which tokens are real, where an ``attention_mask`` [sample, token] tells."""
+        mask = self._others(inputs).get("attention_mask")
+        return None if mask is None or mask.ndim != 2 else mask > 0
+
+    def _others(self, packed: Tensor) -> Fields:
+        """Return the inputs that stay."""
+        found, at = Fields(), self._size
         for key, (shape, dtype) in self._shapes.items():
             if key != self._moves:
                 part = packed[:, at : at + shape.numel()].detach()
                 found[key] = part.reshape(len(packed), *shape).to(dtype)
                 at += shape.numel()
+        return found
+
+    def forward(self, packed: Tensor) -> Any:
+        """Call the model with its inputs."""
+        name = _EMBEDDED if self._moves == _TOKENS else self._moves
+        found = self._constants | self._others(packed) | {name: self.moving(packed)}
         if isinstance(name, int):
             return self.model(*(found[place] for place in self._places))
         return self.model(**{str(key): value for key, value in found.items()})

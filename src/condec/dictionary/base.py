@@ -35,7 +35,7 @@ from condec.basis.files import (
 )
 from condec.basis.options import Option, option_from_dict
 from condec.basis.records import short_repr
-from condec.basis.shapes import Atom, Atoms, Loadings, UnitMatrix
+from condec.basis.shapes import Atom, Atoms, Loadings, RowIndex, UnitMatrix
 from condec.dictionary.fitting.preparation import Preparation
 from condec.dictionary.records import Learned, OnEpoch, TrainConfig, Training, check_fields
 
@@ -248,11 +248,28 @@ def _read_record(file: Path) -> dict[str, Any]:
         return opened(record) if record["format"] == _FORMAT else record
 
 
+def samples_of(matrix: Any) -> RowIndex | None:
+    """Return which sample every row is of, where a matrix tells; else each is one of its own.
+
+    That of positions does (`Store.matrix`): rows of one sample are held out together.
+    """
+    found: RowIndex | None = getattr(matrix, "samples", None)
+    return found
+
+
+def with_samples(matrix: Tensor, samples: RowIndex | None) -> Tensor:
+    """Let a new tensor tell which sample every row is of."""
+    if samples is not None:
+        matrix.samples = samples  # type: ignore[attr-defined]
+    return matrix
+
+
 def as_matrix(matrix: Tensor | np.ndarray, who: str, first: int = 0) -> Tensor:
     """Return a finite matrix [sample, unit] as a float32 tensor; a copy only of another type.
 
-    `first` is the number of its first row, for messages.
+    `first` is the number of its first row, for messages. Samples that it tells stay.
     """
+    samples = samples_of(matrix)
     if not isinstance(matrix, Tensor):
         # A copy: torch cannot share memory that numpy marks read-only.
         matrix = torch.from_numpy(np.array(matrix, dtype=np.float32))
@@ -261,7 +278,7 @@ def as_matrix(matrix: Tensor | np.ndarray, who: str, first: int = 0) -> Tensor:
             f"{who}: expected a matrix [sample, unit] with at least one unit; got shape "
             f"{tuple(matrix.shape)}"
         )
-    matrix = matrix.detach().to(torch.float32)
+    matrix = with_samples(matrix.detach().to(torch.float32), samples)
     # The sum is finite where all entries are (one pass, no mask); it may overflow: then look.
     if not bool(matrix.sum().isfinite()):
         bad = (~matrix.isfinite()).any(1).nonzero().flatten().tolist()

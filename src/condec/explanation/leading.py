@@ -17,7 +17,7 @@ ALIKE: Final = 0.95
 
 def held_out_users(modes: Modes) -> Int[Tensor, " mode"]:
     """Count the held-out inputs that use each mode; where none were held out, of all inputs."""
-    return (modes.loadings[modes.rows(_split(modes))] > 0).sum(0)
+    return (modes.loadings[modes.samples(_split(modes))] > 0).sum(0)
 
 
 def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
@@ -59,7 +59,7 @@ def held_out_value(modes: Modes) -> Float[Tensor, " mode"]:
     no held-out input has any of those, the mean loading.
     """
     split = _split(modes)
-    rows = modes.rows(split)
+    rows = modes.samples(split)
     if not bool((modes.store.labels[rows] >= 0).any()):
         return modes.loadings[rows].mean(0)
     label = _best_labels(modes)[:, None]

@@ -1,6 +1,7 @@
 """Shares: which part of every entry of a contribution belongs to which mode.
 
-With the loadings z of an input, the atoms D of a dictionary and its offset o, mode m answers for
+With the loadings z of an input (of each of its positions, where those were decomposed), the atoms
+D of a dictionary and its offset o, mode m answers for
 
     r_mu = z_m D_mu / sum_m' z_m' D_m'u
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from condec.attribution import split_and_sum
 from condec.attribution.contributions import SiteContributions
-from condec.attribution.reduce import unit_numbers
+from condec.attribution.reduce import by_position, position_numbers, unit_numbers
 from condec.basis.errors import DataError
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary
@@ -69,10 +70,17 @@ class Shares:
         """Work out the shares of a batch of one; DataError where the modes do not fit."""
         dictionary = encoder_of(modes)
         values = getattr(part, modes.quantity)
-        rows = split_and_sum(values, part.units).double().cpu()[0]
+        numbers = unit_numbers(part.units, values.shape)
+        if modes.rows == "positions":
+            laid = by_position(values, part.units).double().cpu()[0]
+            rows = torch.stack((laid.clamp(min=0), laid.clamp(max=0)))
+            before = laid.shape[1] * position_numbers(part.units, values.shape)
+            numbers = torch.where(numbers < 0, -1, before + numbers)
+        else:
+            rows = split_and_sum(values, part.units).double().cpu()[0][:, None]
         given = {"positive": rows[:1], "negative": rows[1:], "sum": rows.sum(0, keepdim=True)}
         rows = given.get(modes.sign, rows)
-        width = rows.numel()
+        width = len(rows) * rows.shape[2]
         if width != dictionary.n_units:
             raise DataError(
                 f"explain: {part.site.key}: the modes describe {dictionary.n_units} units, and "
@@ -83,13 +91,12 @@ class Shares:
         masks = signs.get(modes.sign, [torch.ones_like(entries, dtype=torch.bool)])
         masks = signs["positive"] + signs["negative"] if modes.sign == "concat" else masks
         n_halves = len(rows)
-        loadings = dictionary.encode(rows.float().reshape(1, -1))
-        numbers = unit_numbers(part.units, values.shape).cpu()
+        loadings = dictionary.encode(rows.float().movedim(1, 0).flatten(1))
         return Shares(
             modes, loadings.double(),
             dictionary.atoms.double().cpu().view(dictionary.n_modes, n_halves, -1).movedim(1, 0),
             dictionary.offset.double().cpu().view(n_halves, 1, -1),
-            rows[:, None], torch.stack(masks), numbers, part.contribution[0].double().cpu(),
+            rows, torch.stack(masks), numbers, part.contribution[0].double().cpu(),
         )  # fmt: skip
 
     @cached_property

@@ -106,6 +106,10 @@ class LanguageModel(PackedInput):
         channels = torch.arange(inputs.shape[-1], device=inputs.device)
         return channels >= dim if inputs.shape[-1] > dim else None
 
+    def real(self, inputs: Tensor) -> Tensor | None:
+        """Say which tokens are real, where the channel that tells is there."""
+        return inputs[..., -1] == 1 if inputs.shape[-1] > self.table.embedding_dim else None
+
     def forward(
         self, embeddings: Float[Tensor, "sample token channel"]
     ) -> Float[Tensor, "sample label"]:

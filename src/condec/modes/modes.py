@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,12 +22,22 @@ from condec.basis.files import (
     writing,
 )
 from condec.basis.records import short_repr
-from condec.basis.shapes import Atom, Atoms, Loadings, Mask, ModeLabel, PerSample, UnitMatrix
+from condec.basis.shapes import (
+    Atom,
+    Atoms,
+    Loadings,
+    Mask,
+    ModeLabel,
+    PerSample,
+    RowIndex,
+    SampleIndex,
+    UnitMatrix,
+)  # fmt: skip
 from condec.dictionary import Dictionary, load_dictionary
 from condec.dictionary.base import saved_digest
 from condec.modes.labels import check_labels, label_correlation
 from condec.network import Site
-from condec.store import Quantity, Sign, Store
+from condec.store import Quantity, Rows, Sign, Store
 
 Split = Literal["all", "train", "held_out"]
 _SCHEMA: Final = 2
@@ -37,7 +47,7 @@ _AXES: Final = {
     "held_out": ("sample",),
 }  # fmt: skip
 """Tensors of `Modes` on disk, with the names of their axes."""
-_WORDS: Final = ("sign", "quantity", "n_modes", "name", "dictionary")
+_WORDS: Final = ("sign", "quantity", "n_modes", "name", "dictionary", "rows")
 _REMEDY: Final = (
     "Fit again ('condec fit'), or encode again: Modes.build(load_dictionary(FOLDER), store, site)."
 )
@@ -69,7 +79,7 @@ class Modes:
     atoms : Tensor of shape [mode, unit]
         In the unit of the matrix; for the sign ``concat`` [mode, 2 unit], positive first.
     loadings : Tensor of shape [sample, mode]
-        On all valid samples of the store.
+        On all valid samples of the store; of rows that are positions, the sum over a sample's.
     ids : Tensor of shape [mode]
         Number of each mode in the dictionary.
     held_out : Tensor of shape [sample], bool
@@ -86,6 +96,8 @@ class Modes:
         `Dictionary.digest` of the one that encoded them; empty where that is not known.
     encoder : Dictionary, optional
         That dictionary: that of `build`, or the one beside the modes that were loaded.
+    rows : {"samples", "positions"}
+        What the rows of that matrix were.
     """
 
     atoms: Atoms
@@ -100,43 +112,55 @@ class Modes:
     name: str = "modes"
     dictionary: str = field(default="", repr=False)
     encoder: Dictionary | None = field(default=None, repr=False, compare=False)
+    rows: Rows = "samples"
     _correlations: dict[Split, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def build(
         dictionary: Dictionary, store: Store, site: Site | str, sign: Sign = "positive", *,
         quantity: Quantity = "contribution", held_out_rows: Tensor | Sequence[int] | None = None,
-        name: str = "modes",
+        name: str = "modes", rows: Rows = "samples",
     ) -> "Modes":  # fmt: skip
-        """Encode all samples of a store, and keep the modes that are alive.
+        r"""Encode all samples of a store, and keep the modes that are alive.
 
         A mode is alive if its loading is above 0 for at least one sample (Melander et al. 2026).
-        `sign` and `quantity` name the matrix that was fitted, as in `Store.matrix`.
+        `sign`, `quantity` and `rows` name the matrix that was fitted, as in `Store.matrix`.
         `held_out_rows`, [row], are those of its rows that were not; by default those that the
         dictionary records, so that selecting on ``"train"`` never sees them, and none where it was
         fitted to a matrix of another number of rows.
 
+        Where rows are positions, the loading of a sample with :math:`P_s` of them is the sum over
+        all, :math:`z_{sm} = P_s / |K_s| \sum_{p \in K_s} z_{spm}`: estimated from the kept ones
+        :math:`K_s`, exact where all are kept.
+
         Raises DataError: the dictionary has another width than the site, or the store is not
-        complete; OptionError: a held-out row is out of range.
+        complete; OptionError: a held-out row is out of range, the store has no positions, or some
+        of a sample's are held out and some are not.
         """
         info = store.info(site)
-        rows = store.rows(info.site, quantity, sign)
-        loadings = torch.cat(
-            [
-                dictionary.encode(part).cpu()
-                for block in range(len(rows.blocks))
-                for part in torch.split(rows.read(block), _ROWS_AT_ONCE)
-            ]
+        matrix = store.rows(info.site, quantity, sign, rows)
+        encoded = (
+            dictionary.encode(part).cpu()
+            for block in range(len(matrix.blocks))
+            for part in torch.split(matrix.read(block), _ROWS_AT_ONCE)
         )
-        alive = (loadings > 0).any(0)
         training = dictionary.training
-        if held_out_rows is None and training and training.n_rows == len(loadings):
+        if held_out_rows is None and training and training.n_rows == matrix.shape[0]:
             held_out_rows = training.held_out_rows
+        elif rows == "samples" and info.n_kept and training:
+            _refuse_places(training.n_rows, store, info.site)
+        held_out = _mask(held_out_rows, matrix.shape[0])
+        if matrix.samples is None:
+            loadings = torch.cat(list(encoded))
+        else:
+            held_out = _whole_samples(held_out, matrix.samples, len(store))
+            loadings = _summed(encoded, matrix.samples, store.places(info.site).n_places)
+        alive = (loadings > 0).any(0)
         return Modes(
             atoms=dictionary.atoms.detach().cpu()[alive], loadings=loadings[:, alive],
-            ids=alive.nonzero().flatten(), held_out=_mask(held_out_rows, len(loadings)),
-            store=store, site=info.site, sign=sign, quantity=quantity,
-            n_modes=dictionary.n_modes, name=name, dictionary=dictionary.digest, encoder=dictionary,
+            ids=alive.nonzero().flatten(), held_out=held_out, store=store, site=info.site,
+            sign=sign, quantity=quantity, n_modes=dictionary.n_modes, name=name,
+            dictionary=dictionary.digest, encoder=dictionary, rows=rows,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -149,9 +173,9 @@ class Modes:
 
     def matrix(self) -> UnitMatrix:
         """Read the matrix that was decomposed from the store."""
-        return self.store.matrix(self.site, quantity=self.quantity, sign=self.sign)
+        return self.store.matrix(self.site, self.quantity, self.sign, self.rows)
 
-    def rows(self, split: Split) -> Mask:
+    def samples(self, split: Split) -> Mask:
         """Return the mask of the samples of a split; OptionError where it is unknown or empty."""
         one_of(self.site.key, "split", split, Split)
         rows = {"train": ~self.held_out, "held_out": self.held_out}
@@ -269,16 +293,52 @@ class Modes:
         with reading(path, "modes", _REMEDY):
             group = zarr.open_group(path, mode="r")
             arrays: dict[str, Any] = {name: torch.from_numpy(group[name][:]) for name in _AXES}  # type: ignore[index]
-        words = {name: kept[name] for name in _WORDS}
+        words = {name: ({"rows": "samples"} | kept)[name] for name in _WORDS}  # earlier: no rows
         site = store.info(kept["site"]).site
         return Modes(**arrays, **words, store=store, site=site, encoder=encoder)
 
     def _correlate(self, labels: Tensor, split: Split) -> Tensor:
-        return label_correlation(self.loadings, labels, self.rows(split))
+        return label_correlation(self.loadings, labels, self.samples(split))
 
     def forget(self) -> None:
         """Free the memory of correlations; they are computed again when asked for."""
         self._correlations.clear()
+
+
+def _summed(encoded: Iterable[Tensor], samples: RowIndex, n_places: SampleIndex) -> Loadings:
+    """Add the loadings of kept positions by sample, as many times as there are others for each."""
+    sums, at = torch.zeros(()), 0
+    for part in encoded:
+        if not at:
+            sums = part.new_zeros(len(n_places), part.shape[1])
+        sums.index_add_(0, samples[at : at + len(part)], part)
+        at += len(part)
+    kept = torch.bincount(samples, minlength=len(n_places))
+    return sums * (n_places / kept.clamp(min=1))[:, None]
+
+
+def _refuse_places(n_rows: int, store: Store, site: Site) -> None:
+    """Refuse to encode samples by a dictionary that was fitted to the places of the store."""
+    if n_rows == store.rows(site, rows="positions").shape[0]:
+        raise OptionError(
+            f"Modes.build: the dictionary was fitted to {n_rows} rows, the kept positions of "
+            f'{site.key}, and not to samples: give rows="positions"'
+        )
+
+
+def _whole_samples(rows: Tensor, samples: RowIndex, n_samples: int) -> Mask:
+    """Return the samples of held-out rows; OptionError where some of a sample's are fitted."""
+    apart, fitted = (
+        torch.zeros(n_samples, dtype=torch.bool).index_fill_(0, samples[some], True)
+        for some in (rows, ~rows)
+    )
+    if mixed := int((apart & fitted).sum()):
+        raise OptionError(
+            f"held_out_rows: of {mixed} samples, some positions are held out and some are not: "
+            "fit the matrix as Store.rows or Store.matrix gives it, which holds out whole samples, "
+            "or give rows by Store.places"
+        )
+    return apart
 
 
 def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:

@@ -17,6 +17,10 @@ class PackedInput(nn.Module, ABC):
     def fixed(self, inputs: Tensor) -> Tensor | None:
         """Return which entries of inputs stay, bool, to be broadcast over them; None if none do."""
 
+    def real(self, inputs: Tensor) -> Tensor | None:
+        """Return which tokens of inputs are no padding, [sample, token], bool; None if all are."""
+        return None
+
 
 def hold(model: nn.Module, inputs: Tensor, changed: Tensor) -> Tensor:
     """Return changed inputs, or the baseline of some, with what stays put back as in the inputs."""

@@ -212,7 +212,8 @@ def _curves(part: DictionaryPart) -> Iterator[Chart]:
 
 def _labels(run: RunPart, part: DictionaryPart, rows: Sequence[int]) -> Iterator[Chart]:
     modes, labels = part.modes, part.modes.store.labels
-    single = label_correlation(modes.matrix(), labels, ~modes.held_out).max(1).values
+    units = modes.store.matrix(modes.site, modes.quantity, modes.sign)
+    single = label_correlation(units, labels, ~modes.held_out).max(1).values
     best = {"modes": part.correlation.max(1).values, "single units": single}
     shuffled = run.shuffled_best(part)
     if shuffled is not None:

@@ -85,7 +85,15 @@ def warnings(run: RunPart) -> Iterator[str]:
 
 
 def _about_modes(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str]:
-    """Say where dictionaries hold for fitted inputs only, or have modes that say nothing more."""
+    """Say what rows are, and where modes hold for fitted inputs only, or say nothing more."""
+    infos = {n: p.modes.store.info(p.modes.site) for n, p in named if p.modes.rows == "positions"}
+    if infos:
+        kept = [f"{name} {count(i.n_kept)} of {count(i.n_places)}" for name, i in infos.items()]
+        yield (
+            f"Rows are positions, so many of every input: {listed(kept)}. {R2}, modes per input, "
+            "rivals and stability are those of positions; the loading of a mode on an input is the "
+            "sum over its positions, estimated where some were not kept."
+        )
     nothing, less = [], []
     for name, part in named:
         high, low = (part.measured("r2", split) for split in ("train", "held_out"))

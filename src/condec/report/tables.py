@@ -264,6 +264,8 @@ def number_rows(part: DictionaryPart) -> Iterator[dict[str, str]]:
     if training is None:
         return
     for name, key, digits, note in _NUMBERS:
+        if part.modes.rows == "positions":
+            name = name.replace("Input", "Position").replace("input", "position")
         texts = dict.fromkeys(SPLITS, DASH)
         for split, of in training.metrics.items():
             if key == "dead":

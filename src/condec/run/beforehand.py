@@ -162,6 +162,7 @@ def _one_map(run: Run, site: Site) -> None:
 def _check_fit(run: Run, info: SiteInfo, n_rows: int) -> None:
     """Refuse a learner that cannot be fitted to the rows of a site, whatever these are."""
     plan, key = run.plan.fit, info.site.key
+    n_rows *= _rows_of_sample(run, info)
     n_units = info.n_units * (2 if plan.sign == "concat" else 1)
     n_train = n_rows - len(split_rows(n_rows, plan.train.held_out, plan.train.split_seed))
     entry = torch.full((), -1.0 if plan.sign == "negative" else 0.0)
@@ -178,6 +179,10 @@ def _check_fit(run: Run, info: SiteInfo, n_rows: int) -> None:
             f"{type(learner).__name__}, rivals and stability need; raise memory_gib, take another "
             "learner, or leave the site out (sites, check_sites)"
         )
+
+
+def _rows_of_sample(run: Run, info: SiteInfo) -> int:
+    return max(1, info.n_kept) if run.plan.rows == "positions" else 1
 
 
 def _try_all(parts: Sequence[Callable[[], Any]]) -> None:
@@ -257,7 +262,7 @@ def _needs(run: Run, known: Known) -> Iterator[Need]:
     n_samples = len(run.inputs)
     size = min(run.batch_size, n_samples)
     each = batches.time_pass(size) / size
-    memory = batches.memory(size)
+    memory = batches.memory(size, plan.collect.shard_size)
     passes = batches.method.n_passes
     differ = sum(twin.changes_numbers(plan.collect.target) for twin in plan.collect.twins)
     disk = batches.disk()
@@ -284,12 +289,13 @@ def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:
     plan, seconds, memory, disk = run.plan.fit, 0.0, 0, 0
     checked = run.sites(plan.check_sites, [info.site for info in infos], infos)
     for info in infos:
-        shape = (n_samples, info.n_units * (2 if plan.sign == "concat" else 1))
-        learner = plan.learner_for(info.n_units, n_samples)
+        n_rows = n_samples * _rows_of_sample(run, info)
+        shape = (n_rows, info.n_units * (2 if plan.sign == "concat" else 1))
+        learner = plan.learner_for(info.n_units, n_rows)
         job = Job(learner, torch.empty(shape, device="meta"), config=plan.train)
         more = (_RIVALS * plan.rivals + plan.stability_seeds + 2 * bool(plan.stability_seeds)
                 if info.site in checked else 0)  # fmt: skip
-        steps = steps_of(plan.train, n_samples) if learner.by_descent else 0
+        steps = steps_of(plan.train, n_rows) if learner.by_descent else 0
         seconds += (guessed_seconds(job) + _STEP_SECONDS * steps) * (1 + more)
         memory = max(memory, memory_of(shape))
         disk += 4 * learner.n_modes * (3 * shape[1] + n_samples)

@@ -54,7 +54,7 @@ _SECTIONS: Final[dict[str, Any]] = {
     for name, kind in typing.get_type_hints(Plan).items()
     if dataclasses.is_dataclass(kind) and kind is not FitPlan
 }
-_OF_FIT: Final = ("sign", "sites", "rivals", "stability_seeds", "check_sites")
+_OF_FIT: Final = ("sign", "rows", "sites", "rivals", "stability_seeds", "check_sites")
 """Keys of [fit] that belong neither to the learner nor to its training."""
 _JOINED: Final = ("learner", "train", "modes_per_unit", "rows_per_mode")
 """Fields of `FitPlan` that run.toml says otherwise."""

@@ -46,7 +46,8 @@ def collect_link(run: Run) -> Outcome:
         model, inputs, sites = run.loaded.model, run.inputs, run.plan.sites
         for twin in plan.twins:
             twin.check(model, inputs)
-        own = {"method": plan.method, "target": plan.target, "fit_on": run.fit_on}
+        own = {name: getattr(plan, name) for name in ("method", "target", "rows", "keep", "seed")}
+        own |= {"fit_on": run.fit_on}
         options: dict[str, Any] = run.collecting | own
         store = collect_planned(
             run.batches, out=folder.store, batch_size=plan.batch_size, shard_size=plan.shard_size,
@@ -124,12 +125,9 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
     with warnings.catch_warnings():
         # Said below, for all sites together; the report says it again.
         warnings.simplefilter("ignore", DeadModesWarning)
-        report = fit(
-            plan.learner_for(store.info(site).n_units, len(store)),
-            store.rows(site, sign=plan.sign), config=plan.train,
-            checkpoint=checkpoint,
-            progress=run.progress,
-        )  # fmt: skip
+        rows = store.rows(site, sign=plan.sign, rows=run.plan.rows)
+        learner = plan.learner_for(store.info(site).n_units, rows.shape[0])
+        report = fit(learner, rows, config=plan.train, checkpoint=checkpoint, progress=run.progress)
     dead = list(report.metrics.values())[-1].dead_share or 0.0
     if dead > MANY_DEAD:
         number = f"{dead:.0%} of {report.dictionary.n_modes} modes"
@@ -140,7 +138,7 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
         notes.append(f"{site.key}: {found}; collect more inputs, or try nmf or pca")
     modes = Modes.build(
         report.dictionary, store, site, plan.sign, held_out_rows=report.held_out_rows,
-        name=plan.name,
+        name=plan.name, rows=run.plan.rows,
     )  # fmt: skip
     saved = modes.save(run.folder.modes(site.key, plan.name), report.dictionary)
     for left in checkpoint.parent.glob("*"):

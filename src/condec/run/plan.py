@@ -25,7 +25,7 @@ from condec.dictionary import Learner, ThresholdSAE, TrainConfig
 from condec.dictionary.measure.stability import LEAST_SEEDS
 from condec.effects import EditKind, OffTarget, ReplacementKind
 from condec.run.plugins import LINKS, default_options, link_names
-from condec.store import Sign, Twin
+from condec.store import Rows, Sign, Twin
 
 LEARNERS: Final[dict[str, type[Learner]]] = {
     "sae": ThresholdSAE, "nmf": dictionary.NMF, "pca": dictionary.PCA, "kmeans": dictionary.KMeans,
@@ -71,7 +71,8 @@ class CollectPlan:
     """Collecting contributions, by `condec.store.collect`; ``[collect]``.
 
     From `fit_on`, the source of other data, a fitted target (surprisal) or baseline takes its
-    numbers: training frames, where those of ``[data]`` are test frames.
+    numbers: training frames, where those of ``[data]`` are test frames. `keep` positions of every
+    sample are drawn by the `seed` where `rows` are positions.
     """
 
     method: Method = field(default_factory=lambda: IntegratedGradients(spacing="fitted"))
@@ -84,6 +85,9 @@ class CollectPlan:
     prove: bool = True
     devices: tuple[str, ...] = ()
     fit_on: str | None = None
+    rows: Rows = "samples"
+    keep: int = 16
+    seed: int = 0
     twins: tuple[Twin, ...] = ()
 
     @property
@@ -94,7 +98,7 @@ class CollectPlan:
     def __post_init__(self) -> None:
         _check_words("collect", self)
         size = 1 if self.batch_size == "auto" else self.batch_size
-        at_least("collect", 1, batch_size=size, shard_size=self.shard_size)
+        at_least("collect", 1, batch_size=size, shard_size=self.shard_size, keep=self.keep)
         names = [twin.name for twin in self.twins]
         if len(set(names)) < len(names):
             raise OptionError(f"collect: twins: each once; got {', '.join(names)}")
@@ -106,7 +110,7 @@ class FitPlan:
 
     `modes_per_unit` is the number of modes as a multiple of the site's units; it overrides the
     learner's own. Of `rows_per_mode` training rows, a site has one mode at most: what fewer rows
-    teach is those rows.
+    teach is those rows. `rows` are by default those of ``[collect]``.
     """
 
     learner: Learner
@@ -114,6 +118,7 @@ class FitPlan:
     rows_per_mode: float | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     sign: Sign = "positive"
+    rows: Rows | None = None
     sites: tuple[str, ...] = ()
     rivals: bool = False
     stability_seeds: int = 0
@@ -121,6 +126,7 @@ class FitPlan:
 
     def __post_init__(self) -> None:
         _check_words("fit", self)
+        one_of("fit", "rows", self.rows or "samples", Rows)
         if self.stability_seeds:
             at_least("fit", LEAST_SEEDS, stability_seeds=self.stability_seeds)
         if self.rivals and not self.train.held_out:
@@ -256,6 +262,16 @@ class Plan:
             raise OptionError(f"links: none given; expected some of {', '.join(link_names())}")
         for link in self.links:
             one_of("plan", "links", link, link_names())
+        if self.fit.rows == "positions" != self.collect.rows:
+            raise OptionError(
+                'fit: rows are "positions", of which [collect] keeps none; set [collect] rows = '
+                '"positions", too'
+            )
+
+    @property
+    def rows(self) -> Rows:
+        """What the rows of fits are."""
+        return self.fit.rows or self.collect.rows
 
 
 def digest(*parts: Any) -> str:

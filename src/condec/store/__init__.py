@@ -9,6 +9,7 @@ from condec.store.batches import fingerprint
 from condec.store.collection import collect, usable_device
 from condec.store.folder import SIDE_EFFECTS, RunFolder
 from condec.store.matrix import Sign
+from condec.store.places import Places, Rows
 from condec.store.random_weights import randomize
 from condec.store.shards import QUANTITIES, Quantity, SiteInfo
 from condec.store.statistics import STATISTICS, TREND, compare_trends, layer_statistics
@@ -23,8 +24,8 @@ from condec.store.twins import (
 )
 
 __all__ = [
-    "QUANTITIES", "SIDE_EFFECTS", "STATISTICS", "TREND", "Quantity", "RandomWeights", "RunFolder",
-    "ShuffledLabels", "Sign", "SiteInfo", "Store", "Twin", "collect",
+    "QUANTITIES", "SIDE_EFFECTS", "STATISTICS", "TREND", "Places", "Quantity", "RandomWeights",
+    "Rows", "RunFolder", "ShuffledLabels", "Sign", "SiteInfo", "Store", "Twin", "collect",
     "collect_twin", "compare_trends", "fingerprint", "is_twin", "layer_statistics", "parse_twin",
     "randomize", "usable_device",
 ]  # fmt: skip

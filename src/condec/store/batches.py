@@ -22,6 +22,7 @@ from condec.attribution import (
     Method,
     Setup,
     Sites,
+    by_position,
     make_setup,
     prepare_inputs,
     run_batch,
@@ -32,7 +33,8 @@ from condec.basis.errors import DataError, StoreError
 from condec.basis.progress import duration
 from condec.data import Inputs
 from condec.network import BatchSizes, original, refuse_training, run_model
-from condec.store.shards import QUANTITIES, SiteInfo, arrays_of
+from condec.store.places import chosen_places, real_places
+from condec.store.shards import AT_PLACES, N_PLACES, POSITION, QUANTITIES, SiteInfo, arrays_of
 from condec.store.store import Store
 
 # Running totals, two records and two gradients a site, the autograd graph and what the
@@ -66,15 +68,19 @@ class BatchPlan:
     on_bad: str
     entries: int  # of one sample, that decide the memory of a pass: at all sites, and before
     decides: Mapping[str, Any]  # the numbers, see `recipe_of`
+    seed: int = 0  # of the positions that are kept
     sizes: BatchSizes = field(default_factory=BatchSizes)
 
     @staticmethod
     def make(
         model: nn.Module, inputs: Inputs, sites: Sites, method: Method | None,
         target: TargetLike | None, compute: Compute | None, on_bad: str, fit_on: Inputs | None,
-        proven_for: int | None = None,
+        proven_for: int | None = None, keep: int | None = None, seed: int = 0,
     ) -> "BatchPlan":  # fmt: skip
-        """Run one sample, to see the sites' shapes; prove the model for batches of a size."""
+        """Run one sample, to see the sites' shapes; prove the model for batches of a size.
+
+        Of every sample, `keep` positions are kept, if any are.
+        """
         model, compute = original(model), compute or Compute()
         method, target = as_method("collect", method), as_target(target or TopK())
         index, sample = _first_good(inputs, on_bad)
@@ -98,6 +104,13 @@ class BatchPlan:
             )
             for part in batch.by_site
         )  # fmt: skip
+        if keep is not None:
+            laid = (by_position(part.activation, part.units) for part in batch.by_site)
+            n_places = [each.shape[1] for each in laid]
+            infos = tuple(
+                replace(info, n_places=number, n_kept=min(keep, number))
+                for info, number in zip(infos, n_places, strict=True)
+            )
         # What is recorded, and what runs before the first site: images are widened there.
         recorded = sum(part.activation.numel() for part in batch.by_site)
         keys = [info.site.key for info in infos]
@@ -105,7 +118,9 @@ class BatchPlan:
             model=model, inputs=inputs, infos=infos, compute=compute, on_bad=on_bad,
             method=method.fit(fit_on or inputs), target=setup.target, sizes=setup.sizes,
             entries=recorded + _WIDENED * sample.numel(),
-            decides=recipe_of(model, inputs, keys, method, target, compute, fit_on),
+            decides=recipe_of(model, inputs, keys, method, target, compute, fit_on)
+            | ({} if keep is None else {"rows": "positions", "keep": keep, "seed": seed}),
+            seed=seed,
         )  # fmt: skip
 
     def on(self, device: torch.device) -> "BatchPlan":
@@ -121,7 +136,7 @@ class BatchPlan:
             "condec": metadata.version("condec"),
         }
 
-    def estimate(self, batch_size: int, n_samples: int) -> str:
+    def estimate(self, batch_size: int, n_samples: int, shard_size: int = 0) -> str:
         """Say what `n_samples` will take: one pass is timed, the rest is counted."""
         n_samples, n_passes = min(n_samples, len(self.inputs)), self.method.n_passes
         size = min(batch_size, n_samples)
@@ -129,19 +144,23 @@ class BatchPlan:
         return (
             f"{n_samples} samples, {len(self.infos)} sites, {n_passes} passes a batch: about "
             f"{duration(seconds)}, "
-            f"{self.memory(size) / 2**20:.0f} MiB of memory, at most "
+            f"{self.memory(size, shard_size) / 2**20:.0f} MiB of memory, at most "
             f"{self.disk() / 2**20:.0f} MiB of disk"
         )
 
     def disk(self) -> int:
         """Return the bytes that the store takes at most."""
-        return len(self.inputs) * sum(16 * info.n_units for info in self.infos)
+        return len(self.inputs) * sum(info.n_bytes for info in self.infos)
 
-    def memory(self, n_samples: int) -> int:
-        """Estimate the bytes that a batch takes, without the model."""
+    def memory(self, n_samples: int, shard_size: int = 0) -> int:
+        """Estimate the bytes that a batch takes, without the model.
+
+        And the rows of two shards, of which one is written while the next is made.
+        """
+        waiting = 2 * min(shard_size, len(self.inputs)) * sum(i.n_bytes for i in self.infos)
         recorded = sum(info.n_units * info.n_positions for info in self.infos)
         kept = 2 * self.method.n_kept * recorded
-        return 4 * (_MEMORY_FACTOR * self.entries + kept) * n_samples
+        return 4 * (_MEMORY_FACTOR * self.entries + kept) * n_samples + waiting
 
     def time_pass(self, n_samples: int, *, again: int = 0) -> float:
         """Measure the seconds of one forward and backward pass, the least of 1 + `again` tries."""
@@ -178,18 +197,35 @@ class BatchPlan:
         if not good:
             return found
         try:
-            reduced = self._attribute(self.method, batch).reduce()
+            whole = self._attribute(self.method, batch)
         except DataError as error:
             raise _named(error, [ids[place] for place in good]) from error
+        reduced = whole.reduce()
         of_sample = ("prediction", "target", "target_baseline", "steps")
         values = {f"inputs/{name}": getattr(reduced, name) for name in of_sample}
         for info in self.infos:
             part = reduced[info.site]
             values |= {f"{info.folder}/{name}": getattr(part, name) for name in QUANTITIES}
+            if info.n_kept:
+                here = whole[info.site].contribution
+                values |= self._at_places(info, here, batch.inputs, [ids[row] for row in good])
         for name, value in values.items():
             if value is not None:
                 found[name][good] = value.cpu().to(found[name].dtype)
         return found
+
+    def _at_places(
+        self, info: SiteInfo, contribution: Tensor, inputs: Tensor, ids: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Choose positions of every sample, and return the arrays of a site of which some stay."""
+        real = real_places(self.model, inputs, info)
+        chosen, n_places = chosen_places(info, ids, self.seed, real)
+        laid = by_position(contribution, info.units)
+        index = chosen.clamp(min=0).long().to(laid.device)
+        kept = laid[torch.arange(len(laid), device=laid.device)[:, None], index].cpu()
+        kept[chosen < 0] = torch.nan
+        values = {AT_PLACES: kept, POSITION: chosen, N_PLACES: n_places}
+        return {f"{info.folder}/{name}": value for name, value in values.items()}
 
     def _attribute(self, method: Method, batch: LoadedBatch) -> Contributions:
         inputs, labels = prepare_inputs(self.model, batch.inputs), self.inputs.labels

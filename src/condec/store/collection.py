@@ -17,12 +17,13 @@ from torch import nn
 
 from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silence
 from condec.attribution.targets import TargetLike
-from condec.basis.checks import one_of
+from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead, behind
 from condec.data import as_inputs
 from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch
+from condec.store.places import Rows
 from condec.store.shards import QUANTITIES, SiteInfo
 from condec.store.store import Store
 
@@ -34,7 +35,7 @@ def collect(
     batch_size: int | Literal["auto"] = 64, shard_size: int = 1024, on_bad: str = "raise",
     compute: Compute | None = None, devices: Sequence[str | torch.device] = (),
     progress: bool = True, fit_on: Any | None = None, recorded: Mapping[str, Any] | None = None,
-    prove: bool = True,
+    prove: bool = True, rows: Rows = "samples", keep: int = 16, seed: int = 0,
 ) -> Store:  # fmt: skip
     """Collect contributions of a whole data set, reduced to units, into a store on disk.
 
@@ -73,6 +74,12 @@ def collect(
         Entries that join those of the recipe, or stand in their place (of a twin).
     prove : bool
         Try first whether results belong to single samples (`condec.prove`); no part of the recipe.
+    rows : {"samples", "positions"}
+        With ``"positions"``, the contributions at some positions of every sample are kept as well,
+        with their sign: for modes of places (`Store.matrix`, `Modes.build`).
+    keep, seed : int
+        How many positions of a sample then, at every site; drawn by the seed, the sample's id and
+        the site. All of those that count are kept where there are no more.
 
     Raises
     ------
@@ -90,9 +97,12 @@ def collect(
     _check_options(batch_size, shard_size, on_bad)
     others = None if fit_on is None else as_inputs(fit_on)
     wanted = samples_of(batch_size) if prove else None
+    one_of("collect", "rows", rows, Rows)
+    at_least("collect", 1, keep=keep)
     plan = BatchPlan.make(
-        model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted
-    )
+        model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted,
+        keep=keep if rows == "positions" else None, seed=seed,
+    )  # fmt: skip
     return collect_planned(
         plan, out=out, batch_size=batch_size, shard_size=shard_size, devices=devices,
         progress=progress, recorded=recorded,
@@ -116,7 +126,7 @@ def collect_planned(
     if not missing:
         return store
     if progress:
-        sys.stderr.write(f"{plan.estimate(size, len(missing) * shard_size)}\n")
+        sys.stderr.write(f"{plan.estimate(size, len(missing) * shard_size, shard_size)}\n")
     done = total - sum(len(store.shard_rows(index)) for index in missing)
     with progress_bar("contributions", total, done=done, unit="samples", shown=progress) as move:
         _run_shards(plan, store, missing, size, devices, lambda n: move(advance=n))

@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from condec.basis.files import reading
-from condec.basis.shapes import SIGNS, Mask, UnitMatrix
+from condec.basis.shapes import SIGNS, RowIndex, UnitMatrix
 from condec.store.shards import REPAIR, shard_file
 
 if TYPE_CHECKING:
@@ -26,37 +28,44 @@ class StoredMatrix:
     Attributes
     ----------
     shape : tuple of int
-        Samples and units; twice the units for the sign ``concat``.
+        Rows and units; twice the units for the sign ``concat``.
     blocks : tuple of int
         Number of rows of every block, in order.
+    samples : Tensor of int, shape [row], or None
+        Which valid sample every row is of, where rows are positions: `condec.fit` holds out all
+        rows of a sample or none. The tensor that `all` gives has it as well, parts of it do not.
     """
 
     def __init__(
-        self, files: "CheckedFiles", array: str, spans: Sequence[range], valid: Mask, sign: Sign,
-        n_units: int,
+        self, files: "CheckedFiles", array: str, spans: Sequence[range],
+        valid: Bool[Tensor, "sample ..."], sign: Sign, n_units: int,
+        samples: RowIndex | None = None,
     ) -> None:  # fmt: skip
         self._files, self._array, self._sign = files, array, sign
-        self._spans = tuple(spans)
+        self._spans, self.samples = tuple(spans), samples
         self._valid = [valid[span.start : span.stop] for span in self._spans]
         self.blocks = tuple(int(kept.sum()) for kept in self._valid)
         self.shape = (sum(self.blocks), n_units * (2 if sign == "concat" else 1))
 
     def __repr__(self) -> str:
         rows, units = self.shape
-        return f"StoredMatrix of {rows} samples x {units} units in {len(self.blocks)} blocks"
+        what = "samples" if self.samples is None else "positions"
+        return f"StoredMatrix of {rows} {what} x {units} units in {len(self.blocks)} blocks"
 
     def read(self, block: int) -> UnitMatrix:
         """Rows of one block; float32. StoreError, with the file, where what is there is damaged."""
         return self._reader()(block)
 
     def all(self) -> UnitMatrix:
-        """All rows, shape [sample, unit]; float32."""
+        """All rows, shape [row, unit]; float32."""
         out = torch.empty(self.shape, dtype=torch.float32)
         parts, read = torch.split(out, list(self.blocks)), self._reader()
         # One shard at a time leaves the processor waiting for Zarr's single event loop.
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in pool.map(lambda block: parts[block].copy_(read(block)), range(len(parts))):
                 pass
+        if self.samples is not None:
+            out.samples = self.samples  # type: ignore[attr-defined]
         return out
 
     def _reader(self) -> Callable[[int], UnitMatrix]:
@@ -64,12 +73,16 @@ class StoredMatrix:
 
         array: Any = zarr.open_array(self._files, path=self._array, mode="r", zarr_format=3)
         which = SIGNS.index(self._sign) if self._sign in SIGNS else slice(None)
+        summed = self.samples is None
 
         def read(block: int) -> UnitMatrix:
             span, keep = self._spans[block], self._valid[block]
+            part = slice(span.start, span.stop)
             with reading(shard_file(self._files.root, self._array, block), "a shard", REPAIR):
-                rows = torch.from_numpy(array[span.start : span.stop, which])
-            rows = rows if bool(keep.all()) else rows[keep]
+                rows = torch.from_numpy(array[part, which] if summed else array[part])
+            rows = rows if summed and bool(keep.all()) else rows[keep]
+            if not summed:
+                rows = torch.stack((rows.clamp(min=0), rows.clamp(max=0)), 1)[:, which]
             if self._sign == "sum":
                 return torch.add(rows[:, 0], rows[:, 1])
             return rows.reshape(len(rows), self.shape[1])

@@ -4,6 +4,7 @@
         zarr.json                   schema version, recipe, sites; metadata of all arrays
         inputs/{id,label,prediction,target,target_baseline,steps,valid}     [sample]
         sites/<quoted key>/{contribution,activation}                  [sample, sign, unit]
+        sites/<quoted key>/{place_contribution,position,n_places}     where places are kept
         manifest/shard-00000.json   one record a shard that counts
 
 A shard is `shard_size` samples of all arrays: one file an array, ``c.<shard>``. One worker
@@ -48,6 +49,9 @@ from condec.network import Site, Units
 
 Quantity = Literal["contribution", "activation"]
 QUANTITIES: Final[tuple[Quantity, ...]] = get_args(Quantity)
+AT_PLACES, POSITION, N_PLACES = "place_contribution", "position", "n_places"
+"""Arrays of a site of which places are kept."""
+_OPTIONAL: Final = ("n_places", "n_kept")
 
 SCHEMA: Final = 3
 
@@ -58,6 +62,7 @@ class Array(NamedTuple):
     dtype: str
     fill: Any
     tail: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ("sign", "unit")
 
 
 # What was never written, or of a sample that could not be used, passes for no number.
@@ -94,6 +99,8 @@ class SiteInfo:
     n_units: int
     n_positions: int  # entries of one sample's activation that were summed into one unit
     cut: bool  # all flow from the input to the output passes through the site
+    n_places: int = 0  # positions of `condec.attribution.by_position`; 0 where none is kept
+    n_kept: int = 0  # of these, so many at most of a sample
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "SiteInfo":
@@ -107,6 +114,23 @@ class SiteInfo:
     def folder(self) -> str:
         """Path of the site's arrays in a store."""
         return f"sites/{file_name(self.site.key)}"
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """Arrays of the site, by their paths in a store."""
+        summed = Array("float32", float("nan"), (2, self.n_units))
+        found = {f"{self.folder}/{quantity}": summed for quantity in QUANTITIES}
+        if self.n_kept:
+            size, axes = (self.n_kept, self.n_units), ("place", "unit")
+            found[f"{self.folder}/{AT_PLACES}"] = Array("float32", float("nan"), size, axes)
+            found[f"{self.folder}/{POSITION}"] = Array("int32", -1, size[:1], axes)
+            found[f"{self.folder}/{N_PLACES}"] = Array("int32", 0)
+        return found
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of one sample, uncompressed."""
+        return 4 * sum(math.prod(array.tail) for array in self.arrays.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +159,7 @@ class Root:
 
 def arrays_of(infos: Sequence[SiteInfo]) -> dict[str, Array]:
     """Return every array of a store, by its path there, sorted."""
-    sites = {
-        f"{info.folder}/{quantity}": Array("float32", float("nan"), (2, info.n_units))
-        for info in infos
-        for quantity in QUANTITIES
-    }
+    sites = {path: array for info in infos for path, array in info.arrays.items()}
     return dict(sorted({**INPUTS, **sites}.items()))
 
 
@@ -160,7 +180,8 @@ def make_config(
     except (TypeError, ValueError) as error:
         problem = f"Store: the recipe must be of the kind JSON can hold: {error}"
         raise OptionError(problem) from error
-    infos = [asdict(info) for info in sites]
+    # Without what only some stores have: others are those of earlier versions.
+    infos = [{n: v for n, v in asdict(info).items() if v or n not in _OPTIONAL} for info in sites]
     sizes = {"schema": SCHEMA, "n_samples": n_samples, "shard_size": shard_size}
     return {**sizes, "sites": infos, "recipe": recipe}
 
@@ -287,22 +308,22 @@ def _array_metadata(shape: tuple[int, ...], shard: tuple[int, ...], array: Array
         zarr.storage.MemoryStore(files),
         shape=shape,
         shards=shard,
-        chunks=_chunk(shard),
+        chunks=_chunk(shard, by_sign="sign" in array.axes),
         dtype=array.dtype,
         fill_value=array.fill,
         compressors=ZstdCodec(level=_ZSTD_LEVEL, checksum=True),
         chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("sample", "sign", "unit")[: len(shape)],
+        dimension_names=("sample", *array.axes)[: len(shape)],
     )
     metadata: dict[str, Any] = json.loads(files["zarr.json"].to_bytes())
     return metadata
 
 
-def _chunk(shard: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shard) == 1:
+def _chunk(shard: tuple[int, ...], *, by_sign: bool) -> tuple[int, ...]:
+    if len(shard) < 3:
         return shard
-    units = _divisor_near(shard[2], _CHUNK_UNITS)
-    return _divisor_near(shard[0], _CHUNK_ENTRIES // units), 1, units
+    units, middle = _divisor_near(shard[2], _CHUNK_UNITS), 1 if by_sign else shard[1]
+    return _divisor_near(shard[0], max(1, _CHUNK_ENTRIES // (units * middle))), middle, units
 
 
 def _divisor_near(number: int, wanted: int) -> int:
@@ -316,7 +337,9 @@ def _divisor_near(number: int, wanted: int) -> int:
 
 def shard_file(path: Path, array: str, index: int) -> Path:
     """Return the file of one shard of one array."""
-    return path / array / (f"c.{index}" if array.startswith("inputs/") else f"c.{index}.0.0")
+    folder, _, name = array.rpartition("/")
+    zeros = "" if folder == "inputs" or name == N_PLACES else ".0" if name == POSITION else ".0.0"
+    return path / array / f"c.{index}{zeros}"
 
 
 def shard_values(

@@ -38,6 +38,7 @@ from condec.data.inputs import MOST_LABELS, repeated
 from condec.network import Site, find_site
 from condec.store import shards
 from condec.store.matrix import Sign, StoredMatrix
+from condec.store.places import Places, Rows
 from condec.store.shards import AGAIN, REPAIR, Quantity, ShardRecord, SiteInfo
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ class Store:
         return int(self.valid.sum())
 
     def __repr__(self) -> str:
-        size = sum(16 * info.n_units for info in self.infos) * self.n_samples / 2**20
+        size = sum(info.n_bytes for info in self.infos) * self.n_samples / 2**20
         width = max(len(info.site.key) for info in self.infos)
         units = (f"\n  {i.site.key:{width}}  {i.n_units} units ({i.units})" for i in self.infos)
         return (
@@ -289,26 +290,55 @@ class Store:
         return self._input("steps")[self.valid]
 
     def matrix(
-        self, site: Site | str, quantity: Quantity = "contribution", sign: Sign = "positive"
-    ) -> UnitMatrix:
+        self, site: Site | str, quantity: Quantity = "contribution", sign: Sign = "positive",
+        rows: Rows = "samples",
+    ) -> UnitMatrix:  # fmt: skip
         """Read contributions or activations at a site, of all valid samples.
 
-        Float32 of shape [sample, unit]. The sign ``sum`` is positive plus negative part;
-        ``concat``, of shape [sample, 2 unit], all positive parts, then all negative parts.
+        Float32 of shape [sample, unit], or, with ``rows="positions"``, [kept position, unit] of
+        contributions, of all samples one after the other (`places`). The sign ``sum`` is positive
+        plus negative part; ``concat``, of shape [..., 2 unit], all positive parts, then all
+        negative parts. OptionError where no positions were collected.
         """
-        return self.rows(site, quantity, sign).all()
+        return self.rows(site, quantity, sign, rows).all()
 
     def rows(
-        self, site: Site | str, quantity: Quantity = "contribution", sign: Sign = "positive"
-    ) -> StoredMatrix:
+        self, site: Site | str, quantity: Quantity = "contribution", sign: Sign = "positive",
+        rows: Rows = "samples",
+    ) -> StoredMatrix:  # fmt: skip
         """Return the same matrix, left on disk and read in blocks; `condec.fit` takes it, too."""
-        one_of("Store.matrix", "quantity", quantity, Quantity)
-        one_of("Store.matrix", "sign", sign, Sign)
+        for name, word, words in (
+            ("quantity", quantity, Quantity), ("sign", sign, Sign), ("rows", rows, Rows),
+        ):  # fmt: skip
+            one_of("Store.matrix", name, word, words)
         self._require_complete()
-        info = self.info(site)
+        info, array, valid, samples = self.info(site), str(quantity), self.valid, None
+        if rows == "positions":
+            if quantity != "contribution":
+                raise OptionError(f"Store.matrix: {quantity} is kept as sums over positions only")
+            array, valid = shards.AT_PLACES, self._of_places(info, shards.POSITION) >= 0
+            samples = valid[self.valid].nonzero()[:, 0]
         spans = [self.shard_rows(index) for index in range(self.n_shards)]
-        array = f"{info.folder}/{quantity}"
-        return StoredMatrix(self._files(), array, spans, self.valid, sign, info.n_units)
+        whole = f"{info.folder}/{array}"
+        return StoredMatrix(self._files(), whole, spans, valid, sign, info.n_units, samples)
+
+    def places(self, site: Site | str) -> Places:
+        """Tell where the rows of the matrix of positions are; OptionError as there."""
+        info, valid = self.info(site), self.valid
+        position = self._of_places(info, shards.POSITION)[valid]
+        there = position >= 0
+        return Places(
+            sample=there.nonzero()[:, 0], position=position[there].long(),
+            n_places=self._of_places(info, shards.N_PLACES)[valid].long(),
+        )  # fmt: skip
+
+    def _of_places(self, info: SiteInfo, array: str) -> Tensor:
+        if not info.n_kept:
+            raise OptionError(
+                f"{self.path}: no positions of {info.site.key} were kept; collect with "
+                'rows="positions" (run.toml: [collect] rows = "positions")'
+            )
+        return torch.from_numpy(self._read(self._files(thorough=True), f"{info.folder}/{array}"))
 
     def completeness(self) -> dict[str, PerSample]:
         """Sum of all contributions over the change of the target, for sites that cut the network.

@@ -1,5 +1,6 @@
 """Rows in blocks: what is read, in which order, and that a fit does not need them in memory."""
 
+import dataclasses
 import resource
 import subprocess
 import sys
@@ -10,17 +11,23 @@ import torch
 from condec.basis.errors import DataError
 from condec.dictionary import (
     NMF,
+    PCA,
     BatchTopKSAE,
+    Job,
     MatchingPursuit,
     Preparation,
     ThresholdSAE,
     TopKSAE,
     TrainConfig,
     fit,
+    fit_many,
     recovery,
+    split_rows,
 )
+from condec.dictionary.base import with_samples
 from condec.dictionary.fitting.preparation import Moments
 from condec.dictionary.fitting.rows import RowsInBlocks, StoredRows
+from condec.dictionary.measure import stability as stability_module
 from condec.testing.planted import Planted
 
 pytestmark = pytest.mark.filterwarnings("ignore::condec.dictionary.DeadModesWarning")
@@ -201,3 +208,44 @@ def test_memory_stays_below_the_budget():
     command = [sys.executable, "-W", "ignore", "-c", CHILD]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(found.stdout) < 0.03 * 2**20 + 8 * 2**10
+
+
+# --- rows that are positions of samples -----------------------------------------------------
+
+
+def positions(n_samples=20, each=4):
+    """Rows of samples that differ much more than the positions of one."""
+    rows = torch.randn(n_samples, 1, 3) * 10 + torch.randn(n_samples, each, 3)
+    return with_samples(rows.flatten(0, 1), torch.arange(n_samples).repeat_interleave(each))
+
+
+def held_out_samples(report, matrix):
+    apart = torch.zeros(len(matrix), dtype=torch.bool)
+    apart[report.held_out_rows] = True
+    of = [set(matrix.samples[some].tolist()) for some in (apart, ~apart)]
+    assert not of[0] & of[1]
+    return sorted(of[0])
+
+
+def test_a_sample_is_held_out_whole(monkeypatch):
+    matrix = positions()
+    wanted = split_rows(20, 0.2, 3).tolist()
+    config = TrainConfig(split_seed=3, epochs=1)
+    assert held_out_samples(fit(PCA(2), matrix, config=config), matrix) == wanted
+    stored = Blocks(matrix, 24)
+    stored.samples = matrix.samples
+    for memory in (4.0, gib(30)):  # in memory, and in blocks
+        small = dataclasses.replace(config, memory_gib=memory)
+        assert held_out_samples(fit(TopKSAE(4, k=1), stored, config=small), matrix) == wanted
+    (report,) = fit_many({"a": Job(PCA(2), matrix, config=config)}).values()
+    assert held_out_samples(report, matrix) == wanted
+    # A part does not tell samples any more.
+    assert len(fit(PCA(2), matrix[:40], config=config).held_out_rows) == 8
+    jobs = {}
+    monkeypatch.setattr(stability_module, "fit_many", lambda j: jobs.update(j) or fit_many(j))
+    found = stability_module.stability(PCA(2), matrix, config=config)
+    assert held_out_samples(found.reports[4], matrix) == wanted
+    halves = [job.matrix for job in list(jobs.values())[5:]]
+    of = [set(half.samples.tolist()) for half in halves]
+    assert (len(of[0]), len(of[1]), of[0] & of[1]) == (10, 10, set())
+    assert {len(job.held_out_rows) for job in list(jobs.values())[5:]} == {8}

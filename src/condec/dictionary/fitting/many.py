@@ -32,10 +32,10 @@ from condec.basis.errors import CondecError, OptionError
 from condec.basis.files import user_path, writing
 from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
-from condec.dictionary.base import Learner, as_matrix, load_dictionary
+from condec.dictionary.base import Learner, as_matrix, load_dictionary, samples_of
 from condec.dictionary.fitting.checkpoint import Keeper, forget_checkpoint
 from condec.dictionary.fitting.descent import GradientLearner, steps_of
-from condec.dictionary.fitting.rows import Prepared, StoredRows, prepare
+from condec.dictionary.fitting.rows import Prepared, StoredRows, draw_held_out, prepare
 from condec.dictionary.fitting.train import FitReport, identity_of, reports_of, warn_of_dead_modes
 from condec.dictionary.records import TrainConfig
 
@@ -64,6 +64,11 @@ class Job:
     _: KW_ONLY
     config: TrainConfig = field(default_factory=TrainConfig)
     held_out_rows: Int[torch.Tensor, " held_out"] | np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        # Drawn here: what a worker process gets does not tell samples.
+        if self.held_out_rows is None and samples_of(self.matrix) is not None:
+            object.__setattr__(self, "held_out_rows", draw_held_out(self.matrix, self.config))
 
 
 def fit_many(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from condec.basis.errors import DataError, OptionError
 from condec.basis.options import digest_of
 from condec.basis.read_ahead import ahead
-from condec.basis.shapes import SampleIndex, UnitMatrix
-from condec.dictionary.base import Learner, as_matrix
+from condec.basis.shapes import RowIndex, SampleIndex, UnitMatrix
+from condec.dictionary.base import Learner, as_matrix, samples_of, with_samples
 from condec.dictionary.fitting.preparation import Moments, Preparation
 from condec.dictionary.records import TrainConfig, complement
 
@@ -186,10 +186,10 @@ def prepare(
     """Split rows and scale them; the errors are those of `fit`."""
     check_freeze(learner, config)
     if not isinstance(matrix, Tensor | np.ndarray) and fits(matrix, config.memory_gib):
-        matrix = matrix.all()
+        matrix = with_samples(matrix.all(), samples_of(matrix))
     if isinstance(matrix, Tensor | np.ndarray):
         given = as_matrix(matrix, "fit")
-        apart = _held_out(tuple(given.shape), config, held_out_rows)
+        apart = _held_out(given, config, held_out_rows)
         train = given[complement(apart, len(given)).to(given.device)]
         preparation = Preparation.fitted(Moments.of(train), config.scaling, config.centre)
         rows = preparation.apply(train)
@@ -204,7 +204,7 @@ def prepare(
             "descent, which reads them in blocks"
         )
     else:
-        apart = _held_out(matrix.shape, config, held_out_rows)
+        apart = _held_out(matrix, config, held_out_rows)
         blocks = RowsInBlocks(matrix, apart, config)
         shown = (blocks.train, blocks.held_out)
         found = Prepared(blocks, blocks.preparation, *shown, matrix.shape[0], apart)
@@ -237,14 +237,32 @@ def split_rows(n_rows: int, held_out: float, seed: int = 0) -> SampleIndex:
     return order[:number].sort().values
 
 
-def _held_out(
-    shape: tuple[int, ...], config: TrainConfig, wanted: Tensor | np.ndarray | None
-) -> SampleIndex:
-    n_rows = shape[0]
+def rows_of(matrix: Any, chosen: SampleIndex) -> RowIndex:
+    """Return the rows of some of a matrix's samples, ascending."""
+    samples = samples_of(matrix)
+    if samples is None:
+        return chosen.sort().values
+    return torch.isin(samples, torch.unique(samples)[chosen]).nonzero().flatten()
+
+
+def count_samples(matrix: Any) -> int:
+    """Count the samples of a matrix; its rows, where it does not tell."""
+    samples = samples_of(matrix)
+    return matrix.shape[0] if samples is None else len(torch.unique(samples))
+
+
+def draw_held_out(matrix: Any, config: TrainConfig) -> RowIndex:
+    """Draw the rows to hold out, of a sample all or none."""
+    apart = split_rows(count_samples(matrix), config.held_out, config.split_seed)
+    return rows_of(matrix, apart)
+
+
+def _held_out(matrix: Any, config: TrainConfig, wanted: Tensor | np.ndarray | None) -> SampleIndex:
+    n_rows = matrix.shape[0]
     if not n_rows:
-        raise DataError(f"fit: expected at least one row; got shape {shape}")
+        raise DataError(f"fit: expected at least one row; got shape {tuple(matrix.shape)}")
     if wanted is None:
-        return split_rows(n_rows, config.held_out, config.split_seed)
+        return draw_held_out(matrix, config)
     given: Tensor = torch.as_tensor(wanted).cpu()
     if given.dtype is torch.bool or given.is_floating_point() or given.ndim != 1:
         raise DataError(

@@ -16,9 +16,16 @@ from condec.basis.errors import DataError, OptionError
 from condec.basis.metrics import matched_cosine
 from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
-from condec.dictionary.base import ROWS_AT_ONCE, Dictionary, Learner, as_matrix
+from condec.dictionary.base import (
+    ROWS_AT_ONCE,
+    Dictionary,
+    Learner,
+    as_matrix,
+    samples_of,
+    with_samples,
+)  # fmt: skip
 from condec.dictionary.fitting.many import Job, fit_many
-from condec.dictionary.fitting.rows import StoredRows
+from condec.dictionary.fitting.rows import StoredRows, count_samples, rows_of
 from condec.dictionary.fitting.train import DeadModesWarning, FitReport
 from condec.dictionary.measure.rivals import known_report
 from condec.dictionary.records import TrainConfig
@@ -103,13 +110,16 @@ def stability(
     if len(rows) < 4:
         raise DataError(f"stability: at least 4 rows make two halves; got {len(rows)}")
     known = [] if fitted is None else [known_report(fitted, len(rows), "stability")]
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.split_seed))
+    generator = torch.Generator().manual_seed(config.split_seed)
+    order, samples = torch.randperm(count_samples(rows), generator=generator), samples_of(rows)
     with warnings.catch_warnings():
         # Dead modes are NaN here: no need to say so once for every fit.
         warnings.simplefilter("ignore", DeadModesWarning)
         every = [(rows, seed) for seed in chosen[len(known) :]]
         for part, seed in zip(order.tensor_split(2), chosen[1:], strict=False):
-            every.append((rows[part.sort().values], seed))
+            half = rows_of(rows, part)
+            some = None if samples is None else samples[half]
+            every.append((with_samples(rows[half], some), seed))
         jobs = {
             str(number): Job(learner, some, config=dataclasses.replace(config, seed=seed))
             for number, (some, seed) in enumerate(every)
