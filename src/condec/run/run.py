@@ -151,7 +151,7 @@ class Run:
         return BatchPlan.make(
             self.loaded.model, self.inputs, self.plan.sites, plan.method, plan.target, plan.compute,
             plan.on_bad, self.fit_on, self.batch_size if plan.prove else None,
-            keep=plan.keep if plan.rows == "positions" else None, seed=plan.seed,
+            plan.keep if plan.rows == "positions" else None, plan.seed,
         )  # fmt: skip
 
     @property

@@ -101,7 +101,7 @@ def collect(
     at_least("collect", 1, keep=keep)
     plan = BatchPlan.make(
         model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted,
-        keep=keep if rows == "positions" else None, seed=seed,
+        keep if rows == "positions" else None, seed,
     )  # fmt: skip
     return collect_planned(
         plan, out=out, batch_size=batch_size, shard_size=shard_size, devices=devices,
