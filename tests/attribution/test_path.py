@@ -196,18 +196,49 @@ def test_rounded_corners_converge_faster_than_the_square(spacing: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 40])
-def test_fitted_points_keep_eight_at_most(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = [0]
-    split = quadrature._Pilots.split
+def test_fitted_points_keep_no_more_than_they_say(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, add = [0], quadrature._add
 
-    def counted(self, *given):  # type: ignore[no-untyped-def]
-        split(self, *given)
-        kept.append(len(self.points))
+    def counted(total, points, *given):  # type: ignore[no-untyped-def]
+        kept.append(len(points))
+        add(total, points, *given)
 
-    monkeypatch.setattr(quadrature._Pilots, "split", counted)
+    monkeypatch.setattr(quadrature, "_add", counted)
+    monkeypatch.setattr(paths, "_LARGEST_STACK", 1)
     method = IntegratedGradients(steps=steps, spacing="fitted")
-    contribute(small_resnet(), images(2).float(), "block1", method=method, target=Predicted())
-    assert max(kept) <= 8
+    contribute(small_resnet(), images(5).float(), "block1", method=method, target=Predicted())
+    assert max(kept) <= method.n_kept + 2
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2**9, 2**26])
+def test_a_fitted_sum_is_the_same_for_few_samples_at_a_time(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, given = (
+        IntegratedGradients(steps=16, spacing="fitted"),
+        setup(small_resnet(), images(5)),
+    )
+    expected = method.attribute(given).contribution
+    monkeypatch.setitem(quadrature._AT_A_TIME, "cpu", at_a_time)
+    for key, found in method.attribute(given).contribution.items():
+        assert torch.equal(found, expected[key])
+
+
+def test_a_part_of_large_records_tells_where_a_path_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is looked at, the sum is right; entries are spread over all of them."""
+    model, x = small_resnet().double(), images(3)
+    method, exact = IntegratedGradients(spacing="fitted"), IntegratedGradients(steps=300)
+    monkeypatch.setattr(quadrature, "_RUNS", 2)
+    few = quadrature._spread(60000)
+    assert len(few.unique()) == 32
+    assert few.max() < 60000
+    found, right = (
+        contribute(model, x, "block1", method=m, target=Logit(1))["block1"].contribution
+        for m in (method, exact)
+    )
+    assert (found - right).abs().sum() < 0.1 * right.abs().sum()
 
 
 def test_auto_is_within_its_tolerance_and_says_its_steps() -> None:

@@ -178,11 +178,11 @@ def test_estimate_is_shown_before_the_work(
 @pytest.mark.parametrize(
     ("method", "kept"),
     [
-        (IntegratedGradients(steps=10, spacing="fitted"), 6),
+        (IntegratedGradients(steps=10, spacing="fitted"), 9),
         (IntegratedGradients(steps=4, spacing="fitted"), 3),
         (IntegratedGradients(steps=10), 0),
         (IntegratedGradients(steps="auto", spacing="fitted"), 0),
-        (SmoothGrad(inner=IntegratedGradients(spacing="fitted"), n_samples=2), 6),
+        (SmoothGrad(inner=IntegratedGradients(spacing="fitted"), n_samples=2), 9),
         (ActGrad(), 0),
     ],
 )

@@ -8,9 +8,8 @@ points at equal distance. The paper's rule leaves it out.
 
 import itertools
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Final, TypeVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from condec.attribution.affine import Alpha
 from condec.attribution.base import Attribution
-from condec.attribution.engine import LayerPath, Path, Point
+from condec.attribution.engine import LayerPath, Path, Point, joined
 from condec.attribution.targets.base import wide
 
 Totals = dict[str, Tensor]
@@ -37,6 +36,14 @@ _PILOTS: Final = 7
 _PILOT_POWER: Final = 1.5
 _HALVING_POWER: Final = 1.25
 _AT_ONCE: Final = 2
+_GROUP: Final = 3
+"""Points between pilots that are summed together."""
+_AT_A_TIME: Final = {"cpu": 2**12, "cuda": 2**26}
+"""Entries of a record that stay in the processor's cache; a GPU takes all of them."""
+_RUNS: Final = 16
+_LONG: Final = 16
+"""Runs of entries of a site, and their length, that tell where a path turns."""
+_GOLDEN: Final = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,8 @@ class Spacing:
         return share if self.power == 1 else share**self.power
 
     def n_kept(self, steps: int) -> int:
-        """Return the points that are kept besides two: pilots and a copy of the first one."""
-        return min(_PILOTS, steps // 2) + 1 if self.fitted and steps > 1 else 0
+        """Return the points that are kept besides two: pilots, and some between them."""
+        return min(steps - 1, _PILOTS + 2 + _GROUP) if self.fitted and steps > 1 else 0
 
 
 def integrate(path: Path, first: Point, *, steps: int, spacing: Spacing, stack: int) -> Attribution:
@@ -65,16 +72,17 @@ def integrate(path: Path, first: Point, *, steps: int, spacing: Spacing, stack: 
     No point is kept but the last one (with those it was stacked with), and the pilots of a fitted
     spacing.
     """
-    curve = _Curve(first, spacing)
-    if spacing.fitted and steps > 1:
-        end = _go_fitted(curve, path, first, steps, stack)
+    if spacing.fitted:
+        end = path.end(first)
+        total = _fitted(path, first, end, steps, stack)
     else:
+        curve = _Curve(first, spacing.corners)
         for point in _run(path, [spacing.at(k / steps) for k in range(steps - 1, 0, -1)], stack):
             curve.go(point)
-        end = path.end(first)
+        end, total = path.end(first), curve.total
         curve.go(end)
     taken = torch.full_like(first.target, steps, dtype=torch.int64)
-    return Attribution(curve.total, first.records, first.output, first.target, end.target, taken)
+    return Attribution(total, first.records, first.output, first.target, end.target, taken)
 
 
 def integrate_to(
@@ -99,8 +107,7 @@ def integrate_to(
         if spacing.fitted and n_steps == _FIRST_STEPS:
             pilots = _Pilots(points, [k / n_steps for k in range(n_steps + 1)])
             pilots.split(path, 2 * n_steps, stack * freed)
-            points = [_chosen(pilots.points, which) for which in pilots.order]
-            shares = list(pilots.shares)
+            points, shares = _in_order(pilots), list(pilots.places.sort(0).values)
         else:
             points, shares = _doubled(path, points, shares, spacing, stack * freed)
         n_steps *= 2
@@ -137,195 +144,198 @@ def _run(path: Path, alphas: Sequence[Alpha], stack: int) -> Iterator[Point]:
 class _Curve:
     """The running sum of every sample, and the last point that it came to."""
 
-    def __init__(self, first: Point, spacing: Spacing) -> None:
-        self.corners = spacing.corners
+    def __init__(self, first: Point, corners: bool) -> None:
+        self.corners, self.last = corners, first
         self.total = _zeros(first)
-        self.records, self.gradients = dict(first.records), dict(first.gradients)
-        if spacing.fitted:  # changed in place, some samples at a time
-            self.records = {key: t.clone() for key, t in self.records.items()}
-            self.gradients = {key: t.clone() for key, t in self.gradients.items()}
         self.side: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def go(self, point: Point, rows: Tensor | None = None) -> None:
-        """Add the interval to the next point: of all samples, or of those in `rows`."""
-        records, gradients = self.records, self.gradients
-        for key, total in self.total.items():
-            h, g, h0, g0 = point.records[key], point.gradients[key], records[key], gradients[key]
-            if rows is not None:
-                h0, g0 = h0[rows], g0[rows]
-            sums = total if rows is None else total[rows]
-            h, g, h0, g0 = (t.to(total.dtype) for t in (h, g, h0, g0))
+    def go(self, point: Point) -> None:
+        """Add the interval to the next point, and what the corner before it makes up for."""
+        last, self.last = self.last, point
+        for key, sums in self.total.items():
+            ends = point.records, point.gradients, last.records, last.gradients
+            h, g, h0, g0 = (tensors[key].to(sums.dtype) for tensors in ends)
             change = h0 - h
             sums.addcmul_(change, g0 + g, value=0.5)
             if self.corners:
-                self._round(key, sums, -change, g - g0, rows)
-            if rows is None:
-                records[key], gradients[key] = point.records[key], point.gradients[key]
-            else:
-                total[rows] = sums
-                for kept, value in ((records, h), (gradients, g)):
-                    if 0 in kept[key].stride():  # expanded, as autograd gives some gradients
-                        kept[key] = kept[key].clone()
-                    kept[key][rows] = value.to(kept[key])
-
-    def _round(
-        self, key: str, sums: Tensor, change: Tensor, turn: Tensor, rows: Tensor | None
-    ) -> None:
-        """Make up for the corner between the last interval and this one."""
-        if rows is None:
-            if key in self.side:
-                _add_corner(sums, self.side[key], (change, turn), -_CORNER)
-            self.side[key] = change, turn
-            return
-        # A sample's first interval follows one of length 0: no corner.
-        sides = self.side.setdefault(
-            key, (torch.zeros_like(self.total[key]), torch.zeros_like(self.total[key]))
-        )
-        _add_corner(sums, (sides[0][rows], sides[1][rows]), (change, turn), -_CORNER)
-        sides[0][rows], sides[1][rows] = change, turn
+                turn = g0 - g
+                if key in self.side:
+                    before, turned = self.side[key]
+                    sums.addcmul_(turned, change, value=-_CORNER)
+                    sums.addcmul_(before, turn, value=_CORNER)
+                self.side[key] = change, turn
 
 
-def _add_corner(
-    sums: Tensor, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weight: float
-) -> None:
-    """Add what the curve does beside its polygon; sides are changes of record and gradient."""
-    sums.addcmul_(one[1], other[0], value=weight).addcmul_(one[0], other[1], value=-weight)
-
-
-def _go_fitted(curve: _Curve, path: Path, first: Point, steps: int, stack: int) -> Point:
-    """Go along each sample's own points: pilots that are kept, and those between them."""
+def _fitted(path: Path, first: Point, end: Point, steps: int, stack: int) -> Totals:
+    """Sum along each sample's own points: pilots, and some between them at a time."""
     n = max(1, min(_PILOTS, _PILOTS * steps // 10))
     n_first = min(_FIRST_PILOTS, n)
-    shares = [(k / n_first) ** _PILOT_POWER for k in range(n_first, -1, -1)]
-    end = path.end(first)
-    pilots = _Pilots([first, *_run(path, shares[1:-1], stack), end], shares)
+    shares = [(k / n_first) ** _PILOT_POWER for k in range(n_first + 1)]
+    pilots = _Pilots([end, *_run(path, shares[1:-1], stack), first], shares)
     pilots.split(path, n, stack)
-    places, behind = _places(pilots.shares, _parts(pilots.needs, steps))
-    reached = torch.zeros_like(pilots.order[0])
-    for point, last in zip(_run(path, list(places), stack), behind, strict=True):
-        _go_to_pilots(curve, pilots, reached, last)
-        reached = last
-        curve.go(point)
-    _go_to_pilots(curve, pilots, reached, torch.full_like(reached, n))
-    return end
+    others = _places(pilots, steps)
+    order = torch.cat([pilots.places, others]).argsort(dim=0, stable=True)
+    points, total, done = pilots.points, _zeros(first), torch.zeros_like(order[0])
+    for group in torch.split(others, max(_GROUP, stack)):
+        points.update(enumerate(_run(path, list(group), stack), 1 + max(points)))
+        # Up to where each sample's path is known, and one point more; later intervals are empty.
+        known = (order <= max(points)).cumprod(0).sum(0)
+        ready = torch.where(known > steps, steps, torch.maximum(known - 2, done))
+        ranks = torch.arange(-1, int((ready - done).max()) + 2, device=order.device)[:, None] + done
+        of_records = order.gather(0, torch.minimum(ranks[1:-1], ready))
+        of_gradients = order.gather(0, torch.minimum(ranks, ready + 1).clamp(0, steps))
+        _add(total, points, of_records, of_gradients)
+        done = ready
+        needed = order[torch.arange(steps + 1, device=order.device)[:, None] >= done - 1]
+        for number in points.keys() - set(torch.unique(needed).tolist()):
+            del points[number]
+    return total
 
 
-def _go_to_pilots(curve: _Curve, pilots: "_Pilots", reached: Tensor, last: Tensor) -> None:
-    """Go from pilots reached to the last ones before the next point."""
-    for k in range(int(reached.min()) + 1, int(last.max()) + 1):
-        rows = ((reached < k) & (k <= last)).nonzero().flatten()
-        if len(rows):
-            curve.go(_chosen(pilots.points, pilots.order[k], rows), rows)
+def _add(
+    total: Totals, points: Mapping[int, Point], of_records: Tensor, of_gradients: Tensor
+) -> None:
+    """Add intervals between points [rank, sample], by number; gradients have one more each way.
+
+    Few samples at a time: one by one where they are large, which copies nothing.
+    """
+    for key, whole in total.items():
+        limit = _AT_A_TIME.get(whole.device.type, _AT_A_TIME["cpu"])
+        size = max(1, limit * len(whole) // max(1, whole.numel()))
+        h, g = (
+            _picked({i: getattr(p, name)[key] for i, p in points.items()}, which, size, whole.dtype)
+            for name, which in (("records", of_records), ("gradients", of_gradients))
+        )
+        for sums, hs, gs in zip(torch.split(whole, size), h, g, strict=True):
+            for k, (h0, h1) in enumerate(itertools.pairwise(hs)):
+                # The mean of both ends, and the twelfths of both corners: (7, 7) and (-1, -1) / 12.
+                slope = (gs[k + 1] + gs[k + 2]).sub_(gs[k] + gs[k + 3], alpha=1 / 7)
+                sums.addcmul_(h1 - h0, slope, value=7 * _CORNER)
+
+
+def _picked(
+    tensors: Mapping[int, Tensor], which: Tensor, size: int, dtype: torch.dtype
+) -> Iterator[Sequence[Tensor]]:
+    """Pick for each sample its own of tensors, by numbers [rank, sample]; `size` samples a time."""
+    parts = {number: torch.split(tensor, size) for number, tensor in tensors.items()}
+    numbers = torch.tensor([*tensors], device=which.device)
+    for at, of in enumerate(torch.split(which, size, 1)):
+        if size == 1:
+            found = [parts[number][at] for number in of[:, 0].tolist()]
+        else:
+            places = torch.searchsorted(numbers, of.contiguous())
+            found = [*_chosen([part[at] for part in parts.values()], places)]
+        yield [tensor.to(dtype) for tensor in found]
 
 
 class _Pilots:
     """Points that are kept, and how much each sample's intervals between them need others.
 
-    Points stand as they were run; `order`, [point, sample], is that on the path, with `shares`.
-    An interval needs what it may be off by: its change of record times its change of gradient,
-    summed over entries and, each by its own sum of contributions, over sites.
+    By number, as they were run: the points, and [point, sample] their `places`. An interval needs
+    what it may be off by: its change of record times its change of gradient, summed over entries
+    (some, spread over all, where there are many) and, each by its own sum of contributions, over
+    sites.
     """
 
     def __init__(self, points: Sequence[Point], shares: Sequence[float]) -> None:
-        self.points, target = list(points), points[0].target
+        target = points[0].target
+        self.points = dict(enumerate(points))
         places = torch.tensor(shares, dtype=torch.float64, device=target.device)
-        self.shares = places[:, None].expand(-1, len(target))
-        self.order = torch.arange(len(points), device=target.device)[:, None].expand_as(self.shares)
-        pairs, tiny = list(itertools.pairwise(points)), torch.finfo(torch.float64).tiny
-        self._sizes = {
-            key: reduce(torch.add, [_size(a, b, key, 0.5) for a, b in pairs]).clamp(min=tiny)
-            for key in points[0].records
-        }
-        self._least = torch.zeros_like(self.shares[0])
-        turns = torch.stack([self._need(a, b, 0 * self._least) for a, b in pairs])
+        self.places = places[:, None].repeat(1, len(target))
+        counts = {key: h[0].numel() for key, h in points[0].records.items()}
+        self._entries = {key: _spread(n).to(target.device) for key, n in counts.items()}
+        self._seen = [self._look(point) for point in points]
+        h, g = torch.stack(self._seen).unbind(2)
+        sizes = (h.diff(dim=0) * (g[1:] + g[:-1]) / 2).abs_().sum(0)  # [sample, entry]
+        parts = torch.split(sizes, [len(some) for some in self._entries.values()], 1)
+        tiny = torch.finfo(sizes.dtype).tiny
+        weights = [(1 / part.sum(1, True).clamp(min=tiny)).expand_as(part) for part in parts]
+        self._weights = torch.cat(weights, 1)
+        turns = self._turns(self.order[None])[0]
         # Where nothing turns, the widest intervals; and no rounding decides between equals.
-        self._least = 1e-6 * (turns.sum(0) + tiny**0.5)
+        self._least = 1e-6 * (turns.sum(0) + torch.finfo(torch.float64).tiny ** 0.5)
         # By the number of the point that an interval begins with.
-        self._needs = torch.cat([turns + self._least * self.shares.diff(dim=0).abs(), turns[:1]])
+        self._needs = torch.cat([turns + self._least * self.places.diff(dim=0), turns[:1]])
+
+    @property
+    def order(self) -> Tensor:
+        """Return numbers of points from the baseline on, [point, sample]."""
+        return self.places.argsort(dim=0, stable=True)
 
     @property
     def needs(self) -> Tensor:
-        """What each interval needs, [interval, sample]."""
+        """Return what each interval needs, [interval, sample]."""
         return self._needs.gather(0, self.order[:-1])
 
     def split(self, path: Path, n: int, stack: int) -> None:
         """Halve the intervals of each sample that need it most, until there are n."""
-        while (n_more := n + 1 - len(self.order)) > 0:
+        while (n_more := n + 1 - len(self.points)) > 0:
             ranks = self.needs.sort(dim=0, descending=True, stable=True).indices
             ranks = ranks[: min(_AT_ONCE, n_more)]
-            left, right = (self.shares.gather(0, ranks + k) for k in (0, 1))
-            roots = left ** (1 / _HALVING_POWER) + right ** (1 / _HALVING_POWER)
-            middles = (roots / 2) ** _HALVING_POWER
-            before, after = (self.order.gather(0, ranks + k) for k in (0, 1))
-            numbers = len(self.points) + torch.arange(len(ranks), device=ranks.device)
-            for k, point in enumerate(_run(path, list(middles), stack)):
-                a, b = (_chosen(self.points, which[k]) for which in (before, after))
-                self.points.append(point)
-                first = self._need(a, point, (middles - left)[k].abs())
-                second = self._need(point, b, (middles - right)[k].abs())
-                self._needs.scatter_(0, before[k : k + 1], first[None])
-                self._needs = torch.cat([self._needs, second[None]])
-            self.shares = torch.cat([self.shares, middles])
-            self.order = torch.cat([self.order, numbers[:, None].expand_as(ranks)])
-            places = (self.shares - self.shares[:1]).abs().argsort(0)  # either way along the path
-            self.shares, self.order = self.shares.gather(0, places), self.order.gather(0, places)
+            before, after = self.order.gather(0, ranks), self.order.gather(0, ranks + 1)
+            roots = self.places ** (1 / _HALVING_POWER)
+            middles = ((roots.gather(0, before) + roots.gather(0, after)) / 2) ** _HALVING_POWER
+            new = torch.arange(len(ranks), device=ranks.device) + len(self.points)
+            self.points.update(zip(new.tolist(), _run(path, list(middles), stack), strict=True))
+            self.places = torch.cat([self.places, middles])
+            self._seen += [self._look(self.points[number]) for number in new.tolist()]
+            parts = torch.stack([before, new[:, None].expand_as(before), after], 1)
+            widths = _chosen(list(self.places), parts).diff(dim=1)
+            found = self._turns(parts) + self._least * widths
+            first = self._needs.scatter(0, before, found[:, 0])
+            self._needs = torch.cat([first, found[:, 1]])
 
-    def _need(self, one: Point, other: Point, width: Tensor) -> Tensor:
-        turns = [_size(one, other, key) / size for key, size in self._sizes.items()]
-        return reduce(torch.add, turns) + self._least * width
+    def _look(self, point: Point) -> Tensor:
+        """Choose entries of records and gradients of all sites, [sample, 2, entry]."""
+        found = [
+            torch.cat(
+                [t[k].flatten(1).index_select(1, some) for k, some in self._entries.items()], 1
+            )
+            for t in (point.records, point.gradients)
+        ]
+        return torch.stack([each.to(wide(each)) for each in found], 1)
 
-
-def _size(one: Point, other: Point, key: str, mean: float = 0.0) -> Tensor:
-    """Sum over entries of change of record times change of gradient, or times its sum."""
-    dtype = wide(one.records[key])
-    h0, h1, g0, g1 = (
-        t.to(dtype)
-        for t in (one.records[key], other.records[key], one.gradients[key], other.gradients[key])
-    )
-    turn = mean * (g1 + g0) if mean else g1 - g0
-    return ((h1 - h0) * turn).abs().flatten(1).sum(1, dtype=torch.float64)
+    def _turns(self, order: Tensor) -> Tensor:
+        """Return what intervals between points [series, point, sample] may be off by."""
+        h, g = _chosen(self._seen, order).diff(dim=1).unbind(3)
+        return ((h * g).abs_() * self._weights).sum(3).double()
 
 
-def _chosen(points: Sequence[Point], which: Tensor, rows: Tensor | None = None) -> Point:
-    """Choose a point for each sample, or for those in `rows`."""
-    samples = range(len(which)) if rows is None else rows.tolist()
-    of: list[int] = which.tolist()
-    if len(set(of)) == 1:
-        return points[of[0]] if rows is None else points[of[0]].take(rows)
-
-    def each(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.stack([tensors[of[i]][i] for i in samples])
-
-    records, gradients = (
-        {key: each([getattr(p, name)[key] for p in points]) for key in points[0].records}
-        for name in ("records", "gradients")
-    )
-    outputs, targets = each([p.output for p in points]), each([p.target for p in points])
-    return Point(outputs, None, targets, records, gradients)  # sums need nothing that is frozen
+def _spread(n: int) -> Tensor:
+    """Choose some of n entries: short runs (what is near in memory costs little) all over them."""
+    shares = torch.arange(_RUNS, dtype=torch.float64) * _GOLDEN % 1  # in step with no axis
+    starts = (shares * (n // _LONG)).long().sort().values * _LONG
+    runs = (starts[:, None] + torch.arange(_LONG)).flatten()
+    return runs if n > 4 * len(runs) else torch.arange(n)
 
 
-def _parts(needs: Tensor, steps: int) -> Tensor:
-    """Share `steps` among intervals, [interval, sample]; of n parts, one needs an n-th."""
+def _chosen(tensors: Sequence[Tensor], which: Tensor) -> Tensor:
+    """Choose for each sample from tensors [sample, ...]; [..., sample, ...], as `which`."""
+    return torch.stack(tuple(tensors))[which, torch.arange(which.shape[-1], device=which.device)]
+
+
+def _in_order(pilots: _Pilots) -> list[Point]:
+    """Return points from the baseline on; sums need nothing that is frozen."""
+    points = {number: replace(point, frozen=None) for number, point in pilots.points.items()}
+    return [
+        joined([points[number].take(slice(i, i + 1)) for i, number in enumerate(numbers)])
+        for numbers in pilots.order.tolist()
+    ]
+
+
+def _places(pilots: _Pilots, steps: int) -> Tensor:
+    """Share `steps` among intervals: places of the points between pilots, [point, sample].
+
+    Of n parts of an interval, one needs an n-th.
+    """
+    needs, ends = pilots.needs, pilots.places.sort(0).values
     parts = torch.ones_like(needs, dtype=torch.int64)
     for _ in range(steps - len(parts)):
         largest = (needs / (parts * (parts + 1))).argmax(0, keepdim=True)
         parts.scatter_add_(0, largest, torch.ones_like(largest))
-    return parts
-
-
-def _places(shares: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return places of the points between pilots, [point, sample], and the pilot before each."""
-    places, behind = [], []
-    for ends, counts in zip(shares.T.tolist(), parts.T.tolist(), strict=True):
-        found = [
-            (a + (b - a) * i / n, k)
-            for k, ((a, b), n) in enumerate(zip(itertools.pairwise(ends), counts, strict=True))
-            for i in range(1, n)
-        ]
-        places.append([place for place, _ in found])
-        behind.append([k for _, k in found])
-    where = torch.tensor(places, dtype=torch.float64, device=parts.device)
-    return where.T, torch.tensor(behind, device=parts.device).T
+    i = torch.arange(1, int(parts.max()), device=parts.device)[:, None, None]
+    places = (ends[:-1] + ends.diff(dim=0) * i / parts).where(i < parts, torch.inf)
+    return places.flatten(0, 1).sort(0).values[: steps - len(parts)]
 
 
 def _zeros(like: Point) -> Totals:
@@ -334,7 +344,7 @@ def _zeros(like: Point) -> Totals:
 
 def _total(points: Sequence[Point], spacing: Spacing) -> Totals:
     """Sum over points from the baseline to the inputs."""
-    curve = _Curve(points[0], replace(spacing, fitted=False))
+    curve = _Curve(points[0], spacing.corners)
     for point in points[1:]:
         curve.go(point)
     return {key: 0 - total for key, total in curve.total.items()}  # gone the other way
