@@ -153,8 +153,8 @@ def test_equals_captum_layer_conductance_in_the_limit(make, shape, site) -> None
     """Trapezoid against Riemann sum: the gap shrinks like 1 / steps."""
     model = make().double()
     inputs = torch.randn(3, *shape, dtype=torch.float64)
-    gaps = [oracle_gap(model, inputs, site, steps, Logit(1)) for steps in (32, 128, 512)]
-    assert gaps[2] < 1e-2
+    gaps = [oracle_gap(model, inputs, site, steps, Logit(1)) for steps in (16, 64, 256)]
+    assert gaps[2] < 2e-2
     # Four times the steps: a quarter of the gap, with room for the kinks of ReLU.
     assert gaps[0] / gaps[1] > 2.5
     assert gaps[1] / gaps[2] > 2.5

@@ -180,7 +180,7 @@ def test_a_report_elsewhere_writes_nothing_into_the_run(run_folder, tmp_path, qu
 
 
 @pytest.mark.parametrize("method", ["write_text", "rename"])
-def test_a_report_that_fails_leaves_the_old_one(run_folder, report, monkeypatch, method):
+def test_a_report_that_fails_leaves_the_old_one(run_folder, report, quick, monkeypatch, method):
     does = getattr(Path, method)
 
     def fail(self, *args, **kwargs):

@@ -147,7 +147,7 @@ def test_a_second_run_keeps_everything(source: Path) -> None:
 
 
 def test_two_runs_give_the_same_bytes(source: Path) -> None:
-    carry_out(run_of(source))
+    prepare(run_of(source))
     carry_out(run_of(source, out=source / "other"))
     one, other = contents(source / "run"), contents(source / "other")
     assert one.keys() == other.keys()

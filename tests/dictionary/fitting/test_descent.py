@@ -276,6 +276,7 @@ def test_default_rate_makes_the_sum_of_all_rates():
     assert slow.settled(TrainConfig(lr=0.5), 1280, 2).lr == 0.5
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_resampling_brings_dead_modes_of_a_cold_start_back():
     # Codes begin near 0.5: with the threshold at 0.97 from the start none ever passes.
     matrix = _planted(400, 16, 8)
