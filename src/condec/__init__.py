@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from condec.modes import Hierarchy, ModeMatch, Modes, membership
     from condec.edits import Ablate, Preserve, edited, unit_means
-    from condec.explanation import Explanation, ModeMap, explain, mode_map
+    from condec.explanation import Explanation, Graph, ModeMap, explain, flow, mode_map
     from condec.effects import auc_difference, control_curve
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy", "membership", "ModeMatch",
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
     "mode_map", "auc_difference", "control_curve", "SeveralInputs", "Explanation", "explain",
+    "flow", "Graph",
 ]  # fmt: skip
 
 # Imported when first asked for, so that a command can be stopped before torch is there.

@@ -1,11 +1,13 @@
 """Seeing one input: its output as a sum of modes, and where in the input each of them looks.
 
-`explain` divides contributions among modes (`shares`), `check` takes parts away again. `mode_map`
-maps units of one batch, `site_maps` the leading modes of a site, which `leading` chooses.
+`explain` divides contributions among modes (`shares`), `check` takes parts away again. `graph`
+leads from the modes of one site to those of the next (`segments`), `flow` for several inputs.
+`mode_map` maps units of one batch, `site_maps` the leading modes of a site, as `leading` chooses.
 Imports `modes` and what lies below.
 """
 
 from condec.explanation.check import PartCheck
+from condec.explanation.graph import Graph
 from condec.explanation.input_map import InputMaps
 from condec.explanation.leading import (
     ALIKE,
@@ -19,11 +21,12 @@ from condec.explanation.leading import (
 from condec.explanation.mode import ModeMap, mode_map
 from condec.explanation.one_input import Explanation, explain
 from condec.explanation.parts import Part, SiteExplanation
+from condec.explanation.several_inputs import flow
 from condec.explanation.shares import Shares
 from condec.explanation.site import SiteMaps, site_maps
 
 __all__ = [
-    "ALIKE", "LEAST_USERS", "Explanation", "InputMaps", "ModeMap", "Part", "PartCheck", "Shares",
-    "SiteExplanation", "SiteMaps", "copies", "explain", "held_out_users", "held_out_value",
-    "leading_modes", "mode_map", "site_maps", "strongest_units",
+    "ALIKE", "LEAST_USERS", "Explanation", "Graph", "InputMaps", "ModeMap", "Part", "PartCheck",
+    "Shares", "SiteExplanation", "SiteMaps", "copies", "explain", "flow", "held_out_users",
+    "held_out_value", "leading_modes", "mode_map", "site_maps", "strongest_units",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
 from condec.explanation.check import PartCheck, check
+from condec.explanation.graph import Graph, graph_of
 from condec.explanation.input_map import InputMaps, input_maps
 from condec.explanation.parts import SiteExplanation, divided
 from condec.modes import Modes
@@ -77,6 +78,29 @@ class Explanation:
     def check(self) -> PartCheck:
         """Remove every part that is shown, and compare what happens, see `PartCheck`."""
         return check(self.batch, self.by_site, getattr(self.method, "baseline", None))
+
+    def graph(self, *, n_modes: int | None = None) -> Graph:
+        """Work out what flows from the parts of every site to those of the next, see `Graph`.
+
+        Takes one vector-Jacobian product a part and step for the network between two sites.
+
+        Parameters
+        ----------
+        n_modes : int, optional
+            At most so many modes of a site are shown by themselves; by default those of `by_site`.
+
+        Raises
+        ------
+        OptionError
+            One site only, or a method other than ``IntegratedGradients(path="input")``.
+        SiteError
+            Two sites are one place, or a later one does not depend on the one before.
+        """
+        at_least("graph", 1, n_modes=1 if n_modes is None else n_modes)
+        by_site = self.by_site
+        if n_modes is not None:
+            by_site = tuple(at.strongest(n_modes) for at in by_site)
+        return graph_of(self.batch, by_site, self.method)
 
     def input_maps(
         self, site: Site | str, parts: Iterable[str] | None = None, *, steps: int | None = None

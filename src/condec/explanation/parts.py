@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import nan
 
 import torch
@@ -97,10 +98,15 @@ class SiteExplanation:
         there = ", ".join(part.name for part in self.parts)
         raise OptionError(f"{self.site.key}: there is no part {name!r}; there are {there}")
 
-    @property
+    @cached_property
     def sizes(self) -> Tensor:
         """The larger of what every mode adds and takes: of all dictionaries, one after another."""
         return torch.cat([torch.maximum(s.adds, -s.takes) for s in self.shares])
+
+    def strongest(self, n_modes: int) -> "SiteExplanation":
+        """Show at most `n_modes` modes by themselves, the strongest ones."""
+        used = int((self.sizes > 0).sum())
+        return self.showing(strongest(self.sizes, n_modes), others=used > n_modes)
 
     def showing(self, shown: Sequence[int], *, others: bool) -> "SiteExplanation":
         """Show these modes by themselves, numbered as in `sizes`; all `others` as one, or none."""
@@ -127,9 +133,9 @@ class SiteExplanation:
 
 
 def strongest(sizes: Tensor, n_modes: int) -> list[int]:
-    """Number at most `n_modes` modes that add or take something, the strongest first."""
-    order = sizes.argsort(descending=True, stable=True)
-    return [int(mode) for mode in order[:n_modes] if sizes[mode] > 0]
+    """Number at most `n_modes` modes that have a size, the strongest first."""
+    order = sizes.argsort(descending=True, stable=True)[:n_modes].tolist()
+    return [mode for mode in order if sizes[mode] > 0]
 
 
 def divided(
@@ -142,8 +148,7 @@ def divided(
     whole = SiteExplanation(
         part.site, part.units, part.cut, contribution, part.activation[0].cpu(), shares, (), misses
     )
-    used = int((whole.sizes > 0).sum())
-    return whole.showing(strongest(whole.sizes, n_modes), others=used > n_modes)
+    return whole.strongest(n_modes)
 
 
 def over_places(values: Tensor, units: Units) -> Tensor:

@@ -1,5 +1,7 @@
 """Small networks with known answers: fast, deterministic, in evaluation mode."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -59,3 +61,28 @@ def small_mlp(*, seed: int = 0, units: int = 6, inputs: int = 5, labels: int = 3
             nn.Linear(inputs, units), nn.Tanh(), nn.Linear(units, units), nn.Tanh(),
             nn.Linear(units, labels),
         ).eval()  # fmt: skip
+
+
+def routed_mlp(
+    route: Sequence[int] = (1, 2, 0), *, units: int = 2, gains: Sequence[float] | None = None
+) -> nn.Sequential:
+    """Make linear-tanh-linear-tanh-linear of pathways that never mix until the one output.
+
+    Input and both hidden layers hold `units` units of every pathway, one pathway after the other.
+    Pathway p of the input feeds pathway p of the first hidden layer ("1"), which feeds only
+    pathway ``route[p]`` of the second ("3"), of which the output takes `gains` times the sum. All
+    weights are positive, so what flows from p to ``route[p]`` is what both contribute, and nothing
+    flows anywhere else.
+    """
+    n, width = len(route), len(route) * units
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Linear(width, width, bias=False), nn.Tanh(), nn.Linear(width, width, bias=False),
+            nn.Tanh(), nn.Linear(width, 1, bias=False),
+        ).eval()  # fmt: skip
+    feeds = [torch.eye(n), torch.eye(n)[:, list(route)], torch.tensor([list(gains or [1.0] * n)])]
+    for weight, blocks in zip(network.parameters(), feeds, strict=True):
+        block = torch.ones(units if len(weight) > 1 else 1, units)
+        weight.data.abs_().mul_(torch.kron(blocks, block))
+    return network
