@@ -13,6 +13,7 @@ from condec.dictionary import Dictionary
 from condec.testing.models import routed_mlp, small_resnet
 
 SITES = ("relu", "block1", "block2")
+FEW = condec.IntegratedGradients(steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +95,11 @@ def test_what_comes_to_a_part_from_a_cut_tends_to_what_it_contributes(
 
 def test_steps_are_doubled_and_baselines_averaged_as_for_contributions(model, images, modes):
     two = [modes[s] for s in SITES[1:]]
-    auto = condec.IntegratedGradients(steps="auto", tolerance=0.02)
-    exact = condec.IntegratedGradients(steps=128)
+    auto = condec.IntegratedGradients(steps="auto", tolerance=0.05)
+    exact = condec.IntegratedGradients(steps=64)
     found, expected = (condec.explain(model, images[:1], two, method=m) for m in (auto, exact))
     one, other = (flows(e.graph(), "block1", "block2") for e in (found, expected))
-    numpy.testing.assert_allclose(one, other, atol=2e-2 * float(other.abs().to_numpy().sum()))
+    numpy.testing.assert_allclose(one, other, atol=5e-2 * float(other.abs().to_numpy().sum()))
     draws = condec.IntegratedGradients(steps=3, baseline=Samples(n_samples=2, values=images[4:6]))
     graph = condec.explain(model, images[:1], two, method=draws).graph()
     close(flows(graph, "block1", "block2").sum(axis=1), nets(graph, "block1"), rtol=1e-9)
@@ -209,27 +210,28 @@ def test_models_that_fold_frames_and_take_no_single_sample(tmp_path):
 
 def test_flow_of_several_inputs_is_the_mean_with_its_standard_error(model, images, modes):
     two = [modes[s] for s in SITES[1:]]
-    x = images[:4]
-    graph = condec.flow(model, (x, torch.zeros(4, dtype=torch.int64)), two, n_modes=3)
-    one_by_one = [condec.explain(model, x[i : i + 1], two).graph() for i in range(4)]
+    x = images[:3]
+    labelled = x, torch.zeros(3, dtype=torch.int64)
+    graph = condec.flow(model, labelled, two, n_modes=3, method=FEW)
+    one_by_one = [condec.explain(model, one[None], two, method=FEW).graph() for one in x]
     tables = [flows(g, "block1", "block2") for g in one_by_one]
     found = flows(graph, "block1", "block2")
     numpy.testing.assert_allclose(
-        found.sum(axis=1), sum(t.sum(axis=1) for t in tables)[found.index] / 4, atol=1e-12
+        found.sum(axis=1), sum(t.sum(axis=1) for t in tables)[found.index] / 3, atol=1e-12
     )
     edge = graph.edges.iloc[0]
     name = edge["from"].removeprefix("block1: "), edge["to"].removeprefix("block2: ")
     values = numpy.array([t.loc[name] for t in tables])
     assert edge["flow"] == pytest.approx(values.mean())
-    assert edge["error"] == pytest.approx(values.std(ddof=1) / 2)
-    assert graph.n_inputs == 4
-    assert condec.flow(model, x[:1], two).nodes["error"].isna().all()
+    assert edge["error"] == pytest.approx(values.std(ddof=1) / 3**0.5)
+    assert graph.n_inputs == 3
+    assert condec.flow(model, x[:1], two, method=FEW).nodes["error"].isna().all()
 
 
 def test_modes_of_several_inputs_are_the_strongest_by_mean_size(model, images, modes):
     two = [modes[s] for s in SITES[1:]]
-    found = [condec.explain(model, x[None], two) for x in images[:3]]
-    graph = condec.flow(model, images[:3], two, n_modes=1)
+    found = [condec.explain(model, x[None], two, method=FEW) for x in images[:2]]
+    graph = condec.flow(model, images[:2], two, n_modes=1, method=FEW)
     for site in SITES[1:]:
         best = torch.stack([e[site].sizes for e in found]).mean(0).argmax()
         parts = nets(graph, site).index
