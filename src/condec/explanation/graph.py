@@ -138,7 +138,7 @@ def _between(
 
 def mean_graph(graphs: Sequence[Graph]) -> Graph:
     """Average graphs of the same nodes, with the standard errors of the means."""
-    found = []
+    found = {}
     for which, columns in (("nodes", ["adds", "takes", "net"]), ("edges", ["flow"])):
         frames = [getattr(graph, which) for graph in graphs]
         values = torch.stack([torch.tensor(frame[columns].to_numpy()) for frame in frames])
@@ -146,8 +146,8 @@ def mean_graph(graphs: Sequence[Graph]) -> Graph:
         mean[columns] = values.mean(0).numpy()
         spread = values[..., -1].std(0) if len(graphs) > 1 else values[0, :, -1] * math.nan
         mean["error"] = (spread / math.sqrt(len(graphs))).numpy()
-        found.append(mean)
-    return Graph(*found, len(graphs))
+        found[which] = mean
+    return Graph(**found, n_inputs=len(graphs))
 
 
 def _net(at: SiteExplanation) -> Tensor:

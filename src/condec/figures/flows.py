@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import matplotlib.patheffects as effects
 import pandas
@@ -129,12 +129,12 @@ def _draw(
     _draw_edges(axis, edges, placed, scale)
     digits = math.floor(math.log10(float(nodes["net"].abs().max()) or 1.0))
     halo = [effects.withStroke(linewidth=2, foreground="white", alpha=0.8)]
-    for node in nodes.itertuples():
-        at, is_rest = placed[node.name], not _is_mode(node.part)
+    for name, part, net, error in nodes[["name", "part", "net", "error"]].itertuples(index=False):
+        at, is_rest = placed[str(name)], not _is_mode(str(part))
         axis.add_patch(
             Rectangle((at.x, at.y), _BAR, at.height, color=GREY if is_rest else INK, lw=0)
         )
-        words = _words(node.part, node.net, node.error, max(0, (2 if narrow else 3) - digits))
+        words = _words(str(part), net, error, max(0, (2 if narrow else 3) - digits))
         text = next((some for some in words if len(some) <= letters), words[-1])
         axis.text(
             at.x + _BAR + 2, at.y + at.height / 2, literal(text), va="center", fontsize=font,
@@ -179,7 +179,7 @@ def _draw_edges(
         axis.add_patch(PathPatch(Path(corners, codes), facecolor=colour, alpha=0.45, lw=0))
 
 
-def _words(part: str, net: float, error: float, decimals: int) -> list[str]:
+def _words(part: str, net: Any, error: Any, decimals: int) -> list[str]:
     """Return what is written beside a node, the longest first."""
     number = f"{net:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
     number = number if any(digit in number for digit in "123456789") else "0"
