@@ -348,15 +348,20 @@ def test_a_proof_that_fails_is_not_kept() -> None:
     assert len(contribute(model, images(), "site")) == 5
 
 
-@pytest.mark.parametrize("way", ["module", "setting", "hook", "weights"])
+@pytest.mark.parametrize("way", ["module", "setting", "dict", "object", "hook", "weights"])
 def test_a_proof_does_not_stand_for_a_model_that_was_changed(way: str) -> None:
     def mixing(module: nn.Module, args: object, out: Tensor) -> Tensor:
-        return out - out.mean(0) * module.bias.abs().sum() * (way == "hook" or model.n_calls)
+        share = way == "hook" or model.n_calls or model.found["last"][0]["share"] or model.note.n
+        return out - out.mean(0) * module.bias.abs().sum() * share
 
     norm = nn.BatchNorm2d(4).double().eval()
     model = net(norm)
     nn.init.constant_(norm.bias, 0.0 if way == "weights" else 1.0)
     model.n_calls = int(way == "weights")
+    model.found, model.note = (
+        {"last": [{"share": 0.0}]},
+        types.SimpleNamespace(n=0, unit=torch.ones(2)),
+    )
     if way != "hook":
         norm.register_forward_hook(mixing)
     before = contribute(model, images(), "site")
@@ -365,6 +370,10 @@ def test_a_proof_does_not_stand_for_a_model_that_was_changed(way: str) -> None:
         model.between = nn.BatchNorm2d(4, track_running_stats=False).double().eval()
     elif way == "setting":
         model.n_calls = 1
+    elif way == "dict":
+        model.found["last"][0]["share"] = 0.5
+    elif way == "object":
+        model.note.n = 1
     elif way == "hook":
         norm.register_forward_hook(mixing)
     else:
@@ -464,6 +473,20 @@ def test_mixing_among_later_samples_of_a_batch_is_seen() -> None:
     model = net(lambda _, x: torch.cat([x[:2], x[2:] - x[2:].mean(0)]) if len(x) > 3 else x)
     with pytest.raises(ModelError, match="in one of 5"):
         contribute(model, images(5), "site")
+
+
+@pytest.mark.parametrize("rows", [(1, 2), (2, 4), (6, 3), (3, 5, 7)])
+def test_mixing_of_a_few_samples_inside_a_batch_is_seen(rows: tuple[int, ...]) -> None:
+    def few(_: nn.Module, x: Tensor) -> Tensor:
+        inside = [row for row in rows if row < len(x) - 1]
+        return (
+            x
+            if len(inside) < len(rows)
+            else x.index_add(0, torch.tensor(rows), x[[*rows[1:], rows[0]]])
+        )
+
+    with pytest.raises(ModelError, match="in one of 12"):
+        contribute(net(few), images(12), "site")
 
 
 def test_mixing_that_begins_in_larger_batches_is_seen(tmp_path: Path) -> None:

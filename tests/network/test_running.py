@@ -16,7 +16,7 @@ from condec.basis.errors import ModelError
 from condec.edits import Ablate, edited, record_activation
 from condec.effects.passes import Passes
 from condec.models.torchvision import import_torchvision
-from condec.network import Site, find_cuts, run_model, split_at
+from condec.network import Site, find_cuts, plain_attention, run_model, split_at
 from condec.testing.models import small_resnet
 
 
@@ -341,3 +341,18 @@ def test_padded_encoders_stay_unpacked_in_the_second_thread() -> None:
             torch.testing.assert_close(one, wanted, rtol=0, atol=0)
     assert encoder.use_nested_tensor
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_plain_attention_stays_until_the_last_that_needs_it_leaves() -> None:
+    flash = torch.backends.cuda.flash_sdp_enabled
+    before, first, last = flash(), plain_attention(), plain_attention()
+    first.__enter__()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(last.__enter__).result()
+        first.__exit__(None, None, None)
+        assert not flash()
+        other.submit(last.__exit__, None, None, None).result()
+    assert flash() == before
+    with pytest.raises(ZeroDivisionError), plain_attention():
+        1 / 0  # noqa: B018
+    assert flash() == before

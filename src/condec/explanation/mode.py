@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from condec.attribution import prepare_inputs
 from condec.attribution.targets import Predicted, TargetLike, as_target
@@ -34,6 +33,7 @@ from condec.network import (
     count_folds,
     find_sites,
     output_axis,
+    plain_attention,
     proof_of,
     record,
     refuse_training,
@@ -146,7 +146,7 @@ def mode_map(
         return _primal(hidden).clone()
 
     # Fused attention kernels have no forward-mode derivative; the plain one does.
-    with record(model, [chosen], hand_on=hand_on) as tape, sdpa_kernel(SDPBackend.MATH):
+    with record(model, [chosen], hand_on=hand_on) as tape, plain_attention():
         x = inputs.requires_grad_()
         with forward_ad.dual_level(), AffineTangents():
             # The tangent x makes the forward pass carry J_h x along with every activation h.

@@ -19,7 +19,13 @@ from condec.network.module_io import (
 from condec.network.packed import PackedInput, hold
 from condec.network.presets import presets_of
 from condec.network.proof import Check, Proof, check_order, proof_of, prove
-from condec.network.running import alone, half_precision, own_precision, without_checkpointing
+from condec.network.running import (
+    alone,
+    half_precision,
+    own_precision,
+    plain_attention,
+    without_checkpointing,
+)
 from condec.network.sites import Place, Site, find_site, find_sites, match_sites, units_of
 from condec.network.tape import (
     Tape,
@@ -38,7 +44,8 @@ __all__ = [
     "Seen", "Site", "Splitter", "Tape", "TensorMap", "Units", "alone", "check_order",
     "check_output", "count_folds", "describe", "eager", "find_cuts", "find_site", "find_sites",
     "first_tensor", "fold", "frozen_parameters", "half_precision", "hold", "inspect_model",
-    "is_recordable", "match_sites", "original", "output_axis", "own_precision", "presets_of",
+    "is_recordable", "match_sites", "original", "output_axis", "own_precision", "plain_attention",
+    "presets_of",
     "proof_of", "prove", "record", "refuse_training", "run_model", "settle_sites", "settled",
     "split_at", "survey_sites", "unfold", "unhooked", "units_of", "with_first_tensor",
     "without_checkpointing",

@@ -7,12 +7,13 @@ looks at a model, for what it does to the model (hooks, frozen parameters) is th
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
 from condec.network.unwrap import original
@@ -30,8 +31,6 @@ class _Here(threading.local):
 
 _HERE: Final = _Here()
 _LOCK: Final = threading.Lock()
-_GATES: Final[list[ExitStack]] = []
-"""How torch's functions come back, once for every context in force, in whatever thread."""
 _OWNED: Final[WeakKeyDictionary[nn.Module, threading.RLock]] = WeakKeyDictionary()
 """What a thread holds while it looks at a model."""
 
@@ -84,17 +83,36 @@ def without_checkpointing() -> Iterator[None]:
 
     The numbers are the same; only memory was to be saved.
     """
-    with _LOCK:
-        _GATES.append(_GATES[0] if _GATES else _gated())
-    _HERE.n_direct += 1
-    try:
-        yield
-    finally:
-        _HERE.n_direct -= 1
+    with _GATES():
+        _HERE.n_direct += 1
+        try:
+            yield
+        finally:
+            _HERE.n_direct -= 1
+
+
+class _Shared:
+    """A setting of the whole process: made by the first that needs it, undone by the last.
+
+    Whoever made it may leave before others do, in whatever thread.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.make, self.n_users, self.undo = make, 0, ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
         with _LOCK:
-            gates = _GATES.pop()
-            if not _GATES:
-                gates.close()
+            if not self.n_users:
+                self.undo.enter_context(self.make())
+            self.n_users += 1
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self.n_users -= 1
+                if not self.n_users:
+                    self.undo.close()
 
 
 def _gated() -> ExitStack:
@@ -118,3 +136,9 @@ def _gated() -> ExitStack:
 
 def _nothing() -> Iterator[None]:
     yield
+
+
+_GATES: Final = _Shared(_gated)
+plain_attention: Final = _Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+"""Attention by plain operations, which alone have a forward-mode derivative; in other threads too,
+where it differs by rounding, as long as one needs it."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 _OF_TORCH: Final = frozenset(nn.Module().__dict__)
-_PLAIN: Final = (bool, int, float, str)
+_NO_SETTINGS: Final = _OF_TORCH - {"training"}
+_PLAIN: Final = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _DEPTH: Final = 3
 """How many containers and objects lie in each other that are looked into."""
 _LONG: Final = 1000
@@ -23,19 +24,36 @@ _LONG: Final = 1000
 
 
 def settings_of(model: nn.Module) -> tuple[object, ...]:
-    """Return name, class, functions and settings (plain attributes, as of dropout) of modules."""
+    """Return name, class, functions and settings of modules.
 
-    def of(module: nn.Module) -> tuple[object, ...]:
-        each = vars(module).items()
-        plain = tuple(item for item in each if _is_plain(item[1]))
-        return plain, tuple((key, id(value)) for key, value in each if callable(value))
+    Settings are plain attributes, as of dropout, and those in containers and objects among them.
+    """
+    seen: set[int] = set()
 
-    return tuple((name, type(module), *of(module)) for name, module in model.named_modules())
+    def digest(value: object, depth: int) -> object:
+        if isinstance(value, _PLAIN):
+            return value
+        inside = None if callable(value) else _inside(value)
+        if inside is None or not depth or len(inside) > _LONG or id(value) in seen:
+            return id(value) if callable(value) else type(value)
+        seen.add(id(value))
+        return type(value), entries(inside, depth - 1)
+
+    def entries(of: Mapping[Any, object], depth: int) -> tuple[object, ...]:
+        keys = ((key if isinstance(key, _PLAIN) else id(key), part) for key, part in of.items())
+        return tuple((key, digest(part, depth)) for key, part in keys if key not in _NO_SETTINGS)
+
+    return tuple((name, type(m), entries(vars(m), _DEPTH)) for name, m in model.named_modules())
 
 
-def _is_plain(value: object) -> bool:
-    several = isinstance(value, tuple) and all(isinstance(part, _PLAIN) for part in value)
-    return several or isinstance(value, _PLAIN)
+def _inside(value: object) -> Mapping[Any, object] | None:
+    """Return what a container or an object holds; None for what is not looked into."""
+    if isinstance(value, Tensor | nn.Module | ModuleType | type):
+        return None
+    if isinstance(value, list | tuple | deque | set | frozenset):
+        return dict(enumerate(value))
+    entries = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+    return entries if isinstance(entries, dict) else None
 
 
 class State:
@@ -78,22 +96,18 @@ class State:
 
     def _keep(self, value: Any, depth: int) -> None:
         """Note what a container, an object or a tensor holds."""
-        if not depth or id(value) in self._seen or isinstance(value, nn.Module | ModuleType):
+        if not depth or id(value) in self._seen:
             return
         self._seen.add(id(value))
-        inside: list[Any] = []
+        inside = _inside(value)
         if isinstance(value, Tensor):
             if not (value.requires_grad or value.is_inference()):
                 self._back.append(_Values(value).put_back)
         elif isinstance(value, list | deque | set):
-            inside = [*value]
-            self._back.append(partial(_put_items, value, inside))
-        else:
-            entries = value if isinstance(value, dict) else getattr(value, "__dict__", None)
-            if isinstance(entries, dict):
-                inside = [*entries.values()]
-                self._back.append(partial(_put_entries, entries, {**entries}))
-        for part in inside if len(inside) <= _LONG else ():
+            self._back.append(partial(_put_items, value, [*value]))
+        elif isinstance(inside, dict) and not isinstance(value, tuple | frozenset):
+            self._back.append(partial(_put_entries, inside, {**inside}))
+        for part in [*inside.values()] if inside and len(inside) <= _LONG else ():
             self._keep(part, depth - 1)
 
 

@@ -213,8 +213,15 @@ def _by_sample(tensor: Tensor, n_samples: int) -> Tensor | None:
 
 
 def in_company(trial: Trial, many: Tensor, of_two: Tensor, tolerance: Tolerance) -> str:
-    """Say whether two samples give something else in a larger batch: its first and its last one."""
-    order = [0, *range(2, len(many)), 1]
-    if tolerance.off(trial.output(many[order])[[0, -1]], of_two) <= tolerance.alone:
+    """Say whether two samples give something else in a larger batch.
+
+    Two of three places are theirs, in no order that repeats (that of Thue and Morse), so that
+    others are seen to reach any part of a batch; the first and the last one are among them.
+    """
+    places = torch.arange(len(many), device=many.device)
+    known = (places % 3 != 1) | (places == places[-1])
+    which = torch.tensor([i.bit_count() % 2 for i in range(len(many))], device=many.device)
+    output = trial.output(many[torch.where(known, which, places)])[known]
+    if tolerance.off(output, of_two[which[known]]) <= tolerance.alone:
         return ""
     return f"samples meet in larger batches: in one of {len(many)} they give others than by twos"
