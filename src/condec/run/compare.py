@@ -65,6 +65,8 @@ def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], 
                 yield ("quality", f"{place}: {name}"), partial(np.asarray, value)
     for path in sorted([*folder.path.rglob("*.zarr"), *folder.path.rglob("*.npz")]):
         place = path.relative_to(folder.path).as_posix()
+        if "/." in place:  # Left by a writer that was killed.
+            continue
         if folder.ledger.maker(place):
             folder.found(path)
         for name, array in _arrays(path):
