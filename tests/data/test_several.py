@@ -192,6 +192,7 @@ def test_an_encoder_of_text_with_its_mask_and_types(transformers: ModuleType) ->
     model = SeveralInputs(theirs, batch)
     packed = model.pack(batch)
     assert packed.shape == (2, 5 * 8 + 10)
+    assert torch.equal(model.real(packed), batch["attention_mask"].bool())
     others = {key: batch[key] for key in ("token_type_ids", "attention_mask")}
     with torch.no_grad():
         wanted = theirs(input_ids=batch["input_ids"], **others).logits

@@ -240,6 +240,8 @@ def test_padding_changes_nothing(theirs: nn.Module, side: str) -> None:
     ])  # fmt: skip
     embeddings = model.embed(ids, mask)
     assert embeddings.shape == (3, 6, 9)
+    assert torch.equal(model.real(embeddings), mask.bool())
+    assert model.real(model.embed(ids)) is None
     padded = contribute_to(model, embeddings, padded=True)
     for i, prompt in enumerate(prompts):
         alone = contribute_to(model, model.embed(prompt))

@@ -159,6 +159,7 @@ def test_a_store_of_other_places_is_refused(
     ("ask", "message"),
     [
         (lambda s: gather(s.path, keep=0), "collect: keep must be at least 1; got 0"),
+        (lambda s: gather(s.path, keep=2.5), "collect: keep must be at least 1; got 2.5"),
         (lambda s: gather(s.path, rows="places"), "rows must be one of samples, positions; got"),
         (lambda s: s.matrix("block1", rows="places"), "rows must be one of samples, positions"),
         (

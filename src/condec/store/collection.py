@@ -17,7 +17,7 @@ from torch import nn
 
 from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silence
 from condec.attribution.targets import TargetLike
-from condec.basis.checks import at_least, one_of
+from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead, behind
@@ -94,11 +94,10 @@ def collect(
         The store at `out` was made by another recipe (listed), or cannot be written; complete
         shards stay and count.
     """
-    _check_options(batch_size, shard_size, on_bad)
+    _check_options(batch_size, shard_size, on_bad, keep)
+    one_of("collect", "rows", rows, Rows)
     others = None if fit_on is None else as_inputs(fit_on)
     wanted = samples_of(batch_size) if prove else None
-    one_of("collect", "rows", rows, Rows)
-    at_least("collect", 1, keep=keep)
     plan = BatchPlan.make(
         model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted,
         keep if rows == "positions" else None, seed,
@@ -234,8 +233,9 @@ def check_batches(plan: BatchPlan, batch_size: int, shard_size: int) -> None:
         )
 
 
-def _check_options(batch_size: int | str, shard_size: int, on_bad: str) -> None:
-    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+def _check_options(batch_size: int | str, shard_size: int, on_bad: str, keep: int) -> None:
+    sizes = {"batch_size": batch_size, "shard_size": shard_size, "keep": keep}
+    for name, value in sizes.items():
         automatic = value == "auto" and name == "batch_size"
         if not automatic and (not isinstance(value, int) or value < 1):
             raise OptionError(f"collect: {name} must be at least 1; got {value!r}")
