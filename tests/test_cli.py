@@ -167,7 +167,7 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
     (source / "run.toml").write_text(TOML.replace("ig:2", "ig:3"))
     result = condec_command("fit", source / "run.toml", "-q")
     assert result.exit_code == 2
-    assert "the plan has" in result.stderr
+    assert "of another plan: method.steps: had 2, wants 3" in result.stderr
     assert (source / "run" / "run.toml").read_bytes() == before
 
 
@@ -177,7 +177,7 @@ def test_a_refused_plan_leaves_the_run_folder_as_it_was(source: Path) -> None:
         (("run", "gone.toml"), "gone.toml: not readable"),
         (("fit", "run.toml"), "no contributions yet; run 'condec collect PLAN.toml' first"),
         (("collect", "run.toml", "--target", "best"), "target 'best': expected topK"),
-        (("collect", "run.toml", "--twin", "random"), "twin 'random': expected 'random-w"),
+        (("collect", "run.toml", "--twin", "random"), "twin 'random': expected random-w"),
         (("collect", "run.toml", "--twin", "random-weights:blok1"), "nearest: block1"),
         (("collect", "run.toml", "--method", "ig:0"), "steps must be at least 1, or 'auto'; got 0"),
         (("collect", "run.toml", "--keep", "0"), "collect: keep must be at least 1; got 0"),

@@ -25,7 +25,6 @@ from condec.basis.files import (
     user_path,
     with_checksum,
     write_file,
-    write_folder,
     writing,
 )
 from condec.models.digits import DigitsNet
@@ -96,25 +95,6 @@ def test_any_other_byte_changes_a_checksum() -> None:
             assert not checksum_holds(bytes(other))
     for other in (b"", content[:-1], content + b" ", b"garbage", content[:70]):
         assert not checksum_holds(other)
-
-
-def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    write_folder(tmp_path / "x" / "f", {"a/b": b"1", "c": b"2"})
-    write_folder(tmp_path / "x" / "f", {"a/b": b"3"})
-    assert (tmp_path / "x" / "f" / "a" / "b").read_bytes() == b"1"
-    assert [path.name for path in (tmp_path / "x").iterdir()] == ["f"]
-
-
-def test_a_folder_that_cannot_be_finished_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(path: Path, target: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="No space"):
-        write_folder(tmp_path / "f", {"a": b"1"})
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

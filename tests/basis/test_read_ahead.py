@@ -1,10 +1,10 @@
-"""Work ahead and behind: the order is kept, errors arrive, nothing runs away."""
+"""Work ahead: the order is kept, errors arrive, nothing runs away."""
 
 import threading
 
 import pytest
 
-from condec.basis.read_ahead import ahead, behind
+from condec.basis.read_ahead import ahead
 
 
 @pytest.mark.parametrize("n_workers", [1, 3])
@@ -58,32 +58,19 @@ def test_an_error_comes_in_its_turn() -> None:
         next(results)
 
 
-def test_behind_works_one_at_a_time_and_finishes() -> None:
+def test_what_is_under_way_is_finished_when_the_items_end_early() -> None:
     done: list[int] = []
-    with behind(done.append) as hand_over:
-        for n in range(5):
-            hand_over(n)
-            assert len(done) >= n  # all before it are done
-    assert done == [0, 1, 2, 3, 4]
+    begun = threading.Event()
 
+    def work(n: int) -> None:
+        begun.set()
+        done.append(n)
 
-def test_an_error_behind_is_raised_at_the_next_item_or_the_end() -> None:
-    def fail(n: int) -> None:
-        raise OSError(f"no room for {n}")
-
-    with pytest.raises(OSError, match="no room for 1"), behind(fail) as hand_over:
-        hand_over(1)
-    seen = []
-    with pytest.raises(OSError, match="no room for 1"), behind(fail) as hand_over:  # noqa: PT012
-        hand_over(1)
-        hand_over(2)
-        seen.append("not reached")
-    assert not seen
-
-
-def test_what_is_under_way_is_finished_when_the_context_dies() -> None:
-    done: list[int] = []
-    with pytest.raises(KeyboardInterrupt), behind(done.append) as hand_over:  # noqa: PT012
-        hand_over(7)
+    def items():  # type: ignore[no-untyped-def]
+        yield 7
+        assert begun.wait(5)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(ahead(work, items()))
     assert done == [7]

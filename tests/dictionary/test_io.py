@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from condec.basis.digests import opened, sealed
 from condec.basis.errors import StoreError
+from condec.basis.files import read_checked, with_checksum
 from condec.dictionary import PCA, fit, load_dictionary
 from condec.dictionary.base import saved_digest
 from small_runs import contents
@@ -24,14 +24,15 @@ def _rows(seed=0):
 def rewrite(folder, **changes):
     """Change a record, with the digest that it then has."""
     file = folder / "dictionary.json"
-    file.write_text(json.dumps(sealed(opened(json.loads(file.read_text())) | changes)))
+    record = read_checked(file.read_bytes()) | changes
+    file.write_bytes(with_checksum({**record, "checksum": ""}))
 
 
 def test_a_flipped_bit_of_the_record_is_found(folder):
     file = folder / "dictionary.json"
     file.write_text(file.read_text().replace('"scale": 0.', '"scale": 1.'))
     with pytest.raises(
-        StoreError, match=r"dictionary\.json: .* the digest that it states.*Fit aga"
+        StoreError, match=r"dictionary\.json: .* the checksum that it states.*Fit aga"
     ):
         load_dictionary(folder)
 
@@ -39,7 +40,7 @@ def test_a_flipped_bit_of_the_record_is_found(folder):
 @pytest.mark.parametrize("number", [1, 2])
 def test_dictionaries_of_earlier_versions_are_read(folder, number):
     file = folder / "dictionary.json"
-    record = opened(json.loads(file.read_text()))
+    record = read_checked(file.read_bytes())
     file.write_text(json.dumps(record | {"format": number}))
     assert load_dictionary(folder).digest == saved_digest(folder)
 
@@ -137,7 +138,7 @@ def test_later_fit_replaces_an_earlier_one(folder):
 def test_nothing_is_half_written(folder, monkeypatch):
     before = contents(folder)
 
-    def full(path, content):
+    def full(path, content, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("condec.dictionary.base.write_file", full)

@@ -37,7 +37,7 @@ from condec.models.python import load_function
 from condec.modes import Hierarchy
 from condec.network import Site, find_site, find_sites, match_sites
 from condec.run import config, sweep
-from condec.store import parse_twin
+from condec.store import TWINS
 from condec.testing.models import small_resnet
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # as users have it
@@ -189,7 +189,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "methods": Parser(METHOD_TEXTS, METHODS.parse, 0.22),
         "baselines": Parser([t.partition("@")[2] for t in METHOD_TEXTS], BASELINES.parse, 0.1),
         "targets": Parser(TARGET_TEXTS, TARGETS.parse, 0.22),
-        "twins": Parser(("random-weights:b#2", "shuffled-labels#1"), parse_twin, 0.125),
+        "twins": Parser(("random-weights:b#2", "shuffled-labels#1"), TWINS.parse, 0.125),
         "one site": Parser(PATTERNS, Site.parse, 0.1),
         "patterns in a model": Parser(PATTERNS, lambda t: find_sites(model, t), 0.04),
         "patterns in a store": Parser(PATTERNS, lambda t: match_sites(sites, t), 0.04),

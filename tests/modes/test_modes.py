@@ -162,7 +162,7 @@ def test_words_that_changed_are_refused(modes: Modes, store: Store, tmp_path: Pa
     file = modes.save(tmp_path) / "zarr.json"
     kept = file.read_text()
     file.write_text(kept.replace('"positive"', '"negative"'))
-    with pytest.raises(StoreError, match=r"cannot be read as modes .*the digest that it states"):
+    with pytest.raises(StoreError, match=r"cannot be read as modes .*the checksum that it states"):
         Modes.load(tmp_path, store)
     file.write_text(kept.replace('"schema": 2', '"schema": 1'))
     with pytest.raises(StoreError, match=r"written in schema 1; .* reads schema 2.*encode again"):

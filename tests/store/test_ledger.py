@@ -1,6 +1,5 @@
 """The ledger of a run folder: what counts as done, what is read, and what is refused."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import pandas
 import pytest
 
-from condec.basis.digests import opened, sealed
 from condec.basis.errors import StoreError
+from condec.basis.files import read_checked, with_checksum
 from condec.store import RunFolder
 from condec.store.ledger import Ledger
 
@@ -40,13 +39,13 @@ def test_what_is_as_it_was_left_is_done_and_read(folder: RunFolder) -> None:
     assert not folder.ledger.is_done("first", {"fit": {"k": 4}}, ())
     assert not folder.ledger.is_done("modes", {}, ())
     assert not folder.ledger.is_done("other", {}, ())
-    assert folder.found(first) == first
+    assert folder.ledger.found(first) == first
     table = folder.read_table("first")
     assert table is not None
     assert table["x"].tolist() == [1, 2]
     assert folder.read_json(folder.analysis("last.json")) == ["a"]
-    assert folder.found(modes) == modes
-    assert folder.found(folder.analysis("nothing")) is folder.read_table("nothing") is None
+    assert folder.ledger.found(modes) == modes
+    assert folder.ledger.found(folder.analysis("nothing")) is folder.read_table("nothing") is None
     assert folder.learners("a") == ("sae",)
     assert list(folder.tables()) == ["first"]
 
@@ -70,7 +69,7 @@ def test_what_is_not_as_it_was_left_is_refused(folder: RunFolder, name: str, dam
                 file.mkdir()
     task = {"first.parquet": "first", "sae": "modes", "last.json": "last"}[path.name]
     with pytest.raises(StoreError, match=rf"{path.name}: not what '{task}' has made.*--repair"):
-        folder.found(path)
+        folder.ledger.found(path)
     assert not folder.ledger.is_done(task, *made_from(folder, task))
 
 
@@ -99,21 +98,21 @@ def test_what_has_no_record_is_refused(folder: RunFolder) -> None:
     ("content", "problem"),
     [
         (b"garbage", "JSONDecodeError|Expecting value"),
-        (b"{}", "expected a record with a digest"),
-        (json.dumps(sealed({"task": "other"})).encode(), "missing "),
+        (b"{}", "not have the checksum that it states"),
+        (with_checksum({"task": "other", "checksum": ""}), "missing "),
         (b"sibling", "it is that of 'first'"),
         (b"outside", r"'\.\./x' is not in the run folder"),
-        (b"changed", "not have the digest that it states"),
+        (b"changed", "not have the checksum that it states"),
     ],
 )
 def test_damaged_records_do_not_count(folder: RunFolder, content: bytes, problem: str) -> None:
     file = folder.path / "tasks" / "last.json"
-    record = opened(json.loads(file.read_bytes()))
+    record = read_checked(file.read_bytes())
     match content:
         case b"sibling":
             content = (file.parent / "first.json").read_bytes()
         case b"outside":
-            content = json.dumps(sealed(record | {"outputs": {"../x": "0"}})).encode()
+            content = with_checksum({**record, "outputs": {"../x": "0"}, "checksum": ""})
         case b"changed":
             content = file.read_bytes().replace(b'"map"', b'"mop"')
     file.write_bytes(content)
@@ -133,7 +132,7 @@ def test_results_of_other_inputs_are_refused_then_removed(folder: RunFolder) -> 
     modes, last = folder.modes("a", "sae"), folder.analysis("last.json")
     folder.write(modes / "dictionary.json", b"[]")  # Its writer is killed before the record.
     with pytest.raises(StoreError, match=r"last\.json: made from another modes/a/sae than lies th"):
-        RunFolder(folder.path).found(last)
+        RunFolder(folder.path).ledger.found(last)
     folder = RunFolder(folder.path)
     folder.ledger.mark_done("modes", "fit", {}, [folder.table("first")], [modes])
     assert not last.exists()
@@ -149,7 +148,7 @@ def test_outputs_that_a_task_no_longer_has_go_with_all_that_was_made_from_them(
     folder: RunFolder,
 ) -> None:
     folder.ledger.mark_done("first", "stats", {}, (), [])
-    assert folder.found(folder.table("first")) is None
+    assert folder.ledger.found(folder.table("first")) is None
     assert [file.name for file in folder.path.rglob("*") if file.is_file()] == ["first.json"]
     folder.ledger.forget("first")
     folder.ledger.forget("first")
@@ -160,10 +159,10 @@ def test_stores_are_never_removed(folder: RunFolder) -> None:
     folder.write(folder.store / "manifest" / "shard-00000.json", b"{}")
     folder.ledger.mark_done("collect", "collect", {}, (), [folder.store])
     folder.write(folder.store / "sites" / "c.0", b"data")
-    assert folder.found_store(folder.store) == folder.store  # Its shards are in its manifest.
+    assert folder.ledger.found(folder.store) == folder.store  # Its shards are in its manifest.
     folder.ledger.forget("collect")
     assert len(list(folder.store.rglob("*"))) == 4
-    assert folder.found_store(folder.store) == folder.store  # Stores from elsewhere may be used.
+    assert folder.ledger.found(folder.store) == folder.store  # Stores from elsewhere may be used.
 
 
 def test_nothing_outside_is_removed_through_a_link(folder: RunFolder, tmp_path: Path) -> None:

@@ -299,18 +299,18 @@ def test_killed_again_and_again(start: Start, undisturbed: dict[str, str], tmp_p
     path = tmp_path / "s.zarr"
     for die_at in (30, 40, 50, 20, 30):
         assert start(path, die_at=die_at).end() == -signal.SIGKILL
-        if path.exists():
+        if (path / "zarr.json").exists():
             Store.open(path).verify()
     _finish(start, path, undisturbed)
 
 
-# The flushes to disk are counted, two a file (its content, its folder): 17 files and one
-# rename make the store, then come eleven arrays and the manifest record of every shard.
+# The flushes to disk are counted, two a file (its content, its folder): 17 files make the store,
+# the root the last, then come eleven arrays and the manifest record of every shard.
 @pytest.mark.parametrize(
     ("die_at", "where"),
     [
-        (1, ".new"), (6, ".new"), (33, ".new"), (35, ""),
-        (36, ".partial"), (37, ""), (46, ".partial"), (58, ".partial"), (59, ""), (82, ".partial"),
+        (1, ".partial"), (6, ""), (33, ".partial"), (34, ""),
+        (35, ".partial"), (36, ""), (45, ".partial"), (57, ".partial"), (58, ""), (81, ".partial"),
     ],
 )  # fmt: skip
 def test_killed_with_half_a_file_written_and_run_again(
@@ -318,10 +318,10 @@ def test_killed_with_half_a_file_written_and_run_again(
 ) -> None:
     path = tmp_path / "s.zarr"
     assert start(path, die_at=die_at).end() == -signal.SIGKILL
-    left = {p.suffix for p in tmp_path.rglob("*")} & {".partial", ".new"}
-    assert where in left if where else not left
-    assert path.exists() == (where != ".new")
-    if path.exists():
+    left = [p.suffix for p in tmp_path.rglob("*.partial")]
+    assert left == [where] if where else not left
+    assert (path / "zarr.json").exists() == (die_at > 33)
+    if die_at > 33:
         store = Store.open(path)
         store.verify()
         with pytest.raises(StoreError, match="is incomplete"):
@@ -422,6 +422,10 @@ def test_a_lost_root_is_written_again_where_a_record_is_of_its_recipe(tmp_path: 
     with pytest.raises(StoreError, match=r"is not a store .* that file is written again, shards"):
         _create(store.path, recipe={"model": "another"})
     (other.path / "zarr.json").unlink()
+    assert _create(other.path).missing() == (0, 1, 2)  # of a writer that was killed early on
+    other.write_shard(0, _rows(3))
+    (other.path / "zarr.json").unlink()
+    (other.path / "manifest" / "shard-00000.json").unlink()
     with pytest.raises(StoreError, match=r"zarr.json: there is no such file; .* Remove that"):
         _create(other.path)
 
@@ -553,15 +557,7 @@ def test_what_killed_writers_left_goes_unless_one_is_alive(tmp_path: Path) -> No
     store = _full(tmp_path / "s.zarr")
     before = _bytes(tmp_path)
     left = store.path / "inputs" / "id" / "c.0.0123abcd.partial"
-
-    def leave() -> None:
-        left.write_bytes(b"half")
-        (tmp_path / ".s.zarr.new").mkdir()
-
-    leave()
-    _create(store.path)
-    assert _bytes(tmp_path) == before
-    leave()
+    left.write_bytes(b"half")
     with folder_lock(store.path, shared=True):  # as `write_shard` does
         _create(store.path)
         assert left.exists()
@@ -642,7 +638,7 @@ def test_no_store_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"s\.zarr: cannot write .*To go on, mend that and run"):
         _create(tmp_path / "file" / "s.zarr")
-    with pytest.raises(StoreError, match="there is no store; expected a folder"):
+    with pytest.raises(StoreError, match="no contributions yet"):
         _create(tmp_path / "file")
 
 
@@ -702,7 +698,7 @@ def test_an_incomplete_store_opens_and_says_what_is_missing(tmp_path: Path) -> N
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="none: there is no store; expected a folder that"):
+    with pytest.raises(StoreError, match="none: no contributions yet"):
         Store.open(tmp_path / "none")
     zarr.create_group(tmp_path / "foreign.zarr")
     for use in (Store.open, _create):
@@ -722,10 +718,9 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_folder_will_do_and_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
     (tmp_path / "s.zarr").mkdir()
-    (tmp_path / ".s.zarr.new" / "inputs").mkdir(parents=True)
-    (tmp_path / ".s.zarr.new" / "zarr.json").write_text("{")
-    _create(tmp_path / "s.zarr")
-    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+    (tmp_path / "s.zarr" / "zarr.json.0123abcd.partial").write_text("{")
+    assert _create(tmp_path / "s.zarr").missing() == (0, 1, 2)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

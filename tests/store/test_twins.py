@@ -18,12 +18,12 @@ from condec.store.random_weights import randomize
 from condec.store.statistics import layer_statistics
 from condec.store.store import Store
 from condec.store.twins import (
+    TWINS,
     RandomWeights,
     ShuffledLabels,
     Twin,
     collect_twin,
     is_twin,
-    parse_twin,
 )
 from condec.testing.models import small_resnet
 from small_runs import contents
@@ -342,10 +342,10 @@ def test_which_stores_are_twins(tmp_path: Path) -> None:
 )
 def test_names(kind: Twin, name: str) -> None:
     assert kind.name == name
-    assert parse_twin(name) == kind
+    assert TWINS.parse(name) == kind
 
 
 @pytest.mark.parametrize("text", ["random", "shuffled-labels:fc", "random-weights#x", ""])
 def test_texts_of_no_twin(text: str) -> None:
-    with pytest.raises(OptionError, match=rf"twin '{text}': expected 'random-weights', .*#SEED"):
-        parse_twin(text)
+    with pytest.raises(OptionError, match=rf"twin '{text}': expected random-weights.*\[#SEED\], "):
+        TWINS.parse(text)

@@ -1,13 +1,4 @@
-"""Digests of what lies on disk, and records that hold their own.
-
->>> record = sealed({"task": "stats", "inputs": {}})
->>> opened(record)["task"]
-'stats'
->>> opened(record | {"task": "fit"})
-Traceback (most recent call last):
-...
-ValueError: its content does not have the digest that it states
-"""
+"""Digests of what lies on disk and of plain values, and how plain values differ."""
 
 import hashlib
 import json
@@ -19,8 +10,6 @@ from typing import Any, Final
 
 from condec.basis.files import file_digest
 
-SEAL: Final = "seal"
-"""Key of the digest that a record holds of itself."""
 _RECENT: Final = 2 * 10**9
 """Nanoseconds; what was written less than that ago may change and keep its time."""
 _known: Final[dict[str, tuple[tuple[int, ...], str]]] = {}
@@ -46,25 +35,41 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest(*parts: Any) -> str:
+    """Short hash of plain values and options: equal for equal content, in any process.
+
+    >>> digest({"a": 1}) == digest({"a": 1}), digest((1, 2)) == digest((2, 1))
+    (True, False)
+    """
+    return text_digest(json.dumps(parts, sort_keys=True, default=lambda one: one.to_dict()))[:16]
+
+
 def record_digest(record: Mapping[str, Any]) -> str:
     """Hash plain values, whatever the order of keys."""
     plain = json.loads(json.dumps(record))
     return text_digest(json.dumps(plain, sort_keys=True, separators=(",", ":")))
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record of plain values with its own digest."""
-    return {**record, SEAL: record_digest(record)}
-
-
-def opened(record: Any) -> dict[str, Any]:
-    """Return a sealed record without its digest; ValueError where it does not fit."""
-    if not isinstance(record, dict) or SEAL not in record:
-        raise ValueError("expected a record with a digest of its content")
-    found = {name: value for name, value in record.items() if name != SEAL}
-    if record[SEAL] != record_digest(found):
-        raise ValueError("its content does not have the digest that it states")
+def leaves(record: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the values in nested mappings, by their keys with dots between."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        name = f"{above}{key}"
+        found |= leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
+
+
+def differences(had: Mapping[str, Any], wants: Mapping[str, Any]) -> list[str]:
+    """Say in which entries, at whatever depth, mappings of plain values differ."""
+    old, new = (
+        {key: json.dumps(value, ensure_ascii=False) for key, value in leaves(each).items()}
+        for each in (had, wants)
+    )
+    return [
+        f"{key}: had {old.get(key, 'nothing')}, wants {new.get(key, 'nothing')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -82,7 +87,7 @@ def _of_file(path: Path) -> str:
     name = os.fspath(path.absolute())
     if (known := _known.get(name)) and known[0] == state:
         return known[1]
-    digest = file_digest(path)
+    content = file_digest(path)
     if time.time_ns() - found.st_ctime_ns > _RECENT:
-        _known[name] = (state, digest)
-    return digest
+        _known[name] = (state, content)
+    return content

@@ -93,8 +93,22 @@ def checksum_holds(content: bytes) -> bool:
     return hashlib.sha256(head + key + tail[64:]).hexdigest().encode() == tail[:64]
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file under another name, make sure that it is on disk, rename it into place."""
+def read_checked(content: bytes) -> dict[str, Any]:
+    """Read a record of `with_checksum`; ValueError where a byte is not what was written."""
+    found = json.loads(content)
+    if not checksum_holds(content):
+        raise ValueError("its content does not have the checksum that it states")
+    return {name: value for name, value in found.items() if name != "checksum"}
+
+
+def write_file(path: Path, content: bytes, *, alone: bool = False) -> None:
+    """Write a file under another name, make sure that it is on disk, rename it into place.
+
+    Folders are made. Where no other process writes it, `alone`, what a killed one left goes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if alone:
+        remove_partial(path)
     # Unique, so that two processes that write one shard by mistake do not write into one file.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -135,27 +149,7 @@ def put_back(files: Mapping[Path, bytes]) -> None:
     """Write files in the place of whatever is there."""
     for path, content in files.items():
         remove_whatever(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
-
-
-def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of files at `path`, whole or not at all, unless something is there already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with folder_lock(path.parent):
-        fresh = path.with_name(f".{path.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)  # A killed process left it: we hold the lock.
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            return
-        try:
-            for name, content in files.items():
-                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                write_file(fresh / name, content)
-            fresh.rename(path)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        _sync_folder(path.parent)
 
 
 def replace_folder(path: Path, fresh: Path) -> None:

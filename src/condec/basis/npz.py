@@ -30,7 +30,6 @@ def save_record(path: str | Path, record: Any) -> Path:
     content = io.BytesIO()
     numpy.savez_compressed(content, **(arrays | {_WORDS: json.dumps(words)}))
     with writing(f"{path}: {type(record).__name__}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content.getvalue())
     return path
 

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -33,25 +32,3 @@ def ahead(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-@contextmanager
-def behind(function: Callable[[Item], None]) -> Iterator[Callable[[Item], None]]:
-    """Hand items to `function`, which runs in one other thread, one item at a time.
-
-    A second item waits until the first is done. An error is raised at the next item, or at
-    the end of the context; leaving it waits for what is under way.
-    """
-    under_way: list[Future[None]] = []
-    with ThreadPoolExecutor(1, thread_name_prefix="condec-behind") as pool:
-
-        def settle() -> None:
-            while under_way:
-                under_way.pop().result()
-
-        def hand_over(item: Item) -> None:
-            settle()
-            under_way.append(pool.submit(function, item))
-
-        yield hand_over
-        settle()

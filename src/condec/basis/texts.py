@@ -69,12 +69,16 @@ class Texts(Generic[T]):
         usages = ", ".join(word + "".join(part.usage for part in parts) for word, *parts in forms)
         raise OptionError(f"{self.kind} {text!r}: expected {usages}")
 
+    def words(self, option: T) -> str:
+        """Write an option as a text; that may say less than `parse` needs."""
+        word, *parts = self.forms.get(type(option), ("",))
+        return "".join([word, *(part.write(getattr(option, part.field)) for part in parts)])
+
     def text(self, option: T) -> str:
         """Write the text that `parse` makes the same option of; OptionError without one."""
-        word, *parts = self.forms.get(type(option), ("",))
-        text: str = word + "".join(part.write(getattr(option, part.field)) for part in parts)
+        text = self.words(option)
         try:
-            if word and self.parse(text) == option:
+            if text and self.parse(text) == option:
                 return text
         except OptionError:
             pass

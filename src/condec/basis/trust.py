@@ -76,5 +76,4 @@ def _read() -> dict[str, str]:
 
 def _write(trusted: dict[str, str]) -> None:
     with suppress(OSError):  # then it will be asked again
-        _file().parent.mkdir(parents=True, exist_ok=True)
         write_file(_file(), to_json({"trusted": trusted}))

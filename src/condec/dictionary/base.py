@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condec.basis.digests import SEAL, opened, record_digest, sealed
+from condec.basis.digests import record_digest
 from condec.basis.errors import DataError, OptionError
 from condec.basis.files import (
     folder_in_place,
     folder_lock,
+    read_checked,
     reading,
-    remove_partial,
-    to_json,
     user_path,
+    with_checksum,
     write_file,
     writing,
 )
@@ -189,13 +189,12 @@ class Dictionary:
         """Write dictionary.safetensors and dictionary.json, replacing those of an earlier fit."""
         folder = user_path(folder)
         content, record = self._files()
-        about = sealed({"format": _FORMAT, **record})
+        about = with_checksum({"format": _FORMAT, **record, "checksum": ""})
         with writing(f"{folder}: dictionary"):
             folder.mkdir(parents=True, exist_ok=True)
             with folder_lock(folder):
-                for name, data in ((_TENSORS, content), (_RECORD, to_json(about))):
-                    remove_partial(folder / name)
-                    write_file(folder / name, data)
+                for name, data in ((_TENSORS, content), (_RECORD, about)):
+                    write_file(folder / name, data, alone=True)
 
 
 def load_dictionary(folder: str | Path) -> Dictionary:
@@ -237,15 +236,16 @@ def saved_digest(folder: Path) -> str:
     file = folder / _RECORD
     if not file.exists():
         return ""
-    return record_digest({n: v for n, v in _read_record(file).items() if n not in ("format", SEAL)})
+    return record_digest({n: v for n, v in _read_record(file).items() if n != "format"})
 
 
 def _read_record(file: Path) -> dict[str, Any]:
     with reading(file, "the record of a dictionary", _REMEDY):
-        record = json.loads(file.read_bytes())
+        content = file.read_bytes()
+        record = json.loads(content)
         if not isinstance(record, dict) or record.get("format") not in range(1, _FORMAT + 1):
             raise ValueError(f"expected a dictionary of format {_FORMAT}")
-        return opened(record) if record["format"] == _FORMAT else record
+        return read_checked(content) if record["format"] == _FORMAT else record
 
 
 def samples_of(matrix: Any) -> RowIndex | None:

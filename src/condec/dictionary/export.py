@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, StoreError
-from condec.basis.files import remove_partial, to_json, user_path, write_file, writing
+from condec.basis.files import to_json, user_path, write_file, writing
 from condec.dictionary.base import Dictionary, Learner
 from condec.dictionary.learners.sparse import JumpReLUSAE, ReLUSAE
 from condec.dictionary.learners.topk import BatchTopKSAE, MatryoshkaSAE, TopKSAE
@@ -87,10 +87,8 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, *, hook_name: str 
         config |= {"k": learner.k, "rescale_acts_by_decoder_norm": False}
     content = save(_folded(dictionary))
     with writing(f"{folder}: SAELens export"):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, data in ((_WEIGHTS, content), (_CONFIG, to_json(config))):
-            remove_partial(folder / name)
-            write_file(folder / name, data)
+            write_file(folder / name, data, alone=True)
 
 
 def _folded(dictionary: Dictionary) -> dict[str, Tensor]:

@@ -91,7 +91,6 @@ def load_digits_model(rest: str, weights: str | Path | None, *, folder: Path) ->
         content = save(state)
         # An unwritable cache costs seconds, not a result.
         with contextlib.suppress(OSError):
-            cache_folder().mkdir(parents=True, exist_ok=True)
             name = f"{start}{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
             write_file(cache_folder() / name, content)
     net.load_state_dict(state)

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from condec.basis.checks import one_of
-from condec.basis.digests import opened, path_digest, sealed
+from condec.basis.digests import path_digest
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
     folder_in_place,
     folder_lock,
+    read_checked,
     reading,
     replace_folder,
     user_path,
+    with_checksum,
+    write_file,
     writing,
 )
 from condec.basis.records import short_repr
@@ -261,9 +264,11 @@ class Modes:
         for name, axes in _AXES.items():
             group.create_array(name, data=getattr(self, name).numpy(), dimension_names=axes)
         of = {"schema": _SCHEMA, "store": self.store.config_hash, "site": self.site.key}
-        words = {name: getattr(self, name) for name in _WORDS}
+        words: dict[str, Any] = of | {name: getattr(self, name) for name in _WORDS}
         content = {name: path_digest(path / name) for name in _AXES}
-        group.attrs.put(sealed({**of, **words, "sha256": content}))
+        group.attrs.put({**words, "sha256": content, "checksum": ""})
+        written = json.loads((path / "zarr.json").read_bytes())
+        write_file(path / "zarr.json", with_checksum(written))
 
     @staticmethod
     def load(folder: str | Path, store: Store) -> "Modes":
@@ -278,9 +283,10 @@ class Modes:
         if not (path / "zarr.json").exists():
             raise StoreError(f"{path}: no modes are there; fit a dictionary first")
         with reading(path, "modes", _REMEDY):
-            kept: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]
+            content = (path / "zarr.json").read_bytes()
+            kept: dict[str, Any] = json.loads(content)["attributes"]
             if (schema := kept.get("schema")) == _SCHEMA:
-                kept = opened(kept)
+                read_checked(content)
         if kept.get("store") != store.config_hash:
             raise StoreError(f"{path}: modes of another store than {store.path}; refit")
         if schema != _SCHEMA:

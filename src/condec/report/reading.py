@@ -47,7 +47,7 @@ class DictionaryPart:
     @cached_property
     def _place(self) -> Path:
         place = self.folder.modes(self.site, self.name)
-        return self.folder.found(place) or place
+        return self.folder.ledger.found(place) or place
 
     @cached_property
     def dictionary(self) -> Dictionary:
@@ -63,7 +63,8 @@ class DictionaryPart:
     def maps(self) -> SiteMaps | None:
         """Maps of its modes; None where none were made."""
         file = self.folder.maps(self.site, self.name)
-        return self.folder.read_record(file, SiteMaps) if self.folder.found(file) else None
+        found = self.folder.ledger.found(file)
+        return self.folder.read_record(file, SiteMaps) if found else None
 
     @cached_property
     def training(self) -> Training | None:
@@ -252,10 +253,11 @@ def read_run(path: Path) -> RunPart:
         raise StoreError(
             f"{path}: expected a run folder with contributions.zarr; {folder.first('collect')}"
         )
-    folder.found_store(folder.store)
+    folder.ledger.found(folder.store)
     store = Store.open(folder.store)
     completeness = store.completeness() if len(store) else {}
-    groups, left_out = _names(folder, folder.superclasses), [*folder.notes_left_out()]
+    groups = _names(folder, folder.superclasses)
+    left_out = list(folder.read_json(folder.left_out) or ())
     twins = tuple(_twins(folder, store, left_out))
     sites = []
     for site in store.sites:
@@ -285,7 +287,7 @@ def _twins(folder: RunFolder, store: Store, left_out: list[str]) -> Iterator[Twi
     """Yield the twins; why others are none is added to what was left out."""
     table = folder.read_table("statistics_twins")
     for name, path in folder.twins().items():
-        folder.found_store(path)
+        folder.ledger.found(path)
         twin = Store.open(path)
         if not is_twin(twin, store):
             left_out.append(f"twin {name}: it is of another store")
@@ -308,7 +310,7 @@ def _recipes(folder: RunFolder) -> dict[str, dict[str, Any]]:
     Raises StoreError: a record is damaged, or a table that is not shown.
     """
     for file in folder.tables().values():
-        folder.found(file)
+        folder.ledger.found(file)
     damaged = {file: one for file, one in folder.ledger.damaged.items() if file.stem != "report"}
     for damage in damaged.values():
         raise StoreError(str(damage))

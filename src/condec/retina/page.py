@@ -126,8 +126,8 @@ def _charts(retina: Retina, inside: ReceptiveFields) -> Iterator[Chart]:
             seconds_per_frame=retina.responses.seconds_per_frame,
         ))  # fmt: skip
     files = {name: retina.folder.analysis("retina", "probes", f"{name}.npz") for name in PROBES}
-    read = retina.folder.read_record
-    shown = {n: read(file, Responses) for n, file in files.items() if retina.folder.found(file)}
+    read, found = retina.folder.read_record, retina.folder.ledger.found
+    shown = {name: read(file, Responses) for name, file in files.items() if found(file)}
     if shown:
         yield Chart("probes", "probes", figures.probes_figure(shown))
 
@@ -140,7 +140,7 @@ def _charts_of_site(
     yield Chart("traces", "traces", _traces(retina, part))
     yield Chart("cells", "cells", figures.mode_cell_figure(cells))
     file = retina.folder.analysis("retina", part.modes.site.key, part.name, "fields.npz")
-    if retina.folder.found(file):
+    if retina.folder.ledger.found(file):
         found = retina.folder.read_record(file, CombinationFields)
         names = [named(columns, part.modes.ids) for columns in found.combinations]
         yield Chart("combination_fields", "combination-fields", figures.fields_figure(
@@ -201,7 +201,7 @@ PAGE: Final = Page(
     name="Retina",
     file="retina.html",
     template=Path(__file__).with_name("page.html.jinja"),
-    applies=lambda folder: folder.found(folder.analysis("retina", "fields.npz")) is not None,
+    applies=lambda folder: bool(folder.ledger.found(folder.analysis("retina", "fields.npz"))),
     values=_values,
 )
 """The page of runs of a retina."""

@@ -1,7 +1,9 @@
 """Beforehand: what a run needs is checked before its first pass, and what it takes is guessed."""
 
+import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +28,8 @@ from condec.network import Site
 from condec.run.plugins import brought
 from condec.run.run import Run
 from condec.store import SiteInfo
-from condec.store.batches import BatchPlan
-from condec.store.collection import check_batches, whole_store
+from condec.store.batches import BatchPlan, first_good
+from condec.store.collection import whole_store
 
 OF_MODES: Final = ("control", "map")
 """Links of condec that need dictionaries."""
@@ -50,7 +52,7 @@ def check_run(run: Run) -> dict[str, str]:
         What the plan gets wrong, or the model or the data lack, for collecting and fitting: all
         that is found at once.
     """
-    plan, known, fitted, packages = run.plan, list[Known](), list[Site](), brought()
+    plan, fitted, packages = run.plan, list[Site](), brought()
     checks = [link.check for name, link in packages.items() if link.check and name in plan.links]
     if packages.keys() >= set(plan.links):  # of which only they know what they need
         _try_all([partial(check, run) for check in checks])
@@ -62,11 +64,12 @@ def check_run(run: Run) -> dict[str, str]:
     _try_all([lambda: run.loaded, lambda: run.inputs])
     model, inputs = run.loaded.model, run.inputs
     _try_all([
-        lambda: run.superclasses, lambda: run.fit_on, lambda: known.append(Known.of(run)),
+        lambda: run.superclasses, lambda: run.fit_on, lambda: run.known,
         *(partial(twin.check, model, inputs) for twin in plan.collect.twins),
         *(partial(check, run) for check in checks),
     ])  # fmt: skip
-    infos, labels, sites = known[0].infos, known[0].labels, known[0].sites
+    infos, labels = run.known
+    sites = [info.site for info in infos]
     _try_all([lambda: fitted.extend(run.sites(plan.fit.sites, sites, infos))])
     patterns = {"fit": plan.fit.check_sites, "control": plan.control.sites, "map": plan.maps.sites}
     asked = [some for name, some in patterns.items() if name in plan.links]
@@ -81,31 +84,6 @@ def check_run(run: Run) -> dict[str, str]:
     if "map" in plan.links:
         found["map"] = _map_reason(run, run.sites(plan.maps.sites, fitted, infos))
     return {link: reason for link, reason in found.items() if reason}
-
-
-@short_repr
-@dataclass(frozen=True, eq=False)
-class Known:
-    """What is known of a run before its first pass: sites, and labels [sample], -1 for none."""
-
-    infos: tuple[SiteInfo, ...]
-    labels: Tensor
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The sites, in execution order."""
-        return tuple(info.site for info in self.infos)
-
-    @staticmethod
-    def of(run: Run) -> "Known":
-        """Read it from the store; where it is not whole, run one sample."""
-        store = whole_store(run.folder.store)
-        if store is not None:
-            return Known(store.infos, store.labels)
-        check_batches(run.batches, run.batch_size, run.plan.collect.shard_size)
-        inputs = run.inputs
-        labels = torch.full((len(inputs),), -1) if inputs.labels is None else inputs.labels
-        return Known(run.batches.infos, labels)
 
 
 def control_reason(run: Run, labels: Tensor) -> str:
@@ -130,7 +108,7 @@ def control_reason(run: Run, labels: Tensor) -> str:
             f"both: {sorted(both)[:10]}{', ...' if len(both) > 10 else ''}"
         )
     try:
-        next(Passes(run.loaded.model, [()]).outputs(_sample(run)))
+        next(Passes(run.loaded.model, [()]).outputs(_first(run)[1]))
     except CondecError as error:
         return str(error)
     return ""
@@ -139,7 +117,7 @@ def control_reason(run: Run, labels: Tensor) -> str:
 def _map_reason(run: Run, sites: Sequence[Site]) -> str:
     """Tell why no site can be mapped; empty where one can."""
     try:
-        run.inputs.picture(_first_row(run))
+        run.inputs.picture(_first(run)[0])
     except CondecError as error:
         return str(error)
     reason = ""
@@ -153,10 +131,9 @@ def _map_reason(run: Run, sites: Sequence[Site]) -> str:
 
 
 def _one_map(run: Run, site: Site) -> None:
-    labels = run.inputs.labels
-    row = _first_row(run)
+    labels, (row, sample) = run.inputs.labels, _first(run)
     own = None if labels is None else labels[row : row + 1]
-    mode_map(run.loaded.model, _sample(run), site, [0], run.plan.maps.target, own)
+    mode_map(run.loaded.model, sample, site, [0], run.plan.maps.target, own)
 
 
 def _check_fit(run: Run, info: SiteInfo, n_rows: int) -> None:
@@ -171,13 +148,19 @@ def _check_fit(run: Run, info: SiteInfo, n_rows: int) -> None:
         learner.check(entry.expand(n_train, n_units))
     except CondecError as error:
         raise OptionError(f"fit: {key}: {error}") from error
-    in_memory = not learner.by_descent or plan.rivals or plan.stability_seeds
-    if in_memory and memory_of((n_rows, n_units)) > plan.train.memory_gib * 2**30:
-        raise OptionError(
-            f"fit: {key}: {n_rows} rows of {n_units} units do not fit in "
-            f"{plan.train.memory_gib:g} GiB with the copies that fitting makes, which "
-            f"{type(learner).__name__}, rivals and stability need; raise memory_gib, take another "
-            "learner, or leave the site out (sites, check_sites)"
+    if not learner.by_descent or plan.rivals or plan.stability_seeds:
+        refuse_large(run, info.site, (n_rows, n_units))
+
+
+def refuse_large(run: Run, site: Site, shape: tuple[int, int]) -> None:
+    """Refuse rows of a site that do not fit in memory, with the copies that fitting makes."""
+    fit = run.plan.fit
+    if memory_of(shape) > fit.train.memory_gib * 2**30:
+        raise DataError(
+            f"fit: {site.key}: {shape[0]} rows of {shape[1]} units do not fit in "
+            f"{fit.train.memory_gib:g} GiB with the copies that fitting makes, which "
+            f"{type(fit.learner).__name__}, rivals and stability need; raise memory_gib, take "
+            "another learner, or leave the site out (sites, check_sites)"
         )
 
 
@@ -201,20 +184,10 @@ def _try_all(parts: Sequence[Callable[[], Any]]) -> None:
         raise OptionError(f"{len(found)} things keep this run from being done:\n{lines}")
 
 
-def _first_row(run: Run) -> int:
-    for row in range(len(run.inputs)):
-        try:
-            run.inputs.load(row)
-        except DataError:
-            if run.plan.collect.on_bad == "raise":
-                raise
-            continue
-        return row
-    raise DataError(f"{run.inputs.name}: none of the {len(run.inputs)} samples can be used")
-
-
-def _sample(run: Run) -> Tensor:
-    return prepare_inputs(run.loaded.model, run.inputs.load(_first_row(run))[None])
+def _first(run: Run) -> tuple[int, Tensor]:
+    """Return the row of the first sample that can be used, and the sample as the model takes it."""
+    row, sample = first_good(run.inputs, run.plan.collect.on_bad)
+    return row, prepare_inputs(run.loaded.model, sample)
 
 
 # --- what it takes --------------------------------------------------------------------------
@@ -244,7 +217,7 @@ def needs(run: Run, left_out: Mapping[str, str]) -> list[str]:
     One pass of a batch, some edits and one map are timed, everything else is counted, what a run
     folder holds already as well.
     """
-    made = [need for need in _needs(run, Known.of(run)) if need.link not in left_out]
+    made = [need for need in _needs(run) if need.link not in left_out]
     lines = [str(need) for need in made]
     lines += [f"{link:8} left out: {reason}" for link, reason in left_out.items()]
     disk = sum(need.disk for need in made)
@@ -257,8 +230,8 @@ def needs(run: Run, left_out: Mapping[str, str]) -> list[str]:
     return [*lines, str(whole), *short]
 
 
-def _needs(run: Run, known: Known) -> Iterator[Need]:
-    plan, infos, batches = run.plan, known.infos, run.batches
+def _needs(run: Run) -> Iterator[Need]:
+    plan, batches, (infos, labels) = run.plan, run.batches, run.known
     n_samples = len(run.inputs)
     size = min(run.batch_size, n_samples)
     each = batches.time_pass(size) / size
@@ -272,14 +245,14 @@ def _needs(run: Run, known: Known) -> Iterator[Need]:
         words += f", once more for {differ} of {twins} twins" if twins else ""
         seconds = each * passes * n_samples * (1 + differ)
         yield Need("collect", seconds, memory, disk * (1 + twins), words)
-    sites = run.sites(plan.fit.sites, known.sites, infos)
+    sites = run.sites(plan.fit.sites, [info.site for info in infos], infos)
     fitted = [info for info in infos if info.site in sites]
     if "fit" in plan.links:
         yield _need_of_fit(run, fitted, n_samples)
     chosen = run.sites(plan.control.sites, sites, infos)
     if "control" in plan.links:
         of = [info for info in fitted if info.site in chosen]
-        yield _need_of_control(run, known.labels, of, each, memory, disk)
+        yield _need_of_control(run, labels, of, each, memory, disk)
     mapped = run.sites(plan.maps.sites, sites, infos)
     if "map" in plan.links:
         yield _need_of_maps(run, mapped, batches)
@@ -326,27 +299,28 @@ def _need_of_control(
 def _time_edits(run: Run, info: SiteInfo) -> float:
     """Measure the seconds of one sample under one set of edits, as several run together."""
     sets = [(Ablate(info.site, units=[n % info.n_units]),) for n in range(_TIMED)]
-    sample = _sample(run)
+    _, sample = _first(run)
     inputs = sample.expand(min(run.batch_size, len(run.inputs)), *sample.shape[1:]).contiguous()
-    passes, seconds = Passes(run.loaded.model, sets), 0.0
-    for _ in range(2):  # the first one looks for what follows the site
-        started = time.perf_counter()
-        for _ in passes.outputs(inputs):
-            pass
-        seconds = time.perf_counter() - started
+    passes = Passes(run.loaded.model, sets)
+    seconds = _seconds(lambda: deque(passes.outputs(inputs), maxlen=0))
     return seconds / (len(sets) * len(inputs))
 
 
 def _need_of_maps(run: Run, sites: Sequence[Site], batches: BatchPlan) -> Need:
     plan = run.plan.maps
     number = plan.n_modes * plan.n_inputs * len(sites)
-    _one_map(run, sites[0])  # the first one compiles
-    started = time.perf_counter()
-    _one_map(run, sites[0])
-    seconds = (time.perf_counter() - started) * number
-    pixels = int(torch.tensor(run.inputs.picture(_first_row(run)).shape[:2]).prod())
+    seconds = _seconds(partial(_one_map, run, sites[0])) * number
+    pixels = math.prod(run.inputs.picture(_first(run)[0]).shape[:2])
     words = f"{len(sites)} sites, {plan.n_modes} modes on {plan.n_inputs} inputs each"
     return Need("map", seconds, 2 * batches.memory(plan.n_inputs), 15 * pixels * number, words)
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    """Measure what takes long the first time: what follows a site is looked for, maps compile."""
+    do()
+    started = time.perf_counter()
+    do()
+    return time.perf_counter() - started
 
 
 def _size(n_bytes: int) -> str:

@@ -1,6 +1,6 @@
 """Two run folders, number by number: what `condec compare` prints."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from condec.basis.errors import StoreError
+from condec.basis.digests import leaves
 from condec.basis.files import reading
 from condec.dictionary import load_dictionary
 from condec.store import RunFolder, Store
@@ -46,29 +46,27 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
 
 def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], Values]]]:
     """Yield all that a run holds, by part and name, read when it is called for."""
-    if not folder.store.exists():
-        raise StoreError(f"{folder.path}: expected a run folder; it has no {folder.store.name}")
-    for name, value in _leaves(Store.open(folder.store).recipe):
+    for name, value in leaves(Store.open(folder.store).recipe).items():
         yield ("recipe", name), partial(np.asarray, value)
     for name, file in folder.tables().items():
         kind = name.partition("/")[0].partition("_")[0]
-        for column, values in read_parquet(folder.found(file) or file).items():
+        for column, values in read_parquet(folder.ledger.found(file) or file).items():
             part = kind if kind in ("statistics", "control") else "tables"
             yield (part, f"{name}: {column}"), partial(np.asarray, values)
     for site in Store.open(folder.store).sites:
         for learner in folder.learners(site.key):
             found = folder.modes(site.key, learner)
-            training = load_dictionary(folder.found(found) or found).training
+            training = load_dictionary(folder.ledger.found(found) or found).training
             metrics = {} if training is None else training.to_dict()["metrics"]
             place = found.relative_to(folder.path).as_posix()
-            for name, value in _leaves(metrics):
+            for name, value in leaves(metrics).items():
                 yield ("quality", f"{place}: {name}"), partial(np.asarray, value)
     for path in sorted([*folder.path.rglob("*.zarr"), *folder.path.rglob("*.npz")]):
         place = path.relative_to(folder.path).as_posix()
         if "/." in place:  # Left by a writer that was killed.
             continue
         if folder.ledger.maker(place):
-            folder.found(path)
+            folder.ledger.found(path)
         for name, array in _arrays(path):
             yield ("arrays", f"{place}: {name}"), partial(_values, path, array)
 
@@ -87,15 +85,6 @@ def _arrays(path: Path) -> list[tuple[str, Any]]:
 def _values(path: Path, array: Any) -> Values:
     with reading(path, "arrays", "Make it again."):
         return np.asarray(array)
-
-
-def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in nested mappings, by their keys."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _difference(a: Values | None, b: Values | None) -> str:

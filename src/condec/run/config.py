@@ -40,10 +40,11 @@ from condec.attribution.targets import TARGETS, Target
 from condec.basis.checks import nearest
 from condec.basis.errors import OptionError, printable
 from condec.basis.files import user_path
+from condec.basis.texts import Texts
 from condec.dictionary import TrainConfig
 from condec.run.plan import LEARNERS, ROWS_PER_MODE, FitPlan, Plan
 from condec.run.plugins import default_links, default_options, link_names
-from condec.store import RunFolder, Twin, parse_twin
+from condec.store import TWINS, RunFolder, Twin
 
 Made = TypeVar("Made")
 DEFAULT_MODES: Final = {
@@ -54,8 +55,6 @@ _SECTIONS: Final[dict[str, Any]] = {
     for name, kind in typing.get_type_hints(Plan).items()
     if dataclasses.is_dataclass(kind) and kind is not FitPlan
 }
-_OF_FIT: Final = ("sign", "rows", "sites", "rivals", "stability_seeds", "check_sites")
-"""Keys of [fit] that belong neither to the learner nor to its training."""
 _JOINED: Final = ("learner", "train", "modes_per_unit", "rows_per_mode")
 """Fields of `FitPlan` that run.toml says otherwise."""
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
@@ -203,39 +202,27 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     nor says anything about it.
     """
     start = user_path(folder).resolve()
-    fit = plan.fit
-    modes = {}
-    if fit.modes_per_unit is not None:
-        most = "" if fit.rows_per_mode is None else f", rows/{fit.rows_per_mode:g}"
-        modes["n_modes"] = f"{fit.modes_per_unit:g}x{most}"
-    record: dict[str, Any] = {
-        "sites": list(plan.sites),
-        "out": relative(plan.out, start),
-        "base": relative(plan.base, start),
-        "links": list(plan.links),
-        **{name: _plain_fields(getattr(plan, name)) for name in _SECTIONS},
-        "fit": {
-            "learner": fit.name,
-            **_plain_fields(fit.learner),
-            **modes,
-            **{name: v for name, v in _plain_fields(fit).items() if name in _OF_FIT},
-            **_plain_fields(fit.train),
-        },
+    said = {
+        name: {n: value for n, value in values.items() if value not in (None, [], "")}
+        for name, values in sections(plan).items()
+        if (own := plan.options.get(name)) is None or name in plan.links or own != type(own)()
     }
-    for name, options in plan.options.items():
-        if name in plan.links or options != type(options)():
-            record[name] = _plain_fields(options)
-    return record
+    return {
+        "sites": list(plan.sites), "out": relative(plan.out, start),
+        "base": relative(plan.base, start), "links": list(plan.links), **said,
+    }  # fmt: skip
 
 
 def sections(plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the sections of a plan as run.toml says them, with what is None or empty."""
-    found = to_dict(plan)
-    every = {**{name: getattr(plan, name) for name in _SECTIONS}, **plan.options}
-    whole = {name: _all_fields(options) for name, options in every.items()}
-    of_fit = (_all_fields(part) for part in (plan.fit.learner, plan.fit, plan.fit.train))
-    parts = {name: value for part in of_fit for name, value in part.items()}
-    return whole | {"fit": {n: v for n, v in parts.items() if n not in _JOINED} | found["fit"]}
+    fit, own = plan.fit, {name: getattr(plan, name) for name in _SECTIONS}
+    parts = _fields_of(fit.learner) | _fields_of(fit) | _fields_of(fit.train)
+    of_fit = {"learner": fit.name} | {n: v for n, v in parts.items() if n not in _JOINED}
+    if fit.modes_per_unit is not None:
+        most = "" if fit.rows_per_mode is None else f", rows/{fit.rows_per_mode:g}"
+        of_fit["n_modes"] = f"{fit.modes_per_unit:g}x{most}"
+    found = {name: _fields_of(options) for name, options in own.items()}
+    return found | {"fit": of_fit} | {n: _fields_of(one) for n, one in plan.options.items()}
 
 
 def schema() -> dict[str, Any]:
@@ -267,7 +254,7 @@ def changed(options: Any, section: str, changes: Mapping[str, Any]) -> Any:
     21
     """
     kind = type(options)
-    found = checked(_section_model(section, kind), {**_plain_fields(options), **changes})
+    found = checked(_section_model(section, kind), {**_fields_of(options), **changes})
     return kind(**found)
 
 
@@ -306,17 +293,13 @@ _AS_WRITTEN: Final = int | Annotated[str, Field(pattern=f"^{_TIMES}$")]
 _N_MODES: Final = Annotated[
     Any, BeforeValidator(_number_of_modes, json_schema_input_type=_AS_WRITTEN)
 ]
-_TEXTS: Final[dict[Any, Any]] = {
-    Method: Annotated[str, AfterValidator(METHODS.parse)],
-    Target: Annotated[str, AfterValidator(TARGETS.parse)],
-    Twin: Annotated[str, AfterValidator(parse_twin)],
-}
+_TEXTS: Final[dict[Any, Texts[Any]]] = {Method: METHODS, Target: TARGETS, Twin: TWINS}
 
 
 def _kind(hint: Any) -> Any:
     """Return the type of a field as it stands in a TOML file."""
     if hint in _TEXTS:
-        return _TEXTS[hint]
+        return Annotated[str, AfterValidator(_TEXTS[hint].parse)]
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return list_of(_kind(arguments[0]))
@@ -340,7 +323,7 @@ def _fields(option: type) -> dict[str, Any]:
 
 def _fit_model(learner: str) -> type[BaseModel]:
     """Return the model of [fit]: keys of the plan, of the learner and of the training."""
-    of_plan = {name: kind for name, kind in _fields(FitPlan).items() if name in _OF_FIT}
+    of_plan = {name: kind for name, kind in _fields(FitPlan).items() if name not in _JOINED}
     fields = of_plan | _fields(LEARNERS[learner]) | _fields(TrainConfig)
     fields["n_modes"] = (_N_MODES, DEFAULT_MODES[learner])
     name: Any = Literal[learner]
@@ -369,15 +352,14 @@ def _file_model(*learners: str) -> type[BaseModel]:
 def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
     number = values.get("n_modes") or _number_of_modes(DEFAULT_MODES[learner])
     # A number that follows the site stands in the learner's place when the site is known.
-    own = {"n_modes": number.get("n_modes", 1)}
-    following = {name: n for name, n in number.items() if name != "n_modes"}
-    options: tuple[Any, ...] = (LEARNERS[learner], TrainConfig)
-    names = [[f.name for f in dataclasses.fields(option)] for option in options]
-    parts = [{name: values[name] for name in some if name in values} for some in names]
-    return FitPlan(
-        learner=LEARNERS[learner](**parts[0] | own), train=TrainConfig(**parts[1]), **following,
-        **{name: values[name] for name in _OF_FIT if name in values},
-    )  # fmt: skip
+    given = {**values, "n_modes": 1, **number}
+
+    def made(kind: Any, **parts: Any) -> Any:
+        names = {f.name for f in dataclasses.fields(kind)} - parts.keys()
+        return kind(**{name: given[name] for name in names if name in given}, **parts)
+
+    plan: FitPlan = made(FitPlan, learner=made(LEARNERS[learner]), train=made(TrainConfig))
+    return plan
 
 
 def _given(model: BaseModel) -> dict[str, Any]:
@@ -420,21 +402,11 @@ def _message(model: type[BaseModel], error: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """Return an option as a TOML value."""
-    match value:
-        case Method():
-            return METHODS.text(value)
-        case Target():
-            return TARGETS.text(value)
-        case tuple():
-            return [item.name if isinstance(item, Twin) else item for item in value]
-    return value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return next((t.text(value) for kind, t in _TEXTS.items() if isinstance(value, kind)), value)
 
 
-def _plain_fields(option: Any) -> dict[str, Any]:
-    """Return the fields of an option as TOML values, without those that are None or empty."""
-    record = _all_fields(option)
-    return {n: value for n, value in record.items() if value is not None and value not in ([], "")}
-
-
-def _all_fields(option: Any) -> dict[str, Any]:
+def _fields_of(option: Any) -> dict[str, Any]:
+    """Return the fields of an option as TOML values."""
     return {f.name: _plain(getattr(option, f.name)) for f in dataclasses.fields(option)}

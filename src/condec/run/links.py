@@ -13,23 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from condec import dictionary
+from condec.basis.digests import digest
 from condec.basis.errors import CondecError, StoreError
 from condec.basis.files import to_json
 from condec.basis.npz import save_record
+from condec.basis.shapes import UnitMatrix
 from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, fit, forget_checkpoint
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.explanation import site_maps
-from condec.modes import Modes
+from condec.modes import Modes, membership
 from condec.network import Site
-from condec.run.beforehand import OF_MODES, check_run, control_reason
-from condec.run.checks import fit_rivals, measure_stability
+from condec.run.beforehand import OF_MODES, check_run, control_reason, refuse_large
 from condec.run.control import control_link
-from condec.run.plan import digest
 from condec.run.plugins import brought, link_names
 from condec.run.run import Outcome, Run
 from condec.run.tasks import Task, carry_out, logged, with_modes
-from condec.store import Store, collect_twin, layer_statistics
+from condec.store import Quantity, Store, collect_twin, layer_statistics
 from condec.store.collection import collect_planned, whole_store
 
 
@@ -149,15 +150,51 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
 def _checks(run: Run, site: Site) -> Iterator[Task]:
     """Yield the tasks of rivals and stability, as far as the plan asks for them."""
     plan = run.plan.fit
-    of: dict[str, Any] = {"learner": plan.name, "after": f"fit {site.key}"}
-    of["inputs"] = [run.folder.modes(site.key, plan.name)]
-    if plan.rivals:
-        make = partial(fit_rivals, run, site)
-        yield Task(f"rivals {site.key}", _fit_options(run), make, **of)
-    if plan.stability_seeds:
-        make = partial(measure_stability, run, site)
-        made_from = _fit_options(run) | {"stability_seeds": plan.stability_seeds}
-        yield Task(f"stability {site.key}", made_from, make, **of)
+    inputs = [run.folder.modes(site.key, plan.name)]
+    for kind, asked in (("rivals", plan.rivals), ("stability", plan.stability_seeds)):
+        if asked:
+            own = {"stability_seeds": asked} if kind == "stability" else {}
+            make, made_from = partial(_check, run, site, kind), _fit_options(run) | own
+            name, after = f"{kind} {site.key}", f"fit {site.key}"
+            yield Task(name, made_from, make, inputs, plan.name, after)
+
+
+def _check(run: Run, site: Site, kind: str) -> list[Path]:
+    """Fit rivals of a site's dictionary, or measure how stable its modes are: in one table."""
+    plan, folder, store = run.plan.fit, run.folder, run.store
+    run.say(f"{site.key}: {kind}")
+    rows = _matrix(run, site, "contribution")
+    learner = plan.learner_for(store.info(site).n_units, len(rows))
+    fitted = dictionary.load_dictionary(folder.modes(site.key, plan.name))
+    if kind == "stability":
+        again = dictionary.stability(
+            learner, rows, seeds=plan.stability_seeds, config=plan.train, fitted=fitted
+        )
+        table = again.table().assign(between_halves=again.between_halves, n_seeds=len(again.seeds))
+    else:
+        activations, labels, member = None, store.labels, None
+        if run.plan.rows == "positions":  # of which no activations are kept
+            labels = labels[store.places(site).sample]
+        else:
+            activations = _matrix(run, site, "activation")
+            # A part that is 0 throughout, such as the negative one after a ReLU, does not compare.
+            if bool((activations == activations[0]).all()):
+                activations = None
+        if bool((labels >= 0).any()):
+            member = membership(labels)
+            member = member[:, member.any(0)]
+        table = dictionary.fit_rivals(
+            learner, rows, activations=activations, indicators=member, config=plan.train,
+            fitted=fitted,
+        )  # fmt: skip
+    return [folder.write_table(table, kind, site.key, plan.name)]
+
+
+def _matrix(run: Run, site: Site, quantity: Quantity) -> UnitMatrix:
+    """Read the rows of a site into memory, where they fit there as they do in a fit."""
+    rows = run.store.rows(site, quantity, run.plan.fit.sign, run.plan.rows)
+    refuse_large(run, site, rows.shape)
+    return rows.all()
 
 
 def map_link(run: Run) -> Outcome:
@@ -194,7 +231,7 @@ def report_link(run: Run) -> Outcome:
     _ = run.store  # There is one, of the plan's method and target.
     folder, entries = run.folder, run.folder.ledger.entries.values()
     others = [entry for entry in entries if entry.link != "report"]
-    learners = {name.rpartition("/")[2] for name in folder.ledger.outputs(folder.all_modes)}
+    learners = {place.name for place in folder.ledger.outputs(folder.all_modes)}
     left_out = any(name.startswith("fit") for name in run.left_out)
     if learners and run.plan.fit.name not in learners and not left_out:
         raise StoreError(

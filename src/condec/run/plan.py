@@ -5,8 +5,6 @@
 of the command line.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -272,22 +270,6 @@ class Plan:
     def rows(self) -> Rows:
         """What the rows of fits are."""
         return self.fit.rows or self.collect.rows
-
-
-def digest(*parts: Any) -> str:
-    """Short hash of options and plain values: equal for equal content, in any process.
-
-    >>> digest({"a": 1}) == digest({"a": 1}), digest((1, 2)) == digest((2, 1))
-    (True, False)
-    """
-    text = json.dumps(parts, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(option: Any) -> Any:
-    if hasattr(option, "to_dict"):
-        return option.to_dict()
-    return {name: getattr(option, name) for name in option.__dataclass_fields__}
 
 
 def _check_words(section: str, options: Any) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
+from condec.basis.digests import differences
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError, command, printable
 from condec.basis.files import user_path
 from condec.basis.records import short_repr
@@ -26,7 +27,7 @@ from condec.run import config
 from condec.run.plan import Plan
 from condec.store import RunFolder, SiteInfo, Store, Twin, fingerprint, is_twin, usable_device
 from condec.store.batches import BatchPlan
-from condec.store.collection import samples_of
+from condec.store.collection import check_batches, samples_of, whole_store
 from condec.store.ledger import Entry
 
 
@@ -154,6 +155,19 @@ class Run:
             plan.keep if plan.rows == "positions" else None, plan.seed,
         )  # fmt: skip
 
+    @cached_property
+    def known(self) -> tuple[tuple[SiteInfo, ...], Tensor]:
+        """Sites, and labels [sample], -1 for none, before the first pass: one sample is run.
+
+        Those of the store where it is whole.
+        """
+        if (store := whole_store(self.folder.store)) is not None:
+            return store.infos, store.labels
+        check_batches(self.batches, self.batch_size, self.plan.collect.shard_size)
+        labels = self.inputs.labels
+        none = torch.full((len(self.inputs),), -1)
+        return self.batches.infos, none if labels is None else labels
+
     @property
     def batch_size(self) -> int:
         """Samples of a batch; of those by timing, about."""
@@ -169,14 +183,13 @@ class Run:
         path = self.folder.store
         if not path.exists():
             raise StoreError(f"{path}: no contributions yet; {self.folder.first('collect')}")
-        store = Store.open(path)
-        plan = self.plan.collect
-        for key, wanted in (("method", plan.method.to_dict()), ("target", plan.target.to_dict())):
-            if store.recipe.get(key) != wanted:
-                raise StoreError(
-                    f"{path}: {key} is {store.recipe.get(key)}, the plan has {wanted}; choose "
-                    "another run folder, or remove that store"
-                )
+        store, plan = Store.open(path), self.plan.collect
+        wants = {"method": plan.method.to_dict(), "target": plan.target.to_dict()}
+        if differ := differences({key: store.recipe.get(key) for key in wants}, wants):
+            raise StoreError(
+                f"{path}: of another plan: {'; '.join(differ)}; choose another run folder, or "
+                "remove that store"
+            )
         return self._whole(store)
 
     def twin(self, twin: Twin) -> Store:
@@ -211,13 +224,12 @@ class Run:
         Raises StoreError: the model or the data have changed since.
         """
         now = {"model": fingerprint(self.loaded.model), "data": self.inputs.fingerprint}
-        for key, found in now.items():
-            if self.store.recipe.get(key) != found:
-                raise StoreError(
-                    f"{self.folder.store}: made from the {key} {self.store.recipe.get(key)}; the "
-                    f"plan's {key} is now {found}. Give the {key} of that store again, or collect "
-                    "into another run folder"
-                )
+        if differ := differences({key: self.store.recipe.get(key) for key in now}, now):
+            raise StoreError(
+                f"{self.folder.store}: made from something else than the plan's: "
+                f"{'; '.join(differ)}. Give that of the store again, or collect into another run "
+                "folder"
+            )
         return self.loaded.model
 
     def sites(
@@ -259,7 +271,7 @@ class Run:
         entry = self.folder.ledger.entries.get(record_name(f"fit {site}", name))
         if entry is not None and (differ := self.differences(entry)):
             raise StoreError(f"{folder}: fit of {site}: {differ}: {self.folder.first('fit')}")
-        if (found := self.folder.found(folder)) is None:
+        if (found := self.folder.ledger.found(folder)) is None:
             raise StoreError(f"{folder}: no modes of {site} yet; {self.folder.first('fit')}")
         return Modes.load(found, self.store)
 

@@ -17,7 +17,6 @@ interrupted, gone when all are done.
 
 import dataclasses
 import itertools
-import json
 import math
 import shutil
 import typing
@@ -35,9 +34,9 @@ from pydantic import ConfigDict, create_model
 from torch import Tensor
 
 from condec import dictionary
-from condec.basis.digests import joint_digest, opened, sealed
+from condec.basis.digests import digest, joint_digest
 from condec.basis.errors import CondecError, OptionError, StoreError
-from condec.basis.files import file_name, to_json, user_path
+from condec.basis.files import file_name, read_checked, user_path, with_checksum
 from condec.basis.locks import held
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
@@ -47,7 +46,7 @@ from condec.dictionary.fitting.rows import fits as fits_in
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.network import Site, match_sites
 from condec.run import config
-from condec.run.plan import LEARNERS, FitPlan, digest
+from condec.run.plan import LEARNERS, FitPlan
 from condec.store import Quantity, RunFolder, Sign, Store
 from condec.store.folder import to_parquet
 
@@ -236,12 +235,13 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     if not plan.store.exists():
         first = RunFolder(plan.store.parent).first("collect")
         raise StoreError(f"{plan.store}: no contributions yet; {first}")
+    store = Store.open(plan.store)
     with held(plan.out):
-        return _sweep(plan, progress=progress)
+        return _sweep(plan, store, progress=progress)
 
 
-def _sweep(plan: SweepPlan, *, progress: bool) -> SweepResult:
-    store, folder = Store.open(plan.store), RunFolder(plan.out)
+def _sweep(plan: SweepPlan, store: Store, *, progress: bool) -> SweepResult:
+    folder = RunFolder(plan.out)
     fits = _all_fits(plan, store)
     undone = {fit.folder for fit in fits if fit.record is None}
     _check(plan, store, [fit for fit in fits if fit.folder in undone])
@@ -326,8 +326,9 @@ def _fit_together(
             "seconds": report.seconds,
             "alive": dictionary.alive_modes(report.dictionary, matrix).nonzero().flatten().tolist(),
             "sha256": by_name[name].digest(),
+            "checksum": "",
         }
-        RunFolder(plan.out).write(file, to_json(sealed(record)))
+        RunFolder(plan.out).write(file, with_checksum(record))
         move(advance=1)
 
     with warnings.catch_warnings():
@@ -351,7 +352,7 @@ def _stability(plan: SweepPlan, fits: Sequence[_Fit], *, progress: bool) -> dict
             if known is None:
                 values = dictionary.seed_agreement([_alive_atoms(fit) for fit in group])
                 known = dict(zip(names, values.tolist(), strict=True))
-                RunFolder(plan.out).write(file, to_json(sealed(known)))
+                RunFolder(plan.out).write(file, with_checksum({**known, "checksum": ""}))
             found |= known
             move(advance=1)
     return found
@@ -427,6 +428,6 @@ def _text(value: Any) -> str:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        return opened(json.loads(file.read_bytes()))
+        return read_checked(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None  # Damaged, or of an earlier version: it is done again.

@@ -30,6 +30,13 @@ _RESULTS: Final = ("analysis", "modes", "report", "log_odds", "activations", "tw
 """Folders of a run that hold nothing but results."""
 _REPAIR: Final = "repair.json"
 """File of a repair that is under way: the links to carry out."""
+_LINKS: Final = {
+    "contributions": "collect", "twins": "collect", "labels": "collect", "maps": "map",
+    "modes": "fit", "rivals": "fit", "stability": "fit", "log_odds": "control",
+    "activations": "control", "superclasses": "control", "statistics": "stats",
+    "statistics_twins": "stats", "left_out": "run", "left": "run",
+}  # fmt: skip
+"""Links by names of files and folders, and of tasks."""
 _OF_KILLED: Final = r".*\.partial|\..*\.(new|earlier|old)"
 """Names of what a killed writer leaves."""
 _OF_SYSTEM: Final = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -67,10 +74,8 @@ def verify_run(folder: str | Path) -> Verification:
         raise StoreError(f"{place.path}: expected a run folder; it has no {place.store.name}")
     stores = {store: [*_of_store(place, store)] for store in _stores(place)}
     damages = [damage for found in stores.values() for damage in found]
-    recorded = (place.path / name for name in place.ledger.outputs())
-    damages += filter(
-        None, (place.ledger.damage(path) for path in recorded if not stores.get(path))
-    )
+    recorded = (path for path in place.ledger.outputs() if not stores.get(path))
+    damages += filter(None, map(place.ledger.damage, recorded))
     damages += [*place.ledger.damaged.values(), *_strays(place)]
     if links := _under_repair(place):
         problem = f"a repair was interrupted, to be made again: {', '.join(sorted(links))}"
@@ -161,8 +166,7 @@ def _under_repair(folder: RunFolder) -> set[str]:
 
 
 def _stores(folder: RunFolder) -> list[Path]:
-    recorded = (folder.path / name for name in folder.ledger.outputs())
-    of_record = {path for path in recorded if path.name == folder.store.name}
+    of_record = {path for path in folder.ledger.outputs() if path.name == folder.store.name}
     found = {folder.store, folder.log_odds, *folder.twins().values()}
     return sorted(of_record | {path for path in found if path.exists()})
 
@@ -209,8 +213,7 @@ def _repair_store(path: Path) -> None:
 
 def _strays(folder: RunFolder) -> Iterator[Damage]:
     """Yield files among results that no record names, and what killed writers left."""
-    kept = {folder.path / name for name in folder.ledger.outputs()} | {*_stores(folder)}
-    kept |= set(folder.ledger.damaged)
+    kept = {*folder.ledger.outputs(), *_stores(folder), *folder.ledger.damaged}
     kept |= {folder.ledger.file(task) for task in folder.ledger.entries}
     for above, folders, names in os.walk(folder.path):
         here = Path(above)
@@ -234,15 +237,6 @@ def _link(folder: RunFolder, file: Path) -> str:
 
 def _link_of(file: Path) -> str:
     """Return the link that made a part of a store, or a result of which no record is left."""
-    first, *rest = file.parts
-    kind = rest[0].partition("%20")[0].partition(".")[0] if rest else ""
-    known = {"maps": "map", "rivals": "fit", "stability": "fit", "labels": "collect"}
-    known |= {"statistics": "stats", "statistics_twins": "stats", "superclasses": "control"}
-    known |= {"left_out": "run", "left": "run"}
-    if first in ("modes", "report"):
-        return {"modes": "fit"}.get(first, first)
-    if first in ("contributions.zarr", "twins"):
-        return "collect"
-    if first in ("log_odds", "activations") or kind in {*TABLES} - known.keys():
-        return "control"
-    return known.get(kind, kind if kind in link_names() else "")
+    known = dict.fromkeys(TABLES, "control") | {link: link for link in link_names()} | _LINKS
+    names = (part.partition("%20")[0].partition(".")[0] for part in file.parts)
+    return next((known[name] for name in names if name in known), "")

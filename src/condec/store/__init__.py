@@ -15,17 +15,17 @@ from condec.store.shards import QUANTITIES, Quantity, SiteInfo
 from condec.store.statistics import STATISTICS, TREND, compare_trends, layer_statistics
 from condec.store.store import Store
 from condec.store.twins import (
+    TWINS,
     RandomWeights,
     ShuffledLabels,
     Twin,
     collect_twin,
     is_twin,
-    parse_twin,
 )
 
 __all__ = [
-    "QUANTITIES", "SIDE_EFFECTS", "STATISTICS", "TREND", "Places", "Quantity", "RandomWeights",
-    "Rows", "RunFolder", "ShuffledLabels", "Sign", "SiteInfo", "Store", "Twin", "collect",
-    "collect_twin", "compare_trends", "fingerprint", "is_twin", "layer_statistics", "parse_twin",
+    "QUANTITIES", "SIDE_EFFECTS", "STATISTICS", "TREND", "TWINS", "Places", "Quantity",
+    "RandomWeights", "Rows", "RunFolder", "ShuffledLabels", "Sign", "SiteInfo", "Store", "Twin",
+    "collect", "collect_twin", "compare_trends", "fingerprint", "is_twin", "layer_statistics",
     "randomize", "usable_device",
 ]  # fmt: skip

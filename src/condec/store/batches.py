@@ -83,7 +83,7 @@ class BatchPlan:
         """
         model, compute = original(model), compute or Compute()
         method, target = as_method("collect", method), as_target(target or TopK())
-        index, sample = _first_good(inputs, on_bad)
+        index, sample = first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
         fitted = target
         if not target.is_fitted:
@@ -164,7 +164,7 @@ class BatchPlan:
 
     def time_pass(self, n_samples: int, *, again: int = 0) -> float:
         """Measure the seconds of one forward and backward pass, the least of 1 + `again` tries."""
-        row, sample = _first_good(self.inputs, self.on_bad)
+        row, sample = first_good(self.inputs, self.on_bad)
         samples = sample.expand(n_samples, *sample.shape[1:]).clone()
         batch, seconds = LoadedBatch((row,) * n_samples, tuple(range(n_samples)), samples), []
         for _ in range(1 + again):
@@ -299,7 +299,8 @@ def usable(inputs: Inputs, rows: Sequence[int], on_bad: str) -> Iterator[tuple[i
         yield place, sample
 
 
-def _first_good(inputs: Inputs, on_bad: str) -> tuple[int, Tensor]:
+def first_good(inputs: Inputs, on_bad: str) -> tuple[int, Tensor]:
+    """Load the first sample that can be used: its row, and a batch of it."""
     for row, sample in usable(inputs, range(len(inputs)), on_bad):
         return row, sample[None]
     raise DataError(f"{inputs.name}: none of the {len(inputs)} samples can be used")

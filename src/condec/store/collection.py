@@ -20,7 +20,7 @@ from condec.attribution.targets import TargetLike
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.progress import progress_bar
-from condec.basis.read_ahead import ahead, behind
+from condec.basis.read_ahead import ahead
 from condec.data import as_inputs
 from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch
 from condec.store.places import Rows
@@ -143,12 +143,9 @@ def _run_shards(
         for index, span in spans.items()
     }
     results = _results(plan, list(chain.from_iterable(batches.values())), devices)
-    silent = plan.infos
+    silent = list(plan.infos)
 
-    def write_shard(shard: tuple[int, dict[str, Any]]) -> None:
-        store.write_shard(*shard)
-
-    with behind(write_shard) as write:
+    def shards() -> Iterator[tuple[int, dict[str, Any]]]:
         for index, of_shard in batches.items():
             parts = []
             for batch in of_shard:
@@ -160,8 +157,11 @@ def _run_shards(
                 else torch.cat([part[name] for part in parts])
                 for name in parts[0]
             }
-            silent = tuple(info for info in silent if _is_silent(rows, info))
-            write((index, rows))
+            silent[:] = [info for info in silent if _is_silent(rows, info)]
+            yield index, rows
+
+    for _ in ahead(lambda shard: store.write_shard(*shard), shards()):
+        pass
     warn_of_silence([info.site.key for info in silent], sum(map(len, spans.values())))
 
 

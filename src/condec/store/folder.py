@@ -1,24 +1,4 @@
-"""A run folder: where everything is, what is done, and the log of events.
-
-run.toml                                 the plan, written out in full
-contributions.zarr                       the store
-log_odds/contributions.zarr              contributions to the label's log-odds, by which units are
-log_odds/<site>/                         chosen, and their modes
-activations/<site>/                      modes of activations, for the ranking by them
-twins/<twin>/contributions.zarr          twins of the store: random weights or shuffled labels
-modes/<site>/<learner>/                  dictionary and modes of a site
-analysis/labels.json                     names of the labels: a list, or null
-analysis/superclasses.json               superclass of every label: a list
-analysis/left_out.json                   what the last run left out, and why: a list, if anything
-analysis/statistics.parquet              one row a site
-analysis/statistics_twins.parquet        the same of the twins, with a column `twin`
-analysis/control.parquet                 control curves of all sites
-analysis/<kind>/<site>/<learner>.parquet   tables of one dictionary, of the kinds of `TABLES`
-analysis/maps/<site>/<learner>.npz       input-space maps
-analysis/retina/                         what the link of `condec.retina` makes
-report/index.html
-tasks/*.json                             what results were made from, and digests (`ledger.py`)
-log.jsonl                                one line an event, with time and host
+"""A run folder: where everything is (docs/how-to/store.md lists it), what is done, and the log.
 
 Every result has a record, and is refused without; run.toml and log.jsonl are free, and so is
 checkpoints/, fits that are under way.
@@ -30,7 +10,7 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
@@ -38,7 +18,6 @@ from condec.basis.errors import command
 from condec.basis.files import (
     file_name,
     reading,
-    remove_partial,
     to_json,
     user_path,
     write_file,
@@ -110,7 +89,7 @@ class RunFolder:
         """List the learners whose modes of a site lie here, or should, sorted."""
         start = self.all_modes / file_name(site)
         found = {one.name for one in start.glob("*") if (one / "modes.zarr").is_dir()}
-        known = {PurePath(name).name for name in self.ledger.outputs(start)}
+        known = {place.name for place in self.ledger.outputs(start)}
         return tuple(sorted(known | {name for name in found if not name.startswith(".")}))
 
     def checkpoint(self, site: str, digest: str) -> Path:
@@ -133,42 +112,27 @@ class RunFolder:
     def tables(self) -> dict[str, Path]:
         """List all tables that lie here, or should, by their names below analysis/."""
         start = self.analysis()
-        recorded = (self.path / name for name in self.ledger.outputs(start))
-        known = (path for path in recorded if path.suffix == ".parquet")
+        known = (path for path in self.ledger.outputs(start) if path.suffix == ".parquet")
         found = {path.relative_to(start): path for path in (*start.rglob("*.parquet"), *known)}
         return {name.with_suffix("").as_posix(): path for name, path in sorted(found.items())}
 
-    def found(self, path: Path) -> Path | None:
-        """Return where a result lies, if it is what its record says; None where there is none.
-
-        Raises StoreError: it is damaged, gone, not recorded, or made from other results than those
-        that lie here.
-        """
-        return self.ledger.found(path)
-
-    def found_store(self, path: Path) -> Path:
-        """Return the place of a store; StoreError where it is not the one that was recorded."""
-        # Stores that were made elsewhere have no record: they hold digests of their own.
-        recorded = self.ledger.maker(path.relative_to(self.path).as_posix()) is not None
-        return (self.found(path) if recorded else None) or path
-
     def read_table(self, *parts: str) -> "pandas.DataFrame | None":
-        """Read a table; None where there is none or it has no rows, StoreError as `found` does."""
-        if self.found(self.table(*parts)) is None:
+        """Read a table; None where there is none or it has no rows; StoreError as `found`."""
+        if self.ledger.found(self.table(*parts)) is None:
             return None
         table = read_parquet(self.table(*parts))
         return None if table.empty else table
 
     def read_json(self, file: Path) -> Any:
-        """Read a result in JSON; None where there is none, StoreError as `found` does."""
-        if self.found(file) is None:
+        """Read a result in JSON; None where there is none, StoreError as `Ledger.found`."""
+        if self.ledger.found(file) is None:
             return None
         with reading(file, "JSON", "Make it again."):
             return json.loads(file.read_bytes())
 
     def read_record(self, file: Path, kind: type[Record]) -> Record:
-        """Read a result of `save_record`; StoreError where there is none, and as `found` does."""
-        return load_record(self.found(file) or file, kind)
+        """Read a result of `save_record`; StoreError where there is none, and as `Ledger.found`."""
+        return load_record(self.ledger.found(file) or file, kind)
 
     def write_table(self, table: "pandas.DataFrame", *parts: str) -> Path:
         """Write a table, whole or not at all."""
@@ -177,9 +141,7 @@ class RunFolder:
     def write(self, file: Path, content: bytes) -> Path:
         """Write a file, whole or not at all; folders are made. StoreError where that fails."""
         with writing(f"{file}"):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            remove_partial(file)
-            write_file(file, content)
+            write_file(file, content, alone=True)
         return file
 
     def note_left_out(self, notes: Sequence[str]) -> None:
@@ -189,10 +151,6 @@ class RunFolder:
             self.ledger.mark_done("left out", "run", {}, (), [self.left_out])
         else:
             self.ledger.forget("left out")
-
-    def notes_left_out(self) -> tuple[str, ...]:
-        """Return what the last run left out; empty where nothing was."""
-        return tuple(self.read_json(self.left_out) or ())
 
     def log(self, event: str, **details: Any) -> None:
         """Append one line to the log; StoreError where it cannot be written."""

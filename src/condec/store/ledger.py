@@ -5,21 +5,20 @@ words; other results, by their digests), and the digests of its outputs. A resul
 files, and the results that it was made from, are those of its record.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from condec.basis.digests import joint_digest, opened, path_digest, sealed
+from condec.basis.digests import joint_digest, path_digest
 from condec.basis.errors import StoreError, command
 from condec.basis.files import (
     file_name,
     folder_in_place,
+    read_checked,
     reading,
-    remove_partial,
     remove_whatever,
-    to_json,
+    with_checksum,
     write_file,
     writing,
 )
@@ -66,7 +65,7 @@ class Ledger:
             for file in sorted((self.folder / RECORDS).glob("*.json")):
                 try:
                     with reading(file, "a record of a task", self._remedy("")):
-                        entry = Entry(**opened(json.loads(file.read_bytes())))
+                        entry = Entry(**read_checked(file.read_bytes()))
                         if self.file(entry.task) != file:
                             raise ValueError(f"it is that of {entry.task!r}")
                         for name in (*entry.inputs, *entry.outputs):
@@ -108,9 +107,7 @@ class Ledger:
         entry = Entry(task=task, link=link, made_from=made_from, inputs=digests, outputs=made)
         with writing(f"{self.folder}: the record of {task!r}"):
             file = self.file(task)
-            file.parent.mkdir(exist_ok=True)
-            remove_partial(file)
-            write_file(file, to_json(sealed(asdict(entry))))
+            write_file(file, with_checksum({**asdict(entry), "checksum": ""}), alone=True)
             self.damaged.pop(file, None)
             self._add(entry)
             gone = set(before.outputs if before else ()) - made.keys()
@@ -151,7 +148,9 @@ class Ledger:
         if entry is None:
             names = "".join(f", and tasks/{file.name} is damaged" for file in self.damaged)
             problem = f"no record says what it was made from{names}"
-            return Damage(path, problem, self._remedy("")) if got else None
+            # Stores that were made elsewhere hold digests of their own.
+            sound = not got or (path / "manifest").is_dir()
+            return None if sound else Damage(path, problem, self._remedy(""))
         remedy = self._remedy(entry.link)
         if got != (expected := entry.outputs[name]):
             problem = f"expected SHA-256 {expected}, got {got}" if got else "it is gone"
@@ -166,10 +165,11 @@ class Ledger:
         """Return the record that has this output, given by its path in the run folder."""
         return self._of_output.get(name) if self.entries else None
 
-    def outputs(self, start: Path | None = None) -> list[str]:
-        """List all recorded outputs, or those below a folder, by their paths in the run folder."""
+    def outputs(self, start: Path | None = None) -> list[Path]:
+        """List the places of all recorded outputs, or of those below a folder."""
         above = "" if start is None else f"{self._name(start)}/"
-        return sorted(n for e in self.entries.values() for n in e.outputs if n.startswith(above))
+        names = (name for entry in self.entries.values() for name in entry.outputs)
+        return sorted(self.folder / name for name in names if name.startswith(above))
 
     def digest(self, path: Path) -> str:
         """Return the digest of a result; that of a store is of its manifest, which holds others."""

@@ -1,11 +1,6 @@
 """The bytes of a store on disk, and how they get there without ever being half there.
 
-    contributions.zarr/
-        zarr.json                   schema version, recipe, sites; metadata of all arrays
-        inputs/{id,label,prediction,target,target_baseline,steps,valid}     [sample]
-        sites/<quoted key>/{contribution,activation}                  [sample, sign, unit]
-        sites/<quoted key>/{place_contribution,position,n_places}     where places are kept
-        manifest/shard-00000.json   one record a shard that counts
+docs/how-to/store.md shows the files.
 
 A shard is `shard_size` samples of all arrays: one file an array, ``c.<shard>``. One worker
 writes it, whole; it counts once its manifest record has been renamed into place, which is
@@ -22,6 +17,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -192,8 +188,8 @@ def read_root(path: Path) -> Root:
     remedy = AGAIN if any(path.glob(_RECORDS)) else _REMOVE
     with reading(file, "the metadata of a store", remedy):
         if not (file.exists() or file.is_symlink() or (path / "manifest").is_dir()):
-            expected = "expected a folder that 'condec collect' has written"
-            raise StoreError(f"{path}: there is no store; {expected}")
+            todo = "run 'condec collect' first, or give the path of a store"
+            raise StoreError(f"{path}: no contributions yet; {todo}")
         content = file.read_bytes()
     try:
         root = json.loads(content)
@@ -227,11 +223,18 @@ REPAIR: Final = (
 )
 
 
-def lost_root(path: Path, config_hash: str) -> bool:
-    """Tell whether a store has no root that can be read, but a record of this configuration."""
+def needs_root(path: Path, config_hash: str) -> bool:
+    """Tell whether a folder lacks the root of a configuration: it has a record of it, or nothing.
+
+    What a writer left that was killed before it wrote the root is nothing.
+    """
     with suppress(StoreError):
         if read_root(path).config_hash == config_hash:
             return False
+    if path.is_dir() and not os.path.lexists(path / "zarr.json"):
+        left = (file for file in path.rglob("*") if not file.is_dir())
+        if all(file.name == "zarr.json" or file.suffix == ".partial" for file in left):
+            return True
     records = (file.read_bytes() for file in path.glob(_RECORDS) if file.is_file())
     mark = f'"config_hash": "{config_hash}"'.encode()
     return any(mark in content and checksum_holds(content) for content in records)
@@ -256,26 +259,13 @@ def entries(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **config["recipe"], "recipe": None, "sites": list(infos), "site": infos}
 
 
-def differences(had: Mapping[str, Any], wants: Mapping[str, Any]) -> str:
-    """Return a line for every entry, at whatever depth, in which two mappings differ."""
-    import pandas
-
-    old, new = (
-        {key: json.dumps(value[0], ensure_ascii=False) for key, value in leaves.items()}
-        for leaves in (pandas.json_normalize(dict(each)).to_dict("list") for each in (had, wants))
-    )
-    return "\n".join(
-        f"  {key}: had {old.get(key, 'nothing')}, wants {new.get(key, 'nothing')}"
-        for key in sorted(map(str, old.keys() | new.keys()))
-        if old.get(key) != new.get(key)
-    )
-
-
 # --- metadata -------------------------------------------------------------------------------
+
+_GROUP: Final[dict[str, Any]] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
 def skeleton(config: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return all files of a store without shards, by their path in it."""
+    """Return all files of a store without shards, by their path in it; the root is the last."""
     infos = [SiteInfo.from_dict(values) for values in config["sites"]]
     n_samples, shard_size = config["n_samples"], min(config["shard_size"], config["n_samples"])
     groups = ("inputs", "sites", "manifest", *(info.folder for info in infos))
@@ -283,20 +273,14 @@ def skeleton(config: Mapping[str, Any]) -> dict[str, bytes]:
         path: _array_metadata((n_samples, *array.tail), (shard_size, *array.tail), array)
         for path, array in arrays_of(infos).items()
     }
-    files = {f"{name}/zarr.json": to_json(node) for name, node in nodes.items()}
-    return {"zarr.json": with_checksum(_root(config, nodes)), **files}
-
-
-_GROUP: Final[dict[str, Any]] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
-
-
-def _root(config: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, Any]:
     # Consolidated metadata: xarray warns where there are none, and readers that find them do
     # not list folders, so that the manifest's records (no Zarr objects) are never in the way.
     metadata = dict(sorted(nodes.items()))
     consolidated = {"kind": "inline", "must_understand": False, "metadata": metadata}
     attributes = {"condec": dict(config), "config_hash": record_digest(config), "checksum": ""}
-    return {**_GROUP, "consolidated_metadata": consolidated, "attributes": attributes}
+    root = {**_GROUP, "consolidated_metadata": consolidated, "attributes": attributes}
+    files = {f"{name}/zarr.json": to_json(node) for name, node in nodes.items()}
+    return {**files, "zarr.json": with_checksum(root)}
 
 
 def _array_metadata(shape: tuple[int, ...], shard: tuple[int, ...], array: Array) -> dict[str, Any]:

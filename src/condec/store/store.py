@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.checks import one_of
-from condec.basis.digests import record_digest
+from condec.basis.digests import differences, record_digest
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
     checksum_holds,
@@ -29,7 +29,6 @@ from condec.basis.files import (
     user_path,
     with_checksum,
     write_file,
-    write_folder,
     writing,
 )
 from condec.basis.records import Damage
@@ -100,16 +99,21 @@ class Store:
         """
         path = user_path(path)
         config = shards.make_config(recipe, sites, n_samples, shard_size)
-        files, hashed = shards.skeleton(config), record_digest(config)
+        hashed = record_digest(config)
         with writing(f"{path}"):
-            write_folder(path, files)
-            if shards.lost_root(path, hashed):
-                put_back({path / "zarr.json": files["zarr.json"]})
+            if not path.exists():
+                path.mkdir(parents=True, exist_ok=True)
+            if shards.needs_root(path, hashed):
+                with folder_lock(path):
+                    if shards.needs_root(path, hashed):
+                        files = shards.skeleton(config)
+                        put_back({path / name: content for name, content in files.items()})
         store = cls(path)
         if store.config_hash != hashed:
-            had, wants = shards.entries(store._root.config), shards.entries(config)
+            each = (shards.entries(one) for one in (store._root.config, config))
+            lines = "\n  ".join(differences(*each))
             raise StoreError(
-                f"{path} was made by another recipe:\n{shards.differences(had, wants)}\n"
+                f"{path} was made by another recipe:\n  {lines}\n"
                 "Choose another path, or remove that store first."
             )
         with writing(f"{path}"):

@@ -5,9 +5,7 @@ What training has done is told by the twins: a figure that an untrained network 
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
@@ -17,16 +15,17 @@ from torch import Tensor, nn
 
 from condec.attribution import Compute, IntegratedGradients, Sites, prepare_inputs
 from condec.attribution.targets import TargetLike, TopK, as_target
-from condec.basis.errors import DataError, OptionError, SiteError, StoreError
+from condec.basis.digests import differences
+from condec.basis.errors import DataError, StoreError
 from condec.basis.files import user_path
 from condec.basis.options import Option
+from condec.basis.texts import Part, Texts
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
 from condec.data.inputs import bytes_of
 from condec.network import find_sites
 from condec.store.batches import fingerprint, recipe_of, usable
 from condec.store.collection import collect
 from condec.store.random_weights import modules_from, randomize
-from condec.store.shards import differences
 from condec.store.store import Store
 
 N_ESTIMATE: Final = 256
@@ -38,9 +37,18 @@ _SAME: Final = (
 """Entries of the recipe that a twin shares with the real store."""
 
 
+class _Named(Option):
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """Text form, as `TWINS` reads it."""
+        return TWINS.words(self)
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomWeights(Option):
+class RandomWeights(_Named):
     """The same network with its weights drawn again, see `randomize`.
 
     Statistics of batch normalization are estimated on up to 256 inputs, spread over the data.
@@ -48,12 +56,6 @@ class RandomWeights(Option):
 
     seed: int = 0
     from_module: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Text form, as `parse_twin` reads it."""
-        begin = f":{self.from_module}" if self.from_module else ""
-        return f"random-weights{begin}{f'#{self.seed}' if self.seed else ''}"
 
     def check(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuse a module that is not there: OptionError lists the nearest."""
@@ -66,7 +68,7 @@ class RandomWeights(Option):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShuffledLabels(Option):
+class ShuffledLabels(_Named):
     """The same network and inputs, the labels in another order, drawn with the seed.
 
     Each labelled sample has the label of another one (an equal one where samples share a label);
@@ -74,11 +76,6 @@ class ShuffledLabels(Option):
     """
 
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """Text form, as `parse_twin` reads it."""
-        return f"shuffled-labels{f'#{self.seed}' if self.seed else ''}"
 
     def check(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuse data without two different labels, by a DataError."""
@@ -116,24 +113,15 @@ class ShuffledLabels(Option):
 Twin = RandomWeights | ShuffledLabels
 
 
-def parse_twin(text: str) -> Twin:
-    """Read ``random-weights[:FROM_MODULE]`` or ``shuffled-labels``, with ``#SEED`` unless it is 0.
-
-    OptionError where it is neither.
-
-    >>> parse_twin("random-weights:block3#2")
-    RandomWeights(seed=2, from_module='block3')
-    """
-    found = re.fullmatch(r"(random-weights(?::([^#]+))?|shuffled-labels)(?:#(\d{1,9}))?", text)
-    if found is None:
-        raise OptionError(
-            f"twin {text!r}: expected 'random-weights', 'random-weights:FROM_MODULE' or "
-            "'shuffled-labels', for another seed than 0 followed by '#SEED'"
-        )
-    seed = int(found[3] or 0)
-    if found[1] == "shuffled-labels":
-        return ShuffledLabels(seed=seed)
-    return RandomWeights(seed=seed, from_module=found[2])
+_SEED: Final = Part("seed", "[#SEED]", r"(?:#(\d{1,9}))?", int, lambda n: f"#{n}" if n else "")
+_FROM: Final = Part(
+    "from_module", "[:FROM_MODULE]", "(?::([^#]+))?", str, lambda name: f":{name}" if name else ""
+)
+TWINS: Final[Texts[Any]] = Texts(
+    "twin",
+    {RandomWeights: ("random-weights", _FROM, _SEED), ShuffledLabels: ("shuffled-labels", _SEED)},
+)
+"""Text forms of twins, such as ``random-weights:block3#2``."""
 
 
 def collect_twin(
@@ -216,11 +204,8 @@ def _check_real(
     of: Store, model: nn.Module, inputs: Inputs, sites: Sites, options: Mapping[str, Any]
 ) -> None:
     """Refuse to copy numbers of something else."""
-    fit_on, keys = options.get("fit_on"), []
-    for site in find_sites(model, sites):
-        with suppress(SiteError):  # as the real store spells it
-            site = of.info(site).site
-        keys.append(site.key)
+    fit_on = options.get("fit_on")
+    keys = [of.info(site).site.key for site in find_sites(model, sites)]  # as that store spells it
     wanted = recipe_of(
         model, inputs, sorted(keys),
         options.get("method") or IntegratedGradients(),
@@ -229,9 +214,10 @@ def _check_real(
     )  # fmt: skip
     found = {name: of.recipe[name] for name in ("fit_on", *wanted) if name in of.recipe}
     if lines := differences(found | {"sites": sorted(of.recipe.get("sites", ()))}, wanted):
+        shown = "\n  ".join(lines)
         raise StoreError(
-            f"{of.path} is not the real store of this twin:\n{lines}\nGive that store, or leave "
-            "`of` out to compute all numbers again."
+            f"{of.path} is not the real store of this twin:\n  {shown}\nGive that "
+            "store, or leave `of` out to compute all numbers again."
         )
 
 

@@ -128,9 +128,9 @@ def test_another_config_learner_or_matrix_is_refused(tmp_path):
     matrix = Planted.small().matrix
     interrupted(TopKSAE(12, k=2), matrix, CONFIG, tmp_path, after=1)
     before = contents(tmp_path)
-    with pytest.raises(StoreError, match=r"another fit: config: had .*'clip': 1.0.*wants"):
+    with pytest.raises(StoreError, match=r'another fit: config: had .*"clip": 1.0.*wants'):
         fit(TopKSAE(12, k=2), matrix, config=replace(CONFIG, clip=2.0), checkpoint=tmp_path)
-    with pytest.raises(StoreError, match="another fit: learner: had"):
+    with pytest.raises(StoreError, match=r"another fit: learner\.k: had 2, wants 3"):
         fit(TopKSAE(12, k=3), matrix, config=CONFIG, checkpoint=tmp_path)
     with pytest.raises(StoreError, match="another fit: rows: had"):
         fit(TopKSAE(12, k=2), matrix + 1e-6, config=CONFIG, checkpoint=tmp_path)

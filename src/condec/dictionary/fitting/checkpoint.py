@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from condec.basis.digests import differences
 from condec.basis.errors import StoreError
 from condec.basis.files import (
     reading,
@@ -80,13 +81,11 @@ class Keeper:
                 raise ValueError(f"format {record['format']}, expected {_FORMAT}")
             if metadata["digest"] != _digest(tensors, metadata[_RECORD]):
                 raise ValueError("its content is not what was written")
-        had, wants = record["identity"], self.identity
-        other = [n for n in sorted({*had, *wants}) if had.get(n) != wants.get(n)]
-        if other:
-            each = "; ".join(f"{n}: had {had.get(n)}, wants {wants.get(n)}" for n in other)
+        if other := differences(record["identity"], self.identity):
             raise StoreError(
-                f"{self.folder} holds the checkpoint of another fit: {each}. Go on with the same "
-                "options and rows, or take another folder (or remove this one) to start afresh."
+                f"{self.folder} holds the checkpoint of another fit: {'; '.join(other)}. Go on "
+                "with the same options and rows, or take another folder (or remove this one) to "
+                "start afresh."
             )
         self._before, self._since = record["seconds"], time.monotonic()
         return State(tensors, record["state"])
@@ -110,7 +109,6 @@ class Keeper:
         }  # fmt: skip
         tensors = {n: t.detach().cpu().contiguous() for n, t in state.tensors.items()}
         with writing(f"{self.folder}: checkpoint", lambda: "The last checkpoint counts. "):
-            self.folder.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(self.folder)
             text = json.dumps(record)
             content = save(tensors, {_RECORD: text, "digest": _digest(tensors, text)})

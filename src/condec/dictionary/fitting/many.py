@@ -5,8 +5,6 @@ which is faster than threads within a step.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 import signal
@@ -28,6 +26,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from condec.basis.digests import digest
 from condec.basis.errors import CondecError, OptionError
 from condec.basis.files import user_path, writing
 from condec.basis.records import short_repr
@@ -169,8 +168,7 @@ def _carry_out(jobs: Sequence[Job], folder: Path | None, seconds: float) -> _Don
         fits.append(shared[key])
     if learner.by_descent and folder is not None:
         identity = identity_of(learner, fits, configs)
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        keeper = Keeper(folder / name, identity, seconds)
+        keeper = Keeper(folder / digest(identity), identity, seconds)
     reports = reports_of(learner, fits, configs, lambda epoch: None, keeper)
     return reports, None if keeper is None else keeper.folder
 

@@ -53,7 +53,6 @@ def save_checkpoint(path: str | Path, checkpoint: RetinaCheckpoint) -> None:
     state = checkpoint.network.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with writing(f"{path}: checkpoint"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, save(tensors, {_KEY: json.dumps(known)}))
 
 

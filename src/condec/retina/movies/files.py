@@ -108,7 +108,6 @@ def write_recording(path: str | Path, recording: Recording) -> None:
     content = io.BytesIO()
     np.savez(content, **arrays)
     with writing(f"{path}: recording"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content.getvalue())
 
 
