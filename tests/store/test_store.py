@@ -245,7 +245,7 @@ def test_two_stores_of_the_same_data_are_the_same_bytes(tmp_path: Path) -> None:
     assert _bytes(third.path) != _bytes(first.path)
 
 
-_WIDE = tuple(replace(INFOS[0], site=Site(name), n_units=64) for name in ("layer1", "layer2"))
+_TWO = tuple(replace(INFOS[0], site=Site(name), n_units=64) for name in ("layer1", "layer2"))
 Start = Callable[..., Command]
 
 
@@ -263,10 +263,10 @@ def _work(path: Path, shards: Sequence[int] | None = None, die_at: int = 0) -> N
         fsync(handle)
 
     os.fsync = dying_fsync  # type: ignore[assignment]
-    store = Store.create(path, recipe={"r": 1}, sites=_WIDE, n_samples=420, shard_size=64)
+    store = Store.create(path, recipe={"r": 1}, sites=_TWO, n_samples=420, shard_size=64)
     for index in store.missing():
         if shards is None or index in shards:
-            rows = _rows(len(store.shard_rows(index)), seed=index, infos=_WIDE)
+            rows = _rows(len(store.shard_rows(index)), seed=index, infos=_TWO)
             store.write_shard(index, rows)
 
 
