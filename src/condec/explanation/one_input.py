@@ -213,11 +213,12 @@ def explain(
 
     Examples
     --------
-    >>> import condec
+    >>> import condec, tempfile
+    >>> _ = torch.manual_seed(0)
     >>> from condec.testing.models import small_resnet
-    >>> model, images = small_resnet(), torch.rand(20, 1, 8, 8)
-    >>> store = condec.collect(model, images, "block2", out=tmp / "store", progress=False)
-    >>> fitted = condec.fit(condec.NMF(n_modes=3), store.matrix("block2"))
+    >>> model, images, out = small_resnet(), torch.rand(20, 1, 8, 8), tempfile.mkdtemp()
+    >>> store = condec.collect(model, images, "block2", out=f"{out}/store", progress=False)
+    >>> fitted = condec.fit(condec.PCA(n_modes=1), store.matrix("block2"))
     >>> modes = condec.Modes.build(fitted.dictionary, store, "block2")
     >>> found = condec.explain(model, images[:1], modes)
     >>> abs(found.to_frame()["net"].sum() - found.change) < 1e-4

@@ -53,14 +53,15 @@ def flow(
 
     Examples
     --------
-    >>> import condec, torch
+    >>> import condec, tempfile
+    >>> _ = torch.manual_seed(0)
     >>> from condec.testing.models import small_resnet
     >>> model, images = small_resnet(), torch.rand(20, 1, 8, 8)
-    >>> out, target = tmp / "flow", condec.Logit(0)
-    >>> store = condec.collect(model, images, "block*", out=out, target=target, progress=False)
+    >>> out = tempfile.mkdtemp()
+    >>> store = condec.collect(model, images, "block*", out=f"{out}/store", progress=False)
     >>> modes = []
     >>> for site in store.sites:
-    ...     fitted = condec.fit(condec.NMF(n_modes=3), store.matrix(site))
+    ...     fitted = condec.fit(condec.PCA(n_modes=1), store.matrix(site))
     ...     modes.append(condec.Modes.build(fitted.dictionary, store, site))
     >>> graph = condec.flow(model, images[:3], modes)
     >>> graph.n_inputs, list(graph.edges)
