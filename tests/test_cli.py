@@ -41,7 +41,8 @@ def test_run_says_what_was_made_and_ends_with_the_report(source: Path) -> None:
     result = done("run", source / "run.toml", "--quiet")
     lines = result.stdout.splitlines()
     assert [line.split()[:2] for line in lines[:-1]] == [
-        [link, "made"] for link in ("collect", "stats", "fit", "control", "map", "report")
+        [link, "made"]
+        for link in ("collect", "stats", "fit", "control", "map", "explain", "report")
     ]
     assert str(source / "run" / "contributions.zarr") in lines[0]
     assert lines[-1] == f"Report: {source / 'run' / 'report' / 'index.html'}"
@@ -50,7 +51,7 @@ def test_run_says_what_was_made_and_ends_with_the_report(source: Path) -> None:
 
 def test_links_one_by_one_on_the_run_folder(source: Path) -> None:
     done("collect", source / "run.toml", "-q")
-    for link in ("stats", "fit", "control", "map", "report"):
+    for link in ("stats", "fit", "control", "map", "explain", "report"):
         result = condec_command(link, source / "run", "--quiet")
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith(f"{link:8} made")

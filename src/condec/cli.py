@@ -27,6 +27,7 @@ from condec.network import find_sites, inspect_model, presets_of
 from condec.run import Outcome, Plan, Run, chain, config, sweep, verify
 from condec.run.beforehand import check_run, needs
 from condec.run.compare import compare_runs
+from condec.run.explain import explain_inputs
 from condec.run.links import function
 from condec.run.plugins import link_names
 
@@ -116,7 +117,7 @@ def run_command(
         False, "--check", help="Only check what can be known, and say what each link takes."
     ),
 ) -> None:  # fmt: skip
-    """All links: collect, stats, fit, control, map, report.
+    """All links: collect, stats, fit, control, map, explain, report.
 
     All that can be known is checked first. A link that the model or the data do not allow is left
     out, with a note.
@@ -204,6 +205,45 @@ def report_command(
     _print(f"Report: {build_report(plan.out, out=out).resolve()}")
 
 
+@app.command("explain")
+def explain_command(
+    source: Source,
+    inputs: list[str] = typer.Option(
+        [], "--input", help="Id of a collected input, or a file; may be given several times."
+    ),
+    site: list[str] = typer.Option([], help="Site pattern; may be given several times."),
+    mode: list[int] = typer.Option([], help="Number of a mode to show, of one site."),
+    name: str = typer.Option("", help="Learner of the modes, instead of the plan's."),
+    label: str = typer.Option("", help="Number or name of the input's label."),
+    out: Path | None = typer.Option(
+        None, help="Folder of the page; nothing is then written into the run folder."
+    ),
+    again: Again = False, quiet: Quiet = False, trust_code: Trust = False,
+) -> None:  # fmt: skip
+    """Why the model gave an output: the page of an input, as a sum of modes.
+
+    Inputs are ids of collected ones, or files that were not collected; without any, pages are made
+    of those of the plan ([explain] of run.toml).
+    """
+    run = Run(_with_noted(config.read(source)), not quiet, again, trust_code)
+    options: dict[str, Any] = {
+        "sites": site,
+        "show": mode,
+        "name": name,
+        "label": label,
+        "out": out,
+    }
+    if not inputs:
+        if any(options.values()):
+            raise OptionError("--site, --mode, --name, --label and --out go with --input")
+        _one_link(run, "explain")
+    elif out is not None:
+        with held(run.folder.path, shared=True):
+            _print_outcome(explain_inputs(run, inputs, **options))
+    else:
+        _carry_out(run, (explain_inputs(one, inputs, **options) for one in [run]), collects=False)
+
+
 def _add_command(link: str) -> None:
     """Add the command of a link that has no options of its own."""
     try:
@@ -221,7 +261,7 @@ def _add_command(link: str) -> None:
 
 
 for _name in link_names():
-    if _name not in ("collect", "report"):
+    if _name not in ("collect", "explain", "report"):
         _add_command(_name)
 
 

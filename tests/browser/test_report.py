@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from condec.basis.npz import save_record
-from condec.explanation import site_maps
+from condec.explanation import explain, keep, site_maps
 from condec.modes import Modes
 from condec.report import build_report
 from condec.store import RunFolder, Store
@@ -36,6 +36,16 @@ def report(tmp_path_factory) -> Path:
     modes.save(place.modes(*names))
     maps = site_maps(small_resnet(), small_inputs(), modes, n_modes=3, n_inputs=3)
     save_record(place.maps(*names), maps)
+    # The input whose picture stands first, explained, under a hostile name.
+    row = int(maps.samples[0, 0])
+    model, inputs = small_resnet(), small_inputs()
+    found_there = explain(model, inputs.batch([int(maps.ids[row])]), modes)
+    one = keep(
+        found_there, EVIL[1], {"name": "Predicted"}, why="typical", picture=maps.pictures[row]
+    )
+    save_record(place.explained(maps.ids[row]), one)
+    made_from = {"input": maps.ids[row]}
+    place.ledger.mark_done("it", "explain", made_from, (), [place.explained(maps.ids[row])])
     record(folder)
     return build_report(folder)
 
@@ -112,6 +122,24 @@ def test_pages_lead_to_each_other(page, report):
     assert page.url == report.as_uri()
 
 
+def test_a_picture_leads_to_why(page, report):
+    page.goto((report.parent / "sites" / "block2%3Ainput.html").as_uri())
+    page.locator(".tiles figure a").first.click()
+    assert page.locator("h1").inner_text().startswith("Why ")
+    assert EVIL[1] in page.locator(".eyebrow").inner_text()
+    assert load_images(page) > 2
+    assert page.locator(".portions li").count() > 2
+    page.locator("summary").first.click()
+    assert (
+        page.locator("details[open] table").first.locator("th", has_text="left over").count() == 1
+    )
+    page.locator(".portions a").first.click()
+    assert page.locator("h1").inner_text() == "block2:input"
+    page.locator("nav .home").click()
+    page.locator(".explained a").first.click()
+    assert page.locator("h1").inner_text().startswith("Why ")
+
+
 def test_names_stay_text(page, report):
     page.goto((report.parent / "sites" / "block1.html").as_uri())
     assert page.title() == "block1 - A small run"
@@ -150,7 +178,7 @@ def test_modes_of_one_label_and_one_kind_of_map(page, report):
 @pytest.mark.parametrize("size", [PHONE, {"width": 1400, "height": 900}])
 def test_no_page_is_wider_than_its_window(browser, report, size):
     for page in watched(browser, viewport=size):
-        for file in (report, *sorted((report.parent / "sites").glob("*.html"))):
+        for file in sorted(report.parent.rglob("*.html")):
             page.goto(file.as_uri())
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{file.name} is {wide} pixels too wide"

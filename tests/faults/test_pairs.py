@@ -19,7 +19,7 @@ from condec.testing.models import small_resnet
 from forked import Command
 from small_runs import contents, quick_report, small_inputs, undo, write_source
 
-LINKS = ("collect", "stats", "fit", "control", "map", "report")
+LINKS = ("collect", "stats", "fit", "control", "map", "explain", "report")
 ON_A_RUN = [*itertools.combinations_with_replacement((*LINKS, "run", "compare"), 2)]
 SWEEP = 'run = "run.toml"\nseeds = [0, 1]\n[[grid]]\nlearner = "kmeans"\nn_modes = [2, 3]\n'
 TOLD = ("run: in use by ", "sweep: in use by ", "shards are missing; run 'condec collect ")

@@ -361,6 +361,54 @@ def test_a_dictionary_read_from_saelens_makes_modes(store: Store, tmp_path: Path
     assert again.best(label=int(store.labels.max())).correlation >= 0
 
 
+def test_examples_of_a_mode_by_a_slow_loop(modes: Modes) -> None:
+    store, mode = modes.store, 1
+    loading = modes.loadings[:, mode].tolist()
+    users = sorted((row for row in range(N) if loading[row] > 0), key=lambda row: -loading[row])
+    top = modes.top(mode, 5)
+    assert top["row"].tolist() == users[:5]
+    assert top["id"].tolist() == [store.sample_ids[row] for row in users[:5]]
+    assert top["held_out"].tolist() == [row % 4 == 0 for row in users[:5]]
+    drawn = modes.random(mode, N, seed=1)
+    assert sorted(drawn["row"]) == sorted(users)
+    assert drawn.equals(modes.random(mode, N, seed=1))
+    assert not drawn.equals(modes.random(mode, N, seed=2))
+
+    rows = store.matrix("block2", quantity="activation", sign="sum").double()
+    atom = modes.atoms[mode].double().abs()
+    active = [sum(float(a * w) for a, w in zip(row, atom, strict=True)) for row in rows]
+    higher = {
+        row: sum(a < active[row] for a in active) - sum(z < loading[row] for z in loading)
+        for row in range(N)
+    }
+    found = modes.counter_examples(mode, N)
+    assert [higher[row] for row in found["row"]] == sorted(
+        (h for h in higher.values() if h > 0), reverse=True
+    )
+    assert found["activation"].tolist() == pytest.approx([active[row] for row in found["row"]])
+
+
+def test_counter_examples_fold_the_halves_of_an_atom(store: Store) -> None:
+    dictionary = fit(KMeans(n_modes=2), store.matrix("block2", sign="concat")).dictionary
+    found = Modes.build(dictionary, store, "block2", "concat").counter_examples(0, 3)
+    assert list(found) == [
+        "row", "id", "label", "prediction", "held_out", "loading", "activation",
+    ]  # fmt: skip
+
+
+def test_examples_that_cannot_be_given(modes: Modes, store: Store) -> None:
+    with pytest.raises(OptionError, match="no mode in row 9; 4 modes are alive"):
+        modes.top(9)
+    with pytest.raises(OptionError, match="n must be at least 1; got 0"):
+        modes.random(0, 0)
+    matrix = store.matrix("block2", quantity="activation")
+    active = Modes.build(
+        fit(KMeans(n_modes=2), matrix).dictionary, store, "block2", quantity="activation"
+    )
+    with pytest.raises(DataError, match="modes of activations have no counter-examples"):
+        active.counter_examples(0)
+
+
 # --- modes of places ------------------------------------------------------------------------
 
 

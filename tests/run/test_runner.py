@@ -158,7 +158,7 @@ def test_two_runs_give_the_same_bytes(source: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "made"),
     [
-        ("n_modes = 3", "n_modes = 2", {"fit", "control", "map", "report"}),
+        ("n_modes = 3", "n_modes = 2", {"fit", "control", "map", "explain", "report"}),
         ("n_random = 1", "n_random = 2", {"control", "report"}),
         ("n_units = 1", "n_units = 2", {"map", "report"}),
         ('title = "Small"', 'title = "Tiny"', {"report"}),
@@ -215,13 +215,13 @@ def test_an_interrupted_fit_goes_on_at_the_next_site(
     assert (source / "run" / "modes" / "block2" / "kmeans" / "modes.zarr").is_dir()
 
 
-@pytest.mark.parametrize("link", ["stats", "fit", "control", "map", "report"])
+@pytest.mark.parametrize("link", ["stats", "fit", "control", "map", "explain", "report"])
 def test_links_before_collect_say_what_to_do(source: Path, link: str) -> None:
     with pytest.raises(StoreError, match=r"no contributions yet; run 'condec collect PLAN"):
         FUNCTIONS[link](run_of(source))  # type: ignore[index]
 
 
-@pytest.mark.parametrize("link", ["control", "map"])
+@pytest.mark.parametrize("link", ["control", "map", "explain"])
 def test_links_before_fit_say_what_to_do(source: Path, link: str) -> None:
     prepare(run_of(source, links=("collect",)))
     with pytest.raises(StoreError, match=r"no modes of block. yet; run 'condec fit .*' first"):
@@ -481,7 +481,7 @@ def test_a_step_killed_while_it_writes_is_not_kept_by_the_earlier_plan(
 @pytest.mark.parametrize(
     ("old", "new", "refused", "message"),
     [
-        ("n_modes = 3", "n_modes = 2", ("control", "map", "report"),
+        ("n_modes = 3", "n_modes = 2", ("control", "map", "explain", "report"),
          r"fit\.n_modes had 3, the plan wants 2: run 'condec fit .*run' first"),
         ('learner = "kmeans"', 'learner = "pca"', ("report",),
          "modes of kmeans are here, the plan's learner is pca: run 'condec fit .*run' first"),

@@ -49,6 +49,7 @@ collect = {method = "ig:2", target = "predicted", batch_size = 16, shard_size = 
 fit = {learner = "kmeans", n_modes = 3, held_out = 0.4}
 control = {sites = "block2", fractions = [0.25, 0.5], edits = ["ablate"], n_random = 1}
 maps = {n_modes = 2, n_inputs = 2, n_units = 1}
+explain = {n_inputs = 1}
 report = {title = "Small"}
 """
 

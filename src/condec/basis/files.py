@@ -60,6 +60,8 @@ def file_name(text: str) -> str:
     ('block2%3Ainput', 200)
     """
     name = quote(text, safe="", errors="surrogatepass")
+    if name[:1] in ("", "."):  # neither hidden, nor a folder above
+        name = f"%2E{name[1:]}"
     if len(name) <= _LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]

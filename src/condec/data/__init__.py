@@ -44,7 +44,7 @@ from condec.data.arrays import (
     from_file,
     parts_of,
 )  # fmt: skip
-from condec.data.images import Orientation, from_folder
+from condec.data.images import Orientation, from_folder, from_image
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, read_names, scale_pixels, spread
 from condec.data.several import SeveralInputs
 
@@ -56,6 +56,9 @@ __all__ = [
 SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
     "digits": lambda rest, keys, **facts: digits(),
     "npz:FILE": lambda rest, keys, *, folder, **facts: from_file(user_path(rest, folder)),
+    "image:FILE": lambda rest, keys, *, folder, shape, orientation, **facts: from_image(
+        user_path(rest, folder), shape, orientation
+    ),
     "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, cells, orientation, **facts: from_folder(
         user_path(rest, folder),
         user_path(keys["csv"], folder) if "csv" in keys else None,
@@ -82,8 +85,9 @@ def load_data(
         ``digits``: the 897 handwritten digits of scikit-learn that the embedded model has not
         seen. ``npz:FILE``: arrays ``images`` (uint8 [sample, y, x, channel], or float as the
         model takes it), and, if there, ``labels``, ``class_names`` and ``ids``; or a ``.npy``
-        of images. ``folder:DIR``: images, one subfolder a class; or, with a csv, the files
-        that it lists. ``movie:FILE?KEY=VALUE&...``: clips (`condec.retina.movies.files`).
+        of images. ``image:FILE``: one. ``folder:DIR``: images, one subfolder a class; or, with a
+        csv, the files that it lists. ``movie:FILE?KEY=VALUE&...``: clips
+        (`condec.retina.movies.files`).
     csv : path, optional
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
         class name) and ``name`` (of a numbered label). Also written ``folder:DIR?csv=FILE``.

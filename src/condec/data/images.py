@@ -56,6 +56,15 @@ def from_folder(
     return replace(found, read=turned.read, stored=turned.stored)
 
 
+def from_image(
+    path: Path, shape: tuple[int, ...] | None = None, orientation: Orientation | None = None
+) -> Inputs:
+    """Read one image file; in grey, where inputs of this `shape` have one channel."""
+    mode = "L" if shape is not None and shape[:1] == (1,) else "RGB"
+    read = _reader(orientation or "stored", mode)
+    return Inputs(str(path), (path.name,), lambda _: read(path))
+
+
 def _from_subfolders(path: Path, names: Sequence[str] | None) -> Inputs:
     files = sorted(
         file.relative_to(path).as_posix()
@@ -190,8 +199,8 @@ def _stored(files: Sequence[Path]) -> Iterator[bytes]:
                 yield b"unreadable"
 
 
-def _reader(orientation: Orientation) -> Callable[[Path], Tensor]:
-    """Make what reads an image, uint8 [y, x, channel=3]; it warns once where one lies as stored."""
+def _reader(orientation: Orientation, mode: str = "RGB") -> Callable[[Path], Tensor]:
+    """Make what reads an image, uint8 [y, x, channel]; it warns once where one lies as stored."""
     from PIL import Image, ImageOps
 
     lying: list[Path] = []
@@ -213,7 +222,8 @@ def _reader(orientation: Orientation) -> Callable[[Path], Tensor]:
                     f"as torchvision and timm do. {do}",
                     stacklevel=2,
                 )
-            return torch.from_numpy(np.array(eight_bits(image).convert("RGB")))
+            pixels = np.array(eight_bits(image).convert(mode))
+            return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))
 
     return read
 

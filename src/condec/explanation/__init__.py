@@ -7,8 +7,10 @@ Imports `modes` and what lies below.
 """
 
 from condec.explanation.check import PartCheck
+from condec.explanation.examples import EXAMPLES, ExampleKind, example_rows
 from condec.explanation.graph import Graph
 from condec.explanation.input_map import InputMaps
+from condec.explanation.kept import ExplainedInput, keep
 from condec.explanation.leading import (
     ALIKE,
     LEAST_USERS,
@@ -26,7 +28,8 @@ from condec.explanation.shares import Shares
 from condec.explanation.site import SiteMaps, site_maps
 
 __all__ = [
-    "ALIKE", "LEAST_USERS", "Explanation", "Graph", "InputMaps", "ModeMap", "Part", "PartCheck",
-    "Shares", "SiteExplanation", "SiteMaps", "copies", "explain", "flow", "held_out_users",
-    "held_out_value", "leading_modes", "mode_map", "site_maps", "strongest_units",
+    "ALIKE", "EXAMPLES", "LEAST_USERS", "ExampleKind", "ExplainedInput", "Explanation", "Graph",
+    "InputMaps", "ModeMap", "Part", "PartCheck", "Shares", "SiteExplanation", "SiteMaps", "copies",
+    "example_rows", "explain", "flow", "held_out_users", "held_out_value", "keep", "leading_modes",
+    "mode_map", "site_maps", "strongest_units",
 ]  # fmt: skip

@@ -1,22 +1,28 @@
 """Maps of the leading modes of a site, with the pictures they belong to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from condec.attribution.targets import Predicted, TargetLike, as_target
+from condec.attribution import contribute, method_from_dict
+from condec.attribution.targets import Predicted, TargetLike, as_target, target_from_dict
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError
 from condec.basis.records import short_repr
 from condec.data import Inputs
 from condec.explanation.leading import descending, leading_modes, strongest_units
 from condec.explanation.mode import mode_map
+from condec.explanation.parts import over_places
+from condec.explanation.shares import Shares
 from condec.modes import Modes
 from condec.network import refuse_training
+
+_TOGETHER: Final = 32
+"""Inputs of a batch whose place maps are made."""
 
 
 @short_repr
@@ -50,6 +56,10 @@ class SiteMaps:
         uint8; every input once, however many modes it serves.
     total, positive, negative : Tensor of shape [mode, input, y, x]
         As in `ModeMap`, summed over the channels of the input.
+    places : Tensor of shape [mode, input, *place], or None
+        Place maps, see `Part`: what the mode contributes to the target of the store at every
+        position of the site. None where positions have no two axes, and of modes without their
+        dictionary.
     """
 
     site: str
@@ -66,6 +76,7 @@ class SiteMaps:
     total: Float[Tensor, "mode input y x"]
     positive: Float[Tensor, "mode input y x"]
     negative: Float[Tensor, "mode input y x"]
+    places: Tensor | None = None
 
 
 def site_maps(
@@ -124,7 +135,43 @@ def site_maps(
         samples=samples, loadings=loadings, ids=tuple(store.sample_ids[row] for row in used),
         labels=store.labels[used], predictions=store.predictions[used],
         held_out=modes.held_out[used], pictures=pictures, **maps,
+        places=_place_maps(model, inputs, where, modes, rows, n_inputs),
     )  # fmt: skip
+
+
+def _place_maps(
+    model: nn.Module, inputs: Inputs, where: Mapping[int, int], modes: Modes,
+    users: Mapping[int, Sequence[int]], n_inputs: int,
+) -> Tensor | None:  # fmt: skip
+    """Return the place maps of modes on their inputs, rows of the store; None where there are none.
+
+    Every input is attributed once, whatever the number of modes.
+    """
+    recipe, labels = modes.store.recipe, modes.store.labels
+    if modes.encoder is None or recipe["target"]["name"] == "Custom":
+        return None
+    method, target = method_from_dict(recipe["method"]), target_from_dict(recipe["target"])
+    if target.uses_labels and bool((labels[[*where]] < 0).any()):
+        return None
+    made = None
+    for some in torch.split(torch.tensor([*where]), _TOGETHER):
+        batch = contribute(
+            model, inputs.batch(where[row] for row in some.tolist()), modes.site, method=method,
+            target=target, labels=labels[some], prove=False,
+        )  # fmt: skip
+        whole = batch.by_site[0]
+        for number, row in enumerate(some.tolist()):
+            one = slice(number, number + 1)
+            values = {name: getattr(whole, name)[one] for name in ("contribution", "activation")}
+            shares = Shares.of(modes, replace(whole, **values))
+            mine = [mode for mode, rows in users.items() if row in rows]
+            for mode, weights in zip(mine, shares.weights(modes.ids[mine].tolist()), strict=True):
+                own = over_places(weights * shares.contribution, whole.units)
+                if own.ndim != 2:
+                    return None
+                made = torch.zeros(len(users), n_inputs, *own.shape) if made is None else made
+                made[[*users].index(mode), users[mode].index(row)] = own.float()
+    return made
 
 
 def _strongest_rows(loadings: Float[Tensor, " sample"], n_inputs: int) -> list[int]:

@@ -4,15 +4,16 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-from condec.basis.checks import one_of
+from condec.basis.checks import at_least, one_of
 from condec.basis.digests import path_digest
-from condec.basis.errors import OptionError, StoreError
+from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import (
     folder_in_place,
     folder_lock,
@@ -41,6 +42,9 @@ from condec.dictionary.base import saved_digest
 from condec.modes.labels import check_labels, label_correlation
 from condec.network import Site
 from condec.store import Quantity, Rows, Sign, Store
+
+if TYPE_CHECKING:
+    import pandas
 
 Split = Literal["all", "train", "held_out"]
 _SCHEMA: Final = 2
@@ -231,6 +235,80 @@ class Modes:
             loadings=self.loadings[:, mode], correlation=float(correlation[mode, label]),
         )  # fmt: skip
 
+    def top(self, mode: int, n: int = 10) -> "pandas.DataFrame":
+        """List the inputs that use a mode most, highest loading first.
+
+        `mode` is a row of `atoms`. Columns: row (of `loadings`), id (of the input: its file, of a
+        folder), label, prediction (-1 for none), held_out, loading. Inputs that do not use the
+        mode are left out.
+
+        Raises OptionError: there is no such mode, or `n` is below 1.
+        """
+        loading = self._of(mode, n)
+        return self._listed(mode, loading.argsort(descending=True, stable=True), n)
+
+    def random(self, mode: int, n: int = 10, seed: int = 0) -> "pandas.DataFrame":
+        """List inputs drawn from all that use a mode, as `top` does: what it is on the whole."""
+        drawn = torch.randperm(
+            len(self._of(mode, n)), generator=torch.Generator().manual_seed(seed)
+        )
+        return self._listed(mode, drawn, n)
+
+    def counter_examples(self, mode: int, n: int = 10) -> "pandas.DataFrame":
+        """List inputs on which a mode's units are active and yet contribute little, as `top` does.
+
+        Inputs come in the order of how many more places they stand higher by `activation` than by
+        loading (inputs of equal loading share the lowest place); those that stand no higher are
+        left out. One more column holds the activation.
+
+        Raises DataError: the modes are of activations themselves.
+        """
+        loading = self._of(mode, n)
+        if self.quantity != "contribution":
+            raise DataError(
+                f"{self.site.key}: modes of {self.quantity}s have no counter-examples, which are "
+                "active and contribute little; give modes of contributions"
+            )
+        active = self.activation[:, mode]
+        higher = _place(active) - _place(loading)
+        order = higher.argsort(descending=True, stable=True)
+        found = self._listed(mode, order[higher[order] > 0], n, used=False)
+        return found.assign(activation=active[found["row"].tolist()].tolist())
+
+    @cached_property
+    def activation(self) -> Loadings:
+        """How active the units of every mode are, [sample, mode].
+
+        The sum over units of their activation, summed over positions, times the size of the atom's
+        entry; of the two halves of an atom, their sum.
+        """
+        rows = self.store.rows(self.site, "activation", "sum")
+        n_units = self.store.info(self.site).n_units
+        sizes = self.atoms.abs().view(len(self), -1, n_units).sum(1).T
+        return torch.cat([rows.read(block) @ sizes for block in range(len(rows.blocks))])
+
+    def _of(self, mode: int, n: int) -> PerSample:
+        at_least(self.site.key, 1, n=n)
+        if not 0 <= mode < len(self):
+            raise OptionError(
+                f"{self.site.key}: there is no mode in row {mode}; {len(self)} modes are alive, "
+                "which have rows of atoms from 0 on and the numbers of Modes.ids"
+            )
+        return self.loadings[:, mode]
+
+    def _listed(self, mode: int, order: Tensor, n: int, *, used: bool = True) -> "pandas.DataFrame":
+        import pandas
+
+        loading, store = self.loadings[:, mode], self.store
+        rows = order[loading[order] > 0][:n] if used else order[:n]
+        ids = [store.sample_ids[row] for row in rows.tolist()]
+        tensors = {
+            "label": store.labels, "prediction": store.predictions, "held_out": self.held_out,
+            "loading": loading,
+        }  # fmt: skip
+        columns = {name: values[rows].tolist() for name, values in tensors.items()}
+        return pandas.DataFrame({"row": rows.tolist(), "id": ids, **columns})
+
     def save(self, folder: str | Path, dictionary: Dictionary | None = None) -> Path:
         """Write ``modes.zarr`` into a folder, whole or not at all; returns its path.
 
@@ -307,8 +385,14 @@ class Modes:
         return label_correlation(self.loadings, labels, self.samples(split))
 
     def forget(self) -> None:
-        """Free the memory of correlations; they are computed again when asked for."""
+        """Free the memory of what is computed again when asked for."""
         self._correlations.clear()
+        self.__dict__.pop("activation", None)
+
+
+def _place(values: Tensor) -> Tensor:
+    """Return how many values are lower than each one."""
+    return torch.searchsorted(values.sort().values, values.contiguous())
 
 
 def _summed(encoded: Iterable[Tensor], samples: RowIndex, n_places: SampleIndex) -> Loadings:

@@ -10,6 +10,6 @@ A column of a table is one entry in `tables`, a sentence one function in `senten
 one line in `drawing`. A page for a run of another kind comes from its package (`Page`).
 """
 
-from condec.report.build import Page, build_report
+from condec.report.build import Page, build_input_page, build_report
 
-__all__ = ["Page", "build_report"]
+__all__ = ["Page", "build_input_page", "build_report"]

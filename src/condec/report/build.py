@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +15,11 @@ import tomli_w
 
 from condec.basis import registry
 from condec.basis.errors import OptionError
-from condec.basis.files import replace_folder, user_path, writing
+from condec.basis.files import file_name, replace_folder, user_path, writing
 from condec.basis.locks import held
-from condec.report import cards, drawing, facts, figures, sentences, tables, words
+from condec.basis.npz import load_record
+from condec.explanation import ExplainedInput
+from condec.report import cards, drawing, explained, facts, figures, sentences, tables, words
 from condec.report.drawing import Studio
 from condec.report.reading import RunPart, read_run
 from condec.store import RunFolder
@@ -61,23 +64,59 @@ def build_report(
     """
     folder = user_path(run_folder)
     final = folder / "report" if out is None else user_path(out).absolute()
-    is_report = all((final / part).exists() for part in ("index.html", "assets", "sites"))
-    if out is not None and final.is_dir() and any(final.iterdir()) and not is_report:
-        raise OptionError(f"out: {final} holds other things than a report; name a new folder")
+    if out is not None:
+        refuse_others(final, "a report", "index.html", "assets", "sites")
     if pages is None:
         pages = [registry.find("condec.pages", name) for name in registry.names("condec.pages")]
     with held(folder, shared=out is not None):
-        _replace_report(read_run(folder), final, pages)
+        run = read_run(folder)
+        here = [page for page in pages if page.applies(run.folder)]
+        _replace(final, lambda fresh: write_pages(run, fresh, here))
     return final / "index.html"
 
 
-def _replace_report(run: RunPart, final: Path, pages: Sequence[Page]) -> None:
+def build_input_page(
+    one: ExplainedInput, folder: str | Path, names: Sequence[str] | None = None, report: str = ""
+) -> Path:
+    """Make the page of one input, with its pictures, in a folder that holds nothing else.
+
+    An earlier page is replaced once the new one is whole. `names` are those of labels; links lead
+    to the pages of a `report`, where it is given, by its place seen from the folder. Returns
+    ``index.html`` there.
+
+    Raises StoreError: it cannot be written; OptionError: the folder holds something else.
+    """
+    final = user_path(folder).absolute()
+    refuse_others(final, "the page of an input", "index.html", "assets")
+    values = {"one": one, "named": partial(words.label_words, names), "report": report, "root": ""}
+
+    def write(fresh: Path) -> None:
+        shutil.copytree(_HERE / "static", fresh / "assets")
+        template = _environment(_HERE / "templates").get_template("input.html.jinja")
+        text = template.render(
+            **values, stem="maps/", studio=Studio(fresh), version=metadata.version("condec")
+        )
+        (fresh / "index.html").write_text(text, encoding="utf-8")
+
+    _replace(final, write)
+    return final / "index.html"
+
+
+def refuse_others(folder: Path, what: str, *parts: str) -> None:
+    """Refuse a folder that holds other things than an earlier result of the same kind."""
+    own = all((folder / part).exists() for part in parts)
+    if folder.exists() and not own and (not folder.is_dir() or any(folder.iterdir())):
+        raise OptionError(f"out: {folder} holds other things than {what}; name a new folder")
+
+
+def _replace(final: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside the one in its place, which it takes once it is whole."""
     fresh = final.with_name(f".{final.name}.new")
     try:
         with writing(f"{final}"):
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
-            write_pages(run, fresh, [page for page in pages if page.applies(run.folder)])
+            write(fresh)
             replace_folder(final, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -104,7 +143,19 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
         write(f"sites/{site.folder}.html", "site.html.jinja", root="../", site=site)
         for part in site.parts:
             part.forget()
-    write("index.html", "index.html.jinja")  # the last: what it needs of each site is known
+    (folder / "inputs").mkdir(exist_ok=True)
+    shown = {}
+    for name, place in run.explained.items():
+        one, file = load_record(place, ExplainedInput), f"inputs/{file_name(name)}"
+        values = {"one": one, "named": run.label, "report": "../", "stem": f"{file}/"}
+        write(f"{file}.html", "input.html.jinja", root="../", **values)
+        pixels = one.picture.numpy()
+        squares = len(pixels) <= drawing.SQUARES_UP_TO
+        picture = studio.picture(pixels) if pixels.size else ""
+        shown[name] = {"picture": picture, "squares": squares, "why": one.why}
+    write(
+        "index.html", "index.html.jinja", shown=shown
+    )  # the last: what it needs of each site is known
 
 
 def _clean(value: Any) -> Any:
@@ -120,9 +171,9 @@ def _environment(*folders: Path) -> jinja2.Environment:
         finalize=_clean, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # Templates ask for what they show: a new table or sentence is one line there.
-    for module in (cards, drawing, facts, figures, sentences, tables, words):
+    for module in (cards, drawing, explained, facts, figures, sentences, tables, words):
         environment.globals[module.__name__.rpartition(".")[2]] = module
     for text in (words.fixed, words.percent, words.count, words.breakable, words.twin_words):
         environment.filters[text.__name__] = text
-    environment.filters |= {"url": quote, "toml": tomli_w.dumps}
+    environment.filters |= {"url": quote, "file": file_name, "toml": tomli_w.dumps}
     return environment

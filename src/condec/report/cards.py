@@ -1,17 +1,19 @@
 """Cards of modes: atom, labels, and the units that are drawn in maps."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, Final
 
 from torch import Tensor, arange
 
 from condec.explanation import copies, leading_modes, strongest_units
+from condec.modes import Modes
 from condec.report.reading import DictionaryPart, RunPart
 from condec.report.words import count
 
 CARDS_WITHOUT_MAPS: Final = 12
 TOP_LABELS: Final = 5
 WORTH_A_BAR: Final = 0.03
+_EXAMPLES: Final = 6
 _WIDTH, _HEIGHT, _MARGIN = 360.0, 84.0, 3.0
 
 
@@ -24,7 +26,8 @@ def mode_cards(
     `line` is that of `condec.report.tables.mode_rows`, `place` the one in the maps, or None.
     `users` says how many inputs use it, `copies` are modes with nearly the same atom,
     `labels` those that it correlates with best, `stems` its atom,
-    `units` those that are drawn in the maps, with their weights.
+    `units` those that are drawn in the maps, with their weights, and `examples` inputs of each kind
+    with what they are.
     """
     modes, maps = part.modes, part.maps
     places: dict[int, int | None]
@@ -44,9 +47,19 @@ def mode_cards(
         yield {
             "line": line, "place": place, "labels": list(_label_bars(run, part, row)),
             "users": _users(part, row), "copies": modes.ids[copies(modes, row)].tolist(),
+            "examples": list(_examples(modes, row)),
             "stems": stems(atom, [unit for c in chosen for unit in range(c, len(atom), n_units)]),
             "units": [(unit, float(weights[unit])) for unit in chosen],
         }  # fmt: skip
+
+
+def _examples(modes: Modes, row: int) -> Iterator[tuple[str, list[dict[Hashable, Any]]]]:
+    """Give inputs of a mode by name, with what they are examples of."""
+    yield "use it most", modes.top(row, _EXAMPLES).to_dict("records")
+    yield "drawn from all that use it", modes.random(row, _EXAMPLES).to_dict("records")
+    if modes.quantity == "contribution":
+        counter = modes.counter_examples(row, _EXAMPLES).to_dict("records")
+        yield "its units are active, and contribute little", counter
 
 
 def stems(atom: Tensor, chosen: list[int]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import torch
 from matplotlib.figure import Figure
 
 from condec.effects import MatrixQuantity
+from condec.explanation import SiteMaps
+from condec.figures.pixels import map_scale, overlay
 from condec.figures.style import described
 from condec.modes import label_correlation
 from condec.report import figures
@@ -23,6 +25,8 @@ from condec.report.words import fixed, twin_words
 from condec.store import STATISTICS
 
 PARTS: Final = ("total", "positive", "negative")
+PLACES: Final = "contributes"
+"""Name of the place maps, which come before the others."""
 SQUARES_UP_TO: Final = 64
 """Pixels a side up to which pictures are shown as squares."""
 _JPEG_FROM: Final = 97
@@ -97,6 +101,11 @@ class Studio:
             self._place(file).write_bytes(content.getvalue())
         return file
 
+    def picture(self, pixels: np.ndarray) -> str:
+        """Store a picture of an input once, however many pages show it, and return its file."""
+        content = repr(pixels.shape).encode() + pixels.tobytes()
+        return self.image(pixels, f"pictures/{sha256(content).hexdigest()[:16]}")
+
     def tiles(
         self, run: RunPart, part: DictionaryPart, place: int | None, stem: str
     ) -> Iterator[dict[str, Any]]:
@@ -111,17 +120,22 @@ class Studio:
                 continue
             label, prediction = int(maps.labels[sample]), int(maps.predictions[sample])
             picture = maps.pictures[sample].numpy()
-            content = repr(picture.shape).encode() + picture.tobytes()
             drawn = figures.draw_maps([getattr(maps, p)[place, number] for p in PARTS], picture)
+            names = parts_of(maps)
+            if maps.places is not None:
+                scale = map_scale([one.numpy() for one in maps.places[place]])
+                own = maps.places[place, number].numpy()
+                drawn.insert(0, overlay(own, picture, scale=scale))
             start = f"maps/{stem}/{int(maps.mode_ids[place])}-{number}"
             yield {
-                "picture": self.image(picture, f"pictures/{sha256(content).hexdigest()[:16]}"),
-                "maps": [self.image(d, f"{start}-{p}") for d, p in zip(drawn, PARTS, strict=True)],
+                "picture": self.picture(picture),
+                "maps": [self.image(d, f"{start}-{p}") for d, p in zip(drawn, names, strict=True)],
                 "id": maps.ids[sample], "label": run.label(label),
                 "prediction": run.label(prediction),
                 "right": label < 0 or prediction < 0 or label == prediction,
                 "loading": fixed(maps.loadings[place, number]),
                 "held_out": bool(maps.held_out[sample]),
+                "page": maps.ids[sample] in run.explained,
                 "squares": max(picture.shape[:2]) <= SQUARES_UP_TO,
             }  # fmt: skip
 
@@ -129,6 +143,11 @@ class Studio:
         place = self.folder / file
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
+
+
+def parts_of(maps: SiteMaps) -> tuple[str, ...]:
+    """List the maps that are shown, in the order of the rows."""
+    return PARTS if maps.places is None else (PLACES, *PARTS)
 
 
 def charts_of_run(run: RunPart) -> Iterator[Chart]:

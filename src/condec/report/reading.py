@@ -21,7 +21,8 @@ from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, Training, load_dictionary
 from condec.effects import summarise
 from condec.explanation import ALIKE, SiteMaps, held_out_users
-from condec.modes import Hierarchy, Modes, Split, label_name
+from condec.modes import Hierarchy, Modes, Split
+from condec.report.words import label_words
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES
 
@@ -198,7 +199,8 @@ class RunPart:
     `twins` are the complete ones of this store; `recipes` are what results
     were made from, in words, by the tasks that share it; `title` is that of the plan; `date` is
     the day on which the run ended, empty where the log does not say; `left_out` says what the run
-    could not do, which twins are not shown, and why.
+    could not do, which twins are not shown, and why; `explained` are files of inputs that are
+    explained, by their names.
     """
 
     folder: RunFolder
@@ -212,6 +214,7 @@ class RunPart:
     label_names: tuple[str, ...] | None
     hierarchy: Hierarchy | None
     left_out: tuple[str, ...] = ()
+    explained: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def parts(self) -> "list[tuple[SitePart, DictionaryPart]]":
@@ -230,7 +233,7 @@ class RunPart:
 
     def label(self, number: int) -> str:
         """Return the name of a label; a dash for none."""
-        return "\N{EN DASH}" if number < 0 else label_name(self.label_names, number)
+        return label_words(self.label_names, number)
 
     def shuffled_best(self, part: DictionaryPart) -> Tensor | None:
         """Return each mode's highest correlation with a label, labels shuffled; training rows.
@@ -270,7 +273,7 @@ def read_run(path: Path) -> RunPart:
         recipes=_recipes(folder), title=_title(folder.plan), date=_date(folder.log_file),
         label_names=_names(folder, folder.labels),
         hierarchy=None if groups is None else Hierarchy(groups),
-        left_out=tuple(left_out),
+        left_out=tuple(left_out), explained=dict(_explained(folder)),
     )  # fmt: skip
 
 
@@ -281,6 +284,14 @@ def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart
         if "rivals" in known:  # a learner is no rival of its own; earlier versions fitted it
             known["rivals"] = known["rivals"][known["rivals"]["rival"] != name]
         yield DictionaryPart(name, key, folder, store, known)
+
+
+def _explained(folder: RunFolder) -> Iterator[tuple[str, Path]]:
+    for entry in folder.ledger.entries.values():
+        if entry.link == "explain":
+            name = str(entry.made_from.get("input", ""))
+            if found := folder.ledger.found(folder.explained(name)):
+                yield name, found
 
 
 def _twins(folder: RunFolder, store: Store, left_out: list[str]) -> Iterator[TwinPart]:
@@ -316,7 +327,7 @@ def _recipes(folder: RunFolder) -> dict[str, dict[str, Any]]:
         raise StoreError(str(damage))
     tasks: dict[str, list[str]] = {}
     for entry in folder.ledger.entries.values():
-        if entry.link not in ("run", "report"):
+        if entry.link not in ("run", "explain", "report"):
             tasks.setdefault(json.dumps(entry.made_from, sort_keys=True), []).append(entry.task)
     return {_few(names): _said(json.loads(text)) for text, names in tasks.items()}
 

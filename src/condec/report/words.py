@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from condec.modes import label_name
+
 DASH: Final = "\N{EN DASH}"
 
 
@@ -59,6 +61,11 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value)
+
+
+def label_words(names: Sequence[str] | None, number: int) -> str:
+    """Return the name of a label; a dash for none."""
+    return DASH if number < 0 else label_name(names, number)
 
 
 def breakable(text: str) -> Markup:

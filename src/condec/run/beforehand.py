@@ -23,15 +23,16 @@ from condec.dictionary.fitting.rows import memory_of
 from condec.edits import Ablate
 from condec.effects import LOG_ODDS_NAMES
 from condec.effects.passes import Passes
-from condec.explanation import mode_map
+from condec.explanation import EXAMPLES, mode_map
 from condec.network import Site
+from condec.run.explain import refuse_unknown
 from condec.run.plugins import brought
 from condec.run.run import Run
 from condec.store import SiteInfo
 from condec.store.batches import BatchPlan, first_good
 from condec.store.collection import whole_store
 
-OF_MODES: Final = ("control", "map")
+OF_MODES: Final = ("control", "map", "explain")
 """Links of condec that need dictionaries."""
 _RIVALS: Final = 5
 """Fits that rivals of a dictionary take, about."""
@@ -71,10 +72,17 @@ def check_run(run: Run) -> dict[str, str]:
     infos, labels = run.known
     sites = [info.site for info in infos]
     _try_all([lambda: fitted.extend(run.sites(plan.fit.sites, sites, infos))])
-    patterns = {"fit": plan.fit.check_sites, "control": plan.control.sites, "map": plan.maps.sites}
+    patterns = {
+        "fit": plan.fit.check_sites,
+        "control": plan.control.sites,
+        "map": plan.maps.sites,
+        "explain": plan.explain.sites,
+    }
+    named = set(plan.explain.inputs) - {*EXAMPLES} if "explain" in plan.links else ()
     asked = [some for name, some in patterns.items() if name in plan.links]
     _try_all([
         *(partial(run.sites, some, fitted, infos) for some in asked),
+        *(partial(refuse_unknown, "explain: inputs", name, inputs.ids) for name in sorted(named)),
         *(partial(_check_fit, run, info, len(labels))
           for info in infos if info.site in fitted and "fit" in plan.links),
     ])  # fmt: skip
@@ -223,7 +231,13 @@ def needs(run: Run, left_out: Mapping[str, str]) -> list[str]:
     disk = sum(need.disk for need in made)
     memory = max((need.memory for need in made), default=0)
     seconds = sum(need.seconds for need in made)
-    whole = Need("in all", seconds, memory, disk, "statistics and the report take little more")
+    whole = Need(
+        "in all",
+        seconds,
+        memory,
+        disk,
+        "statistics, pages of inputs and the report take little more",
+    )
     place = next(one for one in (run.plan.out, *run.plan.out.absolute().parents) if one.exists())
     free = shutil.disk_usage(place).free
     short = [f"{place}: only {_size(free)} are free"] if free < disk else []

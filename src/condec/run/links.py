@@ -27,6 +27,7 @@ from condec.modes import Modes, membership
 from condec.network import Site
 from condec.run.beforehand import OF_MODES, check_run, control_reason, refuse_large
 from condec.run.control import control_link
+from condec.run.explain import explain_link
 from condec.run.plugins import brought, link_names
 from condec.run.run import Outcome, Run
 from condec.run.tasks import Task, carry_out, logged, with_modes
@@ -255,7 +256,7 @@ def report_link(run: Run) -> Outcome:
 
 FUNCTIONS: Final[dict[str, Callable[[Run], Outcome]]] = {
     "collect": collect_link, "stats": stats_link, "fit": fit_link,
-    "control": control_link, "map": map_link, "report": report_link,
+    "control": control_link, "map": map_link, "explain": explain_link, "report": report_link,
 }  # fmt: skip
 """Links of condec itself; see `function` for those of packages as well."""
 

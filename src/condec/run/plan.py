@@ -22,6 +22,7 @@ from condec.data import Orientation
 from condec.dictionary import Learner, ThresholdSAE, TrainConfig
 from condec.dictionary.measure.stability import LEAST_SEEDS
 from condec.effects import EditKind, OffTarget, ReplacementKind
+from condec.explanation import EXAMPLES
 from condec.run.plugins import LINKS, default_options, link_names
 from condec.store import Rows, Sign, Twin
 
@@ -216,6 +217,30 @@ class MapsPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainPlan:
+    """Pages of single inputs, by `condec.explain`; ``[explain]``.
+
+    `inputs` are ids, and kinds of `condec.explanation.example_rows`, of which there are `n_inputs`
+    each; `n_modes` modes of a site are shown by themselves.
+    """
+
+    sites: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = EXAMPLES
+    n_inputs: int = 2
+    n_modes: int = 8
+
+    def __post_init__(self) -> None:
+        at_least("explain", 1, n_inputs=self.n_inputs, n_modes=self.n_modes)
+        words = tuple(word.strip() for text in self.inputs for word in text.split(","))
+        if not words:
+            raise OptionError(
+                "explain: inputs: none given; to make no such pages leave 'explain' out of links"
+            )
+        if {*words} <= {*EXAMPLES}:  # all in one text
+            object.__setattr__(self, "inputs", words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPlan:
     """Title of the report; ``[report]``."""
 
@@ -247,6 +272,7 @@ class Plan:
     )
     control: ControlPlan = field(default_factory=ControlPlan)
     maps: MapsPlan = field(default_factory=MapsPlan)
+    explain: ExplainPlan = field(default_factory=ExplainPlan)
     report: ReportPlan = field(default_factory=ReportPlan)
     options: Mapping[str, Any] = field(default_factory=default_options)
     of_folder: bool = field(default=False, compare=False, repr=False)

@@ -18,9 +18,9 @@ from condec.basis import registry
 if TYPE_CHECKING:
     from condec.run.run import Outcome, Run
 
-LINKS: Final = ("collect", "stats", "fit", "control", "map", "report")
+LINKS: Final = ("collect", "stats", "fit", "control", "map", "explain", "report")
 """Links of condec itself, in order; those of packages come before the report."""
-OF_IMAGES: Final = ("control", "map")
+OF_IMAGES: Final = ("control", "map", "explain")
 """Links that are left out by default where a package has links for that kind of data."""
 
 
@@ -32,8 +32,8 @@ class Link:
     ``[NAME]``. `function` does it in a `Run`, with the first line of its docstring as the
     command's help; it finds its section, of the frozen dataclass `options`, in
     ``run.plan.options[name]``. `kinds` are kinds of data (``"movie"`` of ``movie:FILE``) for which
-    it is in the default chain, where control and map then are not. `check` raises, before the first
-    pass of a run, what keeps the link from being done with its model, data and plan.
+    it is in the default chain, where control, map and explain then are not. `check` raises, before
+    the first pass of a run, what keeps the link from being done with its model, data and plan.
     """
 
     name: str
@@ -66,7 +66,7 @@ def default_links(source: str) -> tuple[str, ...]:
     """List what ``condec run`` does with data from a source, unless it is told.
 
     >>> default_links("folder:photos")
-    ('collect', 'stats', 'fit', 'control', 'map', 'report')
+    ('collect', 'stats', 'fit', 'control', 'map', 'explain', 'report')
     """
     kind = source.partition(":")[0]
     more = {name for name, link in brought().items() if kind in link.kinds}

@@ -18,7 +18,7 @@ from condec.basis.errors import DataError, OptionError, SiteError, StoreError, c
 from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.basis.trust import gated
-from condec.data import Inputs, load_data, read_names
+from condec.data import SOURCES, Inputs, load_data, read_names
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
@@ -100,10 +100,26 @@ class Run:
     @cached_property
     def inputs(self) -> Inputs:
         """The data, as the model takes them."""
-        inputs = self._load(self.plan.data.source)
+        inputs = self._load(self.plan.data.source, self.plan.data.limit)
         if inputs.label_names is None and self.loaded.label_names is not None:
             inputs = replace(inputs, label_names=self.loaded.label_names)
         return inputs
+
+    def one_file(self, file: Path) -> Inputs:
+        """Open a file with one input, as those of the plan's data are opened.
+
+        It is an image or numpy's arrays; or, where a package brings the source, one of that source.
+        """
+        kind, _, rest = self.plan.data.source.partition(":")
+        _, mark, query = rest.partition("?")
+        if kind in {source.partition(":")[0] for source in SOURCES}:
+            kind, query = "npz" if file.suffix in (".npy", ".npz") else "image", ""
+        if "?" in str(file):
+            raise DataError(f"{file}: a name that holds '?' names no source of data; rename it.")
+        shape = None
+        with suppress(DataError):  # without the data, the model may say
+            shape = self.inputs.sample_shape
+        return self._load(f"{kind}:{file}{mark if query else ''}{query}", None, shape)
 
     @cached_property
     def superclasses(self) -> Hierarchy | None:
@@ -131,16 +147,16 @@ class Run:
     def fit_on(self) -> Inputs | None:
         """Other data from which a target or baseline takes its numbers, where the plan has some."""
         source = self.plan.collect.fit_on
-        return None if source is None else self._load(source)
+        return None if source is None else self._load(source, self.plan.data.limit)
 
-    def _load(self, source: str) -> Inputs:
+    def _load(self, source: str, limit: int | None, shape: tuple[int, ...] | None = None) -> Inputs:
         plan, base = self.plan.data, self.plan.base
         with self.gate:
             own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
         return load_data(
             source, csv=plan.csv if source == plan.source else None, label_names=plan.label_names,
             preprocess=own or self.loaded.preprocess,
-            shape=self.plan.model.input_shape or self.loaded.input_shape, limit=plan.limit,
+            shape=shape or self.plan.model.input_shape or self.loaded.input_shape, limit=limit,
             scaling=self.loaded.scaling, cells=self.loaded.label_names, folder=base,
             orientation=plan.orientation or self.loaded.orientation,
         )  # fmt: skip
@@ -223,14 +239,18 @@ class Run:
 
         Raises StoreError: the model or the data have changed since.
         """
-        now = {"model": fingerprint(self.loaded.model), "data": self.inputs.fingerprint}
+        model = self.loaded.model
+        self.same_as_store(model=fingerprint(model), data=self.inputs.fingerprint)
+        return model
+
+    def same_as_store(self, **now: str) -> None:
+        """Raise StoreError where fingerprints, by their names, are others than the store's."""
         if differ := differences({key: self.store.recipe.get(key) for key in now}, now):
             raise StoreError(
                 f"{self.folder.store}: made from something else than the plan's: "
                 f"{'; '.join(differ)}. Give that of the store again, or collect into another run "
                 "folder"
             )
-        return self.loaded.model
 
     def sites(
         self, patterns: Sequence[str], among: Sequence[Site], infos: Sequence[SiteInfo] = ()
@@ -310,6 +330,7 @@ class Run:
         if not differ or entry.link not in plan.links:
             return ""
         kind, per_site = entry.task.partition(" ")[0], entry.task.endswith(")")
+        per_site = per_site and kind != "explain"  # whose tasks end in names of inputs
         options = plan.options.get(entry.link) or getattr(plan, _SECTION_OF.get(entry.link, "fit"))
         named = self.store.sites
         with suppress(SiteError):  # A preset needs the model: all are named then.
@@ -334,7 +355,7 @@ class Run:
             Console(stderr=True).print(printable(text), markup=False)
 
 
-_SECTION_OF: Final = {"control": "control", "map": "maps"}
+_SECTION_OF: Final = {"control": "control", "map": "maps", "explain": "explain"}
 """Sections of the plan that name the sites of a link; [fit] for others."""
 
 

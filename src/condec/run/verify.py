@@ -26,15 +26,24 @@ from condec.store import RunFolder, Store
 from condec.store.folder import TABLES
 from condec.store.ledger import RECORDS
 
-_RESULTS: Final = ("analysis", "modes", "report", "log_odds", "activations", "twins", RECORDS)
+_RESULTS: Final = (
+    "analysis",
+    "modes",
+    "explain",
+    "report",
+    "log_odds",
+    "activations",
+    "twins",
+    RECORDS,
+)
 """Folders of a run that hold nothing but results."""
 _REPAIR: Final = "repair.json"
 """File of a repair that is under way: the links to carry out."""
 _LINKS: Final = {
     "contributions": "collect", "twins": "collect", "labels": "collect", "maps": "map",
     "modes": "fit", "rivals": "fit", "stability": "fit", "log_odds": "control",
-    "activations": "control", "superclasses": "control", "statistics": "stats",
-    "statistics_twins": "stats", "left_out": "run", "left": "run",
+    "activations": "control", "superclasses": "control", "explained": "explain",
+    "statistics": "stats", "statistics_twins": "stats", "left_out": "run", "left": "run",
 }  # fmt: skip
 """Links by names of files and folders, and of tasks."""
 _OF_KILLED: Final = r".*\.partial|\..*\.(new|earlier|old)"

@@ -100,6 +100,15 @@ class RunFolder:
         """Return the file of a site's input-space maps."""
         return self.analysis("maps", site, f"{learner}.npz")
 
+    def explained(self, name: str) -> Path:
+        """Return the file of an input that is explained."""
+        place = self.analysis("explained", name)
+        return place.with_name(f"{place.name}.npz")
+
+    def page(self, name: str) -> Path:
+        """Return the folder of the page of an input that was asked for."""
+        return self.path / "explain" / file_name(name)
+
     def analysis(self, *parts: str) -> Path:
         """Return a place below analysis/; characters that file systems refuse are quoted."""
         return self.path.joinpath("analysis", *(file_name(part) for part in parts))

@@ -72,10 +72,13 @@ for (const cards of document.querySelectorAll(".cards")) {
     tools.append(select);
   }
   if (cards.dataset.maps) {
-    const options = [["", "all maps"], ["total", "total"], ["positive", "positive"], ["negative", "negative"]];
-    tools.append(choice("Maps", options, (part) => {
-      for (const row of cards.querySelectorAll(".row.map")) row.hidden = Boolean(part) && row.dataset.part !== part;
-    }));
+    const rows = Array.from(cards.querySelectorAll(".row.map"));
+    const parts = [...new Set(rows.map((row) => row.dataset.part))];
+    const show = (part) => { for (const row of rows) row.hidden = Boolean(part) && row.dataset.part !== part; };
+    const all = ["", "all maps"], each = parts.map((part) => [part, part]);
+    const options = parts[0] === "contributes" ? [...each, all] : [all, ...each];
+    tools.append(choice("Maps", options, show));
+    show(options[0][0]);
   }
   if (tools.children.length) cards.prepend(tools);
 }

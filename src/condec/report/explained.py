@@ -1,0 +1,128 @@
+"""The page of one input: what every mode adds to its output and takes from it, and where."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from condec.basis.errors import CondecError
+from condec.explanation import ExplainedInput
+from condec.figures.pixels import map_scale, overlay
+from condec.report.drawing import Drawn, Studio
+from condec.report.facts import Fact
+from condec.report.tables import Column
+from condec.report.words import fixed, percent, target_words
+
+Named = Callable[[int], str]
+"""From the number of a label to its name."""
+WHYS: Final[Mapping[str, str]] = {
+    "typical": "typical: its loadings are near the mean of its class",
+    "misclassified": "misclassified: the model takes it for another class",
+    "outlying": "outlying: its loadings are far from the mean of its class",
+}
+"""Why an input was chosen, in words."""
+_SIDE: Final = 320
+"""Pixels a side up to which the picture is drawn whole below a map; of larger ones, some."""
+
+
+def title(one: ExplainedInput, named: Named) -> str:
+    """Return the question that the page answers."""
+    return one.name if one.prediction < 0 else f"Why {named(one.prediction)}?"
+
+
+def facts(one: ExplainedInput, named: Named) -> Iterator[Fact]:
+    """Give the large numbers of the page: what is to be explained."""
+    if one.prediction >= 0:
+        wrong = one.label >= 0 and one.prediction != one.label
+        note = f"its label is {named(one.label)}" if one.label >= 0 else ""
+        yield Fact(named(one.prediction), "taken for" if wrong else "prediction", note)
+    yield Fact(fixed(one.target), target_words(one.of))
+    yield Fact(fixed(one.target_baseline), "at the baseline")
+    yield Fact(fixed(one.change), "change, to be explained")
+
+
+def about_site(one: ExplainedInput, site: Mapping[str, Any]) -> Iterator[str]:
+    """Say in sentences how the parts of a site add up."""
+    parts = {part["part"]: part for part in site["parts"]}
+    left, missed = parts.pop("left over"), parts.pop("quadrature", None)
+    adds, takes = (sum(part[key] for part in parts.values()) for key in ("adds", "takes"))
+    yield (
+        f"Modes add {fixed(adds)} and take {fixed(-takes)}, {fixed(left['net'])} is left over by "
+        f"the dictionary: {fixed(site['net'])} in all."
+    )
+    if not site["cut"]:
+        yield "The site does not cut the network: what goes around it is not seen here."
+    elif missed:
+        change = f"a change of {fixed(one.change)}"
+        yield f"The quadrature misses {fixed(missed['net'])} of {change}."
+    for sign, other, lost in (("positive", "negative", "takes"), ("negative", "positive", "adds")):
+        if list(site["signs"]) == [sign] and 2 * abs(left[lost]) > abs(left["net"]):
+            yield (
+                f"The dictionary describes {sign} parts only: what {other} ones do "
+                f'({fixed(left[lost])}) is left over. sign = "concat" under [fit] describes both.'
+            )
+    if not any(part["mode"] >= 0 for part in parts.values()):
+        yield "No mode answers for anything at this input."
+
+
+def summary(one: ExplainedInput, named: Named) -> Iterator[str]:
+    """Say in a few lines what the page says."""
+    label = f", label {named(one.label)}" if one.label >= 0 else ""
+    taken = f"taken for {named(one.prediction)}{label}; " if one.prediction >= 0 else ""
+    above = f", {one.change:.4g} above the baseline" if one.change == one.change else ""
+    yield f"{one.name}: {taken}{target_words(one.of)} is {one.target:.4g}{above}"
+    for site in one.sites:
+        parts = ", ".join(f"{part['part']} {part['net']:+.3g}" for part in site["parts"])
+        yield f"{site['key']}: {parts}"
+
+
+def sites(one: ExplainedInput, studio: Studio, stem: str) -> Iterator[dict[str, Any]]:
+    """Give every site with its parts, the place maps stored under `stem`.
+
+    Of a part, `map` is the file of its map over the picture, or empty; `minus` and `plus` are
+    lengths of bars in percent.
+    """
+    picture = one.picture.numpy()
+    step = -(-max(picture.shape[:2]) // _SIDE) or 1
+    picture = picture[::step, ::step]
+    for number, (site, maps) in enumerate(zip(one.sites, one.maps(), strict=True)):
+        sizes = [max(part["adds"], -part["takes"]) for part in site["parts"]]
+        flat = [places.numpy() for places in maps if places.ndim == 2 and picture.size]
+        drawn = [
+            studio.image(overlay(values, picture, scale=map_scale(flat)), f"{stem}{number}-{place}")
+            for place, values in enumerate(flat)
+        ]
+        parts = [
+            {
+                **part, "map": drawn[place] if place < len(drawn) else "",
+                "minus": round(-100 * part["takes"] / (max(sizes) or 1.0), 1),
+                "plus": round(100 * part["adds"] / (max(sizes) or 1.0), 1),
+            }
+            for place, part in enumerate(site["parts"])
+        ]  # fmt: skip
+        yield {**site, "parts": parts}
+
+
+def flow(one: ExplainedInput, studio: Studio, stem: str) -> Drawn | None:
+    """Draw how the modes of every site feed those of the next; None where that is not known."""
+    graph = one.graph()
+    with suppress(CondecError):  # more sites than can be drawn
+        return None if graph is None else studio.figure(graph.figure(), f"{stem}flow")
+    return None
+
+
+def columns(named: Named) -> list[Column]:
+    """Return the columns of the table of a site's parts."""
+
+    def number(name: str, key: str, note: str = "") -> Column:
+        return Column(name, lambda part: fixed(part[key]), note)
+
+    return [
+        Column("Part", lambda part: part["part"], kind="head"),
+        Column("Label", lambda part: named(part["label"]), kind="word"),
+        number("Correlation", "correlation", "with that label, the one that fits best in training"),
+        number("Loading", "loading", "how much of the mode is used"),
+        number("Adds", "adds"), number("Takes", "takes"), number("Net", "net"),
+        Column("Share", lambda part: percent(part["share"]), "of the change"),
+        number("When removed", "removed", "how far the target falls when this part of the "
+               "activation goes back to what it is at the baseline"),
+    ]  # fmt: skip
