@@ -221,7 +221,7 @@ def explain(
     >>> fitted = condec.fit(condec.PCA(n_modes=1), store.matrix("block2"))
     >>> modes = condec.Modes.build(fitted.dictionary, store, "block2")
     >>> found = condec.explain(model, images[:1], modes)
-    >>> abs(found.to_frame()["net"].sum() - found.change) < 1e-4
+    >>> bool(abs(found.to_frame()["net"].sum() - found.change) < 1e-4)
     True
     """
     given = (modes,) if isinstance(modes, Modes) else tuple(modes)
