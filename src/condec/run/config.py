@@ -186,7 +186,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
 def _refuse_other_learners(learner: str, fit: Mapping[str, Any]) -> None:
     """Name all keys at once that belong to other learners: a plan written out in full has many."""
     own, others = (
-        {name for kind in kinds for name in _fields(kind)}
+        {field.name for kind in kinds for field in dataclasses.fields(kind)}
         for kinds in ((LEARNERS[learner], FitPlan, TrainConfig), LEARNERS.values())
     )
     if foreign := [key for key in fit if key in others - own]:
