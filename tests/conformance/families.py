@@ -3,9 +3,7 @@
 Models have random weights, and are the smallest of their family at the smallest input that works.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,134 +12,19 @@ from torch import Tensor, nn
 
 from condec.models.language import LanguageModel
 from condec.models.torchvision import import_torchvision
-
-FEW = {"num_classes": 5}
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family.
-
-    `make` makes the model, `shape` is that of a sample, or `embed` makes the inputs. `sites` are
-    by default those of presets, else cuts; `last` says that four axes mean [sample, y, x, feature].
-    `index` names the output that is explained. `refused` is what a refusal says, `no_map` that
-    of a map; `note` says what is special. A model
-    that computes in single precision inside has another `tolerance`.
-    """
-
-    make: Callable[[], nn.Module]
-    shape: tuple[int, ...] = (3, 32, 32)
-    sites: str = ""
-    last: bool = False
-    index: int | tuple[int, ...] = 1
-    refused: str = ""
-    no_map: str = ""
-    note: str = ""
-    tolerance: float = 1e-10
-    embed: Callable[[nn.Module], Tensor] | None = None
-
-
-def scattered(model: nn.Module, x: Tensor) -> nn.Module:
-    """In float64 and evaluation mode; nothing is zero, and statistics are those of the inputs."""
-    model = model.double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            size = 0.1 if p.ndim < 2 else 0.3 * max(p[0].numel(), 1) ** -0.5
-            if p.numel() < 1e6:
-                p.add_(torch.randn_like(p), alpha=size)
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.training, norm.momentum = True, 1.0
-        if norms:
-            model(torch.cat([x, -x]))
-        for norm in norms:
-            norm.training = False
-            norm.running_var.add_(0.1)
-    return model
-
-
-def shallow(model: nn.Module) -> nn.Module:
-    """Leave out what is the same as the two parts before it, in stages of many equal blocks."""
-    for stage in [m for m in model.modules() if type(m) is nn.Sequential]:
-        before: list[Any] = []
-        for name, part in list(stage.named_children()):
-            kind = type(part), [p.shape for p in part.parameters()]
-            if kind[1] and before[-2:] == [kind, kind]:
-                delattr(stage, name)
-            before.append(kind)
-    return model
-
-
-class Through(nn.Module):
-    """A model that is called in a way of its own."""
-
-    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
-        super().__init__()
-        self.model, self.call = model, call
-
-    def forward(self, x: Tensor) -> Any:
-        return self.call(self.model, x)
-
-
-def tv(place: str, **options: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        return shallow(attrgetter(f"models.{place}")(import_torchvision())(**options))
-
-    return make
-
-
-def changed(
-    make: Callable[[], nn.Module], change: Callable[[nn.Module], Any]
-) -> Callable[[], nn.Module]:
-    """Make a model, and change it where it would be large, or takes large inputs only."""
-
-    def both() -> nn.Module:
-        model = make()
-        change(model)
-        return model
-
-    return both
-
-
-def _small_head(model: Any) -> None:
-    first = next(part for part in model.classifier if isinstance(part, nn.Linear))
-    model.classifier = nn.Sequential(nn.Linear(first.in_features, 5))
-
-
-def _pool_of_any_size(model: Any) -> None:
-    model.avgpool = nn.AdaptiveAvgPool3d(1)
-
-
-def _boxes_in_plain_torch(model: Any) -> None:
-    """Keep torchvision's own operations out, which are not in every build."""
-    model.postprocess_detections = lambda outputs, anchors, sizes: [
-        {"boxes": boxes, "scores": odds.softmax(1)[:, 1]}
-        for boxes, odds in zip(outputs["bbox_regression"], outputs["cls_logits"], strict=True)
-    ]
-
-
-def timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import_torchvision()
-        return shallow(pytest.importorskip("timm").create_model(name, **FEW, **options))
-
-    return make
-
-
-def hf(name: str, config: str, **options: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import_torchvision()
-        library = pytest.importorskip("transformers")
-        return getattr(library, name)(getattr(library, config)(num_labels=5, **options))
-
-    return make
-
-
-def seen(
-    config: str, size: int = 32, task: str = "ForImageClassification", **options: Any
-) -> Family:
-    return Family(hf(config.removesuffix("Config") + task, config, **options), (3, size, size))
-
+from family import (
+    FEW,
+    Family,
+    Through,
+    boxes_in_plain_torch,
+    changed,
+    hf,
+    pool_of_any_size,
+    seen,
+    small_head,
+    timm,
+    tv,
+)
 
 # --- torchvision ------------------------------------------------------------------------------
 
@@ -161,11 +44,11 @@ TORCHVISION = {
 }  # fmt: skip
 _TV_SWIN = {"patch_size": [4, 4], "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], **FEW}
 TORCHVISION |= {
-    "alexnet": Family(changed(tv("alexnet", **FEW), _small_head), (3, 63, 63)),
-    "vgg11": Family(changed(tv("vgg11", **FEW, **_QUIET), _small_head)),
+    "alexnet": Family(changed(tv("alexnet", **FEW), small_head), (3, 63, 63)),
+    "vgg11": Family(changed(tv("vgg11", **FEW, **_QUIET), small_head)),
     "ssdlite320": Family(
         changed(tv("detection.ssdlite320_mobilenet_v3_large", **FEW, weights_backbone=None),
-                _boxes_in_plain_torch),
+                boxes_in_plain_torch),
         (3, 64, 64), sites="backbone.features.0", refused="returned list without a tensor",
         note="a list of boxes, as many as it finds: no output of a sample",
     ),
@@ -377,7 +260,7 @@ VIDEO = {
     "r3d_18": Family(tv("video.r3d_18", **FEW), (3, 4, 16, 16)),
     "mc3_18": Family(tv("video.mc3_18", **FEW), (3, 4, 16, 16)),
     "r2plus1d_18": Family(tv("video.r2plus1d_18", **FEW), (3, 4, 16, 16)),
-    "s3d": Family(changed(tv("video.s3d", **FEW), _pool_of_any_size), (3, 8, 32, 32)),
+    "s3d": Family(changed(tv("video.s3d", **FEW), pool_of_any_size), (3, 8, 32, 32)),
     "mvit": Family(_mvit, (3, 4, 16, 16), sites="blocks.*"),
     "swin3d": Family(
         tv("video.SwinTransformer3d", patch_size=[2, 4, 4], embed_dim=8,

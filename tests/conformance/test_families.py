@@ -18,7 +18,8 @@ from condec import Ablate, IntegratedGradients, Logit, Site, contribute, edited,
 from condec.basis.errors import CondecError
 from condec.explanation import mode_map
 from condec.network import find_sites, presets_of, prove
-from families import FAMILIES, Family, scattered
+from families import FAMILIES
+from family import Family, scattered
 from plain_loop import Place, ablated, contributions, maps, split_by_sign, tensor_of
 
 STEPS = 2

@@ -307,6 +307,30 @@ def test_the_mask_stays_as_it_is_from_any_baseline(theirs: nn.Module) -> None:
         model(padded / 2)
 
 
+class Adapter(nn.Module):
+    """Wraps a model as peft does where no task type is given."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def get_base_model(self) -> nn.Module:
+        return self.base
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base.get_input_embeddings()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base(*args, **kwargs)
+
+
+def test_an_adapter_that_hides_its_arguments_is_read(library: ModuleType) -> None:
+    plain = LanguageModel(llama(library, eps=1e-6))
+    adapted = LanguageModel(Adapter(plain.lm).eval())
+    embeddings = plain.embed(torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[0, 1, 1]] * 2))
+    assert torch.equal(adapted(embeddings), plain(embeddings))
+
+
 def test_models_without_logits_of_the_next_token_are_refused(library: ModuleType) -> None:
     config = library.BertConfig(
         vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,

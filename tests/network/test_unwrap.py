@@ -194,6 +194,24 @@ def test_torch_script_is_refused_where_it_hides_the_site() -> None:
     )
 
 
+@pytest.mark.parametrize("site", ["attn:input@heads", "attn@features[patch]"])
+def test_torch_script_is_refused_with_units_that_a_model_says(site: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.script(WithHeads().eval())
+    with pytest.raises((ModelError, SiteError), match=r"parts run as TorchScript|which tokens are"):
+        contribute(model, torch.randn(2, 3, 4), site)
+
+
+class WithHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.attn = 2, nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x).mean(1)
+
+
 def test_quantised_layers_are_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

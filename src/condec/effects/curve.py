@@ -16,7 +16,6 @@ from condec.effects.samples import HeldOut, held_out, labels_of
 from condec.effects.standard import RANKINGS, check_rankings, ranked_units, standard_rankings
 from condec.effects.table import Curve, CurveOptions, Curves
 from condec.modes import Modes
-from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas
@@ -30,7 +29,6 @@ def measure_curves(
 ) -> Curves:
     """Measure control curves with the numbers of every image; errors as in `control_curve`."""
     options = CurveOptions() if options is None else options
-    refuse_training(model)
     samples = held_out(data, modes)
     labels = labels_of(samples, modes, options.labels, "control_curve")
     every = standard_rankings(modes, n_random=options.n_random, seed=options.seed)

@@ -15,7 +15,6 @@ from condec.effects.measured import Edits, measure
 from condec.effects.rankings import atom_scores, descending
 from condec.effects.samples import held_out, labels_of
 from condec.modes import Modes, label_name
-from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas
@@ -72,7 +71,6 @@ def mode_interactions(
     who = "mode_interactions"
     at_least(who, 1, n_bootstrap=n_bootstrap, n_pairs=1 if n_pairs is None else n_pairs)
     choice = choice_of(who, modes, "ablate", replacement, fraction)
-    refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
     samples = samples.of(chosen)

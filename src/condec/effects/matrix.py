@@ -17,7 +17,6 @@ from condec.effects.measured import Edits, measure
 from condec.effects.rankings import ByMode, Ranking
 from condec.effects.samples import held_out, labels_of
 from condec.modes import Hierarchy, Modes, label_name
-from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas
@@ -229,7 +228,6 @@ def control_matrix(
     """
     who = "control_matrix"
     choice = choice_of(who, modes, edit, replacement, fraction)
-    refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
     samples = samples.of(chosen)

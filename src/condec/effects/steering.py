@@ -16,7 +16,6 @@ from condec.effects.measured import Edits, Measured, measure
 from condec.effects.rankings import atom_scores
 from condec.effects.samples import held_out, labels_of
 from condec.modes import Modes, label_name
-from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas
@@ -87,7 +86,6 @@ def steering_curve(
     for direction in directions:
         one_of(who, "directions", direction, DirectionKind)
     at_least(who, 1, n_random=n_random)
-    refuse_training(model)
     samples = held_out(data, modes, who)
     chosen = labels_of(samples, modes, labels, who)
     # A random direction that several labels share is followed once for each of them.

@@ -23,7 +23,6 @@ from condec.effects.rankings import (
 )  # fmt: skip
 from condec.effects.samples import held_out
 from condec.modes import Modes, label_name
-from condec.network import refuse_training
 
 if TYPE_CHECKING:
     import pandas
@@ -147,7 +146,6 @@ def superclass_control(
     _check_modes(several)
     at_least(_WHO, 0, n_random=n_random)
     choices = [choice_of(_WHO, one, edit, replacement, fraction) for one in several]
-    refuse_training(model)
     samples = held_out(data, several[0], _WHO)
     _check_members(several[0], samples.labels, members)
     above = tuple(_above(one, members, least_correlation) for one in several)

@@ -35,8 +35,11 @@ class LanguageModel(PackedInput):
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
         super().__init__()
-        # What wraps a model (compiled, in parallel) hides its arguments behind **kwargs.
-        self._accepts = frozenset(inspect.signature(model.forward).parameters)
+        # What wraps a model (compiled, in parallel) hides its arguments behind **kwargs; so does an
+        # adapter of no task type, which hands all of them on.
+        base: Any = getattr(model, "get_base_model", lambda: model)()
+        given = [frozenset(inspect.signature(m.forward).parameters) for m in (model, base)]
+        self._accepts = given[1] if given[0] == {"args", "kwargs"} else given[0]
         if not {"inputs_embeds", "attention_mask"} <= self._accepts:
             raise ModelError(
                 f"{type(model).__name__}: expected a causal language model of Hugging Face, which "

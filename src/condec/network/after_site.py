@@ -14,7 +14,6 @@ True
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +35,9 @@ from condec.network.replay import (
 )
 from condec.network.sites import Place, Site, units_of
 from condec.network.tape import frozen_parameters, record, refuse_training, run_model
+from condec.network.trial import OUTPUT, Tolerance
 from condec.network.units import Units
 from condec.network.unwrap import eager, original
-
-_TOLERANCE: Final = 1e-3
-_HALF_TOLERANCE: Final = 5e-2
 
 
 @short_repr
@@ -247,6 +244,7 @@ def _try(after: AfterSite) -> _Tried:
     """
     failure = "with nothing changed its output is another"
     own = (after.site.name, after.site.call or 0)
+    may = Tolerance.of(after.inputs, {OUTPUT: after.output})
     for n_versions, repeats_folds in ((2, False), (2, True), (1, False)):
         watch = Watch(after.model)
         activation = torch.cat([after.activation] * n_versions)
@@ -258,7 +256,7 @@ def _try(after: AfterSite) -> _Tried:
         except ModelError as error:
             failure = str(error)
             continue
-        if _same(again, torch.cat([after.output] * n_versions)):
+        if may.off(again, torch.cat([after.output] * n_versions)) <= may.alone:
             watch.use(again)  # An output made before the site: no operation works on it.
             unused = frozenset(after.answers) - watch.used - {own}
             bytes_ = activation.numel() * activation.element_size()
@@ -269,15 +267,3 @@ def _try(after: AfterSite) -> _Tried:
         "A module before the site keeps a state or draws random numbers, or the model goes on "
         "with a tensor that a module before the site changed in place."
     )
-
-
-def _same(again: Tensor, output: Tensor) -> bool:
-    """Compare outputs, up to what another batch size may do to the rounding."""
-    device = output.device.type
-    half = output.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(device)
-    finite = output[output.isfinite()]
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
-    # Matrix products of GPUs have ten bits where TF32 is allowed.
-    tolerance = _TOLERANCE if device == "cpu" else 10 * _TOLERANCE
-    tolerance = (_HALF_TOLERANCE if half else tolerance) * (scale or 1.0)
-    return torch.allclose(again, output, rtol=0, atol=tolerance, equal_nan=True)

@@ -6,8 +6,9 @@ positions. That is right where the rows of a sample stand together, in the order
 which the proof of the model tries.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,34 +20,12 @@ from condec.network.units import Units
 class FoldedUnits(Units):
     """Units of an activation [sample, fold, ...]; without the axis of folds, as `Units`."""
 
+    folds: ClassVar[int] = 1
+
     @staticmethod
     def of(units: Units) -> "FoldedUnits":
         """Lay units over folds."""
         return FoldedUnits(units.layout, units.n_heads, units.tokens)
-
-    @property
-    def _plain(self) -> Units:
-        return Units(self.layout, self.n_heads, self.tokens)
-
-    def expand(self, activation: Tensor) -> Tensor:
-        """Return a view with every unit one index of the unit axes; tokens not counted are out."""
-        return unfold(self._plain.expand(fold(activation)), activation.shape[1])
-
-    def axes(self, ndim: int) -> tuple[int, ...]:
-        """Return the unit axes of an expanded activation of `ndim` axes."""
-        return tuple(axis + 1 for axis in self._plain.axes(ndim - 1))
-
-    def count(self, shape: Sequence[int]) -> int:
-        """Count the units in an activation of `shape` (with its sample axis)."""
-        return self._plain.count(shape[1:])
-
-    def positions(self, shape: Sequence[int]) -> int:
-        """Count the entries of one sample's activation that belong to one unit."""
-        return int(shape[1]) * self._plain.positions(shape[1:])
-
-    def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
-        """Lay one value a unit over an activation of `shape` (with its sample axis)."""
-        return self._plain.broadcast(values, shape[1:])[None]
 
 
 def fold(tensor: Tensor) -> Tensor:

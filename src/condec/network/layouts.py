@@ -12,7 +12,7 @@ written out. What cannot be told is refused.
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from condec.basis.errors import ModelError, SiteError
 from condec.network.axes import Followed, followed
-from condec.network.running import alone
+from condec.network.running import alone, exchanged
 from condec.network.sites import Place, Site
 from condec.network.state import settings_of
 from condec.network.tape import Call, record, run_model
@@ -182,12 +182,5 @@ def unhooked(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode inside the context: nothing is learned or drawn at random."""
-    with alone(model):
-        training: list[Any] = [module for module in model.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with alone(model), exchanged([m for m in model.modules() if m.training], training=False):
+        yield

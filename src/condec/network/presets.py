@@ -13,6 +13,7 @@ blocks, so that it is the same text for torchvision, timm and Hugging Face:
 ('1', '2')
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def heads_above(model: nn.Module, name: str, tap: str) -> int:
     for module in _outwards(model, name):
         heads = _said(module, _HEAD_COUNTS)
         if heads is not None:
-            made = model.get_submodule(name)
+            made = next(_outwards(model, name))
             if tap == "input" and isinstance(made, nn.Linear):
                 return heads  # all heads side by side
             return _heads_made(name, made, module, heads)
@@ -290,6 +291,5 @@ def _count(tokens: dict[str, nn.Parameter], names: tuple[str, ...]) -> int:
 
 def _outwards(model: nn.Module, name: str) -> Iterator[nn.Module]:
     """Yield the module of that name and those around it, the nearest first."""
-    parts = name.split(".") if name else []
-    for end in range(len(parts), -1, -1):
-        yield model.get_submodule(".".join(parts[:end]))
+    chain = itertools.accumulate(name.split(".") if name else [], getattr, initial=model)
+    yield from reversed([*chain])  # `get_submodule` knows no scripted ones

@@ -6,7 +6,7 @@ looks at a model, for what it does to the model (hooks, frozen parameters) is th
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -51,6 +51,24 @@ def of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Make a hook pass over what runs in other threads, such as a plain pass of the caller's."""
     owner = threading.get_ident()
     return lambda *given: hook(*given) if threading.get_ident() == owner else None
+
+
+@contextmanager
+def exchanged(parts: Iterable[Any], **values: Any) -> Iterator[None]:
+    """Set attributes of modules or parameters inside the context."""
+    before = [(part, {name: getattr(part, name) for name in values}) for part in parts]
+    try:
+        for part, _ in before:
+            _set(part, values)
+        yield
+    finally:
+        for part, own in before:
+            _set(part, own)
+
+
+def _set(part: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(part, name, value)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from condec.network.module_io import (
 )
 from condec.network.running import (
     alone,
+    exchanged,
     of_this_thread,
     own_precision,
     without_checkpointing,
@@ -249,13 +250,8 @@ def dense_batches(model: nn.Module) -> Iterator[None]:
     Layers that are recorded cannot read these, and no gradient passes those that can.
     """
     packing = [m for m in model.modules() if getattr(m, "use_nested_tensor", False) is True]
-    for encoder in packing:
-        encoder.use_nested_tensor = False  # type: ignore[assignment]
-    try:
+    with exchanged(packing, use_nested_tensor=False):
         yield
-    finally:
-        for encoder in packing:
-            encoder.use_nested_tensor = True  # type: ignore[assignment]
 
 
 @contextmanager
@@ -265,30 +261,16 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
     On a GPU, recurrent layers are then in training mode without dropout, which gives the same
     numbers: cuDNN differentiates them in no other mode. Batch norms get their gradients in order.
     """
-    with alone(model):
-        yield from _frozen(model)
-
-
-def _frozen(model: nn.Module) -> Iterator[None]:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
-    recurrent = [m for m in recurrent if any(p.is_cuda for p in m.parameters())]
-    as_before = [(m, m.training, m.dropout) for m in recurrent]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    for module in recurrent:
-        module.training, module.dropout = True, 0.0
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    hooks = [norm.register_forward_hook(_order_gradient) for norm in norms]
-    try:
+    with alone(model), ExitStack() as stack:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+        recurrent = [m for m in recurrent if any(p.is_cuda for p in m.parameters())]
+        stack.enter_context(exchanged(trainable, requires_grad=False))
+        stack.enter_context(exchanged(recurrent, training=True, dropout=0.0))
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                stack.callback(module.register_forward_hook(_order_gradient).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, training, dropout in as_before:
-            module.training, module.dropout = training, dropout
 
 
 def _order_gradient(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 
 from torch import Tensor
 
@@ -52,6 +52,9 @@ class Units:
     'heads(12)[1:]'
     """
 
+    folds: ClassVar[int] = 0
+    """Axes of folds, after that of samples (`condec.network.folds`)."""
+
     layout: Layout
     n_heads: int | None = None
     tokens: Span | None = None
@@ -85,7 +88,7 @@ class Units:
         """Return a view with every unit one index of the unit axes; tokens not counted are out."""
         self._check(activation.shape)
         if self.tokens is not None:
-            activation = activation[:, slice(*self.tokens)]
+            activation = activation[..., slice(*self.tokens), :]
         if self.n_heads is None:
             return activation
         return activation.reshape(*activation.shape[:-1], self.n_heads, -1)
@@ -93,8 +96,8 @@ class Units:
     def axes(self, ndim: int) -> tuple[int, ...]:
         """Return the unit axes of an expanded activation of `ndim` axes."""
         if self.layout == "positions":
-            return tuple(range(2, ndim))
-        return ({"features": ndim - 1, "heads": ndim - 2}.get(self.layout, 1),)
+            return tuple(range(2 + self.folds, ndim))
+        return ({"features": ndim - 1, "heads": ndim - 2}.get(self.layout, 1 + self.folds),)
 
     def count(self, shape: Sequence[int]) -> int:
         """Count the units in an activation of `shape` (with its sample axis)."""
@@ -126,8 +129,8 @@ class Units:
             laid = values.view(*(size if i in axes else 1 for i, size in enumerate(sizes)))
         if self.tokens is None:
             return laid
-        spread = values.new_zeros(1, int(shape[1]), laid.shape[2])
-        spread[:, slice(*self.tokens)] = laid
+        spread = values.new_zeros(*laid.shape[:-2], int(shape[-2]), laid.shape[-1])
+        spread[..., slice(*self.tokens), :] = laid
         return spread
 
     def _counted(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -136,9 +139,11 @@ class Units:
         sizes = tuple(int(size) for size in shape)
         if self.tokens is None:
             return sizes
-        return (sizes[0], len(range(*slice(*self.tokens).indices(sizes[1]))), *sizes[2:])
+        n_tokens = len(range(*slice(*self.tokens).indices(sizes[-2])))
+        return (*sizes[:-2], n_tokens, sizes[-1])
 
     def _check(self, shape: Sequence[int]) -> None:
+        shape = shape[self.folds :]
         if len(shape) < _LOWEST[self.layout]:
             raise SiteError(
                 f"layout {self.layout!r} needs an activation of at least {_LOWEST[self.layout]} "
