@@ -24,6 +24,7 @@ from condec.network import Site, hold, record, run_model, split_at, unfold
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 _VERSIONS_AT_ONCE: Final = 8
 _MOST_OF_A_PART: Final = 0.8
@@ -66,6 +67,15 @@ class PartCheck:
                 size = float(said @ said)
                 rows.append((site, way, rank, float(said @ fell) / size if size else float("nan")))
         return pandas.DataFrame(rows, columns=["site", "removed", "rank_correlation", "slope"])
+
+    def figure(self) -> "Figure":
+        """Draw what was said beside what happens, with line, slope and rank correlation.
+
+        DataError where no mode answers for anything.
+        """
+        from condec.explanation.drawing import check_figure
+
+        return check_figure(self)
 
 
 def check(

@@ -7,7 +7,7 @@ for what goes past the site is not seen there.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING, Final
@@ -31,6 +31,7 @@ from condec.store.batches import fingerprint
 if TYPE_CHECKING:
     import numpy
     import pandas
+    from matplotlib.figure import Figure
 
 _COLUMNS: Final = [
     "site", "cut", "part", "dictionary", "mode", "loading", "adds", "takes", "net", "share",
@@ -101,6 +102,42 @@ class Explanation:
         if n_modes is not None:
             by_site = tuple(at.strongest(n_modes) for at in by_site)
         return graph_of(self.batch, by_site, self.method)
+
+    def figure(
+        self, *, picture: "Tensor | numpy.ndarray | None" = None,
+        text: Sequence[str] | None = None, label_names: Sequence[str] | None = None,
+        n_maps: int = 3, masked: bool = False,
+    ) -> "Figure":  # fmt: skip
+        """Draw the explanation: what was given, and at every site the sum and the largest maps.
+
+        Bars show what every part adds and takes, with its net. Place maps lie over the input in
+        colours of one scale (`condec.figures.places`), each with its mode's best label, net and
+        strongest units. `condec.figures.save_figure` writes it.
+
+        Parameters
+        ----------
+        picture : Tensor or array, optional
+            The image before preprocessing, as `condec.figures.as_picture` takes it; by default
+            the input itself, from its lowest to its highest value.
+        text : str or sequence of str, optional
+            For sequences: one character or token a position.
+        label_names : sequence of str, optional
+        n_maps : int
+            Maps of a site, at most.
+        masked : bool
+            Show the picture where maps are large, as the paper does, in place of colours.
+
+        Raises
+        ------
+        DataError
+            Both picture and text, what is no picture, or a text of another length.
+        """
+        from condec.explanation.drawing import explanation_figure, ground_of
+
+        at_least("figure", 0, n_maps=n_maps)
+        setup = self.batch.setup
+        ground = ground_of(None if setup is None else setup.inputs, picture, text)
+        return explanation_figure(self, ground, n_maps=n_maps, names=label_names, masked=masked)
 
     def input_maps(
         self, site: Site | str, parts: Iterable[str] | None = None, *, steps: int | None = None

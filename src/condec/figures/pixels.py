@@ -52,7 +52,7 @@ def draw_maps(
 
     picture = as_picture(picture)
     picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
-    flat = [_fitted_to(_summed(one), picture) for one in maps]
+    flat = [resized(_summed(one), picture) for one in maps]
     if shows_signs(picture):
         return [overlay(values, picture, scale=map_scale(flat)) for values in flat]
     sizes = [ndimage.gaussian_filter(np.abs(one), smoothing(picture)) for one in flat]
@@ -134,7 +134,7 @@ def smoothing(picture: UInt8[np.ndarray, "y x colour"]) -> float:
     return max(1.0, float(picture.shape[0]) / 56)
 
 
-def map_scale(maps: Sequence[Float[np.ndarray, "y x"]], percentile: float = 99.5) -> float:
+def map_scale(maps: Sequence[Float[np.ndarray, "..."]], percentile: float = 99.5) -> float:
     """Return one scale for several maps: a high percentile of their sizes; 1 if all are zero."""
     sizes = np.abs(np.concatenate([values.ravel() for values in maps]))
     return float(np.percentile(sizes, percentile)) or float(sizes.max()) or 1.0
@@ -147,7 +147,7 @@ def overlay(
 
     The map is brought to the picture's size; a value of size `scale` has its full colour.
     """
-    values = _fitted_to(values, picture)
+    values = resized(values, picture)
     grey = 255 * 0.82 + 0.18 * picture.mean(2, keepdims=True)
     strength = np.clip(np.abs(values) / scale, 0, 1)[..., None] ** 0.7
     sign = np.where(values[..., None] > 0, to_rgb(POSITIVE), to_rgb(NEGATIVE)) * 255
@@ -170,7 +170,7 @@ def _pixels(values: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _fitted_to(
+def resized(
     values: Float[np.ndarray, "y x"], picture: UInt8[np.ndarray, "py px colour"]
 ) -> Float[np.ndarray, "py px"]:
     """Bring a map to the size of a picture."""
