@@ -22,7 +22,8 @@ def graph(n_sites=3, n_modes=4, name="blocks.{}"):
         for k, (start, end) in enumerate((a, b) for a in by_site[site] for b in by_site[after])
     ]
     edges = pandas.DataFrame(edges, columns=["from", "to", "flow"])
-    return nodes.assign(error=float("nan")), edges.assign(error=float("nan"))
+    nodes = nodes.assign(error=float("nan"), goes_with="")
+    return nodes, edges.assign(error=float("nan"))
 
 
 def words(figure):
@@ -58,6 +59,17 @@ def test_names_stay_readable_on_a_narrow_page():
     assert {"target", "mode 0 +6.5"} <= {*words(figure)}
 
 
+def test_what_a_mode_goes_with_is_said_where_it_fits():
+    nodes, edges = graph(3, 2)
+    nodes["goes_with"] = [
+        "tench, Tinca tinca" if "mode 1" in name else "" for name in nodes["name"]
+    ]
+    assert "mode 1 \N{MIDDLE DOT} tench +6.50" in words(flow_figure(nodes, edges))
+    narrow = words(flow_figure(nodes, edges, width=3.0))
+    assert not any("tench" in word for word in narrow)
+    assert "mode 1 +6.5" in narrow
+
+
 def test_names_from_outside_are_drawn_as_they_are(tmp_path):
     nodes, edges = graph(2, 2, name="a$x^2$\x00{}")
     figure = flow_figure(nodes, edges)
@@ -75,4 +87,4 @@ def test_what_cannot_be_drawn_is_refused():
 def test_nothing_flows_where_nothing_changes():
     nodes, edges = graph(2, 1)
     zero = nodes.assign(adds=0.0, takes=0.0, net=0.0), edges.assign(flow=0.0)
-    assert "0" in words(flow_figure(*zero))
+    assert {"mode 0 0", "0"} <= {*words(flow_figure(*zero))}

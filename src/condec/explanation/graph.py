@@ -7,8 +7,8 @@ gradient g of the target at B,
 
 (g and w held fixed). Where B cuts the network, the flows from m make what m contributes, to
 rounding where both are sums over the same points (uniform ones); where A does, the flows to n tend
-to what n contributes as steps grow. What lacks where a site does not cut goes past it: a node of
-its own.
+to what n contributes as steps grow. What lacks is a node of its own: at a site that does not cut it
+goes past the site, elsewhere the quadrature misses it. So everything adds up.
 """
 
 import itertools
@@ -25,13 +25,15 @@ from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.records import short_repr
 from condec.explanation.parts import SiteExplanation
 from condec.explanation.segments import Segment, carry
+from condec.modes import label_name
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
 TARGET: Final = "target"
-PAST: Final = "past it"
+PAST, MISSED = "past it", "quadrature"
+"""What no part of a site has of the target: at a site that does not cut the network, at others."""
 
 
 @short_repr
@@ -45,9 +47,10 @@ class Graph:
     ----------
     nodes : pandas.DataFrame
         One row a part of a site, in execution order; the target last. Columns: name (site and
-        part), site, part (``"past it"``: what flows past a site that does not cut the network),
-        adds, takes, net (unit: that of the target), error (standard error of net over the inputs;
-        NaN for one).
+        part), site, part (``"past it"``: what flows past a site that does not cut the network;
+        ``"quadrature"``: what is missed at others), label (that a mode goes with most in its store;
+        -1 without), adds, takes, net (unit: that of the target), error (standard error of net over
+        the inputs; NaN for one).
     edges : pandas.DataFrame
         Columns: from, to (names of nodes), flow (unit: that of the target), error.
     n_inputs : int
@@ -57,16 +60,20 @@ class Graph:
     edges: "pandas.DataFrame"
     n_inputs: int = 1
 
-    def figure(self, *, width: float = 10.0) -> "Figure":
-        """Draw it from left to right, a column a site, at most 40 nodes; `width` in inches.
+    def figure(self, names: Sequence[str] | None = None, *, width: float = 10.0) -> "Figure":
+        """Draw it from left to right, a column a site, at most 40 nodes.
 
         Nodes are as high as what flows through them, edges as wide; colours tell what raises the
-        target from what lowers it. The figure says which share of all flow it leaves out.
-        OptionError for more than 13 sites, or a width below 3.
+        target from what lowers it. The figure says which share of all flow it leaves out. `names`
+        are those of labels, `width` is in inches. OptionError for more than 13 sites, or a width
+        below 3.
         """
         from condec.figures.flows import flow_figure
 
-        return flow_figure(self.nodes, self.edges, self.n_inputs, width)
+        found = ["" if at < 0 else label_name(names, at) for at in self.nodes["label"].tolist()]
+        if names is None:
+            found = [text and f"label {text}" for text in found]
+        return flow_figure(self.nodes.assign(goes_with=found), self.edges, self.n_inputs, width)
 
 
 def graph_of(batch: Contributions, by_site: Sequence[SiteExplanation], method: Method) -> Graph:
@@ -104,18 +111,29 @@ def graph_of(batch: Contributions, by_site: Sequence[SiteExplanation], method: M
     change = float(batch.target[0]) - float(batch.target_baseline[0])
     rows, edges = list[tuple[object, ...]](), list[tuple[str, str, float]]()
     for at in by_site:
-        rows += [(_name(at, p.name), at.site.key, p.name, p.adds, p.takes, p.net) for p in at.parts]
-        if not at.cut:
-            past = change - float(_net(at).sum())
-            parts = max(past, 0.0), min(past, 0.0), past
-            rows.append((_name(at, PAST), at.site.key, PAST, *parts))
-    rows.append((TARGET, TARGET, TARGET, max(change, 0.0), min(change, 0.0), change))
+        rows += [
+            (
+                _name(at, part.name),
+                at.site.key,
+                part.name,
+                part.label,
+                part.adds,
+                part.takes,
+                part.net,
+            )
+            for part in at.parts
+        ]
+        rest = change - float(_net(at).sum())
+        sizes = max(rest, 0.0), min(rest, 0.0), rest
+        rows.append((_names(at)[-1], at.site.key, MISSED if at.cut else PAST, -1, *sizes))
+    rows.append((TARGET, TARGET, TARGET, -1, max(change, 0.0), min(change, 0.0), change))
     for (a, b), w, v in zip(pairs, shares[:-1], carried, strict=True):
         edges += _between(a, b, w.flatten(1) @ v.flatten(1).T, change)
     last = by_site[-1]
     into = _names(last), [*_net(last).tolist(), change - float(_net(last).sum())]
-    edges += [(name, TARGET, value) for name, value in zip(*into, strict=False)]
-    nodes = pandas.DataFrame(rows, columns=["name", "site", "part", "adds", "takes", "net"])
+    edges += [(name, TARGET, value) for name, value in zip(*into, strict=True)]
+    columns = ["name", "site", "part", "label", "adds", "takes", "net"]
+    nodes = pandas.DataFrame(rows, columns=columns)
     flows = pandas.DataFrame(edges, columns=["from", "to", "flow"])
     return Graph(nodes.assign(error=math.nan), flows.assign(error=math.nan))
 
@@ -123,7 +141,7 @@ def graph_of(batch: Contributions, by_site: Sequence[SiteExplanation], method: M
 def _between(
     a: SiteExplanation, b: SiteExplanation, flows: Tensor, change: float
 ) -> list[tuple[str, str, float]]:
-    """List the flows between two sites, and what goes past the one or the other."""
+    """List the flows between two sites, with what goes past the one or the other, or is missed."""
     whole = flows.new_zeros(len(flows) + 1, flows.shape[1] + 1)
     whole[:-1, :-1] = flows
     whole[:-1, -1] = _net(a) - flows.sum(1)
@@ -155,7 +173,7 @@ def _net(at: SiteExplanation) -> Tensor:
 
 
 def _names(at: SiteExplanation) -> list[str]:
-    return [_name(at, part.name) for part in at.parts] + [_name(at, PAST)] * (not at.cut)
+    return [_name(at, name) for name in (*(p.name for p in at.parts), MISSED if at.cut else PAST)]
 
 
 def _name(at: SiteExplanation, part: str) -> str:

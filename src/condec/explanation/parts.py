@@ -11,6 +11,7 @@ from torch import Tensor
 from condec.attribution.contributions import SiteContributions
 from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
+from condec.data import UNLABELLED
 from condec.explanation.shares import Shares
 from condec.modes import Modes
 from condec.network import FoldedUnits, Site, Units
@@ -53,6 +54,14 @@ class Part:
     def net(self) -> float:
         """What it adds less what it takes."""
         return self.adds + self.takes
+
+    @property
+    def label(self) -> int:
+        """Label that the mode's loadings correlate with most, in its store; -1 without."""
+        row = [] if self.modes is None else (self.modes.ids == self.id).nonzero().flatten()
+        if self.modes is None or not len(row) or not bool((self.modes.store.labels >= 0).any()):
+            return UNLABELLED
+        return int(self.modes.correlation()[row[0]].nan_to_num(-1.0).argmax())
 
 
 @short_repr

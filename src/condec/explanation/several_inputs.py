@@ -10,7 +10,7 @@ from condec.attribution import Method
 from condec.attribution.targets import TargetLike
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError
-from condec.data import as_inputs
+from condec.data import UNLABELLED, as_inputs
 from condec.explanation.graph import Graph, graph_of, mean_graph
 from condec.explanation.one_input import Explanation, explain
 from condec.explanation.parts import strongest
@@ -72,11 +72,11 @@ def flow(
     inputs = as_inputs(data)
 
     def explained(number: int) -> Explanation:
-        label = None if inputs.labels is None else int(inputs.labels[number])
+        label = UNLABELLED if inputs.labels is None else int(inputs.labels[number])
         try:
             return explain(
                 model, inputs.batch([number]), given, method=method, target=target, prove=prove,
-                label=label, n_modes=1,
+                label=None if label == UNLABELLED else label, n_modes=1,
             )  # fmt: skip
         except DataError as error:
             raise DataError(f"flow: input {inputs.ids[number]!r}: {error}") from error

@@ -28,6 +28,7 @@ _BODY, _LINE, _BAR, _GAP = 300.0, 12.0, 6.0, 3.0
 _MEANING: Final = {
     "left over": "Left over: what no mode answers for.",
     "past it": "Past it: what goes past the site.",
+    "quadrature": "Quadrature: what the steps of the path miss.",
 }
 
 
@@ -47,8 +48,8 @@ def flow_figure(
 ) -> Figure:
     """Draw what flows from the parts of every site to those of the next, and into the target.
 
-    `nodes` and `edges` as in `condec.explanation.Graph`; `width` in inches. OptionError for more
-    than 13 sites, or a width below 3.
+    `nodes` and `edges` as in `condec.explanation.Graph`, with a column ``goes_with``: what is said
+    of a node besides. `width` in inches. OptionError for more than 13 sites, or a width below 3.
     """
     at_least("figure", 3.0, width=width)
     columns = dict.fromkeys(nodes["site"])
@@ -61,6 +62,8 @@ def flow_figure(
     through = _through(edges, kept["name"])
     size = max(sum(through[name] for name in part["name"]) for _, part in kept.groupby("site"))
     scale = _BODY / size if size else 0.0
+    seen = kept["name"].map(through) * scale >= 2 * _THINNEST
+    kept = kept[seen | kept["part"].map(_is_mode)]
     drawn = edges[edges["from"].isin(kept["name"]) & edges["to"].isin(kept["name"])]
     drawn = drawn[drawn["flow"].abs() * scale >= _THINNEST]
     whole = float(edges["flow"].abs().sum())
@@ -124,17 +127,18 @@ def _draw(
     _write_head(axis, head)
     letters = max(8, int(apart / (0.62 * font)))
     for number, site in enumerate(columns):
-        text = literal(site if len(site) <= letters else f"...{site[3 - letters :]}")
+        text = literal(site if len(site) < letters else f"...{site[5 - letters :]}")
         axis.text(8 + apart * number, top - 8, text, fontsize=font + 0.5, fontweight="bold")
     _draw_edges(axis, edges, placed, scale)
     digits = math.floor(math.log10(float(nodes["net"].abs().max()) or 1.0))
     halo = [effects.withStroke(linewidth=2, foreground="white", alpha=0.8)]
-    for name, part, net, error in nodes[["name", "part", "net", "error"]].itertuples(index=False):
+    columns_of = nodes[["name", "part", "goes_with", "net", "error"]]
+    for name, part, goes_with, net, error in columns_of.itertuples(index=False):
         at, is_rest = placed[str(name)], not _is_mode(str(part))
         axis.add_patch(
             Rectangle((at.x, at.y), _BAR, at.height, color=GREY if is_rest else INK, lw=0)
         )
-        words = _words(str(part), net, error, max(0, (2 if narrow else 3) - digits))
+        words = _words(str(part), str(goes_with), net, error, max(0, (2 if narrow else 3) - digits))
         text = next((some for some in words if len(some) <= letters), words[-1])
         axis.text(
             at.x + _BAR + 2, at.y + at.height / 2, literal(text), va="center", fontsize=font,
@@ -179,7 +183,7 @@ def _draw_edges(
         axis.add_patch(PathPatch(Path(corners, codes), facecolor=colour, alpha=0.45, lw=0))
 
 
-def _words(part: str, net: Any, error: Any, decimals: int) -> list[str]:
+def _words(part: str, goes_with: str, net: Any, error: Any, decimals: int) -> list[str]:
     """Return what is written beside a node, the longest first."""
     number = f"{net:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
     number = number if any(digit in number for digit in "123456789") else "0"
@@ -189,6 +193,9 @@ def _words(part: str, net: Any, error: Any, decimals: int) -> list[str]:
     found = [f"{part} {number}", f"{short} {number}", short, short.removeprefix("mode ")]
     if error == error:
         found.insert(0, f"{part} {number} \N{PLUS-MINUS SIGN} {error:.{decimals}f}")
+    if goes_with:
+        also = f" \N{MIDDLE DOT} {literal(goes_with.split(',')[0], 16)}"
+        found = [text.replace(part, part + also) for text in found[:-2]] + found
     return found
 
 
