@@ -58,10 +58,11 @@ class Part:
     @property
     def label(self) -> int:
         """Label that the mode's loadings correlate with most, in its store; -1 without."""
-        row = [] if self.modes is None else (self.modes.ids == self.id).nonzero().flatten()
-        if self.modes is None or not len(row) or not bool((self.modes.store.labels >= 0).any()):
+        modes = self.modes
+        if modes is None or not bool((modes.store.labels >= 0).any()):
             return UNLABELLED
-        return int(self.modes.correlation()[row[0]].nan_to_num(-1.0).argmax())
+        found = modes.correlation()[modes.ids == self.id].nan_to_num(-1.0)
+        return int(found.argmax()) if len(found) else UNLABELLED
 
 
 @short_repr
