@@ -167,12 +167,16 @@ def test_control_takes_means_over_labels_of_one_edit():
     table = curve()
     table.loc[table["label"] == 0, "target_accuracy"] -= 0.1
     table.loc[table["edit"] == "preserve", "target_accuracy"] = 7.0
-    figure = figures.control_figure(table, edit="ablate", replacement="zero")
+    of = {"edit": "ablate", "replacement": "zero"}
+    figure = figures.control_figure(table, **of)
     drawn = lines(figure, RANKINGS["modes"][1])
     np.testing.assert_allclose(drawn[0], 1 - 0.9 * np.array([0.05, 0.25, 0.75]) - 0.05)
-    np.testing.assert_allclose(drawn[1], 1 - np.array([0.05, 0.25, 0.75]) / 10)
+    other = figures.control_figure(table, images="other", **of)
+    (line,) = lines(other, RANKINGS["modes"][1])
+    np.testing.assert_allclose(line, 1 - np.array([0.05, 0.25, 0.75]) / 10)
+    assert other.axes[0].get_ylim()[0] == figure.axes[0].get_ylim()[0] < drawn[0].min()
     bands = figure.axes[0].collections
-    assert len(bands) == 6, "a band for both lines of three rankings"
+    assert len(bands) == 3, "a band for three rankings"
     heights = bands[0].get_paths()[0].vertices[:, 1]
     # Two labels 0.1 apart: their mean may be that of either.
     assert heights.max() == pytest.approx(drawn[0][0] + 0.05)
@@ -236,6 +240,10 @@ def test_heatmap_orders_modes_by_their_best_label():
             DataError, "edit 'ablate', replacement 'mean': the table holds no such row",
         ),
         (lambda: figures.auc_figure(areas().iloc[:0], edit="ablate"), DataError, "no such row"),
+        (
+            lambda: figures.control_figure(curve(), edit="ablate", replacement="zero", images="x"),
+            OptionError, "images must be one of own, other; got 'x'",
+        ),
     ],
 )  # fmt: skip
 def test_nothing_to_draw(make, error, message):

@@ -3,9 +3,8 @@
 One visual language throughout. Colours are those of Okabe and Ito, told apart by colour-blind
 readers: blue for contributions, orange for activations; blue for units ranked by modes, green
 by mean contribution, grey at random; vermilion for what raises the target, violet for what
-lowers it; rose for shuffled labels. Dashed lines are what the solid ones compare with: other
-labels' images, the network with random weights. Lines are named where they end and the unit of
-an axis stands under the title.
+lowers it; rose for shuffled labels. Dashed lines are what the solid ones compare with: the network
+with random weights. Lines are named where they end and the unit of an axis stands under the title.
 
 Figures are made without pyplot, so nothing global changes, and `save_figure` writes the same
 bytes every time. `style` has colours, titles and names, `pixels` maps over pictures. Imports

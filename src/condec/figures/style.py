@@ -141,7 +141,7 @@ def panels(number: int, *, height: float, width: float = 4.2) -> tuple[Figure, l
 
 @contextmanager
 def chart(
-    text: str, unit: str, *, height: float = 2.5, width: float = 4.2
+    text: str, unit: str, *, height: float = 2.7, width: float = 5.0
 ) -> Iterator[tuple[Figure, Axes]]:
     """Give a styled figure of one panel with its title."""
     with styled():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import pandas
@@ -36,9 +36,6 @@ _HEATMAP_LABELS: Final = 400
 _MOST_LABELS: Final = 40
 _MOST_DICTIONARIES: Final = 50
 """Dictionaries of a run that have charts: drawing takes most of the time of a report."""
-_RANKINGS_BY_LABEL: Final = 4
-_BY_LABEL: Final = ("log_odds_modes", "modes", "contribution_difference", "random")
-"""The rankings that are drawn for every label where there are more."""
 _MATRICES: Final[tuple[MatrixQuantity, ...]] = ("accuracy", "logit")
 
 
@@ -218,13 +215,12 @@ def _curves(part: DictionaryPart) -> Iterator[Chart]:
     if curve is None or areas is None:
         return
     for edit, replacement in curve[["edit", "replacement"]].drop_duplicates().to_numpy():
-        figure = figures.control_figure(curve, edit=edit, replacement=replacement)
-        yield Chart("control", f"{edit}-{replacement}", figure)
+        for images in get_args(figures.Images):
+            of: dict[str, Any] = {"edit": edit, "replacement": replacement, "images": images}
+            yield Chart("control", "-".join(of.values()), figures.control_figure(curve, **of))
     for edit in areas["edit"].drop_duplicates() if areas["label"].nunique() <= _MOST_LABELS else ():
         rows = areas[areas["edit"] == edit]
         rows = rows[rows["replacement"] == rows["replacement"].iloc[0]]
-        if rows["ranking"].nunique() > _RANKINGS_BY_LABEL:
-            rows = rows[rows["ranking"].isin(_BY_LABEL)]
         figure = figures.auc_figure(rows, edit=edit, by="label_name")
         yield Chart("control", f"{edit}-labels", figure)
 

@@ -1,6 +1,6 @@
 """Figures of control curves: accuracy over the share of units, and the areas under it."""
 
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import pandas
@@ -8,12 +8,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from condec.basis.checks import one_of
 from condec.effects import mean_over_labels
 from condec.figures import style
 from condec.figures.style import chart, list_names, name_lines, not_empty, rankings_in
 
 _FEW: Final = 4
 """With more rankings, bars become dots, and most bands are left out."""
+Images = Literal["own", "other"]
+_IMAGES: Final[dict[Images, str]] = {"own": "the label's images", "other": "all other images"}
 _WITH_BANDS: Final = ("log_odds_modes", "modes", "random")
 _REPLACED: Final = {
     "zero": "set to zero", "mean": "set to their mean", "class_mean": "set to the label's mean",
@@ -21,36 +24,37 @@ _REPLACED: Final = {
 }  # fmt: skip
 
 
-def control_figure(curve: pandas.DataFrame, *, edit: str, replacement: str) -> Figure:
+def control_figure(
+    curve: pandas.DataFrame, *, edit: str, replacement: str, images: Images = "own"
+) -> Figure:
     """Draw accuracy over the share of units edited (Melander et al. 2026, fig. 6 D).
 
-    Means over labels; solid: the label's own images, dashed: all others. Bands are 95 %
-    intervals of the means, labels drawn again; those of a single label are over its images.
-    Of more than four rankings only modes and random units have bands. `curve` is from
-    `control_curve`, of one site; edits and replacements other than those given are left out.
+    Means over labels, of a label's ``own`` images or of all ``other`` ones, on one scale. Bands are
+    95 % intervals of the means, labels drawn again; those of a single label are over its images. Of
+    more than four rankings only modes and random units have bands. `curve` is from `control_curve`,
+    of one site; edits and replacements other than those given are left out.
     """
+    one_of("control_figure", "images", images, Images)
     part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
     not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
     what, units, verb = ("Ablate", "units", "ablated")
     if edit != "ablate":
         what, units, verb = ("Preserve", "all others", "preserved")
-    ends, names = [], rankings_in(part["ranking"])
-    text = f"{what}, {units} {_REPLACED[replacement]}"
-    unit = "accuracy / unedited; solid: label's images, dashed: others"
-    height = 2.9 if len(names) < 6 else 3.6
-    with chart(text, unit, height=height, width=4.6) as (figure, axis):
+    ends, names, lowest = [], rankings_in(part["ranking"]), 1.0
+    text, whose = f"{what}, {units} {_REPLACED[replacement]}", _IMAGES[images]
+    with chart(text, f"accuracy of {whose} / unedited", height=3.2) as (figure, axis):
         for ranking, (name, colour) in names.items():
             rows = part[part["ranking"] == ranking]
+            curves = {which: _mean_curve(rows, which) for which in ("target", "off")}
+            lowest = min(lowest, *(float(np.nanmin(y, initial=1.0)) for _, y in curves.values()))
+            x, (mean, low, high) = curves["target" if images == "own" else "off"]
             front = 2 if ranking.startswith("random") else 3
-            for which, dashes, width in (("target", "-", 1.8), ("off", (0, (3, 2)), 1.1)):
-                x, (mean, low, high) = _mean_curve(rows, which)
-                axis.plot(x, mean, color=colour, linestyle=dashes, zorder=front, linewidth=width)
-                if len(names) <= _FEW or ranking in _WITH_BANDS:
-                    axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-                if which == "target":
-                    ends.append((float(mean[-1]), name, colour))
+            axis.plot(x, mean, color=colour, zorder=front)
+            if len(names) <= _FEW or ranking in _WITH_BANDS:
+                axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            ends.append((float(mean[-1]), name, colour))
         axis.axhline(1, color=style.RULE, linewidth=0.9, zorder=0)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=max(0.0, np.floor(10 * lowest) / 10))
         _share_axis(axis, float(part["fraction"].min()), float(part["fraction"].max()))
         axis.set_xlabel(f"share of units {verb}")
         name_lines(axis, ends)
@@ -92,7 +96,7 @@ def auc_figure(
     width = 0.8 / len(present)
     what, better = ("ablation", "below") if edit == "ablate" else ("preservation", "above")
     unit = f"(AUC label - AUC others) / AUC others; {better} 0: selective"
-    with chart(f"Selectivity of {what}{of}", unit, height=2.9) as (figure, axis):
+    with chart(f"Selectivity of {what}{of}", unit, height=3.2) as (figure, axis):
         axis.axhline(0, color=style.MUTED, linewidth=0.7)
         for number, (ranking, (_, colour)) in enumerate(present.items()):
             rows = part[part["ranking"] == ranking]

@@ -51,8 +51,9 @@ def control_matrix_figure(
     values = getattr(matrix, quantity).numpy()
     middle = 1.0 if quantity == "accuracy" else 0.0
     finite = np.abs(values - middle)[np.isfinite(values)]
-    # An output has no bounds: its scale ends where the largest change does.
-    reach = float(finite.max(initial=0.0)) or 1.0 if quantity == "logit" else 1.0
+    reach = float(finite.max(initial=0.0)) or 1.0
+    if quantity != "logit":  # An output has no bounds; small changes of a share must look small.
+        reach = min(max(reach, 0.2), 1.0)
     number = len(matrix.labels)
     cell = float(np.clip(6.4 / number, 0.085, 0.34))
     names = matrix.label_names if number <= _MOST_NAMES else ()
