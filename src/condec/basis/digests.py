@@ -20,13 +20,15 @@ def path_digest(path: Path) -> str:
 
     Empty where there is nothing. A file is read once a process, unless it changes.
     """
-    return joint_digest(path, [path]) if path.is_dir() else _of_file(path)
+    return joint_digest(path, [path]) if path.is_dir() else _of_file(os.fspath(path))
 
 
 def joint_digest(start: Path, parts: Sequence[Path]) -> str:
     """Hash files and folders below a folder together, with their names."""
-    files = [file for part in parts for file in (_files(part) if part.is_dir() else [part])]
-    names = sorted((file.relative_to(start).as_posix(), file) for file in files)
+    # Of texts: paths would take longer than all that is hashed.
+    files = [os.fspath(p) for p in parts if not p.is_dir()] + [f for p in parts for f in _files(p)]
+    skip = len(os.fspath(start)) + 1
+    names = sorted((file[skip:].replace(os.sep, "/"), file) for file in files)
     return text_digest("".join(f"{_of_file(file)}  {name}\n" for name, file in names))
 
 
@@ -72,22 +74,21 @@ def differences(had: Mapping[str, Any], wants: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _files(folder: Path) -> list[Path]:
-    found = (Path(above, name) for above, _, names in os.walk(folder) for name in names)
+def _files(folder: Path) -> list[str]:
+    found = (f"{above}/{name}" for above, _, names in os.walk(folder) for name in names)
     # What killed writers left is nobody's.
-    return [file for file in found if file.suffix != ".partial"]
+    return [file for file in found if not file.endswith(".partial")]
 
 
-def _of_file(path: Path) -> str:
+def _of_file(path: str) -> str:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
         return ""
     state = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
-    name = os.fspath(path.absolute())
-    if (known := _known.get(name)) and known[0] == state:
+    if (known := _known.get(path)) and known[0] == state:
         return known[1]
-    content = file_digest(path)
+    content = file_digest(Path(path))
     if time.time_ns() - found.st_ctime_ns > _RECENT:
-        _known[name] = (state, content)
+        _known[path] = (state, content)
     return content

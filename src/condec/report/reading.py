@@ -35,30 +35,26 @@ SPLITS: Mapping[str, str] = {"held_out": "held out", "train": "training"}
 class DictionaryPart:
     """Results of one learner at one site, of which all that is large is read when asked for.
 
-    `name` is the learner's, and that of the dictionary's folder; `tables` are those that were
-    made, by kind (`condec.store.folder.TABLES`).
+    `name` is the learner's, and that of the dictionary's folder, `place`; `tables` are those that
+    were made, by kind (`condec.store.folder.TABLES`).
     """
 
     name: str
     site: str
+    place: Path
     folder: RunFolder = field(repr=False)
     store: Store = field(repr=False)
     tables: Mapping[str, pandas.DataFrame]
 
     @cached_property
-    def _place(self) -> Path:
-        place = self.folder.modes(self.site, self.name)
-        return self.folder.ledger.found(place) or place
-
-    @cached_property
     def dictionary(self) -> Dictionary:
         """The dictionary."""
-        return load_dictionary(self._place)
+        return self.modes.encoder or load_dictionary(self.place)
 
     @cached_property
     def modes(self) -> Modes:
         """Its modes."""
-        return Modes.load(self._place, self.store)
+        return Modes.load(self.place, self.store)
 
     @cached_property
     def maps(self) -> SiteMaps | None:
@@ -279,11 +275,13 @@ def read_run(path: Path) -> RunPart:
 
 def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart]:
     for name in folder.learners(key):
+        place = folder.modes(key, name)
+        place = folder.ledger.found(place) or place
         tables = {kind: folder.read_table(kind, key, name) for kind in TABLES}
         known = {kind: table for kind, table in tables.items() if table is not None}
         if "rivals" in known:  # a learner is no rival of its own; earlier versions fitted it
             known["rivals"] = known["rivals"][known["rivals"]["rival"] != name]
-        yield DictionaryPart(name, key, folder, store, known)
+        yield DictionaryPart(name, key, place, folder, store, known)
 
 
 def _explained(folder: RunFolder) -> Iterator[tuple[str, Path]]:

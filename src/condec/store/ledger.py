@@ -133,7 +133,7 @@ class Ledger:
         that lie here now.
         """
         place = folder_in_place(path)
-        got = self.digest(place)
+        got = self._inputs[self._name(path)] = self.digest(place)
         if damage := self.damage(path, got):
             raise StoreError(str(damage))
         return place if got else None
