@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from condec.basis.metrics import correlation_by_label, correlation_matrix
-from condec.modes import label_correlation, membership
+from condec.modes import Modes, label_correlation, membership
 from condec.modes import labels as labels_of
 from condec.report import build_report, drawing, figures
 from condec.report.reading import read_run
@@ -47,9 +47,14 @@ def test_pages_of_many_sites_link_to_their_neighbours(large, tmp_path, monkeypat
     monkeypatch.setattr(drawing, "_MOST_DICTIONARIES", 2)
     monkeypatch.setattr(drawing, "_HEATMAP_LABELS", 5)
     folder = large.make_run(tmp_path, sized())
+    loads, load = [], Modes.load
+    monkeypatch.setattr(Modes, "load", staticmethod(lambda *a: loads.append(a) or load(*a)))
     run = read_run(folder)
+    assert loads == []
     assert sum(drawing.has_charts(run, part) for _, part in run.parts) == 2
+    loads.clear()
     report = build_report(folder).parent
+    assert len(loads) == 42  # each for its page; the first page needs none of them again
     pages = [file.read_text() for file in sorted(report.glob("sites/*.html"))]
     assert len(pages) == 42
     for page in pages:

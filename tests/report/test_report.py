@@ -302,7 +302,12 @@ def test_site_page_has_every_part(report):
     for said in ("Control curves", "held out", "grand mean", "Cosine", "All modes in use", "KMea"):
         assert said in text, said
     images = " ".join(page.resources)
-    for part in ("ablate-zero.svg", "preserve-zero.svg", "ablate-labels.svg", "-total.png"):
+    for part in (
+        "ablate-zero-own.svg",
+        "preserve-zero-other.svg",
+        "ablate-labels.svg",
+        "-total.png",
+    ):
         assert part in images, part
     assert images.count("-positive.png") == images.count("-negative.png") > 0
 
@@ -356,7 +361,8 @@ def test_missing_parts_are_left_out(run_folder, tmp_path, quick, links):
     assert ("No dictionary was fitted here" in text) == ("fit" not in links)
     assert ("Mode " in text) == ("fit" in links)
     assert ("share one scale" in text) == ("map" in links)
-    assert (report / "figures" / "block1" / "sae-ablate-zero.svg").exists() == ("control" in links)
+    drawn = (report / "figures" / "block1" / "sae-ablate-zero-own.svg").exists()
+    assert drawn == ("control" in links)
 
 
 def test_without_labels(tmp_path, quick):
@@ -653,7 +659,10 @@ def test_what_was_not_checked_is_not_said(run, report):
 
 def test_the_page_says_how_to_check(tmp_path, quick):
     index = build_report(small_run(tmp_path / "run", links=("fit",)))
-    assert "rivals = true and stability_seeds = 5 under [fit] in run.toml" in shown(index)
+    said = shown(index)
+    assert "find the same modes (stability_seeds = 5) and whether simpler dictionaries" in said
+    assert "(rivals = true). Put that under [fit] in run.toml" in said
+    assert "Other seeds" not in said
 
 
 def test_stability_of_dead_modes(run):

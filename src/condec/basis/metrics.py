@@ -120,7 +120,7 @@ def correlation_by_label(
     values = _standardised(loadings, 0)
     sums = values.new_zeros(n_labels, values.shape[1]).index_add_(0, labels, values)
     scale = (counts * (1.0 - counts / max(len(labels), 1))).sqrt().to(values.dtype)[:, None]
-    return (sums / _or_one(scale) * (scale > 0)).T.clamp_(-1.0, 1.0)
+    return sums.div_(_or_one(scale)).mul_(scale > 0).T.clamp_(-1.0, 1.0)
 
 
 def cosine(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 import pandas
@@ -215,7 +215,7 @@ def _curves(part: DictionaryPart) -> Iterator[Chart]:
     if curve is None or areas is None:
         return
     for edit, replacement in curve[["edit", "replacement"]].drop_duplicates().to_numpy():
-        for images in get_args(figures.Images):
+        for images in figures.IMAGES:
             of: dict[str, Any] = {"edit": edit, "replacement": replacement, "images": images}
             yield Chart("control", "-".join(of.values()), figures.control_figure(curve, **of))
     for edit in areas["edit"].drop_duplicates() if areas["label"].nunique() <= _MOST_LABELS else ():

@@ -58,7 +58,7 @@ def of_site(site: SitePart) -> Iterator[Fact]:
         of = f", {part.name}" if len(site.parts) > 1 else ""
         yield Fact(count(part.n_used), f"modes in use{of}", f"of {count(part.n_modes)}")
         yield Fact(fixed(part.measured("r2")), _r2([part]) + of)
-        row = "position" if part.modes.rows == "positions" else "input"
+        row = "position" if part.rows == "positions" else "input"
         yield Fact(fixed(part.measured("l0"), 1), f"modes per {row}{of}")
 
 

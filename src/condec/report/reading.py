@@ -74,6 +74,11 @@ class DictionaryPart:
         return self.modes.n_modes
 
     @cached_property
+    def rows(self) -> str:
+        """What its rows are: ``samples`` or ``positions``."""
+        return self.modes.rows
+
+    @cached_property
     def n_used(self) -> int:
         """Number of modes that some input uses."""
         return len(self.modes)
@@ -131,7 +136,8 @@ class DictionaryPart:
     @cached_property
     def correlation(self) -> Tensor:
         """Correlation with labels on training rows, shape [mode, label]."""
-        return self.modes.correlation(split="train")
+        # Of labels that are given it keeps no copy.
+        return self.modes.correlation(self.store.labels, "train")
 
     @cached_property
     def held_out_correlation(self) -> Tensor:
@@ -141,7 +147,7 @@ class DictionaryPart:
             return torch.full_like(self.correlation, torch.nan)
         counts = torch.bincount(labels[labels >= 0], minlength=self.correlation.shape[1])
         varies = (counts > 0) & (counts < counts.sum())
-        return self.modes.correlation(split="held_out").where(varies, torch.nan)
+        return self.modes.correlation(self.store.labels, "held_out").where(varies, torch.nan)
 
     @cached_property
     def best(self) -> tuple[Tensor, Tensor]:
@@ -151,7 +157,7 @@ class DictionaryPart:
 
     def forget(self) -> None:
         """Free the memory of all that is large, and keep what the first page needs of it."""
-        _ = (self.training, self.n_modes, self.n_alike, self.users, self.has_held_out)
+        _ = (self.training, self.rows, self.n_modes, self.n_alike, self.users, self.has_held_out)
         _ = self.has_labels and self.best
         for name in ("dictionary", "modes", "maps", "correlation", "held_out_correlation"):
             self.__dict__.pop(name, None)

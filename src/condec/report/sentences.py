@@ -86,7 +86,7 @@ def warnings(run: RunPart) -> Iterator[str]:
 
 def _about_modes(named: Sequence[tuple[str, DictionaryPart]]) -> Iterator[str]:
     """Say what rows are, and where modes hold for fitted inputs only, or say nothing more."""
-    infos = {n: p.modes.store.info(p.modes.site) for n, p in named if p.modes.rows == "positions"}
+    infos = {n: part.store.info(part.site) for n, part in named if part.rows == "positions"}
     if infos:
         kept = [f"{name} {count(i.n_kept)} of {count(i.n_places)}" for name, i in infos.items()]
         yield (

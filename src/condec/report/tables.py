@@ -264,7 +264,7 @@ def number_rows(part: DictionaryPart) -> Iterator[dict[str, str]]:
     if training is None:
         return
     for name, key, digits, note in _NUMBERS:
-        if part.modes.rows == "positions":
+        if part.rows == "positions":
             name = name.replace("Input", "Position").replace("input", "position")
         texts = dict.fromkeys(SPLITS, DASH)
         for split, of in training.metrics.items():

@@ -13,7 +13,7 @@ from condec.figures import (
     shows_signs,
     smoothing,
 )
-from condec.report.figures.curves import Images, auc_figure, control_figure
+from condec.report.figures.curves import IMAGES, auc_figure, control_figure
 from condec.report.figures.dictionaries import (
     correlation_heatmap_figure,
     correlation_histogram_figure,
@@ -31,7 +31,7 @@ from condec.report.figures.side_effects import (
 from condec.report.figures.sites import completeness_figure, layer_statistics_figure
 
 __all__ = [
-    "Images", "as_picture", "auc_figure", "completeness_figure", "control_figure",
+    "IMAGES", "as_picture", "auc_figure", "completeness_figure", "control_figure",
     "control_matrix_figure",
     "correlation_heatmap_figure", "correlation_histogram_figure", "density_figure", "draw_maps",
     "interactions_figure", "layer_statistics_figure", "mode_map_figure", "pareto_figure",

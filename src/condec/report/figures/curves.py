@@ -1,6 +1,6 @@
 """Figures of control curves: accuracy over the share of units, and the areas under it."""
 
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import pandas
@@ -15,8 +15,8 @@ from condec.figures.style import chart, list_names, name_lines, not_empty, ranki
 
 _FEW: Final = 4
 """With more rankings, bars become dots, and most bands are left out."""
-Images = Literal["own", "other"]
-_IMAGES: Final[dict[Images, str]] = {"own": "the label's images", "other": "all other images"}
+IMAGES: Final = {"own": "the label's images", "other": "all other images"}
+"""Images of which control curves are drawn, and their words."""
 _WITH_BANDS: Final = ("log_odds_modes", "modes", "random")
 _REPLACED: Final = {
     "zero": "set to zero", "mean": "set to their mean", "class_mean": "set to the label's mean",
@@ -25,7 +25,7 @@ _REPLACED: Final = {
 
 
 def control_figure(
-    curve: pandas.DataFrame, *, edit: str, replacement: str, images: Images = "own"
+    curve: pandas.DataFrame, *, edit: str, replacement: str, images: str = "own"
 ) -> Figure:
     """Draw accuracy over the share of units edited (Melander et al. 2026, fig. 6 D).
 
@@ -34,14 +34,14 @@ def control_figure(
     more than four rankings only modes and random units have bands. `curve` is from `control_curve`,
     of one site; edits and replacements other than those given are left out.
     """
-    one_of("control_figure", "images", images, Images)
+    one_of("control_figure", "images", images, tuple(IMAGES))
     part = curve[(curve["edit"] == edit) & (curve["replacement"] == replacement)]
     not_empty(part, f"control_figure: edit {edit!r}, replacement {replacement!r}")
     what, units, verb = ("Ablate", "units", "ablated")
     if edit != "ablate":
         what, units, verb = ("Preserve", "all others", "preserved")
     ends, names, lowest = [], rankings_in(part["ranking"]), 1.0
-    text, whose = f"{what}, {units} {_REPLACED[replacement]}", _IMAGES[images]
+    text, whose = f"{what}, {units} {_REPLACED[replacement]}", IMAGES[images]
     with chart(text, f"accuracy of {whose} / unedited", height=3.2) as (figure, axis):
         for ranking, (name, colour) in names.items():
             rows = part[part["ranking"] == ranking]
