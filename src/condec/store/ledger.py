@@ -146,7 +146,7 @@ class Ledger:
         name, got = self._name(path), self.digest(folder_in_place(path)) if got is None else got
         entry = self.maker(name)
         if entry is None:
-            names = "".join(f", and tasks/{file.name} is damaged" for file in self.damaged)
+            names = "".join(f", and tasks/{file.name} is damaged" for file in [*self.damaged][:3])
             problem = f"no record says what it was made from{names}"
             # Stores that were made elsewhere hold digests of their own.
             sound = not got or (path / "manifest").is_dir()
