@@ -43,13 +43,15 @@ def seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
     return found
 
 
-def modes_of(model: nn.Module, images: Tensor, folder: str) -> Iterator[condec.Modes]:
+def modes_of(
+    model: nn.Module, images: Tensor, folder: str, sites: tuple[str, ...] = SITES
+) -> Iterator[condec.Modes]:
     """Modes of both signs at every site; how good they are does not matter here."""
     store = condec.collect(
-        model, images, SITES, method=FEW, target=condec.Predicted(), batch_size=6, progress=False,
+        model, images, sites, method=FEW, target=condec.Predicted(), batch_size=6, progress=False,
         out=Path(folder) / "store",
     )  # fmt: skip
-    for site in SITES:
+    for site in sites:
         fitted = condec.fit(condec.PCA(n_modes=12), store.matrix(site, sign="concat"))
         yield condec.Modes.build(fitted.dictionary, store, site, "concat")
 
@@ -99,17 +101,65 @@ def explained(repeats: int, steps: int) -> dict[str, Any]:
     }
 
 
+def mapped(repeats: int, steps: int) -> dict[str, Any]:
+    """Time of maps at one site; here a plain pass goes back to the input."""
+    case, site = mobilenet(), SITES[1]
+    model = case.model.model.requires_grad_(False)
+    image, target = case.images[:1], condec.Logit(1)
+    condec.contribute(model, image, site, method=condec.ActGrad(), target=target)  # is proven
+
+    def plain() -> Tensor:
+        x = image.clone().requires_grad_()
+        return torch.autograd.grad(model(x)[:, 1].sum(), x)[0]
+
+    def one() -> condec.ModeMap:
+        return condec.mode_map(model, image, site, [3, 7, 9], target)
+
+    plain()
+    first = seconds({"first": one}, 1)["first"]
+    with tempfile.TemporaryDirectory() as folder:
+        (modes,) = modes_of(model, case.images[::8], folder, (site,))
+        eight = modes.atoms[:8].view(8, 2, -1).sum(1)
+        method = condec.IntegratedGradients(steps=steps)
+        found = condec.explain(model, image, modes, method=method, target=target)
+        made = found.input_maps(site)
+        took = seconds(
+            {
+                "plain_pass": plain, "one": one, "input_maps": lambda: found.input_maps(site),
+                "eight": lambda: condec.mode_map(
+                    model, image, site, target=target, weights=eight
+                ),
+            },
+            repeats,
+        )  # fmt: skip
+    plain_pass = took["plain_pass"]
+    sizes = torch.tensor([max(part.adds, -part.takes) for part in made.parts])
+    return {
+        "what": f"MobileNetV2, one photo, {site}; {len(made.parts)} parts, {steps} steps",
+        "processor_seconds": took | {"first": first},
+        "map_of_one_mode_plain_passes": took["one"] / plain_pass,
+        "first_map_over_a_warm_one": first / took["one"],
+        "map_of_each_further_mode_plain_passes": (took["eight"] - took["one"]) / 7 / plain_pass,
+        "input_maps_plain_passes_a_point": took["input_maps"] / (steps + 1) / plain_pass,
+        "input_maps_largest_gap": float((made.missed.abs() / sizes).max()),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--only", choices=["explanation", "maps"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     known = RESULTS / "explain.json"
     before = json.loads(known.read_text()) if known.exists() else {}
     before.pop("machine", None)
-    write("explain", before | {"explanation": explained(args.repeats, args.steps)})
+    parts = {"maps": mapped, "explanation": explained}
+    if args.only:
+        parts = {args.only: parts[args.only]}
+    write("explain", before | {k: run(args.repeats, args.steps) for k, run in parts.items()})
 
 
 if __name__ == "__main__":

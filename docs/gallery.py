@@ -134,10 +134,10 @@ def explain(case: Case, folder: Path) -> condec.Explanation:
     modes = []
     for site in store.sites:
         learner = condec.dictionary.TopKSAE(n_modes=case.n_modes, k=4)
-        config = condec.TrainConfig(epochs=300, seed=0)
+        config = condec.TrainConfig(epochs=100, seed=0)
         fitted = condec.fit(learner, store.matrix(site, sign="concat"), config=config)
         modes.append(condec.Modes.build(fitted.dictionary, store, site, "concat"))
-    return condec.explain(case.model, case.example, modes)
+    return condec.explain(case.model, case.example, modes, method=case.method)
 
 
 def main() -> None:

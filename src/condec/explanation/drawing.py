@@ -75,11 +75,13 @@ def explanation_figure(
             return figure.add_axes(box)
 
         shown, words, bar = (
-            axes(0.2, 0.3, (2.0, 2.0)),
-            axes(0.2, 2.45, (2.0, 1.6)),
-            axes(0.2, 4.2, (2.0, 0.16)),
+            axes(0.3, 0.3, (2.0, 2.0)),
+            axes(0.3, 2.45, (2.0, 1.6)),
+            axes(0.3, 4.2, (2.0, 0.16)),
         )
-        _draw_given((shown, words, bar), found, ground, scale if mapped else None, names)
+        _draw_given(
+            (shown, words, bar), found, ground, scale if mapped and not masked else None, names
+        )
         top = 0.0
         for (at, row), high in zip(sites, heights, strict=True):
             _draw_bars(axes(_GIVEN + 2.1, top + 0.5, (2.6, high - 0.85)), at, found.change, names)
