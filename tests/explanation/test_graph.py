@@ -171,9 +171,11 @@ def test_side_branches_after_one_another_are_passed_by_the_same_flow(model, imag
 def test_nothing_flows_between_pathways_that_do_not_mix(tmp_path, route):
     n, gains = len(route), [1.0, 0.5, 2.0][: len(route)]
     model = routed_mlp(route, gains=gains).double()
-    x = torch.rand(8, 2 * n, dtype=torch.float64) + 0.1
+    labels = torch.arange(9) % n  # the pathway of the input that is strong
+    x = 0.1 + 0.1 * torch.rand(9, 2 * n, dtype=torch.float64)
+    x += torch.eye(n, dtype=torch.float64).repeat_interleave(2, 1)[labels]
     store = condec.collect(
-        model, x, ["1", "3"], out=tmp_path / "store", target=condec.Sum(), progress=False
+        model, (x, labels), ["1", "3"], out=tmp_path / "store", target=condec.Sum(), progress=False
     )
     atoms = torch.eye(n).repeat_interleave(2, 1)
     graph = condec.explain(model, x[:1], [known(store, s, atoms) for s in ("1", "3")]).graph()
@@ -184,6 +186,11 @@ def test_nothing_flows_between_pathways_that_do_not_mix(tmp_path, route):
             known_flow = net[f"mode {start}"] if route[start] == end else 0.0
             assert flow == pytest.approx(known_flow, rel=1e-6, abs=1e-12)
     assert net["mode 0"] > 0.01
+    goes_with = graph.nodes.set_index("name")["label"]
+    assert [goes_with[f"1: mode {p}"] for p in range(n)] == [*range(n)]
+    assert [goes_with[f"3: mode {p}"] for p in route] == [*range(n)]
+    drawn = [text.get_text() for text in graph.figure([f"way {p}" for p in range(n)]).axes[0].texts]
+    assert any(text.startswith("mode 0 \N{MIDDLE DOT} way 0 ") for text in drawn)
 
 
 def test_a_linear_network_has_a_closed_form(tmp_path):
