@@ -58,7 +58,8 @@ def about_site(one: ExplainedInput, site: Mapping[str, Any]) -> Iterator[str]:
         if list(site["signs"]) == [sign] and 2 * abs(left[lost]) > abs(left["net"]):
             yield (
                 f"The dictionary describes {sign} parts only: what {other} ones do "
-                f'({fixed(left[lost])}) is left over. sign = "concat" under [fit] describes both.'
+                f'({fixed(left[lost])}) is left over. sign = "concat" under [fit] describes both, '
+                "with learners other than nmf."
             )
     if not any(part["mode"] >= 0 for part in parts.values()):
         yield "No mode answers for anything at this input."
@@ -87,8 +88,12 @@ def sites(one: ExplainedInput, studio: Studio, stem: str) -> Iterator[dict[str, 
     for number, (site, maps) in enumerate(zip(one.sites, one.maps(), strict=True)):
         sizes = [max(part["adds"], -part["takes"]) for part in site["parts"]]
         flat = [places.numpy() for places in maps if places.ndim == 2 and picture.size]
+        of_modes = [
+            one for one, part in zip(flat, site["parts"], strict=False) if part["mode"] >= 0
+        ]
+        scale = map_scale(of_modes or flat) if flat else 1.0
         drawn = [
-            studio.image(overlay(values, picture, scale=map_scale(flat)), f"{stem}{number}-{place}")
+            studio.image(overlay(values, picture, scale=scale), f"{stem}{number}-{place}")
             for place, values in enumerate(flat)
         ]
         parts = [
