@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from condec.attribution.targets import Label, Logit, Predicted
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError, StoreError
 from condec.basis.npz import load_record, save_record
-from condec.explanation import SiteMaps, mode_map, site_maps
+from condec.explanation import SiteMaps, explain, mode_map, site_maps
 from condec.explanation.tangent import AffineTangents
 from condec.modes.modes import Modes
 from condec.network.sites import Site
@@ -384,6 +384,18 @@ def test_site_maps_are_the_maps_of_the_strongest_units_on_the_strongest_inputs(m
         assert torch.equal(made.pictures[sample], inputs.picture(int(name)))
         assert made.labels[sample] == int(name) % 3
         assert bool(made.held_out[sample]) == bool(modes.held_out[int(name)])
+
+
+def test_place_maps_are_those_of_explanations_one_by_one(modes):
+    model, inputs = small_resnet(), small_inputs()
+    made = site_maps(model, inputs, modes, n_modes=2, n_inputs=3)
+    for place, mode in enumerate(made.mode_ids.tolist()):
+        for number, sample in enumerate(made.samples[place].tolist()):
+            found = explain(model, inputs.batch([int(made.ids[sample])]), modes)
+            (part, *_) = found.by_site[0].showing([mode], others=True).parts
+            torch.testing.assert_close(made.places[place, number], part.places.float())
+    assert made.places.any()
+    assert site_maps(model, inputs, replace(modes, encoder=None), n_modes=1).places is None
 
 
 def test_a_mode_that_few_inputs_use_leaves_places_empty(modes):

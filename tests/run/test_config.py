@@ -399,6 +399,22 @@ def test_the_schema_takes_what_a_plan_writes() -> None:
     assert list(validator.iter_errors({"sites": "a", "fit": {"learner": "pca", "threshold": 1}}))
 
 
+def test_inputs_to_explain_are_kinds_or_ids() -> None:
+    def inputs(given: object) -> tuple[str, ...]:
+        return config.from_dict({"sites": "a", "explain": {"inputs": given}}).explain.inputs
+
+    assert inputs("typical, outlying") == ("typical", "outlying")
+    assert inputs("a, b.jpg") == ("a, b.jpg",)
+    assert inputs(["typical", "b.jpg"]) == ("typical", "b.jpg")
+    with pytest.raises(OptionError, match=r"explain: inputs: none given; .* out of links"):
+        inputs([])
+    with pytest.raises(OptionError, match="n_inputs must be at least 1; got 0"):
+        config.from_dict({"sites": "a", "explain": {"n_inputs": 0}})
+    validator = jsonschema.Draft202012Validator(config.schema())
+    assert not list(validator.iter_errors({"sites": "a", "explain": {"inputs": ["b.jpg"]}}))
+    assert list(validator.iter_errors({"sites": "a", "explain": {"inputs": 3}}))
+
+
 def test_a_run_folder_is_opened_where_it_lies(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(FULL)
     run = config.write(config.read(tmp_path / "run.toml")).parent
