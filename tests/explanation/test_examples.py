@@ -8,7 +8,7 @@ import torch
 
 from condec.attribution import ActGrad
 from condec.basis.errors import OptionError
-from condec.dictionary import KMeans, fit
+from condec.dictionary import KMeans, TrainConfig, fit
 from condec.explanation import example_rows
 from condec.modes import Modes
 from condec.store import collect
@@ -27,7 +27,8 @@ def modes(tmp_path_factory: pytest.TempPathFactory) -> Modes:
     store = collect(
         small_resnet(), (images, labels), "block2", out=out, method=ActGrad(), progress=False
     )
-    made = Modes.build(fit(KMeans(2), store.matrix("block2")).dictionary, store, "block2")
+    found = fit(KMeans(2), store.matrix("block2"), config=TrainConfig(held_out=0.0))
+    made = Modes.build(found.dictionary, store, "block2")
     loadings = torch.rand(N, len(made), generator=torch.Generator().manual_seed(1))
     loadings[0] = 0  # of which nothing can be typical
     return replace(made, loadings=loadings)
