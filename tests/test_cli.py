@@ -57,6 +57,7 @@ def test_links_one_by_one_on_the_run_folder(source: Path) -> None:
         assert result.stdout.startswith(f"{link:8} made")
     result = condec_command("fit", source / "run", "--quiet")
     assert result.stdout.startswith("fit      kept")
+    assert "by their manifest alone; 'condec verify " in result.stdout
     assert condec_command("fit", source / "run", "-q", "--again").stdout.startswith("fit      made")
 
 
