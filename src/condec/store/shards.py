@@ -34,6 +34,8 @@ from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import (
     checksum_holds,
     file_name,
+    folder_lock,
+    put_back,
     reading,
     remove_whatever,
     to_json,
@@ -257,6 +259,17 @@ def entries(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as one tells it: the recipe's entries, and sites by their keys."""
     infos = {SiteInfo.from_dict(info).site.key: info for info in config["sites"]}
     return {**config, **config["recipe"], "recipe": None, "sites": list(infos), "site": infos}
+
+
+def make_folder(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a store without shards where nothing is, or the root of one that is lost."""
+    config_hash = record_digest(config)
+    if not path.exists():
+        path.mkdir(parents=True, exist_ok=True)
+    if needs_root(path, config_hash):
+        with folder_lock(path):
+            if needs_root(path, config_hash):
+                put_back({path / name: content for name, content in skeleton(config).items()})
 
 
 # --- metadata -------------------------------------------------------------------------------

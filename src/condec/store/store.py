@@ -99,17 +99,10 @@ class Store:
         """
         path = user_path(path)
         config = shards.make_config(recipe, sites, n_samples, shard_size)
-        hashed = record_digest(config)
         with writing(f"{path}"):
-            if not path.exists():
-                path.mkdir(parents=True, exist_ok=True)
-            if shards.needs_root(path, hashed):
-                with folder_lock(path):
-                    if shards.needs_root(path, hashed):
-                        files = shards.skeleton(config)
-                        put_back({path / name: content for name, content in files.items()})
+            shards.make_folder(path, config)
         store = cls(path)
-        if store.config_hash != hashed:
+        if store.config_hash != record_digest(config):
             each = (shards.entries(one) for one in (store._root.config, config))
             lines = "\n  ".join(differences(*each))
             raise StoreError(
@@ -156,8 +149,8 @@ class Store:
     def read_shard(self, index: int) -> dict[str, Any]:
         """Read all rows of a shard, valid or not, as `write_shard` takes them."""
         span = self.shard_rows(index)
-        files, part = self._files(thorough=True), slice(span.start, span.stop)
-        rows = {name: self._read(files, name, part) for name in self._root.places}
+        part = slice(span.start, span.stop)
+        rows = {name: self._read(name, part) for name in self._root.places}
         return {
             name: tuple(map(str, values)) if name == "inputs/id" else torch.from_numpy(values)
             for name, values in rows.items()
@@ -260,9 +253,8 @@ class Store:
     def sample_ids(self) -> tuple[str, ...]:
         """Identities of the valid samples."""
         if self._ids is None:
-            valid = self.valid.tolist()
-            ids = self._read(self._files(thorough=True), "inputs/id")
-            self._ids = tuple(str(name) for name, good in zip(ids, valid, strict=True) if good)
+            every = zip(self._read("inputs/id"), self.valid.tolist(), strict=True)
+            self._ids = tuple(str(name) for name, good in every if good)
             if len(set(self._ids)) < len(self._ids):
                 twice = self._ids[repeated(self._ids)[0]]
                 raise StoreError(f"{self.path}: id {twice!r} comes twice; collect again without")
@@ -342,7 +334,7 @@ class Store:
                 f"{self.path}: no positions of {info.site.key} were kept; collect with "
                 'rows="positions" (run.toml: [collect] rows = "positions")'
             )
-        return torch.from_numpy(self._read(self._files(thorough=True), f"{info.folder}/{array}"))
+        return torch.from_numpy(self._read(f"{info.folder}/{array}"))
 
     def completeness(self) -> dict[str, PerSample]:
         """Sum of all contributions over the change of the target, for sites that cut the network.
@@ -374,16 +366,17 @@ class Store:
         self._require_complete()
         return CheckedFiles(self.path, self._root, self._seals, thorough=thorough)
 
-    def _read(self, files: "CheckedFiles", array: str, rows: slice = slice(None)) -> Any:
+    def _read(self, array: str, rows: slice = slice(None)) -> Any:
         import zarr
 
+        files = self._files(thorough=True)
         with reading(self.path / array, "an array of a store", REPAIR):
             opened: Any = zarr.open_array(files, path=array, mode="r", zarr_format=3)
             return opened[rows]
 
     def _input(self, name: str) -> Tensor:
         if name not in self._inputs:
-            values = torch.from_numpy(self._read(self._files(thorough=True), f"inputs/{name}"))
+            values = torch.from_numpy(self._read(f"inputs/{name}"))
             if name == "label" and (top := int(values.max())) >= MOST_LABELS:
                 wrong = f"label {top}; expected labels below {MOST_LABELS:,}; collect again"
                 raise StoreError(f"{self.path}: {wrong}")
