@@ -283,12 +283,12 @@ def killed_in_the_fourth_record(plan):
     """Carry a sweep out, in a process that ends with half a record written."""
     done, write = [], store_folder.write_file
 
-    def dies(path, content):
+    def dies(path, content, **how):
         done.extend([1] * (path.name == "fit.json"))
         if len(done) == 4:
             path.with_name("fit.json.0.partial").write_bytes(content[:20])
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, content)
+        write(path, content, **how)
 
     store_folder.write_file = dies
     sweep(plan)
