@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 import condec
 from condec.data import Inputs
 from condec.figures import save_figure
-from condec.models.torchvision import import_torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED, EXAMPLES, ASSETS = ROOT.parent / "shared" / "data", ROOT / "examples", ROOT / "docs/assets"
@@ -63,41 +61,6 @@ def digits() -> Case:
     return Case(model, data, "block2,block3", data.batch([3]), drawn=drawn)
 
 
-def vit() -> Case:
-    """The same digit, by a vision transformer: tokens as a grid, and one apart."""
-    import json
-
-    from safetensors.torch import load_file
-    from sklearn.datasets import load_digits
-
-    import_torchvision()
-    from timm.models.vision_transformer import VisionTransformer
-
-    record = json.loads((SHARED / "digits/vit_digits.json").read_text())
-    model = VisionTransformer(**record["constructor_args"]).eval()
-    model.load_state_dict(load_file(SHARED / "digits/vit_digits.safetensors"))
-    digits = load_digits().images[:400]
-    x = torch.from_numpy(digits).float()[:, None] / 8 - 1
-    return Case(model, x, "blocks.1,blocks.3", x[3:4], drawn={"picture": digits[3] / 16})
-
-
-def stories() -> Case:
-    """A story, by a small language model: which characters made the next one likely."""
-    model = condec.load_model(f"huggingface:{SHARED / 'stories'}").model
-    tokens = torch.from_numpy(np.load(SHARED / "stories/stories_500.npz")["tokens"])[:200]
-    text = "Once upon a time, there was a little girl named Lil"
-    x = model.embed_text(text)
-    # Its norm jumps where a path leaves zero: from other stories, as long as this one.
-    others = model.embed(tokens[:, : x.shape[1]].long())
-    baseline = condec.attribution.Samples(n_samples=2, values=others[:2])
-    method = condec.IntegratedGradients(steps=6, baseline=baseline)
-    vocabulary = model.tokenizer.convert_ids_to_tokens(range(len(model.tokenizer)))
-    return Case(
-        model, others, "lm.model.layers.1,lm.model.layers.3", x, method=method,
-        drawn={"text": text, "label_names": vocabulary},
-    )  # fmt: skip
-
-
 def retina() -> Case:
     """A clip of a movie, by a circuit whose parts are known."""
     from condec.testing.retina import PlantedRetina
@@ -121,7 +84,7 @@ def _example(name: str, limit: int) -> tuple[nn.Module, Inputs]:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    one.__name__: one for one in (photos, cifar, digits, vit, stories, retina)
+    one.__name__: one for one in (photos, cifar, digits, retina)
 }
 
 
