@@ -34,6 +34,7 @@ def make(folder: Path, name: str, patch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", LINKS)
 def test_signals_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     root, chance = make(tmp_path, name, monkeypatch), random.Random(name)
