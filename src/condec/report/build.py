@@ -88,13 +88,18 @@ def build_input_page(
     """
     final = user_path(folder).absolute()
     refuse_others(final, "the page of an input", "index.html", "assets")
-    values = {"one": one, "named": partial(words.label_words, names), "report": report, "root": ""}
+    values = {"one": one, "named": partial(words.label_words, names), "names": names}
 
     def write(fresh: Path) -> None:
         shutil.copytree(_HERE / "static", fresh / "assets")
         template = _environment(_HERE / "templates").get_template("input.html.jinja")
         text = template.render(
-            **values, stem="maps/", studio=Studio(fresh), version=metadata.version("condec")
+            **values,
+            root="",
+            report=report,
+            stem="maps/",
+            studio=Studio(fresh),
+            version=metadata.version("condec"),
         )
         (fresh / "index.html").write_text(text, encoding="utf-8")
 
@@ -147,7 +152,8 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
     shown = {}
     for name, place in run.explained.items():
         one, file = load_record(place, ExplainedInput), f"inputs/{file_name(name)}"
-        values = {"one": one, "named": run.label, "report": "../", "stem": f"{file}/"}
+        values = {"one": one, "named": run.label, "names": run.label_names}
+        values |= {"report": "../", "stem": f"{file}/"}
         write(f"{file}.html", "input.html.jinja", root="../", **values)
         pixels = one.picture.numpy()
         squares = len(pixels) <= drawing.SQUARES_UP_TO

@@ -1,6 +1,6 @@
 """The page of one input: what every mode adds to its output and takes from it, and where."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -107,11 +107,13 @@ def sites(one: ExplainedInput, studio: Studio, stem: str) -> Iterator[dict[str, 
         yield {**site, "parts": parts}
 
 
-def flow(one: ExplainedInput, studio: Studio, stem: str) -> Drawn | None:
+def flow(
+    one: ExplainedInput, studio: Studio, stem: str, names: Sequence[str] | None
+) -> Drawn | None:
     """Draw how the modes of every site feed those of the next; None where that is not known."""
     graph = one.graph()
     with suppress(CondecError):  # more sites than can be drawn
-        return None if graph is None else studio.figure(graph.figure(), f"{stem}flow")
+        return None if graph is None else studio.figure(graph.figure(names), f"{stem}flow")
     return None
 
 
