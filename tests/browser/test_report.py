@@ -189,5 +189,5 @@ def test_without_scripts_nothing_is_missing(browser, report):
         page.goto((report.parent / "sites" / "block2%3Ainput.html").as_uri())
         assert page.locator(".card").count() == 3
         assert page.locator(".card:visible").count() == 3
-        assert page.locator(".row.map:visible").count() == 9
+        assert page.locator(".row.map:visible").count() == 12
         assert page.locator("button, select").count() == 0
