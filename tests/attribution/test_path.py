@@ -212,6 +212,29 @@ def test_fitted_points_keep_no_more_than_they_say(
     assert max(kept) <= method.n_kept + 2
 
 
+@pytest.mark.parametrize(
+    ("slopes", "centres"), [((5.0, 200.0), (0.1, 0.9)), ((20.0, 60.0), (0.2, 0.7))]
+)
+def test_fitted_points_stay_in_order_where_a_path_turns_early_and_late(
+    slopes: tuple[float, float], centres: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between both turns lie pilots alone, so the last point that was run is no longer kept."""
+    monkeypatch.setattr(paths, "_LARGEST_STACK", 1)
+    model = nn.Sequential(nn.Linear(1, 2), nn.Sigmoid(), Cubes()).double().eval()
+    k, c = torch.tensor(slopes), torch.tensor(centres)
+    model[0].weight.data, model[0].bias.data = k[:, None].double(), (-k * c).double()
+    method = IntegratedGradients(steps=20, spacing="fitted")
+    batch = contribute(model, torch.ones(1, 1), "1", method=method, target=Logit(0), prove=False)
+    assert abs(float(batch.completeness()["1"]) - 1) < 0.04
+
+
+class Cubes(nn.Module):
+    """A third of the sum of cubes."""
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return (h**3).sum(1, keepdim=True) / 3
+
+
 @pytest.mark.parametrize("at_a_time", [1, 2**9, 2**26])
 def test_a_fitted_sum_is_the_same_for_few_samples_at_a_time(
     at_a_time: int, monkeypatch: pytest.MonkeyPatch

@@ -176,10 +176,12 @@ def _fitted(path: Path, first: Point, end: Point, steps: int, stack: int) -> Tot
     others = _places(pilots, steps)
     order = torch.cat([pilots.places, others]).argsort(dim=0, stable=True)
     points, total, done = pilots.points, _zeros(first), torch.zeros_like(order[0])
+    n_run = len(pilots.places)
     for group in torch.split(others, max(_GROUP, stack)):
-        points.update(enumerate(_run(path, list(group), stack), 1 + max(points)))
+        points.update(enumerate(_run(path, list(group), stack), n_run))
+        n_run += len(group)  # not by the points that are kept: the last one may be gone
         # Up to where each sample's path is known, and one point more; later intervals are empty.
-        known = (order <= max(points)).cumprod(0).sum(0)
+        known = (order < n_run).cumprod(0).sum(0)
         ready = torch.where(known > steps, steps, torch.maximum(known - 2, done))
         ranks = torch.arange(-1, int((ready - done).max()) + 2, device=order.device)[:, None] + done
         of_records = order.gather(0, torch.minimum(ranks[1:-1], ready))
