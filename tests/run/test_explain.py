@@ -105,7 +105,9 @@ def test_the_link_explains_typical_misclassified_and_outlying_inputs(source: Pat
     entries = [e for e in folder.ledger.entries.values() if e.link == "explain"]
     assert {e.made_from["why"] for e in entries} == {"typical", "misclassified", "outlying"}
     for entry in entries:
-        one = load_record(folder.found(folder.explained(entry.made_from["input"])), ExplainedInput)
+        one = load_record(
+            folder.ledger.found(folder.explained(entry.made_from["input"])), ExplainedInput
+        )
         assert (one.name, one.why) == (entry.made_from["input"], entry.made_from["why"])
         if one.why == "misclassified":
             assert one.label not in (-1, one.prediction)
