@@ -212,7 +212,7 @@ def rows_of_keys() -> dict[tuple[str, str], str]:
 
 def keys_of_plans() -> set[tuple[str, str]]:
     found = {("", key) for key in ("sites", "out", "base", "links")}
-    for section in ("model", "data", "collect", "control", "maps", "report"):
+    for section in ("model", "data", "collect", "control", "maps", "explain", "report"):
         kind = getattr(plan, f"{section.capitalize()}Plan")
         found |= {(section, field.name) for field in dataclasses.fields(kind)}
     found |= {("retina", field.name) for field in dataclasses.fields(RetinaOptions)}
