@@ -136,6 +136,8 @@ def test_a_picture_leads_to_why(page, report):
     page.locator(".portions a").first.click()
     assert page.locator("h1").inner_text() == "block2:input"
     page.locator("nav .home").click()
+    small = page.locator(".explained img").first
+    assert small.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
     page.locator(".explained a").first.click()
     assert page.locator("h1").inner_text().startswith("Why ")
 

@@ -82,7 +82,9 @@ def test_all_maps_have_one_scale_for_a_hundredth_of_the_picture(found):
 def test_the_same_bytes_every_time(found, tmp_path):
     first, again = (save_figure(found.figure(), tmp_path / f"{i}.svg") for i in "ab")
     assert first.read_bytes() == again.read_bytes()
-    save_figure(found.figure(masked=True), tmp_path / "a.png")
+    masked = found.figure(masked=True)
+    save_figure(masked, tmp_path / "a.png")
+    assert sum("stand out where a map is large" in word for word in words(masked)) == 1
 
 
 def test_checks_are_drawn_with_line_and_rank(found):

@@ -34,9 +34,16 @@ def test_all_is_drawn_where_it_has_room():
     figure = flow_figure(*graph())
     said = words(figure)
     assert {"blocks.0", "blocks.1", "blocks.2", "target", "mode 3 +6.50", "+3.00"} <= {*said}
-    assert "0.0 % of all flow, the thinnest, is not drawn" in figure.axes[0].get_label()
+    assert "All flow is drawn." in figure.axes[0].get_label()
     n_nodes, n_edges = 3 * 6 + 1, 2 * 36 + 6
     assert len(figure.axes[0].patches) == n_nodes + n_edges
+
+
+def test_a_little_that_is_not_drawn_is_not_said_to_be_nothing():
+    nodes, edges = graph(3)
+    edges.loc[0, "flow"] = 1e-4 * edges["flow"].abs().max()
+    said = flow_figure(nodes, edges).axes[0].get_label()
+    assert "Less than 0.1 % of all flow, the thinnest, is not drawn." in said
 
 
 @pytest.mark.parametrize("n_sites", [3, 8, 13])

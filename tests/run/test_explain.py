@@ -77,6 +77,7 @@ def page_of(source: Path, text: object, **options: object) -> tuple[ExplainedInp
     run = run_of(source)
     outcome = explain_inputs(run, [str(text)], **options)  # type: ignore[arg-type]
     file, page = outcome.outputs
+    assert outcome.notes[-1].endswith(str(page / "index.html"))
     return load_record(file, ExplainedInput), page / "index.html"
 
 
@@ -193,10 +194,10 @@ def test_a_page_elsewhere_leaves_the_run_as_it_is(source: Path, tmp_path: Path) 
 REFUSED = [
     ("photo 77", {}, OptionError, "'photo 77' is no input .*no such file .* nearest ids: 'photo"),
     ("run.toml", {}, DataError, "run.toml: cannot be read as an image.*To explain an input give"),
-    ("run", {}, DataError, "run: cannot be read as an image .*Name a file; that is a folder"),
+    ("run", {}, DataError, "run: cannot be read as an image .*Name a file, not a folder, then"),
     ("words.txt", {}, DataError, "words.txt: cannot be read as an image"),
     ("large.png", {}, DataError, r"large.png' has shape \(1, 9, 9\); the model has"),
-    ("many.npy", {}, DataError, "many.npy: holds 3 inputs; save one by itself"),
+    ("many.npy", {}, DataError, r"many.npy: holds 3 inputs; save one by itself.*\]\. To explain"),
     ("a?b.png", {}, DataError, r"a name that holds '\?' names no source of data; rename it"),
     ("photo 9", {"sites": ["block9"]}, CondecError, "block9"),
     ("photo 9", {"name": "nmf"}, OptionError, "no modes by 'nmf'; there are some by kmeans"),

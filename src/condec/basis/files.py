@@ -246,7 +246,7 @@ _CURES: Mapping[int, str] = {
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENFILE: "close what holds files open on this machine",
     errno.ELOOP: "remove the links that lead to one another",
-    errno.EISDIR: "name a file; that is a folder",
+    errno.EISDIR: "name a file, not a folder",
     errno.ENOMEM: "free some memory",
 }
 """What to do about failures that say nothing about the content of a file."""

@@ -48,6 +48,8 @@ _NOTHING: Final = 1e-4
 _KEY: Final = """Orange adds to the target, violet takes from it.
 A line and a number: what is left, net.
 Beside a mode: the label it goes with most."""
+_MASKED: Final = """Pictures stand out where a map is large, whatever
+its sign, on one scale; elsewhere they are pale."""
 
 
 def explanation_figure(
@@ -63,6 +65,7 @@ def explanation_figure(
     sites = list(zip(found.by_site, maps, strict=True))
     mapped = [values for row in maps for _, values in row]
     scale = map_scale(mapped) if mapped else 1.0
+    masked = masked and ground.picture is not None  # else maps are colours all the same
     n_maps = max(map(len, maps))
     heights = [max(0.9 + 0.2 * (len(at.parts) + 2), 2.6 if row else 0.0) for at, row in sites]
     width, height = _GIVEN + _BARS + _MAP * n_maps, max(_LEAST_HEIGHT, sum(heights))
@@ -79,9 +82,11 @@ def explanation_figure(
             axes(0.3, 2.45, (2.0, 1.6)),
             axes(0.3, 4.2, (2.0, 0.16)),
         )
-        _draw_given(
-            (shown, words, bar), found, ground, scale if mapped and not masked else None, names
-        )
+        _draw_given((shown, words), found, ground, names)
+        if mapped:
+            _draw_key(bar, ground, None if masked else scale)
+        else:
+            bar.set_axis_off()
         top = 0.0
         for (at, row), high in zip(sites, heights, strict=True):
             _draw_bars(axes(_GIVEN + 2.1, top + 0.5, (2.6, high - 0.85)), at, found.change, names)
@@ -121,14 +126,10 @@ def ground_of(
 
 
 def _draw_given(
-    axes: tuple[Axes, Axes, Axes],
-    found: "Explanation",
-    ground: Ground,
-    scale: float | None,
-    names: Names,
+    axes: tuple[Axes, Axes], found: "Explanation", ground: Ground, names: Names
 ) -> None:
-    """Draw the input, what the network says, and the scale of the maps."""
-    shown, words, bar = axes
+    """Draw the input, and what the network says."""
+    shown, words = axes
     ground.show(shown)
     words.set_axis_off()
     lines = [
@@ -140,8 +141,13 @@ def _draw_given(
     said = "\n".join(line for line in lines if line)
     words.text(0, 1, said, va="top", fontsize=9, linespacing=1.5)
     words.text(0, 0, _KEY, va="bottom", fontsize=7.5, color=MUTED, linespacing=1.4)
+
+
+def _draw_key(bar: Axes, ground: Ground, scale: float | None) -> None:
+    """Draw the scale of the maps, or say how to read those that are masked."""
     if scale is None:
         bar.set_axis_off()
+        bar.text(0, 1, _MASKED, va="top", fontsize=7.5, color=MUTED, linespacing=1.4)
         return
     held = f"outline: {REGION:.0%} of a mode's map, by size"
     draw_scale(bar, scale, (f"change of the target for {ground.per}", held))

@@ -95,11 +95,17 @@ def _head(n_inputs: int, left_out: float, parts: Collection[str], width: float) 
     words = (
         "Width: how much of the target flows from part to part of the sites, from left to right, "
         f"{of}. Numbers: what each part adds to the target, less what it takes. "
-        f"{100 * left_out:.1f} % of all flow, the thinnest, is not drawn."
-    )
+    ) + _not_drawn(left_out)
     for part, meaning in _MEANING.items():
         words += f" {meaning}" * (part in parts)
     return textwrap.wrap(words, int(width * 72 / 4.4))
+
+
+def _not_drawn(left_out: float) -> str:
+    if left_out < 1e-9:
+        return "All flow is drawn."
+    share = f"{100 * left_out:.1f} %" if left_out >= 0.0005 else "Less than 0.1 %"
+    return f"{share} of all flow, the thinnest, is not drawn."
 
 
 def _draw(

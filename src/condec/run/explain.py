@@ -114,9 +114,10 @@ def given(run: Run, text: str) -> OneInput:
             raise DataError(f"{file}: holds {len(inputs)} inputs; save one by itself, [i : i + 1]")
         inputs.load(0)
     except DataError as error:
+        why = str(error).rstrip(".")
         raise DataError(
-            f"{error} To explain an input give the id of one from {run.plan.data.source}, or a "
-            "file as the model takes it: an image, or .npy or .npz with one sample"
+            f"{why}. To explain an input give the id of one from {run.plan.data.source}, or a "
+            "file as the model takes it: an image, or .npy or .npz with one sample, [1, ...]"
         ) from error
     # Of two files of one name each has a page; and none takes that of a collected input.
     name = f"{file.name}-{file_digest(file)[:8]}"
@@ -173,7 +174,8 @@ def explain_inputs(
         lines = list[str]()
         tasks = [_task(run, one, modes, made_from, lines, page=True, show=show) for one in found]
         outcome = carry_out(run, "explain", tasks)
-        return replace(outcome, notes=tuple(lines))
+        pages = [f"{one.name}: {run.folder.page(one.name) / 'index.html'}" for one in found]
+        return replace(outcome, notes=(*lines, *pages))
     started, lines = time.perf_counter(), list[str]()
     one = _explained(run, found[0], modes, lines, show=show)
     place = build_input_page(one, out, _names(run))

@@ -280,7 +280,8 @@ def _labels_of(name: str, output: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         raise DataError(
             f"{name}: this target needs the label of every sample and got none; give "
-            "labels=..., or data with labels, or use TopK or Predicted"
+            "labels=... (to explain: label=..., --label), or data with labels, or use TopK or "
+            "Predicted"
         )
     if labels.is_floating_point() or labels.is_complex():
         raise DataError(
