@@ -1,6 +1,7 @@
 """Explanations: parts of modes that add up to the output."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,6 +139,9 @@ def test_bad_inputs_are_refused(model, images, store):
         condec.explain(model, images[:1], [])
     with pytest.raises(condec.OptionError, match="both describe positive contributions"):
         condec.explain(model, images[:1], [modes, modes_of(store, "block2", "sum", condec.PCA(2))])
+    active = replace(modes, quantity="activation", sign="negative", name="active")
+    with pytest.raises(condec.OptionError, match=r"'active' of activations.*count twice"):
+        condec.explain(model, images[:1], [modes, active])
     with pytest.raises(condec.OptionError, match="n_modes must be at least 1"):
         condec.explain(model, images[:1], modes, n_modes=0)
     with pytest.warns(UserWarning, match="from another model"):

@@ -78,7 +78,8 @@ class Explanation:
 
     def check(self) -> PartCheck:
         """Remove every part that is shown, and compare what happens, see `PartCheck`."""
-        return check(self.batch, self.by_site, getattr(self.method, "baseline", None))
+        inner = getattr(self.method, "inner", self.method)
+        return check(self.batch, self.by_site, getattr(inner, "baseline", None))
 
     def graph(self, *, n_modes: int | None = None) -> Graph:
         """Work out what flows from the parts of every site to those of the next, see `Graph`.
@@ -186,19 +187,7 @@ class Explanation:
                 missed = (nan, max(at.misses, 0.0), min(at.misses, 0.0), at.misses)
                 name = "quadrature"
                 rows.append((at.site.key, at.cut, name, "", -1, *missed, at.misses / whole))
-        names = [
-            "site",
-            "cut",
-            "part",
-            "dictionary",
-            "mode",
-            "loading",
-            "adds",
-            "takes",
-            "net",
-            "share",
-        ]
-        return pandas.DataFrame(rows, columns=names)
+        return pandas.DataFrame(rows, columns=_COLUMNS)
 
 
 def explain(
@@ -285,7 +274,14 @@ def _check(given: tuple[Modes, ...]) -> None:
     if not given:
         raise DataError("explain: no modes are given; fit a dictionary and make some, Modes.build")
     described: dict[tuple[str, str], Modes] = {}
+    first: dict[str, Modes] = {}
     for one in given:
+        if (other := first.setdefault(one.site.key, one)).quantity != one.quantity:
+            raise OptionError(
+                f"explain: {one.site.key}: {other.name!r} are modes of {other.quantity}s and "
+                f"{one.name!r} of {one.quantity}s: what is positive in one is not in the other, "
+                "so that parts would count twice; give modes of one quantity"
+            )
         signs = ("positive", "negative") if one.sign in ("sum", "concat") else (one.sign,)
         for sign in signs:
             if (other := described.setdefault((one.site.key, sign), one)) is not one:
