@@ -918,7 +918,7 @@ def test_pages_name_each_of_several_learners(both, tmp_path, quick):
         assert f"Control curves: {name}" in site
         assert f"Modes: {name}" in site
         assert f"modes in use, {name}" in site
-        assert (tmp_path / "figures" / "block1" / f"{name}-ablate-zero.svg").exists()
+        assert (tmp_path / "figures" / "block1" / f"{name}-ablate-zero-own.svg").exists()
         assert (tmp_path / "figures" / f"selectivity-ablate-zero-{name}.svg").exists()
 
 

@@ -574,6 +574,7 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     kept |= {"statistics.parquet", "control_comparison/block1/kmeans.parquet"}
     gone = {"control/block2/kmeans.parquet", "maps/block2/kmeans.npz"}
     gone |= {"control.parquet", "control_comparison/block2/kmeans.parquet"}
+    gone |= {f"explained/{row}.npz" for row in (1, 16, 23)}
     assert contents(analysis).keys() == kept | gone
     change(source, "n_modes = 3", 'n_modes = 2, sites = "block2"')
     links.fit_link(run_of(source))

@@ -80,15 +80,15 @@ def _files(folder: Path) -> list[str]:
     return [file for file in found if not file.endswith(".partial")]
 
 
-def _of_file(path: str) -> str:
+def _of_file(place: str) -> str:
     try:
-        found = os.stat(path)  # noqa: PTH116
+        found = os.stat(place)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
         return ""
     state = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
-    if (known := _known.get(path)) and known[0] == state:
+    if (known := _known.get(place)) and known[0] == state:
         return known[1]
-    content = file_digest(Path(path))
+    content = file_digest(Path(place))
     if time.time_ns() - found.st_ctime_ns > _RECENT:
-        _known[path] = (state, content)
+        _known[place] = (state, content)
     return content
