@@ -186,19 +186,13 @@ def _draw_bars(axis: Axes, at: SiteExplanation, change: float, names: Names) -> 
 
 def _name_map(axis: Axes, part: Part, names: Names) -> None:
     """Write over a map what the mode is, what it does, and its strongest units."""
-    row, units = _row(part), ""
-    if part.modes is not None and row is not None:
-        strongest = strongest_units(part.modes, row)[:_UNITS].tolist()
+    units = ""
+    if part.modes is not None and part.row is not None:
+        strongest = strongest_units(part.modes, part.row)[:_UNITS].tolist()
         units = f"; units {', '.join(map(str, strongest))}"
     axis.set_title(
         f"{_name(part, names)}\n{_number(part.net)}{units}", fontsize=7.5, fontweight="normal"
     )
-
-
-def _row(part: Part) -> int | None:
-    """Return the row of a part's mode among those that samples of the store use."""
-    rows = [] if part.modes is None else (part.modes.ids == part.id).nonzero().flatten().tolist()
-    return rows[0] if rows else None
 
 
 def _number(value: float) -> str:
@@ -207,13 +201,11 @@ def _number(value: float) -> str:
 
 def _name(part: Part, names: Names) -> str:
     """Name a part, a mode with the label that it correlates with most."""
-    row = _row(part)
-    if part.modes is None or row is None or not bool((part.modes.store.labels >= 0).any()):
+    best, correlation = part.best_label()
+    if best < 0:
         return part.name
-    found = part.modes.correlation()[row].nan_to_num(-1.0)
-    best = int(found.argmax())
     label = f"{'' if names else 'label '}{_label(best, names)}"
-    return f"{part.name} \N{MIDDLE DOT} {label}, r {float(found[best]):.2f}"
+    return f"{part.name} \N{MIDDLE DOT} {label}, r {correlation:.2f}"
 
 
 def _label(label: int, names: Names) -> str:

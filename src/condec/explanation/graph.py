@@ -116,22 +116,22 @@ def graph_of(batch: Contributions, by_site: Sequence[SiteExplanation], method: M
                 _name(at, part.name),
                 at.site.key,
                 part.name,
-                part.label,
+                part.best_label()[0],
                 part.adds,
                 part.takes,
                 part.net,
             )
             for part in at.parts
         ]
-        rest = change - float(_net(at).sum())
+        rest = float(_nets(at, change)[-1])
         sizes = max(rest, 0.0), min(rest, 0.0), rest
         rows.append((_names(at)[-1], at.site.key, MISSED if at.cut else PAST, -1, *sizes))
     rows.append((TARGET, TARGET, TARGET, -1, max(change, 0.0), min(change, 0.0), change))
     for (a, b), w, v in zip(pairs, shares[:-1], carried, strict=True):
         edges += _between(a, b, w.flatten(1) @ v.flatten(1).T, change)
     last = by_site[-1]
-    into = _names(last), [*_net(last).tolist(), change - float(_net(last).sum())]
-    edges += [(name, TARGET, value) for name, value in zip(*into, strict=True)]
+    into = zip(_names(last), _nets(last, change).tolist(), strict=True)
+    edges += [(name, TARGET, value) for name, value in into]
     columns = ["name", "site", "part", "label", "adds", "takes", "net"]
     nodes = pandas.DataFrame(rows, columns=columns)
     flows = pandas.DataFrame(edges, columns=["from", "to", "flow"])
@@ -144,9 +144,10 @@ def _between(
     """List the flows between two sites, with what goes past the one or the other, or is missed."""
     whole = flows.new_zeros(len(flows) + 1, flows.shape[1] + 1)
     whole[:-1, :-1] = flows
-    whole[:-1, -1] = _net(a) - flows.sum(1)
-    whole[-1, :-1] = _net(b) - flows.sum(0)
-    whole[-1, -1] = change - float(_net(b).sum()) - float(whole[:-1, -1].sum())
+    leaves, comes = _nets(a, change), _nets(b, change)
+    whole[:-1, -1] = leaves[:-1] - flows.sum(1)
+    whole[-1, :-1] = comes[:-1] - flows.sum(0)
+    whole[-1, -1] = comes[-1] - whole[:-1, -1].sum()
     return [
         (start, end, float(whole[m, n]))
         for m, start in enumerate(_names(a))
@@ -168,8 +169,10 @@ def mean_graph(graphs: Sequence[Graph]) -> Graph:
     return Graph(**found, n_inputs=len(graphs))
 
 
-def _net(at: SiteExplanation) -> Tensor:
-    return torch.tensor([part.net for part in at.parts], dtype=torch.float64)
+def _nets(at: SiteExplanation, change: float) -> Tensor:
+    """Return what every part of a site contributes, and last what they lack of the change."""
+    nets = torch.tensor([part.net for part in at.parts], dtype=torch.float64)
+    return torch.cat([nets, change - nets.sum(0, keepdim=True)])
 
 
 def _names(at: SiteExplanation) -> list[str]:

@@ -13,7 +13,6 @@ from condec.basis.errors import CondecError
 from condec.basis.records import short_repr
 from condec.explanation.graph import Graph
 from condec.explanation.one_input import Explanation
-from condec.explanation.parts import Part
 
 _MOST_OUTPUTS: Final = 5
 _FLOWING: Final = 4
@@ -103,7 +102,7 @@ def keep(
     for at in found.by_site:
         parts = rows[rows["site"] == at.site.key].drop(columns=["site", "cut"]).to_dict("records")
         own = [part.places for part in at.parts] + [torch.zeros(())] * (len(parts) - len(at.parts))
-        best = [_best_label(part) for part in at.parts] + [(-1, nan)]
+        best = [part.best_label("train") for part in at.parts] + [(-1, nan)]
         for part, (number, correlation), place in zip(parts, best, own, strict=False):
             part |= {"label": number, "correlation": correlation, "shape": list(place.shape)}
         places += own
@@ -131,15 +130,3 @@ def _outputs(found: Explanation) -> tuple[tuple[int, float], ...]:
         return ()
     largest = output[0].double().topk(min(_MOST_OUTPUTS, output.shape[1]))
     return tuple(zip(largest.indices.tolist(), largest.values.tolist(), strict=True))
-
-
-def _best_label(part: Part) -> tuple[int, float]:
-    """Return the label that fits a mode best, and its correlation, on training rows."""
-    modes = part.modes
-    if modes is None or not bool((modes.store.labels >= 0).any()):
-        return -1, nan
-    row = (modes.ids == part.id).nonzero().flatten()
-    if not len(row):  # of the inputs that were collected none uses it
-        return -1, nan
-    best = modes.correlation(split="train")[int(row)].max(0)
-    return int(best.indices), float(best.values)

@@ -7,7 +7,7 @@ for what goes past the site is not seen there.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING, Final
@@ -250,24 +250,41 @@ def explain(
     >>> bool(abs(found.to_frame()["net"].sum() - found.change) < 1e-4)
     True
     """
+    explained = explainer(model, modes, method, target, n_modes=n_modes, prove=prove)
+    return explained(_one(input), label)
+
+
+def explainer(
+    model: nn.Module, modes: Modes | Iterable[Modes], method: Method | None,
+    target: TargetLike | None, *, n_modes: int, prove: bool,
+) -> Callable[[Tensor, int | None], Explanation]:  # fmt: skip
+    """Check what all inputs have in common, once; return what explains one of them, as `explain`.
+
+    That takes a batch of one, and its label or None.
+    """
     given = (modes,) if isinstance(modes, Modes) else tuple(modes)
     at_least("explain", 1, n_modes=n_modes)
     _check(given)
     method = method or method_from_dict(_shared(given, "method"))
     target = target or target_from_dict(_shared(given, "target"))
-    x = _one(input)
     _warn_of_another(model, given)
-    labels = None if label is None else torch.tensor([label])
     sites = list(dict.fromkeys(one.site for one in given))
-    batch = contribute(model, x, sites, method=method, target=target, labels=labels, prove=prove)
-    values = (batch.target, batch.target_baseline, batch.prediction)
-    after, before, prediction = (value[0].item() for value in values)
-    by_site = tuple(
-        divided(part, [one for one in given if one.site == part.site], after - before, n_modes)
-        for part in batch.by_site
-    )
-    _warn_of_nothing(by_site, after - before)
-    return Explanation(after, before, int(prediction), by_site, batch, method)
+
+    def explained(x: Tensor, label: int | None) -> Explanation:
+        labels = None if label is None else torch.tensor([label])
+        batch = contribute(
+            model, x, sites, method=method, target=target, labels=labels, prove=prove
+        )
+        values = (batch.target, batch.target_baseline, batch.prediction)
+        after, before, prediction = (value[0].item() for value in values)
+        by_site = tuple(
+            divided(part, [one for one in given if one.site == part.site], after - before, n_modes)
+            for part in batch.by_site
+        )
+        _warn_of_nothing(by_site, after - before)
+        return Explanation(after, before, int(prediction), by_site, batch, method)
+
+    return explained
 
 
 def _check(given: tuple[Modes, ...]) -> None:
@@ -320,7 +337,7 @@ def _warn_of_another(model: nn.Module, given: tuple[Modes, ...]) -> None:
             f"explain: the modes come from another model ({sorted(others)[0]}) than the one that "
             f"is explained ({own}): they may mean something else there",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -331,7 +348,7 @@ def _warn_of_nothing(by_site: tuple[SiteExplanation, ...], change: float) -> Non
                 f"explain: {at.site.key}: no mode answers for anything at this input, all is left "
                 "over",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
     size = max(float(at.contribution.abs().sum()) for at in by_site)
     if abs(change) <= _STILL * size:  # not so for NaN, of methods without a baseline
@@ -340,5 +357,5 @@ def _warn_of_nothing(by_site: tuple[SiteExplanation, ...], change: float) -> Non
             f"contributions have sizes that add up to {size:.3g}: shares of that change are "
             "undefined, sums are not",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -13,7 +13,7 @@ from condec.basis.errors import OptionError
 from condec.basis.records import short_repr
 from condec.data import UNLABELLED
 from condec.explanation.shares import Shares
-from condec.modes import Modes
+from condec.modes import Modes, Split
 from condec.network import FoldedUnits, Site, Units
 
 
@@ -56,13 +56,23 @@ class Part:
         return self.adds + self.takes
 
     @property
-    def label(self) -> int:
-        """Label that the mode's loadings correlate with most, in its store; -1 without."""
-        modes = self.modes
-        if modes is None or not bool((modes.store.labels >= 0).any()):
-            return UNLABELLED
-        found = modes.correlation()[modes.ids == self.id].nan_to_num(-1.0)
-        return int(found.argmax()) if len(found) else UNLABELLED
+    def row(self) -> int | None:
+        """Row of the mode in `Modes.atoms`; None where it is not one mode, or no sample uses it."""
+        if self.modes is None:
+            return None
+        rows = (self.modes.ids == self.id).nonzero().flatten()
+        return int(rows[0]) if len(rows) else None
+
+    def best_label(self, split: Split = "all") -> tuple[int, float]:
+        """Return the label that the mode goes with most on a split of its store, and how much.
+
+        -1 and NaN where it is not one mode, no sample uses it, or the store has no labels.
+        """
+        row = self.row
+        if self.modes is None or row is None or not bool((self.modes.store.labels >= 0).any()):
+            return UNLABELLED, nan
+        best = self.modes.correlation(split=split)[row].nan_to_num(-1.0).max(0)
+        return int(best.indices), float(best.values)
 
 
 @short_repr

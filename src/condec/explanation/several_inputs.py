@@ -12,7 +12,7 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError
 from condec.data import UNLABELLED, as_inputs
 from condec.explanation.graph import Graph, graph_of, mean_graph
-from condec.explanation.one_input import Explanation, explain
+from condec.explanation.one_input import Explanation, explainer
 from condec.explanation.parts import strongest
 from condec.modes import Modes
 
@@ -68,16 +68,13 @@ def flow(
     (3, ['from', 'to', 'flow', 'error'])
     """
     at_least("flow", 1, n_modes=n_modes)
-    given = (modes,) if isinstance(modes, Modes) else tuple(modes)
     inputs = as_inputs(data)
+    one = explainer(model, modes, method, target, n_modes=1, prove=prove)
 
     def explained(number: int) -> Explanation:
         label = UNLABELLED if inputs.labels is None else int(inputs.labels[number])
         try:
-            return explain(
-                model, inputs.batch([number]), given, method=method, target=target, prove=prove,
-                label=None if label == UNLABELLED else label, n_modes=1,
-            )  # fmt: skip
+            return one(inputs.batch([number]), None if label == UNLABELLED else label)
         except DataError as error:
             raise DataError(f"flow: input {inputs.ids[number]!r}: {error}") from error
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,13 +33,12 @@ from condec.basis.shapes import (
     Mask,
     ModeLabel,
     PerSample,
-    RowIndex,
-    SampleIndex,
     UnitMatrix,
 )  # fmt: skip
 from condec.dictionary import Dictionary, load_dictionary
 from condec.dictionary.base import saved_digest
 from condec.modes.labels import check_labels, label_correlation
+from condec.modes.rows import held_out_mask, refuse_places, summed, whole_samples
 from condec.network import Site
 from condec.store import Quantity, Rows, Sign, Store
 
@@ -155,13 +154,13 @@ class Modes:
         if held_out_rows is None and training and training.n_rows == matrix.shape[0]:
             held_out_rows = training.held_out_rows
         elif rows == "samples" and info.n_kept and training:
-            _refuse_places(training.n_rows, store, info.site)
-        held_out = _mask(held_out_rows, matrix.shape[0])
+            refuse_places(training.n_rows, store, info.site)
+        held_out = held_out_mask(held_out_rows, matrix.shape[0])
         if matrix.samples is None:
             loadings = torch.cat(list(encoded))
         else:
-            held_out = _whole_samples(held_out, matrix.samples, len(store))
-            loadings = _summed(encoded, matrix.samples, store.places(info.site).n_places)
+            held_out = whole_samples(held_out, matrix.samples, len(store))
+            loadings = summed(encoded, matrix.samples, store.places(info.site).n_places)
         alive = (loadings > 0).any(0)
         return Modes(
             atoms=dictionary.atoms.detach().cpu()[alive], loadings=loadings[:, alive],
@@ -393,55 +392,6 @@ class Modes:
 def _place(values: Tensor) -> Tensor:
     """Return how many values are lower than each one."""
     return torch.searchsorted(values.sort().values, values.contiguous())
-
-
-def _summed(encoded: Iterable[Tensor], samples: RowIndex, n_places: SampleIndex) -> Loadings:
-    """Add the loadings of kept positions by sample, as many times as there are others for each."""
-    sums, at = torch.zeros(()), 0
-    for part in encoded:
-        if not at:
-            sums = part.new_zeros(len(n_places), part.shape[1])
-        sums.index_add_(0, samples[at : at + len(part)], part)
-        at += len(part)
-    kept = torch.bincount(samples, minlength=len(n_places))
-    return sums * (n_places / kept.clamp(min=1))[:, None]
-
-
-def _refuse_places(n_rows: int, store: Store, site: Site) -> None:
-    """Refuse to encode samples by a dictionary that was fitted to the places of the store."""
-    if n_rows == store.rows(site, rows="positions").shape[0]:
-        raise OptionError(
-            f"Modes.build: the dictionary was fitted to {n_rows} rows, the kept positions of "
-            f'{site.key}, and not to samples: give rows="positions"'
-        )
-
-
-def _whole_samples(rows: Tensor, samples: RowIndex, n_samples: int) -> Mask:
-    """Return the samples of held-out rows; OptionError where some of a sample's are fitted."""
-    apart, fitted = (
-        torch.zeros(n_samples, dtype=torch.bool).index_fill_(0, samples[some], True)
-        for some in (rows, ~rows)
-    )
-    if mixed := int((apart & fitted).sum()):
-        raise OptionError(
-            f"held_out_rows: of {mixed} samples, some positions are held out and some are not: "
-            "fit the matrix as Store.rows or Store.matrix gives it, which holds out whole samples, "
-            "or give rows by Store.places"
-        )
-    return apart
-
-
-def _mask(rows: Tensor | Sequence[int] | None, n_samples: int) -> Mask:
-    mask = torch.zeros(n_samples, dtype=torch.bool)
-    given = torch.as_tensor([] if rows is None else rows).cpu()
-    if len(given) and (given.dtype is torch.bool or given.is_floating_point()):
-        wrong = f"held_out_rows: expected numbers of rows, got {given.dtype}"
-        raise OptionError(f"{wrong}. Of a mask take mask.nonzero().flatten()")
-    index = given.to(torch.int64)
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
-        raise OptionError(f"held_out_rows: expected rows 0 to {n_samples - 1}; got {index}")
-    mask[index] = True
-    return mask
 
 
 def _check_content(path: Path, kept: dict[str, Any]) -> str:
