@@ -105,6 +105,16 @@ def test_repair_computes_that_part_again(folder: Path, name: str) -> None:
     assert "\ncontrol  made" not in text
 
 
+def test_shards_outlive_the_metadata_of_their_store(folder: Path) -> None:
+    before, place = contents(folder), folder / "contributions.zarr"
+    kept = {file: file.stat().st_ino for file in place.rglob("c.0*")}
+    for name in ("zarr.json", "inputs/label/c.1"):
+        (place / name).write_bytes(b"garbage")
+    code, _ = command(folder, "--repair", "--quiet", "--trust-code")
+    assert (code, contents(folder)) == (0, before)
+    assert {file: file.stat().st_ino for file in kept} == kept
+
+
 def test_causes_stand_before_what_follows_from_them(folder: Path) -> None:
     places = [folder / NAMES[i] for i in (5, 15, 3)]
     modes = folder / "modes" / "block2" / "kmeans" / "dictionary.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from condec.basis.errors import CondecError, StoreError, command
-from condec.basis.files import remove_whatever, to_json, writing
+from condec.basis.files import checksum_holds, remove_whatever, to_json, writing
 from condec.basis.records import Damage, short_repr
 from condec.run import config
 from condec.run.links import chain, function
@@ -138,8 +138,8 @@ def repair_run(run: Run, found: Verification) -> Iterator[Outcome]:
     # What is removed has no record any more: it must not pass for something that never was.
     folder.write(mark, to_json(sorted(links)))
     with writing(f"{folder.path}: what is damaged cannot be removed"):
-        for path in stores:
-            _repair_store(path)
+        # The link that collects log-odds reads them at once, so that they are all made again.
+        rootless = [path for path in stores if not _repair_store(path, path != folder.log_odds)]
         for entry in damaged:
             ledger.forget(entry.task, users=False)
         for file in files:
@@ -150,6 +150,10 @@ def repair_run(run: Run, found: Verification) -> Iterator[Outcome]:
             _forget_others(folder, followers)
         if link in links:
             yield function(link)(run)
+        if link == "collect":  # Stores without metadata, which are back, could not be checked.
+            damages = [damage for path in rootless for damage in Store.open(path).repair()]
+            if damages:
+                yield function(link)(run)
     if whole:
         yield from chain(run)
     mark.unlink()
@@ -211,13 +215,21 @@ def _was_whole(folder: RunFolder, path: Path) -> bool:
     )
 
 
-def _repair_store(path: Path) -> None:
+def _repair_store(path: Path, by_records: bool) -> bool:
+    """Repair a store; tell whether it has metadata, without which its shards are not checked."""
     try:
         Store.open(path).repair()
     except StoreError as error:
         if getattr(error.__cause__, "errno", None) in _OF_SYSTEM:
             raise
+        records = (file.read_bytes() for file in path.glob("manifest/*.json") if file.is_file())
+        if by_records and any(
+            map(checksum_holds, records)
+        ):  # Shards count by them, once the metadata are back.
+            remove_whatever(path / "zarr.json")
+            return False
         shutil.rmtree(path, ignore_errors=True)  # Nothing says any more what it held.
+    return True
 
 
 def _strays(folder: RunFolder) -> Iterator[Damage]:
