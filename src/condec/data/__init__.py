@@ -12,6 +12,7 @@ Inputs
   preprocess   scale_pixels()
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,8 @@ from condec.data.arrays import (
 from condec.data.images import Orientation, from_folder, from_image
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, read_names, scale_pixels, spread
 from condec.data.several import SeveralInputs
+from condec.data.tables import from_hub, from_parquet
+from condec.data.tars import files_of, from_tars
 
 __all__ = [
     "UNLABELLED", "Inputs", "Orientation", "Preprocess", "SeveralInputs", "as_batch", "as_inputs",
@@ -59,6 +62,21 @@ SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
     "image:FILE": lambda rest, keys, *, folder, shape, orientation, **facts: from_image(
         user_path(rest, folder), shape, orientation
     ),
+    "webdataset:FILES[?label=ENDING]": (
+        lambda rest, keys, *, folder, cells, orientation, **facts: from_tars(
+            files_of(rest, folder), keys, cells, orientation
+        )
+    ),
+    "parquet:FILES[?image=COLUMN&label=COLUMN&id=COLUMN]": (
+        lambda rest, keys, *, folder, cells, orientation, **facts: from_parquet(
+            files_of(rest, folder), keys, cells, orientation
+        )
+    ),
+    "hf:NAME[?split=NAME&config=NAME&image=COLUMN&label=COLUMN&id=COLUMN]": (
+        lambda rest, keys, *, folder, cells, orientation, **facts: from_hub(
+            rest, keys, folder, cells, orientation
+        )
+    ),
     "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, cells, orientation, **facts: from_folder(
         user_path(rest, folder),
         user_path(keys["csv"], folder) if "csv" in keys else None,
@@ -66,7 +84,8 @@ SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
         orientation,
     ),
 }
-"""Sources here, as they are written, and what opens them; called as those of other packages."""
+"""Sources here, as they are written, with the keys that they take, and what opens them; called as
+those of other packages."""
 
 
 def load_data(
@@ -86,7 +105,9 @@ def load_data(
         seen. ``npz:FILE``: arrays ``images`` (uint8 [sample, y, x, channel], or float as the
         model takes it), and, if there, ``labels``, ``class_names`` and ``ids``; or a ``.npy``
         of images. ``image:FILE``: one. ``folder:DIR``: images, one subfolder a class; or, with a
-        csv, the files that it lists. ``movie:FILE?KEY=VALUE&...``: clips
+        csv, the files that it lists. ``webdataset:FILES.tar``, ``parquet:FILES``, ``hf:NAME``:
+        images in shards of WebDataset, in a column of parquet files, in a data set of Hugging
+        Face (docs/how-to/own-model.md has their keys). ``movie:FILE?KEY=VALUE&...``: clips
         (`condec.retina.movies.files`).
     csv : path, optional
         Table with the columns ``file`` (relative to DIR), and, if there, ``label`` (number or
@@ -125,15 +146,18 @@ def load_data(
     if "csv" in keys and not source.startswith("folder:"):
         problem = f"a csv belongs to folder:DIR only; got csv={keys['csv']!r}"
         raise OptionError(f"data {source!r}: {problem}")
-    if load in SOURCES.values() and (others := keys.keys() - {"csv"}):
-        raise OptionError(f"data {source!r}: expected no key but csv; got {', '.join(others)}")
+    written = next((text for text, one in SOURCES.items() if one is load), None)
+    known = re.findall(r"(\w+)=", written or "")
+    if written is not None and (others := keys.keys() - {*known}):
+        expected = f"no key but {', '.join(known)}" if known else "no keys"
+        raise OptionError(f"data {source!r}: expected {expected}; got {', '.join(sorted(others))}")
     at_least("data", 1, limit=1 if limit is None else limit)
     base, names = user_path(folder), None
     if label_names is not None:
         names = read_names(user_path(label_names, base))
-    if names is not None and load in SOURCES.values():
+    if names is not None and written is not None:
         cells = names
-    facts = {"orientation": orientation} if load in SOURCES.values() else {}
+    facts = {} if written is None else {"orientation": orientation}
     inputs: Inputs = load(
         rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells, **facts
     )

@@ -9,6 +9,7 @@ is also each of its parts between commas. A name that begins with a synset of Im
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.data.inputs import MOST_LABELS, UNLABELLED, listed
+from condec.data.inputs import MOST_LABELS, UNLABELLED, Inputs, listed
 
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 _NO_NAME: Final = re.compile(
@@ -60,27 +61,49 @@ def numbers_of_names(who: str, given: Sequence[str], names: Sequence[str] | None
     return torch.tensor([numbers.get(name, UNLABELLED) for name in given])
 
 
-def written_numbers(
-    who: str, given: Sequence[str], lines: Sequence[str], *, named: bool
+def with_classes(
+    inputs: Inputs, given: Sequence[str], names: Sequence[str] | None, who: str
+) -> Inputs:
+    """Give inputs classes by their names; an empty one is none. Errors as `numbers_of_names`."""
+    if not any(given):
+        return inputs
+    labels = numbers_of_names(who, given, names)
+    own = tuple(sorted({*given} - {""})) if names is None else tuple(names)
+    return replace(inputs, labels=labels, label_names=own, by_alphabet=names is None)
+
+
+def with_labels(
+    inputs: Inputs, given: Sequence[str], names: Sequence[str] | None, who: str,
+    places: Sequence[str],
+) -> Inputs:  # fmt: skip
+    """Give inputs labels that are written, as numbers or as names of classes."""
+    numbers = _written_numbers(f"{who}: labels", given, places, named=names is not None)
+    if numbers is None:
+        return with_classes(inputs, given, names, who)
+    return replace(inputs, labels=torch.tensor(numbers))
+
+
+def _written_numbers(
+    who: str, given: Sequence[str], places: Sequence[str], *, named: bool
 ) -> list[int] | None:
     """Read numbers of a table, an empty one as unlabelled; None where labels are names.
 
-    DataError, which shows the first offender and its line, for one that is no whole number, where
+    DataError, which shows the first offender and its place, for one that is no whole number, where
     some are numbers and some not, unless names of labels are known (`named`), and where names are
     those of files.
     """
-    places = [place for place, text in enumerate(given) if text]
-    words = [place for place in places if not _NUMBER.fullmatch(given[place])]
-    odd = [place for place in words if _NO_NAME.fullmatch(given[place])]
-    if not odd and (len(words) == len(places) or (words and named)):
+    rows = [row for row, text in enumerate(given) if text]
+    words = [row for row in rows if not _NUMBER.fullmatch(given[row])]
+    odd = [row for row in words if _NO_NAME.fullmatch(given[row])]
+    if not odd and (len(words) == len(rows) or (words and named)):
         return None
-    if not odd and 2 * len(words) > len(places):  # a number among names
-        odd = sorted({*places} - {*words})
-    if odd := odd or words or [p for p in places if not _is_label(given[p])]:
+    if not odd and 2 * len(words) > len(rows):  # a number among names
+        odd = sorted({*rows} - {*words})
+    if odd := odd or words or [row for row in rows if not _is_label(given[row])]:
         raise DataError(
             f"{who}: expected whole numbers below {MOST_LABELS:,}, or a name for every class; got "
-            f"{given[odd[0]]!r} in line {lines[odd[0]]}, among "
-            f"{listed([given[place] for place in places])}. Leave the field empty where there is "
+            f"{given[odd[0]]!r} in {places[odd[0]]}, among "
+            f"{listed([given[row] for row in rows])}. Leave the field empty where there is "
             "no label"
         )
     return [int(float(text)) if text else UNLABELLED for text in given]

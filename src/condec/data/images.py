@@ -2,12 +2,14 @@
 
 import csv
 import hashlib
+import io
+import os
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from condec.basis.checks import one_of
 from condec.basis.errors import DataError
 from condec.basis.files import reading
-from condec.data.classes import numbers_of_names, written_numbers
+from condec.data.classes import with_classes, with_labels
 from condec.data.inputs import Inputs, listed, repeated, spread
 from condec.data.pictures import eight_bits
 
@@ -28,6 +30,8 @@ Orientation = Literal["stored", "exif"]
 IMAGE_SUFFIXES: Final = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"
 )  # fmt: skip
+_FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""All else that PIL knows is no picture here: for EPS it would run Ghostscript."""
 _JUNK: Final = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__")
 _ORIENTATION: Final = 274  # tag of EXIF
 _LINE: Final = "line "  # no name of a column ends so
@@ -45,15 +49,16 @@ def from_folder(
     Classes have the numbers of their `names`, where these are given. Folders that systems leave
     behind, and hidden ones, are passed over.
     """
-    orientation = orientation or "stored"
-    one_of("data", "orientation", orientation, Orientation)
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder")
-    found = _from_subfolders(path, names) if table is None else _from_table(path, table, names)
-    if orientation == "stored":
-        return found
-    turned = _from_images(path, found.ids, None, None, orientation)
-    return replace(found, read=turned.read, stored=turned.stored)
+    if table is not None:
+        return _from_table(path, table, names, orientation)
+    with reading(path, "a folder of images", "Give the folder of the images.", DataError):
+        files = sorted(_images_below(path))
+    if names is None:
+        check_order(path, sorted({folder_of(file) for file in files} - {""}))
+    inputs = _from_images(path, files, orientation)
+    return with_classes(inputs, [folder_of(file) for file in files], names, str(path))
 
 
 def from_image(
@@ -61,35 +66,46 @@ def from_image(
 ) -> Inputs:
     """Read one image file; in grey, where inputs of this `shape` have one channel."""
     mode = "L" if shape is not None and shape[:1] == (1,) else "RGB"
-    read = _reader(orientation or "stored", mode)
+    read = reader(orientation, mode)
     return Inputs(str(path), (path.name,), lambda _: read(path))
 
 
-def _from_subfolders(path: Path, names: Sequence[str] | None) -> Inputs:
-    files = sorted(
-        file.relative_to(path).as_posix()
-        for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and file.is_file()
-        and not _is_junk(file.relative_to(path))
-    )
-    given = [file.partition("/")[0] if "/" in file else "" for file in files]
-    if names is None and any(given):
-        _check_order(path, sorted(set(given) - {""}))
-    return _named(path, files, given, names, str(path))
+def _images_below(folder: Path, above: str = "") -> Iterator[str]:
+    """Yield the names of all image files, from the folder on; links to folders are not followed."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            name = f"{above}{entry.name}"
+            if is_junk(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _images_below(folder / entry.name, f"{name}/")
+            elif is_image(name) and entry.is_file():
+                yield name
 
 
-def _is_junk(path: Path) -> bool:
-    return any(part.startswith(".") or part in _JUNK for part in path.parts)
+def is_image(name: str) -> bool:
+    """Tell the name of an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _check_order(path: Path, classes: Sequence[str]) -> None:
+def is_junk(name: str) -> bool:
+    """Tell names that are hidden, or left behind by a system."""
+    return name.startswith(".") or name in _JUNK
+
+
+def folder_of(name: str) -> str:
+    """Return the folder that an image lies in, which is its class; empty without one."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def check_order(path: Path, classes: Sequence[str]) -> None:
     """Refuse folders whose numbers by the alphabet may not be the ones that are meant."""
     problem, numbers = "", [str(number) for number in range(len(classes))]
     if all(name.isdecimal() for name in classes) and [str(int(n)) for n in classes] != numbers:
         problem = f"folders {listed(classes)} would be numbered {listed(numbers)}"
-    below = [sub.relative_to(path) for sub in path.iterdir() if sub.is_dir()]
-    if empty := sorted({sub.name for sub in below if not _is_junk(sub)} - set(classes)):
+    subs = path.iterdir() if classes and path.is_dir() else ()
+    below = {sub.name for sub in subs if sub.is_dir() and not is_junk(sub.name)}
+    if empty := sorted(below - set(classes)):
         problem = f"folders without an image, {listed(empty)}, may be classes, and have a number"
     if problem:
         raise DataError(
@@ -131,7 +147,9 @@ def _columns(table: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _from_table(path: Path, table: Path, label_names: Sequence[str] | None) -> Inputs:
+def _from_table(
+    path: Path, table: Path, label_names: Sequence[str] | None, orientation: Orientation | None
+) -> Inputs:
     columns = _columns(table)
     files, given, lines = columns["file"], columns["label"], columns[_LINE]
     if len(set(files)) < len(files):
@@ -140,74 +158,79 @@ def _from_table(path: Path, table: Path, label_names: Sequence[str] | None) -> I
         raise DataError(f"{table}: {rows} both name {files[first]!r}; give it once")
     if not any(_is_file(path / file) for file in files):
         raise DataError(f"{table}: none of its {len(files)} files is in {path}")
-    named = label_names is not None
-    numbers = written_numbers(f"{table}: labels", given, lines, named=named)
-    if numbers is None:
-        return _named(path, files, given, label_names, str(table))
-    names: dict[int, str] = {}
+    inputs = _from_images(path, files, orientation)
+    inputs = with_labels(inputs, given, label_names, str(table), [f"line {n}" for n in lines])
+    if inputs.labels is None or inputs.label_names is not None:
+        return inputs
+    names, numbers = dict[int, str](), inputs.labels.tolist()
     for line, number, name in zip(lines, numbers, columns["name"], strict=True):
         if name and names.setdefault(number, name) != name:
             other = f"{names[number]!r} above and {name!r} in line {line}"
             raise DataError(f"{table}: label {number} is {other}; give a label one name")
     every = range(max(numbers) + 1) if names else ()
-    own = tuple(names.get(number, str(number)) for number in every) or None
-    return _from_images(path, files, torch.tensor(numbers), own)
+    return replace(inputs, label_names=tuple(names.get(n, str(n)) for n in every) or None)
 
 
-def _named(
-    path: Path, files: Sequence[str], given: Sequence[str], names: Sequence[str] | None, who: str
-) -> Inputs:
-    """Make inputs of images whose classes are given by name; an empty one is none."""
-    if not any(given):
-        return _from_images(path, files, None, None)
-    labels = numbers_of_names(who, given, names)
-    own = tuple(sorted(set(given) - {""})) if names is None else tuple(names)
-    inputs = _from_images(path, files, labels, own)
-    return replace(inputs, by_alphabet=names is None)
+def _from_images(path: Path, files: Sequence[str], orientation: Orientation | None) -> Inputs:
+    read = reader(orientation)
 
+    def stored_of(rows: Sequence[int]) -> Iterator[bytes]:
+        sizes = [_size(path / files[row]) for row in rows]
+        return stored(rows, sizes, lambda row: (path / files[row]).read_bytes(), orientation)
 
-def _from_images(
-    path: Path, files: Sequence[str], labels: Tensor | None, names: tuple[str, ...] | None,
-    orientation: Orientation = "stored",
-) -> Inputs:  # fmt: skip
-    places, read = [path / file for file in files], _reader(orientation)
-    turned = b"" if orientation == "stored" else orientation.encode()
-    return Inputs(
-        str(path), tuple(files), lambda row: read(places[row]), labels, names,
-        stored=lambda rows: chain([turned], _stored([places[row] for row in rows])),
-    )  # fmt: skip
+    return Inputs(str(path), tuple(files), lambda row: read(path / files[row]), stored=stored_of)
 
 
 def _is_file(path: Path) -> bool:
-    with suppress(OSError):  # of names that are too long
-        return path.is_file()
-    return False
+    return _size(path) >= 0
 
 
-def _stored(files: Sequence[Path]) -> Iterator[bytes]:
-    """Yield the size of every file, and hashes of all, or of some where they are large."""
-    sizes = [file.stat().st_size if _is_file(file) else -1 for file in files]
+def _size(path: Path) -> int:
+    """Return the bytes of a file; -1 where there is none, or its name is too long for one."""
+    with suppress(OSError, ValueError):
+        found = path.stat()
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
+    return -1
+
+
+def stored(
+    rows: Sequence[int], sizes: Sequence[int], content: Callable[[int], bytes],
+    orientation: Orientation | None,
+) -> Iterator[bytes]:  # fmt: skip
+    """Yield the size of the bytes of every picture, and hashes of all, or of some of large sets.
+
+    They are the same wherever the same bytes lie: in files, in a tar, in a table.
+    """
+    yield b"" if orientation in (None, "stored") else orientation.encode()
     few = sum(sizes) <= WHOLE_BYTES
-    opened = range(len(files)) if few else frozenset(spread(len(files), N_OPENED))
-    for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
+    opened = range(len(rows)) if few else frozenset(spread(len(rows), N_OPENED))
+    for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
         yield size.to_bytes(8, "little", signed=True)
         if number in opened:
             try:
-                with file.open("rb") as content:
-                    yield hashlib.file_digest(content, "sha256").digest()
-            except OSError:
+                yield hashlib.sha256(content(row)).digest()
+            except (OSError, DataError):
                 yield b"unreadable"
 
 
-def _reader(orientation: Orientation, mode: str = "RGB") -> Callable[[Path], Tensor]:
-    """Make what reads an image, uint8 [y, x, channel]; it warns once where one lies as stored."""
+Read = Callable[..., Tensor]
+"""Of a file, or of what is said of a content, and that content: an image, uint8 [y, x, channel]."""
+
+
+def reader(orientation: Orientation | None, mode: str = "RGB") -> Read:
+    """Make what reads images; it warns once where one is taken lying, as it is stored."""
     from PIL import Image, ImageOps
 
-    lying: list[Path] = []
+    one_of("data", "orientation", orientation or "stored", Orientation)
+    lying: list[str | Path] = []
 
-    def read(file: Path) -> Tensor:
+    def read(file: str | Path, content: bytes | None = None) -> Tensor:
         remedy = "Replace it, or leave it out, in a run by on_bad = 'skip'."
-        with reading(file, "an image", remedy, DataError), Image.open(file) as image:
+        source = file if content is None else io.BytesIO(content)
+        with (
+            reading(file, "an image", remedy, DataError),
+            Image.open(source, formats=_FORMATS) as image,
+        ):
             image.load()  # a TIFF is turned by PIL itself
             turned = _turn_of(image.info.get("exif", b""))
             if turned and orientation == "exif":

@@ -1,0 +1,167 @@
+"""Inputs from WebDataset shards: tars of images, each with its label beside it.
+
+A tar is read once from end to end for the places of its members, then picture by picture.
+"""
+
+import glob
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from condec.basis.errors import DataError, OptionError
+from condec.basis.files import reading, user_path
+from condec.data.classes import with_classes, with_labels
+from condec.data.images import (
+    Orientation,
+    check_order,
+    folder_of,
+    is_image,
+    is_junk,
+    reader,
+    stored,
+)  # fmt: skip
+from condec.data.inputs import Inputs
+
+_WHOLE: Final = "Expected a whole tar, not compressed, as WebDataset writes it; write it again."
+_ONE: Final = (
+    "expected one image a sample, KEY.jpg for example, KEY without a dot; write the tar so"
+)
+_RANGE: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST: Final = 1_000_000
+"""Bytes of a member that says a label; and files of a range."""
+
+Member = tuple[str, int, int, str]
+"""Name of an image, its first byte in the tar, their number, and what stands there as its label."""
+
+
+def from_tars(
+    files: Sequence[Path], keys: Mapping[str, str], names: Sequence[str] | None = None,
+    orientation: Orientation | None = None,
+) -> Inputs:  # fmt: skip
+    """Read images of tars; their ids are their names, folders and endings included.
+
+    The key ``label`` says what beside an image is its class: the content of KEY.cls or KEY.txt
+    (``cls``, ``txt``), or an entry of KEY.json (``json.ENTRY``); by default ``cls`` or
+    ``json.label``. Where there is none, the class is the image's folder.
+    """
+    ending, _, entry = keys.get("label", "").partition(".")
+    if ending not in ("", "cls", "txt", "json") or bool(entry) != (ending == "json"):
+        raise OptionError(f"data: label must be cls, txt or json.ENTRY; got {keys['label']!r}")
+    kinds = {ending} if ending else {"cls", "json"}
+    members: list[Member] = []
+    n_members = [0]
+    for file in files:
+        with reading(file, "a tar of images", _WHOLE, DataError):
+            members += _images_of(file, kinds, entry or "label")
+        n_members.append(len(members))
+    ids, starts, sizes, given = zip(*members, strict=True) if members else ((), (), (), ())
+    first, bytes_at, n_bytes = (np.array(a, dtype=np.int64) for a in (n_members, starts, sizes))
+    read = reader(orientation)
+
+    def place(row: int) -> Path:
+        return files[int(np.searchsorted(first, row, "right")) - 1]
+
+    def content(row: int) -> bytes:
+        with place(row).open("rb") as file:
+            file.seek(int(bytes_at[row]))
+            return file.read(int(n_bytes[row]))
+
+    def stored_of(rows: Sequence[int]) -> Iterator[bytes]:
+        return stored(rows, n_bytes[list(rows)].tolist(), content, orientation)
+
+    def open_image(row: int) -> Any:
+        who = f"{place(row)}: {ids[row]}"
+        with reading(who, "a member of a tar", _WHOLE, DataError):
+            found = content(row)
+        return read(who, found)
+
+    who = str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
+    inputs = Inputs(who, ids, open_image, stored=stored_of)
+    if any(given):
+        return with_labels(inputs, given, names, who, ids)
+    classes = [folder_of(name) for name in ids]
+    if names is None:
+        check_order(files[0], sorted({*classes} - {""}))
+    return with_classes(inputs, classes, names, who)
+
+
+def _images_of(file: Path, kinds: set[str], entry: str) -> list[Member]:
+    """Find the images of a tar; members of other kinds, and hidden ones, are passed over."""
+    images: dict[str, tuple[str, int, int]] = {}  # by keys of samples
+    labels: dict[str, str] = {}
+    others: dict[str, str] = {}  # such as KEY.mask.png
+    with tarfile.open(file, "r:") as tar:
+        for member in _members(tar):
+            name = member.name.removeprefix("./")
+            above, slash, base = name.rpartition("/")
+            key, _, kind = base.partition(".")
+            key, parts = f"{above}{slash}{key}", name.split("/")
+            if not member.isreg() or any(map(is_junk, parts)):
+                continue
+            if is_image(name) and "." in kind:
+                others[key] = name
+            elif is_image(name):
+                if key in images or member.issparse():
+                    raise DataError(f"{file}: {name} is another image of {key}, or sparse; {_ONE}")
+                images[key] = (name, member.offset_data, member.size)
+            elif kind in kinds and (kind == "cls" or key not in labels):
+                labels[key] = _label(tar, member, entry if kind == "json" else "")
+    if alone := [name for key, name in others.items() if key not in images]:
+        raise DataError(f"{file}: {alone[0]}: its name has more than one dot; {_ONE}")
+    return [(*image, labels.get(key, "")) for key, image in images.items()]
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar; ValueError where a header is damaged."""
+    opened: Any = tar
+    while (member := tar.next()) is not None:
+        opened.members.clear()  # else it keeps all of them
+        yield member
+    # tarfile takes a damaged header for the end.
+    opened.fileobj.seek(opened.offset)
+    if opened.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise ValueError(f"no header of a member at byte {opened.offset}")
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: str) -> str:
+    """Read what a member says as a label: its text, or an entry of its JSON."""
+    file = tar.extractfile(member) if member.size <= _MOST else None
+    if file is None:
+        raise ValueError(f"{member.name} is too large for a label")
+    text = file.read().decode()
+    if not entry:
+        return text.strip()
+    found = json.loads(text)
+    value = found.get(entry) if isinstance(found, dict) else found
+    return "" if value is None else str(value)
+
+
+def files_of(pattern: str, folder: Path) -> list[Path]:
+    """Return the files of a name, with ranges such as ``{000..012}``, or with ``*``, sorted.
+
+    OptionError where it fits none.
+    """
+    ranges = [(int(a), int(b), len(a)) for a, b in _RANGE.findall(pattern)]
+    n_names = 1
+    for low, high, _ in ranges:
+        n_names *= max(0, high - low + 1)
+    if not 1 <= n_names <= _MOST:
+        raise OptionError(f"data {pattern!r}: names {n_names} files; expected 1 to {_MOST:,}")
+    numbers = (range(low, high + 1) for low, high, _ in ranges)
+    form = _RANGE.sub("\0", pattern)
+    found: list[Path] = []
+    for chosen in itertools.product(*numbers):
+        texts = [str(n).zfill(width) for n, (_, _, width) in zip(chosen, ranges, strict=True)]
+        pieces = zip(form.split("\0"), [*texts, ""], strict=True)
+        path = user_path("".join(itertools.chain.from_iterable(pieces)), folder)
+        many = glob.has_magic(str(path)) and not path.exists()
+        found += sorted(map(Path, glob.glob(str(path), recursive=True))) if many else [path]  # noqa: PTH207
+    if not found:
+        raise OptionError(f"data {pattern!r}: no file is named so in {folder}")
+    return found
