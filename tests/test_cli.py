@@ -73,9 +73,11 @@ def test_a_chain_without_collect_needs_a_store_of_its_plan(source: Path) -> None
 
 
 def test_check_says_what_a_run_takes_and_makes_nothing(source: Path) -> None:
-    lines = done("run", source / "run.toml", "--check").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["collect", "fit", "control", "map", "in"]
-    assert all("MiB of memory, at most" in line for line in lines)
+    for words in (["run", "--check"], ["plan", "--workers", "2", "--price", "1.5"]):
+        lines = done(words[0], source / "run.toml", *words[1:]).stdout.splitlines()
+        links = ["link", "collect", "fit", "control", "map", "in"]
+        assert [line.split()[0] for line in lines[1:7]] == links
+    assert lines[-1].endswith("at 1.5 a worker and hour")
     assert not (source / "run").exists()
     wrong = (source / "run.toml").read_text().replace("n_modes = 3", "n_modes = 30")
     (source / "run.toml").write_text(wrong)

@@ -25,8 +25,9 @@ from condec.basis.trust import gated
 from condec.models import load_model
 from condec.network import find_sites, inspect_model, presets_of
 from condec.run import Outcome, Plan, Run, chain, config, sweep, verify
-from condec.run.beforehand import check_run, needs
+from condec.run.beforehand import check_run
 from condec.run.compare import compare_runs
+from condec.run.costs import Workers, costs
 from condec.run.explain import explain_inputs
 from condec.run.links import function
 from condec.run.plugins import link_names
@@ -129,8 +130,23 @@ def run_command(
     if not check:
         _whole_chain(run, left_out)
         return
-    for line in needs(run, left_out):
-        _print(line)
+    _print(costs(run, left_out))
+
+
+@app.command("plan")
+def plan_command(
+    source: Source,
+    workers: int = typer.Option(1, help="How many processes, or machines, share the work."),
+    price: float = typer.Option(0.0, help="Of one worker for an hour."),
+    images_per_second: float | None = typer.Option(
+        None, help="Inputs that a worker collects, instead of a batch that is timed here."
+    ),
+    trust_code: Trust = False,
+) -> None:
+    """What every link of a run takes: time, memory, disk and money; nothing is made."""
+    run = Run(_with_noted(config.read(source)), progress=False, trust_code=trust_code)
+    on = Workers(number=workers, price=price, images_per_second=images_per_second)
+    _print(costs(run, check_run(run), on))
 
 
 @app.command()

@@ -104,6 +104,10 @@ def test_pca_dimensions(n: int, d: int, share: float) -> None:
         held += values[wanted]
         wanted += 1
     assert metrics.pca_dimensions(_tensor(rows), share) == wanted
+    in_blocks = metrics.Dimensions()
+    for block in (_tensor(rows) + 1e6).split(3):  # far from zero
+        in_blocks.add(block)
+    assert in_blocks.value(share) == wanted
 
 
 def test_both_r2() -> None:

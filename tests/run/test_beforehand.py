@@ -11,7 +11,8 @@ import condec.report
 from condec.basis.errors import CondecError, DataError, OptionError, StoreError
 from condec.dictionary import KMeans
 from condec.run import Outcome, Run, chain, config, links
-from condec.run.beforehand import check_run, needs
+from condec.run.beforehand import check_run
+from condec.run.costs import costs
 from condec.store import RunFolder
 from condec.store.batches import BatchPlan
 from small_runs import NET, quick_report, write_source
@@ -194,31 +195,9 @@ def test_sites_that_no_map_leads_to_are_left_out(
         asked.append(str(site))
         raise CondecError("no forward-mode derivative")
 
-    monkeypatch.setattr(beforehand, "_one_map", refuse)
+    monkeypatch.setattr(beforehand, "one_map", refuse)
     assert check_run(run) == {"map": "no forward-mode derivative"}
     assert len(asked) == 2
-
-
-def test_a_check_makes_nothing_and_counts_maps(source: Path) -> None:
-    run = run_of(source)
-    lines = needs(run, check_run(run))
-    assert [line.split()[0] for line in lines] == ["collect", "fit", "control", "map", "in"]
-    assert lines[0].endswith("40 samples, 2 sites, 3 passes a batch")
-    # 2 sites x 2 modes x 2 inputs x 6 x 6 pixels x (3 maps of 4 bytes and a picture of 3)
-    assert needs_of(run)["map"].disk == 2 * 2 * 2 * 36 * 15
-    # 3 labels, 6 rankings (with one random draw), 2 fractions, one edit
-    assert "1 sites, at most 36 sets of edits on 16 held-out samples" in lines[2]
-    assert not (source / "run").exists()
-    with_labels(source, None)
-    run = run_of(source)
-    lines = needs(run, check_run(run))
-    assert "control  left out: the data have no labels" in lines
-
-
-def needs_of(run: Run) -> dict[str, object]:
-    from condec.run.beforehand import _needs
-
-    return {need.link: need for need in _needs(run)}
 
 
 def test_a_whole_store_is_checked_without_passes(
@@ -226,7 +205,7 @@ def test_a_whole_store_is_checked_without_passes(
 ) -> None:
     carried_out(run_of(source, links=("collect",)))
     made = pytest.MonkeyPatch.setattr
-    made(monkeypatch, "condec.run.beforehand.BatchPlan.make", lambda *_: pytest.fail("a pass"))
+    made(monkeypatch, "condec.store.batches.BatchPlan.make", lambda *_: pytest.fail("a pass"))
     assert check_run(run_of(source)) == {}
     with pytest.raises(StoreError, match="no contributions yet"):
         check_run(run_of(source, links=("fit",), out=source / "other"))
@@ -238,7 +217,7 @@ def test_what_is_checked_is_what_is_collected(
     plain, made = BatchPlan.make, []
     monkeypatch.setattr(BatchPlan, "make", lambda *given: made.append(given) or plain(*given))
     run = run_of(source, links=("collect",))
-    needs(run, check_run(run))
+    costs(run, check_run(run))
     assert carried_out(run)["collect"].state == "made"
     assert len(made) == 1
     assert carried_out(run_of(source, links=("collect",)))["collect"].state == "kept"

@@ -12,6 +12,7 @@ from condec.basis.errors import DataError
 from condec.network.sites import Site, Units
 from condec.store import statistics
 from condec.store.collection import collect
+from condec.store.matrix import StoredMatrix
 from condec.store.shards import SiteInfo
 from condec.store.statistics import compare_trends, layer_statistics
 from condec.store.store import Store
@@ -24,24 +25,25 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def make_store(path, contribution, activation, *, cut=True, valid=None):
+def make_store(path, contribution, activation, *, cut=True, valid=None, shard=None):
     """A store of one site "x" from arrays [sample, sign, unit]."""
+    valid = torch.ones(len(contribution), dtype=torch.bool) if valid is None else valid
     n_samples, _, n_units = contribution.shape
     info = SiteInfo(
         site=Site("x"), units=Units("features"), n_units=n_units, n_positions=1, cut=cut
     )
-    store = Store.create(
-        path, recipe={"made": "by hand"}, sites=[info], n_samples=n_samples, shard_size=n_samples
-    )
-    none = torch.full((n_samples,), -1)
-    store.write_shard(0, {
-        "inputs/id": tuple(map(str, range(n_samples))), "inputs/label": none,
-        "inputs/prediction": none, "inputs/steps": none,
-        "inputs/target": torch.full((n_samples,), 2.0),
-        "inputs/target_baseline": torch.zeros(n_samples),
-        "inputs/valid": torch.ones(n_samples, dtype=torch.bool) if valid is None else valid,
-        "sites/x/contribution": contribution, "sites/x/activation": activation,
-    })  # fmt: skip
+    sizes = {"n_samples": n_samples, "shard_size": shard or n_samples}
+    store = Store.create(path, recipe={"made": "by hand"}, sites=[info], **sizes)
+    for index in range(store.n_shards):
+        rows = list(store.shard_rows(index))
+        none = torch.full((len(rows),), -1)
+        store.write_shard(index, {
+            "inputs/id": tuple(map(str, rows)), "inputs/label": none,
+            "inputs/prediction": none, "inputs/steps": none,
+            "inputs/target": torch.full((len(rows),), 2.0),
+            "inputs/target_baseline": torch.zeros(len(rows)), "inputs/valid": valid[rows],
+            "sites/x/contribution": contribution[rows], "sites/x/activation": activation[rows],
+        })  # fmt: skip
     return store
 
 
@@ -81,6 +83,24 @@ def test_rows_are_worked_on_in_blocks(tmp_path, monkeypatch):
     whole = only_row(store)
     monkeypatch.setattr(statistics, "_ROWS_AT_ONCE", 4)
     assert only_row(store) == whole
+
+
+def test_every_shard_is_read_once_and_the_figures_are_those_of_the_whole(tmp_path, monkeypatch):
+    contribution = torch.randn(40, 2, 6).abs() * torch.tensor([1.0, -1.0])[:, None] + 9
+    activation, valid = split(torch.randn(40, 6) + 100), torch.arange(40) // 8 != 2
+    whole = make_store(tmp_path / "s", contribution, activation, valid=valid)
+    shards = make_store(tmp_path / "t", contribution, activation, valid=valid, shard=8)
+    read, plain = [], StoredMatrix._reader
+
+    def reader(self):
+        function = plain(self)
+        return lambda block: read.append((self._array, block)) or function(block)
+
+    monkeypatch.setattr(StoredMatrix, "_reader", reader)
+    found, wanted = (dict(only_row(store), site=0) for store in (shards, whole))
+    assert found == pytest.approx(wanted, rel=1e-6)
+    of_shards = [one for one in read if one[1]]
+    assert len(set(of_shards)) == len(of_shards) == 2 * 4
 
 
 def test_undefined_figures_are_nan_and_skipped_by_the_median(tmp_path):

@@ -22,7 +22,7 @@ from condec.basis.errors import DataError, OptionError
 from condec.basis.shapes import Atoms, ModeLabel, UnitMatrix
 
 __all__ = [
-    "atom_coherence", "correlation_matrix", "cosine", "effective_rank", "hoyer", "l0",
+    "Dimensions", "atom_coherence", "correlation_matrix", "cosine", "effective_rank", "hoyer", "l0",
     "matched_cosine", "mean_coherence", "participation_ratio", "pca_dimensions", "pearson", "r2",
     "r2_grand", "shrinkage", "unit_length",
 ]  # fmt: skip
@@ -155,10 +155,7 @@ def pca_dimensions(matrix: UnitMatrix, variance: float = 0.95) -> int:
     if not n_samples or not n_units:
         raise DataError(f"pca_dimensions: needs rows and units; got shape {tuple(matrix.shape)}")
     mean = _column_mean(matrix)
-    if not bool(mean.isfinite().all()):
-        raise DataError(
-            "pca_dimensions: the matrix holds NaN or infinite entries; drop those samples first"
-        )
+    _refuse_infinite(mean)
     if n_units <= n_samples:
         gram = mean.new_zeros(n_units, n_units)
         for rows in _blocks(matrix):
@@ -167,11 +164,42 @@ def pca_dimensions(matrix: UnitMatrix, variance: float = 0.95) -> int:
     else:  # Same eigenvalues but for zeros, from the smaller side.
         centred = matrix.to(torch.float64) - mean
         gram = centred @ centred.T
-    shares = _eigenvalues(gram, max(n_samples, n_units)).flip(0)
-    if not shares.numel():
-        return 0
-    short = int((shares.cumsum(0) < variance * (1 - 1e-12) * shares.sum()).sum())
-    return min(short + 1, len(shares))
+    return _holding(gram, max(n_samples, n_units), variance)
+
+
+class Dimensions:
+    """`pca_dimensions` of rows that come in blocks; as many are kept as there are units."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._n_rows = 0
+        self._gram: Tensor | None = None
+
+    def add(self, rows: UnitMatrix) -> None:
+        """Take more rows."""
+        self._n_rows += len(rows)
+        if self._gram is None:
+            self._rows.append(rows)
+            if self._n_rows < rows.shape[1]:
+                return
+            rows = torch.cat(self._rows)
+            self._rows.clear()
+            # About a mean that is nearly that of all, squares lose nothing.
+            self._near = _column_mean(rows)
+            self._gram = self._near.new_zeros(rows.shape[1], rows.shape[1])
+            self._off = torch.zeros_like(self._near)
+        for block in _blocks(rows):
+            centred = block - self._near
+            self._gram.addmm_(centred.T, centred)
+            self._off += centred.sum(0)
+
+    def value(self, variance: float = 0.95) -> int:
+        """Count the components; errors as `pca_dimensions`."""
+        if self._gram is None:
+            return pca_dimensions(torch.cat(self._rows), variance)
+        _refuse_infinite(self._off)
+        gram = self._gram - torch.outer(self._off, self._off) / self._n_rows
+        return _holding(gram, self._n_rows, variance)
 
 
 def r2(x: UnitMatrix, xhat: UnitMatrix) -> float:
@@ -336,6 +364,22 @@ def _divide_by_length(x: Tensor, dim: int) -> Tensor:
 
 def _or_one(size: Tensor) -> Tensor:
     return size.masked_fill(size == 0, 1.0)
+
+
+def _refuse_infinite(mean: Tensor) -> None:
+    if not bool(mean.isfinite().all()):
+        raise DataError(
+            "pca_dimensions: the matrix holds NaN or infinite entries; drop those samples first"
+        )
+
+
+def _holding(gram: Tensor, size: int, variance: float) -> int:
+    """Count the largest eigenvalues that hold a share of all."""
+    shares = _eigenvalues(gram, size).flip(0)
+    if not shares.numel():
+        return 0
+    short = int((shares.cumsum(0) < variance * (1 - 1e-12) * shares.sum()).sum())
+    return min(short + 1, len(shares))
 
 
 def _eigenvalues(gram: Tensor, size: int) -> Tensor:

@@ -140,7 +140,7 @@ class BatchPlan:
         """Say what `n_samples` will take: one pass is timed, the rest is counted."""
         n_samples, n_passes = min(n_samples, len(self.inputs)), self.method.n_passes
         size = min(batch_size, n_samples)
-        seconds = self.time_pass(size) / size * n_passes * n_samples
+        seconds = self.time_input(size) * n_samples
         return (
             f"{n_samples} samples, {len(self.infos)} sites, {n_passes} passes a batch: about "
             f"{duration(seconds)}, "
@@ -161,6 +161,16 @@ class BatchPlan:
         recorded = sum(info.n_units * info.n_positions for info in self.infos)
         kept = 2 * self.method.n_kept * recorded
         return 4 * (_MEMORY_FACTOR * self.entries + kept) * n_samples + waiting
+
+    def time_input(self, size: int) -> float:
+        """Measure the seconds of an input in batches of a `size`: of its passes, or its reading.
+
+        Inputs are read while others are computed: what takes longer counts.
+        """
+        started = time.perf_counter()
+        self.load(range(size))
+        reading = (time.perf_counter() - started) / size
+        return max(reading, self.time_pass(size, again=1) / size * self.method.n_passes)
 
     def time_pass(self, n_samples: int, *, again: int = 0) -> float:
         """Measure the seconds of one forward and backward pass, the least of 1 + `again` tries."""

@@ -1,6 +1,6 @@
 """A matrix of a store that is read in blocks, for what does not fit in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from condec.basis.files import reading
+from condec.basis.read_ahead import ahead
 from condec.basis.shapes import SIGNS, RowIndex, UnitMatrix
 from condec.store.shards import REPAIR, shard_file
 
@@ -67,6 +68,10 @@ class StoredMatrix:
         if self.samples is not None:
             out.samples = self.samples  # type: ignore[attr-defined]
         return out
+
+    def each(self) -> Iterator[UnitMatrix]:
+        """Yield the rows of one block after the other; the next ones are read meanwhile."""
+        return ahead(self._reader(), range(len(self.blocks)), n_workers=_READERS)
 
     def _reader(self) -> Callable[[int], UnitMatrix]:
         import zarr

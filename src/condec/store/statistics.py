@@ -13,21 +13,32 @@ import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.basis.metrics import hoyer, participation_ratio, pca_dimensions, pearson
-from condec.network import Site
-from condec.store.matrix import Sign
-from condec.store.shards import QUANTITIES, Quantity
+from condec.basis.metrics import Dimensions, hoyer, participation_ratio, pearson
+from condec.store.shards import QUANTITIES, Quantity, SiteInfo
 from condec.store.store import Store
 
 if TYPE_CHECKING:
     import pandas
 
 _ROWS_AT_ONCE: Final = 4096
-"""Samples worked on at a time: a whole matrix is held once, its by-products are not."""
-_PARTS: Final[tuple[Sign, Sign]] = ("positive", "negative")
-_UNDEFINED: Final = torch.tensor([math.nan])
+"""Samples worked on at a time: no more than some shards of a store are held."""
 TREND: Final = 0.5
 """Rank correlation with the order of the sites from which on a figure rises or falls."""
+
+
+class Median:
+    """Median over samples of a figure that each has by itself."""
+
+    def __init__(self, figure: Callable[..., Tensor]) -> None:
+        self._figure, self._found = figure, list[Tensor]()
+
+    def add(self, *rows: Tensor) -> None:
+        """Take more samples."""
+        self._found.append(self._figure(*rows))
+
+    def value(self) -> float:
+        """Return the median of defined figures; the mean of the middle two of an even number."""
+        return float(torch.cat(self._found).to(torch.float64).nanquantile(0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +46,14 @@ class SiteStatistic:
     """One statistic of a site, and its words."""
 
     name: str
-    function: Callable[..., float]  # of Tensor[sample, unit]
+    start: Callable[[], Median | Dimensions]  # whose `add` takes Tensor[sample, unit]
     head: str  # of a table's column
     title: str  # of a figure
     axis: str
     subject: str  # in a sentence
     digits: int = 3  # after the point, in a table
     of: tuple[Quantity, ...] = QUANTITIES
-    signed: bool = False  # `function` takes the positive and the negative part
+    signed: bool = False  # `add` takes the positive and the negative part
 
     def column(self, quantity: Quantity) -> str:
         """Return the column of a quantity, for example ``hoyer_contribution``."""
@@ -90,11 +101,9 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
         raise DataError(
             f"layer_statistics: {store.path} has no valid sample; collect contributions first"
         )
-    completeness = store.completeness()
+    change = (store.target - store.target_baseline).to(torch.float64)
     rows = [
-        {"site": info.site.key, "units": info.n_units}
-        | _of_site(store, info.site)
-        | {"completeness": _median(completeness.get(info.site.key, _UNDEFINED))}
+        {"site": info.site.key, "units": info.n_units} | _of_site(store, info, change)
         for info in store.infos
     ]
     columns = [one.column(quantity) for one in STATISTICS for quantity in one.of]
@@ -166,51 +175,46 @@ def _trend(values: Tensor) -> float:
     return float(pearson(ranks, order, 0))
 
 
-def _of_site(store: Store, site: Site) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _of_site(store: Store, info: SiteInfo, change: Tensor) -> dict[str, float]:
+    """Work out all statistics of a site shard by shard; each quantity is read once."""
+    found, sums = dict[str, float](), list[Tensor]()
     for quantity in QUANTITIES:
-        mine = {one.column(quantity): one for one in STATISTICS if quantity in one.of}
-        if signed := {name: one.function for name, one in mine.items() if one.signed}:
-            parts = [store.matrix(site, quantity, sign) for sign in _PARTS]
-            found |= {name: function(*parts) for name, function in signed.items()}
-            del parts
-        total = store.matrix(site, quantity, "sum")
-        found |= {name: one.function(total) for name, one in mine.items() if not one.signed}
+        mine = {one: one.start() for one in STATISTICS if quantity in one.of}
+        for block in store.rows(info.site, quantity, "concat").each():
+            for rows in torch.split(block, _ROWS_AT_ONCE) if len(block) else ():
+                parts = torch.split(rows, info.n_units, 1)
+                total = torch.add(*parts)
+                for one, taking in mine.items():
+                    taking.add(*(parts if one.signed else (total,)))
+                if quantity == "contribution":
+                    sums.append(total.sum(1, dtype=torch.float64))
+        found |= {one.column(quantity): float(taking.value()) for one, taking in mine.items()}
+    share = (torch.cat(sums) / change).to(torch.float32)
+    found["completeness"] = float(share.double().nanquantile(0.5)) if info.cut else math.nan
     return found
-
-
-def _median_of(figure: Callable[..., Tensor], *matrices: Tensor) -> float:
-    """Return the median over samples of a figure, worked out for a block of rows at a time."""
-    blocks = zip(*(torch.split(matrix, _ROWS_AT_ONCE) for matrix in matrices), strict=True)
-    return _median(torch.cat([figure(*rows) for rows in blocks]))
-
-
-def _median(values: Tensor) -> float:
-    """Return the median of defined values; the mean of the middle two of an even number."""
-    return float(values.to(torch.float64).nanquantile(0.5))
 
 
 STATISTICS: Final = (
     SiteStatistic(
         name="hoyer", head="Hoyer", title="Sparsity", subject="sparsity",
-        function=lambda x: math.nan if x.shape[1] < 2 else _median_of(hoyer, x),
+        start=lambda: Median(lambda x: hoyer(x) if x.shape[1] > 1 else x[:, 0] * math.nan),
         axis="Hoyer index, median of inputs: 0 all units alike, 1 one unit",
     ),
     SiteStatistic(
         name="dims95", head="Dims 95 %", title="Dimensions", subject="the dimension",
-        function=pca_dimensions, digits=0,
+        start=Dimensions, digits=0,
         axis="principal components that hold 95 % of the variance",
     ),
     SiteStatistic(
         name="participation_ratio", head="Part. ratio", title="Participation ratio",
         subject="the participation ratio", digits=1,
-        function=lambda x: _median_of(participation_ratio, x),
+        start=lambda: Median(participation_ratio),
         axis="units that take part, median of inputs",
     ),
     SiteStatistic(
         name="sign_correlation", head="Sign corr.", title="Positive against negative part",
         subject="the correlation of positive and negative part", of=("contribution",), signed=True,
-        function=lambda p, n: _median_of(lambda p, n: -pearson(p, n, 1), p, n),
+        start=lambda: Median(lambda p, n: -pearson(p, n, 1)),
         axis="correlation over units, median of inputs",
     ),
 )  # fmt: skip

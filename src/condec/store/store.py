@@ -343,10 +343,12 @@ class Store:
         """
         change = (self.target - self.target_baseline).to(torch.float64)
         sums = {
-            info.site.key: self.matrix(info.site, sign="sum").sum(1, dtype=torch.float64)
+            info.site.key: torch.cat([
+                rows.sum(1, dtype=torch.float64) for rows in self.rows(info.site, sign="sum").each()
+            ])
             for info in self.infos
             if info.cut
-        }
+        }  # fmt: skip
         return {key: (total / change).to(torch.float32) for key, total in sums.items()}
 
     def to_xarray(self) -> "xarray.DataTree":
