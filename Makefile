@@ -36,6 +36,8 @@ $(DEV): $(BIN)/python pyproject.toml constraints.txt
 demo: $(CORE)  ## the whole chain on the embedded digits model; ends with a report
 	$(BIN)/condec demo --out runs/demo
 
+# Bytecode is kept, whatever the surroundings say: compiling tests and condec again takes 10 s a process.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: $(DEV)  ## all tests but the slow ones
 	$(BIN)/pytest -n 2 -m 'not slow'
 
