@@ -229,7 +229,7 @@ def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("condec.run.links.collect_planned", interrupted)
+    monkeypatch.setattr("condec.run.links.collected_ahead", interrupted)
     result = condec_command("run", source / "run.toml", "-q")
     assert result.exit_code == 130
     assert "interrupted; the same command keeps what is whole (shards, " in result.stderr

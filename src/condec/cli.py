@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +28,13 @@ from condec.run import Outcome, Plan, Run, chain, config, sweep, verify
 from condec.run.beforehand import check_run
 from condec.run.compare import compare_runs
 from condec.run.costs import Workers, costs
+from condec.run.engines import engine_of
 from condec.run.explain import explain_inputs
 from condec.run.links import function
+from condec.run.part import Part, collect_part
 from condec.run.plugins import link_names
+from condec.run.status import status_lines
+from condec.store import RunFolder
 
 
 class _Commands(TyperGroup):
@@ -117,6 +121,9 @@ def run_command(
     check: bool = typer.Option(
         False, "--check", help="Only check what can be known, and say what each link takes."
     ),
+    engine: str | None = typer.Option(None, help="local or ray: workers that do tasks ahead."),
+    workers: int | None = typer.Option(None, help="At most so many workers."),
+    address: str | None = typer.Option(None, help="Of a Ray cluster; auto: the one that is here."),
 ) -> None:  # fmt: skip
     """All links: collect, stats, fit, control, map, explain, report.
 
@@ -124,8 +131,11 @@ def run_command(
     out, with a note.
     """
     plan = config.read(source)
-    plan = _with_noted(replace(plan, out=out or plan.out))
-    run = Run(plan, progress=not quiet, again=again, trust_code=trust_code)
+    given = {"kind": engine, "workers": workers, "address": address}
+    changes = {key: value for key, value in given.items() if value is not None}
+    engine_plan = config.changed(plan.engine, "engine", changes)
+    plan = _with_noted(replace(plan, out=out or plan.out, engine=engine_plan))
+    run = _run_of(plan, not quiet, again, trust_code)
     left_out = check_run(run)
     if not check:
         _whole_chain(run, left_out)
@@ -181,6 +191,9 @@ def collect(
     twin: list[str] = typer.Option(
         [], help="random-weights[:FROM_MODULE] or shuffled-labels, besides those of the plan."
     ),
+    part: str | None = typer.Option(
+        None, help="K/N, slurm or torchrun: only shards of that part, and what others leave."
+    ),
     out: Out = None,
     quiet: Quiet = False,
     trust_code: Trust = False,
@@ -189,6 +202,7 @@ def collect(
 
     Goes on where it was interrupted at the first missing shard, which is begun again.
     """
+    of = None if part is None else Part.parse(part)
     plan = config.read(source)
     size: object = int(batch_size) if batch_size and batch_size.isdecimal() else batch_size
     given = {
@@ -200,8 +214,16 @@ def collect(
     collecting = config.changed(plan.collect, "collect", changes)
     sites_of_plan = tuple(sites) or plan.sites
     plan = replace(plan, out=out or plan.out, sites=sites_of_plan, collect=collecting)
-    run = Run(_with_noted(plan), progress=not quiet, trust_code=trust_code)
-    _one_link(run, "collect")
+    run = _run_of(_with_noted(plan), not quiet, trust_code=trust_code)
+    if of is None:
+        _one_link(run, "collect")
+        return
+    run.check_devices()
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    with held(run.folder.path, shared=True):
+        if of.number == 1:  # one of them is enough
+            config.write(run.plan)
+        _print_outcome(collect_part(run, of))
 
 
 @app.command("report")
@@ -272,8 +294,7 @@ def _add_command(link: str) -> None:
         source: Source, again: Again = False, quiet: Quiet = False, trust_code: Trust = False
     ) -> None:
         plan = _with_noted(config.read(source))
-        run = Run(plan, progress=not quiet, again=again, trust_code=trust_code)
-        _one_link(run, link)
+        _one_link(_run_of(plan, not quiet, again, trust_code), link)
 
 
 for _name in link_names():
@@ -347,6 +368,15 @@ def _verified(run: Path) -> verify.Verification:
     return found
 
 
+@app.command("status")
+def status_command(
+    run: Path = typer.Argument(metavar="RUN", help="A run folder, or a run.toml."),
+) -> None:
+    """What is done of a run, at which rate, and who is at work; from any machine that sees it."""
+    for line in status_lines(RunFolder(config.read(run).out)):
+        _print(line)
+
+
 @app.command()
 def schema() -> None:
     """The JSON schema of run.toml, by which editors complete and check it."""
@@ -412,6 +442,11 @@ def _with_noted(plan: Plan) -> Plan:
     return replace(plan, collect=replace(plan.collect, twins=tuple(dict.fromkeys(twins))))
 
 
+def _run_of(plan: Plan, *options: bool, **more: bool) -> Run:
+    """Make a run with the engine of its plan."""
+    return Run(plan, *options, **more, engine=engine_of(plan.engine))
+
+
 def _one_link(run: Run, link: str) -> None:
     _carry_out(run, map(function(link), [run]), collects=link == "collect")
 
@@ -431,7 +466,9 @@ def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None
         run.check_devices()
     elif not collects and not run.folder.path.exists():
         _ = run.store  # an error, before a folder is made
-    with held(run.folder.path):
+    with held(run.folder.path), ExitStack() as stack:
+        if run.engine is not None:
+            stack.callback(run.engine.close)
         if not collects:
             _ = run.store
         if is_new or not collects:

@@ -88,7 +88,7 @@ def test_what_the_plan_gets_wrong_is_told_before_the_first_pass(
     (source / "groups.json").write_text(text)
     if text == "no labels":
         with_labels(source, None)
-    monkeypatch.setattr(links, "collect_planned", lambda *_, **__: pytest.fail("a pass"))
+    monkeypatch.setattr(links, "collected_ahead", lambda *_, **__: pytest.fail("a pass"))
     with pytest.raises(CondecError, match=message):
         list(chain(run_of(source)))
 

@@ -22,6 +22,7 @@ from condec.basis.files import to_json, user_path, writing
 
 SECONDS: Final = 3.0
 """How long another process is waited for."""
+_HOLDER: Final = "{user} since {time}, process {process} on {host}: {command}"
 _held: set[str] = set()
 """Folders that this process holds alone."""
 
@@ -58,6 +59,19 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
             with suppress(OSError):
                 os.ftruncate(handle, 0)
         os.close(handle)
+
+
+def holder(folder: Path) -> str:
+    """Say who holds a folder alone, as far as can be seen from here; nothing where nobody does."""
+    with suppress(OSError), (folder / ".lock").open("rb") as file:
+        found = _holder(file.fileno())
+        return _HOLDER.format_map(found) if _lives(found) else ""
+    return ""
+
+
+def lent(folder: Path) -> None:
+    """Take a folder as held: the process that holds it has started this one, and waits for it."""
+    _held.add(os.path.realpath(folder))
 
 
 def refuse_links(folder: Path) -> None:
@@ -107,15 +121,14 @@ def _take(handle: int, folder: Path, shared: bool) -> None:
             fcntl.flock(handle, how | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = _holder(handle)
+            found = _holder(handle)
         except OSError:  # a file system without locks: what is written there has to do
-            holder = _holder(handle)
-            if not _lives(holder):
+            found = _holder(handle)
+            if not _lives(found):
                 return
             hint = f" If that process is no more, remove {folder / '.lock'}."
         if time.monotonic() > deadline:
-            words = "{user} since {time}, process {process} on {host}: {command}"
-            by = words.format_map(holder) if holder else "another process that reads it"
+            by = _HOLDER.format_map(found) if found else "another process that reads it"
             raise StoreError(
                 f"{folder}: in use by {by}. Wait until it is done, or stop it, then run the same "
                 f"command again.{hint}"

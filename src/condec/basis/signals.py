@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command says how to go on, and ends within two seconds.
+"""Ctrl-C and SIGTERM: a command says how to go on, and ends within two seconds, with workers seven.
 
 It may be ended anywhere: whatever it writes is on disk whole, or not at all.
 """
@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 from typing import Any, Final
@@ -21,6 +22,7 @@ _WORDS: Final = (
 )
 _ANSWERED: Final = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
+_seconds = SECONDS
 _said = threading.Event()
 
 
@@ -42,6 +44,17 @@ def exit_code(error: BaseException) -> int | None:
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
+@contextlib.contextmanager
+def allowing(seconds: float) -> Iterator[None]:
+    """Give a command more time to leave: its workers finish what they have in hand."""
+    global _seconds
+    before, _seconds = _seconds, seconds
+    try:
+        yield
+    finally:
+        _seconds = before
+
+
 def end_at_once() -> None:
     """End at a signal where nothing has begun: while everything is imported."""
     _answer(lambda number, frame: _end(number))
@@ -59,7 +72,7 @@ def end_soon() -> None:
         # Others come here as well, such as that of a child that has ended.
         while (number := os.read(reader, 1)[0]) not in _ANSWERED:
             pass
-        time.sleep(SECONDS)
+        time.sleep(_seconds)
         _end(number)
 
     if sys.platform != "win32":

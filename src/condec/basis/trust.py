@@ -8,7 +8,7 @@ folder of settings, so that it is asked once. Outside, files are run as the call
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from os import environ
@@ -19,6 +19,22 @@ from condec.basis.files import reading, to_json, user_path, write_file
 
 _GATE: ContextVar[bool | None] = ContextVar("gate", default=None)
 """None: no gate. True: what is run is trusted from now on. False: only what is trusted is run."""
+
+_ran: dict[str, str] = {}
+"""Digests of the code that this process runs, by file and function."""
+_only: Mapping[str, str] | None = None
+"""In a worker: those of its driver; nothing else is run."""
+
+
+def admitted_here() -> dict[str, str]:
+    """Return what code this process has run, for `only` in its workers."""
+    return dict(_ran)
+
+
+def only(trusted: Mapping[str, str] | None) -> None:
+    """Run in this process only code that its driver has run, whatever anybody trusts here."""
+    global _only
+    _only = trusted
 
 
 @contextmanager
@@ -39,13 +55,17 @@ def admitted(file: Path, function: str) -> bytes:
     gate = _GATE.get()
     with reading(file, "a file of Python", "Name one that can be read."):
         content = file.read_bytes()
-    if gate is None:
-        return content
     # The function belongs to it: others that a file imports must not be called by a stranger.
     name, digest = f"{file}:{function}", hashlib.sha256(content).hexdigest()
-    known = _read()
-    if known.get(name) == digest:
+    known = _only if _only is not None else {} if gate is None else _read()
+    if known.get(name) == digest or (gate is None and _only is None):
+        _ran[name] = digest
         return content
+    if _only is not None:
+        raise OptionError(
+            f"{file}: a worker runs only code that its driver has run, {function!r} of the same "
+            "content; put the same file at the same place on all machines"
+        )
     if not gate:
         before = "; it has changed since you trusted it" if name in known else ""
         raise OptionError(
@@ -54,7 +74,8 @@ def admitted(file: Path, function: str) -> bytes:
             f"it, give the same command with --trust-code, which remembers {function!r} of this "
             "content (in Python: Run(plan, trust_code=True))"
         )
-    _write(known | {name: digest})
+    _write({**known, name: digest})
+    _ran[name] = digest
     return content
 
 

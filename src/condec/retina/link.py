@@ -61,7 +61,7 @@ def retina(run: Run) -> Outcome:
     for modes in chosen:
         make = partial(_of_site, run, windows, modes)
         inputs = [run.folder.modes(modes.site.key, name), *of_cells]
-        tasks.append(Task(f"retina {modes.site.key}", made_from, make, inputs, name))
+        tasks.append(Task(f"retina {modes.site.key}", made_from, make, inputs, name, late=True))
     return replace(carry_out(run, "retina", tasks), notes=notes)
 
 

@@ -199,13 +199,13 @@ def to_dict(plan: Plan, *, folder: str | Path = ".") -> dict[str, Any]:
     """Write a plan out as `from_dict` takes it; what is None or empty is left out.
 
     Sections of links that packages bring are left out where the plan neither has that link
-    nor says anything about it.
+    nor says anything about it, [engine] where it says nothing.
     """
-    start = user_path(folder).resolve()
+    start, brought = user_path(folder).resolve(), {**plan.options, "engine": plan.engine}
     said = {
         name: {n: value for n, value in values.items() if value not in (None, [], "")}
         for name, values in sections(plan).items()
-        if (own := plan.options.get(name)) is None or name in plan.links or own != type(own)()
+        if name in plan.links or (own := brought.get(name)) is None or own != type(own)()
     }
     return {
         "sites": list(plan.sites), "out": relative(plan.out, start),

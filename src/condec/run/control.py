@@ -24,10 +24,13 @@ from condec.basis.files import to_json
 from condec.dictionary import DeadModesWarning
 from condec.effects import LOG_ODDS, LOG_ODDS_NAMES, CurveOptions, Ranking, compare, measure_curves
 from condec.modes import Modes
+from condec.network import Site
 from condec.run.plan import ControlPlan
 from condec.run.run import Outcome, Run, record_name
-from condec.run.tasks import Task, carry_out, with_modes
-from condec.store import SIDE_EFFECTS, Quantity, Store, collect
+from condec.run.tasks import Task, carry_out, collected_ahead, with_modes
+from condec.store import SIDE_EFFECTS, Quantity, Store
+from condec.store.batches import BatchPlan
+from condec.store.collection import Collecting
 
 if TYPE_CHECKING:
     import pandas
@@ -69,7 +72,8 @@ def control_link(run: Run) -> Outcome:
         tasks += _side_effects(run, site, made_from, more)
     if chosen:
         inputs = [run.folder.table("control", key, name) for key in keys]
-        tasks.append(Task("control", run.made_from(), partial(_join_curves, run, keys), inputs))
+        join = partial(_join_curves, run, keys)
+        tasks.append(Task("control", run.made_from(), join, inputs, late=True))
         tasks += _superclasses(run)
     outcome = carry_out(run, "control", tasks)
     return replace(outcome, notes=(*notes, *more))
@@ -149,12 +153,23 @@ class SiteRankings:
             return None
 
 
+def log_odds_of(run: Run, sites: Sequence[Site]) -> Collecting:
+    """Return the collection of contributions to the log-odds."""
+    plan = run.plan.collect
+    batches = BatchPlan.make(
+        run.model_of_store, run.inputs, sites, ActGrad(), LOG_ODDS, plan.compute, plan.on_bad, None,
+        run.batch_size if plan.prove else None,
+    )  # fmt: skip
+    sizes = (plan.batch_size, plan.shard_size, plan.devices)
+    return Collecting(batches, run.folder.log_odds, *sizes)
+
+
 def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
     """Return contributions to the log-odds at all chosen sites; or none, and why."""
     out = run.folder.log_odds
     if bool((run.inputs.needed_labels("control") < 0).any()):
         return None, "samples without label have no log-odds"
-    model, sites = run.model_of_store, [modes.site for modes in chosen]
+    sites = [modes.site for modes in chosen]
     if out.exists():
         stored = Store.open(out).sites
         if set(sites) <= set(stored):
@@ -163,9 +178,7 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
             sites = [site for site in run.store.sites if site in {*sites, *stored}]
             shutil.rmtree(out)
     try:
-        store = collect(
-            model, run.inputs, sites, method=ActGrad(), target=LOG_ODDS, out=out, **run.collecting
-        )
+        store = collected_ahead(run, log_odds_of(run, sites))
     except DataError as error:
         return None, str(error)
     if store.sample_ids != run.store.sample_ids:
@@ -232,7 +245,7 @@ def _side_effects(
         more = run.made_from("control", *_KEYS[kind])["control"]
         made_from = {**of_curves, "control": {**of_curves["control"], **more}}
         make, inputs = partial(_side_effect, run, site, kind, notes), [run.folder.modes(key, name)]
-        yield Task(f"{kind} {key}", made_from, make, inputs, name)
+        yield Task(f"{kind} {key}", made_from, make, inputs, name, notes=notes)
 
 
 def _asked(plan: ControlPlan) -> list[str]:

@@ -30,9 +30,9 @@ from condec.run.control import control_link
 from condec.run.explain import explain_link
 from condec.run.plugins import brought, link_names
 from condec.run.run import Outcome, Run
-from condec.run.tasks import Task, carry_out, logged, with_modes
+from condec.run.tasks import Task, carry_out, collected_ahead, logged, with_modes
 from condec.store import Quantity, Store, collect_twin, layer_statistics
-from condec.store.collection import collect_planned, whole_store
+from condec.store.collection import whole_store
 
 
 def collect_link(run: Run) -> Outcome:
@@ -48,16 +48,17 @@ def collect_link(run: Run) -> Outcome:
         model, inputs, sites = run.loaded.model, run.inputs, run.plan.sites
         for twin in plan.twins:
             twin.check(model, inputs)
-        own = {name: getattr(plan, name) for name in ("method", "target", "rows", "keep", "seed")}
-        own |= {"fit_on": run.fit_on}
-        options: dict[str, Any] = run.collecting | own
-        store = collect_planned(
-            run.batches, out=folder.store, batch_size=plan.batch_size, shard_size=plan.shard_size,
-            devices=plan.devices, progress=run.progress,
-        )  # fmt: skip
+        options = {
+            name: getattr(plan, name) for name in ("method", "target", "rows", "keep", "seed")
+        }
+        options |= {**run.collecting, "fit_on": run.fit_on}
+        store = collected_ahead(run, run.collection())
         for path, twin in twins.items():
             run.say(f"twin {twin.name}")
-            collect_twin(twin, model, inputs, sites, out=path, of=store, **options)
+            if twin.changes_numbers(plan.target):
+                collected_ahead(run, run.collection(twin))
+            else:
+                collect_twin(twin, model, inputs, sites, out=path, of=store, **options)
         names = inputs.label_names
         folder.write(folder.labels, to_json(None if names is None else list(names)))
         made_from = run.made_from("model", without=["device"])
@@ -111,7 +112,8 @@ def fit_link(run: Run) -> Outcome:
     tasks = []
     for site in sites:
         make, inputs = partial(_fit_site, run, site, notes), [run.folder.store]
-        tasks.append(Task(f"fit {site.key}", _fit_options(run), make, inputs, plan.name))
+        name = f"fit {site.key}"
+        tasks.append(Task(name, _fit_options(run), make, inputs, plan.name, notes=notes))
         tasks += _checks(run, site) if site in checked else ()
     outcome = carry_out(run, "fit", tasks, separate=True)
     return replace(outcome, notes=(*outcome.notes, *notes))

@@ -241,6 +241,31 @@ class ExplainPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePlan:
+    """Who does the tasks of a run, by `condec.run.engines`; ``[engine]``. No result depends on it.
+
+    `workers` is their number at most, 0 for as many as fit; `least_workers` of Ray's stay where
+    there is nothing to do. `address` is that of a Ray cluster, `cpus` and `gpus` what a worker
+    takes there.
+    """
+
+    kind: Literal["here", "local", "ray"] = "here"
+    workers: int = 0
+    least_workers: int = 1
+    address: str = ""
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_words("engine", self)
+        at_least("engine", 0, workers=self.workers, least_workers=self.least_workers)
+        if min(self.cpus, self.gpus) < 0:
+            raise OptionError(f"engine: cpus and gpus: not below 0; got {self.cpus}, {self.gpus}")
+        if self.address and self.kind != "ray":
+            raise OptionError(f"engine: address is that of a Ray cluster; got kind {self.kind!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPlan:
     """Title of the report; ``[report]``."""
 
@@ -274,6 +299,7 @@ class Plan:
     maps: MapsPlan = field(default_factory=MapsPlan)
     explain: ExplainPlan = field(default_factory=ExplainPlan)
     report: ReportPlan = field(default_factory=ReportPlan)
+    engine: EnginePlan = field(default_factory=EnginePlan)
     options: Mapping[str, Any] = field(default_factory=default_options)
     of_folder: bool = field(default=False, compare=False, repr=False)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -27,8 +27,9 @@ from condec.run import config
 from condec.run.plan import Plan
 from condec.store import RunFolder, SiteInfo, Store, Twin, fingerprint, is_twin, usable_device
 from condec.store.batches import BatchPlan
-from condec.store.collection import check_batches, samples_of, whole_store
+from condec.store.collection import Collecting, check_batches, samples_of, whole_store
 from condec.store.ledger import Entry
+from condec.store.twins import under
 
 
 @short_repr
@@ -47,6 +48,30 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a worker tells of a task: notes, sites silent in a shard, what Python warned of.
+
+    With an `error` the task was not done.
+    """
+
+    notes: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What does tasks ahead of the chain, which then finds them done."""
+
+    def do(self, run: "Run", link: str, names: Sequence[str]) -> dict[str, Done]:
+        """Have workers do tasks of a link; return those that they did, by their names."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
 @short_repr
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -55,7 +80,8 @@ class Run:
     `progress` is shown on standard error. `again` does tasks although nothing has changed; but
     shards of contributions are never computed twice. `trust_code` runs the files of code that the
     plan of a run folder names, and remembers that. `left_out` are links and tasks that could not
-    be done, and why; they come in as links are carried out.
+    be done, and why; they come in as links are carried out. An `engine` does tasks ahead of them;
+    in a worker of one, `asked` takes the tasks of a link that it may be told to do.
     """
 
     plan: Plan
@@ -63,6 +89,8 @@ class Run:
     again: bool = False
     trust_code: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    engine: "Engine | None" = None
+    asked: dict[str, Any] | None = None
 
     @cached_property
     def folder(self) -> RunFolder:
@@ -164,12 +192,25 @@ class Run:
     @cached_property
     def batches(self) -> BatchPlan:
         """What collecting computes, of the model proven for its batches, worked out once."""
+        return self._batches(self.loaded.model, self.inputs)
+
+    def _batches(self, model: nn.Module, inputs: Inputs) -> BatchPlan:
         plan = self.plan.collect
         return BatchPlan.make(
-            self.loaded.model, self.inputs, self.plan.sites, plan.method, plan.target, plan.compute,
-            plan.on_bad, self.fit_on, self.batch_size if plan.prove else None,
+            model, inputs, self.plan.sites, plan.method, plan.target, plan.compute, plan.on_bad,
+            self.fit_on, self.batch_size if plan.prove else None,
             plan.keep if plan.rows == "positions" else None, plan.seed,
         )  # fmt: skip
+
+    def collection(self, twin: Twin | None = None) -> Collecting:
+        """Return what is collected: of the model and the data, or under a twin."""
+        plan = self.plan.collect
+        sizes = (plan.batch_size, plan.shard_size, plan.devices)
+        if twin is None:
+            return Collecting(self.batches, self.folder.store, *sizes)
+        found = under(twin, self.loaded.model, self.inputs, plan.on_bad)
+        batches = self._batches(found.model, found.inputs)
+        return Collecting(batches, self.folder.twin(twin.name), *sizes, found.recorded)
 
     @cached_property
     def known(self) -> tuple[tuple[SiteInfo, ...], Tensor]:

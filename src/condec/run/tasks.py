@@ -3,15 +3,20 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from condec.basis.errors import CondecError, DataError, ModelError, SiteError
 from condec.basis.locks import held
 from condec.basis.progress import progress_bar
 from condec.modes import Modes
 from condec.run.run import Outcome, Run, record_name
+from condec.store import Store
+from condec.store.collection import Collecting
+
+SHARDS: Final = "shards"
+"""What an engine is asked for as if it were a link: shards, by their store and number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +26,8 @@ class Task:
     `made_from` is what `Run.made_from` gives; `inputs` are other results that it is made from, as
     files and folders of the run folder. The `learner` is named where a run folder may have that of
     several. With `after`, the name of another task, it is passed over where that one was left out.
+    A `late` one is made from what other tasks of the link make. What `make` adds to `notes`, a list
+    that tasks may share, reaches the link from a worker as well.
     """
 
     name: str
@@ -29,6 +36,8 @@ class Task:
     inputs: Sequence[Path] = ()
     learner: str = ""
     after: str = ""
+    late: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @property
     def record(self) -> str:
@@ -48,35 +57,82 @@ def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = Fa
     Where tasks are `separate`, one that the model or the data do not allow is left out with a
     note, unless all are.
     """
+    if run.asked is not None:  # in a worker, which does those that it is told
+        run.asked.update({task.name: task for task in tasks})
+        return Outcome(link, "left out", (), 0.0)
     ledger, started = run.folder.ledger, time.perf_counter()
     outputs: list[Path] = []
     errors: dict[str, CondecError] = {}
     n_done = 0
     # Fitting shows a bar for every site by itself.
     shown = run.progress and link != "fit" and len(tasks) > 1
-    with logged(run, link), progress_bar(link, len(tasks), shown=shown) as move:
-        for task in tasks:
-            # Asked at its turn: a new dictionary undoes the rivals and the stability of its modes.
-            due = run.again or not ledger.is_done(task.record, task.made_from, task.inputs)
-            if due and task.after not in errors:
-                try:
-                    made = task.make()
-                except (DataError, ModelError, SiteError) as error:
-                    if not separate:
-                        raise
-                    ledger.forget(task.record)  # What lies there is of another plan.
-                    errors[task.name] = error
-                else:
-                    ledger.mark_done(task.record, link, task.made_from, task.inputs, made)
-                    outputs += made
+    with logged(run, link):
+        found = _done_elsewhere(run, link, tasks)
+        with progress_bar(link, len(tasks), shown=shown) as move:
+            for task in tasks:
+                # Asked at its turn: a new dictionary undoes rivals and stability of its modes.
+                due = not ledger.is_done(task.record, task.made_from, task.inputs)
+                if not due and task.name in found:
+                    outputs += [run.folder.path / n for n in ledger.entries[task.record].outputs]
                     n_done += 1
-            move(advance=1)
+                elif (due or run.again) and task.after not in errors:
+                    try:
+                        outputs += make(run, link, task)
+                    except (DataError, ModelError, SiteError) as error:
+                        if not separate:
+                            raise
+                        ledger.forget(task.record)  # What lies there is of another plan.
+                        errors[task.name] = error
+                    else:
+                        n_done += 1
+                move(advance=1)
         if errors and len(errors) == sum(not task.after for task in tasks):
             raise next(iter(errors.values()))
     run.left_out.update({name: str(error) for name, error in errors.items()})
     notes = tuple(f"{name}: left out, {error}" for name, error in errors.items())
     state = "made" if n_done else "kept" if tasks else "left out"
     return Outcome(link, state, tuple(outputs), time.perf_counter() - started, notes)
+
+
+def make(run: Run, link: str, task: Task) -> list[Path]:
+    """Do a task, and record that; return its outputs."""
+    made = task.make()
+    run.folder.ledger.mark_done(task.record, link, task.made_from, task.inputs, made)
+    return made
+
+
+def _done_elsewhere(run: Run, link: str, tasks: Sequence[Task]) -> set[str]:
+    """Have the run's engine do what is due; return the names of what it did."""
+    found: set[str] = set()
+    for late in (False, True) if run.engine is not None else ():
+        wave = {
+            task.name: task
+            for task in tasks
+            if late == (task.late or bool(task.after))
+            and (
+                run.again or not run.folder.ledger.is_done(task.record, task.made_from, task.inputs)
+            )
+        }
+        if run.engine is not None and len(wave) > 1:
+            for name, done in run.engine.do(run, link, list(wave)).items():
+                wave[name].notes.extend(done.notes)
+                found.add(name)
+            run.folder.ledger.read_again()
+    return found
+
+
+def collected_ahead(run: Run, collection: Collecting) -> Store:
+    """Collect, most of it by the run's engine where there is one."""
+    if (engine := run.engine) is None:
+        return collection.collect(progress=run.progress)
+    place = collection.out.relative_to(run.folder.path).as_posix()
+
+    def elsewhere(missing: Sequence[int]) -> set[str]:
+        done = engine.do(run, SHARDS, [f"{place} {index}" for index in missing])
+        keys = {info.site.key for info in collection.plan.infos}
+        return keys.intersection(*(each.silent for each in done.values()))
+
+    return collection.collect(progress=run.progress, elsewhere=elsewhere)
 
 
 @contextmanager

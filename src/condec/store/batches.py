@@ -4,11 +4,12 @@ import copy
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,16 @@ class LoadedBatch:
     rows: tuple[int, ...]
     good: tuple[int, ...]
     inputs: Tensor
+
+    def halves(self) -> "tuple[LoadedBatch, LoadedBatch]":
+        """Divide a batch."""
+        middle = len(self.rows) // 2
+        n_good = sum(place < middle for place in self.good)
+        second = tuple(place - middle for place in self.good[n_good:])
+        return (
+            LoadedBatch(self.rows[:middle], self.good[:n_good], self.inputs[:n_good]),
+            LoadedBatch(self.rows[middle:], second, self.inputs[n_good:]),
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -193,7 +204,28 @@ class BatchPlan:
         return LoadedBatch(tuple(rows), tuple(good), samples)
 
     def run(self, batch: LoadedBatch) -> dict[str, Any]:
-        """Compute what `Store.write_shard` takes of one batch; DataError names samples by id."""
+        """Compute what `Store.write_shard` takes of one batch; DataError names samples by id.
+
+        A batch that memory does not hold is done in halves, with a warning: the last bits may be
+        others than those of whole batches, which the recipe tells.
+        """
+        size = len(batch.rows)
+        try:
+            return self._run(batch)
+        except (MemoryError, RuntimeError) as error:
+            alone = self.method.least_samples == self.sizes.least == 1 and not self.sizes.only
+            if not (_is_out_of_memory(error) and alone and size > 1):
+                raise
+            problem = str(error).partition("\n")[0]
+        # Here nothing holds what that pass has recorded.
+        warnings.warn(
+            f"a batch of {size} samples does not fit in memory ({problem}); done in halves, whose "
+            "last bits may differ: a smaller batch_size makes the same numbers everywhere",
+            stacklevel=2,
+        )
+        return joined([self.run(half) for half in batch.halves()])
+
+    def _run(self, batch: LoadedBatch) -> dict[str, Any]:
         rows, good, arrays = list(batch.rows), list(batch.good), arrays_of(self.infos)
         ids = tuple(self.inputs.ids[row] for row in rows)
         found: dict[str, Any] = {"inputs/id": ids}
@@ -245,6 +277,16 @@ class BatchPlan:
         setup = Setup(self.model, inputs, sites, self.target, labels, units, self.sizes)
         cuts = {info.site.key: info.cut for info in self.infos}
         return run_batch(setup, method, self.compute, cuts)
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join what `BatchPlan.run` has given of batches, in their order."""
+    return {
+        name: tuple(chain.from_iterable(part[name] for part in parts))
+        if name == "inputs/id"
+        else torch.cat([part[name] for part in parts])
+        for name in parts[0]
+    }
 
 
 def recipe_of(
@@ -340,6 +382,12 @@ def _named(error: DataError, ids: Sequence[str]) -> DataError:
     named = [repr(ids[place]) for place in error.samples]
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
     return DataError(f"samples {', '.join(named[:5])}{more}: {error}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was short; on a CPU torch says so in words alone."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error)
 
 
 def _free_memory(model: nn.Module) -> int:

@@ -5,8 +5,10 @@ whole, so that a killed run goes on at the first missing shard.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,10 +21,13 @@ from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silenc
 from condec.attribution.targets import TargetLike
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
+from condec.basis.files import user_path
 from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead
+from condec.basis.records import short_repr
 from condec.data import as_inputs
-from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch
+from condec.store.batches import BatchPlan, LoadedBatch, chosen_batch, joined
+from condec.store.claims import release
 from condec.store.places import Rows
 from condec.store.shards import QUANTITIES, SiteInfo
 from condec.store.store import Store
@@ -102,67 +107,98 @@ def collect(
         model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted,
         keep if rows == "positions" else None, seed,
     )  # fmt: skip
-    return collect_planned(
-        plan, out=out, batch_size=batch_size, shard_size=shard_size, devices=devices,
-        progress=progress, recorded=recorded,
-    )  # fmt: skip
+    return Collecting(
+        plan, user_path(out), batch_size, shard_size, tuple(devices), recorded or {}
+    ).collect(progress=progress)
 
 
-def collect_planned(
-    plan: BatchPlan, *, out: str | Path, batch_size: int | Literal["auto"] = 64,
-    shard_size: int = 1024, devices: Sequence[str | torch.device] = (), progress: bool = True,
-    recorded: Mapping[str, Any] | None = None,
-) -> Store:  # fmt: skip
-    """Collect, as `collect` does, what a plan was made for."""
-    for device in devices if whole_store(out) is None else ():  # a whole one needs none
-        usable_device(device)
-    size = chosen_batch(plan, out) if batch_size == "auto" else batch_size
-    check_batches(plan, size, shard_size)
-    recipe, total = plan.recipe(size) | dict(recorded or {}), len(plan.inputs)
-    sizes = {"n_samples": total, "shard_size": shard_size}
-    store = Store.create(out, recipe=recipe, sites=plan.infos, **sizes)
-    missing = store.missing()
-    if not missing:
-        return store
-    if progress:
-        sys.stderr.write(f"{plan.estimate(size, len(missing) * shard_size, shard_size)}\n")
-    done = total - sum(len(store.shard_rows(index)) for index in missing)
-    with progress_bar("contributions", total, done=done, unit="samples", shown=progress) as move:
-        _run_shards(plan, store, missing, size, devices, lambda n: move(advance=n))
-    return Store.open(out)
+@short_repr
+@dataclass(frozen=True, eq=False)
+class Collecting:
+    """A collection, as `collect` does it: a plan of its batches, and the store that is filled."""
 
+    plan: BatchPlan
+    out: Path
+    batch_size: int | Literal["auto"] = 64
+    shard_size: int = 1024
+    devices: Sequence[str | torch.device] = ()
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
-def _run_shards(
-    plan: BatchPlan, store: Store, missing: Sequence[int], batch_size: int,
-    devices: Sequence[str | torch.device], advance: Callable[[int], None],
-) -> None:  # fmt: skip
-    """Compute and write shards: the next batch is read, and the last shard written, meanwhile."""
-    spans = {index: store.shard_rows(index) for index in missing}
-    batches = {
-        index: [span[start : start + batch_size] for start in range(0, len(span), batch_size)]
-        for index, span in spans.items()
-    }
-    results = _results(plan, list(chain.from_iterable(batches.values())), devices)
-    silent = list(plan.infos)
+    @cached_property
+    def size(self) -> int:
+        """Samples of a batch."""
+        automatic = self.batch_size == "auto"
+        return chosen_batch(self.plan, self.out) if automatic else int(self.batch_size)
 
-    def shards() -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, of_shard in batches.items():
-            parts = []
-            for batch in of_shard:
-                parts.append(next(results))
-                advance(len(batch))
-            rows = {
-                name: tuple(chain.from_iterable(part[name] for part in parts))
-                if name == "inputs/id"
-                else torch.cat([part[name] for part in parts])
-                for name in parts[0]
-            }
-            silent[:] = [info for info in silent if _is_silent(rows, info)]
-            yield index, rows
+    def begin(self) -> Store:
+        """Make the store, or find it again; raises as `collect` does."""
+        check_batches(self.plan, self.size, self.shard_size)
+        recipe = self.plan.recipe(self.size) | dict(self.recorded)
+        sizes = {"n_samples": len(self.plan.inputs), "shard_size": self.shard_size}
+        return Store.create(self.out, recipe=recipe, sites=self.plan.infos, **sizes)
 
-    for _ in ahead(lambda shard: store.write_shard(*shard), shards()):
-        pass
-    warn_of_silence([info.site.key for info in silent], sum(map(len, spans.values())))
+    def collect(
+        self, *, progress: bool,
+        elsewhere: Callable[[Sequence[int]], Container[str]] | None = None,
+    ) -> Store:  # fmt: skip
+        """Compute and write all shards that are missing, and return the whole store.
+
+        Those that are done `elsewhere`, ahead of this process, are not; that returns the sites
+        which were silent in all of them.
+        """
+        for device in self.devices if whole_store(self.out) is None else ():
+            usable_device(device)  # a whole one needs none
+        store, total = self.begin(), len(self.plan.inputs)
+        release(self.out)  # of parts that were killed
+        missing = all_missing = store.missing()
+        if not missing:
+            return store
+        if progress:
+            estimate = self.plan.estimate(
+                self.size, len(missing) * self.shard_size, self.shard_size
+            )
+            sys.stderr.write(f"{estimate}\n")
+        silent: Container[str] = {info.site.key for info in self.plan.infos}
+        if elsewhere is not None:
+            silent = elsewhere(missing)
+            missing = store.missing()
+        done = total - sum(len(store.shard_rows(index)) for index in missing)
+        with progress_bar(
+            "contributions", total, done=done, unit="samples", shown=progress
+        ) as move:
+            here = self.write(store, missing, lambda n: move(advance=n))
+        keys = [key for key in here if key in silent]
+        warn_of_silence(keys, sum(len(store.shard_rows(index)) for index in all_missing))
+        return Store.open(self.out)
+
+    def write(
+        self, store: Store, indices: Sequence[int], advance: Callable[[int], None]
+    ) -> list[str]:
+        """Compute and write shards; return the sites that are silent in all of them.
+
+        The next batch is read, and the last shard written, meanwhile.
+        """
+        spans = {index: store.shard_rows(index) for index in indices}
+        batches = {
+            index: [span[start : start + self.size] for start in range(0, len(span), self.size)]
+            for index, span in spans.items()
+        }
+        every = list(chain.from_iterable(batches.values()))
+        results, silent = _results(self.plan, every, self.devices), list(self.plan.infos)
+
+        def shards() -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, of_shard in batches.items():
+                parts = []
+                for batch in of_shard:
+                    parts.append(next(results))
+                    advance(len(batch))
+                rows = joined(parts)
+                silent[:] = [info for info in silent if _is_silent(rows, info)]
+                yield index, rows
+
+        for _ in ahead(lambda shard: store.write_shard(*shard), shards()):
+            pass
+        return [info.site.key for info in silent]
 
 
 def _is_silent(rows: dict[str, Any], info: SiteInfo) -> bool:

@@ -1,7 +1,7 @@
 """A run folder: where everything is (docs/how-to/store.md lists it), what is done, and the log.
 
-Every result has a record, and is refused without; run.toml and log.jsonl are free, and so is
-checkpoints/, fits that are under way.
+Every result has a record, and is refused without; run.toml and log.jsonl are free, and so are
+checkpoints/, fits that are under way, and workers/, logs of an engine's.
 """
 
 import io
@@ -161,13 +161,18 @@ class RunFolder:
         else:
             self.ledger.forget("left out")
 
-    def log(self, event: str, **details: Any) -> None:
-        """Append one line to the log; StoreError where it cannot be written."""
+    def worker_log(self, name: str) -> Path:
+        """Return the log of a worker of an engine."""
+        return self.path / "workers" / f"{file_name(name)}.jsonl"
+
+    def log(self, event: str, *, worker: str = "", **details: Any) -> None:
+        """Append one line to the log, or a worker's; StoreError where it cannot be written."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"time": now, "host": platform.node(), "process": os.getpid(), "event": event}
-        with writing(f"{self.log_file}"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("a", encoding="utf-8") as log:
+        file = self.worker_log(worker) if worker else self.log_file
+        with writing(f"{file}"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line | details) + "\n")
 
 

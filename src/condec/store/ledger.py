@@ -47,11 +47,15 @@ class Entry:
 class Ledger:
     """Records of the finished tasks of a run folder, read when first asked for.
 
-    What other processes change meanwhile is not seen.
+    What other processes change meanwhile is not seen before `read_again`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Forget what was read: other processes have written records."""
         self._entries: dict[str, Entry] | None = None
         self._of_output: dict[str, Entry] = {}
         self._inputs: dict[str, str] = {}

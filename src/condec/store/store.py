@@ -124,15 +124,18 @@ class Store:
     @property
     def manifest(self) -> tuple[ShardRecord, ...]:
         """Records of the shards that count, in order."""
-        there = (i for i in range(self.n_shards) if self._problem(i) is None)
-        return tuple(self._record(i) for i in there)
+        return tuple(self._record(i) for i in range(self.n_shards) if self.counts(i))
 
     def missing(self) -> tuple[int, ...]:
         """Return the indices of the shards that are still to be written.
 
         A shard counts if its manifest record is, byte for byte, one that this store has written.
         """
-        return tuple(i for i in range(self.n_shards) if self._problem(i) is not None)
+        return tuple(i for i in range(self.n_shards) if not self.counts(i))
+
+    def counts(self, index: int) -> bool:
+        """Tell whether a shard counts, now."""
+        return self._problem(index) is None
 
     @property
     def is_complete(self) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -160,20 +160,34 @@ def collect_twin(
     ['block1', 'block2', 'block3', 'block4']
     """
     inputs = as_inputs(data)
-    if isinstance(twin, RandomWeights):
-        # Drawn on only where there is batch normalization to estimate.
-        batches = _spread_batches(model, inputs, str(options.get("on_bad", "raise")))
-        drawn = randomize(model, seed=twin.seed, from_module=twin.from_module, inputs=batches)
-        noted = twin.to_dict() | {"parameters": _digest(drawn)}
-        recorded = {"model": fingerprint(model), "twin": noted}
-        return collect(drawn, inputs, sites, out=out, recorded=recorded, **options)
-    recorded = {"data": inputs.fingerprint, "twin": twin.to_dict()}
-    labels = twin.shuffle(inputs.needed_labels(f"the twin {twin.name}"))
-    if of is not None and not twin.changes_numbers(options.get("target") or TopK()):
-        _check_real(of, model, inputs, sites, options)
-        return _copied(of, labels, user_path(out), recorded)
-    inputs = replace(inputs, labels=labels)
-    return collect(model, inputs, sites, out=out, recorded=recorded, **options)
+    found = under(twin, model, inputs, str(options.get("on_bad", "raise")))
+    if of is None or twin.changes_numbers(options.get("target") or TopK()):
+        return collect(
+            found.model, found.inputs, sites, out=out, recorded=found.recorded, **options
+        )
+    _check_real(of, model, inputs, sites, options)
+    return _copied(of, found.inputs.needed_labels(twin.name), user_path(out), found.recorded)
+
+
+class UnderTwin(NamedTuple):
+    """What is collected under a twin, and what its recipe says besides."""
+
+    model: nn.Module
+    inputs: Inputs
+    recorded: Mapping[str, Any]
+
+
+def under(twin: Twin, model: nn.Module, inputs: Inputs, on_bad: str) -> UnderTwin:
+    """Draw the weights of a twin, or shuffle its labels."""
+    if isinstance(twin, ShuffledLabels):
+        labels = twin.shuffle(inputs.needed_labels(f"the twin {twin.name}"))
+        recorded = {"data": inputs.fingerprint, "twin": twin.to_dict()}
+        return UnderTwin(model, replace(inputs, labels=labels), recorded)
+    # Drawn on only where there is batch normalization to estimate.
+    batches = _spread_batches(model, inputs, on_bad)
+    drawn = randomize(model, seed=twin.seed, from_module=twin.from_module, inputs=batches)
+    noted = twin.to_dict() | {"parameters": _digest(drawn)}
+    return UnderTwin(drawn, inputs, {"model": fingerprint(model), "twin": noted})
 
 
 def is_twin(store: Store, of: Store) -> bool:

@@ -7,16 +7,10 @@ which is faster than threads within a step.
 import dataclasses
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
-import time
-import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +23,7 @@ from torch import Tensor
 from condec.basis.digests import digest
 from condec.basis.errors import CondecError, OptionError
 from condec.basis.files import user_path, writing
+from condec.basis.processes import end_with, without_main
 from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
 from condec.dictionary.base import Learner, as_matrix, load_dictionary, samples_of
@@ -201,7 +196,7 @@ def _in_processes(
             held = [None if a is None else torch.as_tensor(a).cpu().numpy() for a in apart]
             given = [(files[id(j.matrix)], j.config, h) for j, h in zip(jobs, held, strict=True)]
             out = place / f"fits-{number}"
-            with _without_main():
+            with without_main():
                 future = pool.submit(_work, jobs[0].learner, given, out, folder, seconds)
             waiting[future] = (names, out)
         for future in as_completed(waiting):
@@ -221,29 +216,10 @@ def _in_processes(
         shutil.rmtree(place, ignore_errors=True)
 
 
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the calling script while a worker starts: it would run it again, and needs it not."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
 def _begin(place: Path, parent: int) -> None:
-    """Begin a worker: one thread, and one more that ends it when it is not wanted any more."""
+    """Begin a worker, of one thread."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The process that made it says what happens.
-
-    def watch() -> None:
-        while os.getppid() == parent and place.exists():
-            time.sleep(0.5)
-        shutil.rmtree(place, ignore_errors=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(place, parent)
 
 
 def _work(
