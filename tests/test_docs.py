@@ -212,7 +212,7 @@ def rows_of_keys() -> dict[tuple[str, str], str]:
 
 def keys_of_plans() -> set[tuple[str, str]]:
     found = {("", key) for key in ("sites", "out", "base", "links")}
-    for section in ("model", "data", "collect", "control", "maps", "explain", "report"):
+    for section in ("model", "data", "collect", "control", "maps", "explain", "report", "engine"):
         kind = getattr(plan, f"{section.capitalize()}Plan")
         found |= {(section, field.name) for field in dataclasses.fields(kind)}
     found |= {("retina", field.name) for field in dataclasses.fields(RetinaOptions)}
@@ -227,7 +227,8 @@ def test_command_line_page_has_every_key_of_a_plan():
 
 
 def test_command_line_page_has_the_defaults():
-    defaults = config.to_dict(config.from_dict({"sites": "x", "links": ["retina"]}))
+    made = config.from_dict({"sites": "x", "links": ["retina"]})
+    defaults = config.to_dict(made) | {"engine": config.sections(made)["engine"]}
     for (section, key), said in rows_of_keys().items():
         value = (defaults[section] if section else defaults).get(key)
         if isinstance(value, str):

@@ -252,7 +252,7 @@ class EnginePlan:
     kind: Literal["here", "local", "ray"] = "here"
     workers: int = 0
     least_workers: int = 1
-    address: str = ""
+    address: str | None = None
     cpus: float = 1.0
     gpus: float = 0.0
 

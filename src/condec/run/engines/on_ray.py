@@ -29,7 +29,7 @@ class RayPool(Pool):
         self.started = not ray.is_initialized()
         if self.started:
             try:
-                ray.init(plan.address or None, namespace="condec", log_to_driver=False)
+                ray.init(plan.address, namespace="condec", log_to_driver=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise OptionError(
                     f"engine: no Ray cluster at {plan.address or 'this machine'!r} ({error}); "
