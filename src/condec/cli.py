@@ -135,7 +135,7 @@ def run_command(
     changes = {key: value for key, value in given.items() if value is not None}
     engine_plan = config.changed(plan.engine, "engine", changes)
     plan = _with_noted(replace(plan, out=out or plan.out, engine=engine_plan))
-    run = _run_of(plan, not quiet, again, trust_code)
+    run = _run_of(plan, quiet, again, trust_code)
     left_out = check_run(run)
     if not check:
         _whole_chain(run, left_out)
@@ -214,7 +214,7 @@ def collect(
     collecting = config.changed(plan.collect, "collect", changes)
     sites_of_plan = tuple(sites) or plan.sites
     plan = replace(plan, out=out or plan.out, sites=sites_of_plan, collect=collecting)
-    run = _run_of(_with_noted(plan), not quiet, trust_code=trust_code)
+    run = _run_of(_with_noted(plan), quiet, trust_code=trust_code)
     if of is None:
         _one_link(run, "collect")
         return
@@ -294,7 +294,7 @@ def _add_command(link: str) -> None:
         source: Source, again: Again = False, quiet: Quiet = False, trust_code: Trust = False
     ) -> None:
         plan = _with_noted(config.read(source))
-        _one_link(_run_of(plan, not quiet, again, trust_code), link)
+        _one_link(_run_of(plan, quiet, again, trust_code), link)
 
 
 for _name in link_names():
@@ -442,9 +442,9 @@ def _with_noted(plan: Plan) -> Plan:
     return replace(plan, collect=replace(plan.collect, twins=tuple(dict.fromkeys(twins))))
 
 
-def _run_of(plan: Plan, *options: bool, **more: bool) -> Run:
+def _run_of(plan: Plan, quiet: bool, again: bool = False, trust_code: bool = False) -> Run:
     """Make a run with the engine of its plan."""
-    return Run(plan, *options, **more, engine=engine_of(plan.engine))
+    return Run(plan, not quiet, again, trust_code, engine=engine_of(plan.engine))
 
 
 def _one_link(run: Run, link: str) -> None:
