@@ -13,7 +13,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow conformance check bench docs clean
+.PHONY: help venv demo test test-slow conformance check bench docs sbom clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,16 @@ bench: $(DEV)  ## side-by-side measurements, one JSON a script in benchmarks/res
 
 docs: $(DEV)  ## documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# In an environment of their own: what they need is no part of what they list.
+.release/bin/pip-audit: $(BIN)/python
+	$(BIN)/python -m venv .release
+	.release/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1
+
+sbom: $(DEV) .release/bin/pip-audit  ## for a release: all packages that the tests ran with (dist/sbom.json), and known flaws of them
+	mkdir -p dist
+	.release/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.json $(BIN)/python
+	.release/bin/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean:  ## what the targets made, but the virtual environment and runs
 	rm -rf site dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
