@@ -1,6 +1,7 @@
 """Tars of WebDataset: the ids, labels and digest of the same folder, and every damage named."""
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,23 @@ def damaged(file: Path, kind: str) -> None:
     file.write_bytes(content)
 
 
+def test_long_names_and_links_are_those_of_tarfile(tmp_path: Path) -> None:
+    long, deep = f"{'long' * 40}.png", f"{'a' * 90}/{'b' * 60}.png"
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        names = ["a.png", "ä.png", deep, *([long] if form != tarfile.USTAR_FORMAT else [])]
+        with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = len(png(0))
+                tar.addfile(member, io.BytesIO(png(0)))
+            link = tarfile.TarInfo("c.png")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+        inputs = load_data("webdataset:a.tar", folder=tmp_path)
+        assert inputs.ids == tuple(names)
+        assert all(np.array_equal(inputs.read(row).numpy(), pixels(0)) for row in range(len(names)))
+
+
 @pytest.mark.parametrize("kind", ["cut", "header", "packed", "text", "gone"])
 def test_damaged_tars_are_refused(kind: str, tmp_path: Path) -> None:
     if kind != "gone":
@@ -85,7 +103,7 @@ def test_damaged_tars_are_refused(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.png": png(0), "a.jpg": png(1)}, "a.jpg is another image of a, .*one image a sample"),
+        ({"a.png": png(0), "a.jpg": png(1)}, "a.jpg is another image of a; .*one image a sample"),
         ({"my.photo.png": png(0)}, "my.photo.png: its name has more than one dot"),
         ({"a.png": png(0), "a.cls": b"\xff"}, "cannot be read as a tar of images"),
         ({"a.png": png(0), "a.cls": b"1.5"}, "labels: expected whole numbers.*'1.5' in a.png"),

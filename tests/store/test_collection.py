@@ -167,7 +167,7 @@ def test_bad_requests_leave_nothing_behind(tmp_path: Path, options, error, messa
 def test_estimate_is_shown_before_the_work(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches.BatchPlan, "time_pass", lambda self, n_samples: 60.0)
+    monkeypatch.setattr(batches.BatchPlan, "time_pass", lambda self, n_samples, again: 60.0)
     quick(tmp_path / "s.zarr", progress=True)
     shown = capfd.readouterr().err
     wanted = "10 samples, 2 sites, 4 passes a batch: about 10.0 min, 0 MiB of memory, at most 0 MiB"

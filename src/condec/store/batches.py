@@ -229,32 +229,38 @@ class BatchPlan:
         rows, good, arrays = list(batch.rows), list(batch.good), arrays_of(self.infos)
         ids = tuple(self.inputs.ids[row] for row in rows)
         found: dict[str, Any] = {"inputs/id": ids}
+        values = self._values(batch, [ids[place] for place in good]) if good else {}
         for name, array in arrays.items():
-            if name != "inputs/id":
-                shape, dtype = (len(rows), *array.tail), getattr(torch, array.dtype)
-                found[name] = torch.full(shape, array.fill, dtype=dtype)
-        found["inputs/valid"][good] = True
+            if name == "inputs/id":
+                continue
+            dtype, value = getattr(torch, array.dtype), values.get(name)
+            if value is not None and len(good) == len(rows):
+                found[name] = value.cpu().to(dtype)
+                continue
+            found[name] = torch.full((len(rows), *array.tail), array.fill, dtype=dtype)
+            if value is not None:
+                found[name][good] = value.cpu().to(dtype)
         if self.inputs.labels is not None:
             found["inputs/label"] = self.inputs.labels[rows]
-        if not good:
-            return found
+        return found
+
+    def _values(self, batch: LoadedBatch, ids: Sequence[str]) -> dict[str, Tensor | None]:
+        """Compute the arrays of the samples of a batch that can be used, which have these `ids`."""
         try:
             whole = self._attribute(self.method, batch)
         except DataError as error:
-            raise _named(error, [ids[place] for place in good]) from error
+            raise _named(error, ids) from error
         reduced = whole.reduce()
         of_sample = ("prediction", "target", "target_baseline", "steps")
         values = {f"inputs/{name}": getattr(reduced, name) for name in of_sample}
+        values["inputs/valid"] = torch.ones(len(ids), dtype=torch.bool)
         for info in self.infos:
             part = reduced[info.site]
             values |= {f"{info.folder}/{name}": getattr(part, name) for name in QUANTITIES}
             if info.n_kept:
                 here = whole[info.site].contribution
-                values |= self._at_places(info, here, batch.inputs, [ids[row] for row in good])
-        for name, value in values.items():
-            if value is not None:
-                found[name][good] = value.cpu().to(found[name].dtype)
-        return found
+                values |= self._at_places(info, here, batch.inputs, ids)
+        return values
 
     def _at_places(
         self, info: SiteInfo, contribution: Tensor, inputs: Tensor, ids: Sequence[str]
