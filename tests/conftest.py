@@ -1,14 +1,18 @@
 """What every test shares: seeds, one thread, and the real data beside the checkout."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from object_server import ObjectServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _JAXTYPED: Any = jaxtyping.jaxtyped
@@ -73,3 +77,28 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator["ObjectServer"]:
+    """Give a real server of objects on this machine, with a bucket ``s3://tests``."""
+    from object_server import ObjectServer, settings
+
+    server = ObjectServer()
+    server.bucket("tests")
+    with settings(server.url):
+        yield server
+    server.close()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Give an empty place for stores: on disk, in memory, in a real server of objects."""
+    if request.param == "local":
+        return tmp_path
+    if request.param == "s3":
+        request.getfixturevalue("object_server")
+    from condec.basis.files import store_path  # not before types are checked
+
+    start = "memory:/" if request.param == "memory" else "s3://tests"
+    return store_path(f"{start}/{uuid.uuid4().hex}")

@@ -127,8 +127,8 @@ def test_rows_come_back_valid_ones_only_whatever_the_sizes(
             assert torch.equal(got, wanted)
 
 
-def test_what_the_store_knows_of_itself(tmp_path: Path) -> None:
-    store = Store.open(_full(tmp_path / "s.zarr").path)
+def test_what_the_store_knows_of_itself(place: Path) -> None:
+    store = Store.open(_full(place / "s.zarr").path)
     assert store.sites == tuple(info.site for info in INFOS)
     assert store.info("layer1.0") == INFOS[0]
     assert store.info(INFOS[1].site.key) == store.info(INFOS[1].site) == INFOS[1]
@@ -155,8 +155,8 @@ def test_completeness_of_cut_sites(tmp_path: Path) -> None:
     )
 
 
-def test_other_devices_types_and_gradients_are_taken_and_left_alone(tmp_path: Path) -> None:
-    store = _create(tmp_path / "s.zarr", 3)
+def test_other_devices_types_and_gradients_are_taken_and_left_alone(place: Path) -> None:
+    store = _create(place / "s.zarr", 3)
     valid = torch.tensor([True, False, True])
     rows = _rows(3, valid=valid)
     rows["inputs/target"] = rows["inputs/target"].double()
@@ -219,8 +219,8 @@ def test_xarray_reads_all_of_it_without_a_warning(tmp_path: Path) -> None:
         assert xarray.open_zarr(store.path, consolidated=consolidated).sizes == {}
 
 
-def test_the_tree_holds_all_rows(tmp_path: Path) -> None:
-    store = _create(tmp_path / "s.zarr", 4, 4)
+def test_the_tree_holds_all_rows(place: Path) -> None:
+    store = _create(place / "s.zarr", 4, 4)
     store.write_shard(0, _rows(4, valid=torch.tensor([True, True, False, True])))
     tree = store.to_xarray()
     assert tree["sites/layer1.0/activation"].shape == (4, 2, 5)
@@ -371,8 +371,8 @@ def test_a_flipped_bit_in_any_file_is_found(tmp_path: Path) -> None:
     store.verify()
 
 
-def test_verify_names_the_file_and_both_checksums(tmp_path: Path) -> None:
-    store = _full(tmp_path / "s.zarr")
+def test_verify_names_the_file_and_both_checksums(place: Path) -> None:
+    store = _full(place / "s.zarr")
     path = store.path / "sites" / "layer1.0" / "contribution" / "c.1.0.0"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -430,10 +430,10 @@ def test_a_lost_root_is_written_again_where_a_record_is_of_its_recipe(tmp_path: 
         _create(other.path)
 
 
-def test_every_reader_names_the_damaged_file(tmp_path: Path) -> None:
+def test_every_reader_names_the_damaged_file(place: Path) -> None:
     """A flipped bit, a lost file, another shard's, and that of a store of the same recipe."""
-    path = _full(tmp_path / "s.zarr").path
-    twin = _create(tmp_path / "t.zarr")
+    path = _full(place / "s.zarr").path
+    twin = _create(place / "t.zarr")
     for index in twin.missing():
         twin.write_shard(index, _rows(len(twin.shard_rows(index)), seed=index + 9))
     site = "sites/layer1.0/activation"
@@ -482,9 +482,9 @@ def test_zarr_itself_refuses_a_flipped_bit(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = _full(tmp_path / "s.zarr")
+    store = _full(place / "s.zarr")
     before, ids = store.labels, store.sample_ids
     calls = iter(range(100))
 
@@ -493,7 +493,7 @@ def test_a_shard_that_is_written_again_does_not_count_until_it_is_whole(
             raise PermissionError(13, "Permission denied", str(path))
         write_file(path, content)
 
-    monkeypatch.setattr("condec.store.shards.write_file", fails_in_the_middle)
+    monkeypatch.setattr("condec.basis.files.write_file", fails_in_the_middle)
     with pytest.raises(StoreError, match=r"shard 0: cannot write .*denied.* 2 of 3.* allow"):
         store.write_shard(0, _rows(3, seed=7))
     assert store.missing() == Store.open(store.path).missing() == (0,)
@@ -645,12 +645,12 @@ def test_no_store_where_nothing_can_be_written(tmp_path: Path) -> None:
 # --- what is refused --------------------------------------------------------------------
 
 
-def test_another_recipe_is_refused_with_every_difference(tmp_path: Path) -> None:
-    _full(tmp_path / "s.zarr")
-    before = _bytes(tmp_path)
+def test_another_recipe_is_refused_with_every_difference(place: Path) -> None:
+    _full(place / "s.zarr")
+    before = _bytes(place)
     other = {"model": "net 1a2b", "method": {"name": "ig", "steps": 5, "baseline": None}}
     with pytest.raises(StoreError) as caught:
-        _create(tmp_path / "s.zarr", shard_size=4, recipe=other, sites=INFOS[:1])
+        _create(place / "s.zarr", shard_size=4, recipe=other, sites=INFOS[:1])
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("s.zarr was made by another recipe:")
     key = INFOS[1].site.key
@@ -665,21 +665,21 @@ def test_another_recipe_is_refused_with_every_difference(tmp_path: Path) -> None
         assert line in lines
     assert not any(line.strip().startswith(("model", "n_samples")) for line in lines)
     assert lines[-1] == "Choose another path, or remove that store first."
-    assert _bytes(tmp_path) == before
+    assert _bytes(place) == before
 
 
-def test_the_same_recipe_goes_on(tmp_path: Path) -> None:
-    store = _create(tmp_path / "s.zarr")
+def test_the_same_recipe_goes_on(place: Path) -> None:
+    store = _create(place / "s.zarr")
     store.write_shard(1, _rows(3, seed=1))
-    again = _create(tmp_path / "s.zarr", recipe={**RECIPE, "method": {"steps": 10, "name": "ig"}})
+    again = _create(place / "s.zarr", recipe={**RECIPE, "method": {"steps": 10, "name": "ig"}})
     assert again.missing() == (0, 2)
     assert not again.is_complete
     assert [record.index for record in again.manifest] == [1]
 
 
-def test_an_incomplete_store_opens_and_says_what_is_missing(tmp_path: Path) -> None:
-    _create(tmp_path / "s.zarr", 30).write_shard(4, _rows(3))
-    store = Store.open(tmp_path / "s.zarr")
+def test_an_incomplete_store_opens_and_says_what_is_missing(place: Path) -> None:
+    _create(place / "s.zarr", 30).write_shard(4, _rows(3))
+    store = Store.open(place / "s.zarr")
     assert "1 of 10 shards" in repr(store)
     for use in (
         lambda: store.matrix("layer1.0"),

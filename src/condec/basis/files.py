@@ -1,7 +1,8 @@
 """Files that are on disk whole, or not at all, whatever kills the process that writes them.
 
-Every file is written under another name, flushed to the disk and renamed into place. What users
-give as a path becomes one in `user_path`.
+Every file is written under another name, flushed to the disk and renamed into place; an object of
+an object store by one request. What users give as a path becomes one in `user_path`, or in
+`store_path` where an object store will do.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from condec.basis.errors import CondecError, OptionError, StoreError
+from condec.basis.objects import READ_ONLY, ObjectPath, at_once, object_path
 
 _LONGEST: Final = 255
 """Bytes of a name of a file, on most systems."""
@@ -28,8 +30,11 @@ def user_path(path: str | Path, folder: str | Path = ".") -> Path:
     """Return a path as users mean it: ``~`` is the home folder, a relative one starts in `folder`.
 
     As in a shell, a ``~name`` of nobody's stays as it is. Every path that comes from outside
-    passes here; OptionError for one that no system can have.
+    passes here; OptionError for one that no system can have, or the address of an object store.
     """
+    if place := object_path(path):
+        raise OptionError(f"{place}: expected a place on this machine; of what lies in an object "
+                          "store, the stores of contributions are read and written")  # fmt: skip
     try:
         names = [os.fsencode(name) for name in Path(path).parts]
     except UnicodeEncodeError:
@@ -47,6 +52,17 @@ def user_path(path: str | Path, folder: str | Path = ".") -> Path:
             return some
 
     return expanded(Path(folder)) / expanded(Path(path))
+
+
+def store_path(path: str | Path, *, write: bool = False) -> Path:
+    """Return the path of a store as users mean it: as `user_path`, or an address.
+
+    What is to be written is refused where one can only read.
+    """
+    place = object_path(path)
+    if place and write and not place.writable:
+        raise StoreError(f"{place}: {READ_ONLY}")
+    return place or user_path(path)
 
 
 _LONGEST_NAME: Final = 200
@@ -108,6 +124,9 @@ def write_file(path: Path, content: bytes, *, alone: bool = False) -> None:
 
     Folders are made. Where no other process writes it, `alone`, what a killed one left goes.
     """
+    if isinstance(path, ObjectPath):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if alone:
         remove_partial(path)
@@ -141,17 +160,21 @@ def remove_all_partial(folder: Path) -> None:
 
 def remove_whatever(path: Path) -> None:
     """Remove a file, if it is there, or the folder that stands in its place."""
-    if path.is_dir() and not path.is_symlink():
+    if not isinstance(path, ObjectPath) and path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
 def put_back(files: Mapping[Path, bytes]) -> None:
-    """Write files in the place of whatever is there."""
-    for path, content in files.items():
-        remove_whatever(path)
-        write_file(path, content)
+    """Write files, all of one store, in the place of whatever is there."""
+
+    def put(path: Path) -> None:
+        if not isinstance(path, ObjectPath):  # which is replaced as it is written
+            remove_whatever(path)
+        write_file(path, files[path])
+
+    at_once(put, files, next(iter(files), Path()))
 
 
 def replace_folder(path: Path, fresh: Path) -> None:
@@ -248,6 +271,7 @@ _CURES: Mapping[int, str] = {
     errno.ELOOP: "remove the links that lead to one another",
     errno.EISDIR: "name a file, not a folder",
     errno.ENOMEM: "free some memory",
+    errno.ECONNABORTED: "see to the connection to the object store, and its settings",
 }
 """What to do about failures that say nothing about the content of a file."""
 
@@ -256,10 +280,10 @@ _CURES: Mapping[int, str] = {
 def folder_lock(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
     """Lock a folder, by advice; the system lifts it when its holder is killed.
 
-    Gives whether the lock is held. Where there are no locks (some network file systems, Windows)
-    those who wait go on as if it were.
+    Gives whether the lock is held. Where there are no locks (object stores, some network file
+    systems, Windows) those who wait go on as if it were.
     """
-    if sys.platform == "win32":
+    if sys.platform == "win32" or isinstance(folder, ObjectPath):
         yield wait
         return
     import fcntl

@@ -21,7 +21,7 @@ from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silenc
 from condec.attribution.targets import TargetLike
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import user_path
+from condec.basis.files import store_path, user_path
 from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead
 from condec.basis.records import short_repr
@@ -42,7 +42,7 @@ def collect(
     progress: bool = True, fit_on: Any | None = None, recorded: Mapping[str, Any] | None = None,
     prove: bool = True, rows: Rows = "samples", keep: int = 16, seed: int = 0,
 ) -> Store:  # fmt: skip
-    """Collect contributions of a whole data set, reduced to units, into a store on disk.
+    """Collect contributions of a whole data set, reduced to units, into a store.
 
     A run that was interrupted goes on at the first missing shard when the same call is made
     again, and ends with the same bytes. The store that is returned is complete.
@@ -54,7 +54,7 @@ def collect(
     data : as `condec.as_inputs` takes it
     sites : str, Site, or several of them
     out : path
-        The store, for example ``"run/contributions.zarr"``.
+        The store, for example ``"run/contributions.zarr"`` or ``"s3://bucket/run.zarr"``.
     method, target : optional
         By default ``IntegratedGradients(steps=10)`` and ``TopK(k=1)``.
     batch_size : int or "auto"
@@ -99,6 +99,7 @@ def collect(
         The store at `out` was made by another recipe (listed), or cannot be written; complete
         shards stay and count.
     """
+    out = store_path(out, write=True)
     _check_options(batch_size, shard_size, on_bad, keep)
     one_of("collect", "rows", rows, Rows)
     others = None if fit_on is None else as_inputs(fit_on)

@@ -4,7 +4,6 @@ Written shard by shard, by as many processes as one likes, and resumed where it 
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,12 +24,13 @@ from condec.basis.files import (
     reading,
     remove_all_partial,
     remove_whatever,
+    store_path,
     to_json,
-    user_path,
     with_checksum,
     write_file,
     writing,
 )
+from condec.basis.objects import at_once
 from condec.basis.records import Damage
 from condec.basis.shapes import Labels, Mask, PerSample, UnitMatrix
 from condec.data.inputs import MOST_LABELS, repeated
@@ -43,11 +43,9 @@ from condec.store.shards import AGAIN, REPAIR, Quantity, ShardRecord, SiteInfo
 if TYPE_CHECKING:
     import xarray
 
-    from condec.store.checked import CheckedFiles
-
 
 class Store:
-    """Contributions and activations of many samples, on disk.
+    """Contributions and activations of many samples, on disk or in an object store.
 
     Made by `Store.create` (or `condec.collect`), found again by `Store.open`. All accessors
     give valid samples only, in the order of the data, and refuse an incomplete store. What is
@@ -66,7 +64,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = user_path(path)
+        self.path = store_path(path)
         self._root = shards.read_root(self.path)
         config = self._root.config
         self.recipe: dict[str, Any] = config["recipe"]
@@ -97,7 +95,7 @@ class Store:
             A store of another recipe is there (every difference is listed), something else
             is there, or the place cannot be written.
         """
-        path = user_path(path)
+        path = store_path(path, write=True)
         config = shards.make_config(recipe, sites, n_samples, shard_size)
         with writing(f"{path}"):
             shards.make_folder(path, config)
@@ -124,14 +122,17 @@ class Store:
     @property
     def manifest(self) -> tuple[ShardRecord, ...]:
         """Records of the shards that count, in order."""
-        return tuple(self._record(i) for i in range(self.n_shards) if self.counts(i))
+        missing = {*self.missing()}
+        there = [i for i in range(self.n_shards) if i not in missing]
+        return tuple(at_once(self._record, there, self.path))
 
     def missing(self) -> tuple[int, ...]:
         """Return the indices of the shards that are still to be written.
 
         A shard counts if its manifest record is, byte for byte, one that this store has written.
         """
-        return tuple(i for i in range(self.n_shards) if not self.counts(i))
+        problems = at_once(self._problem, range(self.n_shards), self.path)
+        return tuple(i for i, problem in enumerate(problems) if problem is not None)
 
     def counts(self, index: int) -> bool:
         """Tell whether a shard counts, now."""
@@ -362,10 +363,9 @@ class Store:
         import xarray
 
         with reading(self.path, "a store", REPAIR):
-            files: Any = self._files(thorough=True)
-            return xarray.open_datatree(files, engine="zarr", chunks=None)
+            return xarray.open_datatree(self._files(thorough=True), engine="zarr", chunks=None)
 
-    def _files(self, *, thorough: bool = False) -> "CheckedFiles":
+    def _files(self, *, thorough: bool = False) -> Any:
         from condec.store.checked import CheckedFiles
 
         self._require_complete()
@@ -414,8 +414,8 @@ class Store:
     def _head(self, index: int) -> dict[str, Any]:
         """First entries of a shard's record, in their order."""
         span = self.shard_rows(index)
-        head = {"index": index, "start": span.start, "rows": len(span)}
-        return head | {"config_hash": self.config_hash}
+        sizes = {"start": span.start, "rows": len(span)}
+        return {"index": index, **sizes, "config_hash": self.config_hash}
 
     def _problem(self, index: int) -> str | None:
         """Return None if a shard counts, else what is wrong with its record ("": there is none)."""
@@ -423,9 +423,14 @@ class Store:
             return None
         path = self._record_path(index)
         with reading(path, "a manifest record", REPAIR):
-            if not path.is_file():
-                return "it is no file" if os.path.lexists(path) else ""
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                return "it is no file" if path.is_symlink() else ""
+            except OSError:
+                if path.is_file():
+                    raise
+                return "it is no file"
         # No JSON is read: a store of 1,000 sites and shards has 2,000,000 entries in its records.
         if not checksum_holds(content):
             return "its bytes are not those that were written"

@@ -17,7 +17,7 @@ from condec.attribution import Compute, IntegratedGradients, Sites, prepare_inpu
 from condec.attribution.targets import TargetLike, TopK, as_target
 from condec.basis.digests import differences
 from condec.basis.errors import DataError, StoreError
-from condec.basis.files import user_path
+from condec.basis.files import store_path
 from condec.basis.options import Option
 from condec.basis.texts import Part, Texts
 from condec.data import UNLABELLED, Inputs, as_inputs, spread
@@ -159,14 +159,14 @@ def collect_twin(
     ...     condec.layer_statistics(twin)["site"].tolist()
     ['block1', 'block2', 'block3', 'block4']
     """
-    inputs = as_inputs(data)
+    inputs, out = as_inputs(data), store_path(out, write=True)
     found = under(twin, model, inputs, str(options.get("on_bad", "raise")))
     if of is None or twin.changes_numbers(options.get("target") or TopK()):
         return collect(
             found.model, found.inputs, sites, out=out, recorded=found.recorded, **options
         )
     _check_real(of, model, inputs, sites, options)
-    return _copied(of, found.inputs.needed_labels(twin.name), user_path(out), found.recorded)
+    return _copied(of, found.inputs.needed_labels(twin.name), out, found.recorded)
 
 
 class UnderTwin(NamedTuple):
