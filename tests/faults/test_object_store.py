@@ -1,0 +1,142 @@
+"""An object store that fails: the end state equals the local store's, object by object.
+
+The whole is slow: ``pytest -m slow -s tests/faults/test_object_store.py`` prints its counts.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import pytest
+import torch
+
+import condec
+from condec.basis.errors import StoreError
+from condec.store import Store
+from condec.testing.models import small_resnet
+from object_server import SECRET, ObjectServer, settings
+
+FAULTS: Final = {
+    "503": 0.3, "time-out": 0.05, "slow": 0.3, "cut PUT": 0.3, "lost answer": 0.3, "cut GET": 0.3,
+    "lost listing": 1.0,
+}  # fmt: skip
+WORST: Final = {name: chance / 3 for name, chance in FAULTS.items()}
+KILLS: Final = 20
+N: Final = 24
+WORK: Final = """
+import sys
+sys.path.insert(0, {here!r})
+import test_object_store
+test_object_store.collect({out!r})
+"""
+
+
+def collect(out: str | Path) -> Store:
+    draw = torch.Generator().manual_seed(1)
+    data = (torch.randn(N, 1, 6, 6, generator=draw), torch.arange(N) % 3)
+    return condec.collect(
+        small_resnet(), data, "block*", out=out, method=condec.IntegratedGradients(steps=2),
+        progress=False, batch_size=4, shard_size=4, prove=False,
+    )  # fmt: skip
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The store on disk that all others are compared with."""
+    return collect(tmp_path_factory.mktemp("whole") / "s.zarr")
+
+
+@pytest.fixture
+def bucket(object_server: ObjectServer) -> Iterator[str]:
+    with settings(object_server.url):
+        yield f"s3://tests/{os.urandom(4).hex()}"
+
+
+def endure(
+    server: ObjectServer, out: str, whole: Store, chances: dict[str, float], seed: int
+) -> Counter[str]:
+    """Collect and read while faults happen, again where one is told of one; count all."""
+    told: list[str] = []
+    with server.failing(chances, seed) as counts:
+        for use in (lambda: collect(out), lambda: same_numbers(Store.open(out), whole)):
+            while True:
+                try:
+                    use()
+                    break
+                except StoreError as error:
+                    told.append(str(error))
+    assert all("object store, and its settings" in text and SECRET not in text for text in told)
+    assert contents(Store.open(out).path) == contents(whole.path)
+    return counts + Counter({"told, done again": len(told)})
+
+
+def same_numbers(store: Store, whole: Store) -> None:
+    store.verify()
+    assert store.sample_ids == whole.sample_ids
+    for site in store.sites:
+        assert torch.equal(store.matrix(site), whole.matrix(site))
+
+
+def test_a_sample_of_faults(object_server: ObjectServer, bucket: str, whole: Store) -> None:
+    chances = {name: chance for name, chance in WORST.items() if name not in ("time-out", "slow")}
+    counts = endure(object_server, bucket, whole, chances, 0)
+    assert sum(counts[name] for name in chances) >= 10, counts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_fault_alone_and_all_together(
+    object_server: ObjectServer, bucket: str, whole: Store
+) -> None:
+    total: Counter[str] = Counter()
+    for seed in range(3):
+        for name, chance in FAULTS.items():
+            total += endure(
+                object_server, f"{bucket}/{seed}-{name[:4]}", whole, {name: chance}, seed
+            )
+        for trial in range(7):
+            total += endure(object_server, f"{bucket}/{seed}-{trial}", whole, WORST, trial)
+    print(f"\nobject store: {dict(total)}")
+    assert sum(total[name] for name in FAULTS) >= 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_of_a_process_that_writes_objects(
+    object_server: ObjectServer, bucket: str, whole: Store
+) -> None:
+    """At any time, with half a request under way as well; then the same command."""
+    chance, killed, made = random.Random(17), 0, 0
+    known = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    with object_server.failing({"slow": 0.3}, 0) as counts:
+        for _ in range(KILLS):
+            out = f"{bucket}/{made}"
+            work = WORK.format(here=str(Path(__file__).parent), out=out)
+            child = subprocess.Popen([sys.executable, "-c", work], env=known)
+            stop = counts["requests"] + chance.randrange(1, 80)
+            while child.poll() is None and counts["requests"] < stop:
+                time.sleep(0.005)
+            child.kill()
+            killed += child.wait() == -signal.SIGKILL
+            with suppress(StoreError):  # before its metadata are there
+                store = Store.open(out)
+                assert store.damages() == ()
+                if store.is_complete:
+                    assert contents(store.path) == contents(whole.path)
+                    made += 1
+    print(f"\nobject store: {killed} kills, {made} stores meanwhile, {counts['requests']} requests")
+    assert killed >= KILLS // 2
+    assert contents(collect(out).path) == contents(whole.path)
