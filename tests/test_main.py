@@ -114,7 +114,8 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
 IMPORTS = """
 import sys
 import condec
-HEAVY = {"matplotlib", "torchvision", "timm", "ray", "pandas", "zarr", "xarray", "scipy"}
+HEAVY = {"matplotlib", "torchvision", "timm", "ray", "pandas", "zarr", "xarray", "scipy",
+         "obstore", "boto3"}
 assert not sys.modules.keys() & (HEAVY | {"torch"})
 condec.contribute
 assert "pydantic" not in sys.modules

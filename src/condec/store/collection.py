@@ -21,7 +21,7 @@ from condec.attribution import Compute, Method, Sites, is_silent, warn_of_silenc
 from condec.attribution.targets import TargetLike
 from condec.basis.checks import one_of
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.files import store_path, user_path
+from condec.basis.files import store_path
 from condec.basis.progress import progress_bar
 from condec.basis.read_ahead import ahead
 from condec.basis.records import short_repr
@@ -108,9 +108,9 @@ def collect(
         model, as_inputs(data), sites, method, target, compute, on_bad, others, wanted,
         keep if rows == "positions" else None, seed,
     )  # fmt: skip
-    return Collecting(
-        plan, user_path(out), batch_size, shard_size, tuple(devices), recorded or {}
-    ).collect(progress=progress)
+    return Collecting(plan, out, batch_size, shard_size, tuple(devices), recorded or {}).collect(
+        progress=progress
+    )
 
 
 @short_repr
