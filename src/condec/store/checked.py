@@ -17,8 +17,8 @@ from zarr.storage import LocalStore, MemoryStore
 from condec.basis.errors import StoreError
 from condec.basis.files import reading, to_json
 from condec.basis.objects import ObjectPath
-from condec.store.seals import ENDS, SEAL, ends, seal
-from condec.store.shards import REPAIR, Root
+from condec.store.seals import ENDS, REPAIR, SEAL, ends, seal
+from condec.store.shards import Root
 
 _KEPT: Final = 4
 """Objects that are kept: those of as many shards are read at once (`StoredMatrix.all`)."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from condec.basis.files import reading
 from condec.basis.read_ahead import ahead
 from condec.basis.shapes import SIGNS, RowIndex, UnitMatrix
-from condec.store.shards import REPAIR, shard_file
+from condec.store.seals import REPAIR
+from condec.store.shards import shard_file
 
 if TYPE_CHECKING:
     from condec.store.checked import CheckedFiles

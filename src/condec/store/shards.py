@@ -221,10 +221,6 @@ AGAIN: Final = (
 )
 _REMOVE: Final = "Remove that folder and run the command that made it again."
 _RECORDS: Final = "manifest/shard-*.json"
-REPAIR: Final = (
-    "Call Store.repair ('condec verify --repair' does) and run the command that made the store "
-    "again: that shard is written again."
-)
 
 
 def _remedy(path: Path) -> str:

@@ -17,7 +17,6 @@ from condec.basis.checks import one_of
 from condec.basis.digests import differences, record_digest
 from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import (
-    checksum_holds,
     file_digest,
     folder_lock,
     put_back,
@@ -25,7 +24,6 @@ from condec.basis.files import (
     remove_all_partial,
     remove_whatever,
     store_path,
-    to_json,
     with_checksum,
     write_file,
     writing,
@@ -38,7 +36,8 @@ from condec.network import Site, find_site
 from condec.store import shards
 from condec.store.matrix import Sign, StoredMatrix
 from condec.store.places import Places, Rows
-from condec.store.shards import AGAIN, REPAIR, Quantity, ShardRecord, SiteInfo
+from condec.store.seals import REPAIR, read_seals
+from condec.store.shards import AGAIN, Quantity, ShardRecord, SiteInfo
 
 if TYPE_CHECKING:
     import xarray
@@ -131,8 +130,9 @@ class Store:
 
         A shard counts if its manifest record is, byte for byte, one that this store has written.
         """
-        problems = at_once(self._problem, range(self.n_shards), self.path)
-        return tuple(i for i, problem in enumerate(problems) if problem is not None)
+        unknown = [i for i in range(self.n_shards) if i not in self._seals]
+        counting = zip(unknown, at_once(self.counts, unknown, self.path), strict=True)
+        return tuple(i for i, counts in counting if not counts)
 
     def counts(self, index: int) -> bool:
         """Tell whether a shard counts, now."""
@@ -421,23 +421,7 @@ class Store:
         """Return None if a shard counts, else what is wrong with its record ("": there is none)."""
         if index in self._seals:
             return None
-        path = self._record_path(index)
-        with reading(path, "a manifest record", REPAIR):
-            try:
-                content = path.read_bytes()
-            except FileNotFoundError:
-                return "it is no file" if path.is_symlink() else ""
-            except OSError:
-                if path.is_file():
-                    raise
-                return "it is no file"
-        # No JSON is read: a store of 1,000 sites and shards has 2,000,000 entries in its records.
-        if not checksum_holds(content):
-            return "its bytes are not those that were written"
-        if not content.startswith(to_json(self._head(index))[: -len(b"\n}\n")]):
-            return "it is of another shard or store"
-        self._seals[index] = content.rpartition(b'"seals": "')[2].partition(b'"')[0].decode()
-        return None
+        return read_seals(self._record_path(index), self._head(index), self._seals)
 
     def _record(self, index: int) -> ShardRecord:
         return ShardRecord(**json.loads(self._record_path(index).read_bytes()))
