@@ -16,16 +16,8 @@ from hypothesis import strategies as st
 
 from condec.basis.digests import differences, record_digest
 from condec.network.sites import Site, Units
-from condec.store.shards import (
-    SEAL,
-    SiteInfo,
-    _encoded,
-    ends,
-    entries,
-    make_config,
-    seal,
-    skeleton,
-)
+from condec.store.seals import SEAL, ends, seal
+from condec.store.shards import SiteInfo, _encoded, entries, make_config, skeleton
 
 
 def _info(name: str = "a", n_units: int = 8) -> SiteInfo:
