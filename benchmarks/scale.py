@@ -37,14 +37,15 @@ from condec.dictionary import TopKSAE
 from condec.network import Site, Units
 from condec.store import RunFolder, Store, shards, statistics
 from condec.store.batches import BatchPlan, recipe_of
-from condec.store.collection import _run_shards, collect_planned
+from condec.store.collection import Collecting
 from condec.store.shards import SiteInfo, shard_file
 
 N_INPUTS = 1_281_167
 SHARD = 1024
-WRITTEN = 4  # shards of true size
+WRITTEN = 8  # shards of true size
 UNITS = (256,) * 3 + (512,) * 4 + (1024,) * 6 + (2048,) * 3
 SECONDS_OF_AN_INPUT = 0.0059  # owed on one H200: 50,000 inputs in 5 minutes
+SLICE = 128  # shards that a dictionary is fitted to
 N_FILES = 50_000  # of a folder and a tar that are listed
 
 
@@ -137,6 +138,16 @@ def timed(found: dict[str, Any], name: str) -> Iterator[None]:
     print(name, found[name], flush=True)
 
 
+class Slice:
+    """The first blocks of a stored matrix."""
+
+    samples = None
+
+    def __init__(self, matrix: Any) -> None:
+        self.read, self.blocks = matrix.read, matrix.blocks[:SLICE]
+        self.shape = (sum(self.blocks), matrix.shape[1])
+
+
 def rss() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -174,10 +185,10 @@ def main() -> None:
             store = Store.create(out, recipe=plan.recipe(64), sites=plan.infos, **sizes)
             store.missing()
         with timed(found, f"{WRITTEN} shards"):
-            _run_shards(plan, store, range(WRITTEN), 64, (), lambda _: None)
+            Collecting(plan, out, 64, SHARD).write(store, range(WRITTEN), lambda _: None)
         link_others(store, plan)
         with timed(found, "resume: create, missing"):
-            store = collect_planned(plan, out=out, shard_size=SHARD, progress=False)
+            store = Collecting(plan, out, 64, SHARD).collect(progress=False)
         with timed(found, "open, missing"):
             Store.open(out).missing()
         with timed(found, "manifest"):
@@ -192,9 +203,9 @@ def main() -> None:
             one = Store.open(out)
             one.infos = one.infos[:1]
             one.completeness()
-        with timed(found, f"one epoch of a fit out of core, {UNITS[0]} units"):
-            train = condec.TrainConfig(epochs=1, memory_gib=0.25, held_out=0.01)
-            condec.fit(TopKSAE(n_modes=256, k=8), store.rows("block.00"), config=train)
+        with timed(found, f"an epoch out of core, {SLICE} shards of {UNITS[0]} units"):
+            train = condec.TrainConfig(epochs=1, memory_gib=0.1, held_out=0.01)
+            condec.fit(TopKSAE(n_modes=256, k=8), Slice(store.rows("block.00")), config=train)
         of_sources(Path(folder), N_FILES, found)
     write(
         "scale",

@@ -78,7 +78,7 @@ def collect_part(run: Run, part: Part) -> Outcome:
                             made += 1
                     finally:
                         release(path, index)
-                move(completed=len(missing) - len(store.missing()))
+                move(advance=1)
         left += len(store.missing())
     notes = (f"{left} shards are in the hands of other parts",) if left else ()
     then = f"when all parts have ended, {command('collect', run.folder.path)} finishes what is left"
@@ -90,6 +90,6 @@ def collect_part(run: Run, part: Part) -> Outcome:
 
 
 def _order(missing: tuple[int, ...], part: Part) -> Iterator[int]:
-    own = [index for index in missing if index % part.of == part.number - 1]
-    yield from own
-    yield from (index for index in reversed(missing) if index not in {*own})
+    own = [index % part.of == part.number - 1 for index in missing]
+    yield from (index for index, mine in zip(missing, own, strict=True) if mine)
+    yield from reversed([index for index, mine in zip(missing, own, strict=True) if not mine])

@@ -187,17 +187,20 @@ class Collecting:
         every = list(chain.from_iterable(batches.values()))
         results, silent = _results(self.plan, every, self.devices), list(self.plan.infos)
 
-        def shards() -> Iterator[tuple[int, dict[str, Any]]]:
+        def shards() -> Iterator[tuple[int, list[dict[str, Any]]]]:
             for index, of_shard in batches.items():
                 parts = []
                 for batch in of_shard:
                     parts.append(next(results))
                     advance(len(batch))
-                rows = joined(parts)
-                silent[:] = [info for info in silent if _is_silent(rows, info)]
-                yield index, rows
+                yield index, parts
 
-        for _ in ahead(lambda shard: store.write_shard(*shard), shards()):
+        def finish(shard: tuple[int, list[dict[str, Any]]]) -> None:
+            rows = joined(shard[1])
+            silent[:] = [info for info in silent if _is_silent(rows, info)]
+            store.write_shard(shard[0], rows)
+
+        for _ in ahead(finish, shards()):
             pass
         return [info.site.key for info in silent]
 
