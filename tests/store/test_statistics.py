@@ -151,7 +151,7 @@ def test_no_completeness_without_a_baseline(tmp_path):
 
 @pytest.mark.needs_shared
 @pytest.mark.parametrize(
-    ("limit", "near"), [(250, 0.05), pytest.param(None, 0.002, marks=pytest.mark.slow)]
+    ("limit", "near"), [(80, 0.05), pytest.param(None, 0.002, marks=pytest.mark.slow)]
 )
 def test_reference_run_on_cifar10(shared_data, tmp_path, limit, near):
     """Figures that an independent implementation measured on 2,000 images; a part is near them."""
