@@ -46,7 +46,7 @@ def test_colours_are_as_opaque_as_values_are_large_in_a_straight_line():
 )  # fmt: skip
 def test_tokens_are_the_grid_of_a_picture_after_a_few_others(shape, n, grid):
     ground = Ground(picture=np.zeros((*shape, 3), np.uint8))
-    assert ground._grid(np.zeros(n)) == grid
+    assert ground.grid(np.zeros(n)) == grid
 
 
 def test_cells_lie_over_the_picture_unsmoothed_and_other_tokens_beside_it():

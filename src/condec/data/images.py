@@ -226,7 +226,7 @@ def reader(orientation: Orientation | None, mode: str = "RGB") -> Read:
     lying: list[str | Path] = []
 
     def read(file: str | Path, content: bytes | None = None) -> Tensor:
-        remedy = "Replace it, or leave it out, in a run by on_bad = 'skip'."
+        remedy = "Replace it, or leave it out."
         source = file if content is None else io.BytesIO(content)
         with (
             reading(file, "an image", remedy, DataError),

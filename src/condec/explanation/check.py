@@ -102,15 +102,17 @@ def check(
         parts = at.modes
         if not parts:
             continue
-        after = split_at(setup.model, setup.inputs, at.site)
-        start = before.get(at.site.key, torch.zeros_like(after.activation))
+        after = split_at(setup.model, setup.few, at.site)
+        n_alike = len(setup.few)  # copies of the input, where the model takes no single one
+        here = after.activation[:1]
+        start = before.get(at.site.key, torch.zeros_like(here))
         units = [_units_of(part, at) for part in parts]
         masks = torch.stack([part.weights for part in parts] + [mask for _, mask in units])
-        changed = torch.lerp(after.activation, start, masks.to(after.activation))
+        changed = torch.lerp(here, start, masks.to(here))
         fell = []
         for several in torch.split(changed, _VERSIONS_AT_ONCE):
             with torch.no_grad():
-                output = after.run(several)
+                output = after.run(several.repeat_interleave(n_alike, 0))[::n_alike]
             kept = None if frozen is None else frozen.expand(len(output), *frozen.shape[1:])
             fell += (batch.target - setup.target.value(output, kept)).tolist()
         for part, (n_units, _), alone, whole in zip(
@@ -132,9 +134,10 @@ def _at_baseline(
     for draw in range(n_draws):
         start = baseline.make(setup.inputs, draw).expand_as(setup.inputs)
         with record(setup.model, sites) as tape, torch.no_grad():
-            run_model(setup.model, hold(setup.model, setup.inputs, start))
+            few = setup.sizes.few(hold(setup.model, setup.inputs, start))
+            run_model(setup.model, few)
         for key, h in tape.records.items():
-            h = unfold(h, len(h) // len(setup.inputs)) / n_draws
+            h = unfold(h, len(h) // len(few))[:1] / n_draws
             found[key] = found[key] + h if draw else h
     return found
 

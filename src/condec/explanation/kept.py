@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import nan
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from condec.basis.errors import CondecError
 from condec.basis.records import short_repr
 from condec.explanation.graph import Graph
 from condec.explanation.one_input import Explanation
+
+if TYPE_CHECKING:
+    import numpy
 
 _MOST_OUTPUTS: Final = 5
 _FLOWING: Final = 4
@@ -51,6 +54,9 @@ class ExplainedInput:
         The values of all place maps, one after another.
     picture : Tensor of shape [y, x, 3]
         uint8; of no pixels where the input is no picture.
+    signal : Tensor of shape [time], or None
+    words : tuple of str
+        The tokens of a text.
     """
 
     name: str
@@ -65,6 +71,8 @@ class ExplainedInput:
     flows: Mapping[str, Any]
     places: Tensor
     picture: Tensor
+    signal: Tensor | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def change(self) -> float:
@@ -98,6 +106,7 @@ def keep(
         fell = found.check().frame.set_index(["site", "part"])["part_removed"]
         keys = zip(rows["site"], rows["part"], strict=True)
         rows["removed"] = [fell.get(key, nan) for key in keys]
+    ground = found.ground(picture)
     sites, places = list[dict[str, Any]](), list[Tensor]()
     for at in found.by_site:
         parts = rows[rows["site"] == at.site.key].drop(columns=["site", "cut"]).to_dict("records")
@@ -120,8 +129,15 @@ def keep(
         name=name, why=why, label=label, prediction=found.prediction, outputs=_outputs(found),
         of=dict(of), target=found.target, target_baseline=found.target_baseline,
         sites=tuple(sites), flows=flows, places=flat,
-        picture=torch.zeros(0, 0, 3, dtype=torch.uint8) if picture is None else picture,
+        picture=_pixels(ground.picture), words=ground.text or (),
+        signal=None if ground.signal is None else torch.from_numpy(ground.signal),
     )  # fmt: skip
+
+
+def _pixels(picture: "numpy.ndarray | None") -> Tensor:
+    if picture is None:
+        return torch.zeros(0, 0, 3, dtype=torch.uint8)
+    return torch.from_numpy(picture).expand(-1, -1, 3).contiguous()
 
 
 def _outputs(found: Explanation) -> tuple[tuple[int, float], ...]:

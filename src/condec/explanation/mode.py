@@ -13,7 +13,7 @@ whatever the number of units and positions; every further mode takes two, from t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +28,7 @@ from condec.basis.records import short_repr
 from condec.data import as_batch
 from condec.explanation.tangent import AffineTangents, compile_rules, dual
 from condec.network import (
+    BatchSizes,
     Site,
     check_order,
     count_folds,
@@ -135,8 +136,18 @@ def mode_map(
         raise SiteError(f"a map belongs to one site; {str(site)!r} means {1 + len(more)}: {keys}")
     refuse_training(model)
     inputs = prepare_inputs(model, as_batch("mode_map", images).detach()).clone()
-    if prove:
-        proof_of(model, inputs, [chosen]).demand()
+    sizes = proof_of(model, inputs, [chosen]).demand().sizes if prove else BatchSizes()
+    if not sizes.takes(len(inputs)):
+        parts = []
+        for rows in sizes.passes(len(inputs)):
+            own = None if labels is None else torch.as_tensor(labels)[rows]
+            one = mode_map(
+                model, inputs[rows], chosen, units, target, own, weights=weights, prove=False
+            )
+            parts.append([getattr(one, field.name) for field in fields(one)])
+        axis = 0 if weights is None else 1
+        whole = [torch.cat(each, axis) for each in zip(*parts, strict=True)]
+        return ModeMap(*(each.narrow(axis, 0, len(inputs)) for each in whole))
     (chosen,) = settle_sites(model, (chosen,), inputs)
     target = as_target(Predicted() if target is None else target)
     target = target.settled(lambda: output_axis(model, inputs))

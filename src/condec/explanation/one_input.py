@@ -20,18 +20,21 @@ from condec.attribution.targets import TargetLike, target_from_dict
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
+from condec.data import as_batch
 from condec.explanation.check import PartCheck, check
 from condec.explanation.graph import Graph, graph_of
 from condec.explanation.input_map import InputMaps, input_maps
 from condec.explanation.parts import SiteExplanation, divided
 from condec.modes import Modes
-from condec.network import Site, find_site
+from condec.network import PackedInput, Site, find_site
 from condec.store.batches import fingerprint
 
 if TYPE_CHECKING:
     import numpy
     import pandas
     from matplotlib.figure import Figure
+
+    from condec.figures.places import Ground
 
 _COLUMNS: Final = [
     "site", "cut", "part", "dictionary", "mode", "loading", "adds", "takes", "net", "share",
@@ -121,7 +124,8 @@ class Explanation:
             The image before preprocessing, as `condec.figures.as_picture` takes it; by default
             the input itself, from its lowest to its highest value.
         text : str or sequence of str, optional
-            For sequences: one character or token a position.
+            For sequences: one character or token a position; by default those that a model
+            with a tokenizer knows.
         label_names : sequence of str, optional
         n_maps : int
             Maps of a site, at most.
@@ -133,12 +137,24 @@ class Explanation:
         DataError
             Both picture and text, what is no picture, or a text of another length.
         """
-        from condec.explanation.drawing import explanation_figure, ground_of
+        from condec.explanation.drawing import explanation_figure
 
         at_least("figure", 0, n_maps=n_maps)
-        setup = self.batch.setup
-        ground = ground_of(None if setup is None else setup.inputs, picture, text)
+        ground = self.ground(picture, text)
         return explanation_figure(self, ground, n_maps=n_maps, names=label_names, masked=masked)
+
+    def ground(
+        self, picture: "Tensor | numpy.ndarray | None" = None, text: Sequence[str] | None = None
+    ) -> "Ground":
+        """Choose what maps are drawn over: what is given, else the input; see `figure`."""
+        from condec.explanation.drawing import ground_of
+
+        setup = self.batch.setup
+        if setup is None:
+            return ground_of(None, picture, text)
+        if picture is None and text is None and isinstance(setup.model, PackedInput):
+            text = setup.model.words(setup.inputs)
+        return ground_of(setup.inputs, picture, text)
 
     def input_maps(
         self, site: Site | str, parts: Iterable[str] | None = None, *, steps: int | None = None
@@ -321,11 +337,11 @@ def _shared(given: tuple[Modes, ...], what: str) -> Mapping[str, object]:
 
 
 def _one(given: "Tensor | numpy.ndarray") -> Tensor:
-    x = torch.as_tensor(given)
+    x = as_batch("explain", given)
     if x.ndim < 2 or len(x) != 1:
         raise DataError(
             "explain: expected one input as a batch of one, shape [1, ...]; got shape "
-            f"{tuple(x.shape)}. Give images[:1], or image[None]"
+            f"{tuple(x.shape)}. Give images[:1], image[None], or inputs.batch([0])"
         )
     return x
 

@@ -66,13 +66,14 @@ class Part:
     def best_label(self, split: Split = "all") -> tuple[int, float]:
         """Return the label that the mode goes with most on a split of its store, and how much.
 
-        -1 and NaN where it is not one mode, no sample uses it, or the store has no labels.
+        -1 and NaN where it is not one mode, no sample uses it, it goes with no label, or the store
+        has none.
         """
         row = self.row
         if self.modes is None or row is None or not bool((self.modes.store.labels >= 0).any()):
             return UNLABELLED, nan
         best = self.modes.correlation(split=split)[row].nan_to_num(-1.0).max(0)
-        return int(best.indices), float(best.values)
+        return (int(best.indices), float(best.values)) if best.values > 0 else (UNLABELLED, nan)
 
 
 @short_repr

@@ -193,12 +193,13 @@ def _words(part: str, goes_with: str, net: Any, error: Any, decimals: int) -> li
     """Return what is written beside a node, the longest first."""
     number = f"{net:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
     number = number if any(digit in number for digit in "123456789") else "0"
+    spread = f" \N{PLUS-MINUS SIGN} {error:.{decimals}f}" if error == error else ""
     if part == "target":
-        return [number]
+        return [number + spread, number]
     short = part.replace("other modes", "others")
     found = [f"{part} {number}", f"{short} {number}", short, short.removeprefix("mode ")]
-    if error == error:
-        found.insert(0, f"{part} {number} \N{PLUS-MINUS SIGN} {error:.{decimals}f}")
+    if spread:
+        found.insert(0, f"{part} {number}{spread}")
     if goes_with:
         also = f" \N{MIDDLE DOT} {literal(goes_with.split(',')[0], 16)}"
         found = [text.replace(part, part + also) for text in found[:-2]] + found

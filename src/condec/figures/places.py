@@ -16,11 +16,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from condec.basis.errors import DataError
 from condec.figures.pixels import lit, resized
-from condec.figures.style import GREY, INK, MUTED, NEGATIVE, POSITIVE, RULE
+from condec.figures.style import GREY, INK, MUTED, NEGATIVE, POSITIVE, RULE, styled
 
 REGION: Final = 0.8
 """Share of a map's sizes that its outline holds."""
@@ -55,17 +56,16 @@ class Ground:
 
     def density(self, places: np.ndarray) -> np.ndarray:
         """Return a map in values for what `per` says: maps of any number of cells compare."""
-        if places.ndim > 2:  # folds, or frames: one picture of all
-            places = places.sum(tuple(range(places.ndim - 2)))
+        places = folded(places)
         if self.picture is None and self.signal is None:
             return places
-        grid = self._grid(places)
+        grid = self.grid(places)
         return places * ((grid[0] * grid[1] if grid else places.size) / 100)
 
     def draw(self, axis: Axes, values: np.ndarray, scale: float, *, masked: bool = False) -> None:
         """Draw a map of densities; `masked` shows where it is large, as the paper does."""
         axis.set_axis_off()
-        grid = self._grid(values)
+        grid = self.grid(values)
         if self.text is not None and values.ndim == 1:
             _draw_text(axis, values, scale, self.text)
         elif self.signal is not None and values.ndim == 1:
@@ -94,8 +94,8 @@ class Ground:
         elif self.text is not None:
             _draw_text(axis, np.zeros(len(self.text)), 1.0, self.text)
 
-    def _grid(self, values: np.ndarray) -> tuple[int, int] | None:
-        """Return rows and columns of cells over the picture."""
+    def grid(self, values: np.ndarray) -> tuple[int, int] | None:
+        """Return rows and columns of a map's cells over the picture; None where there are none."""
         if self.picture is None or not values.ndim:
             return None
         if values.ndim == 2:
@@ -108,6 +108,20 @@ class Ground:
             if rows > 1 and fits and _MOST_BESIDE * beside <= rows * columns:
                 return rows, columns
         return None
+
+
+def folded(places: np.ndarray) -> np.ndarray:
+    """Sum a map over folds, or frames: one picture of all."""
+    return places.sum(tuple(range(places.ndim - 2))) if places.ndim > 2 else places
+
+
+def map_figure(ground: Ground, values: np.ndarray, scale: float) -> Figure:
+    """Draw one map by itself, over a signal, a text, or nothing."""
+    n_lines = 3 if ground.text is None else 1 + sum(map(len, ground.text)) // _COLUMNS
+    with styled():
+        figure = Figure(figsize=(2.6, 0.2 * max(n_lines, 2)))
+        ground.draw(figure.add_axes((0.01, 0.01, 0.98, 0.98)), values, scale)
+    return figure
 
 
 def region(values: np.ndarray, share: float = REGION) -> np.ndarray:

@@ -113,6 +113,19 @@ class LanguageModel(PackedInput):
         """Say which tokens are real, where the channel that tells is there."""
         return inputs[..., -1] == 1 if inputs.shape[-1] > self.table.embedding_dim else None
 
+    def words(self, inputs: Tensor) -> list[str] | None:
+        """Find the tokens whose embeddings are nearest, where there is a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        given = inputs[0, :, : self.table.embedding_dim]
+        ids = torch.cdist(given, self.table.weight.detach().to(given)).argmin(1).tolist()
+        real = self.real(inputs)
+        seen = [True] * len(ids) if real is None else real[0].tolist()
+        tokens = self.tokenizer.convert_ids_to_tokens(ids)
+        # Signs for a blank, of two kinds of tokenizers.
+        words = [token.replace("\u2581", " ").replace("\u0120", " ") for token in tokens]
+        return [word if there else "" for word, there in zip(words, seen, strict=True)]
+
     def forward(
         self, embeddings: Float[Tensor, "sample token channel"]
     ) -> Float[Tensor, "sample label"]:

@@ -21,6 +21,10 @@ class PackedInput(nn.Module, ABC):
         """Return which tokens of inputs are no padding, [sample, token], bool; None if all are."""
         return None
 
+    def words(self, inputs: Tensor) -> list[str] | None:
+        """Return the tokens of one input [1, token, ...] as they are read; None if unknown."""
+        return None
+
 
 def hold(model: nn.Module, inputs: Tensor, changed: Tensor) -> Tensor:
     """Return changed inputs, or the baseline of some, with what stays put back as in the inputs."""

@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+import numpy as np
+
 from condec.basis.errors import CondecError
 from condec.explanation import ExplainedInput
 from condec.figures.pixels import map_scale, overlay
+from condec.figures.places import Ground, folded, map_figure
 from condec.report.drawing import Drawn, Studio
 from condec.report.facts import Fact
 from condec.report.tables import Column
@@ -58,8 +61,7 @@ def about_site(one: ExplainedInput, site: Mapping[str, Any]) -> Iterator[str]:
         if list(site["signs"]) == [sign] and 2 * abs(left[lost]) > abs(left["net"]):
             yield (
                 f"The dictionary describes {sign} parts only: what {other} ones do "
-                f'({fixed(left[lost])}) is left over. sign = "concat" under [fit] describes both, '
-                "with learners other than nmf."
+                f'({fixed(left[lost])}) is left over. sign = "concat" under [fit] describes both.'
             )
     if not any(part["mode"] >= 0 for part in parts.values()):
         yield "No mode answers for anything at this input."
@@ -82,18 +84,16 @@ def sites(one: ExplainedInput, studio: Studio, stem: str) -> Iterator[dict[str, 
     Of a part, `map` is the file of its map over the picture, or empty; `minus` and `plus` are
     lengths of bars in percent.
     """
-    picture = one.picture.numpy()
-    step = -(-max(picture.shape[:2]) // _SIDE) or 1
-    picture = picture[::step, ::step]
+    ground = _ground(one)
     for number, (site, maps) in enumerate(zip(one.sites, one.maps(), strict=True)):
         sizes = [max(part["adds"], -part["takes"]) for part in site["parts"]]
-        flat = [places.numpy() for places in maps if places.ndim == 2 and picture.size]
+        flat = [folded(places.numpy()) for places in maps if places.ndim]
         of_modes = [
             one for one, part in zip(flat, site["parts"], strict=False) if part["mode"] >= 0
         ]
         scale = map_scale(of_modes or flat) if flat else 1.0
         drawn = [
-            studio.image(overlay(values, picture, scale=scale), f"{stem}{number}-{place}")
+            _drawn_map(ground, values, scale, studio, f"{stem}{number}-{place}")
             for place, values in enumerate(flat)
         ]
         parts = [
@@ -107,14 +107,46 @@ def sites(one: ExplainedInput, studio: Studio, stem: str) -> Iterator[dict[str, 
         yield {**site, "parts": parts}
 
 
+def _ground(one: ExplainedInput) -> Ground:
+    """Return what maps are drawn over, a large picture as a smaller one."""
+    picture = one.picture.numpy()
+    step = -(-max(picture.shape[:2]) // _SIDE) or 1
+    signal = None if one.signal is None else one.signal.numpy()
+    return Ground(picture[::step, ::step] if picture.size else None, signal, one.words or None)
+
+
+def _drawn_map(ground: Ground, values: np.ndarray, scale: float, studio: Studio, name: str) -> str:
+    """Store a map over what was given, and return its file."""
+    grid = ground.grid(values)
+    if grid is None or ground.picture is None:
+        return studio.figure(map_figure(ground, values, scale), name).file
+    cells = values.reshape(-1)[-grid[0] * grid[1] :].reshape(grid)
+    return studio.image(overlay(cells, ground.picture, scale=scale), name)
+
+
+def given(one: ExplainedInput, studio: Studio, stem: str) -> str:
+    """Draw the signal or the text that was given, and return its file; empty for others."""
+    ground = _ground(one)
+    length = len(one.words) if one.signal is None else len(one.signal)
+    if ground.picture is not None or not length:
+        return ""
+    return studio.figure(map_figure(ground, np.zeros(length), 1.0), f"{stem}given").file
+
+
 def flow(
     one: ExplainedInput, studio: Studio, stem: str, names: Sequence[str] | None
-) -> Drawn | None:
-    """Draw how the modes of every site feed those of the next; None where that is not known."""
+) -> list[Drawn]:
+    """Draw how the modes of every site feed those of the next, wide and narrow, where it is known.
+
+    Of more sites than can be drawn there is none.
+    """
     graph = one.graph()
-    with suppress(CondecError):  # more sites than can be drawn
-        return None if graph is None else studio.figure(graph.figure(names), f"{stem}flow")
-    return None
+    with suppress(CondecError):
+        return [] if graph is None else [
+            studio.figure(graph.figure(names, width=width), f"{stem}flow{end}")
+            for width, end in ((10.0, ""), (4.0, "-narrow"))
+        ]  # fmt: skip
+    return []
 
 
 def columns(named: Named) -> list[Column]:

@@ -25,11 +25,14 @@ from condec.dictionary.fitting.rows import memory_of
 from condec.edits import Ablate
 from condec.effects import LOG_ODDS_NAMES
 from condec.effects.passes import Passes
+from condec.explanation import EXAMPLES
 from condec.network import Site
 from condec.run.beforehand import first_sample, one_map, rows_of_sample
 from condec.run.run import Run
 from condec.store import SiteInfo
 
+_EXPLAINING: Final = 4
+"""Times as long as its contributions takes the page of an input, about."""
 _RIVALS: Final = 5
 """Fits that rivals of a dictionary take, about."""
 _STEP_SECONDS: Final = 2e-3
@@ -99,7 +102,7 @@ class Costs:
         return self.workers.number * self.workers.price * self.seconds / 3600
 
     def __str__(self) -> str:
-        number, whole = self.workers.number, "statistics, pages and the report take little more"
+        number, whole = self.workers.number, "statistics and the report take little more"
         disk = sum(need.disk for need in self.needs)
         memory = max((need.memory for need in self.needs), default=0)
         rows = [
@@ -178,6 +181,13 @@ def _needs(run: Run, each: float, slower: float) -> Iterator[Need]:
     mapped = run.sites(plan.maps.sites, sites, infos)
     if "map" in plan.links:
         yield _need_of_maps(run, mapped, slower)
+    if "explain" in plan.links:
+        kinds = {*EXAMPLES} & {*plan.explain.inputs}
+        number = len(kinds) * plan.explain.n_inputs + len({*plan.explain.inputs} - kinds)
+        yield Need(
+            link="explain", seconds=_EXPLAINING * each * number, tasks=number, memory=memory,
+            disk=2**20 * number, words=f"pages of {number} inputs, with what flows between sites",
+        )  # fmt: skip
 
 
 def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:

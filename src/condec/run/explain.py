@@ -23,6 +23,7 @@ from condec.explanation import (
     keep,
 )
 from condec.modes import Modes
+from condec.network import match_sites
 from condec.report.build import build_input_page
 from condec.report.explained import summary
 from condec.report.words import label_words
@@ -106,7 +107,8 @@ def given(run: Run, text: str) -> OneInput:
         return collected(run, text)
     file = user_path(text).absolute()
     if not file.exists():
-        refuse_unknown("--input", text, run.store.sample_ids, ", and no such file is there")
+        beside = f", and there is no file {file}"
+        refuse_unknown("--input", text, run.store.sample_ids, beside)
     try:
         run.same_as_store(model=fingerprint(run.loaded.model))
         inputs = run.one_file(file)
@@ -141,7 +143,7 @@ def modes_by(run: Run, patterns: Sequence[str] = (), name: str = "") -> list[Mod
         )
     if not there:
         raise StoreError(f"{folder.path}: no modes yet; run 'condec fit {folder.path}' first")
-    chosen = run.sites(patterns, there)
+    chosen = match_sites(there, patterns) if patterns else there
     found = [
         Modes.load(folder.ledger.found(folder.modes(s.key, name)) or "", run.store) for s in chosen
     ]

@@ -47,8 +47,9 @@ from condec.dictionary.fitting.train import MANY_DEAD
 from condec.network import Site, match_sites
 from condec.run import config
 from condec.run.plan import LEARNERS, FitPlan
-from condec.store import Quantity, RunFolder, Sign, Store
+from condec.store import Quantity, Rows, RunFolder, Sign, Store
 from condec.store.folder import to_parquet
+from condec.store.matrix import StoredMatrix
 
 if TYPE_CHECKING:
     import pandas
@@ -61,7 +62,7 @@ _FILE: Final = create_model(
     "sweep", __config__=ConfigDict(extra="forbid", strict=True),
     run=(str | None, None), store=(str | None, None), out=(str, "sweep"),
     sites=(config.list_of(str), ()), seeds=(config.list_of(int), (0, 1, 2)),
-    quantity=(Quantity, "contribution"), sign=(Sign, "positive"),
+    quantity=(Quantity, "contribution"), sign=(Sign, "positive"), rows=(Rows, "samples"),
     train=(dict[str, Any], {}), grid=(list[dict[str, Any]], ()),
 )  # fmt: skip
 """Content of a sweep.toml; keys of [train] and [[grid]] depend on the learner."""
@@ -82,6 +83,7 @@ class SweepPlan:
     sites: tuple[str, ...]
     quantity: Quantity
     sign: Sign
+    rows: Rows
     seeds: tuple[int, ...]
     configurations: Mapping[str, FitPlan]
     options: tuple[str, ...]
@@ -187,7 +189,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
     return SweepPlan(
         store=path, out=user_path(found["out"], folder), configurations=configurations,
         options=names, record=record,
-        **{name: found[name] for name in ("sites", "quantity", "sign", "seeds")},
+        **{name: found[name] for name in ("sites", "quantity", "sign", "rows", "seeds")},
     )  # fmt: skip
 
 
@@ -275,14 +277,19 @@ def _all_fits(plan: SweepPlan, store: Store) -> list[_Fit]:
     """List sites x configurations x seeds."""
     fits = []
     for site in match_sites(store.sites, plan.sites) if plan.sites else store.sites:
-        n_units = store.info(site).n_units
+        n_units, n_rows = store.info(site).n_units, _rows(plan, store, site).shape[0]
         for (name, fit), seed in itertools.product(plan.configurations.items(), plan.seeds):
-            learner, train = fit.learner_for(n_units, len(store)), replace(fit.train, seed=seed)
+            learner, train = fit.learner_for(n_units, n_rows), replace(fit.train, seed=seed)
             version = (store.config_hash, metadata.version("condec"))
+            version += (plan.rows,) if plan.rows == "positions" else ()
             identity = digest(site.key, plan.quantity, plan.sign, learner, train, *version)
             folder = plan.out / "fits" / file_name(site.key) / fit.name / identity
             fits.append(_Fit(site, name, learner, train, n_units, folder))
     return fits
+
+
+def _rows(plan: SweepPlan, store: Store, site: Site) -> StoredMatrix:
+    return store.rows(site, plan.quantity, plan.sign, plan.rows)
 
 
 def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
@@ -295,7 +302,7 @@ def _check(plan: SweepPlan, store: Store, fits: Sequence[_Fit]) -> None:
             check_freeze(fit.learner, train)
             if how not in ready:
                 ready.clear()  # Prepared rows are copies: one at a time.
-                rows = store.rows(fit.site, plan.quantity, plan.sign)
+                rows = _rows(plan, store, fit.site)
                 ready[how] = prepare(fit.learner, rows, train, None).rows.sample
             fit.learner.check(ready[how])
         except CondecError as error:
@@ -310,7 +317,7 @@ def _fit_together(
 
     The whole list says which fits run as one: an interrupted sweep ends with the same bits.
     """
-    rows = store.rows(fits[0].site, plan.quantity, plan.sign)
+    rows = _rows(plan, store, fits[0].site)
     # Small fits run as one only where their rows are in memory.
     in_memory = fits_in(rows, min(fit.config.memory_gib for fit in fits))
     matrix: Tensor | StoredRows = rows.all() if in_memory else rows

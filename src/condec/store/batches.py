@@ -350,9 +350,9 @@ def usable(inputs: Inputs, rows: Sequence[int], on_bad: str) -> Iterator[tuple[i
     for place, row in enumerate(rows):
         try:
             sample = inputs.load(row)
-        except DataError:
+        except DataError as error:
             if on_bad == "raise":
-                raise
+                raise DataError(f"{error} (on_bad='skip' leaves such inputs out)") from error
             continue
         yield place, sample
 

@@ -165,7 +165,7 @@ def test_errors_of_workers_are_those_of_fit():
     matrix = Planted.small().matrix
     jobs = {"good": Job(PCA(3), matrix), "bad": Job(NMF(3), matrix - 1.0)}
     for workers in (1, 2):
-        with pytest.raises(DataError, match="NMF: fit: entries must not be negative"):
+        with pytest.raises(DataError, match="NMF: fit: entries of a unit must have one"):
             fit_many(jobs, workers=workers)
     with pytest.raises(OptionError, match="workers must be at least 1; got 0"):
         fit_many(jobs, workers=0)

@@ -99,14 +99,26 @@ def test_nmf_loadings_fall_back_on_coordinate_descent(monkeypatch):
     torch.testing.assert_close(dictionary.encode(_rows()), exact, rtol=1e-3, atol=1e-4)
 
 
-def test_nmf_refuses_negative_entries():
+def test_nmf_refuses_units_of_two_signs():
     rows = _rows()
     rows[3, 2] = -0.5
-    with pytest.raises(DataError, match="NMF: fit: entries must not be negative; the lowest is -"):
+    with pytest.raises(DataError, match=r"NMF: fit: entries of a unit.* unit 2 go"):
         fit(NMF(3), rows, held_out_rows=torch.tensor([0]))
     report = fit(NMF(3), _rows())
-    with pytest.raises(DataError, match="NMF: encode: entries must not be negative"):
+    with pytest.raises(DataError, match="NMF: encode: entries of a unit must have one sign"):
         report.dictionary.encode(rows)
+
+
+def test_nmf_of_units_of_either_sign_is_that_of_their_sizes():
+    rows = _rows()
+    sizes, negative = (fit(NMF(3), some).dictionary for some in (rows, -rows))
+    assert torch.equal(negative.atoms, -sizes.atoms)
+    assert torch.equal(negative.encode(-rows), sizes.encode(rows))
+    signs = torch.where(torch.arange(rows.shape[1]) % 3 == 0, -1.0, 1.0)
+    both = fit(NMF(3), rows * signs).dictionary
+    assert bool((both.atoms * signs >= 0).all())
+    missed = [d.decode(d.encode(x)) - x for d, x in ((both, rows * signs), (sizes, rows))]
+    assert float(missed[0].norm() / missed[1].norm()) == pytest.approx(1, abs=0.05)
 
 
 def test_kmeans_replaces_rows_by_the_nearest_centre():

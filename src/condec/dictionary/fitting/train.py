@@ -102,7 +102,8 @@ def fit(
     prepared = prepare(learner, matrix, config, held_out_rows)
     if checkpoint is not None and learner.by_descent:
         keeper = Keeper(checkpoint, identity_of(learner, [prepared], [config]), checkpoint_seconds)
-    with progress_bar(type(learner).__name__, None, unit="epochs", shown=progress) as move:
+    shown = progress and learner.by_descent
+    with progress_bar(type(learner).__name__, None, unit="epochs", shown=shown) as move:
 
         def after(epoch: Epoch) -> None:
             note = f"loss {epoch.loss:.4f}"

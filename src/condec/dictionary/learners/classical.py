@@ -83,11 +83,12 @@ class Classical(Learner):
 @final
 @dataclass(frozen=True, slots=True)
 class NMF(Classical):
-    r"""Non-negative matrix factorisation: :math:`X \approx Z D` with Z and D not negative.
+    r"""Non-negative matrix factorisation: :math:`X \approx Z D` with Z not negative.
 
     Coordinate descent on the squared error (`sklearn.decomposition.NMF`), in float64, at most
-    `max_iter` passes; a warning says where they do not suffice. The data must not be negative:
-    take ``sign="positive"``, or the negated negative part.
+    `max_iter` passes; a warning says where they do not suffice. The sizes of the entries are
+    factored; D has their signs. So all entries of a unit must have one sign, as in matrices of
+    every sign but ``"sum"``.
     """
 
     estimator: ClassVar[str] = "decomposition.NMF"
@@ -97,9 +98,15 @@ class NMF(Classical):
     max_iter: int = 1000
 
     def check(self, matrix: UnitMatrix) -> None:
-        """Refuse negative entries, and fewer rows than modes."""
-        _not_negative(matrix, "NMF: fit")
+        """Refuse units with entries of both signs, and fewer rows than modes."""
+        _one_sign(matrix, matrix, "fit")
         Classical.check(self, matrix)
+
+    def learn(self, matrix: UnitMatrix, config: TrainConfig, on_epoch: OnEpoch) -> Learned:
+        """Factor the sizes of the entries, and give atoms their signs."""
+        found = Classical.learn(self, matrix.abs(), config, on_epoch)
+        signs = torch.where((matrix < 0).any(0), -1.0, 1.0).cpu()
+        return Learned({"atoms": found.tensors["atoms"] * signs}, found.config)
 
     def _options(self, config: TrainConfig, n_units: int) -> dict[str, Any]:
         return {"max_iter": self.max_iter}
@@ -109,9 +116,9 @@ class NMF(Classical):
         from scipy.optimize import nnls
         from sklearn.decomposition import non_negative_factorization
 
-        _not_negative(matrix, "NMF: encode")
-        atoms, loadings = _numpy(tensors["atoms"]), np.zeros((len(matrix), self.n_modes))
-        for place, row in enumerate(_numpy(matrix)):
+        _one_sign(matrix, tensors["atoms"], "encode")
+        atoms, loadings = _numpy(tensors["atoms"].abs()), np.zeros((len(matrix), self.n_modes))
+        for place, row in enumerate(_numpy(matrix.abs())):
             try:  # By the active set method (Lawson and Hanson 1974).
                 loadings[place] = nnls(atoms.T, row)[0]
             except RuntimeError:
@@ -282,4 +289,16 @@ def _not_negative(matrix: Tensor, who: str) -> None:
             f"{who}: entries must not be negative; the lowest is {float(matrix.min()):.6g} "
             "(scaled). Take sign='positive', the negated negative part, centre=False, or another "
             "learner."
+        )
+
+
+def _one_sign(matrix: Tensor, values: Tensor, what: str) -> None:
+    """Refuse units with entries of another sign than their values have."""
+    wrong = ((matrix < 0) & (values > 0).any(0)) | ((matrix > 0) & (values < 0).any(0))
+    if units := wrong.any(0).nonzero().flatten().tolist():
+        column = matrix[:, units[0]]
+        raise DataError(
+            f"NMF: {what}: entries of a unit must have one sign, that of its atoms; those of unit "
+            f"{units[0]} go from {float(column.min()):.6g} to {float(column.max()):.6g} (scaled). "
+            "Take another sign than 'sum', centre=False, or another learner."
         )
