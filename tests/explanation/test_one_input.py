@@ -131,10 +131,41 @@ def test_without_a_part_a_linear_networks_target_falls_by_its_contribution(tmp_p
     )
 
 
+def test_a_model_that_takes_no_single_input_is_checked_as_another(tmp_path):
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of = small_resnet()
+
+        def forward(self, x):
+            assert len(x) > 1
+            return self.of(x)
+
+    x, found = torch.rand(12, 1, 8, 8), []
+    for name, model, site in (("one", small_resnet(), "block1"), ("two", Pairs(), "of.block1")):
+        store = condec.collect(model.eval(), x, site, out=tmp_path / name, progress=False)
+        made = condec.explain(model, x[:1], modes_of(store, site, "concat"))
+        maps = condec.mode_map(model, x[:1], site, weights=torch.eye(4)[:3])
+        found.append([*made.check().frame["units_removed"], *maps.total.flatten().tolist()])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_mode_that_goes_with_no_label_has_none(model, images, tmp_path):
+    data = images, torch.zeros(len(images), dtype=torch.int64)
+    store = condec.collect(model, data, "block2", out=tmp_path / "alike", progress=False)
+    found = condec.explain(model, images[:1], modes_of(store, "block2", "positive"))
+    assert found["block2"].modes[0].best_label()[0] == -1
+
+
 def test_bad_inputs_are_refused(model, images, store):
     modes = modes_of(store, "block2", "positive")
     with pytest.raises(condec.DataError, match=r"batch of one.*\(2, 1, 8, 8\)"):
         condec.explain(model, images[:2], modes)
+    for wrong in (condec.data.as_inputs(images), "photo.png", {"a": images, "b": images}):
+        with pytest.raises(condec.DataError, match="explain: (expected one|inputs are not an array)"):
+            condec.explain(model, wrong, modes)
+    with pytest.raises(condec.DataError, match="empty; expected at least one sample"):
+        condec.flow(model, images[:0], modes)
     with pytest.raises(condec.DataError, match="no modes are given"):
         condec.explain(model, images[:1], [])
     with pytest.raises(condec.OptionError, match="both describe positive contributions"):

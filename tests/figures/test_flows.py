@@ -56,6 +56,11 @@ def test_at_most_forty_nodes_are_drawn_and_what_lacks_is_said(n_sites):
     assert float(said) > 50
 
 
+def test_errors_stand_at_the_target_too():
+    nodes, edges = graph()
+    assert "+3.00 \N{PLUS-MINUS SIGN} 0.25" in words(flow_figure(nodes.assign(error=0.25), edges, 4))
+
+
 def test_names_stay_readable_on_a_narrow_page():
     figure = flow_figure(*graph(4), width=4.06)
     figure.draw_without_rendering()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condec.basis.errors import CondecError, DataError, OptionError, StoreError
+from condec.basis.errors import CondecError, DataError, OptionError, SiteError, StoreError
 from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput, explain
 from condec.report import build_report, figures
@@ -192,14 +192,14 @@ def test_a_page_elsewhere_leaves_the_run_as_it_is(source: Path, tmp_path: Path) 
 
 
 REFUSED = [
-    ("photo 77", {}, OptionError, "'photo 77' is no input .*no such file .* nearest ids: 'photo"),
+    ("photo 77", {}, OptionError, "'photo 77' is no input .*there is no file /.*; nearest ids: 'photo"),
     ("run.toml", {}, DataError, "run.toml: cannot be read as an image.*To explain an input give"),
     ("run", {}, DataError, "run: cannot be read as an image .*Name a file, not a folder, then"),
     ("words.txt", {}, DataError, "words.txt: cannot be read as an image"),
     ("large.png", {}, DataError, r"large.png' has shape \(1, 9, 9\); the model has"),
     ("many.npy", {}, DataError, r"many.npy: holds 3 inputs; save one by itself.*\]\. To explain"),
     ("a?b.png", {}, DataError, r"a name that holds '\?' names no source of data; rename it"),
-    ("photo 9", {"sites": ["block9"]}, CondecError, "block9"),
+    ("photo 9", {"sites": ["block9"]}, SiteError, "fits none of the sites; there are b"),
     ("photo 9", {"name": "nmf"}, OptionError, "no modes by 'nmf'; there are some by kmeans"),
     ("photo 9", {"show": [1]}, OptionError, "numbers belong to one site; name it, --site, of"),
     ("photo 9", {"sites": ["block2"], "show": [3]}, OptionError, "block2: there is no mode 3; the"),

@@ -201,6 +201,8 @@ def test_done_is_kept_and_a_changed_plan_makes_only_what_it_changes(folder):
     assert all(file.stat().st_mtime_ns == before for file, before in times.items())
     assert sweep(plan_of(folder, train={"steps": 31})).n_made == 8
     assert sweep(plan_of(folder, quantity="activation")).n_made == 8
+    with pytest.raises(OptionError, match="positions"):
+        sweep(plan_of(folder, rows="positions"))
 
 
 def test_a_fit_without_its_record_is_done_again(folder):

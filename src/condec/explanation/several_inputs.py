@@ -69,8 +69,6 @@ def flow(
     """
     at_least("flow", 1, n_modes=n_modes)
     inputs = as_inputs(data)
-    if not len(inputs):
-        raise DataError("flow: expected one input or more to explain; got none")
     one = explainer(model, modes, method, target, n_modes=1, prove=prove)
 
     def explained(number: int) -> Explanation:
