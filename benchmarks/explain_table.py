@@ -160,8 +160,10 @@ def game_table(made: Mapping[str, Any]) -> str:
          ("shares_rank", "shares_slope", "removal_rank", "pairs_rank", "interaction_size"))]
         for r in made["games"]
     ]  # fmt: skip
-    head = ["modes", "shares and Shapley values: rank", "slope", "single removals: rank",
-            "pairs removed from all and exact interactions: rank", "size of an interaction"]  # fmt: skip
+    head = [
+        "modes", "shares and Shapley values: rank", "slope", "single removals: rank",
+        "pairs removed from all and exact interactions: rank", "size of an interaction",
+    ]  # fmt: skip
     every = made["interactions"]
     said = (
         f"`mode_interactions`, {len(every)} superclasses: rank correlation with exact "

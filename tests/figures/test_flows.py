@@ -58,7 +58,9 @@ def test_at_most_forty_nodes_are_drawn_and_what_lacks_is_said(n_sites):
 
 def test_errors_stand_at_the_target_too():
     nodes, edges = graph()
-    assert "+3.00 \N{PLUS-MINUS SIGN} 0.25" in words(flow_figure(nodes.assign(error=0.25), edges, 4))
+    assert "+3.00 \N{PLUS-MINUS SIGN} 0.25" in words(
+        flow_figure(nodes.assign(error=0.25), edges, 4)
+    )
 
 
 def test_names_stay_readable_on_a_narrow_page():
