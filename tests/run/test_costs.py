@@ -20,7 +20,7 @@ def run(tmp_path: Path) -> Run:
 def test_every_link_is_counted_and_nothing_made(run: Run) -> None:
     found = costs(run, check_run(run))
     needs = {need.link: need for need in found.needs}
-    assert [*needs] == ["collect", "fit", "control", "map"]
+    assert [*needs] == ["collect", "fit", "control", "map", "explain"]
     # 40 inputs in shards of 16; 2 sites x 2 signs x 2 quantities x 4 units x 4 bytes
     assert (needs["collect"].tasks, needs["collect"].disk) == (3, 40 * 2 * 2 * 2 * 4 * 4)
     # 2 sites x 2 modes x 2 inputs x 6 x 6 pixels x (3 maps of 4 bytes and a picture of 3)

@@ -192,7 +192,7 @@ def test_a_page_elsewhere_leaves_the_run_as_it_is(source: Path, tmp_path: Path) 
 
 
 REFUSED = [
-    ("photo 77", {}, OptionError, "'photo 77' is no input .*there is no file /.*; nearest ids: 'photo"),
+    ("photo 77", {}, OptionError, "no input .*there is no file /.*; nearest ids: 'photo"),
     ("run.toml", {}, DataError, "run.toml: cannot be read as an image.*To explain an input give"),
     ("run", {}, DataError, "run: cannot be read as an image .*Name a file, not a folder, then"),
     ("words.txt", {}, DataError, "words.txt: cannot be read as an image"),
