@@ -29,7 +29,7 @@ def test_every_link_is_counted_and_nothing_made(run: Run) -> None:
     assert "1 sites, at most 36 sets of edits on 16 held-out inputs" in needs["control"].words
     lines = str(found).splitlines()
     assert lines[0].startswith("40 inputs, 2 sites, 3 passes a batch, ")
-    assert [line.split()[0] for line in lines[1:7]] == [*("link", *needs, "in")]
+    assert [line.split()[0] for line in lines[1:8]] == [*("link", *needs, "in")]
     assert not run.folder.path.exists()
 
 
@@ -40,7 +40,7 @@ def test_a_stated_rate_and_workers_that_share_shards(run: Run) -> None:
     assert collect.seconds == pytest.approx(40 / 0.5)
     assert collect.on(2) == pytest.approx(80 * 2 / 3)  # one of them does two shards of three
     assert collect.on(8) == pytest.approx(80 / 3)
-    assert [need.link for need in found.needs] == ["collect", "fit", "map"]
+    assert [need.link for need in found.needs] == ["collect", "fit", "map", "explain"]
     text = str(found)
     assert "0.5 inputs a second and worker (stated)" in text
     assert "control  left out: no labels" in text

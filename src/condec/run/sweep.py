@@ -280,8 +280,8 @@ def _all_fits(plan: SweepPlan, store: Store) -> list[_Fit]:
         n_units, n_rows = store.info(site).n_units, _rows(plan, store, site).shape[0]
         for (name, fit), seed in itertools.product(plan.configurations.items(), plan.seeds):
             learner, train = fit.learner_for(n_units, n_rows), replace(fit.train, seed=seed)
-            version = (store.config_hash, metadata.version("condec"))
-            version += (plan.rows,) if plan.rows == "positions" else ()
+            version = [store.config_hash, metadata.version("condec")]
+            version += [plan.rows] if plan.rows == "positions" else []
             identity = digest(site.key, plan.quantity, plan.sign, learner, train, *version)
             folder = plan.out / "fits" / file_name(site.key) / fit.name / identity
             fits.append(_Fit(site, name, learner, train, n_units, folder))
