@@ -1,0 +1,306 @@
+"""Runs with workers, disturbed: each ends with the bytes of an undisturbed run of one process."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import condec.report
+from condec import cli
+from forked import Command
+from small_runs import contents, quick_report, write_source
+
+# Slow passes, so that what is killed is at work; the numbers are those of the quick network.
+SLOW = """
+from condec.testing.models import small_resnet
+import time, torch
+
+def make():
+    net = small_resnet(labels=3)
+    net.register_forward_pre_hook(lambda *_: time.sleep(0.04))
+    return net
+
+def short_of_memory():
+    net = small_resnet(labels=3)
+    def refuse(module, given):
+        if len(given[0]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+    net.register_forward_pre_hook(refuse)
+    return net
+"""
+KILLS = 50
+LINKS = 'links = ["collect", "stats", "fit", "control", "map", "explain"]\n'
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(condec.report, "build_report", quick_report)
+
+
+def write(folder: Path, changes: dict[str, str] | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    root = write_source(folder)
+    (root / "net.py").write_text(SLOW)
+    text = LINKS + (root / "run.toml").read_text().replace("shard_size = 16", "shard_size = 2")
+    for old, new in (changes or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    (root / "run.toml").write_text(text)
+    return root
+
+
+def command(root: Path, *given: str) -> list[str]:
+    return ["run", str(root / "run.toml"), "-q", *given]
+
+
+def results(root: Path) -> dict[str, bytes]:
+    """All files of a run but the plan, which names the engine, and what workers tell."""
+    found = contents(root / "run").items()
+    return {n: c for n, c in found if not n.startswith("workers/") and n != "run.toml"}
+
+
+def undisturbed(tmp_path: Path, changes: dict[str, str] | None = None) -> dict[str, bytes]:
+    root = write(tmp_path / "undisturbed", changes)
+    result = CliRunner().invoke(cli.app, command(root))
+    assert result.exit_code == 0, result.output
+    return results(root)
+
+
+def events(root: Path) -> Iterator[dict[str, Any]]:
+    for file in (root / "run" / "workers").glob("*.jsonl"):
+        for line in file.read_text().splitlines():
+            if line.endswith("}"):
+                yield json.loads(line)
+
+
+def at_work(root: Path) -> list[int]:
+    """Processes that have a task in hand."""
+    last = {event["process"]: event["event"] for event in events(root)}
+    return [process for process, event in last.items() if event == "begin" and alive(process)]
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "that did not happen"
+        time.sleep(0.02)
+    return found
+
+
+LOCAL = ("--engine", "local", "--workers", "2")
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_kills_of_workers_at_any_time(tmp_path: Path, kills: int) -> None:
+    changes = {"links = [": 'links = ["collect"]\n# ['} if kills < KILLS else {}
+    changes |= {"shard_size = 2": "shard_size = 4"} if kills < KILLS else {}
+    whole, chance = undisturbed(tmp_path, changes), random.Random(0)
+    root = write(tmp_path / "disturbed", changes)
+    driver, killed = Command(tmp_path / "out", command(root, *LOCAL)), 0
+    while driver.process.is_alive() and killed < kills:
+        if running := at_work(root):
+            time.sleep(chance.uniform(0, 0.15))
+            os.kill(chance.choice(running), signal.SIGKILL)
+            killed += 1
+            wait_for(lambda: len(at_work(root)) < len(running) or not driver.process.is_alive())
+        time.sleep(0.02)
+    assert driver.end(3000) == 0, driver.output
+    log = (root / "run" / "log.jsonl").read_text()
+    print(f"{killed} of {kills} kills, {log.count('worker died')} deaths noted")
+    assert killed == kills
+    assert results(root) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_drivers_that_are_stopped_and_begun_again(tmp_path: Path, number: signal.Signals) -> None:
+    whole, chance, stops = undisturbed(tmp_path), random.Random(int(number)), 4
+    root = write(tmp_path / "disturbed")
+    for stop in range(stops):
+        driver, before = Command(tmp_path / f"out{stop}", command(root, *LOCAL)), set(at_work(root))
+        running = wait_for(lambda b=before: set(at_work(root)) - b)
+        time.sleep(chance.uniform(0, 2))
+        running |= set(at_work(root))
+        sent = time.monotonic()
+        os.kill(driver.process.pid or 0, number)
+        code = driver.end()
+        took = time.monotonic() - sent
+        assert code == (-number if number == signal.SIGKILL else 128 + number), driver.output
+        assert "Traceback" not in driver.output
+        if number != signal.SIGKILL:
+            assert "the same command keeps what is whole" in driver.output
+        assert took < 12
+        wait_for(lambda r=running: not any(map(alive, r)), 10)
+        print(f"{number.name}: ended in {took:.1f} s, its workers with it")
+    last = Command(tmp_path / "last", command(root, *LOCAL))
+    assert last.end(1000) == 0, last.output
+    assert results(root) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("on_bad", ["skip", "raise"])
+@pytest.mark.parametrize("what", ["corrupt", "missing", "nan"])
+def test_bad_inputs(tmp_path: Path, what: str, on_bad: str) -> None:
+    def damage(root: Path) -> Path:
+        images = np.random.default_rng(0).random((40, 1, 6, 6)).astype(np.float32)
+        if what == "nan":
+            images[17] = np.nan
+            np.savez(root / "data.npz", images=images, labels=np.arange(40) % 3)
+            return root
+        for n, image in enumerate(images):
+            (root / "photos" / f"c{n % 3}").mkdir(parents=True, exist_ok=True)
+            file = root / "photos" / f"c{n % 3}" / f"{n:02}.png"
+            Image.fromarray((255 * image[0]).astype(np.uint8)).save(file)
+            if n == 17 and what == "corrupt":
+                file.write_bytes(file.read_bytes()[:40])
+            elif n == 17:
+                file.unlink()
+                file.symlink_to("gone")
+        (root / "net.py").write_text(
+            SLOW + "\n\ndef gray(image):\n    import numpy as np\n"
+            "    return torch.from_numpy(np.asarray(image.convert('L'))[None] / 255.0).float()\n"
+        )
+        return root
+
+    source = (
+        '"npz:data.npz"'
+        if what == "nan"
+        else ('"folder:photos", preprocess = "python:net.py:gray"')
+    )
+    changes = {
+        '"npz:data.npz"': source, "batch_size = 16": f'batch_size = 16, on_bad = "{on_bad}"',
+        "links = [": 'links = ["collect", "stats"]\n# [',
+    }  # fmt: skip
+    ends = {}
+    for name, engine in (("one", ()), ("workers", LOCAL)):
+        root = damage(write(tmp_path / name, changes))
+        driver = Command(tmp_path / f"out-{name}", command(root, *engine))
+        ends[name] = driver.end(300), results(root), driver.output.replace(str(root), "")
+    (code, made, said), (other_code, other_made, other_said) = ends.values()
+    assert code == other_code == (0 if on_bad == "skip" else 2), said + other_said
+    assert "17" in said
+    assert "17" in other_said
+    if on_bad == "skip":
+        assert made == other_made
+    else:
+        # Whole shards count; the workers may have made more of them than one process.
+        assert {n: c for n, c in other_made.items() if n in made} == made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_batch_that_memory_does_not_hold_is_done_in_halves(tmp_path: Path) -> None:
+    changes = {"net.py:make": "net.py:short_of_memory", "shard_size = 2": "shard_size = 16"}
+    plain = {"net.py:make": "net.py:make", "shard_size = 2": "shard_size = 16"}
+    whole = undisturbed(tmp_path, plain)
+    root = write(tmp_path / "disturbed", changes)
+    driver = Command(tmp_path / "out", [*command(root, *LOCAL)])
+    assert driver.end(600) == 0, driver.output
+    assert "a batch of 16 samples does not fit in memory" in driver.output
+    assert "done in halves" in driver.output
+    made = results(root)
+    arrays = [n for n in whole if "/contribution/c." in n]
+    same = sum(made[n] == whole[n] for n in arrays)
+    print(f"{same} of {len(arrays)} files of contributions have the bits of whole batches")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_driver_is_told_who_holds_the_run(tmp_path: Path) -> None:
+    whole = undisturbed(tmp_path)
+    root = write(tmp_path / "disturbed")
+    first = Command(tmp_path / "first", command(root, *LOCAL))
+    wait_for(lambda: at_work(root))
+    second = Command(tmp_path / "second", command(root, *LOCAL))
+    assert second.end() == 2
+    assert "run: in use by " in second.output
+    assert first.end(300) == 0, first.output
+    assert results(root) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_parts_that_are_killed_and_begun_again(tmp_path: Path) -> None:
+    whole = undisturbed(tmp_path, {"links = [": 'links = ["collect"]\n# ['})
+    root, chance = (
+        write(tmp_path / "disturbed", {"links = [": 'links = ["collect"]\n# ['}),
+        (random.Random(0)),
+    )
+    part = ["collect", str(root / "run.toml"), "-q", "--part"]
+    parts = [Command(tmp_path / f"part{n}", [*part, f"{n}/3"]) for n in (1, 2, 3)]
+    wait_for(lambda: len(at_work(root)) == 3)
+    time.sleep(chance.uniform(0, 0.5))
+    for one in parts[:2]:
+        os.kill(one.process.pid or 0, signal.SIGKILL)
+    assert parts[2].end(300) == 0, parts[2].output
+    assert [one.end() for one in parts[:2]] == [-signal.SIGKILL] * 2
+    claims = root / "run" / "contributions.zarr" / "claims"
+    assert len(list(claims.glob("shard-*"))) == 2, "what they had in hand is theirs for a while"
+    again = Command(tmp_path / "again", [*part, "1/3"])
+    assert again.end(300) == 0, again.output
+    assert len(list(claims.glob("shard-*"))) == 1
+    last = Command(tmp_path / "last", command(root))
+    assert last.end(300) == 0, last.output
+    assert results(root) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_lost_node_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    whole = undisturbed(tmp_path)
+    root, node = write(tmp_path / "disturbed"), {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0} | {
+        "object_store_memory": 80 * 2**20, "include_dashboard": False,
+    })  # fmt: skip
+    nodes = [cluster.add_node(**node) for _ in range(2)]
+    lost = []
+
+    def lose() -> None:
+        for _ in range(2):  # and another comes instead
+            running = set(at_work(root))
+            wait_for(lambda r=running: len(set(at_work(root)) - r) > 0, 300)
+            cluster.remove_node(nodes.pop(0), allow_graceful=False)
+            nodes.append(cluster.add_node(**node))
+            lost.append(time.monotonic())
+
+    try:
+        ray.init(address=cluster.address, namespace="condec", log_to_driver=False)
+        thread = threading.Thread(target=lose, daemon=True)
+        thread.start()
+        engine = ("--engine", "ray", "--workers", "2")
+        result = CliRunner().invoke(cli.app, command(root, *engine))
+        assert result.exit_code == 0, result.output
+        thread.join(10)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    died = (root / "run" / "log.jsonl").read_text().count("worker died")
+    print(f"{len(lost)} nodes lost, {died} deaths of workers noted")
+    assert len(lost) == 2
+    assert died >= 2
+    assert results(root) == whole
