@@ -15,7 +15,7 @@ from condec.store.statistics import compare_trends
 from condec.store.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/run.toml"))
+NAMES = sorted({path.parent.name for path in EXAMPLES.glob("*/run.toml")} - {"cluster"})
 
 pytestmark = pytest.mark.needs_shared
 

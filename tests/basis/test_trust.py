@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from condec.basis.errors import OptionError, StoreError
-from condec.basis.trust import admitted, gated
+from condec.basis.trust import admitted, admitted_here, gated, only
 
 
 @pytest.fixture
@@ -93,3 +93,22 @@ def test_compiled_code_beside_a_file_is_not_run(code: Path) -> None:
     head = cached.read_bytes()[:16]  # with the time and size of the file that is asked for
     cached.write_bytes(head + Path(content or "").read_bytes()[16:])
     assert load_function(f"{code}:make")() == 2
+
+
+def test_a_worker_runs_what_its_driver_has_run_and_nothing_else(code: Path) -> None:
+    with gated(trusted=True):
+        admitted(code, "make")
+    known = {name: of for name, of in admitted_here().items() if name.startswith(f"{code}:")}
+    assert list(known) == [f"{code}:make"]
+    try:
+        only(known)
+        with gated(trusted=False):
+            assert admitted(code, "make") == code.read_bytes()
+        only({})
+        for gate in (True, False):  # whatever the plan of a worker says, or this user trusts
+            with gated(trusted=gate), pytest.raises(OptionError, match="a worker runs only code"):
+                admitted(code, "make")
+        with pytest.raises(OptionError, match="put the same file at the same place on all mac"):
+            admitted(code, "make")
+    finally:
+        only(None)

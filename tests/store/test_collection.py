@@ -450,3 +450,46 @@ def test_surprisal_is_fitted_to_the_outputs_of_the_data(tmp_path: Path) -> None:
     torch.testing.assert_close(skipped.target, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match="is in training mode"):
         run(Surprisal(), "d.zarr", small_resnet(labels=2).train())
+
+
+def short_of_memory(most: int, error: Exception | None = None) -> torch.nn.Module:
+    """Make a model that fails on more than so many samples."""
+    model = small_resnet()
+
+    def refuse(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if len(given[0]) > most:
+            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    model.register_forward_pre_hook(refuse)
+    return model
+
+
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_batches_that_memory_does_not_hold_are_done_in_halves(
+    tmp_path: Path, error: Exception | None
+) -> None:
+    data = images()
+    data[1] = torch.nan
+    plain = quick(tmp_path / "a.zarr", (data, labels()), on_bad="skip", method=ActGrad())
+    # Paths share a pass, 4 samples and their steps: what counts here is one of 4.
+    options = {"on_bad": "skip", "method": ActGrad(), "prove": False}
+    with pytest.warns(UserWarning, match="batch of 4 samples does not fit in memory .*in halves"):
+        halved = quick(
+            tmp_path / "b.zarr", (data, labels()), model=short_of_memory(2, error), **options
+        )
+    assert halved.sample_ids == plain.sample_ids
+    assert halved.valid.tolist() == plain.valid.tolist()
+    assert halved.labels.tolist() == plain.labels.tolist()
+    for site in ("block1", "block2"):
+        torch.testing.assert_close(halved.matrix(site), plain.matrix(site))
+
+
+def test_batches_that_belong_together_are_not_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ActGrad, "least_samples", 2)
+    options = {"prove": False, "method": ActGrad()}
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        quick(tmp_path / "a.zarr", model=short_of_memory(2), sites="block1", **options)
