@@ -157,7 +157,7 @@ def test_default_rate_falls_with_steps_and_width():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("steps", [1000, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [1000, pytest.param(3000, marks=pytest.mark.slow)])
 def test_default_recovers_every_mode_of_the_small_instance(steps):
     data = Planted.small()
     report = fit(ThresholdSAE(24), data.matrix, config=TrainConfig(steps=steps))
