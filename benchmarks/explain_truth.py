@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from explain_table import page, summary
 from measure import RESULTS, paste, write
-from rival_maps import PATCHES, patches, recorded, relevance, site_maps
+from rival_maps import PATCHES, patches, recorded, site_maps
 from selectivity import mobilenet
 
 import condec
@@ -64,8 +64,12 @@ SITES = ("blocks.10", "blocks.13")
 KINDS = ("nmf", "sae")
 METHOD = condec.IntegratedGradients(steps=10, spacing="fitted")
 N_PLAYERS, N_MASKS = 8, 128
-KEPT = (10, 29, 78)
+KEPT = (14, 59)
 """Regions that are deleted, or inserted, of 196."""
+SHOWN = (("nmf", "blocks.10"), ("nmf", "blocks.13"), ("sae", "blocks.10"))
+"""Whose modes have maps."""
+LAST = "head"
+"""Where Grad-CAM and LayerCAM usually are."""
 WHOLE = "class"
 """What maps of a class, and not of a mode, go by."""
 
@@ -123,14 +127,14 @@ def of_photo(study: Study, number: int, *, sane: bool) -> dict[str, Any]:
     label, other = output.topk(2).indices.tolist()
     shown = {
         (kind, site): max(found[kind][site].modes, key=lambda part: part.net)
-        for kind, site in itertools.product(KINDS, SITES)
+        for kind, site in SHOWN
     }
     record: dict[str, Any] = {"photo": study.names[number], "label": label}
     record["missed"] = timed("missed", missed(study.model, x))
     record["checks"] = timed("checks", [*checks(found, draws)])
     record["games"] = timed("games", [game(study.model, at) for at in sited(found)])
     maps = timed("maps", maps_of(study.model, x, label, found, shown))
-    record |= timed("curves", curves(study, x, label, maps, found, shown, draws))
+    record |= timed("curves", curves(study, x, label, maps, shown, draws))
     if sane:
         ways = {name: (model, label) for name, model in study.shuffled.items()}
         ways["other class"] = study.model, other
@@ -332,13 +336,15 @@ def maps_of(
     from captum.attr import IntegratedGradients
 
     made: dict[tuple[str, str], Tensor] = {}
-    ones = {}
     again = found is None
     if found is None:
         assert modes is not None
         found = {kind: explained(model, x, modes[kind], label) for kind in KINDS}
     for kind, one, at in sited(found):
-        site, part = at.site.key, shown[kind, at.site.key]
+        site = at.site.key
+        if (kind, site) not in shown:
+            continue
+        part = shown[kind, site]
         if again:  # the same mode, with the share it has now
             one = replace(one, by_site=(at.showing([part.id], others=False),))
             part = one.by_site[0].modes[0]
@@ -350,14 +356,12 @@ def maps_of(
         made[key, "the paper's map"] = patches(paper.total)
         made |= {(key, n): v for n, v in site_maps(model, x, label, site, w).items()}
         if kind == KINDS[0]:
-            ones[site] = torch.ones_like(w)
             made[WHOLE, f"place map, {site}"] = patches(at.contribution.sum(0))
-            rivals = site_maps(model, x, label, site, ones[site])
-            for name in ("Grad-CAM", "LayerCAM"):
-                made[WHOLE, f"{name}, {site}"] = rivals[name]
-            made[WHOLE, "input x gradient"] = rivals["input x gradient"]
-    made[WHOLE, "relevance"] = patches(relevance(model, x.clone().requires_grad_(), label,
-                                                 SITES[0], ones[SITES[0]]))  # fmt: skip
+    every = torch.ones(1)
+    for site in (*SITES, LAST):
+        for name, values in site_maps(model, x, label, site, every).items():
+            place = f", {site}" if name in ("Grad-CAM", "LayerCAM") else ""
+            made.setdefault((WHOLE, name + place), values)
     along = IntegratedGradients(model)
     made[WHOLE, "integrated gradients"] = patches(
         along.attribute(x, target=label, n_steps=METHOD.steps, method="riemann_trapezoid")
@@ -366,23 +370,23 @@ def maps_of(
 
 
 def measures(
-    study: Study, x: Tensor, label: int, found: dict[str, Explanation],
-    shown: dict[tuple[str, str], Part],
-) -> Callable[[Tensor], dict[str, Tensor]]:  # fmt: skip
+    study: Study, x: Tensor, label: int, shown: dict[tuple[str, str], Part]
+) -> Callable[[Tensor], dict[str, Tensor]]:
     """Return what measures images: the class's output, and the contributions of modes.
 
-    A mode's own contribution is that of the change of the activation with the mean gradient of the
-    path held, which gives its contribution at the photo.
+    A mode's own contribution is that of the change of the activation, with its share and the mean
+    gradient of the path held.
     """
-    with torch.no_grad(), recorded(study.model, SITES) as start:
-        study.model(torch.zeros_like(x))
-    start = dict(start)
-    slopes = {}
-    for (kind, site), part in shown.items():
-        at = found[kind][site]
-        moved = (at.activation - start[site][0]).double()
-        own = part.weights * at.contribution
-        slopes[f"{kind} {site}"] = torch.where(moved.abs() > 1e-6, own / moved, 0).float()
+    path = torch.linspace(0, 1, METHOD.steps + 1).view(-1, 1, 1, 1) * x
+    path.requires_grad_()
+    with recorded(study.model, SITES) as h:
+        output = study.model(path)[:, label].sum()
+    gradients = torch.autograd.grad(output, [h[site] for site in SITES])
+    mean = dict(zip(SITES, (g.mean(0) for g in gradients), strict=True))
+    start = {site: h[site][:1].detach() for site in SITES}
+    slopes = {
+        f"{kind} {site}": part.weights.float() * mean[site] for (kind, site), part in shown.items()
+    }
 
     def measured(images: Tensor) -> dict[str, Tensor]:
         values: dict[str, list[Tensor]] = {key: [] for key in (WHOLE, *slopes)}
@@ -399,10 +403,10 @@ def measures(
 
 def curves(
     study: Study, x: Tensor, label: int, maps: dict[tuple[str, str], Tensor],
-    found: dict[str, Explanation], shown: dict[tuple[str, str], Part], draws: torch.Generator,
+    shown: dict[tuple[str, str], Part], draws: torch.Generator,
 ) -> dict[str, Any]:  # fmt: skip
     """Delete and insert regions in the order of every map; see the top of this file."""
-    measured = measures(study, x, label, found, shown)
+    measured = measures(study, x, label, shown)
     fills = fills_of(x, draws)
     # As RISE: random masks, and the mean of what is measured where a region is seen.
     seen = torch.rand(N_MASKS, 1, 8, 8, generator=draws).gt(0.5).float()

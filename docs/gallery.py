@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import condec
 from condec.data import Inputs
 from condec.figures import save_figure
+from condec.models.torchvision import import_torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED, EXAMPLES, ASSETS = ROOT.parent / "shared" / "data", ROOT / "examples", ROOT / "docs/assets"
@@ -37,6 +39,8 @@ class Case:
     n_modes: int = 16
     drawn: dict[str, Any] = field(default_factory=dict)
     """Arguments of the figure."""
+    flows: bool = False
+    """Whether the flow from site to site is drawn, too."""
 
 
 def photos() -> Case:
@@ -51,7 +55,7 @@ def cifar() -> Case:
     """A picture of CIFAR-10, by ResNet-20."""
     model, data = _example("cifar10_resnet20", 400)
     drawn = {"picture": data.picture(0), "label_names": data.label_names}
-    return Case(model, data, "layer2.2,layer3.0,layer3.2", data.batch([0]), drawn=drawn)
+    return Case(model, data, "layer2.2,layer3.0,layer3.2", data.batch([0]), drawn=drawn, flows=True)
 
 
 def digits() -> Case:
@@ -61,13 +65,47 @@ def digits() -> Case:
     return Case(model, data, "block2,block3", data.batch([3]), drawn=drawn)
 
 
+def vit() -> Case:
+    """The same digit, by a vision transformer: tokens as a grid, and one apart."""
+    import json
+
+    from safetensors.torch import load_file
+    from sklearn.datasets import load_digits
+
+    import_torchvision()
+    from timm.models.vision_transformer import VisionTransformer
+
+    record = json.loads((SHARED / "digits/vit_digits.json").read_text())
+    model = VisionTransformer(**record["constructor_args"]).eval()
+    model.load_state_dict(load_file(SHARED / "digits/vit_digits.safetensors"))
+    digits = load_digits().images[:400]
+    x = torch.from_numpy(digits).float()[:, None] / 8 - 1
+    return Case(model, x, "blocks.1,blocks.3", x[3:4], drawn={"picture": digits[3] / 16})
+
+
+def stories() -> Case:
+    """A story, by a small language model: which characters made the next one likely."""
+    model = condec.load_model(f"huggingface:{SHARED / 'stories'}").model
+    tokens = torch.from_numpy(np.load(SHARED / "stories/stories_500.npz")["tokens"])[:150]
+    tokens, n_tokens = tokens.long(), 90  # they begin alike
+    x, others = model.embed(tokens[5:6, :n_tokens]), model.embed(tokens[6:, :n_tokens])
+    # Its norm jumps where a path leaves zero: from other stories, as long as this one.
+    baseline = condec.attribution.Samples(n_samples=2, values=others[:2])
+    method = condec.IntegratedGradients(steps=6, baseline=baseline)
+    vocabulary = model.tokenizer.convert_ids_to_tokens(range(len(model.tokenizer)))
+    return Case(
+        model, others, "lm.model.layers.1,lm.model.layers.3", x, method=method,
+        drawn={"label_names": vocabulary}, flows=True,
+    )  # fmt: skip
+
+
 def retina() -> Case:
     """A clip of a movie, by a circuit whose parts are known."""
     from condec.testing.retina import PlantedRetina
 
     planted = PlantedRetina.standard(n_frames=600, dwell=15.0)
     clips = torch.stack([planted.windows[i][0] for i in range(0, 500, 2)])
-    return Case(planted.circuit, clips, "relu1,relu2", clips[100:101], condec.Sum())
+    return Case(planted.circuit, clips, "relu1,relu2", clips[100:101], condec.Sum(), flows=True)
 
 
 def _example(name: str, limit: int) -> tuple[nn.Module, Inputs]:
@@ -84,7 +122,7 @@ def _example(name: str, limit: int) -> tuple[nn.Module, Inputs]:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    one.__name__: one for one in (photos, cifar, digits, retina)
+    one.__name__: one for one in (photos, cifar, digits, vit, stories, retina)
 }
 
 
@@ -110,10 +148,14 @@ def main() -> None:
         case = CASES[name]()
         found = explain(case, work / name)
         print(name, found.change)
-        file = save_figure(found.figure(**case.drawn), ASSETS / f"gallery-{name}.png")
-        small = Image.open(file).convert("RGB")
-        small.thumbnail((1400, 1400))
-        small.quantize(200).save(file, optimize=True)
+        figures = {name: found.figure(**case.drawn)}
+        if case.flows:
+            figures[f"{name}-flow"] = found.graph(n_modes=5).figure(case.drawn.get("label_names"))
+        for stem, figure in figures.items():
+            file = save_figure(figure, ASSETS / f"gallery-{stem}.png")
+            small = Image.open(file).convert("RGB")
+            small.thumbnail((1400, 1400))
+            small.quantize(200).save(file, optimize=True)
 
 
 if __name__ == "__main__":

@@ -67,9 +67,12 @@ def main() -> None:
             take(opened, pages[-1], WIDE, PICTURE, whole=False)
             return
         given.look.mkdir(parents=True, exist_ok=True)
+        pages += sorted(report.glob("inputs/*.html"))
+        pages += sorted(report.parent.glob("explain/*/index.html"))
         for page in pages:
+            name = page.stem if page.is_relative_to(report) else page.parent.name
             for width in (WIDE, PHONE):
-                out = given.look / f"{page.stem}-{width}.png"
+                out = given.look / f"{name}-{width}.png"
                 take(opened, page, width, out, whole=True)
 
 

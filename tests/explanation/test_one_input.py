@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import condec
+from condec.network import PackedInput
 from condec.testing.models import small_resnet
 
 
@@ -155,6 +156,39 @@ def test_a_mode_that_goes_with_no_label_has_none(model, images, tmp_path):
     store = condec.collect(model, data, "block2", out=tmp_path / "alike", progress=False)
     found = condec.explain(model, images[:1], modes_of(store, "block2", "positive"))
     assert found["block2"].modes[0].best_label()[0] == -1
+
+
+class Padded(PackedInput):
+    """Tokens, of which the last channel says which are real."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def fixed(self, inputs):
+        return None
+
+    def real(self, inputs):
+        return inputs[..., -1] == 1
+
+    def forward(self, x):
+        return self.head((self.block(x).tanh() * x[..., -1:]).sum(1))
+
+
+def test_padding_has_no_loading(tmp_path):
+    x = torch.rand(20, 5, 4, generator=torch.Generator().manual_seed(0))
+    x[..., -1] = (torch.arange(5) < 5 - torch.arange(20)[:, None] % 3).float()
+    model = Padded().eval()
+    store = condec.collect(
+        model, x, "block", out=tmp_path / "store", target=condec.Logit(0), progress=False,
+        rows="positions", keep=5,
+    )  # fmt: skip
+    modes = modes_of(store, "block", "sum", condec.PCA(3), rows="positions")
+    for row in (1, 2):
+        parts = condec.explain(model, x[row : row + 1], modes)["block"].modes
+        said = {part.id: part.loading for part in parts}
+        kept = dict(zip(modes.ids.tolist(), modes.loadings[row].tolist(), strict=True))
+        assert said == pytest.approx({mode: kept[mode] for mode in said}, abs=1e-5)
 
 
 def test_bad_inputs_are_refused(model, images, store):

@@ -28,6 +28,7 @@ from condec.explanation.parts import SiteExplanation, divided
 from condec.modes import Modes
 from condec.network import PackedInput, Site, find_site
 from condec.store.batches import fingerprint
+from condec.store.places import real_places
 
 if TYPE_CHECKING:
     import numpy
@@ -294,13 +295,22 @@ def explainer(
         values = (batch.target, batch.target_baseline, batch.prediction)
         after, before, prediction = (value[0].item() for value in values)
         by_site = tuple(
-            divided(part, [one for one in given if one.site == part.site], after - before, n_modes)
+            divided(
+                part, [(one, _real(model, x, one)) for one in given if one.site == part.site],
+                after - before, n_modes,
+            )
             for part in batch.by_site
-        )
+        )  # fmt: skip
         _warn_of_nothing(by_site, after - before)
         return Explanation(after, before, int(prediction), by_site, batch, method)
 
     return explained
+
+
+def _real(model: nn.Module, x: Tensor, modes: Modes) -> Tensor | None:
+    """Mark the positions of modes of places that are no padding, [position]; None for all."""
+    found = real_places(model, x, modes.store.info(modes.site))
+    return found[0] if found is not None and modes.rows == "positions" else None
 
 
 def _check(given: tuple[Modes, ...]) -> None:

@@ -160,10 +160,13 @@ def strongest(sizes: Tensor, n_modes: int) -> list[int]:
 
 
 def divided(
-    part: SiteContributions, given: list[Modes], change: float, n_modes: int
+    part: SiteContributions, given: list[tuple[Modes, Tensor | None]], change: float, n_modes: int
 ) -> SiteExplanation:
-    """Divide the contributions of one site among the modes of its dictionaries."""
-    shares = tuple(Shares.of(one, part) for one in given)
+    """Divide the contributions of one site among the modes of its dictionaries.
+
+    Each comes with a mask of the positions that are no padding, as `Shares.of` takes it.
+    """
+    shares = tuple(Shares.of(one, part, real) for one, real in given)
     contribution = part.contribution[0].double().cpu()
     misses = change - float(contribution.sum()) if part.cut else nan
     whole = SiteExplanation(

@@ -66,8 +66,11 @@ class Shares:
     contribution: Tensor
 
     @staticmethod
-    def of(modes: Modes, part: SiteContributions) -> "Shares":
-        """Work out the shares of a batch of one; DataError where the modes do not fit."""
+    def of(modes: Modes, part: SiteContributions, real: Tensor | None = None) -> "Shares":
+        """Work out the shares of a batch of one; DataError where the modes do not fit.
+
+        Modes of places have no loading where `real`, [place], says that there is padding.
+        """
         dictionary = encoder_of(modes)
         values = getattr(part, modes.quantity)
         numbers = unit_numbers(part.units, values.shape)
@@ -92,6 +95,7 @@ class Shares:
         masks = signs["positive"] + signs["negative"] if modes.sign == "concat" else masks
         n_halves = len(rows)
         loadings = dictionary.encode(rows.float().movedim(1, 0).flatten(1))
+        loadings = loadings if real is None else loadings * real[:, None]
         return Shares(
             modes, loadings.double(),
             dictionary.atoms.double().cpu().view(dictionary.n_modes, n_halves, -1).movedim(1, 0),
