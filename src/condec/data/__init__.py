@@ -50,10 +50,11 @@ from condec.data.inputs import UNLABELLED, Inputs, Preprocess, read_names, scale
 from condec.data.several import SeveralInputs
 from condec.data.tables import from_hub, from_parquet
 from condec.data.tars import files_of, from_tars
+from condec.data.texts import Language, from_texts, from_tokens
 
 __all__ = [
-    "UNLABELLED", "Inputs", "Orientation", "Preprocess", "SeveralInputs", "as_batch", "as_inputs",
-    "load_data", "read_names", "scale_pixels", "spread",
+    "UNLABELLED", "Inputs", "Language", "Orientation", "Preprocess", "SeveralInputs", "as_batch",
+    "as_inputs", "load_data", "read_names", "scale_pixels", "spread",
 ]  # fmt: skip
 
 SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
@@ -77,6 +78,16 @@ SOURCES: Final[dict[str, Callable[..., Inputs]]] = {
             rest, keys, folder, cells, orientation
         )
     ),
+    "text:FILE[?length=TOKENS&stride=TOKENS&labels=next|none]": (
+        lambda rest, keys, *, folder, language, **facts: from_texts(
+            user_path(rest, folder), keys, language
+        )
+    ),
+    "tokens:FILE.npz[?length=TOKENS&stride=TOKENS&labels=next|none]": (
+        lambda rest, keys, *, folder, language, **facts: from_tokens(
+            user_path(rest, folder), keys, language
+        )
+    ),
     "folder:DIR[?csv=FILE]": lambda rest, keys, *, folder, cells, orientation, **facts: from_folder(
         user_path(rest, folder),
         user_path(keys["csv"], folder) if "csv" in keys else None,
@@ -94,7 +105,7 @@ def load_data(
     preprocess: Preprocess | None = None, shape: tuple[int, ...] | None = None,
     limit: int | None = None, scaling: tuple[float, float] | None = None,
     cells: Sequence[str] | None = None, orientation: Orientation | None = None,
-    folder: str | Path = ".",
+    folder: str | Path = ".", language: Language | None = None,
 ) -> Inputs:  # fmt: skip
     """Open a data set by its text form.
 
@@ -130,6 +141,8 @@ def load_data(
         picture that is stored turned and taken as it is.
     folder : path
         What relative paths start from.
+    language : LanguageModel, optional
+        The model, for texts: it knows their tokens and embeds them.
 
     Raises
     ------
@@ -157,13 +170,13 @@ def load_data(
         names = read_names(user_path(label_names, base))
     if names is not None and written is not None:
         cells = names
-    facts = {} if written is None else {"orientation": orientation}
+    facts = {"orientation": orientation, "language": language} if written is not None else {}
     inputs: Inputs = load(
         rest, keys, folder=base, shape=shape, scaling=scaling, cells=cells, **facts
     )
     if names is not None:
         inputs = replace(inputs, label_names=names)
-    inputs = replace(inputs, preprocess=preprocess or scale_pixels, shape=shape)
+    inputs = replace(inputs, preprocess=preprocess or inputs.preprocess, shape=shape)
     if limit is not None and limit < len(inputs):
         inputs = inputs.select(spread(len(inputs), limit))
     return inputs

@@ -53,14 +53,14 @@ class Inputs(Dataset[tuple[Tensor, int]]):
     ids : tuple of str
         Stable name of every sample: the file relative to its folder, or the index.
     read : callable
-        From an index to one sample as stored: uint8 [y, x, channel], or a float tensor that
-        the model takes as it is.
+        From an index to one sample as stored: uint8 [y, x, channel], int64 tokens, or a float
+        tensor that the model takes as it is.
     labels : Tensor of shape [sample], or None
         int64; -1 marks a sample without label.
     label_names : tuple of str, or None
     preprocess : callable
-        From uint8 images [sample, y, x, channel] to float [sample, channel, y, x]; not
-        applied to samples that are floats already.
+        From uint8 images [sample, y, x, channel] to float [sample, channel, y, x], or from tokens
+        to their embeddings; not applied to samples that are floats already.
     shape : tuple of int, or None
         That of every preprocessed sample; None: that of the first readable one.
     stored : callable, or None
@@ -229,7 +229,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
 
     def _prepared(self, index: int) -> Tensor:
         raw = self.read(index)
-        if raw.dtype != torch.uint8:
+        if raw.is_floating_point():
             return raw
         try:
             return self._apply(raw.unsqueeze(0))[0]

@@ -80,7 +80,8 @@ def load_huggingface_model(
     model = model.eval()
     spec = f"huggingface:{name}"
     if auto is library.AutoModelForCausalLM:
-        return LoadedModel(LanguageModel(model, _tokenizer(library, place)), spec)
+        language = LanguageModel(model, _tokenizer(library, place))
+        return LoadedModel(language, spec, label_names=language.vocabulary)
     preprocess = _preprocess(library, name, place)
     shape = _fetched(name, lambda: _input_shape(config, preprocess))
     if auto is library.AutoModelForImageClassification:

@@ -86,12 +86,47 @@ class LanguageModel(PackedInput):
     def embed_text(self, texts: str | Sequence[str]) -> Float[Tensor, "sample token channel"]:
         """Embed texts, padded on the left where they differ in length; DataError for empty ones."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = [self._tokenizer()(text)["input_ids"] for text in texts]
+        rows = [self.tokens(text) for text in texts]
         if not rows or not all(rows):
             raise DataError(f"embed_text: expected texts of at least one token; got {texts[:3]}")
         tokens = [torch.tensor(row) for row in rows]
         both = tokens, [torch.ones_like(row) for row in tokens]
         return self.embed(*(pad_sequence(each, True, padding_side="left") for each in both))
+
+    @property
+    def context(self) -> int | None:
+        """Return how many tokens the model takes at most, where its configuration says so."""
+        config = getattr(self.lm, "config", None)
+        found: int | None = getattr(config, "max_position_embeddings", None)
+        return found
+
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """Return every token as text, where there is a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return tuple(self._words(list(range(self.table.num_embeddings))))
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text; ModelError without a tokenizer."""
+        found: list[int] = self._tokenizer()(text)["input_ids"]
+        return found
+
+    def prepare(
+        self, tokens: Int[Tensor, "sample token *real"]
+    ) -> Float[Tensor, "sample token channel"]:
+        """Embed tokens as sources of text give them (`condec.load_data`), on the CPU.
+
+        Where some texts are padded, every token comes with a 1 if it is real, and all embeddings
+        have the channel that says so.
+        """
+        if tokens.ndim == 2:
+            return self.embed(tokens).cpu()
+        ids, real = tokens.unbind(-1)
+        found = self.embed(ids, real)
+        if found.shape[-1] == self.table.embedding_dim:
+            found = torch.cat([found, torch.ones_like(found[..., :1])], dim=-1)
+        return found.cpu()
 
     def token(self, text: str) -> int:
         """Find the one token that a text is, for ``Logit(model.token(" Paris"))``."""
@@ -157,6 +192,11 @@ class LanguageModel(PackedInput):
                 "language model; give a model of another kind to condec.SeveralInputs(model, batch)"
             )
         return logits[torch.arange(len(logits), device=logits.device), last]
+
+    def _words(self, ids: list[int]) -> list[str]:
+        # Signs for a blank, of two kinds of tokenizers.
+        tokens = self.tokenizer.convert_ids_to_tokens(ids)
+        return [str(token).replace("\u2581", " ").replace("\u0120", " ") for token in tokens]
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:

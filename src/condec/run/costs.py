@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Final
@@ -150,19 +150,20 @@ def costs(run: Run, left_out: Mapping[str, str], workers: Workers | None = None)
         f"{n_samples:,} inputs, {len(batches.infos)} sites, {passes} passes a batch, "
         f"{1 / each:,.3g} inputs a second and worker ({how})"
     )
-    needs = _needs(run, each, each / measured)
+    # What is left out could not be timed.
+    links = tuple(link for link in run.plan.links if link not in left_out)
+    needs = tuple(_needs(run, links, each, each / measured))
     place = next(one for one in (run.plan.out, *run.plan.out.absolute().parents) if one.exists())
-    made = tuple(need for need in needs if need.link not in left_out)
-    return Costs(made, dict(left_out), workers, head, shutil.disk_usage(place).free)
+    return Costs(needs, dict(left_out), workers, head, shutil.disk_usage(place).free)
 
 
-def _needs(run: Run, each: float, slower: float) -> Iterator[Need]:
+def _needs(run: Run, links: Collection[str], each: float, slower: float) -> Iterator[Need]:
     """Yield what links take: `each` second an input that is collected; passes are `slower`."""
     plan, batches, (infos, labels) = run.plan, run.batches, run.known
     n_samples, shard = len(run.inputs), plan.collect.shard_size
     memory, disk = batches.memory(min(run.batch_size, n_samples), shard), batches.disk()
     differ = sum(twin.changes_numbers(plan.collect.target) for twin in plan.collect.twins)
-    if "collect" in plan.links:
+    if "collect" in links:
         words, twins = f"{n_samples} inputs", len(plan.collect.twins)
         words += f", once more for {differ} of {twins} twins" if twins else ""
         seconds, shards = each * n_samples * (1 + differ), math.ceil(n_samples / shard)
@@ -172,14 +173,14 @@ def _needs(run: Run, each: float, slower: float) -> Iterator[Need]:
         )  # fmt: skip
     sites = run.sites(plan.fit.sites, [info.site for info in infos], infos)
     fitted = [info for info in infos if info.site in sites]
-    if "fit" in plan.links:
+    if "fit" in links:
         yield _need_of_fit(run, fitted, n_samples)
     chosen = run.sites(plan.control.sites, sites, infos)
-    if "control" in plan.links:
+    if "control" in links:
         of = [info for info in fitted if info.site in chosen]
         yield _need_of_control(run, labels, of, each, slower, memory, disk)
     mapped = run.sites(plan.maps.sites, sites, infos)
-    if "map" in plan.links:
+    if "map" in links:
         yield _need_of_maps(run, mapped, slower)
     if "explain" in plan.links:
         kinds = {*EXAMPLES} & {*plan.explain.inputs}

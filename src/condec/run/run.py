@@ -18,7 +18,7 @@ from condec.basis.errors import DataError, OptionError, SiteError, StoreError, c
 from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.basis.trust import gated
-from condec.data import SOURCES, Inputs, load_data, read_names
+from condec.data import SOURCES, Inputs, Language, load_data, read_names
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
 from condec.modes import Hierarchy, Modes
@@ -136,17 +136,20 @@ class Run:
     def one_file(self, file: Path) -> Inputs:
         """Open a file with one input, as those of the plan's data are opened.
 
-        It is an image or numpy's arrays; or, where a package brings the source, one of that source.
+        It is an image or numpy's arrays; of a run on texts, a text or its tokens, to be continued;
+        or, where a package brings the source, one of that source.
         """
         kind, _, rest = self.plan.data.source.partition(":")
         _, mark, query = rest.partition("?")
-        if kind in {source.partition(":")[0] for source in SOURCES}:
+        if of_text := kind in ("text", "tokens"):
+            kind, mark, query = "tokens" if file.suffix == ".npz" else "text", "?", "labels=none"
+        elif kind in {source.partition(":")[0] for source in SOURCES}:
             kind, query = "npz" if file.suffix in (".npy", ".npz") else "image", ""
         if "?" in str(file):
             raise DataError(f"{file}: a name that holds '?' names no source of data; rename it.")
         shape = None
-        with suppress(DataError):  # without the data, the model may say
-            shape = self.inputs.sample_shape
+        with suppress(DataError):  # without the data, the model may say; texts are of any length
+            shape = None if of_text else self.inputs.sample_shape
         return self._load(f"{kind}:{file}{mark if query else ''}{query}", None, shape)
 
     @cached_property
@@ -178,7 +181,7 @@ class Run:
         return None if source is None else self._load(source, self.plan.data.limit)
 
     def _load(self, source: str, limit: int | None, shape: tuple[int, ...] | None = None) -> Inputs:
-        plan, base = self.plan.data, self.plan.base
+        plan, base, model = self.plan.data, self.plan.base, self.loaded.model
         with self.gate:
             own = None if plan.preprocess is None else load_function(plan.preprocess, folder=base)
         return load_data(
@@ -187,6 +190,7 @@ class Run:
             shape=shape or self.plan.model.input_shape or self.loaded.input_shape, limit=limit,
             scaling=self.loaded.scaling, cells=self.loaded.label_names, folder=base,
             orientation=plan.orientation or self.loaded.orientation,
+            language=model if isinstance(model, Language) else None,
         )  # fmt: skip
 
     @cached_property
