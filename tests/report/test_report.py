@@ -395,10 +395,16 @@ def test_a_store_of_another_recipe(tmp_path, quick):
     assert "<dt>made by</dt>" in build_report(tmp_path / "odd").read_text()
 
 
-def test_title_falls_back_to_model_and_data(run):
-    recipes = {"collect": {"model": {"spec": "digits"}, "data": {"source": "npz:a.npz"}}}
-    named = replace(run, recipes=recipes, title="")
-    assert facts.title(named) == "digits on npz:a.npz"
+@pytest.mark.parametrize(
+    ("model", "data", "title"),
+    [
+        ("digits", "npz:a.npz", "digits on npz:a.npz"),
+        ("huggingface:/models/stories", "tokens:~/b.npz?length=4", "stories on b.npz"),
+    ],
+)
+def test_title_falls_back_to_model_and_data(run, model, data, title):
+    recipes = {"collect": {"model": {"spec": model}, "data": {"source": data}}}
+    assert facts.title(replace(run, recipes=recipes, title="")) == title
 
 
 # --- warnings -----------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from condec.basis.errors import OptionError
+from condec.basis.errors import DataError, OptionError
+from condec.data import Inputs
 from condec.run import Run, config
 from condec.run.beforehand import check_run
 from condec.run.costs import Costs, Need, Workers, costs
@@ -31,6 +33,16 @@ def test_every_link_is_counted_and_nothing_made(run: Run) -> None:
     assert lines[0].startswith("40 inputs, 2 sites, 3 passes a batch, ")
     assert [line.split()[0] for line in lines[1:8]] == [*("link", *needs, "in")]
     assert not run.folder.path.exists()
+
+
+def test_what_is_left_out_is_not_timed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(self: Inputs, index: int) -> Tensor:
+        raise DataError("no picture")
+
+    monkeypatch.setattr(Inputs, "picture", picture)
+    found = costs(run, check_run(run))
+    assert "map" not in [need.link for need in found.needs]
+    assert "map      left out: no picture" in str(found)
 
 
 def test_a_stated_rate_and_workers_that_share_shards(run: Run) -> None:

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import cycle
+from itertools import cycle, takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +49,8 @@ RANKINGS: Final = {
 """Name and colour of every ranking of a control curve that has a known name."""
 _MOST_NAMES: Final = 40
 """Sites that are named along an axis: of more, so many of them."""
+_LONG: Final = 22
+"""Characters of the longest name of a site that is drawn whole."""
 _OTHER_COLOURS: Final = ("#AA4499", "#999933")
 
 STYLE: Final[dict[str, Any]] = {
@@ -238,7 +240,7 @@ def name_cells(axis: Axes, names: Sequence[str], size: float) -> None:
 
 def site_axis(axis: Axes, sites: Sequence[str]) -> None:
     """Name sites along x, slanted where names would run into each other."""
-    names = [short(site) for site in sites]
+    names = short_names(sites)
     step = -(-len(names) // _MOST_NAMES)
     axis.set_xticks(range(0, len(names), step), names[::step])
     if sum(len(name) for name in names) > 44:
@@ -250,9 +252,31 @@ def site_axis(axis: Axes, sites: Sequence[str]) -> None:
 
 
 def short(site: str) -> str:
-    """Shorten a long site name to its end: that is where names differ."""
+    """Shorten a long site name to its end: that is where names mostly differ."""
     site = literal(site[-60:])
-    return site if len(site) <= 22 else f"...{site[-19:]}"
+    return site if len(site) <= _LONG else f"...{site[-19:]}"
+
+
+def short_names(sites: Sequence[str]) -> list[str]:
+    """Shorten names of sites, where some are long, to the parts in which they differ.
+
+    >>> short_names(["model.layers.0.mlp.down_proj:input", "model.layers.1.mlp.down_proj:input"])
+    ['...layers.0...', '...layers.1...']
+    """
+    parts = [literal(site).split(".") for site in sites]
+    if len({*sites}) > 1 and any(len(site) > _LONG for site in sites):
+        # One part of what comes before stays: a number alone names nothing.
+        before = max(_n_common(parts) - 1, 0)
+        after = _n_common([part[:before:-1] for part in parts])
+        inner = [".".join(part[before : len(part) - after]) for part in parts]
+        dots = ["..." if number else "" for number in (before, after)]
+        sites = [f"{dots[0]}{name}{dots[1]}" for name in inner]
+    return [short(site) for site in sites]
+
+
+def _n_common(lists: Sequence[Sequence[str]]) -> int:
+    columns = zip(*lists, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len({*column}) == 1, columns))
 
 
 def not_empty(table: pandas.DataFrame, what: str) -> None:

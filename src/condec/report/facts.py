@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import torch
 
@@ -75,4 +76,11 @@ def title(run: RunPart) -> str:
     """Return the title of the report."""
     model = str(run.recipe("model").get("spec", "")) or str(run.store.recipe.get("model", ""))
     data = str(run.recipe("data").get("source", ""))
-    return run.title or " on ".join(part for part in (model, data) if part) or run.folder.path.name
+    named = " on ".join(map(_without_folders, filter(None, (model, data))))
+    return run.title or named or run.folder.path.name
+
+
+def _without_folders(source: str) -> str:
+    """Name a model or data set by its file or folder, where it is one."""
+    place = source.partition(":")[2].partition("?")[0]
+    return PurePath(place).name if place[:1] in ("/", ".", "~") else source

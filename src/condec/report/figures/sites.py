@@ -84,7 +84,7 @@ def completeness_figure(completeness: Mapping[str, Tensor]) -> Figure:
             axis.plot([low, high], [row, row], color=CONTRIBUTION, linewidth=1.2)
             axis.plot([first, third], [row, row], color=CONTRIBUTION, linewidth=5, alpha=0.45)
             axis.plot(middle, row, "o", color=CONTRIBUTION, markersize=5)
-        axis.set_yticks(range(number), [style.short(key) for key in completeness])
+        axis.set_yticks(range(number), style.short_names([*completeness]))
         axis.set_ylim(number - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
