@@ -38,6 +38,7 @@ from condec.network import Site, Units
 from condec.store import RunFolder, Store, shards, statistics
 from condec.store.batches import BatchPlan, recipe_of
 from condec.store.collection import Collecting
+from condec.store.seals import SEAL, seal
 from condec.store.shards import SiteInfo, shard_file
 
 N_INPUTS = 1_281_167
@@ -116,10 +117,10 @@ def link_others(store: Store, plan: Stubbed) -> None:
                 content = shards._encoded(nodes[name], span.start, values[name])
                 target.write_bytes(content)
                 files[name] = hashlib.sha256(content).hexdigest()
-                seals += shards.seal(content, nodes[name])
+                seals += seal(content, nodes[name])
             else:
                 os.link(shard_file(store.path, name, 0), target)
-                seals += first["seals"][place * shards.SEAL : (place + 1) * shards.SEAL]
+                seals += first["seals"][place * SEAL : (place + 1) * SEAL]
         record = shards.ShardRecord(**store._head(index), files=files, seals=seals)
         store._record_path(index).write_bytes(with_checksum(asdict(record)))
 

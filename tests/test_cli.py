@@ -78,6 +78,8 @@ def test_check_says_what_a_run_takes_and_makes_nothing(source: Path) -> None:
         links = ["link", "collect", "fit", "control", "map", "in"]
         assert [line.split()[0] for line in lines[1:7]] == links
     assert lines[-1].endswith("at 1.5 a worker and hour")
+    (source / "two.toml").write_text('engine = {kind = "local", workers = 2}\n' + TOML)
+    assert "2 workers" in done("plan", source / "two.toml").stdout
     assert not (source / "run").exists()
     wrong = (source / "run.toml").read_text().replace("n_modes = 3", "n_modes = 30")
     (source / "run.toml").write_text(wrong)

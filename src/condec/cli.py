@@ -146,7 +146,9 @@ def run_command(
 @app.command("plan")
 def plan_command(
     source: Source,
-    workers: int = typer.Option(1, help="How many processes, or machines, share the work."),
+    workers: int | None = typer.Option(
+        None, help="How many share the work, instead of the plan's."
+    ),
     price: float = typer.Option(0.0, help="Of one worker for an hour."),
     images_per_second: float | None = typer.Option(
         None, help="Inputs that a worker collects, instead of a batch that is timed here."
@@ -155,7 +157,10 @@ def plan_command(
 ) -> None:
     """What every link of a run takes: time, memory, disk and money; nothing is made."""
     run = Run(_with_noted(config.read(source)), progress=False, trust_code=trust_code)
-    on = Workers(number=workers, price=price, images_per_second=images_per_second)
+    engine = run.plan.engine
+    known = engine.workers if engine.kind != "here" and engine.workers else 1
+    number = known if workers is None else workers
+    on = Workers(number=number, price=price, images_per_second=images_per_second)
     _print(costs(run, check_run(run), on))
 
 

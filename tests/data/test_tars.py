@@ -74,6 +74,13 @@ def damaged(file: Path, kind: str) -> None:
     file.write_bytes(content)
 
 
+def test_ordinary_members_pass_by_tarfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, asked = tarfile.TarFile.next, []
+    monkeypatch.setattr(tarfile.TarFile, "next", lambda tar: asked.append(tar) or plain(tar))
+    assert len(load_data(f"webdataset:{write_tar(tmp_path / 'a.tar')}")) == 3
+    assert len(asked) == 1  # when it is opened
+
+
 def test_long_names_and_links_are_those_of_tarfile(tmp_path: Path) -> None:
     long, deep = f"{'long' * 40}.png", f"{'a' * 90}/{'b' * 60}.png"
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):

@@ -56,6 +56,18 @@ def test_a_part_begins_with_its_own_shards_and_ends_with_the_last_of_others() ->
     assert list(part._order((0, 1, 2, 4, 5, 7, 8), Part(2, 3))) == [1, 4, 7, 8, 5, 2, 0]
 
 
+def test_a_part_lists_a_store_twice_however_many_shards_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, asked = Store.missing, []
+    monkeypatch.setattr(Store, "missing", lambda store: asked.append(store) or plain(store))
+    text = (write_source(tmp_path) / "run.toml").read_text()
+    (tmp_path / "run.toml").write_text(text.replace("shard_size = 16", "shard_size = 4"))
+    collect(tmp_path / "run.toml", "--part", "1/1")
+    assert len(asked) <= 3
+    assert not plain(asked[-1])
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_a_part_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="expected K/N with K from 1 to N, slurm or torchrun"):
