@@ -2,7 +2,7 @@
 
 Writes results/costs.json.
 
-    python benchmarks/costs.py
+    python benchmarks/costs.py [--clock]
 """
 
 import os
@@ -10,15 +10,17 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import torch
 from measure import write
 
-from condec.run import Run, config
+from condec.run import Run, chain, config
 from condec.run.beforehand import check_run
 from condec.run.costs import Workers, costs
 
@@ -37,29 +39,44 @@ PLANS = {
 }
 
 
-def measured(plan: Path, out: Path, workers: int) -> dict[str, float]:
+def of_one(file: Path, out: Path) -> dict[str, Any]:
+    """Seconds of the processor: the clock of this process is that, so that others do not count."""
+    clock, time.perf_counter = time.perf_counter, time.process_time
+    try:
+        run = Run(replace(config.read(file), out=out), progress=False)
+        said = costs(run, left_out := check_run(run))
+        config.write(run.plan)
+        took = {outcome.link: outcome.seconds for outcome in chain(run, left_out)}
+    finally:
+        time.perf_counter = clock
+    return {n.link: {"predicted": n.seconds, "took": took[n.link]} for n in said.needs}
+
+
+def of_several(file: Path, out: Path, workers: int) -> dict[str, Any]:
+    """Seconds by the clock, of processes that start first; they share the machine with others."""
+    run = Run(replace(config.read(file), out=out), progress=False)
+    said = costs(run, check_run(run), Workers(number=workers))
     engine = ["--engine", "local", "--workers", str(workers)] if workers > 1 else []
-    command = [sys.executable, "-m", "condec", "run", str(plan), "--out", str(out), "-q", *engine]
+    command = [sys.executable, "-m", "condec", "run", str(file), "--out", str(out), "-q", *engine]
     done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {m[1]: float(m[2]) for m in re.finditer(r"^(\w+) +made +([\d.]+) s", done, re.MULTILINE)}
+    took = dict(re.findall(r"^(\w+) +made +([\d.]+) s", done, re.MULTILINE))
+    return {n.link: {"predicted": n.on(workers), "took": float(took[n.link])} for n in said.needs}
 
 
 def main() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[str, Any] = {}
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     for name, text in PLANS.items():
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "run.toml"
             file.write_text(f'out = "predicted"\n{text}')
-            for workers in (1, 2):
-                run = Run(replace(config.read(file), out=Path(folder) / "none"), progress=False)
-                said = costs(run, check_run(run), Workers(number=workers))
-                took = measured(file, Path(folder) / str(workers), workers)
-                found[f"{name}, {workers} processes"] = {
-                    need.link: {"predicted": round(need.on(workers), 1), "took": took[need.link]}
-                    for need in said.needs
-                }
-                print(name, workers, found[f"{name}, {workers} processes"], flush=True)
+            found[f"{name}, seconds of the processor"] = of_one(file, Path(folder) / "cpu")
+            print(found, flush=True)
+            for workers in (1, 2) if "--clock" in sys.argv else ():
+                place = Path(folder) / str(workers)
+                found[f"{name}, {workers} by the clock"] = of_several(file, place, workers)
+                print(found, flush=True)
     write("costs", {"seconds": found})
 
 

@@ -117,7 +117,7 @@ def load_data(
         model takes it), and, if there, ``labels``, ``class_names`` and ``ids``; or a ``.npy``
         of images. ``image:FILE``: one. ``folder:DIR``: images, one subfolder a class; or, with a
         csv, the files that it lists. ``webdataset:FILES.tar``, ``parquet:FILES``, ``hf:NAME``:
-        images in shards of WebDataset, in a column of parquet files, in a data set of Hugging
+        images in tars of WebDataset, in a column of parquet files, in a data set of Hugging
         Face (docs/how-to/own-model.md has their keys). ``movie:FILE?KEY=VALUE&...``: clips
         (`condec.retina.movies.files`).
     csv : path, optional

@@ -1,4 +1,4 @@
-"""Inputs from WebDataset shards: tars of images, each with its label beside it.
+"""Inputs from WebDataset: tars of images, each with its label beside it.
 
 A tar is read once from end to end for the places of its members, then picture by picture.
 """

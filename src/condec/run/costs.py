@@ -35,8 +35,8 @@ _EXPLAINING: Final = 4
 """Times as long as its contributions takes the page of an input, about."""
 _RIVALS: Final = 5
 """Fits that rivals of a dictionary take, about."""
-_STEP_SECONDS: Final = 2e-3
-"""What a step of a fit takes at least."""
+_STEP_SECONDS: Final = 4e-3
+"""What a step of a fit takes besides its products (benchmarks/costs.py)."""
 _TIMED: Final = 8
 """Sets of edits that are timed."""
 
