@@ -182,7 +182,7 @@ def _needs(run: Run, links: Collection[str], each: float, slower: float) -> Iter
     mapped = run.sites(plan.maps.sites, sites, infos)
     if "map" in links:
         yield _need_of_maps(run, mapped, slower)
-    if "explain" in plan.links:
+    if "explain" in links:
         kinds = {*EXAMPLES} & {*plan.explain.inputs}
         number = len(kinds) * plan.explain.n_inputs + len({*plan.explain.inputs} - kinds)
         yield Need(
