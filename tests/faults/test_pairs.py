@@ -23,7 +23,7 @@ LINKS = ("collect", "stats", "fit", "control", "map", "explain", "report")
 ON_A_RUN = [*itertools.combinations_with_replacement((*LINKS, "run", "compare"), 2)]
 SWEEP = 'run = "run.toml"\nseeds = [0, 1]\n[[grid]]\nlearner = "kmeans"\nn_modes = [2, 3]\n'
 IN_USE = ("run: in use by ", "sweep: in use by ")
-UNDONE = ("shards are missing; run 'condec collect ", "no record says what it was made from")
+UNDONE = (" shards are missing", "no record says what it was made from")
 FAST = {("fit", "fit"), ("report", "run")}
 
 

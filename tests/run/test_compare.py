@@ -89,6 +89,13 @@ def test_damaged_files_are_refused(made, tmp_path):
         file.write_bytes(content)
 
 
+def test_missing_shards_are_refused_before_what_was_made_of_them(made, tmp_path):
+    other = shutil.copytree(made, tmp_path / "b")
+    (other / "contributions.zarr" / "manifest" / "shard-00000.json").unlink()
+    with pytest.raises(StoreError, match="incomplete: 1 of 1 shards are missing"):
+        compare_runs(made, other)
+
+
 def test_other_data_differ_in_the_recipe(made, tmp_path):
     other = small_run(tmp_path / "b", bad=[3], links=())
     found = {(one.part, one.name): one.text for one in compare_runs(made, other)}

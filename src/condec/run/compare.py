@@ -46,14 +46,16 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
 
 def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], Values]]]:
     """Yield all that a run holds, by part and name, read when it is called for."""
-    for name, value in leaves(Store.open(folder.store).recipe).items():
+    store = Store.open(folder.store)
+    store.require_complete()  # Before results are refused that were made from the whole.
+    for name, value in leaves(store.recipe).items():
         yield ("recipe", name), partial(np.asarray, value)
     for name, file in folder.tables().items():
         kind = name.partition("/")[0].partition("_")[0]
         for column, values in read_parquet(folder.ledger.found(file) or file).items():
             part = kind if kind in ("statistics", "control") else "tables"
             yield (part, f"{name}: {column}"), partial(np.asarray, values)
-    for site in Store.open(folder.store).sites:
+    for site in store.sites:
         for learner in folder.learners(site.key):
             found = folder.modes(site.key, learner)
             training = load_dictionary(folder.ledger.found(found) or found).training

@@ -311,7 +311,7 @@ class Store:
             ("quantity", quantity, Quantity), ("sign", sign, Sign), ("rows", rows, Rows),
         ):  # fmt: skip
             one_of("Store.matrix", name, word, words)
-        self._require_complete()
+        self.require_complete()
         info, array, valid, samples = self.info(site), str(quantity), self.valid, None
         if rows == "positions":
             if quantity != "contribution":
@@ -368,7 +368,7 @@ class Store:
     def _files(self, *, thorough: bool = False) -> Any:
         from condec.store.checked import CheckedFiles
 
-        self._require_complete()
+        self.require_complete()
         return CheckedFiles(self.path, self._root, self._seals, thorough=thorough)
 
     def _read(self, array: str, rows: slice = slice(None)) -> Any:
@@ -392,7 +392,8 @@ class Store:
     def _done(self) -> str:
         return f"{self.n_shards - len(self.missing())} of {self.n_shards}"
 
-    def _require_complete(self) -> None:
+    def require_complete(self) -> None:
+        """Refuse a store of which shards are missing."""
         if missing := self.missing():
             some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             bad = [(i, problem) for i in missing if (problem := self._problem(i))]
