@@ -493,3 +493,9 @@ def test_batches_that_belong_together_are_not_divided(
     options = {"prove": False, "method": ActGrad()}
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         quick(tmp_path / "a.zarr", model=short_of_memory(2), sites="block1", **options)
+
+
+def test_a_batch_that_memory_never_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"a batch of 4 samples does not fit in memory.*smaller"):
+        quick(tmp_path / "a.zarr", model=short_of_memory(2), sites="block1")
+    assert not (tmp_path / "a.zarr").exists()

@@ -246,7 +246,7 @@ class EnginePlan:
 
     `workers` is their number at most, 0 for as many as fit; `least_workers` of Ray's stay where
     there is nothing to do. `address` is that of a Ray cluster, `cpus` and `gpus` what a worker
-    takes there.
+    takes there: a GPU, by default, where the driver's model is on one.
     """
 
     kind: Literal["here", "local", "ray"] = "here"
@@ -254,12 +254,12 @@ class EnginePlan:
     least_workers: int = 1
     address: str | None = None
     cpus: float = 1.0
-    gpus: float = 0.0
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
         _check_words("engine", self)
         at_least("engine", 0, workers=self.workers, least_workers=self.least_workers)
-        if min(self.cpus, self.gpus) < 0:
+        if min(self.cpus, self.gpus or 0.0) < 0:
             raise OptionError(f"engine: cpus and gpus: not below 0; got {self.cpus}, {self.gpus}")
         if self.address and self.kind != "ray":
             raise OptionError(f"engine: address is that of a Ray cluster; got kind {self.kind!r}")

@@ -66,7 +66,7 @@ class Engine(Protocol):
     """What does tasks ahead of the chain, which then finds them done."""
 
     def do(self, run: "Run", link: str, names: Sequence[str]) -> dict[str, Done]:
-        """Have workers do tasks of a link; return those that they did, by their names."""
+        """Have workers do tasks of a link; return those that they did, or failed at, by name."""
 
     def close(self) -> None:
         """End all workers."""

@@ -116,7 +116,7 @@ def _done_elsewhere(run: Run, link: str, tasks: Sequence[Task]) -> set[str]:
         if run.engine is not None and len(wave) > 1:
             for name, done in run.engine.do(run, link, list(wave)).items():
                 wave[name].notes.extend(done.notes)
-                found.add(name)
+                found |= set() if done.error else {name}
             run.folder.ledger.read_again()
     return found
 
@@ -127,10 +127,18 @@ def collected_ahead(run: Run, collection: Collecting) -> Store:
         return collection.collect(progress=run.progress)
     place = collection.out.relative_to(run.folder.path).as_posix()
 
-    def elsewhere(missing: Sequence[int]) -> set[str]:
-        done = engine.do(run, SHARDS, [f"{place} {index}" for index in missing])
-        keys = {info.site.key for info in collection.plan.infos}
-        return keys.intersection(*(each.silent for each in done.values()))
+    def elsewhere(store: Store, missing: Sequence[int]) -> set[str]:
+        silent, left = {info.site.key for info in collection.plan.infos}, [*missing]
+        while left:
+            done = engine.do(run, SHARDS, [f"{place} {index}" for index in left])
+            found = {int(name.rpartition(" ")[2]): each for name, each in done.items()}
+            failed = {index: each.error for index, each in found.items() if each.error}
+            silent.intersection_update(*(e.silent for e in found.values() if not e.error))
+            for index, error in failed.items():  # shown at once, if it is not that worker's alone
+                run.say(f"{place} {index}: {error}; done here")
+                silent.intersection_update(collection.write(store, [index], lambda _: None))
+            left = [index for index in left if index not in found] if failed else []
+        return silent
 
     return collection.collect(progress=run.progress, elsewhere=elsewhere)
 

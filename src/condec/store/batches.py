@@ -30,7 +30,7 @@ from condec.attribution import (
 )
 from condec.attribution.targets import Target, TargetLike, TopK, as_target
 from condec.attribution.texts import as_method
-from condec.basis.errors import DataError, StoreError
+from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.progress import duration
 from condec.data import Inputs
 from condec.network import BatchSizes, original, refuse_training, run_model
@@ -102,7 +102,15 @@ class BatchPlan:
         sizes = None
         if proven_for is not None:
             some, size = _some_good(inputs, on_bad), proven_for
-            sizes = make_setup(model, some, sites, fitted, prove=compute, batch_size=size).sizes
+            try:
+                sizes = make_setup(model, some, sites, fitted, prove=compute, batch_size=size).sizes
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise OptionError(
+                    f"collect: a batch of {size} samples does not fit in memory, even without "
+                    f"gradients ({str(error)[:200]}); choose a smaller batch_size"
+                ) from error
         setup = make_setup(model, sample, sites, fitted, labels, sizes=sizes)
         batch = run_batch(setup, ActGrad(), Compute())
         if fitted.uses_labels and batch.output.ndim == 2:

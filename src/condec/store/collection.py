@@ -140,7 +140,7 @@ class Collecting:
 
     def collect(
         self, *, progress: bool,
-        elsewhere: Callable[[Sequence[int]], Container[str]] | None = None,
+        elsewhere: Callable[[Store, Sequence[int]], Container[str]] | None = None,
     ) -> Store:  # fmt: skip
         """Compute and write all shards that are missing, and return the whole store.
 
@@ -161,7 +161,7 @@ class Collecting:
             sys.stderr.write(f"{estimate}\n")
         silent: Container[str] = {info.site.key for info in self.plan.infos}
         if elsewhere is not None:
-            silent = elsewhere(missing)
+            silent = elsewhere(store, missing)
             missing = store.missing()
         done = total - sum(len(store.shard_rows(index)) for index in missing)
         with progress_bar(

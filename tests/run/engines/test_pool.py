@@ -172,6 +172,23 @@ def test_the_driver_shows_what_a_worker_could_not_do(
     assert '"event": "task failed"' in (tmp_path / "run" / "log.jsonl").read_text()
 
 
+def test_a_shard_that_only_a_worker_cannot_do_is_done_by_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    plain, pool = RemoteWorker.shard, Here()
+
+    def fails(self: RemoteWorker, collecting: Any, store: Store, index: int, alive: Any) -> Any:
+        if index == 0:
+            raise DataError("this machine does not see the data")
+        return plain(self, collecting, store, index, alive)
+
+    monkeypatch.setattr(RemoteWorker, "shard", fails)
+    carry_out(write_source(tmp_path), pool, links=("collect",))
+    assert sorted(pool.done) == [f"shards: contributions.zarr {n}" for n in range(3)]
+    made = results(tmp_path / "run")
+    assert all(made[n] == c for n, c in results(whole).items() if n.startswith("contributions"))
+
+
 def test_a_worker_runs_only_code_that_its_driver_has_run(tmp_path: Path) -> None:
     root = write_source(tmp_path)
     run = Run(config.read(root / "run.toml"), progress=False)
@@ -256,7 +273,7 @@ def test_an_engine_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     assert "engine" not in config.to_dict(plan)
     other = replace(plan, engine=EnginePlan(kind="local", workers=2))
     assert config.to_dict(other)["engine"] == {"kind": "local", "workers": 2} | {
-        "least_workers": 1, "cpus": 1.0, "gpus": 0.0,
+        "least_workers": 1, "cpus": 1.0,
     }  # fmt: skip
     assert Run(other).made_from("fit") == Run(plan).made_from("fit")
 

@@ -4,6 +4,8 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
+import torch
+
 from condec.basis.errors import DependencyError, OptionError
 from condec.run.engines.pool import Hand, Pool
 from condec.run.engines.worker import Given, RemoteWorker
@@ -41,13 +43,15 @@ class RayPool(Pool):
         if self.plan.workers:
             return self.plan.workers
         there = ray.cluster_resources()
-        wanted = {"CPU": self.plan.cpus, "GPU": self.plan.gpus}
+        wanted = {"CPU": self.plan.cpus, "GPU": _gpus(run)}
         room = [int(there.get(kind, 0.0) // number) for kind, number in wanted.items() if number]
         return max(1, min(room, default=1))
 
     def start(self, run: Run, number: int) -> Hand:
         """Ask for an actor: it waits for room, and a cluster that grows makes some."""
-        return _Actor(Given.of(run, max(1, int(self.plan.cpus))), number, self.plan)
+        return _Actor(
+            Given.of(run, max(1, int(self.plan.cpus))), number, self.plan.cpus, _gpus(run)
+        )
 
     def close(self) -> None:
         """End all actors, and Ray where it was started here."""
@@ -57,13 +61,13 @@ class RayPool(Pool):
 
 
 class _Actor(Hand):
-    def __init__(self, given: Given, number: int, plan: EnginePlan) -> None:
+    def __init__(self, given: Given, number: int, cpus: float, gpus: float) -> None:
         name = f"ray-{number}"
         kind: Any = ray.remote(RemoteWorker)
         self.actor = kind.options(
             name=f"condec {given.folder} {name} {time.time_ns()}",
-            num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0,
-        ).remote(given, name)  # fmt: skip
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0,
+        ).remote(given, name, "cuda" if gpus else None)  # fmt: skip
 
     def submit(self, method: str, *given: Any) -> "Future[Any]":
         """Call a method; the dashboard shows link and task."""
@@ -75,3 +79,8 @@ class _Actor(Hand):
     def end(self) -> None:
         """End the actor at once."""
         ray.kill(self.actor)
+
+
+def _gpus(run: Run) -> float:
+    on_gpu = next(run.loaded.model.parameters(), torch.empty(0)).is_cuda
+    return float(on_gpu) if run.plan.engine.gpus is None else run.plan.engine.gpus

@@ -73,10 +73,11 @@ class Pool(ABC):
             self.places.pop().hand.end()
 
     def do(self, run: Run, link: str, names: Sequence[str]) -> dict[str, Done]:
-        """Have workers do tasks of a link, and return those that they did, by their names.
+        """Have workers do tasks of a link; return those that they did, or failed at, by name.
 
-        A task whose worker dies is given to another one, a few times; what fails is left to the
-        driver. Where no worker can be started at all, everything is.
+        A task whose worker dies is given to another one, a few times; then it is left to the
+        driver. Where no worker can be started at all, everything is. Once a shard has failed, no
+        more are given out.
         """
         waiting, done, said = deque(names), dict[str, Done](), set[str]()
         tries = Counter[str]()
@@ -93,11 +94,10 @@ class Pool(ABC):
                     for text in {*found.warnings} - said:
                         warnings.warn(text, stacklevel=2)
                     said |= {*found.warnings}
-                    if not found.error:
-                        done[name] = found
-                        continue
-                    run.folder.log("task failed", link=link, task=name, error=found.error)
-                    if link == SHARDS:  # the driver fails at it, and says so
+                    done[name] = found
+                    if found.error:
+                        run.folder.log("task failed", link=link, task=name, error=found.error)
+                    if found.error and link == SHARDS:
                         waiting.clear()
                 if self.n_failed > TRIES + self.most(run):
                     run.say(f"{self.plan.kind}: no worker can be started; all is done here")
