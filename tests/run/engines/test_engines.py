@@ -1,5 +1,7 @@
 """Workers in processes: those of this machine, and actors of a real Ray."""
 
+import os
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +48,21 @@ def test_processes_of_this_machine(tmp_path: Path, whole: dict[str, bytes]) -> N
     root = write_source(tmp_path)
     assert collected(root, "--engine", "local", "--workers", "2") == whole
     assert tasks_of(root) == {f"contributions.zarr {n}" for n in range(3)}
+
+
+def test_a_process_that_is_killed_while_it_has_nothing_to_do(tmp_path: Path) -> None:
+    run = Run(config.read(write_source(tmp_path) / "run.toml"), progress=False)
+    pool = local.LocalPool(EnginePlan(kind="local", workers=1))
+    hand = pool.start(run, 1)
+    hand.submit("ready").result(120)
+    assert isinstance(hand, local._Process)
+    (process,) = hand.pool._processes
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(pool.died):
+        hand.submit("do", "shards", "contributions.zarr 0", {}).result(60)
+    with pytest.raises(pool.died):  # as broken as before
+        hand.submit("ready").result(60)
+    hand.end()
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import condec.report
-from condec.basis import locks, trust
+from condec.basis import locks, signals, trust
 from condec.basis.errors import DataError, OptionError
 from condec.run import Outcome, Run, chain, config
 from condec.run.engines import engine_of
-from condec.run.engines.pool import TRIES, Hand, Pool
+from condec.run.engines.pool import GRACE, TRIES, Hand, Pool
 from condec.run.engines.worker import Given, RemoteWorker
 from condec.run.plan import EnginePlan
 from condec.store import Store
@@ -246,11 +246,23 @@ def test_a_stopped_run_ends_its_workers(tmp_path: Path, monkeypatch: pytest.Monk
 
     def stops(self: Here, *given: Any) -> None:
         plain(self, *given)
+        assert signals._seconds == GRACE + signals.SECONDS
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Here, "_man", stops)
     with pytest.raises(KeyboardInterrupt):
         carry_out(write_source(tmp_path), pool, links=("collect",))
+    assert pool.places == []
+    assert signals._seconds == signals.SECONDS
+
+
+def test_only_workers_beyond_those_that_stay_are_ended(tmp_path: Path) -> None:
+    root, pool = write_source(tmp_path), Here(least_workers=1)
+    carry_out(root, pool, links=("collect",))
+    assert len(pool.places) == 1
+    pool._shrink(4)
+    assert len(pool.places) == 1
+    pool.close()
     assert pool.places == []
 
 

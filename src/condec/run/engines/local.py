@@ -56,8 +56,13 @@ class _Process(Hand):
 
     def submit(self, method: str, *given: Any) -> "Future[Any]":
         """Call a method of the worker; the first call starts the process."""
-        with without_main():
-            return self.pool.submit(_call, method, *given)
+        try:
+            with without_main():
+                return self.pool.submit(_call, method, *given)
+        except BrokenProcessPool as error:  # killed while it had nothing to do
+            broken: Future[Any] = Future()
+            broken.set_exception(error)
+            return broken
 
     def end(self) -> None:
         """End the process: it watches its folder."""

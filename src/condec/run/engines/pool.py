@@ -80,7 +80,7 @@ class Pool(ABC):
         more are given out.
         """
         waiting, done, said = deque(names), dict[str, Done](), set[str]()
-        tries = Counter[str]()
+        tries, patience = Counter[str](), 60
         title = f"{link} ({self.plan.kind})"
         run.folder.log("tasks", link=link, tasks=len(names))
         with (
@@ -99,6 +99,9 @@ class Pool(ABC):
                         run.folder.log("task failed", link=link, task=name, error=found.error)
                     if found.error and link == SHARDS:
                         waiting.clear()
+                patience -= not any(place.ready.done() for place in self.places)
+                if not patience:
+                    run.say(f"{self.plan.kind}: there is no room for a worker yet; tasks wait")
                 if self.n_failed > TRIES + self.most(run):
                     run.say(f"{self.plan.kind}: no worker can be started; all is done here")
                     break
@@ -137,7 +140,7 @@ class Pool(ABC):
 
     def _shrink(self, number: int) -> None:
         """End workers that have nothing to do, as far as there are more than so many."""
-        for place in [p for p in self.places if not p.tasks][: len(self.places) - number]:
+        for place in [p for p in self.places if not p.tasks][: max(0, len(self.places) - number)]:
             self.places.remove(place)
             place.hand.end()
 
