@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import condec.report
@@ -235,6 +236,20 @@ def test_interrupt_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPat
     result = condec_command("run", source / "run.toml", "-q")
     assert result.exit_code == 130
     assert "interrupted; the same command keeps what is whole (shards, " in result.stderr
+
+
+def test_memory_that_does_not_suffice_is_told(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+
+    monkeypatch.setattr("condec.run.links.collected_ahead", fails)
+    result = condec_command("run", source / "run.toml", "-q")
+    assert result.exit_code == 2
+    assert (
+        "does not suffice (CUDA out of memory. Tried to allocate 2 GiB.); give a" in result.stderr
+    )
 
 
 def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:

@@ -49,6 +49,10 @@ class _Commands(TyperGroup):
             if code is None and isinstance(error, CondecError):
                 code = 2
                 print(f"condec: {error}", file=sys.stderr)
+            elif code is None and isinstance(error, torch.OutOfMemoryError | MemoryError):
+                code, problem = 2, printable(str(error).partition("\n")[0])
+                cure = "give a smaller batch_size in the section of that link"
+                print(f"condec: memory does not suffice ({problem}); {cure}", file=sys.stderr)
             if code is None:
                 raise
             raise typer.Exit(code) from None

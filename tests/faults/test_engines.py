@@ -209,8 +209,8 @@ def test_bad_inputs(tmp_path: Path, what: str, on_bad: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_batch_that_memory_does_not_hold_is_done_in_halves(tmp_path: Path) -> None:
-    changes = {"net.py:make": "net.py:short_of_memory", "shard_size = 2": "shard_size = 16"}
-    plain = {"net.py:make": "net.py:make", "shard_size = 2": "shard_size = 16"}
+    plain = {"links = [": 'links = ["collect"]\n# [', "shard_size = 2": "shard_size = 16"}
+    changes = plain | {"net.py:make": "net.py:short_of_memory"}
     whole = undisturbed(tmp_path, plain)
     root = write(tmp_path / "disturbed", changes)
     driver = Command(tmp_path / "out", [*command(root, *LOCAL)])
