@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from condec import cli, dictionary
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError
+from condec.basis.files import store_path, write_file
 from condec.dictionary import (
     KMeans,
     TopKSAE,
@@ -203,6 +204,22 @@ def test_done_is_kept_and_a_changed_plan_makes_only_what_it_changes(folder):
     assert sweep(plan_of(folder, quantity="activation")).n_made == 8
     with pytest.raises(OptionError, match="positions"):
         sweep(plan_of(folder, rows="positions"))
+
+
+def test_a_store_in_an_object_store_is_swept_to_the_same_bytes(folder):
+    here, there = folder / "run" / "contributions.zarr", store_path("memory://sweep/s.zarr")
+    for file in here.rglob("*"):
+        if file.is_file():
+            write_file(there / file.relative_to(here), file.read_bytes())
+    grid, found = {"learner": "topk", "n_modes": 4, "k": 1}, []
+    for store in (here, there):
+        plan = plan_of(
+            folder, grid, run=None, store=str(store), seeds=[0], out=f"of {store.parent.name}"
+        )
+        sweep(plan)
+        assert sweeps.read(plan.out).store.exists()
+        found.append({f.name: f.read_bytes() for f in plan.out.rglob("dictionary.*")})
+    assert found[0] == found[1] != {}
 
 
 def test_a_fit_without_its_record_is_done_again(folder):

@@ -33,8 +33,10 @@ def user_path(path: str | Path, folder: str | Path = ".") -> Path:
     passes here; OptionError for one that no system can have, or the address of an object store.
     """
     if place := object_path(path):
-        raise OptionError(f"{place}: expected a place on this machine; of what lies in an object "
-                          "store, the stores of contributions are read and written")  # fmt: skip
+        raise OptionError(
+            f"{place}: expected a place on this machine, to which you may copy what is there; only "
+            "stores of contributions are read and written in an object store"
+        )
     try:
         names = [os.fsencode(name) for name in Path(path).parts]
     except UnicodeEncodeError:
@@ -54,7 +56,7 @@ def user_path(path: str | Path, folder: str | Path = ".") -> Path:
     return expanded(Path(folder)) / expanded(Path(path))
 
 
-def store_path(path: str | Path, *, write: bool = False) -> Path:
+def store_path(path: str | Path, folder: str | Path = ".", *, write: bool = False) -> Path:
     """Return the path of a store as users mean it: as `user_path`, or an address.
 
     What is to be written is refused where one can only read.
@@ -62,7 +64,7 @@ def store_path(path: str | Path, *, write: bool = False) -> Path:
     place = object_path(path)
     if place and write and not place.writable:
         raise StoreError(f"{place}: {READ_ONLY}")
-    return place or user_path(path)
+    return place or user_path(path, folder)
 
 
 _LONGEST_NAME: Final = 200

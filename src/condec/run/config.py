@@ -40,6 +40,7 @@ from condec.attribution.targets import TARGETS, Target
 from condec.basis.checks import nearest
 from condec.basis.errors import OptionError, printable
 from condec.basis.files import user_path
+from condec.basis.objects import ObjectPath
 from condec.basis.texts import Texts
 from condec.dictionary import TrainConfig
 from condec.run.plan import LEARNERS, ROWS_PER_MODE, FitPlan, Plan
@@ -242,7 +243,9 @@ def checked(model: type[BaseModel], record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def relative(path: Path, start: Path) -> str:
-    """Return a path from a resolved folder on, as it stands in a plan."""
+    """Return a path from a resolved folder on, as it stands in a plan; an address as it is."""
+    if isinstance(path, ObjectPath):
+        return str(path)
     return Path(os.path.relpath(path.resolve(), start)).as_posix()
 
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from condec import dictionary
 from condec.basis.digests import digest, joint_digest
 from condec.basis.errors import CondecError, OptionError, StoreError
-from condec.basis.files import file_name, read_checked, user_path, with_checksum
+from condec.basis.files import file_name, read_checked, store_path, user_path, with_checksum
 from condec.basis.locks import held
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
@@ -154,7 +154,7 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> SweepPl
     defaults = {name: field.default for name, field in _FILE.model_fields.items()}
     found = defaults | config.checked(_FILE, record)
     written = {key: found[key] for key in ("run", "store") if found[key] is not None}
-    given = {key: user_path(text, folder) for key, text in written.items()}
+    given = {key: store_path(text, folder) for key, text in written.items()}
     if len(given) != 1:
         raise OptionError(
             "expected either run (a run folder or a run.toml) or store (a store of "
