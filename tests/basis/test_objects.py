@@ -154,13 +154,15 @@ def test_credentials_come_from_a_profile_or_are_asked_for(
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / name))
     objects._store.cache_clear()
-    with pytest.raises(StoreError, match=r"s3://tests: no credentials .*Set AWS_PROFILE, AWS_ACC"):
+    with pytest.raises(StoreError, match=r"s3://tests: no credentials .* set AWS_PROFILE, AWS_ACC"):
         bucket.read_bytes()
     text = f"[mine]\naws_access_key_id = id\naws_secret_access_key = {SECRET}\n"
     (tmp_path / "AWS_SHARED_CREDENTIALS_FILE").write_text(text)
     monkeypatch.setenv("AWS_PROFILE", "other")
-    with pytest.raises(StoreError, match=r"no credentials .*\(other\) could not be found.*Set"):
+    with pytest.raises(StoreError, match=r"no credentials .*\(other\) could not be found.* set "):
         bucket.read_bytes()
+    with pytest.raises(StoreError, match=r"az://some: no credentials .*Account must be specified"):
+        store_path("az://some/a").read_bytes()
     monkeypatch.setenv("AWS_PROFILE", "mine")
     assert bucket.read_bytes() == b"1"
 

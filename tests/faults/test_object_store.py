@@ -3,6 +3,7 @@
 The whole is slow: ``pytest -m slow -s tests/faults/test_object_store.py`` prints its counts.
 """
 
+import copy
 import os
 import random
 import signal
@@ -10,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +34,7 @@ FAULTS: Final = {
 WORST: Final = {name: chance / 3 for name, chance in FAULTS.items()}
 KILLS: Final = 20
 N: Final = 24
+MODEL: Final = small_resnet()
 WORK: Final = """
 import sys
 sys.path.insert(0, {here!r})
@@ -39,11 +43,11 @@ test_object_store.collect({out!r})
 """
 
 
-def collect(out: str | Path) -> Store:
+def collect(out: str | Path, steps: int = 2) -> Store:
     draw = torch.Generator().manual_seed(1)
     data = (torch.randn(N, 1, 6, 6, generator=draw), torch.arange(N) % 3)
     return condec.collect(
-        small_resnet(), data, "block*", out=out, method=condec.IntegratedGradients(steps=2),
+        copy.deepcopy(MODEL), data, "block*", out=out, method=condec.IntegratedGradients(steps=steps),
         progress=False, batch_size=4, shard_size=4, prove=False,
     )  # fmt: skip
 
@@ -69,18 +73,26 @@ def endure(
     server: ObjectServer, out: str, whole: Store, chances: dict[str, float], seed: int
 ) -> Counter[str]:
     """Collect and read while faults happen, again where one is told of one; count all."""
-    told: list[str] = []
     with server.failing(chances, seed) as counts:
-        for use in (lambda: collect(out), lambda: same_numbers(Store.open(out), whole)):
-            while True:
-                try:
-                    use()
-                    break
-                except StoreError as error:
-                    told.append(str(error))
-    assert all("object store, and its settings" in text and SECRET not in text for text in told)
+        told = again_and_again(lambda: collect(out))
+        told += again_and_again(lambda: same_numbers(Store.open(out), whole))
     assert contents(Store.open(out).path) == contents(whole.path)
-    return counts + Counter({"told, done again": len(told)})
+    return counts + Counter({"told, done again": told})
+
+
+def again_and_again(use: Callable[[], object]) -> int:
+    """Do it until the object store does not fail; return how often it did."""
+    told: list[str] = []
+    while True:
+        try:
+            use()
+            break
+        except StoreError as error:
+            if "was made by another recipe" in str(error):
+                raise
+            told.append(str(error))
+    assert all("object store, and its settings" in text and SECRET not in text for text in told)
+    return len(told)
 
 
 def same_numbers(store: Store, whole: Store) -> None:
@@ -94,6 +106,26 @@ def test_a_sample_of_faults(object_server: ObjectServer, bucket: str, whole: Sto
     chances = {name: chance for name, chance in WORST.items() if name not in ("time-out", "slow")}
     counts = endure(object_server, bucket, whole, chances, 0)
     assert sum(counts[name] for name in chances) >= 10, counts
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 9))]
+)
+def test_two_that_collect_at_once(
+    object_server: ObjectServer, bucket: str, whole: Store, seed: int
+) -> None:
+    """Into one store; then with another recipe each, of which one is refused."""
+    with object_server.failing({"503": 0.05, "lost answer": 0.05, "lost listing": 1.0}, seed):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(again_and_again, [partial(collect, f"{bucket}/one")] * 2))
+            others = [partial(collect, f"{bucket}/two", steps) for steps in (2, 3)]
+            made = [pool.submit(again_and_again, use) for use in others]
+            errors = [error for one in made if (error := one.exception()) is not None]
+    assert contents(Store.open(f"{bucket}/one").path) == contents(whole.path)
+    assert len(errors) == 1
+    assert "was made by another recipe" in str(errors[0])
+    Store.open(f"{bucket}/two").verify()
+    assert Store.open(f"{bucket}/two").is_complete
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ POSSIBLE = {
     "GET": ("503", "time-out", "slow", "cut GET"),
     "list": ("503", "lost listing"),
     "HEAD": ("503", "time-out"),
-    "DELETE": ("503", "lost answer"),
+    "DELETE": ("503", "time-out", "lost answer"),
 }
 FORBIDDEN = (
     '<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code>'

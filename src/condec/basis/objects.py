@@ -34,7 +34,7 @@ _asker: dict[str, int] = {}
 _FORKED: Final = (
     "object stores answer no process that was forked from one that asked them; start it by spawn"
 )
-_CREDENTIALS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")
+_CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"}
 
 
 class ObjectPath(PosixPath):
@@ -81,9 +81,15 @@ class ObjectPath(PosixPath):
             store.put(key, data, mode="create")
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Remove the object, if it is there."""
-        with self._asked(write=True) as (store, key):
-            store.delete(key)
+        """Remove the object, if it is there; tried again, which obstore does not if it lasts."""
+        for again in (True, True, False):
+            try:
+                with self._asked(write=True) as (store, key):
+                    store.delete(key)
+                return
+            except ConnectionAbortedError:
+                if not again:
+                    raise
 
     def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:
         """Return the whole object as a file that is read."""
@@ -215,16 +221,19 @@ def _store(root: str) -> Any:
     if root.startswith("http"):
         return stores.HTTPStore(root, client_options={"allow_http": True}, retry_config=RETRIES)
     more: dict[str, Any] = {}
-    if root.startswith("s3") and not os.environ.keys() & set(_CREDENTIALS) and find_spec("boto3"):
-        chain, errors = map(import_module, ("obstore.auth.boto3", "botocore.exceptions"))
-        try:
+    failures = [ValueError, import_module("obstore.exceptions").BaseError]
+    try:
+        if root.startswith("s3") and not os.environ.keys() & _CREDENTIALS and find_spec("boto3"):
+            failures.append(import_module("botocore.exceptions").BotoCoreError)
+            chain = import_module("obstore.auth.boto3")
             more["credential_provider"] = chain.Boto3CredentialProvider()
-        except (ValueError, errors.BotoCoreError) as error:
-            raise StoreError(
-                f"{root}: no credentials ({_said(error)}). Set AWS_PROFILE, AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for what everybody may read."
-            ) from None
-    return stores.from_url(root, retry_config=RETRIES, **more)
+        return stores.from_url(root, retry_config=RETRIES, **more)
+    except tuple(failures) as error:
+        raise StoreError(
+            f"{root}: no credentials ({_said(error)}). They are looked for where the provider's "
+            "own programs do (docs/how-to/store.md): for S3 set AWS_PROFILE, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for what everybody may read."
+        ) from None
 
 
 def _said(error: Exception) -> str:

@@ -281,11 +281,14 @@ def make_folder(path: Path, config: Mapping[str, Any]) -> None:
                 files = {path / name: content for name, content in skeleton(config).items()}
                 file, root = files.popitem()
                 put_back(files)
-                if isinstance(file, ObjectPath) and not file.exists():
-                    with suppress(FileExistsError):  # made meanwhile: that one's recipe counts
+                if isinstance(file, ObjectPath):
+                    with suppress(FileExistsError):
                         file.create(root)
-                else:
-                    put_back({file: root})
+                        return
+                    # Another made it meanwhile, whose recipe counts; or it is damaged.
+                    if not needs_root(path, config_hash):
+                        return
+                put_back({file: root})
 
 
 # --- metadata -------------------------------------------------------------------------------
