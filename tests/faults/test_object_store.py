@@ -47,8 +47,8 @@ def collect(out: str | Path, steps: int = 2) -> Store:
     draw = torch.Generator().manual_seed(1)
     data = (torch.randn(N, 1, 6, 6, generator=draw), torch.arange(N) % 3)
     return condec.collect(
-        copy.deepcopy(MODEL), data, "block*", out=out, method=condec.IntegratedGradients(steps=steps),
-        progress=False, batch_size=4, shard_size=4, prove=False,
+        copy.deepcopy(MODEL), data, "block*", out=out, shard_size=4, batch_size=4,
+        method=condec.IntegratedGradients(steps=steps), progress=False, prove=False,
     )  # fmt: skip
 
 
