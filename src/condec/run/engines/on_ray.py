@@ -1,5 +1,6 @@
 """Workers on a Ray cluster: actors, as many as it has room for."""
 
+import signal
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -30,8 +31,12 @@ class RayPool(Pool):
         super().__init__(plan)
         self.started = not ray.is_initialized()
         if self.started:
+            answer = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(plan.address, namespace="condec", log_to_driver=False)
+                ray.init(
+                    plan.address, namespace="condec", log_to_driver=False, logging_level="WARNING"
+                )
+                signal.signal(signal.SIGTERM, answer)  # Ray's own would end without words
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise OptionError(
                     f"engine: no Ray cluster at {plan.address or 'this machine'!r} ({error}); "

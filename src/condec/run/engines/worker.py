@@ -112,7 +112,6 @@ class RemoteWorker(Worker):
         self.run.left_out.update(left_out)
         done = Done()
         with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("default")
             try:
                 if link == SHARDS:
                     place, _, index = name.rpartition(" ")
