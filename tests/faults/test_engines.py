@@ -279,7 +279,7 @@ def test_a_lost_node_of_a_cluster(tmp_path: Path) -> None:
         driver = subprocess.Popen([sys.executable, "-m", "condec", *command(root, *engine)])
         running: set[int] = set()
         for _ in range(2):  # each time another comes instead
-            wait_for(lambda: set(at_work(root)) - running, 300)
+            wait_for(lambda r=running: set(at_work(root)) - r, 300)
             running |= set(at_work(root))
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=1, **memory))
