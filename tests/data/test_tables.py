@@ -139,7 +139,7 @@ def test_a_row_group_that_does_not_fit_in_memory_is_refused(
 ) -> None:
     monkeypatch.setattr(tables, "_GROUP", 100)
     inputs = loaded(write(tmp_path / "a.parquet", {"image": IMAGES}))
-    with pytest.raises(DataError, match=r"row group 0 says that its images take .*row_group_size"):
+    with pytest.raises(DataError, match=r"row group 0 says that it takes .*row_group_size"):
         inputs.load(0)
 
 

@@ -5,6 +5,7 @@ An image is read when it is wanted: of a parquet file with its row group, of whi
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +30,7 @@ _PARQUET: Final = (
     "a table in parquet",
     "Expected a column with the bytes of images; write it again.",
 )
+_VERIFIED: Final[dict[str, Any]] = {"page_checksum_verification": True}
 _GROUP: Final = 2**31
 """Bytes of images that a row group may hold, which is read whole."""
 _SOME: Final = 32
@@ -46,6 +48,12 @@ class _Table:
     numbered: Callable[[], Iterable[str]]  # ids of rows without names
     digests: Sequence[bytes] = ()  # of files that are too large to be read for the fingerprint
     folder: Path | None = None  # in which files lie that a table only names
+
+    def values(self, name: str) -> list[Any]:
+        """Return what a column says, row by row."""
+        with reading(self.name, f"a table with a column {name}", "Write it again.", DataError):
+            found: list[Any] = self.column(name).to_pylist()
+            return found
 
 
 def from_parquet(
@@ -72,18 +80,15 @@ def from_parquet(
     def group(number: int) -> Any:
         of_file, place = places[number]
         with reading(files[of_file], *_PARQUET, DataError):
-            row_group = metadata[of_file].row_group(place)
-            chunks = map(row_group.column, range(row_group.num_columns))
-            size = sum(
-                c.total_uncompressed_size for c in chunks if _top(c.path_in_schema) == wanted
-            )
+            # Of a damaged footer pyarrow may end the process where single columns are asked for.
+            size = metadata[of_file].row_group(place).total_byte_size
             if size > _GROUP:
                 raise DataError(
-                    f"{files[of_file]}: row group {place} says that its images take "
-                    f"{size / 2**30:.1f} GiB, which are read at once; expected 2 at most. Write it "
-                    "with smaller row groups, row_group_size=100 for example"
+                    f"{files[of_file]}: row group {place} says that it takes {size / 2**30:.1f} "
+                    "GiB, which are read at once; expected 2 at most. Write the file with smaller "
+                    "row groups, row_group_size=100 for example"
                 )
-            with parquet.ParquetFile(files[of_file]) as opened:
+            with parquet.ParquetFile(files[of_file], **_VERIFIED) as opened:
                 return opened.read_row_group(place, columns=[wanted]).column(0)
 
     def cell(row: int) -> Any:
@@ -94,7 +99,7 @@ def from_parquet(
         found = []
         for file in files:
             with reading(file, *_PARQUET, DataError):
-                found.append(parquet.read_table(file, columns=[name]).column(0))
+                found.append(parquet.read_table(file, columns=[name], **_VERIFIED).column(0))
         return pyarrow.chunked_array([part for one in found for part in one.chunks], found[0].type)
 
     def numbered() -> Iterator[str]:
@@ -103,8 +108,7 @@ def from_parquet(
 
     digests = []
     if sum(file.stat().st_size for file in files) > images.WHOLE_BYTES:
-        # Footers hold the place and the size of every column's chunk.
-        digests = [hashlib.sha256(repr(one.to_dict()).encode()).digest() for one in metadata]
+        digests = [_footer(file) for file in files]
     table = _Table(
         name=who, schema=schema, column=column, cell=cell, numbered=numbered, digests=digests
     )
@@ -182,8 +186,13 @@ def _bytes_path(field: "pyarrow.Field") -> str | None:
     return None
 
 
-def _top(path: str) -> str:
-    return path.partition(".")[0]
+def _footer(file: Path) -> bytes:
+    """Hash the footer of a parquet file, which says where columns lie and how large they are."""
+    with reading(file, *_PARQUET, DataError), file.open("rb") as opened:
+        opened.seek(-8, os.SEEK_END)
+        n_bytes = int.from_bytes(opened.read(4), "little")
+        opened.seek(-8 - n_bytes, os.SEEK_END)
+        return hashlib.sha256(opened.read(n_bytes)).digest()
 
 
 def _inputs(
@@ -228,7 +237,7 @@ def _ids(table: _Table, keys: Mapping[str, str], wanted: str) -> tuple[str, ...]
         return tuple(map(str, _named_column(table, "id", keys["id"])))
     kind = table.schema.field(wanted).type
     if getattr(kind, "num_fields", 0) and kind.get_field_index("path") >= 0:
-        found = table.column(f"{wanted}.path").to_pylist()
+        found = table.values(f"{wanted}.path")
         if all(found):
             start = f"{table.folder}/"
             names = [name.removeprefix(start) for name in found]
@@ -244,8 +253,7 @@ def _named_column(table: _Table, key: str, name: str) -> list[Any]:
     if name not in table.schema.names:
         columns = ", ".join(table.schema.names)
         raise DataError(f"{table.name}: no column {name!r} for {key}; the columns are {columns}")
-    found: list[Any] = table.column(name).to_pylist()
-    return found
+    return table.values(name)
 
 
 def _with_labels(

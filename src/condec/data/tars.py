@@ -131,6 +131,10 @@ def _members(opened: BinaryIO, tar: Any) -> Iterator[tuple[str, int, int]]:
     while True:
         opened.seek(at)
         header = opened.read(tarfile.BLOCKSIZE)
+        if len(header) < tarfile.BLOCKSIZE:
+            raise ValueError(
+                f"it ends at byte {end}, and not by the block of zeros that ends a tar"
+            )
         if not header.strip(b"\0"):
             return
         found = _ordinary(header)
@@ -148,8 +152,6 @@ def _members(opened: BinaryIO, tar: Any) -> Iterator[tuple[str, int, int]]:
             at, start, size = tar.offset, member.offset_data, member.size
             if member.isreg():
                 yield member.name, start, size
-        if start + size > end:
-            raise ValueError(f"it ends within the member before byte {at}")
 
 
 def _ordinary(header: bytes) -> tuple[str, int] | None:
