@@ -11,14 +11,12 @@ error, and errors that are not condec's own. All have to be 0.
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 import condec.report
 from condec.basis.errors import CondecError
@@ -26,6 +24,7 @@ from condec.report.reading import read_run
 from condec.run import Run, config, links
 from condec.run.compare import compare_runs
 from condec.run.verify import repair_run, verify_run
+from damages import DAMAGES, same
 from small_runs import contents, quick_report
 
 FREE = ("run.toml", "log.jsonl", ".lock")
@@ -87,60 +86,6 @@ def numbers(folder: Path) -> dict[str, Any]:
     return found
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    def equal(a: Any, b: Any) -> bool:
-        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-            return a.shape == b.shape and bool(
-                np.array_equal(a, b, equal_nan=a.is_floating_point())
-            )
-        return a.equals(b) if hasattr(a, "equals") else a == b
-
-    return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
-
-
-def flip(file: Path, chance: random.Random, _: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    file.write_bytes(content)
-
-
-def truncate(file: Path, chance: random.Random, _: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: chance.randrange(len(content))])
-
-
-def delete(file: Path, _: random.Random, __: Path) -> None:
-    file.unlink()
-
-
-def swap(file: Path, chance: random.Random, _: Path) -> None:
-    near = [f for f in file.parent.parent.rglob(f"*{file.suffix}") if f.is_file() and f != file]
-    if near:
-        other = chance.choice(sorted(near))
-        mine, theirs = file.read_bytes(), other.read_bytes()
-        file.write_bytes(theirs)
-        other.write_bytes(mine)
-
-
-def garbage(file: Path, chance: random.Random, _: Path) -> None:
-    file.write_bytes(chance.randbytes(chance.randrange(1, 300)))
-
-
-def exchange(file: Path, _: random.Random, other: Path) -> None:
-    if other.is_file():
-        shutil.copyfile(other, file)
-
-
-def into_folder(file: Path, _: random.Random, __: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-DAMAGES: tuple[Callable[[Path, random.Random, Path], None], ...] = (
-    flip, truncate, delete, swap, garbage, exchange, into_folder,
-)  # fmt: skip
-
-
 def kind_of(name: str) -> str:
     first, *rest = name.split("/")
     return f"{first}/{rest[-1].rpartition('.')[2]}" if rest else first
@@ -178,7 +123,9 @@ def damaged(made: tuple[Path, Path], tmp_path: Path, n: int, seed: int) -> Count
             print("TRACEBACK", what, repr(error))
         # As it was before, whatever the damage was.
         for path in folder.rglob("*"):
-            if path.is_dir() and path.relative_to(folder).as_posix() in kept:
+            if path.is_symlink():
+                path.unlink()
+            elif path.is_dir() and path.relative_to(folder).as_posix() in kept:
                 path.rmdir()
         for path, content in kept.items():
             if not (folder / path).is_file() or (folder / path).read_bytes() != content:

@@ -4,9 +4,7 @@ The whole is slow: ``pytest -m slow -s tests/faults/test_store_damage.py`` print
 damage is repaired afterwards, by the same calls as a run makes, to the same bytes.
 """
 
-import os
 import random
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,7 +17,10 @@ import torch
 from condec.basis.errors import StoreError
 from condec.network.sites import Site, Units
 from condec.store import SiteInfo, Store, layer_statistics
+from damages import DAMAGES, append, flip, overwrite, same, scramble, swap, truncate
+from small_runs import contents
 
+DRAWN = (flip, truncate, scramble, overwrite, append, swap)
 N, SHARD, RECIPE = 7, 3, {"model": "net 1a2b", "method": {"name": "ig", "steps": 10}}
 INFOS = tuple(
     SiteInfo(site=Site(name), units=Units("channels"), n_units=n, n_positions=4, cut=True, **kept)
@@ -73,108 +74,19 @@ def everything(path: Path) -> dict[str, Any]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    def equal(x: Any, y: Any) -> bool:
-        numbers = x.dtype.kind == "f"
-        return bool(np.array_equal(x, y, equal_nan=numbers))
-
-    return a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
-
-
-def contents(path: Path) -> dict[Path, bytes]:
-    return {file.relative_to(path): file.read_bytes() for file in files_of(path)}
-
-
-def files_of(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def flip(file: Path, draw: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    file.write_bytes(bytes(content))
-
-
-def truncate(file: Path, draw: random.Random) -> None:
-    os.truncate(file, draw.randrange(1, file.stat().st_size))
-
-
-def empty(file: Path, draw: random.Random) -> None:
-    os.truncate(file, 0)
-
-
-def scramble(file: Path, draw: random.Random) -> None:
-    file.write_bytes(draw.randbytes(file.stat().st_size))
-
-
-def overwrite(file: Path, draw: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    start = draw.randrange(len(content))
-    part = draw.randbytes(min(16, len(content) - start))
-    content[start : start + len(part)] = part
-    file.write_bytes(bytes(content))
-
-
-def append(file: Path, draw: random.Random) -> None:
-    file.write_bytes(file.read_bytes() + draw.randbytes(draw.randrange(1, 64)))
-
-
-def delete(file: Path, draw: random.Random) -> None:
-    file.unlink()
-
-
-def folder(file: Path, draw: random.Random) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def loop(file: Path, draw: random.Random) -> None:
-    file.unlink()
-    file.symlink_to(file.name)
-
-
-def sibling(file: Path, draw: random.Random) -> None:
-    """Exchange with a file of the same name, or of the same folder."""
-    root = next(parent for parent in file.parents if parent.name == "s.zarr")
-    others = [
-        other
-        for other in files_of(root)
-        if other != file and (other.name == file.name or other.parent == file.parent)
-    ]
-    other = draw.choice(others)
-    mine, theirs = file.read_bytes(), other.read_bytes()
-    file.write_bytes(theirs)
-    other.write_bytes(mine)
-
-
-def foreign(file: Path, draw: random.Random) -> None:
-    """Put the file of another store in its place, of the same recipe and other numbers."""
-    root = next(parent for parent in file.parents if parent.name == "s.zarr")
-    shutil.copy(root.with_name("foreign.zarr") / file.relative_to(root), file)
-
-
-def forbid(file: Path, draw: random.Random) -> None:
-    file.chmod(0)
-
-
-DAMAGES = (flip, truncate, empty, scramble, overwrite, append, delete, folder, loop, sibling,
-           foreign)  # fmt: skip
-if os.geteuid():  # root may read everything
-    DAMAGES += (forbid,)
-
-
 class Trial:
     """A store that is damaged, read and repaired again and again."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "s.zarr"
         write(self.path)
-        write(folder / "foreign.zarr", seed=1)
+        self.other = folder / "other" / "s.zarr"
+        write(self.other, seed=1)
         self.bytes, self.numbers = contents(self.path), everything(self.path)
         self.counts: Counter[str] = Counter()
 
     def run(self, damage: Any, name: Path, draw: random.Random) -> None:
-        damage(self.path / name, draw)
+        damage(self.path / name, draw, self.other / name)
         who = f"{damage.__name__} {name}"
         changed = self._bytes() != self.bytes
         try:
@@ -191,7 +103,7 @@ class Trial:
         write(self.path)
         assert self._bytes() == self.bytes, f"{who}: not repaired"
 
-    def _bytes(self) -> dict[Path, bytes] | None:
+    def _bytes(self) -> dict[str, bytes] | None:
         try:
             return contents(self.path)
         except OSError:
@@ -214,8 +126,8 @@ def test_damages_to_every_file(tmp_path: Path) -> None:
     trial, draw = Trial(tmp_path), random.Random(15)
     for name in trial.bytes:
         for damage in DAMAGES:
-            for _ in range(1 if damage in (empty, delete, folder, loop, foreign, forbid) else 4):
-                trial.run(damage, name, draw)
+            for _ in range(4 if damage in DRAWN else 1):
+                trial.run(damage, Path(name), draw)
     counts = trial.counts
     tried = counts["noticed"] + counts["harmless"]
     sys.stdout.write(f"\nstore: {tried} damages of {len(trial.bytes)} files: {dict(counts)}\n")
