@@ -104,7 +104,7 @@ def damaged(made: tuple[Path, Path], tmp_path: Path, n: int, seed: int) -> Count
     for number in range(n):
         kind = sorted(kinds)[number % len(kinds)]
         name = chance.choice(kinds[kind])
-        damage = DAMAGES[number // len(kinds) % len(DAMAGES)]
+        damage = chance.choice(DAMAGES)
         damage(folder / name, chance, other / name)
         what, harmless = f"{damage.__name__} {name}", contents(folder) == kept
         count["tried"] += not harmless

@@ -1,5 +1,6 @@
 """Digests of what lies on disk and of plain values, and how plain values differ."""
 
+import errno
 import hashlib
 import json
 import os
@@ -83,8 +84,10 @@ def _files(folder: Path) -> list[str]:
 def _of_file(place: str) -> str:
     try:
         found = os.stat(place)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a loop of links is no file
+            return ""
+        raise
     state = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
     if (known := _known.get(place)) and known[0] == state:
         return known[1]
