@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import condec.report
+import damages
 from condec import cli
 from condec.basis.errors import StoreError
 from condec.basis.files import reading
@@ -92,10 +94,11 @@ def test_every_damage_is_named(folder: Path, name: str, damage: str) -> None:
     assert " damaged\n" in text
 
 
+@pytest.mark.parametrize("damage", [damages.scramble, damages.loop])
 @pytest.mark.parametrize("name", [NAMES[i] for i in (0, 6, 10, 14)])
-def test_repair_computes_that_part_again(folder: Path, name: str) -> None:
+def test_repair_computes_that_part_again(folder: Path, name: str, damage: damages.Damage) -> None:
     before = contents(folder)
-    (folder / name).write_bytes(b"garbage")
+    damage(folder / name, random.Random(0), folder)
     code, text = command(folder, "--repair", "--quiet", "--trust-code")
     assert text.splitlines()[-1].endswith("all as it was written")
     assert code == 0
