@@ -422,6 +422,7 @@ def test_site_maps_without_labels(tmp_path):
 def test_saved_maps_come_back_and_are_the_same_bytes(modes, tmp_path):
     made = site_maps(small_resnet(), small_inputs(), modes, n_modes=2, n_inputs=2)
     first = save_record(tmp_path / "deep" / "a.npz", made)
+    (tmp_path / "b.npz.0123abcd.partial").touch()  # of a writer that was killed
     again = save_record(tmp_path / "b.npz", made)
     assert first.read_bytes() == again.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.npz", "deep"]

@@ -30,7 +30,7 @@ def save_record(path: str | Path, record: Any) -> Path:
     content = io.BytesIO()
     numpy.savez_compressed(content, **(arrays | {_WORDS: json.dumps(words)}))
     with writing(f"{path}: {type(record).__name__}"):
-        write_file(path, content.getvalue())
+        write_file(path, content.getvalue(), alone=True)
     return path
 
 
