@@ -147,11 +147,14 @@ def area_tables(made: Mapping[str, Any]) -> list[str]:
 
 
 def check_table(made: Mapping[str, Any]) -> str:
+    found = {(r["parts"], r["site"], r["removed"]): r for r in made["checks"]}
     rows = [
-        [r["parts"], r["site"], r["removed"], cell(r["rank_correlation"]), cell(r["slope"])]
-        for r in made["checks"]
-    ]
-    return table(["parts", "site", "removed", "rank correlation", "slope"], rows)
+        [f"{parts}, {site}", *(cell(found[parts, site, way][key]) for way in ("part", "units")
+                               for key in ("rank_correlation", "slope"))]
+        for parts, site in dict.fromkeys(key[:2] for key in found)
+    ]  # fmt: skip
+    head = ["parts", "share removed: rank", "slope", "units removed whole: rank", "slope"]
+    return table(head, rows)
 
 
 def game_table(made: Mapping[str, Any]) -> str:
@@ -179,7 +182,12 @@ def game_table(made: Mapping[str, Any]) -> str:
 
 def sanity_table(made: Mapping[str, Any]) -> str:
     ways = [*dict.fromkeys(row["way"] for row in made["sanity"])]
-    names = [*dict.fromkeys((row["of"], row["map"]) for row in made["sanity"])]
+    # Modes of the autoencoder are hardly ever used in a network of shuffled weights.
+    rows = [
+        row for row in made["sanity"]
+        if not row["of"].startswith("sae") and "blocks.13" not in row["of"] + row["map"]
+    ]  # fmt: skip
+    names = [*dict.fromkeys((row["of"], row["map"]) for row in rows)]
     found = {(r["of"], r["map"], r["way"]): r["rank"] for r in made["sanity"]}
     lines = [[f"{of}: {name}", *(cell(found[of, name, way]) for way in ways)] for of, name in names]
     return table(["map", *ways], lines)

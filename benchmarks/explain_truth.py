@@ -27,10 +27,10 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from explain_games import N_PLAYERS, game, interactions, rank
 from explain_table import page, summary
 from measure import RESULTS, paste, write
 from rival_maps import PATCHES, patches, recorded, site_maps
@@ -51,19 +51,13 @@ from selectivity import mobilenet
 import condec
 from condec.attribution import Contributions, contribute
 from condec.dictionary import NMF, TopKSAE
-from condec.effects import mode_interactions
-from condec.effects.choice import choice_of
-from condec.effects.measured import measure
-from condec.effects.rankings import atom_scores, descending
-from condec.effects.samples import held_out
 from condec.explanation import Explanation, Part, SiteExplanation, strongest_units
-from condec.network import split_at
 
 WORK = Path(__file__).resolve().parents[1] / "runs" / "explain_truth"
 SITES = ("blocks.10", "blocks.13")
 KINDS = ("nmf", "sae")
 METHOD = condec.IntegratedGradients(steps=10, spacing="fitted")
-N_PLAYERS, N_MASKS = 8, 128
+N_MASKS = 128
 KEPT = (14, 59)
 """Regions that are deleted, or inserted, of 196."""
 SHOWN = (("nmf", "blocks.10"), ("nmf", "blocks.13"), ("sae", "blocks.10"))
@@ -112,7 +106,7 @@ class Study:
         return found
 
 
-def of_photo(study: Study, number: int, *, sane: bool) -> dict[str, Any]:
+def of_photo(study: Study, number: int) -> dict[str, Any]:
     """Measure one photo."""
     x, draws = study.images[number : number + 1], torch.Generator().manual_seed(number)
     seconds, started = {}, time.process_time()
@@ -122,32 +116,43 @@ def of_photo(study: Study, number: int, *, sane: bool) -> dict[str, Any]:
         seconds[name], started = time.process_time() - started, time.process_time()
         return value
 
-    found = {kind: explained(study.model, x, study.modes[kind]) for kind in KINDS}
-    output = found[KINDS[0]].batch.output[0]
-    label, other = output.topk(2).indices.tolist()
-    shown = {
-        (kind, site): max(found[kind][site].modes, key=lambda part: part.net)
-        for kind, site in SHOWN
-    }
+    found, shown, (label, _) = start_of(study, x)
     record: dict[str, Any] = {"photo": study.names[number], "label": label}
     record["missed"] = timed("missed", missed(study.model, x))
     record["checks"] = timed("checks", [*checks(found, draws)])
     record["games"] = timed("games", [game(study.model, at) for at in sited(found)])
     maps = timed("maps", maps_of(study.model, x, label, found, shown))
     record |= timed("curves", curves(study, x, label, maps, shown, draws))
-    if sane:
-        ways = {name: (model, label) for name, model in study.shuffled.items()}
-        ways["other class"] = study.model, other
-        record["sanity"] = []
-        for name, (model, of) in ways.items():
-            after = maps_of(model, x, of, None, shown, study.modes)
-            record["sanity"] += [
-                {"way": name, "of": key[0], "map": key[1], "rank": rank(values, after[key])}
-                for key, values in maps.items()
-            ]
-        timed("sanity", None)
     print(record["photo"], {k: round(v, 1) for k, v in seconds.items()}, flush=True)
     return record
+
+
+def start_of(
+    study: Study, x: Tensor
+) -> tuple[dict[str, Explanation], dict[tuple[str, str], Part], list[int]]:
+    """Return explanations by kind, the modes that have maps, and the two classes with most."""
+    found = {kind: explained(study.model, x, study.modes[kind]) for kind in KINDS}
+    shown = {
+        (kind, site): max(found[kind][site].modes, key=lambda part: part.net)
+        for kind, site in SHOWN
+    }
+    return found, shown, found[KINDS[0]].batch.output[0].topk(2).indices.tolist()
+
+
+def sanity(study: Study, number: int) -> list[dict[str, Any]]:
+    """Correlate maps of one photo with those of networks with less order, and of another class."""
+    x = study.images[number : number + 1]
+    found, shown, (label, other) = start_of(study, x)
+    before = maps_of(study.model, x, label, found, shown)
+    ways = {name: (model, label) for name, model in study.shuffled.items()}
+    rows = []
+    for name, (model, of) in (ways | {"other class": (study.model, other)}).items():
+        after = maps_of(model, x, of, None, shown, study.modes)
+        rows += [
+            {"way": name, "of": key[0], "map": key[1], "rank": rank(values, after[key])}
+            for key, values in before.items()
+        ]
+    return rows
 
 
 def explained(
@@ -163,12 +168,6 @@ def sited(found: dict[str, Explanation]) -> Iterator[tuple[str, Explanation, Sit
     for kind, one in found.items():
         for at in one.by_site:
             yield kind, one, at
-
-
-def rank(a: Any, b: Any) -> float:
-    """Spearman's correlation; 0 where one of both is the same everywhere."""
-    a, b = (torch.as_tensor(v).flatten().numpy() for v in (a, b))
-    return float(spearmanr(a, b).statistic) if len(a) > 2 and a.std() > 0 < b.std() else 0.0
 
 
 def missed(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
@@ -216,113 +215,6 @@ def with_parts(at: SiteExplanation, weights: Sequence[Tensor]) -> SiteExplanatio
         adds, takes = float(own.clamp(min=0).sum()), float(own.clamp(max=0).sum())
         parts.append(Part(f"part {number}", None, number, nan, adds, takes, w, own.sum(0)))
     return replace(at, parts=tuple(parts))
-
-
-def removals(
-    model: nn.Module, one: Explanation, at: SiteExplanation
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the game: the target where only some modes are kept, of [coalition, player]."""
-    setup, site = one.batch.setup, at.site.name
-    assert setup is not None
-    with torch.no_grad(), recorded(model, (site,)) as h:
-        model(torch.zeros_like(setup.inputs))
-    start = h[site]
-    after = split_at(model, setup.inputs, at.site)
-    moved = torch.stack([p.weights for p in at.modes]).float() * (after.activation - start)
-
-    def play(coalitions: np.ndarray) -> np.ndarray:
-        values = []
-        for some in np.array_split(coalitions, -(-len(coalitions) // 32)):
-            gone = torch.from_numpy(~some.astype(bool)).float()
-            changed = after.activation - torch.einsum("vp,pcyx->vcyx", gone, moved)
-            with torch.no_grad():
-                values.append(after.run(changed)[:, one.prediction])
-        return torch.cat(values).double().numpy()
-
-    return play
-
-
-def game(model: nn.Module, given: tuple[str, Explanation, SiteExplanation]) -> dict[str, Any]:
-    """Exact Shapley values and interactions of the modes, beside shares and single removals."""
-    from shapiq import ExactComputer
-
-    kind, one, at = given
-    n = len(at.modes)
-    exact = ExactComputer(removals(model, one, at), n_players=n)
-    values = exact("SV", 1)
-    pairs = exact("SII", 2)
-    v, look = exact.game_values, exact.coalition_lookup
-    everyone = tuple(range(n))
-
-    def without(*some: int) -> float:
-        return float(v[look[tuple(p for p in everyone if p not in some)]])
-
-    shapley = [float(values[(p,)]) for p in everyone]
-    said = [part.net for part in at.modes]
-    alone = [without() - without(p) for p in everyone]
-    both = [*itertools.combinations(everyone, 2)]
-    exactly = [float(pairs[pair]) for pair in both]
-    last = [without() - without(a) - without(b) + without(a, b) for a, b in both]
-    square = float(np.dot(said, said)) or nan
-    return {
-        "kind": kind, "site": at.site.key, "n_players": n,
-        "shares_rank": rank(said, shapley), "shares_slope": float(np.dot(said, shapley)) / square,
-        "removal_rank": rank(alone, shapley), "pairs_rank": rank(last, exactly),
-        "interaction_size": float(np.abs(exactly).mean() / np.abs(shapley).mean()),
-    }  # fmt: skip
-
-
-def interactions(study: Study, labels: Tensor, grouped: nn.Module) -> list[dict[str, Any]]:
-    """`mode_interactions` of superclasses beside exact interactions of the same modes and units."""
-    from shapiq import ExactComputer
-
-    file = WORK / "interactions.json"
-    if file.exists():
-        return json.loads(file.read_text())  # type: ignore[no-any-return]
-    data, rows, site = (study.images, labels), [], f"model.{SITES[1]}"
-    store = condec.collect(
-        grouped, data, site, method=METHOD, target=condec.Predicted(), batch_size=8,
-        out=WORK / "grouped",
-    )  # fmt: skip
-    config = condec.TrainConfig(held_out=0.5, seed=0)
-    report = condec.fit(NMF(n_modes=16), store.matrix(site), config=config)
-    modes = condec.Modes.build(report.dictionary, store, site, held_out_rows=report.held_out_rows)
-    samples = held_out((study.images, labels), modes)
-    choice = choice_of("benchmark", modes, "ablate", "zero", 0.05)
-    for label in range(int(labels.max()) + 1):
-        rows_of = modes.loadings[labels == label].mean(0).argsort(descending=True)[:N_PLAYERS]
-        ids = modes.ids[rows_of].tolist()
-        units = [choice.first(descending(atom_scores(modes, modes.atoms[r]))) for r in rows_of]
-        mine = samples.of([label])
-
-        def play(coalitions: np.ndarray, units: Any = units, mine: Any = mine,
-                 label: int = label) -> np.ndarray:  # fmt: skip
-            gone = [
-                frozenset(u for p, kept in enumerate(some) if not kept for u in units[p])
-                for some in coalitions
-            ]
-            different = [*dict.fromkeys(gone)]
-            made = measure(grouped, mine, [choice.edits(some) for some in different], prove=False)
-            values = made.logit.double().mean(1).tolist()
-            return np.array([values[different.index(some)] for some in gone])
-
-        exact = ExactComputer(play, n_players=len(ids))("SII", 2)
-        pairs = [*itertools.combinations(range(len(ids)), 2)]
-        frame = mode_interactions(
-            grouped, data, modes, labels=[label], pairs=[(ids[a], ids[b]) for a, b in pairs],
-            fraction=0.05, n_bootstrap=1, prove=False,
-        )  # fmt: skip
-        said = frame[frame["quantity"] == "logit"]["interaction"].to_numpy()
-        shared = frame[frame["quantity"] == "logit"]["n_shared"].to_numpy() == 0
-        exactly = np.array([float(exact[pair]) for pair in pairs])
-        rows.append({
-            "label": label, "n_samples": len(mine), "rank": rank(said, exactly),
-            "slope": float(said @ exactly) / float(said @ said),
-            "rank_of_pairs_without_shared_units": rank(said[shared], exactly[shared]),
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    file.write_text(json.dumps(rows))
-    return rows
 
 
 # ---- maps ---------------------------------------------------------------------------------------
@@ -454,36 +346,51 @@ def blend(x: Tensor, fill: Tensor, keep: Tensor) -> Tensor:
     return fill + wide * (x - fill)
 
 
-def photos(study: Study, numbers: Iterable[int], n_sane: int) -> Iterator[dict[str, Any]]:
-    """Give the record of every photo, measured now or before."""
-    for place, number in enumerate(numbers):
-        file = WORK / f"{study.names[number]}.json"
-        if not file.exists():
-            made = of_photo(study, number, sane=place < n_sane)
-            half = file.with_suffix(".half")
-            half.write_text(json.dumps(made))
-            half.replace(file)
-        yield json.loads(file.read_text())
+def kept(name: str, make: Callable[[], Any]) -> Any:
+    """Return what was measured before under a name, or is now."""
+    file = WORK / f"{name}.json"
+    if not file.exists():
+        half = file.with_suffix(".half")
+        half.write_text(json.dumps(make()))
+        half.replace(file)
+    return json.loads(file.read_text())
+
+
+def measure_all(n_photos: int, n_sane: int) -> None:
+    """Measure what is not there yet."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    case = mobilenet()
+    names = [f"{number:03d}" for number in range(len(case.labels))]
+    study = Study(case.model.model.requires_grad_(False), case.images, names)
+    WORK.mkdir(parents=True, exist_ok=True)
+    draws = torch.Generator().manual_seed(0)
+    for place, number in enumerate(torch.randperm(len(names), generator=draws)[:n_photos].tolist()):
+        kept(names[number], partial(of_photo, study, number))
+        if place < n_sane:
+            kept(f"{names[number]}-sanity", partial(sanity, study, number))
+    store = condec.collect(
+        case.model, case.images, f"model.{SITES[1]}", method=METHOD, target=condec.Predicted(),
+        batch_size=8, out=WORK / "grouped",
+    )  # fmt: skip
+    interactions(case.model, case.images, case.labels, store, kept)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=120)
     parser.add_argument("--sanity", type=int, default=24, help="photos of the sanity checks")
-    parser.add_argument("--publish", action="store_true", help="tables of the last result")
+    parser.add_argument("--publish", action="store_true", help="tables of what was measured so far")
     given = parser.parse_args()
     if not given.publish:
-        torch.set_num_threads(1)
-        warnings.simplefilter("ignore")
-        case = mobilenet()
-        labels, model = case.labels, case.model.model.requires_grad_(False)
-        names = [f"{number:03d}" for number in range(len(labels))]
-        study = Study(model, case.images, names)
-        WORK.mkdir(parents=True, exist_ok=True)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
-        rows = [*photos(study, order[: given.photos], given.sanity)]
-        made = summary(rows, interactions(study, labels, case.model))
-        write("explain_truth", {"what": (__doc__ or "").partition("\n")[0], **made})
+        measure_all(given.photos, given.sanity)
+    rows = [json.loads(file.read_text()) for file in sorted(WORK.glob("[0-9][0-9][0-9].json"))]
+    for row in rows:
+        if (file := WORK / f"{row['photo']}-sanity.json").exists():
+            row["sanity"] = json.loads(file.read_text())
+    pairs = [json.loads(file.read_text()) for file in sorted(WORK.glob("interactions-*.json"))]
+    what = (__doc__ or "").partition("\n")[0]
+    write("explain_truth", {"what": what, **summary(rows, pairs)})
     paste("explain_truth", page(json.loads((RESULTS / "explain_truth.json").read_text())))
 
 
