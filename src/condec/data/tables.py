@@ -210,7 +210,7 @@ def _inputs(
             if isinstance(found, Mapping):
                 found, file = found["bytes"], found.get("path")
             if found is None and file and table.folder is not None:
-                found = Path(table.folder, file).read_bytes()
+                found = (table.folder / str(file)).read_bytes()
             if found is None:
                 raise ValueError("the table has no bytes of it")
             return bytes(found)
