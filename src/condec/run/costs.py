@@ -187,7 +187,7 @@ def _needs(run: Run, links: Collection[str], each: float, slower: float) -> Iter
         number = len(kinds) * plan.explain.n_inputs + len({*plan.explain.inputs} - kinds)
         yield Need(
             link="explain", seconds=_EXPLAINING * each * number, tasks=number, memory=memory,
-            disk=2**20 * number, words=f"pages of {number} inputs, with what flows between sites",
+            disk=0, words=f"pages of {number} inputs, with what flows between sites",
         )  # fmt: skip
 
 
