@@ -122,6 +122,7 @@ def test_a_sample_of_damages(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_damages_to_every_file(tmp_path: Path) -> None:
     trial, draw = Trial(tmp_path), random.Random(15)
     for name in trial.bytes:
