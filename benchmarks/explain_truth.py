@@ -370,8 +370,8 @@ def measure_all(n_photos: int, n_sane: int) -> None:
         if place < n_sane:
             kept(f"{names[number]}-sanity", partial(sanity, study, number))
     store = condec.collect(
-        case.model, (case.images, case.labels), f"model.{SITES[1]}", method=METHOD, target=condec.Predicted(),
-        batch_size=8, out=WORK / "grouped",
+        case.model, (case.images, case.labels), f"model.{SITES[1]}", method=METHOD,
+        target=condec.Predicted(), batch_size=8, out=WORK / "grouped",
     )  # fmt: skip
     interactions(case.model, case.images, case.labels, store, kept)
 
