@@ -252,6 +252,24 @@ def test_memory_that_does_not_suffice_is_told(
     )
 
 
+def test_the_cluster_that_a_run_folder_names_is_joined_where_it_is_trusted(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(cli, "engine_of", lambda plan: asked.append(plan.address) or 1 / 0)
+    with (source / "run.toml").open("a") as plan:
+        plan.write('\n[engine]\nkind = "ray"\naddress = "ray://theirs:1"\n')
+    for command in (["fit"], ["run"], ["collect"], ["run", "--engine", "ray"]):
+        refused = condec_command(*command, source)
+        assert refused.exit_code == 2
+        assert "names a Ray cluster, 'ray://theirs:1', which could run any code" in refused.stderr
+    assert asked == []
+    condec_command("fit", source, "--trust-code")
+    condec_command("fit", source / "run.toml")
+    condec_command("run", source, "--address", "ray://mine:1")
+    assert asked == ["ray://theirs:1", "ray://theirs:1", "ray://mine:1"]
+
+
 def test_real_ctrl_c_leaves_a_run_that_goes_on(source: Path) -> None:
     """A process of its own, stopped by SIGINT after its first shard."""
     slow = "\n    import time\n    net = small_resnet(labels=3)\n"

@@ -139,7 +139,7 @@ def run_command(
     changes = {key: value for key, value in given.items() if value is not None}
     engine_plan = config.changed(plan.engine, "engine", changes)
     plan = _with_noted(replace(plan, out=out or plan.out, engine=engine_plan))
-    run = _run_of(plan, quiet, again, trust_code)
+    run = _run_of(plan, quiet, again, trust_code, address or "")
     left_out = check_run(run)
     if not check:
         _whole_chain(run, left_out)
@@ -451,8 +451,16 @@ def _with_noted(plan: Plan) -> Plan:
     return replace(plan, collect=replace(plan.collect, twins=tuple(dict.fromkeys(twins))))
 
 
-def _run_of(plan: Plan, quiet: bool, again: bool = False, trust_code: bool = False) -> Run:
-    """Make a run with the engine of its plan."""
+def _run_of(
+    plan: Plan, quiet: bool, again: bool = False, trust_code: bool = False, address: str = ""
+) -> Run:  # fmt: skip
+    """Make a run with the engine of its plan, at an `address` that the user gave or trusts."""
+    named = plan.engine.address or "auto"
+    if plan.of_folder and not trust_code and named not in ("auto", address):
+        raise OptionError(
+            f"engine: the run folder names a Ray cluster, {named!r}, which could run any code: "
+            "if you trust it, give --trust-code, or the plan itself, a .toml outside of run folders"
+        )
     return Run(plan, not quiet, again, trust_code, engine=engine_of(plan.engine))
 
 

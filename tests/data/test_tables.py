@@ -153,6 +153,7 @@ def test_a_row_group_that_does_not_fit_in_memory_is_refused(
         ({"a": [b""], "label": [0.5]}, "", "expected whole numbers as labels"),
         ({"a": [b"", b""], "label": ["1", "x.png"]}, "", "'x.png' in a/1, among"),
         ({"a": [b"", b""], "b": [1, 1]}, "?id=b", "have the same id, '1'"),
+        ({"a": [b"", b""], "b": ["x", None]}, "?id=b", "row 1 has no b; expected an id of every"),
     ],
 )
 def test_columns_that_do_not_fit(

@@ -114,6 +114,7 @@ def test_damaged_tars_are_refused(kind: str, tmp_path: Path) -> None:
         ({"my.photo.png": png(0)}, "my.photo.png: its name has more than one dot"),
         ({"a.png": png(0), "a.cls": b"\xff"}, "cannot be read as a tar of images"),
         ({"a.png": png(0), "a.cls": b"1.5"}, "labels: expected whole numbers.*'1.5' in a.png"),
+        ({"a.png": png(0), "a.json": b'{"label": [1]}'}, r"a number or a name; label is \[1\]"),
         ({"3/a.png": png(0), "7/b.png": png(0)}, "folders '3', '7' would be numbered '0', '1'"),
         ({"a.txt": b"no image"}, "expected at least one sample"),
     ],

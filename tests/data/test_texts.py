@@ -43,6 +43,12 @@ def test_a_line_is_a_text_and_its_last_token_the_label(tmp_path: Path) -> None:
     assert found.load(0).tolist() == [[0, 0], [1, 1], [2, 4]]
 
 
+def test_only_ends_of_lines_end_a_text(tmp_path: Path) -> None:
+    found = texts(tmp_path, "\ufeffab\x0cc\u2028d\r\nef\n")
+    assert found.ids == ("1", "2")
+    assert found.load(0)[:, 0].tolist() == Letters().tokens("ab\x0cc\u2028")
+
+
 def test_shorter_texts_are_padded_on_the_left(tmp_path: Path) -> None:
     found = texts(tmp_path, "abcd\ncb\n")
     assert found.load(0).tolist() == [[0, 0, 1], [1, 1, 1], [2, 4, 1]]
@@ -112,5 +118,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
         tokens(tmp_path, tokens=numpy.ones((2, 3)))
     with pytest.raises(DataError, match=r"expected one id and one label.*2 texts, 1 labels"):
         tokens(tmp_path, tokens=numpy.ones((2, 3), int), labels=numpy.array([1]))
+    one = {"tokens": numpy.arange(1, 9)[None], "labels": numpy.array([7])}
+    with pytest.raises(OptionError, match="its labels are those of whole rows, which are not cut"):
+        tokens(tmp_path, "?length=3", **one)
+    with pytest.raises(DataError, match="label -2 of sample '0' is out of range"):
+        tokens(tmp_path, **one | {"labels": numpy.array([-2])})
     with pytest.raises(DataError, match="text 0: -1, which is none, among its tokens"):
         tokens(tmp_path, tokens=numpy.array([[1, -1, 2]]))

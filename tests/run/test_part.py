@@ -74,6 +74,13 @@ def test_a_part_that_is_none_is_refused(text: str) -> None:
         Part.parse(text)
 
 
+def test_parts_do_not_choose_their_batches(tmp_path: Path) -> None:
+    plan = config.read(write_source(tmp_path) / "run.toml")
+    run = Run(replace(plan, collect=replace(plan.collect, batch_size="auto")), progress=False)
+    with pytest.raises(OptionError, match=r"--part: each part would time .* give a number"):
+        collect_part(run, Part(1, 2))
+
+
 def test_slurm_and_torchrun_say_which_part_it_is() -> None:
     slurm = {"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_TASK_MIN": "10"}
     slurm["SLURM_ARRAY_TASK_COUNT"] = "8"

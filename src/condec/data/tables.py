@@ -234,7 +234,11 @@ def _inputs(
 def _ids(table: _Table, keys: Mapping[str, str], wanted: str) -> tuple[str, ...]:
     """Return names of the images: of a column, or those beside the bytes where no two are alike."""
     if "id" in keys:
-        return tuple(map(str, _named_column(table, "id", keys["id"])))
+        given = _named_column(table, "id", keys["id"])
+        if None in given:
+            where = f"row {given.index(None)} has no {keys['id']}"
+            raise DataError(f"{table.name}: {where}; expected an id of every row")
+        return tuple(map(str, given))
     kind = table.schema.field(wanted).type
     if getattr(kind, "num_fields", 0) and kind.get_field_index("path") >= 0:
         found = table.values(f"{wanted}.path")

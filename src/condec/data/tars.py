@@ -174,6 +174,8 @@ def _label(text: str, entry: str) -> str:
         return text.strip()
     found = json.loads(text)
     value = found.get(entry) if isinstance(found, dict) else found
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"a label is a number or a name; {entry} is {str(value)[:40]}")
     return "" if value is None else str(value)
 
 

@@ -18,9 +18,8 @@ from condec.data.inputs import UNLABELLED, Inputs, bytes_of
 
 PADDING: Final = -1
 """Stands in files of tokens where there is none."""
-Text = tuple[str, Tensor, int]
-"""Its id, its tokens, and the label of a whole one: `_NEXT` for the token that came last."""
-_NEXT: Final = -2
+Text = tuple[str, Tensor, int | None]
+"""Its id, its tokens, and the label of a whole one; None for the token that came last."""
 
 
 @runtime_checkable
@@ -42,7 +41,7 @@ def from_texts(file: Path, keys: Mapping[str, str], language: Language | None) -
     """Read a file of text, one text a line; empty lines are passed over."""
     language = _needed(language, f"text:{file}")
     with reading(file, "text in UTF-8", "Give a file with one text a line.", DataError):
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8-sig").split("\n")
     label = _label(keys)
     texts = [
         (str(number), torch.tensor(language.tokens(line)), label)
@@ -64,8 +63,13 @@ def from_tokens(file: Path, keys: Mapping[str, str], language: Language | None) 
         tokens = torch.from_numpy(arrays["tokens"].astype(np.int64, casting="safe"))
         rows, _ = tokens.shape
     given, ids = arrays.get("labels"), arrays.get("ids", np.arange(rows))
-    labels = [_label(keys)] * rows
+    labels: list[int | None] = [_label(keys)] * rows
     if given is not None:
+        if keys.keys() & {"length", "stride"}:
+            raise OptionError(
+                f"data tokens:{file}: its labels are those of whole rows, which are not cut: "
+                "expected no length or stride; leave them out, or the labels in the file"
+            )
         labels = as_labels(file.name, given).tolist()
     if len(labels) != rows or ids.shape != (rows,):
         problem = f"{rows} texts, {len(labels)} labels, ids of shape {ids.shape}"
@@ -88,8 +92,8 @@ def _needed(language: Language | None, source: str) -> Language:
     return language
 
 
-def _label(keys: Mapping[str, str]) -> int:
-    labels = {"next": _NEXT, "none": UNLABELLED}
+def _label(keys: Mapping[str, str]) -> int | None:
+    labels = {"next": None, "none": UNLABELLED}
     if (given := keys.get("labels", "next")) not in labels:
         raise OptionError(f"data: labels must be next or none; got {given!r}")
     return labels[given]
@@ -106,7 +110,7 @@ def _inputs(
     name: str, texts: Sequence[Text], keys: Mapping[str, str], language: Language
 ) -> Inputs:
     """Cut texts into windows of one length, shorter ones padded on the left."""
-    longest = max((len(tokens) - (label == _NEXT) for _, tokens, label in texts), default=1)
+    longest = max((len(tokens) - (label is None) for _, tokens, label in texts), default=1)
     length = _number(keys, "length", max(longest, 1))
     stride = _number(keys, "stride", length)
     if language.context is not None and min(length, longest) > language.context:
@@ -143,9 +147,9 @@ def _windows(text: Text, length: int, stride: int) -> Iterator[Text]:
     The id of a window in a longer text is that of the text with the number of its first token.
     """
     name, tokens, label = text
-    end = len(tokens) - (label == _NEXT)
+    end = len(tokens) - (label is None)
     starts = range(0, max(end - length, 0) + 1, stride)
     for start in starts if end > 0 else ():
         stop = min(start + length, end)
-        following = int(tokens[stop]) if label == _NEXT else label
+        following = int(tokens[stop]) if label is None else label
         yield name if len(starts) == 1 else f"{name}:{start}", tokens[start:stop], following

@@ -61,6 +61,9 @@ def collect_part(run: Run, part: Part) -> Outcome:
     What only a whole store allows (twins that copy it, the record of the link) is left to
     `collect_link`, once all parts have ended.
     """
+    if run.plan.collect.batch_size == "auto":
+        raise OptionError("--part: each part would time batches by itself, and stores of others "
+                          "refuse its size; give a number, --batch-size 64")  # fmt: skip
     started, who = time.perf_counter(), f"part {part.number} of {part.of}"
     worker, made, left = Worker(run, who.replace(" ", "-")), 0, 0
     twins = [t for t in run.plan.collect.twins if t.changes_numbers(run.plan.collect.target)]

@@ -24,6 +24,8 @@ from condec.store import Store
 from condec.store.batches import BatchPlan, LoadedBatch
 from small_runs import contents, quick_report, write_source
 
+Later = list[Callable[[], None]]
+
 
 class Died(Exception):
     """Stands for a process that is gone."""
@@ -46,15 +48,22 @@ class Here(Pool):
 
 
 class InProcess(Hand):
-    def __init__(self, pool: Here, worker: RemoteWorker) -> None:
-        self.pool, self.worker, self.dead = pool, worker, False
+    def __init__(self, pool: Here, worker: RemoteWorker, later: Later | None = None) -> None:
+        self.pool, self.worker, self.dead, self.later = pool, worker, False, later
 
     def submit(self, method: str, *given: Any) -> "Future[Any]":
         future: Future[Any] = Future()
-        try:
-            future.set_result(self.call(method, *given))
-        except Exception as error:  # noqa: BLE001  # what a process would tell
-            future.set_exception(error)
+
+        def finish() -> None:
+            try:
+                future.set_result(self.call(method, *given))
+            except Exception as error:  # noqa: BLE001  # what a process would tell
+                future.set_exception(error)
+
+        if method == "do" and self.later is not None:
+            self.later.append(finish)
+        else:
+            finish()
         return future
 
     def call(self, method: str, *given: Any) -> Any:
@@ -153,6 +162,26 @@ def test_workers_that_cannot_be_started_are_given_up(
     outcomes = carry_out(write_source(tmp_path), pool, links=("collect",))
     assert outcomes["collect"].state == "made"
     assert pool.done == []
+
+
+def test_a_worker_at_work_is_kept_where_others_cannot_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OneStarts(Here):
+        def start(self, run: Run, number: int) -> Hand:
+            hand = InProcess(self, RemoteWorker(Given.of(run, 1), f"here-{number}"), later)
+            hand.dead = number > 1
+            return hand
+
+    def wait(*_: object) -> None:
+        if later and (pool.n_failed > TRIES + 2 or pool.done):  # others fail so often before
+            later.pop(0)()
+
+    later: Later = []
+    pool = OneStarts()
+    monkeypatch.setattr("condec.run.engines.pool.wait", wait)
+    carry_out(write_source(tmp_path), pool, links=("collect",))
+    assert sorted(pool.done) == [f"shards: contributions.zarr {n}" for n in range(3)]
 
 
 def test_the_driver_shows_what_a_worker_could_not_do(

@@ -80,7 +80,7 @@ class Pool(ABC):
         more are given out.
         """
         waiting, done, said = deque(names), dict[str, Done](), set[str]()
-        tries, patience = Counter[str](), 60
+        tries, patience, self.n_failed = Counter[str](), 60, 0
         title = f"{link} ({self.plan.kind})"
         run.folder.log("tasks", link=link, tasks=len(names))
         with (
@@ -102,7 +102,7 @@ class Pool(ABC):
                 patience -= not any(place.ready.done() for place in self.places)
                 if not patience:
                     run.say(f"{self.plan.kind}: there is no room for a worker yet; tasks wait")
-                if self.n_failed > TRIES + self.most(run):
+                if self._gives_up(run) and not any(place.tasks for place in self.places):
                     run.say(f"{self.plan.kind}: no worker can be started; all is done here")
                     break
         run.folder.log("tasks done", link=link, tasks=len(names), done=len(done))
@@ -121,10 +121,14 @@ class Pool(ABC):
 
     # --- workers ----------------------------------------------------------------------------
 
+    def _gives_up(self, run: Run) -> bool:
+        """Tell whether starting workers has failed so often, one after another, that it stops."""
+        return self.n_failed > TRIES + self.most(run)
+
     def _man(self, run: Run, link: str, waiting: "deque[str]") -> None:
         """Start the workers that are wanted, and give tasks to those that are ready."""
         wanted = min(self.most(run), len(waiting) + sum(bool(p.tasks) for p in self.places))
-        while len(self.places) < wanted:
+        while len(self.places) < wanted and not self._gives_up(run):
             self.n_started += 1
             hand = self.start(run, self.n_started)
             self.places.append(_Place(hand, hand.submit("ready")))
