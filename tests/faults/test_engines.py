@@ -209,6 +209,7 @@ def test_bad_inputs(tmp_path: Path, what: str, on_bad: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("default")
 def test_a_batch_that_memory_does_not_hold_is_done_in_halves(tmp_path: Path) -> None:
     plain = {"links = [": 'links = ["collect"]\n# [', "shard_size = 2": "shard_size = 16"}
     more = {"batch_size = 16": "batch_size = 16, prove = false"}
