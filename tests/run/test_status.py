@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import condec.report
 from condec import cli
+from condec.basis.errors import StoreError
 from condec.basis.locks import held
 from condec.run.status import status_lines
 from condec.store import RunFolder
@@ -65,6 +66,10 @@ def test_what_lies_there_instead_of_logs_is_passed_over(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.log_file.write_bytes(b"\xff\n[1]\n{}\n" + json.dumps({"time": 1}).encode())
     assert list(status_lines(folder)) == [f"{tmp_path}: no driver is at work"]
+    line = {"time": 5, "event": "start", "link": "fit", "host": "here", "process": 1}
+    folder.log_file.write_text(json.dumps(line))
+    with pytest.raises(StoreError, match=r"cannot be read as a run with its logs.*Move log\.jsonl"):
+        list(status_lines(folder))
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -259,8 +259,7 @@ class EnginePlan:
     def __post_init__(self) -> None:
         _check_words("engine", self)
         at_least("engine", 0, workers=self.workers, least_workers=self.least_workers)
-        if min(self.cpus, self.gpus or 0.0) < 0:
-            raise OptionError(f"engine: cpus and gpus: not below 0; got {self.cpus}, {self.gpus}")
+        at_least("engine", 0, cpus=self.cpus, gpus=self.gpus or 0.0)
         if self.address and self.kind != "ray":
             raise OptionError(f"engine: address is that of a Ray cluster; got kind {self.kind!r}")
 

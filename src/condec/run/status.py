@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec.basis.errors import StoreError
+from condec.basis.files import reading
 from condec.basis.locks import holder
 from condec.basis.progress import duration
 from condec.run.plugins import link_names
@@ -31,6 +32,11 @@ def status_lines(folder: RunFolder) -> Iterator[str]:
     for path in (folder.store, *folder.twins().values(), folder.log_odds):
         if path.exists():
             yield f"{path.relative_to(folder.path)}: {_of_store(path)}"
+    with reading(folder.path, "a run with its logs", "Move log.jsonl and workers/ away."):
+        yield from _of_logs(folder)
+
+
+def _of_logs(folder: RunFolder) -> Iterator[str]:
     events = list(_events(folder.log_file))
     logs = {file: list(_events(file)) for file in sorted((folder.path / "workers").glob("*.jsonl"))}
     records = Counter(entry.link for entry in folder.ledger.entries.values())

@@ -304,8 +304,8 @@ def test_engines_by_name() -> None:
         config.changed(EnginePlan(), "engine", {"kind": "slurm"})
     with pytest.raises(OptionError, match="address is that of a Ray cluster; got kind 'local'"):
         EnginePlan(kind="local", address="auto")
-    with pytest.raises(OptionError, match="cpus and gpus: not below 0; got -1"):
-        EnginePlan(kind="ray", cpus=-1.0)
+    with pytest.raises(OptionError, match="cpus must be at least 0 and finite; got nan"):
+        EnginePlan(kind="ray", cpus=float("nan"))
 
 
 def test_an_engine_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
