@@ -280,23 +280,19 @@ def test_a_lost_node_of_a_cluster(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     whole, memory = undisturbed(tmp_path), {"object_store_memory": 80 * 2**20}
-    root, lost = write(tmp_path / "disturbed"), 0
+    root = write(tmp_path / "disturbed")
     cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
     try:
         nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
         engine = ["--engine", "ray", "--workers", "2", "--address", cluster.address]
         driver = subprocess.Popen([sys.executable, "-m", "condec", *command(root, *engine)])
-        running: set[int] = set()
-        for _ in range(2):  # each time another comes instead
-            wait_for(lambda r=running: set(at_work(root)) - r, 300)
-            running |= set(at_work(root))
-            cluster.remove_node(nodes.pop(0), allow_graceful=False)
-            nodes.append(cluster.add_node(num_cpus=1, **memory))
-            lost += 1
+        wait_for(lambda: at_work(root), 300)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.add_node(num_cpus=1, **memory)  # comes instead
         assert driver.wait(1200) == 0
     finally:
         cluster.shutdown()
     died = (root / "run" / "log.jsonl").read_text().count("worker died")
-    print(f"{lost} nodes lost, {died} deaths of workers noted")
-    assert died >= 2
+    print(f"a node lost, {died} deaths of workers noted")
+    assert died >= 1
     assert results(root) == whole
