@@ -4,7 +4,7 @@ python benchmarks/engines.py [--kinds local ray] [--workers 1 2 4 8] [--shards 1
 
 Passes compute on as many workers as there are cores; then each waits for a fixed time instead, so
 that what is measured is the engine: giving out tasks, writing shards, records, logs. Time counts
-from when every worker has done its first shard: models are loaded then.
+from the first shard that a worker has done: models are loaded then.
 """
 
 import argparse
@@ -69,14 +69,12 @@ def measured(kind: str, workers: int, shards: int, function: str) -> dict[str, f
             for file in (folder / "run" / "workers").glob("*.jsonl")
             if (found := [e for line in file.open() if (e := json.loads(line))["event"] == "end"])
         ]
-    start = max(each[0][0] for each in ends)
-    later = [one for each in ends for one in each if one[0] > start]
-    stop = min(each[-1][0] for each in ends)
-    inside = [one for one in later if one[0] <= stop]
+    # Of each from its first end to its last: all are at work then.
+    rates = [(len(each) - 1) / (each[-1][0] - each[0][0]) for each in ends]
+    seconds = [one for each in ends for _, one in each[1:]]
     return {
-        "workers": len(ends), "shards": len(inside),
-        "shards_a_second": len(inside) / (stop - start),
-        "seconds_of_a_shard": sum(seconds for _, seconds in inside) / len(inside),
+        "workers": len(ends), "shards": len(seconds), "shards_a_second": sum(rates),
+        "seconds_of_a_shard": sum(seconds) / len(seconds),
     }  # fmt: skip
 
 

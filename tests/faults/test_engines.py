@@ -181,9 +181,11 @@ def test_bad_inputs(tmp_path: Path, what: str, on_bad: str) -> None:
             Image.fromarray((255 * image[0]).astype(np.uint8)).save(file)
             if n == 17 and what == "corrupt":
                 file.write_bytes(file.read_bytes()[:40])
-            elif n == 17:
-                file.unlink()
-                file.symlink_to("gone")
+        if what == "missing":
+            names = sorted(f.relative_to(root / "photos") for f in root.glob("photos/*/*"))
+            lines = ["file,label", *(f"{name},{name.parent.name}" for name in names)]
+            (root / "photos.csv").write_text("\n".join(lines) + "\n")
+            (root / "photos" / "c2" / "17.png").unlink()
         (root / "net.py").write_text(
             SLOW + "\n\ndef gray(image):\n    return image[..., 0].unsqueeze(-3).float() / 255\n"
         )
@@ -192,7 +194,8 @@ def test_bad_inputs(tmp_path: Path, what: str, on_bad: str) -> None:
     source = (
         '"npz:data.npz"'
         if what == "nan"
-        else ('"folder:photos", preprocess = "python:net.py:gray"')
+        else '"folder:photos", preprocess = "python:net.py:gray"'
+        + (', csv = "photos.csv"' if what == "missing" else "")
     )
     changes = {
         '"npz:data.npz"': source, "batch_size = 16": f'batch_size = 16, on_bad = "{on_bad}"',
