@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -291,16 +291,28 @@ def run_batch(
         cuts, setup = survey.cuts, replace(setup, units=survey.units)
     with torch.inference_mode(False), compute.running(setup.inputs.device):
         found = method.attribute(setup)
-    by_key, parts = {site.key: site for site in setup.sites}, []
+    by_key, parts, far = {site.key: site for site in setup.sites}, [], []
+    change = (found.target - found.target_baseline).abs()
     for key, h in found.activation.items():
         contribution, units = found.contribution[key], setup.units_at(by_key[key], h)
+        total = contribution.flatten(1).sum(1)
+        if bool((total.abs() > _FAR * change).double().mean() > 1 / 2):
+            far.append(key)
         check_finite(
-            contribution.flatten(1).sum(1),
+            total,
             f"the contribution at {key}",
             "a gradient on the path that is infinite or NaN, as that of a square root or "
             "logarithm at 0",
         )
         parts.append(SiteContributions(by_key[key], units, cuts[key], contribution, h))
+    if far:
+        warnings.warn(
+            f"contributions at {', '.join(far)} add up to more than {_FAR} times what the target "
+            "changes: the steps do not follow the path. Models that normalise by the root mean "
+            "square jump where it leaves zero; take other inputs as the baseline (ig:16@samples:8)",
+            UserWarning,
+            stacklevel=3,
+        )
     same = {n: getattr(found, n) for n in ("output", "target", "target_baseline", "steps")}
     prediction = predictions(found.output)
     return Contributions(by_site=tuple(parts), prediction=prediction, setup=setup, **same)
@@ -330,6 +342,9 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
         return inputs
     # From page-locked memory the host goes on meanwhile; in the other direction it must wait.
     return inputs.to(like.device, like.dtype, non_blocking=like.is_cuda)
+
+
+_FAR: Final = 100
 
 
 def is_silent(contribution: Tensor, activation: Tensor) -> bool:
