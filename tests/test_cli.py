@@ -76,8 +76,8 @@ def test_a_chain_without_collect_needs_a_store_of_its_plan(source: Path) -> None
 def test_check_says_what_a_run_takes_and_makes_nothing(source: Path) -> None:
     for words in (["run", "--check"], ["plan", "--workers", "2", "--price", "1.5"]):
         lines = done(words[0], source / "run.toml", *words[1:]).stdout.splitlines()
-        links = ["link", "collect", "fit", "control", "map", "in"]
-        assert [line.split()[0] for line in lines[1:7]] == links
+        links = ["link", "collect", "fit", "control", "map", "explain", "in"]
+        assert [line.split()[0] for line in lines[1:8]] == links
     assert lines[-1].endswith("at 1.5 a worker and hour")
     (source / "two.toml").write_text('engine = {kind = "local", workers = 2}\n' + TOML)
     assert "2 workers" in done("plan", source / "two.toml").stdout

@@ -244,6 +244,7 @@ def test_vision_family_equals_the_loop(family: str) -> None:
     check(model, torch.randn(2, 3, size, size, dtype=torch.float64), presets)
 
 
+@pytest.mark.filterwarnings("ignore:contributions at .* add up to more")
 @pytest.mark.parametrize("family", LANGUAGE_FAMILIES)
 def test_language_family_equals_the_loop(family: str) -> None:
     model = LanguageModel(scattered(LANGUAGE_FAMILIES[family]))

@@ -57,7 +57,7 @@ def test_a_stated_rate_and_workers_that_share_shards(run: Run) -> None:
     assert "0.5 inputs a second and worker (stated)" in text
     assert "control  left out: no labels" in text
     assert f"money: {2 * 9 * found.seconds / 3600:,.2f}, at 9 a worker and hour" in text
-    assert "most disk: explain, " in text
+    assert "most disk: collect, " in text
 
 
 def test_a_table_at_full_size() -> None:

@@ -263,7 +263,7 @@ def short_names(sites: Sequence[str]) -> list[str]:
     >>> short_names(["model.layers.0.mlp.down_proj:input", "model.layers.1.mlp.down_proj:input"])
     ['...layers.0...', '...layers.1...']
     """
-    parts = [literal(site).split(".") for site in sites]
+    parts = [site.split(".") for site in sites]
     if len({*sites}) > 1 and any(len(site) > _LONG for site in sites):
         # One part of what comes before stays: a number alone names nothing.
         before = max(_n_common(parts) - 1, 0)

@@ -75,7 +75,7 @@ def test_scale_of_units_matters_to_principal_components_unless_it_is_taken_out()
 
 def test_centred_rows_are_not_for_nmf():
     rows = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(DataError, match=r"NMF: fit: .* not be negative.*centre=False"):
+    with pytest.raises(DataError, match=r"NMF: fit: .* must have one sign.*centre=False"):
         fit(NMF(2), rows, config=TrainConfig(centre=True))
 
 
