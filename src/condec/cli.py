@@ -35,6 +35,7 @@ from condec.run.part import Part, collect_part
 from condec.run.plugins import link_names
 from condec.run.status import status_lines
 from condec.store import RunFolder
+from condec.store.batches import is_out_of_memory
 
 
 class _Commands(TyperGroup):
@@ -49,7 +50,7 @@ class _Commands(TyperGroup):
             if code is None and isinstance(error, CondecError):
                 code = 2
                 print(f"condec: {error}", file=sys.stderr)
-            elif code is None and isinstance(error, torch.OutOfMemoryError | MemoryError):
+            elif code is None and is_out_of_memory(error):
                 code, problem = 2, printable(str(error).partition("\n")[0])
                 cure = "give a smaller batch_size in the section of that link"
                 print(f"condec: memory does not suffice ({problem}); {cure}", file=sys.stderr)

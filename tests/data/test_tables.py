@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from condec.basis.errors import DataError, DependencyError, OptionError
 from condec.data import images, load_data, tables
-from encoded import NAMES, PICTURES, pixels, png, write_folder
+from encoded import NAMES, PICTURES, check_folder, pixels, png, write_folder
 
 IMAGES = [{"bytes": content, "path": name} for name, content in PICTURES.items()]
 
@@ -46,12 +46,7 @@ def test_tables_of_the_images_of_a_folder_are_that_folder(tmp_path: Path) -> Non
     made.to_parquet(tmp_path / "hf.parquet")
     for source in ("parquet:a.parquet", "parquet:hf.parquet?id=file", "hf:saved?id=file"):
         inputs = load_data(source, folder=tmp_path)
-        assert inputs.ids == folder.ids == NAMES
-        assert inputs.labels is not None
-        assert inputs.labels.tolist() == [0, 0, 1]
-        assert inputs.label_names == ("cat", "dog")
-        assert inputs.fingerprint == folder.fingerprint
-        assert np.array_equal(inputs.picture(2).numpy(), pixels(2))
+        check_folder(inputs, folder)
         assert inputs.select([2]).fingerprint == folder.select([2]).fingerprint
 
 

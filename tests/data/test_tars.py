@@ -11,18 +11,13 @@ from PIL import Image
 from condec.basis.errors import DataError, OptionError
 from condec.data import load_data
 from condec.data.tars import files_of
-from encoded import NAMES, pixels, png, write_folder, write_tar
+from encoded import check_folder, pixels, png, write_folder, write_tar
 
 
 def test_a_tar_of_a_folder_is_that_folder(tmp_path: Path) -> None:
     folder = load_data(f"folder:{write_folder(tmp_path / 'photos')}")
     tar = load_data("webdataset:a.tar", folder=write_tar(tmp_path / "a.tar").parent)
-    assert tar.ids == folder.ids == NAMES
-    assert tar.labels is not None
-    assert tar.labels.tolist() == [0, 0, 1]
-    assert tar.label_names == ("cat", "dog")
-    assert tar.fingerprint == folder.fingerprint
-    assert np.array_equal(tar.picture(2).numpy(), pixels(2))
+    check_folder(tar, folder)
 
 
 def test_shards_by_range_and_star_with_labels_beside(tmp_path: Path) -> None:

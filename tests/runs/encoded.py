@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from condec.data import Inputs
+
 NAMES = ("cat/a.png", "cat/b.png", "dog/c.png")
 
 
@@ -29,6 +31,16 @@ def write_folder(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+def check_folder(inputs: Inputs, folder: Inputs) -> None:
+    """See that inputs are those of the folder, whatever they were read from."""
+    assert inputs.ids == folder.ids == NAMES
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [0, 0, 1]
+    assert inputs.label_names == ("cat", "dog")
+    assert inputs.fingerprint == folder.fingerprint
+    assert np.array_equal(inputs.picture(2).numpy(), pixels(2))
 
 
 def write_tar(file: Path, members: Mapping[str, bytes] = PICTURES, mode: str = "w") -> Path:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Sites = str | Site | Iterable[str | Site]
 """Sites in every call: a pattern, a site, or several of them."""
+_FAR: Final = 100
+"""Times the change of the target that contributions of a language model may add up to."""
 
 
 @short_repr
@@ -292,29 +294,20 @@ def run_batch(
         cuts, setup = survey.cuts, replace(setup, units=survey.units)
     with torch.inference_mode(False), compute.running(setup.inputs.device):
         found = method.attribute(setup)
-    by_key, parts, far = {site.key: site for site in setup.sites}, [], []
-    change = (found.target - found.target_baseline).abs()
+    by_key, parts = {site.key: site for site in setup.sites}, []
+    totals: dict[str, Tensor] = {}
     for key, h in found.activation.items():
         contribution, units = found.contribution[key], setup.units_at(by_key[key], h)
-        total = contribution.flatten(1).sum(1)
-        far_off = (total.abs() > _FAR * change).double().mean()
-        if isinstance(setup.model, PackedInput) and bool(far_off > 1 / 2):
-            far.append(key)
+        totals[key] = contribution.flatten(1).sum(1)
         check_finite(
-            total,
+            totals[key],
             f"the contribution at {key}",
             "a gradient on the path that is infinite or NaN, as that of a square root or "
             "logarithm at 0",
         )
         parts.append(SiteContributions(by_key[key], units, cuts[key], contribution, h))
-    if far:
-        warnings.warn(
-            f"contributions at {', '.join(far)} add up to more than {_FAR} times what the target "
-            "changes: the steps do not follow the path. Models that normalise by the root mean "
-            "square jump where it leaves zero; take other inputs as the baseline (ig:16@samples:8)",
-            UserWarning,
-            stacklevel=3,
-        )
+    if isinstance(setup.model, PackedInput):
+        _warn_of_jumps(totals, (found.target - found.target_baseline).abs())
     same = {n: getattr(found, n) for n in ("output", "target", "target_baseline", "steps")}
     prediction = predictions(found.output)
     return Contributions(by_site=tuple(parts), prediction=prediction, setup=setup, **same)
@@ -346,13 +339,22 @@ def prepare_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return inputs.to(like.device, like.dtype, non_blocking=like.is_cuda)
 
 
-_FAR: Final = 100
-"""Times the change of the target that contributions of a language model may add up to."""
-
-
 def is_silent(contribution: Tensor, activation: Tensor) -> bool:
     """Tell whether active units contribute nothing at all."""
     return not bool(contribution.any()) and bool(activation.any())
+
+
+def _warn_of_jumps(totals: Mapping[str, Tensor], change: PerSample) -> None:
+    """Warn of sites where contributions add up to many times what the target changes."""
+    far = [k for k, sums in totals.items() if (sums.abs() > _FAR * change).double().mean() > 1 / 2]
+    if far:
+        warnings.warn(
+            f"contributions at {', '.join(far)} add up to more than {_FAR} times what the target "
+            "changes: the steps do not follow the path. Models that normalise by the root mean "
+            "square jump where it leaves zero; take other inputs as the baseline (ig:16@samples:8)",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def warn_of_silence(sites: Sequence[str], n_samples: int) -> None:

@@ -93,6 +93,11 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name in _JUNK
 
 
+def name_of(files: Sequence[Path]) -> str:
+    """Name the files of one data set, by the first and the last."""
+    return str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
+
+
 def folder_of(name: str) -> str:
     """Return the folder that an image lies in, which is its class; empty without one."""
     return name.partition("/")[0] if "/" in name else ""

@@ -20,7 +20,7 @@ from condec.basis.files import reading, user_path
 from condec.data import images
 from condec.data.arrays import LABEL_KEYS, as_labels
 from condec.data.classes import with_classes, with_labels
-from condec.data.images import Orientation, reader, stored
+from condec.data.images import Orientation, name_of, reader, stored
 from condec.data.inputs import UNLABELLED, Inputs, spread
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class _Table:
 
     name: str
     schema: "pyarrow.Schema"
+    image: str  # the column of images
     column: Callable[[str], Any]  # a pyarrow.ChunkedArray; `image.path` is a field of a column
-    cell: Callable[[int], Any]  # of the column of images: bytes, or a mapping of them and a path
+    cell: Callable[[int], Any]  # of that column: bytes, or a mapping of them and a path
     numbered: Callable[[], Iterable[str]]  # ids of rows without names
     digests: Sequence[bytes] = ()  # of files that are too large to be read for the fingerprint
     folder: Path | None = None  # in which files lie that a table only names
@@ -71,7 +72,7 @@ def from_parquet(
         if not metadata[-1].schema.equals(metadata[0].schema):
             raise DataError(f"{file}: other columns than {files[0]}; give files of one table")
     schema = metadata[0].schema.to_arrow_schema()
-    who = str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
+    who = name_of(files)
     wanted = _image_column(who, schema, keys)
     places = [(n, g) for n, one in enumerate(metadata) for g in range(one.num_row_groups)]
     first = np.cumsum([0, *(metadata[n].row_group(g).num_rows for n, g in places)])
@@ -110,8 +111,9 @@ def from_parquet(
     if sum(file.stat().st_size for file in files) > images.WHOLE_BYTES:
         digests = [_footer(file) for file in files]
     table = _Table(
-        name=who, schema=schema, column=column, cell=cell, numbered=numbered, digests=digests
-    )
+        name=who, schema=schema, image=wanted, column=column, cell=cell, numbered=numbered,
+        digests=digests,
+    )  # fmt: skip
     return _inputs(table, keys, names, orientation)
 
 
@@ -142,7 +144,8 @@ def from_hub(
             raise OptionError(f"data hf:{name}: split must be one of {splits}; got {split}")
         found = found[split]
     rows = found.with_format("arrow")
-    wanted = _image_column(f"hf:{name}", rows.features.arrow_schema, keys)
+    schema = rows.features.arrow_schema
+    wanted = _image_column(f"hf:{name}", schema, keys)
     only = rows.select_columns([wanted])
 
     def column(name: str) -> Any:
@@ -153,7 +156,7 @@ def from_hub(
         return pyarrow.compute.struct_field(whole, field) if field else whole
 
     table = _Table(
-        name=f"hf:{name}", schema=rows.features.arrow_schema, column=column,
+        name=f"hf:{name}", schema=schema, image=wanted, column=column,
         cell=lambda row: only[row : row + 1].column(0)[0].as_py(),
         numbered=lambda: map(str, range(len(rows))), folder=place,
     )  # fmt: skip
@@ -199,9 +202,8 @@ def _inputs(
     table: _Table, keys: Mapping[str, str], names: Sequence[str] | None,
     orientation: Orientation | None,
 ) -> Inputs:  # fmt: skip
-    wanted = _image_column(table.name, table.schema, keys)
-    path, read = str(_bytes_path(table.schema.field(wanted))), reader(orientation)
-    ids = _ids(table, keys, wanted)
+    path, read = str(_bytes_path(table.schema.field(table.image))), reader(orientation)
+    ids = _ids(table, keys)
 
     def content(row: int) -> bytes:
         remedy = "Replace it, or leave it out, in a run by on_bad = 'skip'."
@@ -231,7 +233,7 @@ def _inputs(
     return _with_labels(table, inputs, keys, names)
 
 
-def _ids(table: _Table, keys: Mapping[str, str], wanted: str) -> tuple[str, ...]:
+def _ids(table: _Table, keys: Mapping[str, str]) -> tuple[str, ...]:
     """Return names of the images: of a column, or those beside the bytes where no two are alike."""
     if "id" in keys:
         given = _named_column(table, "id", keys["id"])
@@ -239,9 +241,9 @@ def _ids(table: _Table, keys: Mapping[str, str], wanted: str) -> tuple[str, ...]
             where = f"row {given.index(None)} has no {keys['id']}"
             raise DataError(f"{table.name}: {where}; expected an id of every row")
         return tuple(map(str, given))
-    kind = table.schema.field(wanted).type
+    kind = table.schema.field(table.image).type
     if getattr(kind, "num_fields", 0) and kind.get_field_index("path") >= 0:
-        found = table.values(f"{wanted}.path")
+        found = table.values(f"{table.image}.path")
         if all(found):
             start = f"{table.folder}/"
             names = [name.removeprefix(start) for name in found]

@@ -24,6 +24,7 @@ from condec.data.images import (
     folder_of,
     is_image,
     is_junk,
+    name_of,
     reader,
     stored,
 )  # fmt: skip
@@ -82,7 +83,7 @@ def from_tars(
             found = content(row)
         return read(who, found)
 
-    who = str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
+    who = name_of(files)
     inputs = Inputs(who, ids, open_image, stored=stored_of)
     if any(given):
         return with_labels(inputs, given, names, who, ids)

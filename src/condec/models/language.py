@@ -156,10 +156,8 @@ class LanguageModel(PackedInput):
         ids = torch.cdist(given, self.table.weight.detach().to(given)).argmin(1).tolist()
         real = self.real(inputs)
         seen = [True] * len(ids) if real is None else real[0].tolist()
-        tokens = self.tokenizer.convert_ids_to_tokens(ids)
-        # Signs for a blank, of two kinds of tokenizers.
-        words = [token.replace("\u2581", " ").replace("\u0120", " ") for token in tokens]
-        return [word if there else "" for word, there in zip(words, seen, strict=True)]
+        words = zip(self._words(ids), seen, strict=True)
+        return [word if there else "" for word, there in words]
 
     def forward(
         self, embeddings: Float[Tensor, "sample token channel"]

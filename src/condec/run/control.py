@@ -160,8 +160,7 @@ def log_odds_of(run: Run, sites: Sequence[Site]) -> Collecting:
         run.model_of_store, run.inputs, sites, ActGrad(), LOG_ODDS, plan.compute, plan.on_bad, None,
         run.batch_size if plan.prove else None,
     )  # fmt: skip
-    sizes = (plan.batch_size, plan.shard_size, plan.devices)
-    return Collecting(batches, run.folder.log_odds, *sizes)
+    return run.collecting(batches, run.folder.log_odds)
 
 
 def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:

@@ -162,7 +162,7 @@ def _needs(run: Run, links: Collection[str], each: float, slower: float) -> Iter
     plan, batches, (infos, labels) = run.plan, run.batches, run.known
     n_samples, shard = len(run.inputs), plan.collect.shard_size
     memory, disk = batches.memory(min(run.batch_size, n_samples), shard), batches.disk()
-    differ = sum(twin.changes_numbers(plan.collect.target) for twin in plan.collect.twins)
+    differ = len(plan.collect.differing_twins)
     if "collect" in links:
         words, twins = f"{n_samples} inputs", len(plan.collect.twins)
         words += f", once more for {differ} of {twins} twins" if twins else ""

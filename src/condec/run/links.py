@@ -48,10 +48,8 @@ def collect_link(run: Run) -> Outcome:
         model, inputs, sites = run.loaded.model, run.inputs, run.plan.sites
         for twin in plan.twins:
             twin.check(model, inputs)
-        options = {
-            name: getattr(plan, name) for name in ("method", "target", "rows", "keep", "seed")
-        }
-        options |= {**run.collecting, "fit_on": run.fit_on}
+        options = {name: getattr(plan, name) for name in ("method", "target", "compute", "on_bad")}
+        options["fit_on"] = run.fit_on
         store = collected_ahead(run, run.collection())
         for path, twin in twins.items():
             run.say(f"twin {twin.name}")
@@ -84,9 +82,8 @@ def stats_link(run: Run) -> Outcome:
     """
     import pandas
 
-    target, folder = run.plan.collect.target, run.folder
-    differ = [twin for twin in run.plan.collect.twins if twin.changes_numbers(target)]
-    twins = {twin.name: run.twin(twin) for twin in differ}
+    folder = run.folder
+    twins = {twin.name: run.twin(twin) for twin in run.plan.collect.differing_twins}
 
     def make() -> list[Path]:
         made = [folder.write_table(layer_statistics(run.store), "statistics")]

@@ -66,8 +66,8 @@ def collect_part(run: Run, part: Part) -> Outcome:
                           "refuse its size; give a number, --batch-size 64")  # fmt: skip
     started, who = time.perf_counter(), f"part {part.number} of {part.of}"
     worker, made, left = Worker(run, who.replace(" ", "-")), 0, 0
-    twins = [t for t in run.plan.collect.twins if t.changes_numbers(run.plan.collect.target)]
-    stores = [run.folder.store, *(run.folder.twin(twin.name) for twin in twins)]
+    twins = (run.folder.twin(twin.name) for twin in run.plan.collect.differing_twins)
+    stores = [run.folder.store, *twins]
     for path in stores:
         place = path.relative_to(run.folder.path).as_posix()
         collecting, store = worker.collecting(place)

@@ -94,6 +94,11 @@ class CollectPlan:
         """Precision and memory order of the passes."""
         return Compute(precision=self.precision, channels_last=self.channels_last)
 
+    @property
+    def differing_twins(self) -> tuple[Twin, ...]:
+        """Twins under which the numbers differ, and are computed."""
+        return tuple(twin for twin in self.twins if twin.changes_numbers(self.target))
+
     def __post_init__(self) -> None:
         _check_words("collect", self)
         size = 1 if self.batch_size == "auto" else self.batch_size

@@ -98,13 +98,6 @@ class Run:
         return RunFolder(self.plan.out)
 
     @property
-    def collecting(self) -> dict[str, Any]:
-        """Options of `condec.collect` that all stores of a run share."""
-        names = ("batch_size", "shard_size", "on_bad", "compute", "prove", "devices")
-        options = {name: getattr(self.plan.collect, name) for name in names}
-        return options | {"progress": self.progress}
-
-    @property
     def gate(self) -> AbstractContextManager[None]:
         """Context in which what the plan names is loaded: code of a run folder if it is trusted."""
         return gated(trusted=self.trust_code or not self.plan.of_folder)
@@ -208,13 +201,19 @@ class Run:
 
     def collection(self, twin: Twin | None = None) -> Collecting:
         """Return what is collected: of the model and the data, or under a twin."""
+        if twin is None:
+            return self.collecting(self.batches, self.folder.store)
+        found = under(twin, self.loaded.model, self.inputs, self.plan.collect.on_bad)
+        batches = self._batches(found.model, found.inputs)
+        return self.collecting(batches, self.folder.twin(twin.name), found.recorded)
+
+    def collecting(
+        self, batches: BatchPlan, out: Path, recorded: Mapping[str, Any] | None = None
+    ) -> Collecting:
+        """Return a collection in batches, shards and on devices of the plan."""
         plan = self.plan.collect
         sizes = (plan.batch_size, plan.shard_size, plan.devices)
-        if twin is None:
-            return Collecting(self.batches, self.folder.store, *sizes)
-        found = under(twin, self.loaded.model, self.inputs, plan.on_bad)
-        batches = self._batches(found.model, found.inputs)
-        return Collecting(batches, self.folder.twin(twin.name), *sizes, found.recorded)
+        return Collecting(batches, out, *sizes, recorded or {})
 
     @cached_property
     def known(self) -> tuple[tuple[SiteInfo, ...], Tensor]:

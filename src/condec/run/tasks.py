@@ -71,7 +71,7 @@ def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = Fa
         with progress_bar(link, len(tasks), shown=shown) as move:
             for task in tasks:
                 # Asked at its turn: a new dictionary undoes rivals and stability of its modes.
-                due = not ledger.is_done(task.record, task.made_from, task.inputs)
+                due = not _is_done(run, task)
                 if not due and task.name in found:
                     outputs += [run.folder.path / n for n in ledger.entries[task.record].outputs]
                     n_done += 1
@@ -104,21 +104,21 @@ def make(run: Run, link: str, task: Task) -> list[Path]:
 def _done_elsewhere(run: Run, link: str, tasks: Sequence[Task]) -> set[str]:
     """Have the run's engine do what is due; return the names of what it did."""
     found: set[str] = set()
-    for late in (False, True) if run.engine is not None else ():
-        wave = {
-            task.name: task
-            for task in tasks
-            if late == (task.late or bool(task.after))
-            and (
-                run.again or not run.folder.ledger.is_done(task.record, task.made_from, task.inputs)
-            )
-        }
-        if run.engine is not None and len(wave) > 1:
-            for name, done in run.engine.do(run, link, list(wave)).items():
-                wave[name].notes.extend(done.notes)
+    if (engine := run.engine) is None:
+        return found
+    for late in (False, True):
+        wave = [task for task in tasks if late == (task.late or bool(task.after))]
+        due = {task.name: task for task in wave if run.again or not _is_done(run, task)}
+        if len(due) > 1:
+            for name, done in engine.do(run, link, list(due)).items():
+                due[name].notes.extend(done.notes)
                 found |= set() if done.error else {name}
             run.folder.ledger.read_again()
     return found
+
+
+def _is_done(run: Run, task: Task) -> bool:
+    return run.folder.ledger.is_done(task.record, task.made_from, task.inputs)
 
 
 def collected_ahead(run: Run, collection: Collecting) -> Store:

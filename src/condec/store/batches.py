@@ -105,7 +105,7 @@ class BatchPlan:
             try:
                 sizes = make_setup(model, some, sites, fitted, prove=compute, batch_size=size).sizes
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 raise OptionError(
                     f"collect: a batch of {size} samples does not fit in memory, even without "
@@ -222,7 +222,7 @@ class BatchPlan:
             return self._run(batch)
         except (MemoryError, RuntimeError) as error:
             alone = self.method.least_samples == self.sizes.least == 1 and not self.sizes.only
-            if not (_is_out_of_memory(error) and alone and size > 1):
+            if not (is_out_of_memory(error) and alone and size > 1):
                 raise
             problem = str(error).partition("\n")[0]
         # Here nothing holds what that pass has recorded.
@@ -398,7 +398,7 @@ def _named(error: DataError, ids: Sequence[str]) -> DataError:
     return DataError(f"samples {', '.join(named[:5])}{more}: {error}")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory was short; on a CPU torch says so in words alone."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or "can't allocate memory" in str(error)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE: Final = 4096
 """Samples worked on at a time: no more than some shards of a store are held."""
+_UNDEFINED: Final = torch.tensor([math.nan])
 TREND: Final = 0.5
 """Rank correlation with the order of the sites from which on a figure rises or falls."""
 
@@ -186,11 +187,11 @@ def _of_site(store: Store, info: SiteInfo, change: Tensor) -> dict[str, float]:
                 total = torch.add(*parts)
                 for one, taking in mine.items():
                     taking.add(*(parts if one.signed else (total,)))
-                if quantity == "contribution":
+                if info.cut and quantity == "contribution":
                     sums.append(total.sum(1, dtype=torch.float64))
         found |= {one.column(quantity): float(taking.value()) for one, taking in mine.items()}
-    share = (torch.cat(sums) / change).to(torch.float32)
-    found["completeness"] = float(share.double().nanquantile(0.5)) if info.cut else math.nan
+    share = (torch.cat(sums) / change).to(torch.float32) if info.cut else _UNDEFINED
+    found["completeness"] = float(share.double().nanquantile(0.5))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from condec.basis.processes import end_with, without_main
-from condec.run.engines.pool import Hand, Pool
+from condec.run.engines.pool import Hand, Pool, on_gpu
 from condec.run.engines.worker import Given, RemoteWorker
 from condec.run.run import Run
 
@@ -82,9 +82,8 @@ def _call(method: str, *given: Any) -> Any:
 def _devices(run: Run) -> list[str]:
     """Return the devices of workers: those of the plan, else all GPUs where the model is on one."""
     named = [str(device) for device in run.plan.collect.devices]
-    on_gpu = next(run.loaded.model.parameters(), torch.empty(0)).is_cuda
     every = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    return named or (every if on_gpu and run.plan.model.device in (None, "cuda") else [])
+    return named or (every if on_gpu(run) and run.plan.model.device in (None, "cuda") else [])
 
 
 def _cores() -> int:

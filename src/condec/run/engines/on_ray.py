@@ -5,10 +5,8 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-import torch
-
 from condec.basis.errors import DependencyError, OptionError
-from condec.run.engines.pool import Hand, Pool
+from condec.run.engines.pool import Hand, Pool, on_gpu
 from condec.run.engines.worker import Given, RemoteWorker
 from condec.run.plan import EnginePlan
 from condec.run.run import Run
@@ -87,5 +85,4 @@ class _Actor(Hand):
 
 
 def _gpus(run: Run) -> float:
-    on_gpu = next(run.loaded.model.parameters(), torch.empty(0)).is_cuda
-    return float(on_gpu) if run.plan.engine.gpus is None else run.plan.engine.gpus
+    return float(on_gpu(run)) if run.plan.engine.gpus is None else run.plan.engine.gpus

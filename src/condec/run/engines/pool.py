@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+import torch
+
 from condec.basis import signals
 from condec.basis.progress import progress_bar
 from condec.run.plan import EnginePlan
@@ -21,6 +23,11 @@ TRIES: Final = 3
 """Workers that may die with a task in hand; then it is left to the driver, which shows why."""
 GRACE: Final = 5.0
 """Seconds for the tasks in hand when the run is stopped."""
+
+
+def on_gpu(run: Run) -> bool:
+    """Tell whether the driver's model is on a GPU."""
+    return next(run.loaded.model.parameters(), torch.empty(0)).is_cuda
 
 
 class Hand(ABC):
