@@ -40,11 +40,14 @@ class Texts(PackedInput):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "said"),
-    [(Signals(), (2, 40), "<path"), (Texts(), (5, 3), "&lt;upon&gt;")],
+    ("kind", "shape", "said"),
+    [(Signals, (2, 40), "<path"), (Texts, (5, 3), "&lt;upon&gt;")],
     ids=["signal", "text"],
 )
-def test_a_page_draws_maps_over_what_was_given(tmp_path, model, shape, said):
+def test_a_page_draws_maps_over_what_was_given(tmp_path, kind, shape, said):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind()
     x = torch.rand(20, *shape, generator=torch.Generator().manual_seed(0))
     target = condec.Logit(0)
     store = condec.collect(
