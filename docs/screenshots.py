@@ -50,7 +50,7 @@ def take(opened: Any, page: Path, width: int, out: Path, *, whole: bool) -> None
 
 def demo(folder: Path) -> Path:
     """Run the demo."""
-    command = [sys.executable, "-m", "condec.cli", "demo", "--quiet", "--out", str(folder / "demo")]
+    command = [sys.executable, "-m", "condec", "demo", "--quiet", "--out", str(folder / "demo")]
     subprocess.run(command, check=True, cwd=folder)
     return folder / "demo"
 

@@ -1,30 +1,29 @@
-"""The command line: parses, calls one function, prints."""
+"""The command line: parses, calls one function, prints.
+
+A command is a function here; what links did is printed in outcomes.py, what ``condec inspect``
+finds in inspection.py. Imports everything; nothing but ``__main__`` imports it.
+"""
 
 import io
 import json
-import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from typer.core import TyperGroup
 
 from condec.basis import signals
-from condec.basis.errors import CondecError, DependencyError, OptionError, command, printable
+from condec.basis.errors import CondecError, DependencyError, OptionError, printable
 from condec.basis.files import user_path
 from condec.basis.locks import held
-from condec.basis.trust import gated
-from condec.models import load_model
-from condec.network import find_sites, inspect_model, presets_of
-from condec.run import Outcome, Plan, Run, chain, config, sweep, verify
+from condec.cli.inspection import say_modules
+from condec.cli.outcomes import carry_out, one_link, say, say_outcome, whole_chain
+from condec.run import Plan, Run, config, sweep, verify
 from condec.run.beforehand import check_run
 from condec.run.compare import compare_runs
 from condec.run.costs import Workers, costs
@@ -100,11 +99,6 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print(text: object = "") -> None:
-    """Print what may hold names from anywhere: their control characters are escaped."""
-    print(printable(str(text)))
-
-
 def _warning(message: object, *_: object, **__: object) -> str:
     return f"condec: {printable(str(message))}\n"
 
@@ -115,7 +109,7 @@ def _root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     if version:
-        _print(f"condec {metadata.version('condec')}")
+        say(f"condec {metadata.version('condec')}")
         raise typer.Exit
 
 
@@ -139,13 +133,13 @@ def run_command(
     given = {"kind": engine, "workers": workers, "address": address}
     changes = {key: value for key, value in given.items() if value is not None}
     engine_plan = config.changed(plan.engine, "engine", changes)
-    plan = _with_noted(replace(plan, out=out or plan.out, engine=engine_plan))
+    plan = config.with_noted(replace(plan, out=out or plan.out, engine=engine_plan))
     run = _run_of(plan, quiet, again, trust_code, address or "")
     left_out = check_run(run)
     if not check:
-        _whole_chain(run, left_out)
+        whole_chain(run, left_out)
         return
-    _print(costs(run, left_out))
+    say(costs(run, left_out))
 
 
 @app.command("plan")
@@ -161,12 +155,12 @@ def plan_command(
     trust_code: Trust = False,
 ) -> None:
     """What every link of a run takes: time, memory, disk and money; nothing is made."""
-    run = Run(_with_noted(config.read(source)), progress=False, trust_code=trust_code)
+    run = Run(config.with_noted(config.read(source)), progress=False, trust_code=trust_code)
     engine = run.plan.engine
     known = engine.workers if engine.kind != "here" and engine.workers else 1
     number = known if workers is None else workers
     on = Workers(number=number, price=price, images_per_second=images_per_second)
-    _print(costs(run, check_run(run), on))
+    say(costs(run, check_run(run), on))
 
 
 @app.command()
@@ -183,7 +177,7 @@ def demo(
     else:
         plan = config.from_dict(config.DEMO)
         plan = replace(plan, out=out or plan.out)
-    _whole_chain(Run(_with_noted(plan), progress=not quiet))
+    whole_chain(Run(config.with_noted(plan), progress=not quiet))
 
 
 @app.command()
@@ -224,16 +218,16 @@ def collect(
     collecting = config.changed(plan.collect, "collect", changes)
     sites_of_plan = tuple(sites) or plan.sites
     plan = replace(plan, out=out or plan.out, sites=sites_of_plan, collect=collecting)
-    run = _run_of(_with_noted(plan), quiet, trust_code=trust_code)
+    run = _run_of(config.with_noted(plan), quiet, trust_code=trust_code)
     if of is None:
-        _one_link(run, "collect")
+        one_link(run, "collect")
         return
     run.check_devices()
     run.folder.path.mkdir(parents=True, exist_ok=True)
     with held(run.folder.path, shared=True):
         if of.number == 1:  # one of them is enough
             config.write(run.plan)
-        _print_outcome(collect_part(run, of))
+        say_outcome(collect_part(run, of))
 
 
 @app.command("report")
@@ -246,11 +240,11 @@ def report_command(
     """The static site of a run folder."""
     plan = config.read(source)
     if out is None:
-        _one_link(Run(_with_noted(plan), progress=not quiet, again=again), "report")
+        one_link(Run(config.with_noted(plan), progress=not quiet, again=again), "report")
         return
     from condec.report import build_report
 
-    _print(f"Report: {build_report(plan.out, out=out).resolve()}")
+    say(f"Report: {build_report(plan.out, out=out).resolve()}")
 
 
 @app.command("explain")
@@ -273,23 +267,18 @@ def explain_command(
     Inputs are ids of collected ones, or files that were not collected; without any, pages are made
     of those of the plan ([explain] of run.toml).
     """
-    run = Run(_with_noted(config.read(source)), not quiet, again, trust_code)
-    options: dict[str, Any] = {
-        "sites": site,
-        "show": mode,
-        "name": name,
-        "label": label,
-        "out": out,
-    }
+    run = Run(config.with_noted(config.read(source)), not quiet, again, trust_code)
+    options: dict[str, Any] = {"sites": site, "show": mode, "name": name}
+    options |= {"label": label, "out": out}
     if not inputs:
         if any(options.values()):
             raise OptionError("--site, --mode, --name, --label and --out go with --input")
-        _one_link(run, "explain")
+        one_link(run, "explain")
     elif out is not None:
         with held(run.folder.path, shared=True):
-            _print_outcome(explain_inputs(run, inputs, **options))
+            say_outcome(explain_inputs(run, inputs, **options))
     else:
-        _carry_out(run, (explain_inputs(one, inputs, **options) for one in [run]), collects=False)
+        carry_out(run, (explain_inputs(one, inputs, **options) for one in [run]), collects=False)
 
 
 def _add_command(link: str) -> None:
@@ -303,8 +292,8 @@ def _add_command(link: str) -> None:
     def command(
         source: Source, again: Again = False, quiet: Quiet = False, trust_code: Trust = False
     ) -> None:
-        plan = _with_noted(config.read(source))
-        _one_link(_run_of(plan, quiet, again, trust_code), link)
+        plan = config.with_noted(config.read(source))
+        one_link(_run_of(plan, quiet, again, trust_code), link)
 
 
 for _name in link_names():
@@ -322,10 +311,10 @@ def sweep_command(
     Fits that are done are kept; the same command goes on where it was interrupted.
     """
     result = sweep.sweep(sweep.read(plan), progress=not quiet)
-    _print(sweep.sweep_words(result.table))
-    _print(f"{result.n_made} fits made, {result.n_kept} kept")
+    say(sweep.sweep_words(result.table))
+    say(f"{result.n_made} fits made, {result.n_kept} kept")
     for file in result.files:
-        _print(file)
+        say(file)
 
 
 @app.command("compare")
@@ -340,8 +329,8 @@ def compare_command(
     with held(user_path(first), shared=True), held(user_path(second), shared=True):
         found = compare_runs(first, second)
     for one in found:
-        _print(f"{one.part:10} {one.name}: {one.text}")
-    _print(f"{len(found)} differences" if found else "no difference")
+        say(f"{one.part:10} {one.name}: {one.text}")
+    say(f"{len(found)} differences" if found else "no difference")
     if found:
         raise typer.Exit(1)
 
@@ -361,10 +350,10 @@ def verify_command(
     with held(user_path(run), shared=not repair):
         found = _verified(run)
         if found.damages and repair:
-            plan = _with_noted(config.read(run))
+            plan = config.with_noted(config.read(run))
             mended = Run(plan, progress=not quiet, trust_code=trust_code)
             for outcome in verify.repair_run(mended, found):
-                _print_outcome(outcome)
+                say_outcome(outcome)
             found = _verified(run)
     if found.damages:
         raise typer.Exit(1)
@@ -373,8 +362,8 @@ def verify_command(
 def _verified(run: Path) -> verify.Verification:
     found = verify.verify_run(run)
     for damage in found.damages:
-        _print(damage)
-    _print(found)
+        say(damage)
+    say(found)
     return found
 
 
@@ -384,13 +373,13 @@ def status_command(
 ) -> None:
     """What is done of a run, at which rate, and who is at work; from any machine that sees it."""
     for line in status_lines(RunFolder(config.read(run).out)):
-        _print(line)
+        say(line)
 
 
 @app.command()
 def schema() -> None:
     """The JSON schema of run.toml, by which editors complete and check it."""
-    _print(json.dumps(config.schema(), indent=1))
+    say(json.dumps(config.schema(), indent=1))
 
 
 @app.command()
@@ -407,49 +396,7 @@ def inspect(
     contributions of all units add up to the target. Then whether contributions belong to single
     samples: the proof of the model.
     """
-    base, shape, trusted = Path(), _shape(input_shape), True
-    if user_path(model).is_dir() or model.endswith(".toml"):
-        plan = config.read(model)
-        base, weights = plan.base, weights or plan.model.weights
-        shape, model = shape or plan.model.input_shape, plan.model.spec
-        trusted = trust_code or not plan.of_folder
-    with gated(trusted=trusted):
-        loaded = load_model(model, weights, folder=base)
-    shape = shape or loaded.input_shape
-    if shape is None:
-        raise OptionError(
-            f"{model} does not tell the shape of its inputs; give it, for example "
-            "--input-shape 3,224,224"
-        )
-    # Whatever the model takes, images or numbers of tokens, these are some.
-    one = torch.linspace(0, 1, math.prod(shape)).view(1, *shape)
-    table = inspect_model(loaded.model, one)
-    explained, proof = table.attrs["explained"], table.attrs["proof"]
-    if sites is not None:
-        names = {site.name for site in find_sites(loaded.model, sites)}
-        table = table[table["site"].str.partition("#")[0].isin(names)]
-    table = table.assign(
-        shape=[_times(each) for each in table["shape"]],
-        parameters=[f"{number:,}" for number in table["parameters"]],
-        cut=["cut" if cut else "" for cut in table["cut"]],
-    )[["site", "type", "shape", "units", "parameters", "cut", *(["proof"] if proof.places else [])]]
-    _print(f"{model}, one input of shape {_times(shape)}; explained: {explained}")
-    _print(table.to_string(index=False))
-    _print(proof)
-    if sites is None:
-        fit = (f"preset:{name}" for name in presets_of(loaded.model))
-        _print(f"presets: {', '.join(fit) or 'none fits'}")
-
-
-def _with_noted(plan: Plan) -> Plan:
-    """Return the plan with the twins its run folder notes.
-
-    They come first, so that their order does not depend on the command.
-    """
-    twins = plan.collect.twins
-    with suppress(CondecError):  # none yet, or a run.toml that is about to be replaced
-        twins = (*config.read(plan.out).collect.twins, *twins)
-    return replace(plan, collect=replace(plan.collect, twins=tuple(dict.fromkeys(twins))))
+    say_modules(model, weights, _shape(input_shape), sites, trust_code=trust_code)
 
 
 def _run_of(
@@ -465,61 +412,6 @@ def _run_of(
     return Run(plan, not quiet, again, trust_code, engine=engine_of(plan.engine))
 
 
-def _one_link(run: Run, link: str) -> None:
-    _carry_out(run, map(function(link), [run]), collects=link == "collect")
-
-
-def _whole_chain(run: Run, left_out: Mapping[str, str] | None = None) -> None:
-    try:
-        _carry_out(run, chain(run, left_out), collects="collect" in run.plan.links)
-    finally:  # of a run with a link that failed, too
-        if run.folder.report.exists():
-            _print(f"Report: {run.folder.report.resolve()}")
-
-
-def _carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None:
-    """Carry out links and print what they did; write only a plan that the run folder accepts."""
-    is_new = collects and not run.folder.store.exists()
-    if is_new:
-        run.check_devices()
-    elif not collects and not run.folder.path.exists():
-        _ = run.store  # an error, before a folder is made
-    with held(run.folder.path), ExitStack() as stack:
-        if run.engine is not None:
-            stack.callback(run.engine.close)
-        if not collects:
-            _ = run.store
-        if is_new or not collects:
-            config.write(run.plan)
-        _say_outcomes(run, outcomes)
-
-
-def _say_outcomes(run: Run, outcomes: Iterable[Outcome]) -> None:
-    kept = False
-    for outcome in outcomes:
-        _print_outcome(outcome)
-        kept |= outcome.state == "kept"
-        if outcome.link == "collect":
-            config.write(run.plan)
-    if kept:
-        every_byte = f"{command('verify', run.folder.path)} reads every byte"
-        _print(f"kept: no input has changed, contributions by their manifest alone; {every_byte}")
-
-
-def _print_outcome(outcome: Outcome) -> None:
-    first = outcome.outputs[0] if outcome.outputs else None
-    more = f" and {len(outcome.outputs) - 1} more" if len(outcome.outputs) > 1 else ""
-    where = "" if first is None else f"  {first}{more}"
-    _print(f"{outcome.link:8} {outcome.state:8} {outcome.seconds:7.1f} s{where}")
-    for note in outcome.notes:
-        _print(f"         note: {note}")
-    sys.stdout.flush()
-
-
-def _times(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
 def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -530,7 +422,3 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not shape or min(shape) < 1:
         raise OptionError(f"input shape {text!r}: expected numbers, for example 3,224,224")
     return shape
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -38,7 +39,7 @@ from pydantic import (
 from condec.attribution import METHODS, Method
 from condec.attribution.targets import TARGETS, Target
 from condec.basis.checks import nearest
-from condec.basis.errors import OptionError, printable
+from condec.basis.errors import CondecError, OptionError, printable
 from condec.basis.files import user_path
 from condec.basis.objects import ObjectPath
 from condec.basis.texts import Texts
@@ -160,6 +161,17 @@ def write(plan: Plan) -> Path:
         )
     text = _MARK + tomli_w.dumps(to_dict(plan, folder=plan.out))
     return folder.write(folder.plan, text.encode())
+
+
+def with_noted(plan: Plan) -> Plan:
+    """Return the plan with the twins its run folder notes.
+
+    They come first, so that their order does not depend on the command.
+    """
+    twins = plan.collect.twins
+    with suppress(CondecError):  # none yet, or a run.toml that is about to be replaced
+        twins = (*read(plan.out).collect.twins, *twins)
+    return replace(plan, collect=replace(plan.collect, twins=tuple(dict.fromkeys(twins))))
 
 
 def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
