@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from condec.effects import control_matrix, mode_interactions, steering_curve
-from condec.modes.labels import Hierarchy
+from condec.modes.hierarchy import Hierarchy
 from condec.modes.modes import Modes
 from condec.network.sites import Site
 from condec.store.collection import collect

@@ -9,7 +9,7 @@ from scipy.spatial.distance import squareform
 
 from condec.basis.errors import DataError, ModelError, OptionError
 from condec.effects import ByScores, ControlMatrix, RandomUnits, control_curve, control_matrix
-from condec.modes.labels import Hierarchy
+from condec.modes.hierarchy import Hierarchy
 from condec.report import figures
 from condec.testing.contracts import count_hooks
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from condec.basis.errors import DataError, OptionError
-from condec.modes.labels import Hierarchy, check_labels, label_name, membership
+from condec.modes.hierarchy import Hierarchy
+from condec.modes.labels import check_labels, label_name, membership
 
 
 def test_membership_is_one_hot_and_empty_for_the_unlabelled() -> None:

@@ -19,7 +19,7 @@ from condec.basis import registry
 from condec.basis.errors import OptionError, StoreError
 from condec.dictionary import KMeans
 from condec.explanation import leading_modes
-from condec.modes.labels import Hierarchy
+from condec.modes.hierarchy import Hierarchy
 from condec.modes.modes import Modes
 from condec.report import Page as OtherPage
 from condec.report import build_report, cards, facts, figures, sentences, tables, words
@@ -1148,6 +1148,22 @@ def more(changed_more):
 
 def only(part, **found):
     return list(sentences.about_side_effects(replace(part, tables=found), 4))
+
+
+def test_superclasses_are_read_with_their_intervals(more) -> None:
+    rows = [("unedited", "members", 0.9), ("unedited", "others", 0.8), ("modes", "members", 0.1),
+            ("modes", "others", 0.7), ("mean_contribution", "members", 0.3)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["ranking", "group", "top1"])
+    table = table.assign(superclass="bird", edit="ablate")
+    table["top1_low"], table["top1_high"] = table["top1"] - 0.05, table["top1"] + 0.05
+    (sentence,) = sentences.about_side_effects(
+        replace(more, tables={"superclass_control": table}), 4
+    )
+    assert sentence == (
+        "Ablating the units of superclass bird leaves an accuracy of its labels 10 % (before 90 %, "
+        "95 % interval 5 % to 15 %) and of others 70 % (before 80 %, 95 % interval 65 % to 75 %); "
+        "by mean contribution, without modes, its labels 30 %."
+    )
 
 
 def test_matrices_are_read_as_they_were_measured(more):

@@ -57,8 +57,18 @@ WRONG = {
     r"groups.json: superclasses of 2 labels; .* has 3. Give a json list with one name for every": (
         *GROUPS, '["x", "y"]',
     ),
-    r"groups.json: expected a json list with the name of every label": (
-        *GROUPS, '{"a": "x"}',
+    r"groups.json: cannot be read as a json list with the name of every label's superclass": (
+        *GROUPS, "3",
+    ),
+    r"superclasses: groups.json: Hierarchy: no label is called 'x'": (*GROUPS, '{"q": "x"}'),
+    r"superclasses: 'kind' is neither a json or csv file nor one of cifar10.*no csv with such": (
+        GROUPS[0], 'data = {superclasses = "kind", ', "",
+    ),
+    r"superclasses: cifar10: Hierarchy: no label is called 'bird'": (
+        GROUPS[0], 'data = {superclasses = "cifar10", ', "",
+    ),
+    r"label names 'a', 'b', 'c' are neither synsets such as n02084071 nor": (
+        GROUPS[0], 'data = {superclasses = "wordnet", ', "",
     ),
     r"groups.json: Hierarchy: expected at least one label": (
         *GROUPS, '["", "", ""]',

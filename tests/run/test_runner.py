@@ -897,6 +897,38 @@ def test_side_effects_are_steps_of_control_with_tables_of_their_own(source: Path
     assert json.loads((analysis / "superclasses.json").read_text()) == ["x", "x", "y"]
 
 
+def test_a_column_of_the_csv_is_enough_for_control_by_superclass(source: Path) -> None:
+    from PIL import Image
+
+    with np.load(source / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    lines = ["file,label,kind"]
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        Image.fromarray(image[..., 0]).save(source / f"{row}.png")
+        lines.append(f"{row}.png,{label},{'early' if label < 2 else 'late'}")
+    (source / "photos.csv").write_text("\n".join(lines) + "\n")
+    (source / "net.py").write_text(
+        "from condec.testing.models import SmallResNet\n\n"
+        "class Net(SmallResNet):\n"
+        "    def forward(self, x):\n        return super().forward(x.mean(1, keepdim=True))\n\n"
+        "def make():\n    return Net(labels=3).eval()\n"
+    )
+    with_effects(source)
+    change(source, 'source = "npz:data.npz"', 'source = "folder:.", csv = "photos.csv"')
+    change(source, '"groups.json"', '"kind"')
+    change(source, "matrix = true", "superclasses = true, matrix = true")
+    found = carry_out(run_of(source, links=("collect", "fit", "control")))["control"]
+    table_of = source / "run" / "analysis" / "superclass_control" / "block2" / "kmeans.parquet"
+    if not table_of.is_file():  # no mode goes with it
+        assert "superclass early: left out" in " ".join(found.notes)
+        pytest.fail(str(found.notes))
+    means = pandas.read_parquet(table_of)
+    assert set(means["superclass"]) == {"early"}  # one of a single label is no superclass
+    assert set(means["group"]) == {"members", "others"}
+    groups = json.loads((source / "run" / "analysis" / "superclasses.json").read_text())
+    assert groups == ["early", "early", "late"]
+
+
 def test_side_effects_are_kept_and_only_what_changed_is_made_again(source: Path) -> None:
     with_effects(source)
     some = ("collect", "fit", "control")

@@ -45,6 +45,7 @@ from condec.data.arrays import (
     from_file,
     parts_of,
 )  # fmt: skip
+from condec.data.attributes import read_attributes
 from condec.data.images import Orientation, from_folder, from_image
 from condec.data.inputs import UNLABELLED, Inputs, Preprocess, read_names, scale_pixels, spread
 from condec.data.several import SeveralInputs
@@ -54,7 +55,7 @@ from condec.data.texts import Language, from_texts, from_tokens
 
 __all__ = [
     "UNLABELLED", "Inputs", "Language", "Orientation", "Preprocess", "SeveralInputs", "as_batch",
-    "as_inputs", "load_data", "read_names", "scale_pixels", "spread",
+    "as_inputs", "load_data", "read_attributes", "read_names", "scale_pixels", "spread",
 ]  # fmt: skip
 
 SOURCES: Final[dict[str, Callable[..., Inputs]]] = {

@@ -163,6 +163,21 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
+def synsets_of(names: Sequence[str]) -> list[str]:
+    """Return the synset of every label: its name, or that of ImageNet's class; "" for background.
+
+    DataError where label names are neither.
+    """
+    if all(map(_SYNSET.match, names)):
+        return [name[:9] for name in names]
+    if not (found := {number: synset for synset, number in _imagenet(tuple(names)).items()}):
+        raise DataError(
+            f"superclasses of WordNet: label names {listed(names, 3)} are neither synsets such as "
+            "n02084071 nor those of ImageNet's 1000 classes"
+        )
+    return [found.get(number, "") for number in range(len(names))]
+
+
 @cache
 def _imagenet(names: tuple[str, ...]) -> dict[str, int]:
     """Return the number of every synset of ImageNet's 1000 classes, where these are label names.

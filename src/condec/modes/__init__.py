@@ -4,9 +4,11 @@
 and what lies below. Statistics of modes against labels belong here; edits that use modes do not.
 """
 
-from condec.modes.labels import Hierarchy, label_correlation, label_name, membership
+from condec.modes.hierarchy import BUILT_IN, Hierarchy
+from condec.modes.labels import label_correlation, label_name, membership
 from condec.modes.modes import ModeMatch, Modes, Split
 
 __all__ = [
-    "Hierarchy", "ModeMatch", "Modes", "Split", "label_correlation", "label_name", "membership",
+    "BUILT_IN", "Hierarchy", "ModeMatch", "Modes", "Split", "label_correlation", "label_name",
+    "membership",
 ]  # fmt: skip

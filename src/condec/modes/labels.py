@@ -1,15 +1,13 @@
-"""Labels of samples, their names, and the superclasses that they belong to."""
+"""Labels of samples, and their names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from condec.basis.errors import DataError, OptionError
+from condec.basis.errors import DataError
 from condec.basis.metrics import correlation_by_label, correlation_matrix
-from condec.basis.records import short_repr
 from condec.basis.shapes import Labels, Mask, Membership, ModeLabel
 from condec.data.inputs import MOST_LABELS, UNLABELLED
 
@@ -62,53 +60,6 @@ def label_correlation(values: Tensor, labels: Labels, rows: Mask) -> ModeLabel:
     if bool((labels >= _MANY_LABELS).any()):
         return correlation_by_label(values[known], labels[known], int(labels.max()) + 1)
     return correlation_matrix(values[known], membership(labels)[known])
-
-
-@short_repr
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
-    """Superclasses: a group name for each label.
-
-    Parameters
-    ----------
-    groups : sequence of str
-        Group of label 0, 1, 2, ...; an empty name puts a label into no group.
-
-    Raises
-    ------
-    OptionError
-        No label belongs to a group.
-
-    Examples
-    --------
-    >>> animals = Hierarchy(("dog", "", "bird", "dog"))
-    >>> animals.names, animals.labels("dog")
-    (('dog', 'bird'), (0, 3))
-    """
-
-    groups: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not any(self.groups):
-            raise OptionError("Hierarchy: expected at least one label that belongs to a group")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Group names, in the order of their first labels."""
-        return tuple(dict.fromkeys(group for group in self.groups if group))
-
-    def labels(self, name: str) -> tuple[int, ...]:
-        """Return the labels of one group; OptionError where none has that name."""
-        if name not in self.names:
-            raise OptionError(f"Hierarchy: no group {name!r}; groups: {', '.join(self.names)}")
-        return tuple(label for label, group in enumerate(self.groups) if group == name)
-
-    def group_of(self, labels: Labels) -> Labels:
-        """Return every sample's group, as an index into `names`; -1 where it has none."""
-        index = {name: i for i, name in enumerate(self.names)}
-        table = torch.tensor([index.get(group, UNLABELLED) for group in self.groups])
-        known = (labels >= 0) & (labels < len(table))
-        return torch.where(known, table[labels.clamp(0, len(table) - 1)], UNLABELLED)
 
 
 def label_name(names: Sequence[str] | None, label: int) -> str:

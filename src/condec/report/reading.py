@@ -261,7 +261,7 @@ def read_run(path: Path) -> RunPart:
     folder.ledger.found(folder.store)
     store = Store.open(folder.store)
     completeness = store.completeness() if len(store) else {}
-    groups = _names(folder, folder.superclasses)
+    groups = folder.read_json(folder.superclasses)
     left_out = list(folder.read_json(folder.left_out) or ())
     twins = tuple(_twins(folder, store, left_out))
     sites = []
@@ -274,7 +274,7 @@ def read_run(path: Path) -> RunPart:
         statistics=folder.read_table("statistics"),
         recipes=_recipes(folder), title=_title(folder.plan), date=_date(folder.log_file),
         label_names=_names(folder, folder.labels),
-        hierarchy=None if groups is None else Hierarchy(groups),
+        hierarchy=None if groups is None else Hierarchy.read(groups),
         left_out=tuple(left_out), explained=dict(_explained(folder)),
     )  # fmt: skip
 

@@ -279,6 +279,8 @@ def about_side_effects(
         yield _steering(steering)
     if interactions is not None:
         yield _interactions(interactions)
+    if (of_groups := part.tables.get("superclass_control")) is not None:
+        yield from _superclasses(of_groups)
 
 
 def matrices(part: DictionaryPart, n_units: int) -> list[ControlMatrix]:
@@ -331,6 +333,27 @@ def _agreement(matrix: ControlMatrix, hierarchy: Hierarchy | None) -> Iterator[s
             "share more than labels of two: correlation of sharing with a common superclass "
             f"{fixed(found.correlation)} (p = {fixed(found.p_value, 3)} by permuted labels, "
             f"{found.n_within} pairs within and {found.n_between} between)."
+        )
+
+
+def _superclasses(found: pandas.DataFrame) -> Iterator[str]:
+    """Say of every superclass what accuracy an edit by its modes leaves, with its interval."""
+    for (name, edit), rows in found.groupby(["superclass", "edit"], sort=False):
+        at = rows.set_index(["ranking", "group"])
+        parts = [
+            f"{words} {percent(at.loc[key, 'top1'])} (before "
+            f"{percent(at.loc[('unedited', key[1]), 'top1'])}, 95 % interval "
+            f"{percent(at.loc[key, 'top1_low'])} to {percent(at.loc[key, 'top1_high'])})"
+            for words, key in (
+                ("its labels", ("modes", "members")),
+                ("others", ("modes", "others")),
+            )
+        ]
+        done = "Ablating" if edit == "ablate" else "Preserving alone"
+        other = percent(at.loc[("mean_contribution", "members"), "top1"])
+        yield (
+            f"{done} the units of superclass {name} leaves an accuracy of {' and of '.join(parts)};"
+            f" by mean contribution, without modes, its labels {other}."
         )
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from condec import effects
 from condec.attribution import ActGrad
 from condec.basis.digests import digest
-from condec.basis.errors import DataError, SiteError
+from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.files import to_json
 from condec.dictionary import DeadModesWarning
 from condec.effects import LOG_ODDS, LOG_ODDS_NAMES, CurveOptions, Ranking, compare, measure_curves
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LabelUnit = Float[torch.Tensor, "label unit"]
 _KEYS: Final = {
     "control_matrix": ("matrix", "share"), "steering": ("steering", "strengths"),
-    "interactions": ("interactions", "share"),
+    "interactions": ("interactions", "share"), "superclass_control": ("superclasses", "share"),
 }  # fmt: skip
 """Keys of [control] on which a side effect depends, and no curve; the first asks for it."""
 
@@ -243,6 +243,8 @@ def _side_effects(
     for kind in _asked(run.plan.control):
         more = run.made_from("control", *_KEYS[kind])["control"]
         made_from = {**of_curves, "control": {**of_curves["control"], **more}}
+        if kind == "superclass_control" and run.superclasses is not None:
+            made_from["superclasses"] = digest(run.superclasses.to_record())
         make, inputs = partial(_side_effect, run, site, kind, notes), [run.folder.modes(key, name)]
         yield Task(f"{kind} {key}", made_from, make, inputs, name, notes=notes)
 
@@ -266,9 +268,9 @@ def _forget_side_effects(run: Run, kept: Sequence[str]) -> None:
 def _superclasses(run: Run) -> Iterator[Task]:
     """Yield a task that keeps the superclass of every label, where there are any."""
     if (hierarchy := run.superclasses) is not None:
-        content = to_json(list(hierarchy.groups))
+        content = to_json(hierarchy.to_record())
         make = lambda: [run.folder.write(run.folder.superclasses, content)]  # noqa: E731
-        groups = digest(hierarchy.groups)
+        groups = digest(hierarchy.to_record())
         yield Task("superclasses", run.made_from("data", "superclasses", groups=groups), make)
 
 
@@ -284,6 +286,8 @@ def _side_effect(run: Run, site: SiteRankings, kind: str, notes: list[str]) -> l
                 table = effects.steering_curve(
                     *of, strengths=plan.strengths, n_random=plan.n_random, seed=plan.seed, **shared
                 )
+            elif kind == "superclass_control":
+                table = _of_superclasses(run, site.modes, notes)
             else:
                 table = effects.mode_interactions(
                     *of, n_pairs=plan.interactions, fraction=plan.share,
@@ -307,4 +311,32 @@ def _matrices(plan: ControlPlan, of: Any, ranking: Ranking, shared: Any) -> "pan
     ]
     if not made:
         raise DataError("replacements: the control matrix knows zero and mean")
+    return pandas.concat(made, ignore_index=True)
+
+
+def _of_superclasses(run: Run, modes: Modes, notes: list[str]) -> "pandas.DataFrame":
+    """Edit every superclass of several labels; those that no mode goes with are noted."""
+    import pandas
+
+    plan, hierarchy, made = run.plan.control, run.superclasses, []
+    if hierarchy is None:
+        raise DataError("the data have no superclasses; name them in [data]")
+    of = (run.model_of_store, run.inputs, modes)
+    shared = {"batch_size": plan.batch_size, "prove": run.plan.collect.prove}
+    for name, edit in product(hierarchy.names, plan.edits):
+        members = hierarchy.labels(name)
+        if len(members) < 2:
+            continue
+        try:
+            found = effects.superclass_control(
+                *of, members, fraction=plan.share, edit=edit, n_random=plan.n_random,
+                seed=plan.seed, name=name, **shared,
+            )  # fmt: skip
+        except (DataError, OptionError) as error:
+            notes.append(f"{modes.site.key}: superclass {name}: left out, {error}")
+            continue
+        means = found.means(n_bootstrap=plan.n_bootstrap, seed=plan.seed)
+        made.append(means.assign(superclass=name, edit=edit))
+    if not made:
+        raise DataError("no superclass has two labels, samples and a mode")
     return pandas.concat(made, ignore_index=True)

@@ -163,8 +163,9 @@ class ControlPlan:
     """Control curves and side effects of edits; ``[control]``.
 
     Curves: `condec.effects.control_curve`, for every edit with every replacement. Side effects:
-    `control_matrix` (`matrix`), `steering_curve` (`steering`), and `mode_interactions` of so many
-    pairs of modes (`interactions`).
+    `control_matrix` (`matrix`), `steering_curve` (`steering`), `mode_interactions` of so many
+    pairs of modes (`interactions`), and `superclass_control` of every superclass of ``[data]``
+    (`superclasses`).
     """
 
     sites: tuple[str, ...] = ()
@@ -181,6 +182,7 @@ class ControlPlan:
     matrix: bool = False
     steering: bool = False
     interactions: int = 0
+    superclasses: bool = False
     share: float = 0.2
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from urllib.parse import parse_qsl
 
 import torch
 from rich.console import Console
@@ -18,10 +19,11 @@ from condec.basis.errors import DataError, OptionError, SiteError, StoreError, c
 from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.basis.trust import gated
-from condec.data import SOURCES, Inputs, Language, load_data, read_names
+from condec.data import SOURCES, Inputs, Language, load_data, read_attributes
+from condec.data.classes import synsets_of
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
-from condec.modes import Hierarchy, Modes
+from condec.modes import BUILT_IN, Hierarchy, Modes
 from condec.network import Site, find_site, find_sites, match_sites
 from condec.run import config
 from condec.run.plan import Plan
@@ -30,6 +32,9 @@ from condec.store.batches import BatchPlan
 from condec.store.collection import Collecting, check_batches, samples_of, whole_store
 from condec.store.ledger import Entry
 from condec.store.twins import under
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @short_repr
@@ -147,25 +152,47 @@ class Run:
 
     @cached_property
     def superclasses(self) -> Hierarchy | None:
-        """Superclass of every label, where the plan has them.
-
-        DataError where the file is no list of names, one for every label.
-        """
+        """Superclasses of labels, where the plan has them; DataError where they cannot be had."""
         if self.plan.data.superclasses is None:
             return None
-        file = user_path(self.plan.data.superclasses, self.plan.base)
-        groups, names, labels = read_names(file), self.inputs.label_names, self.inputs.labels
+        try:
+            return self._hierarchy(self.plan.data.superclasses)
+        except OptionError as error:  # of what a file or the data say
+            name = self.plan.data.superclasses
+            raise DataError(f"data: superclasses: {name}: {error}") from error
+
+    def _hierarchy(self, text: str) -> Hierarchy:
+        names, labels = self.inputs.label_names, self.inputs.labels
         needed = 0 if labels is None or not len(labels) else int(labels.max()) + 1
         needed = needed if names is None else len(names)
-        if len(groups) < needed or (names is not None and len(groups) > needed):
+        if text in BUILT_IN:
+            return Hierarchy.built_in(text, names or ())
+        if text == "wordnet":
+            return Hierarchy.from_wordnet(synsets_of(names or ()))
+        file = user_path(text, self.plan.base)
+        if file.suffix not in (".json", ".csv"):
+            labels = self.inputs.needed_labels("superclasses")
+            values = self.attributes(text)[text].fillna("").astype(str).tolist()
+            return Hierarchy.from_column(labels, values, needed)
+        found = Hierarchy.read(file, names)
+        if len(found.groups) < needed or (names is not None and len(found.groups) > needed):
             raise DataError(
-                f"{file}: superclasses of {len(groups)} labels; {self.inputs.name} has {needed}. "
-                "Give a json list with one name for every label, in their order; '' for none"
+                f"{file}: superclasses of {len(found.groups)} labels; {self.inputs.name} has "
+                f"{needed}. Give a json list with one name for every label, in their order; '' for "
+                "none"
             )
-        try:
-            return Hierarchy(groups)
-        except OptionError as error:
-            raise DataError(f"{file}: {error}") from error
+        return found
+
+    def attributes(self, column: str | None = None) -> "pandas.DataFrame":
+        """Read what the csv of the data says of every input; DataError where there is none."""
+        plan = self.plan.data
+        file = plan.csv or dict(parse_qsl(plan.source.partition("?")[2])).get("csv")
+        if file is None:
+            raise DataError(
+                f"data: superclasses: {column!r} is neither a json or csv file nor one of "
+                f"{', '.join((*BUILT_IN, 'wordnet'))}, and the data have no csv with such a column"
+            )
+        return read_attributes(user_path(file, self.plan.base), self.inputs.ids, column)
 
     @cached_property
     def fit_on(self) -> Inputs | None:
