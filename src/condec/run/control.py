@@ -322,7 +322,7 @@ def _of_superclasses(run: Run, modes: Modes, notes: list[str]) -> "pandas.DataFr
     if hierarchy is None:
         raise DataError("the data have no superclasses; name them in [data]")
     of = (run.model_of_store, run.inputs, modes)
-    shared = {"batch_size": plan.batch_size, "prove": run.plan.collect.prove}
+    shared: dict[str, Any] = {"batch_size": plan.batch_size, "prove": run.plan.collect.prove}
     for name, edit in product(hierarchy.names, plan.edits):
         members = hierarchy.labels(name)
         if len(members) < 2:
