@@ -78,6 +78,8 @@ def test_check_says_what_a_run_takes_and_makes_nothing(source: Path) -> None:
         lines = done(words[0], source / "run.toml", *words[1:]).stdout.splitlines()
         links = ["link", "collect", "fit", "control", "map", "explain", "in"]
         assert [line.split()[0] for line in lines[1:8]] == links
+        assert ("2 workers" in lines[1]) == (words[0] == "plan")  # else one column says it
+        assert (lines[-1] == "nothing ran; the plan is good") == (words[0] == "run")
     assert lines[-1].endswith("at 1.5 a worker and hour")
     (source / "two.toml").write_text('engine = {kind = "local", workers = 2}\n' + TOML)
     assert "2 workers" in done("plan", source / "two.toml").stdout
@@ -224,6 +226,7 @@ def test_usage_errors_are_the_parsers(source: Path) -> None:
     version = condec_command("--version")
     assert version.stdout.startswith("condec 0.")
     help_text = condec_command("--help").stdout
+    assert "..." not in help_text.partition("Commands:")[2]
     for command in (*LINKS, "run", "inspect", "demo"):
         assert command in help_text
 

@@ -63,6 +63,17 @@ def test_long_texts_are_cut_into_windows_that_overlap(tmp_path: Path) -> None:
     assert found.load(1)[:, 0].tolist() == [2, 3, 4]
 
 
+def test_what_is_in_no_window_is_counted(tmp_path: Path) -> None:
+    assert texts(tmp_path, "abcd\ncb\n").notes == ()
+    found = texts(tmp_path, "abcdefgh\nx\nabcdef\nabcd\n", "?length=3&stride=3")
+    assert found.ids == ("1:0", "1:3", "3", "4")  # not h of 1 (the label of none), not e of 3
+    assert found.notes == (
+        "1 of 4 texts have no token before their label, and are left out",
+        "the ends of 2 of 4 texts, 3 tokens in all, fill no window of 3, and are left out",
+    )
+    assert found.select([0]).notes == found.notes
+
+
 def test_windows_of_any_length_hold_what_stands_in_the_text(tmp_path: Path) -> None:
     text = "thequickbrownfox"
     for length in range(1, len(text) + 3):

@@ -370,7 +370,7 @@ WORDS = ["[UNK]", "the", "cat", "sat", "on", "mat"]
 
 
 def test_language_model_from_a_folder_with_its_tokenizer(
-    library: ModuleType, tmp_path: Path
+    library: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -382,7 +382,10 @@ def test_language_model_from_a_folder_with_its_tokenizer(
     library.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(
         tmp_path
     )
+    capfd.readouterr()
     loaded = load_model(f"huggingface:{tmp_path}")
+    assert capfd.readouterr().err == ""  # no bar of progress, which the library shows
+    assert library.utils.logging.is_progress_bar_enabled()
     model = loaded.model
     assert isinstance(model, LanguageModel)
     assert model.token("mat") == 5

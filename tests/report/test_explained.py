@@ -40,11 +40,11 @@ class Texts(PackedInput):
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "said"),
-    [(Signals, (2, 40), "<path"), (Texts, (5, 3), "&lt;upon&gt;")],
+    ("kind", "shape", "said", "underlined"),
+    [(Signals, (2, 40), "<path", "moments"), (Texts, (5, 3), "&lt;upon&gt;", "tokens")],
     ids=["signal", "text"],
 )
-def test_a_page_draws_maps_over_what_was_given(tmp_path, kind, shape, said):
+def test_a_page_draws_maps_over_what_was_given(tmp_path, kind, shape, said, underlined):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind()
@@ -60,6 +60,7 @@ def test_a_page_draws_maps_over_what_was_given(tmp_path, kind, shape, said):
     again = load_record(save_record(tmp_path / "it.npz", kept), ExplainedInput)
     assert again.words == kept.words
     page = build_input_page(again, tmp_path / "page")
+    assert f"Underlined: the fewest {underlined} that hold 80 % of a map" in page.read_text()
     n_parts = len(found["block"].parts)
     for name in ("given", *(f"0-{part}" for part in range(n_parts))):
         drawn = page.parent / "figures" / "maps" / f"{name}.svg"

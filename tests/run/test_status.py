@@ -11,7 +11,9 @@ import condec.report
 from condec import cli
 from condec.basis.errors import StoreError
 from condec.basis.locks import held
+from condec.run import Run, config
 from condec.run.status import status_lines
+from condec.run.tasks import logged
 from condec.store import RunFolder
 from small_runs import contents, quick_report, write_source
 
@@ -56,7 +58,16 @@ def test_a_run_at_work_and_its_workers(whole: Path, tmp_path: Path) -> None:
     assert "tasks of fit: 2 of 5 done, 1 in hand, 2 waiting" in lines
     assert "nothing in hand; last sign of life 0 s ago" in lines[-2]
     assert "fit block3 since 0 s ago; last sign of life 0 s ago" in lines[-1]
-    folder.log("failed", link="fit", error="DataError: no rows")
+    lines = list(status_lines(folder))  # its driver was killed, without a word
+    again = f"; 'condec run {folder.path}' goes on, or the command that it was"
+    assert any(line.startswith("fit: interrupted 20") and line.endswith(again) for line in lines)
+    with pytest.raises(KeyboardInterrupt), logged(Run(config.read(folder.path)), "fit"):
+        raise KeyboardInterrupt
+    with held(folder.path):
+        lines = list(status_lines(folder))
+    assert any(line.startswith("fit: interrupted 20") and line.endswith(again) for line in lines)
+    with pytest.raises(ValueError, match="no rows"), logged(Run(config.read(folder.path)), "fit"):
+        raise ValueError("no rows")
     lines = list(status_lines(folder))
     assert "no driver is at work" in lines[0]
     assert any(line.startswith("fit: failed") and line.endswith("no rows") for line in lines)

@@ -38,6 +38,12 @@ from condec.store.batches import is_out_of_memory
 
 
 class _Commands(TyperGroup):
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands with the whole first line of their help, which would be cut off."""
+        for command in self.commands.values():
+            command.short_help = (command.help or "").partition("\n")[0]
+        super().format_commands(ctx, formatter)
+
     def invoke(self, ctx: Any) -> Any:
         """Print one clean message for what condec raises on purpose, and for Ctrl-C."""
         try:
@@ -140,6 +146,8 @@ def run_command(
         whole_chain(run, left_out)
         return
     say(costs(run, left_out))
+    rest = " for what is not left out" if left_out else ""
+    say(f"nothing ran; the plan is good{rest}")
 
 
 @app.command("plan")

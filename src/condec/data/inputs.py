@@ -68,6 +68,8 @@ class Inputs(Dataset[tuple[Tensor, int]]):
     by_alphabet : bool
         Whether labels number the names in the order of the alphabet, or as a data set does:
         they are numbers of outputs only where the model has as many of these.
+    notes : tuple of str
+        What of the source is left out, in sentences.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Inputs(Dataset[tuple[Tensor, int]]):
     shape: tuple[int, ...] | None = None
     stored: Stored | None = field(default=None, repr=False)
     by_alphabet: bool = field(default=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:

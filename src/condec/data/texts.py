@@ -138,7 +138,22 @@ def _inputs(
     labels = torch.tensor([label for _, _, label in windows])
     ids = tuple(one for one, _, _ in windows)
     known = None if bool((labels == UNLABELLED).all()) else labels
-    return Inputs(name, ids, read, known, preprocess=language.prepare, stored=stored)
+    return Inputs(
+        name, ids, read, known, preprocess=language.prepare, stored=stored,
+        notes=tuple(_left_out(texts, length, stride)),
+    )  # fmt: skip
+
+
+def _left_out(texts: Sequence[Text], length: int, stride: int) -> Iterator[str]:
+    """Say how many texts and tokens are in no window."""
+    ends = [len(tokens) - (label is None) for _, tokens, label in texts]
+    if short := sum(end < 1 for end in ends):
+        yield f"{short} of {len(ends)} texts have no token before their label, and are left out"
+    if rests := [rest for end in ends if end > length and (rest := (end - length) % stride)]:
+        yield (
+            f"the ends of {len(rests)} of {len(ends)} texts, {sum(rests)} tokens in all, fill no "
+            f"window of {length}, and are left out"
+        )
 
 
 def _windows(text: Text, length: int, stride: int) -> Iterator[Text]:

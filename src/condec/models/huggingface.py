@@ -133,9 +133,20 @@ def _fetched(name: str, make: Callable[[], Any]) -> Any:
 
 
 def _pretrained(kind: Any, name: str, place: str | None, **options: Any) -> nn.Module:
-    """Load a model with all its weights: what a checkpoint lacks would be random."""
+    """Load a model with all its weights: what a checkpoint lacks would be random.
+
+    Its bar of progress, of a second and at every command, is not shown; those of downloads are.
+    """
+    logging = import_optional("transformers.utils.logging", extra="hf")
     options |= {"dtype": torch.float32, "output_loading_info": True, **_NO_CODE}
-    model, info = _fetched(name, lambda: kind.from_pretrained(place, **options))
+    if shown := logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+        import_optional("huggingface_hub.utils", extra="hf").enable_progress_bars()
+    try:
+        model, info = _fetched(name, lambda: kind.from_pretrained(place, **options))
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     lacking = sorted(info["missing_keys"])
     if lacking:
         raise ModelError(

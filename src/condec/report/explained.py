@@ -9,7 +9,7 @@ import numpy as np
 from condec.basis.errors import CondecError
 from condec.explanation import ExplainedInput
 from condec.figures.pixels import map_scale, overlay
-from condec.figures.places import Ground, folded, map_figure
+from condec.figures.places import REGION, Ground, folded, map_figure
 from condec.report.drawing import Drawn, Studio
 from condec.report.facts import Fact
 from condec.report.tables import Column
@@ -43,6 +43,12 @@ def facts(one: ExplainedInput, named: Named) -> Iterator[Fact]:
     yield Fact(fixed(one.change), "change, to be explained")
 
 
+def underlined(one: ExplainedInput) -> str:
+    """Say what a line below a text or a signal holds; nothing for others."""
+    what = "tokens" if one.words else "" if one.signal is None else "moments"
+    return what and f"Underlined: the fewest {what} that hold {percent(REGION)} of a map, by size."
+
+
 def about_site(one: ExplainedInput, site: Mapping[str, Any]) -> Iterator[str]:
     """Say in sentences how the parts of a site add up."""
     parts = {part["part"]: part for part in site["parts"]}
@@ -53,15 +59,15 @@ def about_site(one: ExplainedInput, site: Mapping[str, Any]) -> Iterator[str]:
         f"the dictionary: {fixed(site['net'])} in all."
     )
     if not site["cut"]:
-        yield "The site does not cut the network: what goes around it is not seen here."
+        yield "What goes around this site is not seen here."
     elif missed:
         change = f"a change of {fixed(one.change)}"
         yield f"The quadrature misses {fixed(missed['net'])} of {change}."
     for sign, other, lost in (("positive", "negative", "takes"), ("negative", "positive", "adds")):
         if list(site["signs"]) == [sign] and 2 * abs(left[lost]) > abs(left["net"]):
             yield (
-                f"The dictionary describes {sign} parts only: what {other} ones do "
-                f'({fixed(left[lost])}) is left over. sign = "concat" under [fit] describes both.'
+                f"Of what is left over {fixed(left[lost])} are {other} parts, which the dictionary "
+                f'does not describe: sign = "concat" under [fit] would.'
             )
     if not any(part["mode"] >= 0 for part in parts.values()):
         yield "No mode answers for anything at this input."

@@ -12,17 +12,21 @@ DASH: Final = "\N{EN DASH}"
 
 
 def fixed(value: Any, digits: int = 2) -> str:
-    """Write a number with a fixed number of digits; a dash where there is none.
+    """Write a number with so many digits after the point, four in all; a dash for none.
 
     >>> fixed(-0.126), fixed(None), fixed(float("nan")), fixed(-0.001)
     ('\N{MINUS SIGN}0.13', '\N{EN DASH}', '\N{EN DASH}', '0.00')
+    >>> fixed(123.456), fixed(-37938.56), fixed(2.5e9)
+    ('123.5', '\N{MINUS SIGN}37\N{NARROW NO-BREAK SPACE}940', '2.5e+09')
     """
     if value is None or not math.isfinite(float(value)):
         return DASH
-    text = f"{float(value):.{digits}f}"
-    if float(text) == 0:
+    number = float(value)
+    places = min(digits, 4 - len(str(int(abs(number)))))
+    text = f"{round(number, places):,.{max(0, places)}f}" if places > -4 else f"{number:.4g}"
+    if not text.strip("-0."):
         text = text.removeprefix("-")
-    return text.replace("-", "\N{MINUS SIGN}")
+    return text.replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def percent(value: Any, digits: int = 0) -> str:

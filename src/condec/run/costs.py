@@ -105,9 +105,7 @@ class Costs:
         number, whole = self.workers.number, "statistics and the report take little more"
         disk = sum(need.disk for need in self.needs)
         memory = max((need.memory for need in self.needs), default=0)
-        rows = [
-            ("link", "1 worker", f"{number} worker{'s' * (number > 1)}", "memory", "disk", "of")
-        ]
+        rows = [("link", "1 worker", f"{number} workers", "memory", "disk", "of")]
         parts = [(n.link, n.seconds, n.on(number), n.memory, n.disk, n.words) for n in self.needs]
         one = sum(need.seconds for need in self.needs)
         for link, alone, shared, room, kept, words in (
@@ -115,7 +113,11 @@ class Costs:
         ):  # fmt: skip
             rows.append((link, duration(alone), duration(shared), _size(room), _size(kept), words))
         lines = [self.head]
-        lines += [f"{a:8} {b:>9} {c:>10} {d:>9} {e:>9}  {f}" for a, b, c, d, e, f in rows]
+        alone = number == 1  # then the second column of times would say the same again
+        lines += [
+            f"{a:8} {b:>9}{'' if alone else f' {c:>10}'} {d:>9} {e:>9}  {f}"
+            for a, b, c, d, e, f in rows
+        ]
         lines += [f"{link:8} left out: {reason}" for link, reason in self.left_out.items()]
         for what, unit, sizes in (
             ("time", self.seconds, {need.link: need.on(number) for need in self.needs}),

@@ -64,7 +64,8 @@ def collect_link(run: Run) -> Outcome:
         folder.ledger.mark_done("collect", "collect", made_from, (), [folder.labels, *stores])
     seconds = time.perf_counter() - started
     state = "kept" if kept else "made"
-    return Outcome("collect", state, stores, seconds, _left_out(inputs, store))
+    notes = (*inputs.notes, *_left_out(inputs, store))
+    return Outcome("collect", state, stores, seconds, notes)
 
 
 def _left_out(inputs: Inputs, store: Store) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from condec.basis.errors import StoreError
+from condec.basis.errors import StoreError, command
 from condec.basis.files import reading
 from condec.basis.locks import holder
 from condec.basis.progress import duration
@@ -33,10 +33,10 @@ def status_lines(folder: RunFolder) -> Iterator[str]:
         if path.exists():
             yield f"{path.relative_to(folder.path)}: {_of_store(path)}"
     with reading(folder.path, "a run with its logs", "Move log.jsonl and workers/ away."):
-        yield from _of_logs(folder)
+        yield from _of_logs(folder, at_work=bool(by))
 
 
-def _of_logs(folder: RunFolder) -> Iterator[str]:
+def _of_logs(folder: RunFolder, *, at_work: bool) -> Iterator[str]:
     events = list(_events(folder.log_file))
     logs = {file: list(_events(file)) for file in sorted((folder.path / "workers").glob("*.jsonl"))}
     records = Counter(entry.link for entry in folder.ledger.entries.values())
@@ -44,9 +44,14 @@ def _of_logs(folder: RunFolder) -> Iterator[str]:
         if of_link := [e for e in events if e.get("link") == link and e["event"] in _LINK]:
             last = of_link[-1]
             took = f" in {duration(last['seconds'])}" if "seconds" in last else ""
-            why = f": {last['error']}" if "error" in last else ""
-            done = f", {records[link]} results" if records[link] else ""
-            yield f"{link}: {_LINK[last['event']]} {last['time'][:19]}Z{took}{done}{why}"
+            why = f": {last['error']}" if last["event"] == "failed" else ""
+            if stopped := last["event"] == "interrupted" or (
+                last["event"] == "start" and not at_work
+            ):
+                why = f"; {command('run', folder.path)} goes on, or the command that it was"
+            done = f", {records[link]} result{'s' * (records[link] > 1)}" if records[link] else ""
+            words = "interrupted" if stopped else _LINK[last["event"]]
+            yield f"{link}: {words} {last['time'][:19]}Z{took}{done}{why}"
     given = [e for e in events if e["event"] in ("tasks", "tasks done")]
     if given and given[-1]["event"] == "tasks":
         yield _queue(given[-1], [e for log in logs.values() for e in log])
@@ -55,7 +60,7 @@ def _of_logs(folder: RunFolder) -> Iterator[str]:
             yield f"worker {file.stem}: {_of_worker(log[-1], file)}"
 
 
-_LINK: Final = {"start": "begun", "end": "done", "failed": "failed"}
+_LINK: Final = {"start": "begun", "end": "done", "failed": "failed", "interrupted": "interrupted"}
 
 
 def _of_store(path: Path) -> str:

@@ -152,7 +152,8 @@ def logged(run: Run, link: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
+            event = "failed" if isinstance(error, Exception) else "interrupted"
             with suppress(OSError):  # On a full disk, the first error is the one to show.
-                run.folder.log("failed", link=link, error=f"{type(error).__name__}: {error}")
+                run.folder.log(event, link=link, error=f"{type(error).__name__}: {error}")
             raise
         run.folder.log("end", link=link, seconds=round(time.perf_counter() - started, 3))
