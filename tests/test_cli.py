@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 import condec.report
 from condec import cli
 from condec.attribution import METHODS
-from condec.run import LINKS, config
+from condec.run import LINKS, config, engines
 from condec.store.store import Store
 from forked import Command
 from small_runs import NET, TOML, quick_report, write_source
@@ -259,10 +260,11 @@ def test_the_cluster_that_a_run_folder_names_is_joined_where_it_is_trusted(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str | None] = []
-    monkeypatch.setattr(cli, "engine_of", lambda plan: asked.append(plan.address) or 1 / 0)
+    pool = types.SimpleNamespace(RayPool=lambda plan: asked.append(plan.address) or 1 / 0)
+    monkeypatch.setattr(engines, "import_module", lambda name: pool)
     with (source / "run.toml").open("a") as plan:
         plan.write('\n[engine]\nkind = "ray"\naddress = "ray://theirs:1"\n')
-    for command in (["fit"], ["run"], ["collect"], ["run", "--engine", "ray"]):
+    for command in (["fit"], ["run"], ["collect"], ["run", "--engine", "ray"], ["explain"]):
         refused = condec_command(*command, source)
         assert refused.exit_code == 2
         assert "names a Ray cluster, 'ray://theirs:1', which could run any code" in refused.stderr

@@ -275,14 +275,16 @@ def explain_command(
     Inputs are ids of collected ones, or files that were not collected; without any, pages are made
     of those of the plan ([explain] of run.toml).
     """
-    run = Run(config.with_noted(config.read(source)), not quiet, again, trust_code)
+    plan = config.with_noted(config.read(source))
     options: dict[str, Any] = {"sites": site, "show": mode, "name": name}
     options |= {"label": label, "out": out}
     if not inputs:
         if any(options.values()):
             raise OptionError("--site, --mode, --name, --label and --out go with --input")
-        one_link(run, "explain")
-    elif out is not None:
+        one_link(_run_of(plan, quiet, again, trust_code), "explain")
+        return
+    run = Run(plan, not quiet, again, trust_code)  # workers know inputs of the plan only
+    if out is not None:
         with held(run.folder.path, shared=True):
             say_outcome(explain_inputs(run, inputs, **options))
     else:
@@ -411,13 +413,8 @@ def _run_of(
     plan: Plan, quiet: bool, again: bool = False, trust_code: bool = False, address: str = ""
 ) -> Run:  # fmt: skip
     """Make a run with the engine of its plan, at an `address` that the user gave or trusts."""
-    named = plan.engine.address or "auto"
-    if plan.of_folder and not trust_code and named not in ("auto", address):
-        raise OptionError(
-            f"engine: the run folder names a Ray cluster, {named!r}, which could run any code: "
-            "if you trust it, give --trust-code, or the plan itself, a .toml outside of run folders"
-        )
-    return Run(plan, not quiet, again, trust_code, engine=engine_of(plan.engine))
+    engine = engine_of(plan, trust_code=trust_code, address=address)
+    return Run(plan, not quiet, again, trust_code, engine=engine)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from condec import cli
 from condec.basis.errors import DependencyError, OptionError
 from condec.run import Run, config
 from condec.run.engines import engine_of, local
-from condec.run.plan import EnginePlan
+from condec.run.plan import EnginePlan, Plan
 from small_runs import contents, quick_report, write_source
 
 
@@ -27,6 +27,11 @@ def collected(root: Path, *engine: str) -> dict[str, bytes]:
     assert result.exit_code == 0, result.output
     found = contents(root / "run").items()
     return {n: c for n, c in found if not n.startswith("workers/") and n != "run.toml"}
+
+
+def ray_plan(**options: Any) -> Plan:
+    engine = EnginePlan(kind="ray", **options)
+    return Plan(out=Path("run"), base=Path(), sites=("*",), engine=engine)
 
 
 def tasks_of(root: Path) -> set[str]:
@@ -90,7 +95,7 @@ def test_actors_of_ray(tmp_path: Path, whole: dict[str, bytes]) -> None:
 def test_as_many_actors_as_there_is_room_for(tmp_path: Path) -> None:
     run = Run(config.read(write_source(tmp_path) / "run.toml"), progress=False)
     for cpus, expected in ((1.0, 2), (0.5, 4), (8.0, 1)):
-        pool = engine_of(EnginePlan(kind="ray", cpus=cpus))
+        pool = engine_of(ray_plan(cpus=cpus))
         assert pool is not None
         assert pool.most(run) == expected
         pool.close()
@@ -125,7 +130,7 @@ def test_without_ray_the_engine_names_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "condec.run.engines.on_ray", raising=False)
     with pytest.raises(DependencyError, match=r"ray is not installed; pip install 'condec\[ray"):
-        engine_of(EnginePlan(kind="ray"))
+        engine_of(ray_plan())
 
 
 @pytest.mark.slow
@@ -135,4 +140,4 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(OptionError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
-        engine_of(EnginePlan(kind="ray", address="127.0.0.1:1"))
+        engine_of(ray_plan(address="127.0.0.1:1"))

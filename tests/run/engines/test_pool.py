@@ -19,7 +19,7 @@ from condec.run import Outcome, Run, chain, config
 from condec.run.engines import engine_of
 from condec.run.engines.pool import GRACE, TRIES, Hand, Pool
 from condec.run.engines.worker import Given, RemoteWorker
-from condec.run.plan import EnginePlan
+from condec.run.plan import EnginePlan, Plan
 from condec.store import Store
 from condec.store.batches import BatchPlan, LoadedBatch
 from small_runs import contents, quick_report, write_source
@@ -296,8 +296,9 @@ def test_only_workers_beyond_those_that_stay_are_ended(tmp_path: Path) -> None:
 
 
 def test_engines_by_name() -> None:
-    assert engine_of(EnginePlan()) is None
-    pool = engine_of(EnginePlan(kind="local", workers=3))
+    plan = Plan(out=Path("run"), base=Path(), sites=("*",))
+    assert engine_of(plan) is None
+    pool = engine_of(replace(plan, engine=EnginePlan(kind="local", workers=3)))
     assert isinstance(pool, Pool)
     pool.close()
     with pytest.raises(OptionError, match="kind: expected one of here, local, ray; got 'slurm'"):
