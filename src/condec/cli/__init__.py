@@ -291,6 +291,21 @@ def explain_command(
         carry_out(run, (explain_inputs(one, inputs, **options) for one in [run]), collects=False)
 
 
+@app.command("explore")
+def explore_command(
+    source: Source,
+    host: str = typer.Option("127.0.0.1", help="Another address is guarded by a token."),
+    port: int | None = typer.Option(None, help="By default the first that is free from 8765."),
+    trust_code: Trust = False,
+) -> None:
+    """Serve the report, and answer questions live: other inputs, modes turned up and down."""
+    from condec.explorer.server import serve
+    from condec.explorer.session import Session
+
+    plan = config.with_noted(config.read(source))
+    serve(Session(_run_of(plan, quiet=True, trust_code=trust_code)), host, port, say)
+
+
 def _add_command(link: str) -> None:
     """Add the command of a link that has no options of its own."""
     try:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from condec.attribution import Contributions
-from condec.attribution.base import Setup
 from condec.attribution.baselines import Baseline
 from condec.attribution.reduce import unit_numbers
 from condec.basis.errors import DataError
 from condec.basis.records import short_repr
 from condec.explanation.parts import Part, SiteExplanation
-from condec.network import Site, hold, record, run_model, split_at, unfold
+from condec.explanation.turning import Turning, at_baseline
 
 if TYPE_CHECKING:
     import pandas
@@ -95,24 +94,19 @@ def check(
     setup = batch.setup
     if setup is None:
         raise DataError("check: these contributions do not say what they were made from")
-    before = _at_baseline(setup, [at.site for at in by_site], baseline)
+    before = at_baseline(setup, [at.site for at in by_site], baseline)
     frozen = setup.target.freeze(batch.output, setup.labels)
     rows = []
     for at in by_site:
         parts = at.modes
         if not parts:
             continue
-        after = split_at(setup.model, setup.few, at.site)
-        n_alike = len(setup.few)  # copies of the input, where the model takes no single one
-        here = after.activation[:1]
-        start = before.get(at.site.key, torch.zeros_like(here))
         units = [_units_of(part, at) for part in parts]
         masks = torch.stack([part.weights for part in parts] + [mask for _, mask in units])
-        changed = torch.lerp(here, start, masks.to(here))
+        turning = Turning.of(setup, at.site, before)
         fell = []
-        for several in torch.split(changed, _VERSIONS_AT_ONCE):
-            with torch.no_grad():
-                output = after.run(several.repeat_interleave(n_alike, 0))[::n_alike]
+        for several in torch.split(masks, _VERSIONS_AT_ONCE):
+            output = turning.without(several)
             kept = None if frozen is None else frozen.expand(len(output), *frozen.shape[1:])
             fell += (batch.target - setup.target.value(output, kept)).tolist()
         for part, (n_units, _), alone, whole in zip(
@@ -121,25 +115,6 @@ def check(
             rows.append((at.site.key, part.name, part.net, alone, n_units, whole))
     names = ["site", "part", "said", "part_removed", "n_units", "units_removed"]
     return PartCheck(pandas.DataFrame(rows, columns=names))
-
-
-def _at_baseline(
-    setup: Setup, sites: Sequence[Site], baseline: Baseline | None
-) -> dict[str, Tensor]:
-    """Return the activations at the baseline, the mean over its draws; none without one."""
-    found: dict[str, Tensor] = {}
-    if baseline is None:
-        return found
-    n_draws = baseline.n_draws
-    for draw in range(n_draws):
-        start = baseline.make(setup.inputs, draw).expand_as(setup.inputs)
-        with record(setup.model, sites) as tape, torch.no_grad():
-            few = setup.sizes.few(hold(setup.model, setup.inputs, start))
-            run_model(setup.model, few)
-        for key, h in tape.records.items():
-            h = unfold(h, len(h) // len(few))[:1] / n_draws
-            found[key] = found[key] + h if draw else h
-    return found
 
 
 def _units_of(part: Part, at: SiteExplanation) -> tuple[int, Tensor]:

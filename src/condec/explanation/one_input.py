@@ -9,7 +9,7 @@ for what goes past the site is not seen there.
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import nan
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -25,6 +25,7 @@ from condec.explanation.check import PartCheck, check
 from condec.explanation.graph import Graph, graph_of
 from condec.explanation.input_map import InputMaps, input_maps
 from condec.explanation.parts import SiteExplanation, divided
+from condec.explanation.turning import Turning, at_baseline
 from condec.modes import Modes
 from condec.network import PackedInput, Site, find_site
 from condec.store.batches import fingerprint
@@ -84,6 +85,51 @@ class Explanation:
         """Remove every part that is shown, and compare what happens, see `PartCheck`."""
         inner = getattr(self.method, "inner", self.method)
         return check(self.batch, self.by_site, getattr(inner, "baseline", None))
+
+    def turning(self, site: Site | str) -> Turning:
+        """Run the network up to a site, once, so that parts there can be turned, see `turned`."""
+        if self.batch.setup is None:
+            raise DataError("turned: these contributions do not say what they were made from")
+        inner, at = getattr(self.method, "inner", self.method), self[site]
+        baseline = getattr(inner, "baseline", None)
+        before = at_baseline(self.batch.setup, [at.site], baseline)
+        return Turning.of(self.batch.setup, at.site, before)
+
+    def turned(
+        self, site: Site | str, factors: Mapping[str, float], turning: Turning | None = None
+    ) -> Tensor:
+        """Return the output with parts of a site turned up or down.
+
+        The part w of the activation h becomes f w: h + sum (f - 1) w (h - h_0), with the activation
+        h_0 at the baseline. A factor of 0 takes a part away, as `check` does; 1 leaves it.
+
+        Parameters
+        ----------
+        site : Site or str
+        factors : mapping from the name or number of a part, as in `SiteExplanation.part`, to float
+        turning : Turning, optional
+            From `turning` of the site, where several are asked for: what lies before the site is
+            not run again.
+
+        Returns
+        -------
+        Tensor of shape [1, ...]
+            The output of the model.
+
+        Raises
+        ------
+        OptionError
+            There is no such part, or a factor is not finite.
+        ModelError
+            The network cannot be run from the site on.
+        """
+        at, away = self[site], torch.zeros(())
+        for name, factor in factors.items():
+            if not isfinite(factor):
+                raise OptionError(f"turned: {name}: expected a number; got {factor!r}")
+            away = away + (1 - factor) * at.part(str(name)).weights
+        turning = turning or self.turning(at.site)
+        return turning.without(away.expand(1, *turning.here.shape[1:]))
 
     def graph(self, *, n_modes: int | None = None) -> Graph:
         """Work out what flows from the parts of every site to those of the next, see `Graph`.

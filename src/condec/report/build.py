@@ -92,7 +92,7 @@ def build_input_page(
 
     def write(fresh: Path) -> None:
         shutil.copytree(_HERE / "static", fresh / "assets")
-        template = _environment(_HERE / "templates").get_template("input.html.jinja")
+        template = environment(_HERE / "templates").get_template("input.html.jinja")
         text = template.render(
             **values,
             root="",
@@ -131,7 +131,7 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
     """Write the pages of a run, with their pictures, into a folder that is there."""
     shutil.copytree(_HERE / "static", folder / "assets")
     (folder / "sites").mkdir()
-    templates = _environment(_HERE / "templates", *(page.template.parent for page in pages))
+    templates = environment(_HERE / "templates", *(page.template.parent for page in pages))
     studio = Studio(folder)
     templates.globals |= {
         "run": run, "studio": studio, "title": facts.title(run), "pages": pages,
@@ -171,7 +171,8 @@ def _clean(value: Any) -> Any:
     return type(value)(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value))
 
 
-def _environment(*folders: Path) -> jinja2.Environment:
+def environment(*folders: Path) -> jinja2.Environment:
+    """Return what makes pages from templates, with the words, tables and figures of a report."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders), autoescape=True, undefined=jinja2.StrictUndefined,
         finalize=_clean, trim_blocks=True, lstrip_blocks=True,

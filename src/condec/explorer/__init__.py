@@ -1,0 +1,10 @@
+"""The served explorer: the pages of a run, and live questions to its network.
+
+`session.py` answers questions about inputs, `uploads.py` lets in what users give, `server.py`
+speaks HTTP. Imports everything but the command line. A new question is a method of `Session` and a
+route of `server.py`.
+"""
+
+from condec.explorer.session import Session
+
+__all__ = ["Session"]

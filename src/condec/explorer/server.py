@@ -1,0 +1,273 @@
+"""The explorer over HTTP: pages of the report, and questions that a `Session` answers.
+
+Nothing but the report's folder and this room's own files can be read. Questions are asked by POST,
+with a header that pages of other origins cannot set. One computation at a time; others wait, and
+leave when their caller does.
+"""
+
+import json
+import secrets
+import socket
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from condec.basis.errors import CondecError, DataError, DependencyError, OptionError, StoreError
+from condec.explorer.session import Session
+from condec.explorer.uploads import MOST_BYTES
+from condec.report.build import environment
+
+try:
+    import anyio
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.datastructures import MutableHeaders
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, RedirectResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError as error:
+    raise DependencyError(
+        "explore: the explorer is not installed; pip install 'condec[explorer]'"
+    ) from error
+
+_HERE: Final = Path(__file__).parent
+_HOME: Final = ("127.0.0.1", "localhost", "::1")
+_PORTS: Final = range(8765, 8785)
+_MOST_WAITING: Final = 16
+_GONE: Final = 499
+"""Status, as nginx has it, of an answer for which nobody waits."""
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'{inline}; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_COOKIE: Final = "condec-token"
+
+
+class BusyError(CondecError):
+    """Too many questions wait already."""
+
+
+class _Work:
+    """Does one computation at a time."""
+
+    def __init__(self) -> None:
+        self._lock = anyio.Lock()
+        self._n_waiting = 0
+
+    async def do(self, receive: Receive, function: Callable[[], Any]) -> Any:
+        """Return what a function returns, once it is its turn; None where the caller has left."""
+        if self._n_waiting >= _MOST_WAITING:
+            raise BusyError(f"explore: {_MOST_WAITING} questions wait already; ask again later")
+        self._n_waiting += 1
+        result = None
+        try:
+            async with anyio.create_task_group() as group:
+
+                async def leave() -> None:
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+                    group.cancel_scope.cancel()
+
+                group.start_soon(leave)
+                async with self._lock:
+                    result = await run_in_threadpool(function)
+                group.cancel_scope.cancel()
+        finally:
+            self._n_waiting -= 1
+        return result
+
+
+class _Guard:
+    """Lets in only what comes from the explorer's own pages, and says what pages may load.
+
+    Hosts are checked, so that no other name leads here; methods other than GET need the header
+    ``X-Condec`` and, where there is one, an origin that is this server. With a `token` nothing is
+    answered without it: in the address the first time (``?token=``), then in a cookie.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...], token: str = "") -> None:
+        self.app, self.hosts, self.token = app, hosts, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request = Request(scope)
+        refused = self._refused(request)
+
+        async def safe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                inline = " 'unsafe-inline'" if request.url.path.startswith("/report/") else ""
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY.format(inline=inline)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["Cross-Origin-Resource-Policy"] = "same-origin"
+                headers["Cache-Control"] = "no-store"
+            await send(message)
+
+        return await (refused or self.app)(scope, receive, safe)
+
+    def _refused(self, request: Request) -> Response | None:
+        host = request.headers.get("host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        if name.strip("[]") not in self.hosts:
+            return _said(421, f"explore: {host!r} is not this server's name")
+        own = f"{request.url.scheme}://{host}"
+        if request.headers.get("origin", own) != own:
+            return _said(403, "explore: asked by a page from elsewhere")
+        if request.method not in ("GET", "HEAD") and "x-condec" not in request.headers:
+            return _said(403, "explore: asked without the header X-Condec")
+        if not self.token:
+            return None
+        given = request.query_params.get("token", "")
+        if given and secrets.compare_digest(given.encode(), self.token.encode()):
+            answer = RedirectResponse(request.url.path, 303)
+            answer.set_cookie(_COOKIE, self.token, httponly=True, samesite="strict")
+            return answer
+        known = request.cookies.get(_COOKIE, "")
+        if not secrets.compare_digest(known.encode(), self.token.encode()):
+            return _said(
+                401, "explore: open the address that condec explore printed, with its token"
+            )
+        return None
+
+
+def _said(status: int, text: str) -> JSONResponse:
+    return JSONResponse({"error": text}, status)
+
+
+class _Answers:
+    """The routes: each reads a request, asks the session, and says what came."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self._work = session, _Work()
+        pages = environment(_HERE / "templates")
+        page = pages.get_template("explorer.html.jinja")
+        self._html = page.render(about=session.about, version=metadata.version("condec"))
+
+    async def home(self, _: Request) -> Response:
+        return Response(self._html, media_type="text/html")
+
+    async def inputs(self, _: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self.session.offered))
+
+    async def picture(self, request: Request) -> Response:
+        name = request.query_params.get("id", "")
+        content = await run_in_threadpool(self.session.thumbnail, name)
+        return Response(content, media_type="image/png")
+
+    async def explain(self, request: Request) -> Response:
+        given = await _json(request)
+        return await self._ask(request, self.session.explain, str(given.get("id", "")))
+
+    async def upload(self, request: Request) -> Response:
+        content = await _body(request, MOST_BYTES)
+        text = request.headers.get("content-type", "").startswith("text/plain")
+        explain = partial(self.session.explain_upload, text=text)
+        return await self._ask(request, explain, content)
+
+    async def turn(self, request: Request) -> Response:
+        given = await _json(request)
+        key, site, factors = (given.get(name) for name in ("key", "site", "factors"))
+        named = isinstance(factors, dict) and all(type(f) in (int, float) for f in factors.values())
+        if not isinstance(key, str) or not isinstance(site, str) or not named:
+            raise OptionError("turn: expected key, site and factors, numbers by the names of parts")
+        return await self._ask(request, self.session.turn, key, site, factors)
+
+    async def page(self, request: Request) -> Response:
+        given = await _json(request)
+        answer = await self._ask(request, self.session.page, str(given.get("key", "")))
+        answer.headers["Content-Disposition"] = 'attachment; filename="explained.zip"'
+        return answer
+
+    async def _ask(self, request: Request, function: Callable[..., Any], *given: Any) -> Response:
+        answer = await self._work.do(request.receive, partial(function, *given))
+        if answer is None:
+            return _said(_GONE, "the caller has left")
+        return Response(answer) if isinstance(answer, bytes) else JSONResponse(answer)
+
+
+def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "") -> Starlette:
+    """Return the application that answers for a session."""
+    answers = _Answers(session)
+    routes = [
+        Route("/", answers.home),
+        Route("/api/inputs", answers.inputs),
+        Route("/api/picture", answers.picture),
+        *(
+            Route(f"/api/{one.__name__}", one, methods=["POST"])
+            for one in (answers.explain, answers.upload, answers.turn, answers.page)
+        ),
+        Mount("/static/report", StaticFiles(packages=[("condec.report", "static")])),
+        Mount("/static", StaticFiles(directory=_HERE / "static")),
+        Mount("/report", StaticFiles(directory=session.run.folder.report, check_dir=False)),
+    ]
+    guard = Middleware(_Guard, hosts=hosts, token=token)
+    return Starlette(routes=routes, middleware=[guard], exception_handlers={CondecError: _wrong})
+
+
+def _wrong(_: Request, error: Exception) -> Response:
+    kinds = {BusyError: 503, StoreError: 500}
+    return _said(next((kinds[kind] for kind in kinds if isinstance(error, kind)), 400), str(error))
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """Read what was sent, and stop where it is too much."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most:
+            raise DataError(f"upload: at most {most // 2**20} MiB")
+    return bytes(content)
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    content = await _body(request, 2**20)
+    try:
+        given = json.loads(content)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise OptionError("explore: expected a JSON object")
+    return given
+
+
+def serve(session: Session, host: str, port: int | None, say: Callable[[str], None]) -> None:
+    """Answer until Ctrl-C, and say where. Another host than this machine's own needs a token.
+
+    Raises OptionError: the port is taken, or the host is no address of this machine.
+    """
+    bound = _bound(host, port)
+    number = bound.getsockname()[1]
+    token = "" if host in _HOME else secrets.token_urlsafe(16)
+    hosts = _HOME if host in _HOME else (*_HOME, host, socket.gethostname(), socket.getfqdn())
+    shown = f"[{host}]" if ":" in host else host
+    end = f"?token={quote(token)}" if token else ""
+    say(f"Explorer: http://{shown}:{number}/{end}  (Ctrl-C ends it)")
+    app = app_of(session, hosts=hosts, token=token)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def _bound(host: str, port: int | None) -> socket.socket:
+    """Bind a port: the one that is asked for, else the first that is free."""
+    wrong: OSError | None = None
+    for number in _PORTS if port is None else [port]:
+        bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, number))
+        except (OSError, OverflowError) as error:
+            bound.close()
+            wrong = OSError(str(error))
+        else:
+            return bound
+    raise OptionError(f"explore: cannot listen on {host}, port {port or 'any'}: {wrong}")

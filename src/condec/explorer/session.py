@@ -1,0 +1,227 @@
+"""What the explorer asks of a run: why an input has its output, what turned modes change."""
+
+import base64
+import io
+import secrets
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+from torch import Tensor
+
+from condec.basis.errors import DataError, OptionError
+from condec.basis.records import short_repr
+from condec.explanation import Explanation, keep
+from condec.explanation.one_input import explainer
+from condec.explanation.parts import SiteExplanation
+from condec.explanation.turning import Turning
+from condec.explorer.uploads import stored
+from condec.figures.places import Ground, folded
+from condec.modes import Modes
+from condec.report.build import build_input_page
+from condec.report.words import label_words, target_words
+from condec.run import Run
+from condec.run.explain import OneInput, collected, given, modes_by
+
+N_MODES: Final = 10
+_N_OFFERED: Final = 24
+_N_OUTPUTS: Final = 8
+_MOST_KEPT: Final = 8
+"""Explanations that are kept, so that their modes can be turned."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """An input that was asked for, its explanation, and what lies after the sites turned so far."""
+
+    one: OneInput
+    found: Explanation
+    picture: Tensor | None
+    turnings: dict[str, Turning] = field(default_factory=dict)
+
+
+@short_repr
+class Session:
+    """A run, its network and its modes, ready to be asked; for one caller at a time.
+
+    Answers are plain lists, dicts, texts and numbers, for JSON. The network is never edited: what
+    lies after a site is run again with another activation.
+
+    Raises StoreError, OptionError, DataError: there are no modes, or the model is not the store's.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.modes: list[Modes] = modes_by(run)
+        self._kept: OrderedDict[str, _Asked] = OrderedDict()
+        self._explain = explainer(
+            run.model_of_store, self.modes, None, None, n_modes=N_MODES, prove=False
+        )
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the page says of the run: model, target, sites, whether inputs are texts."""
+        run = self.run
+        return {
+            "model": run.plan.model.spec,
+            "target": target_words(run.store.recipe["target"]),
+            "sites": [one.site.key for one in self.modes],
+            "text": run.plan.data.source.partition(":")[0] in ("text", "tokens"),
+            "report": run.folder.report.exists(),
+        }
+
+    def offered(self) -> list[dict[str, str]]:
+        """List inputs to begin with: those that the report explains, then others of the store."""
+        entries = self.run.folder.ledger.entries.values()
+        asked = [entry.made_from for entry in entries if entry.link == "explain"]
+        known = {str(made["input"]): str(made.get("why", "")) for made in asked if "input" in made}
+        ids = self.run.store.sample_ids
+        names = [
+            *(name for name in known if name in self._rows),
+            *ids[:: len(ids) // _N_OFFERED or 1],
+        ]
+        return [{"id": n, "why": known.get(n, "")} for n in dict.fromkeys(names)][:_N_OFFERED]
+
+    def thumbnail(self, name: str) -> bytes:
+        """Return the picture of a collected input as PNG; DataError where it is no picture."""
+        inputs = self.run.inputs
+        if name not in self._rows:
+            raise DataError(f"there is no input {name!r}")
+        return _png(inputs.picture(self._rows[name]), most=160)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.run.inputs.ids)}
+
+    def explain(self, name: str) -> dict[str, Any]:
+        """Explain a collected input, by its id."""
+        if name not in self._rows:
+            raise DataError(f"there is no input {name!r}")
+        return self._answer(collected(self.run, name))
+
+    def explain_upload(self, content: bytes, *, text: bool = False) -> dict[str, Any]:
+        """Explain what a user gives: a picture, an array of one sample, or a text."""
+        with stored(content, text=text) as file:
+            return self._answer(given(self.run, str(file)))
+
+    def turn(self, key: str, site: str, factors: Mapping[str, float]) -> dict[str, Any]:
+        """Return the output with parts of a site turned, see `Explanation.turned`."""
+        asked = self._asked(key)
+        if site not in asked.turnings:
+            asked.turnings[site] = asked.found.turning(site)
+        output = asked.found.turned(site, factors, asked.turnings[site])
+        return self._outputs(asked.found, output)
+
+    def page(self, key: str) -> bytes:
+        """Return the page of an input that was asked for, whole and by itself, as a zip."""
+        asked = self._asked(key)
+        one, of = asked.one, self.run.store.recipe["target"]
+        made = keep(asked.found, one.name, of, label=one.label, picture=asked.picture)
+        content = io.BytesIO()
+        with TemporaryDirectory(prefix="condec-") as folder:
+            page = build_input_page(made, Path(folder) / "page", self._names).parent
+            with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+                for file in sorted(page.rglob("*")):
+                    packed.write(file, file.relative_to(page))
+        return content.getvalue()
+
+    def _asked(self, key: str) -> _Asked:
+        if key not in self._kept:
+            raise OptionError("this explanation is no longer kept; ask for the input again")
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _answer(self, one: OneInput) -> dict[str, Any]:
+        x, label = one.inputs.load(one.row)[None], None if one.label < 0 else one.label
+        found = self._explain(x, label)
+        picture = None
+        with suppress(DataError):  # other inputs than pictures
+            picture = one.inputs.picture(one.row)
+        key = secrets.token_urlsafe(9)
+        self._kept[key] = _Asked(one, found, picture)
+        while len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
+        ground = found.ground(picture)
+        setup = found.batch.setup
+        return {
+            "key": key, "name": one.name, "label": self._label(one.label),
+            "prediction": self._label(found.prediction),
+            "baseline": found.target_baseline,
+            "picture": "" if ground.picture is None else _url(_png(ground.picture, most=640)),
+            "words": list(ground.text or ()),
+            "signal": [] if ground.signal is None else ground.signal.tolist(),
+            "sites": [self._site(at, ground) for at in found.by_site],
+            **self._outputs(found, found.batch.output[:1] if setup else Tensor()),
+        }  # fmt: skip
+
+    def _site(self, at: SiteExplanation, ground: Ground) -> dict[str, Any]:
+        parts = []
+        for part in at.parts:
+            label, correlation = part.best_label("train")
+            values = folded(part.places.numpy())
+            shape, beside = ground.grid(values), 0
+            if shape is None:
+                shape = values.shape if values.ndim == 2 else (1, values.size)
+            else:
+                beside = values.size - shape[0] * shape[1]
+            parts.append({
+                "name": part.name, "mode": part.id, "adds": part.adds, "takes": part.takes,
+                "label": self._label(label), "correlation": None if label < 0 else correlation,
+                "shape": list(shape), "places": _short(values.reshape(-1)[beside:]),
+                "beside": float(values.reshape(-1)[:beside].sum()),
+            })  # fmt: skip
+        misses = at.misses if at.misses == at.misses else None
+        return {"key": at.site.key, "cut": at.cut, "misses": misses, "parts": parts}
+
+    def _outputs(self, found: Explanation, output: Tensor) -> dict[str, Any]:
+        """Return the target, and the outputs that are largest with the network as it is or now."""
+        setup = found.batch.setup
+        assert setup is not None  # of `contribute`
+        frozen = setup.target.freeze(found.batch.output, setup.labels)
+        target = float(setup.target.value(output, None if frozen is None else frozen[:1])[0])
+        rows = []
+        if output.ndim == 2:
+            before, now = found.batch.output[0].double(), output[0].double()
+            k = min(_N_OUTPUTS, len(now))
+            largest = _both(before.topk(k).indices, now.topk(k).indices)
+            rows = [[self._label(n), float(before[n]), float(now[n])] for n in largest]
+        return {"target": target, "outputs": rows}
+
+    @cached_property
+    def _names(self) -> list[str] | None:
+        names: list[str] | None = self.run.folder.read_json(self.run.folder.labels)
+        return names
+
+    def _label(self, number: int) -> str:
+        return "" if number < 0 else label_words(self._names, number)
+
+
+def _both(first: Tensor, second: Tensor) -> list[int]:
+    """List the numbers of both, those of the first in their order, then what is new."""
+    return list(dict.fromkeys([*first.tolist(), *second.tolist()]))
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
+
+
+def _png(picture: Tensor | np.ndarray, *, most: int) -> bytes:
+    from PIL import Image
+
+    pixels = np.asarray(picture)
+    drawn = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    drawn.thumbnail((most, most))
+    content = io.BytesIO()
+    drawn.save(content, "PNG")
+    return content.getvalue()
+
+
+def _url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,268 @@
+// The live page: asks the server, draws maps, and sends sliders on, one question at a time.
+
+const at = (id) => document.getElementById(id);
+const UP = [213, 94, 0], DOWN = [91, 63, 140];
+const state = { found: null, site: 0, factors: {}, image: null, busy: false, again: false };
+const isText = document.body.dataset.text === "yes";
+
+function number(value) {
+  if (value === 0) return "0";
+  return String(Number(value.toPrecision(3))).replace("-", "\u2212");
+}
+
+function make(tag, options = {}, ...children) {
+  const { data, ...rest } = options;
+  const made = Object.assign(document.createElement(tag), rest);
+  Object.assign(made.dataset, data || {});
+  made.append(...children);
+  return made;
+}
+
+function say(text, wrong = false) {
+  at("said").textContent = text;
+  at("said").classList.toggle("wrong", wrong);
+}
+
+async function ask(path, body, type = "application/json") {
+  const sent = type === "application/json" ? JSON.stringify(body) : body;
+  const headers = { "X-Condec": "1", "Content-Type": type };
+  const answer = await fetch(path, { method: "POST", headers, body: sent });
+  if (!answer.ok) throw new Error((await answer.json()).error || answer.statusText);
+  return answer;
+}
+
+async function explain(path, body, type, name) {
+  say(`Explaining ${name} \u2026`);
+  try {
+    const found = await (await ask(path, body, type)).json();
+    await show(found);
+    say(found.prediction ? `${found.name}: ${found.prediction}` : found.name);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+async function show(found) {
+  state.image = null;
+  if (found.picture) {
+    const image = new Image();
+    image.src = found.picture;
+    await image.decode();
+    state.image = image;
+  }
+  Object.assign(state, { found, factors: {}, site: Math.min(state.site, found.sites.length - 1) });
+  at("answer").hidden = false;
+  showSites();
+  showParts();
+  showOutputs(found);
+}
+
+function showSites() {
+  at("sites").replaceChildren(...state.found.sites.map((site, place) => {
+    const button = make("button", { type: "button", textContent: site.key });
+    button.setAttribute("aria-pressed", place === state.site);
+    button.addEventListener("click", () => {
+      state.site = place;
+      state.factors = {};
+      showSites();
+      showParts();
+      showOutputs(state.found);
+    });
+    return button;
+  }));
+}
+
+function showParts() {
+  const { parts } = state.found.sites[state.site];
+  const most = Math.max(...parts.map((part) => Math.max(part.adds, -part.takes))) || 1;
+  at("parts").replaceChildren(...parts.map((part) => {
+    const name = make("span", {}, make("b", { textContent: part.name }));
+    if (part.label) {
+      const text = `label ${part.label} (r ${part.correlation.toFixed(2)})`;
+      name.append(make("small", { textContent: text, title: `what it goes with most: ${text}` }));
+    }
+    const down = make("i", { className: "down" }), up = make("i", { className: "up" });
+    down.style.width = `${100 * -part.takes / most}%`;
+    up.style.width = `${100 * part.adds / most}%`;
+    const both = make("span", { className: "both" }, make("span", {}, down), make("span", {}, up));
+    both.setAttribute("role", "img");
+    both.setAttribute("aria-label", `adds ${number(part.adds)}, takes ${number(-part.takes)}`);
+    const net = make("span", { className: "n", textContent: number(part.adds + part.takes) });
+    const slider = make("input", { type: "range", min: 0, max: 3, step: 0.05, value: 1 });
+    slider.setAttribute("aria-label", `factor of ${part.name}`);
+    const value = make("output", { className: "n", textContent: "1" });
+    slider.addEventListener("input", () => {
+      value.textContent = number(slider.valueAsNumber);
+      if (slider.valueAsNumber === 1) delete state.factors[part.name];
+      else state.factors[part.name] = slider.valueAsNumber;
+      turn();
+    });
+    return make("li", { data: { part: part.name } }, name, both, net, slider, value);
+  }));
+  drawMap();
+  showCode();
+}
+
+function showOutputs(answer) {
+  const rows = answer.outputs, target = document.body.dataset.target;
+  const sizes = rows.flatMap(([, was, now]) => [was, now]);
+  const low = Math.min(0, ...sizes), high = Math.max(0, ...sizes), span = high - low || 1;
+  at("outputs").hidden = rows.length === 0;
+  at("outputs").tBodies[0].replaceChildren(...rows.map(([label, was, now]) => {
+    const fill = make("span", { className: now < 0 ? "fill minus" : "fill" });
+    fill.style.left = `${100 * (Math.min(now, 0) - low) / span}%`;
+    fill.style.right = `${100 * (high - Math.max(now, 0)) / span}%`;
+    const tick = make("span", { className: "tick", title: "as it was" });
+    tick.style.left = `${100 * (was - low) / span}%`;
+    const rail = make("span", { className: "rail" }, fill, tick);
+    const moved = Math.abs(now - was) > 5e-4 * span ? "n moved" : "n";
+    return make("tr", {}, make("th", { textContent: label }),
+      make("td", { className: "n faint", textContent: number(was) }),
+      make("td", { className: moved, textContent: number(now) }),
+      make("td", { className: "bar-cell" }, rail));
+  }));
+  const { target: before, baseline } = state.found;
+  const from = baseline === null ? "" : ` At the baseline it is ${number(baseline)}.`;
+  const now = answer.target === before ? "" : ` Now it is ${number(answer.target)}.`;
+  at("sums").textContent = `${target[0].toUpperCase()}${target.slice(1)} is ${number(before)}.${from}${now}`;
+}
+
+// One question at a time; of all moves meanwhile only the last one is asked.
+async function turn() {
+  drawMap();
+  showCode();
+  if (state.busy) { state.again = true; return; }
+  state.busy = true;
+  const { found, site } = state;
+  try {
+    const asked = { key: found.key, site: found.sites[site].key, factors: state.factors };
+    const answer = await (await ask("/api/turn", asked)).json();
+    if (state.found === found && state.site === site && !state.again) showOutputs(answer);
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    state.busy = false;
+    if (state.again) { state.again = false; turn(); }
+  }
+}
+
+function summed() {
+  const { parts } = state.found.sites[state.site];
+  const values = new Float64Array(parts[0].places.length);
+  for (const part of parts) {
+    const factor = state.factors[part.name] ?? 1;
+    part.places.forEach((value, place) => { values[place] += factor * value; });
+  }
+  const plain = new Float64Array(values.length);
+  for (const part of parts) part.places.forEach((value, place) => { plain[place] += value; });
+  const sizes = Array.from(plain, Math.abs).sort((a, b) => a - b);
+  return { values, scale: sizes[Math.floor(0.995 * (sizes.length - 1))] || 1, shape: parts[0].shape };
+}
+
+function drawMap() {
+  const { values, scale, shape: [rows, columns] } = summed();
+  const strength = (value) => Math.min(1, Math.abs(value) / scale) ** 0.7;
+  const { words } = state.found, canvas = at("picture"), bare = at("plain").checked;
+  at("words").hidden = words.length === 0;
+  canvas.hidden = words.length > 0;
+  if (words.length) {
+    at("words").replaceChildren(...words.map((word, place) => {
+      const [r, g, b] = values[place] > 0 ? UP : DOWN;
+      const span = make("span", { textContent: word, title: number(values[place] ?? 0) });
+      if (!bare) span.style.background = `rgb(${r} ${g} ${b} / ${0.8 * strength(values[place] ?? 0)})`;
+      return span;
+    }));
+    return;
+  }
+  const image = state.image, side = 640;
+  const width = image ? image.naturalWidth : columns, height = image ? image.naturalHeight : rows;
+  const zoom = Math.max(1, Math.floor(side / Math.max(width, height)));
+  canvas.width = width * zoom;
+  canvas.height = height * zoom;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = zoom === 1;
+  if (image) {
+    // As on pages of the report: grey, and pale enough for colours to be read.
+    context.fillStyle = "#d1d1d1";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.filter = bare ? "none" : "grayscale(1)";
+    context.globalAlpha = bare ? 1 : 0.3;
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    context.filter = "none";
+    context.globalAlpha = 1;
+  }
+  if (bare || values.length !== rows * columns) return;
+  const cell = [canvas.width / columns, canvas.height / rows];
+  values.forEach((value, place) => {
+    const [r, g, b] = value > 0 ? UP : DOWN;
+    context.fillStyle = `rgb(${r} ${g} ${b} / ${0.92 * strength(value)})`;
+    const x = place % columns, y = Math.floor(place / columns);
+    context.fillRect(Math.round(x * cell[0]), Math.round(y * cell[1]),
+      Math.round((x + 1) * cell[0]) - Math.round(x * cell[0]), Math.round((y + 1) * cell[1]) - Math.round(y * cell[1]));
+  });
+}
+
+function showCode() {
+  const site = state.found.sites[state.site].key;
+  const factors = Object.entries(state.factors).map(([name, value]) => `${JSON.stringify(name)}: ${value}`);
+  at("code").textContent = `found = condec.explain(model, x, modes, n_modes=10)\n` +
+    `output = found.turned(${JSON.stringify(site)}, {${factors.join(", ")}})`;
+}
+
+async function offer() {
+  const offered = await (await fetch("/api/inputs")).json();
+  at("offered").replaceChildren(...offered.map(({ id, why }) => {
+    const button = make("button", { type: "button", title: why ? `${id}: ${why}` : id });
+    button.setAttribute("aria-pressed", "false");
+    if (!isText) {
+      const image = make("img", { alt: "", loading: "lazy", src: `/api/picture?id=${encodeURIComponent(id)}` });
+      image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth <= 64));
+      image.addEventListener("error", () => image.remove());
+      button.append(image);
+    }
+    button.append(make("span", { textContent: id }));
+    button.addEventListener("click", () => {
+      for (const other of document.querySelectorAll("#offered button")) {
+        other.setAttribute("aria-pressed", other === button);
+      }
+      explain("/api/explain", { id }, undefined, id);
+    });
+    return make("li", {}, button);
+  }));
+}
+
+function take(file) {
+  if (!file) return;
+  if (file.size > 20 * 2 ** 20) { say(`${file.name}: more than 20 MiB`, true); return; }
+  explain("/api/upload", file, file.type || "application/octet-stream", file.name);
+}
+
+if (isText) {
+  at("write").addEventListener("submit", (event) => {
+    event.preventDefault();
+    explain("/api/upload", at("text").value, "text/plain", "the text");
+  });
+} else {
+  at("file").addEventListener("change", () => { take(at("file").files[0]); at("file").value = ""; });
+  const drop = at("drop");
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    drop.addEventListener(kind, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", kind === "dragover");
+      if (kind === "drop") take(event.dataTransfer.files[0]);
+    });
+  }
+}
+at("plain").addEventListener("change", drawMap);
+at("reset").addEventListener("click", () => { state.factors = {}; showParts(); showOutputs(state.found); });
+at("save").addEventListener("click", async () => {
+  try {
+    const content = await (await ask("/api/page", { key: state.found.key })).blob();
+    const link = make("a", { href: URL.createObjectURL(content), download: "explained.zip" });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  } catch (error) {
+    say(error.message, true);
+  }
+});
+offer().catch((error) => say(error.message, true));
