@@ -1,6 +1,5 @@
 """The report in a real headless Chromium, opened from the file system."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from browsing import watched
 from condec.basis.npz import save_record
 from condec.explanation import explain, keep, site_maps
 from condec.modes import Modes
@@ -50,43 +50,10 @@ def report(tmp_path_factory) -> Path:
     return build_report(folder)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser) -> Iterator[Any]:
     """A page that fails the test if anything fails in it, or comes from elsewhere."""
     yield from watched(browser)
-
-
-def _left(request) -> bool:
-    """Whether the page was left before a picture that is loaded late had come."""
-    return "ERR_ABORTED" in (request.failure or "")
-
-
-def watched(browser, **options) -> Iterator[Any]:
-    context = browser.new_context(**options)
-    page, wrong = context.new_page(), []
-    page.on("console", lambda m: wrong.append(m.text) if m.type in {"error", "warning"} else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda r: None if _left(r) else wrong.append(f"failed: {r.url}"))
-    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(f"asks {r.url}"),
-    )
-    yield page
-    context.close()
-    assert not wrong
 
 
 def load_images(page) -> int:

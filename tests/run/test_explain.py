@@ -19,7 +19,7 @@ from condec.run import Run, chain, config
 from condec.run.explain import explain_inputs, modes_by
 from condec.run.verify import repair_run, verify_run
 from condec.store import RunFolder
-from small_runs import write_source
+from small_runs import hostile_source
 
 EVIL = (
     "<script>alert(1)</script>",
@@ -43,19 +43,9 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def sources(folder: Path) -> Path:
-    """Write a run of inputs and labels with hostile names."""
-    write_source(folder)
-    with np.load(folder / "data.npz") as arrays:
-        ids = np.array([*EVIL, *(f"photo {n}" for n in range(len(EVIL), 40))])
-        names = np.array([*EVIL[:2], "c"])
-        np.savez(folder / "data.npz", **{**arrays, "ids": ids, "class_names": names})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = sources(tmp_path_factory.mktemp("explained"))
+    folder = hostile_source(tmp_path_factory.mktemp("explained"), EVIL)
     run = run_of(folder, links=LINKS)
     config.write(run.plan)
     assert [outcome.state for outcome in chain(run)] == ["made"] * 3

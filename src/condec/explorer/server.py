@@ -66,7 +66,7 @@ class _Work:
         if self._n_waiting >= _MOST_WAITING:
             raise BusyError(f"explore: {_MOST_WAITING} questions wait already; ask again later")
         self._n_waiting += 1
-        result = None
+        result, failure = None, None
         try:
             async with anyio.create_task_group() as group:
 
@@ -77,10 +77,15 @@ class _Work:
 
                 group.start_soon(leave)
                 async with self._lock:
-                    result = await run_in_threadpool(function)
+                    try:
+                        result = await run_in_threadpool(function)
+                    except CondecError as error:  # by itself, not as one of a group
+                        failure = error
                 group.cancel_scope.cancel()
         finally:
             self._n_waiting -= 1
+        if failure is not None:
+            raise failure
         return result
 
 
@@ -177,7 +182,7 @@ class _Answers:
     async def turn(self, request: Request) -> Response:
         given = await _json(request)
         key, site, factors = (given.get(name) for name in ("key", "site", "factors"))
-        named = isinstance(factors, dict) and all(type(f) in (int, float) for f in factors.values())
+        named = isinstance(factors, dict) and all(type(f) is float for f in factors.values())
         if not isinstance(key, str) or not isinstance(site, str) or not named:
             raise OptionError("turn: expected key, site and factors, numbers by the names of parts")
         return await self._ask(request, self.session.turn, key, site, factors)
@@ -208,7 +213,7 @@ def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "")
         ),
         Mount("/static/report", StaticFiles(packages=[("condec.report", "static")])),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
-        Mount("/report", StaticFiles(directory=session.run.folder.report, check_dir=False)),
+        Mount("/report", StaticFiles(directory=session.run.folder.report.parent, check_dir=False)),
     ]
     guard = Middleware(_Guard, hosts=hosts, token=token)
     return Starlette(routes=routes, middleware=[guard], exception_handlers={CondecError: _wrong})
@@ -232,7 +237,7 @@ async def _body(request: Request, most: int) -> bytes:
 async def _json(request: Request) -> dict[str, Any]:
     content = await _body(request, 2**20)
     try:
-        given = json.loads(content)
+        given = json.loads(content, parse_int=float)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):

@@ -17,7 +17,6 @@ import numpy as np
 from torch import Tensor
 
 from condec.basis.errors import DataError, OptionError
-from condec.basis.records import short_repr
 from condec.explanation import Explanation, keep
 from condec.explanation.one_input import explainer
 from condec.explanation.parts import SiteExplanation
@@ -47,7 +46,6 @@ class _Asked:
     turnings: dict[str, Turning] = field(default_factory=dict)
 
 
-@short_repr
 class Session:
     """A run, its network and its modes, ready to be asked; for one caller at a time.
 
@@ -109,7 +107,10 @@ class Session:
     def explain_upload(self, content: bytes, *, text: bool = False) -> dict[str, Any]:
         """Explain what a user gives: a picture, an array of one sample, or a text."""
         with stored(content, text=text) as file:
-            return self._answer(given(self.run, str(file)))
+            try:
+                return self._answer(given(self.run, str(file)))
+            except DataError as error:  # without the place of a file that is gone
+                raise DataError(str(error).replace(f"{file.parent}/", "")) from error
 
     def turn(self, key: str, site: str, factors: Mapping[str, float]) -> dict[str, Any]:
         """Return the output with parts of a site turned, see `Explanation.turned`."""

@@ -186,7 +186,7 @@ function drawMap() {
     context.fillStyle = "#d1d1d1";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.filter = bare ? "none" : "grayscale(1)";
-    context.globalAlpha = bare ? 1 : 0.3;
+    context.globalAlpha = bare ? 1 : 0.18;
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     context.filter = "none";
     context.globalAlpha = 1;

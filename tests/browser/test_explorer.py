@@ -1,0 +1,124 @@
+"""The served explorer in a real headless Chromium."""
+
+import io
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+import condec
+from browsing import watched
+from condec.explorer import Session, server
+from condec.run.explain import modes_by
+from explored import explored_run
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    return explored_run(tmp_path_factory.mktemp("explored"))
+
+
+@pytest.fixture(scope="module")
+def address(session: Session) -> Iterator[str]:
+    bound = server._bound("127.0.0.1", 0)
+    running = uvicorn.Server(uvicorn.Config(server.app_of(session), log_level="warning"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
+    thread.start()
+    yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+    running.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    yield from watched(browser, own=address)
+
+
+def values(page: Any, column: int) -> list[float]:
+    cells = page.locator(f"#outputs tbody td:nth-of-type({column})").all_inner_texts()
+    return [float(cell.replace("\N{MINUS SIGN}", "-")) for cell in cells]
+
+
+def test_sliders_give_what_python_gives(page: Any, address: str, session: Session) -> None:
+    page.goto(address)
+    button = page.locator("#offered button", has_text="photo").first
+    name = button.inner_text().strip()
+    button.click()
+    first = page.locator("#parts li").first
+    first.wait_for()
+    row = session.run.inputs.ids.index(name)
+    x, model = session.run.inputs.batch([row]), session.run.loaded.model
+    assert values(page, 1) == pytest.approx(sorted(model(x)[0].tolist())[::-1], rel=6e-3)
+    part = first.get_attribute("data-part")
+    with page.expect_response("**/api/turn"):
+        first.locator("input").fill("0")
+    found = condec.explain(model, x, modes_by(session.run), n_modes=10)
+    site = found.by_site[0].site
+    now = found.turned(site, {part: 0.0})[0]
+    order = model(x)[0].argsort(descending=True)
+    expected = [float(f"{value:.3g}") for value in now[order].tolist()]
+    page.wait_for_function(
+        "e => document.querySelector('#outputs tbody td:nth-of-type(2)').textContent"
+        ".replace('\u2212', '-') == e", arg=f"{expected[0]:g}",
+    )  # fmt: skip
+    assert values(page, 2) == pytest.approx(expected, rel=1e-6)
+    page.locator("summary", has_text="The same in Python").click()
+    assert f'found.turned("{site.key}", {{"{part}": 0}})' in page.locator("#code").inner_text()
+    page.locator("#reset").click()
+    assert values(page, 2) == values(page, 1)
+
+
+def test_every_site_and_the_page_of_an_input(page: Any, address: str) -> None:
+    page.goto(address)
+    page.locator("#offered button").nth(4).press("Enter")
+    page.locator("#parts li").first.wait_for()
+    for button in page.locator("#sites button").all():
+        button.press("Enter")
+        assert (
+            button.get_attribute("aria-pressed") == "true"
+            or page.locator("#sites [aria-pressed=true]").count() == 1
+        )
+        assert page.locator("#parts li").count() > 1
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    assert download.value.suggested_filename == "explained.zip"
+
+
+def test_hostile_names_stay_text(page: Any, address: str) -> None:
+    page.goto(address)
+    button = page.locator("#offered button", has_text="<script>").first
+    button.click()
+    page.locator("#parts li").first.wait_for()
+    assert "<script>alert(1)</script>" in page.locator("#said").inner_text()
+    assert page.locator("main script, main img[src=x]").count() == 0
+
+
+def test_uploads_good_and_bad(page: Any, address: str) -> None:
+    page.goto(address)
+    good = io.BytesIO()
+    Image.fromarray(np.full((6, 6), 200, np.uint8)).save(good, "PNG")
+    file = {"name": "own.png", "mimeType": "image/png", "buffer": good.getvalue()}
+    page.locator("#file").set_input_files([file])
+    page.locator("#parts li").first.wait_for()
+    assert page.locator("#said.wrong").count() == 0
+    with page.expect_response("**/api/upload") as answer:
+        page.locator("#file").set_input_files([{**file, "buffer": b"no picture"}])
+    assert answer.value.status == 400
+    page.locator("#said.wrong", has_text="expected a picture (PNG, JPEG or WebP)").wait_for()
+
+
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 900}, {"width": 390, "height": 800}])
+def test_nothing_is_cut_off(browser: Any, address: str, size: dict[str, int]) -> None:
+    for page in watched(browser, own=address, viewport=size):
+        page.goto(address)
+        page.locator("#offered button").first.click()
+        page.locator("#parts li").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        for slider in page.locator("#parts input").all():
+            assert slider.get_attribute("aria-label").startswith("factor of ")

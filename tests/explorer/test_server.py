@@ -1,0 +1,180 @@
+"""The explorer over HTTP: who may ask, what may be read, and one computation at a time."""
+
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from condec.basis.errors import OptionError
+from condec.explorer import Session, server
+
+HEADERS = {"X-Condec": "1"}
+
+
+@pytest.fixture
+def client(session: Session) -> TestClient:
+    return TestClient(server.app_of(session), base_url="http://127.0.0.1:8765")
+
+
+def test_pages_and_answers(client: TestClient, session: Session) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert client.get("/static/explorer.js").status_code == 200
+    assert client.get("/static/report/report.css").status_code == 200
+    assert "the report" in client.get("/report/index.html").text
+    offered = client.get("/api/inputs").json()
+    assert offered == session.offered()
+    picture = client.get("/api/picture", params={"id": offered[0]["id"]})
+    assert picture.content.startswith(b"\x89PNG")
+    answer = client.post("/api/explain", json={"id": "photo 7"}, headers=HEADERS).json()
+    site = answer["sites"][0]
+    asked = {"key": answer["key"], "site": site["key"], "factors": {site["parts"][0]["name"]: 0.0}}
+    turned = client.post("/api/turn", json=asked, headers=HEADERS).json()
+    assert turned == session.turn(**asked)
+    saved = client.post("/api/page", json={"key": answer["key"]}, headers=HEADERS)
+    assert saved.content.startswith(b"PK")
+    assert "attachment" in saved.headers["content-disposition"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/report/../run.toml", "/report/%2e%2e/run.toml", "/report/..%2frun.toml", "/run.toml",
+     "/static/..%2fserver.py", "/report//etc/passwd", "/static/%2e%2e/session.py"],
+)  # fmt: skip
+def test_no_path_leads_outside(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_links_in_the_report_are_not_followed(client: TestClient, session: Session) -> None:
+    link = session.run.folder.report.with_name("link.html")
+    link.symlink_to(session.run.folder.path / "run.toml")
+    try:
+        assert client.get("/report/link.html").status_code == 404
+    finally:
+        link.unlink()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"host": "127.0.0.1.evil.example:8765"}, 421),
+        ({"host": ""}, 421),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "localhost:8765"}, 200),
+        ({"origin": "http://127.0.0.1:8765"}, 200),
+    ],
+)
+def test_pages_from_elsewhere_get_nothing(
+    client: TestClient, headers: dict[str, str], status: int
+) -> None:
+    assert client.get("/", headers=headers).status_code == status
+
+
+def test_questions_need_a_header_that_other_pages_cannot_set(client: TestClient) -> None:
+    answer = client.post("/api/explain", json={"id": "photo 7"})
+    assert answer.status_code == 403
+    assert "X-Condec" in answer.json()["error"]
+
+
+def test_a_token_is_asked_for(session: Session) -> None:
+    app = server.app_of(session, hosts=("10.0.0.7",), token="secret")
+    client = TestClient(app, base_url="http://10.0.0.7:8765")
+    assert client.get("/").status_code == 401
+    assert client.get("/static/explorer.js").status_code == 401
+    assert client.get("/?token=guess").status_code == 401
+    assert client.get("/?token=sécret").status_code == 401
+    opened = client.get("/?token=secret")
+    assert opened.status_code == 200
+    assert "token" not in str(opened.url)
+    assert "httponly" in opened.history[0].headers["set-cookie"].lower()
+    assert client.get("/api/inputs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "problem"),
+    [
+        ("explain", {"content": b"{"}, "expected a JSON object"),
+        ("explain", {"content": b"[" * 100_000}, "expected a JSON object"),
+        ("explain", {"json": [1]}, "expected a JSON object"),
+        ("explain", {"json": {"id": "../x"}}, "there is no input '../x'"),
+        ("turn", {"json": {"key": 1, "site": "a", "factors": {}}}, "expected key, site and"),
+        ("turn", {"json": {"key": "a", "site": "a", "factors": {"m": "1"}}}, "factors, numbers"),
+        ("turn", {"json": {"key": "a", "site": "a", "factors": {"m": True}}}, "factors, numbers"),
+        ("turn", {"json": {"key": "a", "site": "a", "factors": {}}}, "no longer kept"),
+        ("page", {"json": {}}, "no longer kept"),
+        ("upload", {"content": b"no picture"}, "expected a picture"),
+        ("upload", {"content": bytes(21 * 2**20)}, "at most 20 MiB"),
+        ("upload", {"content": b"text", "headers": {"content-type": "text/plain"}}, "upload.txt"),
+    ],
+)  # fmt: skip
+def test_bad_questions(client: TestClient, path: str, sent: dict[str, Any], problem: str) -> None:
+    sent = sent | {"headers": HEADERS | sent.get("headers", {})}
+    answer = client.post(f"/api/{path}", **sent)
+    assert answer.status_code == 400
+    assert problem in answer.json()["error"]
+
+
+def test_an_unpicklable_array_is_not_unpickled(client: TestClient) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return exec, ("raise SystemExit('owned')",)
+
+    content = io.BytesIO()
+    np.save(content, np.array([Evil()], dtype=object), allow_pickle=True)
+    answer = client.post("/api/upload", content=content.getvalue(), headers=HEADERS)
+    assert answer.status_code == 400
+    assert "pickle" in answer.json()["error"]
+
+
+def test_one_computation_at_a_time_and_not_too_many_wait(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, most, lock, go = [0], [0], threading.Lock(), threading.Event()
+
+    def slow(name: str) -> dict[str, Any]:
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        go.wait(10)
+        with lock:
+            at_once[0] -= 1
+        return {"name": name}
+
+    monkeypatch.setattr(session, "explain", slow)
+    with TestClient(server.app_of(session), base_url="http://127.0.0.1") as client:
+        with ThreadPoolExecutor(24) as pool:
+            asked = [
+                pool.submit(client.post, "/api/explain", json={"id": str(n)}, headers=HEADERS)
+                for n in range(24)
+            ]
+            deadline = time.time() + 10
+            while sum(one.done() for one in asked) < 8 and time.time() < deadline:
+                time.sleep(0.01)
+            assert client.get("/api/inputs").status_code == 200  # pages are read meanwhile
+            go.set()
+            codes = sorted(one.result().status_code for one in asked)
+    assert codes == [200] * 16 + [503] * 8
+    assert most[0] == 1
+
+
+def test_ports(session: Session) -> None:
+    first = server._bound("127.0.0.1", None)
+    first.listen()
+    second = server._bound("127.0.0.1", None)
+    taken = first.getsockname()[1]
+    assert second.getsockname()[1] > taken
+    with pytest.raises(OptionError, match=f"cannot listen on 127.0.0.1, port {taken}"):
+        server._bound("127.0.0.1", taken)
+    with pytest.raises(OptionError, match=r"cannot listen on 192\.0\.2\.1"):
+        server._bound("192.0.2.1", 0)
+    first.close()
+    second.close()

@@ -1,0 +1,140 @@
+"""Questions to a session: answers are those of the library, and of plain loops."""
+
+import io
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import condec
+from condec.basis.errors import DataError, OptionError, StoreError
+from condec.explorer import Session
+from condec.explorer.session import N_MODES
+from condec.run import Run
+from condec.run.explain import modes_by
+
+
+def test_an_answer_is_what_explain_says(session):
+    answer = session.explain("photo 7")
+    run = session.run
+    x = run.inputs.batch([7])
+    found = condec.explain(run.loaded.model, x, modes_by(run), n_modes=N_MODES)
+    assert answer["target"] == pytest.approx(found.target)
+    assert answer["baseline"] == pytest.approx(found.target_baseline)
+    for site, at in zip(answer["sites"], found.by_site, strict=True):
+        assert [part["name"] for part in site["parts"]] == [part.name for part in at.parts]
+        for part, own in zip(site["parts"], at.parts, strict=True):
+            assert (part["adds"], part["takes"]) == pytest.approx((own.adds, own.takes))
+            assert np.prod(part["shape"]) == len(part["places"])
+            assert sum(part["places"]) + part["beside"] == pytest.approx(own.net, abs=1e-2)
+    values = run.loaded.model(x)[0]
+    assert [row[1] for row in answer["outputs"]] == pytest.approx(sorted(values.tolist())[::-1])
+    assert all(was == now for _, was, now in answer["outputs"])
+    assert answer["prediction"] == answer["outputs"][0][0]
+
+
+def test_turned_modes_give_what_a_hook_gives(session):
+    answer = session.explain("photo 9")
+    model, x = session.run.loaded.model, session.run.inputs.batch([9])
+    found = condec.explain(model, x, modes_by(session.run), n_modes=N_MODES)
+    at = found.by_site[0]
+    first, second = at.parts[0], at.parts[1]
+    factors = {first.name: 0.0, second.name: 2.5}
+    site = at.site.key
+    start = {}
+    with torch.no_grad():
+        module = model.get_submodule(at.site.name)
+        hook = module.register_forward_hook(lambda m, a, out: start.update(h=out.clone()))
+        model(torch.zeros_like(x))
+        hook.remove()
+
+        def change(module, args, out):
+            more = out.clone()
+            for place in np.ndindex(*out.shape[1:]):
+                h, h0 = out[(0, *place)], start["h"][(0, *place)]
+                away = 1.0 * first.weights[place] - 1.5 * second.weights[place]
+                more[(0, *place)] = h - away * (h - h0)
+            return more
+
+        hook = module.register_forward_hook(change)
+        expected = model(x)[0]
+        hook.remove()
+        plain = model(x)[0]
+    turned = session.turn(answer["key"], site, factors)
+    by_label = {row[0]: row for row in turned["outputs"]}
+    for number, (was, now) in enumerate(zip(plain.tolist(), expected.tolist(), strict=True)):
+        label = session._label(number)
+        assert by_label[label][1:] == pytest.approx([was, now], rel=1e-5, abs=1e-6)
+    assert torch.allclose(found.turned(site, factors)[0], expected, rtol=1e-5, atol=1e-6)
+    again = session.turn(answer["key"], site, {})
+    assert [row[2] for row in again["outputs"]] == pytest.approx([r[1] for r in again["outputs"]])
+
+
+def test_a_part_that_is_turned_off_falls_as_check_says(session):
+    found = condec.explain(
+        session.run.loaded.model, session.run.inputs.batch([3]), modes_by(session.run)
+    )
+    row = found.check().frame.iloc[0]
+    now = found.turned(row["site"], {row["part"]: 0.0})[0, found.prediction]
+    assert found.target - float(now) == pytest.approx(row["part_removed"], abs=1e-5)
+
+
+def test_what_cannot_be_turned_is_refused(session):
+    key, site = (answer := session.explain("photo 7"))["key"], answer["sites"][0]["key"]
+    with pytest.raises(OptionError, match="no part 'mode 99'; there are"):
+        session.turn(key, site, {"mode 99": 0.0})
+    with pytest.raises(OptionError, match="expected a number; got inf"):
+        session.turn(key, site, {answer["sites"][0]["parts"][0]["name"]: float("inf")})
+    with pytest.raises(OptionError, match="no longer kept; ask for the input again"):
+        session.turn("another", site, {})
+    with pytest.raises(DataError, match="there is no input 'photo 99'"):
+        session.explain("photo 99")
+
+
+def test_few_explanations_are_kept(session):
+    keys = [session.explain(f"photo {row}")["key"] for row in range(3, 14)]
+    assert len(session._kept) == 8
+    with pytest.raises(OptionError, match="no longer kept"):
+        session.page(keys[0])
+
+
+def test_an_upload_is_explained_as_the_same_file_on_the_disk(session):
+    pixels = session.run.inputs.picture(5).numpy()
+    content = io.BytesIO()
+    Image.fromarray(pixels[..., 0]).save(content, "PNG")
+    array = io.BytesIO()
+    np.save(array, session.run.inputs.load(5)[None].numpy())
+    collected = session.explain("photo 5")
+    answer = session.explain_upload(array.getvalue())
+    assert answer["target"] == pytest.approx(collected["target"])
+    assert answer["outputs"] == [
+        [n, pytest.approx(a), pytest.approx(b)] for n, a, b in collected["outputs"]
+    ]
+    assert session.explain_upload(content.getvalue())["picture"].startswith("data:image/png")
+
+
+def test_inputs_that_the_report_explains_come_first(session):
+    offered = session.offered()
+    whys = [one["why"] for one in offered]
+    assert whys[0]
+    assert "" in whys
+    assert whys == sorted(whys, key=lambda why: why == "")
+    assert len({one["id"] for one in offered}) == len(offered)
+    assert Image.open(io.BytesIO(session.thumbnail(offered[0]["id"]))).size == (6, 6)
+
+
+def test_a_page_is_whole(session):
+    key = session.explain("photo 7")["key"]
+    with zipfile.ZipFile(io.BytesIO(session.page(key))) as packed:
+        assert {"index.html", "assets/report.css"} <= set(packed.namelist())
+        assert "photo 7" in packed.read("index.html").decode()
+
+
+def test_a_run_without_modes_is_refused(session, tmp_path: Path):
+    plan = replace(session.run.plan, out=tmp_path / "none")
+    with pytest.raises(StoreError, match="no contributions yet"):
+        Session(Run(plan, progress=False))

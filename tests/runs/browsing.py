@@ -1,0 +1,35 @@
+"""Pages of a real browser that fail the test if anything fails in them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def _left(request) -> bool:
+    """Whether the page was left before a picture that is loaded late had come."""
+    return "ERR_ABORTED" in (request.failure or "")
+
+
+def _is_wrong(message) -> bool:
+    """Whether the console says more than that an upload was refused, which the page says too."""
+    refused = "status of 400" in message.text and message.location["url"].endswith("/api/upload")
+    return message.type in {"error", "warning"} and not refused
+
+
+def watched(browser, own: str = "file:", **options) -> Iterator[Any]:
+    context = browser.new_context(**options)
+    page, wrong = context.new_page(), []
+    page.on("console", lambda m: wrong.append(m.text) if _is_wrong(m) else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda r: None if _left(r) else wrong.append(f"failed: {r.url}"))
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda r: (
+            None
+            if r.url.startswith((own, "data:", f"blob:{own}"))
+            else wrong.append(f"asks {r.url}")
+        ),
+    )
+    yield page
+    context.close()
+    assert not wrong
