@@ -1,5 +1,6 @@
 """A store in an object store, or read by http: the same bytes, the same numbers, no secret."""
 
+import errno
 import http.server
 import threading
 from collections.abc import Iterator
@@ -113,6 +114,21 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed()
         with pytest.raises(StoreError, match=r"https://host/s.zarr: by http.s. one only reads"):
             make(model, DATA, SITES, out="https://host/s.zarr")
     assert not called
+
+
+def test_metadata_that_a_store_does_not_give_are_not_called_damaged(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, read = collect(place / "s.zarr"), type(place).read_bytes
+
+    def fails(self: Path) -> bytes:
+        if self.name == "zarr.json" and self.parent.name == "manifest":
+            raise OSError(errno.ECONNABORTED, "503 Slow Down", str(self))
+        return read(self)
+
+    monkeypatch.setattr(type(place), "read_bytes", fails)
+    with pytest.raises(StoreError, match="503 Slow Down.*object store, and its settings"):
+        store.damages()
 
 
 def test_an_object_is_read_once_whatever_is_read_of_it(object_server: ObjectServer) -> None:

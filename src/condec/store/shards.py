@@ -13,6 +13,7 @@ chunk inside a shard ends with its checksum, and the record of a shard holds the
 seal of each of its files (`condec.store.seals`). Reading goes through `condec.store.checked`.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -256,9 +257,15 @@ def strays(path: Path, root: Root) -> dict[Path, bytes]:
     }
 
     def differs(file: Path) -> bool:
-        with suppress(OSError):
-            return file.read_bytes() != wanted[file]
-        return True
+        with reading(file, "metadata of a store", AGAIN):
+            try:
+                return file.read_bytes() != wanted[file]
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return True
+            except OSError as error:  # of any other reason the file knows nothing
+                if error.errno != errno.ELOOP:
+                    raise
+                return True
 
     differing = at_once(differs, wanted, path)
     return {file: wanted[file] for file, other in zip(wanted, differing, strict=True) if other}
