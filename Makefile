@@ -25,11 +25,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(CORE): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable .
+	$(PIP) --editable '.[explorer]'
 	touch $@
 
 $(DEV): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[dev,vision,retina,openretina,bench,docs]'
+	$(PIP) --editable '.[dev,vision,explorer,retina,openretina,bench,docs]'
 	$(PIP) --no-deps openretina moviepy
 	touch $@ $(CORE)
 

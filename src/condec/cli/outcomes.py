@@ -27,6 +27,7 @@ def whole_chain(run: Run, left_out: Mapping[str, str] | None = None) -> None:
     finally:  # of a run with a link that failed, too
         if run.folder.report.exists():
             say(f"Report: {run.folder.report.resolve()}")
+            say(f"Explore it: {command('explore', run.folder.path)[1:-1]}")
 
 
 def carry_out(run: Run, outcomes: Iterable[Outcome], *, collects: bool) -> None:
