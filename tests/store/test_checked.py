@@ -127,7 +127,7 @@ def test_metadata_that_a_store_does_not_give_are_not_called_damaged(
         return read(self)
 
     monkeypatch.setattr(type(place), "read_bytes", fails)
-    with pytest.raises(StoreError, match="503 Slow Down.*object store, and its settings"):
+    with pytest.raises(StoreError, match=r"503 Slow Down.*object store, and its settings"):
         store.damages()
 
 
