@@ -145,6 +145,64 @@ def test_modes_of_one_label_and_one_kind_of_map(page, report):
     assert page.locator(".row.map:visible").first.get_attribute("data-part") == "negative"
 
 
+def test_a_link_leads_to_the_same_view(page, report):
+    page.goto((report.parent / "sites" / "block2%3Ainput.html").as_uri())
+    label = page.locator(".card").first.get_attribute("data-label")
+    page.locator("select").select_option(label)
+    page.locator(".choice button", has_text="negative").click()
+    table = page.locator("table.sortable").first
+    number = table.locator("thead th button").nth(1)
+    number.evaluate("b => b.click()")
+    number.evaluate("b => b.click()")
+    link, rows = page.url, table.locator("tbody tr").all_text_contents()
+    assert "~" in link
+    page.goto("about:blank")
+    page.goto(link)
+    assert page.locator("select").input_value() == label
+    shown = page.locator(".row.map:visible")
+    assert {shown.nth(n).get_attribute("data-part") for n in range(shown.count())} == {"negative"}
+    assert table.locator("thead th").nth(1).get_attribute("aria-sort") == "descending"
+    assert table.locator("tbody tr").all_text_contents() == rows
+    page.goto(link.partition("~")[0] + "~t0=99&l0=%3Cscript%3E&m0=no&%E0%A4%A")  # a broken one
+    page.wait_for_load_state()
+    assert page.locator("select").input_value() == ""
+
+
+def test_pictures_are_shown_large(page, report):
+    page.goto(report.as_uri())
+    picture = page.locator(".chart img").first
+    picture.press("Enter")
+    large = page.locator("dialog.large")
+    assert large.is_visible()
+    assert large.locator("p").inner_text() == picture.get_attribute("alt")
+    page.keyboard.press("Escape")
+    assert not large.is_visible()
+    picture.click()
+    large.click()
+    assert not large.is_visible()
+
+
+def test_rows_are_searched(page, report):
+    page.goto((report.parent / "sites" / "block2%3Ainput.html").as_uri())
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.evaluate(
+        """() => {  // a table of the page, made longer than those of the small run
+            const body = document.querySelector("table.sortable").tBodies[0];
+            while (body.rows.length < 14) body.append(body.rows[0].cloneNode(true));
+            body.rows[13].cells[0].textContent = "needle";
+        }"""
+    )
+    page.evaluate("document.querySelector('table.sortable').parentNode.before(search("
+                  "document.querySelector('table.sortable'), 'q0'))")  # fmt: skip
+    field = page.locator("input[type=search]").first
+    field.fill("NEEDLE")
+    rows = page.locator("table.sortable").first.locator("tbody tr")
+    assert [row.is_visible() for row in rows.all()].count(True) <= 1
+    assert "q0=NEEDLE" in page.url
+    field.fill("")
+    assert "q0" not in page.url
+
+
 @pytest.mark.parametrize("size", [PHONE, {"width": 1400, "height": 900}])
 def test_no_page_is_wider_than_its_window(browser, report, size):
     for page in watched(browser, viewport=size):
