@@ -7,7 +7,7 @@ import torch
 
 from condec.basis.errors import DataError
 from condec.figures.style import NEGATIVE, described
-from condec.retina import RankOne, Responses, figures
+from condec.retina import FieldSources, RankOne, Responses, figures
 
 
 def answers(n: int = 30, **changes) -> Responses:
@@ -78,13 +78,27 @@ def test_fields_share_one_scale_and_films_too():
 
 
 def test_probes_are_drawn_as_changes_over_the_largest_of_each_cell():
-    given = {"flashes": answers(), "bar": answers(20), "steps": answers(10)}
+    still = torch.full((10, 3), 0.5)
+    weak = torch.full((20, 3), 0.5)
+    weak[8, :2] = torch.tensor([0.51, 0.49])
+    given = {
+        "flashes": answers(),
+        "bar": answers(20, rates=weak),
+        "omitted": answers(10, rates=still),
+    }
     figure = figures.probes_figure(given)
     heats = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert [heat.shape for heat in heats] == [(3, 30), (3, 20), (3, 10)]
     assert all((heat[:, 0] == 0).all() for heat in heats)
-    largest = np.max([np.abs(heat).max(1) for heat in heats], axis=0)
-    np.testing.assert_allclose(largest, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(heats[0]).max(1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(heats[1]).max(1), [1, 1, 0], rtol=1e-6)  # weak, but seen
+    assert not heats[2].any()
+    names = [axis.get_title("left") for axis in figure.axes if axis.get_title("left")]
+    assert names[0] == "flashes: changes up to 100 %"
+    most = (given["flashes"].rates - given["flashes"].rates[0]).abs().amax(0)
+    share = max(0.01 / float(most[0]), 0.01 / float(most[1]))
+    assert names[1] == f"bar: changes up to {100 * share:.0f} %; 1 of 3 do not respond"
+    assert names[2] == "omitted: no cell responds"
     assert described(figure) == "Standard probes: rates of all cells"
     with pytest.raises(DataError, match="no probes"):
         figures.probes_figure({})
@@ -122,13 +136,31 @@ def test_combinations_stand_by_their_counts():
         figures.combinations_figure(table[:0])
 
 
-def test_explained_shows_the_cell_and_the_others():
-    rows = [
-        {"cell": cell, "predictor": name, "r2": 0.1 * cell, "r2_low": 0.0, "r2_high": 0.5}
-        for cell in range(3)
-        for name in ("modes", "stimulus clusters")
-    ]
-    axis = figures.explained_figure(pd.DataFrame(rows), cell=2).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["stimulus clusters", "modes"]
-    points = [line.get_xdata() for line in axis.lines if line.get_marker() == "."]
-    np.testing.assert_allclose(points, [[0.0, 0.1], [0.0, 0.1]])
+def sources() -> FieldSources:
+    amount = torch.tensor([[[2.0, 0.0, 0.5]], [[1.0, -2.0, 0.0]], [[0.0, -1.0, 0.0]]])
+    share = torch.tensor([[0.7, 0.2, 0.1]])
+    names = ("mode 4", "left over", "past the site")
+    return FieldSources(names, share, amount.double(), torch.arange(3), torch.tensor([1]))
+
+
+def test_sources_stand_in_a_matrix_with_what_is_of_no_mode_last():
+    table = sources().table()
+    other = table.assign(cell=0, share=float("nan"))
+    figure = figures.sources_figure(pd.concat([other, table]), ("a", "b"))
+    axis = figure.axes[0]
+    columns = [label.get_text() for label in axis.get_xticklabels()]
+    assert columns == ["mode 4", "left over", "past the site"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in axis.texts][-3:] == ["70", "20", "10"]
+    with pytest.raises(DataError, match="no such row"):
+        figures.sources_figure(table.iloc[:0], ("a", "b"))
+
+
+def test_amounts_add_up_to_the_whole_and_changes_of_sign_are_marked():
+    figure = figures.amounts_figure(sources(), 0, torch.tensor([0.0, 0.1, 0.2]), "b")
+    _, whole, *parts = figure.axes[0].lines
+    np.testing.assert_allclose(whole.get_ydata(), [2.5, -1.0, -1.0])
+    np.testing.assert_allclose(sum(line.get_ydata() for line in parts[:3]), [2.5, -1.0, -1.0])
+    assert [line.get_xdata()[0] for line in parts[3:]] == pytest.approx([0.05])
+    with pytest.raises(DataError, match="times of 3 frames, two or more; got 2"):
+        figures.amounts_figure(sources(), 0, torch.zeros(2), "b")

@@ -22,6 +22,7 @@ from condec.retina import (
 from condec.retina.combinations import named
 from condec.retina.page import Retina
 from condec.retina.responses import Responses, respond
+from condec.retina.sources import FlipFields
 from condec.run import Run, chain, config
 
 NET = """
@@ -48,7 +49,7 @@ PLAN = {
     "data": {"source": "movie:movie.npz?frames=0:125"},
     "collect": {"method": "ig:4", "target": "surprisal", "fit_on": "movie:movie.npz?frames=60:200"},
     "fit": {"learner": "nmf", "n_modes": 4},
-    "retina": {"n_fields": 60, "crop": 6, "n_shifts": 20, "folds": 2, "batch_size": 50},
+    "retina": {"n_fields": 60, "crop": 6, "n_shifts": 20, "n_modes": 3, "batch_size": 50},
 }
 EVENT = "<b>open & shut</b>"
 
@@ -125,9 +126,17 @@ def test_tables_of_a_site(run: Run) -> None:
     assert combinations["count"].sum() == 120
     used = {int(mode) for name in combinations["combination"] if name for mode in name.split(", ")}
     assert used <= set(modes.ids.tolist())
-    explained = table(run, "explained")
-    assert set(explained["predictor"]) >= {"modes", "stimulus clusters", "activation components"}
-    assert set(explained["cell"]) == set(range(4))
+    shares = table(run, "sources").pivot(index="cell", columns="part", values="share")
+    assert {"other modes", "left over", "past the site"} < set(shares)
+    assert shares.shape == (4, 6)
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+    np.testing.assert_allclose(shares["past the site"], 0.0, atol=1e-6)  # relu1 cuts the network
+    flips = table(run, "flips")
+    assert len(flips) == table(run, "sources")["flips"].sum() > 0
+    flip = load_record(run.folder.analysis("retina", "relu1", "nmf", "flip.npz"), FlipFields)
+    assert flip.names[0] == flip.names[4] == "the whole"
+    assert flip.spatial.shape == (8, 1, 6, 6)
+    assert float(flip.polarity[0, 0]) == -float(flip.polarity[4, 0]) != 0
 
 
 def test_surprisal_is_fitted_on_other_frames(run: Run) -> None:
@@ -215,7 +224,7 @@ def test_named() -> None:
     ("options", "message"),
     [
         ({"n_fields": 3}, "n_fields must be at least 10; got 3"),
-        ({"folds": 1}, "folds must be at least 2"),
+        ({"n_modes": 0}, "n_modes must be at least 1"),
         ({"threshold": 1.0}, "threshold is a share from 0 to below 1; got 1.0"),
     ],
 )

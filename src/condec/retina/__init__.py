@@ -13,7 +13,6 @@ from condec.retina.combinations import (
     combinations,
     fields_of_combinations,
 )
-from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import RankOne, ReceptiveFields, receptive_fields, separate
 from condec.retina.fitting import fit_model, poisson_loss
 from condec.retina.models.checkpoint import load_checkpoint, save_checkpoint
@@ -31,15 +30,17 @@ from condec.retina.movies.recording import Recording, Scaling, Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import PROBES, probe, standard_probes
 from condec.retina.responses import Responses, respond
+from condec.retina.sources import FieldSources, PartWeights, field_sources, part_fields
 from condec.retina.training import FittedRetina, RetinaEpoch, RetinaTraining
 
 __all__ = [
-    "PROBES", "Clustering", "CombinationFields", "FittedRetina", "OpenRetina", "RankOne",
+    "PROBES", "Clustering", "CombinationFields", "FieldSources", "FittedRetina", "OpenRetina",
+    "PartWeights", "RankOne",
     "ReceptiveFields", "Recording", "Responses", "RetinaCheckpoint", "RetinaCircuit",
     "RetinaEpoch", "RetinaLayout", "RetinaNetwork", "RetinaOptions", "RetinaTraining", "Scaling",
     "Windows", "active_modes", "bn_cnn", "cluster", "combinations",
-    "explained_variance", "fields_of_combinations", "fit_model", "load_checkpoint",
-    "mode_cell_correlation", "nips_cnn", "poisson_loss", "pooled_stimulus", "probe",
+    "field_sources", "fields_of_combinations", "fit_model", "load_checkpoint",
+    "mode_cell_correlation", "nips_cnn", "part_fields", "poisson_loss", "probe",
     "read_recording", "receptive_fields", "respond", "save_checkpoint", "separate",
     "standard_circuit", "standard_probes", "write_recording",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from condec.figures import style
 from condec.figures.style import chart, draw_matrix, list_names, not_empty, styled, title
 from condec.retina.fields import RankOne
 from condec.retina.responses import Responses
+from condec.retina.sources import LEFT, OTHERS, PAST, FieldSources
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +26,10 @@ _COLOURS: Final = (
 )  # fmt: skip
 _WIDTH: Final = 8.4
 """Inches: two charts side by side."""
+_TOLD: Final = 0.02
+"""Share of a field's change from which on it is written."""
+_SILENT: Final = 1e-3
+"""Share of a cell's largest change to any probe, below which it does not respond to one."""
 
 
 def traces_figure(
@@ -170,13 +175,16 @@ def field_film(fields: RankOne, cell: int, *, zoom: int = 8) -> list[np.ndarray]
 def probes_figure(answers: Mapping[str, Responses]) -> Figure:
     """Draw the change of every cell's rate from that before each probe, its first frame.
 
-    Each cell is drawn over its largest change to any probe; events of a probe are lines above it,
-    each over its largest value. DataError where there are no probes.
+    Each cell is drawn over its largest change to that probe, so that weak answers are seen as
+    well; beside the name stands how large changes are, over each cell's largest to any probe, and
+    how many cells do not respond (less than a thousandth of it). Events of a probe are lines above
+    it, each over its largest value. DataError where there are no probes.
     """
     if not answers:
         raise DataError("probes_figure: no probes; nothing to draw")
     changes = {name: one.rates - one.rates[0] for name, one in answers.items()}
-    most = torch.stack([one.abs().amax(0) for one in changes.values()]).amax(0).clamp(min=1e-12)
+    largest = {name: one.abs().amax(0) for name, one in changes.items()}
+    most = torch.stack([*largest.values()]).amax(0).clamp(min=1e-12)
     rows = -(-len(answers) // 2)
     with styled():
         figure = Figure(figsize=(_WIDTH, 1.75 * rows + 0.2), layout="constrained")
@@ -189,13 +197,26 @@ def probes_figure(answers: Mapping[str, Responses]) -> Figure:
             row, column = divmod(place, 2)
             above, below = grid[2 * row : 2 * row + 2, column]
             seconds = len(values) * answers[name].seconds_per_frame
-            above.set_title(style.literal(name), fontsize=9)
+            share = largest[name] / most
+            answered = share > _SILENT
+            above.set_title(f"{style.literal(name)}: {_answer(share)}", fontsize=9)
             _courses(above, answers[name], seconds)
-            _heat(below, values / most, 1.0, (0.0, seconds))
+            scale = torch.where(answered, largest[name], torch.inf)
+            _heat(below, values / scale, 1.0, (0.0, seconds))
             below.set_ylabel("cell", fontsize=8)
             if place >= len(answers) - 2:
                 below.set_xlabel("seconds")
     return figure
+
+
+def _answer(share: Tensor) -> str:
+    """Say how strong the answers of cells to a probe are, over those to any."""
+    silent = int((share <= _SILENT).sum())
+    if silent == len(share):
+        return "no cell responds"
+    percent = 100 * float(share.max())
+    strength = f"changes up to {percent:{'.0f' if percent >= 1 else '.1g'}} %"
+    return strength + (f"; {silent} of {len(share)} do not respond" if silent else "")
 
 
 def _courses(axis: Axes, answer: Responses, seconds: float) -> None:
@@ -265,28 +286,66 @@ def short_combination(name: str, most: int = 4) -> str:
     return ", ".join(modes) if more <= 0 else f"{', '.join(modes[:most])} + {more}"
 
 
-def explained_figure(table: "pandas.DataFrame", *, cell: int) -> Figure:
-    """Draw how much of the change of receptive fields is explained, and by which predictor.
+def sources_figure(table: "pandas.DataFrame", names: Sequence[str], *, most: int = 10) -> Figure:
+    """Draw the share of every part of a site in the change of every cell's field, as a matrix.
 
-    The table is that of `condec.retina.explained_variance`; one cell stands out, with its
-    interval, the others are small dots. DataError where it is empty.
+    The table is that of `condec.retina.FieldSources.table`, `names` those of the model's outputs.
+    Drawn are the `most` parts with the largest shares in some cell, and what is of no mode by
+    itself. DataError where it is empty.
     """
-    not_empty(table, "explained_figure")
-    names = list(dict.fromkeys(table["predictor"]))[::-1]
-    text, unit = "What explains the change of the fields", "cross-validated R2 of every cell"
-    with chart(text, unit, width=5.2, height=max(1.8, 0.3 * len(names) + 1.0)) as (figure, axis):
-        for place, name in enumerate(names):
-            colour = style.CONTRIBUTION if name == "modes" else style.GREY
-            rows = table[table["predictor"] == name]
-            others = rows[rows["cell"] != cell]["r2"]
-            axis.plot(others, [place] * len(others), ".", color=colour, alpha=0.45, markersize=5)
-            for row in rows[rows["cell"] == cell].to_dict("records"):
-                axis.plot([row["r2_low"], row["r2_high"]], [place] * 2, color=colour, linewidth=2.4)
-                axis.plot(row["r2"], place, "o", color=colour, markersize=6)
-        # Far below 0 says no more than below 0.
-        axis.set_xlim(max(-0.5, axis.get_xlim()[0]), min(1.02, max(0.1, axis.get_xlim()[1])))
-        axis.axvline(0, color=style.RULE, linewidth=0.9, zorder=0)
-        axis.set_yticks(range(len(names)), names)
-        axis.tick_params(axis="y", length=0)
-        axis.set_ylim(-0.6, len(names) - 0.4)
+    not_empty(table, "sources_figure")
+    shares = table.pivot_table(index="cell", columns="part", values="share", dropna=False)
+    ends = [end for end in (OTHERS, LEFT, PAST) if end in shares]
+    largest = shares.drop(columns=ends).abs().max().nlargest(most).index
+    # Parts by the cell of which they have most.
+    order = sorted(largest, key=lambda part: (shares[part].abs().argmax(), -shares[part].max()))
+    shares = shares[[*order, *ends]]
+    size = {"width": 0.5 * len(shares.columns) + 1.8, "height": 0.26 * len(shares) + 1.7}
+    text, unit = "Where the fields come from", "share of the change of each cell's field, in %"
+    with chart(text, unit, **size) as (figure, axis):
+        matrix = shares.to_numpy()
+        draw_matrix(axis, matrix, max(1.0, float(np.nanmax(np.abs(matrix), initial=0))),
+                    aspect="auto", unknown=np.isnan(matrix))  # fmt: skip
+        for (row, column), share in np.ndenumerate(matrix):
+            if abs(share) >= _TOLD:
+                axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7)
+        axis.set_yticks(range(len(shares)), [names[cell] for cell in shares.index], fontsize=7.5)
+        axis.set_xticks(range(len(shares.columns)), shares.columns, fontsize=7.5, rotation=90)
+        axis.set_ylabel("cell")
+    return figure
+
+
+def amounts_figure(
+    sources: FieldSources, place: int, seconds: Float[Tensor, " sample"], name: str, *,
+    most: int = 4,
+) -> Figure:  # fmt: skip
+    """Draw how much ON and OFF each part gives to a cell's field from frame to frame.
+
+    `place` is the cell's among the sources, `seconds` the times of their frames. Drawn are the
+    `most` parts with the largest shares, the whole, and lines where the sign changes. DataError
+    where there are fewer than two frames.
+    """
+    if len(seconds) < 2 or len(seconds) != len(sources.rows):
+        raise DataError(
+            f"amounts_figure: expected times of {len(sources.rows)} frames, two or more; got "
+            f"{len(seconds)}"
+        )
+    amount = sources.amount[:, place]
+    shown = sources.share[place].nan_to_num(0.0).abs().argsort(descending=True)[:most].tolist()
+    text, unit = f"The field of cell {name}", "its length, above 0 where ON; by part of the site"
+    with chart(text, unit, width=_WIDTH, height=2.6) as (figure, axis):
+        axis.axhline(0, color=style.RULE, linewidth=0.9, zorder=0)
+        axis.plot(seconds, amount.sum(1), color=style.INK, linewidth=2.2, alpha=0.35)
+        for colour, part in zip(_COLOURS, shown, strict=False):
+            axis.plot(seconds, amount[:, part], color=colour, linewidth=1.2)
+        flips = sources.flips()
+        flips = flips[flips["cell"] == int(sources.cells[place])]
+        times = dict(zip(sources.rows.tolist(), seconds.tolist(), strict=True))
+        for row in flips.to_dict("records"):
+            axis.axvline((times[row["before"]] + times[row["after"]]) / 2, color=style.RULE,
+                         linewidth=0.8, linestyle=":", zorder=0)  # fmt: skip
+        names = [(sources.names[p], c) for c, p in zip(_COLOURS, shown, strict=False)]
+        list_names(axis, [("the whole", style.GREY), *names])
+        axis.set_xlim(float(seconds[0]), float(seconds[-1]))
+        axis.set_xlabel("seconds")
     return figure

@@ -13,17 +13,17 @@ from condec.data.inputs import spread
 from condec.modes import Modes
 from condec.retina.cells import mode_cell_correlation, table_of_cells
 from condec.retina.combinations import combinations, fields_of_combinations, named
-from condec.retina.explained import explained_variance, pooled_stimulus
 from condec.retina.fields import ReceptiveFields, receptive_fields
 from condec.retina.movies.gated import write_circuit_recording
 from condec.retina.movies.recording import Windows
 from condec.retina.options import RetinaOptions
 from condec.retina.probes import probe, standard_probes
 from condec.retina.responses import Responses, respond
+from condec.retina.sources import PartWeights, field_sources, fields_of_flip
 from condec.run import Link, Outcome, Plan, Run, config
 from condec.run.tasks import Task, carry_out, with_modes
 
-TABLES: Final = ("cells", "combinations", "explained")
+TABLES: Final = ("cells", "combinations", "sources")
 DEMO: Final[dict[str, Any]] = {
     "sites": ["conv1", "relu1", "conv2", "relu2"],
     "out": "runs/retina",
@@ -121,19 +121,24 @@ def _of_site(run: Run, windows: Windows, modes: Modes) -> list[Path]:
     counts = combinations(
         loadings, threshold=plan.threshold, n_shifts=plan.n_shifts, seed=plan.seed
     )
-    activations = modes.store.matrix(modes.site, quantity="activation", sign=modes.sign)
+    weights = PartWeights.of_modes(modes, fields.rows, n_modes=plan.n_modes)
+    sources = field_sources(
+        run.model_of_store, windows, modes.site, fields, weights, batch_size=plan.batch_size
+    )
     tables = {
         "cells": table_of_cells(correlation, responses.cells, modes.ids.tolist(), plan.seed),
         "combinations": counts.assign(
             combination=[named(columns, modes.ids) for columns in counts["combination"]]
         ),
-        "explained": explained_variance(
-            fields, loadings[fields.rows], pooled_stimulus(windows, fields.rows),
-            activations[fields.rows], folds=plan.folds, seed=plan.seed,
-        ),
-    }  # fmt: skip
+        "sources": sources.table(),
+        "flips": sources.flips(),
+    }
     place = "retina", modes.site.key, run.plan.fit.name
     made = [folder.write_table(table, *place, part) for part, table in tables.items()]
+    made.append(save_record(folder.analysis(*place, "sources.npz"), sources))
+    if len(tables["flips"]):
+        flip = fields_of_flip(run.model_of_store, windows, modes.site, fields, sources, weights)
+        made.append(save_record(folder.analysis(*place, "flip.npz"), flip))
     file = folder.analysis(*place, "fields.npz")
     with suppress(DataError):  # every combination is rare: there is no mean field to show
         means = fields_of_combinations(fields, loadings[fields.rows], threshold=plan.threshold)

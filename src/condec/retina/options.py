@@ -29,8 +29,8 @@ class RetinaOptions:
         A mode is active where its loading is above this share of its largest one.
     n_shifts : int
         Shifts in time by which combinations are judged.
-    folds : int
-        Blocks of time, each explained by what was learnt from the others.
+    n_modes : int
+        Modes of a site, the largest, that are sources of fields by themselves.
     seed, batch_size : int
 
     Raises
@@ -47,14 +47,13 @@ class RetinaOptions:
     probe_contrast: float = 1.0
     threshold: float = 0.1
     n_shifts: int = 500
-    folds: int = 5
+    n_modes: int = 64
     seed: int = 0
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        at_least("retina", 1, crop=self.crop, batch_size=self.batch_size)
+        at_least("retina", 1, crop=self.crop, batch_size=self.batch_size, n_modes=self.n_modes)
         at_least("retina", 0, n_shifts=self.n_shifts)
-        at_least("retina", 2, folds=self.folds)
         at_least("retina", 10, n_fields=self.n_fields)
         above("retina", probe_contrast=self.probe_contrast)
         if not 0 <= self.threshold < 1:

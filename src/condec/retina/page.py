@@ -1,6 +1,8 @@
 """The page of a retina: rates, contributions and loadings over time, fields, modes and cells."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +19,7 @@ from condec.retina.fields import ReceptiveFields
 from condec.retina.link import TABLES
 from condec.retina.probes import PROBES
 from condec.retina.responses import Responses
+from condec.retina.sources import LEFT, PAST, FieldSources, FlipFields
 from condec.store import RunFolder
 
 if TYPE_CHECKING:
@@ -61,18 +64,18 @@ def _values(run: RunPart, studio: Studio) -> dict[str, Any]:
         found = [run.folder.read_table("retina", site.key, one.name, name) for name in TABLES]
         tables = [table for table in found if table is not None]
         if len(tables) == len(TABLES):
-            cells, combined, explained = tables
+            cells, combined, sources = tables
             parts.append({
                 "site": site,
                 "name": one.name,
                 "charts": studio.charts(
-                    _charts_of_site(retina, one, cells, combined, explained),
+                    _charts_of_site(retina, one, cells, combined, sources),
                     f"retina-{site.folder}-{one.name}-",
                 ),
                 "clusters": _cluster_words(cells),
                 "rows": combined.head(_COMBINATIONS).to_dict("records"),
                 "n_rows": len(combined),
-                "explained_words": _explained_words(explained),
+                "sources_words": _sources_words(sources),
             })  # fmt: skip
     return {
         "found": list(_facts(retina)),
@@ -97,6 +100,9 @@ def _facts(retina: Retina) -> Iterator[Fact]:
     yield Fact(percent(share), "of a field is one picture times one time course", "median")
     polarity = fields.polarity
     both = int(((polarity > 0).any(0) & (polarity < 0).any(0)).sum())
+    silent = [c for c, one in zip(responses.cells, responses.rates.T, strict=True) if not one.any()]
+    if silent:
+        yield Fact(count(len(silent)), "cells without spikes", ", ".join(silent[:5]))
     changing = f"{both} of {polarity.shape[1]}"
     yield Fact(changing, "cells whose field changes its sign", "somewhere")
 
@@ -134,7 +140,7 @@ def _charts(retina: Retina, inside: ReceptiveFields) -> Iterator[Chart]:
 
 def _charts_of_site(
     retina: Retina, part: DictionaryPart, cells: "pandas.DataFrame", combined: "pandas.DataFrame",
-    explained: "pandas.DataFrame",
+    shares: "pandas.DataFrame",
 ) -> Iterator[Chart]:  # fmt: skip
     """Draw what is known of the modes of one site."""
     yield Chart("traces", "traces", _traces(retina, part))
@@ -150,8 +156,29 @@ def _charts_of_site(
             notes=[f"{int(n)} frames" for n in found.counts],
         ))  # fmt: skip
     yield Chart("combinations", "combinations", figures.combinations_figure(combined))
-    explained_figure = figures.explained_figure(explained, cell=retina.number)
-    yield Chart("explained", "explained", explained_figure)
+    names = retina.responses.cells
+    yield Chart("sources", "sources", figures.sources_figure(shares, names))
+    read, place = (
+        retina.folder.read_record,
+        partial(retina.folder.analysis, "retina", part.modes.site.key, part.name),
+    )
+    sources = read(place("sources.npz"), FieldSources)
+    inside = (sources.rows >= retina.stretch.start) & (sources.rows < retina.stretch.stop)
+    if int(inside.sum()) > 1:
+        near = replace(sources, rows=sources.rows[inside], amount=sources.amount[inside])
+        seconds = retina.responses.seconds[near.rows]
+        yield Chart("amounts", "amounts", figures.amounts_figure(
+            near, retina.leading, seconds, retina.cell
+        ))  # fmt: skip
+    if retina.folder.ledger.found(place("flip.npz")):
+        flip = read(place("flip.npz"), FlipFields)
+        at = [f"{float(time):.2f} s" for time in retina.responses.seconds[flip.rows]]
+        yield Chart("flip", "flip", figures.fields_figure(
+            flip, 0, list(flip.names),
+            heading=f"Cell {names[int(flip.cells[0])]} changes its sign: the field before, after, "
+            "and what parts give to it",
+            seconds_per_frame=retina.responses.seconds_per_frame, notes=at,
+        ))  # fmt: skip
 
 
 def _traces(retina: Retina, part: DictionaryPart) -> Figure:
@@ -178,23 +205,21 @@ def _cluster_words(table: "pandas.DataFrame") -> str:
     return f"{len(sizes)} groups of cells by their modes (of {of} cells; mean silhouette {mean})."
 
 
-def _explained_words(table: "pandas.DataFrame") -> str:
-    """Say what modes explain of the median cell, and the best of what they must beat."""
-    median = table.groupby("predictor", sort=False)["r2"].median()
-    others = median.drop(["modes", "shifted modes"], errors="ignore").dropna()
-    words = (
-        f"Median of cells: modes {fixed(float(median['modes']))}, the same modes shifted in time "
-        f"{fixed(float(median.get('shifted modes', float('nan'))))}"
-    )
-    if others.empty:
-        return f"{words}."
-    best = str(others.idxmax())
-    rows = table[table["predictor"] == best]
-    won, lost = (int(n) for n in ((rows["lead_low"] > 0).sum(), (rows["lead_high"] < 0).sum()))
-    return (
-        f"{words}; the best of the others, {best}, {fixed(float(others.max()))}. Modes explain "
-        f"more in {won} of {len(rows)} cells and less in {lost}, beyond the 95 % interval."
-    )
+def _sources_words(table: "pandas.DataFrame") -> str:
+    """Say how much of the change of fields modes answer for, and which turn signs."""
+    shares = table.pivot_table(index="cell", columns="part", values="share", dropna=False)
+    ends = [end for end in (LEFT, PAST) if end in shares]
+    modes = fixed(float(1 - shares[ends].sum(axis=1, skipna=False).median()))
+    rest = ", ".join(f"{end} {fixed(float(shares[end].median()))}" for end in ends)
+    words = f"Median of cells: modes {modes}, {rest}."
+    still = int(shares[ends[-1]].isna().sum())
+    if still:
+        words += f" The fields of {still} cells never change and have no shares."
+    led = table.groupby("part")["flips"].sum().sort_values(ascending=False)
+    if not led.sum():
+        return f"{words} No field changes its sign."
+    most = ", ".join(f"{part} in {n}" for part, n in led.head(3).items() if n)
+    return f"{words} Signs change {led.sum()} times; the largest part of the change has {most}."
 
 
 PAGE: Final = Page(
