@@ -1,7 +1,7 @@
 """Figures of the retina: traces over time, receptive fields, modes against cells."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -294,7 +294,7 @@ def sources_figure(table: "pandas.DataFrame", names: Sequence[str], *, most: int
     itself. DataError where it is empty.
     """
     not_empty(table, "sources_figure")
-    shares = table.pivot_table(index="cell", columns="part", values="share", dropna=False)
+    shares: Any = table.pivot_table(index="cell", columns="part", values="share", dropna=False)
     ends = [end for end in (OTHERS, LEFT, PAST) if end in shares]
     largest = shares.drop(columns=ends).abs().max().nlargest(most).index
     # Parts by the cell of which they have most.

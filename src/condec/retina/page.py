@@ -148,9 +148,9 @@ def _charts_of_site(
     file = retina.folder.analysis("retina", part.modes.site.key, part.name, "fields.npz")
     if retina.folder.ledger.found(file):
         found = retina.folder.read_record(file, CombinationFields)
-        names = [named(columns, part.modes.ids) for columns in found.combinations]
+        combined_names = [named(columns, part.modes.ids) for columns in found.combinations]
         yield Chart("combination_fields", "combination-fields", figures.fields_figure(
-            found, retina.leading, [figures.short_combination(name, most=3) for name in names],
+            found, retina.leading, [figures.short_combination(name, most=3) for name in combined_names],
             heading=f"Mean field of cell {retina.cell} by the modes that are active",
             seconds_per_frame=retina.responses.seconds_per_frame,
             notes=[f"{int(n)} frames" for n in found.counts],
@@ -158,10 +158,8 @@ def _charts_of_site(
     yield Chart("combinations", "combinations", figures.combinations_figure(combined))
     names = retina.responses.cells
     yield Chart("sources", "sources", figures.sources_figure(shares, names))
-    read, place = (
-        retina.folder.read_record,
-        partial(retina.folder.analysis, "retina", part.modes.site.key, part.name),
-    )
+    read = retina.folder.read_record
+    place = partial(retina.folder.analysis, "retina", part.modes.site.key, part.name)
     sources = read(place("sources.npz"), FieldSources)
     inside = (sources.rows >= retina.stretch.start) & (sources.rows < retina.stretch.stop)
     if int(inside.sum()) > 1:

@@ -161,10 +161,11 @@ class PartWeights:
         offset = atoms.new_zeros(1) if modes.encoder is None else modes.encoder.offset.double()
 
         def summed(products: Tensor) -> Tensor:
-            return products.clamp(min=0).unflatten(-1, (halves, -1)).sum(-2)
+            kept: Tensor = products.clamp(min=0)
+            return kept.view(*kept.shape[:-1], halves, -1).sum(-2)
 
         found = []
-        for some in torch.arange(len(rows)).split(_AT_ONCE):
+        for some in torch.split(torch.arange(len(rows)), _AT_ONCE):
             sign = matrix[some].double().sign()
             said = summed(loadings[some, :, None] * atoms * sign[:, None])
             total = said.sum(1) + summed(offset * sign)
@@ -206,7 +207,7 @@ def field_sources(
     """
     at_least("field_sources", 1, batch_size=batch_size)
     by_unit = weights.values.shape[1] >= weights.values.shape[2]
-    cells, places = fields.cells.tolist(), torch.arange(len(fields)).split(batch_size)
+    cells, places = fields.cells.tolist(), torch.split(torch.arange(len(fields)), batch_size)
 
     def batches(split: bool) -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
         for at in places:
@@ -220,7 +221,7 @@ def field_sources(
     for _, found in batches(split=False):
         mean = mean + torch.stack([whole.double().sum(0) for whole, _ in found])
     mean = mean / max(len(fields), 1)
-    moves, amounts = [], []
+    moves, amounts = list[Tensor](), list[Tensor]()
     for at, found in batches(split=True):
         both = [
             torch.stack([
@@ -305,7 +306,8 @@ def _parts(
 def _products(whole: Tensor, parts: Tensor, along: Tensor) -> Tensor:
     """Multiply every part, and last the whole, with one field a sample: [sample, part + 1]."""
     each = torch.cat((parts, whole[:, None]), 1).flatten(2).double()
-    return (each @ along.flatten(1)[..., None])[..., 0]
+    products: Tensor = each @ along.flatten(1)[..., None]
+    return products[..., 0]
 
 
 def _length(fields: Tensor) -> Tensor:
