@@ -148,9 +148,9 @@ def _charts_of_site(
     file = retina.folder.analysis("retina", part.modes.site.key, part.name, "fields.npz")
     if retina.folder.ledger.found(file):
         found = retina.folder.read_record(file, CombinationFields)
-        combined_names = [named(columns, part.modes.ids) for columns in found.combinations]
+        active = [named(columns, part.modes.ids) for columns in found.combinations]
         yield Chart("combination_fields", "combination-fields", figures.fields_figure(
-            found, retina.leading, [figures.short_combination(name, most=3) for name in combined_names],
+            found, retina.leading, [figures.short_combination(name, most=3) for name in active],
             heading=f"Mean field of cell {retina.cell} by the modes that are active",
             seconds_per_frame=retina.responses.seconds_per_frame,
             notes=[f"{int(n)} frames" for n in found.counts],
