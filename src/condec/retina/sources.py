@@ -311,8 +311,8 @@ def _products(whole: Tensor, parts: Tensor, along: Tensor) -> Tensor:
 
 
 def _length(fields: Tensor) -> Tensor:
-    length = fields.double().flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    return length.view(-1, *(1 for _ in fields.shape[1:]))
+    length = torch.linalg.vector_norm(fields.double().flatten(1), dim=1)
+    return length.clamp(min=1e-300).view(-1, *(1 for _ in fields.shape[1:]))
 
 
 @short_repr
