@@ -311,8 +311,9 @@ def _products(whole: Tensor, parts: Tensor, along: Tensor) -> Tensor:
 
 
 def _length(fields: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(fields.double().flatten(1), dim=1)
-    return length.clamp(min=1e-300).view(-1, *(1 for _ in fields.shape[1:]))
+    """Return the length of every field, above 0, to divide by."""
+    length: Tensor = torch.linalg.vector_norm(fields.double(), dim=(1, 2, 3), keepdim=True)
+    return length.clamp(min=1e-300)
 
 
 @short_repr
