@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from condec.edits import Ablate, Patch, Project, Scale, Steer, baked, edited
+from condec.edits import Ablate, Erase, Patch, Project, Scale, Steer, baked, edited, erasure
 from condec.network.sites import Site, Units
 
 CASES = [
@@ -115,3 +115,49 @@ def test_baked_linear_map_number_by_number():
     torch.testing.assert_close(baked(model, edits, inputs=x)(x), expected)
     with edited(model, edits):
         torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(("layout", "shape"), CASES)
+def test_erase_takes_out_what_readers_find(layout, shape):
+    generator = torch.Generator().manual_seed(4)
+    h = torch.randn(shape, generator=generator, dtype=torch.float64)
+    places = vectors(layout, shape)
+    d, r = torch.randn(2, 2, len(places[0]), generator=generator, dtype=torch.float64).tolist()
+    site = Site("m", units=Units(layout))
+    found = Erase(site, directions=d, readers=r, offsets=[0.3, -2.0]).apply(h)
+    for where in places:
+        vector = [float(h[index]) for index in where]
+        read = [dot(one, vector) - offset for one, offset in zip(r, (0.3, -2.0), strict=True)]
+        for unit, index in enumerate(where):
+            expected = vector[unit] - sum(a * one[unit] for a, one in zip(read, d, strict=True))
+            assert float(found[index]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_erasure_is_the_unbiased_reader_of_least_variance():
+    """R D^T = 1, and every other reader with it has a larger tr(R S R^T): Aitken's theorem."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(60, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+    changed = x + torch.randn(60, 1, generator=generator) * torch.tensor([1.0, -1.0, 0.0, 2.0])
+    changed = changed + torch.randn(60, 1, generator=generator) * torch.tensor([0.0, 1.0, 1.0, 0.0])
+    edit = erasure(torch.nn.Sequential(torch.nn.Identity()).eval(), "0", x, changed)
+    d, r = (torch.tensor(one, dtype=torch.float64) for one in (edit.directions, edit.readers))
+    assert torch.allclose(r @ d.T, torch.eye(2).double(), atol=1e-9)
+    mean = [sum(float(row[u]) for row in x) / 60 for u in range(4)]
+    for reader, offset in zip(r.tolist(), edit.offsets, strict=True):
+        assert dot(reader, mean) == pytest.approx(offset, abs=1e-5)
+    # Ledoit & Wolf 2004: towards the mean variance by b2 / d2, written out.
+    rows = [[float(v) - m for v, m in zip(row, mean, strict=True)] for row in x]
+    s = [[sum(row[i] * row[j] for row in rows) / 60 for j in range(4)] for i in range(4)]
+    mu = sum(s[i][i] for i in range(4)) / 4
+    squares = [(s[i][j] - mu * (i == j)) ** 2 for i in range(4) for j in range(4)]
+    noise = sum(
+        (row[i] * row[j] - s[i][j]) ** 2 for row in rows for i in range(4) for j in range(4)
+    )
+    share = min(1.0, noise / 60**2 / sum(squares))
+    covariance = torch.tensor(s, dtype=torch.float64) * (1 - share)
+    covariance += share * mu * torch.eye(4).double()
+    least = torch.trace(r @ covariance @ r.T)
+    null = torch.linalg.svd(d).Vh[2:]  # what may be added to readers: it finds nothing along D
+    for _ in range(20):
+        step = torch.randn(2, 2, generator=generator, dtype=torch.float64) @ null * 0.05
+        assert torch.trace((r + step) @ covariance @ (r + step).T) > least

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from condec.basis.errors import DataError, ModelError, OptionError, SiteError
-from condec.edits import Ablate, Donors, Preserve, Scale, Steer, baked, edited
+from condec.edits import Ablate, Donors, Erase, Preserve, Project, Scale, Steer, baked, edited
 from condec.testing.contracts import count_hooks
 from condec.testing.models import small_resnet
 
@@ -241,7 +241,10 @@ def test_what_weights_cannot_hold(make_model, edit, message):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (Steer("conv2", direction=[1.0] * 4, strength=1.0), r"only edits that replace or scale"),
+        (
+            Steer("conv2", direction=[1.0] * 4, strength=1.0),
+            "only Ablate, Preserve, Scale, Project and Erase",
+        ),
         (
             Ablate("conv2", units=[0], replacement=Donors(torch.ones(1, 4, 5, 5))),
             "differ from sample to sample",
@@ -260,3 +263,35 @@ def test_factors_are_exact_in_double_precision():
     with edited(model, edit):
         expected = model(x)
     assert torch.allclose(baked(model, edit, inputs=x)(x), expected, rtol=1e-14, atol=1e-15)
+
+
+MIXED = ["conv2", "conv1@channels", "conv3", "linear@features", "last@features", *INPUTS]
+
+
+@pytest.mark.parametrize("site", MIXED)
+def test_edits_of_directions_are_held_where_weights_mix_units(site):
+    model, x = Zoo().double(), torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    width = n_units(model, site)
+    d, r = torch.randn(2, width), torch.randn(2, width)
+    for edit in (
+        Project(site, directions=d[:1]),
+        Erase(site, directions=d, readers=r, offsets=[0.5, -1.0]),
+    ):
+        expected = run(model, edit, x)
+        assert not torch.allclose(expected, model(x), rtol=1e-3)
+        torch.testing.assert_close(baked(model, edit, inputs=x)(x), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("site", ["norm2", "grouped", "layer@features"])
+def test_edits_of_directions_are_refused_where_units_stay_apart(site):
+    model, x = Zoo(), torch.randn(3, 1, 5, 5)
+    edit = Project(site, directions=torch.ones(n_units(model, site)))
+    with pytest.raises(SiteError, match=rf"Project\({site.partition('@')[0]}.*cannot mix them"):
+        baked(model, edit, inputs=x)
+
+
+def test_directions_of_another_width_are_refused_before_weights_change():
+    with pytest.raises(OptionError, match="one entry for each of the module's 5 units; got 3"):
+        baked(
+            Zoo(), Project("last:input", directions=[1.0, 2.0, 3.0]), inputs=torch.ones(2, 1, 5, 5)
+        )

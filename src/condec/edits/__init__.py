@@ -18,10 +18,12 @@ from condec.edits.baking import baked
 from condec.edits.base import Edit
 from condec.edits.context import edited
 from condec.edits.directions import Patch, Project, Steer
+from condec.edits.erasure import Erase, erasure
 from condec.edits.replacement import Donors, Replacement, record_activation, unit_means
 from condec.edits.units import Ablate, Preserve, Scale, count_units
 
 __all__ = [
-    "Ablate", "CutAttention", "Donors", "Edit", "Patch", "Preserve", "Project", "Replacement",
-    "Scale", "Steer", "baked", "count_units", "edited", "record_activation", "unit_means",
+    "Ablate", "CutAttention", "Donors", "Edit", "Erase", "Patch", "Preserve", "Project",
+    "Replacement", "Scale", "Steer", "baked", "count_units", "edited", "erasure",
+    "record_activation", "unit_means",
 ]  # fmt: skip

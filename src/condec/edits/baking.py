@@ -11,6 +11,8 @@ from condec.attribution import prepare_inputs
 from condec.basis.errors import ModelError, OptionError, SiteError
 from condec.edits.base import Edit, checked_edits, mask_of, name_of
 from condec.edits.context import edited, is_edited
+from condec.edits.directions import Project
+from condec.edits.erasure import Erase
 from condec.edits.replacement import Donors
 from condec.edits.units import Replacing, Scale
 from condec.network import alone, find_sites, original, refuse_training, run_model
@@ -25,15 +27,18 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
     An edit of units is :math:`h_u \leftarrow a_u h_u + c_u`. At the output of a linear map
     :math:`h = W x + b`, or of a normalisation, that is row u of W and entry u of b times
     :math:`a_u`, plus :math:`c_u` in b. At the input of a Linear it is column u of W times
-    :math:`a_u`, and :math:`W_{\cdot u} c_u` more in b.
+    :math:`a_u`, and :math:`W_{\cdot u} c_u` more in b. An edit of directions,
+    :math:`h \leftarrow M h + c`, makes W and b of a linear map M W and M b + c at its output,
+    W M and b + W c at its input.
 
     Parameters
     ----------
     model : torch.nn.Module
         In evaluation mode; left as it is.
-    edits : Ablate, Preserve or Scale, or several
+    edits : Ablate, Preserve, Scale, Project or Erase, or several
         By numbers, in the order given, as under `edited`. Sites are outputs of Linear, Conv,
-        BatchNorm, GroupNorm or LayerNorm, or inputs of Linear.
+        BatchNorm, GroupNorm or LayerNorm, or inputs of Linear; of `Project` and `Erase` no
+        normalisation and no grouped Conv.
     inputs : Tensor of shape [sample, ...]
         On these the outputs of the copy and of the edited model may differ by the root of the
         floating type's epsilon, of the largest output.
@@ -90,17 +95,45 @@ def _write(model: nn.Module, edit: Edit) -> None:
             f"{who}: this {type(module).__name__} has no weight of its own with one entry a unit "
             "(affine=False, several axes, or a weight that is computed from others)"
         )
-    factor, shift = _map_of(edit, who, len(weight) if rows else weight.shape[1])
+    n_units = len(weight) if rows else weight.shape[1]
+    if isinstance(edit, Project | Erase):
+        factor, shift = _mixing(edit, module, n_units)
+    else:
+        factor, shift = _map_of(edit, who, n_units)
     if bias is None and bool(shift.any()):
         raise SiteError(
             f"{who}: this {type(module).__name__} has no bias to hold the replacement; take "
             "replacement 0, or the normalisation after it"
         )
-    if bias is not None:
-        bias.copy_(bias * factor.to(bias) + shift.to(bias) if rows else
-                   bias.double() + weight.double() @ shift.to(weight.device))  # fmt: skip
-    along = (-1, *(1 for _ in weight.shape[1:])) if rows else (1, -1)
-    weight.mul_(factor.to(weight).view(along))
+    factor, shift = factor.to(weight.device), shift.to(weight.device)
+    if bias is not None and not rows:
+        bias.copy_(bias.double() + weight.double() @ shift)
+    elif bias is not None:
+        own = factor @ bias.double() if factor.ndim > 1 else bias * factor.to(bias)
+        bias.copy_(own + shift.to(own))
+    if factor.ndim > 1:
+        flat = weight.double().flatten(1)
+        weight.copy_((factor @ flat if rows else flat @ factor).view_as(weight))
+    else:
+        along = (-1, *(1 for _ in weight.shape[1:])) if rows else (1, -1)
+        weight.mul_(factor.to(weight).view(along))
+
+
+def _mixing(edit: Project | Erase, module: nn.Module, n_units: int) -> tuple[Tensor, Tensor]:
+    """Return the matrix and the shift of an edit of directions, float64."""
+    if isinstance(module, _NORMS) or getattr(module, "groups", 1) > 1:
+        raise SiteError(
+            f"baked: {name_of(edit)}: the weights of a {type(module).__name__} (of several groups) "
+            "act on each unit, or group of units, alone and cannot mix them; take the output of "
+            "Linear or Conv without groups, or the input of Linear"
+        )
+    matrix, shift = edit.map()
+    if len(shift) != n_units:
+        raise OptionError(
+            f"baked: {name_of(edit)}: directions must have one entry for each of the module's "
+            f"{n_units} units; got {len(shift)}"
+        )
+    return matrix, shift
 
 
 def _check_alone(model: nn.Module, module: nn.Module, who: str) -> None:
@@ -125,8 +158,8 @@ def _map_of(edit: Edit, who: str, n_units: int) -> tuple[Tensor, Tensor]:
         return torch.where(named, factor, 1.0), torch.zeros(n_units).double()
     if not isinstance(edit, Replacing):
         raise OptionError(
-            "baked: only edits that replace or scale units (Ablate, Preserve, Scale) can be held "
-            f"by weights; got {edit!r}"
+            "baked: only Ablate, Preserve, Scale, Project and Erase can be held by weights; got "
+            f"{edit!r}"
         )
     if isinstance(edit.replacement, Donors):
         raise OptionError(

@@ -132,6 +132,12 @@ class Project(Edit):
 
         return along(self, _basis(self.directions), activation, projected)
 
+    def map(self) -> tuple[Tensor, Tensor]:
+        """Return the edit as a matrix [unit, unit] and a shift [unit], float64: h to M h + c."""
+        basis = torch.tensor(_basis(self.directions), dtype=torch.float64)
+        n_units = basis.shape[1]
+        return torch.eye(n_units).double() - basis.T @ basis, torch.zeros(n_units).double()
+
 
 @final
 @dataclass(frozen=True, slots=True, init=False, repr=False)
