@@ -30,10 +30,10 @@ def cache(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("trained although the weights were cached")
 
-    monkeypatch.setattr(digits, "_train", refuse)
+    monkeypatch.setattr(digits, "trained", refuse)
 
 
 @pytest.mark.usefixtures("cache", "untrainable")
@@ -53,15 +53,15 @@ def test_right_on_the_half_it_never_saw() -> None:
 def test_training_again_gives_the_same_weights_and_leaves_the_callers_seed_alone() -> None:
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    first = digits._train(epochs=2)
+    first = digits.trained(*digits._training_half(), epochs=2)
     torch.manual_seed(8)
     with torch.no_grad():
-        again = digits._train(epochs=2)
+        again = digits.trained(*digits._training_half(), epochs=2)
     assert all(torch.equal(first[name], again[name]) for name in first)
     torch.manual_seed(7)
     assert load_model("digits").model.linear.weight.shape == (10, 256)
     assert torch.equal(state, torch.get_rng_state())
-    digits._train(epochs=2)
+    digits.trained(*digits._training_half(), epochs=2)
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -115,7 +115,7 @@ def site_maps(
         raise DataError(f"site_maps: {modes.site.key}: the dictionary has no mode that is used")
     rows = {mode: _strongest_rows(modes.loadings[:, mode], n_inputs) for mode in chosen}
     used = sorted({row for several in rows.values() for row in several})
-    where = _where(inputs, modes, used)
+    where = rows_in(inputs, modes, used)
     pictures = torch.stack([inputs.picture(where[row]) for row in used])
     units = torch.stack([strongest_units(modes, mode)[:n_units] for mode in chosen])
     blank = torch.zeros(len(chosen), n_inputs, *pictures.shape[1:3])
@@ -180,14 +180,16 @@ def _strongest_rows(loadings: Float[Tensor, " sample"], n_inputs: int) -> list[i
     return [row for row in order if loadings[row] > 0] or order[:1]
 
 
-def _where(inputs: Inputs, modes: Modes, rows: Sequence[int]) -> dict[int, int]:
-    """Find the index in the inputs of every row of the store."""
+def rows_in(
+    inputs: Inputs, modes: Modes, rows: Sequence[int], who: str = "site_maps"
+) -> dict[int, int]:
+    """Find the index in the inputs of rows of the store; DataError where one is missing."""
     index = {sample_id: place for place, sample_id in enumerate(inputs.ids)}
     ids = modes.store.sample_ids
     missing = [ids[row] for row in rows if ids[row] not in index]
     if missing:
         raise DataError(
-            f"site_maps: {inputs.name} lacks {len(missing)} samples of {modes.store.path}; the "
+            f"{who}: {inputs.name} lacks {len(missing)} samples of {modes.store.path}; the "
             f"first are {missing[:3]}. Give the data that were collected."
         )
     return {row: index[ids[row]] for row in rows}

@@ -76,11 +76,11 @@ class Ground:
             _draw_picture(axis, cells, scale, self.picture, masked=masked)
             _draw_beside(axis, values.reshape(-1)[:beside], scale, grid)
             if not masked:
-                _outline(axis, region(values).reshape(-1)[beside:].reshape(grid))
+                outline(axis, region(values).reshape(-1)[beside:].reshape(grid))
         else:
             cells = np.atleast_2d(values)
             axis.imshow(signed(cells, scale), extent=(0, cells.shape[1], cells.shape[0], 0))
-            _outline(axis, region(cells))
+            outline(axis, region(cells))
             axis.set_aspect("auto" if len(cells) == 1 else "equal")
 
     def show(self, axis: Axes) -> None:
@@ -183,14 +183,14 @@ def _draw_beside(axis: Axes, values: np.ndarray, scale: float, grid: tuple[int, 
         axis.set_xlim(-0.2 * columns, columns)
 
 
-def _outline(axis: Axes, within: np.ndarray) -> None:
+def outline(axis: Axes, within: np.ndarray, colour: str = INK, width: float = 0.9) -> None:
     """Draw the border of the cells that are within."""
     padded = np.pad(within, 1)
     down = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
     along = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
     lines = [[(x, y), (x, y + 1)] for y, x in down] + [[(x, y), (x + 1, y)] for y, x in along]
     # Not clipped: matplotlib's names of clips change from time to time.
-    border = LineCollection(lines, colors=INK, linewidths=0.9, clip_on=False)
+    border = LineCollection(lines, colors=colour, linewidths=width, clip_on=False)
     axis.add_collection(border, autolim=False)
 
 

@@ -87,7 +87,7 @@ def load_digits_model(rest: str, weights: str | Path | None, *, folder: Path) ->
             if file.stem == start + hashlib.sha256(content).hexdigest()[:16]:
                 state = load(content)
     if state is None:
-        state = _train()
+        state = trained(*_training_half())
         content = save(state)
         # An unwritable cache costs seconds, not a result.
         with contextlib.suppress(OSError):
@@ -103,9 +103,11 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "condec"
 
 
-def _train(epochs: int = EPOCHS) -> dict[str, Tensor]:
-    images, labels = _training_half()
-    with _reproducible(SEED):
+def trained(
+    images: Tensor, labels: Tensor, *, seed: int = SEED, epochs: int = EPOCHS
+) -> dict[str, Tensor]:
+    """Train a `DigitsNet` on images [sample, 1, 8, 8], and return its weights."""
+    with _reproducible(seed):
         net = DigitsNet()
         optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
         steps = epochs * -(-len(images) // BATCH_SIZE)
@@ -121,14 +123,20 @@ def _train(epochs: int = EPOCHS) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in net.state_dict().items()}
 
 
-def _training_half() -> tuple[Tensor, Tensor]:
+def digits_images() -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's digits [sample, 1, 8, 8], from 0 to 1, and their labels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    rows = torch.arange(len(digits.target)) // 10 % 2 == 0
     # Through 8-bit pixels, as `load_data("digits")` hands them out.
     pixels = (torch.as_tensor(digits.images) * 255 / 16).round() / 255
-    return pixels[rows].float().unsqueeze(1), torch.as_tensor(digits.target)[rows]
+    return pixels.float().unsqueeze(1), torch.as_tensor(digits.target)
+
+
+def _training_half() -> tuple[Tensor, Tensor]:
+    images, labels = digits_images()
+    rows = torch.arange(len(labels)) // 10 % 2 == 0
+    return images[rows], labels[rows]
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
 """Modes: atoms with their loadings on the samples of a store, and the labels they go with.
 
-`Modes` joins a dictionary and a store; `Hierarchy` groups labels. Imports `dictionary`, `store`
+`Modes` joins a dictionary and a store; `Hierarchy` groups labels; `prototypes` are the kinds of
+samples that modes find in a class. Imports `dictionary`, `store`
 and what lies below. Statistics of modes against labels belong here; edits that use modes do not.
 """
 
 from condec.modes.hierarchy import BUILT_IN, Hierarchy
 from condec.modes.labels import label_correlation, label_name, membership
 from condec.modes.modes import ModeMatch, Modes, Split
+from condec.modes.prototypes import Prototypes, prototypes
 
 __all__ = [
-    "BUILT_IN", "Hierarchy", "ModeMatch", "Modes", "Split", "label_correlation", "label_name",
-    "membership",
+    "BUILT_IN", "Hierarchy", "ModeMatch", "Modes", "Prototypes", "Split", "label_correlation",
+    "label_name", "membership", "prototypes",
 ]  # fmt: skip
