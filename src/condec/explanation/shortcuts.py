@@ -239,7 +239,7 @@ def _check(inputs: Inputs, modes: Modes) -> None:
             f"find_shortcuts: {modes.store.path} lacks predictions: the model has no outputs "
             "[sample, label] to say which class an input is sent to"
         )
-    if len(predictions.unique()) < 2:
+    if len({*predictions.tolist()}) < 2:
         raise DataError(
             f"find_shortcuts: all {len(predictions)} inputs are predicted as one class; others are "
             "needed, over which to paste"

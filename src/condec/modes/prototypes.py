@@ -167,7 +167,7 @@ def _clusters(loadings: Tensor, most: int, seed: int) -> tuple[list[Mask], float
 
     best = (_STRUCTURE, torch.zeros(len(loadings), dtype=torch.int64))
     values, most = loadings.numpy(), min(most, len(loadings) // _LEAST_MEMBERS)
-    for n in range(2, min(most, len(loadings.unique(dim=0))) + 1):
+    for n in range(2, min(most, len({*map(tuple, loadings.tolist())})) + 1):
         found = KMeans(n, n_init=10, random_state=seed).fit_predict(values)
         if len({*found}) > 1 and (score := silhouette_score(values, found)) > best[0]:
             best = float(score), torch.from_numpy(found).long()
