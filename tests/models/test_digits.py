@@ -79,7 +79,7 @@ def test_damaged_cache_is_made_anew(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     state = load_file(next(cache.glob("digits-*.safetensors")))
-    monkeypatch.setattr(digits, "_train", lambda: state)
+    monkeypatch.setattr(digits, "trained", lambda *_: state)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_model("digits")
     file = next((tmp_path / "condec").glob("digits-*.safetensors"))
@@ -99,7 +99,7 @@ def test_unwritable_cache_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     state = load_file(next(cache.glob("digits-*.safetensors")))
-    monkeypatch.setattr(digits, "_train", lambda: state)
+    monkeypatch.setattr(digits, "trained", lambda *_: state)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert load_model("digits").label_names is not None

@@ -17,7 +17,6 @@ from condec.attribution.targets import Logit
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
-from condec.basis.shapes import Mask
 from condec.data import Inputs, as_inputs
 from condec.explanation.mode import mode_map
 from condec.explanation.site import rows_in
@@ -59,7 +58,7 @@ class Shortcuts:
 
     table: "pandas.DataFrame"
     maps: Tensor
-    places: Mask
+    places: Tensor
     donors: list[list[int]]
     _inputs: Inputs = field(repr=False)
     _where: dict[int, int] = field(repr=False)
@@ -221,7 +220,7 @@ def find_shortcuts(
     )  # fmt: skip
 
 
-def pasted(images: Tensor, donors: Tensor, place: Mask) -> Tensor:
+def pasted(images: Tensor, donors: Tensor, place: Tensor) -> Tensor:
     """Put what donors hold at a place, [y, x], over images: donor after donor, over and over."""
     turns = donors[torch.arange(len(images)) % len(donors)]
     return torch.where(place.to(images.device), turns, images)
@@ -255,7 +254,7 @@ def _place_map(model: nn.Module, images: Tensor, modes: Modes, mode: int, label:
     return (raising / sums.clamp(min=torch.finfo().tiny)).mean(0)
 
 
-def _place(place_map: Tensor, area: float) -> tuple[int, Mask]:
+def _place(place_map: Tensor, area: float) -> tuple[int, Tensor]:
     """Return how many pixels hold 80 % of a map, and the mask of those that are pasted."""
     values = place_map.flatten().numpy()
     order = np.argsort(-values, kind="stable")
