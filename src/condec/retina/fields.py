@@ -6,7 +6,7 @@ separated into one picture and one time course (Melander et al. 2026, Figure 8).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -85,7 +85,7 @@ class ReceptiveFields(RankOne):
         flat = self.spatial.flatten(2)
         return flat.gather(2, flat.abs().argmax(2, keepdim=True))[..., 0].sign()
 
-    def aligned(self) -> Self:
+    def aligned(self) -> "ReceptiveFields":
         """Return the same fields with signs that do not jump from one frame to the next.
 
         Where a time course has two lobes of nearly one size, the larger one may change from frame

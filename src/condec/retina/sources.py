@@ -362,7 +362,8 @@ def fields_of_flip(
     )
     found = {name: getattr(of_cell, name)[:, None] for name in RankOne.__annotations__}
     names = ("the whole", *(sources.names[part] for part in shown.tolist()))
-    return FlipFields(
+    seen = ReceptiveFields(
         **found, rows=fields.rows[at].repeat_interleave(len(names)), cells=fields.cells[[place]],
-        corners=fields.corners[[place]], names=2 * names,
-    ).aligned()  # fmt: skip
+        corners=fields.corners[[place]],
+    )  # fmt: skip
+    return FlipFields(**vars(seen.aligned()), names=2 * names)
