@@ -191,3 +191,30 @@ def test_a_result_that_cannot_be_removed_is_an_error_with_words(
         write_modes(folder, b"others")
         with pytest.raises(StoreError, match=r"'modes'.*: cannot write"):
             undone()
+
+
+def test_only_records_that_changed_are_read_again(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs, read = folder.ledger, Ledger(folder.path), list[bytes]()
+    assert {*mine.entries} == {"first", "modes", "last"}
+
+    def counted(content: bytes) -> object:
+        read.append(content)
+        return read_checked(content)
+
+    monkeypatch.setattr("condec.store.ledger.read_checked", counted)
+    mine.read_again()
+    assert {*mine.entries} == {"first", "modes", "last"}
+    assert read == []
+    theirs.mark_done("first", "stats", {"fit": {"k": 4}}, (), [folder.table("first")])
+    theirs.forget("last")
+    read.clear()
+    mine.read_again()
+    assert mine.entries["first"].made_from == {"fit": {"k": 4}}
+    assert {*mine.entries} == {"first", "modes"}
+    assert len(read) == 1
+    mine.file("modes").write_bytes(b"{}")
+    mine.read_again()
+    assert {*mine.entries} == {"first"}
+    assert [*mine.damaged] == [mine.file("modes")]

@@ -52,10 +52,11 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._read: dict[Path, tuple[str, Entry]] = {}
         self.read_again()
 
     def read_again(self) -> None:
-        """Forget what was read: other processes have written records."""
+        """Look again at what lies here: other processes have written records."""
         self._entries: dict[str, Entry] | None = None
         self._of_output: dict[str, Entry] = {}
         self._inputs: dict[str, str] = {}
@@ -65,23 +66,31 @@ class Ledger:
     def entries(self) -> Mapping[str, Entry]:
         """Records that can be read, by their tasks; `damaged` says what is wrong with others."""
         if self._entries is None:
-            self._entries = {}
+            self._entries, remedy = {}, self._remedy("")
             for file in sorted((self.folder / RECORDS).glob("*.json")):
                 try:
-                    with reading(file, "a record of a task", self._remedy("")):
-                        entry = Entry(**read_checked(file.read_bytes()))
-                        if self.file(entry.task) != file:
-                            raise ValueError(f"it is that of {entry.task!r}")
-                        for name in (*entry.inputs, *entry.outputs):
-                            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-                                raise ValueError(f"{name!r} is not in the run folder")
-                        dict(entry.made_from)
+                    with reading(file, "a record of a task", remedy):
+                        entry = self._entry(file)
                 except StoreError as error:
                     problem = f"no record of a task ({error.__cause__})"
-                    self.damaged[file] = Damage(file, problem, self._remedy(""))
+                    self.damaged[file] = Damage(file, problem, remedy)
                 else:
                     self._add(entry)
         return self._entries
+
+    def _entry(self, file: Path) -> Entry:
+        """Read a record, unless its file is as it was; ValueError and others where it is none."""
+        of, (before, entry) = path_digest(file), self._read.get(file, ("", None))
+        if entry is None or of != before:
+            entry = Entry(**read_checked(file.read_bytes()))
+            if self.file(entry.task) != file:
+                raise ValueError(f"it is that of {entry.task!r}")
+            for name in (*entry.inputs, *entry.outputs):
+                if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+                    raise ValueError(f"{name!r} is not in the run folder")
+            dict(entry.made_from)
+            self._read[file] = of, entry
+        return entry
 
     def is_done(self, task: str, made_from: Mapping[str, Any], inputs: Iterable[Path]) -> bool:
         """Tell whether a task was finished with these, and its outputs are as it left them."""
