@@ -10,6 +10,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -104,12 +105,12 @@ def _images_of(file: Path, kinds: set[str], entry: str) -> list[Member]:
             above, slash, base = name.rpartition("/")
             key, _, kind = base.partition(".")
             key = f"{above}{slash}{key}"
-            if is_junk(base) or (above and any(map(is_junk, above.split("/")))):
+            if is_junk(base) or _hidden(above):
                 continue
-            if is_image(name) and "." in kind:
-                others[key] = name
-            elif is_image(name):
-                if images.setdefault(key, (name, start, size)) != (name, start, size):
+            if kind not in kinds and is_image(base):
+                if "." in kind:
+                    others[key] = name
+                elif images.setdefault(key, (name, start, size)) != (name, start, size):
                     raise DataError(f"{file}: {name} is another image of {key}; {_ONE}")
             elif kind in kinds and (kind == "cls" or key not in labels):
                 if size > _MOST:
@@ -119,6 +120,11 @@ def _images_of(file: Path, kinds: set[str], entry: str) -> list[Member]:
     if alone := [name for key, name in others.items() if key not in images]:
         raise DataError(f"{file}: {alone[0]}: its name has more than one dot; {_ONE}")
     return [(*image, labels.get(key, "")) for key, image in images.items()]
+
+
+@lru_cache(256)
+def _hidden(folders: str) -> bool:
+    return any(map(is_junk, folders.split("/")))
 
 
 def _members(opened: BinaryIO, tar: Any) -> Iterator[tuple[str, int, int]]:
@@ -157,10 +163,12 @@ def _members(opened: BinaryIO, tar: Any) -> Iterator[tuple[str, int, int]]:
 
 def _ordinary(header: bytes) -> tuple[str, int] | None:
     """Return name and size of a plain file; None where `tarfile` is to look, also for damage."""
-    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
+    name = header[:100].partition(b"\0")[0]
+    if header[345]:
+        name = header[345:500].partition(b"\0")[0] + b"/" + name
     try:
         size, stated = int(header[124:136].strip(b" \0"), 8), int(header[148:156].strip(b" \0"), 8)
-        name_text = (prefix + b"/" + name if prefix else name).decode()
+        name_text = name.decode()
     except ValueError:
         return None
     # The lower half of an Adler-32 is 1 and the sum of all bytes, modulo 65,521.

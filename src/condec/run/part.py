@@ -75,13 +75,14 @@ def collect_part(run: Run, part: Part) -> Outcome:
         with progress_bar(place, len(missing), unit="shards", shown=run.progress) as move:
             for index in _order(missing, part):
                 if claim(path, index, who):
-                    try:
-                        if not store.counts(index):
-                            worker.shard(collecting, store, index, partial(renew, path, index))
-                            made += 1
-                    finally:
-                        release(path, index)
+                    mine, freed = partial(renew, path, index), partial(release, path, index)
+                    if store.counts(index):
+                        freed()
+                    else:
+                        worker.shard(collecting, store, index, mine, freed)
+                        made += 1
                 move(advance=1)
+        worker.written()
         left += len(store.missing())
     notes = (f"{left} shards are in the hands of other parts",) if left else ()
     then = f"when all parts have ended, {command('collect', run.folder.path)} finishes what is left"

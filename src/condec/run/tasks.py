@@ -137,7 +137,9 @@ def collected_ahead(run: Run, collection: Collecting) -> Store:
             for index, error in failed.items():  # shown at once, if it is not that worker's alone
                 run.say(f"{place} {index}: {error}; done here")
                 silent.intersection_update(collection.write(store, [index], lambda _: None))
-            left = [index for index in left if index not in found] if failed else []
+            # A worker that dies may not have written what it has computed last.
+            missing = {*store.missing()} & ({*left} if failed else {*found})
+            left = [index for index in left if index in missing] if len(missing) < len(left) else []
         return silent
 
     return collection.collect(progress=run.progress, elsewhere=elsewhere)

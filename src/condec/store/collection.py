@@ -179,30 +179,38 @@ class Collecting:
 
         The next batch is read, and the last shard written, meanwhile.
         """
+        silent = [info.site.key for info in self.plan.infos]
+
+        def finish(shard: tuple[int, list[dict[str, Any]]]) -> None:
+            rows = joined(shard[1])
+            silent[:] = [key for key in self.silent(rows) if key in silent]
+            store.write_shard(shard[0], rows)
+
+        for _ in ahead(finish, self.computed(store, indices, advance)):
+            pass
+        return silent
+
+    def computed(
+        self, store: Store, indices: Sequence[int], advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Yield shards with the results of their batches; the next batch is read meanwhile."""
         spans = {index: store.shard_rows(index) for index in indices}
         batches = {
             index: [span[start : start + self.size] for start in range(0, len(span), self.size)]
             for index, span in spans.items()
         }
         every = list(chain.from_iterable(batches.values()))
-        results, silent = _results(self.plan, every, self.devices), list(self.plan.infos)
+        results = _results(self.plan, every, self.devices)
+        for index, of_shard in batches.items():
+            parts = []
+            for batch in of_shard:
+                parts.append(next(results))
+                advance(len(batch))
+            yield index, parts
 
-        def shards() -> Iterator[tuple[int, list[dict[str, Any]]]]:
-            for index, of_shard in batches.items():
-                parts = []
-                for batch in of_shard:
-                    parts.append(next(results))
-                    advance(len(batch))
-                yield index, parts
-
-        def finish(shard: tuple[int, list[dict[str, Any]]]) -> None:
-            rows = joined(shard[1])
-            silent[:] = [info for info in silent if _is_silent(rows, info)]
-            store.write_shard(shard[0], rows)
-
-        for _ in ahead(finish, shards()):
-            pass
-        return [info.site.key for info in silent]
+    def silent(self, rows: dict[str, Any]) -> list[str]:
+        """Return the sites that are silent in a shard."""
+        return [info.site.key for info in self.plan.infos if _is_silent(rows, info)]
 
 
 def _is_silent(rows: dict[str, Any], info: SiteInfo) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,9 +15,9 @@ import pytest
 
 import condec.report
 from condec.basis import locks, signals, trust
-from condec.basis.errors import DataError, OptionError
+from condec.basis.errors import DataError, OptionError, StoreError
 from condec.run import Outcome, Run, chain, config
-from condec.run.engines import engine_of
+from condec.run.engines import engine_of, worker
 from condec.run.engines.pool import GRACE, TRIES, Hand, Pool
 from condec.run.engines.worker import Given, RemoteWorker
 from condec.run.plan import EnginePlan, Plan
@@ -60,7 +61,7 @@ class InProcess(Hand):
             except Exception as error:  # noqa: BLE001  # what a process would tell
                 future.set_exception(error)
 
-        if method == "do" and self.later is not None:
+        if method != "ready" and self.later is not None:
             self.later.append(finish)
         else:
             finish()
@@ -199,6 +200,55 @@ def test_the_driver_shows_what_a_worker_could_not_do(
         carry_out(write_source(tmp_path), pool, links=("collect",))
     assert Store.open(tmp_path / "run" / "contributions.zarr").missing() == (1,)
     assert '"event": "task failed"' in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("lost", [{1}, {2}, {0, 1, 2}])
+@pytest.mark.parametrize("says", [True, False])
+def test_what_was_computed_and_could_not_be_written_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, lost: set[int], says: bool
+) -> None:
+    plain, pool = worker._write, Here()
+
+    def fails(store: Store, index: int, rows: Any, after: Any) -> None:
+        if index not in lost:
+            plain(store, index, rows, after)
+        elif says:
+            raise StoreError(f"shard {index}: no room")
+
+    monkeypatch.setattr(worker, "_write", fails)
+    carry_out(write_source(tmp_path), pool, links=("collect",))
+    stores = [Path(run) / "contributions.zarr" for run in (tmp_path / "run", whole)]
+    assert contents(stores[0]) == contents(stores[1])
+    assert len(pool.done) <= 6
+
+
+def test_a_shard_is_written_beside_the_next_one_and_all_are_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, plain_run, events = worker._write, BatchPlan._run, list[str]()
+    second = threading.Event()
+
+    def write(store: Store, index: int, rows: Any, after: Any) -> None:
+        if index == 0:
+            assert second.wait(60), "the next shard is computed meanwhile"
+        plain(store, index, rows, after)
+        events.append(f"written {index}")
+
+    def run_batch(self: BatchPlan, batch: LoadedBatch) -> dict[str, Any]:
+        if 16 in batch.rows:
+            second.set()
+        return plain_run(self, batch)
+
+    monkeypatch.setattr(worker, "_write", write)
+    monkeypatch.setattr(BatchPlan, "_run", run_batch)
+    run = Run(config.read(write_source(tmp_path) / "run.toml"), progress=False)
+    one = worker.Worker(run, "one")
+    collecting, store = one.collecting("contributions.zarr")
+    for index in range(3):
+        one.shard(collecting, store, index, lambda _: None, lambda: events.append("after"))
+    one.written()
+    assert events == [what for n in range(3) for what in ("after", f"written {n}")]
+    assert store.missing() == ()
 
 
 def test_a_shard_that_only_a_worker_cannot_do_is_done_by_the_driver(

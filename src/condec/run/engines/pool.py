@@ -44,7 +44,10 @@ class Hand(ABC):
 
 @dataclass(eq=False)
 class _Place:
-    """A worker of the pool, with its tasks, the first of which is in hand."""
+    """A worker of the pool, with its tasks, the first of which is in hand.
+
+    One without a name is the wait for shards that it has computed, until they are written.
+    """
 
     hand: Hand
     ready: "Future[Any]"
@@ -122,7 +125,7 @@ class Pool(ABC):
         try:
             yield
         except BaseException:
-            wait([next(iter(place.tasks)) for place in self.places if place.tasks], GRACE)
+            wait([p.hand.submit("written") for p in self.places if p.tasks], GRACE)
             self.close()
             raise
 
@@ -139,6 +142,7 @@ class Pool(ABC):
             self.n_started += 1
             hand = self.start(run, self.n_started)
             self.places.append(_Place(hand, hand.submit("ready")))
+        given = False
         ready = [p for p in self.places if p.ready.done() and p.ready.exception() is None]
         for depth in range(QUEUED):
             for place in ready:
@@ -146,6 +150,10 @@ class Pool(ABC):
                     name = waiting.popleft()
                     future = place.hand.submit("do", link, name, dict(run.left_out))
                     place.tasks[future] = name
+                    given = True
+        if given and not waiting:
+            for place in [p for p in ready if p.tasks]:
+                place.tasks[place.hand.submit("written")] = ""
         if not waiting:
             self._shrink(max(wanted, self.least(run)))
 
@@ -167,7 +175,7 @@ class Pool(ABC):
                 if isinstance(error, self.died) or (error and future is place.ready):
                     tries[name] += 1
                     back = [name] if name and tries[name] < TRIES else []
-                    waiting.extendleft(reversed([*back, *place.tasks.values()]))
+                    waiting.extendleft(reversed([*back, *filter(None, place.tasks.values())]))
                     run.folder.log("worker died", task=name, tries=tries[name], error=str(error))
                     self.n_failed += not name
                     self.places.remove(place)

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +22,7 @@ from condec.run.links import function
 from condec.run.run import Done, Run
 from condec.run.tasks import SHARDS, Task, make
 from condec.store import Store
+from condec.store.batches import joined
 from condec.store.collection import Collecting
 
 
@@ -52,15 +54,37 @@ class Worker:
     def __init__(self, run: Run, name: str) -> None:
         self.run, self.name, self.link = run, name, ""
         self.collecting: Callable[[str], tuple[Collecting, Store]] = cache(self._collecting)
+        self._writer, self._writing = ThreadPoolExecutor(1), Future[None]()
+        self._writing.set_result(None)
         self._note("start")
 
     def shard(
-        self, collecting: Collecting, store: Store, index: int, alive: Callable[[int], None]
-    ) -> list[str]:
-        """Compute and write a shard; return the sites that are silent in it."""
-        place = store.path.relative_to(self.run.folder.path).as_posix()
-        with self._noted(link=SHARDS, task=f"{place} {index}"):
-            return collecting.write(store, [index], alive)
+        self, collecting: Collecting, store: Store, index: int, alive: Callable[[int], None],
+        after: Callable[[], None] = lambda: None,
+    ) -> list[str]:  # fmt: skip
+        """Compute a shard; return the sites that are silent in it.
+
+        It is written beside the passes of the next one, then `after` is called. An error of the one
+        before is raised here.
+        """
+        place, handed_on = store.path.relative_to(self.run.folder.path).as_posix(), False
+        try:
+            with self._noted(link=SHARDS, task=f"{place} {index}"):
+                ((_, parts),) = collecting.computed(store, [index], alive)
+                rows = joined(parts)
+                self.written()  # no more than two shards are in memory
+                self._writing, handed_on = (
+                    self._writer.submit(_write, store, index, rows, after),
+                    True,
+                )
+                return collecting.silent(rows)
+        finally:
+            if not handed_on:
+                after()
+
+    def written(self) -> None:
+        """Wait until all shards are written; raise the error of one that could not be."""
+        self._writing.result()
 
     @contextmanager
     def _noted(self, **details: str) -> Iterator[None]:
@@ -87,6 +111,13 @@ class Worker:
     def _note(self, event: str, **details: Any) -> None:
         with suppress(CondecError):  # what is told is no result
             self.run.folder.log(event, worker=self.name, **details)
+
+
+def _write(store: Store, index: int, rows: dict[str, Any], after: Callable[[], None]) -> None:
+    try:
+        store.write_shard(index, rows)
+    finally:
+        after()
 
 
 class RemoteWorker(Worker):
