@@ -138,8 +138,8 @@ def collected_ahead(run: Run, collection: Collecting) -> Store:
                 run.say(f"{place} {index}: {error}; done here")
                 silent.intersection_update(collection.write(store, [index], lambda _: None))
             # A worker that dies may not have written what it has computed last.
-            missing = {*store.missing()} & ({*left} if failed else {*found})
-            left = [index for index in left if index in missing] if len(missing) < len(left) else []
+            lost = {*store.missing()} & ({*left} if failed else {*found})
+            left = [index for index in left if index in lost] if len(lost) < len(left) else []
         return silent
 
     return collection.collect(progress=run.progress, elsewhere=elsewhere)
