@@ -41,9 +41,12 @@ if TYPE_CHECKING:
         RandomWeights, ShuffledLabels, Store, collect, collect_twin, layer_statistics,
     )  # fmt: skip
     from condec.dictionary import (
-        Dictionary, FitReport, KMeans, NMF, PCA, ThresholdSAE, TrainConfig, fit, load_dictionary,
+        Dictionary, FitReport, KMeans, NMF, PCA, ThresholdSAE, TrainConfig, fit,
+        import_dictionary, load_dictionary,
     )  # fmt: skip
-    from condec.modes import Hierarchy, ModeMatch, Modes, membership
+    from condec.modes import (
+        Hierarchy, ModeMatch, Modes, Properties, meaning, membership, mode_statistics,
+    )  # fmt: skip
     from condec.edits import Ablate, Preserve, edited, unit_means
     from condec.explanation import Explanation, Graph, ModeMap, explain, flow, mode_map
     from condec.effects import auc_difference, control_curve
@@ -60,7 +63,8 @@ __all__ = [
     "ThresholdSAE", "TrainConfig", "fit", "load_dictionary", "Hierarchy", "membership", "ModeMatch",
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
     "mode_map", "auc_difference", "control_curve", "SeveralInputs", "Explanation", "explain",
-    "flow", "Graph",
+    "flow", "Graph", "Properties", "meaning", "mode_statistics",
+    "import_dictionary",
 ]  # fmt: skip
 
 # Imported when first asked for, so that a command can be stopped before torch is there.

@@ -527,7 +527,7 @@ def test_what_fails_leaves_no_results_of_an_earlier_plan(
     with pytest.raises(DataError, match="it rains"):
         carry_out(run_of(source))
     run = read_run(source / "run")
-    assert [list(part.tables) for _, part in run.parts] == [[], []]
+    assert [list(part.tables) for _, part in run.parts] == [["meaning"], ["meaning"]]
     assert run.left_out == ("control: it rains",)
 
 
@@ -572,6 +572,7 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     analysis = source / "run" / "analysis"
     kept = {"control/block1/kmeans.parquet", "maps/block1/kmeans.npz", "labels.json"}
     kept |= {"statistics.parquet", "control_comparison/block1/kmeans.parquet"}
+    kept |= {f"meaning/block{number}/kmeans.parquet" for number in (1, 2)}
     gone = {"control/block2/kmeans.parquet", "maps/block2/kmeans.npz"}
     gone |= {"control.parquet", "control_comparison/block2/kmeans.parquet"}
     gone |= {f"explained/{row}.npz" for row in (1, 16, 23)}
@@ -582,8 +583,8 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     assert {file.name for file in (source / "run" / "tasks").iterdir()} == {
         f"{name}.json"
         for name in ("collect", "stats", "report", *(
-            f"{kind}%20block1%20%28kmeans%29" for kind in ("fit", "control", "map")
-        ), "fit%20block2%20%28kmeans%29")
+            f"{kind}%20block1%20%28kmeans%29" for kind in ("fit", "meaning", "control", "map")
+        ), "fit%20block2%20%28kmeans%29", "meaning%20block2%20%28kmeans%29")
     }  # fmt: skip
 
 
@@ -1003,3 +1004,73 @@ def test_the_whole_chain_on_positions(source: Path) -> None:
     store = RunFolder(source / "run").log_odds
     assert "rows" not in Store.open(store).recipe  # choices of units are of whole samples
     assert all(outcome.state == "kept" for outcome in carry_out(run_of(source)).values())
+
+
+# --- what modes stand for -----------------------------------------------------------------
+
+
+def test_modes_are_named_by_labels_and_attributes(source: Path) -> None:
+    rows = [f"{row},{'new' if row % 2 else 'old'}" for row in range(40)]
+    (source / "table.csv").write_text("\n".join(["id,age", *rows]) + "\n")
+    change(source, "data = {source", 'data = {attributes = "table.csv", source')
+    prepare(run_of(source, links=("collect", "fit")))
+    found = table(source, "meaning", "block2", "kmeans")
+    assert set(found["kind"]) <= {"label", "attribute"}
+    assert found["id"].tolist() == run_of(source).modes()[1].ids.tolist()
+    assert carry_out(run_of(source, links=("collect", "fit")))["fit"].state == "kept"
+    (source / "table.csv").write_text("\n".join(["id,age", *rows[1:]]) + "\n")
+    run = run_of(source, links=("collect", "fit"))
+    run.folder.ledger.forget("meaning block2 (kmeans)")
+    (note,) = carry_out(run)["fit"].notes
+    assert "modes have no names" in note
+    assert "1 of 40 samples have no row: '0'" in note
+
+
+def test_labels_with_a_sample_each_leave_modes_without_names(source: Path) -> None:
+    with np.load(source / "data.npz") as arrays:
+        images = arrays["images"]
+    np.savez(source / "data.npz", images=images, labels=np.arange(40) % 3 + 3 * np.arange(40))
+    outcome = carry_out(run_of(source, links=("collect", "fit")))["fit"]
+    assert "block2: modes have no names: meaning: none of 40 labels" in " ".join(outcome.notes)
+
+
+# --- dictionaries from elsewhere ----------------------------------------------------------
+
+
+def test_a_dictionary_from_elsewhere_takes_the_place_of_a_fit(source: Path) -> None:
+    (source / "atoms").mkdir()
+    for block, units in (("block1", 4), ("block2", 4)):
+        np.save(source / "atoms" / f"{block}.npy", np.eye(units, dtype=np.float32))
+    change(source, 'learner = "kmeans", n_modes = 3', 'learner = "import:atoms/{site}.npy"')
+    run = run_of(source, links=("collect", "fit"))
+    prepare(run)
+    (first, second) = run_of(source).modes()
+    assert (first.name, second.n_modes) == ("import", 4)
+    assert bool(first.held_out.any())
+    rows = first.matrix()[:, first.ids]
+    torch.testing.assert_close(first.loadings, rows.clamp(min=0), atol=1e-6, rtol=1e-5)
+    assert first.encoder is not None
+    assert first.encoder.training is not None
+    assert set(first.encoder.training.metrics) == {"train", "held_out"}
+    plan = config.read(source / "run")
+    assert (plan.fit.name, config.to_dict(plan)["fit"]["path"]) == ("import", "atoms/{site}.npy")
+    np.save(source / "atoms" / "block2.npy", np.eye(3, dtype=np.float32))
+    with pytest.raises(DataError, match="atoms of 3 units, for rows of 4; it is of another site"):
+        run_of(source).folder.ledger.forget("fit block2 (import)")
+        run_of(source).folder.ledger.forget("fit block1 (import)")
+        np.save(source / "atoms" / "block1.npy", np.eye(3, dtype=np.float32))
+        links.fit_link(run_of(source))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"import:x", stability_seeds = 5', "stability fit the learner again, which is imported"),
+        ('"import:"', "expected import:PATH"),
+        ('"imports:x"', "expected one of sae, .*, or import:PATH; got 'imports:x'"),
+    ],
+)
+def test_what_is_no_import_is_refused(source: Path, text: str, message: str) -> None:
+    change(source, 'learner = "kmeans", n_modes = 3', f"learner = {text}")
+    with pytest.raises(OptionError, match=message):
+        config.read(source / "run.toml")

@@ -13,7 +13,9 @@ from condec.dictionary.fitting.many import Job, fit_many
 from condec.dictionary.fitting.preparation import Preparation
 from condec.dictionary.fitting.rows import split_rows
 from condec.dictionary.fitting.train import DeadModesWarning, FitReport, fit
+from condec.dictionary.imported import import_dictionary, measured
 from condec.dictionary.learners.classical import NMF, PCA, DictionaryLearning, FastICA, KMeans
+from condec.dictionary.learners.given import GivenAtoms, Imported
 from condec.dictionary.learners.sae import ThresholdSAE
 from condec.dictionary.learners.sparse import JumpReLUSAE, MatchingPursuit, ReLUSAE
 from condec.dictionary.learners.topk import BatchTopKSAE, MatryoshkaSAE, TopKSAE
@@ -26,11 +28,13 @@ from condec.dictionary.records import Epoch, Learned, Quality, TrainConfig, Trai
 
 __all__ = [
     "NMF", "PCA", "RIVALS", "BatchTopKSAE", "DeadModesWarning", "Dictionary",
-    "DictionaryLearning", "Epoch", "FastICA", "FitReport", "Job", "JumpReLUSAE", "KMeans",
+    "DictionaryLearning", "Epoch", "FastICA", "FitReport", "GivenAtoms", "Imported",
+    "Job", "JumpReLUSAE", "KMeans",
     "Learned", "Learner", "MatchingPursuit", "MatryoshkaSAE", "Preparation",
     "Quality", "ReLUSAE", "Recovery", "Stability", "ThresholdSAE", "TopKSAE", "TrainConfig",
     "Training", "alive_modes", "best_at_equal_l0", "fit", "fit_many", "fit_rivals",
-    "forget_checkpoint", "load_dictionary", "mode_table", "over_seeds",
+    "forget_checkpoint", "import_dictionary", "load_dictionary", "measured",
+    "mode_table", "over_seeds",
     "pareto_front", "quality", "read_saelens", "recovery", "rival_words", "rivals_as_good",
     "seed_agreement", "split_rows", "stability", "write_saelens",
 ]  # fmt: skip

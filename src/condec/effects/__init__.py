@@ -6,12 +6,13 @@ units, measure and tabulate likewise. A new ranking is a class in rankings.py wi
 standard.py. Imports edits, modes and what lies below; writes no file.
 """
 
+from condec.basis.bootstrap import interval, resample_counts
 from condec.effects.areas import auc_difference, compare, summarise
 from condec.effects.choice import EditKind, FixedReplacement, ReplacementKind
 from condec.effects.curve import control_curve, measure_curves
 from condec.effects.head import head_weights
 from condec.effects.interactions import INTERACTION_COLUMNS, mode_interactions
-from condec.effects.intervals import interval, mean_over_labels, resample_counts
+from condec.effects.intervals import mean_over_labels
 from condec.effects.log_odds import LOG_ODDS, fit_signed
 from condec.effects.matrix import ControlMatrix, GroupAgreement, MatrixQuantity, control_matrix
 from condec.effects.measured import Edits, Measured, measure

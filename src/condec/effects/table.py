@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from condec.basis.bootstrap import interval, resample_counts
 from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.records import short_repr
 from condec.edits import count_units
 from condec.effects.choice import EditKind, ReplacementKind
-from condec.effects.intervals import draw_weights, interval, resample_counts, selectivity
+from condec.effects.intervals import draw_weights, selectivity
 from condec.effects.measured import Measured
 from condec.effects.rankings import Ranked, Ranking
 from condec.modes import label_name

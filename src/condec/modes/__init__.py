@@ -8,9 +8,14 @@ and what lies below. Statistics of modes against labels belong here; edits that 
 from condec.modes.hierarchy import BUILT_IN, Hierarchy
 from condec.modes.labels import label_correlation, label_name, membership
 from condec.modes.modes import ModeMatch, Modes, Split
+from condec.modes.naming import UNNAMED, Meaning, meaning
+from condec.modes.probing import probe
+from condec.modes.properties import Properties
 from condec.modes.prototypes import Prototypes, prototypes
+from condec.modes.statistics import ModeStatistics, mode_statistics, monosemanticity, redundancy
 
 __all__ = [
-    "BUILT_IN", "Hierarchy", "ModeMatch", "Modes", "Prototypes", "Split", "label_correlation",
-    "label_name", "membership", "prototypes",
+    "BUILT_IN", "UNNAMED", "Hierarchy", "Meaning", "ModeMatch", "ModeStatistics", "Modes",
+    "Properties", "Prototypes", "Split", "label_correlation", "label_name", "meaning", "membership",
+    "mode_statistics", "monosemanticity", "probe", "prototypes", "redundancy",
 ]  # fmt: skip

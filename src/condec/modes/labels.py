@@ -39,16 +39,21 @@ def membership(labels: Labels, n_labels: int | None = None) -> Membership:
     >>> membership(torch.tensor([1, 0, -1])).tolist()
     [[False, True], [True, False], [False, False]]
     """
-    if not bool((labels >= 0).any()):
-        raise DataError(
-            f"labels missing: none of {len(labels)} samples has one, and classes are needed here; "
-            "collect from data with labels"
-        )
+    check_any(labels)
     top = int(labels.max())
     n_labels = min(MOST_LABELS, top + 1 if n_labels is None else n_labels)
     if top >= n_labels:
         raise DataError(f"label {top} is out of range; expected 0 to {n_labels - 1}")
     return labels[:, None] == torch.arange(n_labels, device=labels.device)
+
+
+def check_any(labels: Labels) -> None:
+    """Raise DataError where no sample has a label."""
+    if not bool((labels >= 0).any()):
+        raise DataError(
+            f"labels missing: none of {len(labels)} samples has one, and classes are needed here; "
+            "collect from data with labels"
+        )
 
 
 def label_correlation(values: Tensor, labels: Labels, rows: Mask) -> ModeLabel:

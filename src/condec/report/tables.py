@@ -14,6 +14,7 @@ from condec.dictionary import rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import LEADING, mean_over_labels
 from condec.explanation import LEAST_USERS, held_out_value, strongest_units
+from condec.modes import UNNAMED
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent, twin_words
@@ -283,8 +284,9 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     """List all modes in figures, those with several held-out users and what they tell first.
 
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
-    best on training rows, empty and NaN without labels. `use` and `held_out_use` are shares of
-    inputs, `users` counts those held out (all, where none were); `seeds` and `halves` are cosines
+    best on training rows, empty and NaN without labels; `stands` is what the mode stands for, with
+    the interval of its held-out correlation (`condec.meaning`). `use` and `held_out_use` are shares
+    of inputs, `users` counts those held out (all, where none were); `seeds` and `halves` are cosines
     with partners in other fits, NaN if not measured. The order is that of `leading_modes`, but for
     its care that every label has a mode.
     """
@@ -296,6 +298,8 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
         rows["label"] = [run.label(label) for label in best.tolist()]
         rows["train"] = part.correlation.max(1).values.tolist()
         rows["held_out"] = held_out.tolist()
+    names = _names_of(part)
+    rows["stands"] = [names.get(number, "") for number in rows["id"]]
     rows["use"] = part.density("train").tolist()
     rows["held_out_use"] = part.density("held_out").tolist()
     rows["units"] = [
@@ -312,8 +316,29 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     return rows.sort_values(by, ascending=False, kind="stable").to_dict("records")
 
 
+def _names_of(part: DictionaryPart) -> dict[int, str]:
+    """Return what modes stand for, by their numbers; what nothing shows is "unnamed"."""
+    found = part.tables.get("meaning")
+    if found is None:
+        return {}
+    names = {}
+    for row in found.to_dict("records"):
+        interval = f"{fixed(row['correlation'])}, {fixed(row['low'])} to {fixed(row['high'])}"
+        name = str(row["name"])
+        names[int(row["id"])] = name if name == UNNAMED else f"{name} ({interval})"
+    return names
+
+
 MODES: Final = (
     _number("Mode", "id", 0),
+    Column(
+        "Stands for",
+        lambda row: row["stands"] or DASH,
+        "label, superclass or attribute, found on training inputs at a false-discovery rate of "
+        "5 %, whose correlation on held-out inputs has a 95 % interval above 0.2",
+        kind="word",
+        shown=lambda rows: any(row["stands"] for row in rows),
+    ),
     Column("Best label", lambda row: row["label"] or DASH, kind="word"),
     _number("Training", "train", 2),
     _number("Held out", "held_out", 2),

@@ -44,7 +44,7 @@ from condec.basis.files import user_path
 from condec.basis.objects import ObjectPath
 from condec.basis.texts import Texts
 from condec.dictionary import TrainConfig
-from condec.run.plan import LEARNERS, ROWS_PER_MODE, FitPlan, Plan
+from condec.run.plan import IMPORT, KINDS, LEARNERS, ROWS_PER_MODE, FitPlan, Plan
 from condec.run.plugins import default_links, default_options, link_names
 from condec.store import TWINS, RunFolder, Twin
 
@@ -182,8 +182,13 @@ def from_dict(record: Mapping[str, Any], *, folder: str | Path = ".") -> Plan:
     """
     fit = record.get("fit", {})
     learner = fit.get("learner", "sae") if isinstance(fit, Mapping) else "sae"
-    if not isinstance(learner, str) or learner not in LEARNERS:
-        raise OptionError(f"fit: learner: expected one of {', '.join(LEARNERS)}; got {learner!r}")
+    if isinstance(learner, str) and learner.startswith(f"{IMPORT}:"):
+        learner, path = learner.split(":", 1)
+        fit = {**fit, "learner": learner, "path": path}
+        record = {**record, "fit": fit}
+    if not isinstance(learner, str) or learner not in KINDS:
+        expected = f"one of {', '.join(LEARNERS)}, or {IMPORT}:PATH"
+        raise OptionError(f"fit: learner: expected {expected}; got {learner!r}")
     _refuse_other_learners(learner, fit if isinstance(fit, Mapping) else {})
     found = checked(_file_model(learner), record)
     made: dict[str, Any] = {name: kind(**found.get(name, {})) for name, kind in _SECTIONS.items()}
@@ -200,7 +205,7 @@ def _refuse_other_learners(learner: str, fit: Mapping[str, Any]) -> None:
     """Name all keys at once that belong to other learners: a plan written out in full has many."""
     own, others = (
         {field.name for kind in kinds for field in dataclasses.fields(kind)}
-        for kinds in ((LEARNERS[learner], FitPlan, TrainConfig), LEARNERS.values())
+        for kinds in ((KINDS[learner], FitPlan, TrainConfig), LEARNERS.values())
     )
     if foreign := [key for key in fit if key in others - own]:
         raise OptionError(
@@ -339,8 +344,8 @@ def _fields(option: type) -> dict[str, Any]:
 def _fit_model(learner: str) -> type[BaseModel]:
     """Return the model of [fit]: keys of the plan, of the learner and of the training."""
     of_plan = {name: kind for name, kind in _fields(FitPlan).items() if name not in _JOINED}
-    fields = of_plan | _fields(LEARNERS[learner]) | _fields(TrainConfig)
-    fields["n_modes"] = (_N_MODES, DEFAULT_MODES[learner])
+    fields = of_plan | _fields(KINDS[learner]) | _fields(TrainConfig)
+    fields["n_modes"] = (_N_MODES, DEFAULT_MODES.get(learner, 1))
     name: Any = Literal[learner]
     default = "sae" if learner == "sae" else ...
     return create_model(f"fit_{learner}", __config__=_STRICT, learner=(name, default), **fields)
@@ -365,7 +370,7 @@ def _file_model(*learners: str) -> type[BaseModel]:
 
 
 def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
-    number = values.get("n_modes") or _number_of_modes(DEFAULT_MODES[learner])
+    number = values.get("n_modes") or _number_of_modes(DEFAULT_MODES.get(learner, 1))
     # A number that follows the site stands in the learner's place when the site is known.
     given = {**values, "n_modes": 1, **number}
 
@@ -373,7 +378,7 @@ def _fit_plan(learner: str, values: Mapping[str, Any]) -> FitPlan:
         names = {f.name for f in dataclasses.fields(kind)} - parts.keys()
         return kind(**{name: given[name] for name in names if name in given}, **parts)
 
-    plan: FitPlan = made(FitPlan, learner=made(LEARNERS[learner]), train=made(TrainConfig))
+    plan: FitPlan = made(FitPlan, learner=made(KINDS[learner]), train=made(TrainConfig))
     return plan
 
 

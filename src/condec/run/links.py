@@ -15,15 +15,15 @@ from typing import Any, Final
 
 from condec import dictionary
 from condec.basis.digests import digest
-from condec.basis.errors import CondecError, StoreError
-from condec.basis.files import to_json
+from condec.basis.errors import CondecError, DataError, StoreError
+from condec.basis.files import to_json, user_path
 from condec.basis.npz import save_record
 from condec.basis.shapes import UnitMatrix
 from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, fit, forget_checkpoint
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.explanation import site_maps
-from condec.modes import Modes, membership
+from condec.modes import Modes, meaning, membership
 from condec.network import Site
 from condec.run.beforehand import OF_MODES, check_run, control_reason, refuse_large
 from condec.run.control import control_link
@@ -112,6 +112,7 @@ def fit_link(run: Run) -> Outcome:
         make, inputs = partial(_fit_site, run, site, notes), [run.folder.store]
         name = f"fit {site.key}"
         tasks.append(Task(name, _fit_options(run), make, inputs, plan.name, notes=notes))
+        tasks.append(_meaning_task(run, site, notes))
         tasks += _checks(run, site) if site in checked else ()
     outcome = carry_out(run, "fit", tasks, separate=True)
     return replace(outcome, notes=(*outcome.notes, *notes))
@@ -123,6 +124,8 @@ def _fit_options(run: Run) -> dict[str, Any]:
 
 def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
     plan, store = run.plan.fit, run.store
+    if isinstance(plan.learner, dictionary.Imported):
+        return _import_site(run, site, plan.learner)
     checkpoint = run.folder.checkpoint(site.key, digest(_fit_options(run), store.config_hash))
     with warnings.catch_warnings():
         # Said below, for all sites together; the report says it again.
@@ -146,6 +149,38 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
     for left in checkpoint.parent.glob("*"):
         forget_checkpoint(left)
     return [saved.parent]
+
+
+def _import_site(run: Run, site: Site, learner: dictionary.Imported) -> list[Path]:
+    """Take a site's dictionary from elsewhere, and measure it on the rows of the plan."""
+    plan, store = run.plan.fit, run.store
+    place = user_path(learner.path.replace("{site}", site.key), run.plan.base)
+    rows = store.rows(site, sign=plan.sign, rows=run.plan.rows)
+    found = dictionary.measured(dictionary.import_dictionary(place), rows, plan.train)
+    modes = Modes.build(found, store, site, plan.sign, name=plan.name, rows=run.plan.rows)
+    return [modes.save(run.folder.modes(site.key, plan.name), found).parent]
+
+
+def _meaning_task(run: Run, site: Site, notes: list[str]) -> Task:
+    """Return the task that says what the modes of a site stand for."""
+    folder, name = run.folder, run.plan.fit.name
+    place = folder.modes(site.key, name)
+
+    def make() -> list[Path]:
+        modes = Modes.load(folder.ledger.found(place) or place, run.store)
+        try:
+            if not len(modes) or not run.properties:
+                return []
+            found = meaning(modes, run.properties, seed=run.plan.fit.train.seed)
+        except DataError as error:  # of labels with a sample each
+            notes.append(f"{site.key}: modes have no names: {error}")
+            return []
+        return [folder.write_table(found.modes, "meaning", site.key, name)]
+
+    groups = None if run.superclasses is None else digest(run.superclasses.to_record())
+    made_from = run.made_from("data", "attributes", groups=groups)
+    after = f"fit {site.key}"
+    return Task(f"meaning {site.key}", made_from, make, [place], name, after, notes=notes)
 
 
 def _checks(run: Run, site: Site) -> Iterator[Task]:

@@ -34,6 +34,9 @@ LEARNERS: Final[dict[str, type[Learner]]] = {
     "dictionary_learning": dictionary.DictionaryLearning,
 }  # fmt: skip
 """Learners by the names of their folders."""
+IMPORT: Final = "import"
+KINDS: Final[dict[str, type[Learner]]] = {**LEARNERS, IMPORT: dictionary.Imported}
+"""Those, and what stands for a dictionary that was made elsewhere."""
 ROWS_PER_MODE: Final = 4.0
 """Training rows for each mode of a default fit, at least."""
 
@@ -60,6 +63,7 @@ class DataPlan:
     csv: str | None = None
     label_names: str | None = None
     superclasses: str | None = None
+    attributes: str | None = None
     preprocess: str | None = None
     orientation: Orientation | None = None
     limit: int | None = None
@@ -133,6 +137,14 @@ class FitPlan:
         one_of("fit", "rows", self.rows or "samples", Rows)
         if self.stability_seeds:
             at_least("fit", LEAST_SEEDS, stability_seeds=self.stability_seeds)
+        if isinstance(self.learner, dictionary.Imported):
+            if self.rivals or self.stability_seeds:
+                raise OptionError(
+                    "fit: rivals and stability fit the learner again, which is imported; leave "
+                    "them out"
+                )
+            if not self.learner.path:
+                raise OptionError("fit: learner: expected import:PATH")
         if self.rivals and not self.train.held_out:
             raise OptionError("fit: rivals are compared on held-out rows; held_out must be above 0")
         for number, words in ((self.modes_per_unit, "{:g}x"), (self.rows_per_mode, "rows/{:g}")):
@@ -144,7 +156,7 @@ class FitPlan:
     @property
     def name(self) -> str:
         """Name of the learner, which its folders have as well."""
-        return next(name for name, kind in LEARNERS.items() if type(self.learner) is kind)
+        return next(name for name, kind in KINDS.items() if type(self.learner) is kind)
 
     def learner_for(self, n_units: int, n_rows: int) -> Learner:
         """Return the learner with its number of modes worked out for a site and its rows."""

@@ -23,7 +23,7 @@ from condec.data import SOURCES, Inputs, Language, load_data, read_attributes
 from condec.data.classes import synsets_of
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
-from condec.modes import BUILT_IN, Hierarchy, Modes
+from condec.modes import BUILT_IN, Hierarchy, Modes, Properties
 from condec.network import Site, find_site, find_sites, match_sites
 from condec.run import config
 from condec.run.plan import Plan
@@ -183,7 +183,7 @@ class Run:
             )
         return found
 
-    def attributes(self, column: str | None = None) -> "pandas.DataFrame":
+    def attributes(self, column: str) -> "pandas.DataFrame":
         """Read what the csv of the data says of every input; DataError where there is none."""
         plan = self.plan.data
         file = plan.csv or dict(parse_qsl(plan.source.partition("?")[2])).get("csv")
@@ -193,6 +193,18 @@ class Run:
                 f"{', '.join((*BUILT_IN, 'wordnet'))}, and the data have no csv with such a column"
             )
         return read_attributes(user_path(file, self.plan.base), self.inputs.ids, column)
+
+    @cached_property
+    def properties(self) -> tuple[Properties, ...]:
+        """Labels with superclasses, and attributes, of the store's samples; empty without any."""
+        found, labels = [], self.store.labels
+        if bool((labels >= 0).any()):
+            names = self.folder.read_json(self.folder.labels)
+            found.append(Properties.of_labels(labels, names, self.superclasses))
+        if (name := self.plan.data.attributes) is not None:
+            table = read_attributes(user_path(name, self.plan.base), self.store.sample_ids)
+            found += Properties.of_table(table)
+        return tuple(found)
 
     @cached_property
     def fit_on(self) -> Inputs | None:

@@ -41,7 +41,7 @@ _REPAIR: Final = "repair.json"
 """File of a repair that is under way: the links to carry out."""
 _LINKS: Final = {
     "contributions": "collect", "twins": "collect", "labels": "collect", "maps": "map",
-    "modes": "fit", "rivals": "fit", "stability": "fit", "log_odds": "control",
+    "modes": "fit", "meaning": "fit", "rivals": "fit", "stability": "fit", "log_odds": "control",
     "activations": "control", "superclasses": "control", "explained": "explain",
     "statistics": "stats", "statistics_twins": "stats", "left_out": "run", "left": "run",
 }  # fmt: skip
