@@ -131,7 +131,7 @@ def test_labels_with_one_sample_are_left_out(modes: Modes) -> None:
         meaning(modes, Properties.of_labels(torch.arange(400)))
     with pytest.raises(DataError, match="modes of 400 samples, properties of 5"):
         meaning(modes, Properties.of_labels(torch.arange(5)))
-    with pytest.raises(OptionError, match="rate must lie between 0 and 1; got 1.5"):
+    with pytest.raises(OptionError, match=r"rate must lie between 0 and 1; got 1\.5"):
         meaning(modes, rate=1.5)
 
 

@@ -1055,11 +1055,12 @@ def test_a_dictionary_from_elsewhere_takes_the_place_of_a_fit(source: Path) -> N
     plan = config.read(source / "run")
     assert (plan.fit.name, config.to_dict(plan)["fit"]["path"]) == ("import", "atoms/{site}.npy")
     np.save(source / "atoms" / "block2.npy", np.eye(3, dtype=np.float32))
+    np.save(source / "atoms" / "block1.npy", np.eye(3, dtype=np.float32))
+    again = run_of(source)
+    for block in ("block1", "block2"):
+        again.folder.ledger.forget(f"fit {block} (import)")
     with pytest.raises(DataError, match="atoms of 3 units, for rows of 4; it is of another site"):
-        run_of(source).folder.ledger.forget("fit block2 (import)")
-        run_of(source).folder.ledger.forget("fit block1 (import)")
-        np.save(source / "atoms" / "block1.npy", np.eye(3, dtype=np.float32))
-        links.fit_link(run_of(source))
+        links.fit_link(again)
 
 
 @pytest.mark.parametrize(

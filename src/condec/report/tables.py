@@ -286,9 +286,9 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
     best on training rows, empty and NaN without labels; `stands` is what the mode stands for, with
     the interval of its held-out correlation (`condec.meaning`). `use` and `held_out_use` are shares
-    of inputs, `users` counts those held out (all, where none were); `seeds` and `halves` are cosines
-    with partners in other fits, NaN if not measured. The order is that of `leading_modes`, but for
-    its care that every label has a mode.
+    of inputs, `users` counts those held out (all, where none were); `seeds` and `halves` are
+    cosines with partners in other fits, NaN if not measured. The order is that of `leading_modes`,
+    but for its care that every label has a mode.
     """
     modes, stability = part.modes, part.tables.get("stability")
     rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
