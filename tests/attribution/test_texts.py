@@ -190,6 +190,9 @@ def test_every_target_has_a_text(target: Target) -> None:
         ("margin", Margin(against="mean")),
         ("margin:logsumexp", Margin(against="logsumexp")),
         ("contrast:frozen:softmax", Contrast(frozen=True, probability=True)),
+        ("contrast:3:5", Contrast(pair=(3, 5))),
+        ("contrast: he: she:softmax", Contrast(pair=(" he", " she"), probability=True)),
+        ("margin:all", Margin(against="all")),
         ("entropy", Entropy()),
         ("surprisal", Surprisal()),
         ("surprisal:0.25", Surprisal(shrinkage=0.25)),
@@ -222,8 +225,29 @@ def test_targets_that_do_not_exist(text: str) -> None:
         TARGETS.parse(text)
 
 
+def test_names_of_a_pair_are_found_among_the_labels() -> None:
+    pair = Contrast(pair=(" he", 3))
+    assert pair.numbered(lambda: ("x", " he", " she")) == Contrast(pair=(1, 3))
+    assert Contrast(pair=(0, 1)).numbered(lambda: pytest.fail("asked in vain")).pair == (0, 1)
+    with pytest.raises(OptionError, match=r"' he' is the name of 0 of the model's 2 labels.*\['he"):
+        pair.numbered(lambda: ("he", "she"))
+    with pytest.raises(OptionError, match="of 2 of the model's 2 labels"):
+        pair.numbered(lambda: (" he", " he"))
+    with pytest.raises(OptionError, match=r"of the model.s 0 labels.*Give the number"):
+        pair.numbered(lambda: None)
+    with pytest.raises(OptionError, match=r"are names; give numbers"):
+        pair.value(torch.zeros(1, 4), None)
+    with pytest.raises(OptionError, match="the output has 4 labels, 0 to 3"):
+        Contrast(pair=(0, 4)).value(torch.zeros(1, 4), None)
+    assert Contrast().to_dict() == {"name": "Contrast", "frozen": False, "probability": False}
+
+
 def test_a_text_of_options_that_contradict_each_other_says_so() -> None:
     with pytest.raises(OptionError, match="against='logsumexp' is the log-odds already"):
         TARGETS.parse("margin:logsumexp:softmax")
+    with pytest.raises(OptionError, match="against='all' is the log-probability already"):
+        TARGETS.parse("margin:all:softmax")
+    with pytest.raises(OptionError, match=r"pair must be two different labels, and not frozen"):
+        TARGETS.parse("contrast:frozen:3:5")
     with pytest.raises(OptionError, match="all probabilities add up to 1"):
         TARGETS.parse("sum:softmax")

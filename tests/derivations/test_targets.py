@@ -135,6 +135,11 @@ TARGETS = {
     "margin": (Margin(), lambda y, x, c: margin(y, c, "mean")),
     "margin:softmax": (Margin(probability=True), lambda y, x, c: margin(softmax(y), c, "mean")),
     "margin:largest": (Margin(against="largest"), lambda y, x, c: margin(y, c, "largest")),
+    "margin:all": (
+        Margin(against="all"),
+        lambda y, x, c: y[c] - math.log(sum(math.exp(v) for v in y)),
+    ),
+    "contrast:pair": (Contrast(pair=(2, 0)), lambda y, x, c: y[2] - y[0]),
     "margin:logsumexp": (Margin(against="logsumexp"), lambda y, x, c: margin(y, c, "logsumexp")),
     "sum": (Sum(), lambda y, x, c: y[0] + y[1] + y[2]),
     "sum:0,2": (Sum((0, 2)), lambda y, x, c: y[0] + y[2]),

@@ -118,6 +118,7 @@ TARGETS: Final[Mapping[str, str]] = {
     "Surprisal": "the surprisal of the output",
     "TopK": "the {largest}",
 }
+_LOG: Final = {"logsumexp": "log-odds", "all": "log-probability"}
 TWINS: Final[Mapping[str, str]] = {
     "RandomWeights": "random weights{begin}", "ShuffledLabels": "shuffled labels",
 }  # fmt: skip
@@ -166,6 +167,10 @@ def target_words(target: Mapping[str, Any]) -> str:
     what = "probability" if target.get("probability") else "logit"
     several = "probabilities" if target.get("probability") else "logits"
     k, chosen = target.get("k"), target.get("indices")
+    if pair := target.get("pair"):
+        return f"the {what} of label {pair[0]} less that of label {pair[1]}"
+    if target.get("against") in _LOG:
+        return f"the {_LOG[target['against']]} of the input's own label"
     return _filled(
         TARGETS, target, what=what,
         largest=f"largest {what}" if k == 1 else f"sum of the {k} largest {several}",

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from condec.attribution.targets import Target
 from condec.basis.digests import differences
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError, command, printable
 from condec.basis.files import user_path
@@ -230,10 +231,15 @@ class Run:
         """What collecting computes, of the model proven for its batches, worked out once."""
         return self._batches(self.loaded.model, self.inputs)
 
+    @cached_property
+    def target(self) -> Target:
+        """The target of the plan, with numbers for names of labels and texts of tokens."""
+        return self.plan.collect.target.numbered(lambda: self.loaded.label_names)
+
     def _batches(self, model: nn.Module, inputs: Inputs) -> BatchPlan:
         plan = self.plan.collect
         return BatchPlan.make(
-            model, inputs, self.plan.sites, plan.method, plan.target, plan.compute, plan.on_bad,
+            model, inputs, self.plan.sites, plan.method, self.target, plan.compute, plan.on_bad,
             self.fit_on, self.batch_size if plan.prove else None,
             plan.keep if plan.rows == "positions" else None, plan.seed,
         )  # fmt: skip
@@ -283,7 +289,7 @@ class Run:
         if not path.exists():
             raise StoreError(f"{path}: no contributions yet; {self.folder.first('collect')}")
         store, plan = Store.open(path), self.plan.collect
-        wants = {"method": plan.method.to_dict(), "target": plan.target.to_dict()}
+        wants = {"method": plan.method.to_dict(), "target": self.target.to_dict()}
         if differ := differences({key: store.recipe.get(key) for key in wants}, wants):
             raise StoreError(
                 f"{path}: of another plan: {'; '.join(differ)}; choose another run folder, or "

@@ -1,7 +1,7 @@
 """Targets in general, and how outputs become scores and predictions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -47,6 +47,13 @@ class Target(Option, ABC):
         """Take the axis of the output that holds its labels, if that is left open and matters.
 
         `output_axis` finds it; None where nothing tells.
+        """
+        return self
+
+    def numbered(self, names: Callable[[], Sequence[str] | None]) -> "Target":
+        """Replace names of labels, or texts of tokens, by their numbers; itself without any.
+
+        `names` gives those of all labels, None where the model has none.
         """
         return self
 

@@ -16,7 +16,7 @@ from condec.basis.shapes import PerSample
 # Outputs with as many axes after the sample hold the labels on the first, as torch's losses do.
 _LABELS_FIRST: Final = 3
 
-Rest = Literal["mean", "largest", "logsumexp"]
+Rest = Literal["mean", "largest", "logsumexp", "all"]
 
 
 @final
@@ -206,17 +206,70 @@ class Contrast(Target):
         Keep the two classes of the input along the path.
     probability : bool
         Softmax probabilities instead of logits.
+    pair : tuple of two int, or of two str, optional
+        Two given classes, the same for all inputs: the first less the second, such as the tokens
+        of "he" and "she". Names are found by `numbered`, which a run does.
+
+    Raises
+    ------
+    OptionError
+        A pair that is not two different labels, or is asked to be frozen, which it is already; at
+        the first output, one that the model does not have, or a name that has no number yet.
     """
 
     frozen: bool = False
     probability: bool = False
+    pair: tuple[int | str, int | str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pair is None:
+            return
+        object.__setattr__(self, "pair", tuple(self.pair))
+        if len({*self.pair}) != 2 or len(self.pair) != 2 or self.frozen:
+            raise OptionError(
+                f"Contrast: pair must be two different labels, and not frozen; got {self.pair}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain form; a pair is named only where there is one."""
+        record = Target.to_dict(self)
+        return {key: value for key, value in record.items() if (key, value) != ("pair", None)}
+
+    def numbered(self, names: Callable[[], Sequence[str] | None]) -> "Contrast":
+        """Find the numbers of two names; OptionError where a label has no such name."""
+        if self.pair is None or all(isinstance(one, int) for one in self.pair):
+            return self
+        known = list(names() or ())
+        wrong = [one for one in self.pair if isinstance(one, str) and known.count(one) != 1]
+        if wrong:
+            near = [name for name in known if str(wrong[0]).strip() in name][:5]
+            raise OptionError(
+                f"Contrast: {wrong[0]!r} is the name of {known.count(str(wrong[0]))} of the "
+                f"model's {len(known)} labels; expected one. "
+                + (f"Names like it: {near}" if near else "Give the number of the label")
+            )
+        found = (known.index(one) if isinstance(one, str) else one for one in self.pair)
+        return dataclasses.replace(self, pair=tuple(found))
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
         """Keep the two classes, shape [sample, 2]; None where they are chosen again."""
         return scores(output, at_least=2).topk(2, dim=1).indices if self.frozen else None
 
     def value(self, output: Tensor, frozen: Tensor | None) -> PerSample:
-        """Difference of the two outputs, shape [sample]; not negative unless frozen."""
+        """Difference of the two outputs, shape [sample]; not negative unless they are fixed."""
+        if self.pair is not None:
+            values = scores(output, probability=self.probability, at_least=2)
+            first, second = self.pair
+            size = values.shape[1]
+            if not (isinstance(first, int) and isinstance(second, int)):
+                raise OptionError(
+                    f"Contrast: {self.pair} are names; give numbers, such as model.token(' he')"
+                )
+            if not (0 <= first < size and 0 <= second < size):
+                raise OptionError(
+                    f"Contrast: pair {self.pair}; the output has {size} labels, 0 to {size - 1}"
+                )
+            return values[:, first] - values[:, second]
         if self.frozen:
             pair = gather(output, frozen, probability=self.probability)
         else:
@@ -231,18 +284,19 @@ class Margin(Target):
 
     Parameters
     ----------
-    against : {"mean", "largest", "logsumexp"}
+    against : {"mean", "largest", "logsumexp", "all"}
         Subtracted: the mean of the other outputs; the largest of them, chosen again at
         every step (the margin of support vector machines, negative where the sample is
-        misclassified); or their log-sum-exp, which makes the target the log-odds
-        :math:`\log(p / (1 - p))` of the label's softmax probability.
+        misclassified); their log-sum-exp, which makes the target the log-odds
+        :math:`\log(p / (1 - p))` of the label's softmax probability; or the log-sum-exp of all
+        outputs, the own one too, which makes it the log-probability :math:`\log p`.
     probability : bool
-        Softmax probabilities instead of logits; not with ``logsumexp``.
+        Softmax probabilities instead of logits; not with ``logsumexp`` and ``all``.
 
     Raises
     ------
     OptionError
-        Another word for `against`, or ``logsumexp`` of probabilities.
+        Another word for `against`, or ``logsumexp`` or ``all`` of probabilities.
     DataError
         As of `Label`.
     """
@@ -253,9 +307,10 @@ class Margin(Target):
 
     def __post_init__(self) -> None:
         one_of("Margin", "against", self.against, Rest)
-        if self.probability and self.against == "logsumexp":
+        if self.probability and self.against in ("logsumexp", "all"):
+            known = "log-odds" if self.against == "logsumexp" else "log-probability"
             raise OptionError(
-                "Margin: against='logsumexp' is the log-odds already, of logits; leave "
+                f"Margin: against={self.against!r} is the {known} already, of logits; leave "
                 "probability=True out, or use 'mean' or 'largest'"
             )
 
@@ -267,6 +322,8 @@ class Margin(Target):
         """The label's output minus that of the rest, shape [sample]."""
         values = scores(output, probability=self.probability, at_least=2)
         own = gather(output, frozen, probability=self.probability)
+        if self.against == "all":
+            return own - values.logsumexp(1)
         # Indices of the others: all labels, with those from the own one on moved up by one.
         place = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
         others = values.gather(1, place + (place >= kept(frozen)[:, None]))

@@ -27,6 +27,14 @@ def _index_text(index: int | tuple[int, ...] | None) -> str:
     return "" if index is None else f":{','.join(map(str, numbers))}"
 
 
+def _pair(text: str) -> tuple[int | str, ...]:
+    return tuple(int(one) if one.isdecimal() else one for one in text.split(":"))
+
+
+def _pair_text(pair: tuple[int | str, int | str] | None) -> str:
+    return "" if pair is None else f":{pair[0]}:{pair[1]}"
+
+
 _SOFT: Final = flag("probability", "softmax")
 TARGETS: Final[Texts[Target]] = Texts(
     "target",
@@ -39,8 +47,11 @@ TARGETS: Final[Texts[Target]] = Texts(
         ),
         Label: ("label", _SOFT),
         Predicted: ("predicted", _SOFT),
-        Contrast: ("contrast", flag("frozen", "frozen"), _SOFT),
-        Margin: ("margin", choice("against", "mean|largest|logsumexp"), _SOFT),
+        Contrast: (
+            "contrast", flag("frozen", "frozen"),
+            Part("pair", "[:LABEL:LABEL]", r"(?::((?!softmax:|frozen:)[^:]+:(?!softmax$)[^:]+))?", _pair, _pair_text), _SOFT,
+        ),
+        Margin: ("margin", choice("against", "mean|largest|logsumexp|all"), _SOFT),
         Entropy: ("entropy",),
         Sum: (
             "sum",
