@@ -36,6 +36,7 @@ def _pair_text(pair: tuple[int | str, int | str] | None) -> str:
 
 
 _SOFT: Final = flag("probability", "softmax")
+_PAIR: Final = r"(?::((?!softmax:|frozen:)[^:]+:(?!softmax$)[^:]+))?"
 TARGETS: Final[Texts[Target]] = Texts(
     "target",
     {
@@ -49,7 +50,7 @@ TARGETS: Final[Texts[Target]] = Texts(
         Predicted: ("predicted", _SOFT),
         Contrast: (
             "contrast", flag("frozen", "frozen"),
-            Part("pair", "[:LABEL:LABEL]", r"(?::((?!softmax:|frozen:)[^:]+:(?!softmax$)[^:]+))?", _pair, _pair_text), _SOFT,
+            Part("pair", "[:LABEL:LABEL]", _PAIR, _pair, _pair_text), _SOFT,
         ),
         Margin: ("margin", choice("against", "mean|largest|logsumexp|all"), _SOFT),
         Entropy: ("entropy",),
