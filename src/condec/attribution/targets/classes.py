@@ -248,8 +248,8 @@ class Contrast(Target):
                 f"model's {len(known)} labels; expected one. "
                 + (f"Names like it: {near}" if near else "Give the number of the label")
             )
-        found = (known.index(one) if isinstance(one, str) else one for one in self.pair)
-        return dataclasses.replace(self, pair=tuple(found))
+        first, second = (known.index(o) if isinstance(o, str) else o for o in self.pair)
+        return dataclasses.replace(self, pair=(first, second))
 
     def freeze(self, output: Tensor, labels: Tensor | None) -> Tensor | None:
         """Keep the two classes, shape [sample, 2]; None where they are chosen again."""
