@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from condec.edits import Ablate, Preserve, edited, unit_means
     from condec.explanation import Explanation, Graph, ModeMap, explain, flow, mode_map
-    from condec.effects import auc_difference, control_curve
+    from condec.effects import auc_difference, control_curve, judge
 
 __all__ = [
     "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
@@ -64,7 +64,7 @@ __all__ = [
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
     "mode_map", "auc_difference", "control_curve", "SeveralInputs", "Explanation", "explain",
     "flow", "Graph", "Properties", "meaning", "mode_statistics",
-    "import_dictionary",
+    "import_dictionary", "judge",
 ]  # fmt: skip
 
 # Imported when first asked for, so that a command can be stopped before torch is there.

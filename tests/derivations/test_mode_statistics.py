@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from condec.basis.errors import DataError
 from condec.modes.hierarchy import Hierarchy
 from condec.modes.properties import Properties
 from condec.modes.statistics import (
@@ -184,3 +186,48 @@ def test_redundancy_and_monosemanticity() -> None:
             assert float(got[mode]) == pytest.approx(top / bottom, abs=1e-6)
         else:
             assert bool(got[mode].isnan())
+
+
+def test_contributions_of_modes_of_activations() -> None:
+    """Unit by unit: those of one sign are divided as products are; the rest belongs to nobody."""
+    import jaxtyping
+
+    from condec.modes.modes import Modes
+    from condec.modes.responsibility import contribution_shares
+    from condec.network import Site
+
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.rand(7, 3, generator=generator) - 0.4).clamp(min=0)
+    atoms = torch.randn(3, 5, generator=generator)
+    atoms[:, 4] = 0
+    contribution = torch.randn(7, 5, generator=generator)
+    activation = torch.randn(7, 5, generator=generator)
+
+    class Store:
+        def matrix(self, site: Site, quantity: str, sign: str) -> torch.Tensor:
+            return contribution if quantity == "contribution" else activation
+
+        def info(self, site: Site) -> "Store":
+            return self
+
+        n_units = 5
+
+    jaxtyping.config.update("jaxtyping_disable", True)  # the store is none
+    modes = Modes(
+        atoms=atoms, loadings=z, ids=torch.arange(3), held_out=torch.zeros(7, dtype=torch.bool),
+        store=Store(), site=Site("x"), sign="sum", quantity="activation", n_modes=3,
+    )  # type: ignore[arg-type]  # fmt: skip
+    found = contribution_shares(modes)
+    expected = torch.zeros(7, 3, dtype=torch.float64)
+    for s, u in itertools.product(range(7), range(5)):
+        sign = 1.0 if activation[s, u] > 0 else -1.0
+        products = [max(0.0, sign * float(z[s, m]) * float(atoms[m, u])) for m in range(3)]
+        for m in range(3):
+            if sum(products):
+                expected[s, m] += float(contribution[s, u]) * products[m] / sum(products)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
+    for changed, message in (({"quantity": "contribution"}, "got those of contributions"),
+                             ({"loadings": -z}, "loadings below 0")):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            contribution_shares(replace(modes, **changed))  # type: ignore[arg-type]
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -12,10 +12,12 @@ from condec.modes.naming import UNNAMED, Meaning, meaning
 from condec.modes.probing import probe
 from condec.modes.properties import Properties
 from condec.modes.prototypes import Prototypes, prototypes
+from condec.modes.responsibility import contribution_shares
 from condec.modes.statistics import ModeStatistics, mode_statistics, monosemanticity, redundancy
 
 __all__ = [
     "BUILT_IN", "UNNAMED", "Hierarchy", "Meaning", "ModeMatch", "ModeStatistics", "Modes",
-    "Properties", "Prototypes", "Split", "label_correlation", "label_name", "meaning", "membership",
+    "Properties", "Prototypes", "Split", "contribution_shares",
+    "label_correlation", "label_name", "meaning", "membership",
     "mode_statistics", "monosemanticity", "probe", "prototypes", "redundancy",
 ]  # fmt: skip
