@@ -168,7 +168,6 @@ def test_one_computation_at_a_time_and_not_too_many_wait(
 
 def test_ports(session: Session) -> None:
     first = server._bound("127.0.0.1", None)
-    first.listen()
     second = server._bound("127.0.0.1", None)
     taken = first.getsockname()[1]
     assert second.getsockname()[1] > taken

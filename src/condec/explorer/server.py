@@ -263,13 +263,14 @@ def serve(session: Session, host: str, port: int | None, say: Callable[[str], No
 
 
 def _bound(host: str, port: int | None) -> socket.socket:
-    """Bind a port: the one that is asked for, else the first that is free."""
+    """Listen at a port: the one that is asked for, else the first that is free."""
     wrong: OSError | None = None
     for number in _PORTS if port is None else [port]:
         bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((host, number))
+            bound.listen()  # so that who reads the address finds somebody there
         except (OSError, OverflowError) as error:
             bound.close()
             wrong = OSError(str(error))
