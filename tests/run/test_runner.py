@@ -22,7 +22,9 @@ from condec.basis.npz import load_record
 from condec.dictionary import Dictionary, KMeans, TrainConfig, load_dictionary, stability
 from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
 from condec.explanation import SiteMaps
+from condec.modes import annotate
 from condec.modes.modes import Modes
+from condec.report import tables
 from condec.report.reading import read_run
 from condec.retina import Windows
 from condec.run import FUNCTIONS, LINKS, Outcome, Run, chain, config, links
@@ -1018,6 +1020,11 @@ def test_modes_are_named_by_labels_and_attributes(source: Path) -> None:
     assert set(found["kind"]) <= {"label", "attribute"}
     assert found["id"].tolist() == run_of(source).modes()[1].ids.tolist()
     assert carry_out(run_of(source, links=("collect", "fit")))["fit"].state == "kept"
+    (part,) = [part for site, part in read_run(source / "run").parts if site.key == "block2"]
+    annotate(source / "run", part.modes, 1, name="stripes", group="textures")
+    lines = tables.mode_rows(read_run(source / "run"), part)
+    (said,) = [line["stands"] for line in lines if line["row"] == 1]
+    assert said == f"stripes (textures); {found['name'][1]}"
     (source / "table.csv").write_text("\n".join(["id,age", *rows[1:]]) + "\n")
     run = run_of(source, links=("collect", "fit"))
     run.folder.ledger.forget("meaning block2 (kmeans)")

@@ -5,6 +5,7 @@ samples that modes find in a class. Imports `dictionary`, `store`
 and what lies below. Statistics of modes against labels belong here; edits that use modes do not.
 """
 
+from condec.modes.annotations import Annotation, annotate, annotations
 from condec.modes.hierarchy import BUILT_IN, Hierarchy
 from condec.modes.labels import label_correlation, label_name, membership
 from condec.modes.modes import ModeMatch, Modes, Split
@@ -16,8 +17,27 @@ from condec.modes.responsibility import contribution_shares
 from condec.modes.statistics import ModeStatistics, mode_statistics, monosemanticity, redundancy
 
 __all__ = [
-    "BUILT_IN", "UNNAMED", "Hierarchy", "Meaning", "ModeMatch", "ModeStatistics", "Modes",
-    "Properties", "Prototypes", "Split", "contribution_shares",
-    "label_correlation", "label_name", "meaning", "membership",
-    "mode_statistics", "monosemanticity", "probe", "prototypes", "redundancy",
+    "BUILT_IN",
+    "UNNAMED",
+    "Annotation",
+    "Hierarchy",
+    "Meaning",
+    "ModeMatch",
+    "ModeStatistics",
+    "Modes",
+    "Properties",
+    "Prototypes",
+    "Split",
+    "annotate",
+    "annotations",
+    "contribution_shares",
+    "label_correlation",
+    "label_name",
+    "meaning",
+    "membership",
+    "mode_statistics",
+    "monosemanticity",
+    "probe",
+    "prototypes",
+    "redundancy",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from condec.dictionary import rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import LEADING, mean_over_labels
 from condec.explanation import LEAST_USERS, held_out_value, strongest_units
-from condec.modes import UNNAMED
+from condec.modes import UNNAMED, annotations
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent, twin_words
@@ -299,6 +299,10 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
         rows["train"] = part.correlation.max(1).values.tolist()
         rows["held_out"] = held_out.tolist()
     names = _names_of(part)
+    for row, said in annotations(part.folder.path, modes).items():
+        number = int(modes.ids[row])
+        words = f"{said.name or said.note} ({said.group})" if said.group else said.name or said.note
+        names[number] = f"{words}; {names[number]}" if names.get(number) else words
     rows["stands"] = [names.get(number, "") for number in rows["id"]]
     rows["use"] = part.density("train").tolist()
     rows["held_out_use"] = part.density("held_out").tolist()

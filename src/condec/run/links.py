@@ -16,7 +16,7 @@ from typing import Any, Final
 from condec import dictionary
 from condec.basis.digests import digest
 from condec.basis.errors import CondecError, DataError, StoreError
-from condec.basis.files import to_json, user_path
+from condec.basis.files import file_digest, to_json, user_path
 from condec.basis.npz import save_record
 from condec.basis.shapes import UnitMatrix
 from condec.data import Inputs
@@ -24,6 +24,7 @@ from condec.dictionary import DeadModesWarning, fit, forget_checkpoint
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.explanation import site_maps
 from condec.modes import Modes, meaning, membership
+from condec.modes.annotations import FILE as ANNOTATIONS
 from condec.network import Site
 from condec.run.beforehand import OF_MODES, check_run, control_reason, refuse_large
 from condec.run.control import control_link
@@ -283,7 +284,8 @@ def report_link(run: Run) -> Outcome:
         return [folder.report.parent]
 
     parts = digest({entry.task: entry.made_from for entry in others})
-    made_from = run.made_from("report", parts=parts)
+    said = file_digest(names) if (names := folder.path / ANNOTATIONS).exists() else None
+    made_from = run.made_from("report", parts=parts, names=said)
     inputs = [folder.path / name for entry in others for name in entry.outputs]
     outcome = carry_out(run, "report", [Task("report", made_from, make, inputs)])
     return replace(outcome, outputs=(folder.report,) if outcome.outputs else ())

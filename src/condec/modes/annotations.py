@@ -1,0 +1,120 @@
+"""Names, notes and groups that people give to modes: a small json beside the run.
+
+An entry keeps its mode's atom, by which it finds the mode again after another fit.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from condec.basis.errors import OptionError
+from condec.basis.files import folder_lock, reading, to_json, user_path, write_file, writing
+from condec.basis.metrics import unit_length
+from condec.basis.records import short_repr
+from condec.modes.modes import Modes
+
+FILE: Final = "names.json"
+LEAST_COSINE: Final = 0.8
+"""Cosine of atoms from which an entry is taken to be about a mode of another fit."""
+_ENTRIES: Final = 64
+"""Largest entries of an atom that are kept."""
+_REMEDY: Final = "Expected what condec.modes.annotate wrote; mend it, or remove it."
+
+
+@short_repr
+@dataclass(frozen=True)
+class Annotation:
+    """What a person said of a mode; `cosine` of its atom with that of the mode it was said of."""
+
+    name: str = ""
+    note: str = ""
+    group: str = ""
+    cosine: float = 1.0
+
+
+def annotate(
+    folder: str | Path, modes: Modes, row: int, *, name: str = "", note: str = "", group: str = ""
+) -> None:
+    """Keep a name, a note or a group of a mode beside a run; nothing of all removes the entry.
+
+    Parameters
+    ----------
+    folder : path
+        Of the run.
+    modes : Modes
+    row : int
+        Of `Modes.atoms`.
+
+    Raises
+    ------
+    OptionError
+        There is no such mode.
+    StoreError
+        The file cannot be read or written.
+    """
+    if not 0 <= row < len(modes):
+        raise OptionError(f"annotate: there is no mode in row {row}; {len(modes)} modes are alive")
+    place = user_path(folder)
+    file = place / FILE
+    with writing(str(file)), folder_lock(place):
+        kept = _read(file)
+        entries = [e for at, e in _matched(modes, kept.get(modes.site.key, [])) if at != row]
+        if name or note or group:
+            top = modes.atoms[row].abs().argsort(descending=True)[:_ENTRIES].sort().values
+            atom = {str(unit): round(float(modes.atoms[row, unit]), 8) for unit in top.tolist()}
+            entries.append({"name": name, "note": note, "group": group, "atom": atom})
+        write_file(file, to_json({**kept, modes.site.key: entries}))
+
+
+def annotations(folder: str | Path, modes: Modes) -> dict[int, Annotation]:
+    """Return what was said of modes of a site, by their row; an entry goes with one mode at most.
+
+    Entries whose atom is like none (cosine below 0.8) stay in the file, and come back with it.
+    StoreError where the file is damaged.
+    """
+    entries = _read(user_path(folder) / FILE).get(modes.site.key, [])
+    found = {}
+    for row, entry in _matched(modes, entries):
+        if row >= 0:
+            cosine = float(_cosines(modes, [entry])[0, row])
+            words = {name: str(entry.get(name, "")) for name in ("name", "note", "group")}
+            found[row] = Annotation(**words, cosine=cosine)
+    return found
+
+
+def _matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Return every entry with the row of its mode, -1 for none: one to one, the most alike."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows = dict.fromkeys(range(len(entries)), -1)
+    if entries and len(modes):
+        cosines = _cosines(modes, entries)
+        for entry, row in zip(*linear_sum_assignment(-cosines.numpy()), strict=True):
+            if cosines[entry, row] >= LEAST_COSINE:
+                rows[int(entry)] = int(row)
+    return [(rows[place], entry) for place, entry in enumerate(entries)]
+
+
+def _cosines(modes: Modes, entries: list[dict[str, Any]]) -> torch.Tensor:
+    """Return cosines of kept atoms and those of modes, [entry, mode]; of the kept entries."""
+    width = modes.atoms.shape[1]
+    kept = torch.zeros(len(entries), width)
+    for place, entry in enumerate(entries):
+        for unit, value in entry["atom"].items():
+            if int(unit) < width:
+                kept[place, int(unit)] = float(value)
+    return unit_length(kept, 1) @ unit_length(modes.atoms, 1).T
+
+
+def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
+    if not file.exists():
+        return {}
+    with reading(file, "names of modes", _REMEDY):
+        found = json.loads(file.read_bytes())
+        for entries in found.values():
+            for entry in entries:
+                _ = {int(unit): float(value) for unit, value in entry["atom"].items()}
+        return dict(found)

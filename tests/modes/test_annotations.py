@@ -1,0 +1,52 @@
+"""Names that people give survive a fit with other numbers, and go with one mode."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from condec.basis.errors import OptionError, StoreError
+from condec.modes import Modes
+from condec.modes.annotations import FILE, Annotation, annotate, annotations
+from condec.network import Site
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.fixture
+def modes(unchecked: None) -> Modes:
+    atoms = torch.rand(5, 20, generator=torch.Generator().manual_seed(0)) ** 4
+    return Modes(
+        atoms=atoms, loadings=torch.rand(9, 5), ids=torch.arange(5),
+        held_out=torch.zeros(9, dtype=torch.bool), store=None, site=Site("block"),
+        sign="positive", quantity="contribution", n_modes=5,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_entries_follow_their_atoms(modes: Modes, tmp_path: Path) -> None:
+    assert annotations(tmp_path, modes) == {}
+    annotate(tmp_path, modes, 1, name="violin", note="bow, too", group="music")
+    annotate(tmp_path, modes, 3, name="hen")
+    order = torch.tensor([3, 0, 4, 1])  # one is gone, all have other numbers and sizes
+    noise = 0.01 * torch.rand(4, 20)
+    again = replace(modes, atoms=2 * modes.atoms[order] + noise, loadings=modes.loadings[:, order])
+    found = annotations(tmp_path, again)
+    assert {row: one.name for row, one in found.items()} == {0: "hen", 3: "violin"}
+    assert (found[3].note, found[3].group) == ("bow, too", "music")
+    assert 0.99 < found[3].cosine <= 1.0001
+    without = replace(modes, atoms=modes.atoms[[0, 2, 4]], loadings=modes.loadings[:, :3])
+    assert annotations(tmp_path, without) == {}
+    assert annotations(tmp_path, replace(modes, site=Site("other"))) == {}
+    annotate(tmp_path, again, 0, name="hen, from afar")  # in place of what was said
+    annotate(tmp_path, again, 3)  # nothing: removed
+    assert {r: one.name for r, one in annotations(tmp_path, modes).items()} == {3: "hen, from afar"}
+    assert Annotation().cosine == 1.0
+
+
+def test_other_files_and_rows_are_refused(modes: Modes, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no mode in row 5; 5 modes are alive"):
+        annotate(tmp_path, modes, 5, name="x")
+    (tmp_path / FILE).write_text('{"block": [{"name": "x"}]}')
+    with pytest.raises(StoreError, match=r"names\.json: cannot be read as names of modes"):
+        annotations(tmp_path, modes)
