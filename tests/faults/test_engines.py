@@ -279,6 +279,30 @@ def test_parts_that_are_killed_and_begun_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_grows(tmp_path: Path) -> None:
+    """Two workers are wanted and there is room for one, until a node comes."""
+    from ray.cluster_utils import Cluster
+
+    only, memory = {LINKS: 'links = ["collect"]\n'}, {"object_store_memory": 80 * 2**20}
+    whole, root = undisturbed(tmp_path, only), write(tmp_path / "grown", only)
+    # One worker has a minute of work: a node and an actor take a while to start.
+    (root / "net.py").write_text(SLOW.replace("0.04", "1"))
+    cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory})
+    try:
+        engine = ["--engine", "ray", "--workers", "2", "--address", cluster.address]
+        driver = subprocess.Popen([sys.executable, "-m", "condec", *command(root, *engine)])
+        wait_for(lambda: len(at_work(root)) == 1, 300)
+        cluster.add_node(num_cpus=1, **memory)
+        wait_for(lambda: len(at_work(root)) == 2, 300)
+        assert driver.wait(1200) == 0
+    finally:
+        cluster.shutdown()
+    assert results(root) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")
 def test_a_lost_node_of_a_cluster(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import torch
@@ -106,6 +107,38 @@ def test_a_sample_of_faults(object_server: ObjectServer, bucket: str, whole: Sto
     chances = {name: chance for name, chance in WORST.items() if name not in ("time-out", "slow")}
     counts = endure(object_server, bucket, whole, chances, 0)
     assert sum(counts[name] for name in chances) >= 10, counts
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_request(
+    object_server: ObjectServer, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer would take a minute; the command ends, and the same one goes on."""
+    collect(bucket)
+    monkeypatch.setenv("AWS_TIMEOUT", "60 s")
+    plan = f'store = "{bucket}"\nsites = "block1"\nout = "fits"\n'
+    (tmp_path / "sweep.toml").write_text(plan + 'grid = [{learner = "pca", n_modes = 2}]\n')
+    asked, answered = threading.Event(), threading.Event()
+
+    def hangs(request: dict[str, Any]) -> None:
+        asked.set()
+        answered.wait(60)
+
+    command = [sys.executable, "-m", "condec", "sweep", str(tmp_path / "sweep.toml")]
+    monkeypatch.setattr(object_server, "fault", hangs)
+    # A shell that puts the tests into the background has SIGINT ignored, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    assert asked.wait(60)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=30)
+    assert not answered.is_set()
+    answered.set()
+    assert child.returncode == 130, said
+    assert "interrupted; the same command keeps what is whole" in said
+    assert "Traceback" not in said
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import condec.report
 from condec import cli
 from condec.basis.errors import OptionError, StoreError
+from condec.basis.objects import object_path
 from condec.run import Run, config, part
 from condec.run.part import Part, collect_part
 from condec.store import Store
@@ -66,6 +67,18 @@ def test_a_part_lists_a_store_twice_however_many_shards_it_has(
     collect(tmp_path / "run.toml", "--part", "1/1")
     assert len(asked) <= 3
     assert not plain(asked[-1])
+
+
+def test_parts_and_claims_are_refused_on_an_object_store(tmp_path: Path) -> None:
+    plan = write_source(tmp_path) / "run.toml"
+    given = ["collect", str(plan), "--part", "1/2", "--out", "memory://runs/a", "-q"]
+    result = CliRunner().invoke(cli.app, given)
+    assert result.exit_code == 2
+    assert "memory://runs/a: expected a place on this machine" in result.stderr
+    there = object_path("memory://runs/a/contributions.zarr")
+    assert there is not None
+    with pytest.raises(StoreError, match=r"claims/shard-00000: expected a place on this machine"):
+        claim(there, 0, "part 1 of 2")
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])

@@ -59,6 +59,7 @@ def test_a_run_at_work_and_its_workers(whole: Path, tmp_path: Path) -> None:
     assert "nothing in hand; last sign of life 0 s ago" in lines[-2]
     assert "fit block3 since 0 s ago; last sign of life 0 s ago" in lines[-1]
     lines = list(status_lines(folder))  # its driver was killed, without a word
+    assert not any(line.startswith("tasks of") for line in lines)  # none is in hand any more
     again = f"; 'condec run {folder.path}' goes on, or the command that it was"
     assert any(line.startswith("fit: interrupted 20") and line.endswith(again) for line in lines)
     with pytest.raises(KeyboardInterrupt), logged(Run(config.read(folder.path)), "fit"):

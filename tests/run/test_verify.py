@@ -5,20 +5,25 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import condec.report
 import damages
 from condec import cli
-from condec.basis.errors import StoreError
+from condec.basis.errors import OptionError, StoreError
 from condec.basis.files import reading
+from condec.basis.objects import object_path
 from condec.run import Run, config, links
 from condec.run.verify import repair_run, verify_run
 from condec.store import Store
 from small_runs import contents, quick_report, write_source
+
+STORE = "contributions.zarr"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,6 +53,26 @@ def folder(made: Path, tmp_path: Path) -> Path:
 def command(folder: Path, *options: str) -> tuple[int, str]:
     result = CliRunner().invoke(cli.app, ["verify", str(folder), *options])
     return result.exit_code, result.stdout
+
+
+def test_a_run_folder_goes_to_an_object_store_and_back(folder: Path, tmp_path: Path) -> None:
+    """As any program copies it: contents alone, no times, no empty folders, no lock."""
+    there, back = object_path("memory://runs/a"), tmp_path / "back" / "run"
+    assert there is not None
+    for name, content in contents(folder).items():
+        (there / name).write_bytes(content)
+    store, mine = Store.open(f"{there}/contributions.zarr"), Store.open(folder / STORE)
+    assert torch.equal(store.matrix(store.sites[0]), mine.matrix(store.sites[0]))
+    for name in contents(folder):
+        (back / name).parent.mkdir(parents=True, exist_ok=True)
+        (back / name).write_bytes((there / name).read_bytes())
+    assert verify_run(back).damages == ()
+    plan = config.read(back)
+    plan = replace(plan, base=config.read(folder).base)
+    states = [outcome.state for outcome in links.chain(Run(plan, progress=False, trust_code=True))]
+    assert {*states} == {"kept"}
+    with pytest.raises(OptionError, match="to which you may copy what is there; only stores of"):
+        verify_run(Path(f"{there}"))
 
 
 def test_a_sound_run_is_sound(folder: Path) -> None:

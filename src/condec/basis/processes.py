@@ -9,6 +9,7 @@ import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import util
 from pathlib import Path
 
 
@@ -26,6 +27,8 @@ def without_main() -> Iterator[None]:
 def end_with(place: Path, parent: int) -> None:
     """End this process when a folder goes, or the process that made it; it answers no Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The process that made it says what happens.
+    # Once it has no more to do: libraries wait for threads of theirs, for seconds and longer.
+    util.Finalize(None, os._exit, (0,), exitpriority=100)
 
     def watch() -> None:
         while os.getppid() == parent and place.exists():

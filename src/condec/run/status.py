@@ -53,7 +53,7 @@ def _of_logs(folder: RunFolder, *, at_work: bool) -> Iterator[str]:
             words = "interrupted" if stopped else _LINK[last["event"]]
             yield f"{link}: {words} {last['time'][:19]}Z{took}{done}{why}"
     given = [e for e in events if e["event"] in ("tasks", "tasks done")]
-    if given and given[-1]["event"] == "tasks":
+    if at_work and given and given[-1]["event"] == "tasks":
         yield _queue(given[-1], [e for log in logs.values() for e in log])
     for file, log in logs.items():
         if log:

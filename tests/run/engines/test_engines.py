@@ -16,6 +16,7 @@ from condec import cli
 from condec.basis.errors import DependencyError, OptionError
 from condec.run import Run, config
 from condec.run.engines import engine_of, local
+from condec.run.links import collect_link, fit_link
 from condec.run.plan import EnginePlan, Plan
 from small_runs import contents, quick_report, write_source
 
@@ -102,6 +103,27 @@ def test_as_many_actors_as_there_is_room_for(tmp_path: Path) -> None:
     import ray
 
     assert ray.is_initialized(), "that was not started by the engine"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore")
+def test_actors_grow_from_the_least_to_the_most_and_back(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    root = write_source(tmp_path)
+    plan = config.read(root / "run.toml")
+    pool = engine_of(ray_plan(workers=2, least_workers=1))
+    assert pool is not None
+    run = Run(plan, progress=False, engine=pool)
+    numbers = []
+    for link in (collect_link, fit_link):
+        link(run)
+        numbers.append((pool.n_started, len(pool.places)))
+    pool.close()
+    assert numbers == [(2, 1), (3, 1)]  # one stays, and another is started for the next link
+    made = contents(root / "run")
+    assert all(made[n] == c for n, c in whole.items() if n.startswith("contributions"))
 
 
 def test_cores_and_devices_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
