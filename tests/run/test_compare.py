@@ -10,9 +10,12 @@ import zarr
 from typer.testing import CliRunner
 
 from condec import cli
-from condec.basis.errors import StoreError
+from condec.basis.errors import DataError, StoreError
 from condec.dictionary import load_dictionary
-from condec.run.compare import compare_runs
+from condec.modes import Modes
+from condec.run.compare import _matched as matched
+from condec.run.compare import compare_modes, compare_runs, modes_in_words
+from condec.store import RunFolder, Store
 from small_runs import record, small_run
 
 
@@ -107,3 +110,34 @@ def test_folders_that_are_no_runs(made, tmp_path):
     with pytest.raises(StoreError, match="no contributions yet"):
         compare_runs(made, tmp_path)
     assert command(tmp_path, made).exit_code == 2
+
+
+def test_modes_are_matched_on_the_same_inputs(made, tmp_path):
+    shutil.copytree(made, tmp_path / "b")
+    table = compare_modes(made, tmp_path / "b")
+    assert set(table["site"]) == {"block1", "block2:input"}
+    assert (table["first"] == table["second"]).mean() > 0.9  # but for modes that are copies
+    assert table["correlation"].min() > 0.99
+    assert table["cosine"].median() == pytest.approx(1.0)
+    result = CliRunner().invoke(cli.app, ["compare", str(made), str(tmp_path / "b"), "--modes"])
+    assert result.exit_code == 0
+    assert "block1: " in result.stdout
+    assert "median correlation 1.00, by chance at most 0." in result.stdout
+    lines = list(modes_in_words(table.assign(matched=False)))
+    assert lines[1].startswith("block1: only the first: ")
+
+
+def test_modes_that_only_one_run_has(made):
+    run = RunFolder(made)
+    modes = Modes.load(run.modes("block1", run.learners("block1")[0]), Store.open(run.store))
+    fewer = replace(modes, loadings=modes.loadings[:, 1:], atoms=modes.atoms[1:], ids=modes.ids[1:])
+    table = matched(modes, fewer)
+    (alone,) = table[table["second"] < 0]["first"]
+    assert (alone, len(table)) == (int(modes.ids[0]), len(modes))
+    assert not table["matched"].iloc[-1]
+
+
+def test_modes_of_other_inputs_are_refused(made, tmp_path):
+    other = small_run(tmp_path / "c", links=("fit",), bad=(3,))
+    with pytest.raises(DataError, match=r"different data: .* Collect both from the same data"):
+        compare_modes(made, other)

@@ -25,7 +25,7 @@ from condec.cli.inspection import say_modules
 from condec.cli.outcomes import carry_out, one_link, say, say_outcome, whole_chain
 from condec.run import Plan, Run, config, sweep, verify
 from condec.run.beforehand import check_run
-from condec.run.compare import compare_runs
+from condec.run.compare import compare_modes, compare_runs, modes_in_words
 from condec.run.costs import Workers, costs
 from condec.run.engines import engine_of
 from condec.run.explain import explain_inputs
@@ -346,11 +346,18 @@ def sweep_command(
 def compare_command(
     first: Path = typer.Argument(help="A run folder."),
     second: Path = typer.Argument(help="Another one."),
+    modes: bool = typer.Option(
+        False, "--modes", help="Match their modes by loadings on the same inputs."
+    ),
 ) -> None:
     """Differences between two runs: recipe, statistics, quality, control, tables and arrays.
 
-    The exit status is 0 where all is equal, 1 where something differs.
+    The exit status is 0 where all is equal, 1 where something differs; with --modes it is 0.
     """
+    if modes:
+        for line in modes_in_words(compare_modes(first, second)):
+            say(line)
+        return
     with held(user_path(first), shared=True), held(user_path(second), shared=True):
         found = compare_runs(first, second)
     for one in found:

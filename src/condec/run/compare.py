@@ -4,16 +4,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from condec.basis.digests import leaves
+from condec.basis.errors import DataError
 from condec.basis.files import reading
+from condec.basis.metrics import correlation_matrix, cosine
 from condec.dictionary import load_dictionary
+from condec.modes import Modes
 from condec.store import RunFolder, Store
 from condec.store.folder import read_parquet
+
+if TYPE_CHECKING:
+    import pandas
 
 Values = NDArray[Any]
 PARTS: Final = ("recipe", "statistics", "quality", "control", "tables", "arrays")
@@ -42,6 +49,105 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
         if text := _difference(*values):
             found.append(Difference(part, name, text))
     return tuple(found)
+
+
+def compare_modes(first: str | Path, second: str | Path) -> "pandas.DataFrame":
+    """Match the modes of two runs on the same inputs, site by site, one to one.
+
+    Modes are alike where inputs use them alike: partners have the largest sum of correlations of
+    their loadings (Hungarian algorithm). So the runs may be of two networks, targets or learners.
+
+    Parameters
+    ----------
+    first, second : path
+        Run folders with modes.
+
+    Returns
+    -------
+    DataFrame
+        A row a mode of either: ``site``; ``learner`` and ``mode`` (its number) of the ``first`` and
+        the ``second`` run, -1 where a mode has no partner; ``correlation`` of the loadings;
+        ``cosine`` of the atoms, NaN where these have other units; ``matched``, whether the
+        correlation is above ``chance``, the highest that any partner has where the inputs of one
+        run are shuffled.
+
+    Raises
+    ------
+    DataError
+        The runs are of other inputs, or have no site in common that has modes.
+    StoreError
+        One of them is not a run folder, or something in it is damaged.
+    """
+    import pandas
+
+    folders = RunFolder(first), RunFolder(second)
+    stores = [Store.open(folder.store) for folder in folders]
+    names = [store.sample_ids for store in stores]
+    prints = [store.recipe.get("data") for store in stores]
+    if names[0] != names[1] or prints[0] != prints[1]:
+        raise DataError(
+            f"{first} and {second} are of different data: {len(names[0])} and {len(names[1])} "
+            f"inputs, of which {len({*names[0]} & {*names[1]})} have the same ids; modes are "
+            "matched by what they do on the same inputs. Collect both from the same data"
+        )
+    tables = []
+    for site in (site.key for site in stores[0].sites if site in stores[1].sites):
+        found = [
+            (learner, Modes.load(folder.ledger.found(place) or place, store))
+            for folder, store in zip(folders, stores, strict=True)
+            for learner in folder.learners(site)[:1]
+            for place in [folder.modes(site, learner)]
+        ]
+        if len(found) == len(folders) and all(len(modes) for _, modes in found):
+            learners, modes = zip(*found, strict=True)
+            tables.append(_matched(*modes).assign(site=site, learner=learners[0],
+                                                  learner_second=learners[1]))  # fmt: skip
+    if not tables:
+        raise DataError(f"{first} and {second}: no site has modes in both; run fit in both")
+    return pandas.concat(tables, ignore_index=True)
+
+
+def _matched(one: Modes, other: Modes) -> "pandas.DataFrame":
+    """Match modes of one site, and those that only one run has."""
+    import pandas
+    from scipy.optimize import linear_sum_assignment
+
+    between = correlation_matrix(one.loadings, other.loadings)
+    order = torch.randperm(len(one.loadings), generator=torch.Generator().manual_seed(0))
+    chance = float(correlation_matrix(one.loadings[order], other.loadings).max())
+    pairs = [tuple(map(int, pair)) for pair in zip(*linear_sum_assignment(-between.numpy()),
+                                                   strict=True)]  # fmt: skip
+    same = one.atoms.shape[1] == other.atoms.shape[1]
+    rows = [
+        {"first": int(one.ids[i]), "second": int(other.ids[j]),
+         "correlation": float(between[i, j]),
+         "cosine": float(cosine(one.atoms[i], other.atoms[j])) if same else np.nan}
+        for i, j in pairs
+    ]  # fmt: skip
+    for side, modes, at in (("first", one, 0), ("second", other, 1)):
+        taken = {pair[at] for pair in pairs}
+        lone = {"first": -1, "second": -1, "correlation": np.nan, "cosine": np.nan}
+        rows += [lone | {side: int(number)} for row, number in enumerate(modes.ids.tolist())
+                 if row not in taken]  # fmt: skip
+    table = pandas.DataFrame(rows)
+    return table.assign(chance=chance, matched=table["correlation"] > chance)
+
+
+def modes_in_words(table: "pandas.DataFrame") -> Iterator[str]:
+    """Say, site by site, how many modes both runs have, and which ones only one has."""
+    for site, rows in table.groupby("site", sort=False):
+        both = rows[rows["matched"]]
+        numbers = [int((rows[side] >= 0).sum()) for side in ("first", "second")]
+        yield (
+            f"{site}: {len(both)} modes in both, of {numbers[0]} and {numbers[1]}; median "
+            f"correlation {both['correlation'].median():.2f}, by chance at most "
+            f"{rows['chance'].iloc[0]:.2f}"
+        )
+        for side in ("first", "second"):
+            alone = rows[~rows["matched"] & (rows[side] >= 0)][side].tolist()
+            if alone:
+                more = ", ..." if len(alone) > 12 else ""
+                yield f"{site}: only the {side}: {', '.join(map(str, alone[:12]))}{more}"
 
 
 def _content(folder: RunFolder) -> Iterator[tuple[tuple[str, str], Callable[[], Values]]]:
