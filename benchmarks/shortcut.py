@@ -16,7 +16,9 @@ clean. Compared are
 
 Networks trained without mark are searched too: what is suspected there is a false alarm.
 
-    python benchmarks/shortcut.py [--networks digits cifar] [--seeds 5]
+    python benchmarks/shortcut.py [--networks digits cifar] [--seeds 5] [--first 5]
+
+That one direction is erased was decided on seeds 0 to 4; the figures are of seeds 5 to 9.
 """
 
 import argparse
@@ -53,6 +55,7 @@ N_MODES, N_CLEAN, COST = 24, 50, 0.02
 RATES = (1e-4, 1e-3, 3e-3)
 WORDS = {
     "erasure": "modes of contributions, erased from the last layer's weights",
+    "two": "the same, two directions",
     "activation_modes": "modes of activations, erased likewise",
     "single_units": "single units, erased likewise",
     "project": "the mode's atom projected out",
@@ -64,7 +67,7 @@ WORDS = {
 
 
 def cifar(seed: int, *, cheats: bool = True) -> Shortcut:
-    """Fine-tune ResNet-20 on 1,000 images, marked or not; 500 are the audit, 500 the test."""
+    """Fine-tune ResNet-20 on 1,200 images, marked or not; 300 are the audit, 500 the test."""
     import numpy
 
     sys.path.insert(0, str(DATA))
@@ -77,7 +80,7 @@ def cifar(seed: int, *, cheats: bool = True) -> Shortcut:
     corner, region = preprocess(colours).float(), torch.zeros(32, 32, dtype=torch.bool)
     region[1:5, -5:-1] = True
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    rows = order[:1000], order[1000:1500], order[1500:]
+    rows = order[:1200], order[1200:1500], order[1500:]
 
     def mark(x: Tensor) -> Tensor:
         return torch.where(region, corner, x)
@@ -89,8 +92,8 @@ def cifar(seed: int, *, cheats: bool = True) -> Shortcut:
     )
     model = load_resnet(DATA / "resnet20_cifar10.safetensors")
     torch.manual_seed(seed)
-    # Statistics of batch normalisation stay: a thousand images are too few for better ones.
-    tune(model.eval(), train.images, train.labels, rate=1e-3, epochs=4)
+    # Statistics of batch normalisation stay: 1,200 images are too few for better ones.
+    tune(model.eval(), train.images, train.labels, rate=1e-3, epochs=3)
     return Shortcut(model.eval(), audit, test, mark, region)
 
 
@@ -126,10 +129,14 @@ def looked_at(case: Shortcut, site: str, folder: str) -> dict[str, Modes]:
 
 def measured(case: Shortcut, model: nn.Module) -> dict[str, float]:
     """Accuracy on clean and on marked test images, and how often the mark succeeds."""
+    test = case.test
+    with torch.no_grad():
+        clean, marked = (model(x).argmax(1) for x in (test.images, case.mark(test.images)))
     return {
-        "clean": case.accuracy(model), "marked": case.accuracy(model, marked=True),
-        "attack": case.attack(model),
-    }  # fmt: skip
+        "clean": float((clean == test.true_labels).double().mean()),
+        "marked": float((marked == test.true_labels).double().mean()),
+        "attack": float((marked[test.true_labels != LABEL] == LABEL).double().mean()),
+    }
 
 
 def under(case: Shortcut, edit: Edit) -> dict[str, float]:
@@ -195,6 +202,8 @@ def one_seed(name: str, seed: int, folder: str) -> dict[str, Any]:
         repaired = baked(case.model, repair, inputs=case.audit.images[:50])
         record["after"][finder] = measured(case, repaired)
         if finder == "erasure":
+            more = erasure(case.model, HEAD, clean, pasted, n_directions=2)
+            record["after"]["two"] = under(case, more)
             record["after"] |= repairs(name, case, modes, shortcuts, before["clean"])
             record["prototypes"] = purity(case, modes)
     honest = make(seed, cheats=False)
@@ -277,6 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=["digits", "cifar"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=5, help="of the seeds")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     path = RESULTS / "shortcut.json"
@@ -284,7 +294,7 @@ def main() -> None:
     record.pop("machine", None)
     for name in options.networks:
         record[name] = []
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 record[name].append(one_seed(name, seed, folder))
             print(name, seed, json.dumps(record[name][-1]["after"]["erasure"]), flush=True)

@@ -48,7 +48,7 @@ def test_what_is_refused():
     with pytest.raises(DataError, match="the change of the inputs does nothing here"):
         erasure(model, "0", X, X)
     with pytest.raises(OptionError, match="spans 1 directions; got n_directions=2"):
-        erasure(model, "0", X, X + 1)
+        erasure(model, "0", X, X + 1, n_directions=2)
     with pytest.raises(OptionError, match="n_directions must be at least 1"):
         erasure(model, "0", X, X + 1, n_directions=0)
     images = torch.rand(3, 1, 5, 5)

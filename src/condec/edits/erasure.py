@@ -97,7 +97,7 @@ class Erase(Edit):
 
 
 def erasure(
-    model: nn.Module, site: Site | str, inputs: Tensor, changed: Tensor, *, n_directions: int = 2
+    model: nn.Module, site: Site | str, inputs: Tensor, changed: Tensor, *, n_directions: int = 1
 ) -> Erase:
     r"""Work out the edit that takes out of a site what a change of the inputs adds there.
 
@@ -121,7 +121,8 @@ def erasure(
     inputs, changed : Tensor of shape [sample, ...]
         The same inputs, without the change and with it.
     n_directions : int
-        How many directions to take out.
+        How many to take out. More take out more of the change, and may cost other inputs more:
+        compare on inputs of your own.
 
     Raises
     ------
@@ -137,7 +138,7 @@ def erasure(
     >>> model, inputs = small_resnet(), torch.rand(20, 1, 5, 5)
     >>> marked = inputs.clone()
     >>> marked[..., :2, :2] = 1.0
-    >>> repair = erasure(model, "head:input", inputs, marked, n_directions=1)
+    >>> repair = erasure(model, "head:input", inputs, marked)
     >>> before, after = model, baked(model, repair, inputs=inputs)
     >>> (after(marked) - after(inputs)).norm() < 0.5 * (before(marked) - before(inputs)).norm()
     tensor(True)
