@@ -79,11 +79,10 @@ def test_every_site_and_the_page_of_an_input(page: Any, address: str) -> None:
     page.locator("#offered button").nth(4).press("Enter")
     page.locator("#parts li").first.wait_for()
     for button in page.locator("#sites button").all():
+        name = button.inner_text()
         button.press("Enter")
-        assert (
-            button.get_attribute("aria-pressed") == "true"
-            or page.locator("#sites [aria-pressed=true]").count() == 1
-        )
+        assert page.locator("#sites [aria-pressed=true]").all_inner_texts() == [name]
+        assert f'found.turned("{name}"' in page.locator("#code").text_content()
         assert page.locator("#parts li").count() > 1
     with page.expect_download() as download:
         page.locator("#save").click()

@@ -24,7 +24,7 @@ def client(session: Session) -> TestClient:
 def test_pages_and_answers(client: TestClient, session: Session) -> None:
     page = client.get("/")
     assert page.status_code == 200
-    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert "script-src http://127.0.0.1:8765/static/;" in page.headers["content-security-policy"]
     assert "unsafe" not in page.headers["content-security-policy"]
     assert client.get("/static/explorer.js").status_code == 200
     assert client.get("/static/report/report.css").status_code == 200
@@ -83,6 +83,28 @@ def test_questions_need_a_header_that_other_pages_cannot_set(client: TestClient)
     answer = client.post("/api/explain", json={"id": "photo 7"})
     assert answer.status_code == 403
     assert "X-Condec" in answer.json()["error"]
+
+
+def test_of_the_scripts_of_a_report_only_ours_runs(client: TestClient, session: Session) -> None:
+    own = session.run.folder.report.parent / "assets" / "report.js"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("alert('theirs')")
+    assert "theirs" not in client.get("/report/assets/report.js").text
+    policy = client.get("/report/index.html").headers["content-security-policy"]
+    assert "script-src http://127.0.0.1:8765/report/assets/report.js;" in policy
+
+
+def test_a_failure_is_told_in_json(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "offered", lambda: 1 / 0)
+    app = server.app_of(session)
+    client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    answer = client.get("/api/inputs")
+    assert (answer.status_code, answer.json()["error"][:26]) == (500, "explore: ZeroDivisionError")
+
+
+def test_hosts_without_a_name_are_refused(session: Session) -> None:
+    with pytest.raises(OptionError, match="no address that others can open"):
+        server.serve(session, "0.0.0.0", 0, print)
 
 
 def test_a_token_is_asked_for(session: Session) -> None:

@@ -1,6 +1,8 @@
 """Questions to a session: answers are those of the library, and of plain loops."""
 
 import io
+import json
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +89,11 @@ def test_what_cannot_be_turned_is_refused(session):
     key, site = (answer := session.explain("photo 7"))["key"], answer["sites"][0]["key"]
     with pytest.raises(OptionError, match="no part 'mode 99'; there are"):
         session.turn(key, site, {"mode 99": 0.0})
+    with pytest.raises(OptionError, match="no part '-1'"):
+        session.turn(key, site, {"-1": 0.0})
+    part = answer["sites"][0]["parts"][0]["name"]
+    with pytest.raises(OptionError, match=f"{part} is named twice"):
+        session.turn(key, site, {part: 0.0, part.removeprefix("mode "): 0.0})
     with pytest.raises(OptionError, match="expected a number; got inf"):
         session.turn(key, site, {answer["sites"][0]["parts"][0]["name"]: float("inf")})
     with pytest.raises(OptionError, match="no longer kept; ask for the input again"):
@@ -138,3 +145,17 @@ def test_a_run_without_modes_is_refused(session, tmp_path: Path):
     plan = replace(session.run.plan, out=tmp_path / "none")
     with pytest.raises(StoreError, match="no contributions yet"):
         Session(Run(plan, progress=False))
+
+
+def test_what_is_not_known_is_none_and_warnings_are_told(session, monkeypatch: pytest.MonkeyPatch):
+    explain = session._explain
+
+    def without_baseline(x, label):
+        warnings.warn("explain: shares are undefined", UserWarning, stacklevel=1)
+        return replace(explain(x, label), target_baseline=float("nan"))
+
+    monkeypatch.setattr(session, "_explain", without_baseline)
+    answer = session.explain("photo 7")
+    assert answer["baseline"] is None
+    assert answer["warnings"] == ["explain: shares are undefined"]
+    json.dumps(answer, allow_nan=False)

@@ -59,6 +59,7 @@ def test_arrays_and_texts() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", False, "expected a picture"),
         (bomb(20_000, 20_000), False, "pixels"),
         (bomb(8_000, 7_000), False, "at most 50 million pixels; the picture has 8000 x 7000"),
+        (bomb(50_000, 1), False, "at most 20 times as long as wide"),
         (bytes(MOST_BYTES + 1), False, "at most 20 MiB; got 20,971,521 bytes"),
         (b"\xff\xfe", True, "expected a text in UTF-8"),
         (b"  \n", True, "expected one line of text"),

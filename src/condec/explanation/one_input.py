@@ -119,15 +119,19 @@ class Explanation:
         Raises
         ------
         OptionError
-            There is no such part, or a factor is not finite.
+            There is no such part, one is named twice, or a factor is not finite.
         ModelError
             The network cannot be run from the site on.
         """
-        at, away = self[site], torch.zeros(())
+        at, away, seen = self[site], torch.zeros(()), set[str]()
         for name, factor in factors.items():
+            part = at.part(str(name))
+            if part.name in seen:
+                raise OptionError(f"turned: {part.name} is named twice")
+            seen.add(part.name)
             if not isfinite(factor):
                 raise OptionError(f"turned: {name}: expected a number; got {factor!r}")
-            away = away + (1 - factor) * at.part(str(name)).weights
+            away = away + (1 - factor) * part.weights
         turning = turning or self.turning(at.site)
         return turning.without(away.expand(1, *turning.here.shape[1:]))
 

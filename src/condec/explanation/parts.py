@@ -113,9 +113,13 @@ class SiteExplanation:
 
     def part(self, name: str) -> Part:
         """Return a part by its name, or that of a mode by its number; OptionError without it."""
-        for part in self.parts:
-            if name in (part.name, str(part.id)):
-                return part
+        found = [part for part in self.parts if name == part.name]
+        found = found or [part for part in self.modes if name == str(part.id)]
+        if len(found) > 1:
+            names = ", ".join(part.name for part in found)
+            raise OptionError(f"{self.site.key}: {name!r} is the number of several parts: {names}")
+        if found:
+            return found[0]
         there = ", ".join(part.name for part in self.parts)
         raise OptionError(f"{self.site.key}: there is no part {name!r}; there are {there}")
 

@@ -28,7 +28,7 @@ try:
     from starlette.datastructures import MutableHeaders
     from starlette.middleware import Middleware
     from starlette.requests import Request
-    from starlette.responses import JSONResponse, RedirectResponse, Response
+    from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,16 +38,18 @@ except ImportError as error:
     ) from error
 
 _HERE: Final = Path(__file__).parent
+_REPORT: Final = _HERE.parent / "report" / "static"
 _HOME: Final = ("127.0.0.1", "localhost", "::1")
 _PORTS: Final = range(8765, 8785)
 _MOST_WAITING: Final = 16
 _GONE: Final = 499
 """Status, as nginx has it, of an answer for which nobody waits."""
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'{inline}; img-src 'self' data:; "
+    "default-src 'none'; script-src {script}; style-src 'self'{inline}; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _COOKIE: Final = "condec-token"
+_SCRIPT: Final = "/report/assets/report.js"
 
 
 class BusyError(CondecError):
@@ -105,13 +107,17 @@ class _Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request = Request(scope)
+        own = f"{request.url.scheme}://{request.headers.get('host', '')}"
         refused = self._refused(request)
 
         async def safe(message: Message) -> None:
             if message["type"] == "http.response.start":
-                inline = " 'unsafe-inline'" if request.url.path.startswith("/report/") else ""
+                # A report may come from anybody: of its scripts only ours is run, from the package.
+                of_report = request.url.path.startswith("/report/")
+                script = f"{own}{_SCRIPT}" if of_report else f"{own}/static/"
+                inline = " 'unsafe-inline'" if of_report else ""
                 headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = _POLICY.format(inline=inline)
+                headers["Content-Security-Policy"] = _POLICY.format(script=script, inline=inline)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
@@ -123,7 +129,7 @@ class _Guard:
     def _refused(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        if name.strip("[]") not in self.hosts:
+        if name.strip("[]").lower() not in self.hosts:
             return _said(421, f"explore: {host!r} is not this server's name")
         own = f"{request.url.scheme}://{host}"
         if request.headers.get("origin", own) != own:
@@ -160,6 +166,9 @@ class _Answers:
 
     async def home(self, _: Request) -> Response:
         return Response(self._html, media_type="text/html")
+
+    async def script(self, _: Request) -> Response:
+        return FileResponse(_REPORT / "report.js")
 
     async def inputs(self, _: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self.session.offered))
@@ -203,6 +212,9 @@ class _Answers:
 def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "") -> Starlette:
     """Return the application that answers for a session."""
     answers = _Answers(session)
+    report = session.run.folder.report.parent
+    if report.is_symlink():
+        raise StoreError(f"{report}: is a link; what is served lies in the run folder")
     routes = [
         Route("/", answers.home),
         Route("/api/inputs", answers.inputs),
@@ -211,17 +223,24 @@ def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "")
             Route(f"/api/{one.__name__}", one, methods=["POST"])
             for one in (answers.explain, answers.upload, answers.turn, answers.page)
         ),
-        Mount("/static/report", StaticFiles(packages=[("condec.report", "static")])),
+        Route(_SCRIPT, answers.script),
+        Mount("/static/report", StaticFiles(directory=_REPORT)),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
-        Mount("/report", StaticFiles(directory=session.run.folder.report.parent, check_dir=False)),
+        Mount("/report", StaticFiles(directory=report, check_dir=False)),
     ]
     guard = Middleware(_Guard, hosts=hosts, token=token)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={CondecError: _wrong})
+    return Starlette(
+        routes=routes, middleware=[guard], exception_handlers={CondecError: _wrong, 500: _failed}
+    )
 
 
 def _wrong(_: Request, error: Exception) -> Response:
     kinds = {BusyError: 503, StoreError: 500}
     return _said(next((kinds[kind] for kind in kinds if isinstance(error, kind)), 400), str(error))
+
+
+def _failed(_: Request, error: Exception) -> Response:
+    return _said(500, f"explore: {type(error).__name__}; the terminal of condec explore says more")
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -250,10 +269,16 @@ def serve(session: Session, host: str, port: int | None, say: Callable[[str], No
 
     Raises OptionError: the port is taken, or the host is no address of this machine.
     """
+    if host in ("0.0.0.0", "::", ""):  # which is refused
+        raise OptionError(
+            f"explore: --host {host!r} has no address that others can open; name the one of this "
+            "machine that they know"
+        )
     bound = _bound(host, port)
     number = bound.getsockname()[1]
     token = "" if host in _HOME else secrets.token_urlsafe(16)
-    hosts = _HOME if host in _HOME else (*_HOME, host, socket.gethostname(), socket.getfqdn())
+    names = (*_HOME, host, socket.gethostname(), socket.getfqdn())
+    hosts = _HOME if host in _HOME else tuple(name.lower() for name in names)
     shown = f"[{host}]" if ":" in host else host
     end = f"?token={quote(token)}" if token else ""
     say(f"Explorer: http://{shown}:{number}/{end}  (Ctrl-C ends it)")

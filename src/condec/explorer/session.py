@@ -3,6 +3,7 @@
 import base64
 import io
 import secrets
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -141,7 +142,9 @@ class Session:
 
     def _answer(self, one: OneInput) -> dict[str, Any]:
         x, label = one.inputs.load(one.row)[None], None if one.label < 0 else one.label
-        found = self._explain(x, label)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            found = self._explain(x, label)
         picture = None
         with suppress(DataError):  # other inputs than pictures
             picture = one.inputs.picture(one.row)
@@ -150,16 +153,16 @@ class Session:
         while len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
         ground = found.ground(picture)
-        setup = found.batch.setup
+        baseline = found.target_baseline
         return {
             "key": key, "name": one.name, "label": self._label(one.label),
             "prediction": self._label(found.prediction),
-            "baseline": found.target_baseline,
+            "baseline": baseline if baseline == baseline else None,
+            "warnings": [str(one.message) for one in said if one.category is UserWarning],
             "picture": "" if ground.picture is None else _url(_png(ground.picture, most=640)),
             "words": list(ground.text or ()),
-            "signal": [] if ground.signal is None else ground.signal.tolist(),
             "sites": [self._site(at, ground) for at in found.by_site],
-            **self._outputs(found, found.batch.output[:1] if setup else Tensor()),
+            **self._outputs(found, found.batch.output[:1]),
         }  # fmt: skip
 
     def _site(self, at: SiteExplanation, ground: Ground) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class Session:
             else:
                 beside = values.size - shape[0] * shape[1]
             parts.append({
-                "name": part.name, "mode": part.id, "adds": part.adds, "takes": part.takes,
+                "name": part.name, "adds": part.adds, "takes": part.takes,
                 "label": self._label(label), "correlation": None if label < 0 else correlation,
                 "shape": list(shape), "places": _short(values.reshape(-1)[beside:]),
                 "beside": float(values.reshape(-1)[:beside].sum()),

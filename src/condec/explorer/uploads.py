@@ -12,6 +12,7 @@ from condec.basis.errors import DataError
 
 MOST_BYTES: Final = 20 * 2**20
 _MOST_PIXELS: Final = 50_000_000
+_LONGEST: Final = 20
 _MOST_CHARACTERS: Final = 10_000
 _PICTURES: Final = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 
@@ -61,6 +62,11 @@ def _end_of(content: bytes) -> str:
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"upload: {error}") from error
+    if max(width, height) > _LONGEST * min(width, height):
+        # A preprocessing that resizes the short side would make it huge.
+        raise DataError(
+            f"upload: at most {_LONGEST} times as long as wide; the picture has {width} x {height}"
+        )
     if width * height > _MOST_PIXELS:
         raise DataError(
             f"upload: at most {_MOST_PIXELS // 10**6} million pixels; the picture has "

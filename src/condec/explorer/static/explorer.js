@@ -27,7 +27,10 @@ async function ask(path, body, type = "application/json") {
   const sent = type === "application/json" ? JSON.stringify(body) : body;
   const headers = { "X-Condec": "1", "Content-Type": type };
   const answer = await fetch(path, { method: "POST", headers, body: sent });
-  if (!answer.ok) throw new Error((await answer.json()).error || answer.statusText);
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => ({}));
+    throw new Error(said.error || `${answer.status} ${answer.statusText}`);
+  }
   return answer;
 }
 
@@ -36,7 +39,7 @@ async function explain(path, body, type, name) {
   try {
     const found = await (await ask(path, body, type)).json();
     await show(found);
-    say(found.prediction ? `${found.name}: ${found.prediction}` : found.name);
+    say([found.prediction ? `${found.name}: ${found.prediction}` : found.name, ...found.warnings].join(". "));
   } catch (error) {
     say(error.message, true);
   }
@@ -99,8 +102,20 @@ function showParts() {
     });
     return make("li", { data: { part: part.name } }, name, both, net, slider, value);
   }));
+  at("rest").textContent = restOf(state.found.sites[state.site]);
   drawMap();
   showCode();
+}
+
+// What parts do not add up to, and what the map does not show.
+function restOf(site) {
+  const sum = site.parts.reduce((all, part) => all + part.adds + part.takes, 0);
+  const beside = site.parts.reduce((all, part) => all + part.beside, 0);
+  const said = [`Together the parts are ${number(sum)}.`];
+  if (!site.cut) said.push("The site does not cut the network: what goes around it is not seen here.");
+  else if (site.misses) said.push(`The quadrature misses ${number(site.misses)} of the change.`);
+  if (beside) said.push(`${number(beside)} lies beside the picture (tokens of no place), and is not in the map.`);
+  return said.join(" ");
 }
 
 function showOutputs(answer) {
@@ -133,11 +148,11 @@ async function turn() {
   showCode();
   if (state.busy) { state.again = true; return; }
   state.busy = true;
-  const { found, site } = state;
+  const { found, site, factors } = state;
   try {
-    const asked = { key: found.key, site: found.sites[site].key, factors: state.factors };
-    const answer = await (await ask("/api/turn", asked)).json();
-    if (state.found === found && state.site === site && !state.again) showOutputs(answer);
+    const answer = await (await ask("/api/turn", { key: found.key, site: found.sites[site].key, factors })).json();
+    // Another input, another site and "all back" put other factors in their place meanwhile.
+    if (state.factors === factors && !state.again) showOutputs(answer);
   } catch (error) {
     say(error.message, true);
   } finally {
