@@ -1,8 +1,10 @@
 """Per-site statistics: known cases, undefined figures, and the published reference run."""
 
+import itertools
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -230,3 +232,23 @@ def test_trends_leave_out_what_is_not_defined():
 def test_trends_of_other_sites():
     with pytest.raises(DataError, match="no site is in both tables"):
         compare_trends(table("ab"), table("cd"))
+
+
+def test_a_trend_is_tested_against_the_twins_by_exchanging_them() -> None:
+    """By hand: of the 2^4 ways to exchange four sites, those with slopes as far apart."""
+    sites = ["a", "b", "c", "d"]
+    real = pd.DataFrame({"site": sites, "hoyer": [0.1, 0.35, 0.5, 0.9]})
+    twin = pd.DataFrame({"site": sites, "hoyer": [0.3, 0.3, 0.25, 0.32]})
+    found = compare_trends(real, twin)["p"].item()
+    apart, place = real["hoyer"] - twin["hoyer"], [-1.5, -0.5, 0.5, 1.5]
+    own = abs(sum(a * x for a, x in zip(apart, place, strict=True)))
+    ways = [
+        abs(sum(s * a * x for s, a, x in zip(signs, apart, place, strict=True)))
+        for signs in itertools.product((1, -1), repeat=4)
+    ]
+    assert found == pytest.approx(sum(w >= own - 1e-12 for w in ways) / 16)
+    assert compare_trends(real, real)["p"].item() == 1.0
+    assert np.isnan(compare_trends(real[:2], twin[:2])["p"].item())
+    many = pd.DataFrame({"site": [str(i) for i in range(20)], "hoyer": np.arange(20.0)})
+    flat = many.assign(hoyer=np.random.default_rng(0).normal(size=20))
+    assert compare_trends(many, flat)["p"].item() < 0.05

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE: Final = 4096
 """Samples worked on at a time: no more than some shards of a store are held."""
 _UNDEFINED: Final = torch.tensor([math.nan])
+_ALL_EXCHANGED: Final = 12
 TREND: Final = 0.5
 """Rank correlation with the order of the sites from which on a figure rises or falls."""
 
@@ -132,6 +133,9 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
           of the sites, 1 where it rises from each to the next, -1 where it falls; NaN with
           fewer than three sites;
         - ``shared``: whether both trends are of size 0.5 at least, and of one sign;
+        - ``p``: of a trend that is another one than the twin's: share of the ways to exchange
+          network and twin at each site (all, or 4096 of more than 12 sites) under which
+          straight lines through both differ as much in slope; NaN with fewer than three sites;
         - ``above``, ``below``: at how many sites the real value is above, or below, the twin's;
           ``sites``: of how many where both are defined.
 
@@ -157,11 +161,29 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
             "trend": trends[0],
             "twin_trend": trends[1],
             "shared": min(map(abs, trends)) >= TREND and trends[0] * trends[1] > 0,
+            "p": _exchanged(real, other),
             "above": int((real > other).sum()),
             "below": int((real < other).sum()),
             "sites": int((real.isfinite() & other.isfinite()).sum()),
         })  # fmt: skip
     return pandas.DataFrame(rows)
+
+
+def _exchanged(real: Tensor, other: Tensor) -> float:
+    """Test whether slopes differ by exchanging the values of a site; both signs count."""
+    known = real.isfinite() & other.isfinite()
+    n = int(known.sum())
+    if n < 3:
+        return math.nan
+    apart = (real - other)[known] * (torch.arange(n).double() - (n - 1) / 2)
+    if n <= _ALL_EXCHANGED:
+        signs = 1 - 2 * (torch.arange(2**n)[:, None] >> torch.arange(n) & 1).double()
+    else:
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(0, 2, (2**_ALL_EXCHANGED - 1, n), generator=generator)
+        signs = torch.cat([torch.ones(1, n), 1 - 2 * drawn]).double()
+    sizes = (signs @ apart).abs()
+    return float((sizes >= sizes[0] * (1 - 1e-9)).double().mean())
 
 
 def _trend(values: Tensor) -> float:
