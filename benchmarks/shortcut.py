@@ -250,9 +250,9 @@ def purity(case: Shortcut, modes: Modes) -> dict[str, float]:
 def interval(values: list[float], digits: int = 1) -> str:
     """Mean and 95 % interval (Student's t) over seeds, in percent."""
     mean = statistics.fmean(values)
-    half = 0.0
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * stats.sem(values)
+    if len(values) < 2:
+        return f"{100 * mean:.{digits}f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stats.sem(values)
     return f"{100 * mean:.{digits}f} ± {100 * half:.{digits}f}"
 
 
@@ -265,7 +265,7 @@ def table(name: str, seeds: list[dict[str, Any]]) -> str:
     )
     trained = " | ".join(interval([one[kind] for one in before]) for kind in kinds)
     lines = [
-        f"| {name}, {len(seeds)} seeds | {head} |", "|---|---|---|---|---|---|",
+        f"| {name}, {len(seeds)} seed(s) | {head} |", "|---|---|---|---|---|---|",
         f"| as trained | {trained} | | |",
     ]  # fmt: skip
     for key, words in WORDS.items():
