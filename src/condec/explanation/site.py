@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from condec.attribution import contribute, method_from_dict
+from condec.attribution import Method, contribute, method_from_dict
 from condec.attribution.targets import Predicted, TargetLike, as_target, target_from_dict
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError
@@ -19,7 +19,7 @@ from condec.explanation.mode import mode_map
 from condec.explanation.parts import over_places
 from condec.explanation.shares import Shares
 from condec.modes import Modes
-from condec.network import refuse_training
+from condec.network import PackedInput, refuse_training
 
 _TOGETHER: Final = 32
 """Inputs of a batch whose place maps are made."""
@@ -58,8 +58,11 @@ class SiteMaps:
         As in `ModeMap`, summed over the channels of the input.
     places : Tensor of shape [mode, input, *place], or None
         Place maps, see `Part`: what the mode contributes to the target of the store at every
-        position of the site. None where positions have no two axes, and of modes without their
-        dictionary.
+        position of the site. None where positions have no two axes (of texts: one), and of modes
+        without their dictionary.
+    texts : tuple of tuple of str
+        Of a language model the tokens of every input; pictures and the other maps then have no
+        pixels, and `places` a number a token.
     """
 
     site: str
@@ -77,11 +80,13 @@ class SiteMaps:
     positive: Float[Tensor, "mode input y x"]
     negative: Float[Tensor, "mode input y x"]
     places: Tensor | None = None
+    texts: tuple[tuple[str, ...], ...] = ()
 
 
 def site_maps(
     model: nn.Module, inputs: Inputs, modes: Modes, *,
     n_modes: int = 12, n_inputs: int = 6, n_units: int = 3, target: TargetLike | None = None,
+    method: Method | None = None,
 ) -> SiteMaps:  # fmt: skip
     """Map the leading modes of one site, on the inputs for which each is used most.
 
@@ -93,19 +98,24 @@ def site_maps(
     model : torch.nn.Module
         In evaluation mode.
     inputs : Inputs
-        Images; holds the samples of ``modes.store``, found by their ids.
+        Images, or texts of a language model with a tokenizer; holds the samples of
+        ``modes.store``, found by their ids.
     modes : Modes
     n_modes, n_inputs, n_units : int
         At most so many modes, inputs of each, and units of each.
     target : Target, or function from the output to Tensor[sample], optional
         As in `mode_map`.
+    method : Method, optional
+        Of the place maps; that of the store by default, which cannot be read back where its
+        baseline is made of samples.
 
     Raises
     ------
     OptionError
         A number below 1.
     DataError
-        There is no mode, the inputs lack a sample of the store, or they are no images.
+        There is no mode, the inputs lack a sample of the store, or they are neither images nor
+        texts.
     """
     at_least("site_maps", 1, n_modes=n_modes, n_inputs=n_inputs, n_units=n_units)
     refuse_training(model)
@@ -116,17 +126,21 @@ def site_maps(
     rows = {mode: _strongest_rows(modes.loadings[:, mode], n_inputs) for mode in chosen}
     used = sorted({row for several in rows.values() for row in several})
     where = rows_in(inputs, modes, used)
-    pictures = torch.stack([inputs.picture(where[row]) for row in used])
+    texts = _texts(model, inputs, [where[row] for row in used])
+    none = torch.zeros(len(used), 0, 0, 3, dtype=torch.uint8)
+    pictures = none if texts else torch.stack([inputs.picture(where[row]) for row in used])
     units = torch.stack([strongest_units(modes, mode)[:n_units] for mode in chosen])
     blank = torch.zeros(len(chosen), n_inputs, *pictures.shape[1:3])
     maps = {part: blank.clone() for part in ("total", "positive", "negative")}
     samples, loadings = torch.full(blank.shape[:2], -1), torch.zeros(blank.shape[:2])
     for place, mode in enumerate(chosen):
         several, labels = rows[mode], modes.store.labels[rows[mode]]
-        images = inputs.batch(where[row] for row in several)
-        made = mode_map(model, images, modes.site, units[place], target, labels)
         samples[place, : len(several)] = torch.tensor([used.index(row) for row in several])
         loadings[place, : len(several)] = modes.loadings[several, mode]
+        if texts:
+            continue
+        images = inputs.batch(where[row] for row in several)
+        made = mode_map(model, images, modes.site, units[place], target, labels)
         for part, into in maps.items():
             into[place, : len(several)] = getattr(made, part).sum(1).float().cpu()
     store = modes.store
@@ -135,13 +149,21 @@ def site_maps(
         samples=samples, loadings=loadings, ids=tuple(store.sample_ids[row] for row in used),
         labels=store.labels[used], predictions=store.predictions[used],
         held_out=modes.held_out[used], pictures=pictures, **maps,
-        places=_place_maps(model, inputs, where, modes, rows, n_inputs),
+        places=_place_maps(model, inputs, where, modes, rows, n_inputs, method), texts=texts,
     )  # fmt: skip
+
+
+def _texts(model: nn.Module, inputs: Inputs, rows: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Return the tokens of inputs, where the model knows them; nothing else."""
+    if not isinstance(model, PackedInput):
+        return ()
+    found = [model.words(inputs.batch([row])) for row in rows]
+    return tuple(tuple(words) for words in found if words is not None)
 
 
 def _place_maps(
     model: nn.Module, inputs: Inputs, where: Mapping[int, int], modes: Modes,
-    users: Mapping[int, Sequence[int]], n_inputs: int,
+    users: Mapping[int, Sequence[int]], n_inputs: int, method: Method | None,
 ) -> Tensor | None:  # fmt: skip
     """Return the place maps of modes on their inputs, rows of the store; None where there are none.
 
@@ -150,24 +172,30 @@ def _place_maps(
     recipe, labels = modes.store.recipe, modes.store.labels
     if modes.encoder is None or recipe["target"]["name"] == "Custom":
         return None
-    method, target = method_from_dict(recipe["method"]), target_from_dict(recipe["target"])
+    method = method or method_from_dict(recipe["method"])
+    target = target_from_dict(recipe["target"])
+    n_axes = 1 if isinstance(model, PackedInput) else 2
     if target.uses_labels and bool((labels[[*where]] < 0).any()):
         return None
     made = None
     for some in torch.split(torch.tensor([*where]), _TOGETHER):
+        given = inputs.batch(where[row] for row in some.tolist())
         batch = contribute(
-            model, inputs.batch(where[row] for row in some.tolist()), modes.site, method=method,
-            target=target, labels=labels[some], prove=False,
+            model, given, modes.site, method=method, target=target, labels=labels[some],
+            prove=False,
         )  # fmt: skip
         whole = batch.by_site[0]
+        seen = model.real(given) if isinstance(model, PackedInput) else None
         for number, row in enumerate(some.tolist()):
             one = slice(number, number + 1)
             values = {name: getattr(whole, name)[one] for name in ("contribution", "activation")}
-            shares = Shares.of(modes, replace(whole, **values))
+            shares = Shares.of(
+                modes, replace(whole, **values), None if seen is None else seen[number]
+            )
             mine = [mode for mode, rows in users.items() if row in rows]
             for mode, weights in zip(mine, shares.weights(modes.ids[mine].tolist()), strict=True):
                 own = over_places(weights * shares.contribution, whole.units)
-                if own.ndim != 2:
+                if own.ndim != n_axes:
                     return None
                 made = torch.zeros(len(users), n_inputs, *own.shape) if made is None else made
                 made[[*users].index(mode), users[mode].index(row)] = own.float()

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from condec.effects import MatrixQuantity
 from condec.explanation import SiteMaps
 from condec.figures.pixels import map_scale, overlay
+from condec.figures.places import signed
 from condec.figures.style import described
 from condec.modes import label_correlation
 from condec.report import figures
@@ -116,6 +117,17 @@ class Studio:
             if maps is None or sample < 0:
                 continue
             label, prediction = int(maps.labels[sample]), int(maps.predictions[sample])
+            known = {
+                "id": maps.ids[sample], "label": run.label(label),
+                "prediction": run.label(prediction),
+                "right": label < 0 or prediction < 0 or label == prediction,
+                "loading": fixed(maps.loadings[place, number]),
+                "held_out": bool(maps.held_out[sample]),
+                "page": maps.ids[sample] in run.explained,
+            }  # fmt: skip
+            if maps.texts:
+                yield known | {"tokens": _tokens(maps, place, number, maps.texts[sample])}
+                continue
             picture = maps.pictures[sample].numpy()
             drawn = figures.draw_maps([getattr(maps, p)[place, number] for p in PARTS], picture)
             names = parts_of(maps)
@@ -124,15 +136,9 @@ class Studio:
                 own = maps.places[place, number].numpy()
                 drawn.insert(0, overlay(own, picture, scale=scale))
             start = f"maps/{stem}/{int(maps.mode_ids[place])}-{number}"
-            yield {
+            yield known | {
                 "picture": self.picture(picture),
                 "maps": [self.image(d, f"{start}-{p}") for d, p in zip(drawn, names, strict=True)],
-                "id": maps.ids[sample], "label": run.label(label),
-                "prediction": run.label(prediction),
-                "right": label < 0 or prediction < 0 or label == prediction,
-                "loading": fixed(maps.loadings[place, number]),
-                "held_out": bool(maps.held_out[sample]),
-                "page": maps.ids[sample] in run.explained,
                 "squares": max(picture.shape[:2]) <= SQUARES_UP_TO,
             }  # fmt: skip
 
@@ -140,6 +146,22 @@ class Studio:
         place = self.folder / file
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
+
+
+def _tokens(
+    maps: SiteMaps, place: int, number: int, words: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Return the tokens of a text, each with its colour and what the mode contributes there."""
+    values = np.zeros(len(words))
+    if maps.places is not None:
+        values = maps.places[place, number].numpy()
+    scale = 1.0 if maps.places is None else map_scale([one.numpy() for one in maps.places[place]])
+    colours = signed(values, scale)
+    return [
+        (word, f"rgba({255 * r:.0f},{255 * g:.0f},{255 * b:.0f},{a:.2f})", fixed(float(value)))
+        for word, (r, g, b, a), value in zip(words, colours, values, strict=True)
+        if word  # padding is not read
+    ]
 
 
 def parts_of(maps: SiteMaps) -> tuple[str, ...]:

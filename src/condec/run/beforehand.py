@@ -13,7 +13,7 @@ from condec.dictionary import split_rows
 from condec.dictionary.fitting.rows import memory_of
 from condec.effects.passes import Passes
 from condec.explanation import EXAMPLES, mode_map
-from condec.network import Site
+from condec.network import PackedInput, Site
 from condec.run.explain import refuse_unknown
 from condec.run.plugins import brought
 from condec.run.run import Run
@@ -107,6 +107,8 @@ def control_reason(run: Run, labels: Tensor) -> str:
 
 def _map_reason(run: Run, sites: Sequence[Site]) -> str:
     """Tell why no site can be mapped; empty where one can."""
+    if reads(run):
+        return ""
     try:
         run.inputs.picture(first_sample(run)[0])
     except CondecError as error:
@@ -119,6 +121,12 @@ def _map_reason(run: Run, sites: Sequence[Site]) -> str:
         except CondecError as error:
             reason = reason or str(error)
     return reason
+
+
+def reads(run: Run) -> bool:
+    """Tell whether inputs are texts, whose tokens the model can say."""
+    model = run.loaded.model
+    return isinstance(model, PackedInput) and model.words(first_sample(run)[1]) is not None
 
 
 def one_map(run: Run, site: Site) -> None:

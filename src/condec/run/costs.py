@@ -27,7 +27,7 @@ from condec.effects import LOG_ODDS_NAMES
 from condec.effects.passes import Passes
 from condec.explanation import EXAMPLES
 from condec.network import Site
-from condec.run.beforehand import first_sample, one_map, rows_of_sample
+from condec.run.beforehand import first_sample, one_map, reads, rows_of_sample
 from condec.run.run import Run
 from condec.store import SiteInfo
 
@@ -249,6 +249,12 @@ def _time_edits(run: Run, info: SiteInfo) -> float:
 def _need_of_maps(run: Run, sites: Sequence[Site], slower: float) -> Need:
     plan = run.plan.maps
     number = plan.n_modes * plan.n_inputs * len(sites)
+    if reads(run):  # contributions of the inputs again, and no map of pixels
+        return Need(
+            link="map", seconds=number * run.batches.time_input(1), tasks=len(sites), disk=0,
+            memory=2 * run.batches.memory(plan.n_inputs),
+            words=f"{len(sites)} sites, texts of {plan.n_modes} modes, {plan.n_inputs} each",
+        )  # fmt: skip
     seconds = slower * _seconds(partial(one_map, run, sites[0])) * number
     pixels = math.prod(run.inputs.picture(first_sample(run)[0]).shape[:2])
     return Need(
