@@ -52,7 +52,7 @@ def test_moments_of_stories_are_read_as_texts(tmp_path: Path) -> None:
     site = "lm.model.layers.4.mlp.down_proj:input"
     run = run_example(
         "stories", tmp_path / "run", data=replace(plan.data, limit=12), sites=(site,),
-        collect=replace(plan.collect, twins=()), fit=replace(plan.fit, n_modes=2),
+        collect=replace(plan.collect, twins=()),
         maps=replace(plan.maps, n_modes=2, n_inputs=2, sites=()),
         links=("collect", "fit", "map", "report"),
     )  # fmt: skip
