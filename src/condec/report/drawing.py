@@ -114,7 +114,7 @@ class Studio:
         """
         maps = part.maps
         for number, sample in enumerate([] if maps is None else maps.samples[place].tolist()):
-            if maps is None or sample < 0:
+            if maps is None or place is None or sample < 0:
                 continue
             label, prediction = int(maps.labels[sample]), int(maps.predictions[sample])
             known = {
