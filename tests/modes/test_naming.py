@@ -14,6 +14,7 @@ from condec.modes import Hierarchy, Modes
 from condec.modes.naming import UNNAMED, Meaning, halves, meaning
 from condec.modes.probing import probe
 from condec.modes.properties import Properties
+from condec.modes.statistics import mode_statistics
 from condec.network import Site
 
 GROUPS = Hierarchy(("x",) * 3 + ("y",) * 3 + ("z",) * 2, (("x", "top"), ("y", "top")))
@@ -92,6 +93,25 @@ def test_what_has_a_mode(found: Meaning) -> None:
     assert bool(table.loc[("attribute", "hue: u"), "covered"])
     assert found.coverage["superclass"] == 0.75  # z has none
     assert not bool(table.loc[("superclass", "z"), "covered"])
+
+
+def test_what_has_no_discovery_is_given_its_best(modes: Modes, found: Meaning) -> None:
+    table = pandas.DataFrame({"hue": ["u" if row % 5 == 0 else "v" for row in range(400)]})
+    labels = Properties.of_labels(modes.store.labels, NAMES, GROUPS)
+    several = [labels, *Properties.of_table(table)]
+    chosen = mode_statistics(modes.loadings, several, rows=~modes.held_out)
+    place = int(chosen.correlation[6].argmax())
+    noise = found.modes.loc[6]
+    assert (noise["name"], noise["q"] > found.rate) == (UNNAMED, True)
+    assert noise["property"] == chosen.names[place] != chosen.names[0]
+    assert noise["chosen"] == float(chosen.correlation[6, place])
+    nothing = found.properties[found.properties["modes"] == 0]
+    assert len(nothing)
+    assert set(nothing["row"]) != {0}
+    best = chosen.correlation[:, nothing.index].max(0)
+    assert nothing["chosen"].tolist() == best.values.tolist()
+    assert nothing["row"].tolist() == best.indices.tolist()
+    assert nothing["id"].tolist() == modes.ids[best.indices].tolist()
 
 
 def test_shuffled_labels_name_nothing(modes: Modes) -> None:

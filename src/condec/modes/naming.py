@@ -121,18 +121,23 @@ def meaning(
     measured = mode_statistics(modes.loadings, several, rows=judge, k=k, seed=seed)
     found = torch.where(chosen.q <= rate, chosen.correlation, -torch.inf)
     kinds = np.array(chosen.kinds)
-    best_mode, best = _figures(chosen, measured, found.max(1).indices, None), found.max(1)
-    best_mode = best_mode.assign(id=modes.ids.tolist())
+    best, best_mode = (  # of discoveries; where there is none, of all
+        torch.where((found > 0).any(d, keepdim=True), found, chosen.correlation).argmax(d)
+        for d in (1, 0)
+    )
     of_modes, of_properties = (
         table.join(_intervals(modes, several, judge, table, n_bootstrap, seed))
-        for table in (best_mode, _figures(chosen, measured, None, found.max(0).indices))
+        for table in (
+            _figures(chosen, measured, best, None).assign(id=modes.ids.tolist()),
+            _figures(chosen, measured, None, best_mode),
+        )
     )
     of_properties["id"] = modes.ids[torch.tensor(of_properties["row"].tolist())].tolist()
 
-    def sure(table: "pandas.DataFrame", values: Tensor) -> "pandas.Series[bool]":
-        return (table["low"] > least) & (values > 0).numpy()
+    def sure(table: "pandas.DataFrame", d: int) -> "pandas.Series[bool]":
+        return (table["low"] > least) & (found > 0).any(d).numpy()
 
-    names = of_modes["property"].where(sure(of_modes, best.values), UNNAMED)
+    names = of_modes["property"].where(sure(of_modes, 1), UNNAMED)
     of_modes.insert(0, "name", names)
     for kind in ("label", "superclass"):
         of_kind = torch.from_numpy(kinds == kind)
@@ -146,7 +151,7 @@ def meaning(
     of_modes["like_atom"] = atom_coherence(modes.atoms).tolist()
     of_modes["like_loading"] = redundancy(modes.loadings[judge]).tolist()
     of_properties["modes"] = (found > 0).sum(0).tolist()
-    of_properties["covered"] = sure(of_properties, found.max(0).values)
+    of_properties["covered"] = sure(of_properties, 0)
     if namer is not None:
         of_modes["name"] = [
             _named(namer, modes, row) if row["name"] != UNNAMED else UNNAMED
