@@ -185,7 +185,8 @@ def _place_maps(
             prove=False,
         )  # fmt: skip
         whole = batch.by_site[0]
-        seen = model.real(given) if isinstance(model, PackedInput) else None
+        places = modes.rows == "positions" and isinstance(model, PackedInput)
+        seen = model.real(given) if places else None
         for number, row in enumerate(some.tolist()):
             one = slice(number, number + 1)
             values = {name: getattr(whole, name)[one] for name in ("contribution", "activation")}
