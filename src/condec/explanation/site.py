@@ -185,8 +185,9 @@ def _place_maps(
             prove=False,
         )  # fmt: skip
         whole = batch.by_site[0]
-        places = modes.rows == "positions" and isinstance(model, PackedInput)
-        seen = model.real(given) if places else None
+        seen = None
+        if isinstance(model, PackedInput) and modes.rows == "positions":
+            seen = model.real(given)
         for number, row in enumerate(some.tolist()):
             one = slice(number, number + 1)
             values = {name: getattr(whole, name)[one] for name in ("contribution", "activation")}
