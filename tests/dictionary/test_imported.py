@@ -101,7 +101,7 @@ def test_an_encoder_that_is_not_linear_is_refused(sae: Any) -> None:
 class AutoEncoder(nn.Module):
     """As dictionary_learning has it, written anew from its description."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str = "relu") -> None:
         super().__init__()
         self.encoder, self.decoder = nn.Linear(6, 10), nn.Linear(10, 6, bias=False)
         name = "bias" if kind == "relu" else "b_dec"
@@ -109,7 +109,6 @@ class AutoEncoder(nn.Module):
         self.kind = kind
         if kind != "relu":
             self.register_buffer("k", torch.tensor(4))
-        if kind == "batch":
             self.register_buffer("threshold", torch.tensor(0.3))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -121,6 +120,20 @@ class AutoEncoder(nn.Module):
             top = z.topk(4, dim=-1)
             return torch.zeros_like(z).scatter_(-1, top.indices, top.values)
         return z
+
+
+class AutoEncoderTopK(AutoEncoder):
+    """Goes by k, though it keeps a threshold."""
+
+    def __init__(self) -> None:
+        super().__init__("topk")
+
+
+class BatchTopKSAE(AutoEncoder):
+    """Goes by the threshold."""
+
+    def __init__(self) -> None:
+        super().__init__("batch")
 
 
 class JumpReLU(nn.Module):
@@ -137,17 +150,29 @@ class JumpReLU(nn.Module):
         return torch.relu(pre * (pre > self.threshold))
 
 
-@pytest.mark.parametrize("model", [AutoEncoder("relu"), AutoEncoder("topk"), AutoEncoder("batch"),
-                                   JumpReLU()], ids=["relu", "topk", "batch", "jump"])  # fmt: skip
+@pytest.mark.parametrize("model", [AutoEncoder(), AutoEncoderTopK(), BatchTopKSAE(), JumpReLU()],
+                         ids=["relu", "topk", "batch", "jump"])  # fmt: skip
 def test_autoencoders_of_dictionary_learning(model: nn.Module, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "ae.pt")  # noqa: TID251  # as that library does
-    (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoder"}}))
+    about = {"trainer": {"dict_class": type(model).__name__}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
     with torch.no_grad():
         own = model.encode(ROWS)  # type: ignore[operator]
     for found in (import_dictionary(model), import_dictionary(tmp_path)):
         close(found.encode(ROWS), own)
         found.save(tmp_path / "again")
         close(load_dictionary(tmp_path / "again").encode(ROWS), own)
+
+
+def test_weights_of_two_classes_are_not_guessed(tmp_path: Path) -> None:
+    torch.save(AutoEncoderTopK().state_dict(), tmp_path / "ae.pt")  # noqa: TID251
+    with pytest.raises(DataError, match=r"goes by k, BatchTopKSAE by .* config\.json"):
+        import_dictionary(tmp_path)
+    # MatryoshkaBatchTopKSAE, which takes the offset off the input, as JumpReluAutoEncoder does not.
+    weights = {**JumpReLU().state_dict(), "k": torch.tensor(4), "group_sizes": torch.tensor([5, 5])}
+    torch.save(weights, tmp_path / "ae.pt")  # noqa: TID251
+    with pytest.raises(DataError, match="are known; got the weights .*group_sizes"):
+        import_dictionary(tmp_path)
 
 
 def test_folders_and_files(tmp_path: Path) -> None:

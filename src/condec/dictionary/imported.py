@@ -158,7 +158,8 @@ def _linear(kind: Learner, encoder: Tensor, bias: Tensor, atoms: Tensor, offset:
 
 def _of_weights(weights: dict[str, Tensor], kind: str) -> Dictionary:
     """Read the weights of an autoencoder of dictionary_learning, by their names."""
-    if "W_enc" in weights:  # JumpReluAutoEncoder: the offset is not taken off the input
+    if weights.keys() == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}:
+        # JumpReluAutoEncoder: the offset is not taken off the input.
         encoder, offset = weights["W_enc"].double().T, weights["b_dec"].double()
         bias = weights["b_enc"].double() + encoder @ offset
         made = JumpReLUSAE(len(encoder))
@@ -181,7 +182,14 @@ def _of_weights(weights: dict[str, Tensor], kind: str) -> Dictionary:
     parts = (weights["encoder.weight"], weights["encoder.bias"], decoder, base)
     n_modes = len(parts[0])
     at = weights.get("threshold")
-    if at is not None and bool((at >= 0).all()):
+    trained = at is not None and bool((at >= 0).all())
+    if trained and "k" in weights and "TopK" not in kind:
+        raise DataError(
+            f"import_dictionary: {kind or 'dictionary_learning'}: weights with k and a threshold: "
+            "AutoEncoderTopK goes by k, BatchTopKSAE by the threshold. Name the class in "
+            "config.json, as trainer.dict_class"
+        )
+    if at is not None and trained and ("k" not in weights or "BatchTopK" in kind):
         each = at.double().expand(n_modes)
         return _linear(JumpReLUSAE(n_modes), *parts, threshold=each)
     if "k" in weights:
