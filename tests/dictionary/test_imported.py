@@ -171,7 +171,7 @@ def test_weights_of_two_classes_are_not_guessed(tmp_path: Path) -> None:
     # MatryoshkaBatchTopKSAE, which takes the offset off the input, as JumpReluAutoEncoder does not.
     weights = {**JumpReLU().state_dict(), "k": torch.tensor(4), "group_sizes": torch.tensor([5, 5])}
     torch.save(weights, tmp_path / "ae.pt")  # noqa: TID251
-    with pytest.raises(DataError, match="are known; got the weights .*group_sizes"):
+    with pytest.raises(DataError, match=r"are known; got the weights .*group_sizes"):
         import_dictionary(tmp_path)
 
 
