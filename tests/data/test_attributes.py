@@ -23,6 +23,15 @@ def test_rows_are_found_by_id(tmp_path: Path, name: str) -> None:
     assert found["kind"].isna().tolist() == [False, True, False]
 
 
+def test_no_column_of_ids_is_an_attribute_and_blanks_of_headers_do_not_count(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("hue, id ,file\n1,007,x\n2,008,y\n")
+    found = read_attributes(file, ["008", "007"])
+    assert found.to_dict("list") == {"hue": [2, 1]}
+
+
 def test_without_ids_rows_are_in_order(tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
     file.write_text("hue\n1\n2\n3\n")

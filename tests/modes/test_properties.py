@@ -49,6 +49,29 @@ def test_attributes_of_words_and_numbers() -> None:
     assert float(found.auroc[1, 0]) == 1.0
 
 
+def test_equal_numbers_are_of_one_quarter_and_the_lowest_of_the_lowest() -> None:
+    rest = range(1, 21)
+    table = pandas.DataFrame({"low": [0] * 30 + [*rest], "high": [*rest] + [99] * 30,
+                              "mid": [*range(10)] + [10] * 30 + [*range(11, 21)]})  # fmt: skip
+    low, high, mid = Properties.of_table(table)
+    sizes = [dict(zip(p.names, p.counts().tolist(), strict=True)) for p in (low, high, mid)]
+    assert sizes[0] == {"low: highest quarter": 13, "low: lowest quarter": 30,
+                        "low: third quarter": 7}  # fmt: skip
+    assert sizes[1] == {"high: highest quarter": 30, "high: lowest quarter": 12,
+                        "high: second quarter": 8}  # fmt: skip
+    assert sizes[2] == {"mid: highest quarter": 10, "mid: lowest quarter": 10,
+                        "mid: third quarter": 30}  # fmt: skip
+
+
+def test_values_of_one_sample_are_no_properties() -> None:
+    texts = [f"caption {n}" for n in range(2_000)]
+    kinds = pandas.Categorical(["u", "v"] * 999 + ["w", None], categories=["x", "v", "u", "w"])
+    (kind,) = Properties.of_table(pandas.DataFrame({"text": texts, "kind": kinds}))
+    assert kind.names == ("kind: v", "kind: u")
+    assert kind.counts().tolist() == [999, 999]
+    assert (kind.member.shape, int(kind.known.sum())) == ((1_999, 2), 1_999)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -23,8 +23,8 @@ def read_attributes(
     Parameters
     ----------
     path : path
-        A csv, or a table in parquet, with the column ``id`` or ``file``; without one, with as many
-        rows as there are samples, in their order.
+        A csv, or a table in parquet, with the column ``id`` or ``file`` (of both, the first is
+        taken); without one, with as many rows as there are samples, in their order.
     ids : sequence of str
         Of samples (`Inputs.ids`, `Store.sample_ids`).
     column : str, optional
@@ -48,13 +48,17 @@ def read_attributes(
     remedy = "Expected a csv or parquet with a row a sample, and their ids in a column id or file."
     with reading(file, "a table of attributes", remedy, DataError):
         parquet = file.suffix == ".parquet"
-        text = dict.fromkeys(_IDS, str)  # 007 is no number
-        table: Any = pandas.read_parquet(file) if parquet else pandas.read_csv(file, dtype=text)
+        if parquet:
+            table: Any = pandas.read_parquet(file)
+        else:
+            head = pandas.read_csv(file, nrows=0)
+            text = {name: str for name in head if str(name).strip() in _IDS}  # 007 is no number
+            table = pandas.read_csv(file, dtype=text)
     table.columns = [str(name).strip() for name in table.columns]
     key = next((name for name in _IDS if name in table), None)
     if key is not None:
         names = [str(name).strip() for name in table[key]]
-        table = table.drop(columns=key).set_axis(names)
+        table = table.drop(columns=list(_IDS), errors="ignore").set_axis(names)
         if not table.index.is_unique:
             twice = table.index[table.index.duplicated()][0]
             raise DataError(f"{file}: {twice!r} comes twice; give every sample one row")

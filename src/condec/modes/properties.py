@@ -86,6 +86,8 @@ class Properties:
 
         DataError where its shape does not fit the names, or it holds other numbers.
         """
+        from scipy import sparse
+
         found = member if isinstance(member, Tensor) else torch.from_numpy(np.array(member))
         if found.ndim != 2 or found.shape[1] != len(names):
             raise DataError(
@@ -97,16 +99,21 @@ class Properties:
         n_samples, numbers = len(found), range(len(names)) if kind == "label" else [-1] * len(names)
         known = torch.ones(n_samples, dtype=torch.bool)
         kinds = (kind,) * len(names)
-        return Properties(_sparse(found), known, kinds, tuple(names), tuple(numbers))
+        one_hot = sparse.csr_array(found.numpy().astype(np.float32))
+        return Properties(one_hot, known, kinds, tuple(names), tuple(numbers))
 
     @staticmethod
     def of_table(table: "pandas.DataFrame") -> "tuple[Properties, ...]":
         """Take attributes, a column each, as `condec.data.read_attributes` reads them.
 
         A column of words, or of few different numbers, has a property for every value; one of more
-        numbers has its quarters. Samples without a value take no part in that column.
+        numbers has its quarters: equal numbers go together, by their mean rank, and the lowest is
+        of the lowest quarter, the highest of the highest, however many samples have it. Samples
+        without a value take no part in that column; a value that only one sample has (a caption, an
+        id) is no property.
         """
         import pandas
+        from scipy import sparse
 
         found = []
         for name, column in table.items():
@@ -116,12 +123,16 @@ class Properties:
             if numeric and values.nunique() > FEW_VALUES:
                 ranks = values.rank(pct=True, method="average")
                 place = np.minimum((np.ceil(ranks * 4) - 1).astype(int), 3)
+                place = place.mask(values == values.min(), 0).mask(values == values.max(), 3)
                 values = place.map(dict(enumerate(_QUARTERS)))
-            one_hot = pandas.get_dummies(values)
-            labels = [f"{name}: {value}" for value in one_hot.columns]
-            if labels:
-                made = Properties.of_matrix(one_hot.to_numpy(dtype=bool), labels, "attribute")
-                found.append(replace(made, known=torch.from_numpy(known.copy())))
+            rows = np.flatnonzero(values.duplicated(keep=False))
+            kinds = values.iloc[rows].astype("category").cat.remove_unused_categories().cat
+            if n := len(kinds.categories):
+                ones = np.ones(len(rows), dtype=np.float32)
+                member = sparse.csr_array((ones, (rows, kinds.codes)), shape=(len(values), n))
+                names = tuple(f"{name}: {value}" for value in kinds.categories)
+                of = torch.from_numpy(known.copy())
+                found.append(Properties(member, of, ("attribute",) * n, names, (-1,) * n))
         return tuple(found)
 
     def of(self, rows: Mask) -> "Properties":
@@ -153,9 +164,3 @@ class Properties:
             for name in ("kinds", "names", "numbers")
         }
         return replace(self, member=self.member[:, places], **words)
-
-
-def _sparse(member: Tensor) -> Any:
-    from scipy import sparse
-
-    return sparse.csr_array(member.numpy().astype(np.float32))
