@@ -322,7 +322,7 @@ def test_dollars_in_code_are_no_formulas():
 
 
 @pytest.mark.parametrize(
-    ("file", "most"), [("CONTRIBUTING.md", 95), ("README.md", 120), ("src/condec/__init__.py", 85)]
+    ("file", "most"), [("CONTRIBUTING.md", 95), ("README.md", 125), ("src/condec/__init__.py", 90)]
 )
 def test_files_stay_short(file, most):
     assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= most

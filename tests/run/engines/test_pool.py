@@ -283,6 +283,28 @@ def test_a_worker_runs_only_code_that_its_driver_has_run(tmp_path: Path) -> None
         _ = nothing.run.loaded
 
 
+def test_an_error_of_writing_is_raised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(config.read(write_source(tmp_path) / "run.toml"), progress=False)
+    one, plain = worker.Worker(run, "one"), worker._write
+    collecting, store = one.collecting("contributions.zarr")
+
+    def fails_first(store: Store, index: int, rows: Any, after: Any) -> None:
+        if index == 0:
+            raise StoreError("no room")
+        plain(store, index, rows, after)
+
+    monkeypatch.setattr(worker, "_write", fails_first)
+    given = (collecting, store)
+    one.shard(*given, 0, lambda _: None)
+    with pytest.raises(StoreError, match="no room"):
+        one.shard(*given, 1, lambda _: None)
+    one.shard(*given, 1, lambda _: None)
+    one.written()
+    assert store.missing() == (0, 2)
+
+
 def test_a_worker_of_another_model_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,7 +152,7 @@ class Pool(ABC):
                     place.tasks[future] = name
                     given = True
         if given and not waiting:
-            for place in [p for p in ready if p.tasks]:
+            for place in ready:
                 place.tasks[place.hand.submit("written")] = ""
         if not waiting:
             self._shrink(max(wanted, self.least(run)))
@@ -181,6 +181,8 @@ class Pool(ABC):
                     self.places.remove(place)
                     place.hand.end()
                     break
+                if error and not name:  # of a shard that was computed; it is done again
+                    run.folder.log("not written", error=f"{type(error).__name__}: {error}")
                 if name:
                     self.n_failed = 0
                     text = f"{type(error).__name__}: {error}"

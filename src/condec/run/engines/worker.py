@@ -54,8 +54,8 @@ class Worker:
     def __init__(self, run: Run, name: str) -> None:
         self.run, self.name, self.link = run, name, ""
         self.collecting: Callable[[str], tuple[Collecting, Store]] = cache(self._collecting)
-        self._writer, self._writing = ThreadPoolExecutor(1), Future[None]()
-        self._writing.set_result(None)
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self._note("start")
 
     def shard(
@@ -73,18 +73,18 @@ class Worker:
                 ((_, parts),) = collecting.computed(store, [index], alive)
                 rows = joined(parts)
                 self.written()  # no more than two shards are in memory
-                self._writing, handed_on = (
-                    self._writer.submit(_write, store, index, rows, after),
-                    True,
-                )
+                self._writing = self._writer.submit(_write, store, index, rows, after)
+                handed_on = True
                 return collecting.silent(rows)
         finally:
             if not handed_on:
                 after()
 
     def written(self) -> None:
-        """Wait until all shards are written; raise the error of one that could not be."""
-        self._writing.result()
+        """Wait until all shards are written; raise the error of one that could not be, once."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     @contextmanager
     def _noted(self, **details: str) -> Iterator[None]:
