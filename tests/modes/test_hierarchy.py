@@ -94,6 +94,7 @@ def test_a_tree_in_itself_is_refused() -> None:
         ("a.json", "3", "expected a json list|got int"),
         ("a.json", "[1, 2]", "json list with the name of every label.*got list"),
         ("a.csv", "x,y\n1,2\n", "got the columns x, y"),
+        ("a.csv", "parent,child\nbird,0\nanimal\n", "the parent 'animal' has no child"),
     ],
 )
 def test_files_of_something_else_are_refused(
@@ -102,6 +103,15 @@ def test_files_of_something_else_are_refused(
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         Hierarchy.read(tmp_path / name, NAMES)
+
+
+@pytest.mark.parametrize("parents", [[["bird", "animal"]], {"bird": ["animal"]}, 3])
+def test_parents_that_are_no_table_are_refused(tmp_path: Path, parents: object) -> None:
+    form = {"groups": ["bird"], "parents": parents}
+    (tmp_path / "a.json").write_text(json.dumps(form))
+    for source in (form, tmp_path / "a.json"):
+        with pytest.raises(OptionError, match="parents: expected the superclass above"):
+            Hierarchy.read(source)
 
 
 def test_a_column_gives_superclasses() -> None:
@@ -160,11 +170,11 @@ def test_wordnet_without_chains_of_one_child(monkeypatch: pytest.MonkeyPatch) ->
     small_wordnet(monkeypatch, lambda pos, offset: Synset(offset))
     found = Hierarchy.from_wordnet(["n1", "n2", "n3", "n4", ""])
     # cat has one child, and so has the other dog; entity has all labels that have a synset.
-    assert found.groups == ("dog", "dog", "animal", "entity", "")
-    assert found.names == ("dog", "animal", "entity")
+    assert found.groups == ("dog", "dog", "animal", "", "")
+    assert found.names == ("dog", "animal")
     assert found.labels("animal") == (0, 1, 2)
     without = Hierarchy.from_wordnet(["n1", "n2", "n3", "n4"])
-    assert without.groups == ("dog", "dog", "animal", "")
+    assert without.groups == found.groups[:4]
 
 
 def test_wordnet_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ class Hierarchy:
     parents: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        if not all(isinstance(name, str) for name in self.groups) or not any(self.groups):
+        if not _are_texts(self.groups) or not any(self.groups):
             raise OptionError("Hierarchy: expected at least one label that belongs to a group")
         above: dict[str, str] = {}
         for child, parent in self.parents:
@@ -164,7 +164,13 @@ class Hierarchy:
         if not isinstance(source, Mapping):
             return Hierarchy(tuple(source))
         if set(source) == _FORM and isinstance(source["groups"], list):
-            return Hierarchy(tuple(source["groups"]), tuple(source["parents"].items()))
+            above = source["parents"]
+            if not (isinstance(above, Mapping) and _are_texts([*above, *above.values()])):
+                raise OptionError(
+                    "Hierarchy: parents: expected the superclass above by the name of the one "
+                    f"below, such as {{'dog': 'animal'}}; got {above!r:.80}"
+                )
+            return Hierarchy(tuple(source["groups"]), tuple(above.items()))
         branches = list(_branches(source))
         often = Counter(path[-1] for path in {path for path, _ in branches})
         shown = {path: path[-1] if often[path[-1]] == 1 else "/".join(path) for path, _ in branches}
@@ -207,8 +213,8 @@ class Hierarchy:
         """Give labels the hypernyms of their synsets, such as ``n02084071``, as WordNet has them.
 
         A label without one ("") is in no group. Of several hypernyms the first is taken.
-        Superclasses with one child are left out, as are those of all labels (Melander et al.
-        2026).
+        Superclasses with one child are left out, as are those of all labels that have one
+        (Melander et al. 2026).
 
         Raises DependencyError without nltk, DataError without its WordNet, or where a synset is
         unknown.
@@ -287,17 +293,21 @@ def _from_file(file: Path, names: Sequence[str] | None) -> Hierarchy:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix != ".csv":
             found = json.loads(text)
-            listed = isinstance(found, list) and all(isinstance(one, str) for one in found)
+            listed = isinstance(found, list) and _are_texts(found)
             if not listed and not (isinstance(found, dict) and found):
                 raise ValueError(f"got {type(found).__name__}")
-        else:
-            rows = list(csv.DictReader(text.splitlines(), strict=True))
-            if not rows or not {"child", "parent"} <= rows[0].keys():
-                raise ValueError(f"got the columns {', '.join(rows[0] if rows else ())}")
-    if file.suffix != ".csv":
-        return Hierarchy.read(found, names)
-    return _from_pairs([(row["child"].strip(), (row["parent"] or "").strip()) for row in rows],
-                       names)  # fmt: skip
+            return Hierarchy.read(found, names)
+        rows = list(csv.DictReader(text.splitlines(), strict=True))
+        if not rows or not {"child", "parent"} <= rows[0].keys():
+            raise ValueError(f"got the columns {', '.join(rows[0] if rows else ())}")
+        pairs = [((row["child"] or "").strip(), (row["parent"] or "").strip()) for row in rows]
+        if below := [parent for child, parent in pairs if parent and not child]:
+            raise ValueError(f"a row with the parent {below[0]!r} has no child")
+        return _from_pairs(pairs, names)
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(one, str) for one in values)
 
 
 def _from_pairs(pairs: Iterable[tuple[str, str]], names: Sequence[str] | None) -> Hierarchy:
@@ -348,7 +358,8 @@ def _pruned(paths: Mapping[int, list[tuple[str, str]]]) -> Hierarchy:
             children.setdefault(name, set()).add(below)
             covered[name] += 1
             below = name
-    kept = {n for n in children if len(children[n]) > 1 and covered[n] < len(paths)}
+    n_labels = sum(map(bool, paths.values()))
+    kept = {n for n in children if len(children[n]) > 1 and covered[n] < n_labels}
     words = {name: word for path in paths.values() for name, word in path if name in kept}
     often = Counter(words.values())
     shown = {name: word if often[word] == 1 else name for name, word in words.items()}
