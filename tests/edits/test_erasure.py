@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from condec.basis.errors import DataError, OptionError, SiteError
-from condec.edits import Erase, edited, erasure, record_activation
+from condec.edits import Erase, baked, edited, erasure, record_activation
 from condec.testing.models import small_resnet
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -37,6 +37,16 @@ def test_vectors_of_all_positions_are_read_where_units_are_channels():
     assert torch.allclose(edit.apply(h), mean[:, None, None].expand_as(h), atol=1e-4)
     with edited(model, edit), torch.no_grad():
         assert torch.allclose(model(images), model(marked), atol=1e-4)
+
+
+def test_weights_of_a_model_in_double_hold_the_offset_in_double():
+    model = nn.Sequential(nn.Identity(), nn.Linear(5, 2)).double().eval()
+    edit = Erase("1:input", directions=[[1.0] * 5], readers=[[1.0] * 5], offsets=[1000 / 3])
+    assert float(edit.map()[1][0]) == 1000 / 3
+    x = X.double()
+    with edited(model, edit), torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(baked(model, edit, inputs=x)(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_refused():

@@ -123,6 +123,19 @@ def test_pathways_of_the_circuit(planted: PlantedRetina) -> None:
     assert flip.polarity[0, 0] == -flip.polarity[4, 0]
 
 
+def test_groups_that_overlap_or_are_of_no_unit_are_refused() -> None:
+    weights = PartWeights.of_groups({"a": [0, 2], "b": [3]}, 4, 2)
+    assert weights.values[1].tolist() == [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    for groups, words in (
+        ({"a": [0, 1], "b": [1]}, "unit 1 is named twice, in a and in b"),
+        ({"a": [1, 1]}, "unit 1 is named twice, in a and in a"),
+        ({"a": [-1]}, "of_groups: a: no unit -1; expected 0 to 3"),
+        ({"a": [4]}, "a: no unit 4"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            PartWeights.of_groups(groups, 4, 2)
+
+
 def test_responsibilities_of_modes(planted: PlantedRetina, tmp_path) -> None:
     store = collect(
         planted.circuit, planted.windows, "relu2", out=tmp_path / "s", target=Sum(),

@@ -92,8 +92,11 @@ class Erase(Edit):
 
     def map(self) -> tuple[Tensor, Tensor]:
         """Return the edit as a matrix [unit, unit] and a shift [unit], float64: h to M h + c."""
-        d, r = (torch.tensor(one, dtype=torch.float64) for one in (self.directions, self.readers))
-        return torch.eye(d.shape[1]).double() - d.T @ r, d.T @ torch.tensor(self.offsets).double()
+        d, r, a = (
+            torch.tensor(one, dtype=torch.float64)
+            for one in (self.directions, self.readers, self.offsets)
+        )
+        return torch.eye(d.shape[1]).double() - d.T @ r, d.T @ a
 
 
 def erasure(

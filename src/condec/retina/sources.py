@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from condec.attribution import prepare_inputs
 from condec.attribution.reduce import unit_numbers
 from condec.basis.checks import at_least
-from condec.basis.errors import DataError
+from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
 from condec.data.inputs import Inputs
 from condec.modes import Modes
@@ -130,10 +130,25 @@ class PartWeights:
 
     @classmethod
     def of_groups(cls, groups: dict[str, Sequence[int]], n_units: int, n: int) -> "PartWeights":
-        """Return parts that are groups of units, the same at `n` frames; the rest is left over."""
+        """Return parts that are groups of units, the same at `n` frames; the rest is left over.
+
+        OptionError: a unit is named twice, or is none of 0 to ``n_units - 1``.
+        """
         values = torch.zeros(len(groups) + 1, n_units, dtype=torch.float64)
-        for row, units in zip(values, groups.values(), strict=False):
-            row[list(units)] = 1
+        of = dict[int, str]()
+        for row, (name, units) in zip(values, groups.items(), strict=False):
+            for unit in map(int, units):
+                if not 0 <= unit < n_units:
+                    raise OptionError(
+                        f"PartWeights.of_groups: {name}: no unit {unit}; expected 0 to "
+                        f"{n_units - 1}"
+                    )
+                if unit in of:
+                    raise OptionError(
+                        f"PartWeights.of_groups: unit {unit} is named twice, in {of[unit]} and in "
+                        f"{name}; name each in one group, once"
+                    )
+                of[unit], row[unit] = name, 1
         values[-1] = 1 - values.sum(0)
         return cls((*groups, LEFT), values.expand(n, -1, -1))
 
