@@ -296,14 +296,14 @@ def _from_file(file: Path, names: Sequence[str] | None) -> Hierarchy:
             listed = isinstance(found, list) and _are_texts(found)
             if not listed and not (isinstance(found, dict) and found):
                 raise ValueError(f"got {type(found).__name__}")
-            return Hierarchy.read(found, names)
-        rows = list(csv.DictReader(text.splitlines(), strict=True))
-        if not rows or not {"child", "parent"} <= rows[0].keys():
-            raise ValueError(f"got the columns {', '.join(rows[0] if rows else ())}")
-        pairs = [((row["child"] or "").strip(), (row["parent"] or "").strip()) for row in rows]
-        if below := [parent for child, parent in pairs if parent and not child]:
-            raise ValueError(f"a row with the parent {below[0]!r} has no child")
-        return _from_pairs(pairs, names)
+        else:
+            rows = list(csv.DictReader(text.splitlines(), strict=True))
+            if not rows or not {"child", "parent"} <= rows[0].keys():
+                raise ValueError(f"got the columns {', '.join(rows[0] if rows else ())}")
+            pairs = [((row["child"] or "").strip(), (row["parent"] or "").strip()) for row in rows]
+            if below := [parent for child, parent in pairs if parent and not child]:
+                raise ValueError(f"a row with the parent {below[0]!r} has no child")
+    return _from_pairs(pairs, names) if file.suffix == ".csv" else Hierarchy.read(found, names)
 
 
 def _are_texts(values: Iterable[Any]) -> bool:
