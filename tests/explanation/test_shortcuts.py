@@ -11,7 +11,7 @@ import condec
 from condec.basis.errors import DataError, OptionError
 from condec.dictionary import NMF, TrainConfig, fit
 from condec.explanation import find_shortcuts
-from condec.explanation.shortcuts import pasted
+from condec.explanation.shortcuts import drawn_others, pasted
 from condec.figures import save_figure
 from condec.modes import Modes
 
@@ -99,6 +99,38 @@ def test_the_picture_of_a_search(searched, tmp_path: Path):
     assert save_figure(figure, tmp_path / "sheet.png").exists()
 
 
+def test_of_many_inputs_those_pasted_over_are_of_all_other_classes(searched, monkeypatch):
+    turns = torch.arange(5000) % 10
+    others = drawn_others(turns, 3)
+    assert len(others) == len({*others}) == 500
+    assert turns[others].bincount(minlength=10).gt(20).tolist() == [i != 3 for i in range(10)]
+    assert drawn_others((torch.arange(5000) == 7).long(), 0) == [7]
+    # Of these, every sixth is predicted as class 0.
+    model, x, modes, whole = searched
+    assert whole.table["others"].iloc[0] == 20
+    monkeypatch.setattr("condec.explanation.shortcuts._MOST_OTHERS", 10)
+    found = find_shortcuts(model, x, modes, area=0.03)
+    assert (found.table["others"] == 10).all()
+    assert found.table["sent"].iloc[0] == 1.0
+    assert len(found.pairs()[0]) == 10
+
+
+def test_modes_are_judged_where_they_raise_their_class_alone(searched):
+    model, x, modes, _ = searched
+    zero = modes.store.predictions == 0
+    # Of class 0 the first unit raises it, the second never, the third where there is a mark.
+    of_units = replace(modes, atoms=torch.eye(3), loadings=zero[:, None].float().expand(-1, 3))
+    found = find_shortcuts(model, x, of_units, area=0.03)
+    assert sorted(found.table["mode"]) == [0, 2]
+    assert found.left_out == {1: "raising its class nowhere in the inputs that use it most"}
+    assert torch.allclose(found.maps.sum((1, 2)), torch.ones(2).double())
+    corner = found.maps[found.table["mode"].tolist().index(2)]
+    assert float(corner[0, 5]) == pytest.approx(1.0)
+    second = replace(of_units, loadings=of_units.loadings * torch.tensor([0.0, 1.0, 0.0]))
+    with pytest.raises(DataError, match=r"each is raising its class nowhere .*, or used by fewer"):
+        find_shortcuts(model, x, second)
+
+
 def test_donors_take_turns():
     donors = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
     place = torch.tensor([[True, False], [False, False]])
@@ -119,7 +151,9 @@ def test_what_is_refused(searched, tmp_path: Path):
     ):
         find_shortcuts(model, x.flatten(1), modes)
     few = replace(modes, loadings=modes.loadings * (torch.arange(len(x)) < 2)[:, None])
-    with pytest.raises(DataError, match="no mode is used by 3 inputs of one class"):
+    with pytest.raises(
+        DataError, match="each is used by fewer than 3 inputs of one class; collect"
+    ):
         find_shortcuts(model, x, few)
     with pytest.raises(OptionError, match="no row 7; the table has"):
         found.pairs(7)

@@ -5,6 +5,7 @@ there is pasted over other inputs: where most of them become the mode's class, a
 and no one need have told what they show.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +33,8 @@ LIMIT: Final = 0.5
 _LEAST_USERS: Final = 3
 _REGION: Final = 0.8
 _MOST_OTHERS: Final = 500
-"""Inputs over which places are pasted: of more, so many of them, evenly."""
+"""Inputs over which places are pasted: of more, so many of them, drawn at random."""
+_ROUNDING: Final = 1e-6
 
 
 @short_repr
@@ -45,24 +47,27 @@ class Shortcuts:
     table : pandas.DataFrame
         One row a mode, those first that send most: `mode` (row of atoms), `label` (the class that
         is predicted where the mode is used), `share` of its loadings there, `n` inputs looked at,
-        `cells` (the fewest pixels that hold 80 % of its map), `sent` (share of the inputs of other
-        classes that are predicted as the label once the place is pasted over them) and `control`
-        (the same, pasted from other inputs of other classes).
+        `cells` (the fewest pixels that hold 80 % of its map), `others` (inputs of other classes,
+        all or 500 drawn at random, that are pasted over), `sent` (share of these that are predicted
+        as the label once the place is pasted over them) and `control` (the same, pasted from other
+        inputs of other classes).
     maps : Tensor of shape [row, y, x]
         Of each row of the table, where the mode raises the class; of sum 1.
     places : Tensor of shape [row, y, x], bool
         What is pasted.
     donors : list of list of int
         Of each row, the samples of the store that it is pasted from.
+    left_out : dict of int to str
+        Modes that have no row, and why.
     """
 
     table: "pandas.DataFrame"
     maps: Tensor
     places: Tensor
     donors: list[list[int]]
+    left_out: dict[int, str]
     _inputs: Inputs = field(repr=False)
     _where: dict[int, int] = field(repr=False)
-    _others: list[int] = field(repr=False)
     _predictions: Tensor = field(repr=False)
     _after: list[Tensor] = field(repr=False)
 
@@ -84,7 +89,7 @@ class Shortcuts:
             label, place = record["label"], self.places[row]
             indices = [self._where[i] for i in self.donors[row][:3]]
             shown = [self._inputs.picture(index) for index in indices]
-            others = [i for i in self._others if self._predictions[i] != label]
+            others = drawn_others(self._predictions, label)
             # Those that get what the first donor holds, a third and two thirds through.
             turn = len(self.donors[row])
             chosen = [k * len(others) // 3 // turn * turn for k in (1, 2)]
@@ -118,7 +123,7 @@ class Shortcuts:
                 f"Shortcuts: no row {row}; the table has {len(self.table)}, from 0 on"
             )
         label = int(self.table["label"].iloc[row])
-        others = [i for i in self._others if self._predictions[i] != label]
+        others = drawn_others(self._predictions, label)
         images, donors = (
             self._inputs.batch(self._where[i] for i in some) for some in (others, self.donors[row])
         )
@@ -131,7 +136,8 @@ def find_shortcuts(
     """Look for modes with which a few pixels decide for a class.
 
     The map of a mode is the mean of `mode_map` to its class's logit, parts above 0, each input's
-    scaled to sum 1, over the `n_inputs` of that class that use the mode most. Pasted are the
+    scaled to sum 1, over the `n_inputs` of that class that use the mode most, without those where
+    it raises the class nowhere. A mode that does so for none is left out. Pasted are the
     pixels where it is largest: those that hold 80 % of it, and at most the share `area` of all.
     An honest class needs more than a few pixels; measured on honest networks in the benchmarks.
 
@@ -177,47 +183,85 @@ def find_shortcuts(
     inputs, predictions = as_inputs(data), modes.store.predictions
     _check(inputs, modes)
     where = rows_in(inputs, modes, range(len(predictions)), "find_shortcuts")
-    others = list(range(0, len(predictions), -(-len(predictions) // _MOST_OTHERS)))
-    pictures, classes = inputs.batch(where[row] for row in others), predictions[others]
     onehot = torch.nn.functional.one_hot(predictions).to(modes.loadings)
     by_class = modes.loadings.clamp(min=0).T @ onehot
-    records, maps, places, donors, afters = [], [], [], [], []
+
+    def pictures(rows: Iterable[int]) -> Tensor:
+        return inputs.batch(where[row] for row in rows)
+
+    rows, left_out = list[_Row](), dict[int, str]()
     for mode, sums in enumerate(by_class):
-        label, loading = int(sums.argmax()), modes.loadings[:, mode]
-        used = ((predictions == label) & (loading > 0)).nonzero().flatten()
-        top = used[loading[used].argsort(descending=True, stable=True)][:n_inputs].tolist()
-        if len(top) < _LEAST_USERS:
-            continue
-        images = inputs.batch(where[row] for row in top)
-        place_map = _place_map(model, images, modes, mode, label)
-        region, place = _place(place_map, area)
-        plain = pictures[classes != label]
-        least = plain[loading[others][classes != label].argsort(stable=True)[:n_inputs]]
-        sent, control = (_predicted(model, pasted(plain, d, place)) for d in (images, least))
-        records.append({
-            "mode": mode, "label": label, "share": float(sums[label] / sums.sum()), "n": len(top),
-            "cells": region,
-        } | {
-            name: float((after == label).double().mean())
-            for name, after in (("sent", sent), ("control", control))
-        })  # fmt: skip
-        maps.append(place_map)
-        places.append(place)
-        donors.append(top)
-        afters.append(sent)
-    if not records:
+        seen = _look(model, modes, mode, sums, pictures, n_inputs=n_inputs, area=area)
+        if isinstance(seen, str):
+            left_out[mode] = seen
+        else:
+            rows.append(seen)
+    if not rows:
         raise DataError(
-            f"find_shortcuts: {modes.site.key}: no mode is used by {_LEAST_USERS} inputs of one "
-            "class; collect more inputs, or take fewer modes"
+            f"find_shortcuts: {modes.site.key}: no mode has a place: each is "
+            f"{', or '.join(sorted({*left_out.values()}))}; collect more inputs, or take fewer "
+            "modes"
         )
     import pandas
 
-    order = sorted(range(len(records)), key=lambda i: records[i]["control"] - records[i]["sent"])
+    rows.sort(key=lambda row: row.record["control"] - row.record["sent"])
     return Shortcuts(
-        pandas.DataFrame([records[i] for i in order]), torch.stack([maps[i] for i in order]),
-        torch.stack([places[i] for i in order]), [donors[i] for i in order],
-        inputs, where, others, predictions, [afters[i] for i in order],
+        pandas.DataFrame([row.record for row in rows]), torch.stack([row.map for row in rows]),
+        torch.stack([row.place for row in rows]), [row.donors for row in rows], left_out,
+        inputs, where, predictions, [row.after for row in rows],
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What there is of one mode in `Shortcuts`."""
+
+    record: dict[str, Any]
+    map: Tensor
+    place: Tensor
+    donors: list[int]
+    after: Tensor
+
+
+def _look(
+    model: nn.Module, modes: Modes, mode: int, sums: Tensor,
+    pictures: Callable[[Iterable[int]], Tensor], *, n_inputs: int, area: float,
+) -> _Row | str:  # fmt: skip
+    """Paste the place of one mode, of which `sums` are the loadings by class; or say why not."""
+    label, predictions = int(sums.argmax()), modes.store.predictions
+    loading = modes.loadings[:, mode]
+    used = ((predictions == label) & (loading > 0)).nonzero().flatten()
+    top = used[loading[used].argsort(descending=True, stable=True)][:n_inputs].tolist()
+    if len(top) < _LEAST_USERS:
+        return f"used by fewer than {_LEAST_USERS} inputs of one class"
+    donors = pictures(top)
+    place_map = _place_map(model, donors, modes, mode, label)
+    if place_map is None:
+        return "raising its class nowhere in the inputs that use it most"
+    region, place = _place(place_map, area)
+    others = drawn_others(predictions, label)
+    plain = pictures(others)
+    least = plain[loading[others].argsort(stable=True)[:n_inputs]]
+    sent, control = (_predicted(model, pasted(plain, some, place)) for some in (donors, least))
+    record = {
+        "mode": mode, "label": label, "share": float(sums[label] / sums.sum()), "n": len(top),
+        "cells": region, "others": len(others),
+    } | {
+        name: float((after == label).double().mean())
+        for name, after in (("sent", sent), ("control", control))
+    }  # fmt: skip
+    return _Row(record, place_map, place, top, sent)
+
+
+def drawn_others(predictions: Tensor, label: int) -> list[int]:
+    """Return the rows of other classes, in order; of more than 500, so many drawn at random.
+
+    Not every k-th: where labels come in turns, all of these would be of one class.
+    """
+    others = (predictions != label).nonzero().flatten()
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))
+    drawn: list[int] = others[order[:_MOST_OTHERS].sort().values].tolist()
+    return drawn
 
 
 def pasted(images: Tensor, donors: Tensor, place: Tensor) -> Tensor:
@@ -245,13 +289,18 @@ def _check(inputs: Inputs, modes: Modes) -> None:
         )
 
 
-def _place_map(model: nn.Module, images: Tensor, modes: Modes, mode: int, label: int) -> Tensor:
+def _place_map(
+    model: nn.Module, images: Tensor, modes: Modes, mode: int, label: int
+) -> Tensor | None:
+    """Return where a mode raises a class, of sum 1; None where it does so in none of the images."""
     n_units = modes.store.info(modes.site).n_units
     weights = modes.atoms[mode].view(-1, n_units).abs().sum(0)[None]
     total = mode_map(model, images, modes.site, weights=weights, target=Logit(label)).total[0]
-    raising = total.sum(1).clamp(min=0).double().cpu()
+    total = total.sum(1).double().cpu()
+    raising = total.clamp(min=0)
     sums = raising.sum((1, 2), keepdim=True)
-    return (raising / sums.clamp(min=torch.finfo().tiny)).mean(0)
+    some = (sums > _ROUNDING * total.abs().sum((1, 2), keepdim=True)).flatten()
+    return (raising[some] / sums[some]).mean(0) if bool(some.any()) else None
 
 
 def _place(place_map: Tensor, area: float) -> tuple[int, Tensor]:
