@@ -48,6 +48,7 @@ def test_two_kinds_of_one_class_and_a_sample_that_is_neither(modes):
     assert len(found.centres) == 2  # a cluster of one sample is no prototype
     assert found.outliers["row"].tolist() == [59]
     assert found.table["distance"].is_monotonic_increasing
+    assert (found.table["outlier"] == (found.table["distance"] > found.fence)).all()
     assert (found.leading(0, 1), found.leading(1, 1)) == ([0], [1])
     assert set(found.typical(1, 5)["row"]) <= set(range(40, 59))
     assert found.silhouette > 0.5
@@ -63,6 +64,16 @@ def test_no_outlier_is_invented_and_noise_has_one_prototype(modes):
     x = torch.rand(80, 1, 6, 6)
     names = [text.get_text() for text in found.draw(x).texts]
     assert names == ["prototype 0", "60 inputs", "mode 0", "outliers", "none found"]
+
+
+@pytest.mark.parametrize("jitter", [0.0, 1e-8])
+def test_where_half_of_a_class_is_alike_no_outlier_is_told(modes, jitter):
+    loadings = torch.tensor([[1.0, 0.0]] * 50 + [[1.0, 0.1]] * 10) + jitter * noise(60)
+    loadings[50:] += noise(10)
+    found = prototypes(with_loadings(modes, loadings), 0, most=1)
+    assert (len(found.outliers), found.fence) == (0, float("inf"))
+    names = [text.get_text() for text in found.draw(torch.rand(80, 1, 6, 6)).texts]
+    assert names[-3:] == ["outliers", "not told:", "inputs are alike"]
 
 
 def test_pictures_are_named_by_their_predictions(modes):

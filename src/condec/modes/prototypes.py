@@ -1,5 +1,6 @@
 """Prototypes of a class: the kinds of its samples that modes tell apart, and what is none."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,8 @@ LEAST: Final = 20
 _LEAST_MEMBERS: Final = 5
 _STRUCTURE: Final = 0.25
 """Silhouettes below it find no substantial structure (Kaufman & Rousseeuw 1990)."""
+_ROUNDING: Final = 1e-6
+"""Of single precision, in which loadings are."""
 _FENCE: Final = 3.0
 """Interquartile ranges beyond the upper quartile: "far out" (Tukey 1977)."""
 
@@ -41,12 +44,16 @@ class Prototypes:
         `prototype` (the nearest), `distance` (from its centre), `outlier`.
     silhouette : float
         Of the clustering; NaN where there is one prototype.
+    fence : float
+        Distance beyond which a sample is an outlier; infinite where distances are tied and so none
+        can be told.
     """
 
     label: int
     centres: Tensor
     table: "pandas.DataFrame"
     silhouette: float
+    fence: float
 
     def draw(self, data: Any, n: int = 8) -> "Figure":
         """Draw the inputs nearest to every prototype, and the outliers, or that there are none.
@@ -70,9 +77,10 @@ class Prototypes:
             for i in range(len(self.centres))
             if i in counts
         }
-        return sheet(
-            drawn | {f"outliers\n{len(self.outliers) or 'none'} found": pictures(self.outliers[:n])}
-        )
+        found = f"{len(self.outliers) or 'none'} found"
+        if self.fence == math.inf:
+            found = "not told:\ninputs are alike"
+        return sheet(drawn | {f"outliers\n{found}": pictures(self.outliers[:n])})
 
     @property
     def outliers(self) -> "pandas.DataFrame":
@@ -99,7 +107,9 @@ def prototypes(modes: Modes, label: int, *, most: int = 4, seed: int = 0) -> Pro
     one where that is below 0.25. A cluster of fewer than 5 samples is no prototype: its samples
     belong to the nearest other one. With d a sample's distance from its prototype's centre and
     :math:`q_1, q_3` the quartiles of :math:`\log d` over the class, outliers are those of
-    :math:`\log d > q_3 + 3 (q_3 - q_1)` (Tukey's fence). There may be none.
+    :math:`\log d > q_3 + 3 (q_3 - q_1)` (Tukey's fence). There may be none. Where the quartiles are
+    the same but for rounding (half of the class alike) there is no spread to judge by: no sample is
+    called an outlier, and `fence` is infinite.
 
     Parameters
     ----------
@@ -147,7 +157,10 @@ def prototypes(modes: Modes, label: int, *, most: int = 4, seed: int = 0) -> Pro
     distance, nearest = torch.cdist(loadings, centres).min(1)
     logs = distance.clamp(min=torch.finfo(torch.float64).tiny).log()
     low, high = logs.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
-    outlier = logs > high + _FENCE * (high - low)
+    fence = high + _FENCE * (high - low)
+    if high.exp() - low.exp() <= _ROUNDING * (loadings.norm(dim=1).median() + high.exp()):
+        fence = torch.full_like(fence, math.inf)
+    outlier = logs > fence
     order = distance.argsort(stable=True)
     of = rows[order].tolist()
     table = pandas.DataFrame(
@@ -157,7 +170,7 @@ def prototypes(modes: Modes, label: int, *, most: int = 4, seed: int = 0) -> Pro
             "distance": distance[order].tolist(), "outlier": outlier[order].tolist(),
         }
     )  # fmt: skip
-    return Prototypes(label, centres, table, silhouette)
+    return Prototypes(label, centres, table, silhouette, float(fence.exp()))
 
 
 def _clusters(loadings: Tensor, most: int, seed: int) -> tuple[list[Mask], float]:
