@@ -42,12 +42,13 @@ def done(*arguments: object) -> Result:
 def test_run_says_what_was_made_and_ends_with_the_report(source: Path) -> None:
     result = done("run", source / "run.toml", "--quiet")
     lines = result.stdout.splitlines()
-    assert [line.split()[:2] for line in lines[:-1]] == [
+    assert [line.split()[:2] for line in lines[:-2]] == [
         [link, "made"]
         for link in ("collect", "stats", "fit", "control", "map", "explain", "report")
     ]
     assert str(source / "run" / "contributions.zarr") in lines[0]
-    assert lines[-1] == f"Report: {source / 'run' / 'report' / 'index.html'}"
+    assert lines[-2] == f"Report: {source / 'run' / 'report' / 'index.html'}"
+    assert lines[-1] == f"Explore it: condec explore {source / 'run'}"
     assert config.read(source / "run").fit == config.read(source / "run.toml").fit
 
 
@@ -340,7 +341,9 @@ def test_demo_is_the_chain_on_the_embedded_model(
     monkeypatch.chdir(source)
     monkeypatch.setattr(config, "DEMO", tomllib.loads((source / "run.toml").read_text()))
     result = done("demo", "--out", "d", "-q")
-    assert result.stdout.splitlines()[-1] == f"Report: {source / 'd' / 'report' / 'index.html'}"
+    report, explore = result.stdout.splitlines()[-2:]
+    assert report == f"Report: {source / 'd' / 'report' / 'index.html'}"
+    assert explore == "Explore it: condec explore d"
 
 
 def test_a_plan_written_by_hand_is_not_replaced(source: Path) -> None:

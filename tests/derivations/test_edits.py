@@ -139,7 +139,7 @@ def test_erasure_is_the_unbiased_reader_of_least_variance():
     x = torch.randn(60, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
     changed = x + torch.randn(60, 1, generator=generator) * torch.tensor([1.0, -1.0, 0.0, 2.0])
     changed = changed + torch.randn(60, 1, generator=generator) * torch.tensor([0.0, 1.0, 1.0, 0.0])
-    edit = erasure(torch.nn.Sequential(torch.nn.Identity()).eval(), "0", x, changed)
+    edit = erasure(torch.nn.Sequential(torch.nn.Identity()).eval(), "0", x, changed, n_directions=2)
     d, r = (torch.tensor(one, dtype=torch.float64) for one in (edit.directions, edit.readers))
     assert torch.allclose(r @ d.T, torch.eye(2).double(), atol=1e-9)
     mean = [sum(float(row[u]) for row in x) / 60 for u in range(4)]

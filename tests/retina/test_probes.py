@@ -68,8 +68,8 @@ def test_figure_has_a_panel_for_every_probe() -> None:
     figure = retina_figures.probes_figure(answers)
     images = [image.get_array() for axis in figure.axes for image in axis.images]
     assert [image.shape for image in images] == [(3, 20)] * 3
-    assert max(float(abs(image).max()) for image in images) == pytest.approx(1.0)
-    assert float(abs(images[0]).max()) < 0.5  # over the largest change to any probe
+    # Each on a scale of its own: one strong probe leaves no other one blank.
+    assert [float(abs(image).max()) for image in images] == [pytest.approx(1.0)] * 3
     assert not images[0][:, 0].any()  # from the rate before it
     texts = [text for axis in figure.axes for text in axis.texts]
     assert {text.get_text() for text in texts} == {"on", "off"}

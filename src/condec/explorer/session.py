@@ -127,8 +127,8 @@ class Session:
         one, of = asked.one, self.run.store.recipe["target"]
         made = keep(asked.found, one.name, of, label=one.label, picture=asked.picture)
         content = io.BytesIO()
-        with TemporaryDirectory(prefix="condec-") as folder:
-            page = build_input_page(made, Path(folder) / "page", self._names).parent
+        with TemporaryDirectory(prefix="condec-") as place:
+            page = build_input_page(made, Path(place) / "page", self._names).parent
             with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
                 for file in sorted(page.rglob("*")):
                     packed.write(file, file.relative_to(page))

@@ -26,8 +26,8 @@ def stored(content: bytes, *, text: bool = False) -> Iterator[Path]:
     if len(content) > MOST_BYTES:
         raise DataError(f"upload: at most {MOST_BYTES // 2**20} MiB; got {len(content):,} bytes")
     end = _end_of_text(content) if text else _end_of(content)
-    with TemporaryDirectory(prefix="condec-") as folder:
-        file = Path(folder) / f"upload{end}"
+    with TemporaryDirectory(prefix="condec-") as place:
+        file = Path(place) / f"upload{end}"
         file.write_bytes(content)
         yield file
 

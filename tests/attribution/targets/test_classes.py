@@ -229,7 +229,7 @@ def test_half_precision_is_summed_in_float32() -> None:
         (
             lambda: Margin(against="median"),
             OptionError,
-            "against must be one of mean, largest, logsumexp; got 'median'",
+            "against must be one of mean, largest, logsumexp, all; got 'median'",
         ),
         (
             lambda: Margin(against="logsumexp", probability=True),
