@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from condec.basis.digests import differences, record_digest
@@ -55,6 +55,7 @@ def test_chunks(n_samples: int, shard_size: int, n_units: int, chunk: tuple[int,
 
 
 @given(st.integers(1, 3000), st.integers(1, 1500), st.integers(1, 4000))
+@example(149, 149, 2393)
 @settings(max_examples=30, deadline=None)
 def test_a_shard_is_a_whole_number_of_chunks_of_one_sign(
     n_samples: int, shard_size: int, n_units: int
@@ -64,7 +65,8 @@ def test_a_shard_is_a_whole_number_of_chunks_of_one_sign(
     assert found["shard"] == (min(shard_size, n_samples), 2, n_units)
     assert found["chunk"][1] == 1
     assert all(s % c == 0 for s, c in zip(found["shard"], found["chunk"], strict=True))
-    assert math.prod(found["chunk"]) <= max(2**18, n_units, min(shard_size, n_samples) * 512 * 4)
+    # 1 and all rows divide a shard: one of them is within the square root of what is wanted.
+    assert math.prod(found["chunk"]) <= 2**18 * math.sqrt(found["shard"][0])
 
 
 @pytest.mark.parametrize("units", [None, Units("heads", 3), Units("tokens")])
