@@ -123,7 +123,7 @@ def test_kills_of_workers_at_any_time(tmp_path: Path, kills: int) -> None:
     number = driver.process.pid
     while driver.process.is_alive() and killed < kills:
         if at_work(root, number):
-            time.sleep(chance.uniform(0, 0.6))
+            time.sleep(chance.uniform(0, 0.4))
             running = at_work(root, number)
             for one in chance.sample(running, min(1, len(running))):
                 os.kill(one, signal.SIGKILL)
@@ -133,8 +133,8 @@ def test_kills_of_workers_at_any_time(tmp_path: Path, kills: int) -> None:
     assert driver.end(3000) == 0, driver.output
     log = (root / "run" / "log.jsonl").read_text()
     print(f"{killed} of {kills} kills, {log.count('worker died')} deaths noted")
-    assert killed == kills
     assert results(root) == whole
+    assert killed == kills  # or the run ended before: kill sooner
 
 
 @pytest.mark.slow
