@@ -14,6 +14,7 @@ from PIL import Image
 from condec.basis.errors import CondecError, DataError, OptionError, SiteError, StoreError
 from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput, explain
+from condec.explorer import Session
 from condec.report import build_report, figures
 from condec.run import Run, chain, config
 from condec.run.explain import explain_inputs, modes_by
@@ -227,3 +228,21 @@ def test_wrong_ids_of_a_plan_are_told_before_the_first_pass(source: Path) -> Non
     wrong = replace(plan.explain, inputs=("photo 9", "photo 99"))
     with pytest.raises(OptionError, match="explain: inputs: 'photo 99' is no input of this run"):
         next(chain(run_of(source, links=LINKS, explain=wrong)))
+
+
+def test_baselines_of_samples_are_taken_from_the_data_again(tmp_path: Path) -> None:
+    source = hostile_source(tmp_path, EVIL)
+    text = (source / "run.toml").read_text()
+    (source / "run.toml").write_text(text.replace('"ig:2"', '"ig:2@samples:3"'))
+    run = run_of(source, links=("collect", "fit", "map", "explain"))
+    config.write(run.plan)
+    assert [outcome.state for outcome in chain(run)] == ["made"] * 4
+    method = run.plan.collect.method.fit(run.inputs)
+    one, _ = page_of(source, "photo 7")
+    x, modes = run.inputs.batch([7]), modes_by(run)
+    found = explain(run.loaded.model, x, modes, method=method, label=one.label)
+    assert one.change == pytest.approx(found.change)
+    assert run.plan.collect.method.is_fitted is False
+    assert method.is_fitted
+    session = Session(run_of(source))
+    assert session.explain("photo 7")["baseline"] == pytest.approx(found.target_baseline)

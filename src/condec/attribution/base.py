@@ -116,12 +116,19 @@ class Method(Option, ABC):
         Errors are those of `contribute`.
         """
 
+    @property
+    def is_fitted(self) -> bool:
+        """Tell whether baselines and methods inside need nothing more from a data set."""
+        return all(part.is_fitted for part in self._inside().values())
+
     def fit(self, data: "condec.data.Inputs") -> "Method":
         """Take what baselines and methods inside need from a data set; itself if nothing."""
-        inside = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        kinds = Baseline, Method
-        fitted = {name: v.fit(data) for name, v in inside.items() if isinstance(v, kinds)}
+        fitted = {name: part.fit(data) for name, part in self._inside().items()}
         return replace(self, **fitted) if fitted else self  # type: ignore[type-var]
+
+    def _inside(self) -> "dict[str, Baseline | Method]":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: v for name, v in values.items() if isinstance(v, Baseline | Method)}
 
 
 def check_finite(values: Tensor, what: str, why: str = "", *, n_samples: int | None = None) -> None:

@@ -36,6 +36,11 @@ class Baseline(Option, ABC):
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Make baseline number `draw` of a batch: [1, ...] for all samples, or [sample, ...]."""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Tell whether the baseline needs nothing more from a data set."""
+        return True
+
     def fit(self, data: "condec.data.Inputs") -> "Baseline":
         """Take what the baseline needs from a data set; itself if nothing."""
         return self
@@ -156,9 +161,14 @@ class _FromData(Baseline):
     def of(self, samples: Tensor) -> "Baseline":
         """Take what is needed from samples, shape [n, ...]."""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Tell whether the values are there."""
+        return self.values is not None
+
     def fit(self, data: "condec.data.Inputs") -> "Baseline":
         """Take what is needed from a data set, once; unreadable samples are left out."""
-        if self.values is not None:
+        if self.is_fitted:
             return self
         inputs = as_inputs(data)
         n_rows, found = min(self.n_samples, len(inputs)), []

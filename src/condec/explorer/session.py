@@ -61,7 +61,7 @@ class Session:
         self.modes: list[Modes] = modes_by(run)
         self._kept: OrderedDict[str, _Asked] = OrderedDict()
         self._explain = explainer(
-            run.model_of_store, self.modes, None, None, n_modes=N_MODES, prove=False
+            run.model_of_store, self.modes, run.method, None, n_modes=N_MODES, prove=False
         )
 
     @cached_property

@@ -23,7 +23,7 @@ from condec.explanation import (
     keep,
 )
 from condec.modes import Modes
-from condec.network import PackedInput, match_sites
+from condec.network import match_sites
 from condec.report.build import build_input_page
 from condec.report.explained import summary
 from condec.report.words import label_words
@@ -226,9 +226,7 @@ def _explained(
 ) -> ExplainedInput:  # fmt: skip
     """Explain an input by its strongest modes, or those of the numbers `show`, of one site."""
     x, label = one.inputs.load(one.row)[None], None if one.label < 0 else one.label
-    # A baseline made of samples cannot be read back from the record of a store.
-    own = run.batches.method if isinstance(run.loaded.model, PackedInput) else None
-    found = explain(run.loaded.model, x, modes, method=own, label=label, n_modes=n_modes)
+    found = explain(run.loaded.model, x, modes, method=run.method, label=label, n_modes=n_modes)
     if show:
         found = replace(found, by_site=(_showing(found.by_site[0], show),))
     picture = None

@@ -25,7 +25,7 @@ from condec.dictionary.fitting.train import MANY_DEAD
 from condec.explanation import site_maps
 from condec.modes import Modes, meaning, membership
 from condec.modes.annotations import FILE as ANNOTATIONS
-from condec.network import PackedInput, Site
+from condec.network import Site
 from condec.run.beforehand import OF_MODES, check_run, control_reason, refuse_large
 from condec.run.control import control_link
 from condec.run.explain import explain_link
@@ -246,7 +246,7 @@ def map_link(run: Run) -> Outcome:
         made = site_maps(
             run.model_of_store, run.inputs, modes, n_modes=plan.n_modes, n_inputs=plan.n_inputs,
             n_units=plan.n_units, target=plan.target,
-            method=run.batches.method if isinstance(run.model_of_store, PackedInput) else None,
+            method=run.method,
         )  # fmt: skip
         return [save_record(run.folder.maps(modes.site.key, run.plan.fit.name), made)]
 

@@ -7,35 +7,32 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
-from urllib.parse import parse_qsl
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from condec.attribution import Method
 from condec.attribution.targets import Target
 from condec.basis.digests import differences
-from condec.basis.errors import DataError, OptionError, SiteError, StoreError, command, printable
+from condec.basis.errors import DataError, SiteError, StoreError, command, printable
 from condec.basis.files import user_path
 from condec.basis.records import short_repr
 from condec.basis.trust import gated
 from condec.data import SOURCES, Inputs, Language, load_data, read_attributes
-from condec.data.classes import synsets_of
 from condec.models import LoadedModel, load_model
 from condec.models.python import load_function
-from condec.modes import BUILT_IN, Hierarchy, Modes, Properties
+from condec.modes import Hierarchy, Modes, Properties
 from condec.network import Site, find_site, find_sites, match_sites
 from condec.run import config
 from condec.run.plan import Plan
+from condec.run.superclasses import superclasses_of
 from condec.store import RunFolder, SiteInfo, Store, Twin, fingerprint, is_twin, usable_device
 from condec.store.batches import BatchPlan
 from condec.store.collection import Collecting, check_batches, samples_of, whole_store
 from condec.store.ledger import Entry
 from condec.store.twins import under
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @short_repr
@@ -156,44 +153,7 @@ class Run:
         """Superclasses of labels, where the plan has them; DataError where they cannot be had."""
         if self.plan.data.superclasses is None:
             return None
-        try:
-            return self._hierarchy(self.plan.data.superclasses)
-        except OptionError as error:  # of what a file or the data say
-            name = self.plan.data.superclasses
-            raise DataError(f"data: superclasses: {name}: {error}") from error
-
-    def _hierarchy(self, text: str) -> Hierarchy:
-        names, labels = self.inputs.label_names, self.inputs.labels
-        needed = 0 if labels is None or not len(labels) else int(labels.max()) + 1
-        needed = needed if names is None else len(names)
-        if text in BUILT_IN:
-            return Hierarchy.built_in(text, names or ())
-        if text == "wordnet":
-            return Hierarchy.from_wordnet(synsets_of(names or ()))
-        file = user_path(text, self.plan.base)
-        if file.suffix not in (".json", ".csv"):
-            labels = self.inputs.needed_labels("superclasses")
-            values = self.attributes(text)[text].fillna("").astype(str).tolist()
-            return Hierarchy.from_column(labels, values, needed)
-        found = Hierarchy.read(file, names)
-        if len(found.groups) < needed or (names is not None and len(found.groups) > needed):
-            raise DataError(
-                f"{file}: superclasses of {len(found.groups)} labels; {self.inputs.name} has "
-                f"{needed}. Give a json list with one name for every label, in their order; '' for "
-                "none"
-            )
-        return found
-
-    def attributes(self, column: str) -> "pandas.DataFrame":
-        """Read what the csv of the data says of every input; DataError where there is none."""
-        plan = self.plan.data
-        file = plan.csv or dict(parse_qsl(plan.source.partition("?")[2])).get("csv")
-        if file is None:
-            raise DataError(
-                f"data: superclasses: {column!r} is neither a json or csv file nor one of "
-                f"{', '.join((*BUILT_IN, 'wordnet'))}, and the data have no csv with such a column"
-            )
-        return read_attributes(user_path(file, self.plan.base), self.inputs.ids, column)
+        return superclasses_of(self.plan.data, self.inputs, self.plan.base)
 
     @cached_property
     def properties(self) -> tuple[Properties, ...]:
@@ -230,6 +190,15 @@ class Run:
     def batches(self) -> BatchPlan:
         """What collecting computes, of the model proven for its batches, worked out once."""
         return self._batches(self.loaded.model, self.inputs)
+
+    @cached_property
+    def method(self) -> Method:
+        """The method of the plan, with what its baseline takes from the data, if anything.
+
+        That is not in the store's record of it, by which samples cannot be found again.
+        """
+        method = self.plan.collect.method
+        return method if method.is_fitted else method.fit(self.fit_on or self.inputs)
 
     @cached_property
     def target(self) -> Target:
