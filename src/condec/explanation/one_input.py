@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from condec.attribution import Contributions, Method, contribute, method_from_dict
+from condec.attribution.baselines import Baseline
 from condec.attribution.targets import TargetLike, target_from_dict
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
@@ -83,17 +84,20 @@ class Explanation:
 
     def check(self) -> PartCheck:
         """Remove every part that is shown, and compare what happens, see `PartCheck`."""
+        return check(self.batch, self.by_site, self._baseline)
+
+    @property
+    def _baseline(self) -> Baseline | None:
         inner = getattr(self.method, "inner", self.method)
-        return check(self.batch, self.by_site, getattr(inner, "baseline", None))
+        return getattr(inner, "baseline", None)
 
     def turning(self, site: Site | str) -> Turning:
         """Run the network up to a site, once, so that parts there can be turned, see `turned`."""
         if self.batch.setup is None:
             raise DataError("turned: these contributions do not say what they were made from")
-        inner, at = getattr(self.method, "inner", self.method), self[site]
-        baseline = getattr(inner, "baseline", None)
-        before = at_baseline(self.batch.setup, [at.site], baseline)
-        return Turning.of(self.batch.setup, at.site, before)
+        at = self[site].site
+        before = at_baseline(self.batch.setup, [at], self._baseline)
+        return Turning.of(self.batch.setup, at, before)
 
     def turned(
         self, site: Site | str, factors: Mapping[str, float], turning: Turning | None = None

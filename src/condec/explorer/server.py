@@ -108,7 +108,7 @@ class _Guard:
             return await self.app(scope, receive, send)
         request = Request(scope)
         own = f"{request.url.scheme}://{request.headers.get('host', '')}"
-        refused = self._refused(request)
+        refused = self._refused(request, own)
 
         async def safe(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -126,12 +126,11 @@ class _Guard:
 
         return await (refused or self.app)(scope, receive, safe)
 
-    def _refused(self, request: Request) -> Response | None:
+    def _refused(self, request: Request, own: str) -> Response | None:
         host = request.headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if name.strip("[]").lower() not in self.hosts:
             return _said(421, f"explore: {host!r} is not this server's name")
-        own = f"{request.url.scheme}://{host}"
         if request.headers.get("origin", own) != own:
             return _said(403, "explore: asked by a page from elsewhere")
         if request.method not in ("GET", "HEAD") and "x-condec" not in request.headers:

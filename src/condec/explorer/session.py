@@ -6,8 +6,7 @@ import secrets
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from condec.modes import Modes
 from condec.report.build import build_input_page
 from condec.report.words import label_words, target_words
 from condec.run import Run
-from condec.run.explain import OneInput, collected, given, modes_by
+from condec.run.explain import OneInput, collected, given, modes_by, names_of
 
 N_MODES: Final = 10
 _N_OFFERED: Final = 24
@@ -66,12 +65,11 @@ class Session:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What the page says of the run: model, target, sites, whether inputs are texts."""
+        """What the page says of the run: model, target, whether inputs are texts, and pages."""
         run = self.run
         return {
             "model": run.plan.model.spec,
             "target": target_words(run.store.recipe["target"]),
-            "sites": [one.site.key for one in self.modes],
             "text": run.plan.data.source.partition(":")[0] in ("text", "tokens"),
             "report": run.folder.report.exists(),
         }
@@ -90,19 +88,21 @@ class Session:
 
     def thumbnail(self, name: str) -> bytes:
         """Return the picture of a collected input as PNG; DataError where it is no picture."""
-        inputs = self.run.inputs
-        if name not in self._rows:
-            raise DataError(f"there is no input {name!r}")
-        return _png(inputs.picture(self._rows[name]), most=160)
+        return _png(self.run.inputs.picture(self._row(name)), most=160)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.run.inputs.ids)}
+        collected = {*self.run.store.sample_ids}  # inputs that could not be read are in no store
+        return {name: row for row, name in enumerate(self.run.inputs.ids) if name in collected}
+
+    def _row(self, name: str) -> int:
+        if name not in self._rows:
+            raise DataError(f"there is no input {name!r}")
+        return self._rows[name]
 
     def explain(self, name: str) -> dict[str, Any]:
         """Explain a collected input, by its id."""
-        if name not in self._rows:
-            raise DataError(f"there is no input {name!r}")
+        self._row(name)
         return self._answer(collected(self.run, name))
 
     def explain_upload(self, content: bytes, *, text: bool = False) -> dict[str, Any]:
@@ -141,13 +141,10 @@ class Session:
         return self._kept[key]
 
     def _answer(self, one: OneInput) -> dict[str, Any]:
-        x, label = one.inputs.load(one.row)[None], None if one.label < 0 else one.label
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
-            found = self._explain(x, label)
-        picture = None
-        with suppress(DataError):  # other inputs than pictures
-            picture = one.inputs.picture(one.row)
+            found = one.explained(self._explain)
+        picture = one.picture
         key = secrets.token_urlsafe(9)
         self._kept[key] = _Asked(one, found, picture)
         while len(self._kept) > _MOST_KEPT:
@@ -199,9 +196,8 @@ class Session:
         return {"target": target, "outputs": rows}
 
     @cached_property
-    def _names(self) -> list[str] | None:
-        names: list[str] | None = self.run.folder.read_json(self.run.folder.labels)
-        return names
+    def _names(self) -> Sequence[str] | None:
+        return names_of(self.run)
 
     def _label(self, number: int) -> str:
         return "" if number < 0 else label_words(self._names, number)

@@ -1,12 +1,14 @@
 """Single inputs of a run, explained: which ones, from where, and the page of each."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+from torch import Tensor
 
 from condec.basis.checks import nearest
 from condec.basis.errors import DataError, OptionError, StoreError
@@ -17,11 +19,12 @@ from condec.data import Inputs
 from condec.explanation import (
     EXAMPLES,
     ExplainedInput,
+    Explanation,
     SiteExplanation,
     example_rows,
-    explain,
     keep,
 )
+from condec.explanation.one_input import explainer
 from condec.modes import Modes
 from condec.network import match_sites
 from condec.report.build import build_input_page
@@ -44,6 +47,17 @@ class OneInput:
     inputs: Inputs
     row: int
     label: int
+
+    def explained(self, explain: Callable[[Tensor, int | None], Explanation]) -> Explanation:
+        """Explain it, by what `condec.explanation.one_input.explainer` returns."""
+        return explain(self.inputs.load(self.row)[None], None if self.label < 0 else self.label)
+
+    @property
+    def picture(self) -> Tensor | None:
+        """Its picture, uint8 [y, x, 3]; None of what is no picture."""
+        with suppress(DataError):
+            return self.inputs.picture(self.row)
+        return None
 
 
 def explain_link(run: Run) -> Outcome:
@@ -180,13 +194,13 @@ def explain_inputs(
         return replace(outcome, notes=(*lines, *pages))
     started, lines = time.perf_counter(), list[str]()
     one = _explained(run, found[0], modes, lines, show=show)
-    place = build_input_page(one, out, _names(run))
+    place = build_input_page(one, out, names_of(run))
     return Outcome("explain", "made", (place,), time.perf_counter() - started, tuple(lines))
 
 
 def _number_of(run: Run, label: str) -> int:
     """Return the number of a label that is given by number or by name."""
-    names = _names(run) or []
+    names = names_of(run) or []
     if label in names:
         return int(names.index(label))
     if label.isdecimal() and (not names or int(label) < len(names)):
@@ -212,7 +226,7 @@ def _task(
         if not page:
             return [file]
         report = "../../report/" if folder.report.exists() else ""
-        build_input_page(made, folder.page(one.name), _names(run), report)
+        build_input_page(made, folder.page(one.name), names_of(run), report)
         return [file, folder.page(one.name)]
 
     inputs = [folder.modes(m.site.key, m.name) for m in modes]
@@ -225,20 +239,18 @@ def _explained(
     why: str = "", show: Sequence[int] = (), n_modes: int = 8,
 ) -> ExplainedInput:  # fmt: skip
     """Explain an input by its strongest modes, or those of the numbers `show`, of one site."""
-    x, label = one.inputs.load(one.row)[None], None if one.label < 0 else one.label
-    found = explain(run.loaded.model, x, modes, method=run.method, label=label, n_modes=n_modes)
+    explain = explainer(run.loaded.model, modes, run.method, None, n_modes=n_modes, prove=True)
+    found = one.explained(explain)
     if show:
         found = replace(found, by_site=(_showing(found.by_site[0], show),))
-    picture = None
-    with suppress(DataError):  # other inputs than pictures
-        picture = one.inputs.picture(one.row)
     of = run.store.recipe["target"]
-    made = keep(found, one.name, of, why=why, label=one.label, picture=picture)
-    lines.extend(summary(made, partial(label_words, _names(run))))
+    made = keep(found, one.name, of, why=why, label=one.label, picture=one.picture)
+    lines.extend(summary(made, partial(label_words, names_of(run))))
     return made
 
 
-def _names(run: Run) -> Sequence[str] | None:
+def names_of(run: Run) -> Sequence[str] | None:
+    """Return the names of labels, as the run folder has them; None where they have none."""
     names: Sequence[str] | None = run.folder.read_json(run.folder.labels)
     return names
 
