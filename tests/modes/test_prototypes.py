@@ -93,3 +93,8 @@ def test_what_is_refused(modes, tmp_path: Path):
         prototypes(modes, 9)
     with pytest.raises(OptionError, match="most must be at least 1; got 0"):
         prototypes(modes, 0, most=0)
+
+
+def test_data_that_lack_a_sample_are_refused_where_it_is_drawn(modes):
+    with pytest.raises(DataError, match=r"lacks \d+ samples of label 0; the first are \["):
+        prototypes(modes, 0).draw(torch.rand(10, 1, 6, 6))

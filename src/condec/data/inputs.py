@@ -126,6 +126,16 @@ class Inputs(Dataset[tuple[Tensor, int]]):
         """Load several samples, shape [sample, ...]; errors as in `load`."""
         return torch.stack([self.load(int(index)) for index in indices])
 
+    def indices_of(self, ids: Sequence[str], *, who: str, of: str) -> list[int]:
+        """Find samples by their ids; DataError, "`who` lacks n `of`", where some are missing."""
+        index = {sample_id: place for place, sample_id in enumerate(self.ids)}
+        if missing := [sample_id for sample_id in ids if sample_id not in index]:
+            raise DataError(
+                f"{who} lacks {len(missing)} {of}; the first are {missing[:3]}. Give the data "
+                "that were collected."
+            )
+        return [index[sample_id] for sample_id in ids]
+
     def picture(self, index: int) -> Tensor:
         """Show one sample as the model sees it: uint8, shape [y, x, 3].
 

@@ -56,15 +56,9 @@ def held_out(data: Any, modes: Modes, who: str = "control_curve") -> HeldOut:
             f"{who}: {modes.site.key}: no labelled rows are held out; split rows off when "
             "fitting (TrainConfig(held_out=0.2)) and hand them to Modes.build"
         )
-    where = {sample_id: index for index, sample_id in enumerate(inputs.ids)}
-    wanted = [store.sample_ids[row] for row in rows.tolist()]
-    missing = [sample_id for sample_id in wanted if sample_id not in where]
-    if missing:
-        raise DataError(
-            f"{who}: the data lacks {len(missing)} of {len(wanted)} held-out samples of "
-            f"{store.path}; the first are {missing[:3]}. Give the data that were collected."
-        )
-    indices, labels = [where[sample_id] for sample_id in wanted], store.labels[rows]
+    wanted, labels = [store.sample_ids[row] for row in rows.tolist()], store.labels[rows]
+    of = f"of {len(wanted)} held-out samples of {store.path}"
+    indices = inputs.indices_of(wanted, who=f"{who}: the data", of=of)
     given = labels if inputs.labels is None else inputs.labels[torch.tensor(indices)]
     other = (given != labels).nonzero().flatten().tolist()
     if other:

@@ -214,12 +214,6 @@ def rows_in(
     inputs: Inputs, modes: Modes, rows: Sequence[int], who: str = "site_maps"
 ) -> dict[int, int]:
     """Find the index in the inputs of rows of the store; DataError where one is missing."""
-    index = {sample_id: place for place, sample_id in enumerate(inputs.ids)}
-    ids = modes.store.sample_ids
-    missing = [ids[row] for row in rows if ids[row] not in index]
-    if missing:
-        raise DataError(
-            f"{who}: {inputs.name} lacks {len(missing)} samples of {modes.store.path}; the "
-            f"first are {missing[:3]}. Give the data that were collected."
-        )
-    return {row: index[ids[row]] for row in rows}
+    ids = [modes.store.sample_ids[row] for row in rows]
+    found = inputs.indices_of(ids, who=f"{who}: {inputs.name}", of=f"samples of {modes.store.path}")
+    return dict(zip(rows, found, strict=True))

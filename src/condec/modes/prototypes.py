@@ -58,16 +58,17 @@ class Prototypes:
     def draw(self, data: Any, n: int = 8) -> "Figure":
         """Draw the inputs nearest to every prototype, and the outliers, or that there are none.
 
-        `data`, as `as_inputs` takes it, holds the store's samples as images.
+        `data`, as `as_inputs` takes it, holds the store's samples as images; DataError where it
+        lacks one.
         """
         from condec.figures.sheets import Picture, sheet
 
-        inputs = as_inputs(data)
-        index = {sample_id: place for place, sample_id in enumerate(inputs.ids)}
+        inputs, of = as_inputs(data), f"samples of label {self.label}"
 
         def pictures(rows: "pandas.DataFrame") -> list[Picture]:
-            given = zip(rows["id"], rows["prediction"], strict=True)
-            return [Picture(inputs.picture(index[name]), f"predicted {to}") for name, to in given]
+            places = inputs.indices_of(rows["id"].tolist(), who=f"draw: {inputs.name}", of=of)
+            given = zip(places, rows["prediction"], strict=True)
+            return [Picture(inputs.picture(place), f"predicted {to}") for place, to in given]
 
         counts = self.table["prototype"].value_counts()
         drawn = {
