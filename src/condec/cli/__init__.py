@@ -21,7 +21,7 @@ from condec.basis import signals
 from condec.basis.errors import CondecError, DependencyError, OptionError, printable
 from condec.basis.files import user_path
 from condec.basis.locks import held
-from condec.cli.inspection import say_modules
+from condec.cli.inspection import say_modules, shape_of
 from condec.cli.outcomes import carry_out, one_link, say, say_outcome, whole_chain
 from condec.run import Plan, Run, config, sweep, verify
 from condec.run.beforehand import check_run
@@ -428,7 +428,7 @@ def inspect(
     contributions of all units add up to the target. Then whether contributions belong to single
     samples: the proof of the model.
     """
-    say_modules(model, weights, _shape(input_shape), sites, trust_code=trust_code)
+    say_modules(model, weights, shape_of(input_shape), sites, trust_code=trust_code)
 
 
 def _run_of(
@@ -437,15 +437,3 @@ def _run_of(
     """Make a run with the engine of its plan, at an `address` that the user gave or trusts."""
     engine = engine_of(plan, trust_code=trust_code, address=address)
     return Run(plan, not quiet, again, trust_code, engine=engine)
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise OptionError(f"input shape {text!r}: expected numbers, for example 3,224,224")
-    return shape

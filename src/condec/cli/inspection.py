@@ -54,5 +54,18 @@ def say_modules(
         say(f"presets: {', '.join(fit) or 'none fits'}")
 
 
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """Read the shape of one input; OptionError where it is none."""
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise OptionError(f"input shape {text!r}: expected numbers, for example 3,224,224")
+    return shape
+
+
 def _times(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))
