@@ -74,12 +74,17 @@ def import_dictionary(
     bad = [name for name, tensor in found.tensors.items() if not bool(tensor.isfinite().all())]
     if bad:
         raise DataError(f"import_dictionary: {', '.join(bad)} hold NaN or infinite numbers")
-    if n_units is not None and found.n_units != n_units:
-        raise DataError(
-            f"import_dictionary: atoms of {found.n_units} units, for rows of {n_units}; it is of "
-            "another site, or of another sign or quantity"
-        )
+    if n_units is not None:
+        _check_width(found, n_units)
     return found
+
+
+def _check_width(dictionary: Dictionary, n_units: int) -> None:
+    if dictionary.n_units != n_units:
+        raise DataError(
+            f"import_dictionary: atoms of {dictionary.n_units} units, for rows of {n_units}; it is "
+            "of another site, or of another sign or quantity"
+        )
 
 
 def measured(dictionary: Dictionary, matrix: Any, config: TrainConfig | None = None) -> Dictionary:
@@ -89,11 +94,7 @@ def measured(dictionary: Dictionary, matrix: Any, config: TrainConfig | None = N
     DataError where it has another width than the rows.
     """
     config = config or TrainConfig()
-    if dictionary.n_units != matrix.shape[1]:
-        raise DataError(
-            f"import_dictionary: atoms of {dictionary.n_units} units, for rows of "
-            f"{matrix.shape[1]}; it is of another site, or of another sign or quantity"
-        )
+    _check_width(dictionary, matrix.shape[1])
     prepared = prepare(dictionary.learner, matrix, config, None)
     metrics, alive = {}, torch.zeros(dictionary.n_modes, dtype=torch.bool)
     for split, rows in (("train", prepared.train), ("held_out", prepared.held_out)):

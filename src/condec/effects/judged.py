@@ -35,6 +35,7 @@ from condec.effects.rankings import (
 )  # fmt: skip
 from condec.effects.table import CurveOptions
 from condec.modes import UNNAMED, Modes, Properties, meaning
+from condec.modes.naming import properties_of
 
 if TYPE_CHECKING:
     import pandas
@@ -178,8 +179,7 @@ def _labels(
     options: Mapping[str, int],
 ) -> dict[str, float]:  # fmt: skip
     """Say how well labels are told, and how well shuffled ones are."""
-    given = Properties.of_labels(modes.store.labels) if properties is None else properties
-    several = [given] if isinstance(given, Properties) else list(given)
+    several = properties_of(modes, properties)
     real = meaning(modes, several, n_bootstrap=options["n_bootstrap"], seed=options["seed"])
     null = [
         meaning(modes, [one.shuffled(at) for one in several], n_bootstrap=1, seed=options["seed"])

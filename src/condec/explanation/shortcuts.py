@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 LIMIT: Final = 0.5
 """Share of other inputs that a place sends to a class, beyond which it is suspected."""
 _LEAST_USERS: Final = 3
-_REGION: Final = 0.8
 _MOST_OTHERS: Final = 500
 """Inputs over which places are pasted: of more, so many of them, drawn at random."""
 _ROUNDING: Final = 1e-6
@@ -305,13 +303,13 @@ def _place_map(
 
 def _place(place_map: Tensor, area: float) -> tuple[int, Tensor]:
     """Return how many pixels hold 80 % of a map, and the mask of those that are pasted."""
-    values = place_map.flatten().numpy()
-    order = np.argsort(-values, kind="stable")
-    held = np.cumsum(values[order])
-    n_cells = int(np.searchsorted(held, _REGION * held[-1] * (1 - 1e-9))) + 1
-    n_pasted = min(n_cells, max(1, int(area * len(values))))
-    place = torch.zeros(len(values), dtype=torch.bool)
-    place[order[:n_pasted].tolist()] = True
+    from condec.figures.places import region
+
+    n_cells = int(region(place_map.numpy()).sum())
+    n_pasted = min(n_cells, max(1, int(area * place_map.numel())))
+    largest = place_map.flatten().argsort(descending=True, stable=True)[:n_pasted]
+    place = torch.zeros(place_map.numel(), dtype=torch.bool)
+    place[largest] = True
     return n_cells, place.view(place_map.shape)
 
 

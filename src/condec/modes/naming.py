@@ -19,10 +19,9 @@ from condec.basis.metrics import atom_coherence
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Mask
 from condec.modes.modes import Modes
-from condec.modes.properties import Properties
+from condec.modes.properties import LEAST_SAMPLES, Properties
 from condec.modes.statistics import (
     FIGURES,
-    LEAST_SAMPLES,
     ModeStatistics,
     mode_statistics,
     redundancy,
@@ -113,8 +112,7 @@ def meaning(
     if not 0 < rate < 1:
         raise OptionError(f"meaning: rate must lie between 0 and 1; got {rate}")
     at_least("meaning", 1, n_bootstrap=n_bootstrap)
-    given = properties if properties is not None else Properties.of_labels(modes.store.labels)
-    several = [given] if isinstance(given, Properties) else list(given)
+    several = properties_of(modes, properties)
     choose, judge = halves(modes, seed)
     several, left_out = _in_both(several, choose, judge, len(modes.loadings))
     chosen = mode_statistics(modes.loadings, several, rows=choose, k=k, seed=seed)
@@ -160,6 +158,14 @@ def meaning(
     return Meaning(of_modes, of_properties, left_out, rate, least)
 
 
+def properties_of(
+    modes: Modes, given: Properties | Sequence[Properties] | None
+) -> list[Properties]:
+    """Return properties that are given, one or several, as a list; by default the labels."""
+    given = Properties.of_labels(modes.store.labels) if given is None else given
+    return [given] if isinstance(given, Properties) else list(given)
+
+
 def halves(modes: Modes, seed: int = 0) -> tuple[Mask, Mask]:
     """Return the samples to choose by, and those to measure on: training and held-out rows.
 
@@ -186,12 +192,7 @@ def _in_both(
                 f"meaning: modes of {n_samples} samples, properties of {len(one.known)}; give "
                 "those of the store's samples (Store.sample_ids)"
             )
-        enough = np.ones(len(one), dtype=bool)
-        for rows in (choose, judge):
-            half = one.of(rows)
-            counts = half.counts()
-            enough &= counts >= LEAST_SAMPLES
-            enough &= half.member.shape[0] - counts >= LEAST_SAMPLES
+        enough = one.of(choose).enough() & one.of(judge).enough()
         left_out += [name for name, kept in zip(one.names, enough, strict=True) if not kept]
         if enough.any():
             kept.append(one.chosen(enough))

@@ -17,6 +17,8 @@ from condec.modes.labels import check_any, label_name
 if TYPE_CHECKING:
     import pandas
 
+LEAST_SAMPLES: Final = 2
+"""Samples that must have a property, and lack it, for it to be looked at."""
 FEW_VALUES: Final = 12
 """Different numbers up to which an attribute of numbers is taken as one of kinds."""
 _QUARTERS: Final = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
@@ -155,6 +157,12 @@ class Properties:
     def counts(self) -> np.ndarray:
         """Return how many samples have every property, [property]."""
         return np.asarray(self.member.sum(0)).astype(np.int64)
+
+    def enough(self) -> np.ndarray:
+        """Tell which properties two samples have, and two lack, [property]."""
+        counts = self.counts()
+        found: np.ndarray = np.minimum(counts, self.member.shape[0] - counts) >= LEAST_SAMPLES
+        return found
 
     def chosen(self, which: np.ndarray) -> "Properties":
         """Return some of the properties, by a mask [property]."""

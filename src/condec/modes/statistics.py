@@ -34,7 +34,7 @@ from condec.basis.errors import DataError
 from condec.basis.metrics import correlation_matrix, unit_length
 from condec.basis.records import short_repr
 from condec.basis.shapes import Loadings, Mask
-from condec.modes.properties import Properties
+from condec.modes.properties import LEAST_SAMPLES, Properties
 
 if TYPE_CHECKING:
     import pandas
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 Table = np.ndarray[Any, np.dtype[Any]]
 Known = dict[int, tuple[Table, Table]]
 MODES_AT_ONCE: Final = 32
-LEAST_SAMPLES: Final = 2
-"""Samples that must have a property, and lack it, for it to be looked at."""
 FIGURES: Final = ("correlation", "auroc", "precision", "information", "selectivity")
 _SMALL: Final = 0.1
 """Values of p from which on false-discovery rates are given as 1."""
@@ -133,8 +131,7 @@ def mode_statistics(
                 f"{len(one.known)}; give those of the same samples"
             )
         mine = one.of(rows)
-        counts, n = mine.counts(), mine.member.shape[0]
-        enough = (counts >= LEAST_SAMPLES) & (n - counts >= LEAST_SAMPLES)
+        enough = mine.enough()
         left_out += [name for name, is_enough in zip(mine.names, enough, strict=True)
                      if not is_enough]  # fmt: skip
         if enough.any():
