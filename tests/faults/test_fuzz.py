@@ -30,7 +30,7 @@ from condec.attribution.targets.texts import TARGETS, target_from_dict
 from condec.attribution.texts import BASELINES, METHODS, method_from_dict
 from condec.basis import registry
 from condec.basis.errors import CondecError, OptionError
-from condec.cli import _shape
+from condec.cli.inspection import shape_of
 from condec.data import load_data, read_names
 from condec.models import FAMILIES
 from condec.models.python import load_function
@@ -194,7 +194,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "patterns in a model": Parser(PATTERNS, lambda t: find_sites(model, t), 0.04),
         "patterns in a store": Parser(PATTERNS, lambda t: match_sites(sites, t), 0.04),
         "a site of a store": Parser(PATTERNS, lambda t: find_site(sites, t), 0.02),
-        "shapes": Parser(("3,224,224", "1x8x8", "5"), _shape, 0.06),
+        "shapes": Parser(("3,224,224", "1x8x8", "5"), shape_of, 0.06),
         "run.toml": Parser(RUN_TOMLS, written("run.toml", plan(config.from_dict)), 0.01),
         "sweep.toml": Parser(SWEEP_TOMLS, written("sweep.toml", plan(sweep.from_dict)), 0.002),
         "csv": Parser(TABLES, written("t2.csv", labels), 0.01),
