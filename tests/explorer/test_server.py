@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from condec.basis.errors import OptionError
 from condec.explorer import Session, server
+from condec.modes.annotations import FILE, read_names
 
 HEADERS = {"X-Condec": "1"}
 
@@ -90,8 +91,30 @@ def test_of_the_scripts_of_a_report_only_ours_runs(client: TestClient, session: 
     own.parent.mkdir(exist_ok=True)
     own.write_text("alert('theirs')")
     assert "theirs" not in client.get("/report/assets/report.js").text
+    own.with_name("theirs.js").write_text("theirs")
+    assert client.get("/report/assets/theirs.js").status_code == 404
     policy = client.get("/report/index.html").headers["content-security-policy"]
-    assert "script-src http://127.0.0.1:8765/report/assets/report.js;" in policy
+    assert "script-src http://127.0.0.1:8765/report/assets/;" in policy
+
+
+def test_names_of_modes(client: TestClient, session: Session) -> None:
+    site = session.modes[0].site.key
+    entry = {"name": "🎻", "note": "", "group": "", "atom": {"0": 1.0}, "mode": 3}
+    try:
+        assert client.get("/api/annotations").json() == {}
+        assert client.post("/api/annotations", json={site: [entry]}).status_code == 403
+        for one in (site, "elsewhere"):
+            kept = client.post("/api/annotations", json={one: [entry]}, headers=HEADERS).json()
+        assert kept == {site: [entry], "elsewhere": [entry]}
+        assert read_names(session.run.folder.path) == kept
+        wrong = client.put("/api/annotations", json={site: [{"name": "x"}]}, headers=HEADERS)
+        assert wrong.status_code == 400
+        assert "names.json of a run has them; got KeyError" in wrong.json()["error"]
+        assert client.get("/api/annotations").json() == kept
+        answer = client.put("/api/annotations", json={site: [entry]}, headers=HEADERS)
+        assert answer.json() == {site: [entry]}
+    finally:
+        (session.run.folder.path / FILE).unlink(missing_ok=True)
 
 
 def test_a_failure_is_told_in_json(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from condec.basis.errors import OptionError, StoreError
+from condec.basis.errors import DataError, OptionError, StoreError
 from condec.modes import Modes
-from condec.modes.annotations import FILE, Annotation, annotate, annotations
+from condec.modes.annotations import (
+    FILE,
+    Annotation,
+    annotate,
+    annotations,
+    read_names,
+    write_names,
+)  # fmt: skip
 from condec.network import Site
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -50,3 +57,43 @@ def test_other_files_and_rows_are_refused(modes: Modes, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"block": [{"name": "x"}]}')
     with pytest.raises(StoreError, match=r"names\.json: cannot be read as names of modes"):
         annotations(tmp_path, modes)
+
+
+def test_names_go_from_run_to_run(modes: Modes, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    assert read_names(here) == {}
+    annotate(here, modes, 1, name="violin", group="music")
+    annotate(there, replace(modes, site=Site("other")), 0, name="kept")
+    write_names(there, read_names(here))
+    assert annotations(there, modes) == annotations(here, modes)
+    assert [*read_names(there)] == ["other", "block"]
+    write_names(there, read_names(here), alone=True)
+    assert read_names(there) == read_names(here)
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"block": [{"name": "x"}]}, "KeyError: 'atom'"),
+        ({"block": 3}, "not iterable"),
+        ({"block": [[]]}, "indices must be"),
+        ({"block": [{"name": 3, "atom": {}}]}, "names are text"),
+        ({"block": [{"note": "x" * 10_001, "atom": {}}]}, "up to 10,000 characters"),
+        ({"block": [{"name": "\ud800", "atom": {}}]}, "surrogates not allowed"),
+        ({"block": [{"atom": {"-1": 1.0}}]}, "an atom is finite, of units from 0"),
+        ({"block": [{"atom": {"1": float("nan")}}]}, "an atom is finite"),
+        ({"block": [{"atom": {"one": 1.0}}]}, "invalid literal"),
+        ([], "no attribute 'items'"),
+    ],
+)
+def test_what_is_no_export_is_refused(tmp_path: Path, record: object, problem: str) -> None:
+    with pytest.raises(DataError, match=f"expected entries by site.*{problem}"):
+        write_names(tmp_path, record)  # type: ignore[arg-type]
+    assert not (tmp_path / FILE).exists()
+
+
+def test_long_names_are_refused(modes: Modes, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="up to 10,000 characters"):
+        annotate(tmp_path, modes, 1, note="x" * 10_001)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from condec.basis.errors import CondecError, DataError, DependencyError, OptionError, StoreError
 from condec.explorer.session import Session
 from condec.explorer.uploads import MOST_BYTES
+from condec.modes.annotations import read_names, write_names
 from condec.report.build import environment
 
 try:
@@ -28,7 +29,7 @@ try:
     from starlette.datastructures import MutableHeaders
     from starlette.middleware import Middleware
     from starlette.requests import Request
-    from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+    from starlette.responses import JSONResponse, RedirectResponse, Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,7 +50,8 @@ _POLICY: Final = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _COOKIE: Final = "condec-token"
-_SCRIPT: Final = "/report/assets/report.js"
+_ASSETS: Final = "/report/assets"
+"""Style and scripts of a report, which come from the package."""
 
 
 class BusyError(CondecError):
@@ -114,7 +116,7 @@ class _Guard:
             if message["type"] == "http.response.start":
                 # A report may come from anybody: of its scripts only ours is run, from the package.
                 of_report = request.url.path.startswith("/report/")
-                script = f"{own}{_SCRIPT}" if of_report else f"{own}/static/"
+                script = f"{own}{_ASSETS}/" if of_report else f"{own}/static/"
                 inline = " 'unsafe-inline'" if of_report else ""
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = _POLICY.format(script=script, inline=inline)
@@ -166,9 +168,6 @@ class _Answers:
     async def home(self, _: Request) -> Response:
         return Response(self._html, media_type="text/html")
 
-    async def script(self, _: Request) -> Response:
-        return FileResponse(_REPORT / "report.js")
-
     async def inputs(self, _: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self.session.offered))
 
@@ -176,6 +175,14 @@ class _Answers:
         name = request.query_params.get("id", "")
         content = await run_in_threadpool(self.session.thumbnail, name)
         return Response(content, media_type="image/png")
+
+    async def annotations(self, request: Request) -> Response:
+        """Names that people gave to modes: all of them, those of some sites, or others for all."""
+        place = self.session.run.folder.path
+        if request.method in ("POST", "PUT"):
+            given, alone = await _json(request, MOST_BYTES), request.method == "PUT"
+            await run_in_threadpool(write_names, place, given, alone=alone)
+        return JSONResponse(await run_in_threadpool(read_names, place))
 
     async def explain(self, request: Request) -> Response:
         given = await _json(request)
@@ -218,11 +225,12 @@ def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "")
         Route("/", answers.home),
         Route("/api/inputs", answers.inputs),
         Route("/api/picture", answers.picture),
+        Route("/api/annotations", answers.annotations, methods=["GET", "POST", "PUT"]),
         *(
             Route(f"/api/{one.__name__}", one, methods=["POST"])
             for one in (answers.explain, answers.upload, answers.turn, answers.page)
         ),
-        Route(_SCRIPT, answers.script),
+        Mount(_ASSETS, StaticFiles(directory=_REPORT)),
         Mount("/static/report", StaticFiles(directory=_REPORT)),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
         Mount("/report", StaticFiles(directory=report, check_dir=False)),
@@ -252,8 +260,8 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(content)
 
 
-async def _json(request: Request) -> dict[str, Any]:
-    content = await _body(request, 2**20)
+async def _json(request: Request, most: int = 2**20) -> dict[str, Any]:
+    content = await _body(request, most)
     try:
         given = json.loads(content, parse_int=float)
     except (ValueError, RecursionError):

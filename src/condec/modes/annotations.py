@@ -4,13 +4,15 @@ An entry keeps its mode's atom, by which it finds the mode again after another f
 """
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from condec.basis.errors import OptionError
+from condec.basis.errors import DataError, OptionError
 from condec.basis.files import folder_lock, reading, to_json, user_path, write_file, writing
 from condec.basis.metrics import unit_length
 from condec.basis.records import short_repr
@@ -21,6 +23,9 @@ LEAST_COSINE: Final = 0.8
 """Cosine of atoms from which an entry is taken to be about a mode of another fit."""
 _ENTRIES: Final = 64
 """Largest entries of an atom that are kept."""
+_LONGEST: Final = 10_000
+"""Characters of a name, a note or a group."""
+_WORDS: Final = ("name", "note", "group")
 _REMEDY: Final = "Expected what condec.modes.annotate wrote; mend it, or remove it."
 
 
@@ -51,16 +56,18 @@ def annotate(
     Raises
     ------
     OptionError
-        There is no such mode.
+        There is no such mode, or the text is too long.
     StoreError
         The file cannot be read or written.
     """
     if not 0 <= row < len(modes):
         raise OptionError(f"annotate: there is no mode in row {row}; {len(modes)} modes are alive")
+    if max(map(len, (name, note, group))) > _LONGEST:
+        raise OptionError(f"annotate: names are text, up to {_LONGEST:,} characters")
     place = user_path(folder)
     file = place / FILE
     with writing(str(file)), folder_lock(place):
-        kept = _read(file)
+        kept = read_names(place)
         entries = [e for at, e in _matched(modes, kept.get(modes.site.key, [])) if at != row]
         if name or note or group:
             top = modes.atoms[row].abs().argsort(descending=True)[:_ENTRIES].sort().values
@@ -75,14 +82,34 @@ def annotations(folder: str | Path, modes: Modes) -> dict[int, Annotation]:
     Entries whose atom is like none (cosine below 0.8) stay in the file, and come back with it.
     StoreError where the file is damaged.
     """
-    entries = _read(user_path(folder) / FILE).get(modes.site.key, [])
+    entries = read_names(folder).get(modes.site.key, [])
     found = {}
     for row, entry in _matched(modes, entries):
         if row >= 0:
             cosine = float(_cosines(modes, [entry])[0, row])
-            words = {name: str(entry.get(name, "")) for name in ("name", "note", "group")}
+            words = {name: entry.get(name, "") for name in _WORDS}
             found[row] = Annotation(**words, cosine=cosine)
     return found
+
+
+def write_names(folder: str | Path, record: Mapping[str, Any], *, alone: bool = False) -> None:
+    """Put entries, by site, in the place of those of these sites; `alone`: of all sites.
+
+    Raises DataError: they are something else than `read_names` returns; StoreError: the file cannot
+    be read or written.
+    """
+    try:
+        given = _checked(record)
+        to_json(given)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            "names of modes: expected entries by site, as names.json of a run has them; got "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    place = user_path(folder)
+    with writing(str(place / FILE)), folder_lock(place):
+        kept = {} if alone else read_names(place)
+        write_file(place / FILE, to_json({**kept, **given}))
 
 
 def _matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
@@ -109,12 +136,23 @@ def _cosines(modes: Modes, entries: list[dict[str, Any]]) -> torch.Tensor:
     return unit_length(kept, 1) @ unit_length(modes.atoms, 1).T
 
 
-def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
+def read_names(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """Return all entries beside a run, by site; StoreError where the file is damaged."""
+    file = user_path(folder) / FILE
     if not file.exists():
         return {}
     with reading(file, "names of modes", _REMEDY):
-        found = json.loads(file.read_bytes())
-        for entries in found.values():
-            for entry in entries:
-                _ = {int(unit): float(value) for unit, value in entry["atom"].items()}
-        return dict(found)
+        return _checked(json.loads(file.read_bytes()))
+
+
+def _checked(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return entries by site; ValueError and others where they are none."""
+    for site, entries in found.items():
+        for entry in entries:
+            numbers = {int(unit): float(value) for unit, value in entry["atom"].items()}
+            if min(numbers, default=0) < 0 or not all(map(math.isfinite, numbers.values())):
+                raise ValueError(f"{site}: an atom is finite, of units from 0")
+            words = [entry.get(name, "") for name in _WORDS]
+            if not all(isinstance(one, str) and len(one) <= _LONGEST for one in words):
+                raise ValueError(f"{site}: names are text, up to {_LONGEST:,} characters")
+    return {site: list(entries) for site, entries in found.items()}
