@@ -28,7 +28,7 @@ def test_every_link_is_counted_and_nothing_made(run: Run) -> None:
     # 2 sites x 2 modes x 2 inputs x 6 x 6 pixels x (3 maps of 4 bytes and a picture of 3)
     assert (needs["map"].tasks, needs["map"].disk) == (2, 2 * 2 * 2 * 36 * 15)
     # 3 labels, 6 rankings (with one random draw), 2 fractions, one edit
-    assert "1 sites, at most 36 sets of edits on 16 held-out inputs" in needs["control"].words
+    assert "1 site, at most 36 sets of edits on 16 held-out inputs" in needs["control"].words
     lines = str(found).splitlines()
     assert lines[0].startswith("40 inputs, 2 sites, 3 passes a batch, ")
     assert [line.split()[0] for line in lines[1:8]] == [*("link", *needs, "in")]

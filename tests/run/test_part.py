@@ -43,7 +43,7 @@ def test_parts_make_the_store_of_one_process(
     monkeypatch.setattr(part, "claim", lambda path, i, who: i != 2 and plain(path, i, who))
     said = collect(plan, *twins, "--part", "1/2")
     assert "part 1 of 2: 4 shards" in said
-    assert "2 shards are in the hands of other parts" in said
+    assert "in the hands of other parts: 2 shards" in said
     assert "when all parts have ended, 'condec collect " in said
     assert Store.open(store).missing() == (2,)
     monkeypatch.setattr(part, "claim", plain)
@@ -114,6 +114,22 @@ def test_a_shard_is_claimed_by_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_shard_that_cannot_be_counted_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_source(tmp_path)
+    run = Run(replace(config.read(root / "run.toml"), links=("collect",)), progress=False)
+    path = run.collection().begin().path
+
+    def refuse(*_: object) -> bool:
+        raise StoreError("the disk is gone")
+
+    monkeypatch.setattr(Store, "counts", refuse)
+    with pytest.raises(StoreError, match="the disk is gone"):
+        collect_part(run, Part(1, 1))
+    assert not (path / "claims").exists()
+
+
 @pytest.mark.parametrize("jump", [-1, 1])
 def test_a_claim_expires_by_the_clock_of_the_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int
@@ -147,7 +163,7 @@ def test_claims_of_killed_parts_go_with_the_next_driver(tmp_path: Path) -> None:
     store = run.collection().begin()
     claim(store.path, 1, "part 9 of 9")
     outcome = collect_part(run, Part(1, 1))
-    assert "1 shards are in the hands" in outcome.notes[1]
+    assert "in the hands of other parts: 1 shard" in outcome.notes[1]
     collect(root / "run.toml")
     assert not (store.path / "claims").exists()
     assert store.missing() == ()

@@ -26,6 +26,15 @@ def command(*words: object) -> str:
     return f"'condec {shlex.join(map(str, words))}'"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "site"), counted(1280, "shard")
+    ('1 site', '1,280 shards')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 class CondecError(Exception):
     """Root of every error that condec raises on purpose."""
 

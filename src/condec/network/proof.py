@@ -359,7 +359,7 @@ def _first_pass(trial: Trial, inputs: Tensor, batch_size: int) -> tuple[Tensor, 
         raise ModelError(
             f"{error} It does not take 2 samples either. If it takes batches of a certain size "
             "only, as with .view(8, -1) inside, give that many inputs; collect and condec run: "
-            "batch_size=8"
+            "batch_size=8. explain takes one input at a time, and so a network of any batch size"
         ) from error
     return tries[-1], found
 

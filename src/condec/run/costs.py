@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.checks import at_least
+from condec.basis.errors import counted
 from condec.basis.progress import duration
 from condec.basis.records import short_repr
 from condec.dictionary.fitting.descent import steps_of
@@ -149,8 +150,8 @@ def costs(run: Run, left_out: Mapping[str, str], workers: Workers | None = None)
     how = "stated" if workers.images_per_second else f"{size} timed here"
     passes = batches.method.n_passes
     head = (
-        f"{n_samples:,} inputs, {len(batches.infos)} sites, {passes} passes a batch, "
-        f"{1 / each:,.3g} inputs a second and worker ({how})"
+        f"{counted(n_samples, 'input')}, {counted(len(batches.infos), 'site')}, "
+        f"{passes} passes a batch, {1 / each:,.3g} inputs a second and worker ({how})"
     )
     # What is left out could not be timed.
     links = tuple(link for link in run.plan.links if link not in left_out)
@@ -166,7 +167,7 @@ def _needs(run: Run, links: Collection[str], each: float, slower: float) -> Iter
     memory, disk = batches.memory(min(run.batch_size, n_samples), shard), batches.disk()
     differ = len(plan.collect.differing_twins)
     if "collect" in links:
-        words, twins = f"{n_samples} inputs", len(plan.collect.twins)
+        words, twins = counted(n_samples, "input"), len(plan.collect.twins)
         words += f", once more for {differ} of {twins} twins" if twins else ""
         seconds, shards = each * n_samples * (1 + differ), math.ceil(n_samples / shard)
         yield Need(
@@ -209,7 +210,9 @@ def _need_of_fit(run: Run, infos: Sequence[SiteInfo], n_samples: int) -> Need:
         memory = max(memory, min(memory_of(shape), int(plan.train.memory_gib * 2**30)))
         disk += 4 * learner.n_modes * (3 * shape[1] + n_samples)
     extra = plan.rivals or plan.stability_seeds
-    words = f"{len(infos)} sites" + (f"; rivals and stability of {len(checked)}" if extra else "")
+    words = counted(len(infos), "site") + (
+        f"; rivals and stability of {len(checked)}" if extra else ""
+    )
     return Need(
         link="fit", seconds=seconds, tasks=len(infos), memory=memory, disk=disk, words=words
     )
@@ -229,7 +232,10 @@ def _need_of_control(
     log_odds = bool({*plan.rankings} & {*LOG_ODDS_NAMES})
     edits = slower * sum(_time_edits(run, info) for info in infos) * sets * n_held_out
     seconds = edits + each / run.batches.method.n_passes * log_odds * len(labels)
-    words = f"{len(infos)} sites, at most {sets} sets of edits on {n_held_out} held-out inputs each"
+    words = (
+        f"{counted(len(infos), 'site')}, at most {counted(sets, 'set')} of edits on {n_held_out} "
+        "held-out inputs each"
+    )
     return Need(
         link="control", seconds=seconds, tasks=len(infos), memory=memory, disk=disk * log_odds,
         words=words,
@@ -248,19 +254,19 @@ def _time_edits(run: Run, info: SiteInfo) -> float:
 
 def _need_of_maps(run: Run, sites: Sequence[Site], slower: float) -> Need:
     plan = run.plan.maps
-    number = plan.n_modes * plan.n_inputs * len(sites)
+    number, where = plan.n_modes * plan.n_inputs * len(sites), counted(len(sites), "site")
     if reads(run):  # contributions of the inputs again, and no map of pixels
         return Need(
             link="map", seconds=number * run.batches.time_input(1), tasks=len(sites), disk=0,
             memory=2 * run.batches.memory(plan.n_inputs),
-            words=f"{len(sites)} sites, texts of {plan.n_modes} modes, {plan.n_inputs} each",
+            words=f"{where}, texts of {plan.n_modes} modes, {plan.n_inputs} each",
         )  # fmt: skip
     seconds = slower * _seconds(partial(one_map, run, sites[0])) * number
     pixels = math.prod(run.inputs.picture(first_sample(run)[0]).shape[:2])
     return Need(
         link="map", seconds=seconds, tasks=len(sites), disk=15 * pixels * number,
         memory=2 * run.batches.memory(plan.n_inputs),
-        words=f"{len(sites)} sites, {plan.n_modes} modes on {plan.n_inputs} inputs each",
+        words=f"{where}, {counted(plan.n_modes, 'mode')} on {plan.n_inputs} inputs each",
     )  # fmt: skip
 
 

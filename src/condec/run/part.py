@@ -8,11 +8,12 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from condec.basis.errors import OptionError, command
+from condec.basis.errors import OptionError, command, counted
 from condec.basis.progress import progress_bar
 from condec.run.engines.worker import Worker
 from condec.run.run import Outcome, Run
@@ -76,20 +77,25 @@ def collect_part(run: Run, part: Part) -> Outcome:
             for index in _order(missing, part):
                 if claim(path, index, who):
                     mine, freed = partial(renew, path, index), partial(release, path, index)
-                    if store.counts(index):
-                        freed()
-                    else:
-                        worker.shard(collecting, store, index, mine, freed)
-                        made += 1
+                    with ExitStack() as claimed:
+                        claimed.callback(freed)
+                        if not store.counts(index):
+                            claimed.pop_all()  # the worker frees it
+                            worker.shard(collecting, store, index, mine, freed)
+                            made += 1
                 move(advance=1)
         worker.written()
         left += len(store.missing())
-    notes = (f"{left} shards are in the hands of other parts",) if left else ()
+    notes = (f"in the hands of other parts: {counted(left, 'shard')}",) if left else ()
     then = f"when all parts have ended, {command('collect', run.folder.path)} finishes what is left"
     seconds = time.perf_counter() - started
     state = "made" if made else "kept"
     return Outcome(
-        "collect", state, tuple(stores), seconds, (f"{who}: {made} shards", *notes, then)
+        "collect",
+        state,
+        tuple(stores),
+        seconds,
+        (f"{who}: {counted(made, 'shard') if made else 'nothing to do'}", *notes, then),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from condec.basis.checks import one_of
 from condec.basis.digests import differences, record_digest
-from condec.basis.errors import OptionError, StoreError
+from condec.basis.errors import OptionError, StoreError, counted
 from condec.basis.files import (
     file_digest,
     folder_lock,
@@ -244,8 +244,9 @@ class Store:
         width = max(len(info.site.key) for info in self.infos)
         units = (f"\n  {i.site.key:{width}}  {i.n_units} units ({i.units})" for i in self.infos)
         return (
-            f"Store({str(self.path)!r}: {self.n_samples} samples, {len(self.sites)} sites, "
-            f"{self._done} shards, {size:.1f} MiB uncompressed){''.join(units)}"
+            f"Store({str(self.path)!r}: {counted(self.n_samples, 'sample')}, "
+            f"{counted(len(self.sites), 'site')}, {self._done} shards, "
+            f"{size:.1f} MiB uncompressed){''.join(units)}"
         )
 
     @property
