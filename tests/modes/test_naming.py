@@ -173,3 +173,33 @@ def test_one_mode_tells_its_label_and_noise_tells_none() -> None:
         probe(modes, labels=[9])
     with pytest.raises(OptionError, match="ks: expected ascending numbers"):
         probe(modes, (2, 1))
+
+
+def test_a_mode_without_a_name_says_why(modes: Modes, found: Meaning) -> None:
+    assert (found.modes["why"] == "").tolist() == (found.modes["name"] != UNNAMED).tolist()
+    noise = found.modes.loc[6]
+    assert noise["why"].startswith(f"{noise['property']!r} fits it best (correlation")
+    assert f"discovery rate is {noise['q']:.2g}, and at most 0.05 is asked for" in noise["why"]
+
+
+@pytest.mark.parametrize(
+    ("n_judge", "words"),
+    [
+        (1, "only 11 of 200 training samples and 1 of 200 held-out samples have it: 2 or more of"),
+        (3, "does not lie above 0.2: only 3 of 200 held-out samples have it; 4 or more are needed"),
+        (4, ""),
+    ],
+)
+def test_a_perfect_mode_of_a_rare_label_is_named_or_says_what_is_missing(
+    modes: Modes, n_judge: int, words: str
+) -> None:
+    held_out = torch.arange(400) >= 200
+    labels = torch.arange(400) % 8
+    labels[[*range(11), *range(200, 200 + n_judge)]] = 9
+    loadings = (labels == 9).float()[:, None].repeat(1, len(modes))
+    rare = replace(modes, held_out=held_out, loadings=loadings)
+    row = meaning(rare, Properties.of_labels(labels), n_bootstrap=2000).modes.loc[0]
+    assert row["name"] == ("9" if n_judge == 4 else UNNAMED)
+    assert words in row["why"]
+    assert bool(row["why"]) == bool(words)
+    assert not words or row["why"].startswith("'9' fits it best (correlation 1.00")

@@ -24,7 +24,7 @@ from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
 from condec.explanation import SiteMaps
 from condec.modes import annotate
 from condec.modes.modes import Modes
-from condec.report import tables
+from condec.report import build_report, tables
 from condec.report.reading import read_run
 from condec.retina import Windows
 from condec.run import FUNCTIONS, LINKS, Outcome, Run, chain, config, links
@@ -1025,6 +1025,11 @@ def test_modes_are_named_by_labels_and_attributes(source: Path) -> None:
     lines = tables.mode_rows(read_run(source / "run"), part)
     (said,) = [line["stands"] for line in lines if line["row"] == 1]
     assert said == f"stripes (textures); {found['name'][1]}"
+    assert found["why"][1] == next(line["why"] for line in lines if line["row"] == 1) != ""
+    build_report(source / "run")
+    page = next((source / "run" / "report").rglob("block2.html")).read_text()
+    assert "unnamed: &#39;" in page
+    assert " fits it best (correlation" in page
     (source / "table.csv").write_text("\n".join(["id,age", *rows[1:]]) + "\n")
     run = run_of(source, links=("collect", "fit"))
     run.folder.ledger.forget("meaning block2 (kmeans)")

@@ -15,7 +15,7 @@ from torch import Tensor
 from condec.basis.bootstrap import interval, resample_counts
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
-from condec.basis.metrics import atom_coherence
+from condec.basis.metrics import atom_coherence, correlation_matrix
 from condec.basis.records import short_repr
 from condec.basis.shapes import Atom, Mask
 from condec.modes.modes import Modes
@@ -36,6 +36,8 @@ LEAST_CORRELATION: Final = 0.2
 Namer = Callable[["pandas.DataFrame", Atom, "pandas.Series[Any]"], str]
 """From inputs with the highest loadings (`Modes.top`), the atom, and the mode's row: a name."""
 _PAIRS_AT_ONCE: Final = 256
+_TAIL: Final = 0.025
+"""Of a 95 % interval, on either side."""
 
 
 @short_repr
@@ -47,11 +49,11 @@ class Meaning:
     ----------
     modes : DataFrame
         A row a mode: ``row`` (of atoms), ``id``; ``name``, the property that it goes with best, or
-        "unnamed" where its interval does not allow one; ``property`` and ``kind``, the best one
-        whether or not it does; ``chosen``, its correlation where it was chosen, and ``p`` and
-        ``q`` there; ``correlation`` with bounds ``low`` and ``high`` (95 %, samples drawn
-        again), ``auroc``, ``precision``, ``information`` and ``selectivity`` where it is measured;
-        ``label`` and ``superclass``, the best of each, with ``label_correlation`` and
+        "unnamed" where its interval does not allow one, and ``why`` not, in words; ``property`` and
+        ``kind``, the best one whether or not it does; ``chosen``, its correlation where it was
+        chosen, and ``p`` and ``q`` there; ``correlation`` with bounds ``low`` and ``high`` (95 %,
+        samples drawn again), ``auroc``, ``precision``, ``information`` and ``selectivity`` where it
+        is measured; ``label`` and ``superclass``, the best of each, with ``label_correlation`` and
         ``superclass_correlation``; ``serves``, labels among its discoveries; ``like_atom`` and
         ``like_loading``, the largest cosine with another atom and correlation with other loadings.
     properties : DataFrame
@@ -114,7 +116,7 @@ def meaning(
     at_least("meaning", 1, n_bootstrap=n_bootstrap)
     several = properties_of(modes, properties)
     choose, judge = halves(modes, seed)
-    several, left_out = _in_both(several, choose, judge, len(modes.loadings))
+    several, rare = _in_both(several, choose, judge, len(modes.loadings))
     chosen = mode_statistics(modes.loadings, several, rows=choose, k=k, seed=seed)
     measured = mode_statistics(modes.loadings, several, rows=judge, k=k, seed=seed)
     found = torch.where(chosen.q <= rate, chosen.correlation, -torch.inf)
@@ -137,6 +139,16 @@ def meaning(
 
     names = of_modes["property"].where(sure(of_modes, 1), UNNAMED)
     of_modes.insert(0, "name", names)
+    is_found = (found > 0).any(1).tolist()
+    rarer = _rarer(modes, rare, choose, judge, of_modes)
+    of_modes["why"] = [
+        (better or _why(modes, line, found_at_all, (rate, least), int(judge.sum())))
+        if line["name"] == UNNAMED
+        else ""
+        for better, found_at_all, line in zip(
+            rarer, is_found, of_modes.to_dict("records"), strict=True
+        )
+    ]
     for kind in ("label", "superclass"):
         of_kind = torch.from_numpy(kinds == kind)
         if bool(of_kind.any()):
@@ -155,6 +167,7 @@ def meaning(
             _named(namer, modes, row) if row["name"] != UNNAMED else UNNAMED
             for _, row in of_modes.iterrows()
         ]
+    left_out = tuple(name for one in rare for name in one.names)
     return Meaning(of_modes, of_properties, left_out, rate, least)
 
 
@@ -183,9 +196,9 @@ def halves(modes: Modes, seed: int = 0) -> tuple[Mask, Mask]:
 
 def _in_both(
     several: Sequence[Properties], choose: Mask, judge: Mask, n_samples: int
-) -> tuple[list[Properties], tuple[str, ...]]:
-    """Keep the properties that enough samples of either half have, and lack."""
-    kept, left_out = [], list[str]()
+) -> tuple[list[Properties], list[Properties]]:
+    """Part the properties that enough samples of either half have, and lack, from all others."""
+    kept, rare = [], []
     for one in several:
         if len(one.known) != n_samples:
             raise DataError(
@@ -193,16 +206,66 @@ def _in_both(
                 "those of the store's samples (Store.sample_ids)"
             )
         enough = one.of(choose).enough() & one.of(judge).enough()
-        left_out += [name for name, kept in zip(one.names, enough, strict=True) if not kept]
+        if not enough.all():
+            rare.append(one.chosen(~enough))
         if enough.any():
             kept.append(one.chosen(enough))
     if not kept:
         raise DataError(
-            f"meaning: none of {len(left_out)} labels or other properties has {LEAST_SAMPLES} "
-            f"samples on either half, and lacks {LEAST_SAMPLES}; labels with one sample cannot be "
-            "judged. Give more samples, or superclasses"
+            f"meaning: none of {sum(map(len, rare))} labels or other properties has "
+            f"{LEAST_SAMPLES} samples on either half, and lacks {LEAST_SAMPLES}; labels with one "
+            "sample cannot be judged. Give more samples, or superclasses"
         )
-    return kept, tuple(left_out)
+    return kept, rare
+
+
+def _rarer(
+    modes: Modes, rare: Sequence[Properties], choose: Mask, judge: Mask, table: "pandas.DataFrame"
+) -> list[str]:
+    """Say which property that was left out fits each mode best, if better than any other; or ""."""
+    best, words = torch.tensor(table["chosen"].to_numpy()), [""] * len(table)
+    of = _halves_in_words(modes)
+    for one in rare:
+        here, there = one.of(choose), one.of(judge)
+        counts = (here.counts(), there.counts())
+        for start in range(0, len(one), _PAIRS_AT_ONCE):
+            member = here.member[:, start : start + _PAIRS_AT_ONCE].toarray()
+            found = correlation_matrix(modes.loadings[here.known], torch.from_numpy(member)).max(1)
+            for row in (found.values > best).nonzero().flatten().tolist():
+                place, best[row] = start + int(found.indices[row]), found.values[row].to(best)
+                words[row] = (
+                    f"{one.names[place]!r} fits it best (correlation {best[row]:.2f} on {of[0]}), "
+                    f"but only {counts[0][place]} of {here.member.shape[0]} {of[0]} and "
+                    f"{counts[1][place]} of {there.member.shape[0]} {of[1]} have it: "
+                    f"{LEAST_SAMPLES} or more of each are needed, with and without it"
+                )
+    return words
+
+
+def _halves_in_words(modes: Modes) -> tuple[str, str]:
+    if bool(modes.held_out.any()):
+        return "training samples", "held-out samples"
+    return "samples of one half", "samples of the other half"
+
+
+def _why(
+    modes: Modes, row: dict[Any, Any], is_found: bool, limits: tuple[float, float], n: int
+) -> str:
+    """Say why the property that fits a mode best does not name it; n samples are measured on."""
+    (chosen, measured), (rate, least) = _halves_in_words(modes), limits
+    words = f"{row['property']!r} fits it best (correlation {row['correlation']:.2f} on {measured})"
+    if not is_found:
+        return (
+            f"{words}, but on {chosen} that may be chance: its false-discovery rate is "
+            f"{row['q']:.2g}, and at most {rate:g} is asked for"
+        )
+    words += f", but its 95 % interval, {row['low']:.2f} to {row['high']:.2f}, does not lie above "
+    words += f"{least:g}"
+    # With fewer, more than 2.5 % of the draws have none of them, and a correlation of 0.
+    needed = next(k for k in range(1, n + 1) if (1 - k / n) ** n < _TAIL)
+    if row["count"] < needed:
+        words += f": only {row['count']} of {n} {measured} have it; {needed} or more are needed"
+    return words
 
 
 def _figures(

@@ -285,7 +285,8 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
 
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
     best on training rows, empty and NaN without labels; `stands` is what the mode stands for, with
-    the interval of its held-out correlation (`condec.meaning`). `use` and `held_out_use` are shares
+    the interval of its held-out correlation (`condec.meaning`), `why` says why it has no name.
+    `use` and `held_out_use` are shares
     of inputs, `users` counts those held out (all, where none were); `seeds` and `halves` are
     cosines with partners in other fits, NaN if not measured. The order is that of `leading_modes`,
     but for its care that every label has a mode.
@@ -304,6 +305,10 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
         words = f"{said.name or said.note} ({said.group})" if said.group else said.name or said.note
         names[number] = f"{words}; {names[number]}" if names.get(number) else words
     rows["stands"] = [names.get(number, "") for number in rows["id"]]
+    found = part.tables.get("meaning", pandas.DataFrame(columns=["id", "why"]))
+    # Runs of earlier versions do not say why.
+    why = dict(zip(found["id"], found["why"], strict=True)) if "why" in found else {}
+    rows["why"] = [why.get(number, "") for number in rows["id"]]
     rows["use"] = part.density("train").tolist()
     rows["held_out_use"] = part.density("held_out").tolist()
     rows["units"] = [
