@@ -49,6 +49,8 @@ def test_entries_follow_their_atoms(modes: Modes, tmp_path: Path) -> None:
     annotate(tmp_path, again, 3)  # nothing: removed
     assert {r: one.name for r, one in annotations(tmp_path, modes).items()} == {3: "hen, from afar"}
     assert Annotation().cosine == 1.0
+    (entry,) = read_names(tmp_path)["block"]
+    assert (entry["mode"], entry["dictionary"]) == (0, "")  # of the modes it was said of
 
 
 def test_other_files_and_rows_are_refused(modes: Modes, tmp_path: Path) -> None:

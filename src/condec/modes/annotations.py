@@ -1,6 +1,8 @@
 """Names, notes and groups that people give to modes: a small json beside the run.
 
-An entry keeps its mode's atom, by which it finds the mode again after another fit.
+``{site: [{"name", "note", "group", "atom": {unit: value}, ...}]}``. An entry keeps its mode's atom,
+by which it finds the mode again after another fit; ``mode`` and ``dictionary``, the number of the
+mode and the digest of its dictionary, tell pages of the report which one it was said of.
 """
 
 import json
@@ -21,7 +23,7 @@ from condec.modes.modes import Modes
 FILE: Final = "names.json"
 LEAST_COSINE: Final = 0.8
 """Cosine of atoms from which an entry is taken to be about a mode of another fit."""
-_ENTRIES: Final = 64
+ENTRIES: Final = 64
 """Largest entries of an atom that are kept."""
 _LONGEST: Final = 10_000
 """Characters of a name, a note or a group."""
@@ -68,11 +70,13 @@ def annotate(
     file = place / FILE
     with writing(str(file)), folder_lock(place):
         kept = read_names(place)
-        entries = [e for at, e in _matched(modes, kept.get(modes.site.key, [])) if at != row]
+        entries = [e for at, e in matched(modes, kept.get(modes.site.key, [])) if at != row]
         if name or note or group:
-            top = modes.atoms[row].abs().argsort(descending=True)[:_ENTRIES].sort().values
+            top = modes.atoms[row].abs().argsort(descending=True)[:ENTRIES].sort().values
             atom = {str(unit): round(float(modes.atoms[row, unit]), 8) for unit in top.tolist()}
-            entries.append({"name": name, "note": note, "group": group, "atom": atom})
+            said = {"name": name, "note": note, "group": group, "atom": atom}
+            of = {"mode": int(modes.ids[row]), "dictionary": modes.dictionary}
+            entries.append(said | of)
         write_file(file, to_json({**kept, modes.site.key: entries}))
 
 
@@ -84,7 +88,7 @@ def annotations(folder: str | Path, modes: Modes) -> dict[int, Annotation]:
     """
     entries = read_names(folder).get(modes.site.key, [])
     found = {}
-    for row, entry in _matched(modes, entries):
+    for row, entry in matched(modes, entries):
         if row >= 0:
             cosine = float(_cosines(modes, [entry])[0, row])
             words = {name: entry.get(name, "") for name in _WORDS}
@@ -112,7 +116,7 @@ def write_names(folder: str | Path, record: Mapping[str, Any], *, alone: bool = 
         write_file(place / FILE, to_json({**kept, **given}))
 
 
-def _matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+def matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     """Return every entry with the row of its mode, -1 for none: one to one, the most alike."""
     from scipy.optimize import linear_sum_assignment
 
