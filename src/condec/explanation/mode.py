@@ -152,50 +152,62 @@ def mode_map(
     target = as_target(Predicted() if target is None else target)
     target = target.settled(lambda: output_axis(model, inputs))
     labels = None if labels is None else torch.as_tensor(labels).to(inputs.device)
-
-    def hand_on(hidden: Tensor) -> Tensor:  # without the tangent: nobody reads it beyond the site
-        return _primal(hidden).clone()
-
+    x = inputs.requires_grad_()
     # Fused attention kernels have no forward-mode derivative; the plain one does.
-    with record(model, [chosen], hand_on=hand_on) as tape, plain_attention():
-        x = inputs.requires_grad_()
-        with forward_ad.dual_level(), AffineTangents():
-            # The tangent x makes the forward pass carry J_h x along with every activation h.
-            output = _run_dual(model, x, tape)
-            hidden = tape.records[chosen.key]
-            n_folds = count_folds({chosen.key: hidden}, len(x), allowed=[chosen.key])
-            tangent: Tensor | None = forward_ad.unpack_dual(hidden).tangent  # type: ignore[no-untyped-call]
-            if tangent is None:
-                raise _unreached(chosen)
-            pushed = tangent.detach().clone()
-        # Outside the level the tangents are gone, so the backward passes below cost no more
-        # than usual.
+    with record(model, [chosen], hand_on=_handed_on) as tape, plain_attention():
+        output, pushed = _pushed(model, x, chosen, tape)
+        hidden = tape.records[chosen.key]
+        n_folds = count_folds({chosen.key: hidden}, len(x), allowed=[chosen.key])
         value = target.value(output, target.freeze(output.detach(), labels)).sum()
-        gradient = None
-        if value.requires_grad:
-            gradient = torch.autograd.grad(value, hidden, retain_graph=True, allow_unused=True)[0]
-        if gradient is None:
-            raise SiteError(
-                f"the target does not depend on {chosen.key}; choose a site between input and "
-                "target"
-            )
-        halves = []
-        for factors in _factors(hidden, chosen, units, weights):
-            driven = gradient * factors
-            upward = driven * (driven * pushed > 0)
-            # vector^T J_h of both halves.
-            found = [
-                torch.autograd.grad(hidden, x, half, retain_graph=True, allow_unused=True)[0]
-                for half in (upward, driven - upward)
-            ]
-            if found[0] is None:
-                raise _unreached(chosen)
-            halves.append(torch.stack(found))
+        gradient = _gradient(value, hidden, chosen)
+        halves = torch.stack([
+            _halves(gradient * factors, pushed, hidden, x, chosen)
+            for factors in _factors(hidden, chosen, units, weights)
+        ])  # fmt: skip
     check_order(model, x, [chosen] if n_folds[chosen.key] > 1 else ())
     with torch.no_grad():
-        positive, negative = halves[0] if weights is None else torch.stack(halves, 1)
+        positive, negative = halves[0] if weights is None else halves.transpose(0, 1)
         x, sensitivity = x.detach(), positive + negative
         return ModeMap(x * sensitivity, x * positive, x * negative, sensitivity)
+
+
+def _handed_on(hidden: Tensor) -> Tensor:
+    return _primal(hidden).clone()  # without the tangent: nobody reads it beyond the site
+
+
+def _pushed(model: nn.Module, x: Tensor, site: Site, tape: Tape) -> tuple[Tensor, Tensor]:
+    """Return the output, and J_h x at the site."""
+    with forward_ad.dual_level(), AffineTangents():
+        # The tangent x makes the forward pass carry J_h x along with every activation h.
+        output = _run_dual(model, x, tape)
+        seen: Tensor | None = forward_ad.unpack_dual(tape.records[site.key]).tangent  # type: ignore[no-untyped-call]
+        if seen is None:
+            raise _unreached(site)
+        # Outside the level the tangents are gone, so backward passes cost no more than usual.
+        return output, seen.detach().clone()
+
+
+def _gradient(value: Tensor, hidden: Tensor, site: Site) -> Tensor:
+    found: Tensor | None = None
+    if value.requires_grad:
+        found = torch.autograd.grad(value, hidden, retain_graph=True, allow_unused=True)[0]
+    if found is None:
+        raise SiteError(
+            f"the target does not depend on {site.key}; choose a site between input and target"
+        )
+    return found
+
+
+def _halves(driven: Tensor, pushed: Tensor, hidden: Tensor, x: Tensor, site: Site) -> Tensor:
+    """Return vector^T J_h, of the part that drives upwards and of the rest."""
+    upward = driven * (driven * pushed > 0)
+    found = [
+        torch.autograd.grad(hidden, x, half, retain_graph=True, allow_unused=True)[0]
+        for half in (upward, driven - upward)
+    ]
+    if found[0] is None:
+        raise _unreached(site)
+    return torch.stack(found)
 
 
 def _unreached(site: Site) -> SiteError:
