@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import condec
 from condec.basis.errors import DataError, OptionError
 from condec.dictionary import NMF, TrainConfig, fit
 from condec.explanation import find_shortcuts
-from condec.explanation.shortcuts import drawn_others, pasted
+from condec.explanation.shortcuts import _place_map, drawn_others, pasted
 from condec.figures import save_figure
 from condec.modes import Modes
 
@@ -176,3 +177,29 @@ def test_what_is_refused(searched, tmp_path: Path):
     fitted = fit(NMF(n_modes=2), store.matrix("2"))
     with pytest.raises(DataError, match="lacks predictions: the model has no outputs"):
         find_shortcuts(scalar, x, Modes.build(fitted.dictionary, store, "2"))
+
+
+def test_the_map_of_a_mode_is_a_mean_over_inputs_and_neighbours(searched, monkeypatch):
+    model, _, modes, _ = searched
+    maps = torch.randn(3, 1, 20, 20, generator=torch.Generator().manual_seed(0)).double()
+    maps[2] = -maps[2].abs()  # raises the class nowhere
+    monkeypatch.setattr(
+        "condec.explanation.shortcuts.mode_map",
+        lambda *_, **__: SimpleNamespace(total=maps[None]),
+    )
+    found = _place_map(model, torch.zeros(3, 1, 20, 20), modes, 0, 0, area=0.1)
+    scaled = [one[0] / float(one.abs().sum()) for one in maps[:2]]
+    expected = torch.zeros(20, 20).double()
+    for y in range(20):
+        for x in range(20):
+            # A third of the side of 40 pixels: one on either side; what is outside does not count.
+            near = [
+                float(one[j, i])
+                for one in scaled
+                for j in range(max(0, y - 1), min(20, y + 2))
+                for i in range(max(0, x - 1), min(20, x + 2))
+            ]
+            expected[y, x] = max(0.0, sum(near) / len(near))
+    assert torch.allclose(found, expected / expected.sum())
+    maps[:2] = -maps[:2].abs()
+    assert _place_map(model, torch.zeros(3, 1, 20, 20), modes, 0, 0, area=0.1) is None
