@@ -105,9 +105,15 @@ def test_a_text_has_a_colour_for_every_token_and_lines_under_those_within():
     values[3] = 0.5
     axis = drawn(Ground(text=text), values)
     assert [word.get_text() for word in axis.texts] == ["\N{MIDDLE DOT}", *text]
-    assert axis.patches[3].get_facecolor()[3] > 0 == axis.patches[4].get_facecolor()[3]
-    assert [list(line.get_xdata()) for line in axis.lines] == [[3, 4]]
-    assert {patch.get_y() for patch in axis.patches} == {0, 1}
+    cells, under = axis.collections
+    colours = cells.get_facecolor()
+    assert colours[3, 3] > 0 == colours[4, 3]
+    assert [line.tolist() for line in under.get_segments()] == [[[3, 0.92], [4, 0.92]]]
+    corners = [path.vertices for path in cells.get_paths()]
+    assert len(corners) == len(text) + 1
+    assert {tuple(corner[0]) for corner in corners} == {  # of 28 characters a line
+        (place % 28, place // 28) for place in range(len(text) + 1)
+    }
     for wrong in (text[:10], (*text, "x", "y")):
         with pytest.raises(DataError, match="text: expected 31 characters or tokens, one for each"):
             drawn(Ground(text=wrong), values)
