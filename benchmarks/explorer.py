@@ -125,14 +125,17 @@ def loaded(url: str, process: psutil.Process, seconds: float) -> dict[str, Any]:
         jobs += [pool.submit(asking, n) for n in range(N_ASKING)]
         for job in jobs:
             job.result()
-    half = len(memory) // 2
+    quarter = len(memory) // 4
     return {
         "seconds": seconds, "readers": N_READERS, "asking": N_ASKING,
         "pages_read": len(read), "read_p50_ms": float(np.median(read)),
         "read_p95_ms": float(np.percentile(read, 95)), "explained": len(answered),
         "explained_p50_ms": float(np.median(answered)), "errors": len(errors),
         "first_errors": errors[:3], "memory_mib": {
-            "start": memory[0], "half": max(memory[:half]), "end": max(memory[half:]),
+            "start": memory[0], "every_10_s": [round(one) for one in memory[::10]],
+            "most_of_quarters": [
+                round(max(memory[n * quarter : (n + 1) * quarter])) for n in range(4)
+            ],
         },
     }  # fmt: skip
 

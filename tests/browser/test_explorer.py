@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import condec
 from browsing import watched
 from condec.explorer import Session, server
 from condec.run.explain import modes_by
+from condec.run.selection import read_selection
 from explored import explored_run
 
 pytestmark = pytest.mark.browser
@@ -26,13 +28,18 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 @pytest.fixture(scope="module")
 def address(session: Session) -> Iterator[str]:
+    yield from running(session)
+
+
+def running(session: Session) -> Iterator[str]:
     bound = server._bound("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(server.app_of(session), log_level="warning"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
+    server_of_it = uvicorn.Server(uvicorn.Config(server.app_of(session), log_level="warning"))
+    thread = threading.Thread(target=server_of_it.run, kwargs={"sockets": [bound]})
     thread.start()
     yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
-    running.should_exit = True
+    server_of_it.should_exit = True
     thread.join()
+    session.jobs.close()
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ def test_sliders_give_what_python_gives(page: Any, address: str, session: Sessio
     assert values(page, 1) == pytest.approx(sorted(model(x)[0].tolist())[::-1], rel=6e-3)
     part = first.get_attribute("data-part")
     with page.expect_response("**/api/turn"):
-        first.locator("input").fill("0")
+        first.locator("input[type=range]").fill("0")
     found = condec.explain(model, x, modes_by(session.run), n_modes=10)
     site = found.by_site[0].site
     now = found.turned(site, {part: 0.0})[0]
@@ -119,5 +126,63 @@ def test_nothing_is_cut_off(browser: Any, address: str, size: dict[str, int]) ->
         page.locator("#offered button").first.click()
         page.locator("#parts li").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-        for slider in page.locator("#parts input").all():
+        for slider in page.locator("#parts input[type=range]").all():
             assert slider.get_attribute("aria-label").startswith("factor of ")
+
+
+def test_modes_are_chosen_and_saved(page: Any, address: str, session: Session) -> None:
+    page.goto(address)
+    page.locator("#offered button").nth(5).click()
+    page.locator("#parts li").first.wait_for()
+    assert page.locator("#save-chosen").is_disabled()
+    boxes = page.locator("#parts input[type=checkbox]")
+    boxes.first.check()
+    page.locator("#sites button").nth(1).click()  # another site has choices of its own
+    assert page.locator("#parts input:checked").count() == 0
+    boxes.first.check()
+    assert page.locator("#chosen li").count() == 2
+    page.locator("#chosen button").first.click()
+    assert page.locator("#chosen li").count() == 1
+    with page.expect_download() as download:
+        page.locator("#save-chosen").click()
+    assert download.value.suggested_filename == "selection.toml"
+    (chosen,) = read_selection(download.value.path())
+    site, mode = page.locator("#chosen button").inner_text().split(" mode ")
+    assert (chosen.site, chosen.mode) == (site, int(mode.split()[0]))
+    assert chosen.label is not None
+
+
+def test_weights_are_saved_or_refused_with_a_reason(page: Any, address: str) -> None:
+    page.goto(address)
+    page.locator("#offered button").nth(5).click()
+    page.locator("#parts li").first.wait_for()
+    page.locator("#save-weights").click()
+    page.locator("#said.wrong", has_text="no slider of this site is turned").wait_for()
+    page.locator("#parts input[type=range]").first.fill("0")
+    page.locator("#save-weights").click()
+    page.locator("#said.wrong", has_text="cannot be held by weights").wait_for()
+
+
+@pytest.mark.slow
+def test_a_control_curve_of_a_chosen_mode_is_drawn(browser: Any, tmp_path: Path) -> None:
+    for served in running(explored_run(tmp_path)):
+        for page in watched(browser, own=served):
+            page.goto(served)
+            page.locator("#offered button").nth(5).click()
+            page.locator("#parts li").first.wait_for()
+            page.locator("#parts input[type=checkbox]").first.check()
+            page.locator("#control-chosen").click()
+            page.locator("#jobs li[data-state=running]").wait_for()
+            page.locator("#jobs li[data-state=done]").wait_for(timeout=90_000)
+            page.locator("#curves path.own.target").first.wait_for(state="attached")
+            assert page.locator("#curves path.rival").count() > 0
+            page.reload()
+            assert page.locator("#jobs li[data-state=done]").count() == 1
+            page.locator("summary", has_text="Longer work").click()
+            page.locator("#n-modes").fill("many")
+            page.locator("#fit button").click()
+            page.locator("#job-said", has_text="n_modes: expected a number").wait_for()
+            page.locator("#n-modes").fill("5")
+            page.locator("#fit button").click()
+            page.locator("#jobs li button").click()
+            page.locator("#jobs li[data-state=cancelled]").wait_for()

@@ -79,6 +79,7 @@ def test_logits_are_those_under_the_edits(site):
         [Ablate(site, units=[unit], replacement=values)],
         [Preserve(site, units=[unit], replacement=values)],
         [Scale(site, units=[unit], factor=-1.5)],
+        [Scale(site, units=[unit, 0], factor=[0.5, 3.0])],
         [Scale(site, units=[unit], factor=2.0), Ablate(site, units=[0], replacement=0.5)],
         [Ablate(site, units=[0], replacement=0.5), Scale(site, units=[0], factor=3.0)],
     ):
@@ -91,6 +92,19 @@ def n_units(model, site):
     name, _, tap = site.partition("@")[0].partition(":")
     module = model.get_submodule(name)
     return module.in_features if tap else len(module.weight)
+
+
+@pytest.mark.parametrize("site", [*OUTPUTS, *INPUTS])
+def test_what_is_added_goes_into_biases(site):
+    model, x = Zoo().double(), torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    direction = torch.arange(1.0, 1.0 + n_units(model, site))
+    added = Steer(site, direction=direction, strength=-0.5, norm="own")
+    edits = [Scale(site, units=[0], factor=0.25), added]
+    if ":input" in site:  # both are of the module's own bias
+        edits = [added]
+    torch.testing.assert_close(
+        baked(model, edits, inputs=x)(x), run(model, edits, x), rtol=0, atol=1e-9
+    )
 
 
 def test_several_sites_and_both_sides_of_one_module():
@@ -243,7 +257,11 @@ def test_what_weights_cannot_hold(make_model, edit, message):
     [
         (
             Steer("conv2", direction=[1.0] * 4, strength=1.0),
-            "only Ablate, Preserve, Scale, Project and Erase",
+            "only Ablate, Preserve, Scale, Project, Erase and Steer with norm='own'",
+        ),
+        (
+            Steer("conv2", direction=[1.0] * 3, strength=1.0, norm="own"),
+            "one entry for each of the module's 4 units; got 3",
         ),
         (
             Ablate("conv2", units=[0], replacement=Donors(torch.ones(1, 4, 5, 5))),

@@ -147,6 +147,20 @@ def test_scaling_by_0_is_ablating_and_by_1_changes_no_bit(shape, seed, units):
     assert torch.equal(same.view(torch.int32), activation.view(torch.int32))
 
 
+@settings(max_examples=20, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 99), units=st.permutations(range(6)))
+def test_factors_of_units_are_scalings_of_each(shape, seed, units):
+    layout, n_heads, size = shape
+    activation, site = random_activation(size, seed), make_site(layout, n_heads)
+    activation.view(-1)[0] = float("nan")
+    units, factors = units[:4], [0.0, 1.0, -1.5, 0.25]
+    expected = activation
+    for unit, factor in zip(units, factors, strict=True):
+        expected = Scale(site, units=[unit], factor=factor).apply(expected)
+    together = Scale(site, units=units, factor=torch.tensor(factors)).apply(activation)
+    torch.testing.assert_close(together, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_cut_off_units_pass_neither_nan_nor_gradient():
     activation = torch.tensor([[float("nan"), 2.0, float("inf")]], requires_grad=True)
     out = Ablate("x", units=[0, 2]).apply(activation)
@@ -340,6 +354,10 @@ def test_preserving_no_unit_replaces_the_whole_site():
 def test_bad_factor():
     with pytest.raises(OptionError, match=r"Scale\(fc\): factor must be finite; got inf"):
         Scale("fc", units=[0], factor=float("inf"))
+    with pytest.raises(OptionError, match=r"Scale\(fc\): factor must be finite; got \[1.0, nan\]"):
+        Scale("fc", units=[0, 1], factor=[1.0, float("nan")])
+    with pytest.raises(OptionError, match=r"one for each of the 1 units; got shape \(2,\)"):
+        Scale("fc", units=[0], factor=[1.0, 2.0])
     with pytest.raises(OptionError, match=r"Scale\(fc\): units is empty"):
         Scale("fc", units=[], factor=2.0)
     with pytest.raises(SiteError, match=r"Scale\(x\): the site has 6 units.*no unit 8"):

@@ -1,9 +1,11 @@
 """The explorer over HTTP: who may ask, what may be read, and one computation at a time."""
 
 import io
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from condec.basis.errors import OptionError
+from condec.basis.locks import held
 from condec.explorer import Session, server
 from condec.modes.annotations import FILE, read_names
+from condec.run.verify import verify_run
+from condec.store import RunFolder
+from explored import explored_run
 
 HEADERS = {"X-Condec": "1"}
 
@@ -151,7 +157,7 @@ def test_a_token_is_asked_for(session: Session) -> None:
         ("explain", {"content": b"[" * 100_000}, "expected a JSON object"),
         ("explain", {"json": [1]}, "expected a JSON object"),
         ("explain", {"json": {"id": "../x"}}, "there is no input '../x'"),
-        ("turn", {"json": {"key": 1, "site": "a", "factors": {}}}, "expected key, site and"),
+        ("turn", {"json": {"key": 1, "site": "a", "factors": {}}}, "key: expected a text; got 1.0"),
         ("turn", {"json": {"key": "a", "site": "a", "factors": {"m": "1"}}}, "factors, numbers"),
         ("turn", {"json": {"key": "a", "site": "a", "factors": {"m": True}}}, "factors, numbers"),
         ("turn", {"json": {"key": "a", "site": "a", "factors": {}}}, "no longer kept"),
@@ -222,3 +228,100 @@ def test_ports(session: Session) -> None:
         server._bound("192.0.2.1", 0)
     first.close()
     second.close()
+
+
+@pytest.mark.slow
+def test_jobs_fit_measure_and_are_cancelled(tmp_path: Path) -> None:
+    session = explored_run(tmp_path)
+    folder, before = session.run.folder, session.modes
+    client = TestClient(server.app_of(session), base_url="http://127.0.0.1:8765", headers=HEADERS)
+
+    def ask(name: str, **given: Any) -> Any:
+        answer = client.post(f"/api/{name}", json=given)
+        assert answer.status_code == 200, answer.text
+        return answer.json() if "json" in answer.headers["content-type"] else answer.text
+
+    def ended(job: dict[str, Any]) -> dict[str, Any]:
+        while (told := ask("jobs")[0])["state"] in ("waiting", "running"):
+            time.sleep(0.1)
+        assert told["job"] == job["job"]
+        return dict(told)
+
+    old = ask("explain", id="photo 7")
+    fit = ask("start", link="fit", learner="nmf", n_modes="2")
+    assert fit["words"] == "Modes: nmf, 2 at each site"
+    told = ended(fit)
+    assert told["state"] == "done", told
+    assert [bar["bar"] for bar in told["bars"]] == ["fit"]
+    found = ask("explain", id="photo 7")
+    assert [modes.n_modes for modes in session.modes] == [2] * len(before)
+    assert session.run.plan.fit.name == "nmf"
+    assert found["outputs"] == old["outputs"]
+    ask("turn", key=old["key"], site=old["sites"][0]["key"], factors={})  # as it was asked
+    # A control curve of a mode that is chosen, as the command of its toml measures it.
+    modes = session.modes[-1]
+    pair = [modes.site.key, int(modes.ids[0])]
+    toml = ask("selection", modes=[pair])
+    assert toml.startswith(f'[[modes]]\nsite = "{pair[0]}"\nmode = {pair[1]}\nlabel = ')
+    assert ask("curves", site=pair[0], mode=pair[1]) == []
+    told = ended(ask("start", link="control", modes=[pair]))
+    assert told["state"] == "done", told
+    curves = ask("curves", site=pair[0], mode=pair[1])
+    table = RunFolder(folder.path).read_table("mode_control", pair[0], "nmf")
+    assert table is not None
+    own = next(curve for curve in curves if curve["ranking"] == "mode")
+    rows = table[(table["ranking"] == "mode") & (table["edit"] == own["edit"])]
+    assert own["fraction"] == rows["fraction"].tolist()
+    assert len(curves) > 1
+
+    # Cancelled at once, or at work: the run is as it was, and free.
+    def damaged() -> list[str]:
+        files = [damage.file for damage in verify_run(folder.path).damages]
+        return [file.name for file in files if "report" not in file.parts]  # written by hand
+
+    assert not damaged()
+    fit = ask("start", link="fit", learner="sae", n_modes="64")
+    time.sleep(1)
+    with held(folder.path):  # waits for the lock, or has not come to it yet
+        ask("cancel", job=fit["job"])
+        assert ended(fit)["state"] == "cancelled"
+    assert not damaged()
+    with held(folder.path):
+        told = ended(ask("start", link="report"))
+        assert told["state"] == "failed"
+        assert "in use by" in " ".join(told["said"])
+    session.jobs.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "problem"),
+    [
+        ("start", {"link": "collect"}, "link: expected one of fit, control, report; got 'collect'"),
+        ("start", {"link": "fit", "learner": "best"}, "learner: expected one of"),
+        ("start", {"link": "fit", "n_modes": "many"}, "n_modes: expected a number"),
+        ("start", {"link": "fit", "n_modes": "3; rm -r"}, "n_modes: expected a number"),
+        ("start", {"link": "control", "modes": []}, "no mode is chosen"),
+        ("start", {"link": "control", "modes": [["nowhere", 1]]}, r"expected \[site, mode\] each"),
+        ("start", {"link": "control", "modes": [["block1", "x"]]}, r"expected \[site, mode\] each"),
+        ("selection", {"modes": [["block1", 99]]}, "no input uses a mode 99"),
+        ("selection", {"modes": [[["block1"], 9]]}, r"expected \[site, mode\] each"),
+        ("cancel", {"job": 7}, "job 7 has ended"),
+        ("cancel", {"job": "7"}, "job: expected a number; got '7'"),
+        ("weights", {"key": "a", "site": "b", "factors": {}}, "no longer kept"),
+        ("weights", {"key": "a", "site": "b", "factors": [1]}, "expected factors, numbers"),
+        ("open", {}, "there is no question 'open'"),
+    ],
+)
+def test_bad_orders(client: TestClient, name: str, given: dict[str, Any], problem: str) -> None:
+    answer = client.post(f"/api/{name}", json=given, headers=HEADERS)
+    assert answer.status_code == 400
+    assert re.search(problem, answer.json()["error"])
+
+
+def test_what_changes_something_is_asked_by_post(client: TestClient) -> None:
+    for name in ("start", "cancel", "explain", "turn"):
+        answer = client.get(f"/api/{name}", params={"link": "fit", "job": 1})
+        assert answer.status_code == 400
+        assert "is asked by POST" in answer.json()["error"]
+    assert client.post("/api/start", json={"link": "fit"}).status_code == 403
+    assert client.get("/api/jobs").json() == []

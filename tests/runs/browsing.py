@@ -10,8 +10,8 @@ def _left(request) -> bool:
 
 
 def _is_wrong(message) -> bool:
-    """Whether the console says more than that an upload was refused, which the page says too."""
-    refused = "status of 400" in message.text and message.location["url"].endswith("/api/upload")
+    """Whether the console says more than that a question was refused, which the page says too."""
+    refused = "status of 400" in message.text and "/api/" in message.location["url"]
     return message.type in {"error", "warning"} and not refused
 
 

@@ -1,10 +1,24 @@
 """How long things take, in words, and the progress bar on standard error."""
 
+import json
+import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, Final
 
 from condec.basis.errors import printable
+
+IN_LINES: Final = "CONDEC_PROGRESS"
+"""Environment variable: with ``lines``, bars are lines of JSON, for a program that reads them."""
+_SECONDS: Final = 0.3
+
+
+def in_lines() -> bool:
+    """Tell whether bars are lines, of which several may be on their way at once."""
+    return os.environ.get(IN_LINES) == "lines"
 
 
 def duration(seconds: float) -> str:
@@ -25,6 +39,9 @@ def progress_bar(
     if not shown or done == total:
         yield lambda **_: None
         return
+    if in_lines():
+        yield _Lines({"bar": title, "done": done, "total": total, "unit": unit, "note": ""})
+        return
     from rich import markup, progress
     from rich.console import Console
 
@@ -36,3 +53,21 @@ def progress_bar(
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(markup.escape(printable(title)), total=total, completed=done, note="")
         yield partial(bar.update, task)
+
+
+class _Lines:
+    """Prints where a bar is as one line of JSON, now and then, and at its ends."""
+
+    def __init__(self, line: dict[str, Any]) -> None:
+        self._line, self._last = line, 0.0
+        self()
+
+    def __call__(self, *, advance: float = 0, completed: float | None = None, **more: Any) -> None:
+        line = self._line
+        line["done"] = line["done"] + advance if completed is None else completed
+        line |= {name: value for name, value in more.items() if value is not None}
+        now = time.monotonic()
+        if line["done"] == line["total"] or now - self._last > _SECONDS:
+            self._last = now
+            sys.stderr.write(json.dumps(line) + "\n")
+            sys.stderr.flush()

@@ -32,6 +32,7 @@ from condec.run.explain import explain_inputs
 from condec.run.links import function
 from condec.run.part import Part, collect_part
 from condec.run.plugins import link_names
+from condec.run.selection import control_selection, read_selection
 from condec.run.status import status_lines
 from condec.store import RunFolder
 from condec.store.batches import is_out_of_memory
@@ -291,6 +292,24 @@ def explain_command(
         carry_out(run, (explain_inputs(one, inputs, **options) for one in [run]), collects=False)
 
 
+@app.command("control")
+def control_command(
+    source: Source,
+    selection: Path | None = typer.Option(
+        None, help="A toml of chosen modes: only a curve of each, beside baselines."
+    ),
+    again: Again = False, quiet: Quiet = False, trust_code: Trust = False,
+) -> None:  # fmt: skip
+    """Control curves: what ablating modes does to accuracy."""
+    plan = config.with_noted(config.read(source))
+    if selection is None:
+        one_link(_run_of(plan, quiet, again, trust_code), "control")
+        return
+    chosen = read_selection(selection)
+    run = Run(plan, not quiet, again, trust_code)  # workers know tasks of the plan only
+    carry_out(run, (control_selection(one, chosen) for one in [run]), collects=False)
+
+
 @app.command("explore")
 def explore_command(
     source: Source,
@@ -322,7 +341,7 @@ def _add_command(link: str) -> None:
 
 
 for _name in link_names():
-    if _name not in ("collect", "explain", "report"):
+    if _name not in ("collect", "control", "explain", "report"):
         _add_command(_name)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from condec.attribution import prepare_inputs
 from condec.basis.errors import ModelError, OptionError, SiteError
-from condec.edits.base import Edit, checked_edits, mask_of, name_of
+from condec.edits.base import Edit, checked_edits, name_of
 from condec.edits.context import edited, is_edited
-from condec.edits.directions import Project
+from condec.edits.directions import Project, Steer
 from condec.edits.erasure import Erase
 from condec.edits.replacement import Donors
 from condec.edits.units import Replacing, Scale
@@ -35,7 +35,7 @@ def baked(model: nn.Module, edits: Edit | Iterable[Edit], *, inputs: Tensor) -> 
     ----------
     model : torch.nn.Module
         In evaluation mode; left as it is.
-    edits : Ablate, Preserve, Scale, Project or Erase, or several
+    edits : Ablate, Preserve, Scale, Project, Erase or Steer(norm="own"), or several
         By numbers, in the order given, as under `edited`. Sites are outputs of Linear, Conv,
         BatchNorm, GroupNorm or LayerNorm, or inputs of Linear; of `Project` and `Erase` no
         normalisation and no grouped Conv.
@@ -153,12 +153,19 @@ def _check_alone(model: nn.Module, module: nn.Module, who: str) -> None:
 def _map_of(edit: Edit, who: str, n_units: int) -> tuple[Tensor, Tensor]:
     """Return the factor and the shift of every unit, float64."""
     if isinstance(edit, Scale):
-        named = mask_of(edit, edit.units, n_units)
-        factor = torch.tensor(edit.factor, dtype=torch.float64)
-        return torch.where(named, factor, 1.0), torch.zeros(n_units).double()
+        return edit.factors(n_units), torch.zeros(n_units).double()
+    if isinstance(edit, Steer) and edit.norm == "own":
+        shift = edit.strength * torch.tensor(edit.direction, dtype=torch.float64)
+        if len(shift) != n_units:
+            raise OptionError(
+                f"{who}: the direction must have one entry for each of the module's {n_units} "
+                f"units; got {len(shift)}"
+            )
+        return torch.ones(n_units).double(), shift
     if not isinstance(edit, Replacing):
         raise OptionError(
-            "baked: only Ablate, Preserve, Scale, Project and Erase can be held by weights; got "
+            "baked: only Ablate, Preserve, Scale, Project, Erase and Steer with norm='own' can be "
+            f"held by weights; got "
             f"{edit!r}"
         )
     if isinstance(edit.replacement, Donors):

@@ -124,26 +124,52 @@ class Preserve(Replacing):
 class Scale(Edit):
     """Multiply some units of a site at all positions by a finite factor; 0 is `Ablate`.
 
+    One factor, or one for each of the units, in their order.
+
     Examples
     --------
     >>> Scale("fc", units=[0, 2], factor=2.0).apply(torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[2., 2., 6.]])
+    >>> Scale("fc", units=[2, 0], factor=[0.0, 3.0]).apply(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[3., 2., 0.]])
     """
 
     site: Site
     units: tuple[int, ...]
-    factor: float
+    factor: float | tuple[float, ...]
 
-    def __init__(self, site: Site | str, *, units: Sequence[int] | Tensor, factor: float) -> None:
+    def __init__(
+        self, site: Site | str, *, units: Sequence[int] | Tensor,
+        factor: float | Sequence[float] | Tensor,
+    ) -> None:  # fmt: skip
         who = set_site(self, site)
-        if not math.isfinite(factor):
+        given = torch.as_tensor(factor, dtype=torch.float64)
+        numbers = checked_units(who, units)
+        if given.ndim > 1 or (given.ndim and len(given) != len(numbers)):
+            raise OptionError(
+                f"{who}: factor must be one number, or one for each of the {len(numbers)} units; "
+                f"got shape {tuple(given.shape)}"
+            )
+        if not bool(given.isfinite().all()):
             raise OptionError(f"{who}: factor must be finite; got {factor}")
-        set_fields(self, units=checked_units(who, units), factor=float(factor))
+        if given.ndim:  # units are kept sorted, their factors with them
+            given = given[torch.as_tensor(units).argsort()]
+        of_all = tuple(given.tolist()) if given.ndim else float(given)
+        set_fields(self, units=numbers, factor=of_all)
+
+    def factors(self, n_units: int) -> Tensor:
+        """Return the factor of every unit [unit], float64; 1 of those that are not named."""
+        found = torch.ones(n_units, dtype=torch.float64)
+        found[mask_of(self, self.units, n_units)] = torch.tensor(self.factor, dtype=torch.float64)
+        return found
 
     def apply(self, activation: Tensor) -> Tensor:
         """Return the activation with the units scaled."""
         units, n_units = units_at(self, activation)
-        where = mask_of(self, self.units, n_units).to(activation.device)
         # Not a product where it is 0: units may hold NaN or infinity.
+        if isinstance(self.factor, tuple):
+            factor = units.broadcast(self.factors(n_units).to(activation), activation.shape)
+            return torch.where(factor == 0, torch.zeros_like(activation), activation * factor)
+        where = mask_of(self, self.units, n_units).to(activation.device)
         scaled = activation * self.factor if self.factor else activation.new_zeros(())
         return torch.where(units.broadcast(where, activation.shape), scaled, activation)

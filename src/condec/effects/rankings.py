@@ -83,18 +83,25 @@ class OfModes(Ranking):
 class ByMode(OfModes):
     """The atom of the label's best mode, largest signed entry first (`atom_scores`).
 
-    Melander et al. 2026, figure 6. Of `rank` 0 is the mode most correlated on training rows.
+    Melander et al. 2026, figure 6. Of `rank` 0 is the mode most correlated on training rows; a
+    `mode`, by its number in the dictionary, gives the order for every label instead.
     """
 
     modes: Modes
     rank: int = 0
     name: str = "best_mode"
+    mode: int | None = None
 
     def ranked(self, label: int) -> Ranked:
         """Return the order for one label."""
         match = self.modes.best(label, rank=self.rank, split="train")
-        scores = atom_scores(self.modes, match.atom)
-        return Ranked(label, self.name, (descending(scores),), match.id, match.correlation)
+        row, number, correlation = match.mode, match.id, match.correlation
+        if self.mode is not None:
+            row = self.modes.row(self.mode)
+            number = self.mode
+            correlation = float(self.modes.correlation(split="train")[row, label])
+        scores = atom_scores(self.modes, self.modes.atoms[row])
+        return Ranked(label, self.name, (descending(scores),), number, correlation)
 
 
 @final

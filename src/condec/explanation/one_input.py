@@ -9,7 +9,7 @@ for what goes past the site is not seen there.
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import nan
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -22,11 +22,12 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.records import short_repr
 from condec.data import as_batch
+from condec.edits import Edit
 from condec.explanation.check import PartCheck, check
 from condec.explanation.graph import Graph, graph_of
 from condec.explanation.input_map import InputMaps, input_maps
 from condec.explanation.parts import SiteExplanation, divided
-from condec.explanation.turning import Turning, at_baseline
+from condec.explanation.turning import Turning, at_baseline, away_by, edits_of
 from condec.modes import Modes
 from condec.network import PackedInput, Site, find_site
 from condec.store.batches import fingerprint
@@ -127,17 +128,22 @@ class Explanation:
         ModelError
             The network cannot be run from the site on.
         """
-        at, away, seen = self[site], torch.zeros(()), set[str]()
-        for name, factor in factors.items():
-            part = at.part(str(name))
-            if part.name in seen:
-                raise OptionError(f"turned: {part.name} is named twice")
-            seen.add(part.name)
-            if not isfinite(factor):
-                raise OptionError(f"turned: {name}: expected a number; got {factor!r}")
-            away = away + (1 - factor) * part.weights
-        turning = turning or self.turning(at.site)
+        away = away_by(self[site], factors)
+        turning = turning or self.turning(site)
         return turning.without(away.expand(1, *turning.here.shape[1:]))
+
+    def edits(
+        self, site: Site | str, factors: Mapping[str, float], turning: Turning | None = None
+    ) -> tuple[Edit, ...]:
+        """Return what `turned` does to this input as edits of units, which act on any input.
+
+        A unit is scaled towards what it is at the baseline, by the mean of its parts' shares, each
+        place as its contribution weighs. That is the same where shares are so at all places;
+        elsewhere it is near or not, which `turned` tells. Parameters and errors are those of it.
+        """
+        at = self[site]
+        away = away_by(at, factors)
+        return edits_of(at, away, turning or self.turning(site))
 
     def graph(self, *, n_modes: int | None = None) -> Graph:
         """Work out what flows from the parts of every site to those of the next, see `Graph`.

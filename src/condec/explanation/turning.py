@@ -7,12 +7,17 @@ nothing, and 0 takes the part away.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from condec.attribution.base import Setup
 from condec.attribution.baselines import Baseline
+from condec.attribution.reduce import unit_numbers
+from condec.basis.errors import OptionError
+from condec.edits import Edit, Scale, Steer
+from condec.explanation.parts import SiteExplanation
 from condec.network import AfterSite, Site, hold, record, run_model, split_at, unfold
 
 
@@ -44,6 +49,49 @@ class Turning:
         n_alike = len(self.after.inputs)  # copies of the input, where the model takes no single one
         changed = torch.lerp(self.here, self.start, weights.to(self.here))
         return self.after.run(changed.repeat_interleave(n_alike, 0))[::n_alike]
+
+
+def away_by(at: SiteExplanation, factors: Mapping[str, float]) -> Tensor:
+    """Return the share of every entry [*entry] that parts turned to factors take away."""
+    away, seen = torch.zeros_like(at.contribution), set[str]()
+    for name, factor in factors.items():
+        part = at.part(str(name))
+        if part.name in seen:
+            raise OptionError(f"turned: {part.name} is named twice")
+        seen.add(part.name)
+        if not isfinite(factor):
+            raise OptionError(f"turned: {name}: expected a number; got {factor!r}")
+        away = away + (1 - factor) * part.weights
+    return away
+
+
+def edits_of(at: SiteExplanation, away: Tensor, turning: Turning) -> tuple[Edit, ...]:
+    r"""Return edits of units that take shares `away` [*entry] of an activation to the baseline.
+
+    .. math:: h_u \leftarrow (1 - a_u)\, h_u + a_u\, \bar h_{0u}
+
+    with :math:`a_u` the mean of `away` over the unit's entries, each as its contribution weighs,
+    and the mean of the baseline's activation there. What `Turning.without` gives, where shares and
+    baseline are the same at all places of a unit.
+    """
+    units = unit_numbers(at.units, (1, *at.activation.shape))
+    inside, n_units = units >= 0, int(units.max()) + 1
+    index, weights = units[inside], at.contribution.abs()[inside]
+
+    def over_units(values: Tensor) -> Tensor:
+        return torch.zeros(n_units).double().index_add_(0, index, values.double())
+
+    total = over_units(weights)
+    share = torch.where(total > 0, over_units(weights * away[inside]) / total, 0.0)
+    start = turning.start[0].cpu().double()[inside]
+    shift = share * over_units(start) / over_units(torch.ones_like(start))
+    moved = share.nonzero().flatten()
+    edits: list[Edit] = []
+    if len(moved):
+        edits.append(Scale(at.site, units=moved, factor=1 - share[moved]))
+    if bool(shift.any()):
+        edits.append(Steer(at.site, direction=shift, strength=1.0, norm="own"))
+    return tuple(edits)
 
 
 def at_baseline(

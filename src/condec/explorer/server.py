@@ -2,13 +2,15 @@
 
 Nothing but the report's folder and this room's own files can be read. Questions are asked by POST,
 with a header that pages of other origins cannot set. One computation at a time; others wait, and
-leave when their caller does.
+leave when their caller does. What takes minutes is a job, a process of its own.
 """
 
+import asyncio
 import json
 import secrets
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from condec.basis.errors import CondecError, DataError, DependencyError, OptionError, StoreError
+from condec.explorer.jobs import MOST_WAITING, BusyError
+from condec.explorer.questions import COMPUTED, File, answer
 from condec.explorer.session import Session
 from condec.explorer.uploads import MOST_BYTES
 from condec.modes.annotations import read_names, write_names
@@ -42,7 +46,6 @@ _HERE: Final = Path(__file__).parent
 _REPORT: Final = _HERE.parent / "report" / "static"
 _HOME: Final = ("127.0.0.1", "localhost", "::1")
 _PORTS: Final = range(8765, 8785)
-_MOST_WAITING: Final = 16
 _GONE: Final = 499
 """Status, as nginx has it, of an answer for which nobody waits."""
 _POLICY: Final = (
@@ -54,21 +57,17 @@ _ASSETS: Final = "/report/assets"
 """Style and scripts of a report, which come from the package."""
 
 
-class BusyError(CondecError):
-    """Too many questions wait already."""
-
-
 class _Work:
-    """Does one computation at a time."""
+    """Does one computation at a time, all in one thread: others keep memory of their own."""
 
     def __init__(self) -> None:
-        self._lock = anyio.Lock()
+        self._thread = ThreadPoolExecutor(1, "condec-explorer")
         self._n_waiting = 0
 
     async def do(self, receive: Receive, function: Callable[[], Any]) -> Any:
         """Return what a function returns, once it is its turn; None where the caller has left."""
-        if self._n_waiting >= _MOST_WAITING:
-            raise BusyError(f"explore: {_MOST_WAITING} questions wait already; ask again later")
+        if self._n_waiting >= MOST_WAITING:
+            raise BusyError(f"explore: {MOST_WAITING} questions wait already; ask again later")
         self._n_waiting += 1
         result, failure = None, None
         try:
@@ -80,11 +79,11 @@ class _Work:
                     group.cancel_scope.cancel()
 
                 group.start_soon(leave)
-                async with self._lock:
-                    try:
-                        result = await run_in_threadpool(function)
-                    except CondecError as error:  # by itself, not as one of a group
-                        failure = error
+                try:
+                    loop = asyncio.get_running_loop()
+                    result = await loop.run_in_executor(self._thread, function)
+                except CondecError as error:  # by itself, not as one of a group
+                    failure = error
                 group.cancel_scope.cancel()
         finally:
             self._n_waiting -= 1
@@ -162,19 +161,11 @@ class _Answers:
     def __init__(self, session: Session) -> None:
         self.session, self._work = session, _Work()
         pages = environment(_HERE / "templates")
-        page = pages.get_template("explorer.html.jinja")
-        self._html = page.render(about=session.about, version=metadata.version("condec"))
+        self._page = pages.get_template("explorer.html.jinja")
 
     async def home(self, _: Request) -> Response:
-        return Response(self._html, media_type="text/html")
-
-    async def inputs(self, _: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(self.session.offered))
-
-    async def picture(self, request: Request) -> Response:
-        name = request.query_params.get("id", "")
-        content = await run_in_threadpool(self.session.thumbnail, name)
-        return Response(content, media_type="image/png")
+        about, version = self.session.about, metadata.version("condec")
+        return Response(self._page.render(about=about, version=version), media_type="text/html")
 
     async def annotations(self, request: Request) -> Response:
         """Names that people gave to modes: all of them, those of some sites, or others for all."""
@@ -184,35 +175,28 @@ class _Answers:
             await run_in_threadpool(write_names, place, given, alone=alone)
         return JSONResponse(await run_in_threadpool(read_names, place))
 
-    async def explain(self, request: Request) -> Response:
-        given = await _json(request)
-        return await self._ask(request, self.session.explain, str(given.get("id", "")))
-
-    async def upload(self, request: Request) -> Response:
-        content = await _body(request, MOST_BYTES)
-        text = request.headers.get("content-type", "").startswith("text/plain")
-        explain = partial(self.session.explain_upload, text=text)
-        return await self._ask(request, explain, content)
-
-    async def turn(self, request: Request) -> Response:
-        given = await _json(request)
-        key, site, factors = (given.get(name) for name in ("key", "site", "factors"))
-        named = isinstance(factors, dict) and all(type(f) is float for f in factors.values())
-        if not isinstance(key, str) or not isinstance(site, str) or not named:
-            raise OptionError("turn: expected key, site and factors, numbers by the names of parts")
-        return await self._ask(request, self.session.turn, key, site, factors)
-
-    async def page(self, request: Request) -> Response:
-        given = await _json(request)
-        answer = await self._ask(request, self.session.page, str(given.get("key", "")))
-        answer.headers["Content-Disposition"] = 'attachment; filename="explained.zip"'
-        return answer
-
-    async def _ask(self, request: Request, function: Callable[..., Any], *given: Any) -> Response:
-        answer = await self._work.do(request.receive, partial(function, *given))
-        if answer is None:
-            return _said(_GONE, "the caller has left")
-        return Response(answer) if isinstance(answer, bytes) else JSONResponse(answer)
+    async def ask(self, request: Request) -> Response:
+        """Answer a question by its name, with what was sent, or with what stands in the address."""
+        name = request.path_params["name"]
+        given: dict[str, Any] = dict(request.query_params)
+        if name == "upload":
+            text = request.headers.get("content-type", "").startswith("text/plain")
+            given = {"content": await _body(request, MOST_BYTES), "text": text}
+        elif request.method == "POST":
+            given = await _json(request)
+        elif name not in ("inputs", "jobs", "picture"):
+            raise OptionError(f"explore: {name!r} is asked by POST")
+        question = partial(answer, self.session, name, given)
+        if name in COMPUTED:
+            found = await self._work.do(request.receive, question)
+            if found is None:
+                return _said(_GONE, "the caller has left")
+        else:
+            found = await run_in_threadpool(question)
+        if not isinstance(found, File):
+            return JSONResponse(found)
+        kept = {"Content-Disposition": f'attachment; filename="{found.name}"'} if found.name else {}
+        return Response(found.content, media_type=found.kind, headers=kept)
 
 
 def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "") -> Starlette:
@@ -223,13 +207,8 @@ def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "")
         raise StoreError(f"{report}: is a link; what is served lies in the run folder")
     routes = [
         Route("/", answers.home),
-        Route("/api/inputs", answers.inputs),
-        Route("/api/picture", answers.picture),
         Route("/api/annotations", answers.annotations, methods=["GET", "POST", "PUT"]),
-        *(
-            Route(f"/api/{one.__name__}", one, methods=["POST"])
-            for one in (answers.explain, answers.upload, answers.turn, answers.page)
-        ),
+        Route("/api/{name}", answers.ask, methods=["GET", "POST"]),
         Mount(_ASSETS, StaticFiles(directory=_REPORT)),
         Mount("/static/report", StaticFiles(directory=_REPORT)),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
@@ -291,7 +270,10 @@ def serve(session: Session, host: str, port: int | None, say: Callable[[str], No
     say(f"Explorer: http://{shown}:{number}/{end}  (Ctrl-C ends it)")
     app = app_of(session, hosts=hosts, token=token)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[bound])
+    try:
+        uvicorn.Server(config).run(sockets=[bound])
+    finally:
+        session.jobs.close()
 
 
 def _bound(host: str, port: int | None) -> socket.socket:

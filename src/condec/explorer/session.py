@@ -1,39 +1,56 @@
-"""What the explorer asks of a run: why an input has its output, what turned modes change."""
+"""What the explorer asks of a run: why an input has its output, what turned modes change.
+
+Long work is done by commands of their own (`condec.explorer.jobs`), and taken up once it is done.
+"""
 
 import base64
+import dataclasses
 import io
+import json
 import secrets
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
+import safetensors.torch
+import tomli_w
 from torch import Tensor
 
-from condec.basis.errors import DataError, OptionError
+from condec.basis.errors import DataError, ModelError, OptionError
+from condec.dictionary import TrainConfig
+from condec.edits import baked
 from condec.explanation import Explanation, keep
 from condec.explanation.one_input import explainer
 from condec.explanation.parts import SiteExplanation
 from condec.explanation.turning import Turning
+from condec.explorer.jobs import Jobs
 from condec.explorer.uploads import stored
 from condec.figures.places import Ground, folded
-from condec.modes import Modes
+from condec.network import run_model
 from condec.report.build import build_input_page
 from condec.report.words import label_words, target_words
-from condec.run import Run
+from condec.run import Plan, Run, config
 from condec.run.explain import OneInput, collected, given, modes_by, names_of
+from condec.run.plan import LEARNERS, FitPlan
+from condec.run.selection import TABLE, Selected, selection_toml, with_label
+from condec.store import RunFolder
 
 N_MODES: Final = 10
 _N_OFFERED: Final = 24
 _N_OUTPUTS: Final = 8
 _MOST_KEPT: Final = 8
 """Explanations that are kept, so that their modes can be turned."""
+_NEAR: Final = 0.1
+"""Of what sliders change in the target, as much as weights may do otherwise."""
+_LINKS: Final = {"fit": "Modes", "control": "Control curves", "report": "The report"}
 
 
 @dataclass(eq=False)
@@ -50,29 +67,44 @@ class Session:
     """A run, its network and its modes, ready to be asked; for one caller at a time.
 
     Answers are plain lists, dicts, texts and numbers, for JSON. The network is never edited: what
-    lies after a site is run again with another activation.
+    lies after a site is run again with another activation. `jobs` may be asked by any thread.
 
     Raises StoreError, OptionError, DataError: there are no modes, or the model is not the store's.
     """
 
     def __init__(self, run: Run) -> None:
-        self.run = run
-        self.modes: list[Modes] = modes_by(run)
+        self.jobs = Jobs()
         self._kept: OrderedDict[str, _Asked] = OrderedDict()
-        self._explain = explainer(
-            run.model_of_store, self.modes, run.method, None, n_modes=N_MODES, prove=False
-        )
+        self._next: Plan | None = None
+        self._open(run)
 
-    @cached_property
+    def _open(self, run: Run) -> None:
+        modes = modes_by(run)
+        self._explain = explainer(
+            run.model_of_store, modes, run.method, None, n_modes=N_MODES, prove=False
+        )
+        self.run, self.modes = run, modes
+
+    def refresh(self) -> None:
+        """Take up the modes that a job has fitted."""
+        plan, self._next = self._next, None
+        if plan is not None:
+            run = replace(self.run, plan=plan)
+            # What no fit changes is not loaded again: cached properties.
+            run.__dict__.update({n: v for n, v in self.run.__dict__.items() if n in _LOADED})
+            self._open(run)
+
+    @property
     def about(self) -> dict[str, Any]:
-        """What the page says of the run: model, target, whether inputs are texts, and pages."""
-        run = self.run
+        """What the page says of the run: model, target, whether inputs are texts, fit, pages."""
+        run, fit = self.run, config.sections(self.run.plan)["fit"]
         return {
             "model": run.plan.model.spec,
             "target": target_words(run.store.recipe["target"]),
             "text": run.plan.data.source.partition(":")[0] in ("text", "tokens"),
-            "report": run.folder.report.exists(),
-        }
+            "report": run.folder.report.exists(), "learners": list(LEARNERS),
+            "learner": fit["learner"], "n_modes": str(fit["n_modes"]),
+        }  # fmt: skip
 
     def offered(self) -> list[dict[str, str]]:
         """List inputs to begin with: those that the report explains, then others of the store."""
@@ -116,9 +148,7 @@ class Session:
     def turn(self, key: str, site: str, factors: Mapping[str, float]) -> dict[str, Any]:
         """Return the output with parts of a site turned, see `Explanation.turned`."""
         asked = self._asked(key)
-        if site not in asked.turnings:
-            asked.turnings[site] = asked.found.turning(site)
-        output = asked.found.turned(site, factors, asked.turnings[site])
+        output = asked.found.turned(site, factors, self._turning(asked, site))
         return self._outputs(asked.found, output)
 
     def page(self, key: str) -> bytes:
@@ -133,6 +163,99 @@ class Session:
                 for file in sorted(page.rglob("*")):
                     packed.write(file, file.relative_to(page))
         return content.getvalue()
+
+    def weights(self, key: str, site: str, factors: Mapping[str, float]) -> bytes:
+        """Return weights of the network, in safetensors, that hold what sliders do to an input.
+
+        Raises SiteError, OptionError, ModelError: they cannot be held by weights, or not nearly.
+        """
+        asked = self._asked(key)
+        edits = asked.found.edits(site, factors, self._turning(asked, site))
+        if not edits:
+            raise OptionError("weights: no slider of this site is turned; the weights are the own")
+        x = asked.found.batch.setup.inputs[:1]  # type: ignore[union-attr]  # of `contribute`
+        made = baked(self.run.loaded.model, edits, inputs=x)
+        before, wanted = asked.found.target, self.turn(key, site, factors)["target"]
+        got = self._outputs(asked.found, run_model(made, x))["target"]
+        if not abs(got - wanted) <= _NEAR * abs(wanted - before):
+            raise ModelError(
+                f"weights: on this input the sliders make the target {wanted:.4g}, from "
+                f"{before:.4g}, and weights would make it {got:.4g}: they change a unit alike at "
+                "all places and inputs, and a mode has another part in each. Turn a mode whose "
+                "units are its alone, or edit them by condec.edited"
+            )
+        said = {
+            "condec": metadata.version("condec"), "site": site, "factors": json.dumps(factors),
+            "input": asked.one.name, "target": f"{before:.6g}", "with sliders": f"{wanted:.6g}",
+            "with these weights": f"{got:.6g}",
+        }  # fmt: skip
+        tensors = {name: value.clone() for name, value in made.state_dict().items()}
+        return safetensors.torch.save(tensors, said)
+
+    def selection(self, chosen: object) -> str:
+        """Return a toml of chosen modes, [site, mode] each, with the labels they go with."""
+        return selection_toml(self._chosen(chosen))
+
+    def _chosen(self, chosen: object) -> list[Selected]:
+        by_site, found = {modes.site.key: modes for modes in self.modes}, []
+        for pair in chosen if isinstance(chosen, list) else ():
+            match pair:
+                case [str() as site, float() | int() as mode] if site in by_site:
+                    found.append(with_label(by_site[site], Selected(site, int(mode))))
+                case _:
+                    raise OptionError(f"selection: expected [site, mode] each; got {pair!r}")
+        if not found:
+            raise OptionError("selection: no mode is chosen")
+        return found
+
+    def curves(self, site: str, mode: int) -> list[dict[str, Any]]:
+        """List the control curves that were measured for a mode: one a ranking and edit."""
+        folder = RunFolder(self.run.folder.path)  # as jobs have left it
+        table = folder.read_table(TABLE, site, self.run.plan.fit.name)
+        if table is None:
+            return []
+        columns = ["fraction", "target_accuracy", "off_accuracy", "target_low", "target_high"]
+        by = ["label", "ranking", "edit", "replacement"]
+        mine = table[table["of_mode"] == mode]
+        found = []
+        for _, rows in mine.groupby(by, sort=False):
+            words = {name: str(rows[name].iloc[0]) for name in by[1:]}
+            words["label"] = self._label(int(rows["label"].iloc[0]))
+            found.append(words | {name: _numbers(rows[name]) for name in columns})
+        return found
+
+    def start(self, link: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Put a link of the chain into the queue, and say what it is.
+
+        A fit takes a `learner` and its `n_modes`, as run.toml says them, if these are given;
+        control curves take chosen `modes`, [site, mode] each.
+        """
+        if link not in _LINKS:
+            raise OptionError(f"explore: link: expected one of {', '.join(_LINKS)}; got {link!r}")
+        plan, words = self._next or self.run.plan, _LINKS[link]
+        files, command = {}, [link, "{plan.toml}"]
+        done: Callable[[], object] = lambda: None  # noqa: E731
+        if link == "fit":
+            plan = _refitted(plan, given)
+            words += f": {plan.fit.name}, {config.sections(plan)['fit']['n_modes']} at each site"
+            done = partial(self._fitted, plan)
+        elif link == "control" and "modes" in given:
+            chosen = self._chosen(given["modes"])
+            words += f" of {', '.join(f'{one.site} mode {one.mode}' for one in chosen)}"
+            files["selection.toml"] = selection_toml(chosen)
+            command += ["--selection", "{selection.toml}"]
+        here = plan.base.absolute()
+        record = config.to_dict(plan, folder=here) | {"base": str(here)}
+        files["plan.toml"] = tomli_w.dumps(record | {"out": str(plan.out.absolute())})
+        return self.jobs.add(words, command, files, done).told()
+
+    def _fitted(self, plan: Plan) -> None:
+        self._next = plan
+
+    def _turning(self, asked: _Asked, site: str) -> Turning:
+        if site not in asked.turnings:
+            asked.turnings[site] = asked.found.turning(site)
+        return asked.turnings[site]
 
     def _asked(self, key: str) -> _Asked:
         if key not in self._kept:
@@ -201,6 +324,26 @@ class Session:
 
     def _label(self, number: int) -> str:
         return "" if number < 0 else label_words(self._names, number)
+
+
+_LOADED: Final = ("loaded", "inputs", "store", "batches", "method", "target", "superclasses")
+
+
+def _refitted(plan: Plan, given: Mapping[str, Any]) -> Plan:
+    """Return a plan with another learner or number of modes, as run.toml would say them."""
+    record = config.to_dict(plan, folder=plan.base)
+    fit, learner = record["fit"], given.get("learner") or plan.fit.name
+    if learner != plan.fit.name:
+        kept = {one.name for kind in (FitPlan, TrainConfig) for one in dataclasses.fields(kind)}
+        fit = {name: value for name, value in fit.items() if name in kept}
+    if number := given.get("n_modes"):
+        fit["n_modes"] = int(number) if str(number).isdecimal() else number
+    made = config.from_dict({**record, "fit": {**fit, "learner": learner}}, folder=plan.base)
+    return replace(made, of_folder=plan.of_folder)
+
+
+def _numbers(values: Any) -> list[float | None]:
+    return [None if value != value else float(value) for value in values]
 
 
 def _both(first: Tensor, second: Tensor) -> list[int]:

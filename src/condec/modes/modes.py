@@ -234,6 +234,16 @@ class Modes:
             loadings=self.loadings[:, mode], correlation=float(correlation[mode, label]),
         )  # fmt: skip
 
+    def row(self, mode: int) -> int:
+        """Return the row of a mode by its number in the dictionary; OptionError without it."""
+        rows = (self.ids == mode).nonzero().flatten()
+        if not len(rows):
+            raise OptionError(
+                f"{self.site.key}: no input uses a mode {mode}; {len(self)} of the dictionary's "
+                f"{self.n_modes} modes are alive"
+            )
+        return int(rows[0])
+
     def top(self, mode: int, n: int = 10) -> "pandas.DataFrame":
         """List the inputs that use a mode most, highest loading first.
 

@@ -261,6 +261,10 @@ def _forget_side_effects(run: Run, kept: Sequence[str]) -> None:
         for kind in SIDE_EFFECTS:
             if kind not in asked or site.key not in kept:
                 run.folder.ledger.forget(record_name(f"{kind} {site.key}", run.plan.fit.name))
+    for entry in list(run.folder.ledger.entries.values()):
+        # Curves of modes that a person has chosen stay, unless they were of another plan.
+        if entry.task.startswith("mode_control ") and run.differences(entry):
+            run.folder.ledger.forget(entry.task)
     if run.plan.data.superclasses is None:
         run.folder.ledger.forget("superclasses")
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from condec.basis.errors import CondecError, DataError, ModelError, SiteError
 from condec.basis.locks import held
-from condec.basis.progress import progress_bar
+from condec.basis.progress import in_lines, progress_bar
 from condec.modes import Modes
 from condec.run.run import Outcome, Run, record_name
 from condec.store import Store
@@ -65,7 +65,7 @@ def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = Fa
     errors: dict[str, CondecError] = {}
     n_done = 0
     # Fitting shows a bar for every site by itself.
-    shown = run.progress and link != "fit" and len(tasks) > 1
+    shown = run.progress and len(tasks) > 1 and (link != "fit" or in_lines())
     with logged(run, link):
         found = _done_elsewhere(run, link, tasks)
         with progress_bar(link, len(tasks), shown=shown) as move:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 Record = TypeVar("Record")
 SIDE_EFFECTS: Final = ("control_matrix", "steering", "interactions", "superclass_control")
 """Tables of what else edits do than change the accuracy of their label."""
-TABLES: Final = ("control", "control_comparison", *SIDE_EFFECTS, "meaning", "rivals", "stability")
+TABLES: Final = (
+    "control", "control_comparison", "mode_control", *SIDE_EFFECTS, "meaning", "rivals",
+    "stability",
+)  # fmt: skip
 """Tables that a dictionary has of its own."""
 
 

@@ -2,7 +2,7 @@
 
 const at = (id) => document.getElementById(id);
 const UP = [213, 94, 0], DOWN = [91, 63, 140];
-const state = { found: null, site: 0, factors: {}, image: null, busy: false, again: false };
+const state = { found: null, site: 0, factors: {}, image: null, busy: false, again: false, chosen: new Map() };
 const isText = document.body.dataset.text === "yes";
 
 function number(value) {
@@ -23,10 +23,10 @@ function say(text, wrong = false) {
   at("said").classList.toggle("wrong", wrong);
 }
 
-async function ask(path, body, type = "application/json") {
+async function ask(path, body, type = "application/json", signal = null) {
   const sent = type === "application/json" ? JSON.stringify(body) : body;
   const headers = { "X-Condec": "1", "Content-Type": type };
-  const answer = await fetch(path, { method: "POST", headers, body: sent });
+  const answer = await fetch(path, { method: "POST", headers, body: sent, signal });
   if (!answer.ok) {
     const said = await answer.json().catch(() => ({}));
     throw new Error(said.error || `${answer.status} ${answer.statusText}`);
@@ -34,12 +34,33 @@ async function ask(path, body, type = "application/json") {
   return answer;
 }
 
+// One explanation at a time: another one, or the button, takes back the one that is waited for.
+let waited = null;
+
 async function explain(path, body, type, name) {
-  say(`Explaining ${name} \u2026`);
+  if (waited) waited.abort();
+  const mine = waited = new AbortController();
+  say(`Explaining ${name} \u2026 `);
+  const stop = make("button", { type: "button", textContent: "Cancel" });
+  stop.addEventListener("click", () => mine.abort());
+  at("said").append(stop);
   try {
-    const found = await (await ask(path, body, type)).json();
+    const found = await (await ask(path, body, type, mine.signal)).json();
     await show(found);
     say([found.prediction ? `${found.name}: ${found.prediction}` : found.name, ...found.warnings].join(". "));
+  } catch (error) {
+    if (waited === mine) say(error.name === "AbortError" ? "Cancelled." : error.message, error.name !== "AbortError");
+  } finally {
+    if (waited === mine) waited = null;
+  }
+}
+
+async function keep(path, body, name) {
+  try {
+    const content = await (await ask(path, body)).blob();
+    const link = make("a", { href: URL.createObjectURL(content), download: name });
+    link.click();
+    URL.revokeObjectURL(link.href);
   } catch (error) {
     say(error.message, true);
   }
@@ -79,7 +100,7 @@ function showParts() {
   const { parts } = state.found.sites[state.site];
   const most = Math.max(...parts.map((part) => Math.max(part.adds, -part.takes))) || 1;
   at("parts").replaceChildren(...parts.map((part) => {
-    const name = make("span", {}, make("b", { textContent: part.name }));
+    const name = make("span", {}, chooser(part), make("b", { textContent: part.name }));
     if (part.label) {
       const text = `label ${part.label} (r ${part.correlation.toFixed(2)})`;
       name.append(make("small", { textContent: text, title: `what it goes with most: ${text}` }));
@@ -105,6 +126,150 @@ function showParts() {
   at("rest").textContent = restOf(state.found.sites[state.site]);
   drawMap();
   showCode();
+}
+
+// --- modes that are chosen: by site and number, whatever the input -----------------------------
+
+const numberOf = (name) => { const found = /^mode (\d+)$/.exec(name); return found ? Number(found[1]) : null; };
+
+function chooser(part) {
+  const mode = numberOf(part.name), site = state.found.sites[state.site].key;
+  if (mode === null) return "";
+  const key = JSON.stringify([site, mode]);
+  const box = make("input", { type: "checkbox", checked: state.chosen.has(key), title: "choose this mode" });
+  box.setAttribute("aria-label", `choose ${part.name} of ${site}`);
+  box.addEventListener("change", () => {
+    if (box.checked) state.chosen.set(key, [site, mode]); else state.chosen.delete(key);
+    showChosen();
+  });
+  return box;
+}
+
+function showChosen() {
+  const chosen = [...state.chosen.values()];
+  at("chosen").replaceChildren(...chosen.map(([site, mode]) => {
+    const button = make("button", { type: "button", textContent: `${site} mode ${mode} \u00d7`, title: "leave it out" });
+    button.addEventListener("click", () => {
+      state.chosen.delete(JSON.stringify([site, mode]));
+      showChosen();
+      if (state.found) showParts();
+    });
+    return make("li", {}, button);
+  }));
+  at("chosen").hidden = !chosen.length;
+  at("none-chosen").hidden = chosen.length > 0;
+  for (const id of ["save-chosen", "control-chosen"]) at(id).disabled = !chosen.length;
+  showCurves();
+}
+
+// --- control curves of chosen modes, as far as they were measured ------------------------------
+
+async function showCurves() {
+  const chosen = [...state.chosen.values()];
+  const found = await Promise.all(chosen.map(async ([site, mode]) => (
+    (await ask("/api/curves", { site, mode }).then((a) => a.json()).catch(() => []))
+      .map((curve) => ({ ...curve, site, mode }))
+  )));
+  const panels = new Map();
+  for (const curve of found.flat()) {
+    const key = [curve.site, curve.mode, curve.edit, curve.replacement].join("\u0000");
+    panels.set(key, [...(panels.get(key) || []), curve]);
+  }
+  at("curves").replaceChildren(...[...panels.values()].map(panel));
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function drawn(tag, attributes, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+const WIDE = 320, HIGH = 180, LEFT = 34, BOTTOM = 30;
+
+function panel(curves) {
+  const own = curves.find((curve) => curve.ranking === "mode") || curves[0];
+  const most = Math.max(1, ...curves.flatMap((curve) => curve.target_accuracy.concat(curve.off_accuracy)));
+  const x = (fraction) => LEFT + fraction * (WIDE - LEFT - 8);
+  const y = (value) => 8 + (1 - value / most) * (HIGH - BOTTOM - 8);
+  const path = (curve, name) => curve.fraction.map((f, n) => [x(f), curve[name][n]])
+    .filter(([, value]) => value !== null).map(([at, value], n) => `${n ? "L" : "M"}${at} ${y(value)}`).join("");
+  const svg = drawn("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img" });
+  svg.append(drawn("title", {}, `Accuracy on ${own.label} over the share of units edited, and on all others`));
+  for (const value of [0, 0.5, 1]) {
+    svg.append(drawn("line", { x1: LEFT, x2: WIDE - 8, y1: y(value), y2: y(value), class: "grid" }));
+    svg.append(drawn("text", { x: LEFT - 5, y: y(value) + 4, class: "end" }, String(value)));
+  }
+  for (const value of [0, 0.5, 1]) svg.append(drawn("text", { x: x(value), y: HIGH - 14, class: "mid" }, `${100 * value} %`));
+  for (const curve of curves) {
+    const mine = curve === own ? "own" : curve.ranking.startsWith("random") ? "random" : "rival";
+    for (const [name, kind] of [["target_accuracy", "target"], ["off_accuracy", "off"]]) {
+      const line = drawn("path", { d: path(curve, name), class: `${mine} ${kind}` });
+      line.append(drawn("title", {}, `${curve.ranking}: ${kind === "target" ? own.label : "all other labels"}`));
+      svg.append(line);
+    }
+  }
+  const rivals = curves.filter((curve) => curve !== own).map((curve) => curve.ranking.replaceAll("_", " "));
+  const caption = make("figcaption", { className: "note" },
+    make("b", { textContent: `${own.site} mode ${own.mode}, ${own.edit} (${own.replacement})` }),
+    ` Solid: accuracy on ${own.label}, dashed: on all others, relative to the network as it is, over the share of units.`,
+    ` Blue: this mode's units first; grey: ${rivals.join(", ")}.`);
+  return make("figure", {}, svg, caption);
+}
+
+// --- jobs: what takes minutes ------------------------------------------------------------------
+
+let polled = null, stateOf = new Map();
+
+async function showJobs() {
+  clearTimeout(polled);
+  let jobs;
+  try {
+    jobs = await (await fetch("/api/jobs")).json();
+  } catch { jobs = null; }
+  if (jobs) {
+    at("jobs").replaceChildren(...jobs.map(job));
+    const ended = jobs.filter((one) => one.state === "done" && stateOf.get(one.job) && stateOf.get(one.job) !== "done");
+    stateOf = new Map(jobs.map((one) => [one.job, one.state]));
+    if (ended.length) showCurves();
+  }
+  const busy = !jobs || jobs.some((one) => one.state === "waiting" || one.state === "running");
+  if (busy) polled = setTimeout(showJobs, 1000);
+}
+
+function job(one) {
+  const open = one.state === "waiting" || one.state === "running";
+  const item = make("li", { data: { state: one.state } }, make("b", { textContent: one.words }),
+    make("span", { className: "state", textContent: one.state === "waiting" ? "waits" : `${one.state}, ${one.seconds} s` }));
+  if (open) {
+    const stop = make("button", { type: "button", textContent: "Cancel" });
+    stop.setAttribute("aria-label", `Cancel ${one.words}`);
+    stop.addEventListener("click", () => tell("/api/cancel", { job: one.job }));
+    item.append(stop);
+  }
+  for (const bar of one.state === "running" ? one.bars : []) {
+    const shown = make("progress", bar.total ? { max: bar.total, value: bar.done } : {});
+    shown.setAttribute("aria-label", bar.bar);
+    const words = `${bar.bar}: ${bar.done}${bar.total ? ` of ${bar.total}` : ""} ${bar.unit} ${bar.note}`;
+    item.append(make("span", { className: "bar" }, shown, make("small", { textContent: words })));
+  }
+  const last = one.said.slice(one.state === "failed" ? -3 : -1).join("\n");
+  if (last) item.append(make("pre", { textContent: last }));
+  return item;
+}
+
+async function tell(path, body) {
+  try {
+    await ask(path, body);
+  } catch (error) {
+    say(error.message, true);
+    at("job-said").textContent = error.message;
+    return;
+  }
+  at("job-said").textContent = "";
+  await showJobs();
 }
 
 // What parts do not add up to, and what the map does not show.
@@ -270,14 +435,18 @@ if (isText) {
 }
 at("plain").addEventListener("change", drawMap);
 at("reset").addEventListener("click", () => { state.factors = {}; showParts(); showOutputs(state.found); });
-at("save").addEventListener("click", async () => {
-  try {
-    const content = await (await ask("/api/page", { key: state.found.key })).blob();
-    const link = make("a", { href: URL.createObjectURL(content), download: "explained.zip" });
-    link.click();
-    URL.revokeObjectURL(link.href);
-  } catch (error) {
-    say(error.message, true);
-  }
+at("save").addEventListener("click", () => keep("/api/page", { key: state.found.key }, "explained.zip"));
+at("save-weights").addEventListener("click", () => {
+  const { found, site, factors } = state;
+  keep("/api/weights", { key: found.key, site: found.sites[site].key, factors }, "edited.safetensors");
 });
+at("save-chosen").addEventListener("click", () => keep("/api/selection", { modes: [...state.chosen.values()] }, "selection.toml"));
+at("control-chosen").addEventListener("click", () => tell("/api/start", { link: "control", modes: [...state.chosen.values()] }));
+for (const link of ["control", "report"]) at(`start-${link}`).addEventListener("click", () => tell("/api/start", { link }));
+at("fit").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tell("/api/start", { link: "fit", learner: at("learner").value, n_modes: at("n-modes").value });
+});
+showChosen();
+showJobs();
 offer().catch((error) => say(error.message, true));
