@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from condec.edits import Ablate, Preserve, edited, unit_means
     from condec.explanation import Explanation, Graph, ModeMap, explain, flow, mode_map
     from condec.effects import auc_difference, control_curve, judge
+    from condec.explorer.notebook import show
 
 __all__ = [
     "CondecError", "DataError", "DependencyError", "ModelError", "OptionError", "SiteError",
@@ -64,13 +65,13 @@ __all__ = [
     "Modes", "layer_statistics", "Ablate", "Preserve", "edited", "unit_means", "ModeMap",
     "mode_map", "auc_difference", "control_curve", "SeveralInputs", "Explanation", "explain",
     "flow", "Graph", "Properties", "meaning", "mode_statistics",
-    "import_dictionary", "judge",
+    "import_dictionary", "judge", "show",
 ]  # fmt: skip
 
 # Imported when first asked for, so that a command can be stopped before torch is there.
 _ROOMS = (
     "basis.errors", "network", "models", "data", "attribution.targets", "attribution", "store",
-    "dictionary", "modes", "edits", "explanation", "effects",
+    "dictionary", "modes", "edits", "explanation", "effects", "explorer.notebook",
 )  # fmt: skip
 
 if not TYPE_CHECKING:

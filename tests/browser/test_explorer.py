@@ -1,5 +1,6 @@
 """The served explorer in a real headless Chromium."""
 
+import base64
 import io
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from PIL import Image
 import condec
 from browsing import watched
 from condec.explorer import Session, server
+from condec.explorer.notebook import answered
 from condec.run.explain import modes_by
 from condec.run.selection import read_selection
 from explored import explored_run
@@ -186,3 +188,51 @@ def test_a_control_curve_of_a_chosen_mode_is_drawn(browser: Any, tmp_path: Path)
             page.locator("#fit button").click()
             page.locator("#jobs li button").click()
             page.locator("#jobs li[data-state=cancelled]").wait_for()
+
+
+def test_the_same_page_in_a_notebook(browser: Any, session: Session) -> None:
+    pytest.importorskip("anywidget", reason="anywidget is not installed")
+    widget = condec.show(session.run)
+    for page in watched(browser, own="blob:"):
+        page.set_content("<h1>Notebook</h1><div id='el'></div>")
+
+        def kernel(content: dict[str, Any], buffers: list[str]) -> Any:
+            told, files = answered(session, content, [*map(base64.b64decode, buffers)])
+            return told, [base64.b64encode(file).decode() for file in files]
+
+        page.expose_function("kernel", kernel)
+        page.evaluate(BRIDGE, [widget._esm, {"html": widget.html, "css": widget.css}])
+        page.wait_for_function("document.querySelector('#el').shadowRoot.querySelector('img')")
+        page.locator("#offered button", has_text="photo").first.click()
+        first = page.locator("#parts li").first
+        first.wait_for()
+        first.locator("input[type=range]").fill("0")
+        page.locator("#outputs td.moved").first.wait_for()
+        assert page.locator("#sums").inner_text().count("Now it is") == 1
+        file = {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"}
+        page.locator("#file").set_input_files([file])
+        page.locator("#said.wrong", has_text="expected a picture (PNG, JPEG or WebP)").wait_for()
+        # Its styles stay within: the notebook's own heading has none of them.
+        color = "e => getComputedStyle(e).fontFamily"
+        own, theirs = page.locator("#el h1"), page.locator("h1", has_text="Notebook")
+        assert own.evaluate(color) != theirs.evaluate(color)
+
+
+BRIDGE = """async ([esm, state]) => {
+    const coded = (buffer) => btoa(String.fromCharCode(...new Uint8Array(buffer)));
+    const plain = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+    const heard = [];
+    const model = {
+        get: (name) => state[name],
+        on: (_, listener) => heard.push(listener),
+        send: async (content, _, buffers = []) => {
+            const [told, files] = await kernel(content, buffers.map(coded));
+            const views = files.map((file) => new DataView(plain(file)));
+            for (const listener of heard) listener(told, views);
+        },
+    };
+    const url = URL.createObjectURL(new Blob([esm], { type: "text/javascript" }));
+    const module = await import(url);
+    await module.default.render({ model, el: document.getElementById("el") });
+}"""
+"""Stands in for a notebook, which keeps the state of the widget and carries its messages."""

@@ -1,0 +1,96 @@
+"""The explorer in a notebook: the same page, whose questions are messages to the kernel."""
+
+import atexit
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from condec.basis.errors import CondecError, DependencyError
+from condec.explorer.questions import File, answer
+from condec.explorer.session import Session
+from condec.report.build import environment
+from condec.run import Run, config
+
+_STATIC: Final = Path(__file__).parent / "static"
+_REPORT: Final = _STATIC.parents[1] / "report" / "static"
+
+
+def show(run: str | Path | Run, *, trust_code: bool = False) -> Any:
+    """Show the explorer of a run in a notebook (Jupyter, VS Code, marimo, Colab).
+
+    It asks the kernel, which needs no port and no other address. See docs/how-to/explore.md.
+
+    Parameters
+    ----------
+    run : path, or Run
+        A run folder, a run.toml, or what `condec.run.Run` made of one.
+    trust_code : bool
+        Run the code that a run folder names, and remember that.
+
+    Returns
+    -------
+    anywidget.AnyWidget
+        What the notebook shows as the value of a cell; `session` answers its questions.
+
+    Raises
+    ------
+    DependencyError
+        ``condec[notebook]`` is not installed.
+    OptionError, StoreError, DataError
+        There is no such run, it has no modes, or the model is not that of the store.
+    """
+    try:
+        widgets, traitlets = import_module("anywidget"), import_module("traitlets")
+    except ImportError as error:
+        raise DependencyError(
+            "show: the explorer in notebooks is not installed; pip install 'condec[notebook]'"
+        ) from error
+    if not isinstance(run, Run):
+        plan = config.with_noted(config.read(run))
+        run = Run(plan, progress=False, trust_code=trust_code)
+    session = Session(run)
+    atexit.register(session.jobs.close)
+    scripts = [(_STATIC / name).read_text("utf-8") for name in ("explorer.js", "widget.js")]
+    page = environment(_STATIC.parent / "templates").get_template("main.html.jinja")
+    kept = {name: traitlets.Unicode().tag(sync=True) for name in ("html", "css")}
+    kind = type("Explorer", (widgets.AnyWidget,), {"_esm": "\n".join(scripts), **kept})
+    widget = kind(html=page.render(about=session.about), css=_css())
+    widget.session = session
+
+    def told(_: object, content: Mapping[str, Any], buffers: Sequence[bytes | memoryview]) -> None:
+        widget.send(*answered(session, content, buffers))
+
+    widget.on_msg(told)
+    return widget
+
+
+def answered(
+    session: Session, content: Mapping[str, Any], buffers: Sequence[bytes | memoryview]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Answer a message of the page: its `id`, and `found`, or an error, or a file beside it."""
+    told: dict[str, Any] = {"id": content.get("id"), "status": 200, "found": None}
+    name, given = str(content.get("name", "")), content.get("given", {})
+    try:
+        given = dict(json.loads(json.dumps(given), parse_int=float))
+        if name == "upload":
+            given = {"content": bytes(buffers[0]), "text": bool(given.get("text"))}
+        found = answer(session, name, given)
+    except CondecError as error:
+        return told | {"status": 400, "found": {"error": str(error)}}, []
+    except (TypeError, ValueError, IndexError) as error:
+        said = f"explore: not a question of this page: {error}"
+        return told | {"status": 400, "found": {"error": said}}, []
+    if isinstance(found, File):
+        return told | {"file": found.kind}, [found.content]
+    return told | {"found": found}, []
+
+
+def _css() -> str:
+    """Return the styles of report and explorer, of a part of another page: within a shadow root."""
+    files = (_REPORT / "report.css", _STATIC / "explorer.css")
+    text = "\n".join(file.read_text("utf-8") for file in files)
+    text = re.sub(r"(?m)^(\s*)(?::root|html)\b", r"\1:host", text)
+    return re.sub(r"(?m)^body\b", ".body", text)

@@ -1,0 +1,40 @@
+// The explorer in a notebook: questions are messages to the kernel. Stands behind explorer.js, in one module.
+
+function sender(model) {
+  const open = new Map();
+  let number = 0;
+  model.on("msg:custom", (answer, buffers) => {
+    const told = open.get(answer.id);
+    open.delete(answer.id);
+    const content = answer.file ? new Blob([buffers[0]], { type: answer.file }) : JSON.stringify(answer.found);
+    if (told) told(new Response(content, { status: answer.status }));
+  });
+  return async (name, body, type = "application/json", signal = null) => {
+    const file = type === "application/json" ? null : body;
+    const content = file === null ? [] : [typeof file === "string" ? new TextEncoder().encode(file).buffer : await file.arrayBuffer()];
+    const given = file === null ? body || {} : { text: type === "text/plain" };
+    number += 1;
+    const id = number;
+    return new Promise((told, fail) => {
+      open.set(id, told);
+      if (signal) signal.addEventListener("abort", () => { open.delete(id); fail(signal.reason); });
+      model.send({ id, name, given }, undefined, content);
+    });
+  };
+}
+
+function render({ model, el }) {
+  const root = el.attachShadow({ mode: "open" }), send = sender(model);
+  const style = document.createElement("style"), body = document.createElement("div");
+  style.textContent = model.get("css");
+  body.className = "body";
+  body.innerHTML = model.get("html");
+  root.append(style, body);
+  mount(root, send, async (id) => {
+    const answer = await send("picture", { id });
+    if (!answer.ok) throw new Error(id);
+    return URL.createObjectURL(await answer.blob());
+  });
+}
+
+export default { render };
