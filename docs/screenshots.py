@@ -1,6 +1,6 @@
-"""Take the picture of a report that the README shows, from the demo, in a headless Chromium.
+"""Take the pictures of the README and of the tour, from the demo, in a headless Chromium.
 
-    python docs/screenshots.py                     runs the demo, writes docs/assets/report.png
+    python docs/screenshots.py                     runs the demo, writes report.png, tour-*.png
     python docs/screenshots.py RUN                 of a run that is there; block4, or its last site
     python docs/screenshots.py RUN --look FOLDER   all pages at 1280 and at 390 pixels, to look at
 
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ASSETS = Path(__file__).resolve().parent / "assets"
 PICTURE = Path(__file__).resolve().parent / "assets" / "report.png"
 WIDE, PHONE = 1280, 390
 _HEIGHT = 1200
@@ -48,6 +49,52 @@ def take(opened: Any, page: Path, width: int, out: Path, *, whole: bool) -> None
     tab.close()
 
 
+@contextmanager
+def explorer(run: Path) -> Iterator[str]:
+    """Serve a run, and give the address of its page."""
+    command = [sys.executable, "-u", "-m", "condec", "explore", str(run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().split()[1]
+        finally:
+            process.terminate()
+
+
+def tour(opened: Any, run: Path) -> None:
+    """Walk through the explorer as docs/tour.md tells it, and take a picture at each step."""
+    with explorer(run) as address:
+        tab = opened.new_page(viewport={"width": WIDE, "height": 900}, device_scale_factor=1.5)
+        tab.goto(address)
+
+        def take_from(first: str, last: str, name: str) -> None:
+            above, below = (tab.locator(one).first.bounding_box() for one in (first, last))
+            top, end = above["y"], below["y"] + below["height"]
+            clip = {"x": 0, "y": max(0, top), "width": WIDE, "height": end - top + 12}
+            tab.screenshot(path=ASSETS / f"tour-{name}.png", full_page=True, clip=clip)
+
+        tab.locator("#offered button").nth(4).click()
+        tab.locator("#parts li").first.wait_for()
+        tab.locator("#sites button").last.click()
+        tab.wait_for_function(
+            "[...document.querySelectorAll('#offered img')].every((one) => one.complete)"
+        )
+        tab.evaluate("scrollTo(0, 0)")
+        take_from("nav", "#answer", "input")
+        with tab.expect_response("**/api/turn"):
+            tab.locator("#parts input[type=range]").first.fill("0")
+        tab.locator("#outputs td.moved").first.wait_for()
+        tab.evaluate("scrollTo(0, 0)")
+        take_from("#answer", "#answer", "turned")
+        tab.locator("#parts input[type=checkbox]").first.check()
+        tab.locator("#control-chosen").click()
+        tab.locator("#jobs li[data-state=done]").wait_for(timeout=300_000)
+        tab.locator("#curves figure").first.wait_for()
+        tab.evaluate("scrollTo(0, 0)")
+        take_from("#work", "#curves", "curve")
+        tab.close()
+
+
 def demo(folder: Path) -> Path:
     """Run the demo."""
     command = [sys.executable, "-m", "condec", "demo", "--quiet", "--out", str(folder / "demo")]
@@ -65,6 +112,7 @@ def main() -> None:
         pages = [report / "index.html", *sorted(report.glob("sites/*.html"))]
         if given.look is None:
             take(opened, pages[-1], WIDE, PICTURE, whole=False)
+            tour(opened, report.parent)
             return
         given.look.mkdir(parents=True, exist_ok=True)
         pages += sorted(report.glob("inputs/*.html"))

@@ -23,6 +23,7 @@ from condec.cli import app
 from condec.dictionary import TrainConfig
 from condec.retina import RetinaOptions
 from condec.run import config, plan, sweep
+from condec.run.selection import read_selection
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -149,10 +150,13 @@ def test_every_block_has_a_language(page):
 
 
 @every_page
-def test_plans_can_be_read(page):
+def test_plans_can_be_read(page, tmp_path):
     for block in blocks(page, "toml"):
         record = tomllib.loads(block.code)
-        if "project" not in record:  # a part of a pyproject.toml
+        if "modes" in record:
+            (tmp_path / "selection.toml").write_text(block.code)
+            assert read_selection(tmp_path / "selection.toml")
+        elif "project" not in record:  # a part of a pyproject.toml
             (sweep if "grid" in record else config).from_dict(record)
 
 

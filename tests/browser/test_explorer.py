@@ -2,23 +2,21 @@
 
 import base64
 import io
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 import condec
 from browsing import watched
-from condec.explorer import Session, server
+from condec.explorer import Session
 from condec.explorer.notebook import answered
 from condec.run.explain import modes_by
 from condec.run.selection import read_selection
-from explored import explored_run
+from explored import explored_run, served, values
 
 pytestmark = pytest.mark.browser
 
@@ -30,28 +28,12 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 @pytest.fixture(scope="module")
 def address(session: Session) -> Iterator[str]:
-    yield from running(session)
-
-
-def running(session: Session) -> Iterator[str]:
-    bound = server._bound("127.0.0.1", 0)
-    server_of_it = uvicorn.Server(uvicorn.Config(server.app_of(session), log_level="warning"))
-    thread = threading.Thread(target=server_of_it.run, kwargs={"sockets": [bound]})
-    thread.start()
-    yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
-    server_of_it.should_exit = True
-    thread.join()
-    session.jobs.close()
+    yield from served(session)
 
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     yield from watched(browser, own=address)
-
-
-def values(page: Any, column: int) -> list[float]:
-    cells = page.locator(f"#outputs tbody td:nth-of-type({column})").all_inner_texts()
-    return [float(cell.replace("\N{MINUS SIGN}", "-")) for cell in cells]
 
 
 def test_sliders_give_what_python_gives(page: Any, address: str, session: Session) -> None:
@@ -167,9 +149,9 @@ def test_weights_are_saved_or_refused_with_a_reason(page: Any, address: str) -> 
 
 @pytest.mark.slow
 def test_a_control_curve_of_a_chosen_mode_is_drawn(browser: Any, tmp_path: Path) -> None:
-    for served in running(explored_run(tmp_path)):
-        for page in watched(browser, own=served):
-            page.goto(served)
+    for own in served(explored_run(tmp_path)):
+        for page in watched(browser, own=own):
+            page.goto(own)
             page.locator("#offered button").nth(5).click()
             page.locator("#parts li").first.wait_for()
             page.locator("#parts input[type=checkbox]").first.check()

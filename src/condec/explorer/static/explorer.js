@@ -30,14 +30,14 @@ const WIDE = 320, HIGH = 180, LEFT = 34, BOTTOM = 30;
 function panel(curves) {
   const own = curves.find((curve) => curve.ranking === "mode") || curves[0];
   const most = Math.max(1, ...curves.flatMap((curve) => curve.target_accuracy.concat(curve.off_accuracy)));
-  const x = (fraction) => LEFT + fraction * (WIDE - LEFT - 8);
+  const x = (fraction) => LEFT + fraction * (WIDE - LEFT - 22);
   const y = (value) => 8 + (1 - value / most) * (HIGH - BOTTOM - 8);
   const path = (curve, name) => curve.fraction.map((f, n) => [x(f), curve[name][n]])
     .filter(([, value]) => value !== null).map(([at, value], n) => `${n ? "L" : "M"}${at} ${y(value)}`).join("");
   const svg = drawn("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img" });
   svg.append(drawn("title", {}, `Accuracy on ${own.label} over the share of units edited, and on all others`));
   for (const value of [0, 0.5, 1]) {
-    svg.append(drawn("line", { x1: LEFT, x2: WIDE - 8, y1: y(value), y2: y(value), class: "grid" }));
+    svg.append(drawn("line", { x1: LEFT, x2: WIDE - 22, y1: y(value), y2: y(value), class: "grid" }));
     svg.append(drawn("text", { x: LEFT - 5, y: y(value) + 4, class: "end" }, String(value)));
   }
   for (const value of [0, 0.5, 1]) svg.append(drawn("text", { x: x(value), y: HIGH - 14, class: "mid" }, `${100 * value} %`));
@@ -267,7 +267,6 @@ export function mount(root, send, pictureOf) {
     try {
       await ask(path, body);
     } catch (error) {
-      say(error.message, true);
       at("job-said").textContent = error.message;
       return;
     }
