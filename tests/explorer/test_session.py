@@ -1,5 +1,6 @@
 """Questions to a session: answers are those of the library, and of plain loops."""
 
+import copy
 import io
 import json
 import warnings
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 import condec
-from condec.basis.errors import DataError, OptionError, StoreError
+from condec.basis.errors import DataError, ModelError, OptionError, StoreError
 from condec.explorer import Session
 from condec.explorer.session import N_MODES
-from condec.run import Run
+from condec.run import Run, chain, config
 from condec.run.explain import modes_by
+from small_runs import write_source
 
 
 def test_an_answer_is_what_explain_says(session):
@@ -159,3 +162,41 @@ def test_what_is_not_known_is_none_and_warnings_are_told(session, monkeypatch: p
     assert answer["baseline"] is None
     assert answer["warnings"] == ["explain: shares are undefined"]
     json.dumps(answer, allow_nan=False)
+
+
+def test_weights_do_what_sliders_do_or_are_refused(tmp_path: Path):
+    plan = config.read(write_source(tmp_path) / "run.toml")
+    plan = replace(plan, sites=("stem", "head"), links=("collect", "fit"))
+    assert [one.state for one in chain(Run(plan, progress=False))] == ["made"] * 2
+    session = Session(Run(plan, progress=False))
+    answer = session.explain("7")
+    key = answer["key"]
+    part = answer["sites"][1]["parts"][0]["name"]
+    content = session.weights(key, "head", {part: 0.0})
+    wanted = session.turn(key, "head", {part: 0.0})
+    model, x = session.run.loaded.model, session.run.inputs.batch([7])
+    before = model(x)
+    made = copy.deepcopy(model).requires_grad_(False)
+    made.load_state_dict(safetensors.torch.load(content))
+    by_label = {row[0]: row[2] for row in wanted["outputs"]}
+    for number, value in enumerate(made(x)[0].tolist()):
+        assert value == pytest.approx(by_label[session._label(number)], abs=1e-5)
+    assert (made(x) - before).abs().max() > 1e-3
+    assert torch.equal(model(x), before)
+    (tmp_path / "it.safetensors").write_bytes(content)
+    with safetensors.safe_open(tmp_path / "it.safetensors", "pt") as opened:
+        said = opened.metadata()
+    assert (said["site"], said["input"]) == ("head", "7")
+    assert float(said["with sliders"]) == pytest.approx(wanted["target"], rel=1e-4)
+    # Units of a convolution have another share at each place.
+    parts = answer["sites"][0]["parts"]
+    with pytest.raises(ModelError, match="they change a unit alike at all places and inputs"):
+        session.weights(key, "stem", {parts[0]["name"]: 0.0})
+    with pytest.raises(OptionError, match="no slider of this site is turned"):
+        session.weights(key, "head", {part: 1.0})
+
+
+def test_thumbnails_are_kept(session, monkeypatch: pytest.MonkeyPatch):
+    first = session.thumbnail("photo 11")
+    monkeypatch.setattr(type(session.run.inputs), "picture", None)
+    assert session.thumbnail("photo 11") is first

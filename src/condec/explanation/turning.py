@@ -70,9 +70,9 @@ def edits_of(at: SiteExplanation, away: Tensor, turning: Turning) -> tuple[Edit,
 
     .. math:: h_u \leftarrow (1 - a_u)\, h_u + a_u\, \bar h_{0u}
 
-    with :math:`a_u` the mean of `away` over the unit's entries, each as its contribution weighs,
-    and the mean of the baseline's activation there. What `Turning.without` gives, where shares and
-    baseline are the same at all places of a unit.
+    with :math:`a_u` the mean of `away` over the unit's entries, each as its contribution weighs
+    (alike where none contributes), and the mean of the baseline's activation there. What
+    `Turning.without` gives, where shares and baseline are the same at all places of a unit.
     """
     units = unit_numbers(at.units, (1, *at.activation.shape))
     inside, n_units = units >= 0, int(units.max()) + 1
@@ -81,8 +81,8 @@ def edits_of(at: SiteExplanation, away: Tensor, turning: Turning) -> tuple[Edit,
     def over_units(values: Tensor) -> Tensor:
         return torch.zeros(n_units).double().index_add_(0, index, values.double())
 
-    total = over_units(weights)
-    share = torch.where(total > 0, over_units(weights * away[inside]) / total, 0.0)
+    weights = torch.where(over_units(weights)[index] > 0, weights, 1.0)
+    share = over_units(weights * away[inside]) / over_units(weights)
     start = turning.start[0].cpu().double()[inside]
     shift = share * over_units(start) / over_units(torch.ones_like(start))
     moved = share.nonzero().flatten()

@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 import safetensors.torch
 import tomli_w
+import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError, ModelError, OptionError
@@ -48,6 +49,7 @@ _N_OFFERED: Final = 24
 _N_OUTPUTS: Final = 8
 _MOST_KEPT: Final = 8
 """Explanations that are kept, so that their modes can be turned."""
+_N_PICTURES: Final = 500
 _NEAR: Final = 0.1
 """Of what sliders change in the target, as much as weights may do otherwise."""
 _LINKS: Final = {"fit": "Modes", "control": "Control curves", "report": "The report"}
@@ -74,6 +76,9 @@ class Session:
 
     def __init__(self, run: Run) -> None:
         self.jobs = Jobs()
+        self._pictures = lru_cache(_N_PICTURES)(
+            lambda row: _png(self.run.inputs.picture(row), most=160)
+        )
         self._kept: OrderedDict[str, _Asked] = OrderedDict()
         self._next: Plan | None = None
         self._open(run)
@@ -120,7 +125,7 @@ class Session:
 
     def thumbnail(self, name: str) -> bytes:
         """Return the picture of a collected input as PNG; DataError where it is no picture."""
-        return _png(self.run.inputs.picture(self._row(name)), most=160)
+        return self._pictures(self._row(name))
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -176,7 +181,8 @@ class Session:
         x = asked.found.batch.setup.inputs[:1]  # type: ignore[union-attr]  # of `contribute`
         made = baked(self.run.loaded.model, edits, inputs=x)
         before, wanted = asked.found.target, self.turn(key, site, factors)["target"]
-        got = self._outputs(asked.found, run_model(made, x))["target"]
+        with torch.no_grad():
+            got = self._outputs(asked.found, run_model(made, x))["target"]
         if not abs(got - wanted) <= _NEAR * abs(wanted - before):
             raise ModelError(
                 f"weights: on this input the sliders make the target {wanted:.4g}, from "
