@@ -18,6 +18,7 @@ import condec
 from condec.basis.errors import DataError, ModelError, OptionError, StoreError
 from condec.explorer import Session
 from condec.explorer.session import N_MODES
+from condec.modes import annotate
 from condec.run import Run, chain, config
 from condec.run.explain import modes_by
 from small_runs import write_source
@@ -194,6 +195,41 @@ def test_weights_do_what_sliders_do_or_are_refused(tmp_path: Path):
         session.weights(key, "stem", {parts[0]["name"]: 0.0})
     with pytest.raises(OptionError, match="no slider of this site is turned"):
         session.weights(key, "head", {part: 1.0})
+
+
+def test_modes_have_the_names_that_people_gave_them(session):
+    part = session.explain("photo 7")["sites"][0]["parts"][0]
+    assert part["called"] == ""
+    modes = session.modes[0]
+    row = modes.row(int(part["name"].removeprefix("mode ")))
+    annotate(session.run.folder.path, modes, row, name="<b>violin")
+    try:
+        site = session.explain("photo 7")["sites"][0]
+        assert [one["called"] for one in site["parts"]].count("<b>violin") == 1
+        assert site["parts"][0]["called"] == "<b>violin"
+    finally:
+        (session.run.folder.path / "names.json").unlink()
+
+
+def test_an_upload_without_a_label_gets_the_predicted_one_where_the_target_needs_one(
+    tmp_path: Path,
+):
+    plan = config.read(write_source(tmp_path) / "run.toml")
+    collecting = replace(plan.collect, target=condec.Label())
+    plan = replace(plan, sites=("block2",), links=("collect", "fit"), collect=collecting)
+    assert [one.state for one in chain(Run(plan, progress=False))] == ["made"] * 2
+    session = Session(Run(plan, progress=False))
+    array = io.BytesIO()
+    np.save(array, session.run.inputs.load(5)[None].numpy())
+    answer = session.explain_upload(array.getvalue())
+    label = int(session.run.loaded.model(session.run.inputs.batch([5])).argmax())
+    said = f"It came without a label, which the target needs: {session._label(label)} is taken"
+    assert answer["warnings"][0].startswith(said)
+    assert answer["label"] == ""
+    assert answer["target"] == pytest.approx(answer["outputs"][0][1])
+    own = session.explain("5")
+    assert own["warnings"] == []
+    assert own["label"] == session._label(5 % 3)
 
 
 def test_thumbnails_are_kept(session, monkeypatch: pytest.MonkeyPatch):

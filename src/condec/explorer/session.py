@@ -25,16 +25,18 @@ import tomli_w
 import torch
 from torch import Tensor
 
+from condec.attribution import prepare_inputs
 from condec.basis.errors import DataError, ModelError, OptionError
 from condec.dictionary import TrainConfig
 from condec.edits import baked
 from condec.explanation import Explanation, keep
 from condec.explanation.one_input import explainer
-from condec.explanation.parts import SiteExplanation
+from condec.explanation.parts import Part, SiteExplanation
 from condec.explanation.turning import Turning
 from condec.explorer.jobs import Jobs
 from condec.explorer.uploads import stored
 from condec.figures.places import Ground, folded
+from condec.modes import annotations
 from condec.network import run_model
 from condec.report.build import build_input_page
 from condec.report.words import label_words, target_words
@@ -272,7 +274,7 @@ class Session:
     def _answer(self, one: OneInput) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
-            found = one.explained(self._explain)
+            found = replace(one, label=self._label_of(one)).explained(self._explain)
         picture = one.picture
         key = secrets.token_urlsafe(9)
         self._kept[key] = _Asked(one, found, picture)
@@ -291,6 +293,20 @@ class Session:
             **self._outputs(found, found.batch.output[:1]),
         }  # fmt: skip
 
+    def _label_of(self, one: OneInput) -> int:
+        """Return the label of an input; the predicted one where none is known and one is needed."""
+        if one.label >= 0 or not self.run.target.uses_labels:
+            return one.label
+        model = self.run.loaded.model
+        x = prepare_inputs(model, one.inputs.load(one.row)[None])
+        with torch.no_grad():
+            label = int(run_model(model, x)[0].argmax())
+        warnings.warn(
+            f"It came without a label, which the target needs: {self._label(label)} is taken, "
+            "which the model predicts", UserWarning, stacklevel=2,
+        )  # fmt: skip
+        return label
+
     def _site(self, at: SiteExplanation, ground: Ground) -> dict[str, Any]:
         parts = []
         for part in at.parts:
@@ -303,12 +319,20 @@ class Session:
                 beside = values.size - shape[0] * shape[1]
             parts.append({
                 "name": part.name, "adds": part.adds, "takes": part.takes,
+                "called": self._called(part),
                 "label": self._label(label), "correlation": None if label < 0 else correlation,
                 "shape": list(shape), "places": _short(values.reshape(-1)[beside:]),
                 "beside": float(values.reshape(-1)[:beside].sum()),
             })  # fmt: skip
         misses = at.misses if at.misses == at.misses else None
         return {"key": at.site.key, "cut": at.cut, "misses": misses, "parts": parts}
+
+    def _called(self, part: Part) -> str:
+        """Return the name that people gave to a mode; empty without one."""
+        if part.modes is None or part.row is None:
+            return ""
+        said = annotations(self.run.folder.path, part.modes).get(part.row)
+        return "" if said is None else said.name
 
     def _outputs(self, found: Explanation, output: Tensor) -> dict[str, Any]:
         """Return the target, and the outputs that are largest with the network as it is or now."""

@@ -145,6 +145,7 @@ export function mount(root, send, pictureOf) {
     const most = Math.max(...parts.map((part) => Math.max(part.adds, -part.takes))) || 1;
     at("parts").replaceChildren(...parts.map((part) => {
       const name = make("span", {}, chooser(part), make("b", { textContent: part.name }));
+      if (part.called) name.append(make("span", { className: "called", textContent: part.called }));
       if (part.label) {
         const text = `label ${part.label} (r ${part.correlation.toFixed(2)})`;
         name.append(make("small", { textContent: text, title: `what it goes with most: ${text}` }));
