@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 import condec.report
+from condec.attribution import UnitAblation, contribute
 from condec.attribution.targets import Predicted
 from condec.basis.errors import CondecError, DataError, OptionError, StoreError
 from condec.basis.npz import load_record
 from condec.dictionary import Dictionary, KMeans, TrainConfig, load_dictionary, stability
-from condec.effects import LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
+from condec.effects import LOG_ODDS, LOG_ODDS_NAMES, RANKINGS, ByModeSum, control_matrix
 from condec.explanation import SiteMaps
 from condec.modes import annotate
 from condec.modes.modes import Modes
@@ -272,6 +273,28 @@ def test_other_sites_of_control_are_measured_in_the_same_folder(source: Path) ->
     assert contents(log_odds) == before  # fewer sites: what is there has them
     curves = table(source, "control")
     assert set(curves["site"]) == {"block1"}
+
+
+def test_another_method_of_the_log_odds_is_collected_and_fitted_anew(source: Path) -> None:
+    prepare(run_of(source))
+    place = source / "run" / "log_odds" / "contributions.zarr"
+    before = Store.open(place).matrix("block2", sign="sum")
+    change(source, 'control = {sites = "block2"', 'control = {log_odds = "unit_ablation"')
+    links.control_link(run_of(source))
+    store = Store.open(place)
+    assert store.recipe["method"] == UnitAblation().to_dict()
+    run = run_of(source)
+    images = run.inputs.batch(range(len(run.inputs)))
+    exact = contribute(
+        run.model_of_store, images, "block2", method=UnitAblation(), target=LOG_ODDS,
+        labels=run.inputs.labels,
+    ).reduce()["block2"].contribution.sum(1)  # fmt: skip
+    found = store.matrix("block2", sign="sum")
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found, before, atol=1e-3)
+    chosen = Modes.load(source / "run" / "log_odds" / "block2", store)
+    assert torch.equal(chosen.matrix(), found)
+    assert "log_odds_modes" in set(table(source, "control")["ranking"])
 
 
 def test_fitted_sites_may_be_fewer_than_collected(source: Path) -> None:

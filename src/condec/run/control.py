@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 
 from condec import effects
-from condec.attribution import ActGrad
 from condec.basis.digests import digest
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.files import to_json
@@ -155,9 +154,9 @@ class SiteRankings:
 
 def log_odds_of(run: Run, sites: Sequence[Site]) -> Collecting:
     """Return the collection of contributions to the log-odds."""
-    plan = run.plan.collect
+    plan, method = run.plan.collect, run.plan.control.log_odds
     batches = BatchPlan.make(
-        run.model_of_store, run.inputs, sites, ActGrad(), LOG_ODDS, plan.compute, plan.on_bad, None,
+        run.model_of_store, run.inputs, sites, method, LOG_ODDS, plan.compute, plan.on_bad, None,
         run.batch_size if plan.prove else None,
     )  # fmt: skip
     return run.collecting(batches, run.folder.log_odds)
@@ -170,8 +169,9 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
         return None, "samples without label have no log-odds"
     sites = [modes.site for modes in chosen]
     if out.exists():
-        stored = Store.open(out).sites
-        if set(sites) <= set(stored):
+        found = Store.open(out)
+        stored, method = found.sites, run.plan.control.log_odds.to_dict()
+        if set(sites) <= set(stored) and found.recipe["method"] == method:
             sites = list(stored)
         else:  # Made from the run's own data, and can be made again, for the sites of today too.
             sites = [site for site in run.store.sites if site in {*sites, *stored}]

@@ -231,7 +231,8 @@ def _need_of_control(
     sets = n_labels * orders * len(plan.fractions) * kinds
     log_odds = bool({*plan.rankings} & {*LOG_ODDS_NAMES})
     edits = slower * sum(_time_edits(run, info) for info in infos) * sets * n_held_out
-    seconds = edits + each / run.batches.method.n_passes * log_odds * len(labels)
+    passes = log_odds * plan.log_odds.n_passes / run.batches.method.n_passes
+    seconds = edits + each * passes * len(labels)
     words = (
         f"{counted(len(infos), 'site')}, at most {counted(sets, 'set')} of edits on {n_held_out} "
         "held-out inputs each"

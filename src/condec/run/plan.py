@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from condec import dictionary, effects
-from condec.attribution import Compute, IntegratedGradients, Method, Precision
+from condec.attribution import ActGrad, Compute, IntegratedGradients, Method, Precision
 from condec.attribution.targets import Predicted, Target, TopK
 from condec.basis.checks import ascending, at_least, one_of
 from condec.basis.errors import OptionError
@@ -177,7 +177,7 @@ class ControlPlan:
     Curves: `condec.effects.control_curve`, for every edit with every replacement. Side effects:
     `control_matrix` (`matrix`), `steering_curve` (`steering`), `mode_interactions` of so many
     pairs of modes (`interactions`), and `superclass_control` of every superclass of ``[data]``
-    (`superclasses`).
+    (`superclasses`). `log_odds` is the method of contributions to the label's log-odds.
     """
 
     sites: tuple[str, ...] = ()
@@ -186,6 +186,7 @@ class ControlPlan:
     edits: tuple[EditKind, ...] = get_args(EditKind)
     replacements: tuple[ReplacementKind, ...] = ("zero",)
     rankings: tuple[str, ...] = (*effects.LOG_ODDS_NAMES, *effects.RANKINGS)
+    log_odds: Method = field(default_factory=ActGrad)
     off: OffTarget = "others"
     n_random: int = 5
     n_bootstrap: int = 1000
