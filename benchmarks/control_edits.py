@@ -2,7 +2,8 @@
 
 Five seeds. ResNet-20 on 1,000 images of CIFAR-10: seeds of halves and fits, judged on 200 images
 of the other half. MobileNetV2 on all 120 photos of ten superclasses, leave one out: 12 times one
-photo of each is set aside, and judged by what the other 110 say; seeds are of fits. Each image is
+photo of each is set aside, and judged by what the other 110 say; the twelve are fitted from the
+five seeds in turn, and `PASSES` passes shift who has which. Each image is
 judged under the edits of its own label and of some others (`OTHERS`), at growing doses.
 
 Every edit is a share w of the activation at each unit that is taken away, a -> (1 - w) a; its dose
@@ -54,6 +55,8 @@ from condec.store import Store, collect
 FOLDER = known.ROOT / "runs" / "control_edits"
 DOSES = (0.05, 0.12, 0.25, 0.5)
 SEEDS = range(5)
+PASSES = {"resnet20": 5, "mobilenet": 1}
+"""Times that everything is measured: of ResNet-20 a pass is a seed."""
 FREE = (
     "mean_contribution", "contribution_difference", "activation_difference", "act_grad_difference",
     "act_grad_correlation", "layer_path_difference", "ablation_difference",
@@ -72,6 +75,12 @@ CHOSEN = {
     "chosen_units": FREE,
 }  # fmt: skip
 """The ranking that is most selective at a site on one half of the images, judged on the other."""
+PAIRS = (
+    ("modes_here", "units_here"), ("chosen_modes", "chosen_units"),
+    ("act_grad_modes", "act_grad_difference"), ("layer_path_modes", "layer_path_difference"),
+    ("ablation_modes", "ablation_difference"), ("activation_parts", "class_mean_parts"),
+)  # fmt: skip
+"""An edit by modes, and the same without a learnt dictionary."""
 N_LABELS = 10
 OTHERS = {"resnet20": 3, "mobilenet": 2}
 """Other labels whose edits an image is judged under."""
@@ -162,6 +171,11 @@ def folds(case: known.Case, seed: int) -> Iterator[tuple[Tensor, list[tuple[int,
                        for some in of_label])  # fmt: skip
     judged = torch.cat([aside[case.labels[aside] == label][:20] for label in range(n_labels)])
     yield aside, pairs(judged, seed)
+
+
+def seed_of(case: known.Case, seed: int, number: int) -> int:
+    """The seed of fits of a fold: of photos the five in turn, so that each pass has them all."""
+    return (seed + number) % len(SEEDS) if case.name == "mobilenet" else seed
 
 
 def modes_of(
@@ -282,8 +296,10 @@ def towards(case: known.Case, seed: int) -> dict[str, dict[tuple[int, int], Tens
     return towards(case, seed)
 
 
-def flows(place: Place, seed: int, every: Sequence[Tensor]) -> list[Tensor]:
+def flows(place: Place, every: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
     """What goes from every unit into the label's modes at the next site, [image, unit], by fold.
+
+    Of every fold its seed and the images set aside.
 
     flow_u = sum over positions of h_u d[g . (w h')] / dh_u, with the next site's activation h', its
     gradient g along the layer path to the log-odds, and the share w that modes which go with the
@@ -292,7 +308,7 @@ def flows(place: Place, seed: int, every: Sequence[Tensor]) -> list[Tensor]:
     case, later = place.case, LATER[place.site]
     a, b = (find_sites(case.model, site)[0] for site in (place.site, later))
     shares_there = []
-    for aside in every:
+    for seed, aside in every:
         modes = modes_of(place, "layer_path", seed, aside, site=later)
         training, rows = ~modes.held_out, place.rows("layer_path", later)
         serves = (modes.correlation(split="train") > LEAST).T.double()
@@ -406,13 +422,14 @@ def measured(
     (site,) = find_sites(case.model, place.site)
     flowing: dict[int, Tensor] = {}
     if "flow_modes" in wanted:
-        asides = [every[number][0] for number in some_folds]
-        flowing = dict(zip(some_folds, flows(place, seed or 0, asides), strict=True))
+        seeds = [(seed_of(place.case, seed or 0, n), every[n][0]) for n in some_folds]
+        flowing = dict(zip(some_folds, flows(place, seeds), strict=True))
     splitter, names = Splitter(case.model, site), list[str]()
     right, plain, pairs, taken = [], [], [], []
     for number in some_folds:
         aside, judged = every[number]
-        made = edits(place, seed, number, aside, flowing.get(number), wanted)
+        one = None if seed is None else seed_of(case, seed, number)
+        made = edits(place, one, number, aside, flowing.get(number), wanted)
         names = [name for name in (*FREE, *BY_MODES, *BESIDE) if name in made]
         for image in dict.fromkeys(image for image, _ in judged):
             own = int(place.labels[image])
@@ -470,7 +487,7 @@ def read_part(folder: Path, name: str) -> dict[str, Any]:
 def read(case_name: str, site: str) -> dict[str, Any]:
     """Results at a site, for every seed: right and taken [pair, name, dose], plain, pairs."""
     folder = FOLDER / case_name
-    parts = [read_part(folder, f"{site}-{seed}") for seed in SEEDS]
+    parts = [read_part(folder, f"{site}-{one}") for one in range(PASSES[case_name])]
     if case_name == "mobilenet":
         once = read_part(folder, f"{site}-free")
         for part in parts:
@@ -589,6 +606,11 @@ def found_at(model: str, site: str) -> dict[str, Any]:
                 difference = three(values[at] - values[of["names"].index(other)])
                 against[other] = [*difference, verdict(difference, key == "selectivity")]
             row[f"{key}_minus"] = against
+    for one, other in PAIRS:
+        if {one, other} <= set(of["names"]):
+            a, b = (of["names"].index(name) for name in (one, other))
+            for key, values in numbers.items():
+                rows[one][f"{key}_minus_{other}"] = three(values[a] - values[b])
     return {"model": model, "site": site, "edits": rows, "seconds": round(of["seconds"]),
             "images": len({int(i) for p in of["pairs"] for i in p[:, 0]})}  # fmt: skip
 
@@ -612,18 +634,38 @@ def table(sites: Sequence[Mapping[str, Any]], key: str) -> str:
     return "\n".join(lines)
 
 
+def twins(sites: Sequence[Mapping[str, Any]]) -> str:
+    """Paired differences in selectivity of edits by modes to the same without a dictionary."""
+    shown = [str(of["site"]).removeprefix("model.") for of in sites]
+    lines = ["| | " + " | ".join(shown) + " |", "|---" * (len(sites) + 1) + "|"]
+    for one, other in PAIRS:
+        key, cells = f"selectivity_minus_{other}", []
+        for of in sites:
+            value, low, high = of["edits"][one][key]
+            cells.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+        lines.append(f"| `{one}` - `{other}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def publish() -> None:
     """Write the numbers and the tables of all sites that are measured."""
-    sites = [found_at(name, site) for name in ROWS for site in case_of(name).sites]
+    places = [(name, site) for name in ROWS for site in case_of(name).sites]
+    last = {"resnet20": "4-0", "mobilenet": "0-8"}
+    there = [(n, s) for n, s in places if (FOLDER / n / f"{s}-{last[n]}.npz").exists()]
+    sites = [found_at(name, site) for name, site in there]
     what = (
         "selectivity (area under the label's accuracy minus that under others', over the latter; "
         "-1 at best) and gap (others' accuracy less the label's at the best dose; 1 at best), with "
         "95 % intervals: images, labels and seeds drawn again; *_minus: paired differences to each "
         "ranking without a dictionary; taken: mean share of units by dose"
     )
-    write("control_edits", {"what": what, "doses": DOSES, "seeds": len(SEEDS), "sites": sites})
-    paste("control_edits", f"Selectivity:\n\n{table(sites, 'selectivity')}\n\n"
-                           f"Gap:\n\n{table(sites, 'gap')}")  # fmt: skip
+    write("control_edits", {"what": what, "doses": DOSES, "passes": PASSES, "sites": sites})
+    parts = [
+        f"Selectivity:\n\n{table(sites, 'selectivity')}", f"Gap:\n\n{table(sites, 'gap')}",
+        "Selectivity, by modes less the same without a dictionary (below 0: modes are better):",
+        twins(sites),
+    ]  # fmt: skip
+    paste("control_edits", "\n\n".join(parts))
 
 
 def main() -> None:
@@ -631,7 +673,7 @@ def main() -> None:
     parser.add_argument("what", choices=["collect", "measure", "publish"])
     parser.add_argument("--model", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--site", nargs="+")
-    parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--seed", nargs="+", type=int, help="of ResNet-20; else the pass")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.what == "publish":
@@ -641,7 +683,7 @@ def main() -> None:
         case = case_of(name)
         if args.what == "collect":
             stores(case)
-            for seed in args.seed:
+            for seed in args.seed or range(PASSES[name]):
                 towards(case, seed)
             for site in case.sites:
                 place = Place(case, site)
@@ -651,7 +693,7 @@ def main() -> None:
             place = Place(case, site)
             if name == "mobilenet":
                 measure(place, None)
-            for seed in args.seed:
+            for seed in args.seed or range(PASSES[name]):
                 measure(place, seed)
 
 

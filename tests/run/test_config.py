@@ -296,6 +296,7 @@ def test_numbers_of_modes_that_cannot_be(n_modes, message) -> None:
             "[control]\nrankings = ['best']",
             "control: rankings must be one of log_odds_modes, log_odds_difference, modes",
         ),
+        ("[control]\nlog_odds = 'exact'", "control: log_odds: method 'exact': expected ig"),
         ("[control]\noff = 'all'", "control: off: expected one of others, drawn"),
         (
             "[control]\nreplacements = ['noise']",
