@@ -15,10 +15,31 @@ from condec.store.statistics import layer_statistics
 from condec.store.store import Store
 
 
-def median(values):
+def quantile(values, share):
+    """Between the two nearest values, by their distance."""
     values = sorted(values)
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+    place = share * (len(values) - 1)
+    below = min(int(place), len(values) - 2)
+    return values[below] + (place - below) * (values[below + 1] - values[below])
+
+
+def quartiles(name, values):
+    values = list(values)
+    return {
+        f"{name}{end}": quantile(values, share)
+        for end, share in (("", 0.5), ("_q25", 0.25), ("_q75", 0.75))
+    }
+
+
+def excess(p, n, a, b):
+    """Of one sample: positive and negative parts of contributions, and of activations."""
+    as_constant = []
+    for up, down, on, off in zip(p, n, a, b, strict=True):
+        size, share = up - down, on / (on - off)
+        either = [(size * share, size * (1 - share)), (size * (1 - share), size * share)]
+        as_constant.append(min(either, key=lambda pair: abs(pair[0] - up)))
+    forced = pearson(*zip(*as_constant, strict=True))
+    return -pearson(p, n) - forced
 
 
 def hoyer(v):
@@ -91,8 +112,9 @@ def test_statistics_by_loops(tmp_path, n_samples):
         shard_size=n_samples,
     )
     none = torch.full((n_samples,), -1)
+    labels = torch.arange(n_samples) % 3
     store.write_shard(0, {
-        "inputs/id": tuple(map(str, range(n_samples))), "inputs/label": none,
+        "inputs/id": tuple(map(str, range(n_samples))), "inputs/label": labels,
         "inputs/prediction": none, "inputs/steps": none, "inputs/target": target,
         "inputs/target_baseline": baseline, "inputs/valid": torch.ones(n_samples, dtype=torch.bool),
         "sites/layer/contribution": contribution, "sites/layer/activation": activation,
@@ -101,19 +123,28 @@ def test_statistics_by_loops(tmp_path, n_samples):
     positive, negative = contribution[:, 0].double().tolist(), contribution[:, 1].double().tolist()
     signs = list(zip(positive, negative, strict=True))
     sums = [[x + y for x, y in zip(p, n, strict=True)] for p, n in signs]
-    acts = activation.double().sum(1).tolist()
+    active = activation.double().tolist()
+    acts = [[x + y for x, y in zip(p, n, strict=True)] for p, n in active]
     change = (target.double() - baseline.double()).tolist()
+
+    def means(rows):
+        of = [[row for s, row in enumerate(rows) if s % 3 == label] for label in range(3)]
+        return [[sum(one) / len(one) for one in zip(*some, strict=True)] for some in of]
+
     expected = {
         "units": 5,
-        "hoyer_contribution": median(hoyer(v) for v in sums),
-        "hoyer_activation": median(hoyer(v) for v in acts),
         "dims95_contribution": dimensions(sums),
         "dims95_activation": dimensions(acts),
-        "participation_ratio_contribution": median(participation(v) for v in sums),
-        "participation_ratio_activation": median(participation(v) for v in acts),
-        "sign_correlation": median(-pearson(p, n) for p, n in signs),
-        "completeness": median(sum(v) / d for v, d in zip(sums, change, strict=True)),
+        "dims95_means_contribution": dimensions(means(sums)),
+        "dims95_means_activation": dimensions(means(acts)),
+        **quartiles("hoyer_contribution", map(hoyer, sums)),
+        **quartiles("hoyer_activation", map(hoyer, acts)),
+        **quartiles("participation_ratio_contribution", map(participation, sums)),
+        **quartiles("participation_ratio_activation", map(participation, acts)),
+        **quartiles("sign_correlation", (-pearson(p, n) for p, n in signs)),
+        **quartiles("sign_excess", (excess(*s, *a) for s, a in zip(signs, active, strict=True))),
+        **quartiles("completeness", (sum(v) / d for v, d in zip(sums, change, strict=True))),
     }
     (row,) = layer_statistics(store).to_dict("records")
     assert row.pop("site") == "layer"
-    assert row == pytest.approx(expected, rel=1e-5)
+    assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)

@@ -147,6 +147,15 @@ def test_statistics_draw_contributions_and_activations_in_their_colours():
     assert "Hoyer" in words(figure)
 
 
+def test_bands_are_from_quartile_to_quartile():
+    table = statistics().assign(sign_correlation_q25=-0.3, sign_correlation_q75=0.5)
+    axis = figures.layer_statistics_figure(table, "sign_correlation").axes[0]
+    (band,) = axis.collections
+    (outline,) = band.get_paths()
+    assert set(outline.vertices[:, 1]) == {-0.3, 0.5}
+    assert not figures.layer_statistics_figure(statistics(), "sign_correlation").axes[0].collections
+
+
 def test_names_at_line_ends_do_not_touch():
     table = statistics()
     table["hoyer_activation"] = table["hoyer_contribution"]

@@ -8,26 +8,32 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from condec.attribution import ActGrad
+from condec.attribution.reduce import split_and_sum
 from condec.basis.errors import DataError
+from condec.basis.metrics import pearson
 from condec.network.sites import Site, Units
 from condec.store import statistics
 from condec.store.collection import collect
 from condec.store.matrix import StoredMatrix
 from condec.store.shards import SiteInfo
-from condec.store.statistics import compare_trends, layer_statistics
+from condec.store.statistics import SiteRows, compare_trends, layer_statistics, sign_excess
 from condec.store.store import Store
 from condec.testing.models import small_mlp, small_resnet
 
-COLUMNS = [
-    "site", "units", "hoyer_contribution", "hoyer_activation", "dims95_contribution",
-    "dims95_activation", "participation_ratio_contribution", "participation_ratio_activation",
-    "sign_correlation", "completeness",
+ENDS = ("", "_q25", "_q75")
+BY_SAMPLE = [
+    "hoyer_contribution", "hoyer_activation", "participation_ratio_contribution",
+    "participation_ratio_activation", "sign_correlation", "sign_excess", "completeness",
 ]  # fmt: skip
+BY_SITE = [f"dims95{of}_{q}" for of in ("", "_means") for q in ("contribution", "activation")]
+COLUMNS = {"site", "units", *BY_SITE, *(f"{name}{end}" for name in BY_SAMPLE for end in ENDS)}
 
 
-def make_store(path, contribution, activation, *, cut=True, valid=None, shard=None):
+def make_store(path, contribution, activation, *, cut=True, valid=None, shard=None, labels=None):
     """A store of one site "x" from arrays [sample, sign, unit]."""
     valid = torch.ones(len(contribution), dtype=torch.bool) if valid is None else valid
     n_samples, _, n_units = contribution.shape
@@ -39,8 +45,9 @@ def make_store(path, contribution, activation, *, cut=True, valid=None, shard=No
     for index in range(store.n_shards):
         rows = list(store.shard_rows(index))
         none = torch.full((len(rows),), -1)
+        of = none if labels is None else labels[rows]
         store.write_shard(index, {
-            "inputs/id": tuple(map(str, rows)), "inputs/label": none,
+            "inputs/id": tuple(map(str, rows)), "inputs/label": of,
             "inputs/prediction": none, "inputs/steps": none,
             "inputs/target": torch.full((len(rows),), 2.0),
             "inputs/target_baseline": torch.zeros(len(rows)), "inputs/valid": valid[rows],
@@ -54,7 +61,7 @@ def split(matrix):
 
 
 def only_row(store):
-    (row,) = layer_statistics(store).to_dict("records")
+    (row,) = layer_statistics(store).drop(columns="site").to_dict("records")
     return row
 
 
@@ -79,12 +86,60 @@ def test_parts_of_one_size_are_fully_correlated(tmp_path):
     assert row["sign_correlation"] == pytest.approx(-1.0, abs=1e-5)
 
 
+@given(st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_gradient_constant_over_space_has_no_excess(seed, signed):
+    """Theorem: contributions g_u h_up, of any activations, correlate as far as they are forced."""
+    drawn = torch.Generator().manual_seed(seed)
+    active = torch.randn(5, 6, 9, generator=drawn, dtype=torch.float64)
+    active = active if signed else active.clamp(min=0)
+    gradient = torch.randn(5, 6, 1, generator=drawn, dtype=torch.float64)
+    activation, constant = (
+        split_and_sum(values, Units("channels")) for values in (active, gradient * active)
+    )
+    none = torch.full((5,), -1)
+    rows = SiteRows(constant[:, 0], constant[:, 1], constant.sum(1), (*activation.unbind(1),), none)
+    assert sign_excess(rows).abs().max() < 1e-9
+    if not signed:  # and that is no sign of learning
+        assert bool((pearson(constant[:, 0], -constant[:, 1], 1) <= 0).all())
+    # One that varies over space has both signs in one unit, and is above.
+    varied = gradient * torch.tensor([1.0, -1.0, 1.0] * 3) * active.abs()
+    varied = split_and_sum(varied, Units("channels"))
+    size = split_and_sum(active.abs(), Units("channels"))
+    rows = SiteRows(varied[:, 0], varied[:, 1], varied.sum(1), (*size.unbind(1),), none)
+    assert sign_excess(rows).mean() > 0.3
+
+
+def test_the_last_stage_before_global_pooling_has_no_excess(tmp_path):
+    """At it the gradient of a logit is constant over space, and the sign correlation forced."""
+    x = torch.randn(12, 1, 6, 6)
+    options = {"method": ActGrad(), "progress": False}
+    store = collect(small_resnet(), x, "block2", out=tmp_path / "s", **options)
+    row = only_row(store)
+    assert row["sign_correlation"] < -0.05
+    assert [row[f"sign_excess{end}"] for end in ENDS] == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+def test_dimensions_of_labels_means(tmp_path):
+    """Labels that differ along one axis have means of one dimension, whatever else varies."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    matrix = torch.randn(60, 4) * 1e-3 + torch.tensor([5.0, 0, 0, 0]) * labels[:, None]
+    matrix[labels == 2, 1:] += torch.randn(20, 3)  # within a label
+    labels[0] = -1
+    row = only_row(make_store(tmp_path / "s", split(matrix), split(matrix), labels=labels))
+    assert row["dims95_means_contribution"] == 1
+    assert row["dims95_contribution"] == 1
+    alone = only_row(make_store(tmp_path / "t", split(matrix), split(matrix), labels=labels * 0))
+    assert math.isnan(alone["dims95_means_contribution"])
+
+
 def test_rows_are_worked_on_in_blocks(tmp_path, monkeypatch):
     contribution = torch.randn(11, 2, 6).abs() * torch.tensor([1.0, -1.0])[:, None]
     store = make_store(tmp_path / "s", contribution, split(torch.randn(11, 6)))
     whole = only_row(store)
     monkeypatch.setattr(statistics, "_ROWS_AT_ONCE", 4)
-    assert only_row(store) == whole
+    assert only_row(store) == pytest.approx(whole, abs=0, rel=0, nan_ok=True)
 
 
 def test_every_shard_is_read_once_and_the_figures_are_those_of_the_whole(tmp_path, monkeypatch):
@@ -99,8 +154,8 @@ def test_every_shard_is_read_once_and_the_figures_are_those_of_the_whole(tmp_pat
         return lambda block: read.append((self._array, block)) or function(block)
 
     monkeypatch.setattr(StoredMatrix, "_reader", reader)
-    found, wanted = (dict(only_row(store), site=0) for store in (shards, whole))
-    assert found == pytest.approx(wanted, rel=1e-6)
+    found, wanted = only_row(shards), only_row(whole)
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6, nan_ok=True)
     of_shards = [one for one in read if one[1]]
     assert len(set(of_shards)) == len(of_shards) == 2 * 4
 
@@ -121,7 +176,8 @@ def test_invalid_rows_do_not_count(tmp_path):
     spoilt = matrix.clone()
     spoilt[2] = float("nan")
     row = only_row(make_store(tmp_path / "s", split(spoilt), split(spoilt), valid=valid))
-    assert row == only_row(make_store(tmp_path / "t", split(matrix[valid]), split(matrix[valid])))
+    kept = only_row(make_store(tmp_path / "t", split(matrix[valid]), split(matrix[valid])))
+    assert row == pytest.approx(kept, abs=0, rel=0, nan_ok=True)
 
 
 def test_no_valid_sample(tmp_path):
@@ -136,10 +192,12 @@ def test_table_of_a_collected_store(tmp_path):
     sites = ["stem", "block1", "block2"]
     store = collect(small_resnet(), x, sites, out=tmp_path / "s", progress=False)
     table = layer_statistics(store)
-    assert list(table.columns) == COLUMNS
+    assert set(table.columns) == COLUMNS
     assert table["site"].tolist() == sites
     assert table["units"].tolist() == [4, 4, 4]
-    assert table.drop(columns="site").notna().all().all()
+    unlabelled = table.columns.str.startswith("dims95_means")
+    assert table.loc[:, ~unlabelled].drop(columns="site").notna().all().all()
+    assert table.loc[:, unlabelled].isna().all().all()
     assert table["completeness"].iloc[-1] == pytest.approx(1.0, abs=0.05)
     again = layer_statistics(Store.open(tmp_path / "s"))
     pd.testing.assert_frame_equal(table, again)

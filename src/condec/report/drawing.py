@@ -174,6 +174,13 @@ def charts_of_run(run: RunPart) -> Iterator[Chart]:
     if run.statistics is not None:
         twins = {twin_words(t.twin): t.statistics for t in run.twins if t.statistics is not None}
         for one in STATISTICS:
+            columns = [one.column(quantity) for quantity in one.of]
+            if (
+                not run.statistics[[c for c in columns if c in run.statistics]]
+                .notna()
+                .any(axis=None)
+            ):
+                continue  # of a run without labels, or of an earlier version
             figure = figures.layer_statistics_figure(run.statistics, one.name, twins=twins)
             yield Chart("statistics", one.name, figure)
     complete = {s.key: s.completeness for s in run.sites if s.completeness is not None}

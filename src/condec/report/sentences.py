@@ -187,6 +187,8 @@ def _trend(row: Mapping[Hashable, Any], twin: str) -> str:
     with_twin = f", nor with {twin}" if own == other else f"; with {twin} it {other}"
     if row["shared"]:
         with_twin = f", and with {twin} as well: by itself no sign of training"
+    if math.isfinite(row["p"]):
+        with_twin += f" (slopes alike: p = {row['p']:.2g})"
     return (
         f"{subject[0].upper()}{subject[1:]} {own} along the network{with_twin}. It is above that "
         f"of {twin} at {row['above']} of {row['sites']} sites."

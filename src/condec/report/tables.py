@@ -18,6 +18,7 @@ from condec.modes import UNNAMED, annotations
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.words import DASH, breakable, count, fixed, percent, twin_words
+from condec.store import QUARTILES
 from condec.store import STATISTICS as OF_SITES
 
 STABLE: Final = 0.9
@@ -365,19 +366,36 @@ MODES: Final = (
 
 # --- statistics and control curves --------------------------------------------------------
 
+
+def _with_quartiles(name: str, key: str, digits: int, title: str) -> Column:
+    """Return a column of medians, with quartiles where a table has them; none without any."""
+
+    def text(row: Mapping[str, Any]) -> str:
+        middle, low, high = (fixed(row.get(f"{key}{end}"), digits) for end in QUARTILES)
+        return middle if low == DASH else pair(middle, f"{low} to {high}")
+
+    return Column(
+        name,
+        text,
+        title,
+        shown=lambda rows: any(row.get(key) == row.get(key) is not None for row in rows),
+    )
+
+
 _SHORT: Final = {"contribution": "contrib.", "activation": "activ."}
 STATISTICS: Final = (
     Column("Site", lambda row: breakable(row["site"]), kind="head"),
     Column("Units", lambda row: count(row["units"])),
     *(
-        _number(
-            one.head + (f", {_SHORT[of]}" if len(one.of) > 1 else ""), one.column(of), one.digits
+        _with_quartiles(
+            one.head + (f", {_SHORT[of]}" if len(one.of) > 1 else ""), one.column(of), one.digits,
+            one.axis,
         )
         for one in OF_SITES
         for of in one.of
     ),
-    _number("Complete", "completeness", 3),
-)
+    _with_quartiles("Complete", "completeness", 3, "sum of contributions / change of the target"),
+)  # fmt: skip
 """The table of `layer_statistics`."""
 
 

@@ -12,7 +12,13 @@ from condec.store.matrix import Sign
 from condec.store.places import Places, Rows
 from condec.store.random_weights import randomize
 from condec.store.shards import QUANTITIES, Quantity, SiteInfo
-from condec.store.statistics import STATISTICS, TREND, compare_trends, layer_statistics
+from condec.store.statistics import (
+    QUARTILES,
+    STATISTICS,
+    TREND,
+    compare_trends,
+    layer_statistics,
+)  # fmt: skip
 from condec.store.store import Store
 from condec.store.twins import (
     TWINS,
@@ -24,7 +30,7 @@ from condec.store.twins import (
 )
 
 __all__ = [
-    "QUANTITIES", "SIDE_EFFECTS", "STATISTICS", "TREND", "TWINS", "Places", "Quantity",
+    "QUANTITIES", "QUARTILES", "SIDE_EFFECTS", "STATISTICS", "TREND", "TWINS", "Places", "Quantity",
     "RandomWeights", "Rows", "RunFolder", "ShuffledLabels", "Sign", "SiteInfo", "Store", "Twin",
     "collect", "collect_twin", "compare_trends", "fingerprint", "is_twin", "layer_statistics",
     "randomize", "usable_device",

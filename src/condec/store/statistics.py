@@ -7,13 +7,19 @@ takes away go together: figure 3 of Melander et al. 2026. To add one, add it to 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.basis.metrics import Dimensions, hoyer, participation_ratio, pearson
+from condec.basis.metrics import (
+    Dimensions,
+    hoyer,
+    participation_ratio,
+    pca_dimensions,
+    pearson,
+)  # fmt: skip
 from condec.store.shards import QUANTITIES, Quantity, SiteInfo
 from condec.store.store import Store
 
@@ -28,19 +34,81 @@ TREND: Final = 0.5
 """Rank correlation with the order of the sites from which on a figure rises or falls."""
 
 
-class Median:
-    """Median over samples of a figure that each has by itself."""
+QUARTILES: Final = {"": 0.5, "_q25": 0.25, "_q75": 0.75}
+"""What is given of a figure that each sample has, by the ends of its columns."""
 
-    def __init__(self, figure: Callable[..., Tensor]) -> None:
+
+@dataclass(frozen=True, eq=False)
+class SiteRows:
+    """Some samples at a site: parts [sample, unit] of one quantity, those of the activation."""
+
+    positive: Tensor
+    negative: Tensor
+    total: Tensor
+    active: tuple[Tensor, Tensor]
+    labels: Tensor
+
+
+class Statistic(Protocol):
+    """Takes samples block by block, and gives figures by the ends of their columns."""
+
+    def add(self, rows: SiteRows) -> None:
+        """Take more samples."""
+
+    def figures(self) -> dict[str, float]:
+        """Return what they give."""
+
+
+class OfSamples:
+    """Median and quartiles of a figure that each sample has by itself."""
+
+    def __init__(self, figure: Callable[[SiteRows], Tensor]) -> None:
         self._figure, self._found = figure, list[Tensor]()
 
-    def add(self, *rows: Tensor) -> None:
+    def add(self, rows: SiteRows) -> None:
         """Take more samples."""
-        self._found.append(self._figure(*rows))
+        self._found.append(self._figure(rows))
 
-    def value(self) -> float:
-        """Return the median of defined figures; the mean of the middle two of an even number."""
-        return float(torch.cat(self._found).to(torch.float64).nanquantile(0.5))
+    def figures(self) -> dict[str, float]:
+        """Return quantiles of defined figures; the mean of the middle two of an even number."""
+        return quartiles(torch.cat(self._found))
+
+
+class OfRows:
+    """Dimensions of all samples."""
+
+    def __init__(self) -> None:
+        self._found = Dimensions()
+
+    def add(self, rows: SiteRows) -> None:
+        """Take more samples."""
+        self._found.add(rows.total)
+
+    def figures(self) -> dict[str, float]:
+        """Return the number of components."""
+        return {"": float(self._found.value())}
+
+
+class OfMeans:
+    """Dimensions of the labels' mean vectors; NaN with fewer than two labels."""
+
+    def __init__(self) -> None:
+        self._sums = dict[int, Tensor]()
+        self._counts = dict[int, int]()
+
+    def add(self, rows: SiteRows) -> None:
+        """Take more samples."""
+        for label in rows.labels[rows.labels >= 0].unique().tolist():
+            mine = rows.total[rows.labels == label]
+            self._sums[label] = self._sums.get(label, 0) + mine.sum(0, dtype=torch.float64)
+            self._counts[label] = self._counts.get(label, 0) + len(mine)
+
+    def figures(self) -> dict[str, float]:
+        """Return the number of components."""
+        if len(self._sums) < 2:
+            return {"": math.nan}
+        means = [sums / self._counts[label] for label, sums in self._sums.items()]
+        return {"": float(pca_dimensions(torch.stack(means)))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +116,57 @@ class SiteStatistic:
     """One statistic of a site, and its words."""
 
     name: str
-    start: Callable[[], Median | Dimensions]  # whose `add` takes Tensor[sample, unit]
+    start: Callable[[], Statistic]
     head: str  # of a table's column
     title: str  # of a figure
     axis: str
     subject: str  # in a sentence
     digits: int = 3  # after the point, in a table
     of: tuple[Quantity, ...] = QUANTITIES
-    signed: bool = False  # `add` takes the positive and the negative part
 
     def column(self, quantity: Quantity) -> str:
         """Return the column of a quantity, for example ``hoyer_contribution``."""
         return f"{self.name}_{quantity}" if len(self.of) > 1 else self.name
 
 
+def quartiles(values: Tensor) -> dict[str, float]:
+    """Return `QUARTILES` of the values that are defined."""
+    known = values.to(torch.float64)
+    return {end: float(known.nanquantile(at)) for end, at in QUARTILES.items()}
+
+
+def sign_excess(rows: SiteRows) -> Tensor:
+    r"""Compute the sign correlation beyond that which a gradient constant over space forces.
+
+    If a unit's gradient :math:`g_u` is one number at all positions, its contributions
+    :math:`g_u h_{up}` are divided by sign as its activations are. With
+    :math:`T_u = P_u + |N_u|` its contributions' size, and :math:`a_u = A^+_u / (A^+_u + |A^-_u|)`
+    the share of positive ones in that of its activations, its parts are
+
+    .. math:: (P^0_u, |N^0_u|) = T_u (a_u, 1 - a_u) \quad\text{or}\quad T_u (1 - a_u, a_u),
+
+    as :math:`g_u` is above 0 or below: the one of the two that is nearer to :math:`P_u`. The
+    excess is :math:`r(P, |N|) - r(P^0, |N^0|)` over units. Where activations are not negative,
+    :math:`a_u` is 1: every unit has one sign then, and :math:`r(P^0, |N^0|)` is below 0 whatever a
+    network has learned. Returns [sample]; 0 where the gradient is constant over space.
+    """
+    positive, negative = rows.positive, -rows.negative
+    active, other = rows.active[0], -rows.active[1]
+    size, both = positive + negative, active + other
+    share = torch.where(both > 0, active / both, 1.0)
+    up, down = size * share, size * (1 - share)
+    above = (positive - up).abs() <= (positive - down).abs()
+    constant = torch.where(above, up, down), torch.where(above, down, up)
+    return pearson(positive, negative, 1) - pearson(*constant, 1)
+
+
 def layer_statistics(store: Store) -> "pandas.DataFrame":
     """Work out sparsity, dimensions, sign correlation and completeness of every site of a store.
 
     Contributions are positive plus negative part, activations the sum over positions. Figures
-    of a sample are given by their median over the samples for which they are defined. Formulas:
-    Melander et al. 2026 (CODEC), who take the dimensions, however, of the classes' mean vectors.
+    of a sample are given by their median over the samples for which they are defined, and by their
+    quartiles, in columns of the same name with ``_q25`` and ``_q75`` behind it. Formulas: Melander
+    et al. 2026 (CODEC), who take the dimensions of the classes' mean vectors.
 
     Parameters
     ----------
@@ -83,12 +182,16 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
         - ``hoyer_contribution``, ``hoyer_activation``: Hoyer sparsity over units, 0 all
           alike, 1 a single unit; NaN for a site of one unit;
         - ``dims95_contribution``, ``dims95_activation``: principal components that hold
-          95 % of the variance over all samples;
+          95 % of the variance over all samples (one number, without quartiles);
+        - ``dims95_means_contribution``, ``dims95_means_activation``: the same of the labels' mean
+          vectors, of which there are as many as labels; NaN with fewer than two;
         - ``participation_ratio_contribution``, ``participation_ratio_activation``: how many
           units take part, 1 to ``units``;
         - ``sign_correlation``: Pearson correlation over units of the positive part with the
           size of the negative part, 1 where the units that add also take away most; 0 for a
           sample whose one part does not vary;
+        - ``sign_excess``: the same, less what a gradient that is constant over space would give
+          (`condec.store.statistics.sign_excess`); 0 where it is, as before global pooling;
         - ``completeness``: sum of contributions over the change of the target; NaN where the
           site does not cut the network, or the method has no baseline.
 
@@ -108,8 +211,7 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
         {"site": info.site.key, "units": info.n_units} | _of_site(store, info, change)
         for info in store.infos
     ]
-    columns = [one.column(quantity) for one in STATISTICS for quantity in one.of]
-    return pandas.DataFrame(rows, columns=["site", "units", *columns, "completeness"])
+    return pandas.DataFrame(rows)
 
 
 def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> "pandas.DataFrame":
@@ -151,7 +253,8 @@ def compare_trends(statistics: "pandas.DataFrame", twin: "pandas.DataFrame") -> 
         raise DataError("compare_trends: no site is in both tables; give those of store and twin")
     rows = []
     for name in statistics.columns:
-        if f"{name} of the twin" not in both or name in ("units", "completeness"):
+        at_end = name.endswith(tuple(filter(None, QUARTILES)))
+        if f"{name} of the twin" not in both or name in ("units", "completeness") or at_end:
             continue
         columns = (both[name], both[f"{name} of the twin"])
         real, other = (torch.tensor(one.tolist(), dtype=torch.float64) for one in columns)
@@ -200,45 +303,63 @@ def _trend(values: Tensor) -> float:
 
 def _of_site(store: Store, info: SiteInfo, change: Tensor) -> dict[str, float]:
     """Work out all statistics of a site shard by shard; each quantity is read once."""
-    found, sums = dict[str, float](), list[Tensor]()
-    for quantity in QUANTITIES:
-        mine = {one: one.start() for one in STATISTICS if quantity in one.of}
-        for block in store.rows(info.site, quantity, "concat").each():
-            for rows in torch.split(block, _ROWS_AT_ONCE) if len(block) else ():
-                parts = torch.split(rows, info.n_units, 1)
-                total = torch.add(*parts)
-                for one, taking in mine.items():
-                    taking.add(*(parts if one.signed else (total,)))
-                if info.cut and quantity == "contribution":
-                    sums.append(total.sum(1, dtype=torch.float64))
-        found |= {one.column(quantity): float(taking.value()) for one, taking in mine.items()}
+    mine = {one.column(of): (of, one.start()) for one in STATISTICS for of in one.of}
+    labels, sums, end = store.labels, list[Tensor](), 0
+    blocks = [store.rows(info.site, quantity, "concat").each() for quantity in QUANTITIES]
+    for both in zip(*blocks, strict=True):
+        for parts in zip(*(torch.split(block, _ROWS_AT_ONCE) for block in both), strict=True):
+            start, end = end, end + len(parts[0])
+            halves = [torch.split(part, info.n_units, 1) for part in parts]
+            rows = {
+                quantity: SiteRows(*half, torch.add(*half), halves[1], labels[start:end])
+                for quantity, half in zip(QUANTITIES, halves, strict=True)
+                if end > start
+            }
+            for quantity, taking in mine.values() if rows else ():
+                taking.add(rows[quantity])
+            if info.cut and rows:
+                sums.append(rows["contribution"].total.sum(1, dtype=torch.float64))
     share = (torch.cat(sums) / change).to(torch.float32) if info.cut else _UNDEFINED
-    found["completeness"] = float(share.double().nanquantile(0.5))
-    return found
+    every = {name: taking.figures() for name, (_, taking) in mine.items()}
+    every["completeness"] = quartiles(share)
+    return {f"{name}{end}": value for name, of in every.items() for end, value in of.items()}
 
 
 STATISTICS: Final = (
     SiteStatistic(
         name="hoyer", head="Hoyer", title="Sparsity", subject="sparsity",
-        start=lambda: Median(lambda x: hoyer(x) if x.shape[1] > 1 else x[:, 0] * math.nan),
+        start=lambda: OfSamples(
+            lambda x: hoyer(x.total) if x.total.shape[1] > 1 else x.total[:, 0] * math.nan
+        ),
         axis="Hoyer index, median of inputs: 0 all units alike, 1 one unit",
     ),
     SiteStatistic(
         name="dims95", head="Dims 95 %", title="Dimensions", subject="the dimension",
-        start=Dimensions, digits=0,
+        start=OfRows, digits=0,
         axis="principal components that hold 95 % of the variance",
+    ),
+    SiteStatistic(
+        name="dims95_means", head="Of means", title="Dimensions of labels' means",
+        subject="the dimension of labels' means", start=OfMeans, digits=0,
+        axis="principal components that hold 95 % of the variance of the labels' mean vectors",
     ),
     SiteStatistic(
         name="participation_ratio", head="Part. ratio", title="Participation ratio",
         subject="the participation ratio", digits=1,
-        start=lambda: Median(participation_ratio),
+        start=lambda: OfSamples(lambda x: participation_ratio(x.total)),
         axis="units that take part, median of inputs",
     ),
     SiteStatistic(
         name="sign_correlation", head="Sign corr.", title="Positive against negative part",
-        subject="the correlation of positive and negative part", of=("contribution",), signed=True,
-        start=lambda: Median(lambda p, n: -pearson(p, n, 1)),
+        subject="the correlation of positive and negative part", of=("contribution",),
+        start=lambda: OfSamples(lambda x: -pearson(x.positive, x.negative, 1)),
         axis="correlation over units, median of inputs",
+    ),
+    SiteStatistic(
+        name="sign_excess", head="Sign excess", title="... beyond a constant gradient",
+        subject="that correlation beyond what a gradient constant over space forces",
+        of=("contribution",), start=lambda: OfSamples(sign_excess),
+        axis="correlation less that which a gradient constant over space would give",
     ),
 )  # fmt: skip
 """Statistics of every site, in the order of the table's columns."""

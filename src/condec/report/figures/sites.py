@@ -29,8 +29,8 @@ def layer_statistics_figure(
     """Draw a statistic of contributions and activations over sites (Melander et al. 2026, fig. 3).
 
     `statistics` are from `layer_statistics`; the quantity is a name of `condec.store.STATISTICS`,
-    and another is an OptionError. `twins` are the same statistics of twins, by the name that stands
-    at their dashed lines.
+    and another is an OptionError. Bands are from the lower to the upper quartile of the samples.
+    `twins` are the same statistics of twins, by the name that stands at their dashed lines.
     """
     one_of("layer_statistics_figure", "quantity", quantity, tuple(_QUANTITIES))
     style.not_empty(statistics, "layer_statistics_figure")
@@ -47,6 +47,10 @@ def layer_statistics_figure(
             axis.axhline(0, color=style.RULE, linewidth=0.9, zorder=0)
         for text, colour, column in lines:
             axis.plot(statistics[column].to_numpy(), "o-", color=colour, markersize=4)
+            if f"{column}_q25" in statistics:
+                low, high = (statistics[f"{column}_{end}"].to_numpy() for end in ("q25", "q75"))
+                band = {"color": colour, "alpha": 0.16, "linewidth": 0, "zorder": 1.5}
+                axis.fill_between(range(len(sites)), low, high, **band)
             ends.append((float(statistics[column].iloc[-1]), text, colour))
             for (twin, table), dashes in zip(tables.items(), cycle(_DASHES)):
                 axis.plot(
