@@ -5,6 +5,7 @@ samples that modes find in a class. Imports `dictionary`, `store`
 and what lies below. Statistics of modes against labels belong here; edits that use modes do not.
 """
 
+from condec.modes.against_units import against_units
 from condec.modes.annotations import Annotation, annotate, annotations
 from condec.modes.hierarchy import BUILT_IN, Hierarchy
 from condec.modes.labels import label_correlation, label_name, membership
@@ -28,6 +29,7 @@ __all__ = [
     "Properties",
     "Prototypes",
     "Split",
+    "against_units",
     "annotate",
     "annotations",
     "contribution_shares",

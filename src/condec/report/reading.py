@@ -14,14 +14,14 @@ import pandas
 import torch
 from torch import Tensor
 
-from condec.basis.errors import StoreError
+from condec.basis.errors import DataError, StoreError
 from condec.basis.files import file_name, reading
 from condec.basis.metrics import unit_length
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, Training, load_dictionary
 from condec.effects import summarise
 from condec.explanation import ALIKE, SiteMaps, held_out_users
-from condec.modes import Hierarchy, Modes, Split
+from condec.modes import Hierarchy, Modes, Split, against_units
 from condec.report.words import label_words
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES
@@ -154,6 +154,19 @@ class DictionaryPart:
         """Best label of every mode by training rows, and the held-out correlation with it."""
         label = self.correlation.argmax(1)
         return label, self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
+
+    def against_units(self) -> pandas.DataFrame:
+        """Compare modes with units, and with modes of activations where a run has them.
+
+        Empty without labels that enough samples have.
+        """
+        place = self.folder.activation_modes(self.site)
+        found = self.folder.ledger.found(place)
+        others = [] if found is None else [Modes.load(found, self.store)]
+        try:
+            return against_units([self.modes, *others]) if self.has_labels else pandas.DataFrame()
+        except DataError:
+            return pandas.DataFrame()
 
     def forget(self) -> None:
         """Free the memory of all that is large, and keep what the first page needs of it."""

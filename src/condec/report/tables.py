@@ -235,6 +235,24 @@ def rival_rows(part: DictionaryPart) -> list[dict[Hashable, Any]]:
     return found.assign(equal=found["rival"].map(as_good(part)).fillna("")).to_dict("records")
 
 
+UNITS: Final = (
+    Column("", lambda row: row["of"], kind="head"),
+    Column("Parts", lambda row: {"sum": "sums", "concat": "both"}.get(row["sign"], row["sign"]),
+           "the matrix that all of these come from", kind="word"),
+    _number("Number", "n", 0, "columns that vary"),
+    _number("Training", "chosen", 2, "median of the highest correlation with a label"),
+    _number("By chance", "shuffled", 2, "the same with labels shuffled"),
+    Column("Held out", lambda row: pair(fixed(row["correlation"]),
+                                        f"{fixed(row['low'])} to {fixed(row['high'])}"),
+           "median, and middle half, of the correlation with the label that fits best on training "
+           "rows"),
+    Column("Above 0.2", lambda row: pair(count(row["above"]),
+                                         percent(row["above"] / max(row["n"], 1))), "held out"),
+    Column("Labels", lambda row: percent(row["labels"]),
+           "share of the labels that those stand for"),
+)  # fmt: skip
+"""The table of `against_units`."""
+
 _NUMBERS: Final = (
     ("Inputs", "n_rows", 0, ""),
     (R2, "r2", 3, "share of the variance within units explained"),

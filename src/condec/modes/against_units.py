@@ -1,0 +1,109 @@
+"""Whether modes single out labels better than units, and contributions better than activations.
+
+Figure 5 of Melander et al. 2026: the correlation of every column with the label that fits it best.
+The label is chosen on one half of the samples and measured on the other, and all columns of a
+comparison come from matrices of one sign.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from condec.basis.errors import DataError
+from condec.basis.shapes import Mask
+from condec.modes.labels import label_correlation
+from condec.modes.modes import Modes
+from condec.modes.naming import LEAST_CORRELATION, halves
+from condec.store import QUANTITIES
+
+if TYPE_CHECKING:
+    import pandas
+
+_ENDS: Final = {"correlation": 0.5, "low": 0.25, "high": 0.75}
+
+
+def against_units(several: Sequence[Modes], *, seed: int = 0) -> "pandas.DataFrame":
+    """Compare modes of contributions and activations, and units of both, by their best labels.
+
+    Parameters
+    ----------
+    several : sequence of Modes
+        Of one site and store: of contributions, of activations, or both. Halves are the training
+        and held-out rows of the first.
+    seed : int
+        Of the halves where no rows were held out, and of the shuffled labels.
+
+    Returns
+    -------
+    DataFrame
+        For every sign of the modes (``positive``, ``sum``, ...) units of contributions and of
+        activations, and the modes, by rows: ``sign``; ``of``, for example ``units of
+        contributions``; ``n``, columns that vary; ``chosen``, the median over them of the highest
+        correlation with a label on training rows (what the paper shows), and ``shuffled``, that
+        with labels shuffled: so much comes by chance; ``correlation``, with quartiles ``low`` and
+        ``high``, that with the label chosen so on held-out rows; ``above``, how many are above
+        0.2 there; ``labels``, the share of labels that one of these was chosen for.
+
+    Raises
+    ------
+    DataError
+        No modes, modes of other sites or stores, or no label with two samples on either half.
+    """
+    import pandas
+
+    if not several or len({(m.store.config_hash, m.site.key) for m in several}) > 1:
+        where = ", ".join(f"{modes.site.key} of {modes.store.path}" for modes in several)
+        raise DataError(f"against_units: expected modes of one site and store; got {where or 0}")
+    first = several[0]
+    halved, rows = halves(first, seed), list[dict[str, object]]()
+    for sign in dict.fromkeys(modes.sign for modes in several):
+        of_units = {
+            f"units of {quantity}s": first.store.matrix(first.site, quantity, sign)
+            for quantity in QUANTITIES
+        }
+        of_modes = {
+            f"modes of {modes.quantity}s": modes.loadings for modes in several if modes.sign == sign
+        }
+        for name, values in (of_units | of_modes).items():
+            found = _of_columns(values, first.store.labels, *halved, seed)
+            rows.append({"sign": sign, "of": name, **found})
+    return pandas.DataFrame(rows)
+
+
+def _of_columns(
+    values: Tensor, labels: Tensor, choose: Mask, judge: Mask, seed: int
+) -> dict[str, float | int]:
+    """Choose a label for every column on one half, and measure it on the other."""
+    known = labels >= 0
+    counts = [
+        torch.bincount(labels[half & known], minlength=int(labels.max()) + 1)
+        for half in (choose, judge)
+    ]
+    enough = torch.minimum(*counts) >= 2
+    if int(enough.sum()) < 2:
+        raise DataError(
+            "against_units: expected two labels or more with two samples on either half; got "
+            f"{int(enough.sum())}. Collect more samples of each label"
+        )
+    order = torch.randperm(int(known.sum()), generator=torch.Generator().manual_seed(seed))
+    mixed = labels.clone()
+    mixed[known] = labels[known][order]
+    varies = values[choose & known].amax(0) > values[choose & known].amin(0)
+    values = values[:, varies]
+    best, at = label_correlation(values, labels, choose)[:, enough].max(1)
+    by_chance = label_correlation(values, mixed, choose)[:, enough].max(1).values
+    held_out = label_correlation(values, labels, judge)[:, enough].gather(1, at[:, None])[:, 0]
+    above = held_out > LEAST_CORRELATION
+    return {
+        "n": int(varies.sum()),
+        "chosen": float(best.double().nanquantile(0.5)) if len(best) else float("nan"),
+        "shuffled": float(by_chance.double().nanquantile(0.5)) if len(best) else float("nan"),
+        **{
+            name: float(held_out.double().nanquantile(share)) if len(best) else float("nan")
+            for name, share in _ENDS.items()
+        },
+        "above": int(above.sum()),
+        "labels": len(at[above].unique()) / int(enough.sum()),
+    }
