@@ -105,5 +105,5 @@ def _of_columns(
             for name, share in _ENDS.items()
         },
         "above": int(above.sum()),
-        "labels": len(at[above].unique()) / int(enough.sum()),
+        "labels": len({*at[above].tolist()}) / int(enough.sum()),
     }

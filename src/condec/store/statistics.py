@@ -98,7 +98,7 @@ class OfMeans:
 
     def add(self, rows: SiteRows) -> None:
         """Take more samples."""
-        for label in rows.labels[rows.labels >= 0].unique().tolist():
+        for label in {*rows.labels.tolist()} - {-1}:
             mine = rows.total[rows.labels == label]
             self._sums[label] = self._sums.get(label, 0) + mine.sum(0, dtype=torch.float64)
             self._counts[label] = self._counts.get(label, 0) + len(mine)
@@ -309,10 +309,10 @@ def _of_site(store: Store, info: SiteInfo, change: Tensor) -> dict[str, float]:
     for both in zip(*blocks, strict=True):
         for parts in zip(*(torch.split(block, _ROWS_AT_ONCE) for block in both), strict=True):
             start, end = end, end + len(parts[0])
-            halves = [torch.split(part, info.n_units, 1) for part in parts]
+            halves = [(part[:, : info.n_units], part[:, info.n_units :]) for part in parts]
             rows = {
-                quantity: SiteRows(*half, torch.add(*half), halves[1], labels[start:end])
-                for quantity, half in zip(QUANTITIES, halves, strict=True)
+                quantity: SiteRows(up, down, up + down, halves[1], labels[start:end])
+                for quantity, (up, down) in zip(QUANTITIES, halves, strict=True)
                 if end > start
             }
             for quantity, taking in mine.values() if rows else ():

@@ -49,8 +49,9 @@ def layer_statistics_figure(
             axis.plot(statistics[column].to_numpy(), "o-", color=colour, markersize=4)
             if f"{column}_q25" in statistics:
                 low, high = (statistics[f"{column}_{end}"].to_numpy() for end in ("q25", "q75"))
-                band = {"color": colour, "alpha": 0.16, "linewidth": 0, "zorder": 1.5}
-                axis.fill_between(range(len(sites)), low, high, **band)
+                axis.fill_between(
+                    range(len(sites)), low, high, color=colour, alpha=0.16, linewidth=0, zorder=1.5
+                )  # fmt: skip
             ends.append((float(statistics[column].iloc[-1]), text, colour))
             for (twin, table), dashes in zip(tables.items(), cycle(_DASHES)):
                 axis.plot(
