@@ -98,7 +98,7 @@ class OfMeans:
 
     def add(self, rows: SiteRows) -> None:
         """Take more samples."""
-        for label in {*rows.labels.tolist()} - {-1}:
+        for label in sorted({*rows.labels.tolist()} - {-1}):
             mine = rows.total[rows.labels == label]
             self._sums[label] = self._sums.get(label, 0) + mine.sum(0, dtype=torch.float64)
             self._counts[label] = self._counts.get(label, 0) + len(mine)
