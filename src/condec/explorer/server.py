@@ -269,7 +269,7 @@ def serve(session: Session, host: str, port: int | None, say: Callable[[str], No
     end = f"?token={quote(token)}" if token else ""
     say(f"Explorer: http://{shown}:{number}/{end}  (Ctrl-C ends it)")
     app = app_of(session, hosts=hosts, token=token)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     try:
         uvicorn.Server(config).run(sockets=[bound])
     finally:
