@@ -183,7 +183,8 @@ def without_part(name: str, case: Shortcut, modes: Modes, mode: int) -> dict[str
     def parts(images: Tensor) -> list[tuple[Tensor, Tensor]]:
         found = []
         for some in images.split(50):
-            batch = condec.contribute(case.model, some, site, target=Predicted())
+            method = condec.IntegratedGradients(steps=4)  # shares, not sizes
+            batch = condec.contribute(case.model, some, site, target=Predicted(), method=method)
             z = modes.encoder.encode(batch.reduce()[site].contribution[:, 0])
             said, number = z @ modes.encoder.atoms, int(modes.ids[mode])
             own = z[:, [number]] * modes.encoder.atoms[number]
@@ -192,7 +193,7 @@ def without_part(name: str, case: Shortcut, modes: Modes, mode: int) -> dict[str
             found.append((h, h * described * share))
         return found
 
-    usual = torch.cat([part for _, part in parts(case.audit.images)]).mean((0, 2, 3))
+    usual = torch.cat([part for _, part in parts(case.audit.images[:100])]).mean((0, 2, 3))
     both = [parts(x) for x in (case.test.images, case.mark(case.test.images))]
     return {
         f"part_{words}": after(
@@ -371,7 +372,7 @@ def main() -> None:
     record = json.loads(path.read_text()) if path.exists() else {}
     record.pop("machine", None)
     for name in options.networks:
-        known = {one["seed"]: one for one in record.get(name, []) if options.keep}
+        known = {one.get("seed"): one for one in record.get(name, []) if options.keep}
         for seed in range(options.first, options.first + options.seeds):
             if seed not in known:
                 with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,8 @@
     python docs/screenshots.py                     runs the demo, writes report.png, tour-*.png
     python docs/screenshots.py RUN                 of a run that is there; block4, or its last site
     python docs/screenshots.py RUN --look FOLDER   all pages at 1280 and at 390 pixels, to look at
+    python docs/screenshots.py RUN --cards SITE OUT   cards of modes of a site whose name begins so;
+        examples/stories/run, lm.model.layers.4.mlp, docs/assets/language-modes.png
 
 Needs playwright and a Chromium, as tests/browser does.
 """
@@ -21,6 +23,7 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 PICTURE = Path(__file__).resolve().parent / "assets" / "report.png"
 WIDE, PHONE = 1280, 390
 _HEIGHT = 1200
+_CARD = 860
 
 
 @contextmanager
@@ -95,6 +98,22 @@ def tour(opened: Any, run: Path) -> None:
         tab.close()
 
 
+def take_cards(opened: Any, page: Path, out: Path, n: int = 3) -> None:
+    """Take the picture of the first cards of a page."""
+    tab = opened.new_page(viewport={"width": WIDE, "height": _HEIGHT})
+    tab.goto(page.resolve().as_uri())
+    first, last = (tab.query_selector_all(".card")[at].bounding_box() for at in (0, n - 1))
+    bottom = last["y"] + last["height"]
+    clip = {
+        "x": first["x"],
+        "y": first["y"],
+        "width": _CARD,
+        "height": bottom - first["y"],
+    }
+    tab.screenshot(path=out, full_page=True, clip=clip)
+    tab.close()
+
+
 def demo(folder: Path) -> Path:
     """Run the demo."""
     command = [sys.executable, "-m", "condec", "demo", "--quiet", "--out", str(folder / "demo")]
@@ -106,10 +125,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--look", type=Path, metavar="FOLDER")
+    parser.add_argument("--cards", nargs=2, metavar=("SITE", "OUT"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, browser() as opened:
         report = (given.run or demo(Path(folder))) / "report"
         pages = [report / "index.html", *sorted(report.glob("sites/*.html"))]
+        if given.cards is not None:
+            site, out = given.cards
+            take_cards(
+                opened, next(page for page in pages if page.stem.startswith(site)), Path(out)
+            )
+            return
         if given.look is None:
             take(opened, pages[-1], WIDE, PICTURE, whole=False)
             tour(opened, report.parent)

@@ -117,7 +117,7 @@ def test_methods_that_do_not_exist(text: str) -> None:
     ("text", "message"),
     [
         ("ig:10@", "baseline '': expected zeros"),
-        ("ig:10@blurred", "baseline 'blurred': expected zeros, zero_tokens, constant"),
+        ("ig:10@blurred", "baseline 'blurred': expected zeros, zero_tokens, mean_token, constant"),
         ("ig@constant:", "baseline 'constant:'"),
         ("ig:10@blur:0", "sigma must be positive"),
         ("ig:0", "steps must be at least 1"),

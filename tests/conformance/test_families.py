@@ -14,7 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from condec import Ablate, IntegratedGradients, Logit, Site, contribute, edited, inspect_model
+from condec import (
+    Ablate,
+    Constant,
+    IntegratedGradients,
+    Logit,
+    Site,
+    contribute,
+    edited,
+    inspect_model,
+)
 from condec.basis.errors import CondecError
 from condec.explanation import mode_map
 from condec.network import find_sites, presets_of, prove
@@ -81,7 +90,7 @@ def compare(
         index = family.index if isinstance(family.index, tuple) else (family.index,)
         return tensor_of(output)[(slice(None), *index)]
 
-    target, method = Logit(family.index), IntegratedGradients(steps=STEPS)
+    target, method = Logit(family.index), IntegratedGradients(steps=STEPS, baseline=Constant(0.0))
     batch, errors = contribute(model, x, sites, method=method, target=target), {}
     x = x[1:]
     slow = contributions(model, x, list(dict.fromkeys(map(place_of, sites))), score, STEPS)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from condec import (
+    Constant,
     IntegratedGradients,
     Label,
     LanguageModel,
@@ -49,7 +50,7 @@ def test_contributions_to_the_next_character_equal_the_loop(
     tokens = torch.from_numpy(numpy.load(shared_data / "stories" / "stories_500.npz")["tokens"])
     x, following = stories.embed(tokens[:4, :48].long()), tokens[:4, 48].long()
     sites = find_sites(stories, f"preset:{preset}")
-    method = IntegratedGradients(steps=STEPS)
+    method = IntegratedGradients(steps=STEPS, baseline=Constant(0.0))
     batch = contribute(stories, x, sites, method=method, target=Label(), labels=following)
     assert len(batch.sites) == 5
     places = [(site.name, site.tap, 0) for site in batch.sites]

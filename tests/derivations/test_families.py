@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from condec.attribution import IntegratedGradients
+from condec.attribution import Constant, IntegratedGradients
 from condec.attribution.contributions import contribute
 from condec.attribution.targets import Logit
 from condec.models.attention import expose_attention
@@ -219,7 +219,7 @@ def check(model: nn.Module, inputs: Tensor, presets: tuple[str, ...]) -> None:
         sites = find_sites(model, f"preset:{preset}")
         assert len(sites) >= 2
         chosen = (sites[0], sites[-1])
-        method = IntegratedGradients(steps=STEPS)
+        method = IntegratedGradients(steps=STEPS, baseline=Constant(0.0))
         batch = contribute(model, inputs, chosen, method=method, target=Logit(1))
         assert {site.key for site in batch.sites} == {site.key for site in chosen}
         for part in batch.by_site:

@@ -228,7 +228,21 @@ def test_correlation_of_each_cell(recording: Recording) -> None:
         wanted = np.corrcoef(predicted[:, cell], answers[:, cell])[0, 1]
         assert float(found[cell]) == pytest.approx(wanted, abs=1e-5)
     silent = dataclasses.replace(recording, rates=torch.zeros(900, CELLS))
-    assert respond(model, silent.windows(HISTORY)).correlation.tolist() == [0, 0, 0]
+    assert bool(respond(model, silent.windows(HISTORY)).correlation.isnan().all())
+
+
+def test_cells_without_spikes_are_named(recording: Recording) -> None:
+    rates = recording.rates.clone()
+    rates[:, 1] = 0.0
+    one = dataclasses.replace(recording, rates=rates)
+    found = respond(network(), one.windows(HISTORY)).correlation
+    assert found.isnan().tolist() == [False, True, False]
+    config = dataclasses.replace(CONFIG, epochs=1)
+    with pytest.warns(UserWarning, match="known: cells without spikes in the training frames: b. "):
+        fit_model(network(), one, config, progress=False)
+    none = dataclasses.replace(recording, rates=torch.zeros(900, CELLS))
+    with pytest.raises(DataError, match="known: none of 3 cells has a spike in the training fram"):
+        fit_model(network(), none, config, progress=False)
 
 
 # --- messages --------------------------------------------------------------------------------

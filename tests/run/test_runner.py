@@ -1051,7 +1051,7 @@ def test_modes_are_named_by_labels_and_attributes(source: Path) -> None:
     assert found["why"][1] == next(line["why"] for line in lines if line["row"] == 1) != ""
     build_report(source / "run")
     page = next((source / "run" / "report").rglob("block2.html")).read_text()
-    assert "unnamed: &#39;" in page
+    assert '<p class="use">&#39;' in page
     assert " fits it best (correlation" in page
     (source / "table.csv").write_text("\n".join(["id,age", *rows[1:]]) + "\n")
     run = run_of(source, links=("collect", "fit"))

@@ -13,6 +13,7 @@ from condec.attribution.baselines import (
     Blur,
     Constant,
     Mean,
+    MeanToken,
     Samples,
     Zeros,
     ZeroTokens,
@@ -52,10 +53,10 @@ from condec.attribution.texts import METHODS, method_from_dict
 
 __all__ = [
     "METHODS", "ActGrad", "ActNormGrad", "Activation", "Attribution", "Baseline", "Blur", "Compute",
-    "Constant", "Contributions", "GradCAM", "Gradient", "IntegratedGradients", "Mean", "Method",
-    "Pointwise", "Precision", "Samples", "Setup", "SiteContributions", "SiteUnits", "Sites",
-    "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros", "by_position",
-    "check_finite", "contribute", "faithfulness", "is_silent", "make_setup", "merge_signs",
-    "method_from_dict", "prepare_inputs", "run_batch", "split_and_sum", "spread_units",
-    "unit_effects", "unit_numbers", "warn_of_silence",
+    "Constant", "Contributions", "GradCAM", "Gradient", "IntegratedGradients", "Mean", "MeanToken",
+    "Method", "Pointwise", "Precision", "Samples", "Setup", "SiteContributions", "SiteUnits",
+    "Sites", "SmoothGrad", "UnitAblation", "UnitContributions", "ZeroTokens", "Zeros",
+    "by_position", "check_finite", "contribute", "faithfulness", "is_silent", "make_setup",
+    "merge_signs", "method_from_dict", "prepare_inputs", "run_batch", "split_and_sum",
+    "spread_units", "unit_effects", "unit_numbers", "warn_of_silence",
 ]  # fmt: skip

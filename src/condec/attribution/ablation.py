@@ -19,7 +19,6 @@ from condec.network import (
     AfterSite,
     Site,
     Units,
-    hold,
     own_precision,
     record,
     run_model,
@@ -208,8 +207,7 @@ def _replacements(method: UnitAblation, after: AfterSite, layout: Units) -> _Ins
         return lambda unit: h[_others(len(h), method.seed, unit).to(h.device)]
     if method.replacement == "baseline":
         with record(after.model, [site]) as tape, torch.no_grad():
-            start = method.baseline.make(after.inputs)
-            run_model(after.model, hold(after.model, after.inputs, start))
+            run_model(after.model, method.baseline.start(after.model, after.inputs))
         (start,) = (unfold(tensor.detach(), after.n_folds) for tensor in tape.records.values())
         return lambda unit: start
     n_units = layout.count(h.shape)

@@ -126,6 +126,11 @@ class Method(Option, ABC):
         fitted = {name: part.fit(data) for name, part in self._inside().items()}
         return replace(self, **fitted) if fitted else self  # type: ignore[type-var]
 
+    def for_model(self, model: nn.Module) -> "Method":
+        """Take the baselines that a model has in the place of those that are named."""
+        inside = {name: part.for_model(model) for name, part in self._inside().items()}
+        return replace(self, **inside) if inside else self  # type: ignore[type-var]
+
     def _inside(self) -> "dict[str, Baseline | Method]":
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {name: v for name, v in values.items() if isinstance(v, Baseline | Method)}

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError
 from condec.basis.options import Option, digest_of
 from condec.data import as_inputs
+from condec.network import PackedInput, hold
 
 if TYPE_CHECKING:
     import condec.data
@@ -36,6 +37,14 @@ class Baseline(Option, ABC):
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Make baseline number `draw` of a batch: [1, ...] for all samples, or [sample, ...]."""
 
+    def start(self, model: nn.Module, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Make a baseline for a model: where inputs hold what must not move, that is put back."""
+        return hold(model, inputs, self.make(inputs, draw))
+
+    def for_model(self, model: nn.Module) -> "Baseline":
+        """Return the baseline that a model takes in this one's place; itself for most."""
+        return self
+
     @property
     def is_fitted(self) -> bool:
         """Tell whether the baseline needs nothing more from a data set."""
@@ -49,7 +58,16 @@ class Baseline(Option, ABC):
 @final
 @dataclass(frozen=True, slots=True)
 class Zeros(Baseline):
-    """Zero in the model's input space: after normalisation, the mean colour and not black."""
+    """Zero in the model's input space: after normalisation, the mean colour and not black.
+
+    Embeddings of tokens have no such zero: of a language model it stands for `MeanToken`. What is
+    literally zero there is ``Constant(0.0)``.
+    """
+
+    def for_model(self, model: nn.Module) -> Baseline:
+        """Return the mean token, of models that embed tokens."""
+        embeds = isinstance(model, PackedInput) and model.mean_token is not None
+        return MeanToken() if embeds else self
 
     def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
         """Return zeros of shape [1, ...]."""
@@ -69,6 +87,32 @@ class ZeroTokens(Baseline):
         start = torch.zeros_like(inputs)
         start[..., -1] = inputs[..., -1]
         return start
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MeanToken(Baseline):
+    """The mean of the embeddings of all tokens, at every position; padding stays as it is.
+
+    Where language models begin if no baseline is named. It needs the model, and so works with
+    whatever attributes; `make` alone raises OptionError, as does a model that embeds no tokens.
+    """
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Raise OptionError: the mean is that of a model's tokens."""
+        raise OptionError("MeanToken: the mean is of a model's tokens; use start(model, inputs)")
+
+    def start(self, model: nn.Module, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Return the mean at every position, shape [1, ...], or [sample, ...] with padding."""
+        mean = model.mean_token if isinstance(model, PackedInput) else None
+        if mean is None:
+            raise OptionError(
+                f"MeanToken: {type(model).__name__} embeds no tokens; take another baseline, such "
+                "as Zeros or Samples"
+            )
+        start = torch.zeros_like(inputs[:1])
+        start[..., : len(mean)] = mean.to(start)
+        return hold(model, inputs, start)
 
 
 @final

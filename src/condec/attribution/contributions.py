@@ -234,7 +234,10 @@ def contribute(
     torch.Size([2, 2, 4])
     """
     first = _first_argument(model) if isinstance(inputs, Mapping) else ""
-    x, method = as_batch("contribute", inputs, first), as_method("contribute", method)
+    x, method = (
+        as_batch("contribute", inputs, first),
+        as_method("contribute", method, original(model)),
+    )
     given = None if labels is None else as_labels("contribute", labels)
     if given is not None and len(given) != len(x):
         raise DataError(f"contribute: {len(x)} samples, but {len(given)} labels")

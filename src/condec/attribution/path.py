@@ -18,7 +18,7 @@ from condec.attribution.quadrature import Spacing, integrate, integrate_to
 from condec.basis.checks import at_least, one_of
 from condec.basis.errors import OptionError
 from condec.basis.options import require
-from condec.network import BatchSizes, find_cuts, hold, split_at
+from condec.network import BatchSizes, find_cuts, split_at
 
 _KEPT_BYTES: Final = 2**32
 # Measured: small batches gain from several points a pass, large ones lose, since tensors above
@@ -138,7 +138,7 @@ class IntegratedGradients(Method):
         cuts = find_cuts(setup.model, setup.few, setup.sites) if is_auto else {}
         draws, along = [], self._layers if self.path == "layer" else self._integrate
         for draw in range(self.baseline.n_draws):
-            start = hold(setup.model, inputs, self.baseline.make(inputs, draw))
+            start = self.baseline.start(setup.model, inputs, draw)
             affine = AffineParts.between(setup.model, start, calls)  # none for a layer's path
             draws.append(along(InputPath(setup, start, first.frozen, affine), first, cuts))
         return draws[0] if len(draws) == 1 else _mean(draws)

@@ -9,6 +9,8 @@ IntegratedGradients(steps=20, baseline=Blur(sigma=3.0), spacing='uniform', path=
 from collections.abc import Mapping
 from typing import Any, Final
 
+from torch import nn
+
 from condec.attribution import baselines, gradients
 from condec.attribution.ablation import UnitAblation
 from condec.attribution.base import Method
@@ -36,6 +38,7 @@ BASELINES: Final[Texts[baselines.Baseline]] = Texts(
     {
         baselines.Zeros: ("zeros",),
         baselines.ZeroTokens: ("zero_tokens",),
+        baselines.MeanToken: ("mean_token",),
         baselines.Constant: ("constant", _VALUE),
         baselines.Blur: ("blur", Part("sigma", ":SIGMA", rf":({_NUMBER})", float)),
         baselines.Mean: ("mean", count("n_samples", "SAMPLES")),
@@ -100,8 +103,8 @@ def method_from_dict(record: Mapping[str, Any]) -> Method:
     return method
 
 
-def as_method(owner: str, method: Method | None) -> Method:
-    """Return the method, by default integrated gradients; OptionError for anything else."""
+def as_method(owner: str, method: Method | None, model: nn.Module) -> Method:
+    """Return the method for a model, by default integrated gradients; OptionError for no method."""
     if isinstance(method, str):
         raise OptionError(
             f"{owner}: method {method!r}: a text stands for a method in a run.toml only; in Python "
@@ -109,4 +112,4 @@ def as_method(owner: str, method: Method | None) -> Method:
         )
     method = method or IntegratedGradients()
     require(owner, "method", method, Method)
-    return method
+    return method.for_model(model)

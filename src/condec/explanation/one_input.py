@@ -342,7 +342,7 @@ def explainer(
     given = (modes,) if isinstance(modes, Modes) else tuple(modes)
     at_least("explain", 1, n_modes=n_modes)
     _check(given)
-    method = method or method_from_dict(_shared(given, "method"))
+    method = (method or method_from_dict(_shared(given, "method"))).for_model(model)
     target = target or target_from_dict(_shared(given, "target"))
     _warn_of_another(model, given)
     sites = list(dict.fromkeys(one.site for one in given))

@@ -18,7 +18,7 @@ from condec.attribution.reduce import unit_numbers
 from condec.basis.errors import OptionError
 from condec.edits import Edit, Scale, Steer
 from condec.explanation.parts import SiteExplanation
-from condec.network import AfterSite, Site, hold, record, run_model, split_at, unfold
+from condec.network import AfterSite, Site, record, run_model, split_at, unfold
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +103,9 @@ def at_baseline(
         return found
     n_draws = baseline.n_draws
     for draw in range(n_draws):
-        start = baseline.make(setup.inputs, draw).expand_as(setup.inputs)
+        start = baseline.start(setup.model, setup.inputs, draw).expand_as(setup.inputs)
         with record(setup.model, sites) as tape, torch.no_grad():
-            few = setup.sizes.few(hold(setup.model, setup.inputs, start))
+            few = setup.sizes.few(start)
             run_model(setup.model, few)
         for key, h in tape.records.items():
             h = unfold(h, len(h) // len(few))[:1] / n_draws

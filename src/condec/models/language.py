@@ -21,8 +21,9 @@ class LanguageModel(PackedInput):
     the last. Where prompts differ in length, `embed` adds a channel that says which tokens are
     real, and stays as it is on the way from a baseline.
 
-    Models that normalise by the root mean square (Llama and its like) jump where the path
-    leaves zero; for them take other prompts as the baseline (`condec.attribution.Samples`).
+    Models that normalise by the root mean square (Llama and its like) jump where a path leaves
+    zero. Paths begin at the mean of all tokens therefore where no baseline is named
+    (`condec.attribution.MeanToken`); other prompts (`condec.attribution.Samples`) are one as well.
 
     Parameters
     ----------
@@ -92,6 +93,11 @@ class LanguageModel(PackedInput):
         tokens = [torch.tensor(row) for row in rows]
         both = tokens, [torch.ones_like(row) for row in tokens]
         return self.embed(*(pad_sequence(each, True, padding_side="left") for each in both))
+
+    @property
+    def mean_token(self) -> Tensor:
+        """Return the mean of the embeddings of all tokens, [channel]: where paths begin."""
+        return self.table.weight.detach().mean(0)
 
     @property
     def context(self) -> int | None:

@@ -21,6 +21,11 @@ class PackedInput(nn.Module, ABC):
         """Return which tokens of inputs are no padding, [sample, token], bool; None if all are."""
         return None
 
+    @property
+    def mean_token(self) -> Tensor | None:
+        """Return the mean of the embeddings of all tokens, [channel]; None of other inputs."""
+        return None
+
     def words(self, inputs: Tensor) -> list[str] | None:
         """Return the tokens of one input [1, token, ...] as they are read; None if unknown."""
         return None

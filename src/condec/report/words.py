@@ -103,7 +103,8 @@ METHODS: Final[Mapping[str, str]] = {
 }
 BASELINES: Final[Mapping[str, str]] = {
     "Blur": "the blurred image (sigma {sigma})", "Constant": "the constant {value}",
-    "Mean": "the mean of the data", "Samples": "{n_samples} samples of the data",
+    "Mean": "the mean of the data", "MeanToken": "the mean of all tokens",
+    "Samples": "{n_samples} samples of the data",
     "Zeros": "zeros", "ZeroTokens": "zero embeddings",
 }  # fmt: skip
 TARGETS: Final[Mapping[str, str]] = {

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -135,6 +136,25 @@ def split_blocks(
     return train, held
 
 
+def _warn_of_silence(recording: Recording, answers: Tensor) -> None:
+    """Warn of cells without spikes, of which nothing can be learnt; DataError where all are."""
+    silent = (~answers.any(0)).nonzero().flatten().tolist()
+    cells = recording.cells or tuple(map(str, range(answers.shape[1])))
+    if len(silent) == len(cells):
+        raise DataError(
+            f"{recording.name}: none of {len(cells)} cells has a spike in the training frames, so "
+            "nothing can be learnt; give the rates of these cells, or a longer recording"
+        )
+    if silent:
+        warnings.warn(
+            f"{recording.name}: cells without spikes in the training frames: "
+            f"{', '.join(cells[one] for one in silent)}. Their rates are learnt as 0, whatever is "
+            "shown; leave them out by Recording.of_cells",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 class _Training:
     """State of a fit, and how it moves on by one epoch."""
 
@@ -149,6 +169,7 @@ class _Training:
         self.train_rows, self.held_out_rows = split_blocks(
             len(answers), config.held_out, config.n_blocks, config.history
         )
+        _warn_of_silence(recording, answers[self.train_rows])
         first = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.home, self.device = first, torch.device(config.device or first)
         self.model = copy.deepcopy(model).to(self.device)

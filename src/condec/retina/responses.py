@@ -52,10 +52,14 @@ class Responses:
 
     @property
     def correlation(self) -> Float[Tensor, " cell"]:
-        """Correlate model and recording over time (Pearson); NaN without a recording."""
+        """Correlate model and recording over time (Pearson).
+
+        NaN without a recording, and of cells that it holds without spikes, or at one rate.
+        """
         if self.recorded is None:
             return torch.full((len(self.cells),), torch.nan)
-        return correlation_matrix(self.rates, self.recorded).diagonal()
+        found = correlation_matrix(self.rates, self.recorded).diagonal()
+        return torch.where((self.recorded == self.recorded[0]).all(0), torch.nan, found)
 
 
 def respond(model: nn.Module, windows: Windows, *, batch_size: int = 64) -> Responses:

@@ -197,7 +197,7 @@ class Run:
 
         That is not in the store's record of it, by which samples cannot be found again.
         """
-        method = self.plan.collect.method
+        method = self.plan.collect.method.for_model(self.loaded.model)
         return method if method.is_fitted else method.fit(self.fit_on or self.inputs)
 
     @cached_property
@@ -257,8 +257,10 @@ class Run:
         path = self.folder.store
         if not path.exists():
             raise StoreError(f"{path}: no contributions yet; {self.folder.first('collect')}")
-        store, plan = Store.open(path), self.plan.collect
-        wants = {"method": plan.method.to_dict(), "target": self.target.to_dict()}
+        store, method = Store.open(path), self.plan.collect.method
+        if store.recipe.get("method") != method.to_dict():
+            method = method.for_model(self.loaded.model)
+        wants = {"method": method.to_dict(), "target": self.target.to_dict()}
         if differ := differences({key: store.recipe.get(key) for key in wants}, wants):
             raise StoreError(
                 f"{path}: of another plan: {'; '.join(differ)}; choose another run folder, or "

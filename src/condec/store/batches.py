@@ -93,7 +93,7 @@ class BatchPlan:
         Of every sample, `keep` positions are kept, if any are.
         """
         model, compute = original(model), compute or Compute()
-        method, target = as_method("collect", method), as_target(target or TopK())
+        method, target = as_method("collect", method, model), as_target(target or TopK())
         index, sample = first_good(inputs, on_bad)
         labels = None if inputs.labels is None else inputs.labels[index : index + 1]
         fitted = target
