@@ -2,9 +2,12 @@
 
 The run is made of random numbers, without a model: `--sites` sites of few modes, and among them
 `--wide` sites of `--modes` modes; labels from 0 to `--labels` - 1 with names, one input or more
-each. The report is built in a process of its own. Writes results/large_report.json.
+each. With `--pictures` N modes of a wide site have maps, on six smooth pictures of 224 x 224 each.
+The report is built in a process of its own. Writes results/NAME.json.
 
     python benchmarks/large_report.py
+    python benchmarks/large_report.py --name report_of_modes --sites 16 --wide 16 --modes 3000 \
+        --labels 1000 --pictures 12
 """
 
 import argparse
@@ -17,13 +20,16 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
+from torch.nn.functional import interpolate
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import peak_memory_mib, write
 
 from condec.basis.files import to_json
+from condec.basis.npz import save_record
 from condec.dictionary import Dictionary, KMeans, Quality, TrainConfig, Training
+from condec.explanation import SiteMaps, leading_modes, strongest_units
 from condec.modes import Modes
 from condec.network import Site, Units
 from condec.report import build_report
@@ -87,6 +93,32 @@ def add_modes(place: RunFolder, store: Store, number: int, size: Namespace) -> N
     folder = place.modes(site.key, "kmeans")
     Dictionary(KMeans(n_modes), {"atoms": atoms}, 1.0, training).save(folder)
     modes.save(folder)
+    if size.pictures and is_wide(number, size):
+        save_record(place.maps(site.key, "kmeans"), made_maps(modes, size))
+
+
+def smooth(*shape: int) -> torch.Tensor:
+    """Return random pictures of 224 x 224 that are smooth, as photos are: values 0 to 1."""
+    coarse = torch.rand(*shape, 14, 14).view(-1, 1, 14, 14)
+    return interpolate(coarse, (224, 224), mode="bicubic").clamp(0, 1).view(*shape, 224, 224)
+
+
+def made_maps(modes: Modes, size: Namespace) -> SiteMaps:
+    """Make up maps of the leading modes."""
+    chosen = leading_modes(modes, size.pictures)
+    rows = [modes.loadings[:, mode].topk(6).indices.tolist() for mode in chosen]
+    used, store = sorted({row for few in rows for row in few}), modes.store
+    pictures = (255 * smooth(len(used), 3)).permute(0, 2, 3, 1).to(torch.uint8)
+    maps = {part: smooth(len(chosen), 6) - 0.5 for part in ("total", "positive", "negative")}
+    samples = torch.tensor([[used.index(row) for row in few] for few in rows])
+    return SiteMaps(
+        site=modes.site.key, target={"name": "TopK", "k": 1}, mode_ids=modes.ids[chosen],
+        units=torch.stack([strongest_units(modes, mode)[:3] for mode in chosen]), samples=samples,
+        loadings=torch.stack([modes.loadings[few, m] for few, m in zip(rows, chosen, strict=True)]),
+        ids=tuple(store.sample_ids[row] for row in used), labels=store.labels[used],
+        predictions=store.predictions[used], held_out=modes.held_out[used], pictures=pictures,
+        places=torch.randn(len(chosen), 6, 7, 7), **maps,
+    )  # fmt: skip
 
 
 def make_run(folder: Path, size: Namespace) -> Path:
@@ -96,7 +128,7 @@ def make_run(folder: Path, size: Namespace) -> Path:
     store = make_store(place, size)
     for number in range(size.sites if size.modes else 0):
         add_modes(place, store, number, size)
-    made = [place.labels, *place.path.glob("modes/*/*")]
+    made = [place.labels, *place.path.glob("modes/*/*"), *place.path.glob("analysis/maps/*/*")]
     place.ledger.mark_done("made up", "run", {}, (), made)
     return place.path
 
@@ -107,9 +139,15 @@ def built(folder: Path) -> dict[str, float]:
     page = build_report(folder)
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     files = [file for file in page.parent.rglob("*") if file.is_file()]
+    kinds = {
+        kind: sum(f.stat().st_size for f in files if f.relative_to(page.parent).parts[0] in parts)
+        for kind, parts in (("data", ["data"]), ("pictures", ["pictures", "maps"]),
+                            ("figures", ["figures"]))
+    }  # fmt: skip
     return {
         "seconds": seconds, "of_processor": busy, "peak_mib": peak_memory_mib(),
         "files": len(files), "mb": sum(file.stat().st_size for file in files) / 1e6,
+        **{f"mb_of_{kind}": size / 1e6 for kind, size in kinds.items()},
     }  # fmt: skip
 
 
@@ -117,8 +155,10 @@ def options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (
         ("sites", 1000), ("labels", 10_000), ("modes", 5000), ("wide", 3), ("inputs", 10_000),
+        ("pictures", 0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--name", default="large_report", help="of the file of results")
     parser.add_argument("--built", type=Path, help="build the report of this folder, and no more")
     return parser.parse_args()
 
@@ -132,8 +172,8 @@ def main() -> None:
         make_run(Path(folder), size)
         command = [sys.executable, __file__, "--built", folder]
         found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    sizes = {name: value for name, value in vars(size).items() if name != "built"}
-    write("large_report", sizes | found)
+    sizes = {name: value for name, value in vars(size).items() if name not in ("built", "name")}
+    write(size.name, sizes | found)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from condec.basis.errors import DataError
 from condec.modes.hierarchy import Hierarchy
+from condec.modes.labels import correlation_interval, label_correlation
 from condec.modes.properties import Properties
 from condec.modes.statistics import (
     ModeStatistics,
@@ -231,3 +232,50 @@ def test_contributions_of_modes_of_activations() -> None:
         with pytest.raises(DataError, match=message):
             contribution_shares(replace(modes, **changed))  # type: ignore[arg-type]
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# --- intervals of correlations with labels ------------------------------------------------
+
+
+def interval_by_hand(z: list[float], has: list[bool]) -> tuple[float, float]:
+    n = len(z)
+    mean, share = sum(z) / n, sum(has) / n
+    spread, size = (sum((a - mean) ** 2 for a in z) / n) ** 0.5, (share * (1 - share)) ** 0.5
+    u, v = [(a - mean) / spread for a in z], [(b - share) / size for b in has]
+    r = sum(a * b for a, b in zip(u, v, strict=True)) / n
+    influence = [a * b - r * (a * a + b * b) / 2 for a, b in zip(u, v, strict=True)]
+    error = (sum(one * one for one in influence) / n / n) ** 0.5 / (1 - r * r)
+    return tuple(math.tanh(math.atanh(r) + turn * 1.959964 * error) for turn in (-1, 1))
+
+
+def test_intervals_of_correlations_are_those_by_hand() -> None:
+    loadings, labels = made(3, signed=False)
+    rows = torch.arange(N) % 3 > 0
+    chosen = torch.tensor([[0, 3], [1, 2], [2, 0], [0, 1], [3, 1]])
+    found = correlation_interval(loadings, labels, rows, chosen)
+    assert found.shape == (2, 5, 2)
+    assert found[:, 3].isnan().all()  # it does not vary
+    known = (rows & (labels >= 0)).nonzero().flatten().tolist()
+    for mode, rank in itertools.product((0, 1, 2, 4), (0, 1)):
+        has = [int(labels[row]) == int(chosen[mode, rank]) for row in known]
+        by = interval_by_hand([float(loadings[row, mode]) for row in known], has)
+        assert found[:, mode, rank].tolist() == pytest.approx(by, abs=1e-9)
+
+
+def test_intervals_cover_the_correlation_of_many_more_samples() -> None:
+    def draw(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 4, (n,), generator=generator)
+        loadings = torch.rand(n, 4, generator=generator) ** 4
+        own = labels[:, None] == torch.arange(4)
+        return loadings + 0.5 * own * torch.rand(n, 4, generator=generator), labels
+
+    chosen = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]])
+    whole, labels = draw(200_000, 0)
+    true = label_correlation(whole, labels, torch.ones(len(labels), dtype=torch.bool))
+    hits = torch.zeros(4, 2)
+    for seed in range(1, 101):
+        some, of = draw(300, seed)
+        low, high = correlation_interval(some, of, torch.ones(300, dtype=torch.bool), chosen)
+        hits += (low <= true.gather(1, chosen)) & (true.gather(1, chosen) <= high)
+    assert 0.92 < hits.mean() / 100 < 0.975

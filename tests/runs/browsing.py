@@ -1,7 +1,13 @@
 """Pages of a real browser that fail the test if anything fails in them."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+AXE: Final = Path(__file__).parents[1] / "browser" / "axe-core" / "axe.min.js"
+_GRAVE: Final = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+    .filter((one) => ["serious", "critical"].includes(one.impact))
+    .map((one) => `${one.id}: ${one.help}: ${one.nodes.slice(0, 3).map((node) => node.html)}`)"""
 
 
 def _left(request) -> bool:
@@ -33,3 +39,9 @@ def watched(browser, own: str = "file:", **options) -> Iterator[Any]:
     yield page
     context.close()
     assert not wrong
+
+
+def inaccessible(page) -> list[str]:
+    """What axe-core finds on a page that is serious or critical."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    return page.evaluate(_GRAVE)

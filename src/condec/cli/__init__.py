@@ -248,12 +248,16 @@ def report_command(
 ) -> None:  # fmt: skip
     """The static site of a run folder."""
     plan = config.read(source)
-    if out is None:
-        one_link(Run(config.with_noted(plan), progress=not quiet, again=again), "report")
-        return
-    from condec.report import build_report
+    from condec.report import build_report, size_in_words
 
-    say(f"Report: {build_report(plan.out, out=out).resolve()}")
+    if out is None:
+        run = Run(config.with_noted(plan), progress=not quiet, again=again)
+        one_link(run, "report")
+        page = run.folder.report
+    else:
+        page = build_report(plan.out, out=out)
+        say(f"Report: {page.resolve()}")
+    say(f"Size: {size_in_words(page.parent)}")
 
 
 @app.command("explain")
@@ -368,14 +372,21 @@ def compare_command(
     modes: bool = typer.Option(
         False, "--modes", help="Match their modes by loadings on the same inputs."
     ),
+    out: Path | None = typer.Option(None, help="Folder for a page of the matched modes."),
 ) -> None:
     """Differences between two runs: recipe, statistics, quality, control, tables and arrays.
 
     The exit status is 0 where all is equal, 1 where something differs; with --modes it is 0.
     """
-    if modes:
-        for line in modes_in_words(compare_modes(first, second)):
+    if modes or out is not None:
+        matched = compare_modes(first, second)
+        lines = list(modes_in_words(matched))
+        for line in lines:
             say(line)
+        if out is not None:
+            from condec.report import build_comparison
+
+            say(f"Page: {build_comparison(first, second, matched, lines, out)}")
         return
     with held(user_path(first), shared=True), held(user_path(second), shared=True):
         found = compare_runs(first, second)

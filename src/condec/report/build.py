@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,16 +20,20 @@ from condec.basis.files import file_name, replace_folder, user_path, writing
 from condec.basis.locks import held
 from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput
-from condec.report import cards, drawing, explained, facts, figures, sentences, tables, words
+from condec.report import drawing, explained, facts, figures, sentences, sheets, tables, words
 from condec.report.drawing import Studio
 from condec.report.reading import RunPart, read_run
+from condec.report.records import Records
 from condec.store import RunFolder
 
-_HERE: Final = Path(__file__).parent
+HERE: Final = Path(__file__).parent
 _UNSEEN: Final = re.compile(
     "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 """Control characters, and those that turn the direction of what follows."""
+
+
+_KINDS: Final = {"data": "data", "figures": "figures", "maps": "pictures", "pictures": "pictures"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ def build_report(
     with held(folder, shared=out is not None):
         run = read_run(folder)
         here = [page for page in pages if page.applies(run.folder)]
-        _replace(final, lambda fresh: write_pages(run, fresh, here))
+        replace_whole(final, lambda fresh: write_pages(run, fresh, here))
     return final / "index.html"
 
 
@@ -91,8 +96,8 @@ def build_input_page(
     values = {"one": one, "named": partial(words.label_words, names), "names": names}
 
     def write(fresh: Path) -> None:
-        shutil.copytree(_HERE / "static", fresh / "assets")
-        template = environment(_HERE / "templates").get_template("input.html.jinja")
+        shutil.copytree(HERE / "static", fresh / "assets")
+        template = environment(HERE / "templates").get_template("input.html.jinja")
         text = template.render(
             **values,
             root="",
@@ -103,8 +108,19 @@ def build_input_page(
         )
         (fresh / "index.html").write_text(text, encoding="utf-8")
 
-    _replace(final, write)
+    replace_whole(final, write)
     return final / "index.html"
+
+
+def size_in_words(folder: Path) -> str:
+    """Say how large a report is, and what takes the room."""
+    sizes: Counter[str] = Counter()
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in files:
+        parts = file.relative_to(folder).parts
+        sizes[_KINDS.get(parts[0], "pages")] += file.stat().st_size
+    of = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sizes.most_common())
+    return f"{len(files):,} files, {sizes.total() / 1e6:.1f} MB ({of})"
 
 
 def refuse_others(folder: Path, what: str, *parts: str) -> None:
@@ -114,7 +130,7 @@ def refuse_others(folder: Path, what: str, *parts: str) -> None:
         raise OptionError(f"out: {folder} holds other things than {what}; name a new folder")
 
 
-def _replace(final: Path, write: Callable[[Path], None]) -> None:
+def replace_whole(final: Path, write: Callable[[Path], None]) -> None:
     """Write a folder beside the one in its place, which it takes once it is whole."""
     fresh = final.with_name(f".{final.name}.new")
     try:
@@ -129,9 +145,9 @@ def _replace(final: Path, write: Callable[[Path], None]) -> None:
 
 def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
     """Write the pages of a run, with their pictures, into a folder that is there."""
-    shutil.copytree(_HERE / "static", folder / "assets")
+    shutil.copytree(HERE / "static", folder / "assets")
     (folder / "sites").mkdir()
-    templates = environment(_HERE / "templates", *(page.template.parent for page in pages))
+    templates = environment(HERE / "templates", *(page.template.parent for page in pages))
     studio = Studio(folder)
     templates.globals |= {
         "run": run, "studio": studio, "title": facts.title(run), "pages": pages,
@@ -144,8 +160,10 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
 
     for page in pages:
         write(page.file, page.template.name, page=page, **page.values(run, studio))
+    records = Records(run, sheets.Sheets(folder))
     for site in run.sites:
-        write(f"sites/{site.folder}.html", "site.html.jinja", root="../", site=site)
+        modes = {part.name: records.dictionary(site, part) for part in site.parts}
+        write(f"sites/{site.folder}.html", "site.html.jinja", root="../", site=site, modes=modes)
         for part in site.parts:
             part.forget()
     (folder / "inputs").mkdir(exist_ok=True)
@@ -156,12 +174,14 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
         values |= {"report": "../", "stem": f"{file}/"}
         write(f"{file}.html", "input.html.jinja", root="../", **values)
         pixels = one.picture.numpy()
-        squares = len(pixels) <= drawing.SQUARES_UP_TO
+        squares = len(pixels) <= sheets.SQUARES_UP_TO
         picture = studio.picture(pixels) if pixels.size else ""
         shown[name] = {"picture": picture, "squares": squares, "why": one.why}
-    write(
-        "index.html", "index.html.jinja", shown=shown
-    )  # the last: what it needs of each site is known
+    records.finish()
+    for name in ("mode", "label") if run.learners else ():
+        write(f"{name}.html", f"{name}.html.jinja")
+    # The last: what it needs of each site is known.
+    write("index.html", "index.html.jinja", shown=shown, strips=records.strips())
 
 
 def _clean(value: Any) -> Any:
@@ -178,7 +198,7 @@ def environment(*folders: Path) -> jinja2.Environment:
         finalize=_clean, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # Templates ask for what they show: a new table or sentence is one line there.
-    for module in (cards, drawing, explained, facts, figures, sentences, tables, words):
+    for module in (drawing, explained, facts, figures, sentences, sheets, tables, words):
         environment.globals[module.__name__.rpartition(".")[2]] = module
     for text in (words.fixed, words.percent, words.count, words.breakable, words.twin_words):
         environment.filters[text.__name__] = text

@@ -28,8 +28,6 @@ from condec.store import STATISTICS
 PARTS: Final = ("total", "positive", "negative")
 PLACES: Final = "contributes"
 """Name of the place maps, which come before the others."""
-SQUARES_UP_TO: Final = 64
-"""Pixels a side up to which pictures are shown as squares."""
 _JPEG_FROM: Final = 97
 """Pixels a side from which pictures are JPEG, a fifth of the size."""
 _HEATMAP_MODES: Final = 400
@@ -104,53 +102,28 @@ class Studio:
         content = repr(pixels.shape).encode() + pixels.tobytes()
         return self.image(pixels, f"pictures/{sha256(content).hexdigest()[:16]}")
 
-    def tiles(
-        self, run: RunPart, part: DictionaryPart, place: int | None, stem: str
-    ) -> Iterator[dict[str, Any]]:
-        """Store pictures and maps of the inputs that use a mode most; none without maps.
-
-        `squares`: whether pixels are to be seen. `right`: whether the prediction is the label,
-        True where either is not known.
-        """
-        maps = part.maps
-        for number, sample in enumerate([] if maps is None else maps.samples[place].tolist()):
-            if maps is None or place is None or sample < 0:
-                continue
-            label, prediction = int(maps.labels[sample]), int(maps.predictions[sample])
-            known = {
-                "id": maps.ids[sample], "label": run.label(label),
-                "prediction": run.label(prediction),
-                "right": label < 0 or prediction < 0 or label == prediction,
-                "loading": fixed(maps.loadings[place, number]),
-                "held_out": bool(maps.held_out[sample]),
-                "page": maps.ids[sample] in run.explained,
-            }  # fmt: skip
-            if maps.texts:
-                yield known | {"tokens": _tokens(maps, place, number, maps.texts[sample])}
-                continue
-            picture = maps.pictures[sample].numpy()
-            drawn = figures.draw_maps([getattr(maps, p)[place, number] for p in PARTS], picture)
-            names = parts_of(maps)
-            if maps.places is not None:
-                scale = map_scale([one.numpy() for one in maps.places[place]])
-                own = maps.places[place, number].numpy()
-                drawn.insert(0, overlay(own, picture, scale=scale))
-            start = f"maps/{stem}/{int(maps.mode_ids[place])}-{number}"
-            yield known | {
-                "picture": self.picture(picture),
-                "maps": [self.image(d, f"{start}-{p}") for d, p in zip(drawn, names, strict=True)],
-                "squares": max(picture.shape[:2]) <= SQUARES_UP_TO,
-            }  # fmt: skip
-
     def _place(self, file: str) -> Path:
         place = self.folder / file
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
 
 
-def _tokens(
-    maps: SiteMaps, place: int, number: int, words: Sequence[str]
-) -> list[tuple[str, str, str]]:
+def parts_of(maps: SiteMaps) -> tuple[str, ...]:
+    """List the maps that are shown, in the order of the rows."""
+    return PARTS if maps.places is None else (PLACES, *PARTS)
+
+
+def maps_of(maps: SiteMaps, place: int, number: int, sample: int) -> list[np.ndarray]:
+    """Draw the maps of one input of a mode, in the order of `parts_of`."""
+    picture = maps.pictures[sample].numpy()
+    drawn = figures.draw_maps([getattr(maps, p)[place, number] for p in PARTS], picture)
+    if maps.places is not None:
+        scale = map_scale([one.numpy() for one in maps.places[place]])
+        drawn.insert(0, overlay(maps.places[place, number].numpy(), picture, scale=scale))
+    return drawn
+
+
+def tokens_of(maps: SiteMaps, place: int, number: int, words: Sequence[str]) -> list[list[str]]:
     """Return the tokens of a text, each with its colour and what the mode contributes there."""
     values = np.zeros(len(words))
     if maps.places is not None:
@@ -158,15 +131,21 @@ def _tokens(
     scale = 1.0 if maps.places is None else map_scale([one.numpy() for one in maps.places[place]])
     colours = signed(values, scale)
     return [
-        (word, f"rgba({255 * r:.0f},{255 * g:.0f},{255 * b:.0f},{a:.2f})", fixed(float(value)))
+        [word, f"rgba({255 * r:.0f},{255 * g:.0f},{255 * b:.0f},{a:.2f})", fixed(float(value))]
         for word, (r, g, b, a), value in zip(words, colours, values, strict=True)
         if word  # padding is not read
     ]
 
 
-def parts_of(maps: SiteMaps) -> tuple[str, ...]:
-    """List the maps that are shown, in the order of the rows."""
-    return PARTS if maps.places is None else (PLACES, *PARTS)
+def snippet(tokens: list[list[str]], around: int = 60) -> list[list[str]]:
+    """Return the end of a text, to which a mode contributes."""
+    kept: list[list[str]] = []
+    for token in reversed(tokens):
+        around -= len(token[0])
+        if around < 0:
+            break
+        kept.insert(0, token)
+    return kept
 
 
 def charts_of_run(run: RunPart) -> Iterator[Chart]:

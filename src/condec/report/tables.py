@@ -13,7 +13,7 @@ from markupsafe import Markup
 from condec.dictionary import rivals_as_good
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.effects import LEADING, mean_over_labels
-from condec.explanation import LEAST_USERS, held_out_value, strongest_units
+from condec.explanation import LEAST_USERS, held_out_value
 from condec.modes import UNNAMED, annotations
 from condec.report.figures import rankings_in
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
@@ -148,6 +148,20 @@ SITES: Final = (
     Column("Preserve", _of(lambda p: fixed(selectivity(p, "preserve"))), "selectivity"),
 )  # fmt: skip
 """The table of sites."""
+
+
+def site_numbers(run: RunPart, line: Line) -> Iterator[tuple[str, str, str]]:
+    """Give a few numbers of a site, and those that the first twin has there; empty without."""
+    for column in SITES[5:9]:
+        yield column.name, column.text(line), ""
+    tables = [run.statistics, *(twin.statistics for twin in run.twins[:1])]
+    rows = [None if one is None else one[one["site"] == line.site.key] for one in tables]
+    for one in OF_SITES:
+        name = one.column(one.of[0])
+        values = [fixed(row[name].iloc[0], one.digits) if row is not None and len(row) else ""
+                  for row in rows]  # fmt: skip
+        if values[0]:
+            yield one.head, values[0], values[1] if len(values) > 1 else ""
 
 
 # --- whether dictionaries can be believed -------------------------------------------------
@@ -319,6 +333,7 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
         rows["train"] = part.correlation.max(1).values.tolist()
         rows["held_out"] = held_out.tolist()
     names = _names_of(part)
+    rows["means"] = [names.get(number, "") for number in rows["id"]]
     for row, said in annotations(part.folder.path, modes).items():
         number = int(modes.ids[row])
         words = f"{said.name or said.note} ({said.group})" if said.group else said.name or said.note
@@ -330,9 +345,6 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     rows["why"] = [why.get(number, "") for number in rows["id"]]
     rows["use"] = part.density("train").tolist()
     rows["held_out_use"] = part.density("held_out").tolist()
-    rows["units"] = [
-        ", ".join(map(str, strongest_units(modes, row)[:3].tolist())) for row in rows["row"]
-    ]
     for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
         if stability is not None:
             rows[name] = rows["id"].map(stability.set_index("mode")[column])
@@ -355,31 +367,6 @@ def _names_of(part: DictionaryPart) -> dict[int, str]:
         name = str(row["name"])
         names[int(row["id"])] = name if name == UNNAMED else f"{name} ({interval})"
     return names
-
-
-MODES: Final = (
-    _number("Mode", "id", 0),
-    Column(
-        "Stands for",
-        lambda row: row["stands"] or DASH,
-        "label, superclass or attribute, found on training inputs at a false-discovery rate of "
-        "5 %, whose correlation on held-out inputs has a 95 % interval above 0.2",
-        kind="word",
-        shown=lambda rows: any(row["stands"] for row in rows),
-    ),
-    Column("Best label", lambda row: row["label"] or DASH, kind="word"),
-    _number("Training", "train", 2),
-    _number("Held out", "held_out", 2),
-    Column("Use", lambda row: percent(row["use"], 1)),
-    Column("Use, held out", lambda row: percent(row["held_out_use"], 1)),
-    _number("Users, held out", "users", 0, "of all inputs, where none were held out"),
-    _number(
-        "Seeds", "seeds", 2, "mean cosine with its partners in fits of other seeds", optional=True
-    ),
-    _number("Halves", "halves", 2, "the same in fits of either half of the inputs", optional=True),
-    Column("Strongest units", lambda row: row["units"], kind="word"),
-)
-"""The table of a dictionary's modes."""
 
 
 # --- statistics and control curves --------------------------------------------------------

@@ -98,36 +98,6 @@ function choice(name, options, key, onChange) {
   return box;
 }
 
-Array.from(document.querySelectorAll(".cards")).forEach((cards, number) => {
-  const tools = document.createElement("div");
-  tools.className = "tools";
-  const labels = [...new Set(Array.from(cards.querySelectorAll(".card"), (card) => card.dataset.label))];
-  if (labels.length > 1) {
-    const select = document.createElement("select");
-    select.setAttribute("aria-label", "Modes of one label");
-    select.add(new Option("all labels", ""));
-    labels.filter(Boolean).sort().forEach((label) => select.add(new Option(label, label)));
-    const show = () => {
-      for (const card of cards.querySelectorAll(".card")) {
-        card.hidden = Boolean(select.value) && card.dataset.label !== select.value;
-      }
-    };
-    select.addEventListener("change", () => { show(); keep(`l${number}`, select.value); });
-    select.value = labels.includes(view.get(`l${number}`)) ? view.get(`l${number}`) : "";
-    show();
-    tools.append(select);
-  }
-  if (cards.dataset.maps) {
-    const rows = Array.from(cards.querySelectorAll(".row.map"));
-    const parts = [...new Set(rows.map((row) => row.dataset.part))];
-    const show = (part) => { for (const row of rows) row.hidden = part !== "all" && row.dataset.part !== part; };
-    const all = ["all", "all maps"], each = parts.map((part) => [part, part]);
-    const options = parts[0] === "contributes" ? [...each, all] : [all, ...each];
-    tools.append(choice("Maps", options, `m${number}`, show));
-  }
-  if (tools.children.length) cards.prepend(tools);
-});
-
 const here = document.querySelector(".pages [aria-current]");
 if (here) here.scrollIntoView({ block: "nearest", inline: "center" });
 // Of an address with a view, the browser does not find the anchor.
@@ -142,15 +112,15 @@ large.setAttribute("aria-label", "Picture, large");
 large.addEventListener("click", () => large.close());
 document.body.append(large);
 
+function showLarge(picture, words) {
+  for (const name of ["tabindex", "role"]) picture.removeAttribute(name);
+  large.replaceChildren(picture, Object.assign(document.createElement("p"), { textContent: words }));
+  large.showModal();
+}
+
 for (const image of document.querySelectorAll("main img")) {
   if (image.closest("a")) continue;
-  const open = () => {
-    const copy = image.cloneNode();
-    copy.removeAttribute("tabindex");
-    copy.removeAttribute("role");
-    large.replaceChildren(copy, Object.assign(document.createElement("p"), { textContent: image.alt }));
-    large.showModal();
-  };
+  const open = () => showLarge(image.cloneNode(), image.alt);
   image.tabIndex = 0;
   image.setAttribute("role", "button");
   image.addEventListener("click", open);

@@ -1,0 +1,125 @@
+"""What is said of single modes, as JSON takes it: labels, atoms, neighbours, flows."""
+
+import base64
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from condec.basis.npz import load_record
+from condec.explanation import ExplainedInput
+from condec.modes.annotations import ENTRIES
+from condec.modes.labels import correlation_interval
+from condec.report.reading import DictionaryPart, RunPart
+
+_NEAR, _LABELS, _AT_ONCE = 5, 5, 256
+_WORTH: Final = 0.03
+"""Correlation below which other labels than the best one are not listed."""
+Mode = tuple[str, str, int]
+"""Site, learner, and number of a mode."""
+
+
+def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[list[Any]]]:
+    """Give the labels that modes correlate with best: one at least, five at most.
+
+    Of each its correlations on training and held-out rows, and the interval of the latter.
+    """
+    if not part.has_labels:
+        yield from ([] for _ in places)
+        return
+    train, held = part.correlation[places], part.held_out_correlation[places]
+    best = train.nan_to_num(-1.0).topk(min(_LABELS, train.shape[1]), 1)
+    labels, rows = part.store.labels, part.modes.held_out
+    bounds = torch.full((2, *best.indices.shape), torch.nan)
+    if bool(rows.any()) and bool((labels[rows] >= 0).any()):
+        bounds = torch.cat([
+            correlation_interval(part.modes.loadings[:, some], labels, rows, chosen)
+            for some, chosen in zip(
+                torch.split(places, _AT_ONCE), torch.split(best.indices, _AT_ONCE), strict=True
+            )
+        ], 1)  # fmt: skip
+    values = [best.indices, best.values, held.gather(1, best.indices), *bounds]
+    for several in zip(*(one.tolist() for one in values), strict=True):
+        rows_of = list(zip(*several, strict=True))
+        yield [
+            [label, *map(short, numbers)]
+            for rank, (label, *numbers) in enumerate(rows_of)
+            if rank == 0 or numbers[0] >= _WORTH
+        ]
+
+
+def atom_of(atom: Tensor) -> list[Any]:
+    """Return the largest entries of an atom: scale; units (16 bits, 32 of wide ones) and values."""
+    units = atom.abs().topk(min(ENTRIES, len(atom))).indices.sort().values
+    values = atom[units].double()
+    scale = float(values.abs().max()) or 1.0
+    kind = "<u2" if len(atom) <= 2**16 else "<u4"
+    content = units.numpy().astype(kind).tobytes()
+    content += (values / scale * 127).round().to(torch.int8).numpy().tobytes()
+    return [float(f"{scale:.4g}"), base64.b64encode(content).decode()]
+
+
+def nearest(values: Tensor, ids: Sequence[int], own: Tensor | None = None) -> list[list[Any]]:
+    """Return the columns with the highest values of every row, number after value."""
+    if own is not None:
+        values = values.clone().scatter_(1, own[:, None], -2.0)
+    found = values.topk(min(_NEAR, values.shape[1] - (own is not None)), 1)
+    return [
+        [x for place, value in zip(places, of, strict=True) for x in (ids[place], short(value))]
+        for places, of in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    ]
+
+
+def flows(run: RunPart) -> dict[Mode, list[Any]]:
+    """Return what flows from modes to those of the next site, mean over the inputs explained."""
+    sums: dict[Mode, dict[Mode, float]] = defaultdict(dict)
+    seen: dict[Mode, int] = defaultdict(int)
+    for place in run.explained.values():
+        one = load_record(place, ExplainedInput)
+        if (graph := one.graph()) is None:
+            continue
+        named = {
+            f"{site['key']}: {part['part']}": (site["key"], part["dictionary"], part["mode"])
+            for site in one.sites for part in site["parts"] if part["mode"] >= 0
+        }  # fmt: skip
+        for mode in set(graph.edges["from"]) & named.keys():
+            seen[named[mode]] += 1
+        for start, end, flow in graph.edges[["from", "to", "flow"]].to_numpy():
+            if start in named and end in named:
+                into = sums[named[start]]
+                into[named[end]] = into.get(named[end], 0.0) + float(flow)
+    files = {site.key: site.folder for site in run.sites}
+    return {
+        mode: [seen[mode], *(
+            [f"{files[site]}/{learner}", number, short(flow / seen[mode])]
+            for (site, learner, number), flow in
+            sorted(into.items(), key=lambda pair: -abs(pair[1]))[:_NEAR]
+        )]
+        for mode, into in sums.items()
+    }  # fmt: skip
+
+
+def lower(values: Tensor) -> Tensor:
+    """Return how many values of its column are lower than each one."""
+    columns = values.T.contiguous()
+    return torch.searchsorted(columns.sort(1).values, columns).T
+
+
+def effect(curves: dict[int, dict[str, Any]], number: int) -> float:
+    """Return the selectivity of a mode's own curve, ablated, for the label that it fits best."""
+    of = [one for one in curves.values() if one["mode"] == number and "ablate" in one]
+    value = max(of, key=lambda one: one["correlation"], default={"ablate": None})["ablate"]
+    return math.nan if value is None else float(value)
+
+
+def short(value: float) -> float | None:
+    """Round to four figures; None where it is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def rounded(values: Sequence[Any]) -> list[float | None]:
+    """Round to three digits; None for NaN."""
+    return [None if value != value else round(float(value), 3) for value in values]
