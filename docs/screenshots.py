@@ -10,6 +10,7 @@ Needs playwright and a Chromium, as tests/browser does.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -40,13 +41,14 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def take(opened: Any, page: Path, width: int, out: Path, *, whole: bool) -> None:
-    """Take the picture of a page: all of it, or down to the end of its first charts."""
+def take(opened: Any, address: str, width: int, out: Path, *, whole: bool) -> None:
+    """Take the picture of a page: all of it, or down to the end of its pictures of modes."""
     tab = opened.new_page(viewport={"width": width, "height": _HEIGHT})
-    tab.goto(page.resolve().as_uri())
+    tab.goto(address)
+    tab.wait_for_timeout(500)  # records are loaded
     for image in tab.query_selector_all("img"):
         image.evaluate("image => { image.loading = 'eager'; return image.decode().catch(() => 0) }")
-    box = None if whole else tab.query_selector(".charts").bounding_box()
+    box = None if whole else tab.query_selector(".modes").bounding_box()
     clip = box and {"x": 0, "y": 0, "width": width, "height": box["y"] + box["height"]}
     tab.screenshot(path=out, full_page=True, clip=clip)
     tab.close()
@@ -137,17 +139,24 @@ def main() -> None:
             )
             return
         if given.look is None:
-            take(opened, pages[-1], WIDE, PICTURE, whole=False)
+            take(opened, pages[-1].resolve().as_uri(), WIDE, PICTURE, whole=False)
             tour(opened, report.parent)
             return
         given.look.mkdir(parents=True, exist_ok=True)
         pages += sorted(report.glob("inputs/*.html"))
         pages += sorted(report.parent.glob("explain/*/index.html"))
-        for page in pages:
-            name = page.stem if page.is_relative_to(report) else page.parent.name
+        shown = {
+            page.stem if page.is_relative_to(report) else page.parent.name: page.resolve().as_uri()
+            for page in pages
+        }
+        root = report.resolve().as_uri()
+        shown |= {"labels": f"{root}/label.html", "label": f"{root}/label.html#0"}
+        for place in sorted(report.glob("sites/*.html"))[-1:]:
+            found = re.search(r"mode\.html#[^\"]+", place.read_text(encoding="utf-8"))
+            shown |= {"mode": f"{root}/{found[0]}"} if found else {}
+        for name, address in shown.items():
             for width in (WIDE, PHONE):
-                out = given.look / f"{name}-{width}.png"
-                take(opened, page, width, out, whole=True)
+                take(opened, address, width, given.look / f"{name}-{width}.png", whole=True)
 
 
 if __name__ == "__main__":

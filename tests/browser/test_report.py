@@ -1,5 +1,6 @@
 """The report in a real headless Chromium, opened from the file system."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -144,7 +145,7 @@ def test_a_picture_leads_to_why(page, report):
     page.goto(at(report, SITE))
     links = [one.get_attribute("href") for one in page.locator(".modes .mode > a").all()]
     for link in links:  # one of them has the input that is explained
-        page.goto(at(report, link.removeprefix("../")))
+        page.goto(at(report, *link.removeprefix("../").split("#")))
         page.locator("#mode h1", has_text="Mode").wait_for()
         if page.locator(".row a[title='why this output']").count():
             break
@@ -175,10 +176,14 @@ def test_a_mode_has_all_that_is_known_of_it(page, report):
 
 
 def test_the_control_curve_of_a_mode_stands_beside_baselines(page, report):
-    page.goto(at(report, SITE))
-    effect = page.locator("[data-modes] th", has_text="Effect").first
-    effect.locator("button").click()
-    page.locator("[data-modes] tbody a").first.click()
+    text = (report.parent / "data" / "block2%3Ainput" / "kmeans" / "modes.js").read_text()
+    curves, columns = (json.loads(text.splitlines()[1])[name] for name in ("curves", "columns"))
+    assert curves == [0, 1, 2]
+    records = (report.parent / "data" / "block2%3Ainput" / "kmeans" / "0.js").read_text()
+    of_labels = [record[9] for record in json.loads(records.splitlines()[1])]
+    assert sorted(label for labels in of_labels for label in labels) == curves
+    number = next(n for n, labels in zip(columns["id"], of_labels, strict=True) if labels)
+    page.goto(at(report, "mode.html", f"{PLACE}/{number}"))
     block = page.locator("#control ~ div").first
     block.wait_for()
     assert block.locator("polyline.own").count() == 2

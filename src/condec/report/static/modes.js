@@ -262,15 +262,16 @@ function dataTable(columns, n, key, { link, order = -1, kept = () => true } = {}
   more.addEventListener("click", () => { state.most += 8 * ROWS_AT_ONCE; show(); });
   show();
   const table = make("table", { className: "data" }, make("thead", {}, make("tr", {}, ...heads)), body);
-  const wide = make("div", { className: "wide", tabIndex: 0, attributes: { role: "region", "aria-label": "Table" } }, table);
-  return { show, field, node: make("div", {}, make("div", { className: "tools" }, field, status), wide, more) };
+  return { show, field, node: make("div", {}, make("div", { className: "tools" }, field, status), wide(table), more) };
 }
+
+const wide = (table) => make("div", { className: "wide", tabIndex: 0, attributes: { role: "region", "aria-label": "Table" } }, table);
 
 function ticks(low, high) {
   const step = 10 ** Math.floor(Math.log10((high - low) / 2 || 1));
-  const wide = (high - low) / step > 6 ? 2 * step : step;
+  const each = (high - low) / step > 6 ? 2 * step : step;
   const found = [];
-  for (let at = Math.ceil(low / wide - 1e-9) * wide; at <= high + 1e-9; at += wide) found.push(Number(at.toPrecision(6)));
+  for (let at = Math.ceil(low / each - 1e-9) * each; at <= high + 1e-9; at += each) found.push(Number(at.toPrecision(6)));
   return found;
 }
 
@@ -522,7 +523,7 @@ function controlBlock(label, edit, by, rows) {
     make("td", { className: "n", text: fixed(auc) }), make("td", { className: "n", text: low === null ? "" : `${fixed(low)} to ${fixed(high)}` })));
   const heads = make("thead", {}, make("tr", {}, make("th", { text: "Ranking" }), make("th", { className: "n", text: "Selectivity" }), make("th", { className: "n", text: "95 %" })));
   return make("div", {}, make("h3", {}, `${edit[0].toUpperCase()}${edit.slice(1)}, for `, make("a", { href: `${ROOT}label.html#${label}`, text: labelName(label) }), make("span", { className: "faint", text: ` replaced by ${by.replace("_", " ")}` })),
-    make("div", { className: "curves" }, ...charts, make("div", { className: "wide" }, make("table", { className: "data few" }, heads, make("tbody", {}, ...body)))));
+    make("div", { className: "curves" }, ...charts, wide(make("table", { className: "data few" }, heads, make("tbody", {}, ...body)))));
 }
 
 function editor(table, number, atom) {
@@ -673,7 +674,7 @@ function controlTable(rows) {
     make("td", { className: "n", text: fixed(auc) }), make("td", { className: "n", text: low === null ? "" : `${fixed(low)} to ${fixed(high)}` })));
   const heads = ["Site", "Edit", "Replaced by", "Selectivity", "95 %"];
   return make("section", {}, make("h2", { text: "Control" }), make("p", { className: "note", text: "What editing the units that modes put first for this label does: selectivity is (AUC of the label \u2212 AUC of others) / AUC of others. Below 0 when ablated, above 0 when preserved: the label is hit, or kept, more than the others." }),
-    make("div", { className: "wide" }, make("table", { className: "data" }, make("thead", {}, make("tr", {}, ...heads.map((text, n) => make("th", { className: n > 2 ? "n" : "", text })))), make("tbody", {}, ...body))));
+    wide(make("table", { className: "data" }, make("thead", {}, make("tr", {}, ...heads.map((text, n) => make("th", { className: n > 2 ? "n" : "", text })))), make("tbody", {}, ...body))));
 }
 
 async function kindsOf(kinds, label) {
