@@ -416,7 +416,21 @@ def test_site_maps_without_labels(tmp_path):
     store = Store.open(folder / "contributions.zarr")
     unnamed = Modes.load(folder / "modes" / "block2%3Ainput" / "kmeans", store)
     made = site_maps(small_resnet(), small_inputs(), unnamed, n_modes=1, n_inputs=1)
-    assert made.labels.tolist() == [-1]
+    assert set(made.labels.tolist()) == {-1}
+
+
+def test_typical_drawn_and_counter_examples_have_pictures(modes):
+    made = site_maps(small_resnet(), small_inputs(), modes, n_modes=2, n_inputs=2, n_others=3)
+    wanted = set(made.samples[made.samples >= 0].tolist())
+    wanted = {int(made.ids[sample]) for sample in wanted}
+    for number in made.mode_ids.tolist():
+        row = int((modes.ids == number).nonzero())
+        for kind in (modes.typical, modes.random, modes.counter_examples):
+            wanted |= set(kind(row, 3)["row"].tolist())
+    assert sorted(map(int, made.ids)) == sorted(wanted)
+    few = site_maps(small_resnet(), small_inputs(), modes, n_modes=2, n_inputs=2, n_others=0)
+    assert set(few.samples[few.samples >= 0].tolist()) == set(range(len(few.ids)))
+    assert torch.equal(few.total, made.total)
 
 
 def test_saved_maps_come_back_and_are_the_same_bytes(modes, tmp_path):

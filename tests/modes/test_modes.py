@@ -369,6 +369,9 @@ def test_examples_of_a_mode_by_a_slow_loop(modes: Modes) -> None:
     assert top["row"].tolist() == users[:5]
     assert top["id"].tolist() == [store.sample_ids[row] for row in users[:5]]
     assert top["held_out"].tolist() == [row % 4 == 0 for row in users[:5]]
+    typical, middle = modes.typical(mode, 3)["row"].tolist(), len(users) // 2
+    assert typical == users[middle - 1 : middle + 2]
+    assert modes.typical(mode, 2 * N)["row"].tolist() == users
     drawn = modes.random(mode, N, seed=1)
     assert sorted(drawn["row"]) == sorted(users)
     assert drawn.equals(modes.random(mode, N, seed=1))

@@ -58,9 +58,7 @@ def test_inputs_are_those_that_modes_name(report: Path, modes: Modes) -> None:
         found = modes.counter_examples(row, 4)
         assert [at for at, _ in counter] == found["row"].tolist()
         assert [v for _, v in counter] == pytest.approx(found["activation"].tolist(), rel=1e-3)
-        order = modes.top(row, len(modes.loadings))["row"].tolist()
-        middle = len(order) // 2 - 2
-        assert [at for at, _ in typical] == order[max(0, middle) : max(0, middle + 4)]
+        assert [at for at, _ in typical] == modes.typical(row, 4)["row"].tolist()
 
 
 def test_neighbours_labels_and_users(report: Path, modes: Modes) -> None:

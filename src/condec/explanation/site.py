@@ -47,7 +47,7 @@ class SiteMaps:
         where a mode is used for fewer.
     loadings : Tensor of shape [mode, input]
     ids : tuple of str
-        Identity of every picture.
+        Identity of every picture: of the inputs above, and of others that modes are shown by.
     labels, predictions : Tensor of shape [picture]
         -1 where there is none.
     held_out : Tensor of shape [picture]
@@ -86,7 +86,7 @@ class SiteMaps:
 def site_maps(
     model: nn.Module, inputs: Inputs, modes: Modes, *,
     n_modes: int = 12, n_inputs: int = 6, n_units: int = 3, target: TargetLike | None = None,
-    method: Method | None = None,
+    method: Method | None = None, n_others: int = 4,
 ) -> SiteMaps:  # fmt: skip
     """Map the leading modes of one site, on the inputs for which each is used most.
 
@@ -108,6 +108,9 @@ def site_maps(
     method : Method, optional
         Of the place maps; that of the store by default, which cannot be read back where its
         baseline is made of samples.
+    n_others : int
+        Pictures without maps of at most so many typical inputs of every mode, drawn ones, and
+        counter-examples (`Modes.typical`, `Modes.random`, `Modes.counter_examples`).
 
     Raises
     ------
@@ -124,7 +127,8 @@ def site_maps(
     if not chosen:
         raise DataError(f"site_maps: {modes.site.key}: the dictionary has no mode that is used")
     rows = {mode: _strongest_rows(modes.loadings[:, mode], n_inputs) for mode in chosen}
-    used = sorted({row for several in rows.values() for row in several})
+    others = set() if isinstance(model, PackedInput) else _others(modes, chosen, n_others)
+    used = sorted({row for several in rows.values() for row in several} | others)
     where = rows_in(inputs, modes, used)
     texts = _texts(model, inputs, [where[row] for row in used])
     none = torch.zeros(len(used), 0, 0, 3, dtype=torch.uint8)
@@ -151,6 +155,16 @@ def site_maps(
         held_out=modes.held_out[used], pictures=pictures, **maps,
         places=_place_maps(model, inputs, where, modes, rows, n_inputs, method), texts=texts,
     )  # fmt: skip
+
+
+def _others(modes: Modes, chosen: Sequence[int], n: int) -> set[int]:
+    """Return rows of inputs that show what modes are on the whole, and what they are not."""
+    kinds = [modes.typical, modes.random]
+    if modes.quantity == "contribution":
+        kinds.append(modes.counter_examples)
+    return (
+        {row for mode in chosen for kind in kinds for row in kind(mode, n)["row"]} if n else set()
+    )
 
 
 def _texts(model: nn.Module, inputs: Inputs, rows: Sequence[int]) -> tuple[tuple[str, ...], ...]:

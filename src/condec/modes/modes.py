@@ -263,6 +263,13 @@ class Modes:
         )
         return self._listed(mode, drawn, n)
 
+    def typical(self, mode: int, n: int = 10) -> "pandas.DataFrame":
+        """List inputs from the middle of all that use a mode, by loading, as `top` does."""
+        loading = self._of(mode, n)
+        order = loading.argsort(descending=True, stable=True)[: int((loading > 0).sum())]
+        middle = len(order) // 2 - n // 2
+        return self._listed(mode, order[max(0, middle) : max(0, middle + n)], n)
+
     def counter_examples(self, mode: int, n: int = 10) -> "pandas.DataFrame":
         """List inputs on which a mode's units are active and yet contribute little, as `top` does.
 
