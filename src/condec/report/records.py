@@ -23,7 +23,7 @@ from condec.modes import prototypes
 from condec.modes.annotations import matched, read_names
 from condec.modes.prototypes import LEAST
 from condec.report import figures
-from condec.report.drawing import maps_of, parts_of, snippet, tokens_of
+from condec.report.drawing import has_charts, maps_of, parts_of, snippet, tokens_of
 from condec.report.numbers import (
     atom_of,
     effect,
@@ -133,7 +133,7 @@ class Records:
             for line, one in zip(lines, chosen, strict=True)
             if line["id"] in leading and (line["enough"] or not some)
         ]
-        self._clearest[key] = shown[:_CLEAREST]
+        self._clearest[key] = shown[:_CLEAREST] if has_charts(self.run, part) else []
         return lines, shown
 
     def strips(self) -> dict[str, list[Row]]:

@@ -252,7 +252,8 @@ function dataTable(columns, n, key, { link, order = -1, kept = () => true } = {}
     });
     body.replaceChildren(...rows.slice(0, state.most).map((row) => make("tr", {}, ...columns.map((c, number) => {
       const text = c.text ? c.text(c.value(row), row) : c.word ? c.value(row) : fixed(c.value(row));
-      const inside = number === 0 && link ? make("a", { href: link(row) }, text) : typeof text === "string" ? seen(text) : text;
+      const shown = typeof text === "string" ? seen(text) : text;
+      const inside = number === 0 && link ? make("a", { href: link(row) }, shown) : shown;
       return make(number === 0 ? "th" : "td", { className: c.word ? "word" : "n" }, inside);
     }))));
     more.hidden = rows.length <= state.most;
@@ -599,7 +600,7 @@ async function modePage(host) {
   const flows = flow.length ? await neighbours("By flow", `What of this mode's contribution goes through modes of the next site, mean over the ${flow[0]} explained inputs that use it.`, key, flow.slice(1).map(([other, n, value]) => [n, value, other]), "flow") : null;
   host.replaceChildren(head, make("div", { className: "card" }, about, seenPart), ...[control].filter(Boolean),
     make("section", {}, make("h2", { id: "neighbours", text: "Neighbours" }), ...[here, next, flows].filter(Boolean)));
-  document.title = `Mode ${number}, ${site}`;
+  document.title = seen(`Mode ${number}, ${site}`);
   onMode = (by) => { const other = c.id[at + by]; if (other !== undefined) location.href = modeLink(key, other); };
   mark(folder);
 }
