@@ -8,7 +8,7 @@ and what lies below. Statistics of modes against labels belong here; edits that 
 from condec.modes.against_units import against_units
 from condec.modes.annotations import Annotation, annotate, annotations
 from condec.modes.hierarchy import BUILT_IN, Hierarchy
-from condec.modes.labels import label_correlation, label_name, membership
+from condec.modes.labels import correlation_interval, label_correlation, label_name, membership
 from condec.modes.modes import ModeMatch, Modes, Split
 from condec.modes.naming import UNNAMED, Meaning, meaning
 from condec.modes.probing import probe
@@ -33,6 +33,7 @@ __all__ = [
     "annotate",
     "annotations",
     "contribution_shares",
+    "correlation_interval",
     "label_correlation",
     "label_name",
     "meaning",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput
+from condec.modes import correlation_interval
 from condec.modes.annotations import ENTRIES
-from condec.modes.labels import correlation_interval
 from condec.report.reading import DictionaryPart, RunPart
 
 _NEAR, _LABELS, _AT_ONCE = 5, 5, 256
