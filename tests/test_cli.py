@@ -58,6 +58,7 @@ def test_links_one_by_one_on_the_run_folder(source: Path) -> None:
         result = condec_command(link, source / "run", "--quiet")
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith(f"{link:8} made")
+    assert " MB (" in result.stdout.splitlines()[-1]  # the size of the report
     result = condec_command("fit", source / "run", "--quiet")
     assert result.stdout.startswith("fit      kept")
     assert "by their manifest alone; 'condec verify " in result.stdout
