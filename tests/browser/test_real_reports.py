@@ -36,7 +36,7 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         fit=replace(
             plan.fit, learner=KMeans(n_modes=3), stability_seeds=0, check_sites=(), **fit
         ),
-        maps=replace(plan.maps, n_modes=2, n_inputs=3), links=("collect", "fit", "map"),
+        maps=replace(plan.maps, sites=(), n_modes=2, n_inputs=3), links=("collect", "fit", "map"),
     )  # fmt: skip
     config.write(few)
     assert [one.state for one in chain(Run(few, progress=False))] == ["made"] * 3
