@@ -7,7 +7,9 @@ from pathlib import PurePath
 import torch
 
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
+from condec.report.tables import SITES, Line
 from condec.report.words import count, fixed, percent
+from condec.store import STATISTICS
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,17 @@ def _without_folders(source: str) -> str:
     """Name a model or data set by its file or folder, where it is one."""
     place = source.partition(":")[2].partition("?")[0]
     return PurePath(place).name if place[:1] in ("/", ".", "~") else source
+
+
+def site_numbers(run: RunPart, line: Line) -> Iterator[tuple[str, str, str]]:
+    """Give a few numbers of a site, and those that the first twin has there; empty without."""
+    for column in SITES[5:9]:
+        yield column.name, column.text(line), ""
+    tables = [run.statistics, *(twin.statistics for twin in run.twins[:1])]
+    rows = [None if one is None else one[one["site"] == line.site.key] for one in tables]
+    for one in STATISTICS:
+        name = one.column(one.of[0])
+        values = [fixed(row[name].iloc[0], one.digits) if row is not None and len(row) else ""
+                  for row in rows]  # fmt: skip
+        if values[0]:
+            yield one.head, values[0], values[1] if len(values) > 1 else ""

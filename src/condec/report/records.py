@@ -100,7 +100,12 @@ class Records:
         rows = [line["row"] for line in lines]
         curves = self._curves(site, part, key)
         chosen = [drawn.get(line["id"]) for line in lines]
-        every = list(self._modes(site, part, rows, drawn, curves))
+        every = [
+            [*record, line["why"]]
+            for record, line in zip(
+                self._modes(site, part, rows, drawn, curves), lines, strict=True
+            )
+        ]
         tops = [record[2][::2] for record in every]
         known = [
             next((self._tiles[row] for row in top if row in self._tiles), None) for top in tops

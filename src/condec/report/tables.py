@@ -150,20 +150,6 @@ SITES: Final = (
 """The table of sites."""
 
 
-def site_numbers(run: RunPart, line: Line) -> Iterator[tuple[str, str, str]]:
-    """Give a few numbers of a site, and those that the first twin has there; empty without."""
-    for column in SITES[5:9]:
-        yield column.name, column.text(line), ""
-    tables = [run.statistics, *(twin.statistics for twin in run.twins[:1])]
-    rows = [None if one is None else one[one["site"] == line.site.key] for one in tables]
-    for one in OF_SITES:
-        name = one.column(one.of[0])
-        values = [fixed(row[name].iloc[0], one.digits) if row is not None and len(row) else ""
-                  for row in rows]  # fmt: skip
-        if values[0]:
-            yield one.head, values[0], values[1] if len(values) > 1 else ""
-
-
 # --- whether dictionaries can be believed -------------------------------------------------
 
 

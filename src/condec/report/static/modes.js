@@ -558,7 +558,7 @@ async function modePage(host) {
   const table = await load(`${key}/modes`), found = await recordOf(key, table, number);
   if (!found) return host.replaceChildren(make("h1", { text: `${table.site} has no mode ${numberText} in use` }), chooseSite());
   const { at, record } = found, c = table.columns;
-  const [atomBytes, labels, top, typical, random, counter, near, after, users, ofLabels, flow, maps] = record;
+  const [atomBytes, labels, top, typical, random, counter, near, after, users, ofLabels, flow, maps, why] = record;
   const atom = atomOf(atomBytes, table.units), strongest = [...atom].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   const drawn = new Set((maps?.units || strongest.slice(0, 3).map(([unit]) => unit % table.n_units)));
   const rows = [top, typical, random, counter].flatMap((flat) => pairs(flat).map(([row]) => row));
@@ -571,6 +571,7 @@ async function modePage(host) {
   const used = [`${count(users[0])} of ${count(table.rows[0])} ${table.held_out ? "training " : ""}inputs`];
   if (table.held_out) used.push(`${count(users[1])} of ${count(table.rows[1])} held-out inputs`);
   const facts = [`Used by ${used.join(" and ")}.`];
+  if (why) facts.push(seen(`Unnamed: ${why.replace(/\.?$/, ".")}`));
   if (table.held_out && users[1] < LEAST_USERS) facts.push(`Fewer than ${LEAST_USERS} held-out inputs use it: nothing shows that it holds for other inputs.`);
   const copies = pairs(near).filter(([, value]) => value > NEARLY_EQUAL).map(([other]) => other);
   if (copies.length) facts.push(`Nearly the same atom as mode${copies.length > 1 ? "s" : ""} ${copies.join(", ")}.`);
