@@ -96,7 +96,9 @@ def site_numbers(run: RunPart, line: Line) -> Iterator[tuple[str, str, str]]:
     rows = [None if one is None else one[one["site"] == line.site.key] for one in tables]
     for one in STATISTICS:
         name = one.column(one.of[0])
-        values = [fixed(row[name].iloc[0], one.digits) if row is not None and len(row) else ""
-                  for row in rows]  # fmt: skip
+        values = [  # tables of earlier versions lack some
+            fixed(row[name].iloc[0], one.digits) if row is not None and name in row and len(row)
+            else "" for row in rows
+        ]  # fmt: skip
         if values[0]:
             yield one.head, values[0], values[1] if len(values) > 1 else ""

@@ -303,12 +303,11 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     """List all modes in figures, those with several held-out users and what they tell first.
 
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
-    best on training rows, empty and NaN without labels; `stands` is what the mode stands for, with
-    the interval of its held-out correlation (`condec.meaning`), `why` says why it has no name.
-    `use` and `held_out_use` are shares
-    of inputs, `users` counts those held out (all, where none were); `seeds` and `halves` are
-    cosines with partners in other fits, NaN if not measured. The order is that of `leading_modes`,
-    but for its care that every label has a mode.
+    best on training rows, empty and NaN without labels; `means` is what the mode stands for, with
+    the interval of its held-out correlation (`condec.meaning`), `stands` also what people say,
+    `why` why it has no name. `use` and `held_out_use` are shares of inputs, `users` counts those held out
+    (all, where none were); `seeds`, `halves` are cosines with partners in other fits, NaN if not
+    measured. The order is that of `leading_modes`, but for its care that every label has a mode.
     """
     modes, stability = part.modes, part.tables.get("stability")
     rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
@@ -325,8 +324,7 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
         words = f"{said.name or said.note} ({said.group})" if said.group else said.name or said.note
         names[number] = f"{words}; {names[number]}" if names.get(number) else words
     rows["stands"] = [names.get(number, "") for number in rows["id"]]
-    found = part.tables.get("meaning", pandas.DataFrame(columns=["id", "why"]))
-    # Runs of earlier versions do not say why.
+    found = part.tables.get("meaning", {})  # runs of earlier versions do not say why
     why = dict(zip(found["id"], found["why"], strict=True)) if "why" in found else {}
     rows["why"] = [why.get(number, "") for number in rows["id"]]
     rows["use"] = part.density("train").tolist()
@@ -337,9 +335,8 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     rows["users"] = part.users.tolist()
     rows["enough"] = rows["users"] >= LEAST_USERS
     value = held_out_value(modes) if rows["enough"].any() else (modes.loadings > 0).sum(0)
-    rows["value"] = value.tolist()
-    by = ["enough", "value"]
-    return rows.sort_values(by, ascending=False, kind="stable").to_dict("records")
+    rows = rows.assign(value=value.tolist())
+    return rows.sort_values(["enough", "value"], ascending=False, kind="stable").to_dict("records")
 
 
 def _names_of(part: DictionaryPart) -> dict[int, str]:
@@ -347,7 +344,7 @@ def _names_of(part: DictionaryPart) -> dict[int, str]:
     found = part.tables.get("meaning")
     if found is None:
         return {}
-    names = {}
+    names = dict[int, str]()
     for row in found.to_dict("records"):
         interval = f"{fixed(row['correlation'])}, {fixed(row['low'])} to {fixed(row['high'])}"
         name = str(row["name"])
