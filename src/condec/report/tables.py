@@ -305,8 +305,8 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
     best on training rows, empty and NaN without labels; `means` is what the mode stands for, with
     the interval of its held-out correlation (`condec.meaning`), `stands` also what people say,
-    `why` why it has no name. `use` and `held_out_use` are shares of inputs, `users` counts those held out
-    (all, where none were); `seeds`, `halves` are cosines with partners in other fits, NaN if not
+    `why` why it has no name. `use` and `held_out_use` are shares of inputs, `users` counts them
+    (held out; all, where none were); `seeds`, `halves` are cosines with partners in other fits, NaN if not
     measured. The order is that of `leading_modes`, but for its care that every label has a mode.
     """
     modes, stability = part.modes, part.tables.get("stability")
@@ -324,7 +324,7 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
         words = f"{said.name or said.note} ({said.group})" if said.group else said.name or said.note
         names[number] = f"{words}; {names[number]}" if names.get(number) else words
     rows["stands"] = [names.get(number, "") for number in rows["id"]]
-    found = part.tables.get("meaning", {})  # runs of earlier versions do not say why
+    found: Any = part.tables.get("meaning", {})  # runs of earlier versions do not say why
     why = dict(zip(found["id"], found["why"], strict=True)) if "why" in found else {}
     rows["why"] = [why.get(number, "") for number in rows["id"]]
     rows["use"] = part.density("train").tolist()
