@@ -305,9 +305,9 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
     best on training rows, empty and NaN without labels; `means` is what the mode stands for, with
     the interval of its held-out correlation (`condec.meaning`), `stands` also what people say,
-    `why` why it has no name. `use` and `held_out_use` are shares of inputs, `users` counts them
-    (held out; all, where none were); `seeds`, `halves` are cosines with partners in other fits, NaN if not
-    measured. The order is that of `leading_modes`, but for its care that every label has a mode.
+    `why` why it has no name. `use` and `held_out_use` are shares of inputs, `users` counts those
+    held out (all, where none were); `seeds` and `halves` are cosines with partners in other fits,
+    NaN if not measured. The order is that of `leading_modes`, but that labels may lack a mode.
     """
     modes, stability = part.modes, part.tables.get("stability")
     rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
@@ -329,8 +329,8 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     rows["why"] = [why.get(number, "") for number in rows["id"]]
     rows["use"] = part.density("train").tolist()
     rows["held_out_use"] = part.density("held_out").tolist()
-    for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
-        if stability is not None:
+    if stability is not None:
+        for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
             rows[name] = rows["id"].map(stability.set_index("mode")[column])
     rows["users"] = part.users.tolist()
     rows["enough"] = rows["users"] >= LEAST_USERS
