@@ -147,6 +147,32 @@ def test_statistics_draw_contributions_and_activations_in_their_colours():
     assert "Hoyer" in words(figure)
 
 
+def meaning(n=3):
+    names = ["cat", "unnamed", "dog"][:n]
+    at = np.array([0.5, 0.1, 0.7])[:n]
+    return pd.DataFrame({"id": [4, 7, 9][:n], "name": names, "property": ["cat", "dog", "dog"][:n],
+                         "correlation": at, "low": at - 0.1, "high": at + 0.2})  # fmt: skip
+
+
+def test_what_modes_stand_for_has_intervals_and_names_in_order(tmp_path):
+    figure = figures.meaning_figure(meaning(), width=3.4)
+    axis = figure.axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == [
+        "dog  9",
+        "cat  4",
+        "unnamed (dog)  7",
+    ]
+    named, unnamed = axis.collections
+    spans = [path.vertices[:, 0].tolist() for path in named.get_paths()]
+    assert spans == [pytest.approx([0.6, 0.9]), pytest.approx([0.4, 0.7])]
+    assert unnamed.get_paths()[0].vertices[:, 0].tolist() == pytest.approx([0.0, 0.3])
+    for kind in ("pdf", "svg", "png"):
+        assert figures.save_figure(figure, tmp_path / f"m.{kind}").stat().st_size > 2000
+    assert "; 1 of 3 modes" in words(figures.meaning_figure(meaning(), most=1))
+    with pytest.raises(DataError, match="meaning_figure: the table holds no such row"):
+        figures.meaning_figure(meaning(0))
+
+
 def test_bands_are_from_quartile_to_quartile():
     table = statistics().assign(sign_correlation_q25=-0.3, sign_correlation_q75=0.5)
     axis = figures.layer_statistics_figure(table, "sign_correlation").axes[0]

@@ -10,13 +10,15 @@ import zarr
 from typer.testing import CliRunner
 
 from condec import cli
+from condec.attribution import IntegratedGradients
 from condec.basis.errors import DataError, StoreError
 from condec.dictionary import load_dictionary
 from condec.modes import Modes
 from condec.run.compare import _matched as matched
 from condec.run.compare import compare_modes, compare_runs, modes_in_words
-from condec.store import RunFolder, Store
-from small_runs import record, small_run
+from condec.store import RandomWeights, RunFolder, Store, collect_twin
+from condec.testing.models import small_resnet
+from small_runs import SITES, record, small_inputs, small_run
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,21 @@ def test_modes_of_other_inputs_are_refused(made, tmp_path):
     other = small_run(tmp_path / "c", links=("fit",), bad=(3,))
     with pytest.raises(DataError, match=r"different data: .* Collect both from the same data"):
         compare_modes(made, other)
+
+
+def test_a_run_against_its_own_twin(made, tmp_path):
+    with pytest.raises(DataError, match=r"has no twin with random weights .*--twin random-weights"):
+        compare_modes(made)
+    folder = RunFolder(shutil.copytree(made, tmp_path / "t"))
+    options = {"method": IntegratedGradients(steps=4), "progress": False, "on_bad": "skip"}
+    collect_twin(
+        RandomWeights(), small_resnet(), small_inputs(), SITES, of=Store.open(folder.store),
+        out=folder.twin("random-weights"), **options,
+    )  # fmt: skip
+    table = compare_modes(folder.path)
+    assert set(table["site"]) == {"block1", "block2:input"}
+    assert (table["learner_second"].str.endswith(", random-weights")).all()
+    assert table["correlation"].dropna().max() < 0.999
+    result = CliRunner().invoke(cli.app, ["compare", str(folder.path), "--modes"])
+    assert (result.exit_code, "modes in both" in result.stdout) == (0, True)
+    assert CliRunner().invoke(cli.app, ["compare", str(folder.path)]).exit_code == 2

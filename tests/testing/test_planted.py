@@ -1,9 +1,11 @@
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from condec.basis.errors import OptionError
+from condec.models.torchvision import import_torchvision
 from condec.testing.planted import Planted, planted
 
 
@@ -81,3 +83,43 @@ def test_standard_instance_is_that_of_the_benchmarks():
 def test_options_are_checked(numbers, options, message):
     with pytest.raises(OptionError, match=re.escape(message)):
         planted(*numbers, **options)
+
+
+# Importing it brings in warnings of its own and of what it needs.
+@pytest.mark.filterwarnings("ignore")
+def test_the_ground_truth_of_saelens():
+    """Features of a hierarchy fire with their parents alone, and rows are made of them."""
+    import_torchvision()
+    reason = "pip install sae-lens"
+    theirs = pytest.importorskip("sae_lens.synthetic", reason=reason, exc_type=ImportError)
+    hierarchy = theirs.HierarchyConfig(total_root_nodes=3, branching_factor=2, max_depth=2)
+    config = theirs.SyntheticModelConfig(
+        num_features=30, hidden_dim=16, hierarchy=hierarchy, seed=1
+    )
+    planted = Planted.synthetic(theirs.SyntheticModel(config), 500)
+    torch.testing.assert_close(
+        planted.matrix, planted.loadings @ planted.atoms, rtol=1e-4, atol=1e-5
+    )
+    child = (planted.partner >= 0).nonzero().flatten()
+    assert len(child) >= 6
+    fires = planted.loadings > 0
+    assert not bool((fires[:, child] & ~fires[:, planted.partner[child]]).any())
+
+
+def test_a_synthetic_model_of_two_levels():
+    """What `Planted.synthetic` reads off a model, of one that is made here."""
+    leaves = [SimpleNamespace(feature_index=i, children=[]) for i in (1, 2)]
+    root = SimpleNamespace(feature_index=0, children=leaves)
+    loadings = torch.zeros(100, 4)
+    loadings[:60, 0] = loadings[:30, 1] = loadings[30:60, 2] = 1.0
+    loadings[:2, 3] = 2.0
+    atoms, bias = torch.eye(4, 5), torch.ones(5)
+    model = SimpleNamespace(
+        sample_with_features=lambda n: (loadings[:n] @ atoms + bias, loadings[:n].to_sparse()),
+        feature_dict=SimpleNamespace(feature_vectors=atoms, bias=bias),
+        hierarchy=SimpleNamespace(roots=[root]),
+    )
+    planted = Planted.synthetic(model, 100)
+    assert planted.partner.tolist() == [-1, 0, 0, -1]
+    assert planted.rare.tolist() == [False, False, False, True]
+    torch.testing.assert_close(planted.matrix, planted.loadings @ planted.atoms)

@@ -368,7 +368,9 @@ def sweep_command(
 @app.command("compare")
 def compare_command(
     first: Path = typer.Argument(help="A run folder."),
-    second: Path = typer.Argument(help="Another one."),
+    second: Path | None = typer.Argument(
+        None, help="Another one. With --modes alone: the run's own twin with random weights."
+    ),
     modes: bool = typer.Option(
         False, "--modes", help="Match their modes by loadings on the same inputs."
     ),
@@ -388,6 +390,8 @@ def compare_command(
 
             say(f"Page: {build_comparison(first, second, matched, lines, out)}")
         return
+    if second is None:
+        raise OptionError("compare: give two run folders; one alone goes with --modes")
     with held(user_path(first), shared=True), held(user_path(second), shared=True):
         found = compare_runs(first, second)
     for one in found:

@@ -7,6 +7,7 @@ and what lies below. Statistics of modes against labels belong here; edits that 
 
 from condec.modes.against_units import against_units
 from condec.modes.annotations import Annotation, annotate, annotations
+from condec.modes.families import mode_families, same_families
 from condec.modes.hierarchy import BUILT_IN, Hierarchy
 from condec.modes.labels import correlation_interval, label_correlation, label_name, membership
 from condec.modes.modes import ModeMatch, Modes, Split
@@ -38,9 +39,11 @@ __all__ = [
     "label_name",
     "meaning",
     "membership",
+    "mode_families",
     "mode_statistics",
     "monosemanticity",
     "probe",
     "prototypes",
     "redundancy",
+    "same_families",
 ]  # fmt: skip

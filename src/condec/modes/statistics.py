@@ -163,10 +163,13 @@ def _fill(found: dict[str, Table], loadings: Tensor, part: Properties, k: int, s
     order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
     rows = part.known.nonzero().flatten()[order]
     member = part.member[order.numpy()].T.tocsr()
+    # One for all blocks: fresh large arrays leave holes among the small ones, 0.2 GiB of them.
+    buffer = loadings.new_empty(0)
     for start in range(0, loadings.shape[1], MODES_AT_ONCE):
         some = slice(start, start + MODES_AT_ONCE)
-        block = loadings[:, some].detach()[rows].to(torch.float32).numpy()
-        if not np.isfinite(block).all():
+        torch.index_select(loadings[:, some].detach(), 0, rows, out=buffer)
+        block = buffer.to(torch.float32).numpy()
+        if not np.isfinite(block.sum(dtype=np.float64)):
             raise DataError("mode_statistics: loadings hold NaN or infinite entries")
         for name, values in _of_block(block, member, counts, k, known).items():
             found[name][some] = values.T

@@ -250,3 +250,5 @@ def _labels(run: RunPart, part: DictionaryPart, rows: Sequence[int]) -> Iterator
     names = [run.label(one) for one in present]
     figure = figures.correlation_heatmap_figure(found, names, rows, n_labels=n_labels)
     yield Chart("labels", "labels", figure)
+    if (meaning := part.tables.get("meaning")) is not None:
+        yield Chart("labels", "meaning", figures.meaning_figure(meaning))

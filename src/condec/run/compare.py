@@ -1,5 +1,6 @@
 """Two run folders, number by number: what `condec compare` prints."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -7,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from condec.basis.digests import leaves
 from condec.basis.errors import DataError
 from condec.basis.files import reading
-from condec.basis.metrics import correlation_matrix, cosine
-from condec.dictionary import load_dictionary
+from condec.basis.metrics import cosine
+from condec.dictionary import DeadModesWarning, Imported, fit, load_dictionary
 from condec.modes import Modes
-from condec.store import RunFolder, Store
+from condec.modes.families import partners
+from condec.store import RunFolder, Store, is_twin
 from condec.store.folder import read_parquet
 
 if TYPE_CHECKING:
@@ -51,8 +52,11 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[Difference, ...
     return tuple(found)
 
 
-def compare_modes(first: str | Path, second: str | Path) -> "pandas.DataFrame":
+def compare_modes(first: str | Path, second: str | Path | None = None) -> "pandas.DataFrame":
     """Match the modes of two runs on the same inputs, site by site, one to one.
+
+    Of one run alone, those of the network and of its first twin with random weights, to which the
+    same learner is fitted: modes that an untrained network has as well are no result of training.
 
     Modes are alike where inputs use them alike: partners have the largest sum of correlations of
     their loadings (Hungarian algorithm). So the runs may be of two networks, targets or learners.
@@ -60,7 +64,7 @@ def compare_modes(first: str | Path, second: str | Path) -> "pandas.DataFrame":
     Parameters
     ----------
     first, second : path
-        Run folders with modes.
+        Run folders with modes; without the second, a twin of the first.
 
     Returns
     -------
@@ -74,12 +78,14 @@ def compare_modes(first: str | Path, second: str | Path) -> "pandas.DataFrame":
     Raises
     ------
     DataError
-        The runs are of other inputs, or have no site in common that has modes.
+        The runs are of other inputs, have no site in common that has modes, or no twin.
     StoreError
         One of them is not a run folder, or something in it is damaged.
     """
     import pandas
 
+    if second is None:
+        return _with_twin(RunFolder(first))
     folders = RunFolder(first), RunFolder(second)
     stores = [Store.open(folder.store) for folder in folders]
     names = [store.sample_ids for store in stores]
@@ -107,16 +113,53 @@ def compare_modes(first: str | Path, second: str | Path) -> "pandas.DataFrame":
     return pandas.concat(tables, ignore_index=True)
 
 
+def _with_twin(folder: RunFolder) -> "pandas.DataFrame":
+    """Match the modes of a run with those of its twin, fitted now as they were."""
+    import pandas
+
+    stores = {name: path for name, path in folder.twins().items() if name.startswith("random")}
+    if not stores:
+        raise DataError(
+            f"{folder.path}: has no twin with random weights to compare its modes with; run "
+            f"'condec collect {folder.path} --twin random-weights', or give another run"
+        )
+    name, path = next(iter(stores.items()))
+    store, twin = Store.open(folder.store), Store.open(folder.ledger.found(path) or path)
+    if not is_twin(twin, store) or twin.sample_ids != store.sample_ids:
+        raise DataError(f"{path}: is a twin of another store; remove it and collect it again")
+    tables = []
+    for site in (site.key for site in store.sites):
+        for learner in folder.learners(site)[:1]:
+            place = folder.modes(site, learner)
+            modes = Modes.load(folder.ledger.found(place) or place, store)
+            about = modes.encoder.training if modes.encoder else None
+            if modes.encoder is None or isinstance(modes.encoder.learner, Imported):
+                continue
+            if not len(modes) or about is None:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeadModesWarning)
+                rows = twin.rows(site, modes.quantity, modes.sign, modes.rows)
+                report = fit(modes.encoder.learner, rows, config=about.config, progress=False)
+            other = Modes.build(
+                report.dictionary, twin, site, modes.sign, quantity=modes.quantity,
+                held_out_rows=report.held_out_rows, rows=modes.rows,
+            )  # fmt: skip
+            if len(other):
+                tables.append(_matched(modes, other).assign(
+                    site=site, learner=learner, learner_second=f"{learner}, {name}"
+                ))  # fmt: skip
+    if not tables:
+        raise DataError(f"{folder.path}: no site has modes that were fitted here; run fit first")
+    return pandas.concat(tables, ignore_index=True)
+
+
 def _matched(one: Modes, other: Modes) -> "pandas.DataFrame":
     """Match modes of one site, and those that only one run has."""
     import pandas
-    from scipy.optimize import linear_sum_assignment
 
-    between = correlation_matrix(one.loadings, other.loadings)
-    order = torch.randperm(len(one.loadings), generator=torch.Generator().manual_seed(0))
-    chance = float(correlation_matrix(one.loadings[order], other.loadings).max())
-    pairs = [tuple(map(int, pair)) for pair in zip(*linear_sum_assignment(-between.numpy()),
-                                                   strict=True)]  # fmt: skip
+    found = partners(one.loadings, other.loadings)
+    between, pairs, chance = found.between, found.pairs, found.chance
     same = one.atoms.shape[1] == other.atoms.shape[1]
     rows = [
         {"first": int(one.ids[i]), "second": int(other.ids[j]),

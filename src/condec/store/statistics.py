@@ -356,7 +356,7 @@ STATISTICS: Final = (
         axis="correlation over units, median of inputs",
     ),
     SiteStatistic(
-        name="sign_excess", head="Sign excess", title="... beyond a constant gradient",
+        name="sign_excess", head="Sign excess", title="Signs beyond a constant gradient",
         subject="that correlation beyond what a gradient constant over space forces",
         of=("contribution",), start=lambda: OfSamples(sign_excess),
         axis="correlation less that which a gradient constant over space would give",

@@ -11,7 +11,7 @@ Planted
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -53,6 +53,29 @@ class Planted:
     def small(cls, seed: int = 0) -> "Planted":
         """Make an instance that is fitted in a second: 8 modes, 24 units, 2 active, 600 rows."""
         return planted(8, 24, 2, 600, 0.1, correlated=0.25, rare=0.125, seed=seed)
+
+    @classmethod
+    def synthetic(cls, model: Any, n_rows: int, seed: int = 0) -> "Planted":
+        """Take the ground truth of a ``sae_lens.synthetic.SyntheticModel``, less its bias.
+
+        Its features may form a hierarchy or correlate. Atoms and rows have both signs; `rare` are
+        features that fire less than a fifth as often as the median one, `partner` is the parent of
+        one in a hierarchy, without which it does not fire.
+        """
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            rows, loadings = model.sample_with_features(n_rows)
+        loadings = loadings.to_dense() if loadings.is_sparse else loadings
+        atoms, bias = (getattr(model.feature_dict, n).detach() for n in ("feature_vectors", "bias"))
+        often = (loadings > 0).float().mean(0)
+        partner = torch.full((len(atoms),), -1)
+        waiting = [] if model.hierarchy is None else list(model.hierarchy.roots)
+        for node in waiting:  # grows as it goes down
+            for child in node.children:
+                if None not in (child.feature_index, node.feature_index):
+                    partner[child.feature_index] = node.feature_index
+            waiting += node.children
+        return cls(rows - bias, atoms, loadings, often < _RARE * often.median(), partner)
 
 
 def planted(

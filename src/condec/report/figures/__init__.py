@@ -18,6 +18,7 @@ from condec.report.figures.dictionaries import (
     correlation_heatmap_figure,
     correlation_histogram_figure,
     density_figure,
+    meaning_figure,
     stability_figure,
     training_history_figure,
 )
@@ -34,7 +35,8 @@ __all__ = [
     "IMAGES", "as_picture", "auc_figure", "completeness_figure", "control_figure",
     "control_matrix_figure",
     "correlation_heatmap_figure", "correlation_histogram_figure", "density_figure", "draw_maps",
-    "interactions_figure", "layer_statistics_figure", "mode_map_figure", "pareto_figure",
+    "interactions_figure", "layer_statistics_figure", "meaning_figure", "mode_map_figure",
+    "pareto_figure",
     "rankings_in", "save_figure", "shows_signs", "smoothing", "stability_figure",
     "steering_figure", "superclass_figure", "training_history_figure",
 ]  # fmt: skip

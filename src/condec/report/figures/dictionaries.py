@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+import pandas
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -12,6 +13,8 @@ from torch import Tensor
 from condec.basis.errors import DataError
 from condec.figures import style
 from condec.figures.style import chart, draw_matrix, in_percent, list_names, literal
+from condec.modes import UNNAMED
+from condec.modes.naming import LEAST_CORRELATION
 
 _BINS: Final = tuple(-5.0 + 0.5 * step for step in range(11))
 """Edges, in powers of ten: from 1 row of 100,000 to every row."""
@@ -117,6 +120,38 @@ def _shares(
         list_names(axis, names)
         in_percent(axis.yaxis)
         axis.set_xlabel(x)
+    return figure
+
+
+def meaning_figure(modes: pandas.DataFrame, *, most: int = 24, width: float = 4.6) -> Figure:
+    """Draw what modes stand for: held-out correlations with their 95 % intervals, highest first.
+
+    `modes` are those of a `Meaning`; the `most` first are drawn, unnamed ones in grey, on a width
+    in inches. A table without modes is a DataError.
+    """
+    style.not_empty(modes, "meaning_figure")
+    shown = modes.sort_values("correlation", ascending=False, kind="stable").head(most)
+    unit = "held-out correlation with what each mode goes with best; 95 %"
+    if len(modes) > most:
+        unit += f"; {most} of {len(modes)} modes"
+    named = (shown["name"] != UNNAMED).to_numpy()
+    with chart("What modes stand for", unit, height=0.9 + 0.17 * len(shown), width=width) as (
+        figure, axis,
+    ):  # fmt: skip
+        axis.axvline(LEAST_CORRELATION, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+        axis.axvline(0, color=style.RULE, linewidth=0.9)
+        for colour, which in ((style.CONTRIBUTION, named), (style.GREY, ~named)):
+            at, rows = np.flatnonzero(which), shown[which]
+            axis.hlines(at, rows["low"], rows["high"], color=colour, linewidth=1.4)
+            axis.plot(rows["correlation"], at, "o", color=colour, markersize=4)
+        of = [row["name"] if is_named else f"unnamed ({row['property']})"
+              for is_named, row in zip(named, shown.to_dict("records"), strict=True)]  # fmt: skip
+        names = [f"{literal(str(n), 26)}  {i}" for n, i in zip(of, shown["id"], strict=True)]
+        axis.set_yticks(range(len(shown)), names)
+        axis.set_ylim(len(shown) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.set_xlabel("dashed: from here on a lower end gives a name")
     return figure
 
 
