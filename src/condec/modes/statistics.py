@@ -167,7 +167,7 @@ def _fill(found: dict[str, Table], loadings: Tensor, part: Properties, k: int, s
     buffer = loadings.new_empty(0)
     for start in range(0, loadings.shape[1], MODES_AT_ONCE):
         some = slice(start, start + MODES_AT_ONCE)
-        torch.index_select(loadings[:, some].detach(), 0, rows, out=buffer)
+        torch.index_select(loadings[:, some].detach(), 0, rows, out=buffer.resize_(0))
         block = buffer.to(torch.float32).numpy()
         if not np.isfinite(block.sum(dtype=np.float64)):
             raise DataError("mode_statistics: loadings hold NaN or infinite entries")
