@@ -160,4 +160,7 @@ def test_a_run_against_its_own_twin(made, tmp_path):
     assert table["correlation"].dropna().max() < 0.999
     result = CliRunner().invoke(cli.app, ["compare", str(folder.path), "--modes"])
     assert (result.exit_code, "modes in both" in result.stdout) == (0, True)
-    assert CliRunner().invoke(cli.app, ["compare", str(folder.path)]).exit_code == 2
+    for more in ([], ["--modes", "--out", str(tmp_path / "page")]):
+        refused = CliRunner().invoke(cli.app, ["compare", str(folder.path), *more])
+        assert refused.exit_code == 2
+        assert "give two run folders; one alone goes with --modes" in refused.output

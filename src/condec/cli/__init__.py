@@ -380,6 +380,12 @@ def compare_command(
 
     The exit status is 0 where all is equal, 1 where something differs; with --modes it is 0.
     """
+    if second is None:
+        if out is not None or not modes:
+            raise OptionError("compare: give two run folders; one alone goes with --modes, no page")
+        for line in modes_in_words(compare_modes(first)):
+            say(line)
+        return
     if modes or out is not None:
         matched = compare_modes(first, second)
         lines = list(modes_in_words(matched))
@@ -390,8 +396,6 @@ def compare_command(
 
             say(f"Page: {build_comparison(first, second, matched, lines, out)}")
         return
-    if second is None:
-        raise OptionError("compare: give two run folders; one alone goes with --modes")
     with held(user_path(first), shared=True), held(user_path(second), shared=True):
         found = compare_runs(first, second)
     for one in found:
