@@ -106,7 +106,7 @@ def test_statistics_by_loops(tmp_path, n_samples):
     site = Site("layer")
     store = Store.create(
         tmp_path / "s.zarr",
-        recipe={"made": "by hand"},
+        recipe={"method": {"name": "ActGrad"}},
         sites=[SiteInfo(site=site, units=Units("channels"), n_units=5, n_positions=9, cut=True)],
         n_samples=n_samples,
         shard_size=n_samples,
@@ -148,3 +148,25 @@ def test_statistics_by_loops(tmp_path, n_samples):
     (row,) = layer_statistics(store).to_dict("records")
     assert row.pop("site") == "layer"
     assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("at_baseline", [0.0, 0.7])
+def test_a_constant_gradient_splits_contributions_by_the_change_of_the_activation(at_baseline):
+    """Its excess is 0 by the parts of h - h0; by those of h only where h0 is 0."""
+    generator = torch.Generator().manual_seed(0)
+    active = torch.randn(6, 9, generator=generator, dtype=torch.float64).clamp(min=0).tolist()
+    gradients = torch.randn(6, generator=generator, dtype=torch.float64).tolist()
+
+    def parts(rows):
+        return [[sum(x for x in row if x > 0), sum(x for x in row if x < 0)] for row in rows]
+
+    moved = [[h - at_baseline for h in row] for row in active]
+    # A straight path in five steps, of one gradient: contributions g (h - h0).
+    along = [
+        [sum(g * d / 5 for _ in range(5)) for d in row]
+        for g, row in zip(gradients, moved, strict=True)
+    ]
+    p, n = zip(*parts(along), strict=True)
+    assert excess(p, n, *zip(*parts(moved), strict=True)) == pytest.approx(0, abs=1e-12)
+    of_activations = excess(p, n, *zip(*parts(active), strict=True))
+    assert abs(of_activations) < 1e-12 if at_baseline == 0 else of_activations > 0.3

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from condec.modes import Modes
 from condec.modes.against_units import against_units
 from condec.network import Site, Units
 from condec.store import SiteInfo, Store
+from condec.store.matrix import StoredMatrix
 
 
 def make_store(path, contribution, activation, labels):
@@ -84,6 +86,25 @@ def test_units_and_modes_of_one_sign_by_loops(modes):
     assert halved.iloc[0] == pytest.approx(halved.iloc[1])
     assert table.loc["modes of contributions", "high"] > 0.5
     assert (table["shuffled"] < 0.35).all()
+
+
+@pytest.mark.parametrize("sign", ["positive", "sum", "concat"])
+def test_units_are_read_some_columns_at_a_time(modes, sign, monkeypatch):
+    """At no time is a matrix of all units held, and the table is the same."""
+    modes = Modes.build(
+        import_dictionary(torch.eye(8 if sign == "concat" else 4), encoder="component"),
+        modes.store, "x", sign, held_out_rows=torch.arange(0, 80, 5),
+    )  # fmt: skip
+    whole, widths, read = against_units([modes]), [], StoredMatrix.all
+
+    def noted(matrix):
+        widths.append(matrix.shape[1])
+        return read(matrix)
+
+    monkeypatch.setattr(StoredMatrix, "all", noted)
+    monkeypatch.setitem(against_units.__globals__, "_UNITS_AT_ONCE", 3)
+    pd.testing.assert_frame_equal(against_units([modes]), whole, rtol=1e-6)
+    assert widths == ([6, 2] if sign == "concat" else [3, 1]) * 2
 
 
 def test_modes_of_activations_stand_beside_units_of_their_sign(modes):

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pandas as pd
@@ -1034,6 +1035,14 @@ def test_without_twins_the_page_says_how_to_add_one(report):
     assert "condec collect RUN --twin random-weights" in text
     assert "Is it the training?" not in text
     assert "<dt>Twins</dt>" not in (report / "index.html").read_text()
+
+
+def test_the_page_says_which_statistic_the_method_does_not_give(report, run):
+    said = "Left out: signs beyond a constant gradient. It needs contributions that are activation"
+    assert said in shown(report / "index.html")
+    assert sentences.undefined_statistics(run)[0].startswith(said)
+    recipe = run.store.recipe | {"method": {"name": "ActGrad"}}
+    assert sentences.undefined_statistics(replace(run, store=SimpleNamespace(recipe=recipe))) == []
 
 
 def test_trends_in_words(twinned):

@@ -96,6 +96,11 @@ def test_rows_are_the_signed_contributions_at_these_positions(store: Store, site
         assert torch.equal(torch.cat([rows.read(0), rows.read(1)]), rows.all())
         assert rows.samples is not None
         assert torch.equal(rows.samples, places.sample)
+        some = [one for part in rows.in_columns(3) for one in part.in_columns(2)]  # of 4 units
+        parts = [
+            one.all().unflatten(1, (-1, width)) for one, width in zip(some, (2, 1, 1), strict=True)
+        ]
+        assert torch.equal(torch.cat(parts, 2).flatten(1), rows.all())
     assert "63 positions x 8 units in 2 blocks" in repr(rows)
 
 

@@ -10,9 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from condec.attribution import ActGrad
+from condec.attribution import (
+    ActGrad,
+    ActNormGrad,
+    Gradient,
+    IntegratedGradients,
+    SmoothGrad,
+    UnitAblation,
+)
 from condec.attribution.reduce import split_and_sum
+from condec.attribution.targets import Logit
 from condec.basis.errors import DataError
 from condec.basis.metrics import pearson
 from condec.network.sites import Site, Units
@@ -24,6 +33,8 @@ from condec.store.statistics import SiteRows, compare_trends, layer_statistics, 
 from condec.store.store import Store
 from condec.testing.models import small_mlp, small_resnet
 
+IMAGES = torch.randn(12, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+OPTIONS = {"target": Logit(0), "progress": False}
 ENDS = ("", "_q25", "_q75")
 BY_SAMPLE = [
     "hoyer_contribution", "hoyer_activation", "participation_ratio_contribution",
@@ -31,6 +42,15 @@ BY_SAMPLE = [
 ]  # fmt: skip
 BY_SITE = [f"dims95{of}_{q}" for of in ("", "_means") for q in ("contribution", "activation")]
 COLUMNS = {"site", "units", *BY_SITE, *(f"{name}{end}" for name in BY_SAMPLE for end in ENDS)}
+
+
+def pooled(bias):
+    """Convolution, ReLU (site "1"), mean over space, and logits: of a gradient constant there."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(1, 8, 3, padding=1, bias=bias)
+        head = nn.Linear(8, 3)
+    return nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
 
 
 def make_store(path, contribution, activation, *, cut=True, valid=None, shard=None, labels=None):
@@ -110,14 +130,31 @@ def test_a_gradient_constant_over_space_has_no_excess(seed, signed):
     assert sign_excess(rows).mean() > 0.3
 
 
-def test_the_last_stage_before_global_pooling_has_no_excess(tmp_path):
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", [ActGrad(), ActNormGrad()], ids=str)
+def test_the_last_stage_before_global_pooling_has_no_excess(tmp_path, method, bias):
     """At it the gradient of a logit is constant over space, and the sign correlation forced."""
-    x = torch.randn(12, 1, 6, 6)
-    options = {"method": ActGrad(), "progress": False}
-    store = collect(small_resnet(), x, "block2", out=tmp_path / "s", **options)
+    store = collect(pooled(bias), IMAGES, "1", out=tmp_path / "s", method=method, **OPTIONS)
     row = only_row(store)
     assert row["sign_correlation"] < -0.05
     assert [row[f"sign_excess{end}"] for end in ENDS] == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", [IntegratedGradients(steps=20), IntegratedGradients(steps=2, path="layer"),
+               SmoothGrad(n_samples=2), Gradient(), UnitAblation()], ids=str,
+)  # fmt: skip
+def test_other_methods_have_no_excess_that_a_store_could_tell(tmp_path, method):
+    """With a bias the activation at the baseline is not 0, and contributions are split by it."""
+    store = collect(pooled(True), IMAGES, "1", out=tmp_path / "s", method=method, **OPTIONS)
+    row = only_row(store)
+    assert all(math.isnan(row[f"sign_excess{end}"]) for end in ENDS)
+    assert math.isfinite(row["sign_correlation"])
+    if isinstance(method, IntegratedGradients):  # what it would be: a constant gradient's is 0
+        (up, down), active = (
+            store.matrix("1", of, "concat").double().chunk(2, 1) for of in statistics.QUANTITIES
+        )
+        assert sign_excess(SiteRows(up, down, up + down, active, store.labels)).median() > 0.3
 
 
 def test_dimensions_of_labels_means(tmp_path):
@@ -195,7 +232,7 @@ def test_table_of_a_collected_store(tmp_path):
     assert set(table.columns) == COLUMNS
     assert table["site"].tolist() == sites
     assert table["units"].tolist() == [4, 4, 4]
-    unlabelled = table.columns.str.startswith("dims95_means")
+    unlabelled = table.columns.str.startswith(("dims95_means", "sign_excess"))  # nor on a path
     assert table.loc[:, ~unlabelled].drop(columns="site").notna().all().all()
     assert table.loc[:, unlabelled].isna().all().all()
     assert table["completeness"].iloc[-1] == pytest.approx(1.0, abs=0.05)

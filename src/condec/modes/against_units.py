@@ -5,7 +5,7 @@ The label is chosen on one half of the samples and measured on the other, and al
 comparison come from matrices of one sign.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -21,6 +21,8 @@ from condec.store import QUANTITIES
 if TYPE_CHECKING:
     import pandas
 
+_UNITS_AT_ONCE: Final = 512
+"""As many as a chunk of a store holds: of fewer, each chunk would be read several times."""
 _ENDS: Final = {"correlation": 0.5, "low": 0.25, "high": 0.75}
 
 
@@ -31,7 +33,7 @@ def against_units(several: Sequence[Modes], *, seed: int = 0) -> "pandas.DataFra
     ----------
     several : sequence of Modes
         Of one site and store: of contributions, of activations, or both. Halves are the training
-        and held-out rows of the first.
+        and held-out rows of the first. Units are read 512 at a time.
     seed : int
         Of the halves where no rows were held out, and of the shuffled labels.
 
@@ -60,20 +62,25 @@ def against_units(several: Sequence[Modes], *, seed: int = 0) -> "pandas.DataFra
     halved, rows = halves(first, seed), list[dict[str, object]]()
     for sign in dict.fromkeys(modes.sign for modes in several):
         of_units = {
-            f"units of {quantity}s": first.store.matrix(first.site, quantity, sign)
+            f"units of {quantity}s": (
+                part.all()
+                for part in first.store.rows(first.site, quantity, sign).in_columns(_UNITS_AT_ONCE)
+            )
             for quantity in QUANTITIES
         }
         of_modes = {
-            f"modes of {modes.quantity}s": modes.loadings for modes in several if modes.sign == sign
+            f"modes of {modes.quantity}s": [modes.loadings]
+            for modes in several
+            if modes.sign == sign
         }
-        for name, values in (of_units | of_modes).items():
-            found = _of_columns(values, first.store.labels, *halved, seed)
+        for name, blocks in (of_units | of_modes).items():
+            found = _of_columns(blocks, first.store.labels, *halved, seed)
             rows.append({"sign": sign, "of": name, **found})
     return pandas.DataFrame(rows)
 
 
 def _of_columns(
-    values: Tensor, labels: Tensor, choose: Mask, judge: Mask, seed: int
+    blocks: Iterable[Tensor], labels: Tensor, choose: Mask, judge: Mask, seed: int
 ) -> dict[str, float | int]:
     """Choose a label for every column on one half, and measure it on the other."""
     known = labels >= 0
@@ -90,14 +97,18 @@ def _of_columns(
     order = torch.randperm(int(known.sum()), generator=torch.Generator().manual_seed(seed))
     mixed = labels.clone()
     mixed[known] = labels[known][order]
-    varies = values[choose & known].amax(0) > values[choose & known].amin(0)
-    values = values[:, varies]
-    best, at = label_correlation(values, labels, choose)[:, enough].max(1)
-    by_chance = label_correlation(values, mixed, choose)[:, enough].max(1).values
-    held_out = label_correlation(values, labels, judge)[:, enough].gather(1, at[:, None])[:, 0]
+    found = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
+    for block in blocks:
+        varies = block[choose & known].amax(0) > block[choose & known].amin(0)
+        values = block[:, varies]
+        best, at = label_correlation(values, labels, choose)[:, enough].max(1)
+        by_chance = label_correlation(values, mixed, choose)[:, enough].max(1).values
+        judged = label_correlation(values, labels, judge)[:, enough].gather(1, at[:, None])[:, 0]
+        found.append((best, at, by_chance, judged))
+    best, at, by_chance, held_out = map(torch.cat, zip(*found, strict=True))
     above = held_out > LEAST_CORRELATION
     return {
-        "n": int(varies.sum()),
+        "n": len(best),
         "chosen": float(best.double().nanquantile(0.5)) if len(best) else float("nan"),
         "shuffled": float(by_chance.double().nanquantile(0.5)) if len(best) else float("nan"),
         **{

@@ -178,6 +178,15 @@ def trends(run: RunPart) -> list[str]:
     ]
 
 
+def undefined_statistics(run: RunPart) -> list[str]:
+    """Say which statistics the method of the contributions does not give, and why."""
+    return [
+        f"Left out: {one.title[0].lower()}{one.title[1:]}. {one.why}."
+        for one in STATISTICS
+        if not one.is_defined(run.store)
+    ]
+
+
 def _trend(row: Mapping[Hashable, Any], twin: str) -> str:
     subject = _STATISTICS[row["statistic"]]
     own, other = (

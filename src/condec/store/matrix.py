@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -48,11 +49,20 @@ class StoredMatrix:
         self._valid = [valid[span.start : span.stop] for span in self._spans]
         self.blocks = tuple(int(kept.sum()) for kept in self._valid)
         self.shape = (sum(self.blocks), n_units * (2 if sign == "concat" else 1))
+        self._units = range(n_units)
 
     def __repr__(self) -> str:
         rows, units = self.shape
         what = "samples" if self.samples is None else "positions"
         return f"StoredMatrix of {rows} {what} x {units} units in {len(self.blocks)} blocks"
+
+    def in_columns(self, most: int) -> "Iterator[StoredMatrix]":
+        """Yield the same rows of so many units at most after the others; ``concat``: both parts."""
+        for start in range(0, len(self._units), most):
+            part = copy(self)
+            part._units = self._units[start : start + most]
+            part.shape = (self.shape[0], self.shape[1] // len(self._units) * len(part._units))
+            yield part
 
     def read(self, block: int) -> UnitMatrix:
         """Rows of one block; float32. StoreError, with the file, where what is there is damaged."""
@@ -79,13 +89,13 @@ class StoredMatrix:
 
         array: Any = zarr.open_array(self._files, path=self._array, mode="r", zarr_format=3)
         which = SIGNS.index(self._sign) if self._sign in SIGNS else slice(None)
-        summed = self.samples is None
+        summed, units = self.samples is None, slice(self._units.start, self._units.stop)
 
         def read(block: int) -> UnitMatrix:
             span, keep = self._spans[block], self._valid[block]
             part = slice(span.start, span.stop)
             with reading(shard_file(self._files.root, self._array, block), "a shard", REPAIR):
-                rows = torch.from_numpy(array[part, which] if summed else array[part])
+                rows = torch.from_numpy(array[part, which if summed else slice(None), units])
             rows = rows if summed and bool(keep.all()) else rows[keep]
             if not summed:
                 rows = torch.stack((rows.clamp(min=0), rows.clamp(max=0)), 1)[:, which]

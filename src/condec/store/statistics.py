@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from torch import Tensor
 
+from condec.attribution import ActGrad, ActNormGrad
 from condec.basis.errors import DataError
 from condec.basis.metrics import (
     Dimensions,
@@ -123,6 +124,12 @@ class SiteStatistic:
     subject: str  # in a sentence
     digits: int = 3  # after the point, in a table
     of: tuple[Quantity, ...] = QUANTITIES
+    methods: tuple[str, ...] = ()  # of contributions for which it is defined; all where empty
+    why: str = ""  # it is not defined for others, as a sentence
+
+    def is_defined(self, store: Store) -> bool:
+        """Tell whether it can be worked out from the contributions of a store."""
+        return not self.methods or store.recipe.get("method", {}).get("name") in self.methods
 
     def column(self, quantity: Quantity) -> str:
         """Return the column of a quantity, for example ``hoyer_contribution``."""
@@ -135,13 +142,18 @@ def quartiles(values: Tensor) -> dict[str, float]:
     return {end: float(known.nanquantile(at)) for end, at in QUARTILES.items()}
 
 
+def _undefined(rows: SiteRows) -> Tensor:
+    return torch.full((len(rows.total),), math.nan)
+
+
 def sign_excess(rows: SiteRows) -> Tensor:
     r"""Compute the sign correlation beyond that which a gradient constant over space forces.
 
-    If a unit's gradient :math:`g_u` is one number at all positions, its contributions
-    :math:`g_u h_{up}` are divided by sign as its activations are. With
-    :math:`T_u = P_u + |N_u|` its contributions' size, and :math:`a_u = A^+_u / (A^+_u + |A^-_u|)`
-    the share of positive ones in that of its activations, its parts are
+    Of contributions :math:`g_{up} h_{up}` (`ActGrad`, `ActNormGrad`): if a unit's gradient
+    :math:`g_u` is one number at all positions, they are divided by sign as its activations are.
+    With :math:`T_u = P_u + |N_u|` its contributions' size, and
+    :math:`a_u = A^+_u / (A^+_u + |A^-_u|)` the share of positive ones in that of its activations,
+    its parts are
 
     .. math:: (P^0_u, |N^0_u|) = T_u (a_u, 1 - a_u) \quad\text{or}\quad T_u (1 - a_u, a_u),
 
@@ -149,6 +161,10 @@ def sign_excess(rows: SiteRows) -> Tensor:
     excess is :math:`r(P, |N|) - r(P^0, |N^0|)` over units. Where activations are not negative,
     :math:`a_u` is 1: every unit has one sign then, and :math:`r(P^0, |N^0|)` is below 0 whatever a
     network has learned. Returns [sample]; 0 where the gradient is constant over space.
+
+    Contributions along a path are :math:`g_u (h_{up} - h_{0up})` there, from the activation at the
+    baseline, which biases alone keep from 0. Their share is that of the parts of the difference,
+    which stores do not hold: those of `rows.active` give no excess of them.
     """
     positive, negative = rows.positive, -rows.negative
     active, other = rows.active[0], -rows.active[1]
@@ -191,7 +207,9 @@ def layer_statistics(store: Store) -> "pandas.DataFrame":
           size of the negative part, 1 where the units that add also take away most; 0 for a
           sample whose one part does not vary;
         - ``sign_excess``: the same, less what a gradient that is constant over space would give
-          (`condec.store.statistics.sign_excess`); 0 where it is, as before global pooling;
+          (`condec.store.statistics.sign_excess`); 0 where it is, as before global pooling; NaN
+          for methods other than `ActGrad` and `ActNormGrad`: along a path contributions begin at
+          the activation of the baseline, whose difference by sign is not stored;
         - ``completeness``: sum of contributions over the change of the target; NaN where the
           site does not cut the network, or the method has no baseline.
 
@@ -303,7 +321,11 @@ def _trend(values: Tensor) -> float:
 
 def _of_site(store: Store, info: SiteInfo, change: Tensor) -> dict[str, float]:
     """Work out all statistics of a site shard by shard; each quantity is read once."""
-    mine = {one.column(of): (of, one.start()) for one in STATISTICS for of in one.of}
+    mine = {
+        one.column(of): (of, one.start() if one.is_defined(store) else OfSamples(_undefined))
+        for one in STATISTICS
+        for of in one.of
+    }
     labels, sums, end = store.labels, list[Tensor](), 0
     blocks = [store.rows(info.site, quantity, "concat").each() for quantity in QUANTITIES]
     for both in zip(*blocks, strict=True):
@@ -329,7 +351,7 @@ STATISTICS: Final = (
     SiteStatistic(
         name="hoyer", head="Hoyer", title="Sparsity", subject="sparsity",
         start=lambda: OfSamples(
-            lambda x: hoyer(x.total) if x.total.shape[1] > 1 else x.total[:, 0] * math.nan
+            lambda x: hoyer(x.total) if x.total.shape[1] > 1 else _undefined(x)
         ),
         axis="Hoyer index, median of inputs: 0 all units alike, 1 one unit",
     ),
@@ -360,6 +382,10 @@ STATISTICS: Final = (
         subject="that correlation beyond what a gradient constant over space forces",
         of=("contribution",), start=lambda: OfSamples(sign_excess),
         axis="correlation less that which a gradient constant over space would give",
+        methods=(ActGrad.__name__, ActNormGrad.__name__),
+        why="It needs contributions that are activation times gradient. Other methods do not split "
+        "them by the sign of the activation: a path begins at that of the baseline, and how the "
+        "difference is split is not stored",
     ),
 )  # fmt: skip
 """Statistics of every site, in the order of the table's columns."""
