@@ -1,5 +1,6 @@
 """Modes against units, of contributions and activations: figure 5 of the paper."""
 
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -102,7 +103,7 @@ def test_units_are_read_some_columns_at_a_time(modes, sign, monkeypatch):
         return read(matrix)
 
     monkeypatch.setattr(StoredMatrix, "all", noted)
-    monkeypatch.setitem(against_units.__globals__, "_UNITS_AT_ONCE", 3)
+    monkeypatch.setattr(sys.modules["condec.modes.against_units"], "_UNITS_AT_ONCE", 3)
     pd.testing.assert_frame_equal(against_units([modes]), whole, rtol=1e-6)
     assert widths == ([6, 2] if sign == "concat" else [3, 1]) * 2
 
