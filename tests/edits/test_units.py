@@ -351,6 +351,14 @@ def test_preserving_no_unit_replaces_the_whole_site():
     assert torch.equal(edit.apply(x), torch.full((2, 6), 0.5))
 
 
+@pytest.mark.parametrize("factor", ["2", None, [1, "a"], [[1], [2, 3]], {}])
+def test_a_factor_that_is_no_number(factor):
+    with pytest.raises(
+        OptionError, match=r"Scale\(fc\): factor must be one number, or one for each of"
+    ):
+        Scale("fc", units=[0, 1], factor=factor)
+
+
 def test_bad_factor():
     with pytest.raises(OptionError, match=r"Scale\(fc\): factor must be finite; got inf"):
         Scale("fc", units=[0], factor=float("inf"))

@@ -143,8 +143,14 @@ class Scale(Edit):
         factor: float | Sequence[float] | Tensor,
     ) -> None:  # fmt: skip
         who = set_site(self, site)
-        given = torch.as_tensor(factor, dtype=torch.float64)
         numbers = checked_units(who, units)
+        try:
+            given = torch.as_tensor(factor, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(
+                f"{who}: factor must be one number, or one for each of the {len(numbers)} units; "
+                f"got {factor!r}"
+            ) from error
         if given.ndim > 1 or (given.ndim and len(given) != len(numbers)):
             raise OptionError(
                 f"{who}: factor must be one number, or one for each of the {len(numbers)} units; "
