@@ -50,7 +50,7 @@ def two_of(run: Run) -> tuple[Selected, Selected]:
 
 
 def test_a_selection_is_written_and_read(tmp_path: Path) -> None:
-    chosen = (Selected("block1", 3), Selected('a "site"', 0, 2))
+    chosen = (Selected("block1", 3), Selected('a "site"', 0, 2, "1f"))
     (tmp_path / "it.toml").write_text(selection_toml(chosen))
     assert read_selection(tmp_path / "it.toml") == chosen
 
@@ -153,6 +153,10 @@ def test_what_is_not_there_is_refused(source: Path) -> None:
     modes = replace(run.modes()[0], loadings=torch.zeros_like(run.modes()[0].loadings))
     with pytest.raises(DataError, match=r"mode \d goes with no label; name one"):
         with_label(modes, Selected("block1", int(modes.ids[0])))
+    other = replace(two_of(run)[0], dictionary="1f")
+    with pytest.raises(OptionError, match=r"block1: modes were fitted again since mode \d"):
+        control_selection(run, [other])
+    assert with_label(run.modes()[0], replace(other, dictionary=modes.dictionary)).label is not None
     shutil.rmtree(source / "run" / "modes")
     shutil.rmtree(source / "run" / "tasks")
     with pytest.raises(StoreError, match="no modes of block1 yet"):
@@ -168,3 +172,24 @@ def test_the_command_takes_a_selection(source: Path) -> None:
     assert result.output.startswith("control  made")
     assert "mode_control" in result.output
     assert not (source / "run" / "analysis" / "control.parquet").exists()
+
+
+def test_again_measures_what_is_asked_for_and_keeps_the_rest(source: Path) -> None:
+    run = run_of(source)
+    first, second = two_of(run)
+    control_selection(run, [first, replace(second, label=1)])
+    before = run.folder.read_table("mode_control", "block1", "kmeans")
+    other = before.assign(target_accuracy=-1.0)  # of a measurement that is to be made again
+    table = run.folder.write_table(other, "mode_control", "block1", "kmeans")
+    entry = next(e for e in run.folder.ledger.entries.values() if e.task.startswith("mode_control"))
+    places = [run.folder.modes("block1", "kmeans")]
+    run.folder.ledger.mark_done(entry.task, entry.link, entry.made_from, places, [table])
+    again = replace(run_of(source), again=True)
+    assert control_selection(again, [first]).state == "made"
+    now = again.folder.read_table("mode_control", "block1", "kmeans")
+    mine = now["of_mode"] == first.mode
+    assert set(now[~mine]["target_accuracy"]) == {-1.0}
+    expected = before[before["of_mode"] == first.mode].reset_index(drop=True)
+    assert now[mine].reset_index(drop=True).equals(expected)
+    assert len(now) == len(before)
+    assert control_selection(run_of(source), [first, replace(second, label=1)]).state == "kept"

@@ -4,6 +4,7 @@
 site = "block3"
 mode = 17
 label = 5          # by default the one that the mode goes with most on training rows
+dictionary = "..." # by default any; its digest, so that after another fit no other mode is taken
 """
 
 import tomllib
@@ -27,16 +28,20 @@ from condec.run.tasks import Task, carry_out, with_modes
 TABLE: Final = "mode_control"
 RANKING: Final = "mode"
 """Name of the mode's own order in the table, beside those of the baselines."""
-_KEYS: Final = {"site": str, "mode": int, "label": int}
+_KEYS: Final = {"site": str, "mode": int, "label": int, "dictionary": str}
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """A mode by its site's key and its number in the dictionary, and the label it is edited for."""
+    """A mode by its site's key and its number in the dictionary, and the label it is edited for.
+
+    With the digest of its `dictionary`, it is a mode of that one only.
+    """
 
     site: str
     mode: int
     label: int | None = None
+    dictionary: str | None = None
 
 
 def read_selection(file: str | Path) -> tuple[Selected, ...]:
@@ -57,7 +62,7 @@ def read_selection(file: str | Path) -> tuple[Selected, ...]:
         ):
             raise OptionError(
                 f"{place}: [[modes]]: expected site, a text, mode, a number, and no more than a "
-                f"label, its number; got {entry!r}"
+                f"label, its number, and dictionary, its digest; got {entry!r}"
             )
     return tuple(dict.fromkeys(Selected(**entry) for entry in entries))
 
@@ -71,8 +76,15 @@ def selection_toml(chosen: Iterable[Selected]) -> str:
 def with_label(modes: Modes, chosen: Selected) -> Selected:
     """Return a mode of a selection with its label.
 
-    Raises OptionError: there is no such mode; DataError: it goes with no label.
+    Raises OptionError: there is no such mode, or it is one of another dictionary; DataError: it
+    goes with no label.
     """
+    if chosen.dictionary not in (None, modes.dictionary):
+        raise OptionError(
+            f"selection: {modes.site.key}: modes were fitted again since mode {chosen.mode} was "
+            "chosen, and its number is now that of another; in the explorer explain the input "
+            "again, and choose again"
+        )
     row = modes.row(chosen.mode)
     if chosen.label is not None:
         return chosen
@@ -113,17 +125,21 @@ def _task(run: Run, modes: Modes, wanted: Sequence[Selected]) -> Task:
     made_from = run.made_from("control")
     place, task = folder.modes(key, name), f"{TABLE} {key}"
     before = folder.ledger.entries.get(record_name(task, name))
-    had: list[tuple[int, int]] = []
+    had = list[tuple[int, int]]()
     if before is not None and folder.ledger.is_done(before.task, before.made_from, [place]):
         same = {n: v for n, v in before.made_from.items() if n != "selected"} == made_from
         had = [(mode, label) for mode, label in before.made_from["selected"]] if same else []
     now = [(one.mode, int(one.label or 0)) for one in wanted]
+    if run.again:
+        had = [pair for pair in had if pair not in now]
     new = [pair for pair in dict.fromkeys(now) if pair not in had]
     made_from["selected"] = [list(pair) for pair in (*had, *new)]
-    return Task(task, made_from, partial(_curves, run, modes, new, bool(had)), [place], name)
+    return Task(task, made_from, partial(_curves, run, modes, new, had), [place], name)
 
 
-def _curves(run: Run, modes: Modes, new: Sequence[tuple[int, int]], more: bool) -> list[Path]:
+def _curves(
+    run: Run, modes: Modes, new: Sequence[tuple[int, int]], had: Sequence[tuple[int, int]]
+) -> list[Path]:
     """Measure the curves of modes with their labels, and put them behind those that are kept."""
     import pandas
 
@@ -132,8 +148,9 @@ def _curves(run: Run, modes: Modes, new: Sequence[tuple[int, int]], more: bool) 
     others = [one for one in every if not isinstance(one, OfModes)]
     rivals = [one for one in others if one.name in plan.rankings]
     rivals = rivals or [one for one in others if one.name in RANKINGS]
-    kept = folder.read_table(*names) if more else None
-    made = [] if kept is None else [kept]
+    kept = folder.read_table(*names) if had else None
+    pairs = [] if kept is None else zip(kept["of_mode"], kept["label"], strict=True)
+    made = [] if kept is None else [kept[[pair in had for pair in pairs]]]
     for (mode, label), edit, replacement in product(new, plan.edits, plan.replacements):
         options = CurveOptions(
             labels=[label], fractions=plan.fractions, edit=edit, replacement=replacement,
