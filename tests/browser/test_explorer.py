@@ -172,6 +172,50 @@ def test_a_control_curve_of_a_chosen_mode_is_drawn(browser: Any, tmp_path: Path)
             page.locator("#jobs li[data-state=cancelled]").wait_for()
 
 
+def test_curves_of_each_label_are_a_panel_with_a_key(page: Any, address: str) -> None:
+    def curve(label: str, ranking: str, end: float) -> dict[str, Any]:
+        values = {"fraction": [0.0, 1.0], "target_accuracy": [1.0, end], "off_accuracy": [1.0, end]}
+        return {"label": label, "ranking": ranking, "edit": "ablate", "replacement": "0"} | values
+
+    of_one = [("mode", 0.1), ("contribution_difference", 0.4), ("random", 0.8)]
+    found = [curve(label, *one) for label in ("two", "five") for one in of_one]
+    page.route("**/api/curves", lambda route: route.fulfill(json=found))
+    page.goto(address)
+    page.locator("#offered button").nth(5).click()
+    page.locator("#parts input[type=checkbox]").first.check()
+    page.locator("#curves figure").nth(1).wait_for()
+    for figure, label in zip(page.locator("#curves figure").all(), ("two", "five"), strict=True):
+        key = ["this mode", "contribution difference", "random", label, "all other labels"]
+        assert figure.locator("figcaption li").all_inner_texts() == key
+        lines = "e => [...e.querySelectorAll('path')].map(p => getComputedStyle(p).stroke)"
+        drawn = figure.locator("svg[role=img]").evaluate(lines)
+        shown = figure.locator("figcaption ul").evaluate(lines)
+        assert drawn[::2] == drawn[1::2] == shown[:3]
+        assert len(set(drawn)) == 3
+
+
+def test_a_fit_takes_the_choice_back(page: Any, address: str) -> None:
+    job = {"job": 1, "link": "fit", "words": "Modes", "seconds": 1.0, "said": [], "bars": []}
+    states = iter(["running", "done"])
+    page.route("**/api/jobs", lambda route: route.fulfill(json=[job | {"state": next(states)}]))
+    page.goto(address)
+    page.locator("#offered button").nth(5).click()
+    page.locator("#parts input[type=checkbox]").first.check()
+    page.locator("#said", has_text="Modes were fitted again; explain the input again").wait_for()
+    assert page.locator("#chosen li").count() == 0
+    assert page.locator("#parts input:checked").count() == 0
+    assert page.locator("#control-chosen").is_disabled()
+
+
+def test_views_of_a_notebook_take_their_own_answers(browser: Any, session: Session) -> None:
+    pytest.importorskip("anywidget", reason="anywidget is not installed")
+    widget = condec.show(session.run)
+    for page in watched(browser, own="blob:"):
+        page.set_content("<div id='el'></div>")
+        sent = page.evaluate(TWO_VIEWS, [widget._esm, {"html": widget.html, "css": widget.css}])
+        assert len(sent) == len(set(sent)) > 2
+
+
 def test_the_same_page_in_a_notebook(browser: Any, session: Session) -> None:
     pytest.importorskip("anywidget", reason="anywidget is not installed")
     widget = condec.show(session.run)
@@ -200,6 +244,15 @@ def test_the_same_page_in_a_notebook(browser: Any, session: Session) -> None:
         assert own.evaluate(color) != theirs.evaluate(color)
 
 
+TWO_VIEWS = """async ([esm, state]) => {
+    const sent = [];
+    const model = { get: (name) => state[name], on: () => {}, send: ({ id }) => sent.push(id) };
+    const module = await import(URL.createObjectURL(new Blob([esm], { type: "text/javascript" })));
+    for (const name of ["div", "p"])
+        await module.default.render({ model, el: document.createElement(name) });
+    return sent;
+}"""
+"""Two views of one widget; the numbers of the questions that they ask at once."""
 BRIDGE = """async ([esm, state]) => {
     const coded = (buffer) => btoa(String.fromCharCode(...new Uint8Array(buffer)));
     const plain = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;

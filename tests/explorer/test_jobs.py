@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
@@ -46,14 +47,19 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
 
 def test_a_job_says_what_it_does_and_how_far_it_is(jobs: Jobs) -> None:
     called = []
-    job = jobs.add("it", [SAYS, "{it.txt}", "0"], {"it.txt": "a file"}, lambda: called.append(1))
+    job = jobs.add(
+        "it", [SAYS, "{it.txt}", "0"], lambda: {"it.txt": "a file"}, lambda: called.append(1)
+    )
     until(lambda: job.state == "done")
     told = jobs.told()[0]
     assert (told["job"], told["words"], told["state"]) == (1, "it", "done")
+    assert told["link"] == SAYS  # the first word of its command
     assert told["said"] == ["hello from a file", "x" * 500]
     assert told["bars"] == [{"bar": "fits", "done": 2, "total": 2}]
     assert called == [1]
-    failed = jobs.add("it", [SAYS, "{it.txt}", "2"], {"it.txt": ""}, lambda: called.append(2))
+    failed = jobs.add(
+        "it", [SAYS, "{it.txt}", "2"], lambda: {"it.txt": ""}, lambda: called.append(2)
+    )
     until(lambda: failed.state == "failed")
     assert called == [1]
     assert not [*Path("/tmp").glob("condec-*/it.txt")]
@@ -120,3 +126,46 @@ def test_a_broken_start_is_told_and_the_queue_goes_on(
     first, second = jobs.add("a", ["broken"]), jobs.add("b", [""])
     until(lambda: second.state == "done")
     assert (first.state, [*first.said]) == ("failed", ["OSError: no processes left"])
+
+
+def test_the_end_waits_for_what_was_cancelled_before(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.3)
+    job = jobs.add("deaf", [DEAF])
+    until(lambda: job.said)
+    process = job.process
+    assert process is not None
+    jobs.cancel(job.number)
+    assert process.poll() is None
+    jobs.close()
+    assert process.poll() is not None
+
+
+def test_files_are_written_once_it_is_its_turn(jobs: Jobs) -> None:
+    turn = ["too early"]
+    first = jobs.add("first", [WAITS])
+    until(lambda: first.said)
+    job = jobs.add("it", [SAYS, "{it.txt}", "0"], lambda: {"it.txt": turn[0]})
+    turn[0] = "in time"
+    jobs.cancel(first.number)
+    until(lambda: job.state == "done")
+    assert job.said[0] == "hello from in time"
+
+
+def test_what_a_broken_start_says_is_written_under_the_lock(jobs: Jobs) -> None:
+    class Watched(deque[str]):
+        def append(self, line: str) -> None:
+            assert jobs._lock.locked()
+            super().append(line)
+
+    def broken() -> dict[str, str]:
+        job.said = Watched()
+        raise OptionError("no plan")
+
+    first = jobs.add("first", [WAITS])
+    until(lambda: first.said)
+    job = jobs.add("broken", [""], broken)
+    jobs.cancel(first.number)
+    until(lambda: job.state == "failed")
+    assert [*job.said] == ["OptionError: no plan"]

@@ -60,9 +60,8 @@ def test_messages_are_answered_as_questions_over_http(widget: Any, session: Sess
     assert page.startswith(b"PK")
     told, picture = asked(widget, "picture", {"id": "photo 7"})
     assert picture.startswith(b"\x89PNG")
-    told, toml = asked(
-        widget, "selection", {"modes": [[site["key"], int(session.modes[0].ids[0])]]}
-    )
+    one = [site["key"], int(session.modes[0].ids[0]), site["dictionary"]]
+    told, toml = asked(widget, "selection", {"modes": [one]})
     assert toml.startswith(b"[[modes]]")
     uploaded = asked(widget, "upload", {"text": False}, picture)
     assert uploaded["found"]["name"].startswith("upload.png")
@@ -96,3 +95,10 @@ def test_what_is_missing_is_said(session: Session, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     with pytest.raises(OptionError, match=r"expected a run\.toml or a folder with one"):
         condec.show(session.run.folder.path / "none")
+
+
+def test_a_failure_is_told_too(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "offered", lambda: 1 / 0)
+    told, _ = answered(session, {"id": 3, "name": "inputs", "given": {}}, [])
+    said = "explore: ZeroDivisionError: division by zero"
+    assert (told["id"], told["status"], told["found"]) == (3, 500, {"error": said})

@@ -260,13 +260,17 @@ def test_jobs_fit_measure_and_are_cancelled(tmp_path: Path) -> None:
     ask("turn", key=old["key"], site=old["sites"][0]["key"], factors={})  # as it was asked
     # A control curve of a mode that is chosen, as the command of its toml measures it.
     modes = session.modes[-1]
-    pair = [modes.site.key, int(modes.ids[0])]
+    pair = [modes.site.key, int(modes.ids[0]), modes.dictionary]
+    of_it = {"site": pair[0], "mode": pair[1], "dictionary": pair[2]}
+    older = [pair[0], pair[1], before[-1].dictionary]
+    answer = client.post("/api/start", json={"link": "control", "modes": [older]})
+    assert (answer.status_code, "fitted again" in answer.text) == (400, True)
     toml = ask("selection", modes=[pair])
     assert toml.startswith(f'[[modes]]\nsite = "{pair[0]}"\nmode = {pair[1]}\nlabel = ')
-    assert ask("curves", site=pair[0], mode=pair[1]) == []
+    assert ask("curves", **of_it) == []
     told = ended(ask("start", link="control", modes=[pair]))
     assert told["state"] == "done", told
-    curves = ask("curves", site=pair[0], mode=pair[1])
+    curves = ask("curves", **of_it)
     table = RunFolder(folder.path).read_table("mode_control", pair[0], "nmf")
     assert table is not None
     own = next(curve for curve in curves if curve["ranking"] == "mode")
@@ -297,14 +301,17 @@ def test_jobs_fit_measure_and_are_cancelled(tmp_path: Path) -> None:
     ("name", "given", "problem"),
     [
         ("start", {"link": "collect"}, "link: expected one of fit, control, report; got 'collect'"),
-        ("start", {"link": "fit", "learner": "best"}, "learner: expected one of"),
+        ("start", {"link": "fit", "learner": "best"}, "learner must be one of"),
+        ("start", {"link": "fit", "learner": "import:/etc/hostname"}, "learner must be one of"),
+        ("start", {"link": "fit", "learner": ["nmf"]}, "learner must be one of"),
+        ("start", {"link": "fit", "n_modes": "9" * 5000}, "n_modes: expected a number"),
         ("start", {"link": "fit", "n_modes": "many"}, "n_modes: expected a number"),
         ("start", {"link": "fit", "n_modes": "3; rm -r"}, "n_modes: expected a number"),
         ("start", {"link": "control", "modes": []}, "no mode is chosen"),
-        ("start", {"link": "control", "modes": [["nowhere", 1]]}, r"expected \[site, mode\] each"),
-        ("start", {"link": "control", "modes": [["block1", "x"]]}, r"expected \[site, mode\] each"),
-        ("selection", {"modes": [["block1", 99]]}, "no input uses a mode 99"),
-        ("selection", {"modes": [[["block1"], 9]]}, r"expected \[site, mode\] each"),
+        ("start", {"link": "control", "modes": [["nowhere", 1, ""]]}, r"expected \[site, mode"),
+        ("start", {"link": "control", "modes": [["block1", "x", ""]]}, "mode: expected a number"),
+        ("selection", {"modes": [["block1", 9, ""]]}, "modes were fitted again since mode 9"),
+        ("selection", {"modes": [[["block1"], 9, ""]]}, r"expected \[site, mode"),
         ("cancel", {"job": 7}, "job 7 has ended"),
         ("cancel", {"job": "7"}, "job: expected a number; got '7'"),
         ("weights", {"key": "a", "site": "b", "factors": {}}, "no longer kept"),
@@ -325,3 +332,21 @@ def test_what_changes_something_is_asked_by_post(client: TestClient) -> None:
         assert "is asked by POST" in answer.json()["error"]
     assert client.post("/api/start", json={"link": "fit"}).status_code == 403
     assert client.get("/api/jobs").json() == []
+
+
+def test_the_end_leaves_out_what_waits(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go, waiting = threading.Event(), threading.Event(), []
+
+    def run(own: Any, sockets: Any) -> None:
+        thread = own.config.app.state.work._thread
+        waiting.append(thread.submit(lambda: (began.set(), go.wait(10))))
+        waiting.append(thread.submit(print, "never"))
+        assert began.wait(10)
+        for one in sockets:
+            one.close()
+
+    monkeypatch.setattr(server.uvicorn.Server, "run", run)
+    monkeypatch.setattr(session.jobs, "close", lambda: None)
+    server.serve(session, "127.0.0.1", None, lambda _: None)
+    go.set()
+    assert waiting[1].cancelled()

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import tomllib
 import warnings
 import zipfile
 from dataclasses import replace
@@ -17,6 +18,7 @@ from PIL import Image
 import condec
 from condec.basis.errors import DataError, ModelError, OptionError, StoreError
 from condec.explorer import Session
+from condec.explorer.jobs import Job
 from condec.explorer.session import N_MODES
 from condec.modes import annotate
 from condec.run import Run, chain, config
@@ -189,6 +191,12 @@ def test_weights_do_what_sliders_do_or_are_refused(tmp_path: Path):
         said = opened.metadata()
     assert (said["site"], said["input"]) == ("head", "7")
     assert float(said["with sliders"]) == pytest.approx(wanted["target"], rel=1e-4)
+    # As it is of a model whose weights lie in another order, which safetensors does not take.
+    model.to(memory_format=torch.channels_last)
+    assert not all(value.is_contiguous() for value in model.state_dict().values())
+    again = safetensors.torch.load(session.weights(key, "head", {part: 0.0}))
+    assert again.keys() == made.state_dict().keys()
+    assert all(torch.equal(again[name], value) for name, value in made.state_dict().items())
     # Units of a convolution have another share at each place.
     parts = answer["sites"][0]["parts"]
     with pytest.raises(ModelError, match="they change a unit alike at all places and inputs"):
@@ -227,7 +235,13 @@ def test_an_upload_without_a_label_gets_the_predicted_one_where_the_target_needs
     assert answer["warnings"][0].startswith(said)
     assert answer["label"] == ""
     assert answer["target"] == pytest.approx(answer["outputs"][0][1])
+    with zipfile.ZipFile(io.BytesIO(session.page(answer["key"]))) as packed:
+        page = packed.read("index.html").decode()
+    assert "it came without a label: the predicted one is taken as its label" in page
+    assert f"its label is {session._label(label)}" in page
     own = session.explain("5")
+    with zipfile.ZipFile(io.BytesIO(session.page(own["key"]))) as packed:
+        assert "without a label" not in packed.read("index.html").decode()
     assert own["warnings"] == []
     assert own["label"] == session._label(5 % 3)
 
@@ -236,3 +250,65 @@ def test_thumbnails_are_kept(session, monkeypatch: pytest.MonkeyPatch):
     first = session.thumbnail("photo 11")
     monkeypatch.setattr(type(session.run.inputs), "picture", None)
     assert session.thumbnail("photo 11") is first
+
+
+def test_modes_of_another_dictionary_are_refused(session):
+    site = session.explain("photo 7")["sites"][0]
+    modes = next(modes for modes in session.modes if modes.site.key == site["key"])
+    assert site["dictionary"] == modes.dictionary != ""
+    one = [site["key"], int(modes.ids[0]), modes.dictionary]
+    assert f'dictionary = "{modes.dictionary}"' in session.selection([one])
+    assert session.curves(*one) == []
+    for ask in (session.selection, lambda some: session.start("control", {"modes": some})):
+        with pytest.raises(
+            OptionError, match=r"fitted again since mode .* explain the input again"
+        ):
+            ask([[*one[:2], "of another"]])
+        with pytest.raises(OptionError, match=r"expected \[site, mode, dictionary\] each"):
+            ask([one[:2]])
+    assert session.jobs.told() == []
+
+
+@pytest.mark.parametrize("mode", [float("nan"), float("inf"), 0.7, True, 1e300, "1", None])
+def test_what_is_no_number_of_a_mode_is_refused(session, mode):
+    modes = session.modes[0]
+    with pytest.raises(OptionError, match="selection: mode: expected a number; got"):
+        session.selection([[modes.site.key, mode, modes.dictionary]])
+
+
+def test_a_job_behind_a_fit_has_the_plan_of_that_fit(session, monkeypatch: pytest.MonkeyPatch):
+    given = []
+
+    def add(words, command, files, done):
+        given.append((files, done))
+        return Job(len(given), words, command, files, done)
+
+    monkeypatch.setattr(session.jobs, "add", add)
+    before = session.plan
+    monkeypatch.setattr(session, "plan", before)
+    session.start("fit", {"learner": "nmf", "n_modes": "2"})
+    session.start("report", {})
+    (fit, fitted), (report, made) = given
+    assert tomllib.loads(fit()["plan.toml"])["fit"]["learner"] == "nmf"
+    assert tomllib.loads(report()["plan.toml"])["fit"]["learner"] == "kmeans"
+    fitted()
+    made()
+    plan = tomllib.loads(report()["plan.toml"])
+    assert (plan["fit"]["learner"], plan["fit"]["n_modes"]) == ("nmf", 2)
+    assert session.run.plan is before  # until the next question
+
+
+def test_a_fit_that_cannot_be_taken_up_is_not_forgotten(session, monkeypatch: pytest.MonkeyPatch):
+    before, n_opened = session.run, []
+
+    def broken(run):
+        n_opened.append(1)
+        raise StoreError("damaged")
+
+    monkeypatch.setattr(session, "_open", broken)
+    monkeypatch.setattr(session, "plan", replace(session.plan))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="damaged"):
+            session.refresh()
+    assert len(n_opened) == 2
+    assert session.run is before

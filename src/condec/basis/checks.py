@@ -23,6 +23,14 @@ def at_least(owner: str, least: float | int, **values: float | int) -> None:
             raise OptionError(f"{owner}: {name} must be at least {least}{finite}; got {value}")
 
 
+def whole_number(owner: str, value: object) -> int:
+    """Return a whole number, as JSON may have it; OptionError where it is none, or not exact."""
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
+    if type(number) is not int or abs(number) >= 2**53:
+        raise OptionError(f"{owner}: expected a number; got {value!r}")
+    return number
+
+
 def ascending(
     owner: str, values: Sequence[float], what: str, *, low: float | int, high: float | int
 ) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ class Job:
     number: int
     words: str
     command: Sequence[str]
-    files: dict[str, str]
+    files: Callable[[], Mapping[str, str]]
     done: Callable[[], object]
     state: str = "waiting"
     began: float = 0.0
@@ -57,7 +57,8 @@ class Job:
         """Return what pages show of it."""
         now = time.monotonic() - self.began if self.state == "running" else self.seconds
         return {
-            "job": self.number, "words": self.words, "state": self.state, "seconds": round(now, 1),
+            "job": self.number, "link": self.command[0], "words": self.words,
+            "state": self.state, "seconds": round(now, 1),
             "said": list(self.said), "bars": list(self.bars.values()),
         }  # fmt: skip
 
@@ -73,19 +74,20 @@ class Jobs:
         self._closed = False
 
     def add(
-        self, words: str, command: Sequence[str], files: dict[str, str] | None = None,
+        self, words: str, command: Sequence[str], files: Callable[[], Mapping[str, str]] = dict,
         done: Callable[[], object] = lambda: None,
     ) -> Job:  # fmt: skip
-        """Put a command of condec in the queue; its words may name `files` as ``{name}``.
+        """Put a command of condec in the queue; its words may name files as ``{name}``.
 
-        `done` is called once it has succeeded. Raises BusyError: many wait already.
+        `files` gives their content once it is its turn, `done` is called once it has succeeded.
+        Raises BusyError: many wait already.
         """
         with self._lock:
             waiting = [job for job in self._jobs.values() if job.state == "waiting"]
             if len(waiting) >= MOST_WAITING or self._closed:
                 raise BusyError(f"explore: {len(waiting)} jobs wait already; ask again later")
             self._n_given += 1
-            job = Job(self._n_given, words, command, files or {}, done)
+            job = Job(self._n_given, words, command, files, done)
             self._jobs[job.number] = job
             ended = [n for n, j in self._jobs.items() if j.state not in ("waiting", "running")]
             for number in ended[: max(0, len(self._jobs) - _MOST_SHOWN)]:
@@ -111,16 +113,17 @@ class Jobs:
                 _end(job.process)
 
     def close(self) -> None:
-        """Cancel all jobs, take no more, and wait until the one that runs has ended."""
+        """Cancel all jobs, take no more, and wait until what runs, or was cancelled, has ended."""
         with self._lock:
             self._closed = True
             left = [job for job in self._jobs.values() if job.state in ("waiting", "running")]
         for job in left:
             with suppress(OptionError):
                 self.cancel(job.number)
-        for process in [job.process for job in left]:
-            if process is not None:
-                process.wait()
+        with self._lock:  # of one that was cancelled before, too: what kills it ends with us
+            processes = [job.process for job in self._jobs.values() if job.process is not None]
+        for process in processes:
+            process.wait()
 
     def _carry_out(self) -> None:
         while True:
@@ -133,14 +136,17 @@ class Jobs:
             try:
                 self._do(job)
             except Exception as error:  # noqa: BLE001  # the queue goes on, and the page says it
-                job.said.append(f"{type(error).__name__}: {error}")
+                with self._lock:
+                    job.said.append(f"{type(error).__name__}: {error}")
                 self._ended(job, "failed")
 
     def _do(self, job: Job) -> None:
         with TemporaryDirectory(prefix="condec-") as place:
-            for name, text in job.files.items():
-                (Path(place) / name).write_text(text, "utf-8")
-            named = {f"{{{name}}}": str(Path(place) / name) for name in job.files}
+            named = dict[str, str]()
+            for name, text in job.files().items():
+                file = Path(place) / name
+                file.write_text(text, "utf-8")
+                named[f"{{{name}}}"] = str(file)
             words = [named.get(word, word) for word in job.command]
             with self._lock:
                 if job.state == "running":  # not cancelled meanwhile

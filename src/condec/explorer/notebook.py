@@ -83,6 +83,9 @@ def answered(
     except (TypeError, ValueError, IndexError) as error:
         said = f"explore: not a question of this page: {error}"
         return told | {"status": 400, "found": {"error": said}}, []
+    except Exception as error:  # noqa: BLE001  # a page that hears nothing waits for ever
+        said = f"explore: {type(error).__name__}: {error}"
+        return told | {"status": 500, "found": {"error": said}}, []
     if isinstance(found, File):
         return told | {"file": found.kind}, [found.content]
     return told | {"found": found}, []

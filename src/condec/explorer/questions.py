@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from condec.basis.checks import whole_number
 from condec.basis.errors import OptionError
 from condec.explorer.session import Session
 
@@ -53,7 +54,9 @@ NOTED: Final[Mapping[str, Callable[[Session, Given], Any]]] = {
     "selection": lambda session, given: File(
         session.selection(given.get("modes")).encode(), "application/toml", "selection.toml"
     ),
-    "curves": lambda session, given: session.curves(_text(given, "site"), _number(given, "mode")),
+    "curves": lambda session, given: session.curves(
+        _text(given, "site"), _number(given, "mode"), _text(given, "dictionary")
+    ),
 }
 
 
@@ -75,10 +78,7 @@ def _text(given: Given, name: str) -> str:
 
 
 def _number(given: Given, name: str) -> int:
-    value = given.get(name)
-    if type(value) is not float or not value.is_integer():  # as numbers of JSON are read here
-        raise OptionError(f"explore: {name}: expected a number; got {value!r}")
-    return int(value)
+    return whole_number(f"explore: {name}", given.get(name))
 
 
 def _factors(given: Given) -> dict[str, float]:

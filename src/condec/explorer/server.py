@@ -64,6 +64,10 @@ class _Work:
         self._thread = ThreadPoolExecutor(1, "condec-explorer")
         self._n_waiting = 0
 
+    def close(self) -> None:
+        """Leave out what waits; what is computed ends by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     async def do(self, receive: Receive, function: Callable[[], Any]) -> Any:
         """Return what a function returns, once it is its turn; None where the caller has left."""
         if self._n_waiting >= MOST_WAITING:
@@ -159,7 +163,7 @@ class _Answers:
     """The routes: each reads a request, asks the session, and says what came."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self._work = session, _Work()
+        self.session, self.work = session, _Work()
         pages = environment(_HERE / "templates")
         self._page = pages.get_template("explorer.html.jinja")
 
@@ -188,7 +192,7 @@ class _Answers:
             raise OptionError(f"explore: {name!r} is asked by POST")
         question = partial(answer, self.session, name, given)
         if name in COMPUTED:
-            found = await self._work.do(request.receive, question)
+            found = await self.work.do(request.receive, question)
             if found is None:
                 return _said(_GONE, "the caller has left")
         else:
@@ -215,9 +219,11 @@ def app_of(session: Session, *, hosts: tuple[str, ...] = _HOME, token: str = "")
         Mount("/report", StaticFiles(directory=report, check_dir=False)),
     ]
     guard = Middleware(_Guard, hosts=hosts, token=token)
-    return Starlette(
+    app = Starlette(
         routes=routes, middleware=[guard], exception_handlers={CondecError: _wrong, 500: _failed}
     )
+    app.state.work = answers.work
+    return app
 
 
 def _wrong(_: Request, error: Exception) -> Response:
@@ -273,6 +279,7 @@ def serve(session: Session, host: str, port: int | None, say: Callable[[str], No
     try:
         uvicorn.Server(config).run(sockets=[bound])
     finally:
+        app.state.work.close()
         session.jobs.close()
 
 

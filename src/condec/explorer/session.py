@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from condec.attribution import prepare_inputs
+from condec.basis.checks import one_of, whole_number
 from condec.basis.errors import DataError, ModelError, OptionError
 from condec.dictionary import TrainConfig
+from condec.dictionary.base import saved_digest
 from condec.edits import baked
 from condec.explanation import Explanation, keep
 from condec.explanation.one_input import explainer
@@ -54,6 +56,7 @@ _MOST_KEPT: Final = 8
 _N_PICTURES: Final = 500
 _NEAR: Final = 0.1
 """Of what sliders change in the target, as much as weights may do otherwise."""
+_TAKEN: Final = "it came without a label: the predicted one is taken as its label"
 _LINKS: Final = {"fit": "Modes", "control": "Control curves", "report": "The report"}
 
 
@@ -64,6 +67,7 @@ class _Asked:
     one: OneInput
     found: Explanation
     picture: Tensor | None
+    why: str
     turnings: dict[str, Turning] = field(default_factory=dict)
 
 
@@ -82,7 +86,7 @@ class Session:
             lambda row: _png(self.run.inputs.picture(row), most=160)
         )
         self._kept: OrderedDict[str, _Asked] = OrderedDict()
-        self._next: Plan | None = None
+        self.plan = run.plan  # with what jobs have fitted, taken up by the next question
         self._open(run)
 
     def _open(self, run: Run) -> None:
@@ -94,8 +98,8 @@ class Session:
 
     def refresh(self) -> None:
         """Take up the modes that a job has fitted."""
-        plan, self._next = self._next, None
-        if plan is not None:
+        plan = self.plan
+        if plan is not self.run.plan:
             run = replace(self.run, plan=plan)
             # What no fit changes is not loaded again: cached properties.
             run.__dict__.update({n: v for n, v in self.run.__dict__.items() if n in _LOADED})
@@ -162,7 +166,8 @@ class Session:
         """Return the page of an input that was asked for, whole and by itself, as a zip."""
         asked = self._asked(key)
         one, of = asked.one, self.run.store.recipe["target"]
-        made = keep(asked.found, one.name, of, label=one.label, picture=asked.picture)
+        own, why = asked.picture, asked.why
+        made = keep(asked.found, one.name, of, label=one.label, picture=own, why=why)
         content = io.BytesIO()
         with TemporaryDirectory(prefix="condec-") as place:
             page = build_input_page(made, Path(place) / "page", self._names).parent
@@ -197,29 +202,36 @@ class Session:
             "input": asked.one.name, "target": f"{before:.6g}", "with sliders": f"{wanted:.6g}",
             "with these weights": f"{got:.6g}",
         }  # fmt: skip
-        tensors = {name: value.clone() for name, value in made.state_dict().items()}
+        usual = torch.contiguous_format  # and memory of its own: safetensors takes no other
+        tensors = {n: value.clone(memory_format=usual) for n, value in made.state_dict().items()}
         return safetensors.torch.save(tensors, said)
 
     def selection(self, chosen: object) -> str:
-        """Return a toml of chosen modes, [site, mode] each, with the labels they go with."""
+        """Return a toml of chosen modes, [site, mode, dictionary] each, with their labels."""
         return selection_toml(self._chosen(chosen))
 
     def _chosen(self, chosen: object) -> list[Selected]:
         by_site, found = {modes.site.key: modes for modes in self.modes}, []
-        for pair in chosen if isinstance(chosen, list) else ():
-            match pair:
-                case [str() as site, float() | int() as mode] if site in by_site:
-                    found.append(with_label(by_site[site], Selected(site, int(mode))))
+        for one in chosen if isinstance(chosen, list) else ():
+            match one:
+                case [str() as site, mode, str() as dictionary] if site in by_site:
+                    mode = whole_number("selection: mode", mode)
+                    wanted = Selected(site, mode, dictionary=dictionary)
+                    found.append(with_label(by_site[site], wanted))
                 case _:
-                    raise OptionError(f"selection: expected [site, mode] each; got {pair!r}")
+                    expected = "expected [site, mode, dictionary] each"
+                    raise OptionError(f"selection: {expected}; got {one!r}")
         if not found:
             raise OptionError("selection: no mode is chosen")
         return found
 
-    def curves(self, site: str, mode: int) -> list[dict[str, Any]]:
-        """List the control curves that were measured for a mode: one a ranking and edit."""
-        folder = RunFolder(self.run.folder.path)  # as jobs have left it
-        table = folder.read_table(TABLE, site, self.run.plan.fit.name)
+    def curves(self, site: str, mode: int, dictionary: str) -> list[dict[str, Any]]:
+        """List the curves that were measured for a mode of a dictionary that still lies there."""
+        folder, name = RunFolder(self.run.folder.path), self.run.plan.fit.name  # as jobs left it
+        there = site in {modes.site.key for modes in self.modes}
+        if not there or saved_digest(folder.modes(site, name)) != dictionary:
+            return []
+        table = folder.read_table(TABLE, site, name)
         if table is None:
             return []
         columns = ["fraction", "target_accuracy", "off_accuracy", "target_low", "target_high"]
@@ -236,29 +248,27 @@ class Session:
         """Put a link of the chain into the queue, and say what it is.
 
         A fit takes a `learner` and its `n_modes`, as run.toml says them, if these are given;
-        control curves take chosen `modes`, [site, mode] each.
+        control curves take chosen `modes`, [site, mode, dictionary] each. What was fitted while
+        they wait is in their plan.
         """
         if link not in _LINKS:
             raise OptionError(f"explore: link: expected one of {', '.join(_LINKS)}; got {link!r}")
-        plan, words = self._next or self.run.plan, _LINKS[link]
-        files, command = {}, [link, "{plan.toml}"]
-        done: Callable[[], object] = lambda: None  # noqa: E731
-        if link == "fit":
-            plan = _refitted(plan, given)
+        words, files, command = _LINKS[link], dict[str, str](), [link, "{plan.toml}"]
+        if plan := _refitted(self.plan, given) if link == "fit" else None:
             words += f": {plan.fit.name}, {config.sections(plan)['fit']['n_modes']} at each site"
-            done = partial(self._fitted, plan)
         elif link == "control" and "modes" in given:
             chosen = self._chosen(given["modes"])
             words += f" of {', '.join(f'{one.site} mode {one.mode}' for one in chosen)}"
             files["selection.toml"] = selection_toml(chosen)
             command += ["--selection", "{selection.toml}"]
-        here = plan.base.absolute()
-        record = config.to_dict(plan, folder=here) | {"base": str(here)}
-        files["plan.toml"] = tomli_w.dumps(record | {"out": str(plan.out.absolute())})
-        return self.jobs.add(words, command, files, done).told()
 
-    def _fitted(self, plan: Plan) -> None:
-        self._next = plan
+        def begun() -> dict[str, str]:
+            return {**files, "plan.toml": _toml(plan or self.plan)}
+
+        def done() -> None:
+            self.plan = plan or self.plan
+
+        return self.jobs.add(words, command, begun, done).told()
 
     def _turning(self, asked: _Asked, site: str) -> Turning:
         if site not in asked.turnings:
@@ -274,10 +284,11 @@ class Session:
     def _answer(self, one: OneInput) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
-            found = replace(one, label=self._label_of(one)).explained(self._explain_as(one))
+            asked = replace(one, label=self._label_of(one))
+            found = asked.explained(self._explain_as(one))
         picture = one.picture
         key = secrets.token_urlsafe(9)
-        self._kept[key] = _Asked(one, found, picture)
+        self._kept[key] = _Asked(asked, found, picture, "" if asked.label == one.label else _TAKEN)
         while len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
         ground = found.ground(picture)
@@ -350,7 +361,10 @@ class Session:
                 "beside": float(values.reshape(-1)[:beside].sum()),
             })  # fmt: skip
         misses = at.misses if at.misses == at.misses else None
-        return {"key": at.site.key, "cut": at.cut, "misses": misses, "parts": parts}
+        return {
+            "key": at.site.key, "cut": at.cut, "misses": misses, "parts": parts,
+            "dictionary": at.shares[0].modes.dictionary,
+        }  # fmt: skip
 
     def _called(self, part: Part) -> str:
         """Return the name that people gave to a mode; empty without one."""
@@ -389,12 +403,21 @@ def _refitted(plan: Plan, given: Mapping[str, Any]) -> Plan:
     record = config.to_dict(plan, folder=plan.base)
     fit, learner = record["fit"], given.get("learner") or plan.fit.name
     if learner != plan.fit.name:
+        one_of("explore", "learner", learner, [*LEARNERS])  # import:PATH would open any file
         kept = {one.name for kind in (FitPlan, TrainConfig) for one in dataclasses.fields(kind)}
         fit = {name: value for name, value in fit.items() if name in kept}
     if number := given.get("n_modes"):
-        fit["n_modes"] = int(number) if str(number).isdecimal() else number
+        text = str(number)
+        fit["n_modes"] = int(text) if text.isdecimal() and len(text) < 16 else number
     made = config.from_dict({**record, "fit": {**fit, "learner": learner}}, folder=plan.base)
     return replace(made, of_folder=plan.of_folder)
+
+
+def _toml(plan: Plan) -> str:
+    """Write a plan as a run.toml that means the same in any folder."""
+    here = plan.base.absolute()
+    record = config.to_dict(plan, folder=here)
+    return tomli_w.dumps(record | {"base": str(here), "out": str(plan.out.absolute())})
 
 
 def _numbers(values: Any) -> list[float | None]:

@@ -25,6 +25,13 @@ function drawn(tag, attributes, ...children) {
   return made;
 }
 
+// A piece of a line as panels draw it, and what it stands for.
+function sample(style, words) {
+  const line = drawn("svg", { viewBox: "0 0 26 8", class: "sample", "aria-hidden": "true" });
+  line.append(drawn("path", { d: "M0 4H26", class: style }));
+  return make("li", {}, line, words);
+}
+
 const WIDE = 320, HIGH = 180, LEFT = 34, BOTTOM = 30;
 
 function panel(curves) {
@@ -41,19 +48,22 @@ function panel(curves) {
     svg.append(drawn("text", { x: LEFT - 5, y: y(value) + 4, class: "end" }, String(value)));
   }
   for (const value of [0, 0.5, 1]) svg.append(drawn("text", { x: x(value), y: HIGH - 14, class: "mid" }, `${100 * value} %`));
+  const others = curves.filter((curve) => curve !== own && !curve.ranking.startsWith("random"));
+  const styleOf = (curve) => curve === own ? "own" : others.includes(curve) ? `rival rival${others.indexOf(curve) % 4}` : "random";
   for (const curve of curves) {
-    const mine = curve === own ? "own" : curve.ranking.startsWith("random") ? "random" : "rival";
+    const mine = styleOf(curve);
     for (const [name, kind] of [["target_accuracy", "target"], ["off_accuracy", "off"]]) {
       const line = drawn("path", { d: path(curve, name), class: `${mine} ${kind}` });
       line.append(drawn("title", {}, `${curve.ranking}: ${kind === "target" ? own.label : "all other labels"}`));
       svg.append(line);
     }
   }
-  const rivals = curves.filter((curve) => curve !== own).map((curve) => curve.ranking.replaceAll("_", " "));
+  const nameOf = (curve) => curve === own ? "this mode" : curve.ranking.replaceAll("_", " ");
+  const key = make("ul", { className: "key-of-lines" }, ...curves.map((curve) => sample(`${styleOf(curve)} target`, nameOf(curve))),
+    sample("target", own.label), sample("off", "all other labels"));
   const caption = make("figcaption", { className: "note" },
     make("b", { textContent: `${own.site} mode ${own.mode}, ${own.edit} (${own.replacement})` }),
-    ` Solid: accuracy on ${own.label}, dashed: on all others, relative to the network as it is, over the share of units.`,
-    ` Blue: this mode's units first; grey: ${rivals.join(", ")}.`);
+    " Accuracy, relative to the network as it is, over the share of units edited: those that come first by", key);
   return make("figure", {}, svg, caption);
 }
 
@@ -173,18 +183,18 @@ export function mount(root, send, pictureOf) {
     showCode();
   }
 
-  // --- modes that are chosen: by site and number, whatever the input -----------------------------
+  // --- modes that are chosen: by site, number and dictionary, whatever the input --------------
 
   const numberOf = (name) => { const found = /^mode (\d+)$/.exec(name); return found ? Number(found[1]) : null; };
 
   function chooser(part) {
-    const mode = numberOf(part.name), site = state.found.sites[state.site].key;
+    const mode = numberOf(part.name), { key: site, dictionary } = state.found.sites[state.site];
     if (mode === null) return "";
-    const key = JSON.stringify([site, mode]);
+    const pair = [site, mode, dictionary], key = JSON.stringify(pair);
     const box = make("input", { type: "checkbox", checked: state.chosen.has(key), title: "choose this mode" });
     box.setAttribute("aria-label", `choose ${part.name} of ${site}`);
     box.addEventListener("change", () => {
-      if (box.checked) state.chosen.set(key, [site, mode]); else state.chosen.delete(key);
+      if (box.checked) state.chosen.set(key, pair); else state.chosen.delete(key);
       showChosen();
     });
     return box;
@@ -192,10 +202,11 @@ export function mount(root, send, pictureOf) {
 
   function showChosen() {
     const chosen = [...state.chosen.values()];
-    at("chosen").replaceChildren(...chosen.map(([site, mode]) => {
+    at("chosen").replaceChildren(...chosen.map((pair) => {
+      const [site, mode] = pair;
       const button = make("button", { type: "button", textContent: `${site} mode ${mode} \u00d7`, title: "leave it out" });
       button.addEventListener("click", () => {
-        state.chosen.delete(JSON.stringify([site, mode]));
+        state.chosen.delete(JSON.stringify(pair));
         showChosen();
         if (state.found) showParts();
       });
@@ -211,13 +222,13 @@ export function mount(root, send, pictureOf) {
 
   async function showCurves() {
     const chosen = [...state.chosen.values()];
-    const found = await Promise.all(chosen.map(async ([site, mode]) => (
-      (await ask("curves", { site, mode }).then((a) => a.json()).catch(() => []))
+    const found = await Promise.all(chosen.map(async ([site, mode, dictionary]) => (
+      (await ask("curves", { site, mode, dictionary }).then((a) => a.json()).catch(() => []))
         .map((curve) => ({ ...curve, site, mode }))
     )));
     const panels = new Map();
     for (const curve of found.flat()) {
-      const key = [curve.site, curve.mode, curve.edit, curve.replacement].join("\u0000");
+      const key = [curve.site, curve.mode, curve.label, curve.edit, curve.replacement].join("\u0000");
       panels.set(key, [...(panels.get(key) || []), curve]);
     }
     at("curves").replaceChildren(...[...panels.values()].map(panel));
@@ -237,10 +248,22 @@ export function mount(root, send, pictureOf) {
       at("jobs").replaceChildren(...jobs.map(job));
       const ended = jobs.filter((one) => one.state === "done" && stateOf.get(one.job) && stateOf.get(one.job) !== "done");
       stateOf = new Map(jobs.map((one) => [one.job, one.state]));
-      if (ended.length) showCurves();
+      if (ended.some((one) => one.link === "fit")) forget();
+      else if (ended.length) showCurves();
     }
     const busy = !jobs || jobs.some((one) => one.state === "waiting" || one.state === "running");
     if (busy) polled = setTimeout(showJobs, 1000);
+  }
+
+  // Modes that were fitted again are others, under the same numbers.
+  function forget() {
+    state.chosen.clear();
+    showChosen();
+    if (!state.found) return;
+    state.factors = {};
+    showParts();
+    showOutputs(state.found);
+    say("Modes were fitted again; explain the input again to see and choose the new ones.");
   }
 
   function job(one) {

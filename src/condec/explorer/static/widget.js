@@ -2,19 +2,22 @@
 
 function sender(model) {
   const open = new Map();
+  // Answers reach every view of the widget: each knows its own. crypto.randomUUID is there in secure contexts only.
+  const view = crypto.getRandomValues(new Uint32Array(3)).join("-");
   let number = 0;
   model.on("msg:custom", (answer, buffers) => {
     const told = open.get(answer.id);
+    if (!told) return;
     open.delete(answer.id);
     const content = answer.file ? new Blob([buffers[0]], { type: answer.file }) : JSON.stringify(answer.found);
-    if (told) told(new Response(content, { status: answer.status }));
+    told(new Response(content, { status: answer.status }));
   });
   return async (name, body, type = "application/json", signal = null) => {
     const file = type === "application/json" ? null : body;
     const content = file === null ? [] : [typeof file === "string" ? new TextEncoder().encode(file).buffer : await file.arrayBuffer()];
     const given = file === null ? body || {} : { text: type === "text/plain" };
     number += 1;
-    const id = number;
+    const id = `${view} ${number}`;
     return new Promise((told, fail) => {
       open.set(id, told);
       if (signal) signal.addEventListener("abort", () => { open.delete(id); fail(signal.reason); });
