@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,79 @@ def test_names_that_the_run_has_are_on_the_pages(browser, tmp_path):
         page.goto(report.as_uri())
         page.locator("#names a", has_text="a violin").click()
         page.locator("#mode h1", has_text=f"Mode {int(modes.ids[1])} a violin").wait_for()
+        page.goto(at(report, "mode.html", f"block1/sae/{int(modes.ids[0])}"))
+        page.locator(".naming summary").click()
+        page.locator(".say [name=name]").fill("mine")
+        page.locator(".say [name=name]").blur()
+        page.locator(".say [role=status]", has_text="Kept in this browser").wait_for()
+        annotate(folder, modes, 1, name="a viola")
+        build_report(folder)  # what was written in the browser hides nothing of it
+        page.goto(report.as_uri())
+        page.locator("#names a", has_text="a viola").wait_for()
+        assert page.locator("#names a").all_inner_texts() == ["a viola", "mine"]
+
+
+def changed(file: Path, change: Callable[[Any], object]) -> None:
+    """Change a file of data of a report."""
+    head, text, *rest = file.read_text().splitlines()
+    value = json.loads(text)
+    change(value)
+    file.write_text("\n".join([head, json.dumps(value), *rest, ""]))
+
+
+def test_a_mode_says_what_its_numbers_are_of(browser, report, tmp_path):
+    own = shutil.copytree(report.parent, tmp_path / "report")
+    data = own / "data" / "block2%3Ainput" / "kmeans"
+    modes = json.loads((data / "modes.js").read_text().splitlines()[1])
+    drawn = []
+
+    def as_of_a_large_picture(records: list[Any]) -> None:
+        for number, one in zip(modes["columns"]["id"], records, strict=True):
+            one[10] = [2, ["block2%3Ainput/kmeans", number, 0.5]]
+            if one[11]:
+                drawn.append(number)
+                one[11] |= {"places": False, "signs": False, "target": "the logit of an owl"}
+                one[11]["loadings"][-1] = 9.87
+
+    changed(data / "0.js", as_of_a_large_picture)
+    changed(data / "modes.js", lambda table: table.update(n_units=table["units"] // 2))
+    changed(own / "data" / "labels" / "0.js", lambda of: of["0"].update(kinds="they are odd"))
+    for page in watched(browser):
+        page.goto(at(own / "index.html", "mode.html", f"{PLACE}/{drawn[0]}"))
+        page.locator("#mode h1", has_text=f"Mode {drawn[0]}").wait_for()
+        units = page.locator(".units b").all_inner_texts()
+        half = modes["units"] // 2
+        wanted = {f"{n} ({sign} part)" for n in range(half) for sign in ("positive", "negative")}
+        assert set(units) == wanted
+        stems = page.locator(".atom title").all_text_contents()
+        assert {text.removeprefix("unit ").split(":")[0] for text in stems} == wanted
+        legend = page.locator(".legend").inner_text()
+        assert "through which its strongest units move the logit of an owl" in legend
+        assert "adds" not in legend
+        assert "9.87" in page.locator(".tiles .head").inner_text()
+        flow = page.locator(".kind", has=page.locator("h3", has_text="By flow")).inner_text()
+        assert "over the 2 explained inputs among whose strongest modes it is" in flow
+        page.goto(at(own / "index.html", "label.html", "0"))
+        page.locator("#label .note", has_text="None: they are odd.").wait_for()
+
+
+def test_a_mode_that_comes_late_is_not_drawn(page, report):
+    number = mode_of(page, report)
+    here, text = page.url, (report.parent / "data" / "block1" / "sae" / "modes.js").read_text()
+    other = json.loads(text.splitlines()[1])["columns"]["id"][0]
+    page.evaluate("""() => {
+        const own = load, gate = new Promise((go) => { window.go = go; });
+        load = (name) => name.startsWith("block1/") ? gate.then(() => own(name)) : own(name);
+    }""")
+    page.evaluate("(hash) => { location.hash = hash; }", f"block1/sae/{other}")
+    page.wait_for_timeout(50)
+    page.evaluate("(hash) => { location.hash = hash; }", here.partition("#")[2])
+    page.evaluate("window.go()")
+    page.wait_for_timeout(300)
+    assert page.locator("#mode h1").inner_text().startswith(f"Mode {number}")
+    assert "block2:input" in page.locator("#mode .eyebrow").inner_text()
+    page.evaluate("(hash) => { location.hash = hash; }", f"block1/sae/{other}")
+    page.locator("#mode .eyebrow", has_text="block1").wait_for()
 
 
 def test_names_stay_text(page, report):

@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn", reason="the explorer is not installed")
 import uvicorn
 
 from condec.explorer import Session, server
-from condec.modes import annotations
+from condec.modes import annotate, annotations
 from condec.report import build_report, figures
 from explored import explored_run
 
@@ -33,6 +33,13 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 def _plain(figure: Any, path: Path) -> Path:
     path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     return path
+
+
+def _without_room(route: Any) -> None:
+    if route.request.method == "GET":
+        route.continue_()
+    else:
+        route.fulfill(status=400, json={"error": "no room"})
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +77,29 @@ def test_names_go_into_the_run(browser: Any, address: str, session: Session) -> 
         page.locator(".say [name=name]").blur()
         page.locator(".say [role=status]", has_text="Kept in the run.").wait_for()
         assert annotations(session.run.folder.path, modes) == {}
+
+
+def test_what_others_wrote_meanwhile_stays(browser: Any, address: str, session: Session) -> None:
+    modes, folder = session.modes[0], session.run.folder.path
+    for page in watched(browser, own=address):
+        page.goto(f"{address}report/index.html")
+        page.locator(".network .mode a").first.click()
+        page.locator("#mode h1", has_text="Mode").wait_for()
+        number = int(page.locator("#mode h1").inner_text().split()[1])
+        own = modes.ids.tolist().index(number)
+        other = (own + 1) % len(modes)
+        annotate(folder, modes, other, name="by another")
+        page.locator(".naming summary").click()
+        page.locator(".say [name=name]").fill("mine")
+        page.locator(".say [name=name]").blur()
+        page.locator(".say [role=status]", has_text="Kept in the run.").wait_for()
+        found = {row: one.name for row, one in annotations(folder, modes).items()}
+        assert found == {own: "mine", other: "by another"}
+        page.route("**/api/annotations", _without_room)
+        page.locator(".say [name=name]").fill("lost")
+        page.locator(".say [name=name]").blur()
+        page.locator(".say [role=status]", has_text="Not kept: no room").wait_for()
+        said = page.evaluate("Object.values(names.sites).flat().map((one) => one.name)")
+        assert sorted(said) == ["by another", "mine"]
+        page.unroute("**/api/annotations")
+    (folder / "names.json").unlink()

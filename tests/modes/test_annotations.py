@@ -88,6 +88,10 @@ def test_names_go_from_run_to_run(modes: Modes, tmp_path: Path) -> None:
         ({"block": [{"atom": {"1": float("nan")}}]}, "an atom is finite"),
         ({"block": [{"atom": {"one": 1.0}}]}, "invalid literal"),
         ([], "no attribute 'items'"),
+        ({"block": [{"atom": {}, "dictionary": ["q"]}]}, "dictionary is text"),
+        ({"block": [{"atom": {}, "mode": 1.5}]}, "mode is a whole number"),
+        ({"block": [{"atom": {}, "mode": float("nan")}]}, "mode is a whole number"),
+        ({"block": [{"atom": {}, "size": 1, "colour": 2}]}, "an entry has no colour, size"),
     ],
 )
 def test_what_is_no_export_is_refused(tmp_path: Path, record: object, problem: str) -> None:

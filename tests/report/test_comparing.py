@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from condec.basis.errors import OptionError
-from condec.report import build_comparison, build_report, figures
+from condec.basis import locks
+from condec.basis.errors import OptionError, StoreError
+from condec.report import build_comparison, build_report, comparing, figures
+from condec.report.tables import mode_rows
 from condec.run.compare import compare_modes, modes_in_words
 from small_runs import small_run
 
@@ -40,6 +42,19 @@ def test_rows_are_those_of_the_table(runs, tmp_path, monkeypatch) -> None:
     assert anchor.endswith(f"/{number}")
     assert {one[3] for one in found["second"] if one} == {""}  # it has no report
     assert build_comparison(*runs, table, said, tmp_path / "both") == page  # in its place
+    monkeypatch.setattr(locks, "SECONDS", 0.0)
+    busy = []
+
+    def rows_of(*given):
+        for folder in runs:
+            with pytest.raises(StoreError, match=": in use by"), locks.held(folder):
+                pytest.fail("another process may write while the page is made")
+            busy.append(folder)
+        return mode_rows(*given)
+
+    monkeypatch.setattr(comparing, "mode_rows", rows_of)
+    assert build_comparison(*runs, table, said, tmp_path / "both") == page
+    assert busy
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(OptionError, match="holds other things than a comparison"):
         build_comparison(*runs, table, said, tmp_path)

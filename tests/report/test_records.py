@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from condec.basis.errors import DataError
 from condec.modes import Modes, annotate
 from condec.report import build_report, figures, size_in_words
 from condec.report.numbers import atom_of, lower
 from condec.report.reading import read_run
 from condec.report.sheets import Sheets
+from condec.report.words import target_words
 from condec.store import RunFolder, Store
+from small_runs import record as note_files
 from small_runs import small_run
 
 KEY = "block2%3Ainput/kmeans"
@@ -119,6 +123,40 @@ def test_labels_have_their_modes(report: Path, modes: Modes) -> None:
         mine = [one for one in found["modes"] if keys[one[0]] == KEY]
         assert mine[0][1] == int(modes.ids[train[:, label].argmax()])
         assert {site for site, *_ in found["control"]} == {"block1", "block2:input"}
+
+
+def test_maps_say_what_they_are_of(report: Path) -> None:
+    maps = read_run(report.parent).sites[1].parts[0].maps
+    ids = loaded(report, f"{KEY}/modes")["columns"]["id"]
+    every = dict(zip(ids, loaded(report, f"{KEY}/0"), strict=True))
+    for place, number in enumerate(maps.mode_ids.tolist()):
+        said = every[number][11]
+        wanted = maps.loadings[place, : len(said["rows"])].tolist()
+        assert said["loadings"] == pytest.approx(wanted, rel=1e-3)
+        assert said["target"] == target_words(maps.target)
+        assert (said["signs"], said["places"]) == (True, True)  # 8 pixels a side
+
+
+def test_kinds_are_of_the_last_dictionary_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
+    folder = small_run(tmp_path / "run", links=("fit",))
+    place = RunFolder(folder)
+    files = place.modes("block2:input", "kmeans")
+    found = Modes.load(files, Store.open(place.store))
+    none = {"atoms": found.atoms[:0], "loadings": found.loadings[:, :0], "ids": found.ids[:0]}
+    replace(found, **none).save(files)
+    note_files(folder)
+    kinds = loaded(build_report(folder).parent, "labels/0")["0"]["kinds"]
+    assert kinds[0] == "block1/sae"
+
+    def refuse(modes: Modes, label: int) -> None:
+        raise DataError(f"prototypes: label {label} is odd")
+
+    monkeypatch.setattr("condec.report.records.prototypes", refuse)
+    kinds = loaded(build_report(folder).parent, "labels/0")["1"]["kinds"]
+    assert kinds == "prototypes: label 1 is odd"
 
 
 def test_inputs_are_listed_once_with_their_pictures(report: Path, modes: Modes) -> None:

@@ -159,4 +159,10 @@ def _checked(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
             words = [entry.get(name, "") for name in _WORDS]
             if not all(isinstance(one, str) and len(one) <= _LONGEST for one in words):
                 raise ValueError(f"{site}: names are text, up to {_LONGEST:,} characters")
+            if others := sorted(map(str, entry.keys() - {*_WORDS, "atom", "mode", "dictionary"})):
+                raise ValueError(f"{site}: an entry has no {', '.join(others)}")
+            if type(entry.get("mode", 0)) is not int or not isinstance(
+                entry.get("dictionary", ""), str
+            ):
+                raise ValueError(f"{site}: mode is a whole number, dictionary is text")
     return {site: list(entries) for site, entries in found.items()}

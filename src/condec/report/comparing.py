@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,6 @@ def build_comparison(
     """
     final = user_path(out).absolute()
     refuse_others(final, "a comparison", "index.html", "assets", "data")
-    runs = []
-    for folder in (first, second):
-        with held(user_path(folder), shared=True):
-            runs.append(read_run(user_path(folder)))
 
     def write(fresh: Path) -> None:
         shutil.copytree(HERE / "static", fresh / "assets")
@@ -64,7 +61,11 @@ def build_comparison(
         )  # fmt: skip
         (fresh / "index.html").write_text(text, encoding="utf-8")
 
-    replace_whole(final, write)
+    with ExitStack() as locks:  # tables and maps are read as the page is written
+        for folder in (first, second):
+            locks.enter_context(held(user_path(folder), shared=True))
+        runs = [read_run(user_path(folder)) for folder in (first, second)]
+        replace_whole(final, write)
     return final / "index.html"
 
 

@@ -239,25 +239,29 @@ class Records:
             samples = [one for one in maps.samples[place].tolist() if one >= 0]
             rows = [self.rows[maps.ids[one]] for one in samples]
             self._used.update(rows)
+            record: Row = {
+                "rows": rows, "target": target_words(maps.target),
+                "loadings": list(map(short, maps.loadings[place, : len(rows)].tolist())),
+            }  # fmt: skip
             one = dict(_PLAIN)
             if maps.texts:
                 texts = [tokens_of(maps, place, at, maps.texts[s]) for at, s in enumerate(samples)]
-                one |= {
-                    "record": {"rows": rows, "texts": texts},
-                    "texts": [snippet(t) for t in texts],
-                }
+                record |= {"texts": texts, "places": maps.places is not None}
+                one["texts"] = [snippet(t) for t in texts]
             else:
                 drawn = [maps_of(maps, place, at, s) for at, s in enumerate(samples)]
                 by_part = [few[n] for n in range(len(drawn[0])) for few in drawn]
                 file = f"maps/{site.folder}/{part.name}/{number}.webp"
                 kept = self.sheets.sheet(by_part, file, len(samples), _MAP_SIDE)
                 sizes, units = (kept[0].width, kept[0].height), maps.units[place].tolist()
-                record = {"rows": rows, "parts": parts_of(maps), "units": units,
-                          "sheet": [file, *kept[0].sheet, *sizes]}  # fmt: skip
-                one |= {"record": record, "tiles": [tiles[maps.ids[s]] for s in samples],
+                record |= {"parts": parts_of(maps), "units": units,
+                           "places": maps.places is not None,
+                           "signs": figures.shows_signs(pictures[maps.ids[samples[0]]]),
+                           "sheet": [file, *kept[0].sheet, *sizes]}  # fmt: skip
+                one |= {"tiles": [tiles[maps.ids[s]] for s in samples],
                         "maps": kept[: len(samples)]}  # fmt: skip
                 one["first"] = [pictures[maps.ids[samples[0]]], drawn[0][0]]
-            found[number] = one
+            found[number] = one | {"record": record}
         return found
 
     def _curves(self, site: SitePart, part: DictionaryPart, key: str) -> dict[int, dict[str, Any]]:
@@ -296,7 +300,7 @@ class Records:
     # --- labels ---------------------------------------------------------------------------
 
     def _note_labels(self, site: SitePart, part: DictionaryPart) -> None:
-        """Keep the modes that each label correlates with best, and prototypes at the last site."""
+        """Keep the modes that each label goes with best, and prototypes at the last with modes."""
         self._sites.append(f"{site.folder}/{part.name}")
         if not part.has_labels:
             return
@@ -311,14 +315,16 @@ class Records:
             most = both[..., 0].topk(_OF_A_LABEL, 1).indices.sort(1).values
             both = both.gather(1, most[..., None].expand(-1, -1, 4))
         self._modes_of = both
-        if part is not self.run.parts[-1][1]:
+        parts = [one for _, one in self.run.parts]
+        if any(one.n_used for one in parts[parts.index(part) + 1 :]):
             return
         labels = self.run.store.labels
         counts = torch.bincount(labels[labels >= 0])
         for label in (counts >= LEAST).nonzero().flatten().tolist():
             try:
                 kinds = prototypes(part.modes, label)
-            except DataError:
+            except DataError as error:
+                self._of_label[label]["kinds"] = str(error)
                 continue
             of: list[Any] = [
                 [len(kinds.typical(n, len(kinds.table))), part.modes.ids[kinds.leading(n)].tolist(),

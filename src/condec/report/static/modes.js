@@ -99,52 +99,72 @@ function tile(record, words) {
 
 // --- names, notes and groups that people give ----------------------------------------------
 
-const names = { sites: {}, edited: new Set(), served: false };
+const names = { sites: {}, served: false };
 const KEPT = () => `condec ${RUN.hash}`;
 
 async function readNames() {
-  names.sites = structuredClone(RUN.names);
-  if (location.protocol !== "file:" && location.pathname.startsWith("/report/")) {
-    const answer = await fetch("/api/annotations").catch(() => null);
-    if (answer?.ok) {
-      // The server has the file; the report knows which modes of today its entries are of.
-      const now = await answer.json(), known = Object.values(RUN.names).flat();
-      const hint = (entry) => known.find((one) => JSON.stringify(one.atom) === JSON.stringify(entry.atom));
-      for (const site of Object.keys(now)) now[site] = now[site].map((entry) => ({ ...hint(entry), ...entry, ...(hint(entry) && { mode: hint(entry).mode, dictionary: hint(entry).dictionary }) }));
-      Object.assign(names, { sites: now, served: true });
-      return;
-    }
-  }
-  const kept = readKept();
-  for (const site of Object.keys(kept)) names.edited.add(site);
-  Object.assign(names.sites, kept);
+  const now = location.protocol === "file:" || !location.pathname.startsWith("/report/") ? null : await namesOfRun();
+  Object.assign(names, { served: now !== null, sites: now || withChanges(RUN.names, readKept()) });
 }
 
+// The server has the file; the report knows which modes of today its entries are of.
+async function namesOfRun() {
+  const answer = await fetch("/api/annotations").catch(() => null);
+  if (!answer?.ok) return null;
+  const now = await answer.json(), known = Object.values(RUN.names).flat();
+  const hint = (entry) => known.find((one) => JSON.stringify(one.atom) === JSON.stringify(entry.atom));
+  for (const site of Object.keys(now)) now[site] = now[site].map((entry) => ({ ...hint(entry), ...entry, ...(hint(entry) && { mode: hint(entry).mode, dictionary: hint(entry).dictionary }) }));
+  return now;
+}
+
+// Entries that were written in this browser, by site; empty ones take away what was said.
 function readKept() {
-  try { return JSON.parse(localStorage.getItem(KEPT()) || "{}"); } catch { return {}; }
+  try { return JSON.parse(localStorage.getItem(KEPT())) || {}; } catch { return {}; }
+}
+
+const ofMode = (entry) => (typeof entry.dictionary === "string" ? `${entry.dictionary} ${entry.mode}` : JSON.stringify(entry.atom));
+const isSaid = (entry) => Boolean(entry.name || entry.note || entry.group);
+
+// Entries by site, changed ones in the place of those of the same modes.
+function withChanges(sites, changes, kept = isSaid) {
+  const all = structuredClone(sites);
+  for (const [site, entries] of Object.entries(changes)) {
+    const changed = new Set(entries.map(ofMode));
+    all[site] = [...(all[site] || []).filter((entry) => !changed.has(ofMode(entry))), ...entries].filter(kept);
+  }
+  return all;
 }
 
 const entryOf = (table, number) =>
   (names.sites[table.site] || []).find((entry) => entry.dictionary === table.dictionary && entry.mode === number);
 
-async function nameMode(table, number, said, atom) {
-  const others = (names.sites[table.site] || []).filter((entry) => entry !== entryOf(table, number));
-  const empty = !said.name && !said.note && !said.group;
-  names.sites[table.site] = empty ? others : [...others, { ...said, atom, mode: number, dictionary: table.dictionary }];
-  return keepNames(table.site);
+const nameMode = (table, number, said, atom) =>
+  keepNames({ [table.site]: [{ ...said, atom, mode: number, dictionary: table.dictionary }] });
+
+let writing = Promise.resolve(); // one change after the other
+
+function keepNames(changes) {
+  const done = writing.then(() => writeNames(changes));
+  writing = done.catch(() => null);
+  return done;
 }
 
-async function keepNames(...sites) {
+// Others may have written since these were read: what is kept is theirs, and these entries.
+async function writeNames(changes) {
   if (names.served) {
-    const body = JSON.stringify(Object.fromEntries(sites.map((site) => [site, names.sites[site]])));
+    const now = await namesOfRun();
+    if (!now) throw new Error("the explorer does not answer; is it still running?");
+    const all = withChanges(now, changes);
+    const body = JSON.stringify(Object.fromEntries(Object.keys(changes).map((site) => [site, all[site]])));
     const headers = { "X-Condec": "1", "Content-Type": "application/json" };
     const answer = await fetch("/api/annotations", { method: "POST", headers, body });
     if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || answer.statusText);
+    names.sites = all;
     return "Kept in the run.";
   }
-  for (const site of sites) names.edited.add(site);
-  const mine = Object.fromEntries([...names.edited].map((site) => [site, names.sites[site]]));
+  const mine = withChanges(readKept(), changes, () => true);
   localStorage.setItem(KEPT(), JSON.stringify(mine));
+  names.sites = withChanges(RUN.names, mine);
   return "Kept in this browser; export names.json on the first page to pass it on.";
 }
 
@@ -166,8 +186,7 @@ async function importNames(file) {
   }
   const known = Object.keys(given).filter((site) => RUN.sites.some(([key]) => key === site));
   const digests = new Set((await Promise.all(RUN.dictionaries.map((key) => load(`${key}/modes`)))).map((one) => one.dictionary));
-  Object.assign(names.sites, given);
-  const said = await keepNames(...Object.keys(given));
+  const said = await keepNames(given);
   const all = Object.values(given).flat(), others = all.filter((entry) => !digests.has(entry.dictionary)).length;
   const notes = [`${all.length} entries of ${known.length} sites taken over. ${said}`];
   if (others) notes.push(`${others} are of modes of another fit: put the file beside the run as names.json, and condec report finds them by their atoms.`);
@@ -203,7 +222,7 @@ async function namesPanel(host) {
   file.setAttribute("aria-label", "Import names.json");
   file.tabIndex = -1;
   const tools = make("div", { className: "tools" }, save, open, file);
-  if (names.edited.size) {
+  if (!names.served && Object.keys(readKept()).length) {
     const forget = make("button", { type: "button", text: "Forget what is only in this browser" });
     forget.addEventListener("click", () => { localStorage.removeItem(KEPT()); location.reload(); });
     tools.append(forget);
@@ -387,6 +406,11 @@ function atomOf([scale, content], width) {
   ]);
 }
 
+// Entries of both signs of contributions: all positive parts, then all negative ones.
+function unitOf(entry, table) {
+  return table.units > table.n_units ? `${entry % table.n_units} (${entry < table.n_units ? "positive" : "negative"} part)` : String(entry);
+}
+
 function atomPlot(atom, table, drawn) {
   const width = 420, height = 110, values = atom.map(([, value]) => value);
   const high = Math.max(0, ...values), low = Math.min(0, ...values), span = high - low || 1;
@@ -397,7 +421,7 @@ function atomPlot(atom, table, drawn) {
     const x = (unit + 0.5) / table.units * width;
     const kind = drawn.has(unit % table.n_units) ? "chosen" : value > 0 ? "above" : "below";
     const stem = shape("path", { class: kind, d: `M${x.toFixed(1)} ${y(0).toFixed(1)}V${y(value).toFixed(1)}`, "stroke-width": Math.max(1.2, Math.min(5, 0.5 * width / table.units)) });
-    stem.append(Object.assign(shape("title"), { textContent: `unit ${unit}: ${fixed(value, 4)}` }));
+    stem.append(Object.assign(shape("title"), { textContent: `unit ${unitOf(unit, table)}: ${fixed(value, 4)}` }));
     svg.append(stem);
   }
   return svg;
@@ -448,19 +472,33 @@ function inputRow(title, note, listed, inputs) {
     make("div", { className: "row inputs" }, ...pairs(listed).map(([row, value]) => inputFigure(inputs[row], fixed(value)))));
 }
 
-function textsOf(maps, inputs, loadings) {
+// What colours mean, as on the page of the site.
+function legendOf(maps) {
+  const key = (kind, text) => make("span", { className: `key ${kind}`, text }), said = [];
+  if (!maps) said.push("By name: the run has no pictures of these (condec map draws the leading modes).");
+  else said.push("On the inputs that use it most; the number is the loading. ");
+  if (maps?.places) said.push("Contributes: where the mode ", key("up", "adds"), ` to ${seen(RUN.target)} and where it `, key("down", "takes"), ". ");
+  if (maps?.parts) {
+    said.push(maps.places ? "Total, positive and negative: " : "Maps: ");
+    if (maps.signs) said.push("which pixels ", key("up", "raise"), " and which ", key("down", "lower"), ` ${seen(maps.target)} through its strongest units.`);
+    else said.push(`the part of the picture through which its strongest units move ${seen(maps.target)}.`);
+  }
+  return make("p", { className: "note legend" }, ...said);
+}
+
+function textsOf(maps, inputs) {
   return make("div", { className: "texts" }, ...maps.texts.map((tokens, n) => {
     const [id, label, prediction] = inputs[maps.rows[n]];
     const words = tokens.map(([text, colour, value]) => make("span", { text, title: value, style: { background: colour } }));
     const wrong = label >= 0 && prediction >= 0 && label !== prediction;
     return make("p", { className: "text" }, ...words, label < 0 ? null : make("b", { title: "the token that came next", text: labelName(label) }),
-      make("span", { className: "faint", text: `${wrong ? ` the model says ${labelName(prediction)};` : ""} ${id}, ${fixed(loadings[n])}` }));
+      make("span", { className: "faint", text: `${wrong ? ` the model says ${labelName(prediction)};` : ""} ${id}, ${fixed(maps.loadings[n])}` }));
   }));
 }
 
-function mapsOf(maps, inputs, loadings) {
+function mapsOf(maps, inputs) {
   const [file, sheetWidth, sheetHeight, width, height] = maps.sheet, n = maps.rows.length;
-  const head = make("div", { className: "row head" }, make("span", { className: "rowname", text: "input" }), ...maps.rows.map((row, at) => inputFigure(inputs[row], fixed(loadings[at]))));
+  const head = make("div", { className: "row head" }, make("span", { className: "rowname", text: "input" }), ...maps.rows.map((row, at) => inputFigure(inputs[row], fixed(maps.loadings[at]))));
   const rows = maps.parts.map((part, y) => make("div", { className: "row map", data: { part } }, make("span", { className: "rowname", text: part }),
     ...maps.rows.map((row, x) => enlarged(tile([file, sheetWidth, sheetHeight, x * width, y * height, width, height]), `${part} map of input ${inputs[row][0]}`))));
   const tiles = make("div", { className: "tiles", style: { "--inputs": n } }, head, ...rows);
@@ -550,19 +588,19 @@ function editor(table, number, atom) {
 
 let onMode = null; // keys go from mode to mode
 
-async function modePage(host) {
-  const [address] = location.hash.slice(1).split("~");
-  const [folder, learner, numberText] = address.split("/").map(decodeURIComponent);
+async function modePage(host, left) {
+  const [folder, learner, numberText] = address().split("/").map(decodeURIComponent);
   const key = `${folder}/${learner}`, number = Number(numberText);
   if (!RUN.dictionaries.includes(key)) return host.replaceChildren(make("h1", { text: "No such mode" }), chooseSite());
   const table = await load(`${key}/modes`), found = await recordOf(key, table, number);
+  if (left()) return null;
   if (!found) return host.replaceChildren(make("h1", { text: `${table.site} has no mode ${numberText} in use` }), chooseSite());
   const { at, record } = found, c = table.columns;
   const [atomBytes, labels, top, typical, random, counter, near, after, users, ofLabels, flow, maps, why] = record;
   const atom = atomOf(atomBytes, table.units), strongest = [...atom].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   const drawn = new Set((maps?.units || strongest.slice(0, 3).map(([unit]) => unit % table.n_units)));
   const rows = [top, typical, random, counter].flatMap((flat) => pairs(flat).map(([row]) => row));
-  const inputs = await inputsOf([...rows, ...(maps?.rows || [])]), loadings = pairs(top).map(([, value]) => value);
+  const inputs = await inputsOf([...rows, ...(maps?.rows || [])]);
   const name = entryOf(table, number)?.name || c.means[at] || (c.label[at] < 0 ? "" : labelName(c.label[at]));
   const step = (by, rel, text) => {
     const other = c.id[at + by];
@@ -576,7 +614,7 @@ async function modePage(host) {
   const copies = pairs(near).filter(([, value]) => value > NEARLY_EQUAL).map(([other]) => other);
   if (copies.length) facts.push(`Nearly the same atom as mode${copies.length > 1 ? "s" : ""} ${copies.join(", ")}.`);
   facts.push(c.seeds[at] === null ? "Whether other fits find it again was not measured." : `Found again with a cosine of ${fixed(c.seeds[at])} by other seeds, ${fixed(c.halves[at])} on half the inputs.`);
-  const units = make("p", { className: "units" }, "Strongest units ", ...strongest.slice(0, 6).flatMap(([unit, value], n) => [n ? ", " : "", make("b", { text: unit }), make("span", { className: "faint", text: ` ${fixed(value, 3)}` })]),
+  const units = make("p", { className: "units" }, "Strongest units ", ...strongest.slice(0, 6).flatMap(([unit, value], n) => [n ? ", " : "", make("b", { text: unitOf(unit, table) }), make("span", { className: "faint", text: ` ${fixed(value, 3)}` })]),
     make("span", { className: "faint", text: `. Drawn: the ${atom.length} largest of ${count(table.units)} entries${maps?.parts ? "; dark, those of the maps" : ""}.` }));
   const [site] = siteOf(key);
   const head = make("header", { className: "top" }, make("p", { className: "eyebrow" }, make("span", {}, "Mode of ", make("a", { href: `${ROOT}sites/${encodeURIComponent(folder)}.html`, text: site })),
@@ -584,12 +622,9 @@ async function modePage(host) {
     make("h1", { tabIndex: -1 }, `Mode ${number}`, name ? make("span", { className: "called", text: ` ${name}` }) : ""));
   const about = make("div", { className: "about" }, make("p", { className: "use", text: facts.join(" ") }), labels.length ? labelBars(labels, table.held_out) : null,
     make("h2", { text: "Atom" }), atomPlot(atom, table, drawn), units, editor(table, number, atom));
-  const places = maps?.parts?.[0] === "contributes";
-  const legend = make("p", { className: "note legend" }, maps ? `On the inputs that use it most; the number is the loading. ${places || maps.texts ? `Contributes: where the mode ` : "Maps: where its strongest units "}` : "By name: the run has no pictures of these (condec map draws the leading modes).",
-    ...(maps ? [make("span", { className: "key up", text: "adds" }), ` to ${RUN.target} and where it `, make("span", { className: "key down", text: "takes" }), places ? "; total, positive and negative are maps of its strongest units." : "."] : []));
-  const shown = maps?.texts ? textsOf(maps, inputs, loadings) : maps ? mapsOf(maps, inputs, loadings)
+  const shown = maps?.texts ? textsOf(maps, inputs) : maps ? mapsOf(maps, inputs)
     : make("div", { className: "row inputs" }, ...pairs(top).map(([row, value]) => inputFigure(inputs[row], fixed(value))));
-  const seenPart = make("div", { className: "seen" }, make("h2", { text: "Inputs" }), legend, shown,
+  const seenPart = make("div", { className: "seen" }, make("h2", { text: "Inputs" }), legendOf(maps), shown,
     inputRow("Typical", "from the middle of all that use it, by loading", typical, inputs),
     inputRow("Drawn at random", "from all that use it", random, inputs),
     inputRow("Counter-examples", "its units are active, and yet contribute little; the number is their activation", counter, inputs));
@@ -598,7 +633,8 @@ async function modePage(host) {
     neighbours("At this site", "Modes with the most similar atoms.", key, pairs(near), "cosine"),
     after.length ? neighbours("At the next site", "Modes that the same inputs use; r of the loadings over all inputs.", table.next, pairs(after), "r") : null,
   ]);
-  const flows = flow.length ? await neighbours("By flow", `What of this mode's contribution goes through modes of the next site, mean over the ${flow[0]} explained inputs that use it.`, key, flow.slice(1).map(([other, n, value]) => [n, value, other]), "flow") : null;
+  const flows = flow.length ? await neighbours("By flow", `What of this mode's contribution goes through modes of the next site, mean over the ${flow[0]} explained input${flow[0] === 1 ? "" : "s"} among whose strongest modes it is.`, key, flow.slice(1).map(([other, n, value]) => [n, value, other]), "flow") : null;
+  if (left()) return null;
   host.replaceChildren(head, make("div", { className: "card" }, about, seenPart), ...[control].filter(Boolean),
     make("section", {}, make("h2", { id: "neighbours", text: "Neighbours" }), ...[here, next, flows].filter(Boolean)));
   document.title = seen(`Mode ${number}, ${site}`);
@@ -619,8 +655,9 @@ function mark(folder) {
 
 // --- labels --------------------------------------------------------------------------------
 
-async function labelPage(host) {
-  const text = location.hash.slice(1).split("~")[0], list = await load("labels");
+async function labelPage(host, left) {
+  const text = address(), list = await load("labels");
+  if (left()) return null;
   const chosen = list.rows.findIndex(([label]) => String(label) === text);
   if (chosen < 0) return labelTable(host, list);
   const [label, n, right] = list.rows[chosen];
@@ -630,7 +667,8 @@ async function labelPage(host) {
     make("h1", { tabIndex: -1, text: labelName(label) }), make("p", { className: "lede", text: `${count(n)} inputs, ${count(right)} of them classified rightly.` }));
   const parts = [head, await depthOf(found)];
   if (found.control) parts.push(controlTable(found.control));
-  parts.push(await kindsOf(found.kinds, label));
+  parts.push(await kindsOf(found.kinds, n));
+  if (left()) return null;
   host.replaceChildren(...parts.filter(Boolean));
   document.title = labelName(label);
   onMode = (by) => { const other = list.rows[chosen + by]; if (other) location.hash = other[0]; };
@@ -679,9 +717,11 @@ function controlTable(rows) {
     wide(make("table", { className: "data" }, make("thead", {}, make("tr", {}, ...heads.map((text, n) => make("th", { className: n > 2 ? "n" : "", text })))), make("tbody", {}, ...body))));
 }
 
-async function kindsOf(kinds, label) {
+async function kindsOf(kinds, n) {
   const title = make("h2", { text: "Kinds of its inputs" });
-  if (!kinds) return make("section", {}, title, make("p", { className: "note", text: "Prototypes are looked for where a label has 20 inputs or more." }));
+  const few = `Prototypes are looked for where a label has 20 inputs or more; this one has ${count(n)}.`;
+  const none = typeof kinds === "string" ? `None: ${kinds}.` : n < 20 ? few : "None: no dictionary of this run has modes that inputs use.";
+  if (!Array.isArray(kinds)) return make("section", {}, title, make("p", { className: "note", text: none }));
   const [key, groups, out, many, told] = kinds;
   const table = await load(`${key}/modes`), inputs = await inputsOf([...groups.flatMap(([, , rows]) => rows), ...out]);
   const row = (rows) => make("div", { className: "row inputs" }, ...rows.map((one) => inputFigure(inputs[one], "")));
@@ -719,8 +759,12 @@ async function comparePage(host) {
 
 // --- start ---------------------------------------------------------------------------------
 
-async function draw(host, page) {
-  try { await page(host); } catch (error) {
+const address = () => location.hash.slice(1).split("~")[0];
+
+// Where the reader went on while records came, what they were asked for is not drawn.
+async function draw(host, page, left = () => false) {
+  try { await page(host, left); } catch (error) {
+    if (left()) return;
     host.replaceChildren(make("h1", { text: "This page cannot be drawn" }), make("p", { className: "note", text: `${error.message}. Was the folder data left behind? Make the report again: condec report RUN.` }));
   }
 }
@@ -737,13 +781,17 @@ async function start() {
   await readNames();
   for (const id of own) {
     const host = document.getElementById(id);
-    await draw(host, PAGES[id]);
+    const show = async () => {
+      const mine = address(), left = () => address() !== mine;
+      await draw(host, PAGES[id], left);
+      return !left();
+    };
     addEventListener("hashchange", async () => {
-      if (location.hash.includes("~")) return;
-      await draw(host, PAGES[id]);
+      if (location.hash.includes("~") || !await show()) return;
       scrollTo(0, 0);
       host.querySelector("h1")?.focus({ preventScroll: true });
     });
+    await show();
   }
   parts.forEach((host, number) => draw(host, () => sitePart(host, number)));
   if (panel && RUN.dictionaries.length) draw(panel, namesPanel);
