@@ -84,7 +84,7 @@ def test_what_others_wrote_meanwhile_stays(browser: Any, address: str, session: 
     for page in watched(browser, own=address):
         page.goto(f"{address}report/index.html")
         page.locator(".network .mode a").first.click()
-        page.locator("#mode h1", has_text="Mode").wait_for()
+        page.locator(".naming summary").wait_for()
         number = int(page.locator("#mode h1").inner_text().split()[1])
         own = modes.ids.tolist().index(number)
         other = (own + 1) % len(modes)

@@ -100,6 +100,12 @@ def test_what_is_no_export_is_refused(tmp_path: Path, record: object, problem: s
     assert not (tmp_path / FILE).exists()
 
 
+def test_modes_are_whole_numbers(tmp_path: Path) -> None:
+    write_names(tmp_path, {"block": [{"name": "x", "atom": {}, "mode": 3.0}]})
+    assert '"mode": 3.0' not in (tmp_path / FILE).read_text()
+    assert read_names(tmp_path)["block"][0]["mode"] == 3
+
+
 def test_long_names_are_refused(modes: Modes, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="up to 10,000 characters"):
         annotate(tmp_path, modes, 1, note="x" * 10_001)

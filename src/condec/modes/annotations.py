@@ -161,8 +161,12 @@ def _checked(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
                 raise ValueError(f"{site}: names are text, up to {_LONGEST:,} characters")
             if others := sorted(map(str, entry.keys() - {*_WORDS, "atom", "mode", "dictionary"})):
                 raise ValueError(f"{site}: an entry has no {', '.join(others)}")
-            if type(entry.get("mode", 0)) is not int or not isinstance(
-                entry.get("dictionary", ""), str
-            ):
+            mode, dictionary = entry.get("mode", 0), entry.get("dictionary", "")
+            if type(mode) not in (int, float) or mode % 1 != 0 or not isinstance(dictionary, str):
                 raise ValueError(f"{site}: mode is a whole number, dictionary is text")
-    return {site: list(entries) for site, entries in found.items()}
+    return {site: [_whole(entry) for entry in entries] for site, entries in found.items()}
+
+
+def _whole(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry whose mode is an int; what came over HTTP has a float."""
+    return entry | {"mode": int(entry["mode"])} if "mode" in entry else entry
