@@ -352,7 +352,7 @@ def test_preserving_no_unit_replaces_the_whole_site():
 
 
 @pytest.mark.parametrize("factor", ["2", None, [1, "a"], [[1], [2, 3]], {}])
-def test_a_factor_that_is_no_number(factor):
+def test_a_factor_that_is_no_number(unchecked, factor):
     with pytest.raises(
         OptionError, match=r"Scale\(fc\): factor must be one number, or one for each of"
     ):

@@ -62,7 +62,7 @@ def read_selection(file: str | Path) -> tuple[Selected, ...]:
         ):
             raise OptionError(
                 f"{place}: [[modes]]: expected site, a text, mode, a number, and no more than a "
-                f"label, its number, and dictionary, its digest; got {entry!r}"
+                f"label, its number, or a dictionary, its digest; got {entry!r}"
             )
     return tuple(dict.fromkeys(Selected(**entry) for entry in entries))
 

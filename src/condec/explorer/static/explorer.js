@@ -28,7 +28,7 @@ function drawn(tag, attributes, ...children) {
 // A piece of a line as panels draw it, and what it stands for.
 function sample(style, words) {
   const line = drawn("svg", { viewBox: "0 0 26 8", class: "sample", "aria-hidden": "true" });
-  line.append(drawn("path", { d: "M0 4H26", class: style }));
+  line.append(drawn("path", { d: "M0 4.5H26", class: style }));
   return make("li", {}, line, words);
 }
 
@@ -59,11 +59,11 @@ function panel(curves) {
     }
   }
   const nameOf = (curve) => curve === own ? "this mode" : curve.ranking.replaceAll("_", " ");
-  const key = make("ul", { className: "key-of-lines" }, ...curves.map((curve) => sample(`${styleOf(curve)} target`, nameOf(curve))),
-    sample("target", own.label), sample("off", "all other labels"));
+  const key = make("ul", { className: "key-of-lines" }, ...curves.map((curve) => sample(styleOf(curve), nameOf(curve))));
   const caption = make("figcaption", { className: "note" },
     make("b", { textContent: `${own.site} mode ${own.mode}, ${own.edit} (${own.replacement})` }),
-    " Accuracy, relative to the network as it is, over the share of units edited: those that come first by", key);
+    ` Accuracy on ${own.label} (solid) and on all other labels (dashed), relative to the network as it is, over the share`,
+    " of units edited, in the order of:", key);
   return make("figure", {}, svg, caption);
 }
 
