@@ -2,7 +2,8 @@
 
 The run is made of random numbers, without a model: `--sites` sites of few modes, and among them
 `--wide` sites of `--modes` modes; labels from 0 to `--labels` - 1 with names, one input or more
-each. With `--pictures` N modes of a wide site have maps, on six smooth pictures of 224 x 224 each.
+each. With `--pictures` N modes of a wide site have maps, on six smooth pictures of 224 x 224 each,
+and pictures of six other inputs.
 The report is built in a process of its own. Writes results/NAME.json.
 
     python benchmarks/large_report.py
@@ -107,7 +108,8 @@ def made_maps(modes: Modes, size: Namespace) -> SiteMaps:
     """Make up maps of the leading modes."""
     chosen = leading_modes(modes, size.pictures)
     rows = [modes.loadings[:, mode].topk(6).indices.tolist() for mode in chosen]
-    used, store = sorted({row for few in rows for row in few}), modes.store
+    others = {row for mode in chosen for row in modes.random(mode, 6, seed=1)["row"]}
+    used, store = sorted({row for few in rows for row in few} | others), modes.store
     pictures = (255 * smooth(len(used), 3)).permute(0, 2, 3, 1).to(torch.uint8)
     maps = {part: smooth(len(chosen), 6) - 0.5 for part in ("total", "positive", "negative")}
     samples = torch.tensor([[used.index(row) for row in few] for few in rows])

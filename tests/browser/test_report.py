@@ -191,8 +191,8 @@ def test_the_control_curve_of_a_mode_stands_beside_baselines(page, report):
     assert names[0].strip() == "this mode"
     assert len(names) > 2
     table = pandas.read_parquet(next((report.parents[1] / "analysis" / "control").rglob("km*")))
-    label = block.locator("h3 a").inner_text()
-    rows = table[(table["label_name"] == label) & (table["edit"] == "ablate")]
+    label = int(block.locator("h3 a").get_attribute("href").rpartition("#")[2])
+    rows = table[(table["label"] == label) & (table["edit"] == "ablate")]
     mine = auc_difference(rows[rows["ranking"] == "best_mode"])["auc_difference"].iloc[0]
     said = block.locator("tbody td").first.inner_text().replace("\u2212", "-")
     assert said == "\u2013" if mine != mine else float(said) == pytest.approx(mine, abs=6e-3)

@@ -53,6 +53,15 @@ def test_entries_follow_their_atoms(modes: Modes, tmp_path: Path) -> None:
     assert (entry["mode"], entry["dictionary"]) == (0, "")  # of the modes it was said of
 
 
+def test_entries_of_the_same_dictionary_go_by_number(modes: Modes, tmp_path: Path) -> None:
+    atoms = modes.atoms[:1].repeat(5, 1)  # all alike
+    alike = replace(modes, atoms=atoms, dictionary="digest", ids=torch.tensor([4, 7, 8, 9, 11]))
+    annotate(tmp_path, alike, 3, name="the fourth")
+    assert {row: one.name for row, one in annotations(tmp_path, alike).items()} == {3: "the fourth"}
+    other = replace(alike, dictionary="another")
+    assert len(annotations(tmp_path, other)) == 1
+
+
 def test_other_files_and_rows_are_refused(modes: Modes, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no mode in row 5; 5 modes are alive"):
         annotate(tmp_path, modes, 5, name="x")

@@ -57,12 +57,12 @@ def test_inputs_are_those_that_modes_name(report: Path, modes: Modes) -> None:
         top, typical, drawn, counter = map(pairs, record[2:6])
         wanted = modes.top(row, 6)
         assert [at for at, _ in top] == wanted["row"].tolist()
-        assert [value for _, value in top] == pytest.approx(wanted["loading"].tolist(), rel=1e-3)
-        assert [at for at, _ in drawn] == modes.random(row, 4)["row"].tolist()
-        found = modes.counter_examples(row, 4)
+        assert [value for _, value in top] == pytest.approx(wanted["loading"].tolist(), rel=6e-3)
+        assert [at for at, _ in drawn] == modes.random(row, 3)["row"].tolist()
+        found = modes.counter_examples(row, 3)
         assert [at for at, _ in counter] == found["row"].tolist()
-        assert [v for _, v in counter] == pytest.approx(found["activation"].tolist(), rel=1e-3)
-        assert [at for at, _ in typical] == modes.typical(row, 4)["row"].tolist()
+        assert [v for _, v in counter] == pytest.approx(found["activation"].tolist(), rel=6e-3)
+        assert [at for at, _ in typical] == modes.typical(row, 3)["row"].tolist()
 
 
 def test_neighbours_labels_and_users(report: Path, modes: Modes) -> None:
@@ -77,9 +77,9 @@ def test_neighbours_labels_and_users(report: Path, modes: Modes) -> None:
         }
         assert number not in near
         assert dict(pairs(record[6])) == pytest.approx(near, abs=1e-3)
-        label, value, held, low, high = record[1][0]
+        label, value, held, low, high = record[1][:5]
         assert label == int(train[row].argmax())
-        assert value == pytest.approx(float(train[row].max()), rel=1e-3)
+        assert value == pytest.approx(1000 * float(train[row].max()), abs=0.6)
         assert low is None or low <= held <= high
         used = modes.loadings[:, row] > 0
         assert record[8] == [int(used[~modes.held_out].sum()), int(used[modes.held_out].sum())]
@@ -94,12 +94,12 @@ def test_neighbours_labels_and_users(report: Path, modes: Modes) -> None:
         both = torch.stack(
             [before.loadings[:, row], modes.loadings[:, modes.ids.tolist().index(number)]]
         )
-        assert r == pytest.approx(float(torch.corrcoef(both)[0, 1]), abs=1e-3)
+        assert r == pytest.approx(1000 * float(torch.corrcoef(both)[0, 1]), abs=0.6)
 
 
 def test_atoms_are_kept_by_their_largest_entries() -> None:
     atom = torch.randn(70_000, generator=torch.Generator().manual_seed(0))
-    for width, kind, size in ((70_000, "<u4", 4), (500, "<u2", 2)):
+    for width, kind, size in ((70_000, "<u4", 4), (500, "<u2", 2), (256, "u1", 1)):
         scale, text = atom_of(atom[:width])
         content = base64.b64decode(text)
         units = np.frombuffer(content[: 64 * size], kind)
@@ -108,9 +108,10 @@ def test_atoms_are_kept_by_their_largest_entries() -> None:
         np.testing.assert_allclose(values, atom[units.astype(int)], atol=scale / 127)
 
 
-def test_lower_counts_by_columns() -> None:
-    values = torch.tensor([[1.0, 2.0], [1.0, 0.0], [3.0, 1.0]])
-    assert lower(values).tolist() == [[0, 2], [0, 0], [2, 1]]
+def test_lower_counts_in_rows() -> None:
+    values = torch.tensor([[1.0, 1.0, 3.0, 0.0, 1.0], [2.0, 0.0, 1.0, 5.0, 0.0]])
+    wanted = [[sum(a < b for a in row) for b in row] for row in values.tolist()]
+    assert lower(*values.sort(1, descending=True)).tolist() == wanted
 
 
 def test_labels_have_their_modes(report: Path, modes: Modes) -> None:

@@ -86,7 +86,7 @@ class SiteMaps:
 def site_maps(
     model: nn.Module, inputs: Inputs, modes: Modes, *,
     n_modes: int = 12, n_inputs: int = 6, n_units: int = 3, target: TargetLike | None = None,
-    method: Method | None = None, n_others: int = 4,
+    method: Method | None = None, n_others: int = 3,
 ) -> SiteMaps:  # fmt: skip
     """Map the leading modes of one site, on the inputs for which each is used most.
 

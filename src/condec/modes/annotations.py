@@ -117,12 +117,18 @@ def write_names(folder: str | Path, record: Mapping[str, Any], *, alone: bool = 
 
 
 def matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    """Return every entry with the row of its mode, -1 for none: one to one, the most alike."""
+    """Return every entry with the row of its mode, -1 for none: one to one, the most alike.
+
+    An entry that was made of this very dictionary is of the mode whose number it has.
+    """
     from scipy.optimize import linear_sum_assignment
 
     rows = dict.fromkeys(range(len(entries)), -1)
     if entries and len(modes):
-        cosines = _cosines(modes, entries)
+        cosines, ids = _cosines(modes, entries), modes.ids.tolist()
+        for place, entry in enumerate(entries):
+            if modes.dictionary and entry.get("dictionary") == modes.dictionary:
+                cosines[place, [n for n, number in enumerate(ids) if number == entry["mode"]]] = 2.0
         for entry, row in zip(*linear_sum_assignment(-cosines.numpy()), strict=True):
             if cosines[entry, row] >= LEAST_COSINE:
                 rows[int(entry)] = int(row)

@@ -15,17 +15,18 @@ from condec.modes import correlation_interval
 from condec.modes.annotations import ENTRIES
 from condec.report.reading import DictionaryPart, RunPart
 
-_NEAR, _LABELS, _AT_ONCE = 5, 5, 256
+_NEAR, _LABELS, _AT_ONCE = 4, 4, 256
 _WORTH: Final = 0.03
 """Correlation below which other labels than the best one are not listed."""
 Mode = tuple[str, str, int]
 """Site, learner, and number of a mode."""
 
 
-def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[list[Any]]]:
-    """Give the labels that modes correlate with best: one at least, five at most.
+def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[int | None]]:
+    """Give the labels that modes correlate with best: one at least, four at most.
 
-    Of each its correlations on training and held-out rows, and the interval of the latter.
+    Five numbers of each: the label, its correlations on training and held-out rows, and the
+    interval of the latter, in thousandths.
     """
     if not part.has_labels:
         yield from ([] for _ in places)
@@ -45,30 +46,35 @@ def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[list[Any]]]
     for several in zip(*(one.tolist() for one in values), strict=True):
         rows_of = list(zip(*several, strict=True))
         yield [
-            [label, *map(short, numbers)]
+            number
             for rank, (label, *numbers) in enumerate(rows_of)
             if rank == 0 or numbers[0] >= _WORTH
+            for number in (label, *map(thousandths, numbers))
         ]
 
 
 def atom_of(atom: Tensor) -> list[Any]:
-    """Return the largest entries of an atom: scale; units (16 bits, 32 of wide ones) and values."""
+    """Return the largest entries of an atom: scale; units (8, 16 or 32 bits) and values (8)."""
     units = atom.abs().topk(min(ENTRIES, len(atom))).indices.sort().values
     values = atom[units].double()
     scale = float(values.abs().max()) or 1.0
-    kind = "<u2" if len(atom) <= 2**16 else "<u4"
+    kind = "<u1" if len(atom) <= 2**8 else "<u2" if len(atom) <= 2**16 else "<u4"
     content = units.numpy().astype(kind).tobytes()
     content += (values / scale * 127).round().to(torch.int8).numpy().tobytes()
     return [float(f"{scale:.4g}"), base64.b64encode(content).decode()]
 
 
 def nearest(values: Tensor, ids: Sequence[int], own: Tensor | None = None) -> list[list[Any]]:
-    """Return the columns with the highest values of every row, number after value."""
+    """Return the columns with the highest values of every row, each before it in thousandths."""
     if own is not None:
         values = values.clone().scatter_(1, own[:, None], -2.0)
     found = values.topk(min(_NEAR, values.shape[1] - (own is not None)), 1)
     return [
-        [x for place, value in zip(places, of, strict=True) for x in (ids[place], short(value))]
+        [
+            x
+            for place, value in zip(places, of, strict=True)
+            for x in (ids[place], thousandths(value))
+        ]
         for places, of in zip(found.indices.tolist(), found.values.tolist(), strict=True)
     ]
 
@@ -102,10 +108,16 @@ def flows(run: RunPart) -> dict[Mode, list[Any]]:
     }  # fmt: skip
 
 
-def lower(values: Tensor) -> Tensor:
-    """Return how many values of its column are lower than each one."""
-    columns = values.T.contiguous()
-    return torch.searchsorted(columns.sort(1).values, columns).T
+def lower(values: Tensor, largest_first: Tensor) -> Tensor:
+    """Return how many values of its row are lower than each one; `values` are sorted.
+
+    `largest_first` are the places that they come from, where the numbers are put back.
+    """
+    n = values.shape[1]
+    last = torch.ones_like(values, dtype=torch.bool)
+    last[:, :-1] = values[:, 1:] != values[:, :-1]
+    ends = torch.where(last, torch.arange(n), n).flip(1).cummin(1).values.flip(1)
+    return torch.empty_like(ends).scatter_(1, largest_first, n - 1 - ends)
 
 
 def effect(curves: dict[int, dict[str, Any]], number: int) -> float:
@@ -115,9 +127,14 @@ def effect(curves: dict[int, dict[str, Any]], number: int) -> float:
     return math.nan if value is None else float(value)
 
 
+def thousandths(value: float) -> int | None:
+    """Write a correlation or a cosine in few signs; None where it is not finite."""
+    return round(1000 * value) if math.isfinite(value) else None
+
+
 def short(value: float) -> float | None:
-    """Round to four figures; None where it is not finite."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+    """Round to three figures; None where it is not finite."""
+    return float(f"{value:.3g}") if math.isfinite(value) else None
 
 
 def rounded(values: Sequence[Any]) -> list[float | None]:

@@ -136,8 +136,7 @@ class DictionaryPart:
     @cached_property
     def correlation(self) -> Tensor:
         """Correlation with labels on training rows, shape [mode, label]."""
-        # Of labels that are given it keeps no copy.
-        return self.modes.correlation(self.store.labels, "train")
+        return self.modes.correlation(split="train")
 
     @cached_property
     def held_out_correlation(self) -> Tensor:
@@ -147,7 +146,7 @@ class DictionaryPart:
             return torch.full_like(self.correlation, torch.nan)
         counts = torch.bincount(labels[labels >= 0], minlength=self.correlation.shape[1])
         varies = (counts > 0) & (counts < counts.sum())
-        return self.modes.correlation(self.store.labels, "held_out").where(varies, torch.nan)
+        return self.modes.correlation(split="held_out").where(varies, torch.nan)
 
     @cached_property
     def best(self) -> tuple[Tensor, Tensor]:

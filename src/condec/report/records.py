@@ -42,10 +42,10 @@ from condec.report.words import target_words
 _MODES_A_FILE: Final = 128
 _LABELS_A_FILE: Final = 50
 _INPUTS_A_FILE: Final = 4096
-_TOP, _OTHERS, _LABELS = 6, 4, 5
+_TOP, _OTHERS, _LABELS = 6, 3, 5
 _OF_A_LABEL: Final = 100
 """Modes that the page of a label lists: the five best ones of twenty dictionaries."""
-_MAP_SIDE: Final = 160
+_MAP_SIDE: Final = 128
 _CLEAREST, _ON_A_STRIP, _WITHOUT_MAPS = 4, 96, 12
 _CONTROL: Final = ("target_accuracy", "off_accuracy")
 _AUC: Final = ["auc_difference", "auc_low", "auc_high"]
@@ -193,28 +193,30 @@ class Records:
     def _examples(self, part: DictionaryPart, places: Tensor) -> Iterator[list[list[Any]]]:
         """Give inputs of modes, row after value: top, typical, drawn, and counter-examples."""
         modes = part.modes
-        drawn = torch.randperm(len(modes.loadings), generator=torch.Generator().manual_seed(0))
+        n = len(modes.loadings)
+        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))
         active = modes.activation if modes.quantity == "contribution" else None
         for some in torch.split(places, _MODES_A_FILE):
-            loading = modes.loadings[:, some]
-            order, used = loading.argsort(dim=0, descending=True, stable=True), loading > 0
-            n_used = used.sum(0)
-            last = len(loading) - 1
-            middle = n_used // 2 - _OTHERS // 2 + torch.arange(_OTHERS)[:, None]
-            typical = order.gather(0, middle.clamp(0, last))
-            typical = typical.where((middle >= 0) & (middle < n_used), -1)
+            loading = modes.loadings[:, some].T.contiguous()
+            ordered, order = loading.sort(dim=1, descending=True, stable=True)
+            n_used = (loading > 0).sum(1, keepdim=True)
+            middle = (n_used // 2 - _OTHERS // 2).clamp(min=0) + torch.arange(_OTHERS)
+            typical = order.gather(1, middle.clamp(max=n - 1)).where(middle < n_used, -1)
             # As Modes.random draws them: the first users in one order of all inputs.
-            turns = torch.where(used[drawn], torch.arange(len(drawn))[:, None], len(drawn))
-            first = turns.topk(min(_OTHERS, len(drawn)), 0, largest=False).values.sort(0).values
-            random = drawn[first.clamp(max=last)].where(first < len(drawn), -1)
-            kinds = [(order[:_TOP].where(loading.gather(0, order[:_TOP]) > 0, -1), loading)]
+            turns = torch.where(loading[:, drawn] > 0, torch.arange(n), n)
+            first = turns.topk(min(_OTHERS, n), 1, largest=False).values.sort(1).values
+            random = drawn[first.clamp(max=n - 1)].where(first < n, -1)
+            kinds = [(order[:, :_TOP].where(ordered[:, :_TOP] > 0, -1), loading)]
             kinds += [(typical, loading), (random, loading)]
             if active is not None:
-                higher = lower(active[:, some]) - lower(loading)
-                most = higher.argsort(dim=0, descending=True, stable=True)[:_OTHERS]
-                kinds.append((most.where(higher.gather(0, most) > 0, -1), active[:, some]))
+                own = active[:, some].T.contiguous()
+                higher = lower(*own.sort(1, descending=True)) - lower(ordered, order)
+                # Of equal ones the first: no two keys are the same.
+                keys = higher * n - torch.arange(n)
+                most = keys.topk(min(_OTHERS, n), 1).indices
+                kinds.append((most.where(higher.gather(1, most) > 0, -1), own))
             listed = [
-                (found.T.tolist(), values.gather(0, found.clamp(min=0)).T.tolist())
+                (found.tolist(), values.gather(1, found.clamp(min=0)).tolist())
                 for found, values in kinds
             ]
             for mode in range(len(some)):

@@ -89,6 +89,10 @@ function pairs(flat) {
   return Array.from({ length: flat.length / 2 }, (_, n) => [flat[2 * n], flat[2 * n + 1]]);
 }
 
+const shares = (value) => (value === null ? null : value / 1000);
+const inThousandths = (flat) => pairs(flat).map(([number, value]) => [number, shares(value)]);
+const inFives = (flat) => Array.from({ length: flat.length / 5 }, (_, n) => [flat[5 * n], ...flat.slice(5 * n + 1, 5 * n + 5).map(shares)]);
+
 function tile(record, words) {
   const [file, sheetWidth, sheetHeight, x, y, width, height] = record;
   const options = { class: Math.max(width, height) <= 64 ? "tile pixels" : "tile", viewBox: `${x} ${y} ${width} ${height}` };
@@ -398,12 +402,10 @@ async function sitePart(host, number) {
 // --- one mode ------------------------------------------------------------------------------
 
 function atomOf([scale, content], width) {
-  const bytes = Uint8Array.from(atob(content), (sign) => sign.charCodeAt(0)), wide = width > 65536 ? 4 : 2;
-  const n = bytes.length / (wide + 1), numbers = new DataView(bytes.buffer);
-  return Array.from({ length: n }, (_, at) => [
-    wide === 2 ? numbers.getUint16(2 * at, true) : numbers.getUint32(4 * at, true),
-    numbers.getInt8(n * wide + at) / 127 * scale,
-  ]);
+  const bytes = Uint8Array.from(atob(content), (sign) => sign.charCodeAt(0)), size = width > 65536 ? 4 : width > 256 ? 2 : 1;
+  const n = bytes.length / (size + 1), numbers = new DataView(bytes.buffer);
+  const unit = (at) => (size === 1 ? bytes[at] : size === 2 ? numbers.getUint16(2 * at, true) : numbers.getUint32(4 * at, true));
+  return Array.from({ length: n }, (_, at) => [unit(at), numbers.getInt8(n * size + at) / 127 * scale]);
 }
 
 // Entries of both signs of contributions: all positive parts, then all negative ones.
@@ -596,7 +598,8 @@ async function modePage(host, left) {
   if (left()) return null;
   if (!found) return host.replaceChildren(make("h1", { text: `${table.site} has no mode ${numberText} in use` }), chooseSite());
   const { at, record } = found, c = table.columns;
-  const [atomBytes, labels, top, typical, random, counter, near, after, users, ofLabels, flow, maps, why] = record;
+  const [atomBytes, flatLabels, top, typical, random, counter, nearFlat, afterFlat, users, ofLabels, flow, maps, why] = record;
+  const labels = inFives(flatLabels), near = inThousandths(nearFlat), after = inThousandths(afterFlat);
   const atom = atomOf(atomBytes, table.units), strongest = [...atom].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   const drawn = new Set((maps?.units || strongest.slice(0, 3).map(([unit]) => unit % table.n_units)));
   const rows = [top, typical, random, counter].flatMap((flat) => pairs(flat).map(([row]) => row));
@@ -611,7 +614,7 @@ async function modePage(host, left) {
   const facts = [`Used by ${used.join(" and ")}.`];
   if (why) facts.push(seen(`Unnamed: ${why.replace(/\.?$/, ".")}`));
   if (table.held_out && users[1] < LEAST_USERS) facts.push(`Fewer than ${LEAST_USERS} held-out inputs use it: nothing shows that it holds for other inputs.`);
-  const copies = pairs(near).filter(([, value]) => value > NEARLY_EQUAL).map(([other]) => other);
+  const copies = near.filter(([, value]) => value > NEARLY_EQUAL).map(([other]) => other);
   if (copies.length) facts.push(`Nearly the same atom as mode${copies.length > 1 ? "s" : ""} ${copies.join(", ")}.`);
   facts.push(c.seeds[at] === null ? "Whether other fits find it again was not measured." : `Found again with a cosine of ${fixed(c.seeds[at])} by other seeds, ${fixed(c.halves[at])} on half the inputs.`);
   const units = make("p", { className: "units" }, "Strongest units ", ...strongest.slice(0, 6).flatMap(([unit, value], n) => [n ? ", " : "", make("b", { text: unitOf(unit, table) }), make("span", { className: "faint", text: ` ${fixed(value, 3)}` })]),
@@ -630,8 +633,8 @@ async function modePage(host, left) {
     inputRow("Counter-examples", "its units are active, and yet contribute little; the number is their activation", counter, inputs));
   const [control, here, next] = await Promise.all([
     controlOf(key, table, ofLabels, number),
-    neighbours("At this site", "Modes with the most similar atoms.", key, pairs(near), "cosine"),
-    after.length ? neighbours("At the next site", "Modes that the same inputs use; r of the loadings over all inputs.", table.next, pairs(after), "r") : null,
+    neighbours("At this site", "Modes with the most similar atoms.", key, near, "cosine"),
+    after.length ? neighbours("At the next site", "Modes that the same inputs use; r of the loadings over all inputs.", table.next, after, "r") : null,
   ]);
   const flows = flow.length ? await neighbours("By flow", `What of this mode's contribution goes through modes of the next site, mean over the ${flow[0]} explained input${flow[0] === 1 ? "" : "s"} among whose strongest modes it is.`, key, flow.slice(1).map(([other, n, value]) => [n, value, other]), "flow") : null;
   if (left()) return null;
