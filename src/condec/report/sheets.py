@@ -11,7 +11,7 @@ import numpy as np
 SQUARES_UP_TO: Final = 64
 """Pixels a side up to which pictures are shown as squares, and kept without loss."""
 _ON_A_SHEET: Final = 64
-_QUALITY: Final = 78
+_QUALITY: Final = 72
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sheets:
     _numbers: int = 0
 
     def sheet(
-        self, pictures: Sequence[np.ndarray], file: str, columns: int = 8, side: int = 160
+        self, pictures: Sequence[np.ndarray], file: str, columns: int = 8, side: int = 144
     ) -> list[Tile]:
         """Store pictures in one file, row by row, none larger than `side`, and tell where."""
         from PIL import Image
