@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 
 from condec.basis.npz import load_record
 from condec.effects import summarise
@@ -135,3 +136,23 @@ def test_photos_from_files_to_maps(tmp_path: Path) -> None:
     names = json.loads((tmp_path / "analysis" / "labels.json").read_text())
     assert len(names) == 1000
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_the_contrast_of_pronouns_adds_up(tmp_path: Path) -> None:
+    plan = config.read(EXAMPLES / "stories" / "pronouns.toml")
+    plan = replace(
+        plan, out=tmp_path / "run", data=replace(plan.data, limit=24), links=("collect",),
+        sites=("lm.model.layers.4",), collect=replace(plan.collect, twins=()),
+    )  # fmt: skip
+    run = Run(plan, progress=False)
+    assert [outcome.state for outcome in chain(run)] == ["made"]
+    store = run.store
+    assert store.recipe["method"]["baseline"] == {"name": "MeanToken"}
+    inputs = store.to_xarray()["inputs"]
+    change = torch.from_numpy((inputs["target"] - inputs["target_baseline"]).to_numpy())
+    sums = store.matrix("lm.model.layers.4", sign="sum").sum(1)
+    assert (sums - change).abs().median() < 0.05 * change.abs().median()
+    names = run.loaded.label_names or ()
+    he = store.labels == names.index("H")
+    assert 0 < int(he.sum()) < len(he)
+    assert bool(((inputs["target"].to_numpy() > 0) == he.numpy()).mean() > 0.9)

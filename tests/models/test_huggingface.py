@@ -12,21 +12,27 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from condec import explain
 from condec.attribution import (
     Constant,
     IntegratedGradients,
+    MeanToken,
     Samples,
+    SmoothGrad,
     Zeros,
     ZeroTokens,
 )
 from condec.attribution.contributions import contribute
 from condec.attribution.targets import Logit
 from condec.basis.errors import DataError, ModelError, OptionError
+from condec.dictionary import PCA, TrainConfig, fit
 from condec.models import load_model
 from condec.models.huggingface import PooledEncoder
 from condec.models.language import LanguageModel
 from condec.models.torchvision import import_torchvision
+from condec.modes import Modes
 from condec.network.sites import find_sites
+from condec.store import collect
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -302,6 +308,47 @@ def test_root_mean_square_norms_want_a_baseline_that_is_not_zero(library: Module
         gaps.append(max(float((c - 1).abs().max()) for c in batch.completeness().values()))
     assert gaps[0] > 1
     assert max(gaps[1:]) < 0.02
+
+
+def test_where_no_baseline_is_named_paths_begin_at_the_mean_token(
+    library: ModuleType, tmp_path: Path
+) -> None:
+    model = LanguageModel(llama(library, eps=1e-6).double())
+    embeddings = model.embed(torch.randint(0, 11, (3, 5)))
+    weight = model.lm.get_input_embeddings().weight.detach()
+    mean = torch.stack([sum(row) / len(weight) for row in weight.T]).expand(1, 5, -1)
+    named = Samples(n_samples=1, values=mean)
+    for method, other in (
+        (IntegratedGradients(steps=4), IntegratedGradients(steps=4, baseline=named)),
+        (
+            SmoothGrad(inner=IntegratedGradients(steps=2), n_samples=2),
+            SmoothGrad(inner=IntegratedGradients(steps=2, baseline=named), n_samples=2),
+        ),
+    ):
+        found, wanted = (
+            contribute(model, embeddings, "preset:lm_heads", method=one, target=Logit(7))
+            for one in (method, other)
+        )
+        for mine, its in zip(found.by_site, wanted.by_site, strict=True):
+            assert torch.allclose(mine.contribution, its.contribution, atol=1e-12)
+        assert torch.allclose(found.target_baseline, wanted.target_baseline, equal_nan=True)
+    sites, target = "preset:lm_blocks", Logit(7)
+    store = collect(model, embeddings, sites, target=target, out=tmp_path / "s", progress=False)
+    assert store.recipe["method"]["baseline"] == {"name": "MeanToken"}
+    whole = TrainConfig(held_out=0.0)
+    modes = [
+        Modes.build(fit(PCA(n_modes=2), store.matrix(site), config=whole).dictionary, store, site)
+        for site in store.sites
+    ]
+    for method in (None, IntegratedGradients()):
+        explained = explain(model, embeddings[:1], modes, method=method)
+        assert explained.method.to_dict() == store.recipe["method"]
+    plain = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
+    method = IntegratedGradients(baseline=MeanToken())
+    with pytest.raises(OptionError, match="MeanToken: Sequential embeds no tokens; take another"):
+        contribute(plain, torch.ones(1, 2), "0", method=method)
+    with pytest.raises(OptionError, match=r"MeanToken: .* use start\(model, inputs\)"):
+        MeanToken().make(embeddings)
 
 
 def test_the_mask_stays_as_it_is_from_any_baseline(theirs: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from condec.basis.errors import DataError, ModelError, OptionError, StoreError
+from condec.report.facts import Fact
 from condec.retina import (
     Recording,
     RetinaEpoch,
@@ -18,6 +20,7 @@ from condec.retina import (
     respond,
 )
 from condec.retina.fitting import split_blocks
+from condec.retina.page import _facts
 
 HISTORY, SIDE, CELLS = 6, 5, 3
 CONFIG = RetinaTraining(history=HISTORY, epochs=4, lr=5e-3, batch_size=64, held_out=0.2)
@@ -243,6 +246,15 @@ def test_cells_without_spikes_are_named(recording: Recording) -> None:
     none = dataclasses.replace(recording, rates=torch.zeros(900, CELLS))
     with pytest.raises(DataError, match="known: none of 3 cells has a spike in the training fram"):
         fit_model(network(), none, config, progress=False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_page_names_cells_without_spikes(recording: Recording) -> None:
+    responses = respond(network(), recording.windows(HISTORY))
+    responses.rates[:, 2] = 0.0
+    fields = SimpleNamespace(separability=torch.rand(9, 3), polarity=torch.ones(9, 3))
+    facts = [*_facts(SimpleNamespace(responses=responses, fields=fields))]  # type: ignore[arg-type]
+    assert Fact("1", "cells without spikes", "c") in facts
 
 
 # --- messages --------------------------------------------------------------------------------
