@@ -62,7 +62,7 @@ class _Lines:
         self._line, self._last = line, 0.0
         self()
 
-    def __call__(self, *, advance: float = 0, completed: float | None = None, **more: Any) -> None:
+    def __call__(self, *, advance: int = 0, completed: int | None = None, **more: Any) -> None:
         line = self._line
         line["done"] = line["done"] + advance if completed is None else completed
         line |= {name: value for name, value in more.items() if value is not None}
