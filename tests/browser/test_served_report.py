@@ -81,6 +81,7 @@ def test_names_go_into_the_run(browser: Any, address: str, session: Session) -> 
 
 def test_what_others_wrote_meanwhile_stays(browser: Any, address: str, session: Session) -> None:
     modes, folder = session.modes[0], session.run.folder.path
+    (folder / "names.json").unlink(missing_ok=True)
     for page in watched(browser, own=address):
         page.goto(f"{address}report/index.html")
         page.locator(".network .mode a").first.click()

@@ -109,6 +109,15 @@ def test_what_is_no_export_is_refused(tmp_path: Path, record: object, problem: s
     assert not (tmp_path / FILE).exists()
 
 
+def test_an_entry_may_lack_its_number(modes: Modes, tmp_path: Path) -> None:
+    known = replace(modes, dictionary="digest")
+    annotate(tmp_path, known, 2, name="hen")
+    (entry,) = read_names(tmp_path)["block"]
+    del entry["mode"]
+    write_names(tmp_path, {"block": [entry]})
+    assert [*annotations(tmp_path, known)] == [2]
+
+
 def test_modes_are_whole_numbers(tmp_path: Path) -> None:
     write_names(tmp_path, {"block": [{"name": "x", "atom": {}, "mode": 3.0}]})
     assert '"mode": 3.0' not in (tmp_path / FILE).read_text()

@@ -128,7 +128,9 @@ def matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict
         cosines, ids = _cosines(modes, entries), modes.ids.tolist()
         for place, entry in enumerate(entries):
             if modes.dictionary and entry.get("dictionary") == modes.dictionary:
-                cosines[place, [n for n, number in enumerate(ids) if number == entry["mode"]]] = 2.0
+                cosines[
+                    place, [n for n, number in enumerate(ids) if number == entry.get("mode")]
+                ] = 2.0
         for entry, row in zip(*linear_sum_assignment(-cosines.numpy()), strict=True):
             if cosines[entry, row] >= LEAST_COSINE:
                 rows[int(entry)] = int(row)
