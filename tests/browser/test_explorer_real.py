@@ -12,36 +12,19 @@ from PIL import Image
 
 import condec
 from browsing import watched
-from condec.dictionary import KMeans
 from condec.explorer import Session
-from condec.run import Run, chain, config
+from condec.run import Run
 from condec.run.explain import modes_by
+from example_runs import SITES, example_run
 from explored import served, values
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.needs_shared]
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SITES = {
-    "photos_mobilenet": "blocks.12", "cifar10_resnet20": "layer3.1",
-    "stories": "lm.model.layers.4.mlp.down_proj:input",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=SITES)
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """Explore a few inputs of an example, at one site."""
-    plan = config.read(EXAMPLES / request.param / "run.toml")
-    fit = {"modes_per_unit": None, "rows_per_mode": None, "rivals": False}
-    few = replace(
-        plan, out=tmp_path_factory.mktemp(request.param) / "run", sites=(SITES[request.param],),
-        data=replace(plan.data, limit=12), collect=replace(plan.collect, twins=()),
-        fit=replace(
-            plan.fit, learner=KMeans(n_modes=3), stability_seeds=0, check_sites=(), **fit
-        ),
-        links=("collect", "fit"),
-    )  # fmt: skip
-    run = Run(few, progress=False)
-    config.write(few)
-    assert [outcome.state for outcome in chain(run)] == ["made"] * 2
+    few = example_run(request.param, tmp_path_factory.mktemp(request.param), 12)
     return Session(Run(few, progress=False))
 
 

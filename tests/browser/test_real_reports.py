@@ -1,23 +1,16 @@
 """Reports of real networks in a real browser: photos, CIFAR, a language model, a retina."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from browsing import inaccessible, watched
-from condec.dictionary import KMeans
 from condec.report import build_report, figures
-from condec.run import Run, chain, config
+from example_runs import SITES, example_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.needs_shared]
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SITES = {
-    "photos_mobilenet": "blocks.12", "cifar10_resnet20": "layer3.1",
-    "stories": "lm.model.layers.4.mlp.down_proj:input",
-}  # fmt: skip
 
 
 def _plain(figure: Any, path: Path) -> Path:
@@ -28,18 +21,7 @@ def _plain(figure: Any, path: Path) -> Path:
 @pytest.fixture(scope="module", params=SITES)
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Report a few inputs of an example, at one site."""
-    plan = config.read(EXAMPLES / request.param / "run.toml")
-    fit = {"modes_per_unit": None, "rows_per_mode": None, "rivals": False}
-    few = replace(
-        plan, out=tmp_path_factory.mktemp(request.param) / "run", sites=(SITES[request.param],),
-        data=replace(plan.data, limit=16), collect=replace(plan.collect, twins=()),
-        fit=replace(
-            plan.fit, learner=KMeans(n_modes=3), stability_seeds=0, check_sites=(), **fit
-        ),
-        maps=replace(plan.maps, sites=(), n_modes=2, n_inputs=3), links=("collect", "fit", "map"),
-    )  # fmt: skip
-    config.write(few)
-    assert [one.state for one in chain(Run(few, progress=False))] == ["made"] * 3
+    few = example_run(request.param, tmp_path_factory.mktemp(request.param), 16, "map")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "save_figure", _plain)
         return build_report(few.out)
