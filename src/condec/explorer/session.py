@@ -112,10 +112,14 @@ class Session:
         return {
             "model": run.plan.model.spec,
             "target": target_words(run.store.recipe["target"]),
-            "text": run.plan.data.source.partition(":")[0] in ("text", "tokens"),
+            "text": self._is_text,
             "report": run.folder.report.exists(), "learners": list(LEARNERS),
             "learner": fit["learner"], "n_modes": str(fit["n_modes"]),
         }  # fmt: skip
+
+    @property
+    def _is_text(self) -> bool:
+        return self.run.plan.data.source.partition(":")[0] in ("text", "tokens")
 
     def offered(self) -> list[dict[str, str]]:
         """List inputs to begin with: those that the report explains, then others of the store."""
@@ -313,7 +317,7 @@ class Session:
         baseline = getattr(method, "baseline", None)
         values = getattr(baseline, "values", None)
         x = one.inputs.load(one.row)
-        if not self.about["text"] or values is None or values[0].ndim != x.ndim:
+        if not self._is_text or values is None or values[0].ndim != x.ndim:
             return self._explain
         longest, length = values.shape[1], len(x)
         if length == longest:

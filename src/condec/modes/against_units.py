@@ -5,7 +5,9 @@ The label is chosen on one half of the samples and measured on the other, and al
 comparison come from matrices of one sign.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -16,6 +18,7 @@ from condec.basis.shapes import Mask
 from condec.modes.labels import label_correlation
 from condec.modes.modes import Modes
 from condec.modes.naming import LEAST_CORRELATION, halves
+from condec.modes.properties import LEAST_SAMPLES
 from condec.store import QUANTITIES
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ def against_units(several: Sequence[Modes], *, seed: int = 0) -> "pandas.DataFra
         where = ", ".join(f"{modes.site.key} of {modes.store.path}" for modes in several)
         raise DataError(f"against_units: expected modes of one site and store; got {where or 0}")
     first = several[0]
-    halved, rows = halves(first, seed), list[dict[str, object]]()
+    told, rows = _Labels.of(first, seed), list[dict[str, object]]()
     for sign in dict.fromkeys(modes.sign for modes in several):
         of_units = {
             f"units of {quantity}s": (
@@ -74,47 +77,63 @@ def against_units(several: Sequence[Modes], *, seed: int = 0) -> "pandas.DataFra
             if modes.sign == sign
         }
         for name, blocks in (of_units | of_modes).items():
-            found = _of_columns(blocks, first.store.labels, *halved, seed)
-            rows.append({"sign": sign, "of": name, **found})
+            rows.append({"sign": sign, "of": name, **_of_columns(blocks, told)})
     return pandas.DataFrame(rows)
 
 
-def _of_columns(
-    blocks: Iterable[Tensor], labels: Tensor, choose: Mask, judge: Mask, seed: int
-) -> dict[str, float | int]:
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """Labels of samples, and shuffled; which have samples enough; the halves."""
+
+    own: Tensor
+    mixed: Tensor
+    enough: Tensor  # bool, [label]
+    choose: Mask
+    judge: Mask
+
+    @classmethod
+    def of(cls, modes: Modes, seed: int) -> "_Labels":
+        (choose, judge), labels = halves(modes, seed), modes.store.labels
+        known = labels >= 0
+        counts = [
+            torch.bincount(labels[half & known], minlength=int(labels.max()) + 1)
+            for half in (choose, judge)
+        ]
+        enough = torch.minimum(*counts) >= LEAST_SAMPLES
+        if int(enough.sum()) < 2:
+            raise DataError(
+                "against_units: expected two labels or more with two samples on either half; got "
+                f"{int(enough.sum())}. Collect more samples of each label"
+            )
+        order = torch.randperm(int(known.sum()), generator=torch.Generator().manual_seed(seed))
+        mixed = labels.clone()
+        mixed[known] = labels[known][order]
+        return cls(labels, mixed, enough, choose, judge)
+
+    def correlation(self, values: Tensor, labels: Tensor, rows: Mask) -> Tensor:
+        """Correlate columns with those labels, [column, label]."""
+        return label_correlation(values, labels, rows)[:, self.enough]
+
+
+def _of_columns(blocks: Iterable[Tensor], told: _Labels) -> dict[str, float | int]:
     """Choose a label for every column on one half, and measure it on the other."""
-    known = labels >= 0
-    counts = [
-        torch.bincount(labels[half & known], minlength=int(labels.max()) + 1)
-        for half in (choose, judge)
-    ]
-    enough = torch.minimum(*counts) >= 2
-    if int(enough.sum()) < 2:
-        raise DataError(
-            "against_units: expected two labels or more with two samples on either half; got "
-            f"{int(enough.sum())}. Collect more samples of each label"
-        )
-    order = torch.randperm(int(known.sum()), generator=torch.Generator().manual_seed(seed))
-    mixed = labels.clone()
-    mixed[known] = labels[known][order]
+    chosen_on = told.choose & (told.own >= 0)
     found = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
     for block in blocks:
-        varies = block[choose & known].amax(0) > block[choose & known].amin(0)
-        values = block[:, varies]
-        best, at = label_correlation(values, labels, choose)[:, enough].max(1)
-        by_chance = label_correlation(values, mixed, choose)[:, enough].max(1).values
-        judged = label_correlation(values, labels, judge)[:, enough].gather(1, at[:, None])[:, 0]
+        values = block[:, block[chosen_on].amax(0) > block[chosen_on].amin(0)]
+        best, at = told.correlation(values, told.own, told.choose).max(1)
+        by_chance = told.correlation(values, told.mixed, told.choose).max(1).values
+        judged = told.correlation(values, told.own, told.judge).gather(1, at[:, None])[:, 0]
         found.append((best, at, by_chance, judged))
     best, at, by_chance, held_out = map(torch.cat, zip(*found, strict=True))
     above = held_out > LEAST_CORRELATION
     return {
-        "n": len(best),
-        "chosen": float(best.double().nanquantile(0.5)) if len(best) else float("nan"),
-        "shuffled": float(by_chance.double().nanquantile(0.5)) if len(best) else float("nan"),
-        **{
-            name: float(held_out.double().nanquantile(share)) if len(best) else float("nan")
-            for name, share in _ENDS.items()
-        },
+        "n": len(best), "chosen": _quantile(best, 0.5), "shuffled": _quantile(by_chance, 0.5),
+        **{name: _quantile(held_out, share) for name, share in _ENDS.items()},
         "above": int(above.sum()),
-        "labels": len({*at[above].tolist()}) / int(enough.sum()),
-    }
+        "labels": len({*at[above].tolist()}) / int(told.enough.sum()),
+    }  # fmt: skip
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    return float(values.double().nanquantile(share)) if len(values) else math.nan

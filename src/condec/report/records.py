@@ -100,10 +100,11 @@ class Records:
         rows = [line["row"] for line in lines]
         curves = self._curves(site, part, key)
         chosen = [drawn.get(line["id"]) for line in lines]
+        after, next_key = self._next(site, part)
         every = [
             [*record, line["why"]]
             for record, line in zip(
-                self._modes(site, part, rows, drawn, curves), lines, strict=True
+                self._modes(site, part, rows, drawn, curves, after), lines, strict=True
             )
         ]
         tops = [record[2][::2] for record in every]
@@ -115,7 +116,7 @@ class Records:
             "quantity": part.modes.quantity, "held_out": part.has_held_out,
             "units": part.modes.atoms.shape[1], "n_units": site.info.n_units,
             "rows": [int((~part.modes.held_out).sum()), int(part.modes.held_out.sum())],
-            "per_file": _MODES_A_FILE, "next": self._next(site, part)[1],
+            "per_file": _MODES_A_FILE, "next": next_key,
             "curves": sorted(curves), "per_labels": _LABELS_A_FILE,
             "texts": bool(part.maps and part.maps.texts),
             "columns": {
@@ -154,7 +155,7 @@ class Records:
 
     def _modes(
         self, site: SitePart, part: DictionaryPart, rows: Sequence[int],
-        drawn: dict[int, Row], curves: dict[int, Any],
+        drawn: dict[int, Row], curves: dict[int, Any], after: DictionaryPart | None,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """Give the record of every mode, in the order of `rows`; scripts know the order in it."""
         modes = part.modes
@@ -163,7 +164,6 @@ class Records:
         labels = list(labels_of(part, places))
         near = unit_length(modes.atoms, 1)
         own = nearest(near[places] @ near.T, ids, places)
-        after, _ = self._next(site, part)
         beyond = [list[Any]()] * len(rows)
         if after is not None:
             between = correlation_matrix(modes.loadings, after.modes.loadings)[places]

@@ -99,10 +99,9 @@ def compare_modes(first: str | Path, second: str | Path | None = None) -> "panda
     tables = []
     for site in (site.key for site in stores[0].sites if site in stores[1].sites):
         found = [
-            (learner, Modes.load(folder.ledger.found(place) or place, store))
+            pair
             for folder, store in zip(folders, stores, strict=True)
-            for learner in folder.learners(site)[:1]
-            for place in [folder.modes(site, learner)]
+            for pair in _first_modes(folder, store, site)
         ]
         if len(found) == len(folders) and all(len(modes) for _, modes in found):
             learners, modes = zip(*found, strict=True)
@@ -111,6 +110,15 @@ def compare_modes(first: str | Path, second: str | Path | None = None) -> "panda
     if not tables:
         raise DataError(f"{first} and {second}: no site has modes in both; run fit in both")
     return pandas.concat(tables, ignore_index=True)
+
+
+def _first_modes(folder: RunFolder, store: Store, site: str) -> list[tuple[str, Modes]]:
+    """Load the modes of a site by its first learner, with its name; none where there are none."""
+    return [
+        (learner, Modes.load(folder.ledger.found(place) or place, store))
+        for learner in folder.learners(site)[:1]
+        for place in [folder.modes(site, learner)]
+    ]
 
 
 def _with_twin(folder: RunFolder) -> "pandas.DataFrame":
@@ -129,18 +137,16 @@ def _with_twin(folder: RunFolder) -> "pandas.DataFrame":
         raise DataError(f"{path}: is a twin of another store; remove it and collect it again")
     tables = []
     for site in (site.key for site in store.sites):
-        for learner in folder.learners(site)[:1]:
-            place = folder.modes(site, learner)
-            modes = Modes.load(folder.ledger.found(place) or place, store)
-            about = modes.encoder.training if modes.encoder else None
-            if modes.encoder is None or isinstance(modes.encoder.learner, Imported):
+        for learner, modes in _first_modes(folder, store, site):
+            encoder = modes.encoder
+            if encoder is None or isinstance(encoder.learner, Imported):
                 continue
-            if not len(modes) or about is None:
+            if not len(modes) or encoder.training is None:
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeadModesWarning)
                 rows = twin.rows(site, modes.quantity, modes.sign, modes.rows)
-                report = fit(modes.encoder.learner, rows, config=about.config, progress=False)
+                report = fit(encoder.learner, rows, config=encoder.training.config, progress=False)
             other = Modes.build(
                 report.dictionary, twin, site, modes.sign, quantity=modes.quantity,
                 held_out_rows=report.held_out_rows, rows=modes.rows,
