@@ -12,8 +12,8 @@ from PIL import Image
 
 import condec
 from browsing import watched
-from condec.explorer import Session
 from condec.explorer.notebook import answered
+from condec.explorer.session import Session
 from condec.run.explain import modes_by
 from condec.run.selection import read_selection
 from explored import explored_run, served, values

@@ -12,7 +12,7 @@ from PIL import Image
 
 import condec
 from browsing import watched
-from condec.explorer import Session
+from condec.explorer.session import Session
 from condec.run import Run
 from condec.run.explain import modes_by
 from example_runs import SITES, example_run

@@ -13,7 +13,8 @@ pytest.importorskip("uvicorn", reason="the explorer is not installed")
 
 import uvicorn
 
-from condec.explorer import Session, server
+from condec.explorer import server
+from condec.explorer.session import Session
 from condec.modes import annotate, annotations
 from condec.report import build_report, figures
 from explored import explored_run

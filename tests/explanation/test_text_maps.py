@@ -14,7 +14,7 @@ from condec.data import as_inputs
 from condec.explanation import SiteMaps, explain, site_maps
 from condec.modes import Modes
 from condec.network import PackedInput
-from condec.report.drawing import _tokens
+from condec.report.drawing import tokens_of
 
 N, LENGTH = 12, 5
 
@@ -79,7 +79,7 @@ def test_texts_with_what_a_mode_contributes_at_each_token(
             expected = own[0].places if own else torch.zeros(LENGTH)
             torch.testing.assert_close(maps.places[place, number], expected.float())
     first = int(maps.samples[0, 0])
-    shown = _tokens(maps, 0, 0, maps.texts[first])
+    shown = tokens_of(maps, 0, 0, maps.texts[first])
     assert [word for word, _, _ in shown] == [word for word in maps.texts[first] if word]
     values = [float(value) for value in maps.places[0, 0] if maps.texts[first]]
     assert all(colour.startswith("rgba(") for _, colour, _ in shown)

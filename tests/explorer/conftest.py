@@ -2,7 +2,7 @@
 
 import pytest
 
-from condec.explorer import Session
+from condec.explorer.session import Session
 from explored import explored_run
 
 

@@ -7,8 +7,8 @@ import pytest
 
 import condec
 from condec.basis.errors import DependencyError, OptionError
-from condec.explorer import Session
 from condec.explorer.notebook import answered
+from condec.explorer.session import Session
 
 pytest.importorskip("anywidget", reason="anywidget is not installed")
 

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from condec.basis.errors import OptionError
 from condec.basis.locks import held
-from condec.explorer import Session, server
+from condec.explorer import server
+from condec.explorer.session import Session
 from condec.modes.annotations import FILE, read_names
 from condec.run.verify import verify_run
 from condec.store import RunFolder

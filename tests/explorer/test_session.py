@@ -17,9 +17,8 @@ from PIL import Image
 
 import condec
 from condec.basis.errors import DataError, ModelError, OptionError, StoreError
-from condec.explorer import Session
 from condec.explorer.jobs import Job
-from condec.explorer.session import N_MODES
+from condec.explorer.session import N_MODES, Session
 from condec.modes import annotate
 from condec.run import Run, chain, config
 from condec.run.explain import modes_by

@@ -14,7 +14,7 @@ from PIL import Image
 from condec.basis.errors import CondecError, DataError, OptionError, SiteError, StoreError
 from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput, explain
-from condec.explorer import Session
+from condec.explorer.session import Session
 from condec.report import build_report, figures
 from condec.run import Run, chain, config
 from condec.run.explain import explain_inputs, modes_by

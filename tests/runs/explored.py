@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from condec.explorer import Session
+from condec.explorer.session import Session
 from condec.run import Run, chain, config
 from small_runs import hostile_source
 

@@ -7,6 +7,5 @@ question is a method of `Session` and a line of `questions.py`.
 """
 
 from condec.explorer.notebook import show
-from condec.explorer.session import Session
 
-__all__ = ["Session", "show"]
+__all__ = ["show"]

@@ -6,19 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from condec.basis.errors import CondecError, DependencyError
-from condec.explorer.questions import File, answer
-from condec.explorer.session import Session
-from condec.report.build import environment
-from condec.run import Run, config
+
+if TYPE_CHECKING:
+    from condec.explorer.session import Session
+    from condec.run import Run
 
 _STATIC: Final = Path(__file__).parent / "static"
 _REPORT: Final = _STATIC.parents[1] / "report" / "static"
 
 
-def show(run: str | Path | Run, *, trust_code: bool = False) -> Any:
+def show(run: "str | Path | Run", *, trust_code: bool = False) -> Any:
     """Show the explorer of a run in a notebook (Jupyter, VS Code, marimo, Colab).
 
     It asks the kernel, which needs no port and no other address. See docs/how-to/explore.md.
@@ -48,6 +48,11 @@ def show(run: str | Path | Run, *, trust_code: bool = False) -> Any:
         raise DependencyError(
             "show: the explorer in notebooks is not installed; pip install 'condec[notebook]'"
         ) from error
+    # Here, so that `import condec` loads no drawing library.
+    from condec.explorer.session import Session
+    from condec.report.build import environment
+    from condec.run import Run, config
+
     if not isinstance(run, Run):
         plan = config.with_noted(config.read(run))
         run = Run(plan, progress=False, trust_code=trust_code)
@@ -68,9 +73,11 @@ def show(run: str | Path | Run, *, trust_code: bool = False) -> Any:
 
 
 def answered(
-    session: Session, content: Mapping[str, Any], buffers: Sequence[bytes | memoryview]
+    session: "Session", content: Mapping[str, Any], buffers: Sequence[bytes | memoryview]
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Answer a message of the page: its `id`, and `found`, or an error, or a file beside it."""
+    from condec.explorer.questions import File, answer
+
     told: dict[str, Any] = {"id": content.get("id"), "status": 200, "found": None}
     name, given = str(content.get("name", "")), content.get("given", {})
     try:
