@@ -198,11 +198,12 @@ def test_curves_of_each_label_are_a_panel_with_a_key(page: Any, address: str) ->
 
 def test_a_fit_takes_the_choice_back(page: Any, address: str) -> None:
     job = {"job": 1, "link": "fit", "words": "Modes", "seconds": 1.0, "said": [], "bars": []}
-    states = iter(["running", "done"])
-    page.route("**/api/jobs", lambda route: route.fulfill(json=[job | {"state": next(states)}]))
+    state = {"state": "running"}
+    page.route("**/api/jobs", lambda route: route.fulfill(json=[job | state]))
     page.goto(address)
     page.locator("#offered button").nth(5).click()
     page.locator("#parts input[type=checkbox]").first.check()
+    state["state"] = "done"
     page.locator("#said", has_text="Modes were fitted again; explain the input again").wait_for()
     assert page.locator("#chosen li").count() == 0
     assert page.locator("#parts input:checked").count() == 0
