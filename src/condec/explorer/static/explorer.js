@@ -133,6 +133,13 @@ export function mount(root, send, pictureOf) {
     showSites();
     showParts();
     showOutputs(found);
+    prepare();
+  }
+
+  // While the reader looks: what lies before the site is run once and kept for the sliders.
+  function prepare() {
+    const { found, site } = state;
+    ask("turn", { key: found.key, site: found.sites[site].key, factors: {} }).catch(() => {});
   }
 
   function showSites() {
@@ -145,6 +152,7 @@ export function mount(root, send, pictureOf) {
         showSites();
         showParts();
         showOutputs(state.found);
+        prepare();
       });
       return button;
     }));
