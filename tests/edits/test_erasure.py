@@ -49,6 +49,30 @@ def test_weights_of_a_model_in_double_hold_the_offset_in_double():
     torch.testing.assert_close(baked(model, edit, inputs=x)(x), expected, rtol=1e-12, atol=1e-12)
 
 
+class Frames(nn.Module):
+    """Frames [sample, frame, channel, y, x], each through a convolution, folded into the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 5, 3), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = self.conv(x.flatten(0, 1)).tanh().mean((-1, -2))
+        return self.head(h.view(*x.shape[:2], 5).mean(1))
+
+
+def test_units_are_those_of_a_model_that_folds_frames_into_the_batch():
+    torch.manual_seed(0)
+    model, x = Frames().eval(), torch.rand(6, 4, 2, 5, 5)
+    marked = x + torch.tensor([1.0, 0.0])[:, None, None]
+    edit = erasure(model, "conv@channels", x, marked)
+    assert [len(one) for one in edit.directions] == [5]
+    with torch.no_grad():
+        moved = (model(marked) - model(x)).norm()
+        with edited(model, edit):
+            assert (model(marked) - model(x)).norm() < 0.3 * moved
+
+
 def test_what_is_refused():
     model = linear()
     with pytest.raises(DataError, match=r"same ones changed; got shapes \(200, 5\) and \(3, 5\)"):

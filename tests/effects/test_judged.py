@@ -51,6 +51,15 @@ def test_one_row_a_dictionary_and_the_baselines(chain, candidates) -> None:
     assert "cpr" not in without
 
 
+def test_a_dictionary_that_is_dead_here_is_a_row_without_figures(chain) -> None:
+    modes = chain.modes
+    dead = replace(modes, loadings=modes.loadings[:, :0], atoms=modes.atoms[:0], ids=modes.ids[:0])
+    table = judge({"modes": modes, "dead": dead}, **FAST).set_index("name")
+    assert table.loc["dead", "alive"] == 0
+    assert table.loc["dead", ["named", "covered", "correlation"]].isna().all()
+    assert table.loc["modes", ["named", "covered", "correlation"]].notna().all()
+
+
 def test_areas_of_faithfulness() -> None:
     """A circuit that holds all is 1 and 0; by trapezoids, of a curve that rises and overshoots."""
     x = np.array([0.0, 0.5, 1.0])
@@ -67,6 +76,8 @@ def test_what_cannot_be_compared_is_refused(chain, candidates) -> None:
         judge({})
     with pytest.raises(OptionError, match="random: name of a baseline"):
         judge({"random": modes})
+    with pytest.raises(OptionError, match="sae by size: ends as a ranking of another does"):
+        judge({"sae by size": modes})
     with pytest.raises(OptionError, match="fractions go from 0 to 1"):
         judge(candidates, fractions=(0.1, 1.0))
     with pytest.raises(DataError, match="other was fitted to other rows than the first"):

@@ -96,6 +96,15 @@ def test_two_dictionaries_of_one_sign_each_stand_beside_each_other(model, images
     assert all(part.name.endswith(f"({part.modes.name})") for part in at.modes)
 
 
+def test_two_dictionaries_of_one_name_are_told_apart_by_their_signs(model, images, store):
+    several = [modes_of(store, "block2", sign, name="modes") for sign in ("positive", "negative")]
+    at = condec.explain(model, images[:1], several).by_site[0]
+    names = [part.name for part in at.parts]
+    assert len({*names}) == len(names)
+    assert all(part.name.endswith(f"(modes, {part.modes.sign})") for part in at.modes)
+    assert at.part(names[0]) is at.parts[0]
+
+
 def test_what_a_dictionary_does_not_describe_is_left_over(model, images, store):
     at = condec.explain(model, images[:1], modes_of(store, "block2", "positive")).by_site[0]
     negative = float(at.contribution.clamp(max=0).sum())

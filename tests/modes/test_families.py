@@ -48,6 +48,12 @@ def chains():
     return fit
 
 
+def test_a_site_without_modes_in_use_has_no_family(chains):
+    first, _, last = chains(0.2)
+    none = modes_at("s1", torch.zeros(300, 0))
+    assert {*mode_families([first, none, last])["site"]} <= {"s0", "s2"}
+
+
 def test_families_follow_what_was_planted(chains):
     table = mode_families(chains(0.2))
     found = {

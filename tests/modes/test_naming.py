@@ -169,10 +169,27 @@ def test_one_mode_tells_its_label_and_noise_tells_none() -> None:
     z, has = modes.loadings[rows, 0], modes.store.labels[rows] == 0
     wins = (z[has][:, None] > z[~has]).double().mean()
     assert float(wins) == found[("loadings", 0, 1)]
-    with pytest.raises(DataError, match=r"labels with 2 samples on either half; got \[9\]"):
+    with pytest.raises(DataError, match=r"that 2 samples have, and 2 others lack, on .* got \[9\]"):
         probe(modes, labels=[9])
+    modes.store.labels = torch.zeros(400, dtype=torch.long)
+    with pytest.raises(DataError, match=r"and 2 others lack, on either half; got \[\]"):
+        probe(modes)
     with pytest.raises(OptionError, match="ks: expected ascending numbers"):
         probe(modes, (2, 1))
+
+
+def test_without_modes_in_use_there_is_nothing_to_name(modes: Modes) -> None:
+    none = replace(modes, loadings=modes.loadings[:, :0], atoms=modes.atoms[:0], ids=modes.ids[:0])
+    with pytest.raises(DataError, match="block: no input uses any of its modes"):
+        meaning(none)
+
+
+def test_a_column_known_on_one_half_only_names_nothing_and_takes_no_name(modes: Modes) -> None:
+    labels = Properties.of_labels(modes.store.labels, NAMES, GROUPS)
+    held_out = modes.held_out.tolist()
+    table = pandas.DataFrame({"late": ["u" if row else None for row in held_out]})
+    found = meaning(modes, [labels, *Properties.of_table(table)]).modes
+    assert found["name"].tolist() == meaning(modes, labels).modes["name"].tolist()
 
 
 def test_a_mode_without_a_name_says_why(modes: Modes, found: Meaning) -> None:

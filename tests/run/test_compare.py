@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from condec import cli
 from condec.attribution import IntegratedGradients
 from condec.basis.errors import DataError, StoreError
-from condec.dictionary import load_dictionary
+from condec.dictionary import DeadModesWarning, load_dictionary
 from condec.modes import Modes
 from condec.run.compare import _matched as matched
 from condec.run.compare import compare_modes, compare_runs, modes_in_words
@@ -127,6 +127,27 @@ def test_modes_are_matched_on_the_same_inputs(made, tmp_path):
     assert "median correlation 1.00, by chance at most 0." in result.stdout
     lines = list(modes_in_words(table.assign(matched=False)))
     assert lines[1].startswith("block1: only the first: ")
+
+
+def test_sites_without_modes_in_use_are_told(made, tmp_path):
+    other = RunFolder(shutil.copytree(made, tmp_path / "b"))
+    store = Store.open(other.store)
+
+    def die(site):
+        place = other.modes(site, other.learners(site)[0])
+        modes = Modes.load(place, store)
+        replace(
+            modes, loadings=modes.loadings[:, :0], atoms=modes.atoms[:0], ids=modes.ids[:0]
+        ).save(place)
+        record(other.path)
+
+    die("block1")
+    with pytest.warns(DeadModesWarning, match="uses any mode of one of them at block1; left out"):
+        table = compare_modes(made, other.path)
+    assert {*table["site"]} == {"block2:input"}
+    die("block2:input")
+    with pytest.raises(DataError, match="no input uses any mode of one of them at block1, block2"):
+        compare_modes(made, other.path)
 
 
 def test_modes_that_only_one_run_has(made):

@@ -319,6 +319,7 @@ def test_numbers_of_modes_that_cannot_be(n_modes, message) -> None:
         ("[control]\nfractions = [2]", "fractions lie between 0 and 1"),
         ("[control]\nfractions = ['all']", "fractions: expected a number; got 'all'"),
         ("[maps]\nn_units = 0", "maps: n_units must be at least 1; got 0"),
+        ("[maps]\nn_inputs = 128", "a page shows at most 100 inputs of a mode; got 128"),
         ("sites = 'a'\nlinks = ['fly']", "links: expected one of collect, stats, fit"),
         ("sites = 'a'\nlinks = []", "links: none given"),
         ("sites = []", "sites: none given"),

@@ -16,7 +16,7 @@ from condec.basis.checks import at_least
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.edits.base import Edit, set_fields, set_site
 from condec.edits.directions import Direction, Vector, along, checked_direction
-from condec.edits.replacement import numbers_of, record_activation
+from condec.edits.replacement import numbers_of, record_rows
 from condec.network import Site, find_sites, settle_sites, units_of
 
 
@@ -152,7 +152,7 @@ def erasure(
             "erasure: expected two inputs or more, and the same ones changed; got shapes "
             f"{tuple(inputs.shape)} and {tuple(changed.shape)}"
         )
-    several = [record_activation(model, x, site) for x in (inputs, changed)]  # of one site alone
+    several = [record_rows(model, x, site)[0] for x in (inputs, changed)]  # of one site alone
     (site,) = settle_sites(model, find_sites(model, site), inputs)
     h, after = (_vectors(activation, site) for activation in several)
     _, sizes, basis = torch.linalg.svd(after - h, full_matrices=False)

@@ -158,6 +158,11 @@ def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Act
     >>> record_activation(small_resnet(), torch.ones(2, 1, 5, 5), "block1").shape
     torch.Size([2, 4, 5, 5])
     """
+    return unfold(*record_rows(model, inputs, site))
+
+
+def record_rows(model: nn.Module, inputs: Tensor, site: Site | str) -> tuple[Tensor, int]:
+    """Return what a site holds, [sample and fold, ...], and the folds of a sample."""
     sites = find_sites(model, site)
     if len(sites) > 1:
         raise SiteError(
@@ -170,4 +175,4 @@ def record_activation(model: nn.Module, inputs: Tensor, site: Site | str) -> Act
         ((key, h),) = tape.records.items()
     n_folds = count_folds({key: h}, len(inputs), allowed=[key])[key]
     check_order(model, inputs, sites if n_folds > 1 else ())
-    return unfold(h.detach(), n_folds)
+    return h.detach(), n_folds

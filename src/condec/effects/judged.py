@@ -118,7 +118,7 @@ def judge(
     for name, modes in several.items():
         row: dict[str, Any] = {"name": name, "n_modes": modes.n_modes, "alive": len(modes)}
         row |= _quality(modes, stability_seeds, seed)
-        rows.append(row | _labels(modes, properties, n_shuffles, options))
+        rows.append(row | (_labels(modes, properties, n_shuffles, options) if len(modes) else {}))
     table = pandas.DataFrame(rows)
     if model is None:
         return table
@@ -135,6 +135,8 @@ def _together(candidates: Mapping[str, Modes]) -> dict[str, Modes]:
         raise OptionError("judge: no candidates; give Modes by name")
     if taken := {"mean_contribution", "contribution_difference", "random"} & candidates.keys():
         raise OptionError(f"judge: {', '.join(sorted(taken))}: name of a baseline; choose another")
+    if taken := {name for name in candidates if name.endswith(_BY_SIZE)}:
+        raise OptionError(f"judge: {', '.join(sorted(taken))}: ends as a ranking of another does")
     every = list(candidates.values())
     first = next((one for one in every if bool(one.held_out.any())), every[0])
     found = {}

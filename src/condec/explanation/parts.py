@@ -1,5 +1,6 @@
 """Parts of a site's contributions to one output: of single modes, of all others, and left over."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -138,8 +139,11 @@ class SiteExplanation:
         owner = [(share, mode) for share in self.shares for mode in range(len(share.adds))]
         rest = 1 - torch.stack([share.covered for share in self.shares]).sum(0)
         parts, left = list[Part](), 1 - rest
+        named = Counter(share.modes.name for share in self.shares)
         for share, mode in (owner[number] for number in shown):
-            name = f"mode {mode}" + (f" ({share.modes.name})" if len(self.shares) > 1 else "")
+            name, of = f"mode {mode}", share.modes.name
+            if len(self.shares) > 1:  # Those of one name have a sign each.
+                name += f" ({of if named[of] == 1 else f'{of}, {share.modes.sign}'})"
             loading = float(share.loadings[:, mode].sum())
             weights = share.weights([mode])[0]
             parts.append(self._part(name, share.modes, mode, loading, weights))

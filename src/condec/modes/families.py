@@ -118,6 +118,8 @@ class Partners:
 
 def partners(one: Tensor, other: Tensor) -> Partners:
     """Match columns of loadings, [sample, mode], on the same inputs."""
+    if not one.shape[1] or not other.shape[1]:
+        return Partners([], torch.zeros(one.shape[1], other.shape[1]), 0.0)
     between = correlation_matrix(one, other)
     order = torch.randperm(len(one), generator=torch.Generator().manual_seed(0))
     chance = float(correlation_matrix(one[order], other).max())

@@ -107,13 +107,16 @@ def meaning(
     Raises
     ------
     DataError
-        No property has two samples, and lacks two, on either half; as in `mode_statistics`.
+        No property has two samples, and lacks two, on either half; no input uses any of the modes;
+        as in `mode_statistics`.
     OptionError
         A rate outside 0 to 1, or a namer that returns no text.
     """
     if not 0 < rate < 1:
         raise OptionError(f"meaning: rate must lie between 0 and 1; got {rate}")
     at_least("meaning", 1, n_bootstrap=n_bootstrap)
+    if not len(modes):
+        raise DataError(f"meaning: {modes.site.key}: no input uses any of its modes")
     several = properties_of(modes, properties)
     choose, judge = halves(modes, seed)
     several, rare = _in_both(several, choose, judge, len(modes.loadings))
@@ -227,6 +230,8 @@ def _rarer(
     of = _halves_in_words(modes)
     for one in rare:
         here, there = one.of(choose), one.of(judge)
+        if not bool(here.known.any()):
+            continue
         counts = (here.counts(), there.counts())
         for start in range(0, len(one), _PAIRS_AT_ONCE):
             member = here.member[:, start : start + _PAIRS_AT_ONCE].toarray()

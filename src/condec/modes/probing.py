@@ -38,7 +38,7 @@ def probe(
     ks : sequence of int
         Numbers of columns, ascending.
     labels : sequence of int, optional
-        By default all that have two samples on either half.
+        By default all that two samples on either half have, and two lack.
     seed : int
         Of the halves, where no rows were held out.
 
@@ -52,7 +52,7 @@ def probe(
     Raises
     ------
     DataError
-        No label has two samples on either half.
+        No label has two samples, and lacks two, on either half.
     """
     import pandas
     from sklearn.linear_model import LogisticRegression
@@ -64,11 +64,12 @@ def probe(
     of = modes.store.labels
     choose, judge = (half & (of >= 0) for half in halves(modes, seed))
     counts = [torch.bincount(of[half], minlength=int(of.max()) + 1) for half in (choose, judge)]
-    both = torch.minimum(*counts) >= _LEAST
+    both = torch.stack([torch.minimum(n, n.sum() - n) for n in counts]).amin(0) >= _LEAST
     wanted = both.nonzero().flatten().tolist() if labels is None else list(labels)
     if not wanted or not all(0 <= label < len(both) and both[label] for label in wanted):
         raise DataError(
-            f"probe: expected labels with {_LEAST} samples on either half; got {wanted[:5]}"
+            f"probe: expected labels that {_LEAST} samples have, and {_LEAST} others lack, on "
+            f"either half; got {wanted[:5]}"
         )
     rows = []
     for name, matrix in (("loadings", modes.loadings), ("units", modes.matrix())):

@@ -72,7 +72,7 @@ class Records:
         self.rows = {name: row for row, name in enumerate(run.store.sample_ids)}
         self._used: set[int] = set()
         self._tiles: dict[int, Tile] = {}
-        self._modes_of = torch.zeros(0, 0, 4, dtype=torch.float64)
+        self._modes_of = list[Tensor]()
         self._of_label: dict[int, dict[str, Any]] = defaultdict(dict)
         self._flows = flows(run)
         self._names = read_names(run.folder.path)
@@ -310,13 +310,9 @@ class Records:
         held = part.held_out_correlation.gather(0, found.indices)
         here = torch.full_like(held, len(self._sites) - 1)
         new = torch.stack([found.values, held, here, part.modes.ids[found.indices]], 2)
-        new = new.double().transpose(0, 1)
-        old = self._modes_of if len(self._modes_of) else new[:, :0]
-        both = torch.cat([old, new], 1)
-        if both.shape[1] > _OF_A_LABEL:
-            most = both[..., 0].topk(_OF_A_LABEL, 1).indices.sort(1).values
-            both = both.gather(1, most[..., None].expand(-1, -1, 4))
-        self._modes_of = both
+        self._modes_of.append(new.double().transpose(0, 1))
+        if sum(one.shape[1] for one in self._modes_of) > 2 * _OF_A_LABEL:
+            self._modes_of = [self._best_of_labels()]
         parts = [one for _, one in self.run.parts]
         if any(one.n_used for one in parts[parts.index(part) + 1 :]):
             return
@@ -339,6 +335,14 @@ class Records:
                 f"{site.folder}/{part.name}", of, out[:12], len(out), math.isfinite(kinds.fence),
             ]  # fmt: skip
 
+    def _best_of_labels(self) -> Tensor:
+        """Return the modes of every label, [label, mode, 4], of all dictionaries so far."""
+        every = torch.cat(self._modes_of, 1) if self._modes_of else torch.zeros(0, 0, 4)
+        if every.shape[1] <= _OF_A_LABEL:
+            return every
+        most = every[..., 0].topk(_OF_A_LABEL, 1).indices.sort(1).values
+        return every.gather(1, most[..., None].expand(-1, -1, 4))
+
     def finish(self) -> None:
         """Write labels, inputs, and what all pages load."""
         run, labels = self.run, self.run.store.labels
@@ -346,12 +350,12 @@ class Records:
         counts = torch.bincount(labels[labels >= 0])
         right = torch.bincount(labels[(labels >= 0) & (labels == run.store.predictions)],
                                minlength=len(counts))  # fmt: skip
-        listed = []
+        listed, best_of = [], self._best_of_labels().numpy().round(3).tolist()
         for label in counts.nonzero().flatten().tolist():
             modes: list[Any] = []
-            if label < len(self._modes_of):
-                modes = [[int(at), int(number), short(train), short(held)]
-                         for train, held, at, number in self._modes_of[label].tolist()]  # fmt: skip
+            if label < len(best_of):
+                modes = [[int(at), int(number), train, None if held != held else held]
+                         for train, held, at, number in best_of[label]]  # fmt: skip
             every[label] = {"modes": modes, **self._of_label.get(label, {})}
             best = max(modes, key=lambda one: float(one[2]), default=None)
             listed.append(

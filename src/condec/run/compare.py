@@ -96,19 +96,27 @@ def compare_modes(first: str | Path, second: str | Path | None = None) -> "panda
             f"inputs, of which {len({*names[0]} & {*names[1]})} have the same ids; modes are "
             "matched by what they do on the same inputs. Collect both from the same data"
         )
-    tables = []
+    tables, unused = [], list[str]()
     for site in (site.key for site in stores[0].sites if site in stores[1].sites):
         found = [
             pair
             for folder, store in zip(folders, stores, strict=True)
             for pair in _first_modes(folder, store, site)
         ]
-        if len(found) == len(folders) and all(len(modes) for _, modes in found):
+        if len(found) < len(folders):
+            continue
+        if all(len(modes) for _, modes in found):
             learners, modes = zip(*found, strict=True)
             tables.append(_matched(*modes).assign(site=site, learner=learners[0],
                                                   learner_second=learners[1]))  # fmt: skip
+        else:
+            unused.append(site)
+    words = f"no input uses any mode of one of them at {', '.join(unused)}" if unused else ""
     if not tables:
-        raise DataError(f"{first} and {second}: no site has modes in both; run fit in both")
+        why = words or "no site has modes in both; run fit in both"
+        raise DataError(f"{first} and {second}: {why}")
+    if words:
+        warnings.warn(f"compare: {words}; left out", DeadModesWarning, stacklevel=2)
     return pandas.concat(tables, ignore_index=True)
 
 

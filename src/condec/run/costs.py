@@ -256,13 +256,14 @@ def _time_edits(run: Run, info: SiteInfo) -> float:
 def _need_of_maps(run: Run, sites: Sequence[Site], slower: float) -> Need:
     plan = run.plan.maps
     number, where = plan.n_modes * plan.n_inputs * len(sites), counted(len(sites), "site")
+    again = slower * number * run.batches.time_input(1)  # where inputs of no two modes are the same
     if reads(run):  # contributions of the inputs again, and no map of pixels
         return Need(
-            link="map", seconds=number * run.batches.time_input(1), tasks=len(sites), disk=0,
+            link="map", seconds=again, tasks=len(sites), disk=0,
             memory=2 * run.batches.memory(plan.n_inputs),
             words=f"{where}, texts of {plan.n_modes} modes, {plan.n_inputs} each",
         )  # fmt: skip
-    seconds = slower * _seconds(partial(one_map, run, sites[0])) * number
+    seconds = slower * _seconds(partial(one_map, run, sites[0])) * number + again
     pixels = math.prod(run.inputs.picture(first_sample(run)[0]).shape[:2])
     return Need(
         link="map", seconds=seconds, tasks=len(sites), disk=15 * pixels * number,

@@ -37,6 +37,7 @@ LEARNERS: Final[dict[str, type[Learner]]] = {
 IMPORT: Final = "import"
 KINDS: Final[dict[str, type[Learner]]] = {**LEARNERS, IMPORT: dictionary.Imported}
 """Those, and what stands for a dictionary that was made elsewhere."""
+_MOST_MAPS: Final = 100
 ROWS_PER_MODE: Final = 4.0
 """Training rows for each mode of a default fit, at least."""
 
@@ -234,6 +235,11 @@ class MapsPlan:
 
     def __post_init__(self) -> None:
         at_least("maps", 1, n_modes=self.n_modes, n_units=self.n_units, n_inputs=self.n_inputs)
+        if self.n_inputs > _MOST_MAPS:
+            raise OptionError(
+                f"maps: n_inputs: a page shows at most {_MOST_MAPS} inputs of a mode; got "
+                f"{self.n_inputs}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
