@@ -552,7 +552,7 @@ def test_what_fails_leaves_no_results_of_an_earlier_plan(
     with pytest.raises(DataError, match="it rains"):
         carry_out(run_of(source))
     run = read_run(source / "run")
-    assert [list(part.tables) for _, part in run.parts] == [["meaning"], ["meaning"]]
+    assert [list(part.tables) for _, part in run.parts] == [["meaning", "units"]] * 2
     assert run.left_out == ("control: it rains",)
 
 
@@ -597,9 +597,10 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     analysis = source / "run" / "analysis"
     kept = {"control/block1/kmeans.parquet", "maps/block1/kmeans.npz", "labels.json"}
     kept |= {"statistics.parquet", "control_comparison/block1/kmeans.parquet"}
-    kept |= {f"meaning/block{number}/kmeans.parquet" for number in (1, 2)}
+    kept |= {f"{n}/block{at}/kmeans.parquet" for n in ("meaning", "units") for at in (1, 2)}
     gone = {"control/block2/kmeans.parquet", "maps/block2/kmeans.npz"}
     gone |= {"control.parquet", "control_comparison/block2/kmeans.parquet"}
+    gone |= {"families/kmeans.parquet"}
     gone |= {f"explained/{row}.npz" for row in (1, 16, 23)}
     assert contents(analysis).keys() == kept | gone
     change(source, "n_modes = 3", 'n_modes = 2, sites = "block2"')
@@ -608,8 +609,9 @@ def test_a_new_fit_removes_what_was_made_from_the_earlier_one(source: Path) -> N
     assert {file.name for file in (source / "run" / "tasks").iterdir()} == {
         f"{name}.json"
         for name in ("collect", "stats", "report", *(
-            f"{kind}%20block1%20%28kmeans%29" for kind in ("fit", "meaning", "control", "map")
-        ), "fit%20block2%20%28kmeans%29", "meaning%20block2%20%28kmeans%29")
+            f"{kind}%20block1%20%28kmeans%29"
+            for kind in ("fit", "meaning", "units", "control", "map")
+        ), *(f"{kind}%20block2%20%28kmeans%29" for kind in ("fit", "meaning", "units")))
     }  # fmt: skip
 
 

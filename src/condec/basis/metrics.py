@@ -22,14 +22,16 @@ from condec.basis.errors import DataError, OptionError
 from condec.basis.shapes import Atoms, ModeLabel, UnitMatrix
 
 __all__ = [
-    "Dimensions", "atom_coherence", "correlation_matrix", "cosine", "effective_rank", "hoyer", "l0",
-    "matched_cosine", "mean_coherence", "participation_ratio", "pca_dimensions", "pearson", "r2",
-    "r2_grand", "shrinkage", "unit_length",
+    "Dimensions", "atom_coherence", "correlation_matrix", "cosine", "effective_rank", "hoyer",
+    "in_columns", "l0", "matched_cosine", "mean_coherence", "participation_ratio", "pca_dimensions",
+    "pearson", "r2", "r2_grand", "shrinkage", "unit_length",
 ]  # fmt: skip
 
 _ENTRIES_AT_ONCE: Final = 2**18
 """Converted to float64 at a time: sums over a large matrix need no second copy of it, and
 blocks that stay in the processor's cache are several times faster."""
+_COPIED_AT_ONCE: Final = 2**26
+_PARTS: Final = 8
 
 
 def hoyer(
@@ -103,8 +105,18 @@ def correlation_matrix(
         )
     _size(loadings, 0, "correlation_matrix")
     loadings = _at_least_single(loadings)
-    others = _standardised(indicators.to(loadings.device, loadings.dtype), 0)
-    return (_standardised(loadings, 0).T @ others).clamp_(-1.0, 1.0)
+    found = list[Tensor]()
+    for few in in_columns(indicators):
+        others = _standardised(few.to(loadings.device, loadings.dtype), 0)
+        found.append(
+            torch.cat([_standardised(part, 0).T @ others for part in in_columns(loadings)])
+        )
+    return torch.cat(found, 1).clamp_(-1.0, 1.0)
+
+
+def in_columns(x: Tensor) -> tuple[Tensor, ...]:
+    """Split a large matrix by columns, so that a copy of a part takes 256 MiB, or an eighth."""
+    return x.split(max(1, _COPIED_AT_ONCE // max(1, len(x)), -(-x.shape[1] // _PARTS)), 1)
 
 
 def correlation_by_label(

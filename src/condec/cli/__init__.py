@@ -29,6 +29,7 @@ from condec.run.compare import compare_modes, compare_runs, modes_in_words
 from condec.run.costs import Workers, costs
 from condec.run.engines import engine_of
 from condec.run.explain import explain_inputs
+from condec.run.judging import judge_dictionaries
 from condec.run.links import function
 from condec.run.part import Part, collect_part
 from condec.run.plugins import link_names
@@ -312,6 +313,21 @@ def control_command(
     chosen = read_selection(selection)
     run = Run(plan, not quiet, again, trust_code)  # workers know tasks of the plan only
     carry_out(run, (control_selection(one, chosen) for one in [run]), collects=False)
+
+
+@app.command("judge")
+def judge_command(
+    source: Source,
+    site: list[str] = typer.Option([], help="Site pattern; may be given several times."),
+    of_activations: list[str] = typer.Option(
+        [], help="Another dictionary, of activations: a file or folder; {site} is the site's key."
+    ),
+    again: Again = False, quiet: Quiet = False, trust_code: Trust = False,
+) -> None:  # fmt: skip
+    """All dictionaries of a site side by side, with its single units, for the report."""
+    run = Run(config.with_noted(config.read(source)), not quiet, again, trust_code)
+    made = (judge_dictionaries(one, site, of_activations) for one in [run])
+    carry_out(run, made, collects=False)
 
 
 @app.command("explore")

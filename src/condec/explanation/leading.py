@@ -1,5 +1,6 @@
 """Which modes of a site are shown, in which order, and which units of a mode."""
 
+from functools import partial
 from typing import Final
 
 import torch
@@ -17,7 +18,8 @@ ALIKE: Final = 0.95
 
 def held_out_users(modes: Modes) -> Int[Tensor, " mode"]:
     """Count the held-out inputs that use each mode; where none were held out, of all inputs."""
-    return (modes.loadings[modes.samples(_split(modes))] > 0).sum(0)
+    rows = modes.samples(_split(modes))
+    return modes.of_loadings(lambda part: (part[rows] > 0).sum(0))
 
 
 def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
@@ -42,7 +44,7 @@ def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
     """
     enough = held_out_users(modes) >= LEAST_USERS
     if not bool(enough.any()):
-        order = descending((modes.loadings > 0).sum(0))
+        order = descending(modes.of_loadings(lambda part: (part > 0).sum(0)))
     else:
         order = [mode for mode in descending(held_out_value(modes)) if enough[mode]]
         first: dict[int, int] = {}
@@ -60,11 +62,12 @@ def held_out_value(modes: Modes) -> Float[Tensor, " mode"]:
     """
     split = _split(modes)
     rows = modes.samples(split)
+    mean = partial(modes.of_loadings, lambda part: part[rows].mean(0))
     if not bool((modes.store.labels[rows] >= 0).any()):
-        return modes.loadings[rows].mean(0)
+        return mean()
     label = _best_labels(modes)[:, None]
     found = modes.correlation(split=split).nan_to_num(-1.0).gather(1, label)[:, 0]
-    return found if bool(found.any()) else modes.loadings[rows].mean(0)
+    return found if bool(found.any()) else mean()
 
 
 def copies(modes: Modes, mode: int) -> list[int]:

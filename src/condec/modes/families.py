@@ -5,7 +5,8 @@ loadings on the same inputs (Hungarian algorithm), and count where their correla
 highest that any pair has when the inputs of one side are shuffled.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -20,16 +21,19 @@ from condec.modes.modes import Modes
 if TYPE_CHECKING:
     import pandas
 
+Links = list[tuple[int, int, float]]
+"""Partners: a mode of one site, one of the next, by their places, and what joins them."""
+
 
 def mode_families(
-    several: Sequence[Modes], flows: Sequence[Tensor] | None = None
+    several: Iterable[Modes], flows: Sequence[Tensor] | None = None
 ) -> "pandas.DataFrame":
     """Follow modes from site to site: a family is a chain of partners.
 
     Parameters
     ----------
-    several : sequence of Modes
-        A site each, in the order of the network, on the same inputs.
+    several : iterable of Modes
+        A site each, in the order of the network, on the same inputs. Two are held at a time.
     flows : sequence of Tensor of shape [mode, mode of the next site], optional
         How much flows from each mode into each of the next site, one for every pair of sites, as
         `condec.flow` has it: partners are then those with the largest sum of flows, and count
@@ -46,33 +50,48 @@ def mode_families(
     DataError
         Modes of other inputs, or flows of other shapes.
     """
+    sites, links, before = dict[str, list[int]](), list[Links](), None
+    for modes in several:
+        if before is not None:
+            _same_inputs("mode_families", [before, modes])
+        if before is not None and flows is None:
+            found = partners(before.loadings, modes.loadings)
+            links.append([(i, j, float(found.between[i, j])) for i, j in found.counted])
+        sites[modes.site.key], before = modes.ids.tolist(), modes
+    if flows is not None:
+        wanted = list(pairwise(map(len, sites.values())))
+        if (shapes := [tuple(flow.shape) for flow in flows]) != wanted:
+            raise DataError(f"mode_families: expected flows of {wanted}; got {shapes}")
+        links = [flowing(flow) for flow in flows]
+    return chains(sites, links)
+
+
+def flowing(flow: Tensor) -> Links:
+    """Return partners by what flows from each mode into each of the next site, [mode, mode]."""
+    into, out = flow.amax(0), flow.amax(1)
+    return [
+        (i, j, float(flow[i, j]))
+        for i, j in _assigned(flow)
+        if 0 < flow[i, j] >= max(into[j], out[i])
+    ]
+
+
+def chains(sites: Mapping[str, Sequence[int]], links: Sequence[Links]) -> "pandas.DataFrame":
+    """Join partners to families: a table as `mode_families` returns it.
+
+    `sites` have the numbers of their modes, in order; `links` are those between one and the next.
+    """
     import pandas
 
-    sizes = [len(modes) for modes in several]
-    _same_inputs("mode_families", several)
-    shapes = [tuple(flow.shape) for flow in flows or ()]
-    if flows is not None and shapes != list(pairwise(sizes)):
-        raise DataError(f"mode_families: expected flows of {list(pairwise(sizes))}; got {shapes}")
-    family = [torch.arange(size) for size in sizes]
-    links, n_families = [torch.full((size,), torch.nan) for size in sizes], sizes[0] if sizes else 0
-    for at, (one, other) in enumerate(pairwise(several)):
-        family[at + 1] += n_families
-        n_families += sizes[at + 1]
-        if flows is None:
-            found = partners(one.loadings, other.loadings)
-            between, pairs = found.between, found.counted
-        else:
-            between, into, out = flows[at], flows[at].amax(0), flows[at].amax(1)
-            pairs = [
-                (i, j) for i, j in _assigned(between) if 0 < between[i, j] >= max(into[j], out[i])
-            ]
-        for i, j in pairs:
-            family[at + 1][j], links[at + 1][j] = family[at][i], between[i, j]
-    rows = [
-        {"site": modes.site.key, "mode": int(number), "family": int(f), "link": float(link)}
-        for modes, of, by in zip(several, family, links, strict=True)
-        for number, f, link in zip(modes.ids.tolist(), of.tolist(), by.tolist(), strict=True)
-    ]
+    rows, before, n_families = list[dict[str, object]](), list[int](), 0
+    for (site, numbers), some in zip(sites.items(), [[], *links], strict=False):
+        linked, own = {j: (before[i], by) for i, j, by in some}, list[int]()
+        for at, number in enumerate(numbers):
+            family, by = linked.get(at, (n_families, math.nan))
+            n_families += at not in linked
+            own.append(family)
+            rows.append({"site": site, "mode": number, "family": family, "link": by})
+        before = own
     table = pandas.DataFrame(rows, columns=["site", "mode", "family", "link"])
     table["family"] = pandas.factorize(table["family"])[0]
     return table.assign(length=table.groupby("family")["family"].transform("size"))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from condec.basis.errors import DataError
-from condec.basis.metrics import correlation_by_label, correlation_matrix
+from condec.basis.metrics import correlation_by_label, correlation_matrix, in_columns
 from condec.basis.shapes import Labels, Mask, Membership, ModeLabel
 from condec.data.inputs import MOST_LABELS, UNLABELLED
 
@@ -66,8 +66,12 @@ def label_correlation(values: Tensor, labels: Labels, rows: Mask) -> ModeLabel:
     """
     known = rows & (labels >= 0)
     if bool((labels >= _MANY_LABELS).any()):
-        return correlation_by_label(values[known], labels[known], int(labels.max()) + 1)
-    return correlation_matrix(values[known], membership(labels)[known])
+        n_labels, given = int(labels.max()) + 1, labels[known]
+        parts = (correlation_by_label(some[known], given, n_labels) for some in in_columns(values))
+    else:
+        member = membership(labels)[known]
+        parts = (correlation_matrix(some[known], member) for some in in_columns(values))
+    return torch.cat(list(parts))
 
 
 def correlation_interval(

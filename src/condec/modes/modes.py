@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from condec.basis.files import (
     write_file,
     writing,
 )
+from condec.basis.metrics import in_columns
 from condec.basis.records import short_repr
 from condec.basis.shapes import (
     Atom,
@@ -298,10 +299,18 @@ class Modes:
         The sum over units of their activation, summed over positions, times the size of the atom's
         entry; of the two halves of an atom, their sum.
         """
+        return self.activation_of(slice(None))
+
+    def activation_of(self, modes: slice) -> Loadings:
+        """Return some columns of `activation`, which are not kept."""
         rows = self.store.rows(self.site, "activation", "sum")
-        n_units = self.store.info(self.site).n_units
-        sizes = self.atoms.abs().view(len(self), -1, n_units).sum(1).T
+        n_units, atoms = self.store.info(self.site).n_units, self.atoms[modes]
+        sizes = atoms.abs().view(len(atoms), -1, n_units).sum(1).T
         return torch.cat([rows.read(block) @ sizes for block in range(len(rows.blocks))])
+
+    def of_loadings(self, of: Callable[[Loadings], Tensor]) -> Tensor:
+        """Return what is worked out of loadings mode by mode, of many modes in parts."""
+        return torch.cat([of(part) for part in in_columns(self.loadings)])
 
     def _of(self, mode: int, n: int) -> PerSample:
         at_least(self.site.key, 1, n=n)

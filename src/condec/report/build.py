@@ -20,7 +20,18 @@ from condec.basis.files import file_name, replace_folder, user_path, writing
 from condec.basis.locks import held
 from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput
-from condec.report import drawing, explained, facts, figures, sentences, sheets, tables, words
+from condec.report import (
+    drawing,
+    explained,
+    facts,
+    families,
+    figures,
+    sentences,
+    sheets,
+    side_by_side,
+    tables,
+    words,
+)  # fmt: skip
 from condec.report.drawing import Studio
 from condec.report.reading import RunPart, read_run
 from condec.report.records import Records
@@ -181,7 +192,8 @@ def write_pages(run: RunPart, folder: Path, pages: Sequence[Page] = ()) -> None:
     for name in ("mode", "label") if run.learners else ():
         write(f"{name}.html", f"{name}.html.jinja")
     # The last: what it needs of each site is known.
-    write("index.html", "index.html.jinja", shown=shown, strips=records.strips())
+    flows = records.flows
+    write("index.html", "index.html.jinja", shown=shown, strips=records.strips(), flows=flows)
 
 
 def _clean(value: Any) -> Any:
@@ -198,7 +210,10 @@ def environment(*folders: Path) -> jinja2.Environment:
         finalize=_clean, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # Templates ask for what they show: a new table or sentence is one line there.
-    for module in (drawing, explained, facts, figures, sentences, sheets, tables, words):
+    for module in (
+        drawing, explained, facts, families, figures, sentences, sheets, side_by_side, tables,
+        words,
+    ):  # fmt: skip
         environment.globals[module.__name__.rpartition(".")[2]] = module
     for text in (words.fixed, words.percent, words.count, words.breakable, words.twin_words):
         environment.filters[text.__name__] = text

@@ -33,6 +33,7 @@ _JPEG_FROM: Final = 97
 _HEATMAP_MODES: Final = 400
 _HEATMAP_LABELS: Final = 400
 _MOST_LABELS: Final = 40
+_UNITS_AT_ONCE: Final = 512
 _MOST_DICTIONARIES: Final = 50
 """Dictionaries of a run that have charts: drawing takes most of the time of a report."""
 _MATRICES: Final[tuple[MatrixQuantity, ...]] = ("accuracy", "logit")
@@ -235,9 +236,9 @@ def _curves(part: DictionaryPart) -> Iterator[Chart]:
 
 def _labels(run: RunPart, part: DictionaryPart, rows: Sequence[int]) -> Iterator[Chart]:
     modes, labels = part.modes, part.modes.store.labels
-    units = modes.store.matrix(modes.site, modes.quantity, modes.sign)
-    single = label_correlation(units, labels, ~modes.held_out).max(1).values
-    best = {"modes": part.correlation.max(1).values, "single units": single}
+    units = modes.store.rows(modes.site, modes.quantity, modes.sign).in_columns(_UNITS_AT_ONCE)
+    single = [label_correlation(u.all(), labels, ~modes.held_out).max(1).values for u in units]
+    best = {"modes": part.correlation.max(1).values, "single units": torch.cat(single)}
     shuffled = run.shuffled_best(part)
     if shuffled is not None:
         best["shuffled labels"] = shuffled

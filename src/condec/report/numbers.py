@@ -3,7 +3,8 @@
 import base64
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -16,6 +17,7 @@ from condec.modes.annotations import ENTRIES
 from condec.report.reading import DictionaryPart, RunPart
 
 _NEAR, _LABELS, _AT_ONCE = 4, 4, 256
+_ENTRIES_AT_ONCE: Final = 2**22
 _WORTH: Final = 0.03
 """Correlation below which other labels than the best one are not listed."""
 Mode = tuple[str, str, int]
@@ -36,11 +38,11 @@ def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[int | None]
     labels, rows = part.store.labels, part.modes.held_out
     bounds = torch.full((2, *best.indices.shape), torch.nan)
     if bool(rows.any()) and bool((labels[rows] >= 0).any()):
+        loadings = part.modes.loadings
+        step = max(1, min(_AT_ONCE, _ENTRIES_AT_ONCE // len(loadings)))
         bounds = torch.cat([
-            correlation_interval(part.modes.loadings[:, some], labels, rows, chosen)
-            for some, chosen in zip(
-                torch.split(places, _AT_ONCE), torch.split(best.indices, _AT_ONCE), strict=True
-            )
+            correlation_interval(loadings[:, some], labels, rows, chosen)
+            for some, chosen in zip(places.split(step), best.indices.split(step), strict=True)
         ], 1)  # fmt: skip
     values = [best.indices, best.values, held.gather(1, best.indices), *bounds]
     for several in zip(*(one.tolist() for one in values), strict=True):
@@ -79,8 +81,19 @@ def nearest(values: Tensor, ids: Sequence[int], own: Tensor | None = None) -> li
     ]
 
 
-def flows(run: RunPart) -> dict[Mode, list[Any]]:
-    """Return what flows from modes to those of the next site, mean over the inputs explained."""
+@dataclass(frozen=True)
+class Flows:
+    """What flows from modes into those of the next site, `mean` over the inputs explained.
+
+    `seen` counts the inputs in which a mode was shown by itself.
+    """
+
+    seen: Mapping[Mode, int]
+    mean: Mapping[Mode, Mapping[Mode, float]]
+
+
+def flows(run: RunPart) -> Flows:
+    """Return what flows from modes to those of the next site, in the inputs explained."""
     sums: dict[Mode, dict[Mode, float]] = defaultdict(dict)
     seen: dict[Mode, int] = defaultdict(int)
     for place in run.explained.values():
@@ -97,14 +110,20 @@ def flows(run: RunPart) -> dict[Mode, list[Any]]:
             if start in named and end in named:
                 into = sums[named[start]]
                 into[named[end]] = into.get(named[end], 0.0) + float(flow)
+    mean = {a: {b: flow / seen[a] for b, flow in into.items()} for a, into in sums.items()}
+    return Flows(seen, mean)
+
+
+def flow_records(run: RunPart, found: Flows) -> dict[Mode, list[Any]]:
+    """Return the strongest flows out of every mode, as its page takes them."""
     files = {site.key: site.folder for site in run.sites}
     return {
-        mode: [seen[mode], *(
-            [f"{files[site]}/{learner}", number, short(flow / seen[mode])]
+        mode: [found.seen[mode], *(
+            [f"{files[site]}/{learner}", number, short(flow)]
             for (site, learner, number), flow in
             sorted(into.items(), key=lambda pair: -abs(pair[1]))[:_NEAR]
         )]
-        for mode, into in sums.items()
+        for mode, into in found.mean.items()
     }  # fmt: skip
 
 

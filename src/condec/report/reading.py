@@ -14,14 +14,14 @@ import pandas
 import torch
 from torch import Tensor
 
-from condec.basis.errors import DataError, StoreError
+from condec.basis.errors import StoreError
 from condec.basis.files import file_name, reading
 from condec.basis.metrics import unit_length
 from condec.basis.records import short_repr
 from condec.dictionary import Dictionary, Training, load_dictionary
 from condec.effects import summarise
 from condec.explanation import ALIKE, SiteMaps, held_out_users
-from condec.modes import Hierarchy, Modes, Split, against_units
+from condec.modes import Hierarchy, Modes, Split
 from condec.report.words import label_words
 from condec.store import RunFolder, SiteInfo, Store, is_twin
 from condec.store.folder import TABLES
@@ -131,7 +131,7 @@ class DictionaryPart:
     def density(self, split: Split) -> Tensor:
         """Return the share of a split's inputs that use each mode, [mode]; NaN without inputs."""
         rows = self.modes.held_out if split == "held_out" else ~self.modes.held_out
-        return (self.modes.loadings[rows] != 0).float().mean(0)
+        return self.modes.of_loadings(lambda part: (part[rows] != 0).float().mean(0))
 
     @cached_property
     def correlation(self) -> Tensor:
@@ -155,17 +155,13 @@ class DictionaryPart:
         return label, self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
 
     def against_units(self) -> pandas.DataFrame:
-        """Compare modes with units, and with modes of activations where a run has them.
+        """Return how modes compare with units, and modes of activations where a run has them.
 
-        Empty without labels that enough samples have.
+        Empty where no table says it, as without labels that enough samples have.
         """
-        place = self.folder.activation_modes(self.site)
-        found = self.folder.ledger.found(place)
-        others = [] if found is None else [Modes.load(found, self.store)]
-        try:
-            return against_units([self.modes, *others]) if self.has_labels else pandas.DataFrame()
-        except DataError:
-            return pandas.DataFrame()
+        found = [self.tables[kind] for kind in ("units", "activation_units") if kind in self.tables]
+        whole = pandas.concat(found) if found else pandas.DataFrame({"sign": [], "of": []})
+        return whole.drop_duplicates(["sign", "of"])
 
     def forget(self) -> None:
         """Free the memory of all that is large, and keep what the first page needs of it."""
@@ -178,11 +174,15 @@ class DictionaryPart:
 @short_repr
 @dataclass(frozen=True, eq=False)
 class SitePart:
-    """Results at one site: the finite values of completeness, [sample], and a part a learner."""
+    """Results at one site: the finite values of completeness, [sample], and a part a learner.
+
+    `judged` has all its dictionaries side by side, if `condec judge` was asked for that.
+    """
 
     info: SiteInfo
     completeness: Tensor | None
     parts: tuple[DictionaryPart, ...]
+    judged: pandas.DataFrame | None = None
 
     @property
     def key(self) -> str:
@@ -280,7 +280,8 @@ def read_run(path: Path) -> RunPart:
     for site in store.sites:
         values = completeness.get(site.key, torch.empty(0))
         known, parts = values[values.isfinite()], tuple(_parts(folder, store, site.key))
-        sites.append(SitePart(store.info(site), known if len(known) else None, parts))
+        judged = folder.read_table("judged", site.key)
+        sites.append(SitePart(store.info(site), known if len(known) else None, parts, judged))
     return RunPart(
         folder=folder, store=store, sites=tuple(sites), twins=twins,
         statistics=folder.read_table("statistics"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from condec.basis.errors import DataError
 from condec.basis.files import file_name
-from condec.basis.metrics import correlation_matrix, unit_length
+from condec.basis.metrics import correlation_matrix, in_columns, unit_length
 from condec.explanation import leading_modes
 from condec.modes import prototypes
 from condec.modes.annotations import matched, read_names
@@ -27,6 +27,7 @@ from condec.report.drawing import has_charts, maps_of, parts_of, snippet, tokens
 from condec.report.numbers import (
     atom_of,
     effect,
+    flow_records,
     flows,
     labels_of,
     lower,
@@ -40,6 +41,7 @@ from condec.report.tables import leading_ranking, mode_rows
 from condec.report.words import target_words
 
 _MODES_A_FILE: Final = 128
+_SORTED_AT_ONCE: Final = 2**22
 _LABELS_A_FILE: Final = 50
 _INPUTS_A_FILE: Final = 4096
 _TOP, _OTHERS, _LABELS = 6, 3, 5
@@ -74,7 +76,8 @@ class Records:
         self._tiles: dict[int, Tile] = {}
         self._modes_of = list[Tensor]()
         self._of_label: dict[int, dict[str, Any]] = defaultdict(dict)
-        self._flows = flows(run)
+        self.flows = flows(run)
+        self._flows = flow_records(run, self.flows)
         self._names = read_names(run.folder.path)
         self._clearest: dict[str, list[Row]] = {}
         self._sites: list[Any] = []
@@ -160,7 +163,7 @@ class Records:
         """Give the record of every mode, in the order of `rows`; scripts know the order in it."""
         modes = part.modes
         places, ids = torch.tensor(rows), modes.ids.tolist()
-        examples = list(self._examples(part, places))
+        examples = list(self._examples(part))
         labels = list(labels_of(part, places))
         near = unit_length(modes.atoms, 1)
         own = nearest(near[places] @ near.T, ids, places)
@@ -168,15 +171,16 @@ class Records:
         if after is not None:
             between = correlation_matrix(modes.loadings, after.modes.loadings)[places]
             beyond = nearest(between, after.modes.ids.tolist())
-        used = modes.loadings > 0
-        users = [used[split].sum(0)[places].tolist() for split in (~modes.held_out, modes.held_out)]
+        held = modes.of_loadings(lambda some: (some[modes.held_out] > 0).sum(0))
+        train = modes.of_loadings(lambda some: (some > 0).sum(0)) - held
+        users = [split[places].tolist() for split in (train, held)]
         by_mode: dict[int, list[int]] = defaultdict(list)
         for label, of in curves.items():
             by_mode[of["mode"]].append(label)
         for place, row in enumerate(rows):
             one = drawn.get(ids[row])
             yield [
-                atom_of(modes.atoms[row]), labels[place], *examples[place], own[place],
+                atom_of(modes.atoms[row]), labels[place], *examples[row], own[place],
                 beyond[place], [of[place] for of in users], by_mode.get(ids[row], []),
                 self._flows.get((site.key, part.name, ids[row]), []), one and one["record"],
             ]  # fmt: skip
@@ -190,44 +194,31 @@ class Records:
                     return one, f"{later.folder}/{one.name}"
         return None, ""
 
-    def _examples(self, part: DictionaryPart, places: Tensor) -> Iterator[list[list[Any]]]:
-        """Give inputs of modes, row after value: top, typical, drawn, and counter-examples."""
-        modes = part.modes
-        n = len(modes.loadings)
-        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-        active = modes.activation if modes.quantity == "contribution" else None
-        for some in torch.split(places, _MODES_A_FILE):
-            loading = modes.loadings[:, some].T.contiguous()
-            ordered, order = loading.sort(dim=1, descending=True, stable=True)
-            n_used = (loading > 0).sum(1, keepdim=True)
-            middle = (n_used // 2 - _OTHERS // 2).clamp(min=0) + torch.arange(_OTHERS)
-            typical = order.gather(1, middle.clamp(max=n - 1)).where(middle < n_used, -1)
-            # As Modes.random draws them: the first users in one order of all inputs.
-            turns = torch.where(loading[:, drawn] > 0, torch.arange(n), n)
-            first = turns.topk(min(_OTHERS, n), 1, largest=False).values.sort(1).values
-            random = drawn[first.clamp(max=n - 1)].where(first < n, -1)
-            kinds = [(order[:, :_TOP].where(ordered[:, :_TOP] > 0, -1), loading)]
-            kinds += [(typical, loading), (random, loading)]
-            if active is not None:
-                own = active[:, some].T.contiguous()
-                higher = lower(*own.sort(1, descending=True)) - lower(ordered, order)
-                # Of equal ones the first: no two keys are the same.
-                keys = higher * n - torch.arange(n)
-                most = keys.topk(min(_OTHERS, n), 1).indices
-                kinds.append((most.where(higher.gather(1, most) > 0, -1), own))
-            listed = [
-                (found.tolist(), values.gather(1, found.clamp(min=0)).tolist())
-                for found, values in kinds
-            ]
-            for mode in range(len(some)):
-                every: list[list[Any]] = [
-                    [x for row, value in zip(rows[mode], values[mode], strict=True) if row >= 0
-                     for x in (row, short(value))]
-                    for rows, values in listed
-                ]  # fmt: skip
-                for several in every:
-                    self._used.update(several[::2])
-                yield every if active is not None else [*every, []]
+    def _examples(self, part: DictionaryPart) -> Iterator[list[list[Any]]]:
+        """Give inputs of all modes, row after value: top, typical, drawn, and counter-examples."""
+        modes, start = part.modes, 0
+        for whole in in_columns(modes.loadings):
+            active, end = None, start + whole.shape[1]
+            if modes.quantity == "contribution":
+                active = modes.activation_of(slice(start, end))
+            step = max(1, min(_MODES_A_FILE, _SORTED_AT_ONCE // len(whole)))
+            for at in range(0, whole.shape[1], step):
+                some = slice(at, at + step)
+                kinds = _kinds(whole[:, some], None if active is None else active[:, some])
+                listed = [
+                    (found.tolist(), values.gather(1, found.clamp(min=0)).tolist())
+                    for found, values in kinds
+                ]
+                for mode in range(len(kinds[0][0])):
+                    every: list[list[Any]] = [
+                        [x for row, value in zip(rows[mode], values[mode], strict=True) if row >= 0
+                         for x in (row, short(value))]
+                        for rows, values in listed
+                    ]  # fmt: skip
+                    for several in every:
+                        self._used.update(several[::2])
+                    yield every if active is not None else [*every, []]
+            start = end
 
     def _drawn(self, site: SitePart, part: DictionaryPart) -> dict[int, Row]:
         """Store pictures and maps of the modes that have some, by their numbers."""
@@ -400,6 +391,30 @@ class Records:
                     for row, entry in matched(part.modes, entries)
                 ]  # fmt: skip
         return said
+
+
+def _kinds(loading: Tensor, active: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Return inputs of some modes by kind, [mode, input], -1 for none, and values to show."""
+    loading, n = loading.T.contiguous(), len(loading)
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    ordered, order = loading.sort(dim=1, descending=True, stable=True)
+    n_used = (loading > 0).sum(1, keepdim=True)
+    middle = (n_used // 2 - _OTHERS // 2).clamp(min=0) + torch.arange(_OTHERS)
+    typical = order.gather(1, middle.clamp(max=n - 1)).where(middle < n_used, -1)
+    # As Modes.random draws them: the first users in one order of all inputs.
+    turns = torch.where(loading[:, drawn] > 0, torch.arange(n), n)
+    first = turns.topk(min(_OTHERS, n), 1, largest=False).values.sort(1).values
+    random = drawn[first.clamp(max=n - 1)].where(first < n, -1)
+    kinds = [(order[:, :_TOP].where(ordered[:, :_TOP] > 0, -1), loading)]
+    kinds += [(typical, loading), (random, loading)]
+    if active is not None:
+        own = active.T.contiguous()
+        higher = lower(*own.sort(1, descending=True)) - lower(ordered, order)
+        # Of equal ones the first: no two keys are the same.
+        keys = higher * n - torch.arange(n)
+        most = keys.topk(min(_OTHERS, n), 1).indices
+        kinds.append((most.where(higher.gather(1, most) > 0, -1), own))
+    return kinds
 
 
 def _by_file(records: dict[int, Any], size: int) -> dict[int, dict[int, Any]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -206,23 +207,25 @@ CHANCE: Final = (
 """The table of dictionaries, and whether they can be believed."""
 
 
-def _number(name: str, key: str, digits: int, title: str = "", *, optional: bool = False) -> Column:
+def number_column(
+    name: str, key: str, digits: int, title: str = "", *, optional: bool = False
+) -> Column:  # fmt: skip
     """Return a column of numbers; an optional one stands where some row has one."""
 
     def known(rows: Sequence[Mapping[str, Any]]) -> bool:
-        return not optional or any(row[key] == row[key] for row in rows)
+        return not optional or any(row.get(key) == row.get(key) is not None for row in rows)
 
     return Column(name, lambda row: fixed(row.get(key), digits), title, shown=known)
 
 
 RIVALS: Final = (
     Column("Held out", lambda row: pair(*_NAMES[row["rival"]]), kind="head"),
-    _number(R2, "r2", 3),
-    _number(f"{R2}, grand mean", "r2_grand", 3),
-    _number("Cosine", "cosine", 3),
-    _number("Modes per input", "l0", 1),
-    _number("Modes in use", "n_alive", 0),
-    _number("Label corr.", "label_correlation", 2,
+    number_column(R2, "r2", 3),
+    number_column(f"{R2}, grand mean", "r2_grand", 3),
+    number_column("Cosine", "cosine", 3),
+    number_column("Modes per input", "l0", 1),
+    number_column("Modes in use", "n_alive", 0),
+    number_column("Label corr.", "label_correlation", 2,
             "of every label's best mode, chosen on training rows; mean over labels"),
     Column("", lambda row: f"does as well in {row['equal']}" if row["equal"] else "", kind="word"),
 )  # fmt: skip
@@ -234,24 +237,6 @@ def rival_rows(part: DictionaryPart) -> list[dict[Hashable, Any]]:
     found = part.tables.get("rivals", pandas.DataFrame({"rival": []}))
     return found.assign(equal=found["rival"].map(as_good(part)).fillna("")).to_dict("records")
 
-
-UNITS: Final = (
-    Column("", lambda row: row["of"], kind="head"),
-    Column("Parts", lambda row: {"sum": "sums", "concat": "both"}.get(row["sign"], row["sign"]),
-           "the matrix that all of these come from", kind="word"),
-    _number("Number", "n", 0, "columns that vary"),
-    _number("Training", "chosen", 2, "median of the highest correlation with a label"),
-    _number("By chance", "shuffled", 2, "the same with labels shuffled"),
-    Column("Held out", lambda row: pair(fixed(row["correlation"]),
-                                        f"{fixed(row['low'])} to {fixed(row['high'])}"),
-           "median, and middle half, of the correlation with the label that fits best on training "
-           "rows"),
-    Column("Above 0.2", lambda row: pair(count(row["above"]),
-                                         percent(row["above"] / max(row["n"], 1))), "held out"),
-    Column("Labels", lambda row: percent(row["labels"]),
-           "share of the labels that those stand for"),
-)  # fmt: skip
-"""The table of `against_units`."""
 
 _NUMBERS: Final = (
     ("Inputs", "n_rows", 0, ""),
@@ -334,7 +319,8 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
             rows[name] = rows["id"].map(stability.set_index("mode")[column])
     rows["users"] = part.users.tolist()
     rows["enough"] = rows["users"] >= LEAST_USERS
-    value = held_out_value(modes) if rows["enough"].any() else (modes.loadings > 0).sum(0)
+    used = partial(modes.of_loadings, lambda part: (part > 0).sum(0))
+    value = held_out_value(modes) if rows["enough"].any() else used()
     rows = rows.assign(value=value.tolist())
     return rows.sort_values(["enough", "value"], ascending=False, kind="stable").to_dict("records")
 

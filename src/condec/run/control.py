@@ -7,6 +7,7 @@ and site. All are measured on held-out rows, with units and modes chosen on trai
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
@@ -22,7 +23,7 @@ from condec.basis.errors import DataError, OptionError, SiteError
 from condec.basis.files import to_json
 from condec.dictionary import DeadModesWarning
 from condec.effects import LOG_ODDS, LOG_ODDS_NAMES, CurveOptions, Ranking, compare, measure_curves
-from condec.modes import Modes
+from condec.modes import Modes, against_units
 from condec.network import Site
 from condec.run.plan import ControlPlan
 from condec.run.run import Outcome, Run, record_name
@@ -213,6 +214,9 @@ def _site_curves(run: Run, site: SiteRankings) -> list[Path]:
     made = {"control": pandas.concat([one.to_frame() for one in curves])}
     if plan.n_bootstrap:
         made["control_comparison"] = pandas.concat([compare(one) for one in curves])
+    if (others := site.fitted.get(folder.activation_modes(key))) is not None and len(others):
+        with suppress(DataError):  # too few samples of each label
+            made["activation_units"] = against_units([others])
     tables = [folder.write_table(table, kind, key, name) for kind, table in made.items()]
     for place, others in site.fitted.items():
         others.save(place)
@@ -262,8 +266,8 @@ def _forget_side_effects(run: Run, kept: Sequence[str]) -> None:
             if kind not in asked or site.key not in kept:
                 run.folder.ledger.forget(record_name(f"{kind} {site.key}", run.plan.fit.name))
     for entry in list(run.folder.ledger.entries.values()):
-        # Curves of modes that a person has chosen stay, unless they were of another plan.
-        if entry.task.startswith("mode_control ") and run.differences(entry):
+        # What a person has asked for besides stays, unless it was of another plan.
+        if entry.task.startswith(("mode_control ", "judged ")) and run.differences(entry):
             run.folder.ledger.forget(entry.task)
     if run.plan.data.superclasses is None:
         run.folder.ledger.forget("superclasses")

@@ -7,7 +7,8 @@ again, and contributions go on at the first missing shard.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from condec.data import Inputs
 from condec.dictionary import DeadModesWarning, fit, forget_checkpoint
 from condec.dictionary.fitting.train import MANY_DEAD
 from condec.explanation import site_maps
-from condec.modes import Modes, meaning, membership
+from condec.modes import Modes, against_units, meaning, membership, mode_families
 from condec.modes.annotations import FILE as ANNOTATIONS
 from condec.network import Site
 from condec.run.beforehand import OF_MODES, check_run, control_reason, refuse_large
@@ -113,8 +114,12 @@ def fit_link(run: Run) -> Outcome:
         make, inputs = partial(_fit_site, run, site, notes), [run.folder.store]
         name = f"fit {site.key}"
         tasks.append(Task(name, _fit_options(run), make, inputs, plan.name, notes=notes))
-        tasks.append(_meaning_task(run, site, notes))
+        tasks += [_meaning_task(run, site, notes), _units_task(run, site)]
         tasks += _checks(run, site) if site in checked else ()
+    if len(sites) > 1:
+        inputs = [run.folder.modes(site.key, plan.name) for site in sites]
+        join = partial(_families, run, sites)
+        tasks.append(Task("families", run.made_from(), join, inputs, plan.name, late=True))
     outcome = carry_out(run, "fit", tasks, separate=True)
     return replace(outcome, notes=(*outcome.notes, *notes))
 
@@ -182,6 +187,31 @@ def _meaning_task(run: Run, site: Site, notes: list[str]) -> Task:
     made_from = run.made_from("data", "attributes", groups=groups)
     after = f"fit {site.key}"
     return Task(f"meaning {site.key}", made_from, make, [place], name, after, notes=notes)
+
+
+def _units_task(run: Run, site: Site) -> Task:
+    """Return the task that compares the modes of a site with its units, by labels."""
+    folder, name = run.folder, run.plan.fit.name
+    place = folder.modes(site.key, name)
+
+    def make() -> list[Path]:
+        modes = Modes.load(folder.ledger.found(place) or place, run.store)
+        if not len(modes) or not bool((run.store.labels >= 0).any()):
+            return []
+        with suppress(DataError):  # too few samples of each label, which the names say
+            return [folder.write_table(against_units([modes]), "units", site.key, name)]
+        return []
+
+    return Task(f"units {site.key}", run.made_from(), make, [place], name, f"fit {site.key}")
+
+
+def _families(run: Run, sites: Sequence[Site]) -> list[Path]:
+    """Follow modes over the sites that have some, by loadings: into analysis/families."""
+    folder, name = run.folder, run.plan.fit.name
+    places = [folder.modes(site.key, name) for site in sites]
+    found = (Modes.load(place, run.store) for place in places if folder.ledger.found(place))
+    table = mode_families(modes for modes in found if len(modes))
+    return [folder.write_table(table, "families", name)]
 
 
 def _checks(run: Run, site: Site) -> Iterator[Task]:

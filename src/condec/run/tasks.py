@@ -86,7 +86,7 @@ def carry_out(run: Run, link: str, tasks: Sequence[Task], *, separate: bool = Fa
                     else:
                         n_done += 1
                 move(advance=1)
-        if errors and len(errors) == sum(not task.after for task in tasks):
+        if errors and len(errors) == sum(not (task.after or task.late) for task in tasks):
             raise next(iter(errors.values()))
     run.left_out.update({name: str(error) for name, error in errors.items()})
     notes = tuple(f"{name}: left out, {error}" for name, error in errors.items())

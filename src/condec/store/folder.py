@@ -34,7 +34,7 @@ SIDE_EFFECTS: Final = ("control_matrix", "steering", "interactions", "superclass
 """Tables of what else edits do than change the accuracy of their label."""
 TABLES: Final = (
     "control", "control_comparison", "mode_control", *SIDE_EFFECTS, "meaning", "rivals",
-    "stability",
+    "stability", "units", "activation_units",
 )  # fmt: skip
 """Tables that a dictionary has of its own."""
 
