@@ -123,7 +123,6 @@ def meaning(
     chosen = mode_statistics(modes.loadings, several, rows=choose, k=k, seed=seed)
     measured = mode_statistics(modes.loadings, several, rows=judge, k=k, seed=seed)
     found = torch.where(chosen.q <= rate, chosen.correlation, -torch.inf)
-    kinds = np.array(chosen.kinds)
     best, best_mode = (  # of discoveries; where there is none, of all
         torch.where((found > 0).any(d, keepdim=True), found, chosen.correlation).argmax(d)
         for d in (1, 0)
@@ -142,25 +141,12 @@ def meaning(
 
     names = of_modes["property"].where(sure(of_modes, 1), UNNAMED)
     of_modes.insert(0, "name", names)
-    is_found = (found > 0).any(1).tolist()
-    rarer = _rarer(modes, rare, choose, judge, of_modes)
+    rarer, is_found = _rarer(modes, rare, choose, judge, of_modes), (found > 0).any(1).tolist()
     of_modes["why"] = [
-        (better or _why(modes, line, found_at_all, (rate, least), int(judge.sum())))
-        if line["name"] == UNNAMED
-        else ""
-        for better, found_at_all, line in zip(
-            rarer, is_found, of_modes.to_dict("records"), strict=True
-        )
+        "" if line["name"] != UNNAMED else better or _why(modes, line, any_, (rate, least), judge)
+        for better, any_, line in zip(rarer, is_found, of_modes.to_dict("records"), strict=True)
     ]
-    for kind in ("label", "superclass"):
-        of_kind = torch.from_numpy(kinds == kind)
-        if bool(of_kind.any()):
-            values = chosen.correlation.where(of_kind, -torch.inf).max(1)
-            of_modes[kind] = [chosen.names[place] for place in values.indices.tolist()]
-            of_modes[f"{kind}_correlation"] = measured.correlation.gather(
-                1, values.indices[:, None]
-            )[:, 0].tolist()
-    of_modes["serves"] = (found[:, torch.from_numpy(kinds == "label")] > 0).sum(1).tolist()
+    of_modes = of_modes.assign(**_of_kinds(chosen, measured, found))
     of_modes["like_atom"] = atom_coherence(modes.atoms).tolist()
     of_modes["like_loading"] = redundancy(modes.loadings[judge]).tolist()
     of_properties["modes"] = (found > 0).sum(0).tolist()
@@ -254,10 +240,10 @@ def _halves_in_words(modes: Modes) -> tuple[str, str]:
 
 
 def _why(
-    modes: Modes, row: dict[Any, Any], is_found: bool, limits: tuple[float, float], n: int
+    modes: Modes, row: dict[Any, Any], is_found: bool, limits: tuple[float, float], judge: Mask
 ) -> str:
-    """Say why the property that fits a mode best does not name it; n samples are measured on."""
-    (chosen, measured), (rate, least) = _halves_in_words(modes), limits
+    """Say why the property that fits a mode best does not name it."""
+    (chosen, measured), (rate, least), n = _halves_in_words(modes), limits, int(judge.sum())
     words = f"{row['property']!r} fits it best (correlation {row['correlation']:.2f} on {measured})"
     if not is_found:
         return (
@@ -271,6 +257,22 @@ def _why(
     if row["count"] < needed:
         words += f": only {row['count']} of {n} {measured} have it; {needed} or more are needed"
     return words
+
+
+def _of_kinds(
+    chosen: ModeStatistics, measured: ModeStatistics, found: Tensor
+) -> dict[str, list[Any]]:
+    """Return the best label and superclass of every mode, and how many labels it serves."""
+    kinds, columns = np.array(chosen.kinds), dict[str, list[Any]]()
+    for kind in ("label", "superclass"):
+        of_kind = torch.from_numpy(kinds == kind)
+        if bool(of_kind.any()):
+            places = chosen.correlation.where(of_kind, -torch.inf).argmax(1)
+            columns[kind] = [chosen.names[place] for place in places.tolist()]
+            held_out = measured.correlation.gather(1, places[:, None])[:, 0]
+            columns[f"{kind}_correlation"] = held_out.tolist()
+    columns["serves"] = (found[:, torch.from_numpy(kinds == "label")] > 0).sum(1).tolist()
+    return columns
 
 
 def _figures(
