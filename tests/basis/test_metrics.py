@@ -111,6 +111,16 @@ def test_correlation_matrix_survives_scales_at_the_edge_of_float32(scale: float)
     torch.testing.assert_close(got.double(), wanted, atol=1e-6, rtol=0)
 
 
+def test_correlation_matrix_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    loadings, others = torch.rand(40, 11), torch.rand(40, 7)
+    whole = metrics.correlation_matrix(loadings, others)
+    monkeypatch.setattr(metrics, "_COPIED_AT_ONCE", 80)
+    assert [part.shape[1] for part in metrics.in_columns(loadings)] == [2, 2, 2, 2, 2, 1]
+    assert [part.shape[1] for part in metrics.in_columns(torch.rand(1000, 17))] == [3] * 5 + [2]
+    torch.testing.assert_close(metrics.correlation_matrix(loadings, others), whole)
+    assert metrics.correlation_matrix(loadings, others[:, :0]).shape == (11, 0)
+
+
 def test_correlation_matrix_leaves_its_inputs_alone() -> None:
     loadings, indicators = _normal(20, 4), _normal(20, 3, seed=1)
     before = loadings.clone(), indicators.clone()

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from condec.basis import metrics
 from condec.basis.metrics import correlation_by_label, correlation_matrix
 from condec.modes import Modes, label_correlation, membership
 from condec.modes import labels as labels_of
-from condec.report import build_report, drawing, figures
+from condec.report import build_report, drawing, figures, numbers, records
 from condec.report.reading import read_run
 from condec.report.words import listed
 
@@ -67,6 +68,23 @@ def test_pages_of_many_sites_link_to_their_neighbours(large, tmp_path, monkeypat
     index = (report / "index.html").read_text()
     assert index.count('<a href="sites/') > 42
     assert all(not one.__dict__.keys() & {"correlation"} for _, one in run.parts)
+
+
+def test_pages_are_the_same_of_loadings_in_small_parts(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
+    folder = large.make_run(tmp_path, sized(sites=3, wide=1))
+
+    def data():
+        report = build_report(folder).parent
+        return {file.name: file.read_text() for file in sorted(report.rglob("data/**/*.js"))}
+
+    whole = data()
+    monkeypatch.setattr(metrics, "_COPIED_AT_ONCE", 1)
+    monkeypatch.setattr(metrics, "_PARTS", 4)
+    monkeypatch.setattr(records, "_SORTED_AT_ONCE", 100)
+    monkeypatch.setattr(numbers, "_ENTRIES_AT_ONCE", 100)
+    assert len(metrics.in_columns(torch.rand(60, 9))) == 3
+    assert data() == whole
 
 
 def test_figures_of_many_say_what_is_left_out():
