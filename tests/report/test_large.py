@@ -76,7 +76,10 @@ def test_pages_are_the_same_of_loadings_in_small_parts(large, tmp_path, monkeypa
 
     def data():
         report = build_report(folder).parent
-        return {file.name: file.read_text() for file in sorted(report.rglob("data/**/*.js"))}
+        return {
+            file.relative_to(report): file.read_text()
+            for file in sorted(report.rglob("data/**/*.js"))
+        }
 
     whole = data()
     monkeypatch.setattr(metrics, "_COPIED_AT_ONCE", 1)

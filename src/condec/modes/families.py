@@ -50,7 +50,8 @@ def mode_families(
     DataError
         Modes of other inputs, or flows of other shapes.
     """
-    sites, links, before = dict[str, list[int]](), list[Links](), None
+    sites, links = dict[str, list[int]](), list[Links]()
+    before: Modes | None = None
     for modes in several:
         if before is not None:
             _same_inputs("mode_families", [before, modes])

@@ -34,7 +34,7 @@ def family_rows(run: RunPart, learner: str, flows: Flows) -> list[dict[str, Any]
     names = {(site.key, number): name for site, part in run.parts if part.name == learner
              for number, name in _names(part.tables.get("meaning"))}  # fmt: skip
     pages = {site.key: f"{site.folder}/{learner}" for site in run.sites}
-    found = []
+    found = list[dict[str, Any]]()
     for _, rows in table[table["length"] > 1].groupby("family", sort=False):
         pairs = list(zip(rows["site"], rows["mode"].tolist(), strict=True))
         modes = [(pages[site], site, number, names.get((site, number), ""))

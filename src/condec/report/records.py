@@ -198,9 +198,9 @@ class Records:
         """Give inputs of all modes, row after value: top, typical, drawn, and counter-examples."""
         modes, start = part.modes, 0
         for whole in in_columns(modes.loadings):
-            active, end = None, start + whole.shape[1]
-            if modes.quantity == "contribution":
-                active = modes.activation_of(slice(start, end))
+            end = start + whole.shape[1]
+            is_active = modes.quantity == "contribution"
+            active = modes.activation_of(slice(start, end)) if is_active else None
             step = max(1, min(_MODES_A_FILE, _SORTED_AT_ONCE // len(whole)))
             for at in range(0, whole.shape[1], step):
                 some = slice(at, at + step)
