@@ -20,7 +20,8 @@ def run(tmp_path_factory):
     table = pandas.DataFrame(rows, columns=["site", "mode", "family", "link", "length"])
     folder.write_table(table, "families", "sae")
     names = pandas.DataFrame({"id": [1, 2], "name": ["owl <b>", "unnamed"]})
-    folder.write_table(names.assign(correlation=0.5, low=0.4, high=0.6), "meaning", FIRST, "sae")
+    names = names.assign(property="owl", correlation=0.5, low=0.4, high=0.6)
+    folder.write_table(names, "meaning", FIRST, "sae")
     record(folder)
     return read_run(folder.path)
 

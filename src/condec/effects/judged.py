@@ -126,7 +126,9 @@ def judge(
         fractions=fractions, n_random=n_random, batch_size=batch_size, prove=prove,
         rankings=_rankings(several, n_random, seed), **options,
     )  # fmt: skip
-    return table.merge(_effects(model, data, several, curves), on="name", how="outer", sort=False)
+    edited = _effects(model, data, several, curves).set_index("name")
+    table = table.set_index("name").join(edited, how="outer")
+    return table.loc[list(dict.fromkeys([*several, *edited.index]))].reset_index()
 
 
 def _together(candidates: Mapping[str, Modes]) -> dict[str, Modes]:
