@@ -116,7 +116,8 @@ def correlation_matrix(
 
 def in_columns(x: Tensor) -> tuple[Tensor, ...]:
     """Split a large matrix by columns, so that a copy of a part takes 256 MiB, or an eighth."""
-    return x.split(max(1, _COPIED_AT_ONCE // max(1, len(x)), -(-x.shape[1] // _PARTS)), 1)
+    width = max(1, _COPIED_AT_ONCE // max(1, len(x)), -(-x.shape[1] // _PARTS))
+    return torch.split(x, width, 1)
 
 
 def correlation_by_label(

@@ -42,7 +42,9 @@ def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[int | None]
         step = max(1, min(_AT_ONCE, _ENTRIES_AT_ONCE // len(loadings)))
         bounds = torch.cat([
             correlation_interval(loadings[:, some], labels, rows, chosen)
-            for some, chosen in zip(places.split(step), best.indices.split(step), strict=True)
+            for some, chosen in zip(
+                torch.split(places, step), torch.split(best.indices, step), strict=True
+            )
         ], 1)  # fmt: skip
     values = [best.indices, best.values, held.gather(1, best.indices), *bounds]
     for several in zip(*(one.tolist() for one in values), strict=True):

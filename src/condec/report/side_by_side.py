@@ -29,6 +29,13 @@ UNITS: Final = (
 """The table of `against_units`."""
 
 
+_WITHOUT: Final = {
+    "mean_contribution": "mean contribution, no dictionary",
+    "contribution_difference": "contribution difference, no dictionary",
+    "random": "random units",
+}
+
+
 def _selectivity(name: str, key: str, title: str) -> Column:
     """Return a column of numbers with intervals; it stands where something was edited."""
 
@@ -67,11 +74,6 @@ JUDGED: Final = (
       for area, ideal in (("cpr", 1), ("cmd", 0))),
 )  # fmt: skip
 """The table of `condec.judge`."""
-_WITHOUT: Final = {
-    "mean_contribution": "mean contribution, no dictionary",
-    "contribution_difference": "contribution difference, no dictionary",
-    "random": "random units",
-}
 
 
 def judged_rows(run: RunPart) -> list[dict[Hashable, Any]]:
