@@ -341,21 +341,25 @@ class Records:
         counts = torch.bincount(labels[labels >= 0])
         right = torch.bincount(labels[(labels >= 0) & (labels == run.store.predictions)],
                                minlength=len(counts))  # fmt: skip
-        listed, best_of = [], self._best_of_labels().numpy().round(3).tolist()
+        listed, best_of = [], self._best_of_labels().numpy().round(3)
+        # File by file: a million lists at once keep Python's collector of garbage busy.
         for label in counts.nonzero().flatten().tolist():
+            if every and label // _LABELS_A_FILE > min(every) // _LABELS_A_FILE:
+                self._write_labels(every)
+                every = {}
             modes: list[Any] = []
             if label < len(best_of):
                 modes = [[int(at), int(number), train, None if held != held else held]
-                         for train, held, at, number in best_of[label]]  # fmt: skip
+                         for train, held, at, number in best_of[label].tolist()]  # fmt: skip
             every[label] = {"modes": modes, **self._of_label.get(label, {})}
             best = max(modes, key=lambda one: float(one[2]), default=None)
             listed.append(
                 [label, int(counts[label]), int(right[label]), *(best or [-1, -1, None, None])]
             )
-        for number, some in _by_file(every, _LABELS_A_FILE).items():
-            self.write(f"labels/{number}", some)
+        self._write_labels(every)
         self.write("labels", {"per_file": _LABELS_A_FILE, "rows": listed})
-        inputs = {row: self._input(row) for row in sorted(self._used | {*self._tiles})}
+        told = labels.tolist(), run.store.predictions.tolist()
+        inputs = {row: self._input(row, *told) for row in sorted(self._used | {*self._tiles})}
         for number, some in _by_file(inputs, _INPUTS_A_FILE).items():
             self.write(f"inputs/{number}", some)
         known = [
@@ -370,12 +374,15 @@ class Records:
                 for name in part.areas["ranking"]).items()},
         })  # fmt: skip
 
-    def _input(self, row: int) -> list[Any]:
-        store, name = self.run.store, self.run.store.sample_ids[row]
+    def _write_labels(self, every: dict[int, Any]) -> None:
+        for number, some in _by_file(every, _LABELS_A_FILE).items():
+            self.write(f"labels/{number}", some)
+
+    def _input(self, row: int, labels: list[int], predictions: list[int]) -> list[Any]:
+        name = self.run.store.sample_ids[row]
         tile = self._tiles.get(row)
         page = f"inputs/{file_name(name)}.html" if name in self.run.explained else ""
-        known = [int(store.labels[row]), int(store.predictions[row])]
-        return [name, *known, tile and tile.record(), page]
+        return [name, labels[row], predictions[row], tile and tile.record(), page]
 
     @property
     def _said(self) -> dict[str, list[dict[str, Any]]]:

@@ -296,7 +296,8 @@ def about_side_effects(
 
 def matrices(part: DictionaryPart, n_units: int) -> list[ControlMatrix]:
     """Read the control matrices of a dictionary, one for each edit and replacement."""
-    found = part.tables.get("control_matrix", pandas.DataFrame({"edit": [], "replacement": []}))
+    if (found := part.tables.get("control_matrix")) is None:
+        return []
     groups = found.groupby(["edit", "replacement"], sort=False)
     return [ControlMatrix.from_frame(rows, n_units) for _, rows in groups]
 

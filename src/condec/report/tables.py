@@ -284,7 +284,7 @@ def number_rows(part: DictionaryPart) -> Iterator[dict[str, str]]:
 # --- modes --------------------------------------------------------------------------------
 
 
-def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
+def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[str, Any]]:
     """List all modes in figures, those with several held-out users and what they tell first.
 
     `row` is that of `Modes.atoms`; `train` and `held_out` are correlations with the `label` that is
@@ -295,34 +295,36 @@ def mode_rows(run: RunPart, part: DictionaryPart) -> list[dict[Hashable, Any]]:
     NaN if not measured. The order is that of `leading_modes`, but that labels may lack a mode.
     """
     modes, stability = part.modes, part.tables.get("stability")
-    rows = pandas.DataFrame({"row": range(len(modes)), "id": modes.ids.tolist()})
-    rows = rows.assign(label="", train=math.nan, held_out=math.nan, seeds=math.nan, halves=math.nan)
+    n, ids = len(modes), modes.ids.tolist()
+    of: dict[str, list[Any]] = {"row": [*range(n)], "id": ids, "label": [""] * n}
+    of |= dict.fromkeys(("train", "held_out", "seeds", "halves"), [math.nan] * n)
     if part.has_labels:
         best, held_out = part.best
-        rows["label"] = [run.label(label) for label in best.tolist()]
-        rows["train"] = part.correlation.max(1).values.tolist()
-        rows["held_out"] = held_out.tolist()
+        of["label"] = [run.label(label) for label in best.tolist()]
+        of["train"] = part.correlation.max(1).values.tolist()
+        of["held_out"] = held_out.tolist()
     names = _names_of(part)
-    rows["means"] = [names.get(number, "") for number in rows["id"]]
+    of["means"] = [names.get(number, "") for number in ids]
     for row, said in annotations(part.folder.path, modes).items():
         number = int(modes.ids[row])
         words = f"{said.name or said.note} ({said.group})" if said.group else said.name or said.note
         names[number] = f"{words}; {names[number]}" if names.get(number) else words
-    rows["stands"] = [names.get(number, "") for number in rows["id"]]
+    of["stands"] = [names.get(number, "") for number in ids]
     found: Any = part.tables.get("meaning", {})  # runs of earlier versions do not say why
     why = dict(zip(found["id"], found["why"], strict=True)) if "why" in found else {}
-    rows["why"] = [why.get(number, "") for number in rows["id"]]
-    rows["use"] = part.density("train").tolist()
-    rows["held_out_use"] = part.density("held_out").tolist()
+    of["why"] = [why.get(number, "") for number in ids]
+    of["use"], of["held_out_use"] = (part.density(s).tolist() for s in ("train", "held_out"))
     if stability is not None:
         for name, column in (("seeds", "seed_cosine"), ("halves", "half_cosine")):
-            rows[name] = rows["id"].map(stability.set_index("mode")[column])
-    rows["users"] = part.users.tolist()
-    rows["enough"] = rows["users"] >= LEAST_USERS
+            near = dict(zip(stability["mode"].tolist(), stability[column].tolist(), strict=True))
+            of[name] = [near.get(number, math.nan) for number in ids]
+    of["users"], enough = part.users.tolist(), part.users >= LEAST_USERS
+    of["enough"] = enough.tolist()
     used = partial(modes.of_loadings, lambda part: (part > 0).sum(0))
-    value = held_out_value(modes) if rows["enough"].any() else used()
-    rows = rows.assign(value=value.tolist())
-    return rows.sort_values(["enough", "value"], ascending=False, kind="stable").to_dict("records")
+    value = held_out_value(modes) if bool(enough.any()) else used()
+    of["value"] = value.tolist()
+    rows = [dict(zip(of, line, strict=True)) for line in zip(*of.values(), strict=True)]
+    return sorted(rows, key=lambda row: (not row["enough"], -row["value"]))
 
 
 def _names_of(part: DictionaryPart) -> dict[int, str]:
