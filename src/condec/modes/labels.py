@@ -92,9 +92,11 @@ def correlation_interval(
     x = (x - x.mean(0)) / x.std(0, correction=0)
     powers = [torch.ones_like(x), x, x**2, x**3, x**4]
     whole = torch.stack([one.sum(0) for one in powers])
-    blank = x.new_zeros(len(counts), x.shape[1])
-    mine = torch.stack([blank.index_add(0, given, one) for one in powers])
-    own = mine[:, chosen, torch.arange(x.shape[1])[:, None]]  # [power, mode, rank]
+    some, place = chosen.unique(return_inverse=True)
+    at = torch.full((len(counts),), -1).index_put((some,), torch.arange(len(some)))[given]
+    blank, has = x.new_zeros(len(some), x.shape[1]), at >= 0
+    mine = torch.stack([blank.index_add(0, at[has], one[has]) for one in powers])
+    own = mine[:, place, torch.arange(x.shape[1])[:, None]]  # [power, mode, rank]
     n, share = len(x), counts[chosen] / len(x)
     size = (share * (1 - share)).sqrt()
     r = own[1] / (n * size)

@@ -33,28 +33,25 @@ def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[int | None]
     if not part.has_labels:
         yield from ([] for _ in places)
         return
-    train, held = part.correlation[places], part.held_out_correlation[places]
-    best = train.nan_to_num(-1.0).topk(min(_LABELS, train.shape[1]), 1)
     labels, rows = part.store.labels, part.modes.held_out
-    bounds = torch.full((2, *best.indices.shape), torch.nan)
-    if bool(rows.any()) and bool((labels[rows] >= 0).any()):
-        loadings = part.modes.loadings
-        step = max(1, min(_AT_ONCE, _ENTRIES_AT_ONCE // len(loadings)))
-        bounds = torch.cat([
-            correlation_interval(loadings[:, some], labels, rows, chosen)
-            for some, chosen in zip(
-                torch.split(places, step), torch.split(best.indices, step), strict=True
-            )
-        ], 1)  # fmt: skip
-    values = [best.indices, best.values, held.gather(1, best.indices), *bounds]
-    for several in zip(*(one.tolist() for one in values), strict=True):
-        rows_of = list(zip(*several, strict=True))
-        yield [
-            number
-            for rank, (label, *numbers) in enumerate(rows_of)
-            if rank == 0 or numbers[0] >= _WORTH
-            for number in (label, *map(thousandths, numbers))
-        ]
+    judged = bool(rows.any()) and bool((labels[rows] >= 0).any())
+    step = max(1, min(_AT_ONCE, _ENTRIES_AT_ONCE // len(labels)))
+    for some in torch.split(places, step):
+        train, held = part.correlation[some].nan_to_num(-1.0), part.held_out_correlation[some]
+        best = train.topk(min(_LABELS, train.shape[1]), 1)
+        bounds = torch.full((2, *best.indices.shape), torch.nan)
+        if judged:
+            loadings = part.modes.loadings[:, some]
+            bounds = correlation_interval(loadings, labels, rows, best.indices)
+        values = [best.indices, best.values, held.gather(1, best.indices), *bounds]
+        for several in zip(*(one.tolist() for one in values), strict=True):
+            rows_of = list(zip(*several, strict=True))
+            yield [
+                number
+                for rank, (label, *numbers) in enumerate(rows_of)
+                if rank == 0 or numbers[0] >= _WORTH
+                for number in (label, *map(thousandths, numbers))
+            ]
 
 
 def atom_of(atom: Tensor) -> list[Any]:

@@ -410,7 +410,7 @@ def _kinds(loading: Tensor, active: Tensor | None) -> list[tuple[Tensor, Tensor]
     typical = order.gather(1, middle.clamp(max=n - 1)).where(middle < n_used, -1)
     # As Modes.random draws them: the first users in one order of all inputs.
     turns = torch.where(loading[:, drawn] > 0, torch.arange(n), n)
-    first = turns.topk(min(_OTHERS, n), 1, largest=False).values.sort(1).values
+    first = turns.gather(1, _highest(n - turns, min(_OTHERS, n)))
     random = drawn[first.clamp(max=n - 1)].where(first < n, -1)
     kinds = [(order[:, :_TOP].where(ordered[:, :_TOP] > 0, -1), loading)]
     kinds += [(typical, loading), (random, loading)]
@@ -419,9 +419,18 @@ def _kinds(loading: Tensor, active: Tensor | None) -> list[tuple[Tensor, Tensor]
         higher = lower(*own.sort(1, descending=True)) - lower(ordered, order)
         # Of equal ones the first: no two keys are the same.
         keys = higher * n - torch.arange(n)
-        most = keys.topk(min(_OTHERS, n), 1).indices
+        most = _highest(keys, min(_OTHERS, n))
         kinds.append((most.where(higher.gather(1, most) > 0, -1), own))
     return kinds
+
+
+def _highest(keys: Tensor, number: int) -> Tensor:
+    """Return the places of the highest keys of every row, in place: quicker than `topk` of few."""
+    found = []
+    for _ in range(number):
+        found.append(keys.argmax(1, keepdim=True))
+        keys.scatter_(1, found[-1], torch.iinfo(keys.dtype).min)
+    return torch.cat(found, 1)
 
 
 def _by_file(records: dict[int, Any], size: int) -> dict[int, dict[int, Any]]:
