@@ -92,7 +92,7 @@ def correlation_interval(
     x = (x - x.mean(0)) / x.std(0, correction=0)
     powers = [torch.ones_like(x), x, x**2, x**3, x**4]
     whole = torch.stack([one.sum(0) for one in powers])
-    some, place = chosen.unique(return_inverse=True)
+    some, place = torch.unique(chosen, return_inverse=True)
     at = torch.full((len(counts),), -1).index_put((some,), torch.arange(len(some)))[given]
     blank, has = x.new_zeros(len(some), x.shape[1]), at >= 0
     mine = torch.stack([blank.index_add(0, at[has], one[has]) for one in powers])
