@@ -3,16 +3,22 @@
 The run is made of random numbers, without a model: `--sites` sites of few modes, and among them
 `--wide` sites of `--modes` modes; labels from 0 to `--labels` - 1 with names, one input or more
 each. With `--pictures` N modes of a wide site have maps, on six smooth pictures of 224 x 224 each,
-and pictures of six other inputs.
-The report is built in a process of its own. Writes results/NAME.json.
+and place maps of nine other inputs.
+The report is built in a process of its own. Then a Chromium, where there is one, opens each type of
+page from disk: how long until all that it shows at first is there. Writes results/NAME.json.
 
     python benchmarks/large_report.py
     python benchmarks/large_report.py --name report_of_modes --sites 16 --wide 16 --modes 3000 \
         --labels 1000 --pictures 12
+    python benchmarks/large_report.py --folder RUN ...      keeps the run; made once, built again
 """
 
 import argparse
+import importlib.util
 import json
+import re
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -108,18 +114,23 @@ def made_maps(modes: Modes, size: Namespace) -> SiteMaps:
     """Make up maps of the leading modes."""
     chosen = leading_modes(modes, size.pictures)
     rows = [modes.loadings[:, mode].topk(6).indices.tolist() for mode in chosen]
-    others = {row for mode in chosen for row in modes.random(mode, 6, seed=1)["row"]}
-    used, store = sorted({row for few in rows for row in few} | others), modes.store
+    kinds = (modes.typical, modes.random, modes.counter_examples)
+    others = [[kind(mode, 3)["row"].tolist() for kind in kinds] for mode in chosen]
+    every = {row for few in rows + [k for kind in others for k in kind] for row in few}
+    used, store = sorted(every), modes.store
     pictures = (255 * smooth(len(used), 3)).permute(0, 2, 3, 1).to(torch.uint8)
     maps = {part: smooth(len(chosen), 6) - 0.5 for part in ("total", "positive", "negative")}
-    samples = torch.tensor([[used.index(row) for row in few] for few in rows])
+    number = {row: n for n, row in enumerate(used)}
+    samples = torch.tensor([[number[row] for row in few] for few in rows])
+    shown = torch.tensor([[[number[row] for row in few] for few in kind] for kind in others])
     return SiteMaps(
         site=modes.site.key, target={"name": "TopK", "k": 1}, mode_ids=modes.ids[chosen],
         units=torch.stack([strongest_units(modes, mode)[:3] for mode in chosen]), samples=samples,
         loadings=torch.stack([modes.loadings[few, m] for few, m in zip(rows, chosen, strict=True)]),
         ids=tuple(store.sample_ids[row] for row in used), labels=store.labels[used],
         predictions=store.predictions[used], held_out=modes.held_out[used], pictures=pictures,
-        places=torch.randn(len(chosen), 6, 7, 7), **maps,
+        places=torch.randn(len(chosen), 6, 7, 7), others=shown,
+        of_others=torch.randn(*shown.shape, 7, 7), **maps,
     )  # fmt: skip
 
 
@@ -153,6 +164,45 @@ def built(folder: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
+def first_views(index: Path) -> dict[str, float]:
+    """Return seconds until each type of page is there, median of three; nothing without a browser.
+
+    From the click to the later of two: all that the page loads has come, and what scripts draw
+    stands on it.
+    """
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None or importlib.util.find_spec("playwright") is None:
+        return {}
+    from playwright.sync_api import sync_playwright
+
+    root = index.parent
+    site = sorted(root.glob("sites/*.html"), key=lambda page: page.stat().st_size)[-1]
+    mode = re.search(r"mode\.html#[^\"]+", site.read_text(encoding="utf-8"))
+    pages = {
+        "overview": (index.as_uri(), ".network h3"),
+        "site": (site.as_uri(), "[data-modes] table"),
+        "labels": (f"{root.as_uri()}/label.html", "#label tbody tr"),
+        "label": (f"{root.as_uri()}/label.html#0", "#label .eyebrow"),
+    }
+    if mode is not None:
+        pages["mode"] = (f"{root.as_uri()}/{mode[0]}", "#neighbours")
+    found = {}
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        for name, (address, drawn) in pages.items():
+            seconds = []
+            for _ in range(3):
+                context = browser.new_context(viewport={"width": 1280, "height": 900})
+                page = context.new_page()
+                page.goto(address)
+                page.locator(drawn).first.wait_for()
+                seconds.append(page.evaluate("performance.now()") / 1000)
+                context.close()
+            found[name] = statistics.median(seconds)
+        browser.close()
+    return found
+
+
 def options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (
@@ -161,6 +211,7 @@ def options() -> Namespace:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--name", default="large_report", help="of the file of results")
+    parser.add_argument("--folder", type=Path, help="where the run is made, or was, and is kept")
     parser.add_argument("--built", type=Path, help="build the report of this folder, and no more")
     return parser.parse_args()
 
@@ -170,12 +221,16 @@ def main() -> None:
     if size.built is not None:
         print(json.dumps(built(size.built)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        make_run(Path(folder), size)
-        command = [sys.executable, __file__, "--built", folder]
+    with tempfile.TemporaryDirectory() as passing:
+        folder = size.folder or Path(passing)
+        if not (folder / "tasks").exists():
+            make_run(folder, size)
+        command = [sys.executable, __file__, "--built", str(folder)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    sizes = {name: value for name, value in vars(size).items() if name not in ("built", "name")}
-    write(size.name, sizes | found)
+        views = first_views(RunFolder(folder).report)
+    own = ("built", "name", "folder")
+    sizes = {name: value for name, value in vars(size).items() if name not in own}
+    write(size.name, sizes | found | ({"first_view_s": views} if views else {}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Take the pictures of the README and of the tour, from the demo, in a headless Chromium.
+"""Take the pictures of the README, of the tour and of two runs, in a headless Chromium.
 
-    python docs/screenshots.py                     runs the demo, writes report.png, tour-*.png
+    python docs/screenshots.py                     the demo: report.png, compare.png, tour-*.png
     python docs/screenshots.py RUN                 of a run that is there; block4, or its last site
     python docs/screenshots.py RUN --look FOLDER   all pages at 1280 and at 390 pixels, to look at
     python docs/screenshots.py RUN --cards SITE OUT   cards of modes of a site whose name begins so;
@@ -41,14 +41,14 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def take(opened: Any, address: str, width: int, out: Path, *, whole: bool) -> None:
-    """Take the picture of a page: all of it, or down to the end of its pictures of modes."""
+def take(opened: Any, address: str, width: int, out: Path, down_to: str = "") -> None:
+    """Take the picture of a page: all of it, or down to the end of one of its parts."""
     tab = opened.new_page(viewport={"width": width, "height": _HEIGHT})
     tab.goto(address)
     tab.wait_for_timeout(500)  # records are loaded
     for image in tab.query_selector_all("img"):
         image.evaluate("image => { image.loading = 'eager'; return image.decode().catch(() => 0) }")
-    box = None if whole else tab.query_selector(".modes").bounding_box()
+    box = tab.query_selector(down_to).bounding_box() if down_to else None
     clip = box and {"x": 0, "y": 0, "width": width, "height": box["y"] + box["height"]}
     tab.screenshot(path=out, full_page=True, clip=clip)
     tab.close()
@@ -100,6 +100,24 @@ def tour(opened: Any, run: Path) -> None:
         tab.close()
 
 
+def compared(run: Path, folder: Path) -> Path:
+    """Fit a copy of a run by NMF, and write the page that compares both."""
+    from dataclasses import replace
+
+    from condec import NMF
+    from condec.run import Run, chain, config
+
+    other = folder / "by NMF"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("report", "explain"))
+    plan = config.read(other)
+    fit = replace(plan.fit, learner=NMF(n_modes=16), modes_per_unit=None, rows_per_mode=None)
+    config.write(changed := replace(plan, fit=fit, links=("fit", "map", "report")))
+    list(chain(Run(changed, progress=False)))
+    command = ["compare", str(run), str(other), "--modes", "--out", str(folder / "both")]
+    subprocess.run([sys.executable, "-m", "condec", *command], check=True)
+    return folder / "both" / "index.html"
+
+
 def take_cards(opened: Any, page: Path, out: Path, n: int = 3) -> None:
     """Take the picture of the first cards of a page."""
     tab = opened.new_page(viewport={"width": WIDE, "height": _HEIGHT})
@@ -139,8 +157,10 @@ def main() -> None:
             )
             return
         if given.look is None:
-            take(opened, pages[-1].resolve().as_uri(), WIDE, PICTURE, whole=False)
+            take(opened, pages[-1].resolve().as_uri(), WIDE, PICTURE, ".modes")
             tour(opened, report.parent)
+            both = compared(report.parent, Path(folder)).as_uri()
+            take(opened, both, WIDE, ASSETS / "compare.png", "#compare tr:nth-child(8)")
             return
         given.look.mkdir(parents=True, exist_ok=True)
         pages += sorted(report.glob("inputs/*.html"))
@@ -154,9 +174,10 @@ def main() -> None:
         for place in sorted(report.glob("sites/*.html"))[-1:]:
             found = re.search(r"mode\.html#[^\"]+", place.read_text(encoding="utf-8"))
             shown |= {"mode": f"{root}/{found[0]}"} if found else {}
+        shown["compare"] = compared(report.parent, Path(folder)).as_uri()
         for name, address in shown.items():
             for width in (WIDE, PHONE):
-                take(opened, address, width, given.look / f"{name}-{width}.png", whole=True)
+                take(opened, address, width, given.look / f"{name}-{width}.png")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import condec
-from browsing import watched
+from browsing import inaccessible, watched
 from condec.explorer.notebook import answered
 from condec.explorer.session import Session
 from condec.run.explain import modes_by
@@ -114,6 +114,26 @@ def test_nothing_is_cut_off(browser: Any, address: str, size: dict[str, int]) ->
             assert slider.get_attribute("aria-label").startswith("factor of ")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_hidden_from_any_reader(browser: Any, address: str, scheme: str) -> None:
+    opened = "for (const one of document.querySelectorAll('details')) one.open = true"
+    for page in watched(browser, own=address, color_scheme=scheme):
+        page.goto(address)
+        page.locator("#offered button").nth(5).wait_for()
+        page.evaluate(opened)
+        assert inaccessible(page) == []
+        page.locator("#offered button").nth(5).click()
+        page.locator("#parts li").first.wait_for()
+        page.locator("#parts input[type=range]").first.fill("0")
+        page.locator("#outputs td.moved").first.wait_for()
+        page.locator("#parts input[type=checkbox]").first.check()
+        page.locator("#chosen li").wait_for()
+        assert inaccessible(page) == []
+        page.locator("#save-weights").click()
+        page.locator("#said.wrong").wait_for()
+        assert inaccessible(page) == []
+
+
 def test_modes_are_chosen_and_saved(page: Any, address: str, session: Session) -> None:
     page.goto(address)
     page.locator("#offered button").nth(5).click()
@@ -194,6 +214,7 @@ def test_curves_of_each_label_are_a_panel_with_a_key(page: Any, address: str) ->
         shown = figure.locator("figcaption ul").evaluate(lines)
         assert drawn[::2] == drawn[1::2] == shown
         assert len(set(drawn)) == 3
+    assert inaccessible(page) == []
 
 
 def test_a_fit_takes_the_choice_back(page: Any, address: str) -> None:

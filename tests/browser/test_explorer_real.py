@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import condec
-from browsing import watched
+from browsing import inaccessible, watched
 from condec.explorer.session import Session
 from condec.run import Run
 from condec.run.explain import modes_by
@@ -74,6 +74,7 @@ def test_sliders_give_what_python_gives(page: Any, session: Session) -> None:
     page.locator("#offered button").nth(3).click()
     label = int(session.run.store.labels[session.run.store.sample_ids.index(name)])
     check_sliders(page, session, session.run.inputs.batch([row]), label if label >= 0 else None)
+    assert inaccessible(page) == []
 
 
 def test_what_a_user_gives(page: Any, session: Session, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from condec.effects import (
     measure_curves,
 )  # fmt: skip
 from condec.explanation import explain, keep, site_maps
+from condec.figures.style import RANKINGS
 from condec.modes import Modes, annotate, annotations
 from condec.report import build_comparison, build_report
 from condec.run.compare import compare_modes
@@ -161,6 +162,11 @@ def test_a_mode_has_all_that_is_known_of_it(page, report):
     assert " to " in page.locator(".bars .reaches").first.inner_text()  # its interval
     assert page.locator(".atom path").count() == 4
     assert page.locator(".row.map .tile image").count() == 3 * 4
+    for kind in ("Typical", "Drawn at random", "Counter-examples"):
+        part = page.locator(".kind", has=page.locator("h3", has_text=kind))
+        if part.count():  # a picture, and the map of it
+            assert part.locator(".tile").count() == 2 * part.locator("figure").count() > 0
+            assert "contributes where, on the scale" in part.locator(".note").inner_text()
     second = page.locator("a[rel=next]").get_attribute("href").rpartition("/")[2]
     page.keyboard.press("ArrowRight")
     page.locator("#mode h1", has_text=f"Mode {second}").wait_for()
@@ -190,6 +196,10 @@ def test_the_control_curve_of_a_mode_stands_beside_baselines(page, report):
     names = block.locator("tbody th").all_inner_texts()
     assert names[0].strip() == "this mode"
     assert len(names) > 2
+    drawn = block.locator(".curves figure").first.locator("polyline")
+    drawn = drawn.evaluate_all("all => all.map((one) => one.getAttribute('stroke'))")
+    expected = {RANKINGS["best_mode"][1], RANKINGS["mode_sum"][1], RANKINGS["random"][1]}
+    assert {*drawn} == expected  # as in the figures of the site
     table = pandas.read_parquet(next((report.parents[1] / "analysis" / "control").rglob("km*")))
     label = int(block.locator("h3 a").get_attribute("href").rpartition("#")[2])
     rows = table[(table["label"] == label) & (table["edit"] == "ablate")]

@@ -80,6 +80,21 @@ def test_names_go_into_the_run(browser: Any, address: str, session: Session) -> 
         assert annotations(session.run.folder.path, modes) == {}
 
 
+def test_records_of_another_version_are_not_read(
+    browser: Any, address: str, session: Session
+) -> None:
+    file = session.run.folder.report.parent / "data" / "run.js"
+    text = file.read_text()
+    file.write_text(text.replace('"form":', '"form":9'))
+    site = session.modes[0].site.key
+    for page in watched(browser, own=address):
+        for name in ("index.html", "mode.html#any/sae/0", f"sites/{site}.html"):
+            page.goto(f"{address}report/{name}")
+            page.locator(".note", has_text="made by another version of condec").first.wait_for()
+            assert page.locator("#mode h1, [data-modes] table").count() == 0
+    file.write_text(text)
+
+
 def test_what_others_wrote_meanwhile_stays(browser: Any, address: str, session: Session) -> None:
     modes, folder = session.modes[0], session.run.folder.path
     (folder / "names.json").unlink(missing_ok=True)

@@ -423,14 +423,50 @@ def test_typical_drawn_and_counter_examples_have_pictures(modes):
     made = site_maps(small_resnet(), small_inputs(), modes, n_modes=2, n_inputs=2, n_others=3)
     wanted = set(made.samples[made.samples >= 0].tolist())
     wanted = {int(made.ids[sample]) for sample in wanted}
-    for number in made.mode_ids.tolist():
+    for place, number in enumerate(made.mode_ids.tolist()):
         row = int((modes.ids == number).nonzero())
-        for kind in (modes.typical, modes.random, modes.counter_examples):
-            wanted |= set(kind(row, 3)["row"].tolist())
+        for at, kind in enumerate((modes.typical, modes.random, modes.counter_examples)):
+            rows = kind(row, 3)["row"].tolist()
+            wanted |= set(rows)
+            shown = [sample for sample in made.others[place, at].tolist() if sample >= 0]
+            assert [int(made.ids[sample]) for sample in shown] == rows
     assert sorted(map(int, made.ids)) == sorted(wanted)
     few = site_maps(small_resnet(), small_inputs(), modes, n_modes=2, n_inputs=2, n_others=0)
+    assert few.others.shape == (2, 3, 0)
     assert set(few.samples[few.samples >= 0].tolist()) == set(range(len(few.ids)))
     assert torch.equal(few.total, made.total)
+
+
+def test_typical_drawn_and_counter_examples_have_maps(modes):
+    model, inputs = small_resnet(), small_inputs()
+    made = site_maps(model, inputs, modes, n_modes=2, n_inputs=2, n_others=2)
+    bare = site_maps(model, inputs, replace(modes, encoder=None), n_modes=2, n_inputs=2, n_others=2)
+    assert made.of_others.shape == (2, 3, 2, *made.places.shape[2:])
+    assert bare.of_others.shape == (2, 3, 2, 8, 8)
+    n_checked = 0
+    for place, mode in enumerate(made.mode_ids.tolist()):
+        for sample, own, total in zip(
+            made.others[place].flatten().tolist(), made.of_others[place].flatten(0, 1),
+            bare.of_others[place].flatten(0, 1), strict=True,
+        ):  # fmt: skip
+            if sample < 0:
+                assert not own.any()
+                assert not total.any()
+                continue
+            image = inputs.batch([int(made.ids[sample])])
+            found = explain(model, image, modes).by_site[0].showing([mode], others=True)
+            torch.testing.assert_close(own, found.parts[0].places.float())
+            drawn = mode_map(model, image, "block2:input", made.units[place])
+            torch.testing.assert_close(total, drawn.total[0].sum(0))
+            n_checked += 1
+    assert n_checked > 6
+
+
+def test_modes_of_activations_have_no_counter_examples(modes):
+    of_activations = replace(modes, quantity="activation", encoder=None)
+    made = site_maps(small_resnet(), small_inputs(), of_activations, n_modes=1, n_inputs=2)
+    assert (made.others[0, 2] == -1).all()
+    assert (made.others[0, :2] >= 0).all()
 
 
 def test_saved_maps_come_back_and_are_the_same_bytes(modes, tmp_path):

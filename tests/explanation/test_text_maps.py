@@ -67,17 +67,25 @@ def test_texts_with_what_a_mode_contributes_at_each_token(
     assert maps.pictures.shape[1:] == (0, 0, 3)
     assert maps.places is not None
     assert maps.places.shape == (2, 3, LENGTH)
+
+    def contributed(sample: int, mode: int) -> Tensor:
+        row = int(maps.ids[sample])
+        said = explain(model, inputs.batch([row]), modes, method=method,
+                       target=condec.Label(), label=int(inputs.labels[row]), n_modes=9)  # fmt: skip
+        own = [part for part in said.by_site[0].modes if part.id == mode]
+        return own[0].places.float() if own else torch.zeros(LENGTH)
+
     for place, mode in enumerate(maps.mode_ids.tolist()):
         for number, sample in enumerate(maps.samples[place].tolist()):
             row = int(maps.ids[sample])
             words = tuple("" if row % 2 == 0 and i == 0 else "ab"[i % 2] for i in range(LENGTH))
             assert maps.texts[sample] == words
-            label = inputs.labels[row].item()
-            said = explain(model, inputs.batch([row]), modes, method=method,
-                           target=condec.Label(), label=label, n_modes=9)  # fmt: skip
-            own = [part for part in said.by_site[0].modes if part.id == mode]
-            expected = own[0].places if own else torch.zeros(LENGTH)
-            torch.testing.assert_close(maps.places[place, number], expected.float())
+            torch.testing.assert_close(maps.places[place, number], contributed(sample, mode))
+        others = maps.others[place].flatten().tolist()
+        for sample, values in zip(others, maps.of_others[place].flatten(0, 1), strict=True):
+            expected = contributed(sample, mode) if sample >= 0 else torch.zeros(LENGTH)
+            torch.testing.assert_close(values, expected)
+    assert (maps.others >= 0).any()
     first = int(maps.samples[0, 0])
     shown = tokens_of(maps, 0, 0, maps.texts[first])
     assert [word for word, _, _ in shown] == [word for word in maps.texts[first] if word]

@@ -58,10 +58,11 @@ def test_a_job_says_what_it_does_and_how_far_it_is(jobs: Jobs) -> None:
     assert told["bars"] == [{"bar": "fits", "done": 2, "total": 2}]
     assert called == [1]
     failed = jobs.add(
-        "it", [SAYS, "{it.txt}", "2"], lambda: {"it.txt": ""}, lambda: called.append(2)
-    )
+        "it", [SAYS, "{it.txt}", "2"], lambda: {"it.txt": ""}, lambda: called.append(2),
+        lambda: called.append(3),
+    )  # fmt: skip
     until(lambda: failed.state == "failed")
-    assert called == [1]
+    assert called == [1, 3]
     assert not [*Path("/tmp").glob("condec-*/it.txt")]
 
 
@@ -85,6 +86,20 @@ def test_one_at_a_time_and_any_is_cancelled(jobs: Jobs) -> None:
     assert third.process is None or third.process.poll() is not None
     with pytest.raises(BusyError, match="ask again later"):
         jobs.add("late", [WAITS])
+
+
+def test_what_a_cancelled_job_began_is_undone_though_the_explorer_ends(jobs: Jobs) -> None:
+    undone = []
+
+    def slowly() -> None:
+        time.sleep(0.1)
+        undone.append(1)
+
+    job = jobs.add("it", [WAITS], undone=slowly)
+    jobs.add("it", [WAITS], undone=slowly)  # which never begins
+    until(lambda: job.said)
+    jobs.close()
+    assert undone == [1]
 
 
 def test_one_that_does_not_listen_is_killed(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 import condec
 from condec.basis.errors import DataError, ModelError, OptionError, StoreError
 from condec.explorer.jobs import Job
-from condec.explorer.session import N_MODES, Session
+from condec.explorer.session import N_MODES, Session, _refitted
 from condec.modes import annotate
 from condec.run import Run, chain, config
 from condec.run.explain import modes_by
@@ -278,9 +278,9 @@ def test_what_is_no_number_of_a_mode_is_refused(session, mode):
 def test_a_job_behind_a_fit_has_the_plan_of_that_fit(session, monkeypatch: pytest.MonkeyPatch):
     given = []
 
-    def add(words, command, files, done):
+    def add(words, command, files, done, undone):
         given.append((files, done))
-        return Job(len(given), words, command, files, done)
+        return Job(len(given), words, command, files, done, undone)
 
     monkeypatch.setattr(session.jobs, "add", add)
     before = session.plan
@@ -295,6 +295,30 @@ def test_a_job_behind_a_fit_has_the_plan_of_that_fit(session, monkeypatch: pytes
     plan = tomllib.loads(report()["plan.toml"])
     assert (plan["fit"]["learner"], plan["fit"]["n_modes"]) == ("nmf", 2)
     assert session.run.plan is before  # until the next question
+
+
+def test_a_fit_that_is_cancelled_leaves_the_plan_as_it_was(session, monkeypatch, tmp_path: Path):
+    given = []
+
+    def add(words, command, files, done, undone):
+        given.append((files, undone))
+        return Job(1, words, command, files, done, undone)
+
+    monkeypatch.setattr(session.jobs, "add", add)
+    monkeypatch.setattr(session, "plan", replace(session.plan, out=tmp_path / "run"))
+    config.write(session.plan)
+    before = (tmp_path / "run" / "run.toml").read_text()
+    session.start("fit", {"learner": "nmf", "n_modes": "2"})
+    ((files, undone),) = given
+    (tmp_path / "plan.toml").write_text(files()["plan.toml"])
+    config.write(config.read(tmp_path / "plan.toml"))  # as the command does when it begins
+    assert 'learner = "nmf"' in (tmp_path / "run" / "run.toml").read_text()
+    undone()
+    assert (tmp_path / "run" / "run.toml").read_text() == before
+    other = _refitted(session.plan, {"n_modes": "7"})  # as another command noted meanwhile
+    noted = config.write(other).read_text()
+    undone()
+    assert (tmp_path / "run" / "run.toml").read_text() == noted
 
 
 def test_a_fit_that_cannot_be_taken_up_is_not_forgotten(session, monkeypatch: pytest.MonkeyPatch):

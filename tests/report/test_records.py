@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from PIL import Image
 
 from condec.basis.errors import DataError
+from condec.basis.npz import load_record, save_record
+from condec.explanation import SiteMaps
+from condec.figures.pixels import map_scale, overlay
 from condec.modes import Modes, annotate
 from condec.report import build_report, figures, size_in_words
 from condec.report.numbers import atom_of, lower
@@ -134,6 +138,62 @@ def test_maps_say_what_they_are_of(report: Path) -> None:
         assert said["loadings"] == pytest.approx(wanted, rel=1e-3)
         assert said["target"] == target_words(maps.target)
         assert (said["signs"], said["places"]) == (True, True)  # 8 pixels a side
+
+
+def test_typical_drawn_and_counter_examples_have_the_first_map(report: Path, modes: Modes) -> None:
+    maps = read_run(report.parent).sites[1].parts[0].maps
+    ids = loaded(report, f"{KEY}/modes")["columns"]["id"]
+    every = dict(zip(ids, loaded(report, f"{KEY}/0"), strict=True))
+    for place, number in enumerate(maps.mode_ids.tolist()):
+        record, said = every[number], every[number][11]
+        rows = {row for kind in record[2:6] for row, _ in pairs(kind)[:3]}
+        assert {*map(str, rows)} <= {*said["of"]}
+        file, _, _, width, height = said["sheet"]
+        with Image.open(report / file) as opened:
+            sheet = np.asarray(opened.convert("RGB"))
+        scale = map_scale([one.numpy() for one in maps.places[place]])
+        for sample, values in zip(
+            maps.others[place].flatten().tolist(), maps.of_others[place].flatten(0, 1), strict=True
+        ):
+            if sample < 0:
+                continue
+            drawn = overlay(values.numpy(), maps.pictures[sample].numpy(), scale=scale)
+            at = said["of"][str(modes.store.sample_ids.index(maps.ids[sample]))]
+            y, x = height * (at // len(said["rows"])), width * (at % len(said["rows"]))
+            np.testing.assert_array_equal(sheet[y : y + height, x : x + width], drawn)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_texts_have_colours_where_there_are_place_maps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placed: bool
+) -> None:
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
+    own = shutil.copytree(folder, tmp_path / "run")
+    file = RunFolder(own).maps("block2:input", "kmeans")
+    maps, shown = load_record(file, SiteMaps), (2,) if placed else (0, 0)
+    of_texts = replace(
+        maps, texts=(("ab", "cd"),) * len(maps.ids), pictures=maps.pictures[:, :0, :0],
+        places=torch.ones(*maps.samples.shape, 2) if placed else None,
+        of_others=-torch.ones(*maps.others.shape, *shown),
+    )  # fmt: skip
+    save_record(file, of_texts)
+    note_files(own)
+    report = build_report(own).parent
+    page = (report / "sites" / "block2%3Ainput.html").read_text()
+    assert "each on the ends of the texts that use it most" in page
+    assert ("Tokens are coloured where the mode" in page) == placed
+    maps_of = [record[11] for record in loaded(report, f"{KEY}/0") if record[11]]
+    colours = {colour for said in maps_of for text in said["texts"] for _, colour, _ in text}
+    assert len(colours) == 1
+    assert colours.pop().endswith(",0.00)") != placed
+    for said in maps_of:
+        strongest, others = (
+            said["rows"],
+            [row for row in said["of"] if int(row) not in said["rows"]],
+        )
+        assert {*map(str, strongest)} < {*said["of"]}
+        values = {value for row in others for _, _, value in said["of"][row]}
+        assert values == {"\u22121.00" if placed else "0.00"}
 
 
 def test_kinds_are_of_the_last_dictionary_in_use(

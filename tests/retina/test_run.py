@@ -17,69 +17,18 @@ from condec.retina import (
     RetinaOptions,
     mode_cell_correlation,
     receptive_fields,
-    write_recording,
 )
 from condec.retina.combinations import named
 from condec.retina.page import Retina
 from condec.retina.responses import Responses, respond
 from condec.retina.sources import FlipFields
 from condec.run import Run, chain, config
-
-NET = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(5, 4, 3)
-        self.relu1 = nn.ReLU()
-        self.out = nn.Linear(4 * 6 * 6, 4)
-
-    def forward(self, x):
-        return torch.nn.functional.softplus(self.out(self.relu1(self.conv1(x)).flatten(1)))
-
-def load():
-    torch.manual_seed(0)
-    return Net().eval()
-"""
-PLAN = {
-    "sites": ["relu1"],
-    "model": {"spec": "python:net.py:load", "input_shape": [5, 8, 8]},
-    "data": {"source": "movie:movie.npz?frames=0:125"},
-    "collect": {"method": "ig:4", "target": "surprisal", "fit_on": "movie:movie.npz?frames=60:200"},
-    "fit": {"learner": "nmf", "n_modes": 4},
-    "retina": {"n_fields": 60, "crop": 6, "n_shifts": 20, "n_modes": 3, "batch_size": 50},
-}
-EVENT = "<b>open & shut</b>"
-
-
-def movie() -> Recording:
-    gen = torch.Generator().manual_seed(3)
-    phase = (torch.arange(200) // 20 % 2).float()
-    frames = torch.randn(200, 8, 8, generator=gen) * (0.5 + phase[:, None, None])
-    rates = torch.rand(200, 4, generator=gen)
-    return Recording(
-        movie=frames, rates=rates, cells=("a", "b", "c", "<i>d"), events={EVENT: phase}
-    )
+from retina_runs import EVENT, PLAN, movie, retina_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("retina")
-    (folder / "net.py").write_text(NET)
-    write_recording(folder / "movie.npz", movie())
-    plan = config.from_dict(PLAN, folder=folder)
-    run = Run(plan, progress=False)
-    config.write(plan)
-    assert [outcome.link for outcome in chain(run)] == [
-        "collect",
-        "stats",
-        "fit",
-        "retina",
-        "report",
-    ]
-    return run
+    return retina_run(tmp_path_factory.mktemp("retina"))
 
 
 def table(run: Run, part: str, site: str = "relu1") -> pd.DataFrame:

@@ -23,6 +23,8 @@ from condec.network import PackedInput, refuse_training
 
 _TOGETHER: Final = 32
 """Inputs of a batch whose place maps are made."""
+KINDS: Final = ("typical", "random", "counter_examples")
+"""Inputs that show a mode besides those that use it most: methods of `Modes`."""
 
 
 @short_repr
@@ -63,6 +65,11 @@ class SiteMaps:
     texts : tuple of tuple of str
         Of a language model the tokens of every input; pictures and the other maps then have no
         pixels, and `places` a number a token.
+    others : Tensor of shape [mode, kind, other], or None
+        Typical inputs of every mode, drawn ones, and counter-examples, as indices into `pictures`;
+        -1 where there are fewer. None in files of earlier versions.
+    of_others : Tensor of shape [mode, kind, other, *place], or None
+        Their place maps; their total maps, [..., y, x], where `places` is None.
     """
 
     site: str
@@ -81,6 +88,8 @@ class SiteMaps:
     negative: Float[Tensor, "mode input y x"]
     places: Tensor | None = None
     texts: tuple[tuple[str, ...], ...] = ()
+    others: Int[Tensor, "mode kind other"] | None = None
+    of_others: Tensor | None = None
 
 
 def site_maps(
@@ -109,8 +118,8 @@ def site_maps(
         Of the place maps; that of the store by default, which cannot be read back where its
         baseline is made of samples.
     n_others : int
-        Pictures without maps of at most so many typical inputs of every mode, drawn ones, and
-        counter-examples (`Modes.typical`, `Modes.random`, `Modes.counter_examples`).
+        At most so many typical inputs of every mode, drawn ones, and counter-examples
+        (`Modes.typical`, `Modes.random`, `Modes.counter_examples`), each with one map.
 
     Raises
     ------
@@ -126,45 +135,52 @@ def site_maps(
     chosen = leading_modes(modes, n_modes)
     if not chosen:
         raise DataError(f"site_maps: {modes.site.key}: the dictionary has no mode that is used")
-    rows = {mode: _strongest_rows(modes.loadings[:, mode], n_inputs) for mode in chosen}
-    others = set() if isinstance(model, PackedInput) else _others(modes, chosen, n_others)
-    used = sorted({row for several in rows.values() for row in several} | others)
-    where = rows_in(inputs, modes, used)
+    slots = {mode: _shown(modes, mode, n_inputs, n_others) for mode in chosen}
+    used = sorted({row for several in slots.values() for row in several} - {-1})
+    where, numbers = rows_in(inputs, modes, used), {row: n for n, row in enumerate(used)}
     texts = _texts(model, inputs, [where[row] for row in used])
     none = torch.zeros(len(used), 0, 0, 3, dtype=torch.uint8)
     pictures = none if texts else torch.stack([inputs.picture(where[row]) for row in used])
     units = torch.stack([strongest_units(modes, mode)[:n_units] for mode in chosen])
-    blank = torch.zeros(len(chosen), n_inputs, *pictures.shape[1:3])
+    places = _place_maps(model, inputs, where, modes, slots, method)
+    n_mapped = n_inputs + (len(KINDS) * n_others if places is None else 0)
+    blank = torch.zeros(len(chosen), n_mapped, *pictures.shape[1:3])
     maps = {part: blank.clone() for part in ("total", "positive", "negative")}
-    samples, loadings = torch.full(blank.shape[:2], -1), torch.zeros(blank.shape[:2])
+    samples = torch.tensor([[numbers.get(row, -1) for row in slots[mode]] for mode in chosen])
+    loadings = torch.zeros(len(chosen), n_inputs)
     for place, mode in enumerate(chosen):
-        several, labels = rows[mode], modes.store.labels[rows[mode]]
-        samples[place, : len(several)] = torch.tensor([used.index(row) for row in several])
-        loadings[place, : len(several)] = modes.loadings[several, mode]
+        at = [slot for slot, row in enumerate(slots[mode]) if row >= 0 and slot < n_mapped]
+        several = [slots[mode][slot] for slot in at]
+        n_top = sum(slot < n_inputs for slot in at)
+        loadings[place, :n_top] = modes.loadings[several[:n_top], mode]
         if texts:
             continue
-        images = inputs.batch(where[row] for row in several)
+        images, labels = inputs.batch(where[row] for row in several), modes.store.labels[several]
         made = mode_map(model, images, modes.site, units[place], target, labels)
         for part, into in maps.items():
-            into[place, : len(several)] = getattr(made, part).sum(1).float().cpu()
-    store = modes.store
+            into[place, at] = getattr(made, part).sum(1).float().cpu()
+    store, by_kind = modes.store, (len(KINDS), n_others)
+    of_others = (maps["total"] if places is None else places)[:, n_inputs:]
     return SiteMaps(
         site=modes.site.key, target=target.to_dict(), mode_ids=modes.ids[chosen], units=units,
-        samples=samples, loadings=loadings, ids=tuple(store.sample_ids[row] for row in used),
-        labels=store.labels[used], predictions=store.predictions[used],
-        held_out=modes.held_out[used], pictures=pictures, **maps,
-        places=_place_maps(model, inputs, where, modes, rows, n_inputs, method), texts=texts,
+        samples=samples[:, :n_inputs].contiguous(), loadings=loadings,
+        ids=tuple(store.sample_ids[row] for row in used), labels=store.labels[used],
+        predictions=store.predictions[used], held_out=modes.held_out[used], pictures=pictures,
+        places=None if places is None else places[:, :n_inputs].contiguous(), texts=texts,
+        others=samples[:, n_inputs:].reshape(len(chosen), *by_kind),
+        of_others=of_others.reshape(len(chosen), *by_kind, *of_others.shape[2:]),
+        **{part: values[:, :n_inputs].contiguous() for part, values in maps.items()},
     )  # fmt: skip
 
 
-def _others(modes: Modes, chosen: Sequence[int], n: int) -> set[int]:
-    """Return rows of inputs that show what modes are on the whole, and what they are not."""
-    kinds = [modes.typical, modes.random]
-    if modes.quantity == "contribution":
-        kinds.append(modes.counter_examples)
-    return (
-        {row for mode in chosen for kind in kinds for row in kind(mode, n)["row"]} if n else set()
-    )
+def _shown(modes: Modes, mode: int, n_inputs: int, n_others: int) -> list[int]:
+    """Return rows of the inputs by which a mode is shown, of each kind so many, -1 for none."""
+    kinds = {"strongest": _strongest_rows(modes.loadings[:, mode], n_inputs)}
+    for kind in KINDS if n_others else ():
+        has_any = kind != "counter_examples" or modes.quantity == "contribution"
+        kinds[kind] = getattr(modes, kind)(mode, n_others)["row"].tolist() if has_any else []
+    sizes = dict.fromkeys(KINDS, n_others) | {"strongest": n_inputs}
+    return [row for kind, rows in kinds.items() for row in rows + [-1] * (sizes[kind] - len(rows))]
 
 
 def _texts(model: nn.Module, inputs: Inputs, rows: Sequence[int]) -> tuple[tuple[str, ...], ...]:
@@ -177,9 +193,9 @@ def _texts(model: nn.Module, inputs: Inputs, rows: Sequence[int]) -> tuple[tuple
 
 def _place_maps(
     model: nn.Module, inputs: Inputs, where: Mapping[int, int], modes: Modes,
-    users: Mapping[int, Sequence[int]], n_inputs: int, method: Method | None,
+    shown: Mapping[int, Sequence[int]], method: Method | None,
 ) -> Tensor | None:  # fmt: skip
-    """Return the place maps of modes on their inputs, rows of the store; None where there are none.
+    """Return the place maps of modes on rows of the store, -1 for none; None where there are none.
 
     Every input is attributed once, whatever the number of modes.
     """
@@ -208,13 +224,14 @@ def _place_maps(
             shares = Shares.of(
                 modes, replace(whole, **values), None if seen is None else seen[number]
             )
-            mine = [mode for mode, rows in users.items() if row in rows]
+            mine = [mode for mode, rows in shown.items() if row in rows]
             for mode, weights in zip(mine, shares.weights(modes.ids[mine].tolist()), strict=True):
                 own = over_places(weights * shares.contribution, whole.units)
                 if own.ndim != n_axes:
                     return None
-                made = torch.zeros(len(users), n_inputs, *own.shape) if made is None else made
-                made[[*users].index(mode), users[mode].index(row)] = own.float()
+                if made is None:
+                    made = torch.zeros(len(shown), len(shown[mode]), *own.shape)
+                made[[*shown].index(mode), torch.tensor(shown[mode]) == row] = own.float()
     return made
 
 

@@ -46,6 +46,7 @@ class Job:
     command: Sequence[str]
     files: Callable[[], Mapping[str, str]]
     done: Callable[[], object]
+    undone: Callable[[], object]
     state: str = "waiting"
     began: float = 0.0
     seconds: float = 0.0
@@ -70,16 +71,17 @@ class Jobs:
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}
         self._n_given = 0
-        self._at_work = False
+        self._at_work: threading.Thread | None = None
         self._closed = False
 
     def add(
         self, words: str, command: Sequence[str], files: Callable[[], Mapping[str, str]] = dict,
-        done: Callable[[], object] = lambda: None,
+        done: Callable[[], object] = lambda: None, undone: Callable[[], object] = lambda: None,
     ) -> Job:  # fmt: skip
         """Put a command of condec in the queue; its words may name files as ``{name}``.
 
-        `files` gives their content once it is its turn, `done` is called once it has succeeded.
+        `files` gives their content once it is its turn; `done` is called once it has succeeded,
+        `undone` once it has failed or was cancelled, after it had begun.
         Raises BusyError: many wait already.
         """
         with self._lock:
@@ -87,14 +89,14 @@ class Jobs:
             if len(waiting) >= MOST_WAITING or self._closed:
                 raise BusyError(f"explore: {len(waiting)} jobs wait already; ask again later")
             self._n_given += 1
-            job = Job(self._n_given, words, command, files, done)
+            job = Job(self._n_given, words, command, files, done, undone)
             self._jobs[job.number] = job
             ended = [n for n, j in self._jobs.items() if j.state not in ("waiting", "running")]
             for number in ended[: max(0, len(self._jobs) - _MOST_SHOWN)]:
                 del self._jobs[number]
-            if not self._at_work:
-                self._at_work = True
-                threading.Thread(target=self._carry_out, daemon=True).start()
+            if self._at_work is None:
+                self._at_work = threading.Thread(target=self._carry_out, daemon=True)
+                self._at_work.start()
         return job
 
     def told(self) -> list[dict[str, Any]]:
@@ -121,16 +123,16 @@ class Jobs:
             with suppress(OptionError):
                 self.cancel(job.number)
         with self._lock:  # of one that was cancelled before, too: what kills it ends with us
-            processes = [job.process for job in self._jobs.values() if job.process is not None]
-        for process in processes:
-            process.wait()
+            at_work = self._at_work
+        if at_work is not None:
+            at_work.join()
 
     def _carry_out(self) -> None:
         while True:
             with self._lock:
                 job = next((j for j in self._jobs.values() if j.state == "waiting"), None)
                 if job is None:
-                    self._at_work = False
+                    self._at_work = None
                     return
                 job.state, job.began = "running", time.monotonic()
             try:
@@ -157,8 +159,7 @@ class Jobs:
                 for line in process.stdout or ():
                     self._hear(job, line.rstrip()[:_LONGEST])
             ended_well = process.returncode == 0
-        if ended_well and job.state == "running":
-            job.done()
+        job.done() if ended_well else job.undone()
         self._ended(job, "done" if ended_well else "failed")
 
     def _hear(self, job: Job, line: str) -> None:
@@ -174,7 +175,7 @@ class Jobs:
     def _ended(self, job: Job, state: str) -> None:
         with self._lock:
             job.seconds, job.process = time.monotonic() - job.began, None
-            if job.state == "running":
+            if job.state == "running" or state == "done":  # it was whole before it heard
                 job.state = state
 
 

@@ -58,10 +58,10 @@ def show(run: "str | Path | Run", *, trust_code: bool = False) -> Any:
         run = Run(plan, progress=False, trust_code=trust_code)
     session = Session(run)
     atexit.register(session.jobs.close)
-    scripts = [(_STATIC / name).read_text("utf-8") for name in ("explorer.js", "widget.js")]
+    files = (_REPORT / "nodes.js", _STATIC / "explorer.js", _STATIC / "widget.js")
     page = environment(_STATIC.parent / "templates").get_template("main.html.jinja")
     kept = {name: traitlets.Unicode().tag(sync=True) for name in ("html", "css")}
-    kind = type("Explorer", (widgets.AnyWidget,), {"_esm": "\n".join(scripts), **kept})
+    kind = type("Explorer", (widgets.AnyWidget,), {"_esm": _joined(files), **kept})
     widget = kind(html=page.render(about=session.about), css=_css())
     widget.session = session
 
@@ -101,6 +101,9 @@ def answered(
 def _css() -> str:
     """Return the styles of report and explorer, of a part of another page: within a shadow root."""
     files = (_REPORT / "report.css", _STATIC / "explorer.css")
-    text = "\n".join(file.read_text("utf-8") for file in files)
-    text = re.sub(r"(?m)^(\s*)(?::root|html)\b", r"\1:host", text)
+    text = re.sub(r"(?m)^(\s*)(?::root|html)\b", r"\1:host", _joined(files))
     return re.sub(r"(?m)^body\b", ".body", text)
+
+
+def _joined(files: Sequence[Path]) -> str:
+    return "\n".join(file.read_text("utf-8") for file in files)

@@ -272,7 +272,12 @@ class Session:
         def done() -> None:
             self.plan = plan or self.plan
 
-        return self.jobs.add(words, command, begun, done).told()
+        def undone() -> None:
+            # The command noted its plan as it began; modes are still those of the one before.
+            if plan and config.read(plan.out).fit == plan.fit != self.plan.fit:
+                config.write(self.plan)
+
+        return self.jobs.add(words, command, begun, done, undone).told()
 
     def _turning(self, asked: _Asked, site: str) -> Turning:
         if site not in asked.turnings:

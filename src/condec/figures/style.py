@@ -29,8 +29,8 @@ GREEN: Final = "#009E73"
 SKY: Final = "#56B4E9"
 GREY: Final = "#8A8F96"
 INK: Final = "#1B1F24"
-MUTED: Final = "#66707C"
-RULE: Final = "#D9DDE2"
+MUTED: Final = "#5F6873"
+RULE: Final = "#DFE3E8"
 RANKINGS: Final = {
     "log_odds_modes": ("modes of log-odds", "#332288"),
     "modes": ("modes", CONTRIBUTION),
@@ -44,7 +44,7 @@ RANKINGS: Final = {
     "unit_correlation": ("best single units", SHUFFLED),
     "head_weights": ("final-layer weights", POSITIVE),
     "random": ("random units", GREY),
-    "random_modes": ("random modes", "#5B6470"),
+    "random_modes": ("random modes", MUTED),
 }
 """Name and colour of every ranking of a control curve that has a known name."""
 _MOST_NAMES: Final = 40
@@ -56,7 +56,7 @@ _OTHER_COLOURS: Final = ("#AA4499", "#999933")
 STYLE: Final[dict[str, Any]] = {
     "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"], "font.size": 9,
     "text.color": INK,
-    "axes.edgecolor": "#9AA1A9", "axes.labelcolor": MUTED, "axes.linewidth": 0.7,
+    "axes.edgecolor": GREY, "axes.labelcolor": MUTED, "axes.linewidth": 0.7,
     "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "lines.linewidth": 1.8, "lines.solid_capstyle": "round",

@@ -115,21 +115,51 @@ def parts_of(maps: SiteMaps) -> tuple[str, ...]:
 
 
 def maps_of(maps: SiteMaps, place: int, number: int, sample: int) -> list[np.ndarray]:
-    """Draw the maps of one input of a mode, in the order of `parts_of`."""
-    picture = maps.pictures[sample].numpy()
-    drawn = figures.draw_maps([getattr(maps, p)[place, number] for p in PARTS], picture)
-    if maps.places is not None:
-        scale = map_scale([one.numpy() for one in maps.places[place]])
-        drawn.insert(0, overlay(maps.places[place, number].numpy(), picture, scale=scale))
-    return drawn
+    """Draw the maps of one input of a mode, in the order of `parts_of`.
+
+    `number` counts the inputs that use it most, then the others; of these the first one is drawn.
+    """
+    picture, after = maps.pictures[sample].numpy(), number - maps.samples.shape[1]
+    drawn = []
+    if (values := _contributed(maps, place, number)) is not None:
+        drawn.append(overlay(values, picture, scale=_scale(maps, place)))
+    elif after >= 0 and maps.of_others is not None:
+        drawn = figures.draw_maps([maps.of_others[place].flatten(0, 1)[after]], picture)
+    if after >= 0:
+        return drawn
+    return drawn + figures.draw_maps([getattr(maps, p)[place, number] for p in PARTS], picture)
+
+
+def others_of(maps: SiteMaps, place: int) -> dict[int, int]:
+    """Return typical, drawn and counter-examples of a mode, by what `maps_of` calls them.
+
+    Those that are among its strongest ones are left out.
+    """
+    strongest = maps.samples[place].tolist()
+    found = [] if maps.others is None else maps.others[place].flatten().tolist()
+    numbered = enumerate(found, len(strongest))
+    return {sample: at for at, sample in numbered if sample >= 0 and sample not in strongest}
+
+
+def _contributed(maps: SiteMaps, place: int, number: int) -> np.ndarray | None:
+    """Return the place map of one input, as `maps_of` counts them; None where there are none."""
+    if maps.places is None:
+        return None
+    after = number - maps.samples.shape[1]
+    if after < 0 or maps.of_others is None:
+        return maps.places[place, number].numpy()
+    return maps.of_others[place].flatten(0, 1)[after].numpy()
+
+
+def _scale(maps: SiteMaps, place: int) -> float:
+    """Return the scale of all place maps of a mode, that of its strongest inputs."""
+    return 1.0 if maps.places is None else map_scale([one.numpy() for one in maps.places[place]])
 
 
 def tokens_of(maps: SiteMaps, place: int, number: int, words: Sequence[str]) -> list[list[str]]:
     """Return the tokens of a text, each with its colour and what the mode contributes there."""
-    values = np.zeros(len(words))
-    if maps.places is not None:
-        values = maps.places[place, number].numpy()
-    scale = 1.0 if maps.places is None else map_scale([one.numpy() for one in maps.places[place]])
+    found, scale = _contributed(maps, place, number), _scale(maps, place)
+    values = np.zeros(len(words)) if found is None else found
     colours = signed(values, scale)
     return [
         [word, f"rgba({255 * r:.0f},{255 * g:.0f},{255 * b:.0f},{a:.2f})", fixed(float(value))]

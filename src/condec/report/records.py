@@ -23,7 +23,7 @@ from condec.modes import prototypes
 from condec.modes.annotations import matched, read_names
 from condec.modes.prototypes import LEAST
 from condec.report import figures
-from condec.report.drawing import has_charts, maps_of, parts_of, snippet, tokens_of
+from condec.report.drawing import has_charts, maps_of, others_of, parts_of, snippet, tokens_of
 from condec.report.numbers import (
     atom_of,
     effect,
@@ -40,6 +40,8 @@ from condec.report.sheets import Sheets, Tile
 from condec.report.tables import leading_ranking, mode_rows
 from condec.report.words import target_words
 
+_FORM: Final = 2
+"""What `modes.js` of the same version can read: another number, where records change."""
 _MODES_A_FILE: Final = 128
 _SORTED_AT_ONCE: Final = 2**22
 _LABELS_A_FILE: Final = 50
@@ -236,19 +238,29 @@ class Records:
                 "rows": rows, "target": target_words(maps.target),
                 "loadings": list(map(short, maps.loadings[place, : len(rows)].tolist())),
             }  # fmt: skip
-            one = dict(_PLAIN)
+            one, others = dict(_PLAIN), others_of(maps, place)
+            mapped = rows + [self.rows[maps.ids[one]] for one in others]
             if maps.texts:
                 texts = [tokens_of(maps, place, at, maps.texts[s]) for at, s in enumerate(samples)]
-                record |= {"texts": texts, "places": maps.places is not None}
                 one["texts"] = [snippet(t) for t in texts]
+                ends = [snippet(tokens_of(maps, place, at, maps.texts[s]))
+                        for s, at in others.items()]  # fmt: skip
+                record |= {
+                    "texts": texts,
+                    "places": maps.places is not None,
+                    "of": dict(zip(mapped, one["texts"] + ends, strict=True)),
+                }
             else:
                 drawn = [maps_of(maps, place, at, s) for at, s in enumerate(samples)]
                 by_part = [few[n] for n in range(len(drawn[0])) for few in drawn]
+                tiles_of = [*range(len(samples)), *range(len(by_part), len(by_part) + len(others))]
+                by_part += [maps_of(maps, place, at, s)[0] for s, at in others.items()]
                 file = f"maps/{site.folder}/{part.name}/{number}.webp"
                 kept = self.sheets.sheet(by_part, file, len(samples), _MAP_SIDE)
                 sizes, units = (kept[0].width, kept[0].height), maps.units[place].tolist()
                 record |= {"parts": parts_of(maps), "units": units,
                            "places": maps.places is not None,
+                           "of": dict(zip(mapped, tiles_of, strict=True)),
                            "signs": figures.shows_signs(pictures[maps.ids[samples[0]]]),
                            "sheet": [file, *kept[0].sheet, *sizes]}  # fmt: skip
                 one |= {"tiles": [tiles[maps.ids[s]] for s in samples],
@@ -366,12 +378,13 @@ class Records:
             [site.key, site.folder, [p.name for p in site.parts if p.n_used]] for site in run.sites
         ]
         self.write("run", {
-            "hash": run.store.config_hash, "sites": known, "dictionaries": self._sites,
+            "form": _FORM, "hash": run.store.config_hash, "sites": known,
+            "dictionaries": self._sites,
             "labels": run.label_names, "per_inputs": _INPUTS_A_FILE, "names": self._said,
             "target": target_words(run.store.recipe.get("target", {})),
-            "rankings": {name: words for name, (words, _) in figures.rankings_in(
+            "rankings": figures.rankings_in(
                 name for _, part in run.parts if part.areas is not None
-                for name in part.areas["ranking"]).items()},
+                for name in part.areas["ranking"]),
         })  # fmt: skip
 
     def _write_labels(self, every: dict[int, Any]) -> None:

@@ -57,7 +57,7 @@ def traces_figure(
         above, bars, heat, below = figure.subplots(4, 1, sharex=True, gridspec_kw=ratios)
         title(above, f"Cell {responses.cells[cell]}", "rate, as the model gives it")
         courses = {
-            "recorded": (responses.recorded, "#9AA1A9"),
+            "recorded": (responses.recorded, style.GREY),
             "model": (responses.rates, style.INK),
         }
         for rates, colour in courses.values():
@@ -68,7 +68,7 @@ def traces_figure(
         list_names(above, names)
         for row, on in enumerate(shown.values()):
             bars.fill_between(
-                seconds, row - 0.35, row + 0.35, where=on.tolist(), color="#C9CED4", step="mid",
+                seconds, row - 0.35, row + 0.35, where=on.tolist(), color=style.GREY, step="mid",
                 linewidth=0,
             )  # fmt: skip
         bars.set_yticks(range(len(shown)), list(shown), fontsize=7.5)

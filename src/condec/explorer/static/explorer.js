@@ -1,5 +1,6 @@
 // The live page: asks for answers, draws maps, and sends sliders on, one question at a time.
-// Served, it asks by HTTP (served.js); in a notebook, by messages to the kernel (widget.js).
+// Served, it asks by HTTP (served.js); in a notebook, by messages to the kernel (widget.js). Elements are those of
+// the report's nodes.js, which stands before it.
 
 const UP = [213, 94, 0], DOWN = [91, 63, 140];
 
@@ -8,27 +9,10 @@ function number(value) {
   return String(Number(value.toPrecision(3))).replace("-", "\u2212");
 }
 
-function make(tag, options = {}, ...children) {
-  const { data, ...rest } = options;
-  const made = Object.assign(document.createElement(tag), rest);
-  Object.assign(made.dataset, data || {});
-  made.append(...children);
-  return made;
-}
-
-const SVG = "http://www.w3.org/2000/svg";
-
-function drawn(tag, attributes, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
 // A piece of a line as panels draw it, and what it stands for.
 function sample(style, words) {
-  const line = drawn("svg", { viewBox: "0 0 26 8", class: "sample", "aria-hidden": "true" });
-  line.append(drawn("path", { d: "M0 4.5H26", class: style }));
+  const line = shape("svg", { viewBox: "0 0 26 8", class: "sample", "aria-hidden": "true" });
+  line.append(shape("path", { d: "M0 4.5H26", class: style }));
   return make("li", {}, line, words);
 }
 
@@ -41,20 +25,20 @@ function panel(curves) {
   const y = (value) => 8 + (1 - value / most) * (HIGH - BOTTOM - 8);
   const path = (curve, name) => curve.fraction.map((f, n) => [x(f), curve[name][n]])
     .filter(([, value]) => value !== null).map(([at, value], n) => `${n ? "L" : "M"}${at} ${y(value)}`).join("");
-  const svg = drawn("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img" });
-  svg.append(drawn("title", {}, `Accuracy on ${own.label} over the share of units edited, and on all others`));
+  const svg = shape("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img" });
+  svg.append(shape("title", {}, `Accuracy on ${own.label} over the share of units edited, and on all others`));
   for (const value of [0, 0.5, 1]) {
-    svg.append(drawn("line", { x1: LEFT, x2: WIDE - 22, y1: y(value), y2: y(value), class: "grid" }));
-    svg.append(drawn("text", { x: LEFT - 5, y: y(value) + 4, class: "end" }, String(value)));
+    svg.append(shape("line", { x1: LEFT, x2: WIDE - 22, y1: y(value), y2: y(value), class: "grid" }));
+    svg.append(shape("text", { x: LEFT - 5, y: y(value) + 4, class: "end" }, String(value)));
   }
-  for (const value of [0, 0.5, 1]) svg.append(drawn("text", { x: x(value), y: HIGH - 14, class: "mid" }, `${100 * value} %`));
+  for (const value of [0, 0.5, 1]) svg.append(shape("text", { x: x(value), y: HIGH - 14, class: "mid" }, `${100 * value} %`));
   const others = curves.filter((curve) => curve !== own && !curve.ranking.startsWith("random"));
   const styleOf = (curve) => curve === own ? "own" : others.includes(curve) ? `rival rival${others.indexOf(curve) % 4}` : "random";
   for (const curve of curves) {
     const mine = styleOf(curve);
     for (const [name, kind] of [["target_accuracy", "target"], ["off_accuracy", "off"]]) {
-      const line = drawn("path", { d: path(curve, name), class: `${mine} ${kind}` });
-      line.append(drawn("title", {}, `${curve.ranking}: ${kind === "target" ? own.label : "all other labels"}`));
+      const line = shape("path", { d: path(curve, name), class: `${mine} ${kind}` });
+      line.append(shape("title", {}, `${curve.ranking}: ${kind === "target" ? own.label : "all other labels"}`));
       svg.append(line);
     }
   }

@@ -2,9 +2,8 @@
 "use strict";
 
 const ROOT = new URL("..", document.currentScript.src).href;
-const SVG = "http://www.w3.org/2000/svg";
+const FORM = 2; // of the records, as records.py writes them
 const NEARLY_EQUAL = 0.95, ROWS_AT_ONCE = 25, LEAST_USERS = 5;
-const UNSEEN = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]/g;
 
 // --- loading -------------------------------------------------------------------------------
 
@@ -53,26 +52,6 @@ async function recordOf(key, table, number) {
 }
 
 // --- writing -------------------------------------------------------------------------------
-
-const seen = (text) => String(text).replace(UNSEEN, "\ufffd");
-
-function make(tag, options = {}, ...children) {
-  const { data, style, attributes, text, ...rest } = options;
-  const made = Object.assign(document.createElement(tag), rest);
-  Object.assign(made.dataset, data || {});
-  for (const [name, value] of Object.entries(style || {})) made.style.setProperty(name, value);
-  for (const [name, value] of Object.entries(attributes || {})) made.setAttribute(name, value);
-  if (text !== undefined) made.textContent = seen(text);
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
-}
-
-function shape(tag, attributes = {}, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 function fixed(value, digits = 2) {
   if (value === null || value === undefined || Number.isNaN(value)) return "\u2013";
@@ -468,10 +447,18 @@ function inputFigure(input, note) {
   return make("figure", { className: picture ? "" : "byname" }, shown || null, caption);
 }
 
-function inputRow(title, note, listed, inputs) {
+// Inputs of one kind: a picture with the first of the maps below it, or the end of a text.
+function inputRow(title, note, listed, inputs, maps) {
   if (!listed.length) return null;
-  return make("section", { className: "kind" }, make("h3", { text: title }), make("p", { className: "note", text: note }),
-    make("div", { className: "row inputs" }, ...pairs(listed).map(([row, value]) => inputFigure(inputs[row], fixed(value)))));
+  const mapped = pairs(listed).some(([row]) => maps?.of?.[row] !== undefined), below = mapped && !maps.texts ? `; below, ${maps.places ? "what the mode contributes where, on the scale of the maps above" : "their total maps"}` : "";
+  const shown = pairs(listed).map(([row, value]) => {
+    if (mapped && maps.texts) return textOf(maps.of[row] || [], inputs[row], value);
+    const figure = inputFigure(inputs[row], fixed(value)), at = maps?.of?.[row];
+    if (at !== undefined) figure.lastChild.before(mapTile(maps, at, `${maps.parts[0]} map of input ${inputs[row][0]}`));
+    return figure;
+  });
+  return make("section", { className: "kind" }, make("h3", { text: title }), make("p", { className: "note", text: note + below }),
+    make("div", { className: mapped && maps.texts ? "texts" : "row inputs" }, ...shown));
 }
 
 // What colours mean, as on the page of the site.
@@ -488,21 +475,24 @@ function legendOf(maps) {
   return make("p", { className: "note legend" }, ...said);
 }
 
-function textsOf(maps, inputs) {
-  return make("div", { className: "texts" }, ...maps.texts.map((tokens, n) => {
-    const [id, label, prediction] = inputs[maps.rows[n]];
-    const words = tokens.map(([text, colour, value]) => make("span", { text, title: value, style: { background: colour } }));
-    const wrong = label >= 0 && prediction >= 0 && label !== prediction;
-    return make("p", { className: "text" }, ...words, label < 0 ? null : make("b", { title: "the token that came next", text: labelName(label) }),
-      make("span", { className: "faint", text: `${wrong ? ` the model says ${labelName(prediction)};` : ""} ${id}, ${fixed(maps.loadings[n])}` }));
-  }));
+function textOf(tokens, [id, label, prediction], value) {
+  const words = tokens.map(([text, colour, number]) => make("span", { text, title: number, style: { background: colour } }));
+  const wrong = label >= 0 && prediction >= 0 && label !== prediction;
+  return make("p", { className: "text" }, ...words, label < 0 ? null : make("b", { title: "the token that came next", text: labelName(label) }),
+    make("span", { className: "faint", text: `${wrong ? ` the model says ${labelName(prediction)};` : ""} ${id}, ${fixed(value)}` }));
+}
+
+// A tile of the maps of a mode: in rows, by kind of map, then those of other inputs.
+function mapTile(maps, at, words) {
+  const [file, sheetWidth, sheetHeight, width, height] = maps.sheet, n = maps.rows.length;
+  return enlarged(tile([file, sheetWidth, sheetHeight, at % n * width, Math.floor(at / n) * height, width, height]), words);
 }
 
 function mapsOf(maps, inputs) {
-  const [file, sheetWidth, sheetHeight, width, height] = maps.sheet, n = maps.rows.length;
+  const n = maps.rows.length;
   const head = make("div", { className: "row head" }, make("span", { className: "rowname", text: "input" }), ...maps.rows.map((row, at) => inputFigure(inputs[row], fixed(maps.loadings[at]))));
   const rows = maps.parts.map((part, y) => make("div", { className: "row map", data: { part } }, make("span", { className: "rowname", text: part }),
-    ...maps.rows.map((row, x) => enlarged(tile([file, sheetWidth, sheetHeight, x * width, y * height, width, height]), `${part} map of input ${inputs[row][0]}`))));
+    ...maps.rows.map((row, x) => mapTile(maps, y * n + x, `${part} map of input ${inputs[row][0]}`))));
   const tiles = make("div", { className: "tiles", style: { "--inputs": n } }, head, ...rows);
   const all = ["all", "all maps"], each = maps.parts.map((part) => [part, part]);
   const show = (part) => rows.forEach((row) => { row.hidden = part !== "all" && row.dataset.part !== part; });
@@ -528,9 +518,6 @@ function modeCard(key, table, number, at, note) {
     make("p", { className: "use", text: note }));
 }
 
-const HUES = { best_mode: "#0072b2", random: "#8a929b", random_modes: "#8a929b" };
-const OTHERS = ["#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b3f8c"];
-
 async function controlOf(key, table, labels, number) {
   if (!labels.length) return null;
   const blocks = [];
@@ -547,20 +534,20 @@ async function controlOf(key, table, labels, number) {
 }
 
 function controlBlock(label, edit, by, rows) {
-  const hue = (ranking, n) => HUES[ranking] || OTHERS[n % OTHERS.length];
+  const hue = (ranking) => RUN.rankings[ranking][1];
   const ordered = [...rows].sort((a, b) => (b[2] === "best_mode") - (a[2] === "best_mode"));
   const charts = ["its own inputs", "all other inputs"].map((title, which) => {
     const all = ordered.flatMap((row) => row[6 + which]);
     const { svg, x, y } = axes(360, 220, ordered.flatMap((row) => row[5]), [0, 1, ...all], ["share of units edited", `accuracy, ${title}`]);
-    ordered.forEach(([, , ranking, , , fractions, ...accuracies], n) => {
+    ordered.forEach(([, , ranking, , , fractions, ...accuracies]) => {
       const points = fractions.map((at, place) => [at, accuracies[which][place]]).filter(([, value]) => value !== null);
-      svg.append(shape("polyline", { points: points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" "), stroke: hue(ranking, n), class: ranking === "best_mode" ? "own" : ranking.startsWith("random") ? "dashed" : "" }));
+      svg.append(shape("polyline", { points: points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" "), stroke: hue(ranking), class: ranking === "best_mode" ? "own" : ranking.startsWith("random") ? "dashed" : "" }));
     });
     svg.setAttribute("aria-label", `Accuracy of ${title} over the share of units edited; the table has the selectivities`);
     return make("figure", { className: "chart" }, svg);
   });
-  const body = ordered.map(([, , ranking, , [auc, low, high]], n) => make("tr", {},
-    make("th", {}, make("span", { className: "swatch", style: { background: hue(ranking, n) } }), ranking === "best_mode" ? "this mode" : seen(RUN.rankings[ranking] || ranking)),
+  const body = ordered.map(([, , ranking, , [auc, low, high]]) => make("tr", {},
+    make("th", {}, make("span", { className: "swatch", style: { background: hue(ranking) } }), ranking === "best_mode" ? "this mode" : seen(RUN.rankings[ranking][0])),
     make("td", { className: "n", text: fixed(auc) }), make("td", { className: "n", text: low === null ? "" : `${fixed(low)} to ${fixed(high)}` })));
   const heads = make("thead", {}, make("tr", {}, make("th", { text: "Ranking" }), make("th", { className: "n", text: "Selectivity" }), make("th", { className: "n", text: "95 %" })));
   return make("div", {}, make("h3", {}, `${edit[0].toUpperCase()}${edit.slice(1)}, for `, make("a", { href: `${ROOT}label.html#${label}`, text: labelName(label) }), make("span", { className: "faint", text: ` replaced by ${by.replace("_", " ")}` })),
@@ -625,12 +612,12 @@ async function modePage(host, left) {
     make("h1", { tabIndex: -1 }, `Mode ${number}`, name ? make("span", { className: "called", text: ` ${name}` }) : ""));
   const about = make("div", { className: "about" }, make("p", { className: "use", text: facts.join(" ") }), labels.length ? labelBars(labels, table.held_out) : null,
     make("h2", { text: "Atom" }), atomPlot(atom, table, drawn), units, editor(table, number, atom));
-  const shown = maps?.texts ? textsOf(maps, inputs) : maps ? mapsOf(maps, inputs)
+  const shown = maps?.texts ? make("div", { className: "texts" }, ...maps.texts.map((tokens, n) => textOf(tokens, inputs[maps.rows[n]], maps.loadings[n]))) : maps ? mapsOf(maps, inputs)
     : make("div", { className: "row inputs" }, ...pairs(top).map(([row, value]) => inputFigure(inputs[row], fixed(value))));
   const seenPart = make("div", { className: "seen" }, make("h2", { text: "Inputs" }), legendOf(maps), shown,
-    inputRow("Typical", "from the middle of all that use it, by loading", typical, inputs),
-    inputRow("Drawn at random", "from all that use it", random, inputs),
-    inputRow("Counter-examples", "its units are active, and yet contribute little; the number is their activation", counter, inputs));
+    inputRow("Typical", "from the middle of all that use it, by loading", typical, inputs, maps),
+    inputRow("Drawn at random", "from all that use it", random, inputs, maps),
+    inputRow("Counter-examples", "its units are active, and yet contribute little; the number is their activation", counter, inputs, maps));
   const [control, here, next] = await Promise.all([
     controlOf(key, table, ofLabels, number),
     neighbours("At this site", "Modes with the most similar atoms.", key, near, "cosine"),
@@ -781,6 +768,13 @@ async function start() {
   if (!own.length && !parts.length && !panel) return;
   if (!document.querySelector("[data-run]")) return;
   RUN = await load("run");
+  if (RUN.form !== FORM) { // served by another version than the one that made them: numbers would be read wrongly
+    for (const host of [...own.map((id) => document.getElementById(id)), ...parts, panel].filter(Boolean)) {
+      host.replaceChildren(make("p", { className: "note", text: "These pages were made by another version of condec. Make them again: condec report RUN." }));
+      host.hidden = false;
+    }
+    return null;
+  }
   await readNames();
   for (const id of own) {
     const host = document.getElementById(id);
