@@ -198,7 +198,7 @@ def test_the_control_curve_of_a_mode_stands_beside_baselines(page, report):
     assert len(names) > 2
     drawn = block.locator(".curves figure").first.locator("polyline")
     drawn = drawn.evaluate_all("all => all.map((one) => one.getAttribute('stroke'))")
-    expected = {RANKINGS["best_mode"][1], RANKINGS["mode_sum"][1], RANKINGS["random"][1]}
+    expected = {RANKINGS["best_mode"][1], RANKINGS["modes"][1], RANKINGS["random"][1]}
     assert {*drawn} == expected  # as in the figures of the site
     table = pandas.read_parquet(next((report.parents[1] / "analysis" / "control").rglob("km*")))
     label = int(block.locator("h3 a").get_attribute("href").rpartition("#")[2])
