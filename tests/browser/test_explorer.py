@@ -55,8 +55,8 @@ def test_sliders_give_what_python_gives(page: Any, address: str, session: Sessio
     order = model(x)[0].argsort(descending=True)
     expected = [float(f"{value:.3g}") for value in now[order].tolist()]
     page.wait_for_function(
-        "e => document.querySelector('#outputs tbody td:nth-of-type(2)').textContent"
-        ".replace('\u2212', '-') == e", arg=f"{expected[0]:g}",
+        "e => Number(document.querySelector('#outputs tbody td:nth-of-type(2)').textContent"
+        ".replace('\u2212', '-')) === e", arg=expected[0],
     )  # fmt: skip
     assert values(page, 2) == pytest.approx(expected, rel=1e-6)
     page.locator("summary", has_text="The same in Python").click()

@@ -171,7 +171,7 @@ def test_texts_have_colours_where_there_are_place_maps(
     own = shutil.copytree(folder, tmp_path / "run")
     file = RunFolder(own).maps("block2:input", "kmeans")
     maps, shown = load_record(file, SiteMaps), (2,) if placed else (0, 0)
-    none = {name: maps.total[..., :0, :0] for name in ("total", "positive", "negative")}
+    none = dict.fromkeys(("total", "positive", "negative"), maps.total[..., :0, :0])
     of_texts = replace(
         maps, texts=(("ab", "cd"),) * len(maps.ids), pictures=maps.pictures[:, :0, :0],
         places=torch.ones(*maps.samples.shape, 2) if placed else None,

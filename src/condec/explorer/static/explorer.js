@@ -6,7 +6,8 @@ const UP = [213, 94, 0], DOWN = [91, 63, 140];
 
 function number(value) {
   if (value === 0) return "0";
-  return String(Number(value.toPrecision(3))).replace("-", "\u2212");
+  const text = value.toPrecision(3);
+  return (text.includes("e") ? String(Number(text)) : text).replace("-", "\u2212");
 }
 
 // A piece of a line as panels draw it, and what it stands for.
@@ -85,7 +86,7 @@ export function mount(root, send, pictureOf) {
     try {
       const found = await (await ask(path, body, type, mine.signal)).json();
       await show(found);
-      say([found.prediction ? `${found.name}: ${found.prediction}` : found.name, ...found.warnings].join(". "));
+      say([found.prediction ? `${found.name}: the network says ${found.prediction}` : found.name, ...found.warnings].join(". "));
     } catch (error) {
       if (waited === mine) say(error.name === "AbortError" ? "Cancelled." : error.message, error.name !== "AbortError");
     } finally {
@@ -163,7 +164,7 @@ export function mount(root, send, pictureOf) {
       slider.setAttribute("aria-label", `factor of ${part.name}`);
       const value = make("output", { className: "n", textContent: "1" });
       slider.addEventListener("input", () => {
-        value.textContent = number(slider.valueAsNumber);
+        value.textContent = String(slider.valueAsNumber);
         if (slider.valueAsNumber === 1) delete state.factors[part.name];
         else state.factors[part.name] = slider.valueAsNumber;
         turn();
@@ -296,7 +297,7 @@ export function mount(root, send, pictureOf) {
     const beside = site.parts.reduce((all, part) => all + part.beside, 0);
     const said = [`Together the parts are ${number(sum)}.`];
     if (!site.cut) said.push("The site does not cut the network: what goes around it is not seen here.");
-    else if (site.misses) said.push(`The quadrature misses ${number(site.misses)} of the change.`);
+    else if (Math.abs(site.misses) > 1e-3 * Math.abs(sum)) said.push(`The quadrature misses ${number(site.misses)} of the change.`);
     if (beside) said.push(`${number(beside)} lies beside the picture (tokens of no place), and is not in the map.`);
     return said.join(" ");
   }

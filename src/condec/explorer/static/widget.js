@@ -28,6 +28,8 @@ function sender(model) {
 
 function render({ model, el }) {
   const root = el.attachShadow({ mode: "open" }), send = sender(model);
+  // Of what has the focus Jupyter sees this element only: a letter typed into a field would be a command on cells.
+  el.setAttribute("data-lm-suppress-shortcuts", "true");
   const style = document.createElement("style"), body = document.createElement("div");
   style.textContent = model.get("css");
   body.className = "body";
