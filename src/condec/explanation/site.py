@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from condec.attribution import Method, contribute, method_from_dict
-from condec.attribution.targets import Predicted, TargetLike, as_target, target_from_dict
+from condec.attribution.targets import Predicted, Target, TargetLike, as_target, target_from_dict
 from condec.basis.checks import at_least
 from condec.basis.errors import DataError
 from condec.basis.records import short_repr
@@ -95,7 +95,7 @@ class SiteMaps:
 def site_maps(
     model: nn.Module, inputs: Inputs, modes: Modes, *,
     n_modes: int = 12, n_inputs: int = 6, n_units: int = 3, target: TargetLike | None = None,
-    method: Method | None = None, n_others: int = 3,
+    method: Method | None = None, n_others: int = 3, contributes_to: Target | None = None,
 ) -> SiteMaps:  # fmt: skip
     """Map the leading modes of one site, on the inputs for which each is used most.
 
@@ -117,6 +117,8 @@ def site_maps(
     method : Method, optional
         Of the place maps; that of the store by default, which cannot be read back where its
         baseline is made of samples.
+    contributes_to : Target, optional
+        Of the place maps, as `method`; that of the store, where it took nothing from outputs.
     n_others : int
         At most so many typical inputs of every mode, drawn ones, and counter-examples
         (`Modes.typical`, `Modes.random`, `Modes.counter_examples`), each with one map.
@@ -142,7 +144,7 @@ def site_maps(
     none = torch.zeros(len(used), 0, 0, 3, dtype=torch.uint8)
     pictures = none if texts else torch.stack([inputs.picture(where[row]) for row in used])
     units = torch.stack([strongest_units(modes, mode)[:n_units] for mode in chosen])
-    places = _place_maps(model, inputs, where, modes, slots, method)
+    places = _place_maps(model, inputs, where, modes, slots, method, contributes_to)
     n_mapped = n_inputs + (len(KINDS) * n_others if places is None else 0)
     blank = torch.zeros(len(chosen), n_mapped, *pictures.shape[1:3])
     maps = {part: blank.clone() for part in ("total", "positive", "negative")}
@@ -193,7 +195,7 @@ def _texts(model: nn.Module, inputs: Inputs, rows: Sequence[int]) -> tuple[tuple
 
 def _place_maps(
     model: nn.Module, inputs: Inputs, where: Mapping[int, int], modes: Modes,
-    shown: Mapping[int, Sequence[int]], method: Method | None,
+    shown: Mapping[int, Sequence[int]], method: Method | None, target: Target | None,
 ) -> Tensor | None:  # fmt: skip
     """Return the place maps of modes on rows of the store, -1 for none; None where there are none.
 
@@ -203,7 +205,7 @@ def _place_maps(
     if modes.encoder is None or recipe["target"]["name"] == "Custom":
         return None
     method = method or method_from_dict(recipe["method"])
-    target = target_from_dict(recipe["target"])
+    target = target or target_from_dict(recipe["target"])
     n_axes = 1 if isinstance(model, PackedInput) else 2
     if target.uses_labels and bool((labels[[*where]] < 0).any()):
         return None

@@ -92,7 +92,7 @@ class Session:
     def _open(self, run: Run) -> None:
         modes = modes_by(run)
         self._explain = explainer(
-            run.model_of_store, modes, run.method, None, n_modes=N_MODES, prove=False
+            run.model_of_store, modes, run.method, run.fitted_target, n_modes=N_MODES, prove=False
         )
         self.run, self.modes = run, modes
 

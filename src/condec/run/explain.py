@@ -239,7 +239,9 @@ def _explained(
     why: str = "", show: Sequence[int] = (), n_modes: int = 8,
 ) -> ExplainedInput:  # fmt: skip
     """Explain an input by its strongest modes, or those of the numbers `show`, of one site."""
-    explain = explainer(run.loaded.model, modes, run.method, None, n_modes=n_modes, prove=True)
+    explain = explainer(
+        run.loaded.model, modes, run.method, run.fitted_target, n_modes=n_modes, prove=True
+    )
     found = one.explained(explain)
     if show:
         found = replace(found, by_site=(_showing(found.by_site[0], show),))

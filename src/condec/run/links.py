@@ -276,7 +276,7 @@ def map_link(run: Run) -> Outcome:
         made = site_maps(
             run.model_of_store, run.inputs, modes, n_modes=plan.n_modes, n_inputs=plan.n_inputs,
             n_units=plan.n_units, target=plan.target,
-            method=run.method,
+            method=run.method, contributes_to=run.fitted_target,
         )  # fmt: skip
         return [save_record(run.folder.maps(modes.site.key, run.plan.fit.name), made)]
 

@@ -205,6 +205,11 @@ class Run:
         """The target of the plan, with numbers for names of labels and texts of tokens."""
         return self.plan.collect.target.numbered(lambda: self.loaded.label_names)
 
+    @cached_property
+    def fitted_target(self) -> Target | None:
+        """The target with what it takes from outputs, which no record has; None of any other."""
+        return None if self.target.is_fitted else self.batches.target
+
     def _batches(self, model: nn.Module, inputs: Inputs) -> BatchPlan:
         plan = self.plan.collect
         return BatchPlan.make(
