@@ -107,14 +107,14 @@ def compared(run: Path, folder: Path) -> Path:
     from condec import NMF
     from condec.run import Run, chain, config
 
-    other = folder / "by NMF"
-    shutil.copytree(run, other, ignore=shutil.ignore_patterns("report", "explain"))
+    shutil.copytree(run, folder / "by an autoencoder")
+    other = shutil.copytree(run, folder / "by NMF", ignore=shutil.ignore_patterns("report"))
     plan = config.read(other)
     fit = replace(plan.fit, learner=NMF(n_modes=16), modes_per_unit=None, rows_per_mode=None)
     config.write(changed := replace(plan, fit=fit, links=("fit", "map", "report")))
     list(chain(Run(changed, progress=False)))
-    command = ["compare", str(run), str(other), "--modes", "--out", str(folder / "both")]
-    subprocess.run([sys.executable, "-m", "condec", *command], check=True)
+    command = ["compare", "by an autoencoder", "by NMF", "--modes", "--out", "both"]
+    subprocess.run([sys.executable, "-m", "condec", *command], check=True, cwd=folder)
     return folder / "both" / "index.html"
 
 

@@ -195,7 +195,8 @@ def test_a_control_curve_of_a_chosen_mode_is_drawn(browser: Any, tmp_path: Path)
 def test_curves_of_each_label_are_a_panel_with_a_key(page: Any, address: str) -> None:
     def curve(label: str, ranking: str, end: float) -> dict[str, Any]:
         values = {"fraction": [0.0, 1.0], "target_accuracy": [1.0, end], "off_accuracy": [1.0, end]}
-        return {"label": label, "ranking": ranking, "edit": "ablate", "replacement": "0"} | values
+        named = {"label": label, "ranking": ranking, "named": f"by {ranking}"}
+        return named | {"edit": "ablate", "replacement": "0"} | values
 
     of_one = [("mode", 0.1), ("contribution_difference", 0.4), ("random", 0.8)]
     found = [curve(label, *one) for label in ("two", "five") for one in of_one]
@@ -205,7 +206,7 @@ def test_curves_of_each_label_are_a_panel_with_a_key(page: Any, address: str) ->
     page.locator("#parts input[type=checkbox]").first.check()
     page.locator("#curves figure").nth(1).wait_for()
     for figure, label in zip(page.locator("#curves figure").all(), ("two", "five"), strict=True):
-        key = ["this mode", "contribution difference", "random"]
+        key = ["this mode", "by contribution_difference", "by random"]
         said = f"Accuracy on {label} (solid) and on all other labels (dashed)"
         assert said in figure.locator("figcaption").inner_text()
         assert figure.locator("figcaption li").all_inner_texts() == key

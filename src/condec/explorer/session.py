@@ -38,6 +38,7 @@ from condec.explanation.turning import Turning
 from condec.explorer.jobs import Jobs
 from condec.explorer.uploads import stored
 from condec.figures.places import Ground, folded
+from condec.figures.style import rankings_in
 from condec.modes import annotations
 from condec.network import run_model
 from condec.report.build import build_input_page
@@ -245,6 +246,7 @@ class Session:
         for _, rows in mine.groupby(by, sort=False):
             words = {name: str(rows[name].iloc[0]) for name in by[1:]}
             words["label"] = self._label(int(rows["label"].iloc[0]))
+            words["named"], _ = rankings_in([words["ranking"]])[words["ranking"]]
             found.append(words | {name: _numbers(rows[name]) for name in columns})
         return found
 

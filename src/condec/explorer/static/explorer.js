@@ -35,15 +35,15 @@ function panel(curves) {
   for (const value of [0, 0.5, 1]) svg.append(shape("text", { x: x(value), y: HIGH - 14, class: "mid" }, `${100 * value} %`));
   const others = curves.filter((curve) => curve !== own && !curve.ranking.startsWith("random"));
   const styleOf = (curve) => curve === own ? "own" : others.includes(curve) ? `rival rival${others.indexOf(curve) % 4}` : "random";
+  const nameOf = (curve) => curve === own ? "this mode" : curve.named;
   for (const curve of curves) {
     const mine = styleOf(curve);
     for (const [name, kind] of [["target_accuracy", "target"], ["off_accuracy", "off"]]) {
       const line = shape("path", { d: path(curve, name), class: `${mine} ${kind}` });
-      line.append(shape("title", {}, `${curve.ranking}: ${kind === "target" ? own.label : "all other labels"}`));
+      line.append(shape("title", {}, `${nameOf(curve)}: ${kind === "target" ? own.label : "all other labels"}`));
       svg.append(line);
     }
   }
-  const nameOf = (curve) => curve === own ? "this mode" : curve.ranking.replaceAll("_", " ");
   const key = make("ul", { className: "key-of-lines" }, ...curves.map((curve) => sample(styleOf(curve), nameOf(curve))));
   const caption = make("figcaption", { className: "note" },
     make("b", { textContent: `${own.site} mode ${own.mode}, ${own.edit} (${own.replacement})` }),
