@@ -334,7 +334,7 @@ def _names_of(part: DictionaryPart) -> dict[int, str]:
         return {}
     names = dict[int, str]()
     for row in found.to_dict("records"):
-        interval = f"{fixed(row['correlation'])}, {fixed(row['low'])} to {fixed(row['high'])}"
+        interval = f"r {fixed(row['correlation'])}, {fixed(row['low'])} to {fixed(row['high'])}"
         name = str(row["name"])
         names[int(row["id"])] = name if name == UNNAMED else f"{name} ({interval})"
     return names
