@@ -8,7 +8,7 @@ import torch
 
 from condec.report.reading import SPLITS, DictionaryPart, RunPart, SitePart
 from condec.report.tables import SITES, Line
-from condec.report.words import count, fixed, percent
+from condec.report.words import DASH, count, fixed, percent
 from condec.store import STATISTICS
 
 
@@ -100,5 +100,5 @@ def site_numbers(run: RunPart, line: Line) -> Iterator[tuple[str, str, str]]:
             fixed(row[name].iloc[0], one.digits) if row is not None and name in row and len(row)
             else "" for row in rows
         ]  # fmt: skip
-        if values[0]:
-            yield one.head, values[0], values[1] if len(values) > 1 else ""
+        if values[0] not in ("", DASH):
+            yield one.title, values[0], values[1] if len(values) > 1 else ""
