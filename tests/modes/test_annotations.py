@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from condec.basis.errors import DataError, OptionError, StoreError
+from condec.dictionary import import_dictionary
 from condec.modes import Modes
 from condec.modes.annotations import (
     FILE,
@@ -17,6 +18,7 @@ from condec.modes.annotations import (
     write_names,
 )  # fmt: skip
 from condec.network import Site
+from condec.store import RunFolder
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -60,6 +62,23 @@ def test_entries_of_the_same_dictionary_go_by_number(modes: Modes, tmp_path: Pat
     assert {row: one.name for row, one in annotations(tmp_path, alike).items()} == {3: "the fourth"}
     other = replace(alike, dictionary="another")
     assert len(annotations(tmp_path, other)) == 1
+
+
+def test_what_is_said_of_one_learner_is_not_said_of_another(modes: Modes, tmp_path: Path) -> None:
+    sae, nmf = (import_dictionary(noise * torch.rand(5, 20) + modes.atoms) for noise in (0.0, 0.02))
+    of_sae = replace(modes, dictionary=sae.digest)
+    of_nmf = replace(modes, atoms=nmf.atoms, dictionary=nmf.digest)
+    annotate(tmp_path, of_sae, 2, name="violin")
+    assert {r: one.name for r, one in annotations(tmp_path, of_nmf).items()} == {2: "violin"}
+    sae.save(RunFolder(tmp_path).modes("block", "sae"))
+    nmf.save(RunFolder(tmp_path).modes("block", "nmf"))
+    assert annotations(tmp_path, replace(of_nmf, dictionary="before")) == {}
+    assert annotations(tmp_path, of_nmf) == {}
+    annotate(tmp_path, of_nmf, 2, name="bow")
+    assert {r: one.name for r, one in annotations(tmp_path, of_sae).items()} == {2: "violin"}
+    assert {r: one.name for r, one in annotations(tmp_path, of_nmf).items()} == {2: "bow"}
+    annotate(tmp_path, of_nmf, 2)
+    assert [one["name"] for one in read_names(tmp_path)["block"]] == ["violin"]
 
 
 def test_other_files_and_rows_are_refused(modes: Modes, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ mode and the digest of its dictionary, tell pages of the report which one it was
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +15,21 @@ from typing import Any, Final
 import torch
 
 from condec.basis.errors import DataError, OptionError
-from condec.basis.files import folder_lock, reading, to_json, user_path, write_file, writing
+from condec.basis.files import (
+    file_name,
+    folder_in_place,
+    folder_lock,
+    reading,
+    to_json,
+    user_path,
+    write_file,
+    writing,
+)
 from condec.basis.metrics import unit_length
 from condec.basis.records import short_repr
+from condec.dictionary.base import saved_digest
 from condec.modes.modes import Modes
+from condec.store import RunFolder
 
 FILE: Final = "names.json"
 LEAST_COSINE: Final = 0.8
@@ -70,7 +81,8 @@ def annotate(
     file = place / FILE
     with writing(str(file)), folder_lock(place):
         kept = read_names(place)
-        entries = [e for at, e in matched(modes, kept.get(modes.site.key, [])) if at != row]
+        entries = kept.get(modes.site.key, [])
+        entries = [e for at, e in matched(modes, entries, _others(place, modes)) if at != row]
         if name or note or group:
             top = modes.atoms[row].abs().argsort(descending=True)[:ENTRIES].sort().values
             atom = {str(unit): round(float(modes.atoms[row, unit]), 8) for unit in top.tolist()}
@@ -83,12 +95,13 @@ def annotate(
 def annotations(folder: str | Path, modes: Modes) -> dict[int, Annotation]:
     """Return what was said of modes of a site, by their row; an entry goes with one mode at most.
 
-    Entries whose atom is like none (cosine below 0.8) stay in the file, and come back with it.
+    Entries whose atom is like none (cosine below 0.8) stay in the file, and come back with it; so
+    do those of another learner's modes, while its dictionary is in the run.
     StoreError where the file is damaged.
     """
     entries = read_names(folder).get(modes.site.key, [])
     found = {}
-    for row, entry in matched(modes, entries):
+    for row, entry in matched(modes, entries, _others(folder, modes) if entries else ()):
         if row >= 0:
             cosine = float(_cosines(modes, [entry])[0, row])
             words = {name: entry.get(name, "") for name in _WORDS}
@@ -116,10 +129,13 @@ def write_names(folder: str | Path, record: Mapping[str, Any], *, alone: bool = 
         write_file(place / FILE, to_json({**kept, **given}))
 
 
-def matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+def matched(
+    modes: Modes, entries: list[dict[str, Any]], others: Collection[str] = ()
+) -> list[tuple[int, dict[str, Any]]]:
     """Return every entry with the row of its mode, -1 for none: one to one, the most alike.
 
-    An entry that was made of this very dictionary is of the mode whose number it has.
+    An entry that was made of this very dictionary is of the mode whose number it has; one of
+    `others`, digests of dictionaries that are there as well, is of none of these modes.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -131,10 +147,19 @@ def matched(modes: Modes, entries: list[dict[str, Any]]) -> list[tuple[int, dict
                 cosines[
                     place, [n for n, number in enumerate(ids) if number == entry.get("mode")]
                 ] = 2.0
+            elif entry.get("dictionary") in others:
+                cosines[place] = -2.0  # takes a mode from no other entry
         for entry, row in zip(*linear_sum_assignment(-cosines.numpy()), strict=True):
             if cosines[entry, row] >= LEAST_COSINE:
                 rows[int(entry)] = int(row)
     return [(rows[place], entry) for place, entry in enumerate(entries)]
+
+
+def _others(folder: str | Path, modes: Modes) -> set[str]:
+    """Return the digests of the other dictionaries of a site in a run."""
+    start = RunFolder(folder).all_modes / file_name(modes.site.key)
+    places = [place for place in start.glob("*") if not place.name.startswith(".")]
+    return {saved_digest(folder_in_place(place)) for place in places} - {modes.dictionary, ""}
 
 
 def _cosines(modes: Modes, entries: list[dict[str, Any]]) -> torch.Tensor:

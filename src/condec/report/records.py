@@ -406,9 +406,9 @@ class Records:
                 own = part.modes.dictionary
                 others = {one.modes.dictionary for one in site.parts} - {own}
                 said[site.key] = [
-                    entry if row < 0 or entry.get("dictionary") in others
+                    entry if row < 0
                     else entry | {"mode": int(part.modes.ids[row]), "dictionary": own}
-                    for row, entry in matched(part.modes, entries)
+                    for row, entry in matched(part.modes, entries, others)
                 ]  # fmt: skip
         return said
 
