@@ -121,6 +121,17 @@ def test_modes_of_activations_stand_beside_units_of_their_sign(modes):
     ]  # fmt: skip
 
 
+def test_several_modes_of_one_quantity_are_told_apart(modes):
+    several = [replace(modes, name="sae"),
+               replace(modes, loadings=modes.loadings[torch.randperm(80)], name="nmf")]  # fmt: skip
+    table = against_units(several).set_index("of")
+    names = ["modes of contributions (sae)", "modes of contributions (nmf)"]
+    assert list(table.index)[2:] == names
+    alone = [against_units([one]).set_index("of").loc["modes of contributions"] for one in several]
+    assert table.loc[names, "chosen"].tolist() == [one["chosen"] for one in alone]
+    assert alone[0]["chosen"] > alone[1]["chosen"]
+
+
 def test_modes_that_cannot_be_compared(modes):
     with pytest.raises(DataError, match="against_units: expected modes of one site and store; got"):
         against_units([])

@@ -45,11 +45,12 @@ def against_units(several: Sequence[Modes], *, seed: int = 0) -> "pandas.DataFra
     DataFrame
         For every sign of the modes (``positive``, ``sum``, ...) units of contributions and of
         activations, and the modes, by rows: ``sign``; ``of``, for example ``units of
-        contributions``; ``n``, columns that vary; ``chosen``, the median over them of the highest
-        correlation with a label on training rows (what the paper shows), and ``shuffled``, that
-        with labels shuffled: so much comes by chance; ``correlation``, with quartiles ``low`` and
-        ``high``, that with the label chosen so on held-out rows; ``above``, how many are above
-        0.2 there; ``labels``, the share of labels that one of these was chosen for.
+        contributions``, and of several modes of one quantity ``modes of contributions (NAME)``;
+        ``n``, columns that vary; ``chosen``, the median over them of the highest correlation with a
+        label on training rows (what the paper shows), and ``shuffled``, that with labels shuffled:
+        so much comes by chance; ``correlation``, with quartiles ``low`` and ``high``, that with the
+        label chosen so on held-out rows; ``above``, how many are above 0.2 there; ``labels``, the
+        share of labels that one of these was chosen for.
 
     Raises
     ------
@@ -64,20 +65,15 @@ def against_units(several: Sequence[Modes], *, seed: int = 0) -> "pandas.DataFra
     first = several[0]
     told, rows = _Labels.of(first, seed), list[dict[str, object]]()
     for sign in dict.fromkeys(modes.sign for modes in several):
-        of_units = {
-            f"units of {quantity}s": (
-                part.all()
-                for part in first.store.rows(first.site, quantity, sign).in_columns(_UNITS_AT_ONCE)
-            )
-            for quantity in QUANTITIES
-        }
-        of_modes = {
-            f"modes of {modes.quantity}s": [modes.loadings]
-            for modes in several
-            if modes.sign == sign
-        }
-        for name, blocks in (of_units | of_modes).items():
-            rows.append({"sign": sign, "of": name, **_of_columns(blocks, told)})
+        for quantity in QUANTITIES:
+            matrix = first.store.rows(first.site, quantity, sign)
+            units = (part.all() for part in matrix.in_columns(_UNITS_AT_ONCE))
+            rows.append({"sign": sign, "of": f"units of {quantity}s", **_of_columns(units, told)})
+        own = [modes for modes in several if modes.sign == sign]
+        for modes in own:
+            alike = sum(one.quantity == modes.quantity for one in own) > 1
+            name = f"modes of {modes.quantity}s" + (f" ({modes.name})" if alike else "")
+            rows.append({"sign": sign, "of": name, **_of_columns([modes.loadings], told)})
     return pandas.DataFrame(rows)
 
 
