@@ -7,6 +7,7 @@ import pytest
 
 from condec.basis.errors import DataError
 from condec.data import read_attributes
+from condec.modes import Properties
 
 IDS = ("a.png", "007", "c.png")
 TABLE = pandas.DataFrame({"file": ["c.png", "x", "a.png", "007"], "hue": [3.0, 9, 1, None],
@@ -30,6 +31,20 @@ def test_no_column_of_ids_is_an_attribute_and_blanks_of_headers_do_not_count(
     file.write_text("hue, id ,file\n1,007,x\n2,008,y\n")
     found = read_attributes(file, ["008", "007"])
     assert found.to_dict("list") == {"hue": [2, 1]}
+
+
+def test_words_that_pandas_takes_for_nothing_are_names(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    lines = ["id,group,all,hue,seen", "NA,None,null,1,True", "b,NA,null,NA,", "c,,null,,False"]
+    file.write_text("\n".join(lines) + "\n")
+    found = read_attributes(file, ["NA", "b", "c"])
+    assert found["group"].tolist()[:2] == ["None", "NA"]
+    assert found["group"].isna().tolist() == [False, False, True]
+    assert found["all"].tolist() == ["null"] * 3
+    assert found["hue"].dtype == float  # of numbers, NA is none
+    assert found["hue"].isna().tolist() == [False, True, True]
+    names = [name for one in Properties.of_table(found[["all", "seen"]]) for name in one.names]
+    assert names == ["all: null"]
 
 
 def test_without_ids_rows_are_in_order(tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ def read_attributes(
     Returns
     -------
     pandas.DataFrame
-        Texts as they are, numbers as float64, NaN or None where nothing is said. Columns of ids are
-        not among its own.
+        Texts as they are, numbers as float64, NaN or None where nothing is said: in a column of
+        numbers of a csv also by words such as NA and null, which are texts in others. Columns of
+        ids are not among its own.
 
     Raises
     ------
@@ -51,9 +52,12 @@ def read_attributes(
         if parquet:
             table: Any = pandas.read_parquet(file)
         else:
-            head = pandas.read_csv(file, nrows=0)
-            text = {name: str for name in head if str(name).strip() in _IDS}  # 007 is no number
-            table = pandas.read_csv(file, dtype=text)
+            table = pandas.read_csv(file)
+            texts = pandas.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
+            for name, values in table.items():  # 007 is no number, None and NA may be names
+                number = pandas.api.types.is_numeric_dtype(values) and values.notna().any()
+                if str(name).strip() in _IDS or not number:
+                    table[name] = texts[name]
     table.columns = [str(name).strip() for name in table.columns]
     key = next((name for name in _IDS if name in table), None)
     if key is not None:
