@@ -40,6 +40,17 @@ def test_linear_network_with_disjoint_units_has_no_interaction(chain):
     assert probability["interaction"].abs().max() > 1e-4
 
 
+def test_a_mode_that_goes_with_no_label_has_no_name(chain):
+    model, data, modes = chain
+    loadings = modes.loadings.clone()
+    loadings[:, 0] = 1.0
+    table = mode_interactions(
+        model, data, chain.make_modes(modes.store, loadings=loadings), pairs=[(10, 11)],
+        fraction=FIRST, n_bootstrap=2,
+    )  # fmt: skip
+    assert (set(table["name_a"]), set(table["name_b"])) == ({"no label"}, {"1"})
+
+
 def test_units_of_both_modes_count_twice_in_the_sum(chain):
     model, data, modes = chain
     atoms = modes.atoms.clone()

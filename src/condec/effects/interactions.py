@@ -59,7 +59,8 @@ def mode_interactions(
     pandas.DataFrame
         One row for every pair, label and quantity (``logit`` and ``probability``), with
         `INTERACTION_COLUMNS`: ``name_a``, ``name_b``, the label that each mode correlates with
-        most on training rows; ``low`` to ``high``, the 95 % interval of the ``interaction``.
+        most on training rows, ``no label`` where it goes with none; ``low`` to ``high``, the 95 %
+        interval of the ``interaction``.
 
     Raises
     ------
@@ -84,8 +85,10 @@ def mode_interactions(
     wanted = [*units.values(), *(units[a] | units[b] for a, b in asked)]
     number = {some: edits.setdefault(choice.edits(some), len(edits)) for some in wanted}
     measured = measure(model, samples, list(edits), batch_size=batch_size, prove=prove)
-    best = modes.correlation(split="train").argmax(1).tolist()
-    called = {mode: label_name(names, label) for mode, label in zip(ids, best, strict=True)}
+    best = zip(
+        ids, *(each.tolist() for each in modes.correlation(split="train").max(1)), strict=True
+    )
+    called = {mode: label_name(names, at) if most > 0 else "no label" for mode, most, at in best}
     rows = []
     for a, b in asked:
         which = [number[units[a]], number[units[b]], number[units[a] | units[b]]]

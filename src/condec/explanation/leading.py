@@ -49,7 +49,8 @@ def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
         order = [mode for mode in descending(held_out_value(modes)) if enough[mode]]
         first: dict[int, int] = {}
         for mode, label in zip(order, _labels(modes, order), strict=True):
-            first.setdefault(label, mode)
+            if label >= 0:
+                first.setdefault(label, mode)
         order = list(dict.fromkeys([*first.values(), *order]))
     return _without_copies(modes, order, number)
 
@@ -57,16 +58,17 @@ def leading_modes(modes: Modes, number: int | None = None) -> list[int]:
 def held_out_value(modes: Modes) -> Float[Tensor, " mode"]:
     """Say how much each mode tells of held-out inputs.
 
-    It is their correlation with the label that fits best on training rows; without labels, or where
-    no held-out input has any of those, the mean loading.
+    It is their correlation with the label that fits best on training rows, 0 where none fits;
+    without labels, or where no held-out input has any of those, the mean loading.
     """
     split = _split(modes)
     rows = modes.samples(split)
     mean = partial(modes.of_loadings, lambda part: part[rows].mean(0))
     if not bool((modes.store.labels[rows] >= 0).any()):
         return mean()
-    label = _best_labels(modes)[:, None]
-    found = modes.correlation(split=split).nan_to_num(-1.0).gather(1, label)[:, 0]
+    label = _best_labels(modes)
+    every = modes.correlation(split=split).nan_to_num(-1.0)
+    found = every.gather(1, label.clamp(min=0)[:, None])[:, 0].where(label >= 0, 0.0)
     return found if bool(found.any()) else mean()
 
 
@@ -102,15 +104,16 @@ def _split(modes: Modes) -> Split:
 
 
 def _labels(modes: Modes, rows: list[int]) -> list[int]:
-    """Return the best label of modes by training rows; without labels, all have a common one."""
+    """Return the best label of modes by training rows; -1 for none."""
     if not bool((modes.store.labels >= 0).any()):
         return [-1] * len(rows)
     return _best_labels(modes)[rows].tolist()
 
 
 def _best_labels(modes: Modes) -> Int[Tensor, " mode"]:
-    """Return the label that fits each mode best on training rows."""
-    return modes.correlation(split="train").nan_to_num(-1.0).argmax(1)
+    """Return the label that fits each mode best on training rows; -1 where it goes with none."""
+    best = modes.correlation(split="train").nan_to_num(-1.0).max(1)
+    return best.indices.where(best.values > 0, -1)
 
 
 def _without_copies(modes: Modes, order: list[int], number: int | None) -> list[int]:

@@ -25,7 +25,7 @@ Mode = tuple[str, str, int]
 
 
 def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[int | None]]:
-    """Give the labels that modes correlate with best: one at least, four at most.
+    """Give the labels that modes correlate with best: four at most, one at least if it is above 0.
 
     Five numbers of each: the label, its correlations on training and held-out rows, and the
     interval of the latter, in thousandths.
@@ -49,7 +49,7 @@ def labels_of(part: DictionaryPart, places: Tensor) -> Iterator[list[int | None]
             yield [
                 number
                 for rank, (label, *numbers) in enumerate(rows_of)
-                if rank == 0 or numbers[0] >= _WORTH
+                if numbers[0] > 0 and (rank == 0 or numbers[0] >= _WORTH)
                 for number in (label, *map(thousandths, numbers))
             ]
 
