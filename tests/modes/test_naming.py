@@ -192,6 +192,15 @@ def test_a_column_known_on_one_half_only_names_nothing_and_takes_no_name(modes: 
     assert found["name"].tolist() == meaning(modes, labels).modes["name"].tolist()
 
 
+def test_modes_of_positions_are_probed_against_units_of_samples() -> None:
+    modes = replace(planted_modes(), rows="positions")
+    units = modes.loadings.repeat(1, 2)
+    given = {("samples",): units, ("positions",): units.repeat(3, 1)}
+    modes.store.matrix = lambda *of: given[of[3:] or ("samples",)]  # type: ignore[method-assign]
+    found = probe(modes, (1,), labels=[0]).set_index(["of", "k"])["auroc"]
+    assert found[("units", 1)] == found[("loadings", 1)] == 1.0
+
+
 def test_a_mode_without_a_name_says_why(modes: Modes, found: Meaning) -> None:
     assert (found.modes["why"] == "").tolist() == (found.modes["name"] != UNNAMED).tolist()
     noise = found.modes.loc[6]

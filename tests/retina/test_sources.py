@@ -1,5 +1,7 @@
 """Shares of receptive fields: they add up, they are the circuit's own, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,6 +161,8 @@ def test_responsibilities_of_modes(planted: PlantedRetina, tmp_path) -> None:
     torch.testing.assert_close(few.values.sum(1), torch.ones(len(rows), 8).double())
     kept = [every.names.index(name) for name in few.names[:2]]
     torch.testing.assert_close(few.values[:, :2], every.values[:, kept])
+    with pytest.raises(DataError, match="of_modes: relu2: expected modes of whole samples; got th"):
+        PartWeights.of_modes(replace(modes, rows="positions"), rows)
 
 
 @pytest.mark.usefixtures("unchecked")

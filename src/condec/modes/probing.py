@@ -72,7 +72,8 @@ def probe(
             f"either half; got {wanted[:5]}"
         )
     rows = []
-    for name, matrix in (("loadings", modes.loadings), ("units", modes.matrix())):
+    units = modes.store.matrix(modes.site, modes.quantity, modes.sign)  # [sample, unit], whatever
+    for name, matrix in (("loadings", modes.loadings), ("units", units)):  # the modes' rows are
         order = (
             label_correlation(matrix, of, choose).abs().argsort(dim=0, descending=True, stable=True)
         )

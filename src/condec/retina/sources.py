@@ -165,8 +165,16 @@ class PartWeights:
         the positive and the negative half of a unit are added before. At most `n_modes` modes, the
         largest by loading times length of the atom, are parts; all others are one, and what no
         mode answers for is ``left over``: units without contribution, and offsets.
+
+        Raises DataError: the modes are of positions, whose sums over a sample do not divide its
+        units.
         """
         at_least("PartWeights.of_modes", 1, n_modes=n_modes)
+        if modes.rows != "samples":
+            raise DataError(
+                f"PartWeights.of_modes: {modes.site.key}: expected modes of whole samples; got "
+                f"those of {modes.rows}. Fit Store.matrix(site), and build modes without rows"
+            )
         matrix = modes.store.matrix(modes.site, quantity=modes.quantity, sign=modes.sign)[rows]
         loadings, atoms = modes.loadings[rows].double(), modes.atoms.double()
         halves = 2 if modes.sign == "concat" else 1
