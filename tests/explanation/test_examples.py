@@ -50,13 +50,25 @@ def test_examples_by_a_slow_loop(modes: Modes) -> None:
     store, away = modes.store, distances(modes)
     wrong = [int(row) for row in store.target.argsort(descending=True) if row in (2, 5, 9)]
     assert example_rows(modes, "misclassified", 2) == wrong[:2]
-    assert example_rows(modes, "outlying", 3) == sorted(range(N), key=lambda row: -away[row])[:3]
+    known = [row for row in range(N) if row != 11]
+    assert example_rows(modes, "outlying", N) == sorted(known, key=lambda row: -away[row])
     typical = example_rows(modes, "typical", N)
     labels = store.labels[typical].tolist()
     assert len({*labels}) == len(labels)
+    assert -1 not in labels
     for row, label in zip(typical, labels, strict=True):
         same = [r for r in range(N) if store.labels[r] == label and r not in (0, *wrong)]
         assert away[row] == min(away[r] for r in same)
+
+
+def test_without_labels_and_predictions_all_inputs_are_one_class(
+    modes: Modes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("labels", "predictions"):
+        monkeypatch.setattr(type(modes.store), name, torch.full((N,), -1))
+    away = distances(modes)
+    assert example_rows(modes, "outlying", 3) == sorted(range(N), key=lambda row: -away[row])[:3]
+    assert example_rows(modes, "typical", N) == [min(range(1, N), key=lambda row: away[row])]
 
 
 def test_kinds_are_known(modes: Modes, unchecked: None) -> None:

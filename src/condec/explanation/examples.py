@@ -16,7 +16,8 @@ def example_rows(modes: Modes, kind: ExampleKind, n: int = 2) -> list[int]:
     """Choose inputs of the modes' store.
 
     The distance of an input is that of its loadings from their mean over its class, relative to the
-    length of that mean. Its class is its label, or, where the store has no labels, the prediction.
+    length of that mean. Its class is its label, or, where the store has no labels, the prediction;
+    inputs without are left out, unless all are: they are one class then.
 
     ``typical`` inputs are those of least distance, one of a class at most, that use some mode and
     are classified rightly; ``outlying`` ones those of largest distance; ``misclassified`` are those
@@ -46,9 +47,10 @@ def example_rows(modes: Modes, kind: ExampleKind, n: int = 2) -> list[int]:
     sums = loadings.new_zeros(len(counts), loadings.shape[1]).index_add_(0, classes, loadings)
     means = (sums / counts.clamp(min=1))[classes]
     away = (loadings - means).norm(dim=1) / means.norm(dim=1).clamp(min=torch.finfo().tiny)
+    known = (classes > 0) | (len(counts) == 1)
     if kind == "outlying":
-        return descending(away)[:n]
-    right = ~wrong & (loadings > 0).any(1)
+        return [row for row in descending(away) if known[row]][:n]
+    right = known & ~wrong & (loadings > 0).any(1)
     first: dict[int, int] = {}
     for row in descending(-away):
         if right[row]:
