@@ -100,6 +100,13 @@ def test_by_mode_takes_the_best_mode_of_training_rows(store):
     assert second.correlation < ranked.correlation
 
 
+@pytest.mark.parametrize("mode", [None, 7])
+def test_a_label_without_training_rows_has_no_order(store, mode):
+    modes = modes_of(store, held_out=LABELS == 1)
+    with pytest.raises(DataError, match="no sample of the split train has label 1"):
+        ByMode(modes=modes, mode=mode).ranked(1)
+
+
 @pytest.mark.parametrize(
     ("weight", "weights"),
     [

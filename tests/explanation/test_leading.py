@@ -32,7 +32,7 @@ def made(fitted: Modes, loadings, atoms=None, **changes) -> Modes:
     atoms = torch.eye(number, max(number, 4)) if atoms is None else atoms
     return replace(
         fitted, loadings=loadings, atoms=atoms, ids=torch.arange(number) * 10, n_modes=99,
-        _correlations={}, **changes,
+        **changes,
     )  # fmt: skip
 
 
@@ -67,7 +67,9 @@ def by_hand(modes: Modes) -> tuple[dict[int, float], dict[int, int], dict[int, i
             for k in range(3)
         }
         label[mode] = max(range(3), key=lambda k: of[False, k])
-        value[mode] = of[True, label[mode]]
+        if of[False, label[mode]] <= 0:
+            label[mode] = -1  # it goes with none
+        value[mode] = of.get((True, label[mode]), 0.0)
         users[mode] = sum(z > 0 for z, o in zip(column, out, strict=True) if o)
     return value, label, users
 
@@ -144,8 +146,20 @@ def test_where_no_label_is_in_both_splits_modes_stand_by_held_out_use(some, monk
     labels = some.store.labels.clone()
     labels[some.held_out] = 7  # as in a folder with one picture of each class
     monkeypatch.setattr(type(some.store), "labels", labels)
-    found = held_out_value(replace(some, _correlations={}))
+    found = held_out_value(replace(some))
     assert found.tolist() == some.loadings[some.held_out].mean(0).tolist()
+
+
+def test_a_mode_that_goes_with_no_label_is_no_labels_best_one(fitted):
+    labels, out = fitted.store.labels, fitted.held_out
+    loadings = torch.ones(60, 3)  # of which the first does not vary on training rows
+    loadings[out, 0] += 3.0 * (labels[out] == 0)
+    for label in (1, 2):
+        loadings[labels == label, label] += torch.rand(int((labels == label).sum())) + 0.5
+    one = made(fitted, loadings)
+    assert float(one.correlation(split="held_out")[0, 0]) > 0.99
+    assert float(held_out_value(one)[0]) == 0.0
+    assert leading_modes(one)[-1] == 0
 
 
 def test_strongest_units_move_the_target_most(fitted):

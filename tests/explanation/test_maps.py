@@ -402,7 +402,7 @@ def test_a_mode_that_few_inputs_use_leaves_places_empty(modes):
     few, users = modes.loadings.clone(), modes.held_out.nonzero().flatten()[:5]
     few[:, 0] = 0.0
     few[users, 0] = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
-    one = replace(modes, loadings=few, _correlations={})
+    one = replace(modes, loadings=few)
     made = site_maps(small_resnet(), small_inputs(), one, n_inputs=7)
     place = int((made.mode_ids == modes.ids[0]).nonzero())
     shown = [int(made.ids[s]) for s in made.samples[place].tolist() if s >= 0]
@@ -526,7 +526,6 @@ def test_site_maps_of_other_data(modes):
 def test_site_maps_without_modes(modes):
     empty = replace(
         modes, atoms=modes.atoms[:0], loadings=modes.loadings[:, :0], ids=modes.ids[:0],
-        _correlations={},
     )  # fmt: skip
     with pytest.raises(DataError, match="the dictionary has no mode that is used"):
         site_maps(small_resnet(), small_inputs(), empty)

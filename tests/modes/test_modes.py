@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from condec.attribution import ActGrad
+from condec.attribution.targets import Logit, Target, TopK
 from condec.basis.errors import DataError, OptionError, StoreError
 from condec.basis.files import with_checksum
 from condec.dictionary import (
@@ -42,7 +44,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    labels = small_resnet()(images()).argmax(1)
+    labels = torch.arange(N) % 3
     labels[7] = -1
     out = tmp_path_factory.mktemp("modes") / "s.zarr"
     sites, data = "block*, block1.conv2", (images(), labels)
@@ -111,6 +113,44 @@ def test_best_ranks_by_correlation_on_the_training_rows(modes: Modes) -> None:
         assert first.id == int(modes.ids[first.mode])
         assert torch.equal(first.atom, modes.atoms[first.mode])
         assert torch.equal(first.loadings, modes.loadings[:, first.mode])
+
+
+def test_held_out_rows_are_those_of_the_same_samples(store: Store, tmp_path: Path) -> None:
+    fitted = fit(KMeans(n_modes=3), store.rows("block2")).dictionary
+    fitted.save(tmp_path / "dictionary")
+    known = load_dictionary(tmp_path / "dictionary")
+    assert known.digest == fitted.digest
+    assert fit(KMeans(n_modes=3), store.matrix("block2")).dictionary.digest == fitted.digest
+    first = Modes.build(known, store, "block2").held_out
+    assert int(first.sum()) == N / 5
+
+    def other(name: str, x: torch.Tensor, target: Target) -> Modes:
+        options: dict[str, Any] = {"out": tmp_path / name, "target": target, "progress": False}
+        made = collect(small_resnet(), (x, store.labels), "block2", method=ActGrad(), **options)
+        return Modes.build(known, made, "block2")
+
+    assert torch.equal(other("target", images(), Logit(1)).held_out, first)
+    assert not other("data", images().flip(0), TopK(1)).held_out.any()
+    assert known.training is not None
+    before = replace(known, training=replace(known.training, origin=""))  # of an earlier version
+    assert before.training is not None
+    assert "origin" not in before.training.to_dict()
+    assert torch.equal(Modes.build(before, store, "block2").held_out, first)
+
+
+def test_a_label_without_training_rows_has_no_best_mode(modes: Modes) -> None:
+    label = int(modes.store.labels.max())
+    other = replace(modes, held_out=modes.store.labels == label)
+    with pytest.raises(DataError, match=f"no sample of the split train has label {label}, so no"):
+        other.best(label)
+    assert other.best(label, split="held_out").mode == 0  # alone there: correlations are 0
+
+
+def test_modes_with_another_split_are_correlated_anew(modes: Modes) -> None:
+    before = modes.correlation(split="held_out")
+    other = replace(modes, held_out=~modes.held_out)
+    assert torch.equal(other.correlation(split="train"), before)
+    assert not torch.equal(other.correlation(split="held_out"), before)
 
 
 @pytest.mark.parametrize("sign", ["positive", "negative", "sum", "concat"])

@@ -257,6 +257,11 @@ def samples_of(matrix: Any) -> RowIndex | None:
     return found
 
 
+def origin_of(matrix: Any) -> str:
+    """Return which samples the rows are, where a matrix tells (`Store.matrix`); else nothing."""
+    return str(getattr(matrix, "origin", ""))
+
+
 def with_samples(matrix: Tensor, samples: RowIndex | None) -> Tensor:
     """Let a new tensor tell which sample every row is of."""
     if samples is not None:

@@ -104,7 +104,7 @@ def measured(dictionary: Dictionary, matrix: Any, config: TrainConfig | None = N
             alive |= (loadings > 0).any(0).cpu()
     about = Training(
         config=config, n_rows=prepared.n_rows, held_out_rows=prepared.held_out_rows,
-        metrics=metrics, n_alive=int(alive.sum()),
+        metrics=metrics, n_alive=int(alive.sum()), origin=prepared.origin,
     )  # fmt: skip
     return replace(dictionary, training=about)
 

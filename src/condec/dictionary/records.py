@@ -227,6 +227,7 @@ class Training:
     `held_out_rows` [sample], ascending, took no part. `metrics` is by split: ``"train"`` and, where
     rows were held out, ``"held_out"``. `n_alive` modes have a loading above 0 in any row of either
     split (those that `Modes` keeps). `history` is the training loss by epoch; empty without epochs.
+    `origin` is a digest of which samples the rows are, of a store; else empty.
     """
 
     config: TrainConfig
@@ -235,6 +236,7 @@ class Training:
     metrics: dict[str, Quality]
     n_alive: int
     history: tuple[float, ...] = ()
+    origin: str = ""
 
     @property
     def train_rows(self) -> SampleIndex:
@@ -277,6 +279,7 @@ class Training:
         return {
             "config": self.config.to_dict(), "n_rows": self.n_rows, "metrics": metrics,
             "n_alive": self.n_alive, "history": list(self.history),
+            **({"origin": self.origin} if self.origin else {}),
         }  # fmt: skip
 
     @classmethod
@@ -287,6 +290,7 @@ class Training:
             held_out_rows=held_out_rows,
             metrics={k: Quality(**v) for k, v in record["metrics"].items()},
             n_alive=record["n_alive"], history=tuple(record["history"]),
+            origin=record.get("origin", ""),
         )  # fmt: skip
 
 

@@ -120,7 +120,9 @@ class Modes:
     dictionary: str = field(default="", repr=False)
     encoder: Dictionary | None = field(default=None, repr=False, compare=False)
     rows: Rows = "samples"
-    _correlations: dict[Split, Tensor] = field(default_factory=dict, repr=False)
+    _correlations: dict[Split, Tensor] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     @staticmethod
     def build(
@@ -134,7 +136,8 @@ class Modes:
         `sign`, `quantity` and `rows` name the matrix that was fitted, as in `Store.matrix`.
         `held_out_rows`, [row], are those of its rows that were not; by default those that the
         dictionary records, so that selecting on ``"train"`` never sees them, and none where it was
-        fitted to a matrix of another number of rows.
+        fitted to other samples: to those of another store (of other data, or where others are
+        valid), or to another number of rows where it does not tell.
 
         Where rows are positions, the loading of a sample with :math:`P_s` of them is the sum over
         all, :math:`z_{sm} = P_s / |K_s| \sum_{p \in K_s} z_{spm}`: estimated from the kept ones
@@ -152,7 +155,8 @@ class Modes:
             for part in torch.split(matrix.read(block), _ROWS_AT_ONCE)
         )
         training = dictionary.training
-        if held_out_rows is None and training and training.n_rows == matrix.shape[0]:
+        same = training is not None and training.origin in ("", matrix.origin)
+        if held_out_rows is None and training and same and training.n_rows == matrix.shape[0]:
             held_out_rows = training.held_out_rows
         elif rows == "samples" and info.n_kept and training:
             refuse_places(training.n_rows, store, info.site)
@@ -215,8 +219,8 @@ class Modes:
 
         By default chosen on the training rows, so that held-out rows stay unseen.
 
-        Raises DataError: the store has no labels; OptionError: no such label, or fewer modes than
-        `rank` + 1.
+        Raises DataError: the store has no labels, or no sample of the split has this one;
+        OptionError: the label is out of range, or fewer modes than `rank` + 1.
         """
         correlation = self.correlation(split=split)
         if not 0 <= label < correlation.shape[1]:
@@ -228,6 +232,11 @@ class Modes:
             raise OptionError(
                 f"{self.site.key}: rank {rank} is out of range; {len(self)} modes are alive, "
                 "rank 0 is the most correlated"
+            )
+        if not bool((self.store.labels[self.samples(split)] == label).any()):
+            raise DataError(
+                f"{self.site.key}: no sample of the split {split} has label {label}, so no mode is "
+                "its best one; take another split or label"
             )
         mode = int(correlation[:, label].argsort(descending=True, stable=True)[rank])
         return ModeMatch(

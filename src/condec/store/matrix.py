@@ -36,16 +36,20 @@ class StoredMatrix:
         Number of rows of every block, in order.
     samples : Tensor of int, shape [row], or None
         Which valid sample every row is of, where rows are positions: `condec.fit` holds out all
-        rows of a sample or none. The tensor that `all` gives has it as well, parts of it do not.
+        rows of a sample or none.
+    origin : str
+        Digest of which samples the rows are: of the data, and of those that are valid.
+
+    The tensor that `all` gives has `samples` and `origin` as well, parts of it do not.
     """
 
     def __init__(
         self, files: "CheckedFiles", array: str, spans: Sequence[range],
         valid: Bool[Tensor, "sample ..."], sign: Sign, n_units: int,
-        samples: RowIndex | None = None,
+        samples: RowIndex | None = None, origin: str = "",
     ) -> None:  # fmt: skip
         self._files, self._array, self._sign = files, array, sign
-        self._spans, self.samples = tuple(spans), samples
+        self._spans, self.samples, self.origin = tuple(spans), samples, origin
         self._valid = [valid[span.start : span.stop] for span in self._spans]
         self.blocks = tuple(int(kept.sum()) for kept in self._valid)
         self.shape = (sum(self.blocks), n_units * (2 if sign == "concat" else 1))
@@ -76,6 +80,7 @@ class StoredMatrix:
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in pool.map(lambda block: parts[block].copy_(read(block)), range(len(parts))):
                 pass
+        out.origin = self.origin  # type: ignore[attr-defined]
         if self.samples is not None:
             out.samples = self.samples  # type: ignore[attr-defined]
         return out

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condec.basis.checks import one_of
-from condec.basis.digests import differences, record_digest
+from condec.basis.digests import differences, digest, record_digest
 from condec.basis.errors import OptionError, StoreError, counted
 from condec.basis.files import (
     file_digest,
@@ -29,6 +29,7 @@ from condec.basis.files import (
     writing,
 )
 from condec.basis.objects import at_once
+from condec.basis.options import digest_of
 from condec.basis.records import Damage
 from condec.basis.shapes import Labels, Mask, PerSample, UnitMatrix
 from condec.data.inputs import MOST_LABELS, repeated
@@ -320,8 +321,8 @@ class Store:
             array, valid = shards.AT_PLACES, self._of_places(info, shards.POSITION) >= 0
             samples = valid[self.valid].nonzero()[:, 0]
         spans = [self.shard_rows(index) for index in range(self.n_shards)]
-        whole = f"{info.folder}/{array}"
-        return StoredMatrix(self._files(), whole, spans, valid, sign, info.n_units, samples)
+        whole, origin = f"{info.folder}/{array}", digest(self.recipe.get("data"), digest_of(valid))
+        return StoredMatrix(self._files(), whole, spans, valid, sign, info.n_units, samples, origin)
 
     def places(self, site: Site | str) -> Places:
         """Tell where the rows of the matrix of positions are; OptionError as there."""

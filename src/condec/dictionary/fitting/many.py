@@ -26,7 +26,7 @@ from condec.basis.files import user_path, writing
 from condec.basis.processes import end_with, without_main
 from condec.basis.records import short_repr
 from condec.basis.shapes import UnitMatrix
-from condec.dictionary.base import Learner, as_matrix, load_dictionary, samples_of
+from condec.dictionary.base import Learner, as_matrix, load_dictionary, origin_of, samples_of
 from condec.dictionary.fitting.checkpoint import Keeper, forget_checkpoint
 from condec.dictionary.fitting.descent import GradientLearner, steps_of
 from condec.dictionary.fitting.rows import Prepared, StoredRows, draw_held_out, prepare
@@ -194,7 +194,10 @@ def _in_processes(
             # Arrays: tensors would be sent as shared memory.
             apart = [job.held_out_rows for job in jobs]
             held = [None if a is None else torch.as_tensor(a).cpu().numpy() for a in apart]
-            given = [(files[id(j.matrix)], j.config, h) for j, h in zip(jobs, held, strict=True)]
+            given = [
+                (files[id(j.matrix)], origin_of(j.matrix), j.config, h)
+                for j, h in zip(jobs, held, strict=True)
+            ]
             out = place / f"fits-{number}"
             with without_main():
                 future = pool.submit(_work, jobs[0].learner, given, out, folder, seconds)
@@ -223,14 +226,16 @@ def _begin(place: Path, parent: int) -> None:
 
 
 def _work(
-    learner: Learner, given: Sequence[tuple[Path, TrainConfig, np.ndarray | None]], out: Path,
-    folder: Path | None, seconds: float,
+    learner: Learner, given: Sequence[tuple[Path, str, TrainConfig, np.ndarray | None]],
+    out: Path, folder: Path | None, seconds: float,
 ) -> tuple[list[float], Path | None]:  # fmt: skip
     """Do fits that run as one, in a worker; return what `_Done` has, but save the reports."""
     from safetensors.torch import load_file
 
-    read = {file: load_file(file)[_MATRIX] for file in {file for file, _, _ in given}}
-    jobs = [Job(learner, read[f], config=c, held_out_rows=held) for f, c, held in given]
+    read = {file: load_file(file)[_MATRIX] for file in {file for file, *_ in given}}
+    for file, origin, *_ in given:
+        read[file].origin = origin  # type: ignore[attr-defined]
+    jobs = [Job(learner, read[f], config=c, held_out_rows=held) for f, _, c, held in given]
     reports, checkpoint = _carry_out(jobs, folder, seconds)
     for index, report in enumerate(reports):
         report.save(out / str(index))

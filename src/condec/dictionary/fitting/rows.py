@@ -13,7 +13,7 @@ from condec.basis.errors import DataError, OptionError
 from condec.basis.options import digest_of
 from condec.basis.read_ahead import ahead
 from condec.basis.shapes import RowIndex, SampleIndex, UnitMatrix
-from condec.dictionary.base import Learner, as_matrix, samples_of, with_samples
+from condec.dictionary.base import Learner, as_matrix, origin_of, samples_of, with_samples
 from condec.dictionary.fitting.preparation import Moments, Preparation
 from condec.dictionary.records import TrainConfig, complement
 
@@ -168,7 +168,8 @@ class Prepared:
     """Rows of one fit: prepared in `rows`, for a learner by gradient descent on the device.
 
     `train` and `held_out` are rows of either split as they came, to be measured: all of them, or
-    a sample of those that do not fit in memory. `n_rows` counts both splits.
+    a sample of those that do not fit in memory. `n_rows` counts both splits; `origin` is as in
+    `Training`.
     """
 
     rows: TrainingRows
@@ -177,6 +178,7 @@ class Prepared:
     held_out: Tensor
     n_rows: int
     held_out_rows: SampleIndex
+    origin: str
 
 
 def prepare(
@@ -185,6 +187,7 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """Split rows and scale them; the errors are those of `fit`."""
     check_freeze(learner, config)
+    origin = origin_of(matrix)
     if not isinstance(matrix, Tensor | np.ndarray) and fits(matrix, config.memory_gib):
         matrix = with_samples(matrix.all(), samples_of(matrix))
     if isinstance(matrix, Tensor | np.ndarray):
@@ -195,7 +198,8 @@ def prepare(
         rows = preparation.apply(train)
         rows = rows.to(config.device or given.device) if learner.by_descent else rows
         held_out = given[apart.to(given.device)]
-        found = Prepared(TrainingRows(rows), preparation, train, held_out, len(given), apart)
+        shown = (preparation, train, held_out)
+        found = Prepared(TrainingRows(rows), *shown, len(given), apart, origin)
     elif not learner.by_descent:
         raise DataError(
             f"fit: {type(learner).__name__} needs all rows in memory, and {matrix.shape[0]} rows "
@@ -206,8 +210,8 @@ def prepare(
     else:
         apart = _held_out(matrix, config, held_out_rows)
         blocks = RowsInBlocks(matrix, apart, config)
-        shown = (blocks.train, blocks.held_out)
-        found = Prepared(blocks, blocks.preparation, *shown, matrix.shape[0], apart)
+        shown = (blocks.preparation, blocks.train, blocks.held_out)
+        found = Prepared(blocks, *shown, matrix.shape[0], apart, origin)
     learner.check(found.rows.sample)
     return found
 

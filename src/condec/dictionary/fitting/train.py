@@ -159,7 +159,7 @@ def _report(learner: Learner, prepared: Prepared, learned: Learned, seconds: flo
             alive |= (loadings > 0).any(0).cpu()
     training = Training(
         config=learned.config, n_rows=prepared.n_rows, held_out_rows=prepared.held_out_rows,
-        metrics=metrics, n_alive=int(alive.sum()), history=learned.history,
+        metrics=metrics, n_alive=int(alive.sum()), history=learned.history, origin=prepared.origin,
     )  # fmt: skip
     return FitReport.of(Dictionary(learner, tensors, preparation.scale, training), seconds)
 
