@@ -1055,11 +1055,32 @@ def test_modes_are_named_by_labels_and_attributes(source: Path) -> None:
     records = (source / "run" / "report" / "data").rglob("*.js")
     assert any(" fits it best (correlation" in file.read_text() for file in records)
     (source / "table.csv").write_text("\n".join(["id,age", *rows[1:]]) + "\n")
-    run = run_of(source, links=("collect", "fit"))
-    run.folder.ledger.forget("meaning block2 (kmeans)")
-    (note,) = carry_out(run)["fit"].notes
-    assert "modes have no names" in note
-    assert "1 of 40 samples have no row: '0'" in note
+    notes = carry_out(run_of(source, links=("collect", "fit")))["fit"].notes
+    assert len(notes) == 2
+    assert "modes have no names" in notes[0]
+    assert "1 of 40 samples have no row: '0'" in notes[0]
+
+
+def test_modes_have_the_names_of_today(source: Path) -> None:
+    def properties(*ages: str, labels: str) -> set[str]:
+        rows = [f"{row},{ages[row % 2]}" for row in range(40)]
+        (source / "table.csv").write_text("\n".join(["id,age", *rows]) + "\n")
+        (source / "names.json").write_text(json.dumps([*labels]))
+        outcomes = carry_out(run_of(source, links=("collect", "fit")))
+        assert outcomes["fit"].state == "made"
+        found = table(source, "meaning", "block2", "kmeans")
+        return {*found["property"], *found["label"]}
+
+    of_data = 'data = {label_names = "names.json", attributes = "table.csv", source'
+    change(source, "data = {source", of_data)
+    first = properties("new", "old", labels="abc")
+    assert first <= {"a", "b", "c", "age: new", "age: old"}
+    assert properties("new", "old", labels="xyz") <= {"x", "y", "z", "age: new", "age: old"}
+    last = properties("modern", "ancient", labels="xyz")
+    assert last <= {"x", "y", "z", "age: modern", "age: ancient"}
+    modes = contents(source / "run" / "modes")
+    assert carry_out(run_of(source, links=("collect", "fit")))["fit"].state == "kept"
+    assert contents(source / "run" / "modes") == modes
 
 
 def test_labels_with_a_sample_each_leave_modes_without_names(source: Path) -> None:
@@ -1090,13 +1111,16 @@ def test_a_dictionary_from_elsewhere_takes_the_place_of_a_fit(source: Path) -> N
     assert set(first.encoder.training.metrics) == {"train", "held_out"}
     plan = config.read(source / "run")
     assert (plan.fit.name, config.to_dict(plan)["fit"]["path"]) == ("import", "atoms/{site}.npy")
-    np.save(source / "atoms" / "block2.npy", np.eye(3, dtype=np.float32))
-    np.save(source / "atoms" / "block1.npy", np.eye(3, dtype=np.float32))
-    again = run_of(source)
+    again = run_of(source, links=("collect", "fit"))
+    assert carry_out(again)["fit"].state == "kept"
+    np.save(source / "atoms" / "block2.npy", 2 * np.eye(4, dtype=np.float32)[:3])  # exported anew
+    assert carry_out(run_of(source, links=("collect", "fit")))["fit"].state == "made"
+    assert [len(modes.atoms[0]) for modes in run_of(source).modes()] == [4, 4]
+    assert [modes.n_modes for modes in run_of(source).modes()] == [4, 3]
     for block in ("block1", "block2"):
-        again.folder.ledger.forget(f"fit {block} (import)")
+        np.save(source / "atoms" / f"{block}.npy", np.eye(3, dtype=np.float32))
     with pytest.raises(DataError, match="atoms of 3 units, for rows of 4; it is of another site"):
-        links.fit_link(again)
+        links.fit_link(run_of(source))
 
 
 @pytest.mark.parametrize(

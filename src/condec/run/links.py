@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from condec import dictionary
-from condec.basis.digests import digest
+from condec.basis.digests import digest, path_digest
 from condec.basis.errors import CondecError, DataError, StoreError
-from condec.basis.files import file_digest, to_json, user_path
+from condec.basis.files import file_digest, reading, to_json, user_path
 from condec.basis.npz import save_record
 from condec.basis.shapes import UnitMatrix
 from condec.data import Inputs
@@ -113,7 +113,7 @@ def fit_link(run: Run) -> Outcome:
     for site in sites:
         make, inputs = partial(_fit_site, run, site, notes), [run.folder.store]
         name = f"fit {site.key}"
-        tasks.append(Task(name, _fit_options(run), make, inputs, plan.name, notes=notes))
+        tasks.append(Task(name, _fit_options(run, site), make, inputs, plan.name, notes=notes))
         tasks += [_meaning_task(run, site, notes), _units_task(run, site)]
         tasks += _checks(run, site) if site in checked else ()
     if len(sites) > 1:
@@ -124,15 +124,21 @@ def fit_link(run: Run) -> Outcome:
     return replace(outcome, notes=(*outcome.notes, *notes))
 
 
-def _fit_options(run: Run) -> dict[str, Any]:
-    return run.made_from("fit", without=("rivals", "stability_seeds"))
+def _fit_options(run: Run, site: Site) -> dict[str, Any]:
+    """Return what the fit of a site is made from; of a dictionary from elsewhere its digest too."""
+    learner, file = run.plan.fit.learner, dict[str, str]()
+    if isinstance(learner, dictionary.Imported):
+        place = _place(run, site, learner)
+        with reading(place, "a dictionary to import", "Name a file or folder that can be read."):
+            file["file"] = path_digest(place)
+    return run.made_from("fit", without=("rivals", "stability_seeds"), **file)
 
 
 def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
     plan, store = run.plan.fit, run.store
     if isinstance(plan.learner, dictionary.Imported):
         return _import_site(run, site, plan.learner)
-    checkpoint = run.folder.checkpoint(site.key, digest(_fit_options(run), store.config_hash))
+    checkpoint = run.folder.checkpoint(site.key, digest(_fit_options(run, site), store.config_hash))
     with warnings.catch_warnings():
         # Said below, for all sites together; the report says it again.
         warnings.simplefilter("ignore", DeadModesWarning)
@@ -160,11 +166,15 @@ def _fit_site(run: Run, site: Site, notes: list[str]) -> list[Path]:
 def _import_site(run: Run, site: Site, learner: dictionary.Imported) -> list[Path]:
     """Take a site's dictionary from elsewhere, and measure it on the rows of the plan."""
     plan, store = run.plan.fit, run.store
-    place = user_path(learner.path.replace("{site}", site.key), run.plan.base)
+    place = _place(run, site, learner)
     rows = store.rows(site, sign=plan.sign, rows=run.plan.rows)
     found = dictionary.measured(dictionary.import_dictionary(place), rows, plan.train)
     modes = Modes.build(found, store, site, plan.sign, name=plan.name, rows=run.plan.rows)
     return [modes.save(run.folder.modes(site.key, plan.name), found).parent]
+
+
+def _place(run: Run, site: Site, learner: dictionary.Imported) -> Path:
+    return user_path(learner.path.replace("{site}", site.key), run.plan.base)
 
 
 def _meaning_task(run: Run, site: Site, notes: list[str]) -> Task:
@@ -184,9 +194,11 @@ def _meaning_task(run: Run, site: Site, notes: list[str]) -> Task:
         return [folder.write_table(found.modes, "meaning", site.key, name)]
 
     groups = None if run.superclasses is None else digest(run.superclasses.to_record())
-    made_from = run.made_from("data", "attributes", groups=groups)
-    after = f"fit {site.key}"
-    return Task(f"meaning {site.key}", made_from, make, [place], name, after, notes=notes)
+    file = run.plan.data.attributes
+    table = None if file is None else path_digest(user_path(file, run.plan.base))
+    made_from = run.made_from("data", "attributes", groups=groups, table=table)
+    after, inputs = f"fit {site.key}", [place, folder.labels]
+    return Task(f"meaning {site.key}", made_from, make, inputs, name, after, notes=notes)
 
 
 def _units_task(run: Run, site: Site) -> Task:
@@ -221,7 +233,7 @@ def _checks(run: Run, site: Site) -> Iterator[Task]:
     for kind, asked in (("rivals", plan.rivals), ("stability", plan.stability_seeds)):
         if asked:
             own = {"stability_seeds": asked} if kind == "stability" else {}
-            make, made_from = partial(_check, run, site, kind), _fit_options(run) | own
+            make, made_from = partial(_check, run, site, kind), _fit_options(run, site) | own
             name, after = f"{kind} {site.key}", f"fit {site.key}"
             yield Task(name, made_from, make, inputs, plan.name, after)
 
