@@ -24,6 +24,7 @@ from condec.modes.modes import Modes
 from condec.report import Page as OtherPage
 from condec.report import build_report, facts, figures, sentences, tables, words
 from condec.report.build import write_pages
+from condec.report.numbers import labels_of
 from condec.report.reading import read_run
 from condec.report.records import Records
 from condec.report.sheets import Sheets
@@ -527,7 +528,7 @@ def test_modes_whose_labels_are_not_held_out_are_warned_of(run):
     (one,) = run.sites[1].parts
     labels = one.modes.store.labels
     # All held-out inputs carry one label: none varies among them.
-    modes = replace(one.modes, held_out=labels == 0, _correlations={})
+    modes = replace(one.modes, held_out=labels == 0)
     changed = with_part(run, remade(one, modes=modes))
     said = "No label that fits a mode best is among the held-out inputs"
     assert f"{said} (and among others): block2:input. That cards" in " ".join(
@@ -542,7 +543,7 @@ def test_modes_without_held_out_users_are_warned_of_and_marked(run, tmp_path, qu
     few = one.modes.held_out.nonzero().flatten()[4:]
     loadings[few] = 0.0
     loadings[one.modes.held_out.nonzero().flatten()[:4]] = 1.0
-    rare = remade(one, maps=None, modes=replace(one.modes, loadings=loadings, _correlations={}))
+    rare = remade(one, maps=None, modes=replace(one.modes, loadings=loadings))
     changed = with_part(run, rare)
     (said,) = [text for text in sentences.warnings(changed) if "No mode is used by" in text]
     assert said.startswith("No mode is used by 5 held-out inputs: block2:input. Cards there are")
@@ -567,7 +568,7 @@ def test_modes_of_few_held_out_users_have_no_card(run, tmp_path):
     loadings = torch.rand(one.modes.loadings.shape, generator=torch.Generator().manual_seed(0)) + 1
     loadings[one.modes.held_out.nonzero().flatten()[4:], 0] = 0.0
     for maps in (one.maps, None):
-        modes = replace(one.modes, loadings=loadings, _correlations={})
+        modes = replace(one.modes, loadings=loadings)
         part = remade(one, maps=maps, modes=modes)
         found = cards_of(with_part(run, part), part, tmp_path)
         assert found
@@ -579,7 +580,7 @@ def test_nearly_equal_atoms_have_one_card(run, tmp_path, quick):
     atoms = torch.eye(*one.modes.atoms.shape)
     atoms[1] = 1.5 * atoms[0]
     loadings = torch.rand(one.modes.loadings.shape, generator=torch.Generator().manual_seed(0)) + 1
-    modes = replace(one.modes, atoms=atoms, loadings=loadings, _correlations={})
+    modes = replace(one.modes, atoms=atoms, loadings=loadings)
     part = remade(one, maps=None, modes=modes)
     changed, (first, second) = with_part(run, part), modes.ids[:2].tolist()
     ids = [line["id"] for line in cards_of(changed, part, tmp_path / "one")]
@@ -719,12 +720,26 @@ def test_stability_of_dead_modes(run):
 def test_correlations_that_are_not_defined_are_not_shown(run):
     (one,) = run.sites[1].parts
     rows = (one.modes.store.labels != 2) & one.modes.held_out
-    some = remade(one, modes=replace(one.modes, held_out=rows, _correlations={}))
+    some = remade(one, modes=replace(one.modes, held_out=rows))
     assert some.held_out_correlation[:, 2].isnan().all()
     assert some.held_out_correlation[:, :2].isfinite().all()
 
 
 # --- run folders that cannot be -----------------------------------------------------------
+
+
+def test_a_mode_that_goes_with_no_label_has_none(run):
+    part = run.parts[0][1]
+    loadings = part.modes.loadings.clone()
+    loadings[~part.modes.held_out, 0] = 1.0  # which vary on held-out rows only
+    one = remade(part, modes=replace(part.modes, loadings=loadings))
+    label, held_out = one.best
+    assert (int(label[0]), bool(held_out[0].isnan())) == (-1, True)
+    assert bool((label[1:] >= 0).all())
+    (line,) = [line for line in tables.mode_rows(run, one) if line["row"] == 0]
+    assert line["label"] == "\N{EN DASH}"
+    first, second = labels_of(one, torch.tensor([0, 1]))
+    assert (first, len(second) % 5, len(second) > 0) == ([], 0, True)
 
 
 def test_no_store(tmp_path):

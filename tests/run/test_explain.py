@@ -16,6 +16,7 @@ from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput, explain
 from condec.explorer.session import Session
 from condec.report import build_report, figures
+from condec.report.reading import read_run
 from condec.run import Run, chain, config
 from condec.run.explain import explain_inputs, modes_by
 from condec.run.verify import repair_run, verify_run
@@ -126,6 +127,27 @@ def test_pages_that_were_asked_for_stay_and_are_repaired(source: Path) -> None:
     found = verify_run(source / "run")
     assert [damage.file for damage in found.damages] == [page.parent]
     assert [*repair_run(run_of(source, links=LINKS), found)]
+    assert not verify_run(source / "run").damages
+
+
+def test_an_input_of_the_plan_may_be_asked_for_as_well(source: Path) -> None:
+    folder = RunFolder(source / "run")
+    ids = replace(config.read(source / "run.toml").explain, inputs=("photo 9", "photo 8"))
+    _, page = page_of(source, "photo 9", show=[2], sites=["block2"])
+    for state in ("made", "kept"):  # the plan names it later
+        assert [*chain(run_of(source, links=LINKS, explain=ids))][-1].state == state
+        assert page.is_file()
+    of_plan = folder.explained("photo 9").read_bytes()
+    page_of(source, "photo 8", label="c")
+    page_of(source, "photo 9")
+    assert folder.explained("photo 9").read_bytes() == of_plan
+    shown = read_run(source / "run").explained
+    assert {name: shown[name] for name in ("photo 9", "photo 8")} == {
+        name: folder.explained(name) for name in ("photo 9", "photo 8")
+    }
+    assert [*chain(run_of(source, links=LINKS))][-1].state == "made"  # the plan names others
+    assert page.is_file()
+    assert read_run(source / "run").explained["photo 8"] == folder.explained("photo 8", "asked")
     assert not verify_run(source / "run").damages
 
 

@@ -126,6 +126,7 @@ class Session:
         """List inputs to begin with: those that the report explains, then others of the store."""
         entries = self.run.folder.ledger.entries.values()
         asked = [entry.made_from for entry in entries if entry.link == "explain"]
+        asked.sort(key=lambda made: "why" in made)  # of an input that is there twice, the plan's
         known = {str(made["input"]): str(made.get("why", "")) for made in asked if "input" in made}
         ids = self.run.store.sample_ids
         names = [

@@ -150,9 +150,13 @@ class DictionaryPart:
 
     @cached_property
     def best(self) -> tuple[Tensor, Tensor]:
-        """Best label of every mode by training rows, and the held-out correlation with it."""
-        label = self.correlation.argmax(1)
-        return label, self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
+        """Best label of every mode by training rows, and the held-out correlation with it.
+
+        -1 and NaN where it goes with none: no correlation is above 0.
+        """
+        most, label = self.correlation.max(1)
+        held = self.held_out_correlation.gather(1, label[:, None]).squeeze(1)
+        return label.where(most > 0, -1), held.where(most > 0, torch.nan)
 
     def against_units(self) -> pandas.DataFrame:
         """Return how modes compare with units, and modes of activations where a run has them.
@@ -304,11 +308,12 @@ def _parts(folder: RunFolder, store: Store, key: str) -> Iterator[DictionaryPart
 
 
 def _explained(folder: RunFolder) -> Iterator[tuple[str, Path]]:
-    for entry in folder.ledger.entries.values():
-        if entry.link == "explain":
-            name = str(entry.made_from.get("input", ""))
-            if found := folder.ledger.found(folder.explained(name)):
-                yield name, found
+    """Yield names of inputs that are explained, and files; those of the plan last, which count."""
+    entries = [one for one in folder.ledger.entries.values() if one.link == "explain"]
+    for entry in sorted(entries, key=lambda one: "why" in one.made_from):
+        for name in (name for name in entry.outputs if name.endswith(".npz")):
+            if found := folder.ledger.found(folder.path / name):
+                yield str(entry.made_from.get("input", "")), found
 
 
 def _twins(folder: RunFolder, store: Store, left_out: list[str]) -> Iterator[TwinPart]:

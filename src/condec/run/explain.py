@@ -218,7 +218,10 @@ def _task(
     lines: list[str], *, page: bool, **options: Any,
 ) -> Task:  # fmt: skip
     """Return the task of an input, with a page of its own or without; what it says is noted."""
-    folder, file = run.folder, run.folder.explained(one.name)
+    folder = run.folder
+    # Of the plan's inputs one may be asked for as well, otherwise: neither takes the other's place.
+    kind, kept = ("page", "asked") if page else ("explain", "explained")
+    file = folder.explained(one.name, kept)
 
     def make() -> list[Path]:
         made = _explained(run, one, modes, lines, **options)
@@ -231,7 +234,7 @@ def _task(
 
     inputs = [folder.modes(m.site.key, m.name) for m in modes]
     made_from = {**made_from, "input": one.name, "label": one.label}
-    return Task(f"explain {one.name}", made_from, make, inputs)
+    return Task(f"{kind} {one.name}", made_from, make, inputs)
 
 
 def _explained(

@@ -42,7 +42,7 @@ _REPAIR: Final = "repair.json"
 _LINKS: Final = {
     "contributions": "collect", "twins": "collect", "labels": "collect", "maps": "map",
     "modes": "fit", "meaning": "fit", "rivals": "fit", "stability": "fit", "log_odds": "control",
-    "units": "fit", "families": "fit", "judged": "control",
+    "units": "fit", "families": "fit", "judged": "control", "asked": "explain",
     "activations": "control", "superclasses": "control", "explained": "explain",
     "statistics": "stats", "statistics_twins": "stats", "left_out": "run", "left": "run",
 }  # fmt: skip

@@ -103,9 +103,9 @@ class RunFolder:
         """Return the file of a site's input-space maps."""
         return self.analysis("maps", site, f"{learner}.npz")
 
-    def explained(self, name: str) -> Path:
-        """Return the file of an input that is explained."""
-        place = self.analysis("explained", name)
+    def explained(self, name: str, kind: str = "explained") -> Path:
+        """Return the file of an input that is explained, of the plan's or, ``asked``, a user's."""
+        place = self.analysis(kind, name)
         return place.with_name(f"{place.name}.npz")
 
     def page(self, name: str) -> Path:
