@@ -101,19 +101,19 @@ def tour(opened: Any, run: Path) -> None:
 
 
 def compared(run: Path, folder: Path) -> Path:
-    """Fit a copy of a run by NMF, and write the page that compares both."""
+    """Fit a copy of a run by k-means, and write the page that compares both."""
     from dataclasses import replace
 
-    from condec import NMF
+    from condec import KMeans
     from condec.run import Run, chain, config
 
     shutil.copytree(run, folder / "by an autoencoder")
-    other = shutil.copytree(run, folder / "by NMF", ignore=shutil.ignore_patterns("report"))
+    other = shutil.copytree(run, folder / "by k-means", ignore=shutil.ignore_patterns("report"))
     plan = config.read(other)
-    fit = replace(plan.fit, learner=NMF(n_modes=16), modes_per_unit=None, rows_per_mode=None)
+    fit = replace(plan.fit, learner=KMeans(n_modes=16), modes_per_unit=None, rows_per_mode=None)
     config.write(changed := replace(plan, fit=fit, links=("fit", "map", "report")))
     list(chain(Run(changed, progress=False)))
-    command = ["compare", "by an autoencoder", "by NMF", "--modes", "--out", "both"]
+    command = ["compare", "by an autoencoder", "by k-means", "--modes", "--out", "both"]
     subprocess.run([sys.executable, "-m", "condec", *command], check=True, cwd=folder)
     return folder / "both" / "index.html"
 
