@@ -24,9 +24,10 @@ from condec.attribution import (
 )
 from condec.attribution.contributions import contribute
 from condec.attribution.reduce import spread_units, unit_numbers
-from condec.attribution.targets import Entropy, Label, Logit, Predicted, TopK
+from condec.attribution.targets import Custom, Entropy, Label, Logit, Predicted, TopK
 from condec.basis.errors import DataError, OptionError, SiteError
 from condec.data import as_inputs
+from condec.network import PackedInput
 from condec.network.sites import Units
 from condec.testing.contracts import AttributionContract
 from condec.testing.models import small_mlp, small_resnet
@@ -129,13 +130,42 @@ def test_smooth_grad_keeps_the_class_of_the_clean_input() -> None:
     model, images = small_mlp(seed=2), 0.01 * torch.randn(6, 5)
     method = SmoothGrad(noise=50.0, n_samples=4)
     own = model(images).argmax(1)
-    assert (model(method._noisy(images, 2)).argmax(1) != own).all()
+    assert (model(method._noisy(model, images, 2)).argmax(1) != own).all()
     a = contribute(model, images, "1", method=method, target=Predicted())
     b = contribute(model, images, "1", method=method, target=Label(), labels=own)
     assert torch.equal(a["1"].contribution, b["1"].contribution)
     assert torch.equal(a.target, model(images).max(1).values.detach())
     assert a.target_baseline.isnan().all()
     assert method.n_passes == 5
+
+
+class Halves(PackedInput):
+    """Reads the first half of its input; the second, of large numbers, stays."""
+
+    def fixed(self, inputs: Tensor) -> Tensor:
+        return torch.arange(inputs.shape[1]) >= inputs.shape[1] // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : x.shape[1] // 2]
+
+
+def test_noise_is_a_share_of_the_range_of_what_moves() -> None:
+    own = torch.linspace(0, 1, 8).expand(2, -1)
+    packed = torch.cat([own, 512 * own], 1)
+    method = SmoothGrad(noise=0.1)
+    both = method._noisy(Halves(), packed, 0) - packed
+    nothing_stays = method._noisy(nn.Identity(), own, 0) - own
+    assert 0.05 < both[:, :8].std() < 0.2
+    assert 0.05 < nothing_stays.std() < 0.2
+
+
+def test_a_target_that_a_replaced_unit_makes_infinite_names_its_samples() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Linear(3, 1, bias=False)).eval()
+    model[1].weight.data = torch.tensor([[1.0, 0.0, 0.0]])
+    target = Custom(lambda output: output[:, 0].log())
+    with pytest.raises(DataError, match=r"unit of 0 replaced .* 2 of 2 samples") as caught:
+        unit_effects(model, torch.ones(2, 3), "0", target, method=UnitAblation(rows_per_pass=6))
+    assert caught.value.samples == (0, 1)
 
 
 def test_methods_inside_are_fitted() -> None:

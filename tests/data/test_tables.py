@@ -182,6 +182,13 @@ def test_a_split_is_named_where_there_are_several(
     with pytest.raises(OptionError, match=r"hf:both: split must be one of train, test; got None"):
         load_data("hf:both", folder=tmp_path)
 
+    assert load_data("hf:one", folder=tmp_path).ids == ("a.png", "b.png", "c.png")
+    for key in ("split=test", "config=small"):
+        with pytest.raises(
+            OptionError, match=r"hf:one: a folder of save_to_disk has no configurat"
+        ):
+            load_data(f"hf:one?{key}", folder=tmp_path)
+
     # The hub cannot be reached here: what would load from it is asked for the same.
     def load(*given: object, split: str | None) -> Any:
         asked.append((*given, split))

@@ -146,3 +146,21 @@ def test_sources_that_name_nothing(source: str, message: str, tmp_path: Path) ->
 def test_ranges_keep_their_zeros(tmp_path: Path) -> None:
     found = files_of("{a}{0..1}-{08..10}.tar", tmp_path)
     assert [file.name for file in found][::5] == ["{a}0-08.tar", "{a}1-10.tar"]
+
+
+def test_a_tar_may_begin_with_its_folder_or_a_long_name(tmp_path: Path) -> None:
+    for first in ("photos", f"{'long' * 40}/0.png"):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            member = tarfile.TarInfo(first)
+            content = png(0) if first.endswith(".png") else b""
+            member.type, member.size = (
+                (tarfile.REGTYPE if content else tarfile.DIRTYPE),
+                len(content),
+            )
+            tar.addfile(member, io.BytesIO(content))
+            last = tarfile.TarInfo("photos/1.png")
+            last.size = len(png(1))
+            tar.addfile(last, io.BytesIO(png(1)))
+        inputs = load_data("webdataset:a.tar", folder=tmp_path)
+        assert len(inputs) == 1 + first.endswith(".png")
+        assert np.array_equal(inputs.read(len(inputs) - 1).numpy(), pixels(1))

@@ -32,7 +32,7 @@ from condec.models.language import LanguageModel
 from condec.models.torchvision import import_torchvision
 from condec.modes import Modes
 from condec.network.sites import find_sites
-from condec.store import collect
+from condec.store import ShuffledLabels, collect, collect_twin
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -335,6 +335,12 @@ def test_where_no_baseline_is_named_paths_begin_at_the_mean_token(
     sites, target = "preset:lm_blocks", Logit(7)
     store = collect(model, embeddings, sites, target=target, out=tmp_path / "s", progress=False)
     assert store.recipe["method"]["baseline"] == {"name": "MeanToken"}
+    labelled, copies = (embeddings, torch.tensor([0, 1, 0])), {"target": target, "progress": False}
+    real = collect(model, labelled, sites, out=tmp_path / "real", **copies)
+    twin = collect_twin(
+        ShuffledLabels(), model, labelled, sites, out=tmp_path / "twin", of=real, **copies
+    )
+    assert torch.equal(twin.matrix(sites_of := real.sites[0]), real.matrix(sites_of))
     whole = TrainConfig(held_out=0.0)
     modes = [
         Modes.build(fit(PCA(n_modes=2), store.matrix(site), config=whole).dictionary, store, site)

@@ -318,6 +318,7 @@ def test_numbers_of_modes_that_cannot_be(n_modes, message) -> None:
         ("[control]\nsteering = true\nn_random = 0", "control: n_random must be at least 1; got 0"),
         ("[control]\nfractions = [2]", "fractions lie between 0 and 1"),
         ("[control]\nfractions = ['all']", "fractions: expected a number; got 'all'"),
+        ("[engine]\nworkers = 8", "workers are those of an engine, kind local or ray"),
         ("[maps]\nn_units = 0", "maps: n_units must be at least 1; got 0"),
         ("[maps]\nn_inputs = 128", "a page shows at most 100 inputs of a mode; got 128"),
         ("sites = 'a'\nlinks = ['fly']", "links: expected one of collect, stats, fit"),

@@ -827,6 +827,21 @@ def test_dead_modes_are_a_note_and_no_warning(tmp_path: Path) -> None:
 CHECKS = "held_out = 0.4, rivals = true, stability_seeds = 5, check_sites = 'block2'"
 
 
+def test_checks_that_fail_are_left_out_and_the_fit_stays(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("too few rows")
+
+    change(source, "held_out = 0.4", CHECKS)
+    monkeypatch.setattr("condec.run.links.dictionary.fit_rivals", fail)
+    monkeypatch.setattr("condec.run.links.dictionary.stability", fail)
+    outcomes = carry_out(run_of(source, links=("collect", "fit", "control")))
+    assert outcomes["fit"].state == "made"
+    assert any("too few rows" in note for note in outcomes["fit"].notes)
+    assert outcomes["control"].state == "made"
+
+
 def test_rivals_and_stability_are_steps_of_the_fit(source: Path) -> None:
     prepare(run_of(source, links=("collect", "fit", "map")))
     before = contents(source / "run" / "modes")

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from condec import cli, dictionary
 from condec.basis.errors import DataError, OptionError, SiteError, StoreError
 from condec.basis.files import store_path, write_file
+from condec.basis.objects import object_path
 from condec.dictionary import (
     KMeans,
     TopKSAE,
@@ -253,6 +255,9 @@ def test_what_cannot_be_swept(folder):
         sweep(plan_of(folder, sites=["block1", "blok"]))
     with pytest.raises(StoreError, match=r"no contributions yet; run 'condec collect .* first"):
         sweep(plan_of(folder, run="elsewhere"))
+    far = replace(plan_of(folder), store=object_path("memory://condec-nowhere/run.zarr"))
+    with pytest.raises(StoreError, match=r"no contributions yet; run collect first"):
+        sweep(far)
     # Found before any fit: the first grid could be fitted.
     plan = plan_of(folder, GRID, {"learner": "kmeans", "n_modes": 400})
     with pytest.raises(DataError, match=r"block1: kmeans 400: .*400"):

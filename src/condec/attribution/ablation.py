@@ -190,7 +190,7 @@ def _effects(
         versions = torch.cat([torch.where(numbers == u, instead(u), h) for u in some.tolist()])
         kept = None if frozen is None else torch.cat([frozen] * len(some))
         changed = target.value(after.run(versions), kept)
-        check_finite(changed, f"the target with a unit of {key} replaced")
+        check_finite(changed, f"the target with a unit of {key} replaced", n_samples=len(value))
         effects.append(value[:, None] - changed.view(len(some), -1).T)
     return torch.cat(effects, 1), value
 

@@ -235,7 +235,7 @@ class LayerPath(Path):
         with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(self.after.model):
             output = self.after.run(stacked)
             value = self.setup.target.value(output, self._frozen(len(alphas)))
-            check_finite(value, "the target")
+            check_finite(value, "the target", n_samples=len(whole))
             (gradient,) = torch.autograd.grad(value.sum(), (stacked,))
         records, gradients = {key: stacked.detach()}, {key: gradient}
         point = Point(output.detach(), None, value.detach(), records, gradients)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condec.attribution.base import Attribution, Method, Setup, without_baseline
 from condec.attribution.engine import Kept, run_point
@@ -14,7 +14,7 @@ from condec.attribution.targets.base import wide
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.basis.options import require
-from condec.network import Units, hold
+from condec.network import PackedInput, Units, hold
 
 _SMALLEST_NORM: Final = 1e-8
 
@@ -169,16 +169,19 @@ class SmoothGrad(Method):
         kept = replace(setup, target=Kept(setup.target, at.frozen))
         total: dict[str, Tensor] = {}
         for draw in range(self.n_samples):
-            noise = self._noisy(setup.inputs, draw)
+            noise = self._noisy(setup.model, setup.inputs, draw)
             noisy = replace(kept, inputs=hold(setup.model, setup.inputs, noise))
             part = self.inner.attribute(noisy).contribution
             total = {key: total[key] + c if total else c for key, c in part.items()}
         mean = {key: c / self.n_samples for key, c in total.items()}
         return without_baseline(mean, at.records, at.output, at.target)
 
-    def _noisy(self, inputs: Tensor, draw: int) -> Tensor:
-        flat = inputs.flatten(1)
-        ranges = (flat.amax(1) - flat.amin(1)).view(-1, *(1 for _ in inputs.shape[1:]))
+    def _noisy(self, model: nn.Module, inputs: Tensor, draw: int) -> Tensor:
+        fixed = model.fixed(inputs) if isinstance(model, PackedInput) else None
+        stay = torch.zeros((), dtype=torch.bool) if fixed is None else fixed  # no range of its own
+        lowest = inputs.masked_fill(stay.to(inputs.device), torch.inf).flatten(1).amin(1)
+        highest = inputs.masked_fill(stay.to(inputs.device), -torch.inf).flatten(1).amax(1)
+        ranges = (highest - lowest).view(-1, *(1 for _ in inputs.shape[1:]))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
         shape = (1, *inputs.shape[1:])
         noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)

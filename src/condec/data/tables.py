@@ -134,6 +134,13 @@ def from_hub(
     with reading(f"hf:{name}", "a data set of Hugging Face", remedy, DataError):
         if saved:
             found = datasets.load_from_disk(str(place))
+            own = None if isinstance(found, Mapping) else str(found.split or "")
+            if keys.get("config") or (own is not None and split not in (None, own)):
+                raise OptionError(
+                    f"data hf:{name}: a folder of save_to_disk has no configurations, and this "
+                    f"holds {'splits' if own is None else f'one data set, split {own!r}'}; got "
+                    f"config {keys.get('config')}, split {split}"
+                )
         else:
             there = str(place) if place.is_dir() else name
             found = datasets.load_dataset(there, keys.get("config"), split=split)

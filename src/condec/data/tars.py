@@ -151,6 +151,7 @@ def _members(opened: BinaryIO, tar: Any) -> Iterator[tuple[str, int, int]]:
             at = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             yield name, start, size
         else:
+            opened.seek(at)  # at the first member `tarfile` wants to stand there
             tar.offset = at
             member = tar.next()
             tar.members.clear()  # else it keeps all of them

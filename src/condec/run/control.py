@@ -171,8 +171,9 @@ def _log_odds(run: Run, chosen: Sequence[Modes]) -> tuple[Store | None, str]:
     sites = [modes.site for modes in chosen]
     if out.exists():
         found = Store.open(out)
-        stored, method = found.sites, run.plan.control.log_odds.to_dict()
-        if set(sites) <= set(stored) and found.recipe["method"] == method:
+        method = run.plan.control.log_odds.for_model(run.model_of_store)
+        stored = found.sites
+        if set(sites) <= set(stored) and found.recipe["method"] == method.to_dict():
             sites = list(stored)
         else:  # Made from the run's own data, and can be made again, for the sites of today too.
             sites = [site for site in run.store.sites if site in {*sites, *stored}]

@@ -51,7 +51,7 @@ def collect_link(run: Run) -> Outcome:
         for twin in plan.twins:
             twin.check(model, inputs)
         options = {name: getattr(plan, name) for name in ("method", "target", "compute", "on_bad")}
-        options["fit_on"] = run.fit_on
+        options |= {"fit_on": run.fit_on, "target": run.target}
         store = collected_ahead(run, run.collection())
         for path, twin in twins.items():
             run.say(f"twin {twin.name}")

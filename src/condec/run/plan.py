@@ -288,6 +288,11 @@ class EnginePlan:
         at_least("engine", 0, cpus=self.cpus, gpus=self.gpus or 0.0)
         if self.address and self.kind != "ray":
             raise OptionError(f"engine: address is that of a Ray cluster; got kind {self.kind!r}")
+        if self.workers and self.kind == "here":
+            raise OptionError(
+                "engine: workers are those of an engine, kind local or ray; got kind 'here', which "
+                "is one process"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ from condec.basis.digests import digest, joint_digest
 from condec.basis.errors import CondecError, OptionError, StoreError
 from condec.basis.files import file_name, read_checked, store_path, user_path, with_checksum
 from condec.basis.locks import held
+from condec.basis.objects import ObjectPath
 from condec.basis.progress import progress_bar
 from condec.basis.records import short_repr
 from condec.dictionary import Learner, TrainConfig
@@ -235,7 +236,8 @@ def sweep(plan: SweepPlan, *, progress: bool = True) -> SweepResult:
     found before anything is fitted.
     """
     if not plan.store.exists():
-        first = RunFolder(plan.store.parent).first("collect")
+        far = isinstance(plan.store, ObjectPath)
+        first = "run collect first" if far else RunFolder(plan.store.parent).first("collect")
         raise StoreError(f"{plan.store}: no contributions yet; {first}")
     store = Store.open(plan.store)
     with held(plan.out):

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from condec.attribution import Compute, IntegratedGradients, Sites, prepare_inputs
+from condec.attribution import Compute, Sites, prepare_inputs
 from condec.attribution.targets import TargetLike, TopK, as_target
+from condec.attribution.texts import as_method
 from condec.basis.digests import differences
 from condec.basis.errors import DataError, StoreError
 from condec.basis.files import store_path
@@ -222,7 +223,7 @@ def _check_real(
     keys = [of.info(site).site.key for site in find_sites(model, sites)]  # as that store spells it
     wanted = recipe_of(
         model, inputs, sorted(keys),
-        options.get("method") or IntegratedGradients(),
+        as_method("collect_twin", options.get("method"), model),
         as_target(options.get("target") or TopK()), options.get("compute") or Compute(),
         None if fit_on is None else as_inputs(fit_on),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,13 @@ def test_predicted_keeps_its_class_and_top1_does_not() -> None:
     later = OUTPUT.flip(1)
     assert Predicted().value(later, frozen).tolist() == [3.0, 0.0]
     assert TopK().value(later, None).tolist() == [3.0, 0.5]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_pair_may_be_numbers_of_numpy_and_nothing_between() -> None:
+    assert Contrast(pair=(np.int64(2), torch.tensor(0))).pair == (2, 0)
+    with pytest.raises(OptionError, match=r"two numbers of labels, or two names; got \(1.5, 2\)"):
+        Contrast(pair=(1.5, 2))  # type: ignore[arg-type]
 
 
 def test_contrast_keeps_its_pair_if_frozen() -> None:

@@ -1,6 +1,7 @@
 """Targets of classifiers: outputs of shape [sample, label]."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, final
@@ -224,7 +225,13 @@ class Contrast(Target):
     def __post_init__(self) -> None:
         if self.pair is None:
             return
-        object.__setattr__(self, "pair", tuple(self.pair))
+        try:
+            pair = tuple(one if isinstance(one, str) else operator.index(one) for one in self.pair)
+        except TypeError:
+            raise OptionError(
+                f"Contrast: pair must be two numbers of labels, or two names; got {self.pair}"
+            ) from None
+        object.__setattr__(self, "pair", pair)
         if len({*self.pair}) != 2 or len(self.pair) != 2 or self.frozen:
             raise OptionError(
                 f"Contrast: pair must be two different labels, and not frozen; got {self.pair}"
