@@ -16,6 +16,7 @@ from condec import explain
 from condec.attribution import (
     Constant,
     IntegratedGradients,
+    Mean,
     MeanToken,
     Samples,
     SmoothGrad,
@@ -355,6 +356,41 @@ def test_where_no_baseline_is_named_paths_begin_at_the_mean_token(
         contribute(plain, torch.ones(1, 2), "0", method=method)
     with pytest.raises(OptionError, match=r"MeanToken: .* use start\(model, inputs\)"):
         MeanToken().make(embeddings)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_shorter_texts_are_compared_with_the_ends_of_a_baseline(
+    theirs: nn.Module, padded: bool
+) -> None:
+    model, tokens = LanguageModel(theirs), torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 1]])
+    mask = torch.ones_like(tokens)
+    mask[0, 0] = 0 if padded else 1
+    values, short = model.embed(tokens, mask), model.embed(tokens[:, 1:4])
+    dim = short.shape[-1]
+    assert values.shape[-1] == dim + padded
+    for mine, its in (
+        (Samples(n_samples=2, values=values), Samples(n_samples=2, values=values[:, 2:, :dim])),
+        (Mean(values=values.mean(0)), Mean(values=values.mean(0)[2:, :dim])),
+    ):
+        found, wanted = (
+            contribute(
+                model, short, "preset:lm_blocks", target=Logit(7),
+                method=IntegratedGradients(steps=2, baseline=baseline),
+            )
+            for baseline in (mine, its)
+        )  # fmt: skip
+        for one, other in zip(found.by_site, wanted.by_site, strict=True):
+            assert torch.equal(one.contribution, other.contribution)
+        assert torch.equal(found.target_baseline, wanted.target_baseline)
+        longer = model.embed(torch.arange(6)[None])
+        words = f"{type(mine).__name__}: the baseline was taken from texts of 5 tokens, .* has 6; "
+        with pytest.raises(DataError, match=words):
+            mine.start(model, longer)
+    # Where inputs are padded, that stays as it is, whether or not the samples were padded.
+    inputs = model.embed(tokens[:, :3], torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    start = Samples(n_samples=2, values=values).start(model, inputs, draw=1)
+    assert torch.equal(start[..., -1], inputs[..., -1])
+    assert torch.equal(start[..., :dim], values[1, 2:, :dim].expand(2, 3, dim))
 
 
 def test_the_mask_stays_as_it_is_from_any_baseline(theirs: nn.Module) -> None:

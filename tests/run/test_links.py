@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from condec.basis.errors import DataError
 from condec.basis.npz import load_record
 from condec.explanation import ExplainedInput, SiteMaps
 from condec.models import load_model
 from condec.models.torchvision import import_torchvision
 from condec.run import Run, chain, config
+from condec.run.explain import explain_inputs
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::condec.dictionary.DeadModesWarning"
@@ -122,3 +124,18 @@ def test_the_whole_chain_on_positions_of_texts(source: Path) -> None:
     nets = [part["net"] for site in one.sites for part in site["parts"]]
     assert sums[:2] == pytest.approx(nets[:2], rel=1e-4)
     assert (source / "run" / "report" / "inputs" / "4.html").exists()
+
+
+def test_a_short_text_is_explained_where_the_baseline_is_samples(source: Path) -> None:
+    plan = source / "run.toml"
+    plan.write_text('links = ["collect", "fit"]' + PLAN.replace('"ig:4"', '"ig:4@samples:2"'))
+    run = Run(config.read(plan), progress=False)
+    assert [outcome.state for outcome in chain(run)] == ["made", "made"]
+    (source / "short.txt").write_text("b c d\n")
+    (source / "long.txt").write_text("a b c d e f a\n")
+    outcome = explain_inputs(run, [str(source / "short.txt")])
+    (page,) = [note for note in outcome.notes if note.startswith("short.txt-")]
+    assert Path(page.partition(": ")[2]).is_file()
+    wanted = "Samples: the baseline was taken from texts of 6 tokens, and this one has 7; give one"
+    with pytest.raises(DataError, match=wanted):
+        explain_inputs(run, [str(source / "long.txt")])

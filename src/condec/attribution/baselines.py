@@ -191,7 +191,7 @@ class Blur(Baseline):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FromData(Baseline):
-    """Baselines that are taken from a data set, once."""
+    """Baselines that are taken from a data set, once; of shorter texts their last tokens."""
 
     n_samples: int = 256
     values: Tensor | None = field(default=None, repr=False, compare=False)
@@ -204,6 +204,33 @@ class _FromData(Baseline):
     @abstractmethod
     def of(self, samples: Tensor) -> "Baseline":
         """Take what is needed from samples, shape [n, ...]."""
+
+    @abstractmethod
+    def one(self, draw: int) -> Tensor | None:
+        """Return the values of baseline number `draw`, of the shape of one input, if there are."""
+
+    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Return what was taken, shape [1, ...]; OptionError where inputs have another shape."""
+        return self._checked(self.one(draw), inputs)
+
+    def start(self, model: nn.Module, inputs: Tensor, draw: int = 0) -> Tensor:
+        """Make a baseline for a model; of texts as many last tokens as they have.
+
+        DataError: the texts are longer than those that the baseline was taken from.
+        """
+        mean = model.mean_token if isinstance(model, PackedInput) else None
+        values = self.one(draw)
+        if mean is None or values is None or values.ndim != 2 or values.shape[1] < len(mean):
+            return Baseline.start(self, model, inputs, draw)
+        longest, length, dim = len(values), inputs.shape[1], len(mean)
+        if length > longest:
+            raise DataError(
+                f"{type(self).__name__}: the baseline was taken from texts of {longest} tokens, "
+                f"and this one has {length}; give one of at most {longest}, or another baseline"
+            )
+        start = torch.zeros_like(inputs[:1])
+        start[..., :dim] = values[-length:, :dim].to(inputs)
+        return hold(model, inputs, start)
 
     @property
     def is_fitted(self) -> bool:
@@ -257,9 +284,9 @@ class Mean(_FromData):
         """Take the mean, summed in float64."""
         return replace(self, values=samples.mean(0, dtype=torch.float64))
 
-    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Return the mean, shape [1, ...]."""
-        return self._checked(self.values, inputs)
+    def one(self, draw: int) -> Tensor | None:
+        """Return the mean."""
+        return self.values
 
 
 @final
@@ -297,6 +324,6 @@ class Samples(_FromData):
         """Take all of them."""
         return replace(self, n_samples=len(samples), values=samples)
 
-    def make(self, inputs: Tensor, draw: int = 0) -> Tensor:
-        """Return one of the samples, shape [1, ...]."""
-        return self._checked(None if self.values is None else self.values[draw], inputs)
+    def one(self, draw: int) -> Tensor | None:
+        """Return one of the samples."""
+        return None if self.values is None else self.values[draw]

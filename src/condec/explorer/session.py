@@ -11,7 +11,7 @@ import secrets
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib import metadata
@@ -297,7 +297,7 @@ class Session:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
             asked = replace(one, label=self._label_of(one))
-            found = asked.explained(self._explain_as(one))
+            found = asked.explained(self._explain)
         picture = one.picture
         key = secrets.token_urlsafe(9)
         self._kept[key] = _Asked(asked, found, picture, "" if asked.label == one.label else _TAKEN)
@@ -315,31 +315,6 @@ class Session:
             "sites": [self._site(at, ground) for at in found.by_site],
             **self._outputs(found, found.batch.output[:1]),
         }  # fmt: skip
-
-    def _explain_as(self, one: OneInput) -> Callable[[Tensor, int | None], Explanation]:
-        """Return what explains an input: a short text from the ends of a baseline's samples.
-
-        DataError where it is longer.
-        """
-        method = self.run.method
-        baseline = getattr(method, "baseline", None)
-        values = getattr(baseline, "values", None)
-        x = one.inputs.load(one.row)
-        if not self._is_text or values is None or values[0].ndim != x.ndim:
-            return self._explain
-        longest, length = values.shape[1], len(x)
-        if length == longest:
-            return self._explain
-        if length > longest:
-            raise DataError(
-                f"{one.name}: the baseline of this run are samples of {longest} tokens, and this "
-                f"text has {length}; give one of at most {longest}"
-            )
-        ends = replace(baseline, values=values[:, -length:])  # type: ignore[type-var]
-        shorter = replace(method, baseline=ends)  # type: ignore[type-var]
-        return explainer(
-            self.run.loaded.model, self.modes, shorter, None, n_modes=N_MODES, prove=False
-        )
 
     def _label_of(self, one: OneInput) -> int:
         """Return the label of an input; the predicted one where none is known and one is needed."""
