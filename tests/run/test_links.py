@@ -133,9 +133,9 @@ def test_a_short_text_is_explained_where_the_baseline_is_samples(source: Path) -
     assert [outcome.state for outcome in chain(run)] == ["made", "made"]
     (source / "short.txt").write_text("b c d\n")
     (source / "long.txt").write_text("a b c d e f a\n")
-    outcome = explain_inputs(run, [str(source / "short.txt")])
-    (page,) = [note for note in outcome.notes if note.startswith("short.txt-")]
+    outcome = explain_inputs(run, [str(source / "short.txt")], label="1")
+    page = [note for note in outcome.notes if note.startswith("short.txt-")][-1]
     assert Path(page.partition(": ")[2]).is_file()
     wanted = "Samples: the baseline was taken from texts of 6 tokens, and this one has 7; give one"
     with pytest.raises(DataError, match=wanted):
-        explain_inputs(run, [str(source / "long.txt")])
+        explain_inputs(run, [str(source / "long.txt")], label="1")
