@@ -9,6 +9,7 @@ build. Named in mkdocs.yml under ``hooks``.
 import html
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Final
 
 from matplotlib.font_manager import FontProperties
@@ -78,6 +79,7 @@ def formulas(text: str) -> Iterator[str]:
     yield from found
 
 
+@cache
 def formula_svg(tex: str, *, display: bool = False) -> str:
     """One formula as inline SVG that takes the colour and size of the text around it."""
     plain = " ".join(tex.split())

@@ -1,12 +1,15 @@
 """What every test shares: seeds, one thread, and the real data beside the checkout."""
 
+import dataclasses
 import gc
+import inspect
 import os
+import types
 import uuid
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, update_wrapper, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import jaxtyping
 import pytest
@@ -20,11 +23,52 @@ _JAXTYPED: Any = jaxtyping.jaxtyped
 
 
 def _typed(given: Any = None, **options: Any) -> Any:
-    """Have types checked where a function is made once: 3 ms for every closure are half of all."""
+    """Have types checked where a function is made once: 3 ms for every closure are half of all.
+
+    And not before it is called: to do it for all that is imported takes seconds of every process.
+    """
     if given is None:
         return partial(_typed, **options)
-    closure = "<locals>" in getattr(given, "__qualname__", "")
-    return given if closure else _JAXTYPED(given, **options)
+    if inspect.isclass(given):
+        if dataclasses.is_dataclass(given) and "__init__" in vars(given):
+            given.__init__ = _typed(given.__init__, **options)
+        return given
+    if "<locals>" in given.__qualname__:
+        return given
+    checked: Any = None
+
+    @wraps(given)
+    def typed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
+        if jaxtyping.config.jaxtyping_disable:
+            return given(*args, **kwargs)
+        checked = checked or _checked(given, **options)
+        return checked(*args, **kwargs)
+
+    return typed
+
+
+def _checked(given: Any, typechecker: Any) -> Any:
+    """Check types of arguments and result; shapes only where there are some, 10 us a call."""
+    try:
+        hints = get_type_hints(given, include_extras=True)
+    except NameError:  # imported for mypy alone: jaxtyping passes over these
+        return _JAXTYPED(given, typechecker=typechecker)
+    if any(map(_has_shape, hints.values())):
+        return _JAXTYPED(given, typechecker=typechecker)
+    parts = given.__code__, given.__globals__, given.__name__, given.__defaults__, given.__closure__
+    plain = update_wrapper(types.FunctionType(*parts), given)
+    del plain.__wrapped__
+    plain.__kwdefaults__, plain.__annotations__ = given.__kwdefaults__, hints
+    return typechecker(plain)
+
+
+def _has_shape(hint: Any) -> bool:
+    if isinstance(hint, list | tuple):
+        return any(map(_has_shape, hint))
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(_has_shape, get_args(hint)))
 
 
 jaxtyping.jaxtyped = _typed  # `--jaxtyping-packages` has every function of condec decorated by it

@@ -305,7 +305,8 @@ def site_hooks() -> ModuleType:
 def test_formulas_can_be_drawn():
     hooks = site_hooks()
     texts = [*docstrings(), *(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))]
-    found = [tex for text in texts for tex in hooks.formulas(text)]
+    some = [text for text in texts if "$" in text or "math" in text]
+    found = [tex for text in some for tex in hooks.formulas(text)]
     assert len(found) > 40
     svg = hooks.formula_svg(r"\frac{a}{b}", display=True)
     assert 'aria-label="\\frac{a}{b}"' in svg

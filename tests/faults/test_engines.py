@@ -112,8 +112,9 @@ def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
 LOCAL = ("--engine", "local", "--workers", "2")
 
 
+@pytest.mark.slow  # tests/run/engines has one process killed, and what follows a death by itself
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, KILLS])
 def test_kills_of_workers_at_any_time(tmp_path: Path, kills: int) -> None:
     changes = {"links = [": 'links = ["collect"]\n# ['} if kills < KILLS else {}
     changes |= {"shard_size = 2": "shard_size = 4"} if kills < KILLS else {}

@@ -89,7 +89,7 @@ def begin(run: Path, name: str) -> list[str]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("name", "kills"),
-    [("fit", 2), *(pytest.param(n, KILLS, marks=pytest.mark.slow) for n in (*LINKS, "verify"))],
+    [("map", 2), *(pytest.param(n, KILLS, marks=pytest.mark.slow) for n in (*LINKS, "verify"))],
 )
 def test_kills_at_any_change_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kills: int

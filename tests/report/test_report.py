@@ -192,13 +192,13 @@ def test_same_run_gives_the_same_bytes_and_old_files_go(run_folder, report):
     assert not [p.name for p in run_folder.iterdir() if p.name.startswith(".report")]
 
 
-def test_a_report_elsewhere_writes_nothing_into_the_run(run_folder, tmp_path, quick):
+def test_a_report_elsewhere_writes_nothing_into_the_run(run_folder, bare, tmp_path, quick):
     def content():
         return {f: f.stat().st_mtime_ns for f in run_folder.rglob("*") if f.name != ".lock"}
 
     before, out = content(), tmp_path / "some" / "pages"
-    for _ in range(2):  # an earlier report is replaced
-        assert build_report(run_folder, out=out) == out / "index.html"
+    for run in (bare, run_folder):  # an earlier report is replaced
+        assert build_report(run, out=out) == out / "index.html"
     assert content() == before
     assert sorted(file.name for file in out.parent.iterdir()) == ["pages"]
     (tmp_path / "mine").write_text("kept")
@@ -361,17 +361,12 @@ def check_escaped(report: Path) -> None:
         assert "<script" not in file.read_text()
 
 
-def test_names_are_escaped_everywhere(run_folder, tmp_path):
-    folder = RunFolder(shutil.copytree(run_folder, tmp_path / "run"))
-    folder.labels.write_text(json.dumps(EVIL))
-    recorded(folder)
-    folder.plan.write_text('[report]\ntitle = "<script>alert(3)</script>"\n')
-    report = build_report(folder.path).parent
-    check_escaped(report)
-    assert all("alert(3)" in page.text for page in pages(report))
-    site = "".join(page.text for page in pages(report / "sites"))
+def test_names_are_escaped_everywhere(evil_report):
+    check_escaped(evil_report)
+    assert all("alert(3)" in page.text for page in pages(evil_report))
+    site = "".join(page.text for page in pages(evil_report / "sites"))
     assert any(name in site for name in EVIL)
-    assert loaded(report, "run")["labels"] == list(EVIL)
+    assert loaded(evil_report, "run")["labels"] == list(EVIL)
 
 
 # --- parts that are missing ---------------------------------------------------------------
@@ -1162,7 +1157,8 @@ def with_side_effects(run: Path) -> Path:
     """Tables of what else edits do, at the first site."""
     folder = RunFolder(run)
     modes = Modes.load(folder.modes("block1", "sae"), Store.open(folder.store))
-    data = replace(small_inputs(), label_names=tuple(json.loads(folder.labels.read_text())))
+    names = tuple(json.loads(folder.labels.read_text()))
+    data = replace(small_inputs(bad=[7]), label_names=names)
     model = small_resnet().requires_grad_(requires_grad=False)
     of = {"model": model, "data": data, "modes": modes}
     pairs = [tuple(modes.ids[:2].tolist())]
@@ -1180,9 +1176,17 @@ def with_side_effects(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def changed_more(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("effects") / "run"
-    return with_side_effects(small_run(folder, links=("fit",), label_names=EVIL))
+def changed_more(run_folder, tmp_path_factory) -> Path:
+    """The run under hostile names, with what else edits did."""
+    folder = RunFolder(shutil.copytree(run_folder, tmp_path_factory.mktemp("effects") / "run"))
+    folder.labels.write_text(json.dumps(EVIL))
+    folder.plan.write_text('[report]\ntitle = "<script>alert(3)</script>"\n')
+    return with_side_effects(folder.path)
+
+
+@pytest.fixture(scope="module")
+def evil_report(changed_more) -> Path:
+    return build_report(changed_more).parent
 
 
 @pytest.fixture(scope="module")
@@ -1219,11 +1223,10 @@ def test_matrices_are_read_as_they_were_measured(more):
     assert only(more) == []
 
 
-def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
-    report = build_report(changed_more).parent
-    page = Page(report / "sites" / "block1.html")
+def test_what_else_changed_stands_on_the_page_of_its_site(changed_more, evil_report):
+    page = Page(evil_report / "sites" / "block1.html")
     assert "sae-effects" in page.ids
-    assert "What else changed" not in shown(report / "sites" / "block2%3Ainput.html")
+    assert "What else changed" not in shown(evil_report / "sites" / "block2%3Ainput.html")
     run = read_run(changed_more)
     for sentence in sentences.about_side_effects(run.sites[0].parts[0], 4, run.hierarchy):
         assert " ".join(sentence.split()) in " ".join(page.text.split()), sentence
@@ -1233,7 +1236,6 @@ def test_what_else_changed_stands_on_the_page_of_its_site(changed_more):
         "matrix-preserve-zero-accuracy", "matrix-preserve-zero-logit",
     }  # fmt: skip
     assert {Path(name).stem.removeprefix("sae-") for name in drawn} >= wanted
-    check_escaped(report)
 
 
 def test_words_on_matrices(more):

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Final
 
 AXE: Final = Path(__file__).parents[1] / "browser" / "axe-core" / "axe.min.js"
-_GRAVE: Final = """async () => (await axe.run(document, {preload: false})).violations
+_GRAVE: Final = """async (rules) => (await axe.run(document, {preload: false,
+    ...(rules.length && {runOnly: {type: "rule", values: rules}})})).violations
     .filter((one) => ["serious", "critical"].includes(one.impact))
     .map((one) => `${one.id}: ${one.help}: ${one.nodes.slice(0, 3).map((node) => node.html)}`)"""
 
@@ -41,7 +42,7 @@ def watched(browser, own: str = "file:", **options) -> Iterator[Any]:
     assert not wrong, wrong
 
 
-def inaccessible(page) -> list[str]:
-    """What axe-core finds on a page that is serious or critical."""
+def inaccessible(page, *rules: str) -> list[str]:
+    """What axe-core finds on a page that is serious or critical, by some rules or by all."""
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    return page.evaluate(_GRAVE)
+    return page.evaluate(_GRAVE, list(rules))

@@ -90,14 +90,20 @@ def work(folder, out):
     fit(ThresholdSAE(24, resample=True), Planted.small().matrix, **options).save(out)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    work(folder / "checkpoint", folder / "whole")
+    return folder / "whole"
+
+
 @pytest.mark.parametrize("kill_at", [51, 288])
-def test_killed_while_it_writes(kill_at, tmp_path):
-    folder, out, whole = (tmp_path / name for name in ("checkpoint", "out", "whole"))
+def test_killed_while_it_writes(kill_at, tmp_path, whole):
+    folder, out = tmp_path / "checkpoint", tmp_path / "out"
     killed = Command(tmp_path / "output", partial(work, folder, out), kill_at=kill_at)
     assert killed.end() == -signal.SIGKILL, killed.output
     assert 0 < step_of(folder) < 288
     work(folder, out)
-    work(tmp_path / "other", whole)
     assert contents(out) == contents(whole)
 
 

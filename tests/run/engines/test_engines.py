@@ -83,6 +83,7 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")
 def test_actors_of_ray(tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -91,6 +92,7 @@ def test_actors_of_ray(tmp_path: Path, whole: dict[str, bytes]) -> None:
     assert tasks_of(root) == {f"contributions.zarr {n}" for n in range(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")
 def test_as_many_actors_as_there_is_room_for(tmp_path: Path) -> None:
