@@ -24,7 +24,6 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 PICTURE = Path(__file__).resolve().parent / "assets" / "report.png"
 WIDE, PHONE = 1280, 390
 _HEIGHT = 1200
-_CARD = 860
 
 
 @contextmanager
@@ -119,18 +118,12 @@ def compared(run: Path, folder: Path) -> Path:
 
 
 def take_cards(opened: Any, page: Path, out: Path, n: int = 3) -> None:
-    """Take the picture of the first cards of a page."""
-    tab = opened.new_page(viewport={"width": WIDE, "height": _HEIGHT})
+    """Take the picture of the first cards of a page, which lie in one row."""
+    tab = opened.new_page(viewport={"width": WIDE, "height": _HEIGHT}, device_scale_factor=1.5)
     tab.goto(page.resolve().as_uri())
-    first, last = (tab.query_selector_all(".card")[at].bounding_box() for at in (0, n - 1))
-    bottom = last["y"] + last["height"]
-    clip = {
-        "x": first["x"],
-        "y": first["y"],
-        "width": _CARD,
-        "height": bottom - first["y"],
-    }
-    tab.screenshot(path=out, full_page=True, clip=clip)
+    first, last = (tab.query_selector_all(".modes .mode")[at].bounding_box() for at in (0, n - 1))
+    size = {key: last[at] + last[key] - first[at] for at, key in (("x", "width"), ("y", "height"))}
+    tab.screenshot(path=out, full_page=True, clip={"x": first["x"], "y": first["y"], **size})
     tab.close()
 
 

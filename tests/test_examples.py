@@ -1,6 +1,8 @@
 """The examples: small parts of them quickly, then all of them."""
 
+import html
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from condec.basis.npz import load_record
 from condec.effects import summarise
 from condec.explanation import SiteMaps
 from condec.run import Run, chain, config
+from condec.run.explain import names_of
 from condec.store.statistics import compare_trends
 from condec.store.store import Store
 
@@ -63,7 +66,13 @@ def test_moments_of_stories_are_read_as_texts(tmp_path: Path) -> None:
     assert maps.places is not None
     assert maps.places.shape == (2, 2, 48)
     (page,) = (tmp_path / "run" / "report" / "sites").glob("*.html")
-    assert page.read_text().count('<p class="text">') == 4
+    texts = re.findall(r'<p class="text">.*?</p>', page.read_text(), re.DOTALL)
+    assert len(texts) == 4
+    ids, names = run.store.sample_ids, names_of(run)
+    assert names is not None
+    labels = [run.store.labels[ids.index(maps.ids[n])] for n in maps.samples.flatten().tolist()]
+    wanted = [f'<b title="the token that came next">{names[one]}</b></p>' for one in labels]
+    assert sorted(html.unescape(one[one.index("<b ") :]) for one in texts) == sorted(wanted)
 
 
 # Narrow early sites leave many modes dead, as the report says on its first page.

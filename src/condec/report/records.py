@@ -38,7 +38,7 @@ from condec.report.numbers import (
 from condec.report.reading import DictionaryPart, RunPart, SitePart
 from condec.report.sheets import Sheets, Tile
 from condec.report.tables import leading_ranking, mode_rows
-from condec.report.words import target_words
+from condec.report.words import label_words, target_words
 
 _FORM: Final = 2
 """What `modes.js` of the same version can read: another number, where records change."""
@@ -266,7 +266,9 @@ class Records:
                 one |= {"tiles": [tiles[maps.ids[s]] for s in samples],
                         "maps": kept[: len(samples)]}  # fmt: skip
                 one["first"] = [pictures[maps.ids[samples[0]]], drawn[0][0]]
-            found[number] = one | {"record": record}
+            came = [self.run.store.labels[row].item() for row in rows]
+            names = ["" if one < 0 else label_words(self.run.label_names, one) for one in came]
+            found[number] = one | {"record": record, "came": names}
         return found
 
     def _curves(self, site: SitePart, part: DictionaryPart, key: str) -> dict[int, dict[str, Any]]:

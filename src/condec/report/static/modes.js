@@ -676,7 +676,7 @@ function labelTable(host, list) {
   ];
   const table = dataTable(columns, r.length, "l", { link: (row) => `#${r[row][0]}` });
   host.replaceChildren(make("header", { className: "top" }, make("h1", { tabIndex: -1, text: "Labels" }),
-    make("p", { className: "lede", text: r.length ? "Each has a page: its modes over the depth of the network, what editing its units does, and the kinds of its inputs." : "The inputs of this run have no labels." })), table.node);
+    make("p", { className: "lede", text: r.length ? "Each has a page: its modes over the depth of the network, what editing its units does, and the kinds of its inputs." : "The inputs of this run have no labels." })), r.length ? table.node : "");
   document.title = "Labels";
   onMode = null;
 }
