@@ -131,11 +131,11 @@ def test_a_short_text_is_explained_where_the_baseline_is_samples(source: Path) -
     plan.write_text('links = ["collect", "fit"]' + PLAN.replace('"ig:4"', '"ig:4@samples:2"'))
     run = Run(config.read(plan), progress=False)
     assert [outcome.state for outcome in chain(run)] == ["made", "made"]
-    (source / "short.txt").write_text("b c d\n")
-    (source / "long.txt").write_text("a b c d e f a\n")
-    outcome = explain_inputs(run, [str(source / "short.txt")], label="1")
-    page = [note for note in outcome.notes if note.startswith("short.txt-")][-1]
+    for name, length in (("short", 3), ("long", 7)):
+        np.savez(source / f"{name}.npz", tokens=np.arange(length)[None] % 6)
+    outcome = explain_inputs(run, [str(source / "short.npz")], label="1")
+    page = [note for note in outcome.notes if note.startswith("short.npz-")][-1]
     assert Path(page.partition(": ")[2]).is_file()
     wanted = "Samples: the baseline was taken from texts of 6 tokens, and this one has 7; give one"
     with pytest.raises(DataError, match=wanted):
-        explain_inputs(run, [str(source / "long.txt")], label="1")
+        explain_inputs(run, [str(source / "long.npz")], label="1")
