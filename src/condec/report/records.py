@@ -266,9 +266,9 @@ class Records:
                 one |= {"tiles": [tiles[maps.ids[s]] for s in samples],
                         "maps": kept[: len(samples)]}  # fmt: skip
                 one["first"] = [pictures[maps.ids[samples[0]]], drawn[0][0]]
-            came = [self.run.store.labels[row].item() for row in rows]
-            names = ["" if one < 0 else label_words(self.run.label_names, one) for one in came]
-            found[number] = one | {"record": record, "came": names}
+            names, came = self.run.label_names, self.run.store.labels[rows].tolist()
+            said = ["" if label < 0 else label_words(names, label) for label in came]
+            found[number] = one | {"record": record, "came": said}
         return found
 
     def _curves(self, site: SitePart, part: DictionaryPart, key: str) -> dict[int, dict[str, Any]]:
