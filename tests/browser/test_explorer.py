@@ -263,6 +263,8 @@ def test_the_same_page_in_a_notebook(browser: Any, session: Session) -> None:
         file = {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"}
         page.locator("#file").set_input_files([file])
         page.locator("#said.wrong", has_text="expected a picture (PNG, JPEG or WebP)").wait_for()
+        # Letters typed into it are no commands of Jupyter, which sees the element around it only.
+        assert page.locator("#el").get_attribute("data-lm-suppress-shortcuts") == "true"
         # Its styles stay within: the notebook's own heading has none of them.
         color = "e => getComputedStyle(e).fontFamily"
         own, theirs = page.locator("#el h1"), page.locator("h1", has_text="Notebook")
