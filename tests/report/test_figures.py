@@ -158,9 +158,9 @@ def test_what_modes_stand_for_has_intervals_and_names_in_order(tmp_path):
     figure = figures.meaning_figure(meaning(), width=3.4)
     axis = figure.axes[0]
     assert [t.get_text() for t in axis.get_yticklabels()] == [
-        "dog  9",
-        "cat  4",
-        "unnamed (dog)  7",
+        "dog, mode 9",
+        "cat, mode 4",
+        "unnamed (dog), mode 7",
     ]
     named, unnamed = axis.collections
     spans = [path.vertices[:, 0].tolist() for path in named.get_paths()]

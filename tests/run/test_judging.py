@@ -76,7 +76,7 @@ def test_all_dictionaries_of_a_site_stand_in_one_table_and_on_its_page(source: P
     assert {row["site"] for row in rows} == {"block2"}
     report = build_report(run.folder.path)
     for page in (report, report.parent / "sites" / "block2.html"):
-        assert "contribution difference, no dictionary" in page.read_text("utf-8")
+        assert "<th>contribution difference</th>" in page.read_text("utf-8")
     assert "Dictionaries side by side" not in (report.parent / "sites/block1.html").read_text()
 
 

@@ -77,11 +77,14 @@ def _names(meaning: pandas.DataFrame | None) -> Sequence[tuple[int, str]]:
 
 def _chain(row: Mapping[str, Any]) -> Markup:
     """Write the modes of a family, each with its page."""
-    one = Markup('{} <a href="mode.html#{}/{}">{}</a>{}')
-    return Markup(" &rarr; ").join(
-        one.format(breakable(site), quote(page), number, number, f" {name}" if name else "")
+    one = Markup('{} <a href="mode.html#{}/{}">mode {}</a>')
+    named = Markup('{} <span class="faint">{}</span>')
+    modes = [
+        named.format(link, name) if name else link
         for page, site, number, name in row["modes"]
-    )
+        for link in [one.format(breakable(site), quote(page), number, number)]
+    ]
+    return Markup(" &rarr; ").join(modes)
 
 
 FAMILIES: Final = (

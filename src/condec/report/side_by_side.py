@@ -29,13 +29,6 @@ UNITS: Final = (
 """The table of `against_units`."""
 
 
-_WITHOUT: Final = {
-    "mean_contribution": "mean contribution, no dictionary",
-    "contribution_difference": "contribution difference, no dictionary",
-    "random": "random units",
-}
-
-
 def _selectivity(name: str, key: str, title: str) -> Column:
     """Return a column of numbers with intervals; it stands where something was edited."""
 
@@ -50,7 +43,8 @@ JUDGED: Final = (
     Column("Site", lambda row: Markup('<a href="sites/{}.html#judged">{}</a>').format(
                quote(row["folder"]), breakable(row["site"])), kind="head",
            shown=lambda rows: any("site" in row for row in rows)),
-    Column("Dictionary", lambda row: _WITHOUT.get(row["name"], row["name"]), kind="head"),
+    Column("Dictionary", lambda row: row["name"] if row["alive"] == row["alive"] else
+           row["name"].replace("_", " "), kind="head"),
     Column("Modes in use", lambda row: DASH if row["alive"] != row["alive"] else
            pair(count(row["alive"]), f"/ {count(row['n_modes'])}")),
     number_column(R2, "r2", 2, "on held-out inputs"),
@@ -60,7 +54,7 @@ JUDGED: Final = (
            "share of the modes that stand for something, by the interval of the correlation"),
     Column("Labels", lambda row: percent(row["covered"]),
            "share of the labels, superclasses and attributes that have a mode"),
-    Column("r", lambda row: DASH if row["correlation"] != row["correlation"] else
+    Column("Label corr.", lambda row: DASH if row["correlation"] != row["correlation"] else
            pair(fixed(row["correlation"]), f"{fixed(row['correlation_shuffled'])} by chance"),
            "median over labels of the held-out correlation with the mode chosen in training; in "
            "grey the same with labels shuffled"),

@@ -146,7 +146,7 @@ def meaning_figure(modes: pandas.DataFrame, *, most: int = 24, width: float = 4.
             axis.plot(rows["correlation"], at, "o", color=colour, markersize=4)
         of = [row["name"] if is_named else f"unnamed ({row['property']})"
               for is_named, row in zip(named, shown.to_dict("records"), strict=True)]  # fmt: skip
-        names = [f"{literal(str(n), 26)}  {i}" for n, i in zip(of, shown["id"], strict=True)]
+        names = [f"{literal(str(n), 26)}, mode {i}" for n, i in zip(of, shown["id"], strict=True)]
         axis.set_yticks(range(len(shown)), names)
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
