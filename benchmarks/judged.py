@@ -9,7 +9,8 @@ name is finished, a quotation closed, a pronoun chosen (examples/stories), label
 Contributions by integrated gradients: our threshold SAE, NMF. Activations: a top-k SAE, NMF, and a
 dictionary like a transcoder's: its loadings are read from the activations of an earlier site, its
 atoms are in the units of this one (top k, by gradient descent). And single units. A dictionary has
-three modes a unit, NMF as many as units, but not more than a quarter of the training rows.
+three modes a unit, NMF as many as units, but not more than a quarter, or an eighth, of the training
+rows.
 
 Writes results/judged.json; networks that are not named keep what is there.
 """
@@ -75,11 +76,11 @@ def vit() -> Case:
 
 
 def stories() -> Case:
-    """As many moments as 500 stories have, up to 400 of a kind."""
+    """As many moments as 500 stories have, up to 200 of a kind."""
     sys.path.insert(0, str(known.ROOT / "examples" / "stories"))
     import moments
 
-    moments.MOST = 400
+    moments.MOST = 200
     folder, out = known.DATA / "stories", Path(tempfile.mkdtemp()) / "moments.npz"
     moments.main(str(folder), str(out))
     site = "lm.model.layers.4.mlp.down_proj:input"
@@ -154,7 +155,7 @@ def judged(name: str) -> dict[str, Any]:
         settings, made = TrainConfig(steps=STEPS, seed=0), dict[str, Modes]()
         n_units = store.info(case.site).n_units
         most = int(len(store) * (1 - settings.held_out) / 4)
-        wide, narrow = min(3 * n_units, most), min(n_units, most)
+        wide, narrow = min(3 * n_units, most), min(n_units, most // 2)
         learners = {
             "contributions, SAE": (ThresholdSAE(wide), "contribution"),
             "contributions, NMF": (NMF(narrow), "contribution"),
