@@ -124,8 +124,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             if not some:
                 cells += ["-"] * (4 if one == "hierarchy" else 3)
                 continue
-            ends = min(r["recovered"] for r in some), max(r["recovered"] for r in some)
-            cells.append(f"{mean(some, 'recovered'):.0%} ({ends[0]:.0%} to {ends[1]:.0%})")
+            ends = [f"{end(r['recovered'] for r in some):.0%}" for end in (min, max)]
+            more = f" ({ends[0]} to {ends[1]})" if ends[0] != ends[1] else ""
+            cells.append(f"{mean(some, 'recovered'):.0%}{more}")
             if one == "hierarchy":
                 cells.append(f"{mean(some, 'recovered_children'):.0%}")
             cells += [f"{mean(some, 'n_false'):.0f}", f"{mean(some, 'l0_held_out'):.1f}"]
