@@ -450,7 +450,7 @@ function inputFigure(input, note) {
 // Inputs of one kind: a picture with the first of the maps below it, or the end of a text.
 function inputRow(title, note, listed, inputs, maps) {
   if (!listed.length) return null;
-  const mapped = pairs(listed).some(([row]) => maps?.of?.[row] !== undefined), below = mapped && !maps.texts ? `; below, ${maps.places ? "what the mode contributes where, on the scale of the maps above" : "their total maps"}` : "";
+  const mapped = pairs(listed).some(([row]) => maps?.of?.[row] !== undefined), below = !mapped ? "" : maps.texts ? (maps.places ? "; coloured as above, on the same scale" : "") : `; below, ${maps.places ? "what the mode contributes where, on the scale of the maps above" : "their total maps"}`;
   const shown = pairs(listed).map(([row, value]) => {
     if (mapped && maps.texts) return textOf(maps.of[row] || [], inputs[row], value);
     const figure = inputFigure(inputs[row], fixed(value)), at = maps?.of?.[row];
@@ -479,7 +479,7 @@ function textOf(tokens, [id, label, prediction], value) {
   const words = tokens.map(([text, colour, number]) => make("span", { text, title: number, style: { background: colour } }));
   const wrong = label >= 0 && prediction >= 0 && label !== prediction;
   return make("p", { className: "text" }, ...words, label < 0 ? null : make("b", { title: "the token that came next", text: labelName(label) }),
-    make("span", { className: "faint", text: `${wrong ? ` the model says ${labelName(prediction)};` : ""} ${id}, ${fixed(value)}` }));
+    make("span", { className: "faint", text: `${wrong ? ` the model says \u201c${labelName(prediction)}\u201d;` : ""} ${id}, ${fixed(value)}` }));
 }
 
 // A tile of the maps of a mode: in rows, by kind of map, then those of other inputs.
