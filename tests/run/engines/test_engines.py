@@ -83,7 +83,6 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")
 def test_actors_of_ray(tmp_path: Path, whole: dict[str, bytes]) -> None:
