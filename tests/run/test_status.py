@@ -34,7 +34,7 @@ def test_a_finished_run(whole: Path) -> None:
     lines = result.output.splitlines()
     assert lines[0] == f"{whole}: no driver is at work"
     assert "contributions.zarr: 3 of 3 shards" in lines
-    assert any(line.startswith("fit: done 20") and "4 results" in line for line in lines), lines
+    assert any(line.startswith("fit: done 20") and "7 results" in line for line in lines), lines
     assert contents(whole) == before
 
 

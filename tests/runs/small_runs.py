@@ -132,7 +132,7 @@ def small_run(
         _RUNS[options] = Path(tempfile.mkdtemp()) / "run"
         atexit.register(shutil.rmtree, _RUNS[options].parent, ignore_errors=True)
         _make_run(_RUNS[options], *options)
-    return Path(shutil.copytree(_RUNS[options], folder))
+    return Path(shutil.copytree(_RUNS[options], folder, dirs_exist_ok=True))
 
 
 _RUNS: Final[dict[tuple[Any, ...], Path]] = {}
