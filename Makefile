@@ -52,7 +52,7 @@ check: $(DEV)  ## style, types, layers, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(DEV)  ## side-by-side measurements, one JSON a script in benchmarks/results/
 	set -e; for script in $(filter-out %/measure.py %/retina_scores.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done

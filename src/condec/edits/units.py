@@ -76,7 +76,7 @@ class Replacing(Edit):
 class Ablate(Replacing):
     """Replace some units of a site at all positions ("Ablate" of Melander et al. 2026).
 
-    Parameters
+    Attributes
     ----------
     site : Site, or its text
     units : sequence of int
@@ -107,7 +107,7 @@ class Ablate(Replacing):
 class Preserve(Replacing):
     """Replace all units of a site but some at all positions ("Preserve" of Melander et al. 2026).
 
-    Parameters and errors are those of `Ablate`, but that `units` are those to keep; with none, the
+    Attributes and errors are those of `Ablate`, but that `units` are those to keep; with none, the
     whole site is replaced.
 
     Examples

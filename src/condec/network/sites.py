@@ -101,6 +101,10 @@ class Site:
 def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> tuple[Site, ...]:
     """Find the sites of a model that match a pattern.
 
+    Sites come in the order in which the modules were registered; `contribute` and `collect` put
+    them in the order of execution. A module that stands in several places is one site, by the first
+    of its names; each of them finds it.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -109,10 +113,6 @@ def find_sites(model: nn.Module, pattern: str | Site | Iterable[str | Site]) -> 
         ``"blocks.*@features[patch]"`` or ``"preset:vit_heads"``. The number of heads, and
         which tokens are class, register and patch tokens, is taken from the nearest
         enclosing module that knows it, or written out: ``@heads(12)``, ``[1:]``.
-
-    Sites come in the order in which the modules were registered; `contribute` and `collect` put
-    them in the order of execution. A module that stands in several places is one site, by the first
-    of its names; each of them finds it.
 
     Raises
     ------

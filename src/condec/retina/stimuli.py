@@ -34,6 +34,8 @@ def white_noise(
 ) -> Recording:  # fmt: skip
     """Draw checkers independently of each other, pattern after pattern.
 
+    The event ``pattern`` is the frames in which a new one appears.
+
     Parameters
     ----------
     kind : {"binary", "gaussian"}
@@ -41,8 +43,6 @@ def white_noise(
         -1: there is no negative light).
     checker : int
         Side of a checker in pixels; `size` for a uniform field.
-
-    The event ``pattern`` is the frames in which a new one appears.
     """
     above("white_noise", n_frames=n_frames, size=size, checker=checker, contrast=contrast)
     above("white_noise", frames_per_pattern=frames_per_pattern)
@@ -71,6 +71,8 @@ def natural_movie(
     (Field 1987); its phases are random. The gaze drifts as a random walk, and jumps to another
     place of another image now and then.
 
+    The event ``saccade`` is the frames in which the gaze has jumped.
+
     Parameters
     ----------
     contrast : float
@@ -82,8 +84,6 @@ def natural_movie(
         Standard deviation of the drift from one frame to the next along either axis, in pixels.
     saccade_seconds : float
         Mean time between two jumps; each is drawn evenly from 0.5 to 1.5 of it.
-
-    The event ``saccade`` is the frames in which the gaze has jumped.
     """
     above("natural_movie", n_frames=n_frames, size=size, contrast=contrast, n_images=n_images)
     at_least("natural_movie", 0, jitter=jitter, exponent=exponent)

@@ -75,6 +75,9 @@ def fit_many(
     Fits that run as one give what each would give alone, up to rounding; those with dropout run
     by themselves. They share `seconds` evenly. Errors and warnings are those of `fit`.
 
+    Less than one worker is an OptionError, a folder that cannot be written a StoreError, a worker
+    process that ended before its fits were done a CondecError.
+
     Parameters
     ----------
     folder : path, optional
@@ -92,9 +95,6 @@ def fit_many(
         Jobs that an interrupted call on the same list finished; they have no report. The others
         end with the same bits as if nothing had happened: a job that is done is done again where
         one that ran together with it is not.
-
-    Less than one worker is an OptionError, a folder that cannot be written a StoreError, a worker
-    process that ended before its fits were done a CondecError.
     """
     if workers is not None and workers < 1:
         raise OptionError(f"fit_many: workers must be at least 1; got {workers}")

@@ -61,6 +61,13 @@ def fit_rivals(
     dictionary has on it, those that move the reconstruction most (loading times length of the
     atom); the others are 0, and those kept are not worked out again.
 
+    The table has one row for ``"dictionary"`` and each rival: `rival`, and on held-out rows `r2`,
+    `r2_grand`, `cosine`, `l0`, `n_alive`, and `label_correlation`: of every label's best mode,
+    chosen on training rows, the mean over labels (NaN without indicators).
+
+    A rival that is unknown, or that the learner or the data do not allow, is an OptionError;
+    activations, indicators or `fitted` of other samples, and no rows held out, a DataError.
+
     Parameters
     ----------
     activations, indicators : Tensor of shape [sample, other unit], [sample, label]; optional
@@ -71,13 +78,6 @@ def fit_rivals(
     fitted : Dictionary, optional
         Result of `fit` with this learner, matrix and config, if at hand: it is not fitted again,
         and the rivals hold out the rows that it records.
-
-    The table has one row for ``"dictionary"`` and each rival: `rival`, and on held-out rows `r2`,
-    `r2_grand`, `cosine`, `l0`, `n_alive`, and `label_correlation`: of every label's best mode,
-    chosen on training rows, the mean over labels (NaN without indicators).
-
-    A rival that is unknown, or that the learner or the data do not allow, is an OptionError;
-    activations, indicators or `fitted` of other samples, and no rows held out, a DataError.
     """
     import pandas as pd
 
