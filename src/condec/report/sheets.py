@@ -11,7 +11,7 @@ import numpy as np
 SQUARES_UP_TO: Final = 64
 """Pixels a side up to which pictures are shown as squares, and kept without loss."""
 _ON_A_SHEET: Final = 64
-_QUALITY: Final = 72
+_QUALITY: Final = 64
 
 
 @dataclass(frozen=True)
