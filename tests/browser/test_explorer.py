@@ -181,7 +181,7 @@ def test_a_control_curve_of_a_chosen_mode_is_drawn(browser: Any, tmp_path: Path)
             page.locator("#curves path.own.target").first.wait_for(state="attached")
             assert page.locator("#curves path.rival").count() > 0
             page.reload()
-            assert page.locator("#jobs li[data-state=done]").count() == 1
+            page.locator("#jobs li[data-state=done]").wait_for()
             page.locator("summary", has_text="Longer work").click()
             page.locator("#n-modes").fill("many")
             page.locator("#fit button").click()

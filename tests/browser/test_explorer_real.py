@@ -95,7 +95,7 @@ def test_what_a_user_gives(page: Any, session: Session, tmp_path: Path) -> None:
         assert spans.first.evaluate("e => e.style.background") == ""
         page.locator("#text").fill(text * 3)
         page.locator("#write button").click()
-        problem = "the baseline of this run are samples of 48 tokens"
+        problem = "the baseline was taken from texts of 48 tokens"
         page.locator("#said.wrong", has_text=problem).wait_for()
         return
     side = session.run.inputs.picture(0).shape[0]
