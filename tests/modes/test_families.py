@@ -102,5 +102,7 @@ def test_families_by_flow(chains):
 def test_modes_of_other_inputs(chains):
     one = chains(0.2)
     other = replace(one[1], store=SimpleNamespace(sample_ids=("x",) * 300))
+    with pytest.raises(DataError, match="expected a site each; got s0 twice"):
+        mode_families([modes_at("s0", torch.rand(20, 4)), modes_at("s0", torch.rand(20, 4))])
     with pytest.raises(DataError, match="mode_families: modes of different inputs"):
         mode_families([one[0], other])

@@ -1,6 +1,5 @@
 """What is checked before the first pass, what is left out with a note, and what a run takes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,13 @@ from condec.run.beforehand import check_run
 from condec.run.costs import costs
 from condec.store import RunFolder
 from condec.store.batches import BatchPlan
-from small_runs import NET, quick_report, write_source
+from small_runs import NET, quick_report, run_of, write_source
 
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(condec.report, "build_report", quick_report)
     return write_source(tmp_path)
-
-
-def run_of(source: Path, **changes: object) -> Run:
-    plan = config.read(source / "run.toml")
-    return Run(replace(plan, **changes), progress=False)  # type: ignore[arg-type]
 
 
 def change(source: Path, old: str, new: str) -> None:

@@ -17,11 +17,11 @@ from condec.explanation import ExplainedInput, explain
 from condec.explorer.session import Session
 from condec.report import build_report, figures
 from condec.report.reading import read_run
-from condec.run import Run, chain, config
+from condec.run import chain, config
 from condec.run.explain import explain_inputs, modes_by
 from condec.run.verify import repair_run, verify_run
 from condec.store import RunFolder
-from small_runs import hostile_source
+from small_runs import hostile_source, run_of
 
 EVIL = (
     "<script>alert(1)</script>",
@@ -58,11 +58,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path / "it")
     return tmp_path / "it"
-
-
-def run_of(source: Path, **changes: object) -> Run:
-    plan = config.read(source / "run.toml")
-    return Run(replace(plan, **changes), progress=False)  # type: ignore[arg-type]
 
 
 def page_of(source: Path, text: object, **options: object) -> tuple[ExplainedInput, Path]:

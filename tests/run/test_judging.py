@@ -21,7 +21,7 @@ from condec.run import Run, chain, config
 from condec.run.judging import judge_dictionaries
 from condec.run.links import function
 from condec.run.verify import verify_run
-from small_runs import write_source
+from small_runs import run_of, write_source
 
 RANKINGS = 'control = {sites = "block2", rankings = ["modes", "activation_modes"], '
 
@@ -44,10 +44,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path / "it")
     return tmp_path / "it"
-
-
-def run_of(source: Path, **changes: object) -> Run:
-    return Run(replace(config.read(source / "run.toml"), **changes), progress=False)
 
 
 def test_all_dictionaries_of_a_site_stand_in_one_table_and_on_its_page(source: Path) -> None:

@@ -33,7 +33,7 @@ from condec.run.plan import ControlPlan
 from condec.store import RunFolder
 from condec.store.store import Store
 from condec.store.twins import RandomWeights, ShuffledLabels, is_twin
-from small_runs import NET, contents, quick_report, record, write_source
+from small_runs import NET, contents, quick_report, record, run_of, write_source
 
 
 @pytest.fixture
@@ -51,11 +51,6 @@ def real_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def _quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "real_report" not in request.fixturenames:
         monkeypatch.setattr(condec.report, "build_report", quick_report)
-
-
-def run_of(source: Path, **changes: object) -> Run:
-    plan = config.read(source / "run.toml")
-    return Run(replace(plan, **changes), progress=False)  # type: ignore[arg-type]
 
 
 def carry_out(run: Run) -> dict[str, Outcome]:

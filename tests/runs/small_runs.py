@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from condec.effects import CurveOptions, compare, measure_curves
 from condec.explanation import site_maps
 from condec.modes import Modes, membership
 from condec.network import Site
+from condec.run import Run, config
 from condec.store import RunFolder, Store, collect, layer_statistics
 from condec.testing.models import small_resnet
 
@@ -103,6 +105,12 @@ def small_inputs(*, n_samples: int = 60, seed: int = 0, bad: Sequence[int] = ())
         images[row, 0, 2 * label + 1] += 2
     images[list(bad)] = torch.nan
     return as_inputs((images, labels))
+
+
+def run_of(source: Path, **changes: object) -> Run:
+    """Return the run of sources that were written, with other fields of its plan."""
+    plan = config.read(source / "run.toml")
+    return Run(replace(plan, **changes), progress=False)  # type: ignore[arg-type]
 
 
 def small_run(

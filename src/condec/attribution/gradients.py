@@ -14,7 +14,7 @@ from condec.attribution.targets.base import wide
 from condec.basis.checks import at_least
 from condec.basis.errors import OptionError
 from condec.basis.options import require
-from condec.network import PackedInput, Units, hold
+from condec.network import Units, fixed_of, hold
 
 _SMALLEST_NORM: Final = 1e-8
 
@@ -177,11 +177,13 @@ class SmoothGrad(Method):
         return without_baseline(mean, at.records, at.output, at.target)
 
     def _noisy(self, model: nn.Module, inputs: Tensor, draw: int) -> Tensor:
-        fixed = model.fixed(inputs) if isinstance(model, PackedInput) else None
-        stay = torch.zeros((), dtype=torch.bool) if fixed is None else fixed  # no range of its own
-        lowest = inputs.masked_fill(stay.to(inputs.device), torch.inf).flatten(1).amin(1)
-        highest = inputs.masked_fill(stay.to(inputs.device), -torch.inf).flatten(1).amax(1)
-        ranges = (highest - lowest).view(-1, *(1 for _ in inputs.shape[1:]))
+        lowest = highest = inputs
+        if (fixed := fixed_of(model, inputs)) is not None:  # what stays has no part in the range
+            lowest = torch.where(fixed, torch.inf, inputs)
+            highest = torch.where(fixed, -torch.inf, inputs)
+        ranges = (highest.flatten(1).amax(1) - lowest.flatten(1).amin(1)).view(
+            -1, *(1 for _ in inputs.shape[1:])
+        )
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
         shape = (1, *inputs.shape[1:])
         noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)

@@ -48,11 +48,13 @@ def mode_families(
     Raises
     ------
     DataError
-        Modes of other inputs, or flows of other shapes.
+        Two modes of one site, modes of other inputs, or flows of other shapes.
     """
     sites, links = dict[str, list[int]](), list[Links]()
     before: Modes | None = None
     for modes in several:
+        if modes.site.key in sites:
+            raise DataError(f"mode_families: expected a site each; got {modes.site.key} twice")
         if before is not None:
             _same_inputs("mode_families", [before, modes])
         if before is not None and flows is None:

@@ -16,7 +16,7 @@ from condec.network.module_io import (
     is_recordable,
     with_first_tensor,
 )
-from condec.network.packed import PackedInput, hold
+from condec.network.packed import PackedInput, fixed_of, hold
 from condec.network.presets import presets_of
 from condec.network.proof import Check, Proof, check_order, proof_of, prove
 from condec.network.running import (
@@ -43,9 +43,9 @@ __all__ = [
     "AfterSite", "BatchSizes", "Check", "FoldedUnits", "Layout", "PackedInput", "Place", "Proof",
     "Seen", "Site", "Splitter", "Tape", "TensorMap", "Units", "alone", "check_order",
     "check_output", "count_folds", "describe", "eager", "find_cuts", "find_site", "find_sites",
-    "first_tensor", "fold", "frozen_parameters", "half_precision", "hold", "inspect_model",
-    "is_recordable", "match_sites", "original", "output_axis", "own_precision", "plain_attention",
-    "presets_of",
+    "first_tensor", "fixed_of", "fold", "frozen_parameters", "half_precision", "hold",
+    "inspect_model", "is_recordable", "match_sites", "original", "output_axis", "own_precision",
+    "plain_attention", "presets_of",
     "proof_of", "prove", "record", "refuse_training", "run_model", "settle_sites", "settled",
     "split_at", "survey_sites", "unfold", "unhooked", "units_of", "with_first_tensor",
     "without_checkpointing",

@@ -31,7 +31,12 @@ class PackedInput(nn.Module, ABC):
         return None
 
 
+def fixed_of(model: nn.Module, inputs: Tensor) -> Tensor | None:
+    """Return which entries of a model's inputs stay, as `PackedInput.fixed`; None of any other."""
+    return model.fixed(inputs) if isinstance(model, PackedInput) else None
+
+
 def hold(model: nn.Module, inputs: Tensor, changed: Tensor) -> Tensor:
     """Return changed inputs, or the baseline of some, with what stays put back as in the inputs."""
-    fixed = model.fixed(inputs) if isinstance(model, PackedInput) else None
+    fixed = fixed_of(model, inputs)
     return changed if fixed is None else torch.where(fixed, inputs, changed)

@@ -8,6 +8,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -352,26 +353,27 @@ class Records:
     def finish(self) -> None:
         """Write labels, inputs, and what all pages load."""
         run, labels = self.run, self.run.store.labels
-        every: dict[int, Any] = {}
         counts = torch.bincount(labels[labels >= 0])
         right = torch.bincount(labels[(labels >= 0) & (labels == run.store.predictions)],
                                minlength=len(counts))  # fmt: skip
         listed, best_of = [], self._best_of_labels().numpy().round(3)
         # File by file: a million lists at once keep Python's collector of garbage busy.
-        for label in counts.nonzero().flatten().tolist():
-            if every and label // _LABELS_A_FILE > min(every) // _LABELS_A_FILE:
-                self._write_labels(every)
-                every = {}
-            modes: list[Any] = []
-            if label < len(best_of):
-                modes = [[int(at), int(number), train, None if held != held else held]
-                         for train, held, at, number in best_of[label].tolist()]  # fmt: skip
-            every[label] = {"modes": modes, **self._of_label.get(label, {})}
-            best = max(modes, key=lambda one: float(one[2]), default=None)
-            listed.append(
-                [label, int(counts[label]), int(right[label]), *(best or [-1, -1, None, None])]
-            )
-        self._write_labels(every)
+        labelled = groupby(
+            counts.nonzero().flatten().tolist(), lambda label: label // _LABELS_A_FILE
+        )
+        for number, some_labels in labelled:
+            every = dict[int, Any]()
+            for label in some_labels:
+                modes: list[Any] = []
+                if label < len(best_of):
+                    modes = [[int(at), int(number), train, None if held != held else held]
+                             for train, held, at, number in best_of[label].tolist()]  # fmt: skip
+                every[label] = {"modes": modes, **self._of_label.get(label, {})}
+                best = max(modes, key=lambda one: float(one[2]), default=None)
+                listed.append(
+                    [label, int(counts[label]), int(right[label]), *(best or [-1, -1, None, None])]
+                )
+            self.write(f"labels/{number}", every)
         self.write("labels", {"per_file": _LABELS_A_FILE, "rows": listed})
         told = labels.tolist(), run.store.predictions.tolist()
         inputs = {row: self._input(row, *told) for row in sorted(self._used | {*self._tiles})}
@@ -389,10 +391,6 @@ class Records:
                 name for _, part in run.parts if part.areas is not None
                 for name in part.areas["ranking"]),
         })  # fmt: skip
-
-    def _write_labels(self, every: dict[int, Any]) -> None:
-        for number, some in _by_file(every, _LABELS_A_FILE).items():
-            self.write(f"labels/{number}", some)
 
     def _input(self, row: int, labels: list[int], predictions: list[int]) -> list[Any]:
         name = self.run.store.sample_ids[row]
@@ -432,7 +430,7 @@ def _kinds(loading: Tensor, active: Tensor | None) -> list[tuple[Tensor, Tensor]
     kinds += [(typical, loading), (random, loading)]
     if active is not None:
         own = active.T.contiguous()
-        falling = torch.from_numpy(np.argsort(-own.numpy(), axis=1))  # five times as quick
+        falling = torch.from_numpy(np.argsort(-own.numpy(), axis=1))  # quicker than torch
         higher = lower(own.gather(1, falling), falling) - lower(ordered, order)
         # Of equal ones the first: no two keys are the same.
         keys = higher * n - torch.arange(n)

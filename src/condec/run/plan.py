@@ -38,6 +38,7 @@ IMPORT: Final = "import"
 KINDS: Final[dict[str, type[Learner]]] = {**LEARNERS, IMPORT: dictionary.Imported}
 """Those, and what stands for a dictionary that was made elsewhere."""
 _MOST_MAPS: Final = 100
+"""Inputs of a mode beside each other: a picture of all has 16,383 pixels a side at most."""
 ROWS_PER_MODE: Final = 4.0
 """Training rows for each mode of a default fit, at least."""
 
